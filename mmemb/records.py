@@ -1,0 +1,409 @@
+"""Frozen, typed records that travel between the rooms, and their JSON form.
+
+Knows neither files nor models: shards turn into records in `datamodules`, records into vectors in
+`mmemb.backbones`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+DIRECT, SHORT, FULL = "direct", "short", "full"
+"""Names of the depths at which a query can be embedded (METHOD 4)."""
+
+GREEDY = -1
+"""The seed that asks a worker for its one greedy draw instead of a sample."""
+
+PARTS = ("train", "val", "gate", "calibration", "test")
+"""Data parts: who may judge whom (METHOD 3)."""
+
+_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_Record = TypeVar("_Record")
+
+
+def stable_hash(*parts: object, bits: int = 63) -> int:
+    """A hash that is equal in every process and run (Python's own is not).
+
+    >>> stable_hash("country:fr") == stable_hash("country:fr")
+    True
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One picture: an image of its own, or one frame of the side's video.
+
+    Attributes:
+        kind: `image` or `frame`; the frames of a side are one video, in order.
+        digest: SHA-256 (hex) of the encoded bytes, the key of its cached features.
+        pixels: uint8 (3, H, W), or None where only features were loaded.
+        features: (T, F) tokens of a frozen tower from `features/`, or None.
+    """
+
+    kind: Literal["image", "frame"]
+    digest: str
+    pixels: Tensor | None = None
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a pair: any mix of text, images and video frames, plus an instruction."""
+
+    text: str = ""
+    instruction: str = ""
+    media: tuple[Media, ...] = ()
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """The subset of {"text", "image", "video"} that this side holds."""
+        names = {"text"} if self.text else set()
+        names |= {"image" if m.kind == "image" else "video" for m in self.media}
+        return frozenset(names)
+
+    @property
+    def digest(self) -> str:
+        """Content hash (16 hex digits): equal content is equal wherever it comes from."""
+        parts = (self.instruction, self.text, *(f"{m.kind}:{m.digest}" for m in self.media))
+        return f"{stable_hash(*parts, bits=64):016x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rationale:
+    """What a worker wrote about one side, with all that is needed to write it again.
+
+    Attributes:
+        text: the whole of it, tags included: `<think>...</think><answer>...</answer>`.
+        depth: `full`, or `short` for a draw of its own that starts at `<answer>`.
+        provenance: `one-sided` when the worker saw only this side, else `two-sided`, `unknown`.
+        seed: the draw's seed, `GREEDY` for the greedy one.
+        num_tokens: tokens the model generated for it.
+        log_probability: sum over those tokens; None where a worker gives none.
+        count: how many equal draws were merged into this one.
+    """
+
+    text: str
+    worker: str
+    model: str
+    revision: str
+    prompt: str
+    decoding: str
+    seed: int
+    num_tokens: int
+    log_probability: float | None = None
+    depth: str = FULL
+    count: int = 1
+    provenance: str = "one-sided"
+
+    @property
+    def thinking(self) -> str:
+        """The text between the think tags; empty for a short rationale."""
+        found = _THINK.search(self.text)
+        return found.group(1).strip() if found else ""
+
+    @property
+    def answer(self) -> str:
+        """The text between the answer tags; empty if there is none."""
+        found = _ANSWER.search(self.text)
+        return found.group(1).strip() if found else ""
+
+    @property
+    def plain(self) -> str:
+        """Thought and answer without tags, one space between: what an embedder reads."""
+        return " ".join(part for part in (self.thinking, self.answer) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRationale:
+    """A rationale with its contrasts (METHOD 5) and what the selector decided.
+
+    `scores` holds `raw`, `gain`, `positive`, `margin`, `placebo_rank`, as far as computed; an
+    unscored candidate has none, is not kept and weighs 0.
+    """
+
+    rationale: Rationale
+    scores: Mapping[str, float] = field(default_factory=dict)
+    names_target: bool | None = None
+    kept: bool = False
+    weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A training pair.
+
+    Attributes:
+        key: sample id, unique in the data set.
+        concept: what splits and bootstrap clusters are made of (`country:fr`).
+        fact: what a model that trains on this pair learns (`country:fr/capital`).
+        group: candidate space; a homogeneous group of a batch comes from one.
+        target_name: name of the target in `gallery`; equal names are the same target.
+        positives: names of every right target, `target_name` among them.
+        answers: texts that name the target; used for scoring reports only, never as input.
+        gallery: the candidates among which a judge ranks the target.
+    """
+
+    key: str
+    task: str
+    part: str
+    concept: str
+    fact: str
+    group: str
+    gallery: str
+    query: Side
+    target: Side
+    target_name: str
+    positives: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """An evaluation query; `relevance` maps candidate names to grades above 0.
+
+    `candidates` is the local candidate list (row numbers in the candidate table), or None for
+    the whole gallery of the task.
+    """
+
+    key: str
+    task: str
+    part: str
+    concept: str
+    fact: str
+    side: Side
+    relevance: Mapping[str, float]
+    answers: tuple[str, ...] = ()
+    candidates: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One row of the candidate table; its name is its identity within its gallery."""
+
+    key: str
+    name: str
+    gallery: str
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationTask:
+    """One row of the benchmark.
+
+    Attributes:
+        meta_task: MMEB-V2's family: `I-CLS`, `I-QA`, `I-RET`, `V-RET`, `VisDoc`, ...
+        metric: the headline metric, `hit@1` or `ndcg_linear@5`.
+        origin: `R`, real as shipped, or `D`, derived by us.
+        think: whether a rationale was expected, beforehand, to carry information.
+        seen_answer: the task's answers may have been trained on (names, mixed rows); without it
+            scoring a fitted fact is an error (METHOD 3).
+    """
+
+    name: str
+    meta_task: str
+    gallery: str
+    metric: str = "hit@1"
+    origin: str = "R"
+    think: bool = False
+    seen_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """A training batch on one rank. `rationales[i]` is None where row i does not reason.
+
+    Attributes:
+        query_ids_B: int64 content ids of the queries; equal ids are the same query.
+        target_ids_B: int64 ids of the targets.
+        positive_ids_BP: int64 ids of every right target of a row, padded with -1.
+        step: the global step that this batch belongs to.
+    """
+
+    keys: tuple[str, ...]
+    queries: tuple[Side, ...]
+    targets: tuple[Side, ...]
+    rationales: tuple[Rationale | None, ...]
+    query_ids_B: Tensor
+    target_ids_B: Tensor
+    positive_ids_BP: Tensor
+    step: int = 0
+
+    def to(self, *args: Any, **kwargs: Any) -> PairBatch:
+        """Moves the tensors; sides stay on the host, a backbone collates its own inputs."""
+        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+
+    def pin_memory(self) -> PairBatch:
+        return _map_tensors(self, lambda x: x.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class PairRowBatch:
+    """Consecutive pairs of one shard with their candidate rationales, for `predict`."""
+
+    shard: str
+    pairs: tuple[Pair, ...]
+    rationales: tuple[tuple[ScoredRationale, ...], ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> PairRowBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SideBatch:
+    """Consecutive query sides of one shard, for stage 1: what a worker may see, and no more."""
+
+    shard: str
+    keys: tuple[str, ...]
+    sides: tuple[Side, ...]
+    metas: tuple[Mapping[str, str], ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> SideBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class MediaBatch:
+    """Distinct pictures of one shard, for the feature cache."""
+
+    shard: str
+    media: tuple[Media, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> MediaBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateBatch:
+    """Rows of the candidate table."""
+
+    candidates: tuple[Candidate, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> CandidateBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBatch:
+    """Evaluation queries of one shard with their rationales (empty where none was written)."""
+
+    shard: str
+    queries: tuple[Query, ...]
+    rationales: tuple[tuple[Rationale, ...], ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> QueryBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class UtilityBatch:
+    """What the gate learns from: one row per query (METHOD 7).
+
+    Attributes:
+        state_BS: gate input. utility_BA: log-probability of the true target at each depth.
+        cost_BA: tokens at each depth. eligible_B: whether some worker can read the query.
+    """
+
+    keys: tuple[str, ...]
+    metas: tuple[Mapping[str, str], ...]
+    state_BS: Tensor
+    utility_BA: Tensor
+    cost_BA: Tensor
+    eligible_B: Tensor
+    shard: str = ""
+
+    def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
+        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+
+    def pin_memory(self) -> UtilityBatch:
+        return _map_tensors(self, lambda x: x.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateOutput:
+    """Embedded candidates, for callbacks: `names` and `galleries` are parallel to the rows."""
+
+    vectors_ND: Tensor
+    names: tuple[str, ...]
+    galleries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryOutput:
+    """Embedded queries, for callbacks: vectors, and what embedding them took.
+
+    `depths_B` is the depth taken (0 = direct), `tokens_B` the reasoning tokens spent.
+    """
+
+    vectors_BD: Tensor
+    queries: tuple[Query, ...]
+    depths_B: Tensor
+    tokens_B: Tensor
+    eligible_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarRow:
+    """One sample of a sidecar shard: `members` maps an extension to JSON data or an array."""
+
+    key: str
+    members: Mapping[str, Any]
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarOutput:
+    """Rows for one sidecar shard, in the order of its source shard."""
+
+    shard: str
+    rows: tuple[SidecarRow, ...]
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A flat record (Rationale, EvaluationTask, ...) as JSON data."""
+    return asdict(record)
+
+
+def from_json(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
+    """The inverse of `to_json`; unknown and missing fields are one clear error."""
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - known):
+        raise ValueError(f"{kind.__name__}: unknown field(s) {unknown}; known are {sorted(known)}")
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__}: {error}") from None
+
+
+def scored_to_json(scored: ScoredRationale) -> dict[str, Any]:
+    """One candidate of `rationales/` or `selected/` as flat JSON data."""
+    data = to_json(scored.rationale)
+    if scored.scores:
+        data |= {"scores": dict(scored.scores), "names_target": scored.names_target}
+        data |= {"kept": scored.kept, "weight": scored.weight}
+    return data
+
+
+def scored_from_json(data: Mapping[str, Any]) -> ScoredRationale:
+    """Reads both the unscored form of stage 1 and the scored one of stage 2."""
+    judged = {"scores", "names_target", "kept", "weight"}
+    rationale = from_json(Rationale, {k: v for k, v in data.items() if k not in judged})
+    return ScoredRationale(rationale, **{k: v for k, v in data.items() if k in judged})
+
+
+def _map_tensors(record: Any, function: Any) -> Any:
+    changed = {
+        f.name: function(value)
+        for f in fields(record)
+        if isinstance(value := getattr(record, f.name), torch.Tensor)
+    }
+    return replace(record, **changed)
