@@ -1,0 +1,42 @@
+"""WebDataset shards in, records out: the Lightning data modules of the stages.
+
+Knows neither models nor callbacks: what goes in and out is described in `mmemb.records`. Names are
+imported when asked for, so that a spawned loader process does not wait for Lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.evaluation import EvaluationDataModule
+    from datamodules.media import MediaDataModule
+    from datamodules.pairs import PairDataModule
+    from datamodules.selection import SelectionDataModule
+    from datamodules.sides import SideDataModule
+    from datamodules.utilities import UtilityDataModule
+
+__all__ = [
+    "EvaluationDataModule",
+    "MediaDataModule",
+    "PairDataModule",
+    "SelectionDataModule",
+    "SideDataModule",
+    "UtilityDataModule",
+]
+
+_MODULES = {
+    "EvaluationDataModule": "datamodules.evaluation",
+    "MediaDataModule": "datamodules.media",
+    "PairDataModule": "datamodules.pairs",
+    "SelectionDataModule": "datamodules.selection",
+    "SideDataModule": "datamodules.sides",
+    "UtilityDataModule": "datamodules.utilities",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

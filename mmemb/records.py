@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -184,6 +184,8 @@ class Query:
     relevance: Mapping[str, float]
     answers: tuple[str, ...] = ()
     candidates: tuple[int, ...] | None = None
+    gallery: str = ""
+    seen_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +250,15 @@ class PairBatch:
 
 @dataclass(frozen=True, slots=True)
 class PairRowBatch:
-    """Consecutive pairs of one shard with their candidate rationales, for `predict`."""
+    """Consecutive pairs of one shard with their candidate rationales, for `predict`.
+
+    `candidates[i]`, where a judge needs them: the target first, then every wrong candidate.
+    """
 
     shard: str
     pairs: tuple[Pair, ...]
     rationales: tuple[tuple[ScoredRationale, ...], ...]
+    candidates: tuple[tuple[Side, ...], ...] = ()
 
     def to(self, *args: Any, **kwargs: Any) -> PairRowBatch:
         return self
@@ -330,11 +336,18 @@ class UtilityBatch:
 
 @dataclass(frozen=True, slots=True)
 class CandidateOutput:
-    """Embedded candidates, for callbacks: `names` and `galleries` are parallel to the rows."""
+    """Embedded candidates, for callbacks: all else is parallel to the vectors.
+
+    `rows` are their numbers in the candidate table, to which local candidate lists refer.
+    """
 
     vectors_ND: Tensor
     names: tuple[str, ...]
     galleries: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> CandidateOutput:
+        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +359,20 @@ class QueryOutput:
 
     vectors_BD: Tensor
     queries: tuple[Query, ...]
+    depths_B: Tensor
+    tokens_B: Tensor
+    eligible_B: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> QueryOutput:
+        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+
+
+class DecisionOutput(NamedTuple):
+    """Decisions without vectors, for callbacks: depth taken, tokens spent, eligibility.
+
+    A tuple, since Lightning detaches what a training step returns and refuses frozen records.
+    """
+
     depths_B: Tensor
     tokens_B: Tensor
     eligible_B: Tensor
@@ -366,6 +393,9 @@ class SidecarOutput:
 
     shard: str
     rows: tuple[SidecarRow, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> SidecarOutput:
+        return self
 
 
 def to_json(record: Any) -> dict[str, Any]:

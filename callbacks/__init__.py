@@ -1,0 +1,8 @@
+"""Callbacks: a plain object inside, hooks outside; they read step outputs, never attributes."""
+
+from callbacks.invocation import InvocationRatio
+from callbacks.recall import RecallAtK
+from callbacks.run_record import RunRecord
+from callbacks.sidecar_writer import SidecarWriter
+
+__all__ = ["InvocationRatio", "RecallAtK", "RunRecord", "SidecarWriter"]

@@ -1,0 +1,102 @@
+"""InvocationRatio: how often the model reasoned, and how many tokens that took."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from mmemb.distributed import sum_over_ranks
+from mmemb.records import DecisionOutput, QueryOutput
+
+
+@final
+class InvocationMeter:
+    """Four sums: queries, eligible ones, ones that reasoned, tokens."""
+
+    def __init__(self) -> None:
+        self.sums_4 = torch.zeros(4, dtype=torch.float64)
+
+    def add(self, depths_B: Tensor, tokens_B: Tensor, eligible_B: Tensor) -> None:
+        """Adds one batch of decisions."""
+        counts = [
+            torch.tensor(len(depths_B)),
+            eligible_B.sum(),
+            (depths_B > 0).sum(),
+            tokens_B.sum(),
+        ]
+        self.sums_4 += torch.stack([c.detach().cpu().double() for c in counts])
+
+    def compute(self) -> dict[str, float]:
+        """Ratios over all ranks. Collective."""
+        total, eligible, reasoned, tokens = sum_over_ranks(self.sums_4).tolist()
+        return {
+            "invocation_ratio": reasoned / max(eligible, 1),
+            "invocation_ratio_all": reasoned / max(total, 1),
+            "reasoning_tokens": tokens / max(total, 1),
+        }
+
+
+@final
+class InvocationRatio(Callback):
+    """Logs `split/invocation_ratio` (over eligible queries), `split/invocation_ratio_all` and
+    `split/reasoning_tokens` (per query) for train, val and test, once an epoch."""
+
+    def __init__(self) -> None:
+        self.meters = {split: InvocationMeter() for split in ("train", "val", "test")}
+
+    def _add(self, split: str, outputs: Any) -> None:
+        decisions = outputs.get("decisions") if isinstance(outputs, dict) else outputs
+        if isinstance(decisions, QueryOutput | DecisionOutput):
+            self.meters[split].add(decisions.depths_B, decisions.tokens_B, decisions.eligible_B)
+
+    def _log(self, split: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self.meters[split].compute()
+        self.meters[split] = InvocationMeter()
+        if not trainer.sanity_checking:
+            pl_module.log_dict({f"{split}/{name}": value for name, value in values.items()})
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._add("train", outputs)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log("train", trainer, pl_module)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add("val", outputs)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log("val", trainer, pl_module)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add("test", outputs)
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log("test", trainer, pl_module)

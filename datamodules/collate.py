@@ -1,0 +1,45 @@
+"""Records into batches: content ids of queries and targets, padded lists of positives.
+
+B rows, P positives of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mmemb.records import Pair, PairBatch, Rationale, stable_hash
+
+
+def pair_batch(
+    pairs: Sequence[Pair], rationales: Sequence[Rationale | None], step: int = 0
+) -> PairBatch:
+    """Collates training pairs (METHOD 6: what the masks of the loss need)."""
+    positives = [_positive_ids(pair) for pair in pairs]
+    width = max(map(len, positives), default=0)
+    padded = [ids + [-1] * (width - len(ids)) for ids in positives]
+    return PairBatch(
+        keys=tuple(pair.key for pair in pairs),
+        queries=tuple(pair.query for pair in pairs),
+        targets=tuple(pair.target for pair in pairs),
+        rationales=tuple(rationales),
+        query_ids_B=torch.tensor([query_id(pair) for pair in pairs], dtype=torch.int64),
+        target_ids_B=torch.tensor([_target_id(p, p.target_name) for p in pairs], dtype=torch.int64),
+        positive_ids_BP=torch.tensor(padded, dtype=torch.int64).reshape(len(pairs), width),
+        step=step,
+    )
+
+
+def query_id(pair: Pair) -> int:
+    """Equal for equal content of the query, wherever it comes from."""
+    return stable_hash("query", pair.query.digest)
+
+
+def _target_id(pair: Pair, name: str) -> int:
+    return stable_hash("target", pair.gallery, name)
+
+
+def _positive_ids(pair: Pair) -> list[int]:
+    names = dict.fromkeys((pair.target_name, *pair.positives))
+    return [_target_id(pair, name) for name in names]

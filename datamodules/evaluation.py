@@ -1,0 +1,209 @@
+"""EvaluationDataModule: the candidate table and the queries of the benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+from typing_extensions import override
+
+from datamodules.decode import OnError
+from datamodules.loaders import (
+    Chunk,
+    FiniteLoader,
+    ShardDataModule,
+    by_shard,
+    chunks_of,
+    read_rows,
+)
+from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
+from datamodules.sidecars import RationaleTable
+from datamodules.stream import Item
+from mmemb.records import CandidateBatch, EvaluationTask, Query, QueryBatch, Rationale, from_json
+from mmemb.shards import ShardIndex
+
+TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
+
+
+def read_tasks(root: Path) -> tuple[EvaluationTask, ...]:
+    """The benchmark's rows, `tasks.json`."""
+    path = root / TASKS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: expected a list of evaluation tasks. Run "
+            f"`python -m datamodules.prepare` first, or correct `root`."
+        )
+    return tuple(from_json(EvaluationTask, task) for task in json.loads(path.read_bytes()))
+
+
+@final
+class EvaluationRows:
+    """Queries and candidates of a root, and the loaders over them.
+
+    Args:
+        root: holds `tasks.json`, `queries/` and `candidates/`.
+        batch_size: rows of a batch.
+        rationales: folder of the queries' rationales, or None.
+        features: folder of cached features; then no image is read.
+        on_error: what an undecodable sample means.
+        num_workers: processes that read ahead.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        batch_size: int,
+        rationales: str | None = None,
+        features: str | None = None,
+        on_error: OnError = "raise",
+        num_workers: int = 0,
+    ) -> None:
+        self.tasks = read_tasks(root)
+        self._task_of = {task.name: task for task in self.tasks}
+        self.queries = rows_of(ShardIndex.open(root / QUERIES))
+        self.candidates = rows_of(ShardIndex.open(root / CANDIDATES))
+        self._batch_size, self._num_workers = batch_size, num_workers
+        self._reader = SampleReader(FeatureTable(features) if features else None)
+        self._table = None
+        if rationales and self.queries:
+            self._table = RationaleTable(rationales, [self.queries[0].index])
+        self._on_error = on_error
+
+    def select(
+        self, parts: Collection[str] | None, tasks: Collection[str] | None = None
+    ) -> tuple[Row, ...]:
+        """The queries of some parts and tasks; None takes all.
+
+        Raises:
+            ValueError: a task that the benchmark does not have.
+        """
+        known = {task.name for task in self.tasks}
+        if tasks is not None and (unknown := sorted(set(tasks) - known)):
+            raise ValueError(f"Unknown task(s) {unknown}; tasks.json has {sorted(known)}.")
+        return tuple(
+            row
+            for row in self.queries
+            if (parts is None or row.meta["part"] in parts)
+            and (row.meta["task"] in tasks if tasks is not None else True)
+        )
+
+    def loaders(self, queries: Sequence[Row], rank: int, world: int) -> list[FiniteLoader]:
+        """[candidates, queries]: rank r takes every W-th row of both, so lengths may differ."""
+        galleries = {row.meta["gallery"] for row in queries}
+        candidates = self._in_galleries(galleries)[rank::world]
+        chunks = chunks_of(by_shard(queries[rank::world]), self._batch_size)
+        return [self._candidate_loader(candidates, world), self.query_loader(chunks, world)]
+
+    def predict_loaders(self, chunks: Sequence[Chunk], world: int) -> list[FiniteLoader]:
+        """[candidates, queries]: all candidates on every rank, and whole shards of queries.
+
+        Ranks have different shards to fill, so no rank may wait for another's candidates.
+        """
+        galleries = {row.meta["gallery"] for chunk in chunks for row in chunk.rows}
+        candidates = self._in_galleries(galleries)
+        return [self._candidate_loader(candidates, world), self.query_loader(chunks, world)]
+
+    def query_loader(self, chunks: Sequence[Chunk], world: int = 1) -> FiniteLoader:
+        """Queries with their rationales."""
+        return FiniteLoader(chunks, self._query_batch, world, self._num_workers)
+
+    def _candidate_loader(self, rows: Sequence[Row], world: int) -> FiniteLoader:
+        chunks = chunks_of({CANDIDATES: rows}, self._batch_size)
+        return FiniteLoader(chunks, self._candidate_batch, world, self._num_workers)
+
+    def _in_galleries(self, galleries: Collection[str]) -> tuple[Row, ...]:
+        return tuple(row for row in self.candidates if row.meta["gallery"] in galleries)
+
+    def _candidate_batch(self, chunk: Chunk) -> Item:
+        _, found, problems = read_rows(chunk.rows, self._reader.candidate, self._on_error)
+        return (CandidateBatch(tuple(found)) if found else None), problems
+
+    def _query_batch(self, chunk: Chunk) -> Item:
+        _, found, problems = read_rows(chunk.rows, self._query, self._on_error)
+        if not found:
+            return None, problems
+        queries, rationales = zip(*found, strict=True)
+        return QueryBatch(chunk.shard, queries, rationales), problems
+
+    def _query(self, row: Row) -> tuple[Query, tuple[Rationale, ...]]:
+        rationales = self._table.read_rationales(row) if self._table else ()
+        return self.read_query(row), rationales
+
+    def read_query(self, row: Row) -> Query:
+        """A query that knows its task's gallery and whether its answer may have been seen."""
+        task = self._task_of[row.meta["task"]]
+        query = self._reader.query(row)
+        return replace(query, gallery=row.meta["gallery"], seen_answer=task.seen_answer)
+
+
+@final
+class EvaluationDataModule(ShardDataModule):
+    """Candidates and queries for `validate`, `test` and `predict`, each as two loaders.
+
+    `validate` and `test` read the stated parts and tasks, every query on one rank. `predict`
+    reads whole shards, since a sidecar has a row for every query of its source.
+
+    Args:
+        root: the data set.
+        batch_size: rows of a batch.
+        parts: data parts to evaluate, e.g. `[test]`.
+        rationales: folder of the queries' rationales, or None.
+        features: folder of cached features, or None to decode images.
+        tasks: names of tasks, or None for all.
+        on_error: `raise`, or `skip` with a warning that counts and names the samples.
+        num_workers: processes that read ahead.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int,
+        parts: list[str],
+        rationales: str | None = None,
+        features: str | None = None,
+        tasks: list[str] | None = None,
+        on_error: OnError = "raise",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(root)
+        self._batch_size, self._parts, self._tasks = batch_size, parts, tasks
+        self._rationales, self._features = rationales, features
+        self._on_error, self._num_workers = on_error, num_workers
+
+    @cached_property
+    def _data(self) -> EvaluationRows:
+        return EvaluationRows(
+            self.root,
+            self._batch_size,
+            self._rationales,
+            self._features,
+            self._on_error,
+            self._num_workers,
+        )
+
+    @property
+    def evaluation_tasks(self) -> tuple[EvaluationTask, ...]:
+        """The benchmark's rows, as far as they are evaluated."""
+        tasks = self._data.tasks
+        return tuple(t for t in tasks if self._tasks is None or t.name in self._tasks)
+
+    @override
+    def shard_rows(self) -> Mapping[str, Sequence[Row]]:
+        return by_shard(self._data.queries)
+
+    @override
+    def val_dataloader(self) -> list[FiniteLoader]:
+        return self._data.loaders(self._data.select(self._parts, self._tasks), *self.place)
+
+    @override
+    def test_dataloader(self) -> list[FiniteLoader]:
+        return self.val_dataloader()
+
+    @override
+    def predict_dataloader(self) -> list[FiniteLoader]:
+        chunks = self.predict_chunks(self._batch_size)
+        return self._data.predict_loaders(chunks, self.place[1])

@@ -1,0 +1,67 @@
+"""The training batch of a step on one rank: planned, read, given its rationales, collated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from torch.utils.data import Dataset
+
+from datamodules.collate import pair_batch
+from datamodules.decode import DecodeError, OnError
+from datamodules.samples import Row, SampleReader
+from datamodules.sidecars import RationaleDraw
+from datamodules.stream import Item
+from mmemb.batch_plan import BatchPlan, rank_slice
+from mmemb.records import Pair, Rationale
+
+
+@final
+class PairSteps(Dataset[Item]):
+    """Step -> the part of the global batch that one rank trains on.
+
+    With `on_error: skip` an undecodable row gives its place to its successor in the same
+    candidate space, so every rank keeps its number of rows and groups stay homogeneous.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        plan: BatchPlan,
+        reader: SampleReader,
+        draw: RationaleDraw | None,
+        place: tuple[int, int],
+        on_error: OnError,
+    ) -> None:
+        self._rows, self._plan, self._reader, self._draw = rows, plan, reader, draw
+        self._place, self._on_error = place, on_error
+
+    def __getitem__(self, step: int) -> Item:
+        problems: list[str] = []
+        positions = rank_slice(self._plan.positions(step), *self._place)
+        found = [self._read_or_replace(position, step, problems) for position in positions]
+        pairs, rationales = zip(*found, strict=True)
+        return pair_batch(pairs, rationales, step), tuple(problems)
+
+    def _read_or_replace(
+        self, position: int, step: int, problems: list[str]
+    ) -> tuple[Pair, Rationale | None]:
+        try:
+            return self._read(position, step)
+        except DecodeError as error:
+            if self._on_error == "raise":
+                raise
+            problems.append(error.problem)
+        for substitute in self._plan.substitutes(position):
+            try:
+                return self._read(substitute, step)
+            except DecodeError as error:
+                problems.append(error.problem)
+        raise ValueError(
+            f"No sample of group {self._rows[position].meta['group']!r} can be decoded; the first: "
+            f"{problems[0]}"
+        )
+
+    def _read(self, position: int, step: int) -> tuple[Pair, Rationale | None]:
+        row = self._rows[position]
+        return self._reader.pair(row), self._draw.draw(row, step) if self._draw else None

@@ -1,0 +1,224 @@
+"""PairDataModule: training pairs as an endless stream, validation, and pairs to select among."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Literal, final
+
+from typing_extensions import override
+
+from datamodules.decode import DecodeError, OnError
+from datamodules.evaluation import EvaluationRows
+from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
+from datamodules.pair_steps import PairSteps
+from datamodules.samples import FeatureTable, Row, SampleReader
+from datamodules.sidecars import RationaleDraw, RationaleTable
+from datamodules.stream import Item, StartMethod, StepStream
+from datamodules.unindexed import ReplayStream, is_unindexed
+from mmemb.batch_plan import BatchPlan, rank_slice
+from mmemb.records import Pair, PairRowBatch, ScoredRationale
+
+_LOG = logging.getLogger(__name__)
+
+
+@final
+class PairDataModule(ShardDataModule):
+    """Training pairs.
+
+    `fit` trains on an endless stream (`limit_train_batches` is the epoch) and validates on part
+    `val`; `predict` yields every pair with its candidate rationales, for selection.
+
+    Args:
+        root: the data set.
+        pairs: folders below the root, e.g. `[pairs/plain]`; or tars without an index (`pipe:`,
+            URL, gzip), which are streamed, and replayed on resume.
+        batch_size: of the global batch, over all ranks.
+        group_size: rows of a homogeneous group (METHOD 6).
+        group_weights: candidate space -> weight; spaces that are not named are left out; empty =
+            all of them, by size.
+        seed: of order and draws.
+        sidecar: folder of the pairs' rationales, `rationales/` or `selected/`.
+        features: folder of cached features; then no image is read.
+        half: train on one half of the train concepts only (judges, METHOD 3).
+        soft: draw kept rationales by weight; else the heaviest.
+        prior_fraction: share of rows whose rationale is drawn from the whole pool.
+        foreign_fraction: share of rows that get another concept's rationale.
+        on_error: `raise`, or `skip` with a warning that counts and names the samples.
+        num_workers: processes that read ahead.
+        val_rationales: folder of the validation queries' rationales.
+        start_method: of the workers.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        pairs: list[str],
+        batch_size: int,
+        group_size: int,
+        group_weights: dict[str, float],
+        seed: int,
+        sidecar: str | None = None,
+        features: str | None = None,
+        half: Literal["a", "b"] | None = None,
+        soft: bool = True,
+        prior_fraction: float = 0.25,
+        foreign_fraction: float = 0.0,
+        on_error: OnError = "skip",
+        num_workers: int = 0,
+        val_rationales: str | None = None,
+        start_method: StartMethod | None = None,
+    ) -> None:
+        super().__init__(root)
+        self._pairs, self._batch_size, self._group_size = pairs, batch_size, group_size
+        self._group_weights, self._seed, self._half = group_weights, seed, half
+        self._sidecar, self._features, self._val_rationales = sidecar, features, val_rationales
+        self._soft, self._prior_fraction = soft, prior_fraction
+        self._foreign_fraction, self._on_error = foreign_fraction, on_error
+        self._num_workers, self._start_method = num_workers, start_method
+        self._replay: ReplayStream | None = None
+
+    @override
+    def train_dataloader(self) -> StepStream | ReplayStream:
+        if is_unindexed(self._pairs):
+            self._replay = self._replay_stream()
+            return self._replay
+        entries = [row.entry for row in self._train_rows]
+        plan = BatchPlan(
+            entries,
+            batch_size=self._batch_size,
+            group_size=self._group_size,
+            weights=self._weights,
+            seed=self._seed,
+        )
+        rank_slice(range(self._batch_size), *self.place)  # complain here, not in a worker
+        steps = PairSteps(
+            self._train_rows, plan, self._reader, self._draw(), self.place, self._on_error
+        )
+        return StepStream(steps, self._num_workers, self._start_method)
+
+    @override
+    def val_dataloader(self) -> list[FiniteLoader]:
+        data = EvaluationRows(
+            self.root,
+            self._batch_size,
+            self._val_rationales,
+            self._features,
+            num_workers=self._num_workers,
+        )
+        return data.loaders(data.select(["val"]), *self.place)
+
+    @override
+    def predict_dataloader(self) -> FiniteLoader:
+        chunks = self.predict_chunks(self._batch_size)
+        return FiniteLoader(chunks, self._row_batch, self.place[1], self._num_workers)
+
+    @override
+    def shard_rows(self) -> Mapping[str, Sequence[Row]]:
+        # All rows, whatever `half` says: a sidecar has a row for every pair of its source.
+        return by_shard(self._rows)
+
+    @property
+    @override
+    def fitted_facts(self) -> frozenset[str]:
+        if is_unindexed(self._pairs):
+            return self._replay.facts if self._replay else frozenset()
+        return frozenset(row.meta["fact"] for row in self._train_rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        if is_unindexed(self._pairs):
+            raise ValueError(
+                f"pairs {self._pairs} have no index, so they can be trained on but not predicted; "
+                f"expected folders below {self.root} made by `python -m datamodules.prepare`."
+            )
+        return self.open_rows(self._pairs)
+
+    @cached_property
+    def _train_rows(self) -> tuple[Row, ...]:
+        weights = self._weights
+        rows = self._half_rows
+        return tuple(row for row in rows if not weights or row.meta["group"] in weights)
+
+    @cached_property
+    def _half_rows(self) -> tuple[Row, ...]:
+        halves = ("a", "b", "") if self._half is None else (self._half, "")
+        return tuple(row for row in self._rows if row.meta.get("half", "") in halves)
+
+    @cached_property
+    def _reader(self) -> SampleReader:
+        return SampleReader(FeatureTable(self._features) if self._features else None)
+
+    @cached_property
+    def _table(self) -> RationaleTable | None:
+        if self._sidecar is None:
+            return None
+        sources = {id(row.index): row.index for row in self._rows}
+        table = RationaleTable(self._sidecar, sources.values())
+        if not any(table.covers(row) for row in self._rows):
+            raise ValueError(
+                f"Sidecar {self._sidecar} covers no shard of {self._pairs}: expected shards of the "
+                f"same names. Give the sidecar of these pairs, or none."
+            )
+        return table
+
+    def _draw(self) -> RationaleDraw | None:
+        if self._table is None:
+            return None
+        return RationaleDraw(
+            self._table,
+            self._train_rows,
+            self._seed,
+            soft=self._soft,
+            prior_fraction=self._prior_fraction,
+            foreign_fraction=self._foreign_fraction,
+        )
+
+    @cached_property
+    def _weights(self) -> dict[str, float]:
+        """Weights of the groups that are drawn; what is left out is said in one line.
+
+        A source that could not be had leaves its groups out; the others keep their ratio.
+        """
+        known = {row.meta["group"] for row in self._half_rows}
+        weights = {name: w for name, w in self._group_weights.items() if w and name in known}
+        if self._group_weights and not weights:
+            raise ValueError(
+                f"group_weights {self._group_weights} leave nothing to train on: groups of this "
+                f"data are {sorted(known)}. Name some of them, or give {{}} to draw by size."
+            )
+        if absent := sorted(set(self._group_weights) - known):
+            _LOG.warning(
+                "group_weights: no training pair belongs to %s; groups of this data are %s",
+                ", ".join(absent),
+                ", ".join(sorted(known)),
+            )
+        if weights and (unused := sorted(known - set(weights))):
+            _LOG.info("group_weights: not trained on: %s", ", ".join(unused))
+        return weights
+
+    def _row_batch(self, chunk: Chunk) -> Item:
+        found = [self._pair_and_rationales(row) for row in chunk.rows]
+        pairs, rationales, problems = zip(*found, strict=True)
+        named = tuple(problem for problem in problems if problem)
+        return PairRowBatch(chunk.shard, pairs, rationales), named
+
+    def _pair_and_rationales(self, row: Row) -> tuple[Pair, tuple[ScoredRationale, ...], str]:
+        try:
+            return self._reader.pair(row), self._table.read(row) if self._table else (), ""
+        except DecodeError as error:
+            if self._on_error == "raise":
+                raise
+            # The row stays, without media and rationales: a sidecar keeps every key.
+            return SampleReader(pixels=False).pair(row), (), error.problem
+
+    def _replay_stream(self) -> ReplayStream:
+        if self._sidecar or self._half:
+            raise ValueError(
+                f"pairs {self._pairs} have no index, so no sidecar can be joined and no half "
+                f"taken: expected folders made by `python -m datamodules.prepare`."
+            )
+        return ReplayStream(
+            self._pairs, self._batch_size, self._seed, self.place, self._reader, self._on_error
+        )

@@ -1,0 +1,1 @@
+"""Builds data sets: `python -m datamodules.prepare pocket`."""

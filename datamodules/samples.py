@@ -1,0 +1,191 @@
+"""Members of a sample into records: pairs, queries, candidates, sides and their media."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, final
+
+from torch import Tensor
+
+from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, decode_json
+from mmemb.records import Candidate, Media, Pair, Query, Side
+from mmemb.shards import IndexEntry, ShardIndex
+
+_MEDIA = re.compile(r"([qtc])(\d+)(?:\.(\d+))?\.(?:webp|png|jpe?g)")
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A sample and the folder that it lies in."""
+
+    index: ShardIndex
+    entry: IndexEntry
+
+    @property
+    def where(self) -> str:
+        """Names the sample in errors."""
+        return f"Shard {self.index.folder / self.entry.shard}, sample {self.entry.key}"
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        return self.entry.meta
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The bytes of a sample as far as they were read, and the digests of all of its media."""
+
+    key: str
+    where: str
+    data: Mapping[str, bytes]
+    media: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_bytes(cls, key: str, where: str, data: Mapping[str, bytes]) -> Members:
+        """A sample that came without an index: digests are computed here."""
+        media = {k: hashlib.sha256(v).hexdigest() for k, v in data.items() if _MEDIA.fullmatch(k)}
+        return cls(key, where, data, media)
+
+
+def rows_of(index: ShardIndex) -> tuple[Row, ...]:
+    """All samples of a folder."""
+    return tuple(Row(index, entry) for entry in index.entries)
+
+
+@final
+class FeatureTable:
+    """`features/`: tokens of a frozen tower, by the digest of the picture's bytes."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self._index = ShardIndex.open(folder)
+
+    def read(self, digest: str, where: str) -> Tensor:
+        """(T, F) tokens.
+
+        Raises:
+            DecodeError: the tower has not seen this picture, or its tokens are broken.
+        """
+        entry = self._index.by_key.get(digest)
+        if entry is None:
+            raise DecodeError(
+                f"{where}: {self._index.folder} holds no features of this picture ({digest}).",
+                "Make the features again from this data, or leave out `features`.",
+            )
+        return decode_array(
+            self._index.read(entry, {"npy"})["npy"], f"{self._index.folder / entry.shard} {digest}"
+        )
+
+
+@final
+class SampleReader:
+    """Reads records; a side gets features if there is a table, else pixels if wanted.
+
+    Args:
+        features: table of cached features; then no image is read.
+        pixels: False leaves media as digests only.
+    """
+
+    def __init__(self, features: FeatureTable | None = None, pixels: bool = True) -> None:
+        self._features = features
+        self._pixels = pixels and features is None
+
+    def pair(self, row: Row) -> Pair:
+        return self.pair_of(self._members(row, "qt"))
+
+    def query(self, row: Row) -> Query:
+        return _checked(self._query, self._members(row, "q"))
+
+    def candidate(self, row: Row) -> Candidate:
+        return _checked(self._candidate, self._members(row, "c"))
+
+    def query_side(self, row: Row) -> Side:
+        """What a worker may see: the query's side of a pair or query, and no more."""
+        return _checked(self._query_side, self._members(row, "q"))
+
+    def pair_of(self, members: Members) -> Pair:
+        """A pair from the members of one sample."""
+        return _checked(self._pair, members)
+
+    def _members(self, row: Row, sides: str) -> Members:
+        wanted = {"json", "candidates.npy"}
+        if self._pixels:
+            wanted |= {name for name in row.entry.members if name[:1] in sides}
+        data = row.index.read(row.entry, wanted)
+        return Members(row.entry.key, row.where, data, row.entry.media)
+
+    def _pair(self, members: Members) -> Pair:
+        data = _json(members)
+        return Pair(
+            key=members.key,
+            **{name: data[name] for name in ("task", "part", "concept", "fact", "group")},
+            gallery=data["gallery"],
+            query=self._side(members, "q", data["text"], data["instruction"]),
+            target=self._side(members, "t", data["target_text"], data["target_instruction"]),
+            target_name=data["target_name"],
+            positives=tuple(data["positives"]),
+            answers=tuple(data["answers"]),
+        )
+
+    def _query(self, members: Members) -> Query:
+        data = _json(members)
+        rows = members.data.get("candidates.npy")
+        where = f"{members.where}, member candidates.npy"
+        return Query(
+            key=members.key,
+            **{name: data[name] for name in ("task", "part", "concept", "fact")},
+            side=self._side(members, "q", data["text"], data["instruction"]),
+            relevance={str(name): float(grade) for name, grade in data["relevance"].items()},
+            answers=tuple(data["answers"]),
+            candidates=None if rows is None else tuple(decode_array(rows, where).tolist()),
+        )
+
+    def _candidate(self, members: Members) -> Candidate:
+        data = _json(members)
+        side = self._side(members, "c", data["text"], data["instruction"])
+        return Candidate(members.key, data["name"], data["gallery"], side)
+
+    def _query_side(self, members: Members) -> Side:
+        data = _json(members)
+        return self._side(members, "q", data["text"], data["instruction"])
+
+    def _side(self, members: Members, side: str, text: str, instruction: str) -> Side:
+        media = (self._media(members, name, kind) for name, kind in media_of(members.media, side))
+        return Side(text, instruction, tuple(media))
+
+    def _media(self, members: Members, name: str, kind: Literal["image", "frame"]) -> Media:
+        digest, where = members.media[name], f"{members.where}, member {name}"
+        if self._features is not None:
+            return Media(kind, digest, features=self._features.read(digest, where))
+        pixels = decode_image(members.data[name], where) if self._pixels else None
+        return Media(kind, digest, pixels)
+
+
+def media_of(names: Iterable[str], side: str) -> list[tuple[str, Literal["image", "frame"]]]:
+    """The media members of a side in order, with their kind.
+
+    >>> media_of(["t0.webp", "q1.webp", "q0.001.webp", "q0.000.webp"], "q")
+    [('q0.000.webp', 'frame'), ('q0.001.webp', 'frame'), ('q1.webp', 'image')]
+    """
+    found = [(m, name) for name in names if (m := _MEDIA.fullmatch(name)) and m[1] == side]
+    found.sort(key=lambda pair: (int(pair[0][2]), int(pair[0][3] or 0)))
+    return [(name, "frame" if match[3] else "image") for match, name in found]
+
+
+def _json(members: Members) -> Any:
+    return decode_json(members.data["json"], f"{members.where}, member json")
+
+
+def _checked(read: Callable[[Members], _Record], members: Members) -> _Record:
+    try:
+        return read(members)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DecodeError(
+            f"{members.where} lacks a member or a field of its json, or it has the wrong type: "
+            f"{type(error).__name__} {error}.",
+            ADVICE,
+        ) from None

@@ -1,0 +1,175 @@
+"""SelectionDataModule: pairs with their candidate rationales and the candidates to rank among."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import final
+
+from typing_extensions import override
+
+from datamodules.evaluation import CANDIDATES, EvaluationRows
+from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
+from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
+from datamodules.sidecars import RationaleTable
+from datamodules.stream import Item
+from mmemb.records import Candidate, Pair, PairRowBatch, Query, Side
+from mmemb.shards import ShardIndex
+
+
+@final
+class SelectionDataModule(ShardDataModule):
+    """What a judge needs to see (METHOD 5).
+
+    `fit` reads the pairs once (eta) and, to validate, the queries of part `calibration` that ask
+    for the same tasks (tau); `predict` reads the pairs; `test` the pairs as selected.
+
+    Args:
+        root: the data set.
+        rationales: folder of what stage 1 wrote, for pairs and queries.
+        batch_size: pairs of a batch; donors of foreign rationales come from the same batch.
+        pairs: folders of pairs below `<root>/pairs`.
+        selected: folder of what `predict` wrote, read by `test`.
+        features: folder of cached features, or None to decode images.
+        num_workers: processes that read ahead.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        rationales: str,
+        batch_size: int,
+        pairs: Sequence[str] = ("pairs/questions",),
+        selected: str | None = None,
+        features: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(root)
+        self._rationales, self._selected, self._pairs = rationales, selected, tuple(pairs)
+        self._batch_size, self._features = batch_size, features
+        self._num_workers = num_workers
+
+    @override
+    def shard_rows(self) -> Mapping[str, Sequence[Row]]:
+        return by_shard(self._rows)
+
+    @property
+    @override
+    def fitted_facts(self) -> frozenset[str]:
+        """Facts that tau and eta were fitted on."""
+        rows = (*self._rows, *self._calibration_rows)
+        return frozenset(row.meta["fact"] for row in rows)
+
+    @override
+    def train_dataloader(self) -> FiniteLoader:
+        return self._pair_loader(self._rows, self._rationales)
+
+    @override
+    def val_dataloader(self) -> FiniteLoader:
+        rank, world = self.place
+        chunks = chunks_of(by_shard(self._calibration_rows[rank::world]), self._batch_size)
+        table = RationaleTable(self._rationales, [row.index for row in self._calibration_rows[:1]])
+        return FiniteLoader(
+            chunks, lambda chunk: self._query_batch(chunk, table), world, self._num_workers
+        )
+
+    @override
+    def predict_dataloader(self) -> FiniteLoader:
+        table = self._table(self._rationales)
+        chunks = self.predict_chunks(self._batch_size)
+        return FiniteLoader(
+            chunks, lambda chunk: self._pair_batch(chunk, table), self.place[1], self._num_workers
+        )
+
+    @override
+    def test_dataloader(self) -> FiniteLoader:
+        if self._selected is None:
+            raise ValueError("`test` reads what was selected: set data.selected to its folder.")
+        return self._pair_loader(self._rows, self._selected)
+
+    def _pair_loader(self, rows: Sequence[Row], sidecar: str) -> FiniteLoader:
+        rank, world = self.place
+        table = self._table(sidecar)
+        chunks = chunks_of(by_shard(rows), self._batch_size)[rank::world]
+        return FiniteLoader(
+            chunks, lambda chunk: self._pair_batch(chunk, table), world, self._num_workers
+        )
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        return self.open_rows(self._pairs)
+
+    @cached_property
+    def _reader(self) -> SampleReader:
+        return SampleReader(FeatureTable(self._features) if self._features else None)
+
+    @cached_property
+    def _evaluation(self) -> EvaluationRows:
+        return EvaluationRows(self.root, self._batch_size, features=self._features)
+
+    @cached_property
+    def _calibration_rows(self) -> tuple[Row, ...]:
+        """Calibration queries of the tasks that the pairs belong to."""
+        tasks = {row.meta["task"] for row in self._rows}
+        return self._evaluation.select(["calibration"], tasks & self._known_tasks)
+
+    @property
+    def _known_tasks(self) -> frozenset[str]:
+        return frozenset(task.name for task in self._evaluation.tasks)
+
+    def _table(self, sidecar: str) -> RationaleTable:
+        return RationaleTable(sidecar, {id(r.index): r.index for r in self._rows}.values())
+
+    @cached_property
+    def _galleries(self) -> Mapping[str, Sequence[Candidate]]:
+        """All candidates by gallery; read once, they are what every pair is ranked among."""
+        galleries: dict[str, list[Candidate]] = {}
+        wanted = {row.meta["gallery"] for row in self._rows if "gallery" in row.meta}
+        wanted |= {row.meta["gallery"] for row in self._calibration_rows}
+        wanted |= {self._reader.pair(row).gallery for row in self._rows}
+        for row in rows_of(ShardIndex.open(self.root / CANDIDATES)):
+            if row.meta["gallery"] in wanted:
+                galleries.setdefault(row.meta["gallery"], []).append(self._reader.candidate(row))
+        return galleries
+
+    def _pair_batch(self, chunk: Chunk, table: RationaleTable) -> Item:
+        pairs = tuple(self._reader.pair(row) for row in chunk.rows)
+        rationales = tuple(table.read(row) for row in chunk.rows)
+        candidates = tuple(self._candidates(pair) for pair in pairs)
+        return PairRowBatch(chunk.shard, pairs, rationales, candidates), ()
+
+    def _query_batch(self, chunk: Chunk, table: RationaleTable) -> Item:
+        pairs = tuple(self._as_pair(self._evaluation.read_query(row)) for row in chunk.rows)
+        rationales = tuple(table.read(row) for row in chunk.rows)
+        candidates = tuple(self._candidates(pair) for pair in pairs)
+        return PairRowBatch(chunk.shard, pairs, rationales, candidates), ()
+
+    def _as_pair(self, query: Query) -> Pair:
+        """A query with its first right candidate, so that a judge can rank it like a pair."""
+        positives = tuple(query.relevance)
+        named = {c.name: c.side for c in self._galleries[query.gallery]}
+        return Pair(
+            key=query.key,
+            task=query.task,
+            part=query.part,
+            concept=query.concept,
+            fact=query.fact,
+            group="",
+            gallery=query.gallery,
+            query=query.side,
+            target=named[positives[0]],
+            target_name=positives[0],
+            positives=positives,
+            answers=query.answers,
+        )
+
+    def _candidates(self, pair: Pair) -> tuple[Side, ...]:
+        """The target, then every candidate of its gallery that is not right too."""
+        if pair.gallery not in self._galleries:
+            raise ValueError(
+                f"Pair {pair.key}: its gallery {pair.gallery!r} is not in {self.root / CANDIDATES} "
+                f"(there are {sorted(self._galleries)}). Prepare the data again."
+            )
+        right = {pair.target_name, *pair.positives}
+        wrong = [c.side for c in self._galleries[pair.gallery] if c.name not in right]
+        return (pair.target, *wrong)

@@ -1,0 +1,132 @@
+"""Rationales of a sidecar, joined with their source by key, and the draw of the one to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import final
+
+from datamodules.decode import decode_json
+from datamodules.samples import Row
+from mmemb.records import Rationale, ScoredRationale, scored_from_json, stable_hash
+from mmemb.shards import ShardIndex, check_join
+
+MAX_DONORS = 16
+
+
+@final
+class RationaleTable:
+    """`rationales/` or `selected/`: candidate rationales by the row that they are about.
+
+    Args:
+        folder: the sidecar.
+        sources: folders that rows come from; each is covered whole or not at all.
+
+    Raises:
+        ValueError: keys differ from a source's, or the sidecar covers a source by halves.
+    """
+
+    def __init__(self, folder: Path | str, sources: Iterable[ShardIndex]) -> None:
+        self._index = ShardIndex.open(folder)
+        self._shards: set[str] = set()
+        for source in sources:
+            self._shards |= join_whole(source, self._index)
+
+    def covers(self, row: Row) -> bool:
+        """Whether a worker was asked about this row."""
+        return row.entry.shard in self._shards
+
+    def read(self, row: Row) -> tuple[ScoredRationale, ...]:
+        """All candidates of a row; none if the sidecar does not cover it."""
+        if not self.covers(row):
+            return ()
+        entry = self._index.by_key[row.entry.key]
+        where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
+        data = decode_json(self._index.read(entry, {"json"})["json"], where)
+        return tuple(scored_from_json(item) for item in data)
+
+    def read_rationales(self, row: Row) -> tuple[Rationale, ...]:
+        """All candidates of a row without what a selector said about them."""
+        return tuple(scored.rationale for scored in self.read(row))
+
+
+def join_whole(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
+    """`check_join`, and a source that is covered must be covered whole."""
+    covered = check_join(source, sidecar)
+    if covered and (missing := sorted(set(source.shard_names) - covered)):
+        raise ValueError(
+            f"Sidecar {sidecar.folder} does not cover shard {source.folder / missing[0]} "
+            f"({len(missing)} in all), though it covers {sorted(covered)[0]}. It was made from "
+            f"other data: run the step that makes {sidecar.folder} again."
+        )
+    return covered
+
+
+@final
+class RationaleDraw:
+    """Draws the rationale that a row is trained with (METHOD 6), equal for equal (step, key).
+
+    Args:
+        table: the candidates.
+        rows: the rows trained on, where donors of foreign rationales come from.
+        seed: of the run.
+        soft: draw the kept ones by weight; else always the heaviest.
+        prior_fraction: share drawn by count from the whole pool instead.
+        foreign_fraction: share that gets a rationale of another concept, same task.
+    """
+
+    def __init__(
+        self,
+        table: RationaleTable,
+        rows: Sequence[Row],
+        seed: int,
+        soft: bool = True,
+        prior_fraction: float = 0.25,
+        foreign_fraction: float = 0.0,
+    ) -> None:
+        for name, share in {"prior": prior_fraction, "foreign": foreign_fraction}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}_fraction {share}: expected a share between 0 and 1.")
+        self._table, self._seed, self._soft = table, seed, soft
+        self._prior_fraction, self._foreign_fraction = prior_fraction, foreign_fraction
+        self._donors: dict[str, list[Row]] = {}
+        for row in rows:
+            if table.covers(row):
+                self._donors.setdefault(row.meta["task"], []).append(row)
+
+    def draw(self, row: Row, step: int) -> Rationale | None:
+        """The rationale of a row at a step; None where the row does not reason."""
+        random = Random(stable_hash(self._seed, "rationale", step, row.entry.key))
+        use_prior = random.random() < self._prior_fraction
+        use_foreign = random.random() < self._foreign_fraction
+        own = self._pick(self._table.read(row), use_prior, random)
+        return self._foreign(row, random) if use_foreign and own is not None else own
+
+    def _pick(
+        self, pool: Sequence[ScoredRationale], use_prior: bool, random: Random
+    ) -> Rationale | None:
+        if use_prior:
+            return _weighted(pool, [scored.rationale.count for scored in pool], random)
+        kept = [scored for scored in pool if scored.kept]
+        if not self._soft and kept:
+            return max(kept, key=lambda scored: scored.weight).rationale
+        return _weighted(kept, [scored.weight for scored in kept], random)
+
+    def _foreign(self, row: Row, random: Random) -> Rationale | None:
+        donors = self._donors.get(row.meta["task"], [])
+        for _ in range(MAX_DONORS):
+            donor = random.choice(donors)
+            if donor.meta["concept"] == row.meta["concept"]:
+                continue
+            if rationale := self._pick(self._table.read(donor), True, random):
+                return rationale
+        return None
+
+
+def _weighted(
+    pool: Sequence[ScoredRationale], weights: Sequence[float], random: Random
+) -> Rationale | None:
+    if not pool or sum(weights) <= 0:
+        return None
+    return random.choices(pool, weights)[0].rationale

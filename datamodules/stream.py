@@ -1,0 +1,119 @@
+"""The endless, resumable stream: its whole state is one number, the batches handed out.
+
+A batch is a pure function of (seed, step, rank, world), so workers may prefetch in any way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, Literal, final
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
+Item = tuple[Any, tuple[str, ...]]
+"""A batch, and one sentence for each sample that was skipped while it was made."""
+
+_LAST_STEP = 2**62
+_LOG = logging.getLogger(__name__)
+
+
+@final
+class StepStream:
+    """Hands out `steps[0], steps[1], ...`; has no length, state as Lightning wants it.
+
+    It is its own iterator and goes on where it stopped, so an epoch is whatever
+    `limit_train_batches` says. `steps` is never shuffled or split: it knows its rank already.
+
+    Args:
+        steps: step -> batch of this rank and what was skipped.
+        num_workers: processes that prefetch; 0 reads in this one.
+        start_method: of these processes; None is Python's default.
+    """
+
+    def __init__(
+        self,
+        steps: Dataset[Item],
+        num_workers: int = 0,
+        start_method: StartMethod | None = None,
+    ) -> None:
+        self._steps = steps
+        self._num_workers = num_workers
+        self._start_method = start_method
+        self._batches = 0
+        self._source: Iterator[Item] | None = None
+        self._skipped: dict[str, None] = {}
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """One sentence for each distinct sample skipped so far."""
+        return tuple(self._skipped)
+
+    def __iter__(self) -> StepStream:
+        return self
+
+    def __next__(self) -> Any:
+        if self._source is None:
+            self._source = self._read_from(self._batches)
+        batch, problems = next(self._source)
+        self._batches += 1
+        self._report(problems)
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Equal on all ranks: the number of batches handed out."""
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continues with the batch after the last one handed out."""
+        self._batches = state["batches"]
+        self._source = None
+
+    def _read_from(self, step: int) -> Iterator[Item]:
+        if self._num_workers == 0:
+            return map(self._steps.__getitem__, count(step))
+        return iter(
+            item_loader(self._steps, range(step, _LAST_STEP), self._num_workers, self._start_method)
+        )
+
+    def _report(self, problems: Sequence[str]) -> None:
+        fresh = [problem for problem in dict.fromkeys(problems) if problem not in self._skipped]
+        self._skipped |= dict.fromkeys(fresh)
+        if fresh:
+            warn_skipped(fresh, len(self._skipped))
+
+
+def item_loader(
+    items: Dataset[Item],
+    order: range,
+    num_workers: int,
+    start_method: StartMethod | None,
+) -> DataLoader[Item]:
+    """A plain DataLoader that fetches `items[i] for i in order`."""
+    return DataLoader(
+        items,
+        batch_size=None,
+        sampler=order,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        multiprocessing_context=start_method if num_workers else None,
+        # Of its own, so that the number of workers leaves the global random numbers alone.
+        generator=torch.Generator(),
+    )
+
+
+def warn_skipped(problems: Sequence[str], total: int) -> None:
+    """The one warning about skipped samples: how many, and which."""
+    _LOG.warning(
+        "on_error: skip left out %d sample(s), %d so far: %s",
+        len(problems),
+        total,
+        " | ".join(problems[:10]) + (" | ..." if len(problems) > 10 else ""),
+    )
+
+
+def _as_is(item: Item) -> Item:
+    return item

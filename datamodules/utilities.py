@@ -1,0 +1,164 @@
+"""UtilityDataModule: what the gate learns from, one row per query with its utility per depth.
+
+B rows, S width of the state, A depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import nan
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from datamodules.decode import decode_array, decode_json
+from datamodules.evaluation import QUERIES, EvaluationRows
+from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
+from datamodules.samples import Row
+from datamodules.sidecars import join_whole
+from datamodules.stream import Item, StepStream
+from mmemb.batch_plan import BatchPlan, rank_slice
+from mmemb.records import UtilityBatch
+from mmemb.shards import ShardIndex
+
+
+@final
+class UtilityTable:
+    """`utilities/`, joined with the queries that it is about."""
+
+    def __init__(self, folder: str, queries: ShardIndex) -> None:
+        self._index = ShardIndex.open(folder)
+        if not join_whole(queries, self._index):
+            raise ValueError(
+                f"{folder} covers no shard of {queries.folder}: expected the utilities of these "
+                f"queries. Run the step that makes it again, or correct `utilities`."
+            )
+
+    def batch(self, rows: Sequence[Row], shard: str = "") -> UtilityBatch:
+        """The rows as tensors; a depth that nobody could take has utility and cost NaN."""
+        found = [self._read(row) for row in rows]
+        return UtilityBatch(
+            keys=tuple(row.entry.key for row in rows),
+            metas=tuple(row.meta for row in rows),
+            state_BS=torch.stack([state_S for state_S, _ in found]).float(),
+            utility_BA=_mean_over_draws([data["utility"] for _, data in found]),
+            cost_BA=_mean_over_draws([data["cost"] for _, data in found]),
+            eligible_B=torch.tensor([bool(data["eligible"]) for _, data in found]),
+            shard=shard,
+        )
+
+    def _read(self, row: Row) -> tuple[Tensor, Mapping[str, Any]]:
+        entry = self._index.by_key[row.entry.key]
+        where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}"
+        members = self._index.read(entry)
+        state_S = decode_array(members["state.npy"], f"{where}, member state.npy")
+        return state_S, decode_json(members["json"], f"{where}, member json")
+
+
+@final
+class UtilitySteps(Dataset[Item]):
+    """Step -> this rank's part of a batch of utilities."""
+
+    def __init__(
+        self, rows: Sequence[Row], plan: BatchPlan, table: UtilityTable, place: tuple[int, int]
+    ) -> None:
+        self._rows, self._plan, self._table, self._place = rows, plan, table, place
+
+    def __getitem__(self, step: int) -> Item:
+        positions = rank_slice(self._plan.positions(step), *self._place)
+        return self._table.batch([self._rows[position] for position in positions]), ()
+
+
+@final
+class UtilityDataModule(ShardDataModule):
+    """Utilities of part `gate` (fit), `calibration` (validate), of all queries (predict).
+
+    `test` yields candidates and queries of part `test`, as EvaluationDataModule does.
+
+    Args:
+        root: the data set.
+        utilities: folder of the queries' utilities.
+        batch_size: rows of a (global) batch.
+        seed: of the training order.
+        rationales: folder of the queries' rationales, for `test`.
+        features: folder of cached features, for `test`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        utilities: str,
+        batch_size: int,
+        seed: int,
+        rationales: str | None = None,
+        features: str | None = None,
+    ) -> None:
+        super().__init__(root)
+        self._utilities, self._batch_size, self._seed = utilities, batch_size, seed
+        self._rationales, self._features = rationales, features
+
+    @override
+    def shard_rows(self) -> Mapping[str, Sequence[Row]]:
+        return by_shard(self._rows)
+
+    @property
+    @override
+    def fitted_facts(self) -> frozenset[str]:
+        """Facts of the parts that the gate and its threshold are fitted on."""
+        return frozenset(row.meta["fact"] for row in self._part("gate") + self._part("calibration"))
+
+    def gate_states(self) -> Tensor:
+        """(N, S) states of the eligible queries of part `gate`, to standardise a head with."""
+        batch = self._table.batch(self._part("gate"))
+        return batch.state_BS[batch.eligible_B]
+
+    @override
+    def train_dataloader(self) -> StepStream:
+        rows = self._part("gate")
+        plan = BatchPlan(
+            [row.entry for row in rows],
+            batch_size=self._batch_size,
+            group_size=self._batch_size,
+            weights={},
+            seed=self._seed,
+        )
+        rank_slice(range(self._batch_size), *self.place)  # complain before the first step
+        return StepStream(UtilitySteps(rows, plan, self._table, self.place))
+
+    @override
+    def val_dataloader(self) -> FiniteLoader:
+        rank, world = self.place
+        rows = by_shard(self._part("calibration")[rank::world])
+        return FiniteLoader(chunks_of(rows, self._batch_size), self._batch, world)
+
+    @override
+    def test_dataloader(self) -> list[FiniteLoader]:
+        data = EvaluationRows(self.root, self._batch_size, self._rationales, self._features)
+        return data.loaders(data.select(["test"]), *self.place)
+
+    @override
+    def predict_dataloader(self) -> FiniteLoader:
+        return FiniteLoader(self.predict_chunks(self._batch_size), self._batch, self.place[1])
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        return self.open_rows([QUERIES])
+
+    @cached_property
+    def _table(self) -> UtilityTable:
+        return UtilityTable(self._utilities, self._rows[0].index)
+
+    def _part(self, part: str) -> tuple[Row, ...]:
+        return tuple(row for row in self._rows if row.meta["part"] == part)
+
+    def _batch(self, chunk: Chunk) -> Item:
+        return self._table.batch(chunk.rows, chunk.shard), ()
+
+
+def _mean_over_draws(rows_BA: Sequence[Sequence[Sequence[float]]]) -> Tensor:
+    means = [[sum(draws) / len(draws) if draws else nan for draws in row] for row in rows_BA]
+    return torch.tensor(means)

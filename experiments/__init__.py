@@ -1,0 +1,1 @@
+"""Recipes: the command line, the pipeline of stages, reports and notebooks' loader."""

@@ -1,0 +1,178 @@
+"""ExperimentCLI: Lightning's CLI with interpolation, shared keys, and one folder per run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
+
+from callbacks.run_record import RunRecord, git_state, is_unfinished
+from callbacks.sidecar_writer import SidecarWriter
+from experiments.config_check import check_config_files
+from mmemb.guards import check_disk, check_memory
+from mmemb.lineage import fingerprint, inherited_facts
+
+CONFIGS = Path(__file__).parent / "configs"
+RUN_FOLDER = "MMEMB_RUN_FOLDER"
+"""Set by the first process, so that the ranks it launches write into the same folder."""
+
+TRAINER_KEYS = (
+    "max_steps",
+    "max_epochs",
+    "precision",
+    "gradient_clip_val",
+    "accumulate_grad_batches",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "fast_dev_run",
+)
+"""The trainer settings that change results; devices and loggers do not."""
+
+
+class ExperimentCLI(LightningCLI):
+    """Reads `base.yaml` first, then every `--config`; see DESIGN 5 for what a run leaves behind."""
+
+    def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        check_config_files(arguments or [])
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            args=with_base(arguments or []),
+            run=run,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, help="name of the stage: runs and links carry it")
+        parser.add_argument("--experiment", type=str, help="folder below `runs`")
+        parser.add_argument(
+            "--runs",
+            type=str,
+            default=os.environ.get("MMEMB_RUNS", "runs"),
+            help="folder of all runs (default: $MMEMB_RUNS or runs)",
+        )
+        parser.add_argument("--data_root", type=str, help="prepared data, e.g. data/pocket")
+        parser.add_argument("--needs.disk_gib", type=float, default=1.0, help="checked at start")
+        parser.add_argument("--needs.memory_gib", type=float, default=1.0, help="checked at start")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        folder = Path(config.runs) / config.experiment
+        check_disk(folder, config.needs.disk_gib)
+        check_memory(config.needs.memory_gib)
+        torch.set_float32_matmul_precision("high")
+        self.print = run_fingerprint(config, self.subcommand)
+        self.run_folder = self._run_folder(folder, config)
+        config.trainer.default_root_dir = str(self.run_folder)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self.config[self.subcommand]
+        record = RunRecord(
+            run=str(self.run_folder),
+            link=link_name(config.name, self.subcommand),
+            config=self._parser(self.subcommand).dump(config, skip_none=False),
+            fingerprint=self.print,
+            inherited_facts=inherited_facts(settings_of(config, self.subcommand)),
+        )
+        logger = TensorBoardLogger(str(self.run_folder), name="", version="")
+        trainer = super().instantiate_trainer(logger=logger, **kwargs)
+        trainer.callbacks.insert(0, record)
+        for callback in trainer.callbacks:
+            if isinstance(callback, SidecarWriter):
+                callback.fingerprint = self.print
+        return trainer
+
+    @override
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # a SidecarWriter has them
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        if subcommand == "fit" and kwargs.get("ckpt_path") is None and last.is_file():
+            kwargs["ckpt_path"] = str(last)
+        return kwargs
+
+    def _run_folder(self, folder: Path, config: Namespace) -> Path:
+        """The folder of an interrupted run of the same fingerprint, else a new one."""
+        if given := os.environ.get(RUN_FOLDER):
+            return Path(given)
+        name = link_name(config.name, self.subcommand)
+        runs = sorted(folder.glob(f"*-{name}-*")) if self.subcommand == "fit" else []
+        partial = [run for run in runs if is_unfinished(run, self.print)]
+        commit, _ = git_state(Path(__file__).parent)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        run = partial[-1] if partial else folder / f"{stamp}-{name}-{commit or 'nogit'}"
+        os.environ[RUN_FOLDER] = str(run)
+        return run
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """The resolved configuration of a command line; nothing is built."""
+    cli = _ParseOnly(arguments)
+    return cli.config[cli.subcommand]
+
+
+class _ParseOnly(ExperimentCLI):
+    @override
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    @override
+    def instantiate_classes(self) -> None:
+        pass
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def sidecar_folders(config: Namespace) -> list[Path]:
+    """Where the configuration's SidecarWriters write."""
+    callbacks = config.trainer.callbacks or []
+    named = [c for c in callbacks if c.class_path.endswith("SidecarWriter")]
+    return [Path(callback.init_args.folder) for callback in named]
+
+
+def with_base(arguments: list[str]) -> list[str]:
+    """Puts `--config base.yaml` behind the subcommand, in front of the user's configs."""
+    for position, argument in enumerate(arguments):
+        if argument in {"fit", "validate", "test", "predict"}:
+            base = ["--config", str(CONFIGS / "base.yaml")]
+            return [*arguments[: position + 1], *base, *arguments[position + 1 :]]
+    return arguments
+
+
+def link_name(name: str, subcommand: str) -> str:
+    """`trunk` for `fit`, `gate-test` for `test`: what `<runs>/<experiment>/` calls the run."""
+    return name if subcommand == "fit" else f"{name}-{subcommand}"
+
+
+def settings_of(config: Namespace, subcommand: str) -> dict[str, Any]:
+    """The part of a configuration that decides results, as plain data."""
+    data = config.as_dict()
+    trainer = {key: data["trainer"].get(key) for key in TRAINER_KEYS}
+    kept = {key: data[key] for key in ("model", "data", "seed_everything")}
+    return {"subcommand": subcommand, "trainer": trainer, **kept}
+
+
+def run_fingerprint(config: Namespace, subcommand: str) -> str:
+    """Hash of the settings that decide results and of every input they name."""
+    return fingerprint(settings_of(config, subcommand))

@@ -1,0 +1,187 @@
+"""`python -m experiments.pipeline CONFIG`: all stages in order, each skipped if it is done.
+
+A stage is done when its newest run finished under the fingerprint that its settings and inputs
+have now, and the shards it made are whole. So a changed input runs everything after it again, and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One line of the pipeline: `experiments.run SUBCOMMAND --config CONFIG ARGUMENTS`."""
+
+    name: str
+    subcommand: str
+    config: str
+    arguments: tuple[str, ...] = ()
+
+    def command_line(self, shared: Sequence[str]) -> list[str]:
+        """The arguments of `experiments.run`."""
+        return [self.subcommand, "--config", self.config, *self.arguments, *shared]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A pipeline file: the stages, what prepares the data, and what reports."""
+
+    experiment: str
+    data_root: str
+    stages: tuple[Stage, ...]
+    prepare: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    report: bool = True
+
+
+def read_pipeline(path: Path) -> Pipeline:
+    """Reads a pipeline file; a mistake in it is one ValueError that names file and key."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such pipeline file.")
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = set(Pipeline.__dataclass_fields__)
+    if not isinstance(data, dict) or not set(data) <= known or "stages" not in data:
+        raise ValueError(f"{path}: expected the keys {sorted(known)}, found {sorted(data or [])}.")
+    stages = [
+        Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
+        for stage in data.pop("stages")
+    ]
+    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Pipeline(stages=tuple(stages), **lists)
+
+
+def is_done(stage: Stage, shared: Sequence[str]) -> bool:
+    """Whether a finished run covers the stage. Parses the configuration, builds nothing."""
+    from callbacks.run_record import is_finished
+    from experiments.cli import link_name, parse, run_fingerprint, sidecar_folders
+    from mmemb.shard_writer import existing_shards
+    from mmemb.shards import read_manifest
+
+    config = parse(stage.command_line(shared))
+    print_now = run_fingerprint(config, stage.subcommand)
+    link = Path(config.runs) / config.experiment / link_name(config.name, stage.subcommand)
+    if not is_finished(link, print_now):
+        return False
+    for folder in sidecar_folders(config) if stage.subcommand == "predict" else ():
+        try:
+            manifest = read_manifest(folder)
+        except (FileNotFoundError, ValueError):
+            return False
+        whole = existing_shards(folder, print_now)
+        if any(shard.name not in whole for shard in manifest.shards):
+            return False
+    return True
+
+
+def run_stage(stage: Stage, shared: Sequence[str]) -> None:
+    """Runs a stage in a process of its own; its failure ends the pipeline."""
+    command = [sys.executable, "-m", "experiments.run", *stage.command_line(shared)]
+    print(f"$ python {' '.join(command[1:])}", flush=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        sys.exit(
+            f"error: stage {stage.name} failed (exit status {done.returncode}); what it printed "
+            "above says why. The stages before it are kept: run the pipeline again to continue."
+        )
+
+
+def prepare(pipeline: Pipeline) -> None:
+    """Makes the data if the pipeline says how; a prepared folder takes seconds."""
+    if pipeline.prepare:
+        command = [sys.executable, "-m", "datamodules.prepare", *pipeline.prepare]
+        print(f"$ python {' '.join(command[1:])}", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            sys.exit("error: preparing the data failed; what it printed above says why.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs the pipeline."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pipeline",
+        description="Runs the stages of a pipeline file in order and skips what is done.",
+        epilog="Arguments after -- go to every stage, e.g. -- --trainer.devices 2",
+    )
+    parser.add_argument("config", type=Path, help="e.g. experiments/configs/pocket/pipeline.yaml")
+    parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and later")
+    parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+    options, rest = parser.parse_known_args(arguments)
+    shared_rest = [argument for argument in rest if argument != "--"]
+    try:
+        pipeline = read_pipeline(options.config)
+        run_pipeline(pipeline, options, shared_rest)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Prepares, runs what is not done, reports; prints the time of each part."""
+    names = [stage.name for stage in pipeline.stages]
+    for name in filter(None, (options.start, options.until)):
+        if name not in names:
+            raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(names)}.")
+    shared = [
+        *("--experiment", pipeline.experiment, "--data_root", pipeline.data_root),
+        *pipeline.arguments,
+        *rest,
+    ]
+    seconds: dict[str, float] = {}
+    with timed(seconds, "prepare"):
+        prepare(pipeline)
+    start = names.index(options.start) if options.start else len(names)
+    end = names.index(options.until) if options.until else len(names)
+    for number, stage in enumerate(pipeline.stages[: end + 1]):
+        with timed(seconds, stage.name):
+            if number < start and is_done(stage, shared):
+                print(f"{stage.name}: done before, nothing to do", flush=True)
+            elif options.dry_run:
+                print(f"{stage.name}: would run")
+            else:
+                run_stage(stage, shared)
+    if pipeline.report and not options.until and not options.dry_run:
+        with timed(seconds, "report"):
+            report(pipeline)
+    print_times(seconds)
+
+
+def report(pipeline: Pipeline) -> None:
+    """Builds the report of the experiment and prints its table."""
+    from experiments.report import build
+
+    build(Path(os.environ.get("MMEMB_RUNS", "runs")) / pipeline.experiment, pipeline.data_root)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Any:
+    """Notes how long a part took."""
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
+
+
+def print_times(seconds: dict[str, float]) -> None:
+    """One line a part, and the sum."""
+    print("\nminutes of each part")
+    for name, value in [*seconds.items(), ("all", sum(seconds.values()))]:
+        print(f"  {name:<16}{value / 60:6.1f}")
+
+
+if __name__ == "__main__":
+    main()

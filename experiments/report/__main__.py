@@ -1,0 +1,42 @@
+"""`python -m experiments.report build|show RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.report.build import build
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("build", help="make a report of an experiment's newest runs")
+    making.add_argument("run", type=Path, help="e.g. runs/pocket")
+    making.add_argument("--data-root", default="data/pocket", help="prepared data")
+    showing = commands.add_parser("show", help="print the newest report")
+    showing.add_argument("run", type=Path, help="e.g. runs/pocket")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "build":
+            build(options.run, options.data_root)
+        else:
+            show(options.run)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def show(run: Path) -> None:
+    """Prints `report.md`."""
+    path = run / "report.md"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: run the pipeline, or `python -m experiments.report build {run}`."
+        )
+    print(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

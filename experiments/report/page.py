@@ -1,0 +1,151 @@
+"""The report as text: `report.md`, and the table that a terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADINGS = (
+    "row",
+    "Recall@1",
+    "Recall@5",
+    "Recall@10",
+    "hit@1",
+    "inv. eligible",
+    "inv. all",
+    "tokens/query",
+    "ms/query",
+)
+
+
+def cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    """One line of a table, formatted."""
+    quality = [interval(row[metric]) for metric in ("recall@1", "recall@5", "recall@10", "hit@1")]
+    milliseconds = f"{row['latency_ms']:.0f}" if "latency_ms" in row else "-"
+    ratios = [f"{100 * row[key]:.0f} %" for key in ("invocation", "invocation_all")]
+    return [name, *quality, *ratios, f"{row['reasoning_tokens']:.1f}", milliseconds]
+
+
+def interval(data: Mapping[str, float]) -> str:
+    """`21.6 [18.0, 25.1]`, in points."""
+    return f"{100 * data['mean']:.1f} [{100 * data['low']:.1f}, {100 * data['high']:.1f}]"
+
+
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up, so that it reads as plain text too."""
+    widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
+    rows = [headings, ["-" * width for width in widths], *lines]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )
+
+
+def mix_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of the mix, one line a policy."""
+    return markdown_table(HEADINGS, [cells(name, row) for name, row in rows.items()])
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The whole of `report.md`."""
+    parts = [
+        f"# {report['experiment']}: does reasoning pay?",
+        introduction(report),
+        "## All tasks with eligible queries (part test)",
+        mix_table(report["mix"]),
+        "![quality against cost](report.png)",
+        f"Area under the frontier: {100 * report['frontier_area']:.1f} points of Recall@1.",
+        "## Comparisons in Recall@1",
+        comparisons(report["comparisons"]),
+        verdict(report["comparisons"]["gated minus per-task rule"]),
+        "## Last hop and selection",
+        bars(report),
+        "## Per task",
+        *(
+            f"### {name}{marks(task)}\n\n{mix_table(task['rows'])}"
+            for name, task in report["tasks"].items()
+        ),
+        "## Provenance",
+        provenance(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def introduction(report: Mapping[str, Any]) -> str:
+    """What the reader must know before reading a figure."""
+    eligible = report["eligible_queries"]
+    return (
+        f"{report['queries']} test queries of {report['concepts']} concepts, {eligible} of them "
+        "eligible (the worker can read them). The reasoner is text-only: it never sees a picture, "
+        "so image queries are always embedded directly. Intervals are 95 %, by bootstrap over "
+        "concepts; every mean over tasks weighs tasks equally. Tokens and milliseconds are per "
+        "query of the table's mix; milliseconds come from "
+        f"{report['latency']['queries']} queries measured live, one at a time, worker included: "
+        f"{report['latency']['direct_ms']:.0f} ms directly and "
+        f"{report['latency']['reasoned_ms']:.0f} ms with a rationale."
+    )
+
+
+def marks(task: Mapping[str, Any]) -> str:
+    """` (I-RET, think, answers seen)`."""
+    named = [task["meta_task"], "derived" if task["origin"] == "D" else ""]
+    named += ["think" if task["think"] else "", "answers seen" if task["seen_answer"] else ""]
+    return f" ({', '.join(name for name in named if name)})"
+
+
+def comparisons(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a comparison."""
+    lines = [
+        [
+            f"{name} ({row['left']} - {row['right']})",
+            interval(row),
+            f"{100 * row['minimal_detectable_effect']:.1f}",
+            str(row["queries"]),
+        ]
+        for name, row in found.items()
+    ]
+    return markdown_table(["comparison", "points", "detectable effect", "queries"], lines)
+
+
+def verdict(row: Mapping[str, float]) -> str:
+    """The honest sentence about deciding per query."""
+    if row["low"] > 0:
+        return (
+            "The gate beats the best constant depth per task, with an interval above 0: it decides "
+            "per query."
+        )
+    if row["high"] < 0:
+        return (
+            "The gate is WORSE than the best constant depth per task: what it adds to knowing the "
+            "task is noise. Use the per-task rule here."
+        )
+    return (
+        "The interval of gated minus per-task rule holds 0: nothing here shows that the gate does "
+        "more than recognise tasks, and no claim of deciding per query can be made from this run "
+        f"(effects below {100 * row['minimal_detectable_effect']:.1f} points were out of reach)."
+    )
+
+
+def bars(report: Mapping[str, Any]) -> str:
+    """The last hop, the selection, and how the judge took foreign rationales."""
+    selection, lines = report["selection"], []
+    if report.get("flag_name"):
+        name = report["flag_name"]
+        lines.append(f"* flag-name over all {name['queries']} names, direct: {interval(name)}.")
+    lines.append(
+        f"* Candidates on part train that name the right country: {100 * selection['right']:.1f} % "
+        f"of all {selection['candidates']}, {100 * selection['right_kept']:.1f} % of the kept, at "
+        f"a keep rate of {100 * selection['keep_rate']:.1f} % (difference "
+        f"{100 * selection['gain']:.1f} [{100 * selection['gain_low']:.1f}, "
+        f"{100 * selection['gain_high']:.1f}] points, {selection['concepts']} concepts)."
+    )
+    for name, value in report.get("swap_test", {}).items():
+        lines.append(f"* {name}: {value:.3f}")
+    return "\n".join(lines)
+
+
+def provenance(report: Mapping[str, Any]) -> str:
+    """Commit, versions, time."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    dirty = ", with uncommitted changes" if report["uncommitted_changes"] else ""
+    return f"Commit {report['git_commit'] or 'unknown'}{dirty}; {versions}; {report['written']}."

@@ -1,0 +1,110 @@
+"""What a report is made of: every query's value and cost at each depth, read from the sidecars.
+
+Shapes: N queries, A depths (0 = direct, 1 = reason).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmemb.shards import ShardIndex
+
+METRICS = ("recall@1", "recall@5", "recall@10", "hit@1", "ndcg_linear@5")
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class QueryTable:
+    """Columns over queries, joined from `utilities/` and `decisions/` by key.
+
+    Attributes:
+        utility_NA: mean over draws of the true target's log-probability at each depth.
+        cost_NA: reasoning tokens at each depth.
+        metric: name -> (N, A) tie-aware values.
+        depth_N: the gate's decision.
+        score_N: the gate's score.
+    """
+
+    keys: tuple[str, ...]
+    tasks: tuple[str, ...]
+    parts: tuple[str, ...]
+    concepts: tuple[str, ...]
+    eligible_N: Bools
+    utility_NA: Floats
+    cost_NA: Floats
+    metric: dict[str, Floats]
+    depth_N: NDArray[np.int64]
+    score_N: Floats
+
+    def select(self, chosen_N: Bools) -> QueryTable:
+        """The rows where `chosen_N` holds."""
+        rows = np.flatnonzero(chosen_N)
+
+        def pick(values: Sequence[str]) -> tuple[str, ...]:
+            return tuple(values[row] for row in rows)
+
+        return QueryTable(
+            keys=pick(self.keys),
+            tasks=pick(self.tasks),
+            parts=pick(self.parts),
+            concepts=pick(self.concepts),
+            eligible_N=self.eligible_N[rows],
+            utility_NA=self.utility_NA[rows],
+            cost_NA=self.cost_NA[rows],
+            metric={name: values[rows] for name, values in self.metric.items()},
+            depth_N=self.depth_N[rows],
+            score_N=self.score_N[rows],
+        )
+
+    def of_parts(self, *parts: str) -> QueryTable:
+        """The queries of some data parts."""
+        return self.select(np.array([part in parts for part in self.parts], dtype=bool))
+
+    def of_tasks(self, tasks: Sequence[str]) -> QueryTable:
+        """The queries of some tasks."""
+        return self.select(np.array([task in tasks for task in self.tasks], dtype=bool))
+
+
+def read_queries(experiment: Path) -> QueryTable:
+    """Reads and joins the sidecars of an experiment; decisions must cover every utility."""
+    utilities = ShardIndex.open(experiment / "utilities")
+    decisions = ShardIndex.open(experiment / "decisions")
+    rows, taken = [], []
+    for entry in utilities.entries:
+        if entry.key not in decisions.by_key:
+            raise ValueError(
+                f"{decisions.folder} has no decision for query {entry.key} of shard "
+                f"{utilities.folder / entry.shard}: run the stage `decisions` again."
+            )
+        rows.append(json.loads(utilities.read(entry, {"json"})["json"]))
+        decided = decisions.by_key[entry.key]
+        taken.append(json.loads(decisions.read(decided, {"json"})["json"]))
+    return QueryTable(
+        keys=tuple(entry.key for entry in utilities.entries),
+        tasks=tuple(row["task"] for row in rows),
+        parts=tuple(row["part"] for row in rows),
+        concepts=tuple(row["concept"] for row in rows),
+        eligible_N=np.array([row["eligible"] for row in rows], dtype=bool),
+        utility_NA=_over_draws(rows, "utility"),
+        cost_NA=_over_draws(rows, "cost"),
+        metric={
+            name: np.array([[depth[name] for depth in row["metrics"]] for row in rows])
+            for name in METRICS
+        },
+        depth_N=np.array([row["depth"] for row in taken]),
+        score_N=np.array([row["score"] for row in taken]),
+    )
+
+
+def _over_draws(rows: Sequence[dict[str, Any]], name: str) -> Floats:
+    return np.array([[np.mean(draws) for draws in row[name]] for row in rows])

@@ -1,0 +1,62 @@
+"""What selection did on part `train`: how often candidates, and kept ones, name the right target.
+
+The table of facts (`answers`) is used for this scoring only; no model reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmemb.records import scored_from_json
+from mmemb.shards import ShardIndex
+
+
+def selection_figures(
+    experiment: Path, num_resamples: int = 4_000, seed: int = 0
+) -> dict[str, Any]:
+    """Keep rate and right-name rates of all and of kept candidates, counted by draw; the interval
+    of their difference is a bootstrap over concepts."""
+    index = ShardIndex.open(experiment / "selected")
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    tasks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    for entry in index.entries:
+        for data in json.loads(index.read(entry, {"json"})["json"]):
+            scored = scored_from_json(data)
+            count = scored.rationale.count
+            right, kept = bool(scored.names_target), scored.kept
+            row = [count, count * right, count * kept, count * (kept and right)]
+            for table, key in ((sums, entry.meta["concept"]), (tasks, entry.meta["task"])):
+                table[key] = [a + b for a, b in zip(table[key], row, strict=True)]
+    counts_G4 = np.array(list(sums.values()))
+    if not len(counts_G4):
+        raise ValueError(f"{index.folder} holds no candidate: run the stages before again.")
+    chosen = np.random.default_rng(seed).integers(
+        0, len(counts_G4), (num_resamples, len(counts_G4))
+    )
+    draws = _rates(counts_G4[chosen].sum(1))
+    rates = _rates(counts_G4.sum(0)[None])
+    gain_low, gain_high = np.nanquantile(draws["gain"], [0.025, 0.975])
+    return {
+        **{name: float(value[0]) for name, value in rates.items()},
+        "gain_low": float(gain_low),
+        "gain_high": float(gain_high),
+        "candidates": int(counts_G4[:, 0].sum()),
+        "concepts": len(counts_G4),
+        "tasks": {
+            task: {name: float(v[0]) for name, v in _rates(np.array([row])).items()}
+            for task, row in sorted(tasks.items())
+            if row[0]
+        },
+    }
+
+
+def _rates(counts_R4: np.ndarray) -> dict[str, np.ndarray]:
+    total, right, kept, kept_right = counts_R4.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = {"right": right / total, "keep_rate": kept / total, "right_kept": kept_right / kept}
+    return rates | {"gain": rates["right_kept"] - rates["right"]}

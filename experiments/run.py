@@ -1,0 +1,52 @@
+"""`python -m experiments.run fit|validate|test|predict --config ...`: one stage, one run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+
+USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
+"""What bad input raises; their message is written for people, so they see it alone."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one stage; a user's mistake ends in one paragraph, the traceback goes to a file."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    quieten()
+    try:
+        from experiments.cli import ExperimentCLI
+
+        ExperimentCLI(arguments)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}\n(traceback: {write_traceback()})")
+
+
+def quieten() -> None:
+    """Silences what no user can act on: tips, and hints about choices made on purpose."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*args parameter is intended to run from within Python.*",
+        ".*treespec, LeafSpec.*",
+        ".*fit will run with no optimizer.*",
+        ".*callbacks list already contains.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def write_traceback() -> str:
+    """Writes the traceback of the current exception to a file of its own and returns its path."""
+    if os.environ.get("MMEMB_TRACEBACK"):
+        traceback.print_exc()
+    handle, path = tempfile.mkstemp(prefix="mmemb-", suffix=".log")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(traceback.format_exc())
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""LightningModules: one file, one stage, thin: Trainer -> step -> one function of `mmemb`.
+
+The names are loaded when asked for: extracting features needs no language model.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "ContrastiveEmbedder": "contrastive_embedder",
+    "CounterfactualSelector": "counterfactual_selector",
+    "FeatureExtractor": "feature_extractor",
+    "GatingPolicy": "gating_policy",
+    "RationaleGenerator": "rationale_generator",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,210 @@
+"""ContrastiveEmbedder: stage 3, one model that embeds with and without a rationale (METHOD 6).
+
+Shapes: B rows, R of them with a rationale, D embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_modules.schedule import schedule
+from mmemb.backbones import Backbone
+from mmemb.lineage import read_facts
+from mmemb.losses import combine, contrastive_loss
+from mmemb.records import (
+    CandidateBatch,
+    CandidateOutput,
+    PairBatch,
+    QueryBatch,
+    QueryOutput,
+    Rationale,
+    Side,
+    SidecarOutput,
+)
+from mmemb.retrieval import Galleries
+from mmemb.utilities import guard_facts, utility_rows
+
+
+@final
+class ContrastiveEmbedder(LightningModule):
+    """fit: trunk, judges and embedder; validate, test: retrieval; predict: `utilities/`.
+
+    Args:
+        backbone: what is trained; `mmemb.backbones.load_backbone` starts from an earlier run.
+        reasoning_weight: weight of L_nce(h_r(q, r), t).
+        direct_weight: weight `a` of L_nce(h_d(q), h_d(t)).
+        temperature: tau; its logarithm is trained if `learn_temperature`.
+        symmetric: also target to query.
+        optimizer: called with the parameter groups.
+        num_warmup: steps of linear warm-up.
+        new_lr_scale: learning rate of the backbone's untrained parts relative to the rest.
+        reason: whether test and validation embed queries with their rationale.
+        utility_temperature: tau of the utilities that `predict` exports.
+        fitted: predict: a run's `fitted.json`, the facts that may not be scored.
+        allow_fitted: predict: score fitted facts all the same (an audit).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        reasoning_weight: float = 1.0,
+        direct_weight: float = 1.0,
+        temperature: float = 0.05,
+        learn_temperature: bool = False,
+        symmetric: bool = True,
+        num_warmup: int = 10,
+        new_lr_scale: float = 1.0,
+        reason: bool = False,
+        utility_temperature: float = 0.05,
+        fitted: str | None = None,
+        allow_fitted: bool = False,
+        cutoffs: Sequence[int] = (1, 5, 10),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optimizer = optimizer
+        self.reasoning_weight, self.direct_weight = reasoning_weight, direct_weight
+        log_temperature = torch.tensor(math.log(temperature))
+        self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
+        self.symmetric, self.reason = symmetric, reason
+        self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
+        self.utility_temperature = utility_temperature
+        self.fitted_facts = read_facts(Path(fitted)) if fitted else frozenset()
+        self.allow_fitted = allow_fitted
+        self.cutoffs = tuple(cutoffs)
+        self._candidates: list[CandidateOutput] = []
+        self._galleries: Galleries | None = None
+
+    # fit
+
+    @override
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        target_BD = self.backbone(batch.targets)
+        query_BD = self.backbone(batch.queries)
+        valid_B = torch.tensor([r is not None for r in batch.rationales], device=self.device)
+        direct = self._term(query_BD, target_BD, batch)
+        loss = self.direct_weight * combine(direct)
+        scalars = {"train/direct_loss": loss.detach()}
+        if self.reasoning_weight:
+            reasoned_BD = self._reasoned(batch.queries, batch.rationales, query_BD)
+            reasoning = combine(self._term(reasoned_BD, target_BD, batch, valid_B))
+            loss = loss + self.reasoning_weight * reasoning
+            scalars["train/reasoning_loss"] = reasoning.detach()
+            scalars["train/reasoning_share"] = valid_B.float().mean()
+        self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
+        return loss
+
+    def _term(
+        self, query_BD: Tensor, target_BD: Tensor, batch: PairBatch, valid_B: Tensor | None = None
+    ) -> Any:
+        return contrastive_loss(
+            query_BD,
+            target_BD,
+            query_ids_B=batch.query_ids_B,
+            target_ids_B=batch.target_ids_B,
+            positive_ids_BP=batch.positive_ids_BP,
+            temperature=self.log_temperature.exp(),
+            valid_B=valid_B,
+            symmetric=self.symmetric,
+        )
+
+    def _reasoned(
+        self, sides: Sequence[Side], rationales: Sequence[Rationale | None], direct_BD: Tensor
+    ) -> Tensor:
+        """(B, D): h_r where a row has a rationale, h_d elsewhere. Ranks may differ in how many:
+        a backbone's empty call joins the graph, so no gradient is waited for in vain."""
+        rows = [row for row, rationale in enumerate(rationales) if rationale is not None]
+        reasoned_RD = self.backbone([sides[r] for r in rows], [rationales[r] for r in rows])
+        index_R = torch.tensor(rows, dtype=torch.long, device=direct_BD.device)
+        return direct_BD.index_copy(0, index_R, reasoned_RD)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self._parameter_groups())
+        num_steps = self.trainer.max_steps
+        scheduler = schedule(optimizer, num_steps if num_steps > 0 else 10**6, self.num_warmup)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        new = {id(p) for p in self.backbone.new_parameters()}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        lr = self.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
+        groups = [
+            {"params": [p for p in trained if id(p) not in new]},
+            {"params": [p for p in trained if id(p) in new], "lr": lr * self.new_lr_scale},
+        ]
+        return [group for group in groups if group["params"]]
+
+    @override
+    def on_train_end(self) -> None:
+        if self.trainer.is_global_zero:
+            self.backbone.save_pretrained(Path(self.trainer.default_root_dir) / "backbone")
+
+    # validate and test
+
+    @override
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> CandidateOutput | QueryOutput:
+        if dataloader_idx == 0:
+            return embed_candidates(self.backbone, batch)
+        return self._embed_queries(batch)
+
+    @override
+    def test_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> CandidateOutput | QueryOutput:
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def _embed_queries(self, batch: QueryBatch) -> QueryOutput:
+        notes = [rationales[0] if rationales else None for rationales in batch.rationales]
+        notes = notes if self.reason else [None] * len(notes)
+        tokens_B = torch.tensor([note.num_tokens if note else 0 for note in notes])
+        return QueryOutput(
+            vectors_BD=self.backbone([query.side for query in batch.queries], notes).cpu(),
+            queries=batch.queries,
+            depths_B=torch.tensor([int(note is not None) for note in notes]),
+            tokens_B=tokens_B,
+            eligible_B=torch.tensor([bool(rationales) for rationales in batch.rationales]),
+        )
+
+    # predict
+
+    @override
+    def predict_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> SidecarOutput | None:
+        if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
+            self._candidates.append(embed_candidates(self.backbone, batch))
+            return None
+        if batch_idx == 0:
+            self._galleries = Galleries(self._candidates)
+        guard_facts(batch.queries, self.fitted_facts, self.allow_fitted)
+        rows = utility_rows(
+            self.backbone, batch, self._galleries, self.utility_temperature, self.cutoffs
+        )
+        return SidecarOutput(batch.shard, tuple(rows))
+
+
+def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutput:
+    """Embeds rows of the candidate table, directly."""
+    candidates = batch.candidates
+    return CandidateOutput(
+        vectors_ND=backbone([candidate.side for candidate in candidates]).detach().cpu(),
+        names=tuple(candidate.name for candidate in candidates),
+        galleries=tuple(candidate.gallery for candidate in candidates),
+        rows=tuple(int(candidate.key) for candidate in candidates),
+    )

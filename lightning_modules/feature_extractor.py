@@ -1,0 +1,37 @@
+"""FeatureExtractor: runs a frozen tower once over every picture, so that training need not."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from typing_extensions import override
+
+from mmemb.records import MediaBatch, SidecarOutput, SidecarRow
+
+
+@final
+class FeatureExtractor(LightningModule):
+    """predict: `features/`, one fp16 array (T, F) per distinct picture, keyed by its SHA-256.
+
+    Args:
+        tower: maps a list of uint8 (3, H, W) pictures to tokens (B, T, F).
+    """
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    @override
+    def predict_step(
+        self, batch: MediaBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> SidecarOutput:
+        tokens_BTF = self.tower([media.pixels for media in batch.media])
+        arrays = tokens_BTF.to("cpu", torch.float16).numpy()
+        rows = [
+            SidecarRow(media.digest, {"npy": array})
+            for media, array in zip(batch.media, arrays, strict=True)
+        ]
+        return SidecarOutput(batch.shard, tuple(rows))

@@ -1,0 +1,129 @@
+"""RationaleGenerator: stage 1, the prior. Workers write from one side only (METHOD 4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import final
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from typing_extensions import override
+
+from mmemb.counterfactual import names_target
+from mmemb.rationales import RationaleWorker, fold_candidates
+from mmemb.records import (
+    GREEDY,
+    PairRowBatch,
+    Rationale,
+    ScoredRationale,
+    SideBatch,
+    SidecarOutput,
+    SidecarRow,
+    scored_to_json,
+    stable_hash,
+)
+
+NO_DRAW = -2
+
+
+@final
+class RationaleGenerator(LightningModule):
+    """predict: `rationales/`; test: format, tokens and leaks of what was written.
+
+    Training pairs get `num_candidates` samples of every worker; queries of the other parts get
+    what the test will have: one greedy draw, and further sampled ones if `num_test_draws` > 1.
+
+    Args:
+        workers: name -> worker; the union of what they write is the pool.
+        num_candidates: K, samples per training query and worker.
+        num_test_draws: draws per evaluation query; draw 0 is greedy.
+        max_tokens: longer candidates are dropped and counted.
+        seed: with key and candidate number it decides every draw, so one shard regenerates to the
+            same bytes.
+    """
+
+    def __init__(
+        self,
+        workers: dict[str, RationaleWorker],
+        num_candidates: int = 4,
+        num_test_draws: int = 1,
+        max_tokens: int = 96,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
+        self.num_candidates = num_candidates
+        self.num_test_draws = num_test_draws
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.counts: Counter[str] = Counter()
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            raise ValueError(
+                "RationaleGenerator has no fit yet: fine-tuning the generator on kept rationales "
+                "(the second EM round) comes with a later release; use predict and test."
+            )
+
+    @override
+    def predict_step(
+        self, batch: SideBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> SidecarOutput:
+        seeds_BK = self._seeds(batch)
+        pools: list[list[Rationale]] = [[] for _ in batch.keys]
+        for worker in self.workers.values():
+            for pool, written in zip(pools, worker.write(batch.sides, seeds_BK), strict=True):
+                pool.extend(written)
+        rows = [
+            SidecarRow(key, {"json": self._candidates(pool, meta["part"])}, meta)
+            for key, pool, meta in zip(batch.keys, pools, batch.metas, strict=True)
+        ]
+        return SidecarOutput(batch.shard, tuple(rows))
+
+    @override
+    def on_predict_end(self) -> None:
+        counts = ", ".join(f"{name} {self.counts[name]}" for name in sorted(self.counts))
+        print(f"rationales: {counts or 'nothing to generate, 0 tokens'}")
+
+    @override
+    def test_step(self, batch: PairRowBatch, batch_idx: int) -> None:
+        rows = [
+            (scored.rationale, pair)
+            for pair, pool in zip(batch.pairs, batch.rationales, strict=True)
+            for scored in pool
+        ]
+        sums = {
+            "test/format_rate": [float(bool(r.thinking and r.answer)) for r, _ in rows],
+            "test/reasoning_tokens": [float(r.num_tokens) for r, _ in rows],
+            "test/names_target": [float(names_target(r.plain, p.answers)) for r, p in rows],
+        }
+        for name, values in sums.items():
+            if values:
+                mean = sum(values) / len(values)
+                self.log(name, mean, on_step=False, on_epoch=True, batch_size=len(values))
+
+    def _seeds(self, batch: SideBatch) -> Tensor:
+        rows = [
+            self._draws(key, meta["part"])
+            for key, meta in zip(batch.keys, batch.metas, strict=True)
+        ]
+        width = max(map(len, rows))
+        return torch.tensor([row + [NO_DRAW] * (width - len(row)) for row in rows])
+
+    def _draws(self, key: str, part: str) -> list[int]:
+        if part == "train":
+            return [stable_hash(self.seed, key, k) for k in range(self.num_candidates)]
+        sampled = [stable_hash(self.seed, key, k) for k in range(1, self.num_test_draws)]
+        return [GREEDY, *sampled]
+
+    def _candidates(self, pool: list[Rationale], part: str) -> list[dict[str, object]]:
+        """A training pool is merged and cleaned; at test time a broken draw was paid for, so it
+        stays (an embedder reads nothing in it)."""
+        self.counts["drawn"] += len(pool)
+        self.counts["generated tokens"] += sum(rationale.num_tokens for rationale in pool)
+        if part == "train":
+            pool, dropped = fold_candidates(pool, max_tokens=self.max_tokens)
+            self.counts.update(dropped)
+        return [scored_to_json(ScoredRationale(rationale)) for rationale in pool]

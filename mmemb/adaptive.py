@@ -1,0 +1,142 @@
+"""AdaptiveEmbedder: the one inference path: embed, decide, reason, embed again.
+
+Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, D embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from mmemb.backbones import Backbone, load_backbone
+from mmemb.budget import Thresholds, gate_score
+from mmemb.gating import DepthHead, load_head, save_head
+from mmemb.lineage import write_json
+from mmemb.rationales import RationaleWorker, load_worker
+from mmemb.records import DIRECT, FULL, GREEDY, Side
+
+DEPTHS = (DIRECT, FULL)
+_SETTINGS = "adaptive.json"
+
+
+class Encoded(NamedTuple):
+    """Unit vectors (B, D), depths taken (B,), reasoning tokens spent (B,)."""
+
+    vectors_BD: Tensor
+    depths_B: Tensor
+    tokens_B: Tensor
+
+
+@final
+class AdaptiveEmbedder:
+    """Embeds sides and reasons about those for which the gate says that it pays.
+
+    Args:
+        backbone: embeds a side with and without a rationale.
+        head: reads the direct embedding, never a rationale.
+        thresholds: what to compare gate scores with, for any budget.
+        worker: writes the rationale; a side that it cannot read is embedded directly.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: DepthHead, thresholds: Thresholds, worker: RationaleWorker
+    ) -> None:
+        self.backbone = backbone.eval()
+        self.head = head.eval()
+        self.thresholds = thresholds
+        self.worker = worker
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        sides: Sequence[Side],
+        budget: float | None = None,
+        *,
+        depth: int | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> Encoded:
+        """Embeds `sides`.
+
+        Args:
+            sides: B sides.
+            budget: upper bound on the share of eligible sides that reason, in expectation over
+                sides like those of the calibration part; None leaves it to the gate.
+            depth: forces a depth for every eligible side (0 = direct); the gate is not asked.
+            keys: what breaks ties between equal gate scores; by default the content of the side.
+
+        Returns:
+            Unit vectors (B, D), depths (B,) and reasoning tokens (B,).
+        """
+        direct_BD = self.backbone.encode(sides)
+        eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
+        names = [side.digest for side in sides] if keys is None else keys
+        open_B = self.decide(direct_BD, names, budget) if depth is None else depth > 0
+        chosen = torch.nonzero(eligible_B & open_B).flatten().tolist()
+        return self._reason(sides, chosen, direct_BD)
+
+    def can_reason(self, side: Side) -> bool:
+        """Whether the worker can read the side (METHOD 7: only these queries are eligible)."""
+        return bool(side.modalities) and side.modalities <= self.worker.reads
+
+    def decide(self, direct_BD: Tensor, keys: Sequence[str], budget: float | None) -> Tensor:
+        """(B,) bool: whether the gate asks for a rationale."""
+        score_B = gate_score(self.head(direct_BD)).cpu()
+        return self.thresholds.decide(score_B, keys, budget)
+
+    def _reason(self, sides: Sequence[Side], chosen: list[int], direct_BD: Tensor) -> Encoded:
+        depths_B = torch.zeros(len(sides), dtype=torch.long)
+        tokens_B = torch.zeros(len(sides), dtype=torch.long)
+        vectors_BD = direct_BD.clone()
+        if chosen:
+            picked = [sides[i] for i in chosen]
+            written = self.worker.write(picked, torch.full((len(picked), 1), GREEDY))
+            rationales = [draws[0] if draws else None for draws in written]
+            vectors_BD[chosen] = self.backbone.encode(picked, rationales)
+            depths_B[chosen] = 1
+            tokens_B[chosen] = torch.tensor([r.num_tokens if r else 0 for r in rationales])
+        return Encoded(vectors_BD, depths_B, tokens_B)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes embedder, gate, thresholds and worker settings; the settings come last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _SETTINGS).unlink(missing_ok=True)
+        self.backbone.save_pretrained(folder / "backbone")
+        save_head(self.head, folder / "gate")
+        write_json(
+            folder / _SETTINGS,
+            {
+                "depths": DEPTHS,
+                "thresholds": self.thresholds.to_json(),
+                "worker": self.worker.settings(),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, worker: RationaleWorker | None = None
+    ) -> AdaptiveEmbedder:
+        """Loads what `save_pretrained` wrote; `worker` replaces the saved one."""
+        settings = read_settings(Path(folder))
+        return cls(
+            load_backbone(str(Path(folder) / "backbone")),
+            load_head(Path(folder) / "gate"),
+            Thresholds.from_json(settings["thresholds"]),
+            worker or load_worker(settings["worker"]),
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a saved embedder; an unfinished or foreign folder is one clear error."""
+    path = folder / _SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {folder} is not a saved AdaptiveEmbedder, or writing it was "
+            "interrupted. `experiments.run fit` with a gate config writes one to <run>/adaptive."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

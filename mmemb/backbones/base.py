@@ -1,0 +1,200 @@
+"""What every backbone is: sides in, unit vectors out, and a folder that loads again offline.
+
+Shapes: B sides, D embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mmemb.lineage import write_json
+from mmemb.records import Rationale, Side
+
+_CONFIG = "config.json"
+_WEIGHTS = "weights.pt"
+_FOLDER = "${folder}"
+"""Stands for the saved folder in `config.json`, so that the folder may be moved."""
+
+
+class Backbone(nn.Module, ABC):
+    """Maps sides to unit vectors: `h_d(x)`, and `h_r(x, r)` after reading a rationale (METHOD 1).
+
+    A subclass collates its own inputs, so that one batch of records serves every backbone. It
+    must let every trainable parameter take part in every call, whatever the sides hold, since
+    distributed training waits for the gradients of all of them.
+
+    Attributes:
+        embedding_dim: D.
+        modalities: the subset of {"text", "image", "video"} that it can read.
+    """
+
+    embedding_dim: int
+    modalities: frozenset[str]
+
+    _files_hold: tuple[str, ...] = ()
+    """Prefixes of the state that the files of `_save_files` hold already."""
+
+    def encode(
+        self, sides: Sequence[Side], rationales: Sequence[Rationale | None] | None = None
+    ) -> Tensor:
+        """Embeds sides; the vector of a side does not depend on what else is in the batch.
+
+        Args:
+            sides: B sides, each with at least one modality, none that the backbone lacks.
+            rationales: one per side or None; no list at all means no rationales. A rationale
+                without thought and answer (`Rationale.plain` is empty) counts as None.
+
+        Returns:
+            (B, D) float32 unit vectors on the backbone's device, with gradient in training.
+        """
+        notes = [None] * len(sides) if rationales is None else list(rationales)
+        if len(notes) != len(sides):
+            raise ValueError(
+                f"encode got {len(sides)} sides but {len(notes)} rationales; give one per side "
+                "(None where a side has no rationale), or no list at all."
+            )
+        for position, side in enumerate(sides):
+            self._check(position, side)
+        if not sides:
+            return self._empty()
+        notes = [note if note is not None and note.plain else None for note in notes]
+        return nn.functional.normalize(self._encode(sides, notes).float(), dim=-1)
+
+    def forward(
+        self, sides: Sequence[Side], rationales: Sequence[Rationale | None] | None = None
+    ) -> Tensor:
+        """The same as `encode`, for wrappers that hook `forward`."""
+        return self.encode(sides, rationales)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters without pretraining, which may take a higher learning rate."""
+        return []
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON data."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes all that is needed to load the backbone again, offline, from `folder` alone.
+
+        `config.json` comes last, by rename: a folder that was interrupted does not load.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG).unlink(missing_ok=True)
+        init_args = self.config() | self._save_files(folder)
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith(self._files_hold)}
+        torch.save(own, folder / _WEIGHTS)
+        spec = {"class_path": class_path(self), "init_args": init_args}
+        write_json(folder / _CONFIG, spec)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Loads what `save_pretrained` wrote, if it is of this class."""
+        backbone = load_backbone(str(folder))
+        if not isinstance(backbone, cls):
+            raise ValueError(
+                f"{folder} holds a {type(backbone).__name__}, not a {cls.__name__}; "
+                "use mmemb.backbones.load_backbone to load whatever it is."
+            )
+        return backbone
+
+    @abstractmethod
+    def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
+        """Vectors (B, D) of any length other than 0, for B > 0 checked sides."""
+
+    @abstractmethod
+    def _save_files(self, folder: Path) -> dict[str, Any]:
+        """Writes what the constructor needs; returns the init arguments that name it.
+
+        Files inside `folder` are named by `in_folder`. What these files do not hold of the
+        state (see `_files_hold`) goes into one more file, without being asked.
+        """
+
+    def _check(self, position: int, side: Side) -> None:
+        if not side.modalities:
+            raise ValueError(
+                f"side {position} is empty: it has neither text nor media (instruction: "
+                f"{side.instruction!r}); give it at least one of {sorted(self.modalities)}."
+            )
+        if missing := sorted(side.modalities - self.modalities):
+            raise ValueError(
+                f"side {position} (text {side.text[:60]!r}) holds {', '.join(missing)}, which "
+                f"{type(self).__name__} cannot read as configured; it reads "
+                f"{sorted(self.modalities)}. Choose another backbone or leave these sides out."
+            )
+
+    def _empty(self) -> Tensor:
+        # A rank with no rows still joins the graph: zero gradients instead of a hang.
+        trained = [p.sum() for p in self.parameters() if p.requires_grad]
+        zero = torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
+        return zero.float().expand(0, self.embedding_dim)
+
+
+def load_backbone(folder: str) -> Backbone:
+    """The backbone that was saved in `folder`, whatever its class; reads nothing else."""
+    path = Path(folder) / _CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} not found: {folder} is not a saved backbone, or its writing was interrupted. "
+            "Give a folder that Backbone.save_pretrained wrote."
+        )
+    backbone = _build(json.loads(path.read_text()), str(folder))
+    own = torch.load(path.with_name(_WEIGHTS), map_location="cpu", weights_only=True)
+    missing, unknown = backbone.load_state_dict(own, strict=False)
+    missing = [name for name in missing if not name.startswith(backbone._files_hold)]
+    if missing or unknown:
+        raise ValueError(
+            f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: missing {missing}, "
+            f"unknown {unknown}. The folder mixes two runs or two versions; save it again."
+        )
+    return backbone.eval()
+
+
+def class_path(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def in_folder(name: str) -> str:
+    """How `config.json` names a file beside it."""
+    return f"{_FOLDER}/{name}"
+
+
+def check_policy(value: str, choices: Iterable[str], argument: str) -> str:
+    """`value`, if it is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{argument}={value!r} is unknown; choose one of {sorted(choices)}.")
+    return value
+
+
+def _build(spec: Mapping[str, Any], folder: str) -> Any:
+    """Instantiates `{class_path, init_args}`, nested ones first; only our own classes."""
+    home, _, name = spec["class_path"].rpartition(".")
+    if not home.startswith(f"{__package__}."):
+        raise ValueError(
+            f"{folder}/{_CONFIG}: class {spec['class_path']!r} is refused; a saved backbone may "
+            f"only name classes of {__package__}."
+        )
+    kind = getattr(import_module(home), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"{folder}/{_CONFIG}: {spec['class_path']!r} is no class of this version.")
+    arguments = {key: _argument(value, folder) for key, value in spec["init_args"].items()}
+    return kind(**arguments)
+
+
+def _argument(value: Any, folder: str) -> Any:
+    if isinstance(value, dict) and "class_path" in value:
+        return _build(value, folder)
+    return value.replace(_FOLDER, folder) if isinstance(value, str) else value

@@ -1,0 +1,261 @@
+"""OpenClipBackbone: any dual encoder of open_clip, with its parts fused by a weighted sum.
+
+Shapes: B sides, D embedding width, M pictures of a batch, L text length.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from mmemb.backbones.base import Backbone, check_policy, in_folder
+from mmemb.backbones.bytes_tokenizer import ByteTokenizer
+from mmemb.backbones.pixels import prepare_pixels
+from mmemb.records import Media, Rationale, Side
+
+_CONFIG = "open_clip_config.json"
+_POLICIES = ("truncate", "drop", "error")
+
+
+@final
+class OpenClipBackbone(Backbone):
+    """A dual encoder; towers that know nothing of each other are fused at their outputs.
+
+    The parts of a side, each a unit vector: its text (the instruction before it), the mean of its
+    images, the mean of its frames (their order is not seen), and the rationale's thought and
+    answer as a text of its own. The side's vector is the weighted sum of the parts that it has,
+    made of unit length. So a rationale moves a vector along a chord towards what it says, and
+    takes nothing from the side's own text, however short the tower's context is.
+
+    Long texts: the side's text loses its end. A rationale beyond the context is, by
+    `long_rationale`, cut at its beginning, word by word (`truncate`: the answer stands last and
+    stays), ignored (`drop`) or refused (`error`).
+
+    Args:
+        model: a name that open_clip knows, or the path of a JSON config (a bare model config, or
+            an `open_clip_config.json`).
+        pretrained: path of weights; for a name also a tag, which downloads. None: random weights.
+        tokenizer: `default` (open_clip's own choice for the model; a hub id in its config
+            downloads), `bytes`, or the folder of a transformers tokenizer.
+        text_weight: weight of the text part.
+        visual_weight: weight of the image part and of the video part.
+        rationale_weight: weight of the rationale part.
+        long_rationale: see above.
+        read_instruction: whether the instruction is read; off is right for an encoder that was
+            never trained on instructions, since a picture would gain a text part by it.
+    """
+
+    modalities = frozenset({"text", "image", "video"})
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        tokenizer: str = "default",
+        text_weight: float = 1.0,
+        visual_weight: float = 1.0,
+        rationale_weight: float = 1.0,
+        long_rationale: str = "truncate",
+        read_instruction: bool = True,
+    ) -> None:
+        super().__init__()
+        self.long_rationale = check_policy(long_rationale, _POLICIES, "long_rationale")
+        self.name, self.pretrained, self.tokenizer_name = model, pretrained, tokenizer
+        self.text_weight, self.visual_weight = text_weight, visual_weight
+        self.rationale_weight, self.read_instruction = rationale_weight, read_instruction
+        self.model, self.spec = _load_model(model, pretrained)
+        self.embedding_dim = self.spec["model_cfg"]["embed_dim"]
+        self.tokenizer = _load_tokenizer(tokenizer, self.spec["model_cfg"]["text_cfg"])
+        # The temperature belongs to the loss; here it would wait for a gradient for ever.
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in ("logit_scale", "logit_bias"))
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON data."""
+        return {
+            "model": self.name,
+            "pretrained": self.pretrained,
+            "tokenizer": self.tokenizer_name,
+            "text_weight": self.text_weight,
+            "visual_weight": self.visual_weight,
+            "rationale_weight": self.rationale_weight,
+            "long_rationale": self.long_rationale,
+            "read_instruction": self.read_instruction,
+        }
+
+    def _save_files(self, folder: Path) -> dict[str, Any]:
+        (folder / _CONFIG).write_text(json.dumps(self.spec, indent=2) + "\n")
+        saved = {"model": in_folder(_CONFIG), "pretrained": None}
+        if _uses_transformers(self.tokenizer_name, self.spec["model_cfg"]["text_cfg"]):
+            self.tokenizer.save_pretrained(str(folder / "tokenizer"))
+            saved["tokenizer"] = in_folder("tokenizer")
+        return saved
+
+    def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
+        texts = [self._text(side) for side in sides]
+        notes = self._fit([note.plain if note else "" for note in rationales])
+        fused_BD = torch.zeros(len(sides), self.embedding_dim, device=self.device)
+        text_MD = self._encode_texts([text for text in (*texts, *notes) if text])
+        rows = [i for i, text in enumerate(texts) if text]
+        fused_BD = _add(fused_BD, rows, self.text_weight * text_MD[: len(rows)])
+        noted = [i for i, note in enumerate(notes) if note]
+        fused_BD = _add(fused_BD, noted, self.rationale_weight * text_MD[len(rows) :])
+        picture_MD = self._encode_pictures([m for side in sides for m in side.media])
+        for kind in ("image", "frame"):
+            mean_BD = self._mean_by_side(picture_MD, sides, kind)
+            fused_BD = fused_BD + self.visual_weight * mean_BD
+        return fused_BD
+
+    def _text(self, side: Side) -> str:
+        instruction = side.instruction if self.read_instruction else ""
+        return f"{instruction} {side.text}".strip()
+
+    def _mean_by_side(self, picture_MD: Tensor, sides: Sequence[Side], kind: str) -> Tensor:
+        """Unit mean (B, D) of each side's pictures of one kind; zeros where it has none."""
+        owners = [(i, m.kind) for i, side in enumerate(sides) for m in side.media]
+        picked = [row for row, (_, found) in enumerate(owners) if found == kind]
+        empty_BD = picture_MD.new_zeros(len(sides), self.embedding_dim)
+        sum_BD = _add(empty_BD, [owners[row][0] for row in picked], picture_MD[picked])
+        return nn.functional.normalize(sum_BD, dim=-1)
+
+    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        if not texts:
+            return self._idle(visual=False)
+        tokens_ML = self.tokenizer(list(texts)).to(self.device)
+        return nn.functional.normalize(self.model.encode_text(tokens_ML).float(), dim=-1)
+
+    def _encode_pictures(self, media: Sequence[Media]) -> Tensor:
+        if not media:
+            return self._idle(visual=True)
+        if blind := [m.digest for m in media if m.pixels is None]:
+            raise ValueError(
+                f"picture {blind[0]} came without pixels: open_clip's towers read no cached "
+                "features; remove the features folder from the data's settings."
+            )
+        pixels = [m.pixels.to(self.device) for m in media if m.pixels is not None]
+        settings = self.spec["preprocess_cfg"]
+        images = torch.stack([prepare_pixels(image, settings) for image in pixels])
+        return nn.functional.normalize(self.model.encode_image(images).float(), dim=-1)
+
+    def _idle(self, visual: bool) -> Tensor:
+        """No rows (0, D) from a tower with nothing to do, in the graph all the same.
+
+        Distributed training waits for gradients of every trainable parameter: these are zeros.
+        """
+        rows = torch.zeros(0, self.embedding_dim, device=self.device)
+        if not torch.is_grad_enabled():
+            return rows
+        named = self.model.named_parameters()
+        tower = [p for n, p in named if p.requires_grad and n.startswith("visual.") == visual]
+        return rows + torch.stack([p.flatten()[0] for p in tower]).sum().float()
+
+    def _fit(self, notes: Sequence[str]) -> list[str]:
+        """The rationales' texts after the policy for long ones; empty is none."""
+        fits = self._fits(notes)
+        return [note if fit else self._shorten(note) for note, fit in zip(notes, fits, strict=True)]
+
+    def _shorten(self, note: str) -> str:
+        if self.long_rationale == "error":
+            raise ValueError(
+                f"a rationale is longer than the context of {self.name} "
+                f"({self.tokenizer.context_length} tokens): {note[:60]!r}. Choose "
+                "long_rationale: truncate or drop."
+            )
+        if self.long_rationale == "drop":
+            return ""
+        words = note.split()
+        suffixes = [" ".join(words[start:]) for start in range(1, len(words))]
+        fits = self._fits(suffixes) if suffixes else []
+        # A single word beyond the context is left to the tokenizer, which cuts its end.
+        return next((s for s, fit in zip(suffixes, fits, strict=True) if fit), words[-1])
+
+    def _fits(self, texts: Sequence[str]) -> list[bool]:
+        """Whether a text keeps all its tokens, even if there were room for one more."""
+        length = self.tokenizer.context_length
+        roomy = self.tokenizer(["", *texts], context_length=length + 1)
+        cut = self.tokenizer(list(texts), context_length=length)
+        padding = roomy[0, -1]
+        whole = (roomy[1:, :length] == cut).all(1) & (roomy[1:, -1] == padding)
+        return whole.tolist()
+
+
+def _add(total_BD: Tensor, rows: Sequence[int], vector_MD: Tensor) -> Tensor:
+    """Adds vectors to rows of `total_BD`; a row may occur several times, or none at all."""
+    index = torch.tensor(rows, dtype=torch.long, device=total_BD.device)
+    return total_BD.index_add(0, index, vector_MD)
+
+
+def _load_model(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The model and `{model_cfg, preprocess_cfg}`, from which it can be built again."""
+    import open_clip
+
+    if not name.endswith(".json"):
+        model_cfg = open_clip.get_model_config(name)
+        if model_cfg is None:
+            raise ValueError(
+                f"open_clip knows no model {name!r}; see open_clip.list_models(), or give the "
+                "path of a JSON config."
+            )
+        model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+        return model, {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
+    spec = _read_spec(Path(name))
+    # open_clip takes configs by folder; its other way would change its global table of names.
+    with tempfile.TemporaryDirectory() as folder, _without_warnings():
+        (Path(folder) / _CONFIG).write_text(json.dumps(spec))
+        model = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
+    if pretrained is not None:
+        if not Path(pretrained).is_file():
+            raise FileNotFoundError(f"{pretrained} not found: weights for {name}.")
+        open_clip.load_checkpoint(model, pretrained, strict=True, weights_only=True)
+    return model, spec | {"preprocess_cfg": model.visual.preprocess_cfg}
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences "no weights found": they are loaded a moment later, and not by open_clip."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: the JSON config of an open_clip model.")
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}. Give an open_clip model config.") from None
+    model_cfg = data.get("model_cfg", data)
+    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg):
+        raise ValueError(f"{path} is no open_clip model config: it lacks {sorted(missing)}.")
+    return {"model_cfg": model_cfg, "preprocess_cfg": data.get("preprocess_cfg", {})}
+
+
+def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
+    length = text_cfg.get("context_length", 77)
+    if name == "bytes":
+        return ByteTokenizer(length)
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    settings = text_cfg.get("tokenizer_kwargs", {})
+    if not _uses_transformers(name, text_cfg):
+        return SimpleTokenizer(context_length=length, **settings)
+    source = text_cfg["hf_tokenizer_name"] if name == "default" else name
+    mode = text_cfg.get("tokenizer_mode")
+    return HFTokenizer(source, context_length=length, tokenizer_mode=mode, **settings)
+
+
+def _uses_transformers(name: str, text_cfg: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer is one of transformers, whose files must be saved along."""
+    return name != "bytes" and (name != "default" or bool(text_cfg.get("hf_tokenizer_name")))

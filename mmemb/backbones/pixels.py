@@ -1,0 +1,58 @@
+"""From stored pictures to the square that an image tower expects, on tensors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def prepare_pixels(image: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Resizes and normalises a uint8 (3, H, W) picture to float (3, S, S).
+
+    Args:
+        image: the picture.
+        settings: open_clip's preprocessing: `size`, `mean`, `std`, `interpolation` and
+            `resize_mode`: `shortest` resizes the shorter side to S and cuts the centre out,
+            `longest` resizes the longer side to S and pads, `squash` ignores the aspect.
+    """
+    size = settings["size"]
+    target = (size, size) if isinstance(size, int) else tuple(size)
+    height, width = _resized_shape(tuple(image.shape[-2:]), target, settings["resize_mode"])
+    resized = functional.interpolate(
+        image[None].float(),
+        (height, width),
+        mode=settings["interpolation"],
+        antialias=True,
+        align_corners=False,
+    )[0]
+    square = _centre(resized.clamp(0, 255) / 255.0, target, float(settings["fill_color"]) / 255.0)
+    mean = torch.tensor(settings["mean"], device=image.device)[:, None, None]
+    std = torch.tensor(settings["std"], device=image.device)[:, None, None]
+    return (square - mean) / std
+
+
+def _resized_shape(shape: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
+    if mode == "squash":
+        return target
+    ratios = (target[0] / shape[0], target[1] / shape[1])
+    if mode == "shortest":
+        scale = max(ratios)  # truncated, as torchvision does; the offset is for exact products
+        return int(shape[0] * scale + 1e-6), int(shape[1] * scale + 1e-6)
+    scale = min(ratios)
+    return max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1)
+
+
+def _centre(image: Tensor, target: tuple[int, int], fill: float) -> Tensor:
+    """Cuts or pads both sides alike, to the target's height and width."""
+    for axis, goal in ((-2, target[0]), (-1, target[1])):
+        excess = image.shape[axis] - goal
+        if excess > 0:
+            image = image.narrow(axis, round(excess / 2), goal)
+        before, after = max(-excess, 0) // 2, max(-excess, 0) - max(-excess, 0) // 2
+        padding = (before, after) if axis == -1 else (0, 0, before, after)
+        image = functional.pad(image, padding, value=fill)
+    return image

@@ -1,0 +1,130 @@
+"""Token sequences of the joint encoder: what is read, in which order, and with which weight.
+
+Knows no weights of a model: text and picture tokens enter as numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmemb.backbones.base import check_policy
+from mmemb.records import Rationale, Side
+
+LONG_RATIONALE = ("truncate", "drop", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One side as the encoder reads it: parallel lists over its tokens.
+
+    Numbers in `ids` from the vocabulary's size on are picture tokens of the batch, in order.
+    """
+
+    ids: list[int]
+    segments: list[int]
+    weights: list[float]
+
+
+@final
+@dataclass(frozen=True)
+class SequenceBuilder:
+    """Builds `[CLS] pictures, instruction and text [SEP] thought, answer [SEP]`.
+
+    Attributes:
+        tokenizer: a transformers tokenizer with CLS and SEP.
+        vocabulary: number of the first picture token.
+        max_length: what the encoder can read in all.
+    """
+
+    tokenizer: Any
+    vocabulary: int
+    max_length: int
+    max_text_tokens: int
+    max_rationale_tokens: int
+    long_rationale: str
+    answer_weight: float
+
+    def __post_init__(self) -> None:
+        check_policy(self.long_rationale, LONG_RATIONALE, "long_rationale")
+        if not self.answer_weight > 0:
+            raise ValueError(f"answer_weight={self.answer_weight} must be above 0.")
+
+    def build(
+        self, sides: Sequence[Side], rationales: Sequence[Rationale | None], tokens_each: int
+    ) -> list[Row]:
+        """One row per side; each picture takes `tokens_each` tokens."""
+        heads = self._tokenize([f"{side.instruction} {side.text}".strip() for side in sides])
+        thoughts = self._tokenize([note.thinking if note else "" for note in rationales])
+        answers = self._tokenize([note.answer if note else "" for note in rationales])
+        rows, start = [], self.vocabulary
+        for side, head, thought, answer in zip(sides, heads, thoughts, answers, strict=True):
+            end = start + tokens_each * len(side.media)
+            first = [*range(start, end), *head[: self.max_text_tokens]]
+            rows.append(self._row(first, *self._fit(thought, answer)))
+            start = end
+        return rows
+
+    def _row(self, first: list[int], thought: list[int], answer: list[int]) -> Row:
+        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        head = [start, *first, end]
+        tail = [*thought, *answer, end] if thought or answer else []
+        weights = [1.0] * (len(head) + len(tail))
+        if answer:
+            weights[-1 - len(answer) : -1] = [self.answer_weight] * len(answer)
+        if len(weights) > self.max_length:
+            raise ValueError(
+                f"a side takes {len(weights)} tokens, the encoder reads at most "
+                f"{self.max_length}: give it fewer pictures or frames, or lower "
+                "max_text_tokens and max_rationale_tokens."
+            )
+        return Row([*head, *tail], [0] * len(head) + [1] * len(tail), weights)
+
+    def _fit(self, thought: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """Applies `long_rationale`; the answer stands last, so cutting the front spares it."""
+        excess = len(thought) + len(answer) - self.max_rationale_tokens
+        if excess <= 0:
+            return thought, answer
+        if self.long_rationale == "error":
+            raise ValueError(
+                f"a rationale has {len(thought) + len(answer)} tokens, more than "
+                f"max_rationale_tokens={self.max_rationale_tokens}: raise that, or choose "
+                "long_rationale: truncate or drop."
+            )
+        if self.long_rationale == "drop":
+            return [], []
+        return thought[excess:], answer[max(excess - len(thought), 0) :]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def two_buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Row numbers in one or two groups, short and long, with the least padding in all.
+
+    >>> two_buckets([40, 9, 41, 8])
+    [[3, 1], [0, 2]]
+    >>> two_buckets([5, 5])
+    [[0, 1]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    ordered = [lengths[i] for i in order]
+    costs = [
+        cut * ordered[cut - 1] + (len(order) - cut) * ordered[-1]
+        for cut in range(1, len(order) + 1)
+    ]
+    cut = 1 + min(range(len(order)), key=costs.__getitem__)
+    # Two passes cost more than one: split only where it saves a tenth.
+    if costs[cut - 1] > 0.9 * costs[-1]:
+        return [order]
+    return [order[:cut], order[cut:]]
+
+
+def pad(lists: Sequence[Sequence[float]], device: torch.device) -> Tensor:
+    """Lists as the rows of one tensor, zeros behind the shorter ones."""
+    return pad_sequence([torch.tensor(x) for x in lists], batch_first=True).to(device)

@@ -1,0 +1,225 @@
+"""The gate of METHOD 7: depth heads, rewards and policy gradients (thresholds: `budget.py`).
+
+Depth 0 is direct. Shapes: B states, S state width, A depths, J sampled actions of a state.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from mmemb.budget import (
+    Threshold,
+    Thresholds,
+    decide,
+    depth_at_price,
+    gate_score,
+    price_for_budget,
+    threshold_for_budget,
+    unit_hash,
+)
+from mmemb.lineage import write_json
+from mmemb.losses import LossTerm
+
+__all__ = [
+    "DepthHead",
+    "MlpDepthHead",
+    "Threshold",
+    "Thresholds",
+    "decide",
+    "depth_at_price",
+    "entropy",
+    "exact_loss",
+    "gate_score",
+    "load_head",
+    "oracle_depth",
+    "per_task_rule",
+    "price_for_budget",
+    "reinforce_loss",
+    "reward_BA",
+    "save_head",
+    "threshold_for_budget",
+    "uniform_by_key",
+]
+
+
+class DepthHead(nn.Module, ABC):
+    """Maps a state to logits over depths; by its signature it never sees a rationale."""
+
+    @abstractmethod
+    def forward(self, state_BS: Tensor) -> Tensor:
+        """(B, S) states to (B, A) logits."""
+
+    @abstractmethod
+    def standardise(self, state_NS: Tensor) -> None:
+        """Learns location and scale of the states from those it will be trained on."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, to build the head again."""
+
+
+@final
+class MlpDepthHead(DepthHead):
+    """One hidden layer over standardised states; starts undecided (all logits 0).
+
+    Args:
+        state_dim: width of the state.
+        num_depths: 2 = direct or full, as in the paper.
+        hidden_dim: width of the hidden layer; 0 makes the head linear.
+        dropout: on the standardised state and the hidden layer.
+    """
+
+    mean_S: Tensor
+    scale_S: Tensor
+
+    def __init__(
+        self, state_dim: int, num_depths: int = 2, hidden_dim: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self._settings = {"state_dim": state_dim, "num_depths": num_depths}
+        self._settings |= {"hidden_dim": hidden_dim, "dropout": dropout}
+        self.register_buffer("mean_S", torch.zeros(state_dim))
+        self.register_buffer("scale_S", torch.ones(state_dim))
+        hidden: list[nn.Module] = []
+        if hidden_dim:
+            hidden = [nn.Linear(state_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout)]
+        self.hidden = nn.Sequential(nn.Dropout(dropout), *hidden)
+        self.output = nn.Linear(hidden_dim or state_dim, num_depths)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, state_BS: Tensor) -> Tensor:
+        state_BS = (state_BS.to(self.mean_S.dtype) - self.mean_S) / self.scale_S
+        return self.output(self.hidden(state_BS))
+
+    @torch.no_grad()
+    def standardise(self, state_NS: Tensor) -> None:
+        self.mean_S.copy_(state_NS.mean(0))
+        scale_S = state_NS.std(0, unbiased=False)
+        self.scale_S.copy_(torch.where(scale_S > 1e-6, scale_S, 1.0))  # a constant says nothing
+
+    def settings(self) -> dict[str, Any]:
+        return dict(self._settings)
+
+
+def save_head(head: DepthHead, folder: str | Path) -> None:
+    """Writes `weights.pt` (plain tensors), then `config.json` with class and settings."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(head.state_dict(), folder / "weights.pt")
+    write_json(folder / "config.json", {"class": type(head).__name__, **head.settings()})
+
+
+def load_head(folder: str | Path) -> DepthHead:
+    """Reads what `save_head` wrote; runs no code from the folder."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kinds = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
+    if (name := settings.pop("class")) not in kinds:
+        raise ValueError(
+            f"{folder}/config.json names the depth head {name!r}; known are {sorted(kinds)}. "
+            "Import the module that defines it first."
+        )
+    head = kinds[name](**settings)
+    head.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+    return head
+
+
+def reward_BA(utility_BA: Tensor, cost_BA: Tensor, *, clip: float, price: float) -> Tensor:
+    """clip(u_a - u_0, -c, c) - lambda * cost(a), METHOD 7.
+
+    >>> reward_BA(torch.tensor([[-5.0, -1.0]]), torch.tensor([[0.0, 40.0]]), clip=3.0, price=0.01)
+    tensor([[0.0000, 2.6000]])
+    """
+    return (utility_BA - utility_BA[:, :1]).clamp(-clip, clip) - price * cost_BA
+
+
+def exact_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
+    """Minus the expected reward, in closed form over cached utilities."""
+    return _term(-(logit_BA.softmax(1) * reward_BA).sum(1), valid_B)
+
+
+def reinforce_loss(
+    logit_BA: Tensor,
+    reward_BA: Tensor,
+    num_samples: int = 4,
+    generator: torch.Generator | None = None,
+    *,
+    uniform_BJ: Tensor | None = None,
+    valid_B: Tensor | None = None,
+) -> LossTerm:
+    """REINFORCE with the mean of the state's OTHER samples as baseline.
+
+    The mean of its gradient equals that of `exact_loss`; its value means nothing.
+
+    Args:
+        logit_BA: of the policy.
+        reward_BA: of every depth; only those of sampled depths are read.
+        num_samples: actions per state, at least 2.
+        generator: where the noise comes from, unless
+        uniform_BJ: noise in [0, 1) is given (`uniform_by_key`: the same on any number of ranks).
+        valid_B: states that take part (eligible queries).
+    """
+    if uniform_BJ is None:
+        noise_device = generator.device if generator else logit_BA.device
+        shape = (len(logit_BA), num_samples)
+        uniform_BJ = torch.rand(shape, generator=generator, device=noise_device)
+    num_samples = uniform_BJ.shape[1]
+    if num_samples < 2:
+        raise ValueError(f"a leave-one-out baseline needs 2 samples per state, not {num_samples}")
+    log_policy_BA = logit_BA.log_softmax(1)
+    action_BJ = _sample(log_policy_BA.detach(), uniform_BJ.to(logit_BA.device))
+    reward_BJ = reward_BA.gather(1, action_BJ)
+    others_BJ = (reward_BJ.sum(1, keepdim=True) - reward_BJ) / (num_samples - 1)
+    advantage_BJ = (reward_BJ - others_BJ).detach()
+    return _term(-(advantage_BJ * log_policy_BA.gather(1, action_BJ)).mean(1), valid_B)
+
+
+def entropy(logit_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
+    """The policy's entropy, to be subtracted with a small weight from either loss."""
+    return _term(torch.special.entr(logit_BA.softmax(1)).sum(1), valid_B)
+
+
+def uniform_by_key(keys: Sequence[str], num_samples: int, seed: int) -> Tensor:
+    """(B, J) noise in [0, 1) that depends on key and seed alone, not on batch or rank."""
+    draws = [[unit_hash("gate", seed, j, key) for j in range(num_samples)] for key in keys]
+    return torch.tensor(draws, dtype=torch.float64).reshape(len(keys), num_samples)
+
+
+def _sample(log_policy_BA: Tensor, uniform_BJ: Tensor) -> Tensor:
+    edge_BA = log_policy_BA.exp().cumsum(1)[:, :-1].contiguous()
+    return torch.searchsorted(edge_BA, uniform_BJ.to(edge_BA.dtype).contiguous(), right=True)
+
+
+def _term(value_B: Tensor, valid_B: Tensor | None) -> LossTerm:
+    valid_B = torch.ones_like(value_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
+    return LossTerm(torch.where(valid_B, value_B, 0.0).sum(), valid_B.sum())
+
+
+def oracle_depth(utility_BA: Tensor, cost_BA: Tensor) -> Tensor:
+    """The cheapest depth that reaches the query's best utility, (B,).
+
+    >>> oracle_depth(torch.tensor([[-1.0, -1.0], [-2.0, -1.0]]), torch.tensor([[0.0, 40.0]] * 2))
+    tensor([0, 1])
+    """
+    best_BA = utility_BA >= utility_BA.amax(1, keepdim=True)
+    return cost_BA.masked_fill(~best_BA, torch.inf).argmin(1)
+
+
+def per_task_rule(reward_BA: Tensor, tasks: Sequence[str]) -> dict[str, int]:
+    """The best constant depth of each task, of equals the cheaper.
+
+    >>> per_task_rule(torch.tensor([[0.0, 1.0], [0.0, -2.0], [0.0, 1.0]]), ["a", "b", "a"])
+    {'a': 1, 'b': 0}
+    """
+    rows = {task: [i for i, other in enumerate(tasks) if other == task] for task in tasks}
+    return {task: int(reward_BA[chosen].mean(0).argmax()) for task, chosen in rows.items()}

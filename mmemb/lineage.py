@@ -1,0 +1,110 @@
+"""Where a result comes from: fingerprints of inputs and settings, and facts of fitted models.
+
+A folder with a `manifest.json` (shards) or a `fingerprint.json` (a run) is an *input*: whatever
+configuration names one inherits its fingerprint, so a changed input changes everything after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+"""Raised when the meaning of a stage's output changes, so that old outputs are made again."""
+
+_MARKS = ("manifest.json", "fingerprint.json")
+
+
+def canonical_json(data: Any) -> str:
+    """JSON text that is equal for equal data.
+
+    >>> canonical_json({"b": 1, "a": (2,)})
+    '{"a":[2],"b":1}'
+    """
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes pretty JSON whole or not at all (temporary file, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2, ensure_ascii=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def fingerprint(settings: Any) -> str:
+    """A hash (16 hex digits) of settings and of every input that they name.
+
+    Strings that are paths count with the content behind them: shards and runs with their own
+    fingerprint, ordinary files (a prompt, a table of facts) with their bytes.
+    """
+    inputs = {path: _identity(Path(path)) for path in sorted(set(_paths(settings)))}
+    text = canonical_json([FORMAT_VERSION, settings, inputs])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def inherited_facts(settings: Any) -> frozenset[str]:
+    """The facts that the runs named in `settings` were fitted on (their `fitted.json`)."""
+    facts: set[str] = set()
+    for path in _paths(settings):
+        record = _marked_parent(Path(path), ("fitted.json",))
+        if record is not None:
+            facts |= set(read_facts(record))
+    return frozenset(facts)
+
+
+def read_facts(path: Path) -> frozenset[str]:
+    """Reads a `fitted.json`; raises FileNotFoundError in plain words if there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: without the list of facts that this model was fitted on nobody "
+            "can tell which pairs it may judge. Train the model with `experiments.run fit`, which "
+            "writes the list."
+        )
+    return frozenset(json.loads(path.read_text(encoding="utf-8"))["facts"])
+
+
+def _paths(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        for value in settings.values():
+            yield from _paths(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _paths(value)
+    elif (
+        isinstance(settings, str) and settings and len(settings) < 4096 and Path(settings).exists()
+    ):
+        yield settings
+
+
+def _identity(path: Path) -> str:
+    """What a path stands for: a mark in it or in a folder of shards below, or a file's bytes."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    mark = _marked_parent(path.resolve(), _MARKS)
+    if mark is not None:
+        return _mark_identity(mark)
+    below = sorted(path.glob("*/manifest.json")) + sorted(path.glob("*/*/manifest.json"))
+    return canonical_json([_mark_identity(mark) for mark in below])
+
+
+def _mark_identity(mark: Path) -> str:
+    data = json.loads(mark.read_text(encoding="utf-8"))
+    return canonical_json([data.get("fingerprint"), data.get("shards")])
+
+
+def _marked_parent(path: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of `names` in the folder or up to three folders above it."""
+    for folder in [path, *path.parents][:4]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    return None

@@ -1,0 +1,77 @@
+"""The seam of stage 1: what a rationale worker must do.
+
+Knows no model. A worker sees one side and never its partner, so its rationales are `one-sided`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mmemb.records import Rationale, Side, stable_hash, to_json
+
+NO_DRAW = -2
+"""The seed that pads a ragged row of seeds: nothing is drawn for it."""
+
+
+class RationaleWorker(ABC):
+    """Writes candidate rationales about sides (METHOD 4).
+
+    Attributes:
+        name: recorded in every rationale as its `worker`.
+        reads: modalities it understands; a side that holds any other gets no rationale.
+        concepts: concepts that its prompt names. A rationale about one of them may be copied
+            from the prompt, so the caller drops and counts it (METHOD 5, leak).
+    """
+
+    name: str = ""
+    reads: frozenset[str] = frozenset({"text"})
+    concepts: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """JSON data from which `load_worker` makes this worker again."""
+
+    @abstractmethod
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        """Draws rationales; equal calls give equal results.
+
+        Args:
+            sides: B sides.
+            seeds_BK: int64, one seed per draw; `GREEDY` asks for the greedy draw, `NO_DRAW` for
+                none. A draw depends on its side and its seed, not on its neighbours.
+
+        Returns:
+            B lists, each in the order of its seeds; empty where the side cannot be read. Broken
+            draws are among them, without an answer: `fold_candidates` drops and counts them.
+        """
+
+    def identity(self) -> str:
+        """Hash of all that shapes what this worker writes, for fingerprints (DESIGN 3)."""
+        return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"
+
+    def can_read(self, side: Side) -> bool:
+        """Whether every modality of a side is one that this worker reads."""
+        return bool(side.modalities) and side.modalities <= self.reads
+
+
+def drawn_seeds(seeds_K: Tensor) -> list[int]:
+    """The seeds of one side without their padding."""
+    return [seed for seed in seeds_K.tolist() if seed != NO_DRAW]
+
+
+def check_seeds(sides: Sequence[Side], seeds_BK: Tensor) -> None:
+    """Rejects seeds that do not belong to these sides."""
+    if seeds_BK.ndim != 2 or len(seeds_BK) != len(sides):
+        raise ValueError(
+            f"seeds_BK has shape {tuple(seeds_BK.shape)}; expected ({len(sides)}, K): one row of "
+            "seeds for each side, padded with NO_DRAW."
+        )
+
+
+def rationale_records(pool: dict[str, Sequence[Rationale]]) -> dict[str, list[dict[str, Any]]]:
+    """A pool of rationales by `Side.digest` as JSON data."""
+    return {digest: [to_json(r) for r in pool[digest]] for digest in sorted(pool)}

@@ -1,0 +1,121 @@
+"""The few-shot prompt of a language model: its file, its messages, and how output is read.
+
+Knows no model; a tokenizer only as something with `apply_chat_template`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmemb.records import FULL, SHORT, Side
+
+_KEYS = {"system", "query", "opening", "between", "closing", "depth", "examples", "concepts"}
+
+
+@dataclass(frozen=True, slots=True)
+class FewShotPrompt:
+    """A prompt file. The reply's form is the file's choice, since every token costs time.
+
+    A model is shown, and writes, `{opening}{think}{between}{answer}{closing}`; the opening is
+    put into its mouth. Whatever the form, a rationale is kept as `<think>...</think><answer>...
+    </answer>`. At depth `short` there is no thought and no `between`.
+
+    Attributes:
+        identity: hash of the file's content; recorded in every rationale as its `prompt`.
+        query: how a side is put as a question, with the fields `{instruction}` and `{text}`.
+        closing: text at which decoding stops; empty = only at the model's end token.
+        examples: (query, think, answer) triples.
+        concepts: the concepts that the examples name; they belong to part `train`.
+    """
+
+    identity: str
+    system: str
+    examples: tuple[tuple[str, str, str], ...]
+    concepts: frozenset[str]
+    query: str = "{text}"
+    opening: str = "<think>"
+    between: str = "</think><answer>"
+    closing: str = "</answer>"
+    depth: str = FULL
+
+    @classmethod
+    def load(cls, path: str | Path) -> FewShotPrompt:
+        """Reads a prompt file (JSON)."""
+        try:
+            content = Path(path).read_bytes()
+            return cls._from_json(json.loads(content), hashlib.sha256(content).hexdigest()[:12])
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"There is no prompt file {path}. Give the few-shot prompt of the worker, such as "
+                "experiments/configs/pocket/few_shot.json."
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"The prompt file {path} cannot be used: {error!r}. Expected a JSON object with "
+                f"keys from {sorted(_KEYS)}, whose examples hold query, think and answer."
+            ) from None
+
+    @classmethod
+    def _from_json(cls, data: dict[str, Any], identity: str) -> FewShotPrompt:
+        if unknown := sorted(set(data) - _KEYS):
+            raise ValueError(f"unknown key(s) {unknown}")
+        if data.get("depth", FULL) not in (FULL, SHORT):
+            raise ValueError(f"depth is {data['depth']!r}, not {FULL!r} or {SHORT!r}")
+        if data.get("depth", FULL) == FULL and not data.get("between", cls.between):
+            raise ValueError("between is empty, so that a thought has no end")
+        fields = {k: v for k, v in data.items() if k not in ("examples", "concepts")}
+        examples = tuple((e["query"], e.get("think", ""), e["answer"]) for e in data["examples"])
+        return cls(identity, examples=examples, concepts=frozenset(data["concepts"]), **fields)
+
+    def reply(self, think: str, answer: str) -> str:
+        """What the model should have written for a thought and an answer."""
+        body = answer if self.depth == SHORT else f"{think}{self.between}{answer}"
+        return f"{self.opening}{body}{self.closing}"
+
+    def question(self, side: Side) -> str:
+        """The user's message for one side."""
+        return self.query.format(instruction=side.instruction, text=side.text).strip()
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """System message, examples and the question."""
+        said = [{"role": "system", "content": self.system}] if self.system else []
+        for query, think, answer in self.examples:
+            said += [{"role": "user", "content": query}]
+            said += [{"role": "assistant", "content": self.reply(think, answer)}]
+        return [*said, {"role": "user", "content": question}]
+
+    def render(self, tokenizer: Any, question: str) -> str:
+        """The whole prompt as text, up to and with the opening of the reply."""
+        text = tokenizer.apply_chat_template(
+            self.messages(question), tokenize=False, add_generation_prompt=True
+        )
+        return text + self.opening
+
+    def shared_text(self, tokenizer: Any) -> str:
+        """The beginning that the prompts of all questions share."""
+        return os.path.commonprefix([self.render(tokenizer, probe) for probe in "ab"])
+
+    def finished(self, generated: str) -> bool:
+        """Whether the closing text has been written."""
+        return bool(self.closing) and self.closing in generated
+
+    def rationale_text(self, generated: str, complete: bool) -> str:
+        """Generated text in tags; without a closed answer where the model broke the form.
+
+        Args:
+            generated: what the model wrote after the opening, end token excluded.
+            complete: whether it came to an end; a text that was cut off gets no closing tag.
+        """
+        body = generated.split(self.closing)[0] if self.closing else generated
+        end = "</answer>" if complete else ""
+        if self.depth == SHORT:
+            return f"<answer>{body.strip()}{end}"
+        think, between, answer = body.partition(self.between)
+        if not between:
+            return f"<think>{think.strip()}"
+        return f"<think>{think.strip()}</think><answer>{answer.strip()}{end}"

@@ -1,0 +1,228 @@
+"""Writes folders of shards: plain WebDataset tars, whole or not at all, equal content equal bytes.
+
+Order of a write: `NAME.tar.tmp`, fsync, `NAME.index.json` (atomically, with the tar's hash), rename
+to `NAME.tar`, and `manifest.json` last. Interrupted anywhere, no reader trusts what is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmemb.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MEDIA_SUFFIXES,
+    Manifest,
+    Sample,
+    ShardEntry,
+    Source,
+    existing_shards,
+    index_path,
+    read_manifest,
+)
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+_SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
+_LOG = logging.getLogger(__name__)
+
+
+def write_folder(
+    folder: Path | str,
+    samples: Iterable[Sample],
+    *,
+    prefix: str,
+    samples_per_shard: int,
+    fingerprint: str,
+    sources: Iterable[Source] = (),
+) -> Manifest:
+    """Writes `prefix-000000.tar`, ... and the manifest.
+
+    A folder that `fingerprint` already covers is left alone and `samples` is not touched; in an
+    unfinished one only the holes are written.
+    """
+    if manifest := _covered(folder, fingerprint):
+        return manifest
+    whole, names, rest = existing_shards(folder, fingerprint), [], iter(samples)
+    while chunk := list(islice(rest, samples_per_shard)):
+        names.append(f"{prefix}-{len(names):06d}.tar")
+        if names[-1] not in whole:
+            write_shard(folder, names[-1], chunk, fingerprint=fingerprint)
+    return finish_manifest(folder, fingerprint, names, sources)
+
+
+def write_shard(
+    folder: Path | str, name: str, samples: Iterable[Sample], *, fingerprint: str = ""
+) -> ShardEntry:
+    """Writes one shard and its index.
+
+    Args:
+        folder: made if it does not exist.
+        name: like `questions-000000.tar`.
+        samples: keys must differ.
+        fingerprint: of what made the shard; `existing_shards` asks for it.
+    """
+    if not _SHARD.fullmatch(name):
+        raise ValueError(f"Shard name {name!r}: expected letters, digits, `_`, `-`, then `.tar`.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / name
+    temporary = path.with_name(name + ".tmp")
+    rows = _write_tar(temporary, samples)
+    with open(temporary, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    entry = ShardEntry(name, digest, temporary.stat().st_size, len(rows))
+    index = {"shard": asdict(entry), "fingerprint": fingerprint, "entries": rows}
+    write_atomically(index_path(folder, name), _to_json(index))
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+    return entry
+
+
+def write_manifest(folder: Path | str, manifest: Manifest) -> None:
+    """Writes `manifest.json`; from then on readers open the folder."""
+    write_atomically(Path(folder) / MANIFEST, _to_json(asdict(manifest), indent=1))
+
+
+def finish_manifest(
+    folder: Path | str,
+    fingerprint: str,
+    shard_names: Iterable[str],
+    sources: Iterable[Source] = (),
+) -> Manifest:
+    """Collects the entries of shards that all exist by now, and writes the manifest.
+
+    Raises:
+        ValueError: some shard is missing, broken or of another fingerprint.
+    """
+    whole, names = existing_shards(folder, fingerprint), list(shard_names)
+    if missing := [name for name in names if name not in whole]:
+        raise ValueError(
+            f"{folder} is not complete: shard(s) {', '.join(missing)} are missing, broken or made "
+            f"with other settings. Run the step that makes this folder again; it fills the holes."
+        )
+    _report_strangers(Path(folder), names)
+    shards = tuple(whole[name] for name in names)
+    total = sum(shard.num_samples for shard in shards)
+    manifest = Manifest(FORMAT_VERSION, fingerprint, total, shards, tuple(sources))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_atomically(path: Path | str, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def encode_members(members: Mapping[str, Any]) -> dict[str, bytes]:
+    """JSON data under `json`, arrays and tensors under `npy` or `NAME.npy`, as bytes.
+
+    >>> encode_members({"json": {"depth": 1}})
+    {'json': b'{"depth": 1}'}
+    """
+    return {
+        name: _to_npy(value) if name.split(".")[-1] == "npy" else _to_json(value)
+        for name, value in members.items()
+    }
+
+
+def _write_tar(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    with open(path, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                _check_sample(sample, rows)
+                rows[sample.key] = _add_sample(tar, sample)
+        file.flush()
+        os.fsync(file.fileno())
+    return list(rows.values())
+
+
+def _add_sample(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
+    offsets, media = {}, {}
+    for extension, data in sorted(sample.members.items()):
+        info = tarfile.TarInfo(f"{sample.key}.{extension}")  # times and owners are 0 by default
+        info.size, info.mode = len(data), 0o644
+        offsets[extension] = (tar.offset + tarfile.BLOCKSIZE, len(data))
+        tar.addfile(info, io.BytesIO(data))
+        if f".{extension}".endswith(MEDIA_SUFFIXES):
+            media[extension] = hashlib.sha256(data).hexdigest()
+    meta = {str(k): str(v) for k, v in sorted(sample.meta.items())}
+    return {"key": sample.key, "members": offsets, "meta": meta, "media": media}
+
+
+def _check_sample(sample: Sample, seen: Collection[str]) -> None:
+    if not _KEY.fullmatch(sample.key):
+        raise ValueError(
+            f"Sample key {sample.key!r}: expected 1 to 80 letters, digits, `_` or `-` (WebDataset "
+            f"cuts keys at the first dot); put names and paths into the json member."
+        )
+    if sample.key in seen:
+        raise ValueError(f"Sample key {sample.key!r} occurs twice; expected different keys.")
+    for extension in sample.members:
+        if not _EXTENSION.fullmatch(extension) or len(extension) > 19:
+            raise ValueError(
+                f"Sample {sample.key!r}: member {extension!r}; expected lower-case words with "
+                f"dots between them, like `json`, `q0.webp`, `t0.000.webp` (at most 19 letters)."
+            )
+
+
+def _covered(folder: Path | str, fingerprint: str) -> Manifest | None:
+    try:
+        manifest = read_manifest(folder)
+    except (OSError, ValueError):
+        return None
+    whole = existing_shards(folder, fingerprint)
+    same = manifest.fingerprint == fingerprint
+    return manifest if same and all(whole.get(s.name) == s for s in manifest.shards) else None
+
+
+def _report_strangers(folder: Path, names: Collection[str]) -> None:
+    strangers = sorted({path.name for path in folder.glob("*.tar")} - set(names))
+    if strangers:
+        _LOG.warning(
+            "%s holds shards that are no longer part of it and that no reader opens: %s",
+            folder,
+            ", ".join(strangers),
+        )
+
+
+def _to_json(data: Any, indent: int | None = None) -> bytes:
+    return json.dumps(data, ensure_ascii=False, sort_keys=True, indent=indent).encode()
+
+
+def _to_npy(value: Any) -> bytes:
+    array = value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is durable only once the folder itself is on disk.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,209 @@
+"""Intervals of METHOD 8: a bootstrap whose clusters are concepts, for means and paired differences.
+
+Shapes: S seeds, N queries, G clusters, T tasks, R resamples, A depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+NON_INFERIORITY_MARGIN = 0.02
+"""Two points: non-inferior means a lower bound above minus this (METHOD 8)."""
+
+_CHUNK_NUMBERS = 2**22
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with the bounds of its confidence interval.
+
+    >>> print(Interval(0.123, 0.05, 0.2))
+    0.123 [0.050, 0.200]
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def non_inferior(self, margin: float = NON_INFERIORITY_MARGIN) -> bool:
+        """Whether a difference is at worst `-margin`."""
+        return self.low > -margin
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def cluster_bootstrap(
+    value: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    tasks: Sequence[Hashable] | None = None,
+    num_resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean with percentile interval; whole clusters are drawn, with everything in them.
+
+    Args:
+        value: (N,) values, or (S, N) of several seeds, which are averaged first. Pass differences
+            for a paired comparison.
+        clusters: N concepts.
+        tasks: N task names: the mean over tasks of their means; None pools all queries.
+        num_resamples: resamples.
+        level: of confidence.
+        seed: of the resampling; equal arguments give an equal interval.
+    """
+    sums_GT, counts_GT = _cluster_sums(value, clusters, tasks)
+    draws_R = _resampled_means(sums_GT, counts_GT, num_resamples, seed)
+    low, high = np.quantile(draws_R, [(1 - level) / 2, (1 + level) / 2])
+    mean = float(np.mean(sums_GT.sum(0) / counts_GT.sum(0)))
+    return Interval(mean, float(low), float(high))
+
+
+def paired_bootstrap(
+    left: ArrayLike,
+    right: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    tasks: Sequence[Hashable] | None = None,
+    num_resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """`cluster_bootstrap` of left minus right, query by query: both (N,) or (S, N)."""
+    difference_N = _seed_mean(left) - _seed_mean(right)
+    return cluster_bootstrap(
+        difference_N,
+        clusters,
+        tasks=tasks,
+        num_resamples=num_resamples,
+        level=level,
+        seed=seed,
+    )
+
+
+def seed_spread(value_SN: ArrayLike) -> float:
+    """Standard deviation over seeds of their means; NaN for a single seed.
+
+    >>> seed_spread([[0.0, 0.0], [1.0, 1.0]])
+    0.7071067811865476
+    """
+    values = np.atleast_2d(np.asarray(value_SN, dtype=np.float64))
+    return float(values.mean(1).std(ddof=1)) if len(values) > 1 else float("nan")
+
+
+def cluster_standard_error(
+    value: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    tasks: Sequence[Hashable] | None = None,
+) -> float:
+    """Closed-form standard error of the mean (linearised ratio), the bootstrap's check."""
+    sums_GT, counts_GT = _cluster_sums(value, clusters, tasks)
+    counts_T = counts_GT.sum(0)
+    residual_GT = (sums_GT - counts_GT * (sums_GT.sum(0) / counts_T)) / counts_T
+    num = len(sums_GT)
+    if num < 2:
+        return float("nan")
+    return float(np.sqrt(num / (num - 1) * (residual_GT.mean(1) ** 2).sum()))
+
+
+def minimal_detectable_effect(
+    difference: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    tasks: Sequence[Hashable] | None = None,
+    alpha: float = 0.05,
+    power: float = 0.8,
+) -> float:
+    """The true difference that a two-sided test at `alpha` would find with this power.
+
+    A null result states it: effects below it were out of reach of this many concepts.
+    """
+    normal = NormalDist()
+    quantiles = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
+    return quantiles * cluster_standard_error(difference, clusters, tasks=tasks)
+
+
+def random_at_equal_cost(
+    value_NA: ArrayLike, cost_NA: ArrayLike, cost: float
+) -> tuple[Floats, float]:
+    """What a coin that spends `cost` per query on average would get, in expectation.
+
+    Args:
+        value_NA: a metric at depth direct (0) and reason (1), of the eligible queries.
+        cost_NA: what each depth costs.
+        cost: mean cost per query of the gate to compare with.
+
+    Returns:
+        Expected value of each query (N,), ready for a paired comparison, and the coin's share of
+        reasoning queries, held within [0, 1].
+
+    >>> random_at_equal_cost([[0.0, 1.0], [1.0, 0.0]], [[0, 40], [0, 40]], 10)
+    (array([0.25, 0.75]), 0.25)
+    """
+    values, costs = np.asarray(value_NA, dtype=float), np.asarray(cost_NA, dtype=float)
+    direct, reason = costs[:, 0].mean(), costs[:, 1].mean()
+    share = 0.0 if reason == direct else float(np.clip((cost - direct) / (reason - direct), 0, 1))
+    return (1 - share) * values[:, 0] + share * values[:, 1], share
+
+
+def _seed_mean(value: ArrayLike) -> Floats:
+    values = np.asarray(value, dtype=np.float64)
+    return values.mean(0) if values.ndim == 2 else values
+
+
+def _cluster_sums(
+    value: ArrayLike, clusters: Sequence[Hashable], tasks: Sequence[Hashable] | None
+) -> tuple[Floats, Floats]:
+    """Sums and numbers of values per cluster and task, (G, T) each."""
+    value_N = _seed_mean(value)
+    cluster_N, num_clusters = _numbered(clusters)
+    task_N, num_tasks = _numbered(tasks if tasks is not None else [None] * len(value_N))
+    if not len(value_N) == len(cluster_N) == len(task_N):
+        raise ValueError(
+            f"{len(value_N)} values, {len(cluster_N)} clusters and {len(task_N)} tasks: give one "
+            "cluster and one task for each value"
+        )
+    if not len(value_N):
+        raise ValueError("no values: an interval needs at least one query")
+    if not np.isfinite(value_N).all():
+        raise ValueError(f"{int((~np.isfinite(value_N)).sum())} values are not finite")
+    sums_GT, counts_GT = np.zeros((2, num_clusters, num_tasks))
+    np.add.at(sums_GT, (cluster_N, task_N), value_N)
+    np.add.at(counts_GT, (cluster_N, task_N), 1.0)
+    return sums_GT, counts_GT
+
+
+def _numbered(names: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
+    numbers: dict[Hashable, int] = {}
+    rows = [numbers.setdefault(name, len(numbers)) for name in names]
+    return np.asarray(rows, dtype=np.int64), len(numbers)
+
+
+def _resampled_means(sums_GT: Floats, counts_GT: Floats, num: int, seed: int) -> Floats:
+    generator, num_clusters = np.random.default_rng(seed), len(sums_GT)
+    step = max(1, _CHUNK_NUMBERS // num_clusters)
+    shares = np.full(num_clusters, 1 / num_clusters)
+    means = []
+    for start in range(0, num, step):
+        times_RG = generator.multinomial(num_clusters, shares, size=min(step, num - start))
+        total_RT, count_RT = times_RG @ sums_GT, times_RG @ counts_GT
+        # A task none of whose concepts was drawn is left out of that resample's mean.
+        drawn_RT = count_RT > 0
+        mean_RT = np.divide(total_RT, count_RT, out=np.zeros_like(total_RT), where=drawn_RT)
+        means.append(mean_RT.sum(1) / drawn_RT.sum(1))
+    return np.concatenate(means)

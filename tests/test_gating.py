@@ -1,0 +1,221 @@
+"""Policy gradients against the closed form, toys that must open and close, and budgets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmemb.budget import Threshold, Thresholds, decide, gate_score, threshold_for_budget
+from mmemb.gating import (
+    MlpDepthHead,
+    depth_at_price,
+    entropy,
+    exact_loss,
+    load_head,
+    oracle_depth,
+    price_for_budget,
+    reinforce_loss,
+    reward_BA,
+    save_head,
+    uniform_by_key,
+)
+from mmemb.losses import LossTerm
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _gradient(logit: Tensor, term: LossTerm) -> Tensor:
+    return torch.autograd.grad(term.sum / term.count, logit)[0]
+
+
+def test_reward_is_clipped_and_priced() -> None:
+    utility = torch.tensor([[-4.0, -3.0, 4.0]])
+    cost = torch.tensor([[0.0, 10.0, 40.0]])
+    assert reward_BA(utility, cost, clip=2.0, price=0.05).tolist() == [[0.0, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("num_depths", [2, 3])
+@pytest.mark.parametrize("num_samples", [2, 4])
+def test_mean_of_reinforce_is_exact(num_depths: int, num_samples: int) -> None:
+    logit = torch.randn(3, num_depths, generator=_generator()).double().requires_grad_()
+    reward = torch.tensor([[0.0, 2.0, -1.0], [1.0, 0.0, 0.5], [0.0, -1.0, 3.0]])
+    reward = reward[:, :num_depths].double()
+    exact = _gradient(logit, exact_loss(logit, reward))
+    # The same three states many times: the mean over draws of one gradient.
+    many = logit.repeat(40_000, 1)
+    term = reinforce_loss(many, reward.repeat(40_000, 1), num_samples, _generator(2))
+    assert torch.allclose(_gradient(logit, term), exact, atol=4e-3)
+    assert exact.abs().max() > 0.05
+
+
+@given(value=st.floats(-10, 10), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_equal_rewards_have_no_gradient(value: float, seed: int) -> None:
+    logit = torch.randn(5, 3, generator=_generator(seed)).requires_grad_()
+    reward = torch.full((5, 3), value)
+    sampled = _gradient(logit, reinforce_loss(logit, reward, 4, _generator(seed)))
+    assert sampled.abs().max() < 1e-5
+    assert _gradient(logit, exact_loss(logit, reward)).abs().max() < 1e-5
+
+
+def test_ineligible_states_are_left_out() -> None:
+    logit = torch.zeros(2, 2, requires_grad=True)
+    reward = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    term = exact_loss(logit, reward, torch.tensor([True, False]))
+    gradient = _gradient(logit, term)
+    assert term.count == 1
+    assert gradient[0, 1] < 0
+    assert gradient[1].abs().sum() == 0
+
+
+def test_one_sample_has_no_baseline() -> None:
+    with pytest.raises(ValueError, match="2 samples"):
+        reinforce_loss(torch.zeros(1, 2), torch.zeros(1, 2), 1)
+
+
+def test_noise_depends_on_key_and_seed_alone() -> None:
+    noise = uniform_by_key(["a", "b"], 3, seed=0)
+    assert torch.equal(uniform_by_key(["b"], 3, seed=0)[0], noise[1])
+    assert not torch.equal(uniform_by_key(["a"], 3, seed=1)[0], noise[0])
+    many = uniform_by_key([str(i) for i in range(2000)], 2, seed=0)
+    assert many.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert uniform_by_key([], 2, seed=0).shape == (0, 2)
+
+
+def test_actions_follow_the_policy() -> None:
+    logit = torch.tensor([[0.0, 1.0, 2.0]]).repeat(20_000, 1)
+    reward = torch.eye(3)[1].expand(20_000, -1)  # REINFORCE's gradient at depth 1, from samples
+    logit.requires_grad_()
+    gradient = torch.autograd.grad(
+        reinforce_loss(logit, reward, 8, _generator()).sum / 20_000, logit
+    )[0].sum(0)
+    p = torch.tensor([0.0, 1.0, 2.0]).softmax(0)
+    assert gradient[1].item() == pytest.approx(-float(p[1] * (1 - p[1])), abs=0.01)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "reinforce"])
+def test_opens_where_it_pays_and_stays_shut_where_it_costs(estimator: str) -> None:
+    torch.manual_seed(0)
+    state = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(16, 1)
+    reward = torch.tensor([[0.0, 1.0], [0.0, -1.0]]).repeat(16, 1)
+    head, generator = MlpDepthHead(2, hidden_dim=8), _generator()
+    head.standardise(state)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(200):
+        logit = head(state)
+        exact = estimator == "exact"
+        term = exact_loss(logit, reward) if exact else reinforce_loss(logit, reward, 4, generator)
+        optimizer.zero_grad()
+        (term.sum / term.count).backward()
+        optimizer.step()
+    policy = head(state).softmax(1)
+    assert policy[0, 1] > 0.95
+    assert policy[1, 1] < 0.05
+
+
+def test_entropy() -> None:
+    assert entropy(torch.zeros(3, 2)).sum.item() == pytest.approx(3 * 0.6931, abs=1e-3)
+
+
+@pytest.mark.parametrize("hidden_dim", [0, 8])
+def test_head_starts_undecided_standardises_and_is_saved(tmp_path: Path, hidden_dim: int) -> None:
+    state = torch.randn(50, 4) * 100 + 7
+    state[:, 3] = 5.0  # a constant must not divide by zero
+    head = MlpDepthHead(4, num_depths=3, hidden_dim=hidden_dim)
+    head.standardise(state)
+    assert head(state).tolist() == torch.zeros(50, 3).tolist()
+    torch.nn.init.normal_(head.output.weight)
+    save_head(head, tmp_path / "gate")
+    loaded = load_head(tmp_path / "gate")
+    assert torch.equal(loaded.eval()(state), head.eval()(state))
+    assert head(state).std() < 100
+
+
+def test_loading_a_gate_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no saved gate"):
+        load_head(tmp_path)
+    (tmp_path / "config.json").write_text('{"class": "Popen"}')
+    with pytest.raises(ValueError, match="'Popen'"):
+        load_head(tmp_path)
+
+
+KEYS = [f"key-{i}" for i in range(200)]
+
+
+@given(
+    scores=st.lists(st.integers(-3, 3), min_size=1, max_size=200),
+    budget=st.floats(0, 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_budget_is_kept_even_among_ties(scores: list[int], budget: float) -> None:
+    score, keys = torch.tensor(scores, dtype=torch.float), KEYS[: len(scores)]
+    exact = decide(score, keys, threshold_for_budget(score, budget, keys, exact=True))
+    assert int(exact.sum()) == int(budget * len(scores) + 1e-9)
+    bound = decide(score, keys, threshold_for_budget(score, budget, keys))
+    assert not (bound & ~exact).any()
+    assert torch.equal(bound, exact & (score > 0))
+
+
+def test_budget_ends() -> None:
+    table = Thresholds.calibrate(torch.tensor([1.0, -1.0]), ["a", "b"])
+    new = torch.tensor([50.0, -50.0])
+    assert table.decide(new, ["c", "d"], 0.0, exact=True).tolist() == [False, False]
+    assert table.decide(new, ["c", "d"], 1.0, exact=True).tolist() == [True, True]
+    assert table.decide(new, ["c", "d"], 1.0).tolist() == [True, False]
+    assert table.decide(new, ["c", "d"]).tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"1\.1"):
+        table.at(1.1)
+
+
+def test_a_constant_gate_opens_the_budget_on_new_keys() -> None:
+    table = Thresholds.calibrate(torch.ones(200), KEYS)
+    new = [f"new-{i}" for i in range(4000)]
+    noisy = torch.ones(4000) + 1e-7 * torch.randn(4000, generator=_generator())
+    opened = table.decide(noisy, new, 0.3)
+    assert opened.float().mean().item() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(opened.flip(0), table.decide(torch.ones(4000), new[::-1], 0.3))
+
+
+def test_thresholds_survive_json() -> None:
+    table = Thresholds.calibrate(torch.randn(20, generator=_generator()), KEYS[:20])
+    again = Thresholds.from_json(json.loads(json.dumps(table.to_json())))
+    assert again == table
+    assert again.at(0.4, exact=True) == table.at(0.4, exact=True)
+    with pytest.raises(ValueError, match="no calibration scores"):
+        Thresholds((), ()).at(0.5)
+
+
+def test_nan_scores_are_named() -> None:
+    with pytest.raises(ValueError, match="row 1"):
+        decide(torch.tensor([0.0, torch.nan]), ["a", "b"], Threshold(0.0))
+
+
+def test_with_two_depths_a_price_is_a_threshold() -> None:
+    logit, cost = torch.randn(50, 2, generator=_generator()), torch.tensor([0.0, 40.0])
+    by_price = depth_at_price(logit, cost, 0.01) == 1
+    assert torch.equal(by_price, gate_score(logit) > 0.4)
+
+
+def test_three_depths_have_one_score_and_a_price_for_every_budget() -> None:
+    logit, cost = torch.randn(200, 3, generator=_generator()), torch.tensor([0.0, 10.0, 40.0])
+    opened = depth_at_price(logit, cost, 0.02) > 0
+    assert torch.equal(opened, gate_score(logit, cost.tolist()) > 0.02)
+    for budget in (0.0, 3.0, 12.0, 40.0):
+        price = price_for_budget(logit, cost, budget)
+        assert cost[depth_at_price(logit, cost, price)].mean() <= budget
+    assert price_for_budget(logit, cost, 40.0) == 0
+    with pytest.raises(ValueError, match="costs"):
+        gate_score(logit)
+
+
+def test_oracle_takes_the_cheapest_of_the_best() -> None:
+    utility = torch.tensor([[-2.0, -1.0, -1.0], [-1.0, -2.0, -1.0]])
+    assert oracle_depth(utility, torch.tensor([[0.0, 9.0, 5.0]] * 2)).tolist() == [2, 0]

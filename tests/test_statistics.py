@@ -1,0 +1,138 @@
+"""The cluster bootstrap against closed forms and coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmemb.statistics import (
+    Interval,
+    cluster_bootstrap,
+    cluster_standard_error,
+    minimal_detectable_effect,
+    paired_bootstrap,
+    random_at_equal_cost,
+    seed_spread,
+)
+
+
+def test_constant_values_have_no_width() -> None:
+    assert cluster_bootstrap([2.0] * 6, list("aabbcc")) == Interval(2.0, 2.0, 2.0)
+
+
+def test_width_is_that_of_the_cluster_means() -> None:
+    generator = np.random.default_rng(0)
+    effect = generator.normal(size=200)
+    value = np.repeat(effect, 5)  # five queries that are one: 200 observations, not 1,000
+    clusters = np.repeat(np.arange(200), 5).tolist()
+    error = effect.std(ddof=1) / np.sqrt(200)
+    found = cluster_bootstrap(value, clusters)
+    assert found.mean == pytest.approx(effect.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert cluster_standard_error(value, clusters) == pytest.approx(error, rel=1e-6)
+    alone = cluster_bootstrap(value, range(1000))
+    assert found.high - found.low > 2 * (alone.high - alone.low)
+
+
+def test_unequal_clusters_are_a_ratio() -> None:
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 9, 300)
+    clusters = np.repeat(np.arange(300), sizes)
+    value = generator.normal(size=300)[clusters] + generator.normal(size=len(clusters))
+    found = cluster_bootstrap(value, clusters.tolist())
+    assert found.mean == pytest.approx(value.mean())
+    error = cluster_standard_error(value, clusters.tolist())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.06)
+
+
+def test_interval_covers_the_truth() -> None:
+    generator = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(60), 3).tolist()
+    covered = 0
+    for seed in range(200):
+        value = np.repeat(generator.normal(size=60), 3) + generator.normal(size=180)
+        found = cluster_bootstrap(value, clusters, num_resamples=500, seed=seed)
+        covered += found.low <= 0 <= found.high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_tasks_count_alike_whatever_their_size() -> None:
+    value, tasks = [1.0] * 9 + [0.0], ["big"] * 9 + ["small"]
+    clusters = [str(i) for i in range(10)]
+    assert cluster_bootstrap(value, clusters).mean == pytest.approx(0.9)
+    found = cluster_bootstrap(value, clusters, tasks=tasks)
+    assert found.mean == pytest.approx(0.5)
+    # A resample without the small task is the mean of the other alone, not NaN.
+    assert np.isfinite([found.low, found.high]).all()
+
+
+def test_tasks_error_in_closed_form() -> None:
+    generator = np.random.default_rng(2)
+    clusters = list(range(150)) * 2
+    tasks = ["a"] * 150 + ["b"] * 150
+    shared = generator.normal(size=150)
+    value = np.concatenate([shared, shared + generator.normal(size=150)])
+    found = cluster_bootstrap(value, clusters, tasks=tasks)
+    error = cluster_standard_error(value, clusters, tasks=tasks)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.06)
+
+
+def test_pairing_removes_what_both_share() -> None:
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=400)
+    left = base + 0.1 + 0.05 * generator.normal(size=400)
+    found = paired_bootstrap(left, base, range(400))
+    assert found.excludes_zero
+    assert not cluster_bootstrap(base, range(400)).excludes_zero
+    assert found.non_inferior()
+    assert not paired_bootstrap(base, left, range(400)).non_inferior()
+
+
+def test_seeds_are_averaged_first() -> None:
+    value = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    assert cluster_bootstrap(value, "abc") == cluster_bootstrap(value.mean(0), "abc")
+    both = paired_bootstrap(value, np.zeros(3), "abc")
+    assert both.mean == pytest.approx(2 / 3)
+    assert seed_spread(value) == 0
+    assert np.isnan(seed_spread(value[0]))
+
+
+def test_same_seed_same_interval_and_chunks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = np.random.default_rng(0).normal(size=50)
+    first = cluster_bootstrap(value, range(50), seed=3)
+    assert first == cluster_bootstrap(value, range(50), seed=3)
+    assert first != cluster_bootstrap(value, range(50), seed=4)
+    monkeypatch.setattr("mmemb.statistics._CHUNK_NUMBERS", 1000)
+    assert first == cluster_bootstrap(value, range(50), seed=3)
+
+
+def test_minimal_detectable_effect_is_found_as_often_as_said() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=(2000, 100))
+    effect = minimal_detectable_effect(noise[0] / noise[0].std(ddof=1), range(100))
+    assert effect == pytest.approx(2.8 / 10, rel=0.01)
+    samples = noise + effect
+    t = samples.mean(1) / (samples.std(1, ddof=1) / 10)
+    assert (np.abs(t) > 1.96).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_random_at_equal_cost_is_the_mean_of_a_coin() -> None:
+    generator = np.random.default_rng(0)
+    value, cost = generator.random((50, 2)), np.stack([np.zeros(50), generator.random(50) * 40], 1)
+    expected, share = random_at_equal_cost(value, cost, 0.3 * cost[:, 1].mean())
+    assert share == pytest.approx(0.3)
+    coins = generator.random((4000, 50)) < share
+    assert expected.mean() == pytest.approx(
+        np.where(coins, value[:, 1], value[:, 0]).mean(), abs=0.01
+    )
+    assert random_at_equal_cost(value, cost, 1e9)[1] == 1
+    assert random_at_equal_cost(value, np.zeros((50, 2)), 0)[1] == 0
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="2 values, 1 clusters"):
+        cluster_bootstrap([1.0, 2.0], ["a"])
+    with pytest.raises(ValueError, match="no values"):
+        cluster_bootstrap([], [])
+    with pytest.raises(ValueError, match="1 values are not finite"):
+        cluster_bootstrap([1.0, float("nan")], ["a", "b"])

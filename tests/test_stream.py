@@ -1,0 +1,217 @@
+"""The stream: resume, workers under every start method, ranks, Lightning, tars without an index."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.pairs import PairDataModule
+from datamodules.unindexed import is_unindexed
+from mmemb.records import PairBatch
+from tests.tiny import write_tiny, write_tiny_rationales
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_tiny(tmp_path_factory.mktemp("tiny"))
+    write_tiny_rationales(root, root / "selected", scored=True)
+    return root
+
+
+def make(root: Path, place: tuple[int, int] | None = None, **changes) -> PairDataModule:
+    arguments = {
+        "root": str(root),
+        "pairs": ["pairs/plain", "pairs/questions"],
+        "batch_size": 8,
+        "group_size": 4,
+        "group_weights": {},
+        "seed": 0,
+        "sidecar": str(root / "selected"),
+    }
+    module = PairDataModule(**(arguments | changes))
+    if place:
+        module.trainer = SimpleNamespace(global_rank=place[0], world_size=place[1])
+    return module
+
+
+def content(batch: PairBatch) -> tuple:
+    pixels = [m.pixels.sum().item() for side in batch.targets for m in side.media]
+    ids = (batch.query_ids_B.tolist(), batch.positive_ids_BP.tolist())
+    return batch.step, batch.keys, batch.rationales, ids, pixels
+
+
+def take(stream, count: int) -> list[tuple]:
+    return [content(batch) for batch in islice(stream, count)]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 6])
+def test_resume_continues_with_the_next_batch(root, stop):
+    straight = take(make(root).train_dataloader(), 10)
+    first = make(root).train_dataloader()
+    assert take(first, stop) == straight[:stop]
+    second = make(root).train_dataloader()
+    second.load_state_dict(first.state_dict())
+    assert first.state_dict() == {"batches": stop}
+    assert take(second, 10 - stop) == straight[stop:]
+
+
+def test_iterating_again_goes_on(root):
+    stream = make(root).train_dataloader()
+    assert take(iter(stream), 2) + take(iter(stream), 2) == take(make(root).train_dataloader(), 4)
+
+
+def test_stream_has_no_length(root):
+    with pytest.raises(TypeError):
+        len(make(root).train_dataloader())
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_batches_of_one_process(root, world):
+    whole = [batch.keys for batch in islice(make(root).train_dataloader(), 5)]
+    parts = [
+        [b.keys for b in islice(make(root, place=(rank, world)).train_dataloader(), 5)]
+        for rank in range(world)
+    ]
+    for step, keys in enumerate(whole):
+        assert tuple(key for part in parts for key in part[step]) == keys
+
+
+def test_batch_that_ranks_cannot_share(root):
+    with pytest.raises(ValueError, match="cannot be split evenly over 3 ranks"):
+        make(root, place=(0, 3)).train_dataloader()
+
+
+@pytest.mark.parametrize(("start_method", "num_workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_prefetch_the_same_batches(root, start_method, num_workers):
+    expected = take(make(root).train_dataloader(), 6)
+    workers = {"num_workers": num_workers, "start_method": start_method}
+    stream = make(root, **workers).train_dataloader()
+    state = torch.get_rng_state()
+    stream.load_state_dict({"batches": 3})
+    assert take(stream, 3) == expected[3:]
+    assert stream.state_dict() == {"batches": 6}  # not what was prefetched
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class Recorder(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.steps: list[int] = []
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> torch.Tensor:
+        self.steps.append(batch.step)
+        return self.weight * len(batch.keys)
+
+    def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
+        raise AssertionError
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(root: Path, folder: Path, max_steps: int, resume: Path | None = None) -> list[int]:
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[
+            ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        ],
+    )
+    trainer.fit(recorder, datamodule=make(root), ckpt_path=resume, weights_only=True)
+    return recorder.steps
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # on purpose
+def test_lightning_resumes_in_the_middle_of_an_epoch(root, tmp_path):
+    assert fit(root, tmp_path / "straight", 10) == list(range(10))
+    assert fit(root, tmp_path / "first", 6) == list(range(6))
+    assert fit(root, tmp_path / "second", 10, tmp_path / "first/step=6.ckpt") == [6, 7, 8, 9]
+
+
+def tars(root: Path) -> list[str]:
+    return [str(path) for path in sorted((root / "pairs/plain").glob("*.tar"))]
+
+
+def test_tars_without_an_index_are_streamed_and_replayed(root, tmp_path, caplog):
+    zipped = []
+    for path in tars(root):
+        zipped.append(str(tmp_path / (Path(path).name + ".gz")))
+        Path(zipped[-1]).write_bytes(gzip.compress(Path(path).read_bytes()))
+    module = make(root, pairs=zipped, sidecar=None)
+    stream = module.train_dataloader()
+    straight = take(stream, 12)  # 8 batches are an epoch
+    assert "has no index: streaming through webdataset" in caplog.text
+    assert len({key for _, keys, *_ in straight[:7] for key in keys}) == 56
+    assert stream.state_dict() == {"batches": 12}
+    assert "country:20/name" in module.fitted_facts
+    again = make(root, pairs=zipped, sidecar=None).train_dataloader()
+    again.load_state_dict({"batches": 9})
+    assert take(again, 3) == straight[9:]
+
+
+def test_pipes(root):
+    pipes = [f"pipe:cat {path}" for path in tars(root)]
+    found = take(make(root, pairs=pipes, sidecar=None).train_dataloader(), 2)
+    assert found == take(make(root, pairs=tars(root), sidecar=None).train_dataloader(), 2)
+
+
+def test_ranks_split_tars(root):
+    keys = []
+    for rank in range(2):
+        stream = make(root, (rank, 2), pairs=tars(root), sidecar=None).train_dataloader()
+        batches = list(islice(stream, 6))
+        assert {len(batch.keys) for batch in batches} == {4}
+        keys.append({key for batch in batches for key in batch.keys})
+    assert not keys[0] & keys[1]
+
+
+def test_too_few_tars(root):
+    with pytest.raises(ValueError, match="at least one tar for each rank"):
+        make(root, (0, 8), pairs=tars(root), sidecar=None).train_dataloader()
+
+
+def test_truncated_tar(root, tmp_path):
+    path = tmp_path / "cut.tar"
+    path.write_bytes(Path(tars(root)[0]).read_bytes()[:5000])
+    stream = make(root, pairs=[str(path)], sidecar=None).train_dataloader()
+    with pytest.raises(ValueError, match=r"cut\.tar.* cannot be read: expected whole tar"):
+        take(stream, 9)
+
+
+def test_pipe_that_fails(root):
+    stream = make(root, pairs=["pipe:cat /nowhere.tar 2>/dev/null"], sidecar=None)
+    with pytest.raises(ValueError, match="cannot be read"):
+        take(stream.train_dataloader(), 1)
+
+
+def test_what_a_stream_cannot_do(root):
+    with pytest.raises(ValueError, match="no sidecar can be joined"):
+        make(root, pairs=tars(root)).train_dataloader()
+    with pytest.raises(ValueError, match="cannot be|not predicted"):
+        make(root, pairs=tars(root), sidecar=None).predict_dataloader()
+    with pytest.raises(ValueError, match="mix indexed folders with streamed tars"):
+        is_unindexed(["pairs/plain", "x.tar"])
+
+
+def test_copied_shards_are_read_where_they_lie(root, tmp_path):
+    shutil.copytree(root / "pairs", tmp_path / "pairs")
+    expected = take(make(root).train_dataloader(), 2)
+    moved = make(root, pairs=[str(tmp_path / "pairs/plain"), "pairs/questions"])
+    assert take(moved.train_dataloader(), 2) == expected
