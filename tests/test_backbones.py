@@ -285,24 +285,27 @@ class _Letters:
 
 
 def builder(policy: str = "truncate", limit: int = 4) -> SequenceBuilder:
-    return SequenceBuilder(_Letters(), 1000, 20, 5, limit, policy, answer_weight=3.0)
+    return SequenceBuilder(_Letters(), 1000, 20, 5, limit, policy)
 
 
-def test_sequence_order_segments_and_weights() -> None:
+def test_sequence_order_and_segments() -> None:
     side = Side("b", "a", (picture(0),))
     note = rationale("<think>c</think><answer>de</answer>")
-    row = builder().build([Side("x", media=(picture(1),)), side], [None, note], tokens_each=2)[1]
-    assert row.ids == [1, 1002, 1003, ord("a"), ord("b"), 2, ord("c"), ord("d"), ord("e"), 2]
-    assert row.segments == [0] * 6 + [1] * 4
-    assert row.weights == [1.0] * 7 + [3.0, 3.0, 1.0]
+    sides = [Side("x", media=(picture(1),)), side]
+    rows, restated = builder().build(sides, [None, note], tokens_each=2)
+    a, b, c, d, e = map(ord, "abcde")
+    assert rows[1].ids == [1, 1002, 1003, a, b, 2, c, d, e, 2]
+    assert rows[1].segments == [0] * 6 + [1] * 4
+    assert list(restated) == [1]
+    assert restated[1].ids == [1, a, d, e, 2]
 
 
 def test_long_rationale_policies() -> None:
     note = rationale("<think>abcdef</think><answer>xy</answer>")
 
     def tail(policy: str, limit: int) -> str:
-        row = builder(policy, limit).build([Side("q")], [note], tokens_each=0)[0]
-        return "".join(chr(i) for i in row.ids[3:-1])
+        rows, _ = builder(policy, limit).build([Side("q")], [note], tokens_each=0)
+        return "".join(chr(i) for i in rows[0].ids[3:-1])
 
     assert tail("truncate", 4) == "efxy"
     assert tail("truncate", 1) == "y"
@@ -329,6 +332,20 @@ def test_frames_are_read_in_order(tmp_path: Path) -> None:
     frames = tuple(cached_picture(seed, "frame") for seed in range(3))
     forth, back = backbone.encode([Side(media=frames), Side(media=frames[::-1])])
     assert forth @ back < 1 - 1e-6
+
+
+@torch.no_grad()
+def test_the_answer_is_read_once_more_without_the_question(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = build_joint(tmp_path).eval()
+    side = Side("which flag", "find", (cached_picture(0),))
+    backbone.answer_share = 0.0
+    together, alone = backbone.encode([side, Side("france", "find")], [HELPFUL, None])
+    backbone.answer_share = 0.25
+    fused = backbone.encode([side], [HELPFUL])[0]
+    torch.testing.assert_close(fused, unit(0.75 * together + 0.25 * alone), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="answer_share=1 must lie in"):
+        JointEncoder(str(tmp_path / "bert"), answer_share=1)
 
 
 def test_word_embeddings_are_frozen(tmp_path: Path) -> None:

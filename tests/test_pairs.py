@@ -107,7 +107,7 @@ def test_group_without_a_weight_is_left_out(root, caplog):
 
 
 def test_no_group_has_a_weight(root):
-    with pytest.raises(ValueError, match=r"leave nothing to train on: groups .*'clips', 'continent'"):
+    with pytest.raises(ValueError, match=r"leave nothing to train on: groups .*'clips'"):
         make(root, group_weights={"flag": 1}).train_dataloader()
 
 

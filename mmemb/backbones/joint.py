@@ -1,7 +1,7 @@
 """JointEncoder: image tokens mixed into the words of a small text encoder.
 
-Shapes: B sides, L sequence length, H encoder width (and D), M pictures of a batch, T tokens a
-picture, F their width, N = M * T.
+Shapes: B sides, A of them with an answer, L sequence length, H encoder width (and D), M pictures
+of a batch, T tokens a picture, F their width, N = M * T.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mmemb.backbones.base import Backbone, class_path, in_folder
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
@@ -26,8 +27,14 @@ class JointEncoder(Backbone):
     A picture is the T tokens of a frozen tower, each through LayerNorm and a Linear layer (the
     thumbnail has its own), plus an embedding that says "image" or "frame i". Text is the
     instruction, then the side's text. A rationale is its thought and answer without tags, in the
-    second segment. The output is a weighted mean over all real tokens: the answer's tokens start
-    at `answer_weight`, all others at 1, and a learned linear score, zero at first, shifts them.
+    second segment. The output is a mean over all real tokens, whose weights a learned linear
+    score shifts; it is zero at first.
+
+    A rationale's answer is read a second time, by itself: `[CLS] instruction, answer [SEP]`. The
+    vector is then (1 - answer_share) times the unit vector of the first reading plus answer_share
+    times that of the second, made of unit length. Read only together with the question, an
+    encoder trained on few concepts learns them by heart and ignores the rationale, the shortcut
+    of METHOD 1: TRUE_FIGURES. The second reading cannot see the question.
 
     The word embeddings are frozen (half of the parameters, and rare names keep their meaning).
     Picture tokens come from `Media.features` where given, else from `tower`.
@@ -42,7 +49,7 @@ class JointEncoder(Backbone):
         feature_dim: F, the width of picture tokens.
         thumbnail_dim: meaningful width of a picture's last token; 0 if it has no thumbnail.
         max_frames: longest video, in frames.
-        answer_weight: weight of the answer's tokens in the mean, at the start of training.
+        answer_share: share of the answer's own reading in a reasoned vector, from 0 to below 1.
     """
 
     modalities = frozenset({"text", "image", "video"})
@@ -58,10 +65,13 @@ class JointEncoder(Backbone):
         max_text_tokens: int = 96,
         max_rationale_tokens: int = 64,
         long_rationale: str = "truncate",
-        answer_weight: float = 3.0,
+        answer_share: float = 0.5,
     ) -> None:
         super().__init__()
+        if not 0 <= answer_share < 1:
+            raise ValueError(f"answer_share={answer_share} must lie in [0, 1).")
         self.text_model, self.max_frames = text_model, max_frames
+        self.answer_share = answer_share
         self.feature_dim, self.thumbnail_dim = feature_dim, thumbnail_dim
         self.text, tokenizer = _load_text_model(text_model)
         self.words.requires_grad_(False)
@@ -72,7 +82,6 @@ class JointEncoder(Backbone):
             max_text_tokens=max_text_tokens,
             max_rationale_tokens=max_rationale_tokens,
             long_rationale=long_rationale,
-            answer_weight=answer_weight,
         )
         self.tower = tower
         self.embedding_dim = self.text.config.hidden_size
@@ -106,7 +115,7 @@ class JointEncoder(Backbone):
             "max_text_tokens": builder.max_text_tokens,
             "max_rationale_tokens": builder.max_rationale_tokens,
             "long_rationale": builder.long_rationale,
-            "answer_weight": builder.answer_weight,
+            "answer_share": self.answer_share,
         }
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
@@ -120,27 +129,35 @@ class JointEncoder(Backbone):
 
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         token_MTH = self._picture_tokens(sides)
-        rows = self.sequences.build(sides, rationales, tokens_each=token_MTH.shape[1])
+        rows, restated = self.sequences.build(sides, rationales, token_MTH.shape[1])
+        answers = restated if self.answer_share else {}
+        vectors = self._read([*rows, *answers.values()], token_MTH.flatten(0, 1))
+        first_BH, answer_AH = functional.normalize(vectors, dim=-1).split([len(rows), len(answers)])
+        index_A = torch.tensor(list(answers), dtype=torch.long, device=self.device)
+        share_B1 = first_BH.new_zeros(len(rows), 1).index_fill(0, index_A, self.answer_share)
+        fused_BH = (1 - share_B1) * first_BH
+        return fused_BH.index_add(0, index_A, self.answer_share * answer_AH)
+
+    def _read(self, rows: Sequence[Row], token_NH: Tensor) -> Tensor:
+        """Reads all rows, short and long ones apart: (rows, H), not yet of unit length."""
         buckets = two_buckets([len(row.ids) for row in rows])
-        token_NH = token_MTH.flatten(0, 1)
-        vectors = [self._read([rows[i] for i in bucket], token_NH) for bucket in buckets]
+        vectors = [self._read_bucket([rows[i] for i in bucket], token_NH) for bucket in buckets]
         order = torch.tensor([i for bucket in buckets for i in bucket], device=self.device)
         return torch.cat(vectors)[order.argsort()]
 
-    def _read(self, rows: Sequence[Row], token_NH: Tensor) -> Tensor:
-        """Runs the encoder over some rows and pools: (rows, H), not yet of unit length."""
+    def _read_bucket(self, rows: Sequence[Row], token_NH: Tensor) -> Tensor:
         ids_BL = pad([row.ids for row in rows], self.device)
-        weight_BL = pad([row.weights for row in rows], self.device)
+        real_BL = pad([[1] * len(row.ids) for row in rows], self.device)
         picture_BL = ids_BL >= self.sequences.vocabulary
         word_BLH = self.words(ids_BL.masked_fill(picture_BL, 0))
         picked = token_NH[ids_BL[picture_BL] - self.sequences.vocabulary]
         state_BLH = self.text(
             inputs_embeds=word_BLH.index_put((picture_BL,), picked.to(word_BLH.dtype)),
-            attention_mask=(weight_BL > 0).long(),
+            attention_mask=real_BL,
             token_type_ids=pad([row.segments for row in rows], self.device),
         ).last_hidden_state.float()
-        # Padding weighs 0, and its logarithm is -inf: it takes no part in the mean.
-        share_BL = (self.pool_score(state_BLH).squeeze(-1).float() + weight_BL.log()).softmax(-1)
+        score_BL = self.pool_score(state_BLH).squeeze(-1).float()
+        share_BL = score_BL.masked_fill(real_BL == 0, -torch.inf).softmax(-1)
         return (share_BL[..., None] * state_BLH).sum(1)
 
     def _picture_tokens(self, sides: Sequence[Side]) -> Tensor:

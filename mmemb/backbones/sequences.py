@@ -21,20 +21,21 @@ LONG_RATIONALE = ("truncate", "drop", "error")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One side as the encoder reads it: parallel lists over its tokens.
+    """What the encoder reads in one go: parallel lists over its tokens.
 
     Numbers in `ids` from the vocabulary's size on are picture tokens of the batch, in order.
     """
 
     ids: list[int]
     segments: list[int]
-    weights: list[float]
 
 
 @final
 @dataclass(frozen=True)
 class SequenceBuilder:
-    """Builds `[CLS] pictures, instruction and text [SEP] thought, answer [SEP]`.
+    """Builds `[CLS] pictures, instruction, text [SEP] thought, answer [SEP]` for each side.
+
+    And, for each answer, `[CLS] instruction, answer [SEP]`: the query as the answer restates it.
 
     Attributes:
         tokenizer: a transformers tokenizer with CLS and SEP.
@@ -48,42 +49,46 @@ class SequenceBuilder:
     max_text_tokens: int
     max_rationale_tokens: int
     long_rationale: str
-    answer_weight: float
 
     def __post_init__(self) -> None:
         check_policy(self.long_rationale, LONG_RATIONALE, "long_rationale")
-        if not self.answer_weight > 0:
-            raise ValueError(f"answer_weight={self.answer_weight} must be above 0.")
 
     def build(
         self, sides: Sequence[Side], rationales: Sequence[Rationale | None], tokens_each: int
-    ) -> list[Row]:
-        """One row per side; each picture takes `tokens_each` tokens."""
-        heads = self._tokenize([f"{side.instruction} {side.text}".strip() for side in sides])
+    ) -> tuple[list[Row], dict[int, Row]]:
+        """One row per side, and one per answer by its side's position.
+
+        Args:
+            sides: B sides.
+            rationales: one per side, or None.
+            tokens_each: how many tokens each picture takes.
+        """
+        instructions = self._tokenize([side.instruction for side in sides])
+        texts = self._tokenize([side.text for side in sides])
         thoughts = self._tokenize([note.thinking if note else "" for note in rationales])
         answers = self._tokenize([note.answer if note else "" for note in rationales])
-        rows, start = [], self.vocabulary
-        for side, head, thought, answer in zip(sides, heads, thoughts, answers, strict=True):
+        rows, restated, start = [], {}, self.vocabulary
+        for i, side in enumerate(sides):
             end = start + tokens_each * len(side.media)
-            first = [*range(start, end), *head[: self.max_text_tokens]]
-            rows.append(self._row(first, *self._fit(thought, answer)))
+            words = (instructions[i] + texts[i])[: self.max_text_tokens]
+            thought, answer = self._fit(thoughts[i], answers[i])
+            rows.append(self._row([*range(start, end), *words], thought + answer))
+            if answer:
+                restated[i] = self._row([*instructions[i][: self.max_text_tokens], *answer], [])
             start = end
-        return rows
+        return rows, restated
 
-    def _row(self, first: list[int], thought: list[int], answer: list[int]) -> Row:
+    def _row(self, first: list[int], second: list[int]) -> Row:
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         head = [start, *first, end]
-        tail = [*thought, *answer, end] if thought or answer else []
-        weights = [1.0] * (len(head) + len(tail))
-        if answer:
-            weights[-1 - len(answer) : -1] = [self.answer_weight] * len(answer)
-        if len(weights) > self.max_length:
+        tail = [*second, end] if second else []
+        if len(head) + len(tail) > self.max_length:
             raise ValueError(
-                f"a side takes {len(weights)} tokens, the encoder reads at most "
+                f"a side takes {len(head) + len(tail)} tokens, the encoder reads at most "
                 f"{self.max_length}: give it fewer pictures or frames, or lower "
                 "max_text_tokens and max_rationale_tokens."
             )
-        return Row([*head, *tail], [0] * len(head) + [1] * len(tail), weights)
+        return Row([*head, *tail], [0] * len(head) + [1] * len(tail))
 
     def _fit(self, thought: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         """Applies `long_rationale`; the answer stands last, so cutting the front spares it."""
@@ -125,6 +130,6 @@ def two_buckets(lengths: Sequence[int]) -> list[list[int]]:
     return [order[:cut], order[cut:]]
 
 
-def pad(lists: Sequence[Sequence[float]], device: torch.device) -> Tensor:
+def pad(lists: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Lists as the rows of one tensor, zeros behind the shorter ones."""
     return pad_sequence([torch.tensor(x) for x in lists], batch_first=True).to(device)

@@ -18,7 +18,9 @@ _HOMES = {
     "ForeignWorker": "foreign",
     "PrecomputedWorker": "precomputed",
     "fold_candidates": "folding",
-    "Folded": "folding",
+    "collect_pool": "pools",
+    "read_pool": "pools",
+    "write_pool": "pools",
 }
 
 __all__ = sorted(_HOMES)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmemb.records import Rationale, Side, stable_hash, to_json
+from mmemb.records import Rationale, Side, stable_hash
 
 NO_DRAW = -2
 """The seed that pads a ragged row of seeds: nothing is drawn for it."""
@@ -70,8 +70,3 @@ def check_seeds(sides: Sequence[Side], seeds_BK: Tensor) -> None:
             f"seeds_BK has shape {tuple(seeds_BK.shape)}; expected ({len(sides)}, K): one row of "
             "seeds for each side, padded with NO_DRAW."
         )
-
-
-def rationale_records(pool: dict[str, Sequence[Rationale]]) -> dict[str, list[dict[str, Any]]]:
-    """A pool of rationales by `Side.digest` as JSON data."""
-    return {digest: [to_json(r) for r in pool[digest]] for digest in sorted(pool)}

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from mmemb.records import GREEDY, SHORT, Rationale
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """The pool of one side.
-
-    Attributes:
-        kept: distinct rationales in the order of their first draw; `count` sums the draws.
-        dropped: number of draws dropped, by reason (`malformed`, `over_long`).
-    """
-
-    kept: tuple[Rationale, ...]
-    dropped: Counter[str] = field(default_factory=Counter)
-
-
-def fold_candidates(rationales: Sequence[Rationale], *, max_characters: int = 600) -> Folded:
+def fold_candidates(
+    rationales: Sequence[Rationale], *, max_tokens: int = 96
+) -> tuple[list[Rationale], Counter[str]]:
     """Merges equal draws and drops those that no embedder should read (METHOD 4).
 
     Draws are equal if worker, depth and text are. Of equal draws the greedy one stays, else the
@@ -30,23 +19,27 @@ def fold_candidates(rationales: Sequence[Rationale], *, max_characters: int = 60
 
     Args:
         rationales: all draws of one side.
-        max_characters: longest text that is kept, tags included.
+        max_tokens: longest draw that is kept.
+
+    Returns:
+        Distinct rationales in the order of their first draw, `count` summed over equal draws; and
+        the number of draws dropped, by reason (`malformed`, `over_long`).
     """
     dropped: Counter[str] = Counter()
     merged: dict[tuple[str, str, str], Rationale] = {}
     for rationale in rationales:
-        if reason := _fault(rationale, max_characters):
+        if reason := _fault(rationale, max_tokens):
             dropped[reason] += rationale.count
             continue
         key = (rationale.worker, rationale.depth, rationale.text)
         merged[key] = _merge(merged[key], rationale) if key in merged else rationale
-    return Folded(tuple(merged.values()), dropped)
+    return list(merged.values()), dropped
 
 
-def _fault(rationale: Rationale, max_characters: int) -> str:
+def _fault(rationale: Rationale, max_tokens: int) -> str:
     if not rationale.answer or not (rationale.thinking or rationale.depth == SHORT):
         return "malformed"
-    return "over_long" if len(rationale.text) > max_characters else ""
+    return "over_long" if rationale.num_tokens > max_tokens else ""
 
 
 def _merge(first: Rationale, second: Rationale) -> Rationale:

@@ -205,8 +205,10 @@ class LanguageModelWorker(RationaleWorker):
 
     def _load(self, kind: Any, **kwargs: Any) -> Any:
         try:
+            if self.model_id.count("/") > 1 and not Path(self.model_id).is_dir():
+                raise OSError("no such folder")  # and no hub id: nobody is asked for it
             return kind.from_pretrained(self.model_id, **kwargs)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"The language model {self.model_id} cannot be loaded: {error}. Give the folder "
                 "of a transformers model (prepare makes ROOT/models/smollm2) or a hub id."

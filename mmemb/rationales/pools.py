@@ -1,0 +1,45 @@
+"""Pools of rationales by `Side.digest`, and their file form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmemb.records import Rationale, Side, from_json, to_json
+
+Pool = dict[str, tuple[Rationale, ...]]
+
+
+def collect_pool(
+    sides: Sequence[Side], rationales: Sequence[Sequence[Rationale]]
+) -> dict[str, tuple[Rationale, ...]]:
+    """A pool over sides and what was written about each."""
+    return {s.digest: tuple(pool) for s, pool in zip(sides, rationales, strict=True)}
+
+
+def write_pool(path: str | Path, pool: Mapping[str, Sequence[Rationale]]) -> None:
+    """Writes a pool as JSON: digest -> list of rationales."""
+    rows = {digest: [to_json(r) for r in pool[digest]] for digest in sorted(pool)}
+    partial = Path(path).with_name(Path(path).name + ".tmp")
+    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_pool(path: str | Path) -> Pool:
+    """Reads what `write_pool` wrote."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {
+            digest: tuple(from_json(Rationale, row) for row in pool)
+            for digest, pool in rows.items()
+        }
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no file of rationales {path}. Write one with mmemb.rationales.write_pool."
+        ) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The file of rationales {path} cannot be read: {error}. Expected a JSON object that "
+            "maps the digest of a side to a list of rationales, as write_pool makes it."
+        ) from None

@@ -1,0 +1,85 @@
+"""Hands out rationales that were written earlier: the inference path over written shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+from torch import Tensor
+
+from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.rationales.pools import collect_pool, read_pool
+from mmemb.records import GREEDY, Rationale, Side
+
+_MODALITIES = frozenset({"text", "image", "video"})
+
+
+@final
+class PrecomputedWorker(RationaleWorker):
+    """Finds rationales by the content of a side (`Side.digest`).
+
+    A seed picks the rationale that was drawn with it. Where the pool has no such draw, the first
+    one answers `GREEDY`, and another seed its number modulo the pool's size.
+
+    Args:
+        rationales: pool, or path of a file that `write_pool` wrote.
+        on_unknown: what to do for a side that the pool lacks, `error` or `empty` (no rationale).
+        reads: modalities of the worker that wrote them; by default all.
+        name: of this worker; rationales keep the name of the one that wrote them.
+    """
+
+    def __init__(
+        self,
+        rationales: str | Mapping[str, Sequence[Rationale]],
+        on_unknown: Literal["error", "empty"] = "error",
+        reads: Sequence[str] = tuple(sorted(_MODALITIES)),
+        name: str = "precomputed",
+    ) -> None:
+        if on_unknown not in ("error", "empty"):
+            raise ValueError(f"on_unknown is {on_unknown!r}; expected 'error' or 'empty'.")
+        self.path = rationales if isinstance(rationales, str) else None
+        self.pool = read_pool(rationales) if isinstance(rationales, str) else dict(rationales)
+        self.on_unknown, self.reads, self.name = on_unknown, frozenset(reads), name
+
+    @classmethod
+    def over(
+        cls,
+        sides: Sequence[Side],
+        rationales: Sequence[Sequence[Rationale]],
+        reads: frozenset[str] = _MODALITIES,
+    ) -> PrecomputedWorker:
+        """A worker over one batch's sides and their rationales; other sides get none."""
+        return cls(collect_pool(sides, rationales), "empty", sorted(reads))
+
+    def settings(self) -> dict[str, Any]:
+        if self.path is None:
+            raise ValueError(
+                "This PrecomputedWorker holds its rationales in memory and cannot be saved. Write "
+                "them with mmemb.rationales.write_pool and make the worker from that file."
+            )
+        arguments = {"rationales": self.path, "on_unknown": self.on_unknown}
+        arguments |= {"reads": sorted(self.reads), "name": self.name}
+        return {"class_path": "mmemb.rationales.PrecomputedWorker", "init_args": arguments}
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        check_seeds(sides, seeds_BK)
+        return [
+            [_pick(pool, seed) for seed in drawn_seeds(seeds_K)]
+            if self.can_read(side) and (pool := self._pool_of(side))
+            else []
+            for side, seeds_K in zip(sides, seeds_BK, strict=True)
+        ]
+
+    def _pool_of(self, side: Side) -> Sequence[Rationale]:
+        pool = self.pool.get(side.digest)
+        if pool is None and self.on_unknown == "error":
+            raise ValueError(
+                f"No rationale was written for the side {side.text[:60]!r} (digest {side.digest}) "
+                f"in {self.path or 'the given pool'}. Generate it, or set on_unknown: empty."
+            )
+        return pool or ()
+
+
+def _pick(pool: Sequence[Rationale], seed: int) -> Rationale:
+    drawn = [rationale for rationale in pool if rationale.seed == seed]
+    return drawn[0] if drawn else pool[0 if seed == GREEDY else seed % len(pool)]
