@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -77,7 +78,7 @@ class RationaleGenerator(LightningModule):
             for pool, written in zip(pools, worker.write(batch.sides, seeds_BK), strict=True):
                 pool.extend(written)
         rows = [
-            SidecarRow(key, {"json": self._candidates(pool, meta["part"])}, meta)
+            SidecarRow(key, {"json": self._candidates(pool, meta)}, meta)
             for key, pool, meta in zip(batch.keys, pools, batch.metas, strict=True)
         ]
         return SidecarOutput(batch.shard, tuple(rows))
@@ -118,12 +119,18 @@ class RationaleGenerator(LightningModule):
         sampled = [stable_hash(self.seed, key, k) for k in range(1, self.num_test_draws)]
         return [GREEDY, *sampled]
 
-    def _candidates(self, pool: list[Rationale], part: str) -> list[dict[str, object]]:
-        """A training pool is merged and cleaned; at test time a broken draw was paid for, so it
-        stays (an embedder reads nothing in it)."""
+    def _candidates(
+        self, pool: list[Rationale], meta: Mapping[str, str]
+    ) -> list[dict[str, object]]:
+        """A training pool is merged and cleaned, and loses draws about a concept that the worker's
+        prompt names; at test time a broken draw was paid for, so it stays (an embedder reads
+        nothing in it)."""
         self.counts["drawn"] += len(pool)
         self.counts["generated tokens"] += sum(rationale.num_tokens for rationale in pool)
-        if part == "train":
+        if meta["part"] == "train":
+            named = frozenset().union(*(worker.concepts for worker in self.workers.values()))
+            self.counts["named in the prompt"] += len(pool) * (meta["concept"] in named)
+            pool = [] if meta["concept"] in named else pool
             pool, dropped = fold_candidates(pool, max_tokens=self.max_tokens)
             self.counts.update(dropped)
         return [scored_to_json(ScoredRationale(rationale)) for rationale in pool]

@@ -234,6 +234,11 @@ def test_a_folder_that_is_not_whole_does_not_load(tmp_path: Path) -> None:
     torch.save({"stray": weights.popitem()[1], **weights}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="missing .* unknown \\['stray'\\]"):
         load_backbone(str(tmp_path))
+    spec = json.loads((tmp_path / "config.json").read_text())
+    spec["init_args"]["hat"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match="takes no \\['hat'\\] any more"):
+        load_backbone(str(tmp_path))
     (tmp_path / "config.json").write_text('{"class_path": "os.system", "init_args": {}}')
     with pytest.raises(ValueError, match="'os.system' is refused"):
         load_backbone(str(tmp_path))

@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
@@ -191,6 +192,11 @@ def _build(spec: Mapping[str, Any], folder: str) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"{folder}/{_CONFIG}: {spec['class_path']!r} is no class of this version.")
     arguments = {key: _argument(value, folder) for key, value in spec["init_args"].items()}
+    if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
+        raise ValueError(
+            f"{folder}/{_CONFIG}: {name} takes no {unknown} any more; an older version saved this "
+            "backbone. Train it again, or load it with that version."
+        )
     return kind(**arguments)
 
 

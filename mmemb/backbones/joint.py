@@ -34,7 +34,10 @@ class JointEncoder(Backbone):
     vector is then (1 - answer_share) times the unit vector of the first reading plus answer_share
     times that of the second, made of unit length. Read only together with the question, an
     encoder trained on few concepts learns them by heart and ignores the rationale, the shortcut
-    of METHOD 1: TRUE_FIGURES. The second reading cannot see the question.
+    of METHOD 1. The second reading cannot see the question. Flags by their capital, countries whose
+    question was never trained, Recall@1 directly / with the true / with a foreign rationale after
+    30 steps on 84 other countries: share 0 gave 12.7 / 13.7 / 10.8, share 0.5 12.7 / 35.3 / 4.9,
+    share 0.7 10.8 / 45.1 / 1.0 (one seed).
 
     The word embeddings are frozen (half of the parameters, and rare names keep their meaning).
     Picture tokens come from `Media.features` where given, else from `tower`.
@@ -65,7 +68,7 @@ class JointEncoder(Backbone):
         max_text_tokens: int = 96,
         max_rationale_tokens: int = 64,
         long_rationale: str = "truncate",
-        answer_share: float = 0.5,
+        answer_share: float = 0.7,
     ) -> None:
         super().__init__()
         if not 0 <= answer_share < 1:
