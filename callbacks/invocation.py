@@ -31,12 +31,14 @@ class InvocationMeter:
         self.sums_4 += torch.stack([c.detach().cpu().double() for c in counts])
 
     def compute(self) -> dict[str, float]:
-        """Ratios over all ranks. Collective."""
+        """Ratios over all ranks; none where no rank has seen a decision. Collective."""
         total, eligible, reasoned, tokens = sum_over_ranks(self.sums_4).tolist()
+        if not total:
+            return {}
         return {
             "invocation_ratio": reasoned / max(eligible, 1),
-            "invocation_ratio_all": reasoned / max(total, 1),
-            "reasoning_tokens": tokens / max(total, 1),
+            "invocation_ratio_all": reasoned / total,
+            "reasoning_tokens": tokens / total,
         }
 
 

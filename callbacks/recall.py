@@ -108,7 +108,7 @@ class RecallAtK(Callback):
         shown = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
         pl_module.log_dict(shown, rank_zero_only=False)
         self.meter = RetrievalMeter(self.cutoffs)
-        if trainer.is_global_zero and trainer.logger is not None:
+        if table and trainer.is_global_zero and trainer.logger is not None:
             text = markdown_table(table)
             trainer.logger.experiment.add_text(f"{split}/tasks", text, trainer.global_step)
 

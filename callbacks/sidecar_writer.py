@@ -54,7 +54,7 @@ class SidecarWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(outputs, SidecarOutput):  # candidates are read, not written
+        if not isinstance(outputs, SidecarOutput) or not outputs.rows:  # candidates, for instance
             return
         if outputs.shard != self._shard:
             self._flush()

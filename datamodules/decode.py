@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ ADVICE = "Make the folder again, or leave such samples out with `on_error: skip`
 OnError = Literal["raise", "skip"]
 
 
+@final
 class DecodeError(ValueError):
     """A member that cannot be decoded: the one thing that `on_error` is about.
 

@@ -43,6 +43,8 @@ class ExperimentCLI(LightningCLI):
     """Reads `base.yaml` first, then every `--config`; see DESIGN 5 for what a run leaves behind."""
 
     def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
+        # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         check_config_files(arguments or [])
         super().__init__(
@@ -90,7 +92,9 @@ class ExperimentCLI(LightningCLI):
             link=link_name(config.name, self.subcommand),
             config=self._parser(self.subcommand).dump(config, skip_none=False),
             fingerprint=self.print,
-            inherited_facts=inherited_facts(settings_of(config, self.subcommand)),
+            inherited_facts=inherited_facts(
+                settings_of(config, self.subcommand), own_outputs(config, self.subcommand)
+            ),
         )
         logger = TensorBoardLogger(str(self.run_folder), name="", version="")
         trainer = super().instantiate_trainer(logger=logger, **kwargs)
@@ -151,6 +155,14 @@ def sidecar_folders(config: Namespace) -> list[Path]:
     return [Path(callback.init_args.folder) for callback in named]
 
 
+def own_outputs(config: Namespace, subcommand: str) -> list[Path]:
+    """What the run writes, or a later one with the same file: no input of it, even if it exists."""
+    if subcommand == "fit":
+        link = Path(config.runs) / config.experiment / link_name(config.name, subcommand)
+        return [link, *sidecar_folders(config)]
+    return sidecar_folders(config) if subcommand == "predict" else []
+
+
 def with_base(arguments: list[str]) -> list[str]:
     """Puts `--config base.yaml` behind the subcommand, in front of the user's configs."""
     for position, argument in enumerate(arguments):
@@ -175,4 +187,4 @@ def settings_of(config: Namespace, subcommand: str) -> dict[str, Any]:
 
 def run_fingerprint(config: Namespace, subcommand: str) -> str:
     """Hash of the settings that decide results and of every input they name."""
-    return fingerprint(settings_of(config, subcommand))
+    return fingerprint(settings_of(config, subcommand), own_outputs(config, subcommand))

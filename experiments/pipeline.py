@@ -20,6 +20,8 @@ from typing import Any, final
 
 import yaml
 
+from experiments.run import quieten
+
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -123,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     options, rest = parser.parse_known_args(arguments)
+    quieten()
     shared_rest = [argument for argument in rest if argument != "--"]
     try:
         pipeline = read_pipeline(options.config)

@@ -34,6 +34,7 @@ def quieten() -> None:
         ".*treespec, LeafSpec.*",
         ".*fit will run with no optimizer.*",
         ".*callbacks list already contains.*",
+        ".*in eval mode at the start of training.*",  # frozen towers; encoders without dropout
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -186,10 +186,10 @@ class ContrastiveEmbedder(LightningModule):
     @override
     def predict_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> SidecarOutput | None:
+    ) -> SidecarOutput:
         if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
             self._candidates.append(embed_candidates(self.backbone, batch))
-            return None
+            return SidecarOutput("", ())  # nothing to write; Lightning warns about None
         if batch_idx == 0:
             self._galleries = Galleries(self._candidates)
         guard_facts(batch.queries, self.fitted_facts, self.allow_fitted)

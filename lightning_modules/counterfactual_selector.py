@@ -29,6 +29,7 @@ from mmemb.counterfactual import (
 from mmemb.distributed import gather_objects
 from mmemb.evaluators import PairEvaluator
 from mmemb.lineage import write_json
+from mmemb.metrics import MeanSums
 from mmemb.records import (
     PairRowBatch,
     Rationale,
@@ -74,6 +75,7 @@ class CounterfactualSelector(LightningModule):
         self.automatic_optimization = False  # nothing is trained by gradient here
         self._train_scores: list[tuple[Tensor, int]] = []
         self._calibration_scores: list[Tensor] = []
+        self._sums = MeanSums()
         self.tau, self.eta = 1.0, 0.0
 
     @override
@@ -98,10 +100,10 @@ class CounterfactualSelector(LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking or not self._calibration_scores:
-            self._calibration_scores = []
+        columns = gather_objects(self._calibration_scores)  # by all ranks, also one without any
+        self._calibration_scores = []
+        if self.trainer.sanity_checking or not columns:
             return
-        columns = gather_objects(self._calibration_scores)
         rows = [row for column in columns for row in column if not row[0].isnan()]
         score_BC = pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
         self.tau = fit_temperature(score_BC)
@@ -182,8 +184,12 @@ class CounterfactualSelector(LightningModule):
             self._log_mean("test/names_target_kept", kept)
 
     def _log_mean(self, name: str, values: Sequence[float]) -> None:
-        mean = sum(values) / len(values)
-        self.log(name, mean, on_step=False, on_epoch=True, batch_size=len(values))
+        self._sums.add(name, sum(values), len(values))
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._sums.compute())  # sums: ranks may hold unequal numbers of candidates
+        self._sums.reset()
 
     # scores
 

@@ -33,6 +33,7 @@ from mmemb.gating import (
 from mmemb.latency import measure_latency
 from mmemb.lineage import write_json
 from mmemb.losses import combine
+from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
 from mmemb.records import (
     CandidateOutput,
@@ -92,6 +93,7 @@ class GatingPolicy(LightningModule):
         self.budget, self.measure = budget, measure
         self.head: DepthHead | None = None
         self._scores: list[tuple[str, float]] = []
+        self._sums = MeanSums()
         self._timed: list[Query] = []
 
     @override
@@ -134,11 +136,8 @@ class GatingPolicy(LightningModule):
         logit_BA = self.head(batch.state_BS)
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
         decisions = self._decisions(logit_BA, batch)
-        taken_B = reward.gather(1, decisions.depths_B[:, None])[:, 0]
-        if batch.eligible_B.any():
-            mean = taken_B[batch.eligible_B].mean()
-            size = int(batch.eligible_B.sum())
-            self.log("val/reward", mean, on_epoch=True, sync_dist=True, batch_size=size)
+        taken_B = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
+        self._sums.add("val/reward", taken_B.sum().item(), len(taken_B))
         scores = gate_score(logit_BA).tolist()
         rows = zip(batch.keys, scores, batch.eligible_B.tolist(), strict=True)
         self._scores.extend((key, score) for key, score, eligible in rows if eligible)
@@ -146,6 +145,8 @@ class GatingPolicy(LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._sums.compute())  # sums: a rank may hold no eligible query
+        self._sums.reset()
         ranked = sorted(set(gather_objects(self._scores)))
         self._scores = []
         keys, scores = [key for key, _ in ranked], [score for _, score in ranked]
@@ -201,7 +202,7 @@ class GatingPolicy(LightningModule):
         adaptive.worker = PrecomputedWorker.over(sides, batch.rationales, self.worker.reads)
         keys = [query.key for query in batch.queries]
         encoded = adaptive.encode(sides, self.budget, keys=keys)
-        eligible_B = torch.tensor([adaptive.can_reason(side) for side in sides])
+        eligible_B = torch.tensor([bool(rationales) for rationales in batch.rationales])
         reasoning = [q for q, e in zip(batch.queries, eligible_B.tolist(), strict=True) if e]
         self._timed = fixed_sample(self._timed + reasoning)
         return QueryOutput(

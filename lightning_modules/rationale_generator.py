@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mmemb.counterfactual import names_target
+from mmemb.metrics import MeanSums
 from mmemb.rationales import RationaleWorker, fold_candidates
 from mmemb.records import (
     GREEDY,
@@ -59,6 +60,7 @@ class RationaleGenerator(LightningModule):
         self.max_tokens = max_tokens
         self.seed = seed
         self.counts: Counter[str] = Counter()
+        self.sums = MeanSums()
 
     @override
     def setup(self, stage: str) -> None:
@@ -95,15 +97,18 @@ class RationaleGenerator(LightningModule):
             for pair, pool in zip(batch.pairs, batch.rationales, strict=True)
             for scored in pool
         ]
-        sums = {
-            "test/format_rate": [float(bool(r.thinking and r.answer)) for r, _ in rows],
-            "test/reasoning_tokens": [float(r.num_tokens) for r, _ in rows],
-            "test/names_target": [float(names_target(r.plain, p.answers)) for r, p in rows],
-        }
-        for name, values in sums.items():
-            if values:
-                mean = sum(values) / len(values)
-                self.log(name, mean, on_step=False, on_epoch=True, batch_size=len(values))
+        for rationale, pair in rows:
+            values = {
+                "format_rate": float(bool(rationale.thinking and rationale.answer)),
+                "reasoning_tokens": float(rationale.num_tokens),
+                "names_target": float(names_target(rationale.plain, pair.answers)),
+            }
+            self.sums.add_all(values, prefix="test/")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.sums.compute())  # sums: ranks may hold unequal numbers of candidates
+        self.sums.reset()
 
     def _seeds(self, batch: SideBatch) -> Tensor:
         rows = [

@@ -97,7 +97,8 @@ class AdaptiveEmbedder:
             written = self.worker.write(picked, torch.full((len(picked), 1), GREEDY))
             rationales = [draws[0] if draws else None for draws in written]
             vectors_BD[chosen] = self.backbone.encode(picked, rationales)
-            depths_B[chosen] = 1
+            # A side about which the worker had nothing to say was embedded directly.
+            depths_B[chosen] = torch.tensor([int(r is not None) for r in rationales])
             tokens_B[chosen] = torch.tensor([r.num_tokens if r else 0 for r in rationales])
         return Encoded(vectors_BD, depths_B, tokens_B)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,27 @@ def write_json(path: Path, data: Any) -> None:
     partial.replace(path)
 
 
-def fingerprint(settings: Any) -> str:
+def fingerprint(settings: Any, outputs: Collection[Path] = ()) -> str:
     """A hash (16 hex digits) of settings and of every input that they name.
 
     Strings that are paths count with the content behind them: shards and runs with their own
     fingerprint, ordinary files (a prompt, a table of facts) with their bytes.
+
+    Args:
+        settings: plain data.
+        outputs: what the run itself will write: it counts by name alone, or a finished run would
+            never again have the fingerprint that it started with.
     """
-    inputs = {path: _identity(Path(path)) for path in sorted(set(_paths(settings)))}
+    inputs = {path: _identity(Path(path)) for path in sorted(set(_paths(settings, outputs)))}
     text = canonical_json([FORMAT_VERSION, settings, inputs])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def inherited_facts(settings: Any) -> frozenset[str]:
-    """The facts that the runs named in `settings` were fitted on (their `fitted.json`)."""
+def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> frozenset[str]:
+    """The facts that the runs named in `settings` were fitted on (their `fitted.json`); `outputs`,
+    which may lie there from an earlier time, hand nothing down."""
     facts: set[str] = set()
-    for path in _paths(settings):
+    for path in _paths(settings, outputs):
         record = _marked_parent(Path(path), ("fitted.json",))
         if record is not None:
             facts |= set(read_facts(record))
@@ -72,17 +78,19 @@ def read_facts(path: Path) -> frozenset[str]:
     return frozenset(json.loads(path.read_text(encoding="utf-8"))["facts"])
 
 
-def _paths(settings: Any) -> Iterator[str]:
+def _paths(settings: Any, outputs: Collection[Path]) -> Iterator[str]:
     if isinstance(settings, Mapping):
         for value in settings.values():
-            yield from _paths(value)
+            yield from _paths(value, outputs)
     elif isinstance(settings, list | tuple):
         for value in settings:
-            yield from _paths(value)
+            yield from _paths(value, outputs)
     elif (
         isinstance(settings, str) and settings and len(settings) < 4096 and Path(settings).exists()
     ):
-        yield settings
+        path = Path(settings).absolute()
+        if not any(path.is_relative_to(output.absolute()) for output in outputs):
+            yield settings
 
 
 def _identity(path: Path) -> str:

@@ -14,10 +14,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import final
 
 from datamodules.prepare.sources import PinnedPackage
 
 
+@final
 class SourceUnavailableError(Exception):
     """A package could not be had, or is not the file that was pinned; the text says which."""
 

@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor
 
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
-from mmemb.rationales.pools import read_pool
+from mmemb.rationales.pools import pool_identity, read_pool
 from mmemb.records import Rationale, Side, stable_hash
 
 
@@ -38,6 +38,9 @@ class ForeignWorker(RationaleWorker):
             )
         arguments = {"pool": self.path, "name": self.name}
         return {"class_path": "mmemb.rationales.ForeignWorker", "init_args": arguments}
+
+    def identity(self) -> str:
+        return pool_identity(self._donors)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         check_seeds(sides, seeds_BK)

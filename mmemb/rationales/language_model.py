@@ -54,7 +54,7 @@ class LanguageModelWorker(RationaleWorker):
         temperature: float = 0.8,
         top_p: float = 0.95,
         top_k: int = 50,
-        batch_size: int = 64,
+        batch_size: int = 128,
         device: str = "cpu",
         dtype: str = "float32",
     ) -> None:

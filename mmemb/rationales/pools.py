@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmemb.records import Rationale, Side, from_json, to_json
+from mmemb.records import Rationale, Side, from_json, stable_hash, to_json
 
 Pool = dict[str, tuple[Rationale, ...]]
 
@@ -16,6 +16,12 @@ def collect_pool(
 ) -> dict[str, tuple[Rationale, ...]]:
     """A pool over sides and what was written about each."""
     return {s.digest: tuple(pool) for s, pool in zip(sides, rationales, strict=True)}
+
+
+def pool_identity(pool: Mapping[str, Sequence[Rationale]]) -> str:
+    """Hash of a pool's content."""
+    rows = ((digest, tuple(pool[digest])) for digest in sorted(pool))
+    return f"{stable_hash(*rows, bits=64):016x}"
 
 
 def write_pool(path: str | Path, pool: Mapping[str, Sequence[Rationale]]) -> None:

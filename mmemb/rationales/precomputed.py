@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 from torch import Tensor
 
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
-from mmemb.rationales.pools import collect_pool, read_pool
+from mmemb.rationales.pools import collect_pool, pool_identity, read_pool
 from mmemb.records import GREEDY, Rationale, Side
 
 _MODALITIES = frozenset({"text", "image", "video"})
@@ -60,6 +60,9 @@ class PrecomputedWorker(RationaleWorker):
         arguments = {"rationales": self.path, "on_unknown": self.on_unknown}
         arguments |= {"reads": sorted(self.reads), "name": self.name}
         return {"class_path": "mmemb.rationales.PrecomputedWorker", "init_args": arguments}
+
+    def identity(self) -> str:
+        return pool_identity(self.pool)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         check_seeds(sides, seeds_BK)

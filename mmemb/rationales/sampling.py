@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import final
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Sampling:
         return f"{kind} n={self.max_new_tokens}"
 
 
+@final
 @dataclass(slots=True)
 class Draw:
     """One generated sequence, its end token included, and its log-probability at temperature 1."""

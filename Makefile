@@ -1,0 +1,24 @@
+# The one-line verbs of the project. All of them use one virtual environment, made on demand:
+# about 6 GB with the default torch. Another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python -m
+PIPELINE ?= experiments/configs/pocket/pipeline.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint bench
+
+help:      ; @echo "make install | demo | test | test-all | lint | bench    (README.md says what each does)"
+install:   $(VENV)/.installed
+demo:      install ; $(RUN) experiments.pipeline $(PIPELINE)
+test:      install ; $(RUN) pytest
+test-all:  install ; $(RUN) pytest -m ""
+lint:      install ; $(RUN) ruff check . && $(RUN) ruff format --check .
+bench:     install ; $(RUN) experiments.bench
+
+# One pip command, so that the resolver picks a torch and a torchvision that fit each other.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	echo '*' > $(VENV)/.gitignore
+	$(VENV)/bin/pip install --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,85 @@
+"""Opens finished runs, for notebooks and tests; trains nothing and starts no stage.
+
+Configurations name their inputs relative to the repository's root, so call these from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from mmemb.adaptive import AdaptiveEmbedder
+from mmemb.rationales import RationaleWorker
+
+
+def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> pl.LightningModule:
+    """Rebuilds the module of a run from its `config.yaml`, with the weights of a checkpoint.
+
+    Args:
+        folder: the run, e.g. `runs/pocket/embedder`.
+        checkpoint: by default `checkpoints/last.ckpt`, else the newest one; a run that saved none
+            (predict, test) gives the module as configured.
+
+    Returns:
+        The module, in evaluation mode, on the CPU.
+    """
+    folder = Path(folder)
+    module = _build(_model_settings(folder / "config.yaml"))
+    path = Path(checkpoint) if checkpoint else _newest_checkpoint(folder / "checkpoints")
+    if path is not None:
+        _load_weights(module, path)
+    return module.eval()
+
+
+def load_adaptive(folder: str | Path, worker: RationaleWorker | None = None) -> AdaptiveEmbedder:
+    """Loads the inference path that a gate's fit saved.
+
+    Args:
+        folder: the gate's run, e.g. `runs/pocket/gate`, or the `adaptive` folder in it.
+        worker: replaces the saved one, for instance to try another reasoner.
+    """
+    folder = Path(folder)
+    inner = folder / "adaptive"
+    return AdaptiveEmbedder.from_pretrained(inner if inner.is_dir() else folder, worker)
+
+
+def _model_settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {path.parent} is no run of `experiments.run`. Name a folder below "
+            "runs/, such as runs/pocket/embedder."
+        )
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+
+
+def _build(settings: dict[str, Any]) -> pl.LightningModule:
+    # The recorded configuration is resolved: the plain parser mode reads it, no `${...}` is left.
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
+    return parser.instantiate(parser.parse_object({"model": settings})).model
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    last = folder / "last.ckpt"
+    if last.is_file():
+        return last
+    return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _load_weights(module: pl.LightningModule, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit the {type(module).__name__} of its run's config.yaml: "
+            f"{str(error).splitlines()[1].strip():.300} A gate is opened with `load_adaptive`; any "
+            "other run was made by another version of the code: train it again."
+        ) from None

@@ -1,0 +1,185 @@
+"""The arrows of the rooms, read off every import statement; and rules that files must keep."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+ROOMS = ("mmemb", "datamodules", "lightning_modules", "callbacks", "experiments")
+MAY_IMPORT = {
+    "mmemb": {"mmemb"},
+    "datamodules": {"mmemb", "datamodules"},
+    "lightning_modules": {"mmemb", "lightning_modules"},
+    "callbacks": {"mmemb", "callbacks"},
+    "experiments": {*ROOMS},
+    "notebooks": {"mmemb", "experiments"},
+}
+HEAVY = {"transformers", "open_clip", "torchvision", "PIL", "timm", "safetensors", "tokenizers"}
+EAGER = {
+    "mmemb/rationales/language_model.py": {"transformers"},
+    "mmemb/rationales/decoders.py": {"transformers"},
+}
+"""Modules that may import something heavy at once: only who asks for their class loads them."""
+
+PURE = """
+adaptive batch_plan budget counterfactual distributed gating guards latency lineage losses metrics
+planted ranking records retrieval shard_writer shards statistics utilities backbones
+backbones.base evaluators rationales rationales.base rationales.folding rationales.foreign
+rationales.loading rationales.pools rationales.precomputed rationales.prompts rationales.table
+benchmarks.pocket
+""".split()
+"""Modules of `mmemb` that need torch and numpy, and nothing else."""
+
+
+def sources(*rooms: str) -> list[Path]:
+    return [path for room in rooms for path in sorted((REPO / room).rglob("*.py"))]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+    """Full names of imported modules; names of a `from` import count, they may be modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node
+            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPO))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_along_the_arrows_only(room: str) -> None:
+    assert sources(room), f"there is no room {room}"
+    wrong = [
+        f"{name_of(path)}:{node.lineno} imports {module}"
+        for path in sources(room)
+        for module, node in imports(parse(path))
+        if (top := module.split(".")[0]) in {*ROOMS, "tests", "notebooks"}
+        and top not in MAY_IMPORT[room]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_imported_relatively() -> None:
+    wrong = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in sources(*ROOMS)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not wrong, wrong
+
+
+def test_mmemb_knows_neither_lightning_nor_webdataset() -> None:
+    banned = {"lightning", "pytorch_lightning", "webdataset", "torchmetrics", "jsonargparse"}
+    wrong = [
+        f"{name_of(path)}:{node.lineno} imports {module}"
+        for path in sources("mmemb")
+        for module, node in imports(parse(path))
+        if module.split(".")[0] in banned
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_heavy_libraries_load_with_the_class_that_needs_them() -> None:
+    wrong = [
+        f"{name_of(path)}:{node.lineno} imports {top} at once"
+        for path in sources("mmemb", "lightning_modules", "callbacks")
+        for statement in parse(path).body
+        for module, node in imports(statement)
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        and (top := module.split(".")[0]) in HEAVY - EAGER.get(name_of(path), set())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_pure_modules_need_torch_and_numpy_only() -> None:
+    """In a fresh interpreter where every other third-party library refuses to be imported."""
+    program = """
+        import importlib, sys
+        import torch, numpy
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in sys.argv[1].split():
+                    raise ImportError(f"{name} was asked for")
+        sys.meta_path.insert(0, Refuse())
+        for name in sys.argv[2].split():
+            importlib.import_module("mmemb" if name == "." else f"mmemb.{name}")
+    """
+    refused = "lightning webdataset torchmetrics jsonargparse omegaconf yaml tqdm matplotlib"
+    lines = [line[8:] for line in program.splitlines()]
+    command = [sys.executable, "-c", "\n".join(lines), " ".join([refused, *HEAVY])]
+    done = subprocess.run(
+        [*command, " ".join([".", *PURE])], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_only_declared_modules_of_mmemb_are_impure() -> None:
+    """Every module is in PURE, or its docstring or name says that it wraps a library."""
+    impure = {
+        "backbones.bytes_tokenizer", "backbones.joint", "backbones.open_clip", "backbones.pixels",
+        "backbones.sequences", "backbones.tower", "evaluators.base", "evaluators.embedding",
+        "rationales.decoders", "rationales.language_model", "rationales.sampling", "benchmarks",
+    }  # fmt: skip
+    names = {
+        ".".join(path.relative_to(REPO / "mmemb").with_suffix("").parts).removesuffix(".__init__")
+        for path in sources("mmemb")
+    } - {"__init__"}
+    assert names == impure | set(PURE), names ^ (impure | set(PURE))
+
+
+def test_notebooks_import_mmemb_and_experiments_load_only() -> None:
+    wrong = []
+    for path in sorted((REPO / "notebooks").glob("*.py")) + sorted(
+        (REPO / "notebooks").glob("*.ipynb")
+    ):
+        for module, top in re.findall(r"(?:from|import) ((\w+)[\w.]*)", path.read_text()):
+            if top in {*ROOMS, "tests"} and top not in MAY_IMPORT["notebooks"]:
+                wrong.append(f"{path.name}: {module}")
+            if top == "experiments" and module != "experiments.load":
+                wrong.append(f"{path.name}: {module}")
+    assert not wrong, wrong
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    banned = {"utils.py", "common.py", "helpers.py", "misc.py"}
+    assert not [name_of(p) for p in sources(*ROOMS) if p.name in banned]
+
+
+def test_every_class_is_abstract_or_final_or_a_record() -> None:
+    """Rule 2; frozen dataclasses, NamedTuples and enums cannot be misused as a base by accident."""
+    wrong = []
+    for path in sources(*ROOMS):
+        for node in ast.walk(parse(path)):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            text = " ".join(map(ast.unparse, [*node.decorator_list, *node.bases]))
+            closed = ("final", "ABC", "frozen=True", "NamedTuple", "TypedDict", "Protocol")
+            if not any(word in text for word in closed) and not node.name.startswith("_"):
+                wrong.append(f"{name_of(path)}: {node.name}")
+    assert set(wrong) <= {"experiments/cli.py: ExperimentCLI"}, wrong  # `parse` derives from it
+
+
+def test_every_file_opens_with_a_sentence_and_stays_short() -> None:
+    wrong = []
+    for path in sources(*ROOMS):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if lines and not ast.get_docstring(parse(path)):
+            wrong.append(f"{name_of(path)} says nothing about itself")
+        if len(lines) > 300 and path.name != "records.py":
+            wrong.append(f"{name_of(path)} has {len(lines)} lines")
+    assert not wrong, wrong

@@ -1,0 +1,131 @@
+"""Fingerprints: what makes a run again, what does not; facts that runs hand down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmemb.lineage import fingerprint, inherited_facts, read_facts, write_json
+from mmemb.shard_writer import Sample, write_folder
+
+
+def write_run(folder: Path, mark: str = "one", facts: tuple[str, ...] = ()) -> Path:
+    write_json(folder / "fingerprint.json", {"fingerprint": mark, "finished": True})
+    write_json(folder / "fitted.json", {"facts": list(facts)})
+    (folder / "backbone").mkdir(exist_ok=True)
+    return folder
+
+
+def write_shards(folder: Path, text: bytes = b"1", mark: str = "m") -> Path:
+    samples = [Sample("a", {"json": text})]
+    write_folder(folder, samples, prefix="x", samples_per_shard=1, fingerprint=mark)
+    return folder
+
+
+def test_settings_decide_and_their_order_does_not() -> None:
+    one = fingerprint({"a": 1, "b": [1, 2], "c": {"lr": 0.1}})
+    assert one == fingerprint({"c": {"lr": 0.1}, "b": (1, 2), "a": 1})
+    assert one != fingerprint({"a": 1, "b": [2, 1], "c": {"lr": 0.1}})
+    assert one != fingerprint({"a": 1, "b": [1, 2], "c": {"lr": 0.2}})
+    assert one != fingerprint({"a": "1", "b": [1, 2], "c": {"lr": 0.1}})
+
+
+def test_a_file_counts_with_its_bytes(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.json"
+    prompt.write_text("{}")
+    settings = {"workers": {"w": {"prompt": str(prompt)}}}
+    before = fingerprint(settings)
+    prompt.write_text("{ }")
+    assert fingerprint(settings) != before
+    prompt.write_text("{}")
+    assert fingerprint(settings) == before
+
+
+def test_a_folder_of_shards_counts_with_its_manifest(tmp_path: Path) -> None:
+    settings = {"root": str(tmp_path / "pairs")}
+    found = [fingerprint(settings)]
+    for text, mark in ((b"1", "m"), (b"2", "n"), (b"2", "o")):
+        write_shards(tmp_path / "pairs", text, mark)
+        found.append(fingerprint(settings))
+    assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_data_root_counts_with_the_folders_below(tmp_path: Path, depth: int) -> None:
+    root = tmp_path / "data"
+    folder = root.joinpath(*["deep"] * depth)
+    write_shards(folder, b"1", "m")
+    before = fingerprint({"root": str(root)})
+    write_shards(folder, b"2", "n")
+    assert fingerprint({"root": str(root)}) != before
+
+
+def test_a_model_in_a_run_counts_with_the_run(tmp_path: Path) -> None:
+    """`<experiment>/trunk` is a link: when it moves to another run, what reads it runs again."""
+    for mark in ("one", "two"):
+        write_run(tmp_path / f"run-{mark}", mark)
+    settings = {"backbone": {"folder": str(tmp_path / "trunk" / "backbone")}}
+    found = []
+    for mark in ("one", "two", "one"):
+        link = tmp_path / "trunk"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"run-{mark}")
+        found.append(fingerprint(settings))
+    assert found[0] == found[2] != found[1]
+
+
+def test_what_the_run_writes_is_no_input(tmp_path: Path) -> None:
+    """Otherwise a finished run never again has the fingerprint that it started with."""
+    folder, other = tmp_path / "rationales", tmp_path / "other"
+    settings = {"rationales": str(folder), "deep": [str(folder / "more")]}
+    before = fingerprint(settings, [folder])
+    write_shards(folder)
+    (folder / "more").mkdir()
+    assert fingerprint(settings, [folder]) == before
+    assert fingerprint(settings, [other]) != before
+    assert fingerprint({"rationales": str(other)}, [other]) != before, "its name still counts"
+
+
+def test_relative_and_absolute_names_are_one_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings, absolute = {"rationales": "runs/rationales"}, tmp_path / "runs/rationales"
+    before = fingerprint(settings, [absolute])
+    write_shards(absolute)
+    assert fingerprint(settings, [absolute]) == before
+    assert fingerprint(settings, [Path("runs/rationales")]) == before
+
+
+def test_long_and_empty_strings_are_no_paths() -> None:
+    assert fingerprint({"text": "x" * 10_000, "none": ""})
+
+
+def test_facts_are_handed_down_by_every_run_that_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", facts=("fr/capital",))
+    write_run(tmp_path / "b", facts=("de/capital", "fr/capital"))
+    own = write_run(tmp_path / "own", facts=("stale",))
+    settings: dict[str, Any] = {
+        "judges": {"a": str(tmp_path / "a"), "b": str(tmp_path / "b/backbone")},
+        "run": str(own),
+        "number": 3,
+    }
+    expected = {"fr/capital", "de/capital"}
+    assert inherited_facts(settings, [own]) == expected
+    assert inherited_facts(settings) == expected | {"stale"}
+
+
+def test_missing_facts_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"fitted\.json is missing.*experiments\.run fit"):
+        read_facts(tmp_path / "fitted.json")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    write_json(path, {"a": "é"})
+    with pytest.raises(TypeError):
+        write_json(path, {("no", "key"): 1})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"}
