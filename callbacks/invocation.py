@@ -18,21 +18,17 @@ class InvocationMeter:
     """Four sums: queries, eligible ones, ones that reasoned, tokens."""
 
     def __init__(self) -> None:
-        self.sums_4 = torch.zeros(4, dtype=torch.float64)
+        self.sums = [0.0] * 4  # numbers: a tensor made in inference mode could not be added to
 
     def add(self, depths_B: Tensor, tokens_B: Tensor, eligible_B: Tensor) -> None:
         """Adds one batch of decisions."""
-        counts = [
-            torch.tensor(len(depths_B)),
-            eligible_B.sum(),
-            (depths_B > 0).sum(),
-            tokens_B.sum(),
-        ]
-        self.sums_4 += torch.stack([c.detach().cpu().double() for c in counts])
+        counts = [len(depths_B), eligible_B.sum(), (depths_B > 0).sum(), tokens_B.sum()]
+        self.sums = [total + float(x) for total, x in zip(self.sums, counts, strict=True)]
 
     def compute(self) -> dict[str, float]:
         """Ratios over all ranks; none where no rank has seen a decision. Collective."""
-        total, eligible, reasoned, tokens = sum_over_ranks(self.sums_4).tolist()
+        sums_4 = torch.tensor(self.sums, dtype=torch.float64)
+        total, eligible, reasoned, tokens = sum_over_ranks(sums_4).tolist()
         if not total:
             return {}
         return {
@@ -59,7 +55,8 @@ class InvocationRatio(Callback):
         values = self.meters[split].compute()
         self.meters[split] = InvocationMeter()
         if not trainer.sanity_checking:
-            pl_module.log_dict({f"{split}/{name}": value for name, value in values.items()})
+            named = {f"{split}/{name}": value for name, value in values.items()}
+            pl_module.log_dict(named, sync_dist=True)  # equal on all ranks; Lightning cannot know
 
     @override
     def on_train_batch_end(

@@ -106,7 +106,7 @@ class RecallAtK(Callback):
         table = self.meter.compute(embedding_dim_of(self.meter))
         mean = table.get("mean", {})
         shown = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
-        pl_module.log_dict(shown, rank_zero_only=False)
+        pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks; Lightning cannot know
         self.meter = RetrievalMeter(self.cutoffs)
         if table and trainer.is_global_zero and trainer.logger is not None:
             text = markdown_table(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import final
 
 from typing_extensions import override
@@ -62,7 +62,8 @@ class SelectionDataModule(ShardDataModule):
 
     @override
     def train_dataloader(self) -> FiniteLoader:
-        return self._pair_loader(self._rows, self._rationales)
+        # As many batches on every rank, if need be without pairs, or Lightning's fit would hang.
+        return self._pair_loader(self._rows, self._rationales, even=True)
 
     @override
     def val_dataloader(self) -> FiniteLoader:
@@ -70,7 +71,7 @@ class SelectionDataModule(ShardDataModule):
         chunks = chunks_of(by_shard(self._calibration_rows[rank::world]), self._batch_size)
         table = RationaleTable(self._rationales, [row.index for row in self._calibration_rows[:1]])
         return FiniteLoader(
-            chunks, lambda chunk: self._query_batch(chunk, table), world, self._num_workers
+            chunks, partial(self._query_batch, table), world, self._num_workers
         )
 
     @override
@@ -78,7 +79,7 @@ class SelectionDataModule(ShardDataModule):
         table = self._table(self._rationales)
         chunks = self.predict_chunks(self._batch_size)
         return FiniteLoader(
-            chunks, lambda chunk: self._pair_batch(chunk, table), self.place[1], self._num_workers
+            chunks, partial(self._pair_batch, table), self.place[1], self._num_workers
         )
 
     @override
@@ -87,13 +88,14 @@ class SelectionDataModule(ShardDataModule):
             raise ValueError("`test` reads what was selected: set data.selected to its folder.")
         return self._pair_loader(self._rows, self._selected)
 
-    def _pair_loader(self, rows: Sequence[Row], sidecar: str) -> FiniteLoader:
+    def _pair_loader(
+        self, rows: Sequence[Row], sidecar: str, *, even: bool = False
+    ) -> FiniteLoader:
         rank, world = self.place
-        table = self._table(sidecar)
-        chunks = chunks_of(by_shard(rows), self._batch_size)[rank::world]
-        return FiniteLoader(
-            chunks, lambda chunk: self._pair_batch(chunk, table), world, self._num_workers
-        )
+        build = partial(self._pair_batch, self._table(sidecar))
+        chunks = chunks_of(by_shard(rows), self._batch_size)
+        chunks += [Chunk("", ())] * (-len(chunks) % world) if even else []
+        return FiniteLoader(chunks[rank::world], build, world, self._num_workers)
 
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
@@ -132,13 +134,13 @@ class SelectionDataModule(ShardDataModule):
                 galleries.setdefault(row.meta["gallery"], []).append(self._reader.candidate(row))
         return galleries
 
-    def _pair_batch(self, chunk: Chunk, table: RationaleTable) -> Item:
+    def _pair_batch(self, table: RationaleTable, chunk: Chunk) -> Item:
         pairs = tuple(self._reader.pair(row) for row in chunk.rows)
         rationales = tuple(table.read(row) for row in chunk.rows)
         candidates = tuple(self._candidates(pair) for pair in pairs)
         return PairRowBatch(chunk.shard, pairs, rationales, candidates), ()
 
-    def _query_batch(self, chunk: Chunk, table: RationaleTable) -> Item:
+    def _query_batch(self, table: RationaleTable, chunk: Chunk) -> Item:
         pairs = tuple(self._as_pair(self._evaluation.read_query(row)) for row in chunk.rows)
         rationales = tuple(table.read(row) for row in chunk.rows)
         candidates = tuple(self._candidates(pair) for pair in pairs)

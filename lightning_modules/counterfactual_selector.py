@@ -14,8 +14,9 @@ from typing import Literal, final
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from mmemb.counterfactual import (
@@ -72,7 +73,8 @@ class CounterfactualSelector(LightningModule):
         self.contrast, self.keep_share = contrast, keep_share
         self.weight_temperature = weight_temperature
         self.num_donors, self.num_hard = num_donors, num_hard
-        self.automatic_optimization = False  # nothing is trained by gradient here
+        self.automatic_optimization = False  # nothing is trained by gradient here,
+        self.unused = nn.Parameter(torch.zeros(1))  # but DDP refuses a module without parameters
         self._train_scores: list[tuple[Tensor, int]] = []
         self._calibration_scores: list[Tensor] = []
         self._sums = MeanSums()
@@ -88,8 +90,8 @@ class CounterfactualSelector(LightningModule):
 
     @override
     def training_step(self, batch: PairRowBatch, batch_idx: int) -> None:
-        score_BCR, num_own = self._score(batch)
-        self._train_scores.append((score_BCR, num_own))
+        if batch.pairs:
+            self._train_scores.append(self._score(batch))
 
     @override
     def validation_step(self, batch: PairRowBatch, batch_idx: int) -> None:
@@ -107,13 +109,13 @@ class CounterfactualSelector(LightningModule):
         rows = [row for column in columns for row in column if not row[0].isnan()]
         score_BC = pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
         self.tau = fit_temperature(score_BC)
-        self.log("val/tau", self.tau)
+        self.log("val/tau", self.tau, sync_dist=True)
 
     @override
     def on_train_epoch_end(self) -> None:
         found = [self._contrast(score, own).flatten() for score, own in self._train_scores]
         self.eta = keep_threshold(torch.cat(gather_objects(found)), self.keep_share)
-        self.log("train/eta", self.eta)
+        self.log("train/eta", self.eta, sync_dist=True)
 
     @override
     def on_train_end(self) -> None:
@@ -123,8 +125,8 @@ class CounterfactualSelector(LightningModule):
             write_json(path, fitted | {"keep_share": self.keep_share})
 
     @override
-    def configure_optimizers(self) -> None:
-        return None
+    def configure_optimizers(self) -> list[Optimizer]:
+        return []
 
     # predict
 
@@ -188,7 +190,8 @@ class CounterfactualSelector(LightningModule):
 
     @override
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self._sums.compute())  # sums: ranks may hold unequal numbers of candidates
+        # Sums: ranks may hold unequal numbers of candidates. The means are equal on all of them.
+        self.log_dict(self._sums.compute(), sync_dist=True)
         self._sums.reset()
 
     # scores
@@ -218,10 +221,10 @@ class CounterfactualSelector(LightningModule):
     def _contrasts(self, score_BCR: Tensor, num_own: int) -> Mapping[str, Tensor]:
         score_BCR = score_BCR / self.tau
         own_BCR, foreign_BCR = score_BCR[:, :, : 1 + num_own], score_BCR[:, :, 1 + num_own :]
-        placebo_BKJ = None
-        if foreign_BCR.shape[2]:
-            placebo_BJ = foreign_BCR.log_softmax(1)[:, 0]
-            placebo_BKJ = placebo_BJ[:, None].expand(-1, num_own, -1)
+        placebo_BJ = foreign_BCR.log_softmax(1)[:, 0]
+        if not placebo_BJ.shape[1]:  # a last batch of one pair has no donors: its rank is NaN
+            placebo_BJ = placebo_BJ.new_full((len(placebo_BJ), 1), torch.nan)
+        placebo_BKJ = placebo_BJ[:, None].expand(-1, num_own, -1)
         return contrasts(own_BCR, num_hard=self.num_hard, placebo_BKJ=placebo_BKJ)
 
     def _contrast(self, score_BCR: Tensor, num_own: int) -> Tensor:

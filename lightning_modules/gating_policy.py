@@ -145,7 +145,8 @@ class GatingPolicy(LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self._sums.compute())  # sums: a rank may hold no eligible query
+        # Sums: a rank may hold no eligible query. The means are equal on all of them.
+        self.log_dict(self._sums.compute(), sync_dist=True)
         self._sums.reset()
         ranked = sorted(set(gather_objects(self._scores)))
         self._scores = []

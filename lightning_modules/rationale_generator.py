@@ -107,7 +107,8 @@ class RationaleGenerator(LightningModule):
 
     @override
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self.sums.compute())  # sums: ranks may hold unequal numbers of candidates
+        # Sums: ranks may hold unequal numbers of candidates. The means are equal on all of them.
+        self.log_dict(self.sums.compute(), sync_dist=True)
         self.sums.reset()
 
     def _seeds(self, batch: SideBatch) -> Tensor:

@@ -49,6 +49,8 @@ def write_text_encoder(folder: Path) -> Path:
                 num_attention_heads=2,
                 intermediate_size=32,
                 max_position_embeddings=128,
+                hidden_dropout_prob=0.0,  # so that one process and two ranks compute the same
+                attention_probs_dropout_prob=0.0,
             )
         )
     model.save_pretrained(folder)

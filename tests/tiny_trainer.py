@@ -12,7 +12,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 
 def trainer_of(folder: Path, world: int = 1, **kwargs: Any) -> Trainer:
-    """A Trainer that writes nothing but what callbacks and modules write themselves."""
+    """A Trainer that writes nothing but what callbacks and modules write themselves, and that
+    does not validate unless told to."""
     strategy = (
         DDPStrategy(
             start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20)
@@ -30,6 +31,7 @@ def trainer_of(folder: Path, world: int = 1, **kwargs: Any) -> Trainer:
             "strategy": strategy,
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
             "log_every_n_steps": 1,
             "default_root_dir": str(folder),
             **quiet,
@@ -68,7 +70,7 @@ class Stub(LightningDataModule):
         return self._load("train")
 
     def val_dataloader(self) -> Any:
-        return self._load("val") if "val" in self._loaders else []
+        return self._load("val")
 
     def test_dataloader(self) -> Any:
         return self._load("test")

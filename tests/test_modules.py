@@ -1,0 +1,286 @@
+"""ContrastiveEmbedder: gradients and metrics on two ranks equal those of one; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks import InvocationRatio, RecallAtK, SidecarWriter
+from datamodules import EvaluationDataModule
+from lightning_modules import ContrastiveEmbedder
+from mmemb.backbones import Backbone, JointEncoder, OpenClipBackbone
+from mmemb.backbones.base import load_backbone
+from mmemb.lineage import write_json
+from mmemb.records import Media, PairBatch, Rationale, Side
+from mmemb.shards import ShardIndex
+from tests.tiny import write_tiny_features, write_tiny_rationales
+from tests.tiny_models import write_text_encoder
+from tests.tiny_trainer import Stub, trainer_of
+
+CLIP_TINY = Path(__file__).parents[1] / "experiments/configs/backbone/clip_tiny.json"
+ROWS = 8
+
+
+def clip(folder: Path) -> Backbone:
+    torch.manual_seed(0)
+    return OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes")
+
+
+def joint(folder: Path) -> Backbone:
+    torch.manual_seed(0)
+    return JointEncoder(str(write_text_encoder(folder / "bert")), feature_dim=8, thumbnail_dim=0)
+
+
+BACKBONES = {"clip": clip, "joint": joint}
+
+
+# ---- gradients
+
+
+def picture(n: int) -> Media:
+    random = torch.Generator().manual_seed(n)
+    pixels = torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=random)
+    return Media("image", f"p{n}", pixels, torch.rand(2, 8, generator=random))
+
+
+def thought(n: int) -> Rationale:
+    text = f"<think>It is country {n:02d}.</think><answer>{n:02d}</answer>"
+    return Rationale(text, "w", "m", "1", "p", "d", n, 8)
+
+
+def rows(first: int, valid: int) -> PairBatch:
+    """8 rows of one rank, `valid` of them with a rationale; the second rank has no pictures.
+
+    Rows 0 and 9 share a target, and ranks differ in the number of positives.
+    """
+    numbers = range(first, first + ROWS)
+    width = 2 if first else 1
+    target_ids = [100 + (0 if n == 9 else n) for n in numbers]
+    others = [-1] * (width - 1)
+    return PairBatch(
+        keys=tuple(f"k{n}" for n in numbers),
+        queries=tuple(Side(f"the flag of {n:02d}", "find it") for n in numbers),
+        targets=tuple(
+            Side(f"country {n:02d}", media=() if first else (picture(n),)) for n in numbers
+        ),
+        rationales=tuple(thought(n) if n - first < valid else None for n in numbers),
+        query_ids_B=torch.arange(first, first + ROWS),
+        target_ids_B=torch.tensor(target_ids),
+        positive_ids_BP=torch.tensor([[t, *others] for t in target_ids]),
+    )
+
+
+def joined(parts: Sequence[PairBatch]) -> PairBatch:
+    """The global batch in one process."""
+    tuples = ("keys", "queries", "targets", "rationales")
+    width = max(part.positive_ids_BP.shape[1] for part in parts)
+    padded = [
+        torch.nn.functional.pad(p.positive_ids_BP, (0, width - p.positive_ids_BP.shape[1]), value=-1)
+        for p in parts
+    ]
+    return PairBatch(
+        **{name: sum((getattr(part, name) for part in parts), ()) for name in tuples},
+        query_ids_B=torch.cat([part.query_ids_B for part in parts]),
+        target_ids_B=torch.cat([part.target_ids_B for part in parts]),
+        positive_ids_BP=torch.cat(padded),
+    )
+
+
+@final
+class KeepGradients(Callback):
+    """Writes rank 0's gradients before the optimiser sees them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        if trainer.is_global_zero:
+            found = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.requires_grad}
+            torch.save(found, self.path)
+
+
+def gradients(
+    folder: Path, make: Callable[[Path], Backbone], parts: Sequence[PairBatch], **kwargs: Any
+) -> dict[str, Tensor]:
+    folder.mkdir()
+    data = Stub(train=lambda rank, world: [parts[rank]])
+    module = ContrastiveEmbedder(make(folder), learn_temperature=True, **kwargs)
+    trainer = trainer_of(
+        folder, len(parts), max_steps=1, callbacks=[KeepGradients(folder / "g.pt")]
+    )
+    trainer.fit(module.train(), datamodule=data)
+    return torch.load(folder / "g.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("valid", [(8, 8), (5, 3), (4, 0), (0, 0)], ids="{0[0]}/{0[1]}".format)
+def test_gradients_on_two_ranks_equal_those_of_one(
+    tmp_path: Path, name: str, valid: tuple[int, int]
+) -> None:
+    parts = [rows(0, valid[0]), rows(ROWS, valid[1])]
+    one = gradients(tmp_path / "one", BACKBONES[name], [joined(parts)])
+    two = gradients(tmp_path / "two", BACKBONES[name], parts)
+    assert one.keys() == two.keys()
+    assert one["log_temperature"].abs() > 1e-4
+    for key, expected in one.items():
+        torch.testing.assert_close(two[key], expected, atol=1e-5, rtol=1e-4, msg=lambda m: key + m)
+    assert sum(bool(g.abs().max() > 1e-4) for g in one.values()) > len(one) / 2
+
+
+def test_without_the_reasoning_term_no_rationale_is_read(tmp_path: Path) -> None:
+    parts = [joined([rows(0, 5), rows(ROWS, 3)])]
+    silent = [replace(parts[0], rationales=(None,) * len(parts[0].keys))]
+    off = gradients(tmp_path / "off", clip, parts, reasoning_weight=0.0)
+    none = gradients(tmp_path / "none", clip, silent, reasoning_weight=0.0)
+    on = gradients(tmp_path / "on", clip, parts)
+    for key, expected in none.items():
+        torch.testing.assert_close(off[key], expected)
+    assert any(not torch.allclose(on[key], off[key], atol=1e-4) for key in on)
+
+
+def test_new_parameters_learn_at_their_own_rate(tmp_path: Path) -> None:
+    module = ContrastiveEmbedder(
+        joint(tmp_path), lambda groups: torch.optim.AdamW(groups, lr=0.1), new_lr_scale=5.0
+    )
+    old, new = module._parameter_groups()
+    assert new["lr"] == pytest.approx(0.5)
+    assert {id(p) for p in new["params"]} == {id(p) for p in module.backbone.new_parameters()}
+    trained = {id(p) for p in module.parameters() if p.requires_grad}
+    assert {id(p) for group in (old, new) for p in group["params"]} == trained
+
+
+# ---- evaluation
+
+
+@pytest.fixture(scope="module")
+def rationales(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_rationales(tiny_root, tmp_path_factory.mktemp("rationales"))
+
+
+@pytest.fixture(scope="module")
+def features(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_features(tiny_root, tmp_path_factory.mktemp("features"))
+
+
+def evaluate(
+    folder: Path, root: Path, world: int, backbone: Backbone, reason: bool, **data: Any
+) -> dict[str, float]:
+    trainer = trainer_of(folder, world, callbacks=[RecallAtK(), InvocationRatio()])
+    trainer.test(
+        ContrastiveEmbedder(backbone, reason=reason),
+        datamodule=EvaluationDataModule(str(root), batch_size=5, parts=["test"], **data),
+        verbose=False,
+    )
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("reason", [False, True])
+def test_metrics_on_two_ranks_equal_those_of_one(
+    tmp_path: Path, tiny_root: Path, rationales: Path, features: Path, name: str, reason: bool
+) -> None:
+    backbone = BACKBONES[name](tmp_path)
+    data = {"rationales": str(rationales), "features": str(features) if name == "joint" else None}
+    one = evaluate(tmp_path, tiny_root, 1, backbone, reason, **data)
+    two = evaluate(tmp_path, tiny_root, 2, backbone, reason, **data)
+    assert two == pytest.approx(one, abs=1e-6)
+    assert 0 < one["test/recall@10"] < 1
+    assert one["test/invocation_ratio"] == float(reason)
+    assert one["test/invocation_ratio_all"] == pytest.approx(0.25 * reason)  # one task in four
+    assert one["test/reasoning_tokens"] == pytest.approx(0.25 * 8 * reason)
+
+
+def test_an_embedding_that_is_not_a_number_is_refused(tmp_path: Path, tiny_root: Path) -> None:
+    """Compared with NaN every rank is perfect: a broken model would look like the best one."""
+    backbone = clip(tmp_path)
+    with torch.no_grad():
+        next(backbone.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN embedding"):
+        evaluate(tmp_path, tiny_root, 1, backbone, False)
+
+
+# ---- utilities, and the guard of METHOD 3
+
+
+def predict(
+    folder: Path, root: Path, rationales: Path, facts: Sequence[str] = (), **kwargs: Any
+) -> ShardIndex:
+    write_json(folder / "fitted.json", {"facts": list(facts)})
+    module = ContrastiveEmbedder(clip(folder), fitted=str(folder / "fitted.json"), **kwargs)
+    data = EvaluationDataModule(
+        str(root), batch_size=7, parts=["test"], rationales=str(rationales)
+    )
+    writer = SidecarWriter(str(folder / "utilities"))
+    trainer = trainer_of(folder, callbacks=[writer])
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    return ShardIndex.open(folder / "utilities")
+
+
+def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    index = predict(tmp_path, tiny_root, rationales)
+    source = ShardIndex.open(tiny_root / "queries")
+    assert [entry.key for entry in index.entries] == [entry.key for entry in source.entries]
+    for entry in index.entries:
+        data = json.loads(index.read(entry)["json"])
+        think = data["task"] == "flag-capital-t2i"
+        assert data["eligible"] is think
+        assert [len(draws) for draws in data["utility"]] == [1, 3 if think else 1]
+        assert data["cost"] == [[0], [8, 8, 8] if think else [0]]
+        assert all(u <= 0 for draws in data["utility"] for u in draws), "log-probabilities"
+        if not think:
+            assert data["utility"][0] == data["utility"][1]
+            assert data["metrics"][0] == data["metrics"][1]
+
+
+def test_the_metrics_of_the_utilities_are_those_of_the_test(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    index = predict(tmp_path, tiny_root, rationales)
+    rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
+    rows = [row for row in rows if row["part"] == "test"]
+    for depth in (0, 1):
+        found = evaluate(
+            tmp_path, tiny_root, 1, clip(tmp_path), bool(depth), rationales=str(rationales)
+        )
+        for metric in ("recall@1", "recall@5", "ndcg_linear@5"):
+            mean = sum(row["metrics"][depth][metric] for row in rows) / len(rows)
+            assert found[f"test/{metric}"] == pytest.approx(mean, abs=1e-6), "tasks are equal"
+
+
+def test_a_fitted_fact_is_refused(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
+    with pytest.raises(ValueError, match=r"asks for country:20/capital, on which this model was"):
+        predict(tmp_path, tiny_root, rationales, ["country:20/capital"])
+    assert not list((tmp_path / "utilities").glob("manifest.json"))
+
+
+def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    predict(tmp_path / "seen", tiny_root, rationales, ["country:20/name"])  # seen_answer: true
+    facts = ["country:20/capital"]
+    predict(tmp_path / "audit", tiny_root, rationales, facts, allow_fitted=True)
+
+
+def test_a_fit_leaves_the_embedder_that_it_trained(tmp_path: Path) -> None:
+    backbone = clip(tmp_path)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    data = Stub(train=lambda rank, world: [rows(0, 5)] * 3)
+    module = ContrastiveEmbedder(backbone, num_warmup=1)
+    trainer_of(tmp_path, max_steps=3).fit(module, datamodule=data)
+    saved = dict(load_backbone(str(tmp_path / "backbone")).named_parameters())
+    assert saved.keys() == before.keys()
+    for name, parameter in backbone.named_parameters():
+        assert torch.equal(saved[name], parameter)
+    assert any(not torch.equal(saved[name], before[name]) for name in saved)

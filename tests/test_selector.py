@@ -1,0 +1,178 @@
+"""CounterfactualSelector on planted rationales: it keeps those that help, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import pytest
+import torch
+from torch import Tensor
+
+from callbacks import SidecarWriter
+from datamodules import SelectionDataModule
+from lightning_modules import CounterfactualSelector
+from mmemb.evaluators import PairEvaluator
+from mmemb.records import Rationale, Side, scored_from_json, stable_hash
+from mmemb.shards import ShardIndex
+from tests.tiny import write_tiny_rationales
+from tests.tiny_trainer import trainer_of
+
+PAIRS, POOL = 16, 3
+
+
+@final
+class PlantedEvaluator(PairEvaluator):
+    """Reads the right country off the fact: a rationale that names it helps, others harm.
+
+    Everything is scaled by `tau`, which a fit must find again.
+    """
+
+    def __init__(self, tau: float = 0.05) -> None:
+        self.tau = tau
+
+    def score(
+        self,
+        queries: Sequence[Side],
+        candidates: Sequence[Sequence[Side]],
+        rationales: Sequence[Sequence[Rationale]],
+        facts: Sequence[str],
+    ) -> Tensor:
+        width = max(map(len, candidates))
+        score_BCR = torch.full((len(queries), width, 1 + max(map(len, rationales))), torch.nan)
+        for row, (sides, pool, fact) in enumerate(zip(candidates, rationales, facts, strict=True)):
+            number = fact.split(":")[1].split("/")[0]
+            noise = torch.Generator().manual_seed(stable_hash(fact))
+            base_C = torch.randn(len(sides), generator=noise)
+            base_C[0] += 2.0
+            columns = [0.0, *((2.0 if f"country-{number}" in r.plain else -1.0) for r in pool)]
+            for column, shift in enumerate(columns):
+                shift_C = torch.zeros(len(sides))
+                shift_C[0] = shift
+                score_BCR[row, : len(sides), column] = (base_C + shift_C) * self.tau
+        return score_BCR
+
+
+@pytest.fixture(scope="module")
+def rationales(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_rationales(tiny_root, tmp_path_factory.mktemp("rationales"))
+
+
+def data_of(root: Path, rationales: Path, folder: Path, batch_size: int) -> SelectionDataModule:
+    return SelectionDataModule(
+        str(root), str(rationales), batch_size, selected=str(folder / "selected")
+    )
+
+
+def module_of(folder: Path, **kwargs: float) -> CounterfactualSelector:
+    return CounterfactualSelector(
+        PlantedEvaluator(), str(folder), **{"keep_share": 1 / 3, **kwargs}
+    )
+
+
+def fit(
+    folder: Path, root: Path, rationales: Path, world: int = 1, batch_size: int = 5, **kwargs: float
+) -> dict[str, float]:
+    trainer = trainer_of(folder, world, max_epochs=1, limit_val_batches=1.0)
+    trainer.fit(
+        module_of(folder, **kwargs), datamodule=data_of(root, rationales, folder, batch_size)
+    )
+    return json.loads((folder / "selection.json").read_text())
+
+
+def select(folder: Path, root: Path, rationales: Path) -> ShardIndex:
+    writer = SidecarWriter(str(folder / "selected"))
+    trainer = trainer_of(folder, callbacks=[writer])
+    trainer.predict(
+        module_of(folder),
+        datamodule=data_of(root, rationales, folder, 5),
+        return_predictions=False,
+    )
+    return ShardIndex.open(folder / "selected")
+
+
+def test_what_helps_is_kept_and_what_harms_is_not(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    fitted = fit(tmp_path, tiny_root, rationales)
+    assert fitted["contrast"] == "gain"
+    assert fitted["eta"] <= 0
+    index = select(tmp_path, tiny_root, rationales)
+    assert len(index.entries) == PAIRS
+    for entry in index.entries:
+        pool = [scored_from_json(data) for data in json.loads(index.read(entry)["json"])]
+        assert len(pool) == POOL
+        assert [scored.kept for scored in pool] == [scored.names_target for scored in pool]
+        assert [scored.weight for scored in pool] == [1.0, 0.0, 0.0]
+        assert pool[0].scores["gain"] > 0 > pool[1].scores["gain"]
+        assert set(pool[0].scores) == {"raw", "gain", "positive", "margin", "placebo_rank"}
+        if pool[0].scores["placebo_rank"] is not None:  # the last pair is alone in its batch
+            assert pool[0].scores["placebo_rank"] > pool[1].scores["placebo_rank"]
+        assert entry.meta["concept"].startswith("country:")
+
+
+def test_scores_are_calibrated_on_queries_the_judges_do_not_know(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    """tau undoes the evaluator's scale: twice the scale, twice the tau, and the same keeping."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = fit(tmp_path / "one", tiny_root, rationales)
+    module = module_of(tmp_path / "two")
+    module.evaluator.tau *= 2
+    trainer = trainer_of(tmp_path / "two", max_epochs=1, limit_val_batches=1.0)
+    trainer.fit(module, datamodule=data_of(tiny_root, rationales, tmp_path / "two", 5))
+    two = json.loads((tmp_path / "two/selection.json").read_text())
+    assert two["tau"] == pytest.approx(2 * one["tau"], rel=1e-3)
+    assert two["eta"] == pytest.approx(one["eta"], rel=1e-2)
+
+
+@pytest.mark.parametrize("batch_size", [7, 16])
+def test_two_ranks_fit_what_one_fits(
+    tmp_path: Path, tiny_root: Path, rationales: Path, batch_size: int
+) -> None:
+    """16 pairs in batches of 7 are 2 batches on one rank and 1 on the other; in one of 16, none."""
+    found = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        found.append(fit(folder, tiny_root, rationales, world, batch_size))
+    for name in ("tau", "eta"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-6)
+
+
+def test_a_rank_without_calibration_queries_does_not_hang(
+    tmp_path: Path, tiny_root: Path, rationales: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = SelectionDataModule._calibration_rows.func
+    monkeypatch.setattr(
+        SelectionDataModule, "_calibration_rows", property(lambda data: usual(data)[:1])
+    )
+    found = fit(tmp_path, tiny_root, rationales, world=2)
+    assert found["tau"] > 0
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_test_reports_keeping_and_swapping(
+    tmp_path: Path, tiny_root: Path, rationales: Path, world: int
+) -> None:
+    fit(tmp_path, tiny_root, rationales)
+    select(tmp_path, tiny_root, rationales)
+    trainer = trainer_of(tmp_path, world)
+    data = data_of(tiny_root, rationales, tmp_path, 5)
+    trainer.test(module_of(tmp_path), datamodule=data, verbose=False)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert found["test/keep_rate"] == pytest.approx(1 / 3)
+    assert found["test/names_target"] == pytest.approx(1 / 3)
+    assert found["test/names_target_kept"] == pytest.approx(1.0)
+    assert found["test/swap_foreign"] < found["test/swap_none"]
+    assert len(found) == 6
+
+
+def test_predicting_before_fitting_says_what_to_do(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"selection\.json is missing.*fit"):
+        select(tmp_path, tiny_root, rationales)
