@@ -70,9 +70,7 @@ class SelectionDataModule(ShardDataModule):
         rank, world = self.place
         chunks = chunks_of(by_shard(self._calibration_rows[rank::world]), self._batch_size)
         table = RationaleTable(self._rationales, [row.index for row in self._calibration_rows[:1]])
-        return FiniteLoader(
-            chunks, partial(self._query_batch, table), world, self._num_workers
-        )
+        return FiniteLoader(chunks, partial(self._query_batch, table), world, self._num_workers)
 
     @override
     def predict_dataloader(self) -> FiniteLoader:

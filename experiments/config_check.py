@@ -56,6 +56,8 @@ def check_config_files(arguments: list[str]) -> None:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not YAML: {error}") from None
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
         check_config(data, path)
 
 
@@ -94,7 +96,9 @@ def _load(class_path: str, path: Path, where: str) -> Any:
             "lightning_modules.ContrastiveEmbedder."
         ) from None
     if not hasattr(module, name):
-        near = nearest(name, [n for n in dir(module) if not n.startswith("_")])
+        # `__all__` where there is one: packages that load their names lazily have no others.
+        names = getattr(module, "__all__", None) or [n for n in dir(module) if n[:1] != "_"]
+        near = nearest(name, names)
         raise ValueError(f"{path}: {where}class_path: {module_name} has no {name}.{near}")
     return getattr(module, name)
 
@@ -107,8 +111,10 @@ def _argument_names(target: Any) -> list[str] | None:
     return [p.name for p in parameters]
 
 
-def _check_keys(given: Mapping[str, Any], valid: Iterable[str], path: Path, where: str) -> None:
+def _check_keys(given: Any, valid: Iterable[str], path: Path, where: str) -> None:
     known = list(valid)
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path}: {where[:-1]} is {given!r:.60}; expected keys and values.")
     for key in given:
         if key not in known:
             raise ValueError(

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import yaml
 
 from experiments.run import quieten
+from mmemb.records import from_json
 
-CONFIGS = Path(__file__).parent / "configs"
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+_Record = TypeVar("_Record")
 
 
 @final
@@ -57,16 +59,28 @@ def read_pipeline(path: Path) -> Pipeline:
     """Reads a pipeline file; a mistake in it is one ValueError that names file and key."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such pipeline file.")
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    known = set(Pipeline.__dataclass_fields__)
-    if not isinstance(data, dict) or not set(data) <= known or "stages" not in data:
-        raise ValueError(f"{path}: expected the keys {sorted(known)}, found {sorted(data or [])}.")
-    stages = [
-        Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
-        for stage in data.pop("stages")
-    ]
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    return Pipeline(stages=tuple(stages), **lists)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    pipeline = _record(Pipeline, data, path)
+    stages = tuple(_record(Stage, stage, path) for stage in pipeline.stages)
+    for stage in stages:
+        if stage.subcommand not in SUBCOMMANDS:
+            raise ValueError(
+                f"{path}: stage {stage.name} has the subcommand {stage.subcommand!r}; expected one "
+                f"of {', '.join(SUBCOMMANDS)}."
+            )
+    return replace(pipeline, stages=stages)
+
+
+def _record(kind: type[_Record], data: Any, path: Path) -> _Record:
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected the keys of a {kind.__name__}, found {data!r}.")
+    try:
+        return from_json(kind, data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
@@ -160,15 +174,17 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
                 run_stage(stage, shared)
     if pipeline.report and not options.until and not options.dry_run:
         with timed(seconds, "report"):
-            report(pipeline)
+            report(pipeline.stages[-1], shared)
     print_times(seconds)
 
 
-def report(pipeline: Pipeline) -> None:
-    """Builds the report of the experiment and prints its table."""
+def report(stage: Stage, shared: Sequence[str]) -> None:
+    """Builds the report of the experiment that `stage` belongs to and prints its table."""
+    from experiments.cli import parse
     from experiments.report import build
 
-    build(Path(os.environ.get("MMEMB_RUNS", "runs")) / pipeline.experiment, pipeline.data_root)
+    config = parse(stage.command_line(shared))
+    build(Path(config.runs) / config.experiment, config.data_root)
 
 
 @contextlib.contextmanager

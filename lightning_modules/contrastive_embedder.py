@@ -184,9 +184,7 @@ class ContrastiveEmbedder(LightningModule):
     # predict
 
     @override
-    def predict_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> SidecarOutput:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> SidecarOutput:
         if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
             self._candidates.append(embed_candidates(self.backbone, batch))
             return SidecarOutput("", ())  # nothing to write; Lightning warns about None

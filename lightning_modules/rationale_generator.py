@@ -65,10 +65,18 @@ class RationaleGenerator(LightningModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            raise ValueError(
-                "RationaleGenerator has no fit yet: fine-tuning the generator on kept rationales "
-                "(the second EM round) comes with a later release; use predict and test."
-            )
+            self.configure_optimizers()
+
+    @override
+    def configure_optimizers(self) -> None:
+        raise ValueError(
+            "RationaleGenerator has no fit yet: fine-tuning the generator on kept rationales "
+            "(the second EM round) comes with a later release; use predict and test."
+        )
+
+    @override
+    def training_step(self, batch: SideBatch, batch_idx: int) -> None:
+        self.configure_optimizers()  # never reached: it is here for Lightning to come to `setup`
 
     @override
     def predict_step(

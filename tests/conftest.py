@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.tiny import write_tiny
 
-# Forked ranks would hang in a pool of threads that the fork has lost, and tiny tensors gain nothing.
+if TYPE_CHECKING:
+    from tests.tiny_experiment import Experiment
+
+# Forked ranks would hang in a pool of threads that the fork lost, and tiny tensors gain nothing.
 torch.set_num_threads(1)
 
 
@@ -19,3 +23,26 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import write_tiny_models
 
     return write_tiny_models(write_tiny(tmp_path_factory.mktemp("tiny_root")))
+
+
+@pytest.fixture(scope="session")
+def clip_experiment(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """All stages of the pocket's YAML files with clip_tiny, run once, and the report. Whoever
+    breaks something in it mends it."""
+    return _experiment(tiny_root, tmp_path_factory.mktemp("clip_experiment"), "clip_tiny")
+
+
+@pytest.fixture(scope="session")
+def joint_experiment(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The same with the joint encoder and cached features, as the files say; no report."""
+    folder = tmp_path_factory.mktemp("joint_experiment")
+    return _experiment(tiny_root, folder, "joint", "--until", "gate-test")
+
+
+def _experiment(root: Path, folder: Path, backbone: str, *arguments: str) -> Experiment:
+    from tests.tiny_experiment import STAGES, run_pipeline, write_experiment
+
+    experiment = write_experiment(folder, root, backbone)
+    # `--from` the first stage: nobody asks 13 times whether something is done.
+    assert run_pipeline(experiment, "--from", "features", *arguments) == list(STAGES)
+    return experiment

@@ -97,7 +97,9 @@ SPLITS = {
 }
 
 
-def metrics_of_test(folder: Path, world: int, shares: Any, *callbacks: Callback) -> dict[str, float]:
+def metrics_of_test(
+    folder: Path, world: int, shares: Any, *callbacks: Callback
+) -> dict[str, float]:
     trainer = trainer_of(folder, world, callbacks=list(callbacks))
     trainer.test(Boring(), datamodule=split({world: shares}), verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

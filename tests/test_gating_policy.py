@@ -85,7 +85,9 @@ def planted_row(part: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
     return state_S, torch.tensor([-2.0, -1.0 if pays else -3.0]), torch.tensor(eligible)
 
 
-def fit(folder: Path, embedder: Path, facts: Path, world: int = 1, **kwargs: Any) -> dict[str, Any]:
+def fit(
+    folder: Path, embedder: Path, facts: Path, world: int = 1, steps: int = 100, **kwargs: Any
+) -> dict[str, float]:
     folder.mkdir(exist_ok=True)
     module = GatingPolicy(
         str(embedder),
@@ -96,7 +98,6 @@ def fit(folder: Path, embedder: Path, facts: Path, world: int = 1, **kwargs: Any
         price=0.005,
         **kwargs,
     )
-    steps = kwargs.pop("max_steps", 100)
     trainer = trainer_of(
         folder,
         world,
@@ -150,7 +151,8 @@ def test_two_ranks_learn_what_one_learns(
     found, heads = [], []
     for world in (1, 2):
         folder = tmp_path / str(world)
-        metrics = fit(folder, embedder, tiny_root / "facts.json", world, estimator=estimator)
+        facts = tiny_root / "facts.json"
+        metrics = fit(folder, embedder, facts, world, steps=30, estimator=estimator)
         found.append({n: v for n, v in metrics.items() if n.startswith(("val", "train/inv"))})
         heads.append(AdaptiveEmbedder.from_pretrained(folder / "adaptive"))
     assert found[1] == pytest.approx(found[0], abs=1e-3)
@@ -193,9 +195,7 @@ def gate_run(
         "run": folder / "run",
     }
     found["run"].mkdir()
-    trainer = trainer_of(
-        found["run"], max_steps=20, limit_train_batches=20, limit_val_batches=1.0
-    )
+    trainer = trainer_of(found["run"], max_steps=20, limit_train_batches=20, limit_val_batches=1.0)
     trainer.fit(policy(embedder, found), datamodule=data_of(tiny_root, found))
     return found
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn import functional
 
 from callbacks import InvocationRatio, RecallAtK, SidecarWriter
 from datamodules import EvaluationDataModule
@@ -82,10 +83,8 @@ def joined(parts: Sequence[PairBatch]) -> PairBatch:
     """The global batch in one process."""
     tuples = ("keys", "queries", "targets", "rationales")
     width = max(part.positive_ids_BP.shape[1] for part in parts)
-    padded = [
-        torch.nn.functional.pad(p.positive_ids_BP, (0, width - p.positive_ids_BP.shape[1]), value=-1)
-        for p in parts
-    ]
+    ids = [part.positive_ids_BP for part in parts]
+    padded = [functional.pad(x, (0, width - x.shape[1]), value=-1) for x in ids]
     return PairBatch(
         **{name: sum((getattr(part, name) for part in parts), ()) for name in tuples},
         query_ids_B=torch.cat([part.query_ids_B for part in parts]),
@@ -133,7 +132,7 @@ def test_gradients_on_two_ranks_equal_those_of_one(
     assert one.keys() == two.keys()
     assert one["log_temperature"].abs() > 1e-4
     for key, expected in one.items():
-        torch.testing.assert_close(two[key], expected, atol=1e-5, rtol=1e-4, msg=lambda m: key + m)
+        torch.testing.assert_close(two[key], expected, atol=1e-5, rtol=1e-4)
     assert sum(bool(g.abs().max() > 1e-4) for g in one.values()) > len(one) / 2
 
 
@@ -217,9 +216,7 @@ def predict(
 ) -> ShardIndex:
     write_json(folder / "fitted.json", {"facts": list(facts)})
     module = ContrastiveEmbedder(clip(folder), fitted=str(folder / "fitted.json"), **kwargs)
-    data = EvaluationDataModule(
-        str(root), batch_size=7, parts=["test"], rationales=str(rationales)
-    )
+    data = EvaluationDataModule(str(root), batch_size=7, parts=["test"], rationales=str(rationales))
     writer = SidecarWriter(str(folder / "utilities"))
     trainer = trainer_of(folder, callbacks=[writer])
     trainer.predict(module, datamodule=data, return_predictions=False)

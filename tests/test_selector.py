@@ -1,4 +1,4 @@
-"""CounterfactualSelector on planted rationales: it keeps those that help, on any number of ranks."""
+"""CounterfactualSelector on planted rationales: it keeps those that help, on any rank."""
 
 from __future__ import annotations
 

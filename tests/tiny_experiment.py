@@ -143,8 +143,10 @@ def _workers(root: Path) -> dict[str, Any]:
 
 
 def _gate() -> dict[str, Any]:
+    """Tokens are rewarded, so that the gate wants to reason, and a budget stops it half-way."""
+    own = {"price": -1.0, "budget": 0.5, "worker": {"init_args": {"max_new_tokens": 3}}}
     return {
-        "model": {"init_args": {"worker": {"init_args": {"max_new_tokens": 3}}}},
+        "model": {"init_args": own},
         "data": {"init_args": {"batch_size": 16}},
         "trainer": {"max_steps": 4, "limit_train_batches": 4, "val_check_interval": 4},
     }
@@ -200,5 +202,3 @@ def run_pipeline(experiment: Experiment, *arguments: str) -> list[str]:
     with in_process(ran), settings_kept(), patch.dict(os.environ, MMEMB_RUNS=str(experiment.runs)):
         main([str(experiment.pipeline), *arguments])
     return ran
-
-

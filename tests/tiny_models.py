@@ -12,7 +12,7 @@ import torch
 
 from tests.tiny import NUM_COUNTRIES, PART_OF
 
-WORDS = "the flag of country capital is its moving which continent find it - . ? tags".split()
+WORDS = ["the", "flag", "of", "country", "capital", "is", "its", "moving", "continent", "find", "-"]
 
 
 def write_tiny_models(root: Path) -> Path:
@@ -104,5 +104,3 @@ def write_facts(path: Path) -> Path:
     countries = {f"{n:02d}": {"name": f"country-{n:02d}"} for n in train}
     path.write_text(json.dumps({"questions": questions, "countries": countries}))
     return path
-
-

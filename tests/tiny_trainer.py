@@ -55,9 +55,7 @@ class Items:
 class Stub(LightningDataModule):
     """Hands out what `loaders[stage](rank, world)` gives; `facts` are those trained on."""
 
-    def __init__(
-        self, facts: Sequence[str] = (), **loaders: Callable[[int, int], Any]
-    ) -> None:
+    def __init__(self, facts: Sequence[str] = (), **loaders: Callable[[int, int], Any]) -> None:
         super().__init__()
         self._loaders = loaders
         self.fitted_facts = frozenset(facts)

@@ -1,0 +1,237 @@
+"""Mistakes of users: one paragraph that names what was wrong, where, and what was meant."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.config_check import check_config_files, config_files, nearest
+from tests.tiny_experiment import POCKET, Experiment, run, write_experiment
+
+TRUNK = POCKET / "trunk.yaml"
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a pocket YAML file after `change(data)`."""
+
+    def edit(change: Callable[[dict[str, Any]], Any], name: str = "trunk") -> Path:
+        data = yaml.safe_load((POCKET / f"{name}.yaml").read_text())
+        change(data)
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(data))
+        return path
+
+    return edit
+
+
+def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a user reads: our own paragraph, or the parser's on standard error."""
+    with pytest.raises(SystemExit) as raised:
+        run(arguments)
+    text = raised.value.code if isinstance(raised.value.code, str) else capsys.readouterr().err
+    assert raised.value.code not in (None, 0)
+    assert "Traceback (most recent call last)" not in text
+    return text
+
+
+MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "top level": (lambda d: d.update(trainr={}), r"unknown key trainr\. Did you mean trainer\?"),
+    "trainer": (
+        lambda d: d["trainer"].update(max_stepz=3),
+        r"unknown key trainer\.max_stepz\. Did you mean max_steps\?",
+    ),
+    "needs": (lambda d: d["needs"].update(disc_gib=3), r"needs\.disc_gib\. Did you mean disk_gib"),
+    "model": (
+        lambda d: d["model"]["init_args"].update(temprature=0.1),
+        r"model\.init_args\.temprature\. Did you mean temperature\?",
+    ),
+    "data": (
+        lambda d: d["data"]["init_args"].update(bach_size=2),
+        r"data\.init_args\.bach_size\. Did you mean batch_size\?",
+    ),
+    "nested": (
+        lambda d: d["model"]["init_args"]["backbone"]["init_args"].update(max_framez=2),
+        r"backbone\.init_args\.max_framez\. Did you mean max_frames\?",
+    ),
+    "optimiser": (
+        lambda d: d["model"]["init_args"]["optimizer"]["init_args"].update(weight_dekay=2),
+        r"optimizer\.init_args\.weight_dekay\. Did you mean weight_decay\?",
+    ),
+    "callback": (
+        lambda d: d["trainer"]["callbacks"][0].update(init_args={"kk": [1]}),
+        r"trainer\.callbacks\.0\.init_args\.kk\. ",
+    ),
+    "a class": (
+        lambda d: d["model"].update(class_path="lightning_modules.ContrastiveEmbeder"),
+        r"lightning_modules has no ContrastiveEmbeder\. Did you mean ContrastiveEmbedder\?",
+    ),
+    "a data module": (
+        lambda d: d["data"].update(class_path="datamodules.PairDatamodule"),
+        r"datamodules has no PairDatamodule\. Did you mean PairDataModule\?",
+    ),
+    "a backbone": (
+        lambda d: d["model"]["init_args"]["backbone"].update(
+            class_path="mmemb.backbones.JointEncodr"
+        ),
+        r"mmemb\.backbones has no JointEncodr\. Did you mean JointEncoder\?",
+    ),
+    "a module": (
+        lambda d: d["model"].update(class_path="lightningmodules.ContrastiveEmbedder"),
+        r"model\.class_path is lightningmodules\..*cannot be imported",
+    ),
+    "a bare class": (
+        lambda d: d["model"].update(class_path="ContrastiveEmbedder"),
+        r"model\.class_path is ContrastiveEmbedder.*full path of a class",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_unknown_keys_and_classes_name_file_and_nearest_name(
+    edited: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    change, pattern = MISTAKES[name]
+    path = edited(change)
+    text = message_of(["fit", "--config", str(path)], capsys)
+    assert text.startswith(f"error: {path}: ")
+    assert re.search(pattern, text), text
+    assert len(text.splitlines()) == 2, "one paragraph, and where the traceback is"
+
+
+def test_a_mistyped_worker_is_answered_too(
+    edited: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers sit in a mapping, and their package loads its names lazily."""
+
+    def change(data: dict[str, Any]) -> None:
+        worker = data["model"]["init_args"]["workers"]["smollm2"]
+        worker["class_path"] = "mmemb.rationales.LanguageModelWorkr"
+
+    text = message_of(["predict", "--config", str(edited(change, "rationales"))], capsys)
+    assert "Did you mean LanguageModelWorker?" in text
+
+
+def test_a_missing_file_is_answered_with_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = message_of(["fit", "--config", str(POCKET / "trnk.yaml")], capsys)
+    assert "trnk.yaml: there is no such file. Did you mean trunk.yaml?" in text
+    text = message_of(["fit", f"--config={tmp_path}/a.yaml"], capsys)
+    assert f"{tmp_path}/a.yaml: there is no such file." in text
+
+
+@pytest.mark.parametrize("content", ["a: [", "- a\n- b", "just words", "model: 3", "trainer: 3"])
+def test_what_is_no_configuration_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(content)
+    text = message_of(["fit", "--config", str(TRUNK), "--config", str(path)], capsys)
+    assert "odd.yaml" in text or "model" in text
+
+
+def test_a_wrong_option_on_the_command_line_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    text = message_of(["fit", "--config", str(TRUNK), "--data.bach_size", "3"], capsys)
+    assert "bach_size" in text
+
+
+def test_a_wrong_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    text = message_of(["fit", "--config", str(TRUNK), "--trainer.max_steps", "many"], capsys)
+    assert "max_steps" in text
+    text = message_of(["fit", "--config", str(POCKET / "judge.yaml"), "--data.half", "c"], capsys)
+    assert "half" in text
+
+
+def test_config_files_are_found_however_they_are_given() -> None:
+    found = config_files(["fit", "--config", "a.yaml", "--x=1", "--config=b.yaml", "-c", "c.yaml"])
+    assert [str(path) for path in found] == ["a.yaml", "b.yaml", "c.yaml"]
+    check_config_files(["fit", "--config", str(TRUNK), "--trainer.max_steps", "3"])
+
+
+def test_a_hint_is_given_only_where_something_is_near() -> None:
+    assert nearest("zzz", ["temperature"]) == ""
+
+
+# ---- inputs that a stage before should have made
+
+
+@pytest.fixture(scope="module")
+def empty(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """An experiment of which no stage has run."""
+    return write_experiment(tmp_path_factory.mktemp("empty"), tiny_root)
+
+
+MISSING = {
+    "judge-a": r"trunk/backbone.*not a saved backbone",
+    "selection": r"judge-a/fitted\.json is missing.*experiments\.run fit",
+    "selected": r"judge-a/fitted\.json is missing",
+    "embedder": r"trunk/backbone",
+    "utilities": r"embedder/",
+    "gate": r"utilities.*manifest",
+    "decisions": r"adaptive\.json is missing",
+    "gate-test": r"adaptive\.json is missing",
+}
+
+
+@pytest.mark.parametrize("stage", MISSING)
+def test_a_missing_input_names_the_file_and_what_to_do(
+    empty: Experiment, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    text = message_of(empty.command(stage, "--runs", str(empty.runs)), capsys)
+    assert re.search(MISSING[stage], text, re.DOTALL), text
+    assert len(text) < 1500, "a paragraph, no page"
+
+
+def test_data_that_was_not_prepared_is_said(
+    empty: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--runs", str(tmp_path / "runs"), "--data_root", str(tmp_path / "nowhere")]
+    text = message_of(empty.command("rationales", *more), capsys)
+    assert "nowhere" in text
+    assert "prepare" in text
+
+
+def test_too_little_disk_or_memory_stops_before_anything_is_made(
+    empty: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for need, words in (("disk", "free disk"), ("memory", "free memory")):
+        more = ["--runs", str(runs), f"--needs.{need}_gib", "1e9"]
+        assert words in message_of(empty.command("trunk", *more), capsys)
+    assert not runs.exists()
+
+
+def test_the_traceback_of_a_mistake_is_kept_in_a_file(
+    empty: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = message_of(empty.command("decisions", "--runs", str(empty.runs)), capsys)
+    (path,) = re.findall(r"\(traceback: (.*)\)", text)
+    assert "Traceback (most recent call last)" in Path(path).read_text()
+    Path(path).unlink()
+
+
+def test_training_a_generator_says_that_it_comes_later(
+    empty: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = empty.command("rationales", "--runs", str(empty.runs))
+    text = message_of(["fit", *arguments[1:], "--trainer.max_epochs", "1"], capsys)
+    assert "RationaleGenerator has no fit yet" in text
+
+
+def test_a_fitted_fact_stops_the_utilities_stage(
+    clip_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The guard of METHOD 3 through the command line, as the pocket's file sets it."""
+    fitted = tmp_path / "fitted.json"
+    fitted.write_text(json.dumps({"facts": ["country:18/capital"]}))
+    more = ["--runs", str(clip_experiment.runs), "--model.fitted", str(fitted)]
+    more += ["--trainer.callbacks", "[]"]
+    text = message_of(clip_experiment.command("utilities", *more), capsys)
+    assert "asks for country:18/capital, on which this model was fitted" in text

@@ -1,0 +1,199 @@
+"""Every YAML file parses, every stage runs on both tiny backbones, and the house rules hold."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.config_check import _load
+from mmemb.shards import ShardIndex
+from tests.tiny_experiment import CONFIGS, POCKET, REPO, STAGES, Experiment, settings_kept
+
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "base.yaml")
+RUNNABLE = [path for path in FILES if path.name != "pipeline.yaml"]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The command lines that a file opens with, without what is optional or explained."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if match := re.match(r"# python -m experiments\.(run|pipeline) (.*)", line):
+            text = re.split(r"\s{2,}|\s[\[(]", match[2])[0]
+            found.append(shlex.split(text))
+    return found
+
+
+def parse(arguments: list[str]) -> Any:
+    from experiments.cli import parse
+    from experiments.run import quieten
+
+    quieten()
+    with settings_kept():
+        return parse(arguments)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_file_opens_with_its_command(path: Path) -> None:
+    found = commands(path)
+    assert found
+    assert all(any(str(path.relative_to(REPO)) in argument for argument in c) for c in found)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = " ".join(line for line in lines if line.startswith("#"))
+    assert re.search(r"minute|second|two steps|\bs a step", header, re.IGNORECASE), "how long it takes"
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_every_command_of_a_file_parses(path: Path) -> None:
+    for arguments in commands(path):
+        config = parse(arguments)
+        assert config.model.class_path.startswith("lightning_modules.")
+        assert config.data.class_path.startswith("datamodules.")
+        assert "${" not in yaml.safe_dump(config.as_dict()), "interpolation is resolved"
+        assert config.name
+        assert config.experiment == "pocket"
+
+
+def test_the_pipeline_names_every_stage_once_and_in_order() -> None:
+    from experiments.pipeline import read_pipeline
+
+    pipeline = read_pipeline(POCKET / "pipeline.yaml")
+    found = {s.name: (s.subcommand, Path(s.config).stem) for s in pipeline.stages}
+    assert found == STAGES
+    assert list(found) == list(STAGES)
+
+
+def test_a_shared_key_reaches_everything_that_it_feeds() -> None:
+    path = str(POCKET / "trunk.yaml")
+    config = parse(["fit", "--config", path, "--data_root", "elsewhere", "--runs", "out"])
+    backbone = config.model.init_args.backbone.init_args
+    assert backbone.text_model == "elsewhere/models/minilm"
+    assert backbone.tower.init_args.weights == "elsewhere/models/lite0"
+    assert config.data.init_args.root == "elsewhere"
+    assert config.data.init_args.features == "out/pocket/features"
+
+
+def test_a_backbone_overlay_swaps_the_whole_block() -> None:
+    overlay = str(CONFIGS / "backbone/clip_tiny.yaml")
+    config = parse(["fit", "--config", str(POCKET / "trunk.yaml"), "--config", overlay])
+    assert config.model.init_args.backbone.class_path.endswith("OpenClipBackbone")
+    assert "text_model" not in config.model.init_args.backbone.init_args
+    assert config.data.init_args.features is None, "its towers read pixels"
+    assert config.data.init_args.pairs == ["pairs/plain"]
+
+
+def test_a_literal_is_overridden_on_the_command_line() -> None:
+    path = str(POCKET / "judge.yaml")
+    config = parse(["fit", "--config", path, "--data.half", "b", "--trainer.max_steps", "7"])
+    assert config.name == "judge-b"
+    assert config.data.init_args.half == "b"
+    assert config.trainer.max_steps == 7
+
+
+def test_the_base_file_is_read_first(tmp_path: Path) -> None:
+    overlay = tmp_path / "own.yaml"
+    overlay.write_text("trainer: {log_every_n_steps: 77}\n")
+    config = parse(["fit", "--config", str(POCKET / "trunk.yaml"), "--config", str(overlay)])
+    assert config.trainer.log_every_n_steps == 77
+    assert config.trainer.use_distributed_sampler is False
+
+
+def classes(node: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(node, Mapping):
+        if "class_path" in node:
+            yield node
+        for value in node.values():
+            yield from classes(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from classes(value)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_interpolation_feeds_has_no_value_of_its_own(path: Path) -> None:
+    """An overlay that swaps a class drops `${...}` without a word (ENGINEERING 1): then a default
+    would be silently wrong, where a missing argument is an error. `None` = off is allowed."""
+    wrong = []
+    for node in classes(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        parameters = inspect.signature(_load(node["class_path"], path, "")).parameters
+        for key, value in (node.get("init_args") or {}).items():
+            if isinstance(value, str) and "${" in value:
+                default = parameters[key].default
+                if default is not inspect.Parameter.empty and default is not None:
+                    wrong.append(f"{node['class_path']}({key}={default!r})")
+    assert not wrong, wrong
+
+
+# ---- every stage on both backbones
+
+
+@pytest.fixture(scope="module", params=["clip", "joint"])
+def experiment(request: pytest.FixtureRequest) -> Experiment:
+    return request.getfixturevalue(f"{request.param}_experiment")
+
+
+LINKS = {
+    "features": "features-predict", "rationales": "rationales-predict", "trunk": "trunk",
+    "judge-a": "judge-a", "judge-b": "judge-b", "selection": "selection",
+    "selected": "selection-predict", "selection-test": "selection-test", "embedder": "embedder",
+    "utilities": "utilities-predict", "gate": "gate", "decisions": "gate-predict",
+    "gate-test": "gate-test",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_ran_and_left_its_record(experiment: Experiment, stage: str) -> None:
+    run = experiment.folder / LINKS[stage]
+    assert run.is_symlink()
+    assert json.loads((run / "fingerprint.json").read_text())["finished"] is True
+    assert yaml.safe_load((run / "config.yaml").read_text())["experiment"] == "tiny"
+    assert list(run.glob("events.out.tfevents.*")), "TensorBoard"
+    if STAGES[stage][0] == "fit":
+        assert json.loads((run / "fitted.json").read_text())["facts"]
+
+
+@pytest.mark.parametrize("folder", ["features", "rationales", "selected", "utilities", "decisions"])
+def test_every_sidecar_is_whole(experiment: Experiment, folder: str) -> None:
+    assert ShardIndex.open(experiment.folder / folder).entries
+
+
+@pytest.mark.parametrize("stage", ["trunk", "judge-a", "judge-b", "embedder"])
+def test_every_embedder_can_be_loaded(experiment: Experiment, stage: str) -> None:
+    from mmemb.backbones.base import load_backbone
+
+    backbone = load_backbone(str(experiment.folder / stage / "backbone"))
+    name = type(backbone).__name__
+    assert name == ("JointEncoder" if "joint" in str(experiment.runs) else "OpenClipBackbone")
+
+
+def test_facts_are_handed_down_from_stage_to_stage(experiment: Experiment) -> None:
+    def facts(stage: str) -> set[str]:
+        return set(json.loads((experiment.folder / stage / "fitted.json").read_text())["facts"])
+
+    assert facts("trunk") < facts("judge-a")
+    assert facts("trunk") < facts("judge-b")
+    capital = {"/capital"}
+    a, b = (
+        {f for f in facts(f"judge-{half}") if f.endswith(tuple(capital))} for half in ("a", "b")
+    )
+    assert a
+    assert b
+    assert not a & b, "no judge saw what it judges"
+    assert facts("trunk") <= facts("embedder")
+    assert facts("embedder") < facts("gate")
+    assert facts("judge-a") | facts("judge-b") <= facts("selection")
+    held_out = {f"country:{n:02d}/capital" for n in range(18, 24)}
+    assert not held_out & facts("gate"), "no fact of part test was ever fitted"
