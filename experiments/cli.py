@@ -24,6 +24,8 @@ CONFIGS = Path(__file__).parent / "configs"
 RUN_FOLDER = "MMEMB_RUN_FOLDER"
 """Set by the first process, so that the ranks it launches write into the same folder."""
 
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
 TRAINER_KEYS = (
     "max_steps",
     "max_epochs",
@@ -45,6 +47,10 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        named = [argument for argument in arguments or [] if argument in SUBCOMMANDS]
+        if named:  # the other three parsers would take a third of the start
+            method = {named[0]: self.subcommands()[named[0]]}
+            self.subcommands = lambda: method
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         check_config_files(arguments or [])
         super().__init__(
@@ -166,7 +172,7 @@ def own_outputs(config: Namespace, subcommand: str) -> list[Path]:
 def with_base(arguments: list[str]) -> list[str]:
     """Puts `--config base.yaml` behind the subcommand, in front of the user's configs."""
     for position, argument in enumerate(arguments):
-        if argument in {"fit", "validate", "test", "predict"}:
+        if argument in SUBCOMMANDS:
             base = ["--config", str(CONFIGS / "base.yaml")]
             return [*arguments[: position + 1], *base, *arguments[position + 1 :]]
     return arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from experiments.config_check import check_config_files, config_files, nearest
 from tests.tiny_experiment import POCKET, Experiment, run, write_experiment
 
 TRUNK = POCKET / "trunk.yaml"
+
+
+@pytest.fixture(autouse=True)
+def tracebacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracebacks are written into the test's own folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
@@ -214,7 +221,6 @@ def test_the_traceback_of_a_mistake_is_kept_in_a_file(
     text = message_of(empty.command("decisions", "--runs", str(empty.runs)), capsys)
     (path,) = re.findall(r"\(traceback: (.*)\)", text)
     assert "Traceback (most recent call last)" in Path(path).read_text()
-    Path(path).unlink()
 
 
 def test_training_a_generator_says_that_it_comes_later(

@@ -53,7 +53,8 @@ def test_every_file_opens_with_its_command(path: Path) -> None:
     assert all(any(str(path.relative_to(REPO)) in argument for argument in c) for c in found)
     lines = path.read_text(encoding="utf-8").splitlines()
     header = " ".join(line for line in lines if line.startswith("#"))
-    assert re.search(r"minute|second|two steps|\bs a step", header, re.IGNORECASE), "how long it takes"
+    said = re.search(r"minute|second|two steps|\bs a step", header, re.IGNORECASE)
+    assert said, "how long it takes"
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)

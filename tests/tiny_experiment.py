@@ -6,6 +6,7 @@ Stages run in this process (`in_process`), where `experiments.pipeline` would st
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,10 +105,12 @@ def _stage(name: str, backbone: str, overlays: Path, root: Path) -> dict[str, An
     path = overlays / f"{name}.yaml"
     path.write_text(yaml.safe_dump(overlay))
     arguments += ["--config", str(path)]
+    copied = overlays / f"pocket-{config}.yaml"  # whoever edits the file disturbs no running test
+    shutil.copy(POCKET / f"{config}.yaml", copied)
     return {
         "name": name,
         "subcommand": subcommand,
-        "config": str(POCKET / f"{config}.yaml"),
+        "config": str(copied),
         "arguments": arguments,
     }
 
