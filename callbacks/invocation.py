@@ -7,28 +7,35 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torchmetrics import Metric
 from typing_extensions import override
 
-from mmemb.distributed import sum_over_ranks
 from mmemb.records import DecisionOutput, QueryOutput
 
 
 @final
-class InvocationMeter:
-    """Four sums: queries, eligible ones, ones that reasoned, tokens."""
+class InvocationMeter(Metric):
+    """Four sums over ranks: queries, eligible ones, ones that reasoned, tokens."""
+
+    full_state_update = False
+    sums_4: Tensor
 
     def __init__(self) -> None:
-        self.sums = [0.0] * 4  # numbers: a tensor made in inference mode could not be added to
+        super().__init__()
+        self.add_state("sums_4", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def add(self, depths_B: Tensor, tokens_B: Tensor, eligible_B: Tensor) -> None:
+    @override
+    def update(self, depths_B: Tensor, tokens_B: Tensor, eligible_B: Tensor) -> None:
         """Adds one batch of decisions."""
-        counts = [len(depths_B), eligible_B.sum(), (depths_B > 0).sum(), tokens_B.sum()]
-        self.sums = [total + float(x) for total, x in zip(self.sums, counts, strict=True)]
+        count = torch.tensor(len(depths_B), device=depths_B.device)
+        counts = [count, eligible_B.sum(), (depths_B > 0).sum(), tokens_B.sum()]
+        # Not in place: a tensor made in inference mode could not be added to.
+        self.sums_4 = self.sums_4 + torch.stack([x.double() for x in counts]).to(self.device)
 
+    @override
     def compute(self) -> dict[str, float]:
         """Ratios over all ranks; none where no rank has seen a decision. Collective."""
-        sums_4 = torch.tensor(self.sums, dtype=torch.float64)
-        total, eligible, reasoned, tokens = sum_over_ranks(sums_4).tolist()
+        total, eligible, reasoned, tokens = self.sums_4.tolist()
         if not total:
             return {}
         return {
@@ -49,9 +56,12 @@ class InvocationRatio(Callback):
     def _add(self, split: str, outputs: Any) -> None:
         decisions = outputs.get("decisions") if isinstance(outputs, dict) else outputs
         if isinstance(decisions, QueryOutput | DecisionOutput):
-            self.meters[split].add(decisions.depths_B, decisions.tokens_B, decisions.eligible_B)
+            self.meters[split].update(decisions.depths_B, decisions.tokens_B, decisions.eligible_B)
 
     def _log(self, split: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        none = torch.zeros(0)
+        self.meters[split].to(pl_module.device)  # NCCL sums on the device only
+        self.meters[split].update(none, none, none)  # a rank without rows takes part, unwarned
         values = self.meters[split].compute()
         self.meters[split] = InvocationMeter()
         if not trainer.sanity_checking:
