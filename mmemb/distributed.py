@@ -125,13 +125,18 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     """
     if rank_and_world()[1] == 1:
         return x.detach()
-    total = x.detach().clone(memory_format=torch.contiguous_format)
+    total = _on_wire(x.detach().clone(memory_format=torch.contiguous_format))
     dist.all_reduce(total)
-    return total
+    return total.to(x.device)
 
 
 def _all_gather(x: Tensor) -> Tensor:
-    x = x.detach().contiguous()
-    parts = [torch.empty_like(x) for _ in range(rank_and_world()[1])]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
+    wired = _on_wire(x.detach().contiguous())
+    parts = [torch.empty_like(wired) for _ in range(rank_and_world()[1])]
+    dist.all_gather(parts, wired)
+    return torch.cat(parts).to(x.device)
+
+
+def _on_wire(x: Tensor) -> Tensor:
+    """NCCL moves device memory only: a host tensor (names' ids, sums) travels through the GPU."""
+    return x.cuda() if dist.get_backend() == "nccl" else x
