@@ -1,4 +1,4 @@
-"""Callbacks: a plain object inside, hooks outside; they read step outputs, never attributes."""
+"""Callbacks: a plain object inside, hooks outside; they read step outputs, never the model."""
 
 from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK

@@ -8,9 +8,9 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from mmemb.batches import CandidateOutput, QueryOutput
 from mmemb.distributed import gather_objects
 from mmemb.metrics import MeanSums
-from mmemb.records import CandidateOutput, QueryOutput
 from mmemb.retrieval import Galleries, gather_candidates
 
 

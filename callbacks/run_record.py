@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import time
@@ -13,7 +12,8 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from mmemb.lineage import write_json
+from mmemb.files import link_atomically
+from mmemb.lineage import read_json, write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
 
@@ -38,14 +38,6 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def link_newest(link: Path, run: Path) -> None:
-    """Points `link` at `run` in one step: a reader sees the old run or the new one."""
-    fresh = link.with_name(f".{link.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(run.name, target_is_directory=True)
-    fresh.replace(link)
 
 
 @final
@@ -109,7 +101,7 @@ class RunRecord(Callback):
         seconds = round(time.monotonic() - self._started, 1)
         write_json(self.run / "summary.json", {"seconds": seconds, "metrics": metrics})
         self._mark(finished=True)
-        link_newest(self.run.parent / self.link, self.run)
+        link_atomically(self.run.parent / self.link, self.run)
 
     def _mark(self, finished: bool) -> None:
         record: dict[str, Any] = {"fingerprint": self.fingerprint, "finished": finished}
@@ -118,17 +110,14 @@ class RunRecord(Callback):
 
 def is_finished(run: Path, fingerprint: str) -> bool:
     """Whether `run` (a folder or a link to one) finished under this fingerprint."""
-    record = run / "fingerprint.json"
-    if not record.is_file():
-        return False
-    data = json.loads(record.read_text(encoding="utf-8"))
-    return bool(data["finished"]) and data["fingerprint"] == fingerprint
+    return _mark_of(run) == {"fingerprint": fingerprint, "finished": True}
 
 
 def is_unfinished(run: Path, fingerprint: str) -> bool:
     """Whether `run` was started under this fingerprint and can be continued."""
-    record = run / "fingerprint.json"
-    if not record.is_file():
-        return False
-    data = json.loads(record.read_text(encoding="utf-8"))
-    return not data["finished"] and data["fingerprint"] == fingerprint
+    return _mark_of(run) == {"fingerprint": fingerprint, "finished": False}
+
+
+def _mark_of(run: Path) -> dict[str, Any]:
+    path = run / "fingerprint.json"
+    return read_json(path, "a run's fingerprint") if path.is_file() else {}

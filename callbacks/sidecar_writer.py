@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from mmemb.records import SidecarOutput, SidecarRow
-from mmemb.shard_writer import encode_members, existing_shards, finish_manifest, write_shard
-from mmemb.shards import Sample
+from mmemb.batches import SidecarOutput, SidecarRow
+from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
 
 
 @final
@@ -76,8 +74,3 @@ class SidecarWriter(Callback):
         ]
         write_shard(self.folder, self._shard, samples, fingerprint=self.fingerprint)
         self._shard, self._rows = None, []
-
-
-def detached(value: torch.Tensor) -> torch.Tensor:
-    """A copy on the host without its graph, for step outputs."""
-    return value.detach().cpu()

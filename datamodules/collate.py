@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mmemb.records import Pair, PairBatch, Rationale, stable_hash
+from mmemb.batches import PairBatch
+from mmemb.records import Pair, Rationale, stable_hash
 
 
 def pair_batch(

@@ -23,7 +23,8 @@ from datamodules.loaders import (
 from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.records import CandidateBatch, EvaluationTask, Query, QueryBatch, Rationale, from_json
+from mmemb.batches import CandidateBatch, QueryBatch
+from mmemb.records import PARTS, EvaluationTask, Query, Rationale, from_json
 from mmemb.shards import ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
@@ -37,7 +38,13 @@ def read_tasks(root: Path) -> tuple[EvaluationTask, ...]:
             f"{path} is missing: expected a list of evaluation tasks. Run "
             f"`python -m datamodules.prepare` first, or correct `root`."
         )
-    return tuple(from_json(EvaluationTask, task) for task in json.loads(path.read_bytes()))
+    try:
+        return tuple(from_json(EvaluationTask, task) for task in json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is broken: expected a list of evaluation tasks; {error}. Run "
+            f"`python -m datamodules.prepare` again."
+        ) from None
 
 
 @final
@@ -81,6 +88,8 @@ class EvaluationRows:
         Raises:
             ValueError: a task that the benchmark does not have.
         """
+        if parts is not None and (unknown := sorted(set(parts) - set(PARTS))):
+            raise ValueError(f"Unknown part(s) {unknown}; expected some of {list(PARTS)}.")
         known = {task.name for task in self.tasks}
         if tasks is not None and (unknown := sorted(set(tasks) - known)):
             raise ValueError(f"Unknown task(s) {unknown}; tasks.json has {sorted(known)}.")
@@ -135,7 +144,12 @@ class EvaluationRows:
 
     def read_query(self, row: Row) -> Query:
         """A query that knows its task's gallery and whether its answer may have been seen."""
-        task = self._task_of[row.meta["task"]]
+        task = self._task_of.get(row.meta["task"])
+        if task is None:
+            raise ValueError(
+                f"{row.where} belongs to task {row.meta['task']!r}, which tasks.json lacks (it has "
+                f"{sorted(self._task_of)}); prepare the data again."
+            )
         query = self._reader.query(row)
         return replace(query, gallery=row.meta["gallery"], seen_answer=task.seen_answer)
 
@@ -184,12 +198,6 @@ class EvaluationDataModule(ShardDataModule):
             self._on_error,
             self._num_workers,
         )
-
-    @property
-    def evaluation_tasks(self) -> tuple[EvaluationTask, ...]:
-        """The benchmark's rows, as far as they are evaluated."""
-        tasks = self._data.tasks
-        return tuple(t for t in tasks if self._tasks is None or t.name in self._tasks)
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:

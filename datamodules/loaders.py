@@ -104,6 +104,8 @@ def chunks_of(rows_by_shard: Mapping[str, Sequence[Any]], batch_size: int) -> li
     >>> [len(chunk.rows) for chunk in chunks_of({"a.tar": "xyz", "b.tar": "u"}, 2)]
     [2, 1, 1]
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: expected a positive number.")
     return [
         Chunk(shard, tuple(rows[i : i + batch_size]))
         for shard, rows in rows_by_shard.items()

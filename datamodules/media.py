@@ -13,7 +13,8 @@ from datamodules.decode import DecodeError, OnError, decode_image
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
 from datamodules.samples import Row, media_of
 from datamodules.stream import Item
-from mmemb.records import Media, MediaBatch
+from mmemb.batches import MediaBatch
+from mmemb.records import Media
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Picture:
 
     @property
     def digest(self) -> str:
+        """SHA-256 (hex) of its bytes."""
         return self.row.entry.media[self.name]
 
 

@@ -18,7 +18,8 @@ from datamodules.sidecars import RationaleDraw, RationaleTable
 from datamodules.stream import Item, StartMethod, StepStream
 from datamodules.unindexed import ReplayStream, is_unindexed
 from mmemb.batch_plan import BatchPlan, rank_slice
-from mmemb.records import Pair, PairRowBatch, ScoredRationale
+from mmemb.batches import PairRowBatch
+from mmemb.records import Pair, ScoredRationale
 
 _LOG = logging.getLogger(__name__)
 

@@ -33,6 +33,7 @@ class Row:
 
     @property
     def meta(self) -> Mapping[str, str]:
+        """What the index says of the sample: part, task, concept, fact, ..."""
         return self.entry.meta
 
 
@@ -95,12 +96,15 @@ class SampleReader:
         self._pixels = pixels and features is None
 
     def pair(self, row: Row) -> Pair:
+        """A sample of `pairs/`."""
         return self.pair_of(self._members(row, "qt"))
 
     def query(self, row: Row) -> Query:
+        """A sample of `queries/`; its task's gallery is not in it."""
         return _checked(self._query, self._members(row, "q"))
 
     def candidate(self, row: Row) -> Candidate:
+        """A sample of `candidates/`."""
         return _checked(self._candidate, self._members(row, "c"))
 
     def query_side(self, row: Row) -> Side:
@@ -133,15 +137,15 @@ class SampleReader:
 
     def _query(self, members: Members) -> Query:
         data = _json(members)
-        rows = members.data.get("candidates.npy")
-        where = f"{members.where}, member candidates.npy"
+        if not data["relevance"]:
+            raise DecodeError(f"{members.where}: relevance names no right candidate.", ADVICE)
         return Query(
             key=members.key,
             **{name: data[name] for name in ("task", "part", "concept", "fact")},
             side=self._side(members, "q", data["text"], data["instruction"]),
             relevance={str(name): float(grade) for name, grade in data["relevance"].items()},
             answers=tuple(data["answers"]),
-            candidates=None if rows is None else tuple(decode_array(rows, where).tolist()),
+            candidates=_candidate_rows(members),
         )
 
     def _candidate(self, members: Members) -> Candidate:
@@ -155,7 +159,14 @@ class SampleReader:
 
     def _side(self, members: Members, side: str, text: str, instruction: str) -> Side:
         media = (self._media(members, name, kind) for name, kind in media_of(members.media, side))
-        return Side(text, instruction, tuple(media))
+        found = Side(text, instruction, tuple(media))
+        if not (isinstance(text, str) and isinstance(instruction, str) and found.modalities):
+            raise DecodeError(
+                f"{members.where}: side {side} is empty or its text is no string: expected text, "
+                "pictures or both.",
+                ADVICE,
+            )
+        return found
 
     def _media(self, members: Members, name: str, kind: Literal["image", "frame"]) -> Media:
         digest, where = members.media[name], f"{members.where}, member {name}"
@@ -176,6 +187,17 @@ def media_of(names: Iterable[str], side: str) -> list[tuple[str, Literal["image"
     return [(name, "frame" if match[3] else "image") for match, name in found]
 
 
+def _candidate_rows(members: Members) -> tuple[int, ...] | None:
+    if (data := members.data.get("candidates.npy")) is None:
+        return None
+    where = f"{members.where}, member candidates.npy"
+    rows_C = decode_array(data, where)
+    if rows_C.dim() != 1 or rows_C.is_floating_point() or rows_C.is_complex():
+        kind = f"{rows_C.dtype} {tuple(rows_C.shape)}"
+        raise DecodeError(f"{where}: expected a list of whole numbers; {kind}.", ADVICE)
+    return tuple(rows_C.tolist())
+
+
 def _json(members: Members) -> Any:
     return decode_json(members.data["json"], f"{members.where}, member json")
 
@@ -183,7 +205,9 @@ def _json(members: Members) -> Any:
 def _checked(read: Callable[[Members], _Record], members: Members) -> _Record:
     try:
         return read(members)
-    except (KeyError, TypeError, AttributeError) as error:
+    except DecodeError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DecodeError(
             f"{members.where} lacks a member or a field of its json, or it has the wrong type: "
             f"{type(error).__name__} {error}.",

@@ -13,7 +13,8 @@ from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, 
 from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.records import Candidate, Pair, PairRowBatch, Query, Side
+from mmemb.batches import PairRowBatch
+from mmemb.records import Candidate, Pair, Query, Side
 from mmemb.shards import ShardIndex
 
 

@@ -43,8 +43,15 @@ class RationaleTable:
             return ()
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
-        data = decode_json(self._index.read(entry, {"json"})["json"], where)
-        return tuple(scored_from_json(item) for item in data)
+        members = self._index.read(entry, {"json"})
+        try:
+            data = decode_json(members["json"], where)
+            return tuple(scored_from_json(item) for item in data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{where}: expected a list of rationales; {type(error).__name__} {error}. Run the "
+                f"step that makes {self._index.folder} again."
+            ) from None
 
     def read_rationales(self, row: Row) -> tuple[Rationale, ...]:
         """All candidates of a row without what a selector said about them."""

@@ -12,7 +12,8 @@ from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, 
 from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.records import PairRowBatch, Side, SideBatch
+from mmemb.batches import PairRowBatch, SideBatch
+from mmemb.records import Side
 
 
 @final

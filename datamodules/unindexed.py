@@ -17,7 +17,8 @@ from datamodules.collate import pair_batch
 from datamodules.decode import DecodeError, OnError
 from datamodules.samples import Members, SampleReader
 from datamodules.stream import warn_skipped
-from mmemb.records import Pair, PairBatch, stable_hash
+from mmemb.batches import PairBatch
+from mmemb.records import Pair, stable_hash
 
 SHUFFLE_BUFFER = 1024
 _LOG = logging.getLogger(__name__)

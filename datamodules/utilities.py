@@ -22,7 +22,7 @@ from datamodules.samples import Row
 from datamodules.sidecars import join_whole
 from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
-from mmemb.records import UtilityBatch
+from mmemb.batches import UtilityBatch
 from mmemb.shards import ShardIndex
 
 
@@ -41,6 +41,18 @@ class UtilityTable:
     def batch(self, rows: Sequence[Row], shard: str = "") -> UtilityBatch:
         """The rows as tensors; a depth that nobody could take has utility and cost NaN."""
         found = [self._read(row) for row in rows]
+        try:
+            return self._batch(rows, found, shard)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{self._index.folder}, samples {rows[0].entry.key} to {rows[-1].entry.key}: "
+                f"expected a state of one width, utility, cost and eligible in each; "
+                f"{type(error).__name__} {error}. Run the step that makes the folder again."
+            ) from None
+
+    def _batch(
+        self, rows: Sequence[Row], found: Sequence[tuple[Tensor, Mapping[str, Any]]], shard: str
+    ) -> UtilityBatch:
         return UtilityBatch(
             keys=tuple(row.entry.key for row in rows),
             metas=tuple(row.meta for row in rows),
@@ -55,6 +67,8 @@ class UtilityTable:
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}"
         members = self._index.read(entry)
+        if missing := sorted({"state.npy", "json"} - set(members)):
+            raise ValueError(f"{where} lacks {missing}: run the step that makes it again.")
         state_S = decode_array(members["state.npy"], f"{where}, member state.npy")
         return state_S, decode_json(members["json"], f"{where}, member json")
 
@@ -150,6 +164,8 @@ class UtilityDataModule(ShardDataModule):
 
     @cached_property
     def _table(self) -> UtilityTable:
+        if not self._rows:
+            raise ValueError(f"{self.root / QUERIES} holds no query; prepare the data again.")
         return UtilityTable(self._utilities, self._rows[0].index)
 
     def _part(self, part: str) -> tuple[Row, ...]:

@@ -19,6 +19,7 @@ from callbacks.sidecar_writer import SidecarWriter
 from experiments.config_check import check_config_files
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import fingerprint, inherited_facts
+from mmemb.weights import read_weights
 
 CONFIGS = Path(__file__).parent / "configs"
 RUN_FOLDER = "MMEMB_RUN_FOLDER"
@@ -42,7 +43,7 @@ TRAINER_KEYS = (
 
 
 class ExperimentCLI(LightningCLI):
-    """Reads `base.yaml` first, then every `--config`; see DESIGN 5 for what a run leaves behind."""
+    """Reads `base.yaml` first, then every `--config`; `RunRecord` is what a run leaves."""
 
     def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
@@ -82,11 +83,14 @@ class ExperimentCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        for key in ("name", "experiment"):
+            if not config[key]:
+                raise ValueError(f"{key} is not set: give --{key}, or the key in a --config file.")
         folder = Path(config.runs) / config.experiment
         check_disk(folder, config.needs.disk_gib)
         check_memory(config.needs.memory_gib)
         torch.set_float32_matmul_precision("high")
-        self.print = run_fingerprint(config, self.subcommand)
+        self.fingerprint = run_fingerprint(config, self.subcommand)
         self.run_folder = self._run_folder(folder, config)
         config.trainer.default_root_dir = str(self.run_folder)
 
@@ -97,7 +101,7 @@ class ExperimentCLI(LightningCLI):
             run=str(self.run_folder),
             link=link_name(config.name, self.subcommand),
             config=self._parser(self.subcommand).dump(config, skip_none=False),
-            fingerprint=self.print,
+            fingerprint=self.fingerprint,
             inherited_facts=inherited_facts(
                 settings_of(config, self.subcommand), own_outputs(config, self.subcommand)
             ),
@@ -107,8 +111,16 @@ class ExperimentCLI(LightningCLI):
         trainer.callbacks.insert(0, record)
         for callback in trainer.callbacks:
             if isinstance(callback, SidecarWriter):
-                callback.fingerprint = self.print
+                callback.fingerprint = self.fingerprint
         return trainer
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        command = self.config.get("subcommand")
+        given = self.config[command].get("ckpt_path") if command else None
+        if given is not None and Path(given).is_file():
+            read_weights(Path(given), mmap=True)  # Lightning opens it before anything is caught
+        super()._parse_ckpt_path()
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -118,6 +130,8 @@ class ExperimentCLI(LightningCLI):
         last = self.run_folder / "checkpoints" / "last.ckpt"
         if subcommand == "fit" and kwargs.get("ckpt_path") is None and last.is_file():
             kwargs["ckpt_path"] = str(last)
+        if subcommand == "fit" and last.is_file():
+            read_weights(last, mmap=True)  # so that a broken file is one clear error
         return kwargs
 
     def _run_folder(self, folder: Path, config: Namespace) -> Path:
@@ -126,7 +140,7 @@ class ExperimentCLI(LightningCLI):
             return Path(given)
         name = link_name(config.name, self.subcommand)
         runs = sorted(folder.glob(f"*-{name}-*")) if self.subcommand == "fit" else []
-        partial = [run for run in runs if is_unfinished(run, self.print)]
+        partial = [run for run in runs if is_unfinished(run, self.fingerprint)]
         commit, _ = git_state(Path(__file__).parent)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         run = partial[-1] if partial else folder / f"{stamp}-{name}-{commit or 'nogit'}"

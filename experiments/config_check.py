@@ -14,6 +14,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar_parser import parse as parse_interpolation
 
 SHARED_KEYS = (
     "seed_everything",
@@ -32,6 +34,7 @@ SHARED_KEYS = (
     "optimizer",
     "lr_scheduler",
 )
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 NEEDS = ("disk_gib", "memory_gib")
 
 
@@ -54,7 +57,7 @@ def check_config_files(arguments: list[str]) -> None:
             raise FileNotFoundError(f"--config {path}: there is no such file.{near}")
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from None
         if not isinstance(data, Mapping):
             raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
@@ -74,15 +77,25 @@ def _check_classes(node: Any, path: Path, where: str) -> None:
     if isinstance(node, list):
         for position, item in enumerate(node):
             _check_classes(item, path, f"{where}{position}.")
+    if isinstance(node, str) and "${" in node:
+        _check_interpolation(node, path, where)
     if not isinstance(node, Mapping):
         return
     if isinstance(node.get("class_path"), str):
+        _check_keys(node, CLASS_KEYS, path, where)
         target = _load(node["class_path"], path, where)
         names = _argument_names(target)
         if names is not None:
             _check_keys(node.get("init_args") or {}, names, path, f"{where}init_args.")
     for key, value in node.items():
         _check_classes(value, path, f"{where}{key}.")
+
+
+def _check_interpolation(text: str, path: Path, where: str) -> None:
+    try:
+        parse_interpolation(text)
+    except GrammarParseError as error:
+        raise ValueError(f"{path}: {where[:-1]}: {text!r} is no interpolation: {error}") from None
 
 
 def _load(class_path: str, path: Path, where: str) -> Any:
@@ -129,5 +142,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("temprature", ["temperature", "optimizer"])
     ' Did you mean temperature?'
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.rationales import RationaleWorker
+from mmemb.weights import read_weights
 
 
 def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> pl.LightningModule:
@@ -74,7 +74,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 def _load_weights(module: pl.LightningModule, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_weights(path)["state_dict"]
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -12,7 +12,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -64,6 +64,8 @@ def read_pipeline(path: Path) -> Pipeline:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     pipeline = _record(Pipeline, data, path)
+    if not (isinstance(pipeline.stages, tuple) and pipeline.stages):
+        raise ValueError(f"{path}: stages is {pipeline.stages!r}; expected a list of stages.")
     stages = tuple(_record(Stage, stage, path) for stage in pipeline.stages)
     for stage in stages:
         if stage.subcommand not in SUBCOMMANDS:
@@ -91,16 +93,16 @@ def is_done(stage: Stage, shared: Sequence[str]) -> bool:
     from mmemb.shards import read_manifest
 
     config = parse(stage.command_line(shared))
-    print_now = run_fingerprint(config, stage.subcommand)
+    expected = run_fingerprint(config, stage.subcommand)
     link = Path(config.runs) / config.experiment / link_name(config.name, stage.subcommand)
-    if not is_finished(link, print_now):
+    if not is_finished(link, expected):
         return False
     for folder in sidecar_folders(config) if stage.subcommand == "predict" else ():
         try:
             manifest = read_manifest(folder)
         except (FileNotFoundError, ValueError):
             return False
-        whole = existing_shards(folder, print_now)
+        whole = existing_shards(folder, expected)
         if any(shard.name not in whole for shard in manifest.shards):
             return False
     return True
@@ -188,7 +190,7 @@ def report(stage: Stage, shared: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def timed(seconds: dict[str, float], name: str) -> Any:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Notes how long a part took."""
     start = time.monotonic()
     yield

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
+import textwrap
 import traceback
 import warnings
 
@@ -17,6 +19,13 @@ USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
 """What bad input raises; their message is written for people, so they see it alone."""
 
 
+_PARSER_PAGE = re.compile(
+    r"Does not validate against any of the Union subtypes\n.*?Errors:\n *- (.*?)\n *- Expected a "
+    r"<class 'NoneType'>\n *Given value type: .*",
+    re.DOTALL,
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one stage; a user's mistake ends in one paragraph, the traceback goes to a file."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -26,7 +35,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         ExperimentCLI(arguments)
     except USER_ERRORS as error:
-        sys.exit(f"error: {error}\n(traceback: {write_traceback()})")
+        sys.exit(f"error: {innermost(str(error))}\n(traceback: {write_traceback()})")
+
+
+def innermost(text: str) -> str:
+    """What a constructor complained about, without the parser's page around it."""
+    while found := _PARSER_PAGE.match(text):
+        text = textwrap.dedent("    " + found[1])
+    return text
 
 
 def quieten() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,20 +18,19 @@ from typing_extensions import override
 
 from lightning_modules.schedule import schedule
 from mmemb.backbones import Backbone
-from mmemb.lineage import read_facts
-from mmemb.losses import combine, contrastive_loss
-from mmemb.records import (
+from mmemb.batches import (
     CandidateBatch,
     CandidateOutput,
     PairBatch,
     QueryBatch,
     QueryOutput,
-    Rationale,
-    Side,
     SidecarOutput,
 )
+from mmemb.lineage import read_facts
+from mmemb.losses import LossTerm, combine, contrastive_loss
+from mmemb.records import Rationale, Side
 from mmemb.retrieval import Galleries
-from mmemb.utilities import guard_facts, utility_rows
+from mmemb.utilities import embedding_rows, guard_facts, utility_rows
 
 
 @final
@@ -48,6 +47,7 @@ class ContrastiveEmbedder(LightningModule):
         num_warmup: steps of linear warm-up.
         new_lr_scale: learning rate of the backbone's untrained parts relative to the rest.
         reason: whether test and validation embed queries with their rationale.
+        export: what `predict` writes, `utilities` or `embeddings` (of the queries).
         utility_temperature: tau of the utilities that `predict` exports.
         fitted: predict: a run's `fitted.json`, the facts that may not be scored.
         allow_fitted: predict: score fitted facts all the same (an audit).
@@ -65,6 +65,7 @@ class ContrastiveEmbedder(LightningModule):
         num_warmup: int = 10,
         new_lr_scale: float = 1.0,
         reason: bool = False,
+        export: Literal["utilities", "embeddings"] = "utilities",
         utility_temperature: float = 0.05,
         fitted: str | None = None,
         allow_fitted: bool = False,
@@ -74,11 +75,13 @@ class ContrastiveEmbedder(LightningModule):
         self.backbone = backbone
         self.optimizer = optimizer
         self.reasoning_weight, self.direct_weight = reasoning_weight, direct_weight
+        if not temperature > 0:
+            raise ValueError(f"temperature {temperature}: expected a positive number")
         log_temperature = torch.tensor(math.log(temperature))
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
         self.symmetric, self.reason = symmetric, reason
         self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
-        self.utility_temperature = utility_temperature
+        self.export, self.utility_temperature = export, utility_temperature
         self.fitted_facts = read_facts(Path(fitted)) if fitted else frozenset()
         self.allow_fitted = allow_fitted
         self.cutoffs = tuple(cutoffs)
@@ -106,7 +109,7 @@ class ContrastiveEmbedder(LightningModule):
 
     def _term(
         self, query_BD: Tensor, target_BD: Tensor, batch: PairBatch, valid_B: Tensor | None = None
-    ) -> Any:
+    ) -> LossTerm:
         return contrastive_loss(
             query_BD,
             target_BD,
@@ -188,6 +191,8 @@ class ContrastiveEmbedder(LightningModule):
         if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
             self._candidates.append(embed_candidates(self.backbone, batch))
             return SidecarOutput("", ())  # nothing to write; Lightning warns about None
+        if self.export == "embeddings":
+            return SidecarOutput(batch.shard, tuple(embedding_rows(self.backbone, batch)))
         if batch_idx == 0:
             self._galleries = Galleries(self._candidates)
         guard_facts(batch.queries, self.fitted_facts, self.allow_fitted)

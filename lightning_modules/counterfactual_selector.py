@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from mmemb.batches import PairRowBatch, SidecarOutput, SidecarRow
 from mmemb.counterfactual import (
     contrasts,
     fit_temperature,
@@ -31,14 +32,7 @@ from mmemb.distributed import gather_objects
 from mmemb.evaluators import PairEvaluator
 from mmemb.lineage import write_json
 from mmemb.metrics import MeanSums
-from mmemb.records import (
-    PairRowBatch,
-    Rationale,
-    SidecarOutput,
-    SidecarRow,
-    scored_to_json,
-    stable_hash,
-)
+from mmemb.records import Rationale, scored_to_json, stable_hash
 
 Contrast = Literal["raw", "gain", "positive", "margin", "placebo_rank"]
 

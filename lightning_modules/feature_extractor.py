@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from typing_extensions import override
 
-from mmemb.records import MediaBatch, SidecarOutput, SidecarRow
+from mmemb.batches import MediaBatch, SidecarOutput, SidecarRow
 
 
 @final

@@ -20,6 +20,15 @@ from typing_extensions import override
 from lightning_modules.contrastive_embedder import embed_candidates
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
+from mmemb.batches import (
+    CandidateOutput,
+    DecisionOutput,
+    QueryBatch,
+    QueryOutput,
+    SidecarOutput,
+    SidecarRow,
+    UtilityBatch,
+)
 from mmemb.budget import Thresholds, gate_score
 from mmemb.distributed import gather_objects
 from mmemb.gating import (
@@ -32,20 +41,10 @@ from mmemb.gating import (
 )
 from mmemb.latency import measure_latency
 from mmemb.lineage import write_json
-from mmemb.losses import combine
+from mmemb.losses import LossTerm, combine
 from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
-from mmemb.records import (
-    CandidateOutput,
-    DecisionOutput,
-    Query,
-    QueryBatch,
-    QueryOutput,
-    SidecarOutput,
-    SidecarRow,
-    UtilityBatch,
-    stable_hash,
-)
+from mmemb.records import Query, stable_hash
 
 NUM_LATENCY_QUERIES = 32
 
@@ -85,6 +84,8 @@ class GatingPolicy(LightningModule):
         measure: bool = True,
     ) -> None:
         super().__init__()
+        if budget is not None and not 0 <= budget <= 1:
+            raise ValueError(f"budget {budget} is not a share between 0 and 1")
         self.embedder, self.run = Path(embedder), Path(run)
         self.worker = worker
         self.make_head, self.optimizer = head, optimizer
@@ -103,7 +104,7 @@ class GatingPolicy(LightningModule):
             self.head = self.make_head(states_NS.shape[1])
             self.head.standardise(states_NS)
         elif stage in {"test", "predict"}:
-            self.adaptive = [AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.worker)]
+            self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.worker)
 
     # fit
 
@@ -119,7 +120,7 @@ class GatingPolicy(LightningModule):
         )
         return {"loss": loss, "decisions": self._decisions(logit_BA, batch)}
 
-    def _estimate(self, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch) -> Any:
+    def _estimate(self, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch) -> LossTerm:
         if self.estimator == "exact":
             return exact_loss(logit_BA, reward, batch.eligible_B)
         # Noise by key and step: equal on any number of ranks, different in every step.
@@ -170,7 +171,7 @@ class GatingPolicy(LightningModule):
     def predict_step(
         self, batch: UtilityBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> SidecarOutput:
-        (adaptive,) = self.adaptive
+        adaptive = self.adaptive
         logit_BA = adaptive.head(batch.state_BS)
         score_B = gate_score(logit_BA)
         open_B = adaptive.thresholds.decide(score_B, batch.keys, self.budget) & batch.eligible_B
@@ -192,7 +193,7 @@ class GatingPolicy(LightningModule):
     def test_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> CandidateOutput | QueryOutput:
-        (adaptive,) = self.adaptive
+        adaptive = self.adaptive
         if dataloader_idx == 0:
             return embed_candidates(adaptive.backbone, batch)
         return self._embed_queries(adaptive, batch)
@@ -214,7 +215,7 @@ class GatingPolicy(LightningModule):
     def on_test_epoch_end(self) -> None:
         queries = fixed_sample(gather_objects(self._timed))
         if self.measure and self.trainer.is_global_zero and queries:
-            (adaptive,) = self.adaptive
+            adaptive = self.adaptive
             adaptive.worker = self.worker
             measured = measure_latency(
                 adaptive,

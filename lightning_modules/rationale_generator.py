@@ -11,22 +11,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from typing_extensions import override
 
+from mmemb.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
 from mmemb.counterfactual import names_target
 from mmemb.metrics import MeanSums
-from mmemb.rationales import RationaleWorker, fold_candidates
-from mmemb.records import (
-    GREEDY,
-    PairRowBatch,
-    Rationale,
-    ScoredRationale,
-    SideBatch,
-    SidecarOutput,
-    SidecarRow,
-    scored_to_json,
-    stable_hash,
-)
-
-NO_DRAW = -2
+from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
+from mmemb.records import GREEDY, Rationale, ScoredRationale, scored_to_json, stable_hash
 
 
 @final
@@ -54,6 +43,8 @@ class RationaleGenerator(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates {num_candidates}: expected 1 (greedy) or more")
         self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
         self.num_candidates = num_candidates
         self.num_test_draws = num_test_draws

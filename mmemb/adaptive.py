@@ -5,7 +5,6 @@ Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, D 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -16,7 +15,7 @@ from torch import Tensor
 from mmemb.backbones import Backbone, load_backbone
 from mmemb.budget import Thresholds, gate_score
 from mmemb.gating import DepthHead, load_head, save_head
-from mmemb.lineage import write_json
+from mmemb.lineage import read_json, write_json
 from mmemb.rationales import RationaleWorker, load_worker
 from mmemb.records import DIRECT, FULL, GREEDY, Side
 
@@ -81,7 +80,7 @@ class AdaptiveEmbedder:
 
     def can_reason(self, side: Side) -> bool:
         """Whether the worker can read the side (METHOD 7: only these queries are eligible)."""
-        return bool(side.modalities) and side.modalities <= self.worker.reads
+        return self.worker.can_read(side)
 
     def decide(self, direct_BD: Tensor, keys: Sequence[str], budget: float | None) -> Tensor:
         """(B,) bool: whether the gate asks for a rationale."""
@@ -140,4 +139,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{path} is missing: {folder} is not a saved AdaptiveEmbedder, or writing it was "
             "interrupted. `experiments.run fit` with a gate config writes one to <run>/adaptive."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path, "the settings of an AdaptiveEmbedder")
+    thresholds, worker = settings.get("thresholds"), settings.get("worker")
+    if not isinstance(worker, dict) or not {"scores", "ties"} <= set(thresholds or ()):
+        raise ValueError(
+            f"{path} lacks thresholds (with scores and ties) or worker: it is not what "
+            "`save_pretrained` writes. Fit the gate again."
+        )
+    return settings

@@ -130,18 +130,13 @@ class Thresholds:
         return decide(score_B, keys, self.at(budget, exact=exact))
 
     def to_json(self) -> dict[str, Any]:
+        """Scores and ties as plain data."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Thresholds:
+        """The inverse of `to_json`."""
         return cls(tuple(data["scores"]), tuple(data["ties"]))
-
-
-def threshold_for_budget(
-    score_B: Tensor, budget: float, keys: Sequence[str], *, exact: bool = False
-) -> Threshold:
-    """`Thresholds.calibrate` and `at` in one: for a single budget."""
-    return Thresholds.calibrate(score_B, keys).at(budget, exact=exact)
 
 
 def decide(score_B: Tensor, keys: Sequence[str], threshold: Threshold) -> Tensor:

@@ -5,7 +5,6 @@ Depth 0 is direct. Shapes: B states, S state width, A depths, J sampled actions 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,39 +13,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mmemb.budget import (
-    Threshold,
-    Thresholds,
-    decide,
-    depth_at_price,
-    gate_score,
-    price_for_budget,
-    threshold_for_budget,
-    unit_hash,
-)
-from mmemb.lineage import write_json
+from mmemb.budget import unit_hash
+from mmemb.lineage import read_json, write_json
 from mmemb.losses import LossTerm
-
-__all__ = [
-    "DepthHead",
-    "MlpDepthHead",
-    "Threshold",
-    "Thresholds",
-    "decide",
-    "depth_at_price",
-    "entropy",
-    "exact_loss",
-    "gate_score",
-    "load_head",
-    "oracle_depth",
-    "per_task_rule",
-    "price_for_budget",
-    "reinforce_loss",
-    "reward_BA",
-    "save_head",
-    "threshold_for_budget",
-    "uniform_by_key",
-]
+from mmemb.weights import read_weights
 
 
 class DepthHead(nn.Module, ABC):
@@ -122,15 +92,21 @@ def load_head(folder: str | Path) -> DepthHead:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "config.json", "the settings of a gate")
     kinds = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
-    if (name := settings.pop("class")) not in kinds:
+    if (name := settings.pop("class", None)) not in kinds:
         raise ValueError(
             f"{folder}/config.json names the depth head {name!r}; known are {sorted(kinds)}. "
             "Import the module that defines it first."
         )
-    head = kinds[name](**settings)
-    head.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+    try:
+        head = kinds[name](**settings)
+        head.load_state_dict(read_weights(folder / "weights.pt"))
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder} holds no whole gate: config.json and weights.pt do not fit "
+            f"({error!s:.300}). Fit the gate again."
+        ) from None
     return head
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from mmemb.files import write_atomically
 
 FORMAT_VERSION = 1
 """Raised when the meaning of a stage's output changes, so that old outputs are made again."""
@@ -29,15 +30,25 @@ def canonical_json(data: Any) -> str:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes pretty JSON whole or not at all (temporary file, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2, ensure_ascii=False, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Writes pretty JSON whole or not at all."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """Reads a JSON object; whatever else is there is a ValueError that names the file."""
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        found = str(error)
+    else:
+        if isinstance(data, dict):
+            return data
+        found = f"{data!r:.60}"
+    raise ValueError(
+        f"{path} is broken: expected {expected}; found {found}. Delete it and run the step that "
+        "makes it again."
+    )
 
 
 def fingerprint(settings: Any, outputs: Collection[Path] = ()) -> str:
@@ -75,7 +86,10 @@ def read_facts(path: Path) -> frozenset[str]:
             "can tell which pairs it may judge. Train the model with `experiments.run fit`, which "
             "writes the list."
         )
-    return frozenset(json.loads(path.read_text(encoding="utf-8"))["facts"])
+    facts = read_json(path, "an object with the list `facts`").get("facts")
+    if not isinstance(facts, list):
+        raise ValueError(f"{path} has no list `facts`; train the model again to write it.")
+    return frozenset(facts)
 
 
 def _paths(settings: Any, outputs: Collection[Path]) -> Iterator[str]:
@@ -105,7 +119,7 @@ def _identity(path: Path) -> str:
 
 
 def _mark_identity(mark: Path) -> str:
-    data = json.loads(mark.read_text(encoding="utf-8"))
+    data = read_json(mark, "a manifest or fingerprint")
     return canonical_json([data.get("fingerprint"), data.get("shards")])
 
 

@@ -231,7 +231,7 @@ class MeanSums:
         for name, value in values.items():
             self.add(prefix + name, value)
 
-    def compute(self, device: torch.device | str = "cpu") -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """The means over all ranks; runs on every rank, whatever names it holds.
 
         >>> sums = MeanSums()
@@ -241,9 +241,10 @@ class MeanSums:
         """
         names = sorted(set(gather_objects(list(self._sums))))
         rows = [self._sums.get(name, [0.0, 0.0]) for name in names]
-        local_N2 = torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 2)
+        local_N2 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
         total_N2 = sum_over_ranks(local_N2).tolist()
         return {n: s / c for n, (s, c) in zip(names, total_N2, strict=True) if c}
 
     def reset(self) -> None:
+        """Forgets everything, for the next epoch."""
         self._sums.clear()

@@ -12,8 +12,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from mmemb.batches import UtilityBatch
 from mmemb.counterfactual import keep, keep_threshold
-from mmemb.records import UtilityBatch
 
 HELPFUL, USELESS, FALSE_HELPFUL, LEAKING = range(4)
 """What a rationale does: moves the query to the target alone; nowhere; to the target and, more so,

@@ -1,7 +1,7 @@
 """Frozen, typed records that travel between the rooms, and their JSON form.
 
 Knows neither files nor models: shards turn into records in `datamodules`, records into vectors in
-`mmemb.backbones`.
+`mmemb.backbones`. Batches of them: `mmemb.batches`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor
 
 DIRECT, SHORT, FULL = "direct", "short", "full"
@@ -220,184 +219,6 @@ class EvaluationTask:
     seen_answer: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PairBatch:
-    """A training batch on one rank. `rationales[i]` is None where row i does not reason.
-
-    Attributes:
-        query_ids_B: int64 content ids of the queries; equal ids are the same query.
-        target_ids_B: int64 ids of the targets.
-        positive_ids_BP: int64 ids of every right target of a row, padded with -1.
-        step: the global step that this batch belongs to.
-    """
-
-    keys: tuple[str, ...]
-    queries: tuple[Side, ...]
-    targets: tuple[Side, ...]
-    rationales: tuple[Rationale | None, ...]
-    query_ids_B: Tensor
-    target_ids_B: Tensor
-    positive_ids_BP: Tensor
-    step: int = 0
-
-    def to(self, *args: Any, **kwargs: Any) -> PairBatch:
-        """Moves the tensors; sides stay on the host, a backbone collates its own inputs."""
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
-
-    def pin_memory(self) -> PairBatch:
-        return _map_tensors(self, lambda x: x.pin_memory())
-
-
-@dataclass(frozen=True, slots=True)
-class PairRowBatch:
-    """Consecutive pairs of one shard with their candidate rationales, for `predict`.
-
-    `candidates[i]`, where a judge needs them: the target first, then every wrong candidate.
-    """
-
-    shard: str
-    pairs: tuple[Pair, ...]
-    rationales: tuple[tuple[ScoredRationale, ...], ...]
-    candidates: tuple[tuple[Side, ...], ...] = ()
-
-    def to(self, *args: Any, **kwargs: Any) -> PairRowBatch:
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class SideBatch:
-    """Consecutive query sides of one shard, for stage 1: what a worker may see, and no more."""
-
-    shard: str
-    keys: tuple[str, ...]
-    sides: tuple[Side, ...]
-    metas: tuple[Mapping[str, str], ...]
-
-    def to(self, *args: Any, **kwargs: Any) -> SideBatch:
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class MediaBatch:
-    """Distinct pictures of one shard, for the feature cache."""
-
-    shard: str
-    media: tuple[Media, ...]
-
-    def to(self, *args: Any, **kwargs: Any) -> MediaBatch:
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateBatch:
-    """Rows of the candidate table."""
-
-    candidates: tuple[Candidate, ...]
-
-    def to(self, *args: Any, **kwargs: Any) -> CandidateBatch:
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class QueryBatch:
-    """Evaluation queries of one shard with their rationales (empty where none was written)."""
-
-    shard: str
-    queries: tuple[Query, ...]
-    rationales: tuple[tuple[Rationale, ...], ...]
-
-    def to(self, *args: Any, **kwargs: Any) -> QueryBatch:
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class UtilityBatch:
-    """What the gate learns from: one row per query (METHOD 7).
-
-    Attributes:
-        state_BS: gate input. utility_BA: log-probability of the true target at each depth.
-        cost_BA: tokens at each depth. eligible_B: whether some worker can read the query.
-    """
-
-    keys: tuple[str, ...]
-    metas: tuple[Mapping[str, str], ...]
-    state_BS: Tensor
-    utility_BA: Tensor
-    cost_BA: Tensor
-    eligible_B: Tensor
-    shard: str = ""
-
-    def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
-
-    def pin_memory(self) -> UtilityBatch:
-        return _map_tensors(self, lambda x: x.pin_memory())
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateOutput:
-    """Embedded candidates, for callbacks: all else is parallel to the vectors.
-
-    `rows` are their numbers in the candidate table, to which local candidate lists refer.
-    """
-
-    vectors_ND: Tensor
-    names: tuple[str, ...]
-    galleries: tuple[str, ...]
-    rows: tuple[int, ...]
-
-    def to(self, *args: Any, **kwargs: Any) -> CandidateOutput:
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
-
-
-@dataclass(frozen=True, slots=True)
-class QueryOutput:
-    """Embedded queries, for callbacks: vectors, and what embedding them took.
-
-    `depths_B` is the depth taken (0 = direct), `tokens_B` the reasoning tokens spent.
-    """
-
-    vectors_BD: Tensor
-    queries: tuple[Query, ...]
-    depths_B: Tensor
-    tokens_B: Tensor
-    eligible_B: Tensor
-
-    def to(self, *args: Any, **kwargs: Any) -> QueryOutput:
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
-
-
-class DecisionOutput(NamedTuple):
-    """Decisions without vectors, for callbacks: depth taken, tokens spent, eligibility.
-
-    A tuple, since Lightning detaches what a training step returns and refuses frozen records.
-    """
-
-    depths_B: Tensor
-    tokens_B: Tensor
-    eligible_B: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class SidecarRow:
-    """One sample of a sidecar shard: `members` maps an extension to JSON data or an array."""
-
-    key: str
-    members: Mapping[str, Any]
-    meta: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SidecarOutput:
-    """Rows for one sidecar shard, in the order of its source shard."""
-
-    shard: str
-    rows: tuple[SidecarRow, ...]
-
-    def to(self, *args: Any, **kwargs: Any) -> SidecarOutput:
-        return self
-
-
 def to_json(record: Any) -> dict[str, Any]:
     """A flat record (Rationale, EvaluationTask, ...) as JSON data."""
     return asdict(record)
@@ -428,12 +249,3 @@ def scored_from_json(data: Mapping[str, Any]) -> ScoredRationale:
     judged = {"scores", "names_target", "kept", "weight"}
     rationale = from_json(Rationale, {k: v for k, v in data.items() if k not in judged})
     return ScoredRationale(rationale, **{k: v for k, v in data.items() if k in judged})
-
-
-def _map_tensors(record: Any, function: Any) -> Any:
-    changed = {
-        f.name: function(value)
-        for f in fields(record)
-        if isinstance(value := getattr(record, f.name), torch.Tensor)
-    }
-    return replace(record, **changed)

@@ -12,15 +12,16 @@ from typing import final
 import torch
 from torch import Tensor
 
+from mmemb.batches import CandidateOutput
 from mmemb.distributed import gather_objects, gather_ragged
-from mmemb.metrics import expected_metrics
-from mmemb.ranking import pad_rows, rank_positives
-from mmemb.records import CandidateOutput, Query
+from mmemb.metrics import metrics_by_query
+from mmemb.ranking import rank_positives
+from mmemb.records import Query
 
 
 @final
 class Galleries:
-    """Candidates by gallery; of rows with the same name the first counts (MMEB_V2 2.4)."""
+    """Candidates by gallery; of rows with the same name the first counts."""
 
     def __init__(self, outputs: Sequence[CandidateOutput]) -> None:
         self._columns: dict[str, dict[str, int]] = defaultdict(dict)
@@ -81,15 +82,20 @@ class Galleries:
                 [self.positives(query) for query in asked],
                 local_QC=[self._local(query) for query in asked] if local else None,
             )
-            grades_QP = pad_rows([list(query.relevance.values()) for query in asked], fill=0)
-            values = expected_metrics(ranks, grades_QP, cutoffs)
-            for number, row in enumerate(rows):
-                found[row] = {name: value[number].item() for name, value in values.items()}
+            grades = [list(query.relevance.values()) for query in asked]
+            for row, values in zip(rows, metrics_by_query(ranks, grades, cutoffs), strict=True):
+                found[row] = values
         return found
 
     def _local(self, query: Query) -> list[int]:
         """Columns of the query's own candidate list."""
-        return [self._column_of_row[query.gallery][row] for row in query.candidates or ()]
+        columns, rows = self._column_of_row[query.gallery], query.candidates or ()
+        if unknown := sorted(set(rows) - set(columns)):
+            raise ValueError(
+                f"Query {query.key} ({query.task}): candidates.npy lists row {unknown[0]}, which "
+                f"gallery {query.gallery!r} does not have; prepare the data again."
+            )
+        return [columns[row] for row in rows]
 
 
 def gather_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:

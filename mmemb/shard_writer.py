@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmemb.files import file_sha256, sync_folder, write_atomically
 from mmemb.shards import (
     FORMAT_VERSION,
     MANIFEST,
     MEDIA_SUFFIXES,
+    SHARD_NAME,
     Manifest,
-    Sample,
     ShardEntry,
     Source,
     existing_shards,
@@ -37,8 +38,22 @@ from mmemb.shards import (
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
-_SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample to write.
+
+    Attributes:
+        key: letters, digits, `_`, `-`: WebDataset cuts keys at the first dot.
+        members: extension (`json`, `q0.webp`, `state.npy`) -> bytes.
+        meta: goes into the index, so that a reader can filter without reading the sample.
+    """
+
+    key: str
+    members: Mapping[str, bytes]
+    meta: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_folder(
@@ -76,19 +91,17 @@ def write_shard(
         samples: keys must differ.
         fingerprint: of what made the shard; `existing_shards` asks for it.
     """
-    if not _SHARD.fullmatch(name):
+    if not SHARD_NAME.fullmatch(name):
         raise ValueError(f"Shard name {name!r}: expected letters, digits, `_`, `-`, then `.tar`.")
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / name
     temporary = path.with_name(name + ".tmp")
     rows = _write_tar(temporary, samples)
-    with open(temporary, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    entry = ShardEntry(name, digest, temporary.stat().st_size, len(rows))
+    entry = ShardEntry(name, file_sha256(temporary), temporary.stat().st_size, len(rows))
     index = {"shard": asdict(entry), "fingerprint": fingerprint, "entries": rows}
     write_atomically(index_path(folder, name), _to_json(index))
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return entry
 
 
@@ -120,19 +133,6 @@ def finish_manifest(
     manifest = Manifest(FORMAT_VERSION, fingerprint, total, shards, tuple(sources))
     write_manifest(folder, manifest)
     return manifest
-
-
-def write_atomically(path: Path | str, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
 
 
 def encode_members(members: Mapping[str, Any]) -> dict[str, bytes]:
@@ -217,12 +217,3 @@ def _to_npy(value: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only once the folder itself is on disk.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

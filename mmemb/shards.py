@@ -6,36 +6,25 @@ A shard is a plain WebDataset tar; the index beside it (`NAME.index.json`) makes
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, final
 
+from mmemb.files import file_sha256
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.json"
 MEDIA_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # never a path that leaves the folder
+
 _verified: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> sha256, per process
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sample to write.
-
-    Attributes:
-        key: letters, digits, `_`, `-`: WebDataset cuts keys at the first dot.
-        members: extension (`json`, `q0.webp`, `state.npy`) -> bytes.
-        meta: goes into the index, so that a reader can filter without reading the sample.
-    """
-
-    key: str
-    members: Mapping[str, bytes]
-    meta: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +45,10 @@ class ShardEntry:
     sha256: str
     num_bytes: int
     num_samples: int
+
+    def __post_init__(self) -> None:
+        if not SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"shard name {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +174,7 @@ def check_shard(folder: Path | str, expected: ShardEntry, verify: bool = True) -
 
 @final
 class ShardIndex:
-    """All samples of a folder, in shard order, readable by key.
-
-    Picklable and safe to fork: it keeps no file open.
-    """
+    """All samples of a folder, by key, in shard order; keeps no file open, so fork it or pickle."""
 
     def __init__(self, folder: Path, manifest: Manifest, entries: tuple[IndexEntry, ...]) -> None:
         self.folder = folder
@@ -265,7 +255,7 @@ def _index_entry(row: Mapping[str, Any], shard: ShardEntry) -> IndexEntry:
     members = {str(k): (int(at), int(size)) for k, (at, size) in row["members"].items()}
     if any(at < 0 or size < 0 or at + size > shard.num_bytes for at, size in members.values()):
         raise ValueError(f"sample {row['key']!r} lies outside its shard")
-    return IndexEntry(str(row["key"]), shard.name, members, row["meta"], row["media"])
+    return IndexEntry(str(row["key"]), shard.name, members, dict(row["meta"]), dict(row["media"]))
 
 
 def _check_unique(folder: Path, entries: list[IndexEntry]) -> None:
@@ -283,8 +273,7 @@ def _hash_file(path: Path) -> str:
     state = path.stat()
     known = (str(path.resolve()), state.st_size, state.st_mtime_ns)
     if known not in _verified:
-        with open(path, "rb") as file:
-            _verified[known] = hashlib.file_digest(file, "sha256").hexdigest()
+        _verified[known] = file_sha256(path)
     return _verified[known]
 
 

@@ -1,6 +1,6 @@
 """Intervals of METHOD 8: a bootstrap whose clusters are concepts, for means and paired differences.
 
-Shapes: S seeds, N queries, G clusters, T tasks, R resamples, A depths.
+Shapes: S seeds, N queries, G clusters, T tasks, R resamples.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
+        """Whether a difference is one at this level of confidence."""
         return self.low > 0 or self.high < 0
 
     def non_inferior(self, margin: float = NON_INFERIORITY_MARGIN) -> bool:
@@ -136,29 +137,6 @@ def minimal_detectable_effect(
     normal = NormalDist()
     quantiles = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
     return quantiles * cluster_standard_error(difference, clusters, tasks=tasks)
-
-
-def random_at_equal_cost(
-    value_NA: ArrayLike, cost_NA: ArrayLike, cost: float
-) -> tuple[Floats, float]:
-    """What a coin that spends `cost` per query on average would get, in expectation.
-
-    Args:
-        value_NA: a metric at depth direct (0) and reason (1), of the eligible queries.
-        cost_NA: what each depth costs.
-        cost: mean cost per query of the gate to compare with.
-
-    Returns:
-        Expected value of each query (N,), ready for a paired comparison, and the coin's share of
-        reasoning queries, held within [0, 1].
-
-    >>> random_at_equal_cost([[0.0, 1.0], [1.0, 0.0]], [[0, 40], [0, 40]], 10)
-    (array([0.25, 0.75]), 0.25)
-    """
-    values, costs = np.asarray(value_NA, dtype=float), np.asarray(cost_NA, dtype=float)
-    direct, reason = costs[:, 0].mean(), costs[:, 1].mean()
-    share = 0.0 if reason == direct else float(np.clip((cost - direct) / (reason - direct), 0, 1))
-    return (1 - share) * values[:, 0] + share * values[:, 1], share
 
 
 def _seed_mean(value: ArrayLike) -> Floats:

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from mmemb.backbones import Backbone
-from mmemb.records import DIRECT, FULL, Query, QueryBatch, Rationale, SidecarRow
+from mmemb.batches import QueryBatch, SidecarRow
+from mmemb.records import DIRECT, FULL, Query, Rationale, Side
 from mmemb.retrieval import Galleries
 
 
@@ -71,9 +72,23 @@ def utility_rows(
     ]
 
 
+def embedding_rows(backbone: Backbone, batch: QueryBatch) -> list[SidecarRow]:
+    """One row per query: `direct.npy` (D,), and `reasoned.npy` (D,) where it has a rationale."""
+    sides = [query.side for query in batch.queries]
+    direct_BD = backbone.encode(sides)
+    reasoned_BD = _read(backbone, sides, [_draw(r, 0) for r in batch.rationales], direct_BD)
+    rows = []
+    for row, query in enumerate(batch.queries):
+        members = {"direct.npy": direct_BD[row].cpu().numpy().astype(np.float32)}
+        if batch.rationales[row]:
+            members["reasoned.npy"] = reasoned_BD[row].cpu().numpy().astype(np.float32)
+        rows.append(SidecarRow(query.key, members, _meta(query)))
+    return rows
+
+
 def _read(
     backbone: Backbone,
-    sides: Sequence[Any],
+    sides: Sequence[Side],
     rationales: Sequence[Rationale | None],
     direct_BD: Tensor,
 ) -> Tensor:

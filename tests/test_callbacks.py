@@ -15,16 +15,10 @@ from typing_extensions import override
 
 from callbacks import InvocationRatio, RecallAtK, RunRecord, SidecarWriter
 from callbacks.recall import by_task, markdown_table
-from callbacks.run_record import is_finished, is_unfinished, link_newest
-from mmemb.records import (
-    CandidateOutput,
-    DecisionOutput,
-    Query,
-    QueryOutput,
-    Side,
-    SidecarOutput,
-    SidecarRow,
-)
+from callbacks.run_record import is_finished, is_unfinished
+from mmemb.batches import CandidateOutput, DecisionOutput, QueryOutput, SidecarOutput, SidecarRow
+from mmemb.files import link_atomically
+from mmemb.records import Query, Side
 from mmemb.shards import ShardIndex, read_manifest
 from tests.tiny_trainer import Stub, trainer_of
 
@@ -168,7 +162,7 @@ def test_callbacks_are_silent_in_the_sanity_check_and_start_afresh(tmp_path: Pat
 
 
 def test_recall_can_be_monitored(tmp_path: Path) -> None:
-    """It is there when ModelCheckpoint looks (ENGINEERING 3)."""
+    """It is there when ModelCheckpoint looks."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     best = ModelCheckpoint(tmp_path, monitor="val/recall@1", mode="max", filename="best")
@@ -436,7 +430,7 @@ def test_two_ranks_write_one_record(tmp_path: Path) -> None:
 def test_a_link_moves_in_one_step(tmp_path: Path) -> None:
     for name in ("1-x", "2-x"):
         (tmp_path / name).mkdir()
-        link_newest(tmp_path / "x", tmp_path / name)
+        link_atomically(tmp_path / "x", tmp_path / name)
         assert (tmp_path / "x").resolve() == (tmp_path / name).resolve()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1-x", "2-x", "x"]
 

@@ -125,7 +125,7 @@ def classes(node: Any) -> Iterator[Mapping[str, Any]]:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_what_interpolation_feeds_has_no_value_of_its_own(path: Path) -> None:
-    """An overlay that swaps a class drops `${...}` without a word (ENGINEERING 1): then a default
+    """An overlay that swaps a class drops `${...}` without a word: then a default
     would be silently wrong, where a missing argument is an error. `None` = off is allowed."""
     wrong = []
     for node in classes(yaml.safe_load(path.read_text(encoding="utf-8"))):

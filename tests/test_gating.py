@@ -11,15 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmemb.budget import Threshold, Thresholds, decide, gate_score, threshold_for_budget
+from mmemb.budget import (
+    Threshold,
+    Thresholds,
+    decide,
+    depth_at_price,
+    gate_score,
+    price_for_budget,
+)
 from mmemb.gating import (
     MlpDepthHead,
-    depth_at_price,
     entropy,
     exact_loss,
     load_head,
     oracle_depth,
-    price_for_budget,
     reinforce_loss,
     reward_BA,
     save_head,
@@ -157,9 +162,10 @@ KEYS = [f"key-{i}" for i in range(200)]
 @settings(max_examples=100, deadline=None)
 def test_budget_is_kept_even_among_ties(scores: list[int], budget: float) -> None:
     score, keys = torch.tensor(scores, dtype=torch.float), KEYS[: len(scores)]
-    exact = decide(score, keys, threshold_for_budget(score, budget, keys, exact=True))
+    thresholds = Thresholds.calibrate(score, keys)
+    exact = thresholds.decide(score, keys, budget, exact=True)
     assert int(exact.sum()) == int(budget * len(scores) + 1e-9)
-    bound = decide(score, keys, threshold_for_budget(score, budget, keys))
+    bound = thresholds.decide(score, keys, budget)
     assert not (bound & ~exact).any()
     assert torch.equal(bound, exact & (score > 0))
 

@@ -17,12 +17,13 @@ from datamodules import UtilityDataModule
 from lightning_modules import GatingPolicy
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import OpenClipBackbone
+from mmemb.batches import UtilityBatch
 from mmemb.budget import gate_score
 from mmemb.gating import MlpDepthHead
 from mmemb.lineage import write_json
 from mmemb.rationales import RationaleWorker, TableWorker
 from mmemb.rationales.base import drawn_seeds
-from mmemb.records import Rationale, Side, UtilityBatch
+from mmemb.records import Rationale, Side
 from mmemb.shards import ShardIndex
 from tests.tiny import write_tiny_rationales, write_tiny_utilities
 from tests.tiny_trainer import Items, trainer_of

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,8 +21,9 @@ from datamodules import EvaluationDataModule
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import Backbone, JointEncoder, OpenClipBackbone
 from mmemb.backbones.base import load_backbone
+from mmemb.batches import PairBatch
 from mmemb.lineage import write_json
-from mmemb.records import Media, PairBatch, Rationale, Side
+from mmemb.records import Media, Rationale, Side
 from mmemb.shards import ShardIndex
 from tests.tiny import write_tiny_features, write_tiny_rationales
 from tests.tiny_models import write_text_encoder
@@ -281,3 +284,15 @@ def test_a_fit_leaves_the_embedder_that_it_trained(tmp_path: Path) -> None:
     for name, parameter in backbone.named_parameters():
         assert torch.equal(saved[name], parameter)
     assert any(not torch.equal(saved[name], before[name]) for name in saved)
+
+
+def test_embeddings_are_exported(tmp_path, tiny_root, rationales):
+    index = predict(tmp_path, tiny_root, rationales, export="embeddings")
+    assert index.entries
+    for entry in index.entries:
+        vectors = {k: np.load(io.BytesIO(v)) for k, v in index.read(entry).items()}
+        assert all(abs(np.linalg.norm(v) - 1) < 1e-5 for v in vectors.values())
+    both = [entry for entry in index.entries if "reasoned.npy" in entry.members]
+    assert both
+    members = index.read(both[0])
+    assert members["direct.npy"] != members["reasoned.npy"]

@@ -11,7 +11,6 @@ from mmemb.statistics import (
     cluster_standard_error,
     minimal_detectable_effect,
     paired_bootstrap,
-    random_at_equal_cost,
     seed_spread,
 )
 
@@ -114,19 +113,6 @@ def test_minimal_detectable_effect_is_found_as_often_as_said() -> None:
     samples = noise + effect
     t = samples.mean(1) / (samples.std(1, ddof=1) / 10)
     assert (np.abs(t) > 1.96).mean() == pytest.approx(0.8, abs=0.03)
-
-
-def test_random_at_equal_cost_is_the_mean_of_a_coin() -> None:
-    generator = np.random.default_rng(0)
-    value, cost = generator.random((50, 2)), np.stack([np.zeros(50), generator.random(50) * 40], 1)
-    expected, share = random_at_equal_cost(value, cost, 0.3 * cost[:, 1].mean())
-    assert share == pytest.approx(0.3)
-    coins = generator.random((4000, 50)) < share
-    assert expected.mean() == pytest.approx(
-        np.where(coins, value[:, 1], value[:, 0]).mean(), abs=0.01
-    )
-    assert random_at_equal_cost(value, cost, 1e9)[1] == 1
-    assert random_at_equal_cost(value, np.zeros((50, 2)), 0)[1] == 0
 
 
 def test_bad_arguments() -> None:

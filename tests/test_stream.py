@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.pairs import PairDataModule
 from datamodules.unindexed import is_unindexed
-from mmemb.records import PairBatch
+from mmemb.batches import PairBatch
 from tests.tiny import write_tiny, write_tiny_rationales
 
 

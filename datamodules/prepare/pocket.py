@@ -147,7 +147,7 @@ class _Content:
 
 
 def _order(queries: list[QueryRow]) -> list[QueryRow]:
-    """What a text-only worker can read comes first, so that its batches are full (DESIGN 4)."""
+    """What a text-only worker can read comes first, so that its batches are full."""
     think = {task.name for task in benchmark.TASKS if task.think}
 
     def rank(query: QueryRow) -> int:

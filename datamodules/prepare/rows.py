@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from datamodules.prepare.art import Picture
-from mmemb.shards import Sample
+from mmemb.shard_writer import Sample
 
 
 @final
@@ -34,9 +34,11 @@ class PairRow:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
+        """What must be drawn for it."""
         return tuple(picture for picture in (self.image, self.target_image) if picture)
 
     def sample(self, drawn: Mapping[Picture, bytes]) -> Sample:
+        """The row as a sample of its folder."""
         data = {
             "task": self.task,
             "part": "train",
@@ -77,9 +79,11 @@ class QueryRow:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
+        """What must be drawn for it."""
         return (self.image,) if self.image else ()
 
     def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
+        """The row as a sample of its folder."""
         data = {
             "task": self.task,
             "part": self.part,
@@ -108,9 +112,11 @@ class CandidateRow:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
+        """What must be drawn for it."""
         return (self.image,) if self.image else ()
 
     def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
+        """The row as a sample of its folder."""
         data = {
             "name": self.name,
             "gallery": self.gallery,
@@ -135,6 +141,7 @@ class Rows:
         return Rows(*(getattr(self, n) + getattr(other, n) for n in vars(self)))
 
     def pictures(self) -> Iterator[Picture]:
+        """What must be drawn for all rows."""
         for rows in (self.plain, self.questions, self.queries, self.candidates):
             for row in rows:
                 yield from row.pictures

@@ -10,8 +10,7 @@ from datamodules.prepare.countries import Country
 from datamodules.prepare.flags import Flags
 from datamodules.prepare.rows import QueryRow, Rows
 from mmemb.benchmarks.pocket import TASKS, TEXT_QUESTIONS
-
-COLUMNS = ("train", "val", "gate", "calibration", "test")
+from mmemb.records import PARTS
 
 
 def fact_table(
@@ -46,19 +45,19 @@ def count_table(rows: Rows) -> dict[str, dict[str, int]]:
     tasks = [task.name for task in TASKS]
     extra = sorted({task for task, _ in counts} - set(tasks))
     return {
-        task: {part: counts[task, part] for part in COLUMNS}
+        task: {part: counts[task, part] for part in PARTS}
         for task in tasks + extra
-        if any(counts[task, part] for part in COLUMNS)
+        if any(counts[task, part] for part in PARTS)
     }
 
 
 def render_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
     """The counts as text, with the number of "think" queries below."""
     think = {task.name for task in TASKS if task.think}
-    lines = [f"{'task':24}" + "".join(f"{part:>12}" for part in COLUMNS)]
+    lines = [f"{'task':24}" + "".join(f"{part:>12}" for part in PARTS)]
     for task, row in counts.items():
         label = task + (" *" if task in think else "")
-        lines.append(f"{label:24}" + "".join(f"{row[part] or '-':>12}" for part in COLUMNS))
-    sums = [sum(row[part] for task, row in counts.items() if task in think) for part in COLUMNS]
+        lines.append(f"{label:24}" + "".join(f"{row[part] or '-':>12}" for part in PARTS))
+    sums = [sum(row[part] for task, row in counts.items() if task in think) for part in PARTS]
     lines.append(f"{'* think, together':24}" + "".join(f"{total:>12}" for total in sums))
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from experiments.report.selection import selection_figures
 from experiments.report.tables import comparisons, eligible_tasks, mean_over_tasks, row_figures
 from mmemb.adaptive import read_settings
 from mmemb.budget import Thresholds
+from mmemb.files import link_atomically
 from mmemb.lineage import write_json
 from mmemb.records import EvaluationTask
 
@@ -44,7 +45,7 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     write_json(folder / "report.json", report)
     to_tensorboard(folder, report, figure)
     for name in NAMES:
-        link(experiment / name, folder / name)
+        link_atomically(experiment / name, folder / name)
     print("\n" + mix_table(report["mix"]))
     print(f"\n{experiment}/report.md, report.png, report.json")
     return report
@@ -154,11 +155,3 @@ def to_tensorboard(folder: Path, report: dict[str, Any], figure: Any) -> None:
         writer.add_text("report/table", mix_table(report["mix"]))
         for name, row in report["mix"].items():
             writer.add_scalar(f"report/recall@1/{name.replace(' ', '_')}", row["recall@1"]["mean"])
-
-
-def link(path: Path, target: Path) -> None:
-    """Points `path` at `target`, relative, in one step."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.relative_to(path.parent))
-    fresh.replace(path)

@@ -89,6 +89,18 @@ def read_queries(experiment: Path) -> QueryTable:
         rows.append(json.loads(utilities.read(entry, {"json"})["json"]))
         decided = decisions.by_key[entry.key]
         taken.append(json.loads(decisions.read(decided, {"json"})["json"]))
+    try:
+        return _table(utilities, rows, taken)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{utilities.folder} or {decisions.folder} holds rows that are not as `predict` writes "
+            f"them ({type(error).__name__} {error}): run the stages that make them again."
+        ) from None
+
+
+def _table(
+    utilities: ShardIndex, rows: Sequence[dict[str, Any]], taken: Sequence[dict[str, Any]]
+) -> QueryTable:
     return QueryTable(
         keys=tuple(entry.key for entry in utilities.entries),
         tasks=tuple(row["task"] for row in rows),

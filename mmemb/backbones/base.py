@@ -5,19 +5,19 @@ Shapes: B sides, D embedding width.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from inspect import signature
+from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from mmemb.lineage import write_json
+from mmemb.lineage import read_json, write_json
 from mmemb.records import Rationale, Side
+from mmemb.weights import read_weights
 
 _CONFIG = "config.json"
 _WEIGHTS = "weights.pt"
@@ -77,6 +77,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters lie, and where vectors come out."""
         return next(self.parameters()).device
 
     def new_parameters(self) -> list[nn.Parameter]:
@@ -152,9 +153,15 @@ def load_backbone(folder: str) -> Backbone:
             f"{path} not found: {folder} is not a saved backbone, or its writing was interrupted. "
             "Give a folder that Backbone.save_pretrained wrote."
         )
-    backbone = _build(json.loads(path.read_text()), str(folder))
-    own = torch.load(path.with_name(_WEIGHTS), map_location="cpu", weights_only=True)
-    missing, unknown = backbone.load_state_dict(own, strict=False)
+    backbone = _build(read_json(path, "class_path and init_args"), str(folder))
+    own = read_weights(path.with_name(_WEIGHTS))
+    try:
+        missing, unknown = backbone.load_state_dict(own, strict=False)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: {error!s:.300} The "
+            "folder mixes two runs or two versions; save it again."
+        ) from None
     missing = [name for name in missing if not name.startswith(backbone._files_hold)]
     if missing or unknown:
         raise ValueError(
@@ -165,6 +172,7 @@ def load_backbone(folder: str) -> Backbone:
 
 
 def class_path(module: nn.Module) -> str:
+    """How `config.json` and YAML files name the module's class."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
@@ -182,14 +190,19 @@ def check_policy(value: str, choices: Iterable[str], argument: str) -> str:
 
 def _build(spec: Mapping[str, Any], folder: str) -> Any:
     """Instantiates `{class_path, init_args}`, nested ones first; only our own classes."""
-    home, _, name = spec["class_path"].rpartition(".")
+    if not isinstance(spec.get("init_args"), dict):
+        raise ValueError(f"{folder}/{_CONFIG} lacks init_args: it is no saved backbone.")
+    home, _, name = str(spec.get("class_path")).rpartition(".")
     if not home.startswith(f"{__package__}."):
         raise ValueError(
-            f"{folder}/{_CONFIG}: class {spec['class_path']!r} is refused; a saved backbone may "
-            f"only name classes of {__package__}."
+            f"{folder}/{_CONFIG}: class {spec.get('class_path')!r} is refused; a saved "
+            f"backbone may only name classes of {__package__}."
         )
-    kind = getattr(import_module(home), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    try:
+        kind = getattr(import_module(home), name, None)
+    except ModuleNotFoundError:
+        kind = None
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or isabstract(kind):
         raise ValueError(f"{folder}/{_CONFIG}: {spec['class_path']!r} is no class of this version.")
     arguments = {key: _argument(value, folder) for key, value in spec["init_args"].items()}
     if unknown := sorted(set(arguments) - set(signature(kind).parameters)):

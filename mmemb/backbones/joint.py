@@ -22,7 +22,7 @@ from mmemb.records import Media, Rationale, Side
 
 @final
 class JointEncoder(Backbone):
-    """A BERT-like encoder that reads `[CLS] pictures, text [SEP] rationale [SEP]` (POCKET).
+    """A BERT-like encoder that reads `[CLS] pictures, text [SEP] rationale [SEP]`.
 
     A picture is the T tokens of a frozen tower, each through LayerNorm and a Linear layer (the
     thumbnail has its own), plus an embedding that says "image" or "frame i". Text is the

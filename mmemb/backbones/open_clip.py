@@ -249,6 +249,11 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     settings = text_cfg.get("tokenizer_kwargs", {})
+    if settings.get("trust_remote_code"):
+        raise ValueError(
+            "tokenizer_kwargs of this open_clip model ask for trust_remote_code, which is refused: "
+            "a model folder may bring data, no code. Remove the key or use another tokenizer."
+        )
     if not _uses_transformers(name, text_cfg):
         return SimpleTokenizer(context_length=length, **settings)
     source = text_cfg["hf_tokenizer_name"] if name == "default" else name

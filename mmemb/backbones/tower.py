@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmemb.weights import read_weights
+
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _CHUNK = 64
 
@@ -53,7 +55,7 @@ class EfficientNetTower(ImageTower):
     Token 0 is the mean over the last feature map, tokens 1 to 4 the means over its quadrants
     (row by row), all of width 1280. Token 5 is a 16x16 RGB thumbnail, values in [-1, 1], channel
     by channel: 768 numbers, then zeros up to 1280; ImageNet features are weak on flags, and this
-    cures it (POCKET). Every value fits float16 (features lie in [0, 6]); cached tokens differ
+    cures it. Every value fits float16 (features lie in [0, 6]); cached tokens differ
     from fresh ones by rounding only, about 1e-3.
 
     Pictures are squashed to a square, not cropped: a crop would cut a flag's edges off.
@@ -135,7 +137,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_weights(path)
 
 
 def _match(loaded: dict[str, Tensor], network: nn.Module, source: str) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ class RationaleWorker(ABC):
         """
 
     def identity(self) -> str:
-        """Hash of all that shapes what this worker writes, for fingerprints (DESIGN 3)."""
+        """Hash of all that shapes what this worker writes, for fingerprints."""
         return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"
 
     def can_read(self, side: Side) -> bool:

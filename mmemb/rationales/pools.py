@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmemb.files import write_atomically
 from mmemb.records import Rationale, Side, from_json, stable_hash, to_json
 
 Pool = dict[str, tuple[Rationale, ...]]
 
 
-def collect_pool(
-    sides: Sequence[Side], rationales: Sequence[Sequence[Rationale]]
-) -> dict[str, tuple[Rationale, ...]]:
+def collect_pool(sides: Sequence[Side], rationales: Sequence[Sequence[Rationale]]) -> Pool:
     """A pool over sides and what was written about each."""
     return {s.digest: tuple(pool) for s, pool in zip(sides, rationales, strict=True)}
 
@@ -27,9 +26,8 @@ def pool_identity(pool: Mapping[str, Sequence[Rationale]]) -> str:
 def write_pool(path: str | Path, pool: Mapping[str, Sequence[Rationale]]) -> None:
     """Writes a pool as JSON: digest -> list of rationales."""
     rows = {digest: [to_json(r) for r in pool[digest]] for digest in sorted(pool)}
-    partial = Path(path).with_name(Path(path).name + ".tmp")
-    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(rows, ensure_ascii=False, indent=1)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def read_pool(path: str | Path) -> Pool:
