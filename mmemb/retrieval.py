@@ -90,6 +90,13 @@ class Galleries:
     def _local(self, query: Query) -> list[int]:
         """Columns of the query's own candidate list."""
         columns, rows = self._column_of_row[query.gallery], query.candidates or ()
+        right = set(self.positives(query))
+        if absent := right - {columns[row] for row in rows if row in columns}:
+            raise ValueError(
+                f"Query {query.key} ({query.task}): its candidates.npy lacks {len(absent)} of its "
+                f"{len(right)} right candidates, so no rank of theirs exists; prepare the data "
+                "again."
+            )
         if unknown := sorted(set(rows) - set(columns)):
             raise ValueError(
                 f"Query {query.key} ({query.task}): candidates.npy lists row {unknown[0]}, which "

