@@ -223,6 +223,7 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.slow  # the default suite has 90 seconds
 def test_an_interrupted_fit_of_other_settings_is_not_continued(
     trunk: Experiment, tmp_path: Path
 ) -> None:
