@@ -1,0 +1,131 @@
+"""SidecarWriter: every row in its shard, holes alone are filled, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+from lightning.pytorch import LightningDataModule
+
+from callbacks import SidecarWriter
+from mmemb.batches import SidecarOutput, SidecarRow
+from mmemb.shards import ShardIndex, read_manifest
+from tests.boring import (
+    ONE,
+    Boring,
+    split,
+)
+from tests.tiny_trainer import trainer_of
+
+
+@final
+class ShardStub(LightningDataModule):
+    """Three shards of two batches; batches of no shard in front, as candidates are."""
+
+    SHARDS = ("a-000000.tar", "b-000000.tar", "c-000000.tar")
+
+    def __init__(self, fail_at: str = "") -> None:
+        super().__init__()
+        self.pending_shards: Any = None
+        self.read: list[str] = []
+        self.fail_at = fail_at
+
+    def predict_shards(self) -> tuple[str, ...]:
+        return self.SHARDS
+
+    def predict_dataloader(self) -> Any:
+        return _Batches(self)
+
+
+@final
+class _Batches:
+    def __init__(self, data: ShardStub) -> None:
+        self._data = data
+
+    def __iter__(self) -> Any:
+        data, trainer = self._data, self._data.trainer
+        pending = [name for name in data.SHARDS if name in data.pending_shards]
+        yield SidecarOutput("", ())
+        for name in pending[trainer.global_rank :: trainer.world_size]:
+            for half in range(2):
+                data.read.append(name)
+                if half and name == data.fail_at:
+                    raise RuntimeError("the power went out")
+                keys = [f"{name[0]}{2 * half + i}" for i in range(2)]
+                rows = [SidecarRow(key, {"json": {"key": key}}, {"part": "test"}) for key in keys]
+                yield SidecarOutput(name, tuple(rows))
+
+
+def write(folder: Path, data: ShardStub, world: int = 1, fingerprint: str = "f") -> None:
+    writer = SidecarWriter(str(folder))
+    writer.fingerprint = fingerprint
+    trainer = trainer_of(folder.parent, world, callbacks=[writer])
+    trainer.predict(Boring(), datamodule=data, return_predictions=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_row_comes_into_its_shard(tmp_path: Path, world: int) -> None:
+    write(tmp_path / "out", ShardStub(), world)
+    index = ShardIndex.open(tmp_path / "out")
+    assert index.shard_names == ShardStub.SHARDS
+    assert [e.key for e in index.entries] == [f"{s}{i}" for s in "abc" for i in range(4)]
+    entry = index.by_key["b3"]
+    assert json.loads(index.read(entry)["json"]) == {"key": "b3"}
+    assert entry.meta == {"part": "test"}
+    assert read_manifest(tmp_path / "out").fingerprint == "f"
+
+
+def test_a_second_run_predicts_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "out", ShardStub())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    again = ShardStub()
+    write(tmp_path / "out", again)
+    assert again.read == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_only_the_hole_is_filled_with_the_same_bytes(tmp_path: Path, world: int) -> None:
+    write(tmp_path / "out", ShardStub())
+    before = contents(tmp_path / "out")
+    times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before}
+    (tmp_path / "out" / ShardStub.SHARDS[1]).unlink()
+    again = ShardStub()
+    write(tmp_path / "out", again, world)
+    assert contents(tmp_path / "out") == before
+    if world == 1:
+        assert set(again.read) == {ShardStub.SHARDS[1]}
+    for name in (ShardStub.SHARDS[0], ShardStub.SHARDS[2]):
+        assert (tmp_path / "out" / name).stat().st_mtime_ns == times[name]
+
+
+def test_other_settings_make_every_shard_again(tmp_path: Path) -> None:
+    write(tmp_path / "out", ShardStub())
+    again = ShardStub()
+    write(tmp_path / "out", again, fingerprint="g")
+    assert set(again.read) == set(ShardStub.SHARDS)
+
+
+def test_an_interrupted_run_leaves_whole_shards_and_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="power"):
+        write(tmp_path / "out", ShardStub(fail_at=ShardStub.SHARDS[2]))
+    assert list(contents(tmp_path / "out")) == [ShardStub.SHARDS[0]]
+    with pytest.raises((FileNotFoundError, ValueError)):
+        ShardIndex.open(tmp_path / "out")
+    again = ShardStub()
+    write(tmp_path / "out", again)
+    assert set(again.read) == set(ShardStub.SHARDS[1:])
+    assert len(ShardIndex.open(tmp_path / "out").entries) == 12
+
+
+def test_a_writer_is_asleep_outside_predict(tmp_path: Path) -> None:
+    writer = SidecarWriter(str(tmp_path / "out"))
+    trainer = trainer_of(tmp_path, callbacks=[writer])
+    trainer.test(Boring(), datamodule=split({1: ONE}), verbose=False)
+    assert not (tmp_path / "out").exists()
