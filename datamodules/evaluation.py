@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import final
 
+from torch import Tensor
 from typing_extensions import override
 
 from datamodules.decode import OnError
@@ -100,10 +101,16 @@ class EvaluationRows:
             and (row.meta["task"] in tasks if tasks is not None else True)
         )
 
-    def loaders(self, queries: Sequence[Row], rank: int, world: int) -> list[FiniteLoader]:
-        """[candidates, queries]: rank r takes every W-th row of both, so lengths may differ."""
+    def loaders(
+        self, queries: Sequence[Row], rank: int, world: int, *, whole_galleries: bool = False
+    ) -> list[FiniteLoader]:
+        """[candidates, queries]: rank r takes every W-th row of both, so lengths may differ.
+
+        With `whole_galleries` every rank gets all candidates, for a gate that looks at scores.
+        """
         galleries = {row.meta["gallery"] for row in queries}
-        candidates = self._in_galleries(galleries)[rank::world]
+        candidates = self._in_galleries(galleries)
+        candidates = candidates if whole_galleries else candidates[rank::world]
         chunks = chunks_of(by_shard(queries[rank::world]), self._batch_size)
         return [self._candidate_loader(candidates, world), self.query_loader(chunks, world)]
 
@@ -135,12 +142,13 @@ class EvaluationRows:
         _, found, problems = read_rows(chunk.rows, self._query, self._on_error)
         if not found:
             return None, problems
-        queries, rationales = zip(*found, strict=True)
-        return QueryBatch(chunk.shard, queries, rationales), problems
+        return QueryBatch(chunk.shard, *zip(*found, strict=True)), problems
 
-    def _query(self, row: Row) -> tuple[Query, tuple[Rationale, ...]]:
-        rationales = self._table.read_rationales(row) if self._table else ()
-        return self.read_query(row), rationales
+    def _query(self, row: Row) -> tuple[Query, tuple[Rationale, ...], Tensor | None]:
+        query = self.read_query(row)
+        if self._table is None:
+            return query, (), None
+        return query, self._table.read_rationales(row), self._table.read_probe(row)
 
     def read_query(self, row: Row) -> Query:
         """A query that knows its task's gallery and whether its answer may have been seen."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import final
 
-from datamodules.decode import decode_json
+from torch import Tensor
+
+from datamodules.decode import decode_array, decode_json
 from datamodules.samples import Row
 from mmemb.records import Rationale, ScoredRationale, scored_from_json, stable_hash
 from mmemb.shards import ShardIndex, check_join
@@ -44,14 +46,25 @@ class RationaleTable:
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
         members = self._index.read(entry, {"json"})
+        if "json" not in members:
+            raise ValueError(f"{where} is missing: run the step that makes the folder again.")
+        data = decode_json(members["json"], where)
         try:
-            data = decode_json(members["json"], where)
             return tuple(scored_from_json(item) for item in data)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{where}: expected a list of rationales; {type(error).__name__} {error}. Run the "
                 f"step that makes {self._index.folder} again."
             ) from None
+
+    def read_probe(self, row: Row) -> Tensor | None:
+        """(H,) what the worker knew about the row before it wrote; None if nobody looked."""
+        if not self.covers(row):
+            return None
+        entry = self._index.by_key[row.entry.key]
+        members = self._index.read(entry, {"probe.npy"})
+        where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member probe.npy"
+        return decode_array(members["probe.npy"], where).float() if members else None
 
     def read_rationales(self, row: Row) -> tuple[Rationale, ...]:
         """All candidates of a row without what a selector said about them."""

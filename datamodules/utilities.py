@@ -1,6 +1,6 @@
 """UtilityDataModule: what the gate learns from, one row per query with its utility per depth.
 
-B rows, S width of the state, A depths.
+B rows, D embedding width, H width of a probe, A depths.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import nan
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -23,7 +23,16 @@ from datamodules.sidecars import join_whole
 from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import UtilityBatch
+from mmemb.gate_inputs import GateInputs
 from mmemb.shards import ShardIndex
+
+
+class _Measured(NamedTuple):
+    """One sample of `utilities/`."""
+
+    embedding_D: Tensor
+    data: Mapping[str, Any]
+    probe_H: Tensor
 
 
 @final
@@ -50,27 +59,43 @@ class UtilityTable:
                 f"{type(error).__name__} {error}. Run the step that makes the folder again."
             ) from None
 
-    def _batch(
-        self, rows: Sequence[Row], found: Sequence[tuple[Tensor, Mapping[str, Any]]], shard: str
-    ) -> UtilityBatch:
+    def _batch(self, rows: Sequence[Row], found: Sequence[_Measured], shard: str) -> UtilityBatch:
         return UtilityBatch(
             keys=tuple(row.entry.key for row in rows),
             metas=tuple(row.meta for row in rows),
-            state_BS=torch.stack([state_S for state_S, _ in found]).float(),
-            utility_BA=_mean_over_draws([data["utility"] for _, data in found]),
-            cost_BA=_mean_over_draws([data["cost"] for _, data in found]),
-            eligible_B=torch.tensor([bool(data["eligible"]) for _, data in found]),
+            inputs=GateInputs(
+                embedding_BD=torch.stack([query.embedding_D for query in found]).float(),
+                scores_B3=torch.tensor([query.data.get("scores", []) for query in found]),
+                probe_BH=torch.stack([query.probe_H for query in found]),
+            ),
+            utility_BA=_mean_over_draws([query.data["utility"] for query in found]),
+            cost_BA=_mean_over_draws([query.data["cost"] for query in found]),
+            eligible_B=torch.tensor([bool(query.data["eligible"]) for query in found]),
             shard=shard,
         )
 
-    def _read(self, row: Row) -> tuple[Tensor, Mapping[str, Any]]:
+    def _read(self, row: Row) -> _Measured:
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}"
-        members = self._index.read(entry)
+        members = self._index.read(entry, {"state.npy", "json"})
         if missing := sorted({"state.npy", "json"} - set(members)):
             raise ValueError(f"{where} lacks {missing}: run the step that makes it again.")
-        state_S = decode_array(members["state.npy"], f"{where}, member state.npy")
-        return state_S, decode_json(members["json"], f"{where}, member json")
+        embedding_D = decode_array(members["state.npy"], f"{where}, member state.npy")
+        data = decode_json(members["json"], f"{where}, member json")
+        return _Measured(embedding_D, data, self._probe(row.entry.key))
+
+    def _probe(self, key: str) -> Tensor:
+        """(H,) what the worker knew; 0 where it cannot read, H = 0 where nobody was probed."""
+        entry = self._index.by_key[key]
+        if "probe.npy" not in entry.members:
+            return torch.zeros(self._probe_width)
+        data = self._index.read(entry, {"probe.npy"})["probe.npy"]
+        return decode_array(data, f"{self._index.folder / entry.shard}, sample {key}").float()
+
+    @cached_property
+    def _probe_width(self) -> int:
+        probed = (entry.key for entry in self._index.entries if "probe.npy" in entry.members)
+        return len(self._probe(key)) if (key := next(probed, None)) else 0
 
 
 @final
@@ -125,10 +150,10 @@ class UtilityDataModule(ShardDataModule):
         """Facts of the parts that the gate and its threshold are fitted on."""
         return frozenset(row.meta["fact"] for row in self._part("gate") + self._part("calibration"))
 
-    def gate_states(self) -> Tensor:
-        """(N, S) states of the eligible queries of part `gate`, to standardise a head with."""
+    def gate_inputs(self) -> GateInputs:
+        """What is known of the eligible queries of part `gate`, to standardise a head with."""
         batch = self._table.batch(self._part("gate"))
-        return batch.state_BS[batch.eligible_B]
+        return batch.inputs.map(lambda x: x[batch.eligible_B])
 
     @override
     def train_dataloader(self) -> StepStream:
@@ -152,7 +177,7 @@ class UtilityDataModule(ShardDataModule):
     @override
     def test_dataloader(self) -> list[FiniteLoader]:
         data = EvaluationRows(self.root, self._batch_size, self._rationales, self._features)
-        return data.loaders(data.select(["test"]), *self.place)
+        return data.loaders(data.select(["test"]), *self.place, whole_galleries=True)
 
     @override
     def predict_dataloader(self) -> FiniteLoader:

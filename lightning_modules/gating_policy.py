@@ -31,6 +31,7 @@ from mmemb.batches import (
 )
 from mmemb.budget import Thresholds, gate_score
 from mmemb.distributed import gather_objects
+from mmemb.gate_inputs import check_parts
 from mmemb.gating import (
     DepthHead,
     MlpDepthHead,
@@ -45,6 +46,7 @@ from mmemb.losses import LossTerm, combine
 from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
 from mmemb.records import Query, stable_hash
+from mmemb.retrieval import Galleries
 
 NUM_LATENCY_QUERIES = 32
 
@@ -59,6 +61,9 @@ class GatingPolicy(LightningModule):
         run: folder of the gate's own fit, read by predict and test.
         worker: writes rationales at inference; its settings are saved with the embedder.
         head: called with the width of the state.
+        state: what the gate sees, some of `embedding`, `scores` and `probe` (`mmemb.gate_inputs`).
+        temperature: tau of the scores whose shape a state with `scores` holds: the
+            `utility_temperature` of the utilities.
         estimator: `reinforce` (leave-one-out baseline) or `exact` (closed form).
         num_samples: actions per state of `reinforce`.
         price: lambda, what a token costs, in nats of utility.
@@ -80,6 +85,8 @@ class GatingPolicy(LightningModule):
         price: float = 0.01,
         clip: float = 3.0,
         budget: float | None = None,
+        state: list[str] | None = None,
+        temperature: float = 0.05,
         seed: int = 0,
         measure: bool = True,
     ) -> None:
@@ -88,6 +95,7 @@ class GatingPolicy(LightningModule):
             raise ValueError(f"budget {budget} is not a share between 0 and 1")
         self.embedder, self.run = Path(embedder), Path(run)
         self.worker = worker
+        self.state, self.temperature = check_parts(state or ["embedding"]), temperature
         self.make_head, self.optimizer = head, optimizer
         self.estimator, self.num_samples, self.seed = estimator, num_samples, seed
         self.price, self.clip = price, clip
@@ -95,12 +103,14 @@ class GatingPolicy(LightningModule):
         self.head: DepthHead | None = None
         self._scores: list[tuple[str, float]] = []
         self._sums = MeanSums()
+        self._candidates: list[CandidateOutput] = []
+        self._galleries = Galleries([])
         self._timed: list[Query] = []
 
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            states_NS = self.trainer.datamodule.gate_states()
+            states_NS = self.trainer.datamodule.gate_inputs().state(self.state)
             self.head = self.make_head(states_NS.shape[1])
             self.head.standardise(states_NS)
         elif stage in {"test", "predict"}:
@@ -110,7 +120,7 @@ class GatingPolicy(LightningModule):
 
     @override
     def training_step(self, batch: UtilityBatch, batch_idx: int) -> dict[str, Any]:
-        logit_BA = self.head(batch.state_BS)
+        logit_BA = self.head(batch.inputs.state(self.state))
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
         loss = combine(self._estimate(logit_BA, reward, batch))
         expected = (logit_BA.softmax(1) * reward).sum(1)[batch.eligible_B].mean()
@@ -134,7 +144,7 @@ class GatingPolicy(LightningModule):
 
     @override
     def validation_step(self, batch: UtilityBatch, batch_idx: int) -> DecisionOutput:
-        logit_BA = self.head(batch.state_BS)
+        logit_BA = self.head(batch.inputs.state(self.state))
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
         decisions = self._decisions(logit_BA, batch)
         taken_B = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
@@ -162,7 +172,9 @@ class GatingPolicy(LightningModule):
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))
-            saved = AdaptiveEmbedder(backbone, self.head, self.thresholds, self.worker)
+            saved = AdaptiveEmbedder(
+                backbone, self.head, self.thresholds, self.worker, self.state, self.temperature
+            )
             saved.save_pretrained(Path(self.trainer.default_root_dir) / "adaptive")
 
     # predict
@@ -172,7 +184,7 @@ class GatingPolicy(LightningModule):
         self, batch: UtilityBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> SidecarOutput:
         adaptive = self.adaptive
-        logit_BA = adaptive.head(batch.state_BS)
+        logit_BA = adaptive.head(batch.inputs.state(adaptive.state))
         score_B = gate_score(logit_BA)
         open_B = adaptive.thresholds.decide(score_B, batch.keys, self.budget) & batch.eligible_B
         cost_B = batch.cost_BA.gather(1, open_B.long()[:, None])[:, 0]
@@ -195,15 +207,21 @@ class GatingPolicy(LightningModule):
     ) -> CandidateOutput | QueryOutput:
         adaptive = self.adaptive
         if dataloader_idx == 0:
-            return embed_candidates(adaptive.backbone, batch)
+            self._candidates.append(embed_candidates(adaptive.backbone, batch))
+            return self._candidates[-1]
+        if batch_idx == 0:
+            self._galleries = Galleries(self._candidates)
         return self._embed_queries(adaptive, batch)
 
     def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> QueryOutput:
         """The path of inference, with the rationales that stage 1 wrote instead of new ones."""
         sides = [query.side for query in batch.queries]
-        adaptive.worker = PrecomputedWorker.over(sides, batch.rationales, self.worker.reads)
+        adaptive.worker = PrecomputedWorker.over(
+            sides, batch.rationales, self.worker.reads, batch.probes
+        )
         keys = [query.key for query in batch.queries]
-        encoded = adaptive.encode(sides, self.budget, keys=keys)
+        shown = [self._galleries.of_query(query) for query in batch.queries]
+        encoded = adaptive.encode(sides, self.budget, keys=keys, gallery=shown)
         eligible_B = torch.tensor([bool(rationales) for rationales in batch.rationales])
         reasoning = [q for q, e in zip(batch.queries, eligible_B.tolist(), strict=True) if e]
         self._timed = fixed_sample(self._timed + reasoning)
@@ -221,6 +239,7 @@ class GatingPolicy(LightningModule):
                 adaptive,
                 [query.key for query in queries],
                 [query.side for query in queries],
+                [self._galleries.of_query(query) for query in queries],
                 lambda rows: tqdm(rows, desc="live latency"),
             )
             rows = [asdict(latency) for latency in measured]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -30,6 +31,8 @@ class RationaleGenerator(LightningModule):
         num_candidates: K, samples per training query and worker.
         num_test_draws: draws per evaluation query; draw 0 is greedy.
         max_tokens: longer candidates are dropped and counted.
+        probe: name of the worker whose hidden state at its prompt's end goes into `probe.npy`,
+            for a gate that reads it; null writes none.
         seed: with key and candidate number it decides every draw, so one shard regenerates to the
             same bytes.
     """
@@ -40,11 +43,15 @@ class RationaleGenerator(LightningModule):
         num_candidates: int = 4,
         num_test_draws: int = 1,
         max_tokens: int = 96,
+        probe: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if num_candidates < 1:
             raise ValueError(f"num_candidates {num_candidates}: expected 1 (greedy) or more")
+        if probe is not None and probe not in workers:
+            raise ValueError(f"probe {probe!r} names no worker; they are {sorted(workers)}")
+        self.probe = probe
         self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
         self.num_candidates = num_candidates
         self.num_test_draws = num_test_draws
@@ -78,11 +85,22 @@ class RationaleGenerator(LightningModule):
         for worker in self.workers.values():
             for pool, written in zip(pools, worker.write(batch.sides, seeds_BK), strict=True):
                 pool.extend(written)
-        rows = [
-            SidecarRow(key, {"json": self._candidates(pool, meta)}, meta)
-            for key, pool, meta in zip(batch.keys, pools, batch.metas, strict=True)
+        members: list[dict[str, Any]] = [
+            {"json": self._candidates(pool, meta)}
+            for pool, meta in zip(pools, batch.metas, strict=True)
         ]
+        for row, state_H in self._probed(batch).items():
+            members[row]["probe.npy"] = state_H.numpy().astype(np.float16)
+        rows = map(SidecarRow, batch.keys, members, batch.metas)
         return SidecarOutput(batch.shard, tuple(rows))
+
+    def _probed(self, batch: SideBatch) -> dict[int, Tensor]:
+        """Row -> (H,) what the probed worker knows about it; absent where it cannot read."""
+        if self.probe is None:
+            return {}
+        worker = self.workers[self.probe]
+        rows = [row for row, side in enumerate(batch.sides) if worker.can_read(side)]
+        return dict(zip(rows, worker.probe([batch.sides[row] for row in rows]), strict=True))
 
     @override
     def on_predict_end(self) -> None:

@@ -1,6 +1,7 @@
 """AdaptiveEmbedder: the one inference path: embed, decide, reason, embed again.
 
-Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, D embedding width.
+Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, D embedding width,
+N candidates, S width of the gate's state, H width of a probe.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mmemb.backbones import Backbone, load_backbone
 from mmemb.budget import Thresholds, gate_score
+from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.lineage import read_json, write_json
 from mmemb.rationales import RationaleWorker, load_worker
@@ -37,18 +39,27 @@ class AdaptiveEmbedder:
 
     Args:
         backbone: embeds a side with and without a rationale.
-        head: reads the direct embedding, never a rationale.
+        head: reads the state, never a rationale.
         thresholds: what to compare gate scores with, for any budget.
         worker: writes the rationale; a side that it cannot read is embedded directly.
+        state: what the head's state is made of.
+        temperature: tau of the scores whose shape a state with `scores` holds.
     """
 
     def __init__(
-        self, backbone: Backbone, head: DepthHead, thresholds: Thresholds, worker: RationaleWorker
+        self,
+        backbone: Backbone,
+        head: DepthHead,
+        thresholds: Thresholds,
+        worker: RationaleWorker,
+        state: Sequence[StatePart] = ("embedding",),
+        temperature: float = 0.05,
     ) -> None:
         self.backbone = backbone.eval()
         self.head = head.eval()
         self.thresholds = thresholds
         self.worker = worker
+        self.state, self.temperature = tuple(state), temperature
 
     @torch.inference_mode()
     def encode(
@@ -58,6 +69,7 @@ class AdaptiveEmbedder:
         *,
         depth: int | None = None,
         keys: Sequence[str] | None = None,
+        gallery: Tensor | Sequence[Tensor] | None = None,
     ) -> Encoded:
         """Embeds `sides`.
 
@@ -67,6 +79,8 @@ class AdaptiveEmbedder:
                 sides like those of the calibration part; None leaves it to the gate.
             depth: forces a depth for every eligible side (0 = direct); the gate is not asked.
             keys: what breaks ties between equal gate scores; by default the content of the side.
+            gallery: (N, D) vectors of the candidates, or one such tensor per side; only a gate
+                whose state holds `scores` needs it.
 
         Returns:
             Unit vectors (B, D), depths (B,) and reasoning tokens (B,).
@@ -74,17 +88,44 @@ class AdaptiveEmbedder:
         direct_BD = self.backbone.encode(sides)
         eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
         names = [side.digest for side in sides] if keys is None else keys
-        open_B = self.decide(direct_BD, names, budget) if depth is None else depth > 0
-        chosen = torch.nonzero(eligible_B & open_B).flatten().tolist()
+        if depth is None and eligible_B.any():
+            state_BS = self.inputs(sides, direct_BD, eligible_B, gallery).state(self.state)
+            eligible_B &= self.decide(state_BS, names, budget)
+        chosen = eligible_B.nonzero().flatten().tolist() if depth != 0 else []
         return self._reason(sides, chosen, direct_BD)
+
+    def inputs(
+        self,
+        sides: Sequence[Side],
+        direct_BD: Tensor,
+        eligible_B: Tensor,
+        gallery: Tensor | Sequence[Tensor] | None = None,
+    ) -> GateInputs:
+        """Measures what the gate's state is made of, and no more."""
+        direct_BD = direct_BD.cpu()
+        nothing = GateInputs.of_embedding(direct_BD)
+        scores_B3, probe_BH = nothing.scores_B3, nothing.probe_BH
+        if "scores" in self.state and gallery is not None:
+            galleries = [gallery] * len(sides) if isinstance(gallery, Tensor) else gallery
+            scored = zip(direct_BD.split(1), galleries, strict=True)
+            shapes = [score_shape(x_1D @ y_ND.cpu().T / self.temperature) for x_1D, y_ND in scored]
+            scores_B3 = torch.cat(shapes)
+        if "probe" in self.state:
+            rows = eligible_B.nonzero().flatten()
+            known_RH = self.worker.probe([sides[row] for row in rows.tolist()]).cpu()
+            probe_BH = known_RH.new_zeros(len(sides), known_RH.shape[1]).index_copy(
+                0, rows, known_RH
+            )
+        return GateInputs(direct_BD, scores_B3, probe_BH)
 
     def can_reason(self, side: Side) -> bool:
         """Whether the worker can read the side (METHOD 7: only these queries are eligible)."""
         return self.worker.can_read(side)
 
-    def decide(self, direct_BD: Tensor, keys: Sequence[str], budget: float | None) -> Tensor:
+    def decide(self, state_BS: Tensor, keys: Sequence[str], budget: float | None) -> Tensor:
         """(B,) bool: whether the gate asks for a rationale."""
-        score_B = gate_score(self.head(direct_BD)).cpu()
+        device = next(self.head.parameters()).device
+        score_B = gate_score(self.head(state_BS.to(device))).cpu()
         return self.thresholds.decide(score_B, keys, budget)
 
     def _reason(self, sides: Sequence[Side], chosen: list[int], direct_BD: Tensor) -> Encoded:
@@ -112,6 +153,8 @@ class AdaptiveEmbedder:
             folder / _SETTINGS,
             {
                 "depths": DEPTHS,
+                "state": self.state,
+                "temperature": self.temperature,
                 "thresholds": self.thresholds.to_json(),
                 "worker": self.worker.settings(),
             },
@@ -128,6 +171,8 @@ class AdaptiveEmbedder:
             load_head(Path(folder) / "gate"),
             Thresholds.from_json(settings["thresholds"]),
             worker or load_worker(settings["worker"]),
+            check_parts(settings.get("state", ["embedding"])),
+            float(settings.get("temperature", 0.05)),
         )
 
 

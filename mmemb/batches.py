@@ -2,7 +2,7 @@
 
 What Lightning moves to a device has `to`, without which it refuses a frozen record; only tensors
 move, since a backbone collates its own inputs. Shapes: B rows, P positives of a row, N candidates,
-D embedding width, S width of the state, A depths.
+D embedding width, H width of a probe, A depths.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from mmemb.gate_inputs import GateInputs
 from mmemb.records import Candidate, Media, Pair, Query, Rationale, ScoredRationale, Side
 
 _Record = TypeVar("_Record")
@@ -100,11 +101,15 @@ class CandidateBatch:
 
 @dataclass(frozen=True, slots=True)
 class QueryBatch:
-    """Evaluation queries of one shard with their rationales (empty where none was written)."""
+    """Evaluation queries of one shard with their rationales (empty where none was written).
+
+    `probes[i]` is (H,) what the worker knew about row i before it wrote; None where nobody looked.
+    """
 
     shard: str
     queries: tuple[Query, ...]
     rationales: tuple[tuple[Rationale, ...], ...]
+    probes: tuple[Tensor | None, ...] = ()
 
     def to(self, *args: Any, **kwargs: Any) -> QueryBatch:
         return self
@@ -115,23 +120,25 @@ class UtilityBatch:
     """What the gate learns from: one row per query (METHOD 7).
 
     Attributes:
-        state_BS: gate input. utility_BA: log-probability of the true target at each depth.
+        inputs: what a gate may see. utility_BA: log-probability of the true target at each depth.
         cost_BA: tokens at each depth. eligible_B: whether some worker can read the query.
     """
 
     keys: tuple[str, ...]
     metas: tuple[Mapping[str, str], ...]
-    state_BS: Tensor
+    inputs: GateInputs
     utility_BA: Tensor
     cost_BA: Tensor
     eligible_B: Tensor
     shard: str = ""
 
     def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+        moved = _map_tensors(self, lambda x: x.to(*args, **kwargs))
+        return replace(moved, inputs=self.inputs.map(lambda x: x.to(*args, **kwargs)))
 
     def pin_memory(self) -> UtilityBatch:
-        return _map_tensors(self, lambda x: x.pin_memory())
+        pinned = _map_tensors(self, lambda x: x.pin_memory())
+        return replace(pinned, inputs=self.inputs.map(lambda x: x.pin_memory()))
 
 
 @dataclass(frozen=True, slots=True)

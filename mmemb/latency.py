@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from torch import Tensor
+
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.records import Side
 
@@ -14,10 +16,17 @@ from mmemb.records import Side
 @final
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One query's cost at batch size 1: both paths, and what the gate itself takes of them."""
+    """One query's cost at batch size 1.
+
+    Attributes:
+        direct_ms: embedding alone.
+        decided_ms: embedding, and the gate's decision not to reason, its state included.
+        reasoned_ms: reasoning without asking the gate.
+    """
 
     key: str
     direct_ms: float
+    decided_ms: float
     reasoned_ms: float
     tokens: int
 
@@ -26,19 +35,30 @@ def measure_latency(
     embedder: AdaptiveEmbedder,
     keys: Sequence[str],
     sides: Sequence[Side],
+    galleries: Sequence[Tensor | None] | None = None,
     progress: Callable[[Sequence[Any]], Any] = iter,
 ) -> list[Latency]:
-    """Embeds each side alone, directly and with reasoning, after one warm-up of both paths.
+    """Embeds each side alone, directly, with a decision and with reasoning, after a warm-up.
 
-    The direct figure includes the gate's decision: that is what a gated query costs that does
-    not reason.
+    Args:
+        embedder: with the worker that writes live.
+        keys: B names of the sides.
+        sides: B sides.
+        galleries: (N, D) candidates of each side, where the gate's state holds their scores.
+        progress: wraps the rows, to show a bar.
     """
+    galleries = galleries or [None] * len(sides)
     embedder.encode(sides[:1], depth=1)
     measured = []
-    for key, side in progress(list(zip(keys, sides, strict=True))):
-        direct_ms, _ = _timed(lambda side=side: embedder.encode([side], budget=0.0))
+    for key, side, shown in progress(list(zip(keys, sides, galleries, strict=True))):
+        direct_ms, _ = _timed(lambda side=side: embedder.encode([side], depth=0))
+        decided_ms, _ = _timed(
+            lambda side=side, shown=shown: embedder.encode([side], budget=0.0, gallery=shown)
+        )
         reasoned_ms, encoded = _timed(lambda side=side: embedder.encode([side], depth=1))
-        measured.append(Latency(key, direct_ms, reasoned_ms, int(encoded.tokens_B.sum())))
+        measured.append(
+            Latency(key, direct_ms, decided_ms, reasoned_ms, int(encoded.tokens_B.sum()))
+        )
     return measured
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmemb.batches import UtilityBatch
 from mmemb.counterfactual import keep, keep_threshold
+from mmemb.gate_inputs import GateInputs
 
 HELPFUL, USELESS, FALSE_HELPFUL, LEAKING = range(4)
 """What a rationale does: moves the query to the target alone; nowhere; to the target and, more so,
@@ -144,7 +145,7 @@ def planted_gate(
     return UtilityBatch(
         keys=tuple(f"planted-{i}" for i in range(num_queries)),
         metas=tuple({"task": "planted", "concept": str(i)} for i in range(num_queries)),
-        state_BS=state_BS,
+        inputs=GateInputs.of_embedding(state_BS),
         utility_BA=torch.stack([direct_B, direct_B + gain_B], 1),
         cost_BA=torch.tensor([0.0, 40.0]).expand(num_queries, -1),
         eligible_B=torch.ones(num_queries, dtype=torch.bool),

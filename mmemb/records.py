@@ -26,6 +26,15 @@ PARTS = ("train", "val", "gate", "calibration", "test")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _Record = TypeVar("_Record")
+_JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "bool | None": (bool, type(None)),
+    "float | None": (int, float, type(None)),
+}
+"""Annotations of record fields -> what JSON may hold there; others are not checked."""
 
 
 def stable_hash(*parts: object, bits: int = 63) -> int:
@@ -229,6 +238,10 @@ def from_json(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - known):
         raise ValueError(f"{kind.__name__}: unknown field(s) {unknown}; known are {sorted(known)}")
+    for f in fields(kind):  # type: ignore[arg-type]
+        allowed = _JSON_TYPES.get(str(f.type))
+        if allowed and f.name in data and type(data[f.name]) not in allowed:
+            raise ValueError(f"{kind.__name__}: {f.name} is {data[f.name]!r}, expected {f.type}")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
     except TypeError as error:
@@ -248,4 +261,5 @@ def scored_from_json(data: Mapping[str, Any]) -> ScoredRationale:
     """Reads both the unscored form of stage 1 and the scored one of stage 2."""
     judged = {"scores", "names_target", "kept", "weight"}
     rationale = from_json(Rationale, {k: v for k, v in data.items() if k not in judged})
-    return ScoredRationale(rationale, **{k: v for k, v in data.items() if k in judged})
+    said = {k: v for k, v in data.items() if k in judged}
+    return from_json(ScoredRationale, {"rationale": rationale, **said})

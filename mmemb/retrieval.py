@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmemb.batches import CandidateOutput
 from mmemb.distributed import gather_objects, gather_ragged
+from mmemb.gate_inputs import score_shape
 from mmemb.metrics import metrics_by_query
 from mmemb.ranking import rank_positives
 from mmemb.records import Query
@@ -61,13 +62,34 @@ class Galleries:
     def log_probability(self, vectors_BD: Tensor, queries: Sequence[Query], tau: float) -> Tensor:
         """(B,) log-probability that a softmax over the gallery gives to the right candidates."""
         values = torch.zeros(len(queries), dtype=torch.float64)
-        for (gallery, local), rows in rankable(queries).items():
-            score_BN = vectors_BD[rows].cpu().double() @ self.vectors(gallery).double().T / tau
-            for row, score_N in zip(rows, score_BN, strict=True):
-                columns = self._local(queries[row]) if local else slice(None)
-                right = score_N[self.positives(queries[row])]
-                values[row] = right.logsumexp(0) - score_N[columns].logsumexp(0)
+        for row, (query, score_N) in enumerate(self._scores(vectors_BD, queries, tau)):
+            right = score_N[self.positives(query)]
+            values[row] = right.logsumexp(0) - score_N[self._columns_of(query)].logsumexp(0)
         return values
+
+    def score_shapes(self, vectors_BD: Tensor, queries: Sequence[Query], tau: float) -> Tensor:
+        """(B, 3) `score_shape` of each query over its candidates; no target is looked at."""
+        shapes = torch.zeros(len(queries), 3)
+        for row, (query, score_N) in enumerate(self._scores(vectors_BD, queries, tau)):
+            shapes[row] = score_shape(score_N[self._columns_of(query)][None])[0]
+        return shapes
+
+    def of_query(self, query: Query) -> Tensor:
+        """(N, D) vectors of the query's candidates: its gallery's, or its own list's."""
+        return self.vectors(query.gallery)[self._columns_of(query)]
+
+    def _scores(
+        self, vectors_BD: Tensor, queries: Sequence[Query], tau: float
+    ) -> list[tuple[Query, Tensor]]:
+        """Each query with its scores over the whole gallery, in the order of the queries."""
+        found: dict[int, Tensor] = {}
+        for (gallery, _), rows in rankable(queries).items():
+            score_BN = vectors_BD[rows].cpu().double() @ self.vectors(gallery).double().T / tau
+            found |= dict(zip(rows, score_BN, strict=True))
+        return [(query, found[row]) for row, query in enumerate(queries)]
+
+    def _columns_of(self, query: Query) -> list[int] | slice:
+        return slice(None) if query.candidates is None else self._local(query)
 
     def metrics(
         self, vectors_BD: Tensor, queries: Sequence[Query], cutoffs: Sequence[int]

@@ -79,6 +79,17 @@ class IndexEntry:
     media: Mapping[str, str] = field(default_factory=dict)
 
 
+@final
+class Meta(dict[str, str]):
+    """What an index says of a sample; asking for what it does not say is one clear error."""
+
+    def __missing__(self, name: str) -> str:
+        raise ValueError(
+            f"An index entry lacks {name!r} in its meta; it has {sorted(self)}. The folder was not "
+            "made by this project, or its index was changed: run the step that makes it again."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
     """The content of one index file."""
@@ -255,7 +266,7 @@ def _index_entry(row: Mapping[str, Any], shard: ShardEntry) -> IndexEntry:
     members = {str(k): (int(at), int(size)) for k, (at, size) in row["members"].items()}
     if any(at < 0 or size < 0 or at + size > shard.num_bytes for at, size in members.values()):
         raise ValueError(f"sample {row['key']!r} lies outside its shard")
-    return IndexEntry(str(row["key"]), shard.name, members, dict(row["meta"]), dict(row["media"]))
+    return IndexEntry(str(row["key"]), shard.name, members, Meta(row["meta"]), dict(row["media"]))
 
 
 def _check_unique(folder: Path, entries: list[IndexEntry]) -> None:

@@ -36,11 +36,11 @@ def utility_rows(
     temperature: float,
     cutoffs: Sequence[int],
 ) -> list[SidecarRow]:
-    """One row per query: direct embedding, utility, cost and metrics of every depth and draw.
+    """One row per query: what a gate may see, and utility, cost and metrics of every depth.
 
     Args:
         backbone: the embedder, in eval mode.
-        batch: queries with their draws; draw 0 is the greedy one.
+        batch: queries with their draws, of which draw 0 is the greedy one, and their probes.
         galleries: candidates, embedded by the same backbone.
         temperature: tau of the softmax over the task's gallery.
         cutoffs: k of the metrics.
@@ -59,17 +59,18 @@ def utility_rows(
         )
         for k in range(draws)
     ]
-    return [
-        SidecarRow(
-            query.key,
-            {
-                "state.npy": direct_BD[row].cpu().numpy().astype(np.float32),
-                "json": _row(query, batch.rationales[row], row, direct, reasoned),
-            },
-            _meta(query),
-        )
-        for row, query in enumerate(batch.queries)
-    ]
+    shape_B3 = galleries.score_shapes(direct_BD, batch.queries, temperature)
+    rows = []
+    for row, query in enumerate(batch.queries):
+        members = {
+            "state.npy": direct_BD[row].cpu().numpy().astype(np.float32),
+            "json": _row(query, batch.rationales[row], row, direct, reasoned)
+            | {"scores": [round(value, 5) for value in shape_B3[row].tolist()]},
+        }
+        if batch.probes and (probe_H := batch.probes[row]) is not None:
+            members["probe.npy"] = probe_H.numpy().astype(np.float16)
+        rows.append(SidecarRow(query.key, members, _meta(query)))
+    return rows
 
 
 def embedding_rows(backbone: Backbone, batch: QueryBatch) -> list[SidecarRow]:

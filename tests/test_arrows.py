@@ -30,11 +30,12 @@ EAGER = {
 
 PURE = {
     "adaptive", "backbones", "backbones.base", "batch_plan", "batches", "benchmarks.pocket",
-    "budget", "counterfactual", "distributed", "evaluators", "files", "gating",
+    "budget", "counterfactual", "distributed", "evaluators", "files",
+    "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "metrics", "planted", "ranking", "rationales",
     "rationales.base",
     "rationales.folding", "rationales.foreign", "rationales.loading", "rationales.pools",
-    "rationales.precomputed", "rationales.prompts", "rationales.table", "records", "retrieval",
+    "rationales.precomputed", "rationales.prompt_states", "rationales.prompts", "rationales.table", "records", "retrieval",
     "shard_writer", "shards", "statistics", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""

@@ -18,6 +18,7 @@ from lightning_modules import GatingPolicy
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import OpenClipBackbone
 from mmemb.batches import UtilityBatch
+from mmemb.gate_inputs import GateInputs
 from mmemb.budget import gate_score
 from mmemb.gating import MlpDepthHead
 from mmemb.lineage import write_json
@@ -49,8 +50,8 @@ class Planted(LightningDataModule):
 
     fitted_facts: frozenset[str] = frozenset()
 
-    def gate_states(self) -> Tensor:
-        return planted("gate", range(4 * ROWS)).state_BS
+    def gate_inputs(self) -> GateInputs:
+        return planted("gate", range(4 * ROWS)).inputs
 
     def train_dataloader(self) -> Items:
         rank, world = self.trainer.global_rank, self.trainer.world_size
@@ -71,7 +72,7 @@ def planted(part: str, numbers: Sequence[int], step: int = 0) -> UtilityBatch:
     return UtilityBatch(
         keys=tuple(f"{part}-{step}-{n}" for n in numbers),
         metas=({},) * len(rows),
-        state_BS=state_BS,
+        inputs=GateInputs.of_embedding(state_BS),
         utility_BA=utility_BA,
         cost_BA=torch.tensor([[0.0, 20.0]]).expand(len(rows), 2),
         eligible_B=eligible_B,
@@ -120,9 +121,9 @@ def test_the_gate_opens_where_it_pays_and_stays_shut_where_it_costs(
     adaptive = AdaptiveEmbedder.from_pretrained(tmp_path / "adaptive")
     batch = planted("test", range(5000, 5200))
     with torch.inference_mode():
-        score_B = gate_score(adaptive.head(batch.state_BS))
+        score_B = gate_score(adaptive.head(batch.inputs.embedding_BD))
     open_B = adaptive.thresholds.decide(score_B, batch.keys)
-    right_B = open_B == (batch.state_BS[:, 0] > 0)
+    right_B = open_B == (batch.inputs.embedding_BD[:, 0] > 0)
     assert right_B.float().mean() > 0.85
     assert found["val/reward"] > 0.3  # all that can be had is half of (1 - 20 * price)
     assert 0.3 < found["val/invocation_ratio"] < 0.7

@@ -85,10 +85,10 @@ def test_regret_of_the_gate_goes_to_zero(estimator: str) -> None:
     batch, test = (planted_gate(1000, generator=generator) for _ in range(2))
     rewards = [reward_BA(b.utility_BA, b.cost_BA, clip=9.0, price=0.01) for b in (batch, test)]
     head = MlpDepthHead(8, hidden_dim=0)
-    head.standardise(batch.state_BS)
+    head.standardise(batch.inputs.embedding_BD)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
     for _ in range(150):
-        logit_BA = head(batch.state_BS)
+        logit_BA = head(batch.inputs.embedding_BD)
         term = (
             exact_loss(logit_BA, rewards[0])
             if estimator == "exact"
@@ -98,4 +98,4 @@ def test_regret_of_the_gate_goes_to_zero(estimator: str) -> None:
         (term.sum / term.count).backward()
         optimizer.step()
     never = regret(torch.tensor([[1.0, 0.0]]).expand(1000, -1), rewards[1])
-    assert regret(head(test.state_BS), rewards[1]) < 0.02 * never
+    assert regret(head(test.inputs.embedding_BD), rewards[1]) < 0.02 * never

@@ -156,11 +156,11 @@ def test_a_price_changes_the_rule() -> None:
 
 def test_figures_of_a_row() -> None:
     share_N = np.array([1.0, 0, 0.5, 0.5, 0])
-    found = row_figures(table(), share_N, (10.0, 100.0))
+    found = row_figures(table(), share_N, (10.0, 100.0, 1.0))
     assert found["invocation"] == pytest.approx(2 / 4)
     assert found["invocation_all"] == pytest.approx(2 / 5)
     assert found["reasoning_tokens"] == pytest.approx(20 / 5)
-    assert found["latency_ms"] == pytest.approx(10 + 100 * 2 / 5)
+    assert found["latency_ms"] == pytest.approx(10 + 100 * 2 / 5 + 1 * 4 / 5)
     # Tasks weigh equally: x has 1 and 1, y has 0.5 and 1, z has 1.
     assert found["recall@1"]["mean"] == pytest.approx((1 + 0.75 + 1) / 3)
 

@@ -38,8 +38,8 @@ def test_gate_trains_on_its_part_and_resumes(root):
     batches = [next(stream) for _ in range(8)]
     for batch in batches:
         assert {meta["part"] for meta in batch.metas} == {"gate"}
-        assert batch.state_BS.shape == (4, 4)
-        assert batch.state_BS.dtype == torch.float32
+        assert batch.inputs.embedding_BD.shape == (4, 4)
+        assert batch.inputs.embedding_BD.dtype == torch.float32
         think_B = torch.tensor([meta["task"] == "flag-capital-t2i" for meta in batch.metas])
         assert torch.equal(batch.eligible_B, think_B)
         assert torch.equal(batch.utility_BA[:, 1] - batch.utility_BA[:, 0], think_B.float())

@@ -14,7 +14,7 @@ from callbacks.run_record import git_state, package_versions
 from datamodules.evaluation import read_tasks
 from experiments.report.figure import area_under, draw, frontier
 from experiments.report.page import mix_table, page
-from experiments.report.policies import NEVER, shares, value_of
+from experiments.report.policies import GATED, NEVER, shares, value_of
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.tables import comparisons, eligible_tasks, mean_over_tasks, row_figures
@@ -59,7 +59,7 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     tuning = queries.of_parts("gate", "calibration")
     share = shares(test, tuning, gate["price"], gate["clip"])
     latency = read_latency(experiment)
-    milliseconds = latency["direct_ms"], latency["reasoned_ms"] - latency["direct_ms"]
+    milliseconds = {name: milliseconds_of(name, latency) for name in share}
     thinking = [task.name for task in tasks if task.think]
     chosen = [task in set(eligible_tasks(test)) for task in test.tasks]
     mixed = test.of_tasks(eligible_tasks(test))
@@ -77,7 +77,7 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
         "concepts": len(set(test.concepts)),
         "latency": latency,
         "mix": {
-            name: row_figures(mixed, share_N[chosen], milliseconds)
+            name: row_figures(mixed, share_N[chosen], milliseconds[name])
             for name, share_N in share.items()
         },
         "comparisons": comparisons(test, share, thinking),
@@ -95,14 +95,18 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
 
 
 def task_figures(
-    task: EvaluationTask, test: QueryTable, share: dict[str, Any], milliseconds: tuple[float, float]
+    task: EvaluationTask,
+    test: QueryTable,
+    share: dict[str, Any],
+    milliseconds: dict[str, tuple[float, float, float]],
 ) -> dict[str, Any]:
     """The rows of one task; only `never` where nothing is eligible, since all rows are equal."""
     chosen_N = [name == task.name for name in test.tasks]
     table = test.of_tasks([task.name])
     shown = share if table.eligible_N.any() else {NEVER: share[NEVER]}
     rows = {
-        name: row_figures(table, share_N[chosen_N], milliseconds) for name, share_N in shown.items()
+        name: row_figures(table, share_N[chosen_N], milliseconds[name])
+        for name, share_N in shown.items()
     }
     return asdict(task) | {"queries": len(table.keys), "rows": rows}
 
@@ -133,9 +137,23 @@ def read_latency(experiment: Path) -> dict[str, float]:
             f"{path} is missing: run `experiments.run test` with the gate's config, which measures "
             "milliseconds live."
         )
-    rows = json.loads(path.read_text(encoding="utf-8"))["queries"]
-    means = {k: sum(r[k] for r in rows) / len(rows) for k in ("direct_ms", "reasoned_ms", "tokens")}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["queries"]
+        names = ("direct_ms", "decided_ms", "reasoned_ms", "tokens")
+        means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in names}
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{path} holds no live measurement ({type(error).__name__} {error}): delete it and run "
+            "`experiments.run test` with the gate's config again."
+        ) from None
     return means | {"queries": len(rows)}
+
+
+def milliseconds_of(name: str, latency: dict[str, float]) -> tuple[float, float, float]:
+    """What the direct path takes, what reasoning adds, and what deciding adds in the gated row."""
+    direct = latency["direct_ms"]
+    deciding = latency["decided_ms"] - direct if name == GATED else 0.0
+    return direct, latency["reasoned_ms"] - direct, max(0.0, deciding)
 
 
 def swap_test(experiment: Path) -> dict[str, float]:

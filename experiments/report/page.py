@@ -81,7 +81,8 @@ def introduction(report: Mapping[str, Any]) -> str:
         "concepts; every mean over tasks weighs tasks equally. Tokens and milliseconds are per "
         "query of the table's mix; milliseconds come from "
         f"{report['latency']['queries']} queries measured live, one at a time, worker included: "
-        f"{report['latency']['direct_ms']:.0f} ms directly and "
+        f"{report['latency']['direct_ms']:.0f} ms directly, "
+        f"{report['latency']['decided_ms']:.0f} ms with a decision of the gate not to reason, and "
         f"{report['latency']['reasoned_ms']:.0f} ms with a rationale."
     )
 

@@ -28,14 +28,15 @@ def mean_over_tasks(table: QueryTable, value_N: Floats) -> Interval:
 
 
 def row_figures(
-    table: QueryTable, share_N: Floats, milliseconds: tuple[float, float] | None
+    table: QueryTable, share_N: Floats, milliseconds: tuple[float, float, float] | None
 ) -> dict[str, Any]:
     """One line of a table.
 
     Args:
         table: the queries that the line is about.
         share_N: probability that each reasons.
-        milliseconds: of the direct path and of what reasoning adds, measured live.
+        milliseconds: of the direct path, of what reasoning adds, and of what deciding about an
+            eligible query adds, measured live.
     """
     figures: dict[str, Any] = {
         name: asdict(mean_over_tasks(table, value_of(table.metric[name], share_N)))
@@ -46,8 +47,9 @@ def row_figures(
     figures["invocation_all"] = float(share_N.mean())
     figures["reasoning_tokens"] = float(value_of(table.cost_NA, share_N).mean())
     if milliseconds is not None:
-        direct, extra = milliseconds
-        figures["latency_ms"] = direct + extra * figures["invocation_all"]
+        direct, reasoning, deciding = milliseconds
+        figures["latency_ms"] = direct + reasoning * figures["invocation_all"]
+        figures["latency_ms"] += deciding * float(eligible_N.mean())
     return figures
 
 

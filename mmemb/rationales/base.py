@@ -49,6 +49,22 @@ class RationaleWorker(ABC):
             draws are among them, without an answer: `fold_candidates` drops and counts them.
         """
 
+    def probe(self, sides: Sequence[Side]) -> Tensor:
+        """What the worker knows before it writes: its hidden state at the end of its prompt.
+
+        A prefill and no generated token, so a gate may ask for it (METHOD 7, *probe*).
+
+        Args:
+            sides: B sides that `can_read` accepts.
+
+        Returns:
+            (B, H) float32.
+        """
+        raise ValueError(
+            f"The worker {self.name or type(self).__name__!r} has no hidden state that could be "
+            "probed. Choose a gate state without `probe`, or a worker that runs a model itself."
+        )
+
     def identity(self) -> str:
         """Hash of all that shapes what this worker writes, for fingerprints."""
         return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"

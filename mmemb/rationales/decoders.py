@@ -155,7 +155,7 @@ class SharedPrefixDecoder(Decoder):
             input_ids=ids,
             attention_mask=causal_mask(mask_RL, ids.shape[1], self._model.dtype),
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
             shared_prefix=prefix,
@@ -194,11 +194,11 @@ class WholePromptDecoder(Decoder):
             input_ids=ids_RQ,
             attention_mask=self._mask_RL,
             position_ids=real_positions(self._mask_RL, ids_RQ.shape[1]),
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        self._cache = output.past_key_values
+        self._cache = output.cache
         return output.logits[:, -1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor
 
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
@@ -26,6 +27,7 @@ class PrecomputedWorker(RationaleWorker):
         on_unknown: what to do for a side that the pool lacks, `error` or `empty` (no rationale).
         reads: modalities of the worker that wrote them; by default all.
         name: of this worker; rationales keep the name of the one that wrote them.
+        probes: by digest, what the worker knew before it wrote.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class PrecomputedWorker(RationaleWorker):
         on_unknown: Literal["error", "empty"] = "error",
         reads: Sequence[str] = tuple(sorted(_MODALITIES)),
         name: str = "precomputed",
+        probes: Mapping[str, Tensor] | None = None,
     ) -> None:
         if on_unknown not in ("error", "empty"):
             raise ValueError(f"on_unknown is {on_unknown!r}; expected 'error' or 'empty'.")
         self.path = rationales if isinstance(rationales, str) else None
         self.pool = read_pool(rationales) if isinstance(rationales, str) else dict(rationales)
         self.on_unknown, self.reads, self.name = on_unknown, frozenset(reads), name
+        self._probes = dict(probes or {})
 
     @classmethod
     def over(
@@ -47,9 +51,20 @@ class PrecomputedWorker(RationaleWorker):
         sides: Sequence[Side],
         rationales: Sequence[Sequence[Rationale]],
         reads: frozenset[str] = _MODALITIES,
+        probes: Sequence[Tensor | None] = (),
     ) -> PrecomputedWorker:
-        """A worker over one batch's sides and their rationales; other sides get none."""
-        return cls(collect_pool(sides, rationales), "empty", sorted(reads))
+        """A worker over one batch's sides, their rationales and probes; other sides get none."""
+        pairs = zip(sides, probes, strict=False)
+        known = {side.digest: probe_H for side, probe_H in pairs if probe_H is not None}
+        return cls(collect_pool(sides, rationales), "empty", sorted(reads), probes=known)
+
+    def probe(self, sides: Sequence[Side]) -> Tensor:
+        if unknown := [side for side in sides if side.digest not in self._probes]:
+            raise ValueError(
+                f"No hidden state was written about {unknown[0].text[:60]!r}: make the rationales "
+                "again with `probe` set, or choose a gate state without it."
+            )
+        return torch.stack([self._probes[side.digest] for side in sides])
 
     def settings(self) -> dict[str, Any]:
         if self.path is None:

@@ -1,0 +1,92 @@
+"""What a gate may see of a query before anything is written (METHOD 7), and how it is put together.
+
+Shapes: B queries, N candidates, D embedding width, H width of a probe, S width of the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+StatePart = Literal["embedding", "scores", "probe"]
+"""In order of price: the direct embedding; the shape of its scores over the candidates; the
+worker's hidden state at the end of its prompt (a prefill, no generated token)."""
+
+
+class GateInputs(NamedTuple):
+    """What was measured of B queries; a part that nobody measured has width 0.
+
+    Attributes:
+        embedding_BD: the direct embedding.
+        scores_B3: `score_shape` of its scores.
+        probe_BH: the worker's hidden state; 0 where the worker cannot read the query.
+    """
+
+    embedding_BD: Tensor
+    scores_B3: Tensor
+    probe_BH: Tensor
+
+    @classmethod
+    def of_embedding(cls, embedding_BD: Tensor) -> GateInputs:
+        """Nothing but the direct embedding."""
+        empty_B0 = embedding_BD.new_zeros(len(embedding_BD), 0)
+        return cls(embedding_BD, empty_B0, empty_B0)
+
+    def state(self, parts: Sequence[StatePart]) -> Tensor:
+        """The parts side by side, (B, S) float32.
+
+        Raises:
+            ValueError: a part that nobody measured.
+        """
+        found = [self._part(part) for part in parts]
+        return torch.cat([x.float() for x in found], dim=1)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> GateInputs:
+        """The same with `function` applied to each tensor."""
+        return GateInputs(*map(function, self))
+
+    def _part(self, part: StatePart) -> Tensor:
+        value = {"embedding": self.embedding_BD, "scores": self.scores_B3, "probe": self.probe_BH}
+        if not value[part].shape[1]:
+            raise ValueError(f"The gate's state asks for {part!r}, {_HOW[part]}")
+        return value[part]
+
+
+_HOW = {
+    "embedding": "but the utilities hold none: make them again.",
+    "scores": "but the utilities hold none, or no `gallery` was given to `encode`.",
+    "probe": "but no worker was probed: set `probe` of RationaleGenerator to a worker's name, and "
+    "make rationales and utilities again; or leave it out of the gate's `state`.",
+}
+
+
+def check_parts(parts: Sequence[str]) -> tuple[StatePart, ...]:
+    """The parts of a state as asked for in a configuration.
+
+    >>> check_parts(["embedding", "probe"])
+    ('embedding', 'probe')
+    """
+    known = get_args(StatePart)
+    if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(known):
+        raise ValueError(f"state {list(parts)}: expected some of {list(known)}, each once")
+    return tuple(parts)  # type: ignore[return-value]
+
+
+def score_shape(score_BN: Tensor) -> Tensor:
+    """Best log-probability, its lead over the second, and the entropy of a softmax; (B, 3).
+
+    The candidates' order does not matter, so galleries of any size have the same three numbers.
+
+    Args:
+        score_BN: similarities divided by a temperature; at least one candidate.
+
+    >>> score_shape(torch.tensor([[2.0, 2.0]])).tolist()[0][1]
+    0.0
+    """
+    log_p_BN = score_BN.double().log_softmax(1)
+    top_B2 = log_p_BN.topk(min(2, log_p_BN.shape[1]), dim=1).values
+    entropy_B = -(log_p_BN.exp() * log_p_BN).sum(1)
+    return torch.stack([top_B2[:, 0], top_B2[:, 0] - top_B2[:, -1], entropy_B], dim=1).float()

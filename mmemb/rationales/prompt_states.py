@@ -1,0 +1,51 @@
+"""The hidden state at the end of a prompt: what a language model knows before it writes.
+
+Knows neither prompts nor tokens. Shapes: U rows, Q tokens, H width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def first_states(model: nn.Module, num_layers: int, layer: int) -> Iterator[list[Tensor]]:
+    """Notes the last token's state behind a block, (U, H), in the FIRST forward inside the context.
+
+    Rows must be padded on the left. In a middle block such a state tells best what the model
+    knows: the last ones have turned to the next word.
+
+    Args:
+        model: of transformers, with its blocks in one ModuleList.
+        num_layers: how many blocks it has.
+        layer: number of the block; negative ones count from the end.
+    """
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, arguments: Any, output: Any) -> None:
+        if not found:
+            state_UQH = output[0] if isinstance(output, tuple) else output
+            found.append(state_UQH[:, -1].float().cpu())
+
+    blocks = _blocks(model, num_layers)
+    if not -num_layers <= layer < num_layers:
+        raise ValueError(f"probe_layer is {layer}, but the model has {num_layers} blocks.")
+    handle = blocks[layer].register_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ValueError(
+        f"{type(model).__name__} keeps its {num_layers} blocks in no ModuleList, so the end of its "
+        "prompt cannot be probed. Choose a gate state without `probe`."
+    )
