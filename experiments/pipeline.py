@@ -110,8 +110,8 @@ def is_done(stage: Stage, shared: Sequence[str]) -> bool:
 
 def run_stage(stage: Stage, shared: Sequence[str]) -> None:
     """Runs a stage in a process of its own; its failure ends the pipeline."""
-    command = [sys.executable, "-m", "experiments.run", *stage.command_line(shared)]
-    print(f"$ python {' '.join(command[1:])}", flush=True)
+    command = [sys.executable, "-u", "-m", "experiments.run", *stage.command_line(shared)]
+    print(f"$ python {' '.join(command[2:])}", flush=True)
     done = subprocess.run(command, check=False)
     if done.returncode:
         sys.exit(
@@ -123,8 +123,8 @@ def run_stage(stage: Stage, shared: Sequence[str]) -> None:
 def prepare(pipeline: Pipeline) -> None:
     """Makes the data if the pipeline says how; a prepared folder takes seconds."""
     if pipeline.prepare:
-        command = [sys.executable, "-m", "datamodules.prepare", *pipeline.prepare]
-        print(f"$ python {' '.join(command[1:])}", flush=True)
+        command = [sys.executable, "-u", "-m", "datamodules.prepare", *pipeline.prepare]
+        print(f"$ python {' '.join(command[2:])}", flush=True)
         if subprocess.run(command, check=False).returncode:
             sys.exit("error: preparing the data failed; what it printed above says why.")
 

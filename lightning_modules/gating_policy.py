@@ -5,7 +5,8 @@ Shapes: B queries, S state width, A depths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, final
@@ -36,8 +37,10 @@ from mmemb.gating import (
     DepthHead,
     MlpDepthHead,
     exact_loss,
+    grpo_loss,
     reinforce_loss,
     reward_BA,
+    supervised_loss,
     uniform_by_key,
 )
 from mmemb.latency import measure_latency
@@ -45,10 +48,14 @@ from mmemb.lineage import write_json
 from mmemb.losses import LossTerm, combine
 from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
-from mmemb.records import Query, stable_hash
+from mmemb.records import Query, Side, stable_hash
 from mmemb.retrieval import Galleries
 
 NUM_LATENCY_QUERIES = 32
+OLD_POLICY_STEPS = 4
+"""How long `grpo` samples from one policy; with 1 its clipping would never act."""
+
+Estimator = Literal["reinforce", "exact", "grpo", "supervised"]
 
 
 @final
@@ -64,7 +71,8 @@ class GatingPolicy(LightningModule):
         state: what the gate sees, some of `embedding`, `scores` and `probe` (`mmemb.gate_inputs`).
         temperature: tau of the scores whose shape a state with `scores` holds: the
             `utility_temperature` of the utilities.
-        estimator: `reinforce` (leave-one-out baseline) or `exact` (closed form).
+        estimator: `reinforce` (leave-one-out baseline), `exact` (closed form), `grpo` (normalised
+            within the group, clipped against a policy some steps old), or `supervised`.
         num_samples: actions per state of `reinforce`.
         price: lambda, what a token costs, in nats of utility.
         clip: c, bound on the utility difference.
@@ -80,7 +88,7 @@ class GatingPolicy(LightningModule):
         worker: RationaleWorker,
         head: Callable[[int], DepthHead] = MlpDepthHead,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        estimator: Literal["reinforce", "exact"] = "reinforce",
+        estimator: Estimator = "reinforce",
         num_samples: int = 4,
         price: float = 0.01,
         clip: float = 3.0,
@@ -101,11 +109,13 @@ class GatingPolicy(LightningModule):
         self.price, self.clip = price, clip
         self.budget, self.measure = budget, measure
         self.head: DepthHead | None = None
+        self._old: tuple[DepthHead, ...] = ()
         self._scores: list[tuple[str, float]] = []
         self._sums = MeanSums()
         self._candidates: list[CandidateOutput] = []
         self._galleries = Galleries([])
         self._timed: list[Query] = []
+        self._probed: list[tuple[Side, Tensor]] = []
 
     @override
     def setup(self, stage: str) -> None:
@@ -120,9 +130,10 @@ class GatingPolicy(LightningModule):
 
     @override
     def training_step(self, batch: UtilityBatch, batch_idx: int) -> dict[str, Any]:
-        logit_BA = self.head(batch.inputs.state(self.state))
+        state_BS = batch.inputs.state(self.state)
+        logit_BA = self.head(state_BS)
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
-        loss = combine(self._estimate(logit_BA, reward, batch))
+        loss = combine(self._estimate(state_BS, logit_BA, reward, batch))
         expected = (logit_BA.softmax(1) * reward).sum(1)[batch.eligible_B].mean()
         self.log_dict(
             {"train/loss": loss.detach(), "train/reward": expected.detach()},
@@ -130,12 +141,22 @@ class GatingPolicy(LightningModule):
         )
         return {"loss": loss, "decisions": self._decisions(logit_BA, batch)}
 
-    def _estimate(self, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch) -> LossTerm:
+    def _estimate(
+        self, state_BS: Tensor, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch
+    ) -> LossTerm:
         if self.estimator == "exact":
             return exact_loss(logit_BA, reward, batch.eligible_B)
+        if self.estimator == "supervised":
+            return supervised_loss(logit_BA, reward, batch.eligible_B)
         # Noise by key and step: equal on any number of ranks, different in every step.
         noise_BJ = uniform_by_key(batch.keys, self.num_samples, self.seed + self.global_step)
-        return reinforce_loss(logit_BA, reward, uniform_BJ=noise_BJ, valid_B=batch.eligible_B)
+        if self.estimator == "reinforce":
+            return reinforce_loss(logit_BA, reward, uniform_BJ=noise_BJ, valid_B=batch.eligible_B)
+        if not self._old or self.global_step % OLD_POLICY_STEPS == 0:
+            self._old = (deepcopy(self.head).eval(),)  # in a tuple, so that it is no submodule
+        with torch.no_grad():
+            old_BA = self._old[0](state_BS)
+        return grpo_loss(logit_BA, reward, old_BA, uniform_BJ=noise_BJ, valid_B=batch.eligible_B)
 
     def _decisions(self, logit_BA: Tensor, batch: UtilityBatch) -> DecisionOutput:
         depths_B = logit_BA.detach().argmax(1) * batch.eligible_B
@@ -223,6 +244,9 @@ class GatingPolicy(LightningModule):
         shown = [self._galleries.of_query(query) for query in batch.queries]
         encoded = adaptive.encode(sides, self.budget, keys=keys, gallery=shown)
         eligible_B = torch.tensor([bool(rationales) for rationales in batch.rationales])
+        if "probe" in adaptive.state:
+            probes = zip(sides, batch.probes, strict=True)
+            self._probed = self._probed or [(s, p) for s, p in probes if p is not None][:1]
         reasoning = [q for q, e in zip(batch.queries, eligible_B.tolist(), strict=True) if e]
         self._timed = fixed_sample(self._timed + reasoning)
         return QueryOutput(
@@ -235,6 +259,7 @@ class GatingPolicy(LightningModule):
         if self.measure and self.trainer.is_global_zero and queries:
             adaptive = self.adaptive
             adaptive.worker = self.worker
+            check_probe(self.worker, self._probed)
             measured = measure_latency(
                 adaptive,
                 [query.key for query in queries],
@@ -244,6 +269,18 @@ class GatingPolicy(LightningModule):
             )
             rows = [asdict(latency) for latency in measured]
             write_json(Path(self.trainer.default_root_dir) / "latency.json", {"queries": rows})
+
+
+def check_probe(worker: RationaleWorker, probed: Sequence[tuple[Side, Tensor]]) -> None:
+    """Raises ValueError if the live worker's hidden states are not those that the gate learned."""
+    for side, known_H in probed:
+        live_H = worker.probe([side])[0].cpu()
+        if live_H.shape != known_H.shape or (live_H - known_H).abs().max() > 0.02 * known_H.std():
+            raise ValueError(
+                f"The gate's worker {worker.name!r} has another hidden state about {side.text!r} "
+                "than `rationales/` holds: give the gate the model, prompt and probe_layer that "
+                "wrote them."
+            )
 
 
 def fixed_sample(queries: list[Query]) -> list[Query]:

@@ -160,6 +160,52 @@ def reinforce_loss(
     return _term(-(advantage_BJ * log_policy_BA.gather(1, action_BJ)).mean(1), valid_B)
 
 
+def grpo_loss(
+    logit_BA: Tensor,
+    reward_BA: Tensor,
+    old_logit_BA: Tensor,
+    *,
+    uniform_BJ: Tensor,
+    ratio_clip: float = 0.2,
+    valid_B: Tensor | None = None,
+) -> LossTerm:
+    """GRPO: the clipped surrogate with advantages normalised within the group of a state's samples.
+
+    Biased: with two depths a mixed group's advantages depend on its split alone, so the reward gap
+    counts by its sign, not by its size.
+
+    Args:
+        logit_BA: of the policy that is trained.
+        reward_BA: of every depth; only those of sampled depths are read.
+        old_logit_BA: of the policy that samples, some steps old; no gradient.
+        uniform_BJ: noise in [0, 1), J >= 2 samples per state.
+        ratio_clip: how far the ratio of the two policies may move a sample.
+        valid_B: states that take part.
+    """
+    if uniform_BJ.shape[1] < 2:
+        raise ValueError(f"a group needs 2 samples per state, not {uniform_BJ.shape[1]}")
+    old_BA = old_logit_BA.detach().log_softmax(1)
+    action_BJ = _sample(old_BA, uniform_BJ.to(logit_BA.device))
+    reward_BJ = reward_BA.gather(1, action_BJ)
+    spread_B1 = reward_BJ.std(1, keepdim=True, unbiased=False)
+    advantage_BJ = (reward_BJ - reward_BJ.mean(1, keepdim=True)) / spread_B1.clamp(min=1e-6)
+    log_ratio_BJ = logit_BA.log_softmax(1).gather(1, action_BJ) - old_BA.gather(1, action_BJ)
+    ratio_BJ = log_ratio_BJ.exp()
+    clipped_BJ = ratio_BJ.clamp(1 - ratio_clip, 1 + ratio_clip)
+    surrogate_BJ = torch.minimum(ratio_BJ * advantage_BJ, clipped_BJ * advantage_BJ)
+    return _term(-surrogate_BJ.mean(1), valid_B)
+
+
+def supervised_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
+    """Cross-entropy against the best depth, weighted by what the worst choice would lose.
+
+    The baseline of a gate without reinforcement: it knows every depth's reward.
+    """
+    weight_B = reward_BA.amax(1) - reward_BA.amin(1)
+    loss_B = -logit_BA.log_softmax(1).gather(1, reward_BA.argmax(1, keepdim=True))[:, 0]
+    return _term(weight_B * loss_B, valid_B)
+
+
 def entropy(logit_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
     """The policy's entropy, to be subtracted with a small weight from either loss."""
     return _term(torch.special.entr(logit_BA.softmax(1)).sum(1), valid_B)

@@ -114,6 +114,13 @@ class Rationale:
     provenance: str = "one-sided"
 
     @property
+    def mean_log_probability(self) -> float | None:
+        """Per token: how sure the worker was of its own words; None where it gives no figure."""
+        if self.log_probability is None:
+            return None
+        return round(self.log_probability / max(self.num_tokens, 1), 4)
+
+    @property
     def thinking(self) -> str:
         """The text between the think tags; empty for a short rationale."""
         found = _THINK.search(self.text)

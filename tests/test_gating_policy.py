@@ -18,8 +18,8 @@ from lightning_modules import GatingPolicy
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import OpenClipBackbone
 from mmemb.batches import UtilityBatch
-from mmemb.gate_inputs import GateInputs
 from mmemb.budget import gate_score
+from mmemb.gate_inputs import GateInputs
 from mmemb.gating import MlpDepthHead
 from mmemb.lineage import write_json
 from mmemb.rationales import RationaleWorker, TableWorker

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, final
 
-from mmemb.benchmarks.pocket import CAPS, MIXED_SHARES, PART_SHARES, VAL_SHARE
+from mmemb.benchmarks.pocket import (
+    CAPS,
+    MIXED_SHARES,
+    PART_SHARES,
+    PROMPT_CONCEPTS,
+    SPLIT,
+    VAL_SHARE,
+)
 from mmemb.records import stable_hash
 
 EVALUATED = ("val", "gate", "calibration", "test")
@@ -28,14 +35,19 @@ def by_hash(names: Iterable[str], salt: str) -> list[str]:
     return sorted(set(names), key=lambda name: (stable_hash(salt, name), name))
 
 
+def pinned_first(names: Iterable[str], salt: str) -> list[str]:
+    """As `by_hash`, but what the few-shot prompt names comes first: the first label is its own."""
+    return sorted(by_hash(names, salt), key=lambda name: name not in PROMPT_CONCEPTS)
+
+
 def cut(names: Iterable[str], shares: Mapping[str, float], salt: str) -> dict[str, str]:
-    """Name -> label, with label counts exact to within one.
+    """Name -> label, with label counts exact to within one; the prompt's concepts come first.
 
     >>> parts = cut(map(str, range(20)), {"a": 0.25, "b": 0.75}, "salt")
     >>> sorted(parts.values()).count("a")
     5
     """
-    ordered = by_hash(names, salt)
+    ordered = pinned_first(names, f"{SPLIT}/{salt}")
     labels, done, total = {}, 0, 0.0
     for label, share in shares.items():
         total += share
@@ -66,7 +78,7 @@ class Split:
         """Cuts the concepts of one kind (`country`, `emoji`)."""
         parts = cut(concepts, PART_SHARES, f"{kind}/parts")
         train = [name for name, part in parts.items() if part == "train"]
-        parts |= cut(train, {"val": VAL_SHARE, "train": 1 - VAL_SHARE}, f"{kind}/val")
+        parts |= cut(train, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, f"{kind}/val")
         train = [name for name, part in parts.items() if part == "train"]
         halves = cut(train, {"a": 0.5, "b": 0.5}, f"{kind}/halves")
         return cls(parts, halves, cut(train, MIXED_SHARES, f"{kind}/mixed"))

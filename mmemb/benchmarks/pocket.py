@@ -20,6 +20,14 @@ VAL_SHARE = 0.1
 MIXED_SHARES = {"gate": 0.30, "calibration": 0.20, "test": 0.50}
 """Second cut of the train countries: who of them appears in which part of a mixed row."""
 
+SPLIT = "cut-2"
+"""Names the cut of the concepts. The first one was spent on development: learning rates, shares and
+the gate's state were chosen while its test figures were seen. Change it only together with that
+sentence, and before the new cut's figures are known."""
+
+PROMPT_CONCEPTS = frozenset({"country:cl", "country:cn", "country:dk", "country:ir", "emoji:bread"})
+"""Concepts of the few-shot prompt: in `train` under every cut, and in no mixed row of the test."""
+
 FLAG_GALLERY = "flags"
 """The evaluation gallery: flag-icons, a style that no training pair shows."""
 
@@ -72,6 +80,8 @@ MIXED_QUESTIONS = (
         "capital",
         "national flag flown at the seat of government in {}, a capital city",
     ),
+    Question("flag-capital2-mixed", "capital", "the banner of the state that is governed from {}"),
+    Question("flag-code-mixed", "code", "national flag of the state that forms abbreviate as {}"),
 )
 """Wordings that are never trained; half of the countries were trained under another one."""
 
@@ -154,5 +164,7 @@ TASKS = (
     _task("flag-native-t2i", "I-RET", FLAG_GALLERY),
     _task("flag-calling-t2i", "I-RET", FLAG_GALLERY),
     _task("flag-capital-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
+    _task("flag-capital2-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
+    _task("flag-code-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
 )
 """All tasks of profile `mini`: real as shipped (templated questions, templated tone edit)."""
