@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import final
+from typing import Literal, final, get_args
 
 from typing_extensions import override
 
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
+from datamodules.reply_steps import ReplyPools, ReplySteps, Use
 from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleTable
-from datamodules.stream import Item
+from datamodules.stream import Item, StepStream
+from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import PairRowBatch, SideBatch
 from mmemb.records import Side
 
 
 @final
 class SideDataModule(ShardDataModule):
-    """Sides to write about (`predict`), and what was written about training pairs (`test`).
+    """Sides to write about (`predict`), and what was written about training pairs (`test`, `fit`).
+
+    `fit` is an endless stream (`limit_train_batches` is the epoch) of training pairs' sides with
+    one rationale each, drawn anew at every step.
 
     Args:
         root: the data set.
         folders: of pairs and queries below the root.
-        batch_size: sides of a batch.
+        batch_size: sides of a batch; in `fit` of the global batch, over all ranks.
         parts: data parts to write about, or None for all. Rows of other parts travel as empty
             sides, which no worker can read: the sidecar keeps every key of its source.
-        rationales: `test` reads this folder.
+        rationales: `test` and `fit` read this folder.
         decode: decode images, for workers that look at them.
         num_workers: processes that read ahead.
+        use: `fit` learns the `kept` rationales, drawn by the selector's weight, or `all` of them,
+            drawn by count.
+        writer: `fit` learns from the rationales of this worker alone; None = of every one.
+        half: `fit` learns from one half of the train concepts alone, so that the other half can be
+            written about (METHOD 3).
+        seed: of order and draws of `fit`.
     """
 
     def __init__(
@@ -40,16 +52,43 @@ class SideDataModule(ShardDataModule):
         rationales: str | None = None,
         decode: bool = False,
         num_workers: int = 0,
+        use: Use = "kept",
+        writer: str | None = None,
+        half: Literal["a", "b"] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(root)
+        if use not in get_args(Use):
+            raise ValueError(f"use {use!r}: expected one of {', '.join(get_args(Use))}.")
         self._folders, self._batch_size = folders, batch_size
         self._parts: Collection[str] | None = parts
         self._rationales, self._num_workers = rationales, num_workers
+        self._use, self._writer, self._half, self._seed = use, writer, half, seed
         self._reader = SampleReader(pixels=decode)
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
         return by_shard(self._rows)
+
+    @override
+    def train_dataloader(self) -> StepStream:
+        rank_slice(range(self._batch_size), *self.place)  # complain here, not in a worker
+        rows = self._pools.rows
+        entries = [replace(row.entry, meta={}) for row in rows]  # of one group: nobody contrasts
+        plan = BatchPlan(
+            entries,
+            batch_size=self._batch_size,
+            group_size=self._batch_size,
+            weights={},
+            seed=self._seed,
+        )
+        steps = ReplySteps(self._pools, plan, self._reader, self._seed, self.place)
+        return StepStream(steps, self._num_workers)
+
+    @property
+    @override
+    def fitted_facts(self) -> frozenset[str]:
+        return frozenset(row.meta["fact"] for row in self._pools.rows)
 
     @override
     def predict_dataloader(self) -> FiniteLoader:
@@ -68,9 +107,26 @@ class SideDataModule(ShardDataModule):
         return self.open_rows(self._folders)
 
     @cached_property
+    def _pools(self) -> ReplyPools:
+        halves = ("a", "b", "") if self._half is None else (self._half, "")
+        pairs = [row for row in self._rows if "group" in row.meta and row.meta["part"] == "train"]
+        rows = [row for row in pairs if row.meta.get("half", "") in halves]
+        pools = ReplyPools(self._table, rows, self._use, self._writer)
+        if not pools.rows:
+            of_whom = f" of {self._writer}" if self._writer else ""
+            raise ValueError(
+                f"{self._rationales} holds no {self._use} rationale{of_whom} about the "
+                f"{len(rows)} train pairs of {self._folders}, so there is nothing to learn. `kept` "
+                "needs what the selector wrote (`selected`); `use: all` takes any candidates."
+            )
+        return pools
+
+    @cached_property
     def _table(self) -> RationaleTable:
         if self._rationales is None:
-            raise ValueError("`test` reads what was written: set data.rationales to its folder.")
+            raise ValueError(
+                "`test` and `fit` read what was written: set data.rationales to its folder."
+            )
         return RationaleTable(self._rationales, {id(r.index): r.index for r in self._rows}.values())
 
     def _is_wanted(self, row: Row) -> bool:

@@ -72,7 +72,18 @@ class UtilityTable:
             cost_BA=_mean_over_draws([query.data["cost"] for query in found]),
             eligible_B=torch.tensor([bool(query.data["eligible"]) for query in found]),
             shard=shard,
+            depths=self._depths(rows, found),
         )
+
+    def _depths(self, rows: Sequence[Row], found: Sequence[_Measured]) -> tuple[str, ...]:
+        first = tuple(found[0].data["depths"])
+        for row, query in zip(rows, found, strict=True):
+            if tuple(query.data["depths"]) != first:
+                raise ValueError(
+                    f"{self._index.folder}, sample {row.entry.key} was measured at the depths "
+                    f"{query.data['depths']}, others at {list(first)}: make the folder again."
+                )
+        return first
 
     def _read(self, row: Row) -> _Measured:
         entry = self._index.by_key[row.entry.key]
@@ -82,7 +93,12 @@ class UtilityTable:
             raise ValueError(f"{where} lacks {missing}: run the step that makes it again.")
         embedding_D = decode_array(members["state.npy"], f"{where}, member state.npy")
         data = decode_json(members["json"], f"{where}, member json")
-        return _Measured(embedding_D, data, self._probe(row.entry.key))
+        probe_H = self._probe(row.entry.key)
+        if data["eligible"] and self._probe_width and "probe.npy" not in entry.members:
+            raise ValueError(f"{where} is eligible but lacks probe.npy: make the folder again.")
+        if len(data.get("scores", [])) not in (0, 3):
+            raise ValueError(f"{where}: scores are {data['scores']!r}, expected three numbers.")
+        return _Measured(embedding_D, data, probe_H)
 
     def _probe(self, key: str) -> Tensor:
         """(H,) what the worker knew; 0 where it cannot read, H = 0 where nobody was probed."""
@@ -149,6 +165,11 @@ class UtilityDataModule(ShardDataModule):
     def fitted_facts(self) -> frozenset[str]:
         """Facts of the parts that the gate and its threshold are fitted on."""
         return frozenset(row.meta["fact"] for row in self._part("gate") + self._part("calibration"))
+
+    @property
+    def depths(self) -> tuple[str, ...]:
+        """The depths at which the utilities were measured."""
+        return self._table.batch(self._rows[:1]).depths
 
     def gate_inputs(self) -> GateInputs:
         """What is known of the eligible queries of part `gate`, to standardise a head with."""

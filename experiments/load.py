@@ -5,6 +5,7 @@ Configurations name their inputs relative to the repository's root, so call thes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,18 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> pl.Lig
     return module.eval()
 
 
-def load_adaptive(folder: str | Path, worker: RationaleWorker | None = None) -> AdaptiveEmbedder:
+def load_adaptive(
+    folder: str | Path, workers: Mapping[str, RationaleWorker] | None = None
+) -> AdaptiveEmbedder:
     """Loads the inference path that a gate's fit saved.
 
     Args:
         folder: the gate's run, e.g. `runs/pocket/gate`, or the `adaptive` folder in it.
-        worker: replaces the saved one, for instance to try another reasoner.
+        workers: replace the saved ones, for instance to try another reasoner: `{"full": worker}`.
     """
     folder = Path(folder)
     inner = folder / "adaptive"
-    return AdaptiveEmbedder.from_pretrained(inner if inner.is_dir() else folder, worker)
+    return AdaptiveEmbedder.from_pretrained(inner if inner.is_dir() else folder, workers)
 
 
 def _model_settings(path: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -53,6 +54,7 @@ class Pipeline:
     prepare: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     report: bool = True
+    ablations: Mapping[str, Any] | None = None
 
 
 def read_pipeline(path: Path) -> Pipeline:
@@ -139,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config", type=Path, help="e.g. experiments/configs/pocket/pipeline.yaml")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and later")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    parser.add_argument("--seeds", type=int, help="number of seeds of the ablations, from 0 on")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     options, rest = parser.parse_known_args(arguments)
     quieten()
@@ -174,10 +177,41 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
                 print(f"{stage.name}: would run")
             else:
                 run_stage(stage, shared)
+    if pipeline.ablations and not options.until and not options.dry_run:
+        with timed(seconds, "ablations"):
+            ablate(pipeline, options, shared)
     if pipeline.report and not options.until and not options.dry_run:
         with timed(seconds, "report"):
             report(pipeline.stages[-1], shared)
     print_times(seconds)
+
+
+def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str]) -> None:
+    """Runs the cells that are not done, and writes their table."""
+    from datamodules.evaluation import read_tasks
+    from experiments.ablations import in_process, read_ablations, run_cells, write_report
+    from experiments.cli import parse
+    from experiments.report.ablations import figures, words
+
+    ablations = read_ablations(pipeline.ablations or {}, options.config)
+    if options.seeds is not None:
+        ablations = replace(ablations, seeds=tuple(range(options.seeds)))
+    config = parse(pipeline.stages[-1].command_line(shared))
+    folder = Path(config.runs) / config.experiment
+    number = itertools.count(1)
+    total = 2 * len(ablations.cells) * len(ablations.seeds)
+
+    def run_unless_done(subcommand: str, path: str, arguments: Sequence[str]) -> None:
+        stage = Stage(arguments[1], subcommand, path, tuple(arguments))
+        done = is_done(stage, ())
+        print(f"[{next(number)}/{total}] {arguments[1]} {subcommand}{': done' * done}", flush=True)
+        if not done:
+            in_process(subcommand, path, arguments)
+
+    run_cells(ablations, folder, shared, run_unless_done)
+    think = frozenset(task.name for task in read_tasks(Path(config.data_root)) if task.think)
+    found = figures(folder, ablations, think)
+    write_report(folder, words(found, ablations.seeds), found)
 
 
 def report(stage: Stage, shared: Sequence[str]) -> None:

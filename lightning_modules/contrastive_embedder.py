@@ -28,7 +28,7 @@ from mmemb.batches import (
 )
 from mmemb.lineage import read_facts
 from mmemb.losses import LossTerm, combine, contrastive_loss
-from mmemb.records import Rationale, Side
+from mmemb.records import DIRECT, FULL, Rationale, Side, drafts_at
 from mmemb.retrieval import Galleries
 from mmemb.utilities import embedding_rows, guard_facts, utility_rows
 
@@ -49,6 +49,7 @@ class ContrastiveEmbedder(LightningModule):
         reason: whether test and validation embed queries with their rationale.
         export: what `predict` writes, `utilities` or `embeddings` (of the queries).
         utility_temperature: tau of the utilities that `predict` exports.
+        depths: of the utilities, `direct` first; every other one needs a draft in the rationales.
         fitted: predict: a run's `fitted.json`, the facts that may not be scored.
         allow_fitted: predict: score fitted facts all the same (an audit).
     """
@@ -67,6 +68,7 @@ class ContrastiveEmbedder(LightningModule):
         reason: bool = False,
         export: Literal["utilities", "embeddings"] = "utilities",
         utility_temperature: float = 0.05,
+        depths: Sequence[str] = (DIRECT, FULL),
         fitted: str | None = None,
         allow_fitted: bool = False,
         cutoffs: Sequence[int] = (1, 5, 10),
@@ -81,7 +83,12 @@ class ContrastiveEmbedder(LightningModule):
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
         self.symmetric, self.reason = symmetric, reason
         self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
+        if len(depths) < 2 or depths[0] != DIRECT or len(set(depths)) < len(depths):
+            raise ValueError(
+                f"depths {list(depths)}: expected {DIRECT!r} and then others, each once"
+            )
         self.export, self.utility_temperature = export, utility_temperature
+        self.depths = tuple(depths)
         self.fitted_facts = read_facts(Path(fitted)) if fitted else frozenset()
         self.allow_fitted = allow_fitted
         self.cutoffs = tuple(cutoffs)
@@ -173,7 +180,8 @@ class ContrastiveEmbedder(LightningModule):
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def _embed_queries(self, batch: QueryBatch) -> QueryOutput:
-        notes = [rationales[0] if rationales else None for rationales in batch.rationales]
+        pools = [drafts_at(self.depths[-1], rationales) for rationales in batch.rationales]
+        notes = [pool[0] if pool else None for pool in pools]
         notes = notes if self.reason else [None] * len(notes)
         tokens_B = torch.tensor([note.num_tokens if note else 0 for note in notes])
         return QueryOutput(
@@ -197,7 +205,12 @@ class ContrastiveEmbedder(LightningModule):
             self._galleries = Galleries(self._candidates)
         guard_facts(batch.queries, self.fitted_facts, self.allow_fitted)
         rows = utility_rows(
-            self.backbone, batch, self._galleries, self.utility_temperature, self.cutoffs
+            self.backbone,
+            batch,
+            self._galleries,
+            self.utility_temperature,
+            self.cutoffs,
+            self.depths,
         )
         return SidecarOutput(batch.shard, tuple(rows))
 

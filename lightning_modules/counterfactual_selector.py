@@ -46,6 +46,7 @@ class CounterfactualSelector(LightningModule):
         selection: folder of this stage's own fit (`selection.json`), read by predict and test.
         contrast: what is compared with eta.
         keep_share: share of the candidates of `train` that eta keeps.
+        min_placebo_rank: share of foreign rationales that a kept one beats at least; 1 = all.
         weight_temperature: T of the weights; 1 makes them the posterior.
         num_donors: foreign rationales per pair, for the placebo rank and the swap test.
         num_hard: hard negatives under each path, for `margin`.
@@ -57,6 +58,7 @@ class CounterfactualSelector(LightningModule):
         selection: str,
         contrast: Contrast = "gain",
         keep_share: float = 0.35,
+        min_placebo_rank: float = 0.0,
         weight_temperature: float = 1.0,
         num_donors: int = 3,
         num_hard: int = 10,
@@ -65,6 +67,7 @@ class CounterfactualSelector(LightningModule):
         self.evaluator = evaluator
         self.selection = Path(selection)
         self.contrast, self.keep_share = contrast, keep_share
+        self.min_placebo_rank = min_placebo_rank
         self.weight_temperature = weight_temperature
         self.num_donors, self.num_hard = num_donors, num_hard
         self.automatic_optimization = False  # nothing is trained by gradient here,
@@ -115,6 +118,7 @@ class CounterfactualSelector(LightningModule):
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero:
             fitted = {"tau": self.tau, "eta": self.eta, "contrast": self.contrast}
+            fitted |= {"min_placebo_rank": self.min_placebo_rank}
             path = Path(self.trainer.default_root_dir) / "selection.json"
             write_json(path, fitted | {"keep_share": self.keep_share})
 
@@ -130,7 +134,7 @@ class CounterfactualSelector(LightningModule):
     ) -> SidecarOutput:
         score_BCR, num_own = self._score(batch)
         found = self._contrasts(score_BCR, num_own)
-        contrast_BK = found[self.contrast]
+        contrast_BK = self._chosen_by(found)
         count_BK = torch.ones_like(contrast_BK)
         for row, pool in enumerate(batch.rationales):
             count_BK[row, : len(pool)] = torch.tensor([float(s.rationale.count) for s in pool])
@@ -222,7 +226,13 @@ class CounterfactualSelector(LightningModule):
         return contrasts(own_BCR, num_hard=self.num_hard, placebo_BKJ=placebo_BKJ)
 
     def _contrast(self, score_BCR: Tensor, num_own: int) -> Tensor:
-        return self._contrasts(score_BCR, num_own)[self.contrast]
+        return self._chosen_by(self._contrasts(score_BCR, num_own))
+
+    def _chosen_by(self, found: Mapping[str, Tensor]) -> Tensor:
+        """(B, K) the contrast, lowest of all where too few placebos are beaten (METHOD 5: the rank,
+        together with the gain). Without donors nobody is beaten, and nobody beats."""
+        below_BK = found["placebo_rank"] < self.min_placebo_rank
+        return found[self.contrast].masked_fill(below_BK, -torch.inf)
 
 
 def read_selection(folder: Path) -> dict[str, float]:

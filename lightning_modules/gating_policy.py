@@ -6,10 +6,9 @@ Shapes: B queries, S state width, A depths.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule
@@ -30,32 +29,19 @@ from mmemb.batches import (
     SidecarRow,
     UtilityBatch,
 )
-from mmemb.budget import Thresholds, gate_score
+from mmemb.budget import Thresholds, Unit
 from mmemb.distributed import gather_objects
+from mmemb.gate_fit import Estimator, OldPolicy, collapsed_to, policy_loss
 from mmemb.gate_inputs import check_parts
-from mmemb.gating import (
-    DepthHead,
-    MlpDepthHead,
-    exact_loss,
-    grpo_loss,
-    reinforce_loss,
-    reward_BA,
-    supervised_loss,
-    uniform_by_key,
-)
-from mmemb.latency import measure_latency
+from mmemb.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
+from mmemb.latency import fixed_sample, mean_latency, measure_latency
 from mmemb.lineage import write_json
 from mmemb.losses import LossTerm, combine
 from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
-from mmemb.records import Query, Side, stable_hash
+from mmemb.rationales.prompt_states import check_probe
+from mmemb.records import DIRECT, Query, Side, drafts_at
 from mmemb.retrieval import Galleries
-
-NUM_LATENCY_QUERIES = 32
-OLD_POLICY_STEPS = 4
-"""How long `grpo` samples from one policy; with 1 its clipping would never act."""
-
-Estimator = Literal["reinforce", "exact", "grpo", "supervised"]
 
 
 @final
@@ -66,8 +52,9 @@ class GatingPolicy(LightningModule):
     Args:
         embedder: folder of the embedder's run.
         run: folder of the gate's own fit, read by predict and test.
-        worker: writes rationales at inference; its settings are saved with the embedder.
-        head: called with the width of the state.
+        workers: name of a depth -> who writes at it, the cheapest first; their settings are saved
+            with the embedder. `{full: ...}` is the paper's binary gate.
+        head: called with the width of the state and the number of depths, direct among them.
         state: what the gate sees, some of `embedding`, `scores` and `probe` (`mmemb.gate_inputs`).
         temperature: tau of the scores whose shape a state with `scores` holds: the
             `utility_temperature` of the utilities.
@@ -76,7 +63,9 @@ class GatingPolicy(LightningModule):
         num_samples: actions per state of `reinforce`.
         price: lambda, what a token costs, in nats of utility.
         clip: c, bound on the utility difference.
-        budget: upper bound on the share of eligible queries that reason; null: the gate's will.
+        budget: upper bound on what an eligible query costs on average; null: the gate's will.
+        unit: what the budget counts: `invocation` (a share), `tokens` or `milliseconds`; the last
+            one needs the latency.json of an earlier `test`.
         seed: of the actions' noise.
         measure: whether `test` measures milliseconds.
     """
@@ -85,32 +74,35 @@ class GatingPolicy(LightningModule):
         self,
         embedder: str,
         run: str,
-        worker: RationaleWorker,
-        head: Callable[[int], DepthHead] = MlpDepthHead,
+        workers: dict[str, RationaleWorker],
+        head: Callable[[int, int], DepthHead] = MlpDepthHead,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         estimator: Estimator = "reinforce",
         num_samples: int = 4,
         price: float = 0.01,
         clip: float = 3.0,
         budget: float | None = None,
+        unit: Unit = "invocation",
         state: list[str] | None = None,
         temperature: float = 0.05,
         seed: int = 0,
         measure: bool = True,
     ) -> None:
         super().__init__()
-        if budget is not None and not 0 <= budget <= 1:
-            raise ValueError(f"budget {budget} is not a share between 0 and 1")
+        if budget is not None and (budget < 0 or (unit == "invocation" and budget > 1)):
+            raise ValueError(
+                f"budget {budget}: expected a share between 0 and 1, or more in tokens"
+            )
         self.embedder, self.run = Path(embedder), Path(run)
-        self.worker = worker
+        self.workers = dict(workers)  # not a ModuleDict: writers stay out of checkpoints
         self.state, self.temperature = check_parts(state or ["embedding"]), temperature
         self.make_head, self.optimizer = head, optimizer
         self.estimator, self.num_samples, self.seed = estimator, num_samples, seed
         self.price, self.clip = price, clip
-        self.budget, self.measure = budget, measure
+        self.budget, self.unit, self.measure = budget, unit, measure
         self.head: DepthHead | None = None
-        self._old: tuple[DepthHead, ...] = ()
-        self._scores: list[tuple[str, float]] = []
+        self._old = OldPolicy()
+        self._calibration: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = []
         self._sums = MeanSums()
         self._candidates: list[CandidateOutput] = []
         self._galleries = Galleries([])
@@ -120,11 +112,25 @@ class GatingPolicy(LightningModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            self._check_depths(self.trainer.datamodule.depths)
             states_NS = self.trainer.datamodule.gate_inputs().state(self.state)
-            self.head = self.make_head(states_NS.shape[1])
+            self.head = self.make_head(states_NS.shape[1], 1 + len(self.workers))
             self.head.standardise(states_NS)
         elif stage in {"test", "predict"}:
-            self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.worker)
+            self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers)
+            if self.unit == "milliseconds":
+                found, _ = mean_latency(Path(f"{self.run}-test") / "latency.json")
+                self.adaptive.thresholds = replace(
+                    self.adaptive.thresholds, milliseconds=found.depth_ms
+                )
+
+    def _check_depths(self, measured: Sequence[str]) -> None:
+        if list(measured) != [DIRECT, *self.workers]:
+            raise ValueError(
+                f"The gate has workers for the depths {list(self.workers)}, but the utilities were "
+                f"measured at {list(measured)}: set `depths` of the stage `utilities` to "
+                f"{[DIRECT, *self.workers]} and make them again, or change `workers`."
+            )
 
     # fit
 
@@ -144,19 +150,19 @@ class GatingPolicy(LightningModule):
     def _estimate(
         self, state_BS: Tensor, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch
     ) -> LossTerm:
-        if self.estimator == "exact":
-            return exact_loss(logit_BA, reward, batch.eligible_B)
-        if self.estimator == "supervised":
-            return supervised_loss(logit_BA, reward, batch.eligible_B)
         # Noise by key and step: equal on any number of ranks, different in every step.
         noise_BJ = uniform_by_key(batch.keys, self.num_samples, self.seed + self.global_step)
-        if self.estimator == "reinforce":
-            return reinforce_loss(logit_BA, reward, uniform_BJ=noise_BJ, valid_B=batch.eligible_B)
-        if not self._old or self.global_step % OLD_POLICY_STEPS == 0:
-            self._old = (deepcopy(self.head).eval(),)  # in a tuple, so that it is no submodule
-        with torch.no_grad():
-            old_BA = self._old[0](state_BS)
-        return grpo_loss(logit_BA, reward, old_BA, uniform_BJ=noise_BJ, valid_B=batch.eligible_B)
+        old_BA = None
+        if self.estimator == "grpo":
+            old_BA = self._old.logits(self.head, state_BS, self.global_step)
+        return policy_loss(
+            self.estimator,
+            logit_BA,
+            reward,
+            old_logit_BA=old_BA,
+            uniform_BJ=noise_BJ,
+            valid_B=batch.eligible_B,
+        )
 
     def _decisions(self, logit_BA: Tensor, batch: UtilityBatch) -> DecisionOutput:
         depths_B = logit_BA.detach().argmax(1) * batch.eligible_B
@@ -170,9 +176,9 @@ class GatingPolicy(LightningModule):
         decisions = self._decisions(logit_BA, batch)
         taken_B = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
         self._sums.add("val/reward", taken_B.sum().item(), len(taken_B))
-        scores = gate_score(logit_BA).tolist()
-        rows = zip(batch.keys, scores, batch.eligible_B.tolist(), strict=True)
-        self._scores.extend((key, score) for key, score, eligible in rows if eligible)
+        for row in batch.eligible_B.nonzero().flatten().tolist():
+            logit_A, cost_A = logit_BA[row].tolist(), batch.cost_BA[row].tolist()
+            self._calibration.append((batch.keys[row], tuple(logit_A), tuple(cost_A)))
         return decisions
 
     @override
@@ -180,10 +186,25 @@ class GatingPolicy(LightningModule):
         # Sums: a rank may hold no eligible query. The means are equal on all of them.
         self.log_dict(self._sums.compute(), sync_dist=True)
         self._sums.reset()
-        ranked = sorted(set(gather_objects(self._scores)))
-        self._scores = []
-        keys, scores = [key for key, _ in ranked], [score for _, score in ranked]
-        self.thresholds = Thresholds.calibrate(torch.tensor(scores), keys)
+        rows = sorted({row[0]: row for row in gather_objects(self._calibration)}.values())
+        self._calibration = []
+        keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
+        self.thresholds = Thresholds.calibrate(torch.tensor(logits), torch.tensor(costs), keys)
+        self._warn_if_collapsed(keys)
+
+    def _warn_if_collapsed(self, keys: Sequence[str]) -> None:
+        if not keys or self.trainer.global_step < self.trainer.max_steps:
+            return
+        depth_C = self.thresholds.decide(torch.tensor(self.thresholds.logits), keys)
+        depths = [DIRECT, *self.workers]
+        if (
+            depth := collapsed_to(depth_C, len(depths))
+        ) is not None and self.trainer.is_global_zero:
+            print(
+                f"warning: the gate has collapsed: {depths[depth]!r} for at least 98 % of the "
+                "calibration queries. That is right where one depth is best for all; otherwise "
+                "change the price, or the gate's state."
+            )
 
     @override
     def configure_optimizers(self) -> Any:
@@ -194,7 +215,7 @@ class GatingPolicy(LightningModule):
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))
             saved = AdaptiveEmbedder(
-                backbone, self.head, self.thresholds, self.worker, self.state, self.temperature
+                backbone, self.head, self.thresholds, self.workers, self.state, self.temperature
             )
             saved.save_pretrained(Path(self.trainer.default_root_dir) / "adaptive")
 
@@ -206,15 +227,15 @@ class GatingPolicy(LightningModule):
     ) -> SidecarOutput:
         adaptive = self.adaptive
         logit_BA = adaptive.head(batch.inputs.state(adaptive.state))
-        score_B = gate_score(logit_BA)
-        open_B = adaptive.thresholds.decide(score_B, batch.keys, self.budget) & batch.eligible_B
-        cost_B = batch.cost_BA.gather(1, open_B.long()[:, None])[:, 0]
+        depths_B = adaptive.thresholds.decide(logit_BA, batch.keys, self.budget, self.unit)
+        depths_B = depths_B * batch.eligible_B
+        cost_B = batch.cost_BA.gather(1, depths_B[:, None])[:, 0]
         rows = []
         for row, key in enumerate(batch.keys):
             decision = {
-                "depth": int(open_B[row]),
-                "probability": round(float(logit_BA[row].softmax(0)[-1]), 6),
-                "score": round(float(score_B[row]), 6),
+                "depth": int(depths_B[row]),
+                "probability": round(float(1 - logit_BA[row].softmax(0)[0]), 6),
+                "logits": [round(value, 6) for value in logit_BA[row].tolist()],
                 "cost": float(cost_B[row]),
             }
             rows.append(SidecarRow(key, {"json": decision}, batch.metas[row]))
@@ -237,12 +258,18 @@ class GatingPolicy(LightningModule):
     def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> QueryOutput:
         """The path of inference, with the rationales that stage 1 wrote instead of new ones."""
         sides = [query.side for query in batch.queries]
-        adaptive.worker = PrecomputedWorker.over(
-            sides, batch.rationales, self.worker.reads, batch.probes
-        )
+        adaptive.workers = {
+            depth: PrecomputedWorker.over(
+                sides,
+                [drafts_at(depth, pool) for pool in batch.rationales],
+                worker.reads,
+                batch.probes,
+            )
+            for depth, worker in self.workers.items()
+        }
         keys = [query.key for query in batch.queries]
         shown = [self._galleries.of_query(query) for query in batch.queries]
-        encoded = adaptive.encode(sides, self.budget, keys=keys, gallery=shown)
+        encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=shown)
         eligible_B = torch.tensor([bool(rationales) for rationales in batch.rationales])
         if "probe" in adaptive.state:
             probes = zip(sides, batch.probes, strict=True)
@@ -258,8 +285,8 @@ class GatingPolicy(LightningModule):
         queries = fixed_sample(gather_objects(self._timed))
         if self.measure and self.trainer.is_global_zero and queries:
             adaptive = self.adaptive
-            adaptive.worker = self.worker
-            check_probe(self.worker, self._probed)
+            adaptive.workers = self.workers
+            check_probe(list(self.workers.values())[-1], self._probed)
             measured = measure_latency(
                 adaptive,
                 [query.key for query in queries],
@@ -269,21 +296,3 @@ class GatingPolicy(LightningModule):
             )
             rows = [asdict(latency) for latency in measured]
             write_json(Path(self.trainer.default_root_dir) / "latency.json", {"queries": rows})
-
-
-def check_probe(worker: RationaleWorker, probed: Sequence[tuple[Side, Tensor]]) -> None:
-    """Raises ValueError if the live worker's hidden states are not those that the gate learned."""
-    for side, known_H in probed:
-        live_H = worker.probe([side])[0].cpu()
-        if live_H.shape != known_H.shape or (live_H - known_H).abs().max() > 0.02 * known_H.std():
-            raise ValueError(
-                f"The gate's worker {worker.name!r} has another hidden state about {side.text!r} "
-                "than `rationales/` holds: give the gate the model, prompt and probe_layer that "
-                "wrote them."
-            )
-
-
-def fixed_sample(queries: list[Query]) -> list[Query]:
-    """The 32 queries with the smallest hash of their key: the same ones in every run."""
-    ranked = sorted(queries, key=lambda query: stable_hash("latency", query.key))
-    return ranked[:NUM_LATENCY_QUERIES]

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_modules.schedule import schedule
 from mmemb.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
 from mmemb.counterfactual import names_target
+from mmemb.losses import combine
 from mmemb.metrics import MeanSums
-from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
+from mmemb.rationales import NO_DRAW, LoraSettings, RationaleWorker, fold_candidates
+from mmemb.rationales.supervised import ReplyBatch
+from mmemb.rationales.withholding import check_unknowing, known_train_facts
 from mmemb.records import GREEDY, Rationale, ScoredRationale, scored_to_json, stable_hash
+
+if TYPE_CHECKING:
+    from mmemb.rationales.tuning import ReplyTuner
+
+PLAIN_LORA = LoraSettings()
+_LOG = logging.getLogger(__name__)
 
 
 @final
 class RationaleGenerator(LightningModule):
-    """predict: `rationales/`; test: format, tokens and leaks of what was written.
+    """predict: `rationales/`; test: format, tokens and leaks of what was written; fit: a worker's
+    language model learns the rationales that were kept (the M-step of METHOD 2).
 
     Training pairs get `num_candidates` samples of every worker; queries of the other parts get
     what the test will have: one greedy draw, and further sampled ones if `num_test_draws` > 1.
+
+    A fitted worker knows the train facts of its `fitted.json` better than it will know any fact of
+    the test. What it writes about their pairs is righter than the prior of the test, and whoever
+    learns from it (the selector's eta, the embedder) learns to trust rationales too much; `gate`,
+    `calibration` and `test` stay clean, since no question about them is ever fitted. So a fitted
+    worker writes about no train pair whose fact it knows (METHOD 3): fit two, each on one half of
+    the train concepts, and every pair is written about by the one that does not know it.
+    `allow_fitted` lifts this, warns, and `test` then counts such rationales as `fitted_...`.
 
     Args:
         workers: name -> worker; the union of what they write is the pool.
@@ -34,7 +56,12 @@ class RationaleGenerator(LightningModule):
         probe: name of the worker whose hidden state at its prompt's end goes into `probe.npy`,
             for a gate that reads it; null writes none.
         seed: with key and candidate number it decides every draw, so one shard regenerates to the
-            same bytes.
+            same bytes. It also starts the updates of `fit`.
+        tuned: name of the worker whose model `fit` trains; the worker itself has no adapter.
+        lora: rank, scale and layers of the updates that `fit` trains.
+        optimizer: called with the updates.
+        num_warmup: steps of linear warm-up.
+        allow_fitted: predict: let workers write about train facts that they were fitted on.
     """
 
     def __init__(
@@ -45,12 +72,18 @@ class RationaleGenerator(LightningModule):
         max_tokens: int = 96,
         probe: str | None = None,
         seed: int = 0,
+        tuned: str | None = None,
+        lora: LoraSettings = PLAIN_LORA,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        num_warmup: int = 5,
+        allow_fitted: bool = False,
     ) -> None:
         super().__init__()
         if num_candidates < 1:
             raise ValueError(f"num_candidates {num_candidates}: expected 1 (greedy) or more")
-        if probe is not None and probe not in workers:
-            raise ValueError(f"probe {probe!r} names no worker; they are {sorted(workers)}")
+        for role, name in {"probe": probe, "tuned": tuned}.items():
+            if name is not None and name not in workers:
+                raise ValueError(f"{role} {name!r} names no worker; they are {sorted(workers)}")
         self.probe = probe
         self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
         self.num_candidates = num_candidates
@@ -59,22 +92,52 @@ class RationaleGenerator(LightningModule):
         self.seed = seed
         self.counts: Counter[str] = Counter()
         self.sums = MeanSums()
+        self.tuned, self.lora, self.allow_fitted = tuned, lora, allow_fitted
+        self.optimizer, self.num_warmup = optimizer, num_warmup
+        self.adapter = nn.ParameterDict()  # the updates alone: no checkpoint holds the whole model
+        self._tuner: ReplyTuner | None = None
+
+    # fit
 
     @override
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self.configure_optimizers()
+        if stage != "fit":
+            return
+        if self.tuned is None:
+            raise ValueError(
+                "tuned is not set: name the worker whose language model fit trains on the kept "
+                "rationales, as experiments/configs/pocket/generator.yaml does."
+            )
+        self._tuner = self.workers[self.tuned].tuner(self.lora, self.seed)
+        named = self._tuner.parameters.items()
+        self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in named})
 
     @override
-    def configure_optimizers(self) -> None:
-        raise ValueError(
-            "RationaleGenerator has no fit yet: fine-tuning the generator on kept rationales "
-            "(the second EM round) comes with a later release; use predict and test."
-        )
+    def on_train_start(self) -> None:
+        self._tuner.to(self.device)
 
     @override
-    def training_step(self, batch: SideBatch, batch_idx: int) -> None:
-        self.configure_optimizers()  # never reached: it is here for Lightning to come to `setup`
+    def training_step(self, batch: ReplyBatch, batch_idx: int) -> Tensor:
+        loss = combine(self._tuner.loss(batch.sides, batch.rationales))
+        self.log("train/loss", loss.detach(), batch_size=len(batch.keys))
+        return loss
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.adapter.parameters())
+        num_steps = self.trainer.max_steps
+        scheduler = schedule(optimizer, num_steps if num_steps > 0 else 10**6, self.num_warmup)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    @override
+    def on_train_end(self) -> None:
+        if self.trainer.is_global_zero:
+            self._tuner.save(Path(self.trainer.default_root_dir) / "generator")
+
+    # predict
 
     @override
     def predict_step(
@@ -82,8 +145,9 @@ class RationaleGenerator(LightningModule):
     ) -> SidecarOutput:
         seeds_BK = self._seeds(batch)
         pools: list[list[Rationale]] = [[] for _ in batch.keys]
-        for worker in self.workers.values():
-            for pool, written in zip(pools, worker.write(batch.sides, seeds_BK), strict=True):
+        for worker, withheld_B in zip(self.workers.values(), self._withheld(batch), strict=True):
+            seeds = seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW)
+            for pool, written in zip(pools, worker.write(batch.sides, seeds), strict=True):
                 pool.extend(written)
         members: list[dict[str, Any]] = [
             {"json": self._candidates(pool, meta)}
@@ -93,6 +157,16 @@ class RationaleGenerator(LightningModule):
             members[row]["probe.npy"] = state_H.numpy().astype(np.float16)
         rows = map(SidecarRow, batch.keys, members, batch.metas)
         return SidecarOutput(batch.shard, tuple(rows))
+
+    def _withheld(self, batch: SideBatch) -> Tensor:
+        """bool (W, B), what a worker may not write about, since it was fitted on the fact."""
+        workers = tuple(self.workers.values())
+        knows_WB = known_train_facts(workers, batch.sides, batch.metas)
+        if not self.allow_fitted:
+            check_unknowing(knows_WB, workers, batch.sides, batch.metas)
+            return knows_WB
+        self.counts["about fitted facts"] += int(knows_WB.any(0).sum())
+        return torch.zeros_like(knows_WB)
 
     def _probed(self, batch: SideBatch) -> dict[int, Tensor]:
         """Row -> (H,) what the probed worker knows about it; absent where it cannot read."""
@@ -106,6 +180,15 @@ class RationaleGenerator(LightningModule):
     def on_predict_end(self) -> None:
         counts = ", ".join(f"{name} {self.counts[name]}" for name in sorted(self.counts))
         print(f"rationales: {counts or 'nothing to generate, 0 tokens'}")
+        if self.counts["about fitted facts"]:
+            _LOG.warning(
+                "allow_fitted: %d train pairs were written about by a worker that was fitted on "
+                "their facts. Their rationales are righter than those of the test will be, and "
+                "names_target on train says nothing about it; other parts are clean.",
+                self.counts["about fitted facts"],
+            )
+
+    # test
 
     @override
     def test_step(self, batch: PairRowBatch, batch_idx: int) -> None:
@@ -114,13 +197,15 @@ class RationaleGenerator(LightningModule):
             for pair, pool in zip(batch.pairs, batch.rationales, strict=True)
             for scored in pool
         ]
+        known = {worker.name: worker.fitted_facts for worker in self.workers.values()}
         for rationale, pair in rows:
             values = {
                 "format_rate": float(bool(rationale.thinking and rationale.answer)),
                 "reasoning_tokens": float(rationale.num_tokens),
                 "names_target": float(names_target(rationale.plain, pair.answers)),
             }
-            self.sums.add_all(values, prefix="test/")
+            is_fitted = pair.fact in known.get(rationale.worker, ())
+            self.sums.add_all(values, prefix="test/fitted_" if is_fitted else "test/")
 
     @override
     def on_test_epoch_end(self) -> None:

@@ -6,7 +6,7 @@ N candidates, S width of the gate's state, H width of a probe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import Backbone, load_backbone
-from mmemb.budget import Thresholds, gate_score
+from mmemb.budget import Thresholds, Unit
 from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.lineage import read_json, write_json
 from mmemb.rationales import RationaleWorker, load_worker
-from mmemb.records import DIRECT, FULL, GREEDY, Side
+from mmemb.records import DIRECT, GREEDY, Side
 
-DEPTHS = (DIRECT, FULL)
 _SETTINGS = "adaptive.json"
 
 
@@ -40,9 +39,10 @@ class AdaptiveEmbedder:
     Args:
         backbone: embeds a side with and without a rationale.
         head: reads the state, never a rationale.
-        thresholds: what to compare gate scores with, for any budget.
-        worker: writes the rationale; a side that it cannot read is embedded directly.
-        state: what the head's state is made of.
+        thresholds: the prices that keep any budget.
+        workers: name of a depth -> who writes at it, the cheapest first: `{"full": worker}`, or
+            `{"short": one, "full": other}`. A side that they cannot read is embedded directly.
+        state: what the head's state is made of. A `probe` is the last worker's.
         temperature: tau of the scores whose shape a state with `scores` holds.
     """
 
@@ -51,21 +51,27 @@ class AdaptiveEmbedder:
         backbone: Backbone,
         head: DepthHead,
         thresholds: Thresholds,
-        worker: RationaleWorker,
+        workers: Mapping[str, RationaleWorker],
         state: Sequence[StatePart] = ("embedding",),
         temperature: float = 0.05,
     ) -> None:
         self.backbone = backbone.eval()
         self.head = head.eval()
         self.thresholds = thresholds
-        self.worker = worker
+        self.workers = dict(workers)
         self.state, self.temperature = tuple(state), temperature
+
+    @property
+    def depths(self) -> tuple[str, ...]:
+        """Names of the depths, in the order of the head's logits."""
+        return (DIRECT, *self.workers)
 
     @torch.inference_mode()
     def encode(
         self,
         sides: Sequence[Side],
         budget: float | None = None,
+        unit: Unit = "invocation",
         *,
         depth: int | None = None,
         keys: Sequence[str] | None = None,
@@ -75,8 +81,9 @@ class AdaptiveEmbedder:
 
         Args:
             sides: B sides.
-            budget: upper bound on the share of eligible sides that reason, in expectation over
-                sides like those of the calibration part; None leaves it to the gate.
+            budget: upper bound on what eligible sides cost on average, in expectation over sides
+                like those of the calibration part; None leaves it to the gate.
+            unit: what the budget counts; `invocation` is the share that reasons.
             depth: forces a depth for every eligible side (0 = direct); the gate is not asked.
             keys: what breaks ties between equal gate scores; by default the content of the side.
             gallery: (N, D) vectors of the candidates, or one such tensor per side; only a gate
@@ -88,11 +95,15 @@ class AdaptiveEmbedder:
         direct_BD = self.backbone.encode(sides)
         eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
         names = [side.digest for side in sides] if keys is None else keys
+        chosen_B = torch.full((len(sides),), depth or 0)
         if depth is None and eligible_B.any():
             state_BS = self.inputs(sides, direct_BD, eligible_B, gallery).state(self.state)
-            eligible_B &= self.decide(state_BS, names, budget)
-        chosen = eligible_B.nonzero().flatten().tolist() if depth != 0 else []
-        return self._reason(sides, chosen, direct_BD)
+            chosen_B = self.decide(state_BS, names, budget, unit)
+        return self._reason(sides, chosen_B * eligible_B, direct_BD)
+
+    def can_reason(self, side: Side) -> bool:
+        """Whether the workers can read the side (METHOD 7: only these queries are eligible)."""
+        return all(worker.can_read(side) for worker in self.workers.values())
 
     def inputs(
         self,
@@ -112,34 +123,33 @@ class AdaptiveEmbedder:
             scores_B3 = torch.cat(shapes)
         if "probe" in self.state:
             rows = eligible_B.nonzero().flatten()
-            known_RH = self.worker.probe([sides[row] for row in rows.tolist()]).cpu()
-            probe_BH = known_RH.new_zeros(len(sides), known_RH.shape[1]).index_copy(
-                0, rows, known_RH
-            )
+            known_RH = list(self.workers.values())[-1].probe([sides[row] for row in rows.tolist()])
+            empty_BH = torch.zeros(len(sides), known_RH.shape[1])
+            probe_BH = empty_BH.index_copy(0, rows, known_RH.cpu())
         return GateInputs(direct_BD, scores_B3, probe_BH)
 
-    def can_reason(self, side: Side) -> bool:
-        """Whether the worker can read the side (METHOD 7: only these queries are eligible)."""
-        return self.worker.can_read(side)
-
-    def decide(self, state_BS: Tensor, keys: Sequence[str], budget: float | None) -> Tensor:
-        """(B,) bool: whether the gate asks for a rationale."""
+    def decide(
+        self, state_BS: Tensor, keys: Sequence[str], budget: float | None, unit: Unit = "invocation"
+    ) -> Tensor:
+        """(B,) int64: the depths that the gate asks for."""
         device = next(self.head.parameters()).device
-        score_B = gate_score(self.head(state_BS.to(device))).cpu()
-        return self.thresholds.decide(score_B, keys, budget)
+        logit_BA = self.head(state_BS.to(device)).cpu()
+        return self.thresholds.decide(logit_BA, keys, budget, unit)
 
-    def _reason(self, sides: Sequence[Side], chosen: list[int], direct_BD: Tensor) -> Encoded:
-        depths_B = torch.zeros(len(sides), dtype=torch.long)
-        tokens_B = torch.zeros(len(sides), dtype=torch.long)
+    def _reason(self, sides: Sequence[Side], chosen_B: Tensor, direct_BD: Tensor) -> Encoded:
+        depths_B, tokens_B = torch.zeros_like(chosen_B), torch.zeros_like(chosen_B)
         vectors_BD = direct_BD.clone()
-        if chosen:
-            picked = [sides[i] for i in chosen]
-            written = self.worker.write(picked, torch.full((len(picked), 1), GREEDY))
+        for depth, worker in enumerate(self.workers.values(), start=1):
+            rows = (chosen_B == depth).nonzero().flatten().tolist()
+            if not rows:
+                continue
+            picked = [sides[row] for row in rows]
+            written = worker.write(picked, torch.full((len(picked), 1), GREEDY))
             rationales = [draws[0] if draws else None for draws in written]
-            vectors_BD[chosen] = self.backbone.encode(picked, rationales)
+            vectors_BD[rows] = self.backbone.encode(picked, rationales)
             # A side about which the worker had nothing to say was embedded directly.
-            depths_B[chosen] = torch.tensor([int(r is not None) for r in rationales])
-            tokens_B[chosen] = torch.tensor([r.num_tokens if r else 0 for r in rationales])
+            depths_B[rows] = torch.tensor([depth * (r is not None) for r in rationales])
+            tokens_B[rows] = torch.tensor([r.num_tokens if r else 0 for r in rationales])
         return Encoded(vectors_BD, depths_B, tokens_B)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -152,27 +162,32 @@ class AdaptiveEmbedder:
         write_json(
             folder / _SETTINGS,
             {
-                "depths": DEPTHS,
                 "state": self.state,
                 "temperature": self.temperature,
                 "thresholds": self.thresholds.to_json(),
-                "worker": self.worker.settings(),
+                "workers": {depth: worker.settings() for depth, worker in self.workers.items()},
             },
         )
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, worker: RationaleWorker | None = None
+        cls, folder: str | Path, workers: Mapping[str, RationaleWorker] | None = None
     ) -> AdaptiveEmbedder:
-        """Loads what `save_pretrained` wrote; `worker` replaces the saved one."""
+        """Loads what `save_pretrained` wrote; `workers` replace the saved ones."""
         settings = read_settings(Path(folder))
+        saved = settings["workers"]
+        if workers is not None and list(workers) != list(saved):
+            raise ValueError(
+                f"{folder} was saved with the depths {list(saved)}, but the workers given are for "
+                f"{list(workers)}: expected one for each, in this order."
+            )
         return cls(
             load_backbone(str(Path(folder) / "backbone")),
             load_head(Path(folder) / "gate"),
             Thresholds.from_json(settings["thresholds"]),
-            worker or load_worker(settings["worker"]),
-            check_parts(settings.get("state", ["embedding"])),
-            float(settings.get("temperature", 0.05)),
+            workers or {depth: load_worker(worker) for depth, worker in saved.items()},
+            check_parts(settings["state"]),
+            float(settings["temperature"]),
         )
 
 
@@ -185,10 +200,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
             "interrupted. `experiments.run fit` with a gate config writes one to <run>/adaptive."
         )
     settings = read_json(path, "the settings of an AdaptiveEmbedder")
-    thresholds, worker = settings.get("thresholds"), settings.get("worker")
-    if not isinstance(worker, dict) or not {"scores", "ties"} <= set(thresholds or ()):
+    needed = {"state", "temperature", "thresholds", "workers"}
+    parts = {"logits", "costs", "ties", "milliseconds"}
+    if not needed <= set(settings) or not parts <= set(settings["thresholds"] or ()):
         raise ValueError(
-            f"{path} lacks thresholds (with scores and ties) or worker: it is not what "
-            "`save_pretrained` writes. Fit the gate again."
+            f"{path} lacks some of {sorted(needed)}, or of {sorted(parts)} in its thresholds: it "
+            "is not what `save_pretrained` writes. Fit the gate again."
         )
     return settings

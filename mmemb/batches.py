@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from mmemb.gate_inputs import GateInputs
-from mmemb.records import Candidate, Media, Pair, Query, Rationale, ScoredRationale, Side
+from mmemb.records import (
+    DIRECT,
+    FULL,
+    Candidate,
+    Media,
+    Pair,
+    Query,
+    Rationale,
+    ScoredRationale,
+    Side,
+)
 
 _Record = TypeVar("_Record")
 
@@ -122,6 +132,7 @@ class UtilityBatch:
     Attributes:
         inputs: what a gate may see. utility_BA: log-probability of the true target at each depth.
         cost_BA: tokens at each depth. eligible_B: whether some worker can read the query.
+        depths: names of the depths, direct first.
     """
 
     keys: tuple[str, ...]
@@ -131,6 +142,7 @@ class UtilityBatch:
     cost_BA: Tensor
     eligible_B: Tensor
     shard: str = ""
+    depths: tuple[str, ...] = (DIRECT, FULL)
 
     def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
         moved = _map_tensors(self, lambda x: x.to(*args, **kwargs))

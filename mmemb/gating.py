@@ -5,6 +5,7 @@ Depth 0 is direct. Shapes: B states, S state width, A depths, J sampled actions 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -245,3 +246,28 @@ def per_task_rule(reward_BA: Tensor, tasks: Sequence[str]) -> dict[str, int]:
     """
     rows = {task: [i for i, other in enumerate(tasks) if other == task] for task in tasks}
     return {task: int(reward_BA[chosen].mean(0).argmax()) for task, chosen in rows.items()}
+
+
+def best_threshold(
+    score_N: Sequence[float], gain_N: Sequence[float], weight_N: Sequence[float]
+) -> float:
+    """The threshold above which taking the gain is worth most in all; of equals the highest.
+
+    Lies halfway between two neighbouring scores; infinite where nothing, or everything, is taken.
+
+    Args:
+        score_N: what is compared with the threshold.
+        gain_N: what each row gains if it is above.
+        weight_N: how much each row counts.
+
+    >>> best_threshold([1.0, 2.0, 3.0], [-1.0, 2.0, -1.0], [1.0, 1.0, 1.0])
+    1.5
+    """
+    rows = sorted(zip(score_N, gain_N, weight_N, strict=True), reverse=True)
+    below_N = [score for score, _, _ in rows[1:]] + [-math.inf] * bool(rows)
+    best, total, threshold = 0.0, 0.0, math.inf
+    for (score, gain, weight), below in zip(rows, below_N, strict=True):
+        total += gain * weight
+        if below < score and total > best:
+            best, threshold = total, (score + below) / 2
+    return threshold

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 
 from mmemb.adaptive import AdaptiveEmbedder
-from mmemb.records import Side
+from mmemb.records import Query, Side, stable_hash
+
+NUM_TIMED = 32
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One query's cost at batch size 1.
+    """One query's cost at batch size 1, or the mean over some.
 
     Attributes:
-        direct_ms: embedding alone.
+        key: of the query.
         decided_ms: embedding, and the gate's decision not to reason, its state included.
-        reasoned_ms: reasoning without asking the gate.
+        depth_ms: at each depth, the direct embedding first, without asking the gate.
+        tokens: written at each depth.
     """
 
     key: str
-    direct_ms: float
     decided_ms: float
-    reasoned_ms: float
-    tokens: int
+    depth_ms: tuple[float, ...]
+    tokens: tuple[float, ...]
 
 
 def measure_latency(
@@ -38,31 +43,65 @@ def measure_latency(
     galleries: Sequence[Tensor | None] | None = None,
     progress: Callable[[Sequence[Any]], Any] = iter,
 ) -> list[Latency]:
-    """Embeds each side alone, directly, with a decision and with reasoning, after a warm-up.
+    """Embeds each side alone, at every depth and with a decision, after a warm-up of each.
 
     Args:
-        embedder: with the worker that writes live.
+        embedder: with workers that write live.
         keys: B names of the sides.
         sides: B sides.
         galleries: (N, D) candidates of each side, where the gate's state holds their scores.
         progress: wraps the rows, to show a bar.
     """
     galleries = galleries or [None] * len(sides)
-    embedder.encode(sides[:1], depth=1)
+    depths = range(len(embedder.depths))
+    for depth in depths:
+        embedder.encode(sides[-1:], depth=depth)  # not the first: its prompt would be known then
     measured = []
     for key, side, shown in progress(list(zip(keys, sides, galleries, strict=True))):
-        direct_ms, _ = _timed(lambda side=side: embedder.encode([side], depth=0))
-        decided_ms, _ = _timed(
-            lambda side=side, shown=shown: embedder.encode([side], budget=0.0, gallery=shown)
-        )
-        reasoned_ms, encoded = _timed(lambda side=side: embedder.encode([side], depth=1))
-        measured.append(
-            Latency(key, direct_ms, decided_ms, reasoned_ms, int(encoded.tokens_B.sum()))
-        )
+        decided_ms, _ = _timed(partial(embedder.encode, [side], 0.0, gallery=shown))
+        found = [_timed(partial(embedder.encode, [side], depth=depth)) for depth in depths]
+        tokens = tuple(float(encoded.tokens_B.sum()) for _, encoded in found)
+        measured.append(Latency(key, decided_ms, tuple(ms for ms, _ in found), tokens))
     return measured
+
+
+def mean_latency(path: Path) -> tuple[Latency, int]:
+    """The mean of what `GatingPolicy test` wrote to a latency.json, and of how many queries.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it holds no measurement.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: run `experiments.run test` with the gate's config, which measures "
+            "milliseconds live."
+        )
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["queries"]
+        decided_ms = sum(float(row["decided_ms"]) for row in rows) / len(rows)
+        depth_ms = [_mean(column) for column in zip(*(r["depth_ms"] for r in rows), strict=True)]
+        tokens = [_mean(column) for column in zip(*(r["tokens"] for r in rows), strict=True)]
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{path} holds no live measurement ({type(error).__name__} {error}): delete it and run "
+            "`experiments.run test` with the gate's config again."
+        ) from None
+    return Latency("mean", decided_ms, tuple(depth_ms), tuple(tokens)), len(rows)
+
+
+def _mean(column: Sequence[float]) -> float:
+    """The mean of numbers, or TypeError."""
+    return sum(map(float, column)) / len(column)
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = function()
     return 1000 * (time.perf_counter() - start), result
+
+
+def fixed_sample(queries: list[Query]) -> list[Query]:
+    """The 32 queries with the smallest hash of their key: the same ones in every run."""
+    ranked = sorted(queries, key=lambda query: stable_hash("latency", query.key))
+    return ranked[:NUM_TIMED]

@@ -1,20 +1,21 @@
 """The planted world of METHOD 10: synthetic pairs whose rationales are known to help or not.
 
-It answers whether a contrast finds the helpful ones and whether a gate finds its optimum, with no
-model in between. Shapes: B pairs, N negatives, K rationales, D width, S state, A depths.
+No model stands in between: what a contrast finds here is what the contrast can find. Shapes:
+B pairs, C concepts or candidates, H look-alikes, N negatives, K rationales, R readings, J donors,
+D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import normalize
 
-from mmemb.batches import UtilityBatch
-from mmemb.counterfactual import keep, keep_threshold
-from mmemb.gate_inputs import GateInputs
+from mmemb.counterfactual import keep, keep_threshold, log_softmax_target
 
 HELPFUL, USELESS, FALSE_HELPFUL, LEAKING = range(4)
 """What a rationale does: moves the query to the target alone; nowhere; to the target and, more so,
@@ -24,6 +25,7 @@ KIND_SHARES = (0.3, 0.4, 0.2, 0.1)
 
 _NUM_HARD = 5
 _STEP = 0.3
+_JITTER = 0.2
 
 
 @final
@@ -33,17 +35,19 @@ class PlantedWorld:
 
     Attributes:
         query_BD: h_d(q); between near its target and nowhere: pairs differ in difficulty.
-        target_BD: the true targets.
+        target_BD: the true targets; pairs of one concept share theirs, and its look-alikes.
         negative_BND: the first few are look-alikes of the target, the rest is random.
-        reasoned_BKD: h_r(q, r).
+        move_BKD: what reading a rationale adds to a query, whoever reads it.
         kind_BK: `HELPFUL`, `USELESS`, `FALSE_HELPFUL` or `LEAKING`.
+        concept_B: which concept a pair asks about: the clusters of a bootstrap.
     """
 
     query_BD: Tensor
     target_BD: Tensor
     negative_BND: Tensor
-    reasoned_BKD: Tensor
+    move_BKD: Tensor
     kind_BK: Tensor
+    concept_B: Tensor
 
     @property
     def helpful(self) -> Tensor:
@@ -61,9 +65,33 @@ class PlantedWorld:
         The colder, the more `gain` saturates on easy pairs (no log-probability passes 0): below
         0.1 it is hardly better than `raw`, while `margin` does not care.
         """
+        direct_B1D = self.query_BD[:, None]
+        return self._score(torch.cat([direct_B1D, self._read(self.move_BKD)], 1), temperature)
+
+    def placebo(
+        self, num_donors: int, generator: torch.Generator, temperature: float = 0.2
+    ) -> Tensor:
+        """m(q, t, .) of other concepts' rationales, (B, K, J): one draw of donors per pair.
+
+        NaN where the drawn pair asks about the same concept or its rationale is a leak, which
+        provenance has dropped there as well.
+        """
+        num_pairs, num_rationales = self.kind_BK.shape
+        shape = (num_pairs, num_donors)
+        donor_BJ = torch.randint(num_pairs, shape, generator=generator)
+        slot_BJ = torch.randint(num_rationales, shape, generator=generator)
+        foreign_BJD = self._read(self.move_BKD[donor_BJ, slot_BJ])
+        placebo_BJ = log_softmax_target(self._score(foreign_BJD, temperature))
+        same_BJ = self.concept_B[donor_BJ] == self.concept_B[:, None]
+        placebo_BJ[same_BJ | self.names_target[donor_BJ, slot_BJ]] = torch.nan
+        return placebo_BJ[:, None].expand(-1, num_rationales, -1)
+
+    def _read(self, move_BRD: Tensor) -> Tensor:
+        return normalize(self.query_BD[:, None] + move_BRD, dim=-1)
+
+    def _score(self, reading_BRD: Tensor, temperature: float) -> Tensor:
         candidate_BCD = torch.cat([self.target_BD[:, None], self.negative_BND], 1)
-        reader_BRD = torch.cat([self.query_BD[:, None], self.reasoned_BKD], 1)
-        return candidate_BCD @ reader_BRD.mT / temperature
+        return candidate_BCD @ reading_BRD.mT / temperature
 
 
 def planted_world(
@@ -72,6 +100,8 @@ def planted_world(
     num_rationales: int = 4,
     dim: int = 32,
     *,
+    num_concepts: int | None = None,
+    shares: Sequence[float] = KIND_SHARES,
     generator: torch.Generator,
 ) -> PlantedWorld:
     """Draws a planted world.
@@ -81,30 +111,63 @@ def planted_world(
         num_negatives: N, at least 5 (the look-alikes).
         num_rationales: K.
         dim: D.
+        num_concepts: pairs draw their concept among so many, so concepts hold unequal numbers of
+            pairs; None gives every pair a concept of its own.
+        shares: of helpful, useless, false-helpful and leaking rationales.
         generator: the only source of randomness.
     """
+    _check(num_pairs, num_negatives, num_concepts, shares)
 
     def noise(*shape: int) -> Tensor:
-        return nn.functional.normalize(torch.randn(*shape, dim, generator=generator), dim=-1)
+        return normalize(torch.randn(*shape, dim, generator=generator), dim=-1)
 
-    family_BD = noise(num_pairs)
-    target_BD = nn.functional.normalize(family_BD + noise(num_pairs), dim=-1)
-    alike_BHD = nn.functional.normalize(family_BD[:, None] + noise(num_pairs, _NUM_HARD), dim=-1)
+    concept_B = torch.arange(num_pairs)
+    if num_concepts is not None:
+        concept_B = torch.randint(num_concepts, (num_pairs,), generator=generator)
+    family_CD = noise(num_concepts or num_pairs)
+    target_BD = normalize(family_CD + noise(len(family_CD)), dim=-1)[concept_B]
+    alike_CHD = normalize(family_CD[:, None] + noise(len(family_CD), _NUM_HARD), dim=-1)
+    alike_BHD = alike_CHD[concept_B]
     negative_BND = torch.cat([alike_BHD, noise(num_pairs, num_negatives - _NUM_HARD)], 1)
     ease_B1 = 1.5 * torch.rand(num_pairs, 1, generator=generator)
-    query_BD = nn.functional.normalize(ease_B1 * target_BD + noise(num_pairs), dim=-1)
-    shares = torch.tensor(KIND_SHARES).expand(num_pairs, -1)
-    kind_BK = torch.multinomial(shares, num_rationales, replacement=True, generator=generator)
-    own_BD = target_BD - alike_BHD.mean(1)
-    moves_B4D = torch.stack(
-        [own_BD, torch.zeros_like(own_BD), 2 * alike_BHD.mean(1), 2 * target_BD], 1
-    )
-    move_BKD = moves_B4D.gather(1, kind_BK[..., None].expand(-1, -1, dim))
-    jitter_BKD = 0.2 * noise(num_pairs, num_rationales)
-    reasoned_BKD = nn.functional.normalize(
-        query_BD[:, None] + _STEP * move_BKD + jitter_BKD, dim=-1
-    )
-    return PlantedWorld(query_BD, target_BD, negative_BND, reasoned_BKD, kind_BK)
+    query_BD = normalize(ease_B1 * target_BD + noise(num_pairs), dim=-1)
+    share_B4 = torch.tensor(shares, dtype=torch.float).expand(num_pairs, -1)
+    kind_BK = torch.multinomial(share_B4, num_rationales, replacement=True, generator=generator)
+    move_BKD = _STEP * _moves(target_BD, alike_BHD, kind_BK)
+    move_BKD = move_BKD + _JITTER * noise(num_pairs, num_rationales)
+    return PlantedWorld(query_BD, target_BD, negative_BND, move_BKD, kind_BK, concept_B)
+
+
+def _moves(target_BD: Tensor, alike_BHD: Tensor, kind_BK: Tensor) -> Tensor:
+    """Where a rationale of each kind points, (B, K, D)."""
+    alike_BD = alike_BHD.mean(1)
+    of_kind = {
+        HELPFUL: target_BD - alike_BD,
+        USELESS: torch.zeros_like(target_BD),
+        FALSE_HELPFUL: 2 * alike_BD,
+        LEAKING: 2 * target_BD,
+    }
+    move_B4D = torch.stack([of_kind[kind] for kind in sorted(of_kind)], 1)
+    return move_B4D.gather(1, kind_BK[..., None].expand(-1, -1, move_B4D.shape[-1]))
+
+
+def _check(
+    num_pairs: int, num_negatives: int, num_concepts: int | None, shares: Sequence[float]
+) -> None:
+    if (
+        num_pairs < 1
+        or num_negatives < _NUM_HARD
+        or (num_concepts is not None and num_concepts < 1)
+    ):
+        raise ValueError(
+            f"a planted world of {num_pairs} pairs, {num_concepts} concepts and {num_negatives} "
+            f"negatives: expected at least 1 pair, 1 concept and {_NUM_HARD} negatives"
+        )
+    if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"shares {tuple(shares)}: expected four that sum to 1, of helpful, useless, "
+            "false-helpful and leaking rationales"
+        )
 
 
 def kept_hits(contrast_BK: Tensor, helpful_BK: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -130,33 +193,3 @@ def keep_precision(contrast_BK: Tensor, helpful_BK: Tensor, share: float) -> flo
     """
     hits_B, kept_B = kept_hits(contrast_BK, helpful_BK, share)
     return hits_B.sum().item() / max(1, kept_B.sum().item())
-
-
-def planted_gate(
-    num_queries: int = 2000, dim: int = 8, *, generator: torch.Generator
-) -> UtilityBatch:
-    """Queries whose state tells exactly how much reasoning gains: a linear function of it.
-
-    Reasoning costs 40 tokens; at a price it pays where the gain is above 40 * price.
-    """
-    state_BS = torch.randn(num_queries, dim, generator=generator)
-    gain_B = state_BS @ torch.linspace(-1, 1, dim)
-    direct_B = -1 - torch.rand(num_queries, generator=generator)
-    return UtilityBatch(
-        keys=tuple(f"planted-{i}" for i in range(num_queries)),
-        metas=tuple({"task": "planted", "concept": str(i)} for i in range(num_queries)),
-        inputs=GateInputs.of_embedding(state_BS),
-        utility_BA=torch.stack([direct_B, direct_B + gain_B], 1),
-        cost_BA=torch.tensor([0.0, 40.0]).expand(num_queries, -1),
-        eligible_B=torch.ones(num_queries, dtype=torch.bool),
-    )
-
-
-def regret(logit_BA: Tensor, reward_BA: Tensor) -> float:
-    """What the policy's choice loses against the best depth of every query, on average.
-
-    >>> regret(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
-    2.0
-    """
-    chosen_B = reward_BA.gather(1, logit_BA.argmax(1, keepdim=True))[:, 0]
-    return (reward_BA.amax(1) - chosen_B).mean().item()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -98,6 +98,7 @@ class Rationale:
         num_tokens: tokens the model generated for it.
         log_probability: sum over those tokens; None where a worker gives none.
         count: how many equal draws were merged into this one.
+        seeds: of all of them, where there is more than one.
     """
 
     text: str
@@ -112,6 +113,7 @@ class Rationale:
     depth: str = FULL
     count: int = 1
     provenance: str = "one-sided"
+    seeds: tuple[int, ...] = ()
 
     @property
     def mean_log_probability(self) -> float | None:
@@ -136,6 +138,11 @@ class Rationale:
     def plain(self) -> str:
         """Thought and answer without tags, one space between: what an embedder reads."""
         return " ".join(part for part in (self.thinking, self.answer) if part)
+
+
+def drafts_at(depth: str, rationales: Sequence[Rationale]) -> tuple[Rationale, ...]:
+    """Those that were written at a depth, in order."""
+    return tuple(rationale for rationale in rationales if rationale.depth == depth)
 
 
 @dataclass(frozen=True, slots=True)

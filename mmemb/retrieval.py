@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -16,8 +17,22 @@ from mmemb.batches import CandidateOutput
 from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.gate_inputs import score_shape
 from mmemb.metrics import metrics_by_query
-from mmemb.ranking import rank_positives
+from mmemb.ranking import TiedRanks, rank_positives, rank_scores, search
 from mmemb.records import Query
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one query's candidates stand.
+
+    Attributes:
+        rank: expected rank of the best right candidate, 1 at best; ties are in random order.
+        top: name of the best candidate; of equals the one listed first.
+    """
+
+    rank: float
+    top: str
 
 
 @final
@@ -98,16 +113,62 @@ class Galleries:
         found: list[dict[str, float]] = [{} for _ in queries]
         for (gallery, local), rows in rankable(queries).items():
             asked = [queries[row] for row in rows]
-            ranks = rank_positives(
-                vectors_BD[rows].cpu(),
-                self.vectors(gallery),
-                [self.positives(query) for query in asked],
-                local_QC=[self._local(query) for query in asked] if local else None,
-            )
+            ranks = self._ranks(vectors_BD[rows].cpu(), gallery, asked, self._lists(asked, local))
             grades = [list(query.relevance.values()) for query in asked]
             for row, values in zip(rows, metrics_by_query(ranks, grades, cutoffs), strict=True):
                 found[row] = values
         return found
+
+    def averaged_metrics(
+        self,
+        draws: Sequence[Tensor],
+        queries: Sequence[Query],
+        tau: float,
+        cutoffs: Sequence[int],
+    ) -> list[dict[str, float]]:
+        """Metrics when the probabilities of several draws are averaged (METHOD 4).
+
+        Args:
+            draws: (B, D) vectors of each draw.
+            queries: B queries.
+            tau: temperature of the softmax over the query's candidates.
+            cutoffs: k of the metrics.
+        """
+        found = []
+        scores = [self._scores(vectors_BD, queries, tau) for vectors_BD in draws]
+        for row, query in enumerate(queries):
+            shown = list(range(len(self.vectors(query.gallery))))
+            shown = shown if query.candidates is None else self._local(query)
+            p_N = torch.stack([score[row][1][shown].softmax(0) for score in scores]).mean(0)
+            right = [shown.index(column) for column in self.positives(query)]
+            ranks = rank_scores(p_N.log()[None], torch.tensor([right]))
+            found += metrics_by_query(ranks, [list(query.relevance.values())], cutoffs)
+        return found
+
+    def standings(self, vectors_BD: Tensor, queries: Sequence[Query]) -> list[Standing]:
+        """Rank of the right candidate and name of the best one, of each query in order."""
+        found: dict[int, Standing] = {}
+        for (gallery, local), rows in rankable(queries).items():
+            asked, vectors_bD = [queries[row] for row in rows], vectors_BD[rows].cpu()
+            lists, names = self._lists(asked, local), list(self._columns[gallery])
+            rank_b = best_rank(self._ranks(vectors_bD, gallery, asked, lists))
+            top_b1 = search(vectors_bD, self.vectors(gallery), 1, local_QC=lists)[1]
+            for row, rank, top in zip(rows, rank_b.tolist(), top_b1[:, 0].tolist(), strict=True):
+                found[row] = Standing(rank, names[top])
+        return [found[row] for row in range(len(queries))]
+
+    def _ranks(
+        self,
+        vectors_BD: Tensor,
+        gallery: str,
+        asked: Sequence[Query],
+        lists: list[list[int]] | None,
+    ) -> TiedRanks:
+        positives = [self.positives(query) for query in asked]
+        return rank_positives(vectors_BD, self.vectors(gallery), positives, local_QC=lists)
+
+    def _lists(self, asked: Sequence[Query], local: bool) -> list[list[int]] | None:
+        return [self._local(query) for query in asked] if local else None
 
     def _local(self, query: Query) -> list[int]:
         """Columns of the query's own candidate list."""
@@ -125,6 +186,22 @@ class Galleries:
                 f"gallery {query.gallery!r} does not have; prepare the data again."
             )
         return [columns[row] for row in rows]
+
+
+def best_rank(ranks: TiedRanks) -> Tensor:
+    """(Q,) expected rank of the best right candidate when equal scores are in random order.
+
+    Of r right ones among e equals the first comes, on average, at place (e + 1) / (r + 1).
+
+    >>> from mmemb.ranking import rank_scores
+    >>> best_rank(rank_scores(torch.tensor([[3.0, 1.0, 1.0]]), torch.tensor([[1, -1]])))
+    tensor([2.5000], dtype=torch.float64)
+    """
+    far = torch.iinfo(ranks.greater_QP.dtype).max
+    before_Q, best_Q = ranks.greater_QP.masked_fill(~ranks.valid_QP, far).min(1)
+    equal_Q = ranks.equal_QP.gather(1, best_Q[:, None])[:, 0]
+    right_Q = ((ranks.greater_QP == before_Q[:, None]) & ranks.valid_QP).sum(1)
+    return before_Q.double() + (equal_Q + 1) / (right_Q + 1).double()
 
 
 def gather_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:

@@ -5,16 +5,27 @@ Shapes: B queries, R of them with a rationale in some draw, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 from torch import Tensor
 
 from mmemb.backbones import Backbone
 from mmemb.batches import QueryBatch, SidecarRow
-from mmemb.records import DIRECT, FULL, Query, Rationale, Side
-from mmemb.retrieval import Galleries
+from mmemb.records import DIRECT, FULL, Query, Rationale, Side, drafts_at
+from mmemb.retrieval import Galleries, Standing
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What one draw, or none, is worth to each of B queries."""
+
+    utility: list[float]
+    metrics: list[dict[str, float]]
+    standings: list[Standing]
 
 
 def guard_facts(queries: Sequence[Query], fitted: Collection[str], allow_fitted: bool) -> None:
@@ -35,8 +46,9 @@ def utility_rows(
     galleries: Galleries,
     temperature: float,
     cutoffs: Sequence[int],
+    depths: Sequence[str] = (DIRECT, FULL),
 ) -> list[SidecarRow]:
-    """One row per query: what a gate may see, and utility, cost and metrics of every depth.
+    """One row per query: what a gate may see; utility, cost, metrics and standing of every depth.
 
     Args:
         backbone: the embedder, in eval mode.
@@ -44,27 +56,38 @@ def utility_rows(
         galleries: candidates, embedded by the same backbone.
         temperature: tau of the softmax over the task's gallery.
         cutoffs: k of the metrics.
+        depths: names of the depths to measure, `direct` first.
+
+    Raises:
+        ValueError: a query has rationales, but none at one of the depths.
     """
     sides = [query.side for query in batch.queries]
     direct_BD = backbone.encode(sides)
-    draws = max(1, *map(len, batch.rationales)) if batch.rationales else 1
-    direct = _measure(direct_BD, batch.queries, galleries, temperature, cutoffs)
-    reasoned = [
-        _measure(
-            _read(backbone, sides, [_draw(r, k) for r in batch.rationales], direct_BD),
-            batch.queries,
-            galleries,
-            temperature,
-            cutoffs,
+    drafts = [_drafts(query, pool, depths) for query, pool in _pools(batch)]
+
+    def measure(vectors_BD: Tensor) -> _Measured:
+        return _measure(vectors_BD, batch.queries, galleries, temperature, cutoffs)
+
+    measured = [[measure(direct_BD)]]
+    averaged = [measured[0][0].metrics]
+    for depth in depths[1:]:
+        notes = [found.get(depth, ()) for found in drafts]
+        num_draws = max(1, *map(len, notes))
+        picked = [[_draw(row, k) for row in notes] for k in range(num_draws)]
+        vectors = [_read(backbone, sides, row, direct_BD) for row in picked]
+        measured.append([measure(vectors_BD) for vectors_BD in vectors])
+        averaged.append(
+            galleries.averaged_metrics(vectors, batch.queries, temperature, cutoffs)
+            if num_draws > 1
+            else measured[-1][0].metrics
         )
-        for k in range(draws)
-    ]
     shape_B3 = galleries.score_shapes(direct_BD, batch.queries, temperature)
     rows = []
     for row, query in enumerate(batch.queries):
         members = {
             "state.npy": direct_BD[row].cpu().numpy().astype(np.float32),
-            "json": _row(query, batch.rationales[row], row, direct, reasoned)
+            "json": _row(query, drafts[row], row, measured, depths)
+            | {"averaged": [depth[row] for depth in averaged]}
             | {"scores": [round(value, 5) for value in shape_B3[row].tolist()]},
         }
         if batch.probes and (probe_H := batch.probes[row]) is not None:
@@ -107,29 +130,60 @@ def _measure(
     galleries: Galleries,
     temperature: float,
     cutoffs: Sequence[int],
-) -> tuple[list[float], list[dict[str, float]]]:
-    utility_B = galleries.log_probability(vectors_BD, queries, temperature)
-    return utility_B.tolist(), galleries.metrics(vectors_BD, queries, cutoffs)
+) -> _Measured:
+    return _Measured(
+        galleries.log_probability(vectors_BD, queries, temperature).tolist(),
+        galleries.metrics(vectors_BD, queries, cutoffs),
+        galleries.standings(vectors_BD, queries),
+    )
 
 
 def _row(
     query: Query,
-    rationales: Sequence[Rationale],
+    drafts: Mapping[str, Sequence[Rationale]],
     row: int,
-    direct: tuple[list[float], list[dict[str, float]]],
-    reasoned: Sequence[tuple[list[float], list[dict[str, float]]]],
+    measured: Sequence[Sequence[_Measured]],
+    depths: Sequence[str],
 ) -> dict[str, Any]:
-    used = reasoned[: max(len(rationales), 1)]
+    notes = [drafts.get(depth, ()) for depth in depths]
+    first = [draws[0] for draws in measured]  # metrics and standings: of the greedy draw alone
     return {
         "task": query.task,
         "part": query.part,
         "concept": query.concept,
-        "eligible": bool(rationales),
-        "depths": [DIRECT, FULL],
-        "utility": [[direct[0][row]], [utility[row] for utility, _ in used]],
-        "cost": [[0], [r.num_tokens for r in rationales] or [0]],
-        "metrics": [direct[1][row], used[0][1][row]],
+        "eligible": bool(drafts),
+        "depths": list(depths),
+        "utility": [
+            [draw.utility[row] for draw in draws[: max(len(own), 1)]]
+            for draws, own in zip(measured, notes, strict=True)
+        ],
+        "cost": [[draft.num_tokens for draft in own] or [0] for own in notes],
+        "confidence": [[draft.mean_log_probability for draft in own] for own in notes],
+        "metrics": [depth.metrics[row] for depth in first],
+        "ranks": [depth.standings[row].rank for depth in first],
+        "top": [depth.standings[row].top for depth in first],
     }
+
+
+def _pools(batch: QueryBatch) -> list[tuple[Query, tuple[Rationale, ...]]]:
+    pools = batch.rationales or ((),) * len(batch.queries)
+    return list(zip(batch.queries, pools, strict=True))
+
+
+def _drafts(
+    query: Query, pool: Sequence[Rationale], depths: Sequence[str]
+) -> dict[str, tuple[Rationale, ...]]:
+    """The query's drafts by depth; none at all where no worker could read it."""
+    if not pool:
+        return {}
+    found = {depth: drafts_at(depth, pool) for depth in depths[1:]}
+    if missing := [depth for depth, drafts in found.items() if not drafts]:
+        raise ValueError(
+            f"Query {query.key} of task {query.task} has rationales, but none at depth "
+            f"{missing[0]!r}: give the stage `rationales` a worker that writes at it and make them "
+            f"again, or leave it out of `depths`."
+        )
+    return found
 
 
 def _meta(query: Query) -> dict[str, str]:

@@ -72,9 +72,10 @@ def embedder_of(
     backbone: OpenClipBackbone, head: MlpDepthHead, worker: RationaleWorker | None = None
 ) -> AdaptiveEmbedder:
     with torch.inference_mode():
-        score_B = gate_score(head.eval()(backbone.eval().encode(TEXTS)))
-    thresholds = Thresholds.calibrate(score_B, [side.digest for side in TEXTS])
-    return AdaptiveEmbedder(backbone, head, thresholds, worker or EchoWorker())
+        logit_BA = head.eval()(backbone.eval().encode(TEXTS))
+    cost_BA = torch.tensor([[0.0, len(side.text)] for side in TEXTS])
+    thresholds = Thresholds.calibrate(logit_BA, cost_BA, [side.digest for side in TEXTS])
+    return AdaptiveEmbedder(backbone, head, thresholds, {"full": worker or EchoWorker()})
 
 
 def torn_head(backbone: OpenClipBackbone) -> MlpDepthHead:
@@ -97,7 +98,7 @@ def test_budget_0_is_the_direct_embedding_bit_for_bit(backbone: OpenClipBackbone
     assert torch.equal(found.vectors_BD, direct_BD)
     assert not found.depths_B.any()
     assert not found.tokens_B.any()
-    assert embedder.worker.asked == [], "a worker that is not needed is not asked"
+    assert embedder.workers["full"].asked == [], "a worker that is not needed is not asked"
 
 
 def test_budget_1_and_a_willing_gate_reason_about_all_that_is_eligible(
@@ -198,11 +199,11 @@ def test_what_is_saved_embeds_the_same_after_loading(
             strict=True,
         ):
             assert torch.equal(one, other)
-    assert isinstance(loaded.worker, TableWorker)
+    assert isinstance(loaded.workers["full"], TableWorker)
     assert not loaded.backbone.training
     assert not loaded.head.training
-    other = AdaptiveEmbedder.from_pretrained(tmp_path / "adaptive", EchoWorker())
-    assert isinstance(other.worker, EchoWorker)
+    other = AdaptiveEmbedder.from_pretrained(tmp_path / "adaptive", {"full": EchoWorker()})
+    assert isinstance(other.workers["full"], EchoWorker)
 
 
 def test_an_interrupted_save_does_not_load(
@@ -221,8 +222,8 @@ def test_written_rationales_take_the_place_of_live_ones(backbone: OpenClipBackbo
     """The test path (rationales of stage 1) equals the live path, for every budget."""
     live = embedder_of(backbone, torn_head(backbone))
     written = EchoWorker().write(TEXTS, torch.full((len(TEXTS), 1), -1))
-    shards = PrecomputedWorker.over(TEXTS, written, live.worker.reads)
-    stored = AdaptiveEmbedder(backbone, live.head, live.thresholds, shards)
+    shards = PrecomputedWorker.over(TEXTS, written, live.workers["full"].reads)
+    stored = AdaptiveEmbedder(backbone, live.head, live.thresholds, {"full": shards})
     for budget in (None, 0.0, 0.4, 1.0):
         for one, other in zip(
             live.encode([*TEXTS, PICTURES[0]], budget),
@@ -237,8 +238,6 @@ def test_latency_measures_both_paths_of_every_query(backbone: OpenClipBackbone) 
     embedder = embedder_of(backbone, head_of(bias=-50.0), worker)
     measured = measure_latency(embedder, ["a", "b"], TEXTS[:2])
     assert [latency.key for latency in measured] == ["a", "b"]
-    assert [latency.tokens for latency in measured] == [len(side.text) for side in TEXTS[:2]]
-    assert all(
-        min(latency.direct_ms, latency.decided_ms, latency.reasoned_ms) > 0 for latency in measured
-    )
-    assert worker.asked == [TEXTS[0].text, TEXTS[0].text, TEXTS[1].text], "warm-up, then one each"
+    assert [latency.tokens for latency in measured] == [(0, len(s.text)) for s in TEXTS[:2]]
+    assert all(min(latency.decided_ms, *latency.depth_ms) > 0 for latency in measured)
+    assert worker.asked == [TEXTS[1].text, TEXTS[0].text, TEXTS[1].text], "warm-up, then one each"

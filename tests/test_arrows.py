@@ -21,22 +21,30 @@ MAY_IMPORT = {
     "experiments": {*ROOMS},
     "notebooks": {"mmemb", "experiments"},
 }
-HEAVY = {"transformers", "open_clip", "torchvision", "PIL", "timm", "safetensors", "tokenizers"}
+HEAVY = {
+    "transformers", "open_clip", "torchvision", "PIL", "timm", "safetensors", "tokenizers", "peft",
+}  # fmt: skip
 EAGER = {
-    "mmemb/rationales/language_model.py": {"transformers"},
+    "mmemb/rationales/chat_model.py": {"transformers"},
     "mmemb/rationales/decoders.py": {"transformers"},
+    "mmemb/rationales/shared_prefix.py": {"transformers"},
 }
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
 PURE = {
     "adaptive", "backbones", "backbones.base", "batch_plan", "batches", "benchmarks.pocket",
     "budget", "counterfactual", "distributed", "evaluators", "files",
-    "gate_inputs", "gating",
-    "guards", "latency", "lineage", "losses", "metrics", "planted", "ranking", "rationales",
-    "rationales.base",
-    "rationales.folding", "rationales.foreign", "rationales.loading", "rationales.pools",
-    "rationales.precomputed", "rationales.prompt_states", "rationales.prompts", "rationales.table", "records", "retrieval",
-    "shard_writer", "shards", "statistics", "utilities", "weights",
+    "gate_fit", "gate_inputs", "gating",
+    "guards", "latency", "lineage", "losses", "metrics", "planted", "planted_coverage",
+    "planted_estimators", "planted_gate", "planted_selection", "planted_study",
+    "ranking", "rationales",
+    "rationales.adapters", "rationales.base",
+    "rationales.folding", "rationales.foreign", "rationales.loading", "rationales.padding",
+    "rationales.pools",
+    "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
+    "rationales.supervised", "rationales.table", "rationales.withholding", "records", "reselection",
+    "retrieval", "shard_writer", "shards",
+    "statistics", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
 
@@ -140,7 +148,8 @@ def test_only_declared_modules_of_mmemb_are_impure() -> None:
     impure = {
         "backbones.bytes_tokenizer", "backbones.joint", "backbones.open_clip", "backbones.pixels",
         "backbones.sequences", "backbones.tower", "evaluators.base", "evaluators.embedding",
-        "rationales.decoders", "rationales.language_model", "rationales.sampling", "benchmarks",
+        "rationales.chat_model", "rationales.decoders", "rationales.language_model",
+        "rationales.sampling", "rationales.shared_prefix", "rationales.tuning", "benchmarks",
     }  # fmt: skip
     names = {
         ".".join(path.relative_to(REPO / "mmemb").with_suffix("").parts).removesuffix(".__init__")

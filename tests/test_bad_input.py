@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 from datamodules.evaluation import EvaluationRows, read_tasks
+from datamodules.sidecars import RationaleTable
 from experiments.run import innermost
 from mmemb.backbones import load_backbone
 from mmemb.lineage import fingerprint, read_facts
-from mmemb.shard_writer import Sample, encode_members, write_folder
+from mmemb.records import EvaluationTask, Rationale, from_json, scored_from_json, to_json
+from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_folder, write_shard
 from mmemb.shards import ShardIndex, read_manifest
 from mmemb.weights import read_weights
 from tests.tiny import write_tiny
@@ -113,3 +116,81 @@ def test_the_page_of_the_parser_is_left_out() -> None:
     )
     assert innermost(page) == "a.json is broken"
     assert innermost("plain") == "plain"
+
+
+# ---- records and sidecars
+
+RATIONALE = to_json(Rationale("<think>a</think>", "w", "m", "1", "p", "d", -1, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"text": 5}, "text is 5, expected str"),
+        ({"text": None}, "text is None, expected str"),
+        ({"seed": "1"}, "seed is '1', expected int"),
+        ({"num_tokens": True}, "num_tokens is True, expected int"),
+        ({"num_tokens": 2.5}, "num_tokens is 2.5, expected int"),
+        ({"log_probability": "x"}, "log_probability is 'x', expected float | None"),
+        ({"kept": 1}, "kept is 1, expected bool"),
+        ({"weight": "1"}, "weight is '1', expected float"),
+        ({"colour": 1}, "unknown field(s) ['colour']; known are ['count'"),
+    ],
+)
+def test_a_record_names_the_field_that_is_wrong(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        scored_from_json(RATIONALE | change)
+
+
+def test_what_json_does_to_a_number_is_no_error() -> None:
+    found = scored_from_json(RATIONALE | {"log_probability": -2, "weight": 1, "kept": False})
+    assert (found.rationale.log_probability, found.weight, found.kept) == (-2, 1, False)
+    assert scored_from_json(RATIONALE | {"log_probability": None}).rationale.text
+
+
+@pytest.mark.parametrize("record", [RATIONALE, to_json(EvaluationTask("t", "I-RET", "g"))])
+def test_records_come_back_from_json(record: dict[str, Any]) -> None:
+    kind = Rationale if "worker" in record else EvaluationTask
+    assert to_json(from_json(kind, json.loads(json.dumps(record)))) == record
+    name = next(iter(record))
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: .*missing.*{name}"):
+        from_json(kind, {k: v for k, v in record.items() if k != name})
+
+
+def table_of(root: Path, folder: Path, members: dict[str, bytes]) -> RationaleTable:
+    """Rationales of the queries, all with the same members."""
+    index = ShardIndex.open(root / "queries")
+    for shard in index.shard_names:
+        samples = [Sample(e.key, members) for e in index.of_shard(shard)]
+        write_shard(folder, shard, samples, fingerprint="f")
+    finish_manifest(folder, "f", index.shard_names)
+    return RationaleTable(folder, [index])
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"x.json": []}, "member json is missing: run the step"),
+        ({"json": {"text": "a"}}, "expected a list of rationales; AttributeError"),
+        ({"json": 5}, "expected a list of rationales; TypeError"),
+        ({"json": [None]}, "expected a list of rationales; AttributeError"),
+        ({"json": [RATIONALE | {"count": "2"}]}, "ValueError Rationale: count is '2'"),
+        ({"json": [{"text": "a"}]}, "ValueError Rationale: .*missing"),
+    ],
+)
+def test_broken_rationales_name_their_sample(
+    tmp_path: Path, tiny_root: Path, members: dict[str, Any], words: str
+) -> None:
+    encoded = {name: json.dumps(value).encode() for name, value in members.items()}
+    table = table_of(tiny_root, tmp_path, encoded)
+    with pytest.raises(
+        ValueError, match=rf"queries-000000\.tar, sample 00000000, .*{words}"
+    ) as got:
+        table.read(EvaluationRows(tiny_root, 4).queries[0])
+    assert "again" in str(got.value).lower()
+
+
+def test_rationales_that_are_no_json_name_their_sample(tmp_path: Path, tiny_root: Path) -> None:
+    table = table_of(tiny_root, tmp_path, {"json": b"{"})
+    with pytest.raises(ValueError, match=r"sample 00000000, member json cannot be decoded.*again"):
+        table.read(EvaluationRows(tiny_root, 4).queries[0])

@@ -223,12 +223,12 @@ def test_the_traceback_of_a_mistake_is_kept_in_a_file(
     assert "Traceback (most recent call last)" in Path(path).read_text()
 
 
-def test_training_a_generator_says_that_it_comes_later(
+def test_training_a_generator_asks_for_the_worker_to_train(
     empty: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = empty.command("rationales", "--runs", str(empty.runs))
     text = message_of(["fit", *arguments[1:], "--trainer.max_epochs", "1"], capsys)
-    assert "RationaleGenerator has no fit yet" in text
+    assert "tuned is not set" in text
 
 
 def test_a_fitted_fact_stops_the_utilities_stage(

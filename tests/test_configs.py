@@ -18,7 +18,8 @@ from mmemb.shards import ShardIndex
 from tests.tiny_experiment import CONFIGS, POCKET, REPO, STAGES, Experiment, settings_kept
 
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "base.yaml")
-RUNNABLE = [path for path in FILES if path.name != "pipeline.yaml"]
+PIPELINES = [path for path in FILES if "\nstages:" in path.read_text(encoding="utf-8")]
+RUNNABLE = [path for path in FILES if path not in PIPELINES]
 
 
 def commands(path: Path) -> list[list[str]]:
@@ -65,7 +66,18 @@ def test_every_command_of_a_file_parses(path: Path) -> None:
         assert config.data.class_path.startswith("datamodules.")
         assert "${" not in yaml.safe_dump(config.as_dict()), "interpolation is resolved"
         assert config.name
-        assert config.experiment == "pocket"
+        assert config.experiment.startswith("pocket")
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=name_of)
+def test_every_stage_of_a_pipeline_parses(path: Path) -> None:
+    from experiments.pipeline import read_pipeline
+
+    pipeline = read_pipeline(path)
+    assert len({stage.name for stage in pipeline.stages}) == len(pipeline.stages)
+    for stage in pipeline.stages:
+        config = parse(stage.command_line(["--experiment", pipeline.experiment]))
+        assert config.experiment == pipeline.experiment
 
 
 def test_the_pipeline_names_every_stage_once_and_in_order() -> None:

@@ -14,7 +14,13 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules.evaluation import EvaluationDataModule
 from mmemb.records import Rationale
-from mmemb.shard_writer import Sample, encode_members, write_folder
+from mmemb.shard_writer import (
+    Sample,
+    encode_members,
+    finish_manifest,
+    write_folder,
+    write_shard,
+)
 from mmemb.shards import ShardIndex
 from tests.tiny import write_broken, write_tiny, write_tiny_features, write_tiny_rationales
 
@@ -227,3 +233,39 @@ def test_local_candidates_and_grades(root, tmp_path):
 def test_workers_read_the_same(root):
     with_workers = evaluation(root, num_workers=1).test_dataloader()[1]
     assert keys_of(with_workers) == keys_of(evaluation(root).test_dataloader()[1])
+
+
+def write_probes(root: Path, folder: Path, probe: bytes) -> None:
+    """Rationales of the queries, with a probe of every second one."""
+    index = ShardIndex.open(root / "queries")
+    for shard in index.shard_names:
+        samples = []
+        for entry in index.of_shard(shard):
+            members = {"json": b"[]"} | ({} if int(entry.key) % 2 else {"probe.npy": probe})
+            samples.append(Sample(entry.key, members))
+        write_shard(folder, shard, samples, fingerprint="f")
+    finish_manifest(folder, "f", index.shard_names)
+
+
+def test_probes_travel_with_their_queries(root, tmp_path):
+    write_probes(root, tmp_path, encode_members({"npy": np.array([1, 2], np.float16)})["npy"])
+    for batch in evaluation(root, rationales=str(tmp_path)).test_dataloader()[1]:
+        assert len(batch.probes) == len(batch.queries)
+        for query, probe_H in zip(batch.queries, batch.probes, strict=True):
+            if int(query.key) % 2:
+                assert probe_H is None
+            else:
+                assert (probe_H.tolist(), probe_H.dtype) == ([1, 2], torch.float32)
+
+
+@pytest.mark.parametrize("folder", [None, "rationales"])
+def test_nobody_looked(root, folder):
+    rationales = folder and str(root / folder)
+    for batch in evaluation(root, rationales=rationales).test_dataloader()[1]:
+        assert batch.probes == (None,) * len(batch.queries)
+
+
+def test_a_broken_probe_names_its_member(root, tmp_path):
+    write_probes(root, tmp_path, b"junk")
+    with pytest.raises(ValueError, match=r"queries-00000\d\.tar, sample \d+, member probe\.npy"):
+        list(evaluation(root, rationales=str(tmp_path)).test_dataloader()[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmemb.budget import (
-    Threshold,
-    Thresholds,
-    decide,
-    depth_at_price,
-    gate_score,
-    price_for_budget,
-)
 from mmemb.gating import (
     MlpDepthHead,
     entropy,
@@ -150,76 +141,6 @@ def test_loading_a_gate_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"class": "Popen"}')
     with pytest.raises(ValueError, match="'Popen'"):
         load_head(tmp_path)
-
-
-KEYS = [f"key-{i}" for i in range(200)]
-
-
-@given(
-    scores=st.lists(st.integers(-3, 3), min_size=1, max_size=200),
-    budget=st.floats(0, 1),
-)
-@settings(max_examples=100, deadline=None)
-def test_budget_is_kept_even_among_ties(scores: list[int], budget: float) -> None:
-    score, keys = torch.tensor(scores, dtype=torch.float), KEYS[: len(scores)]
-    thresholds = Thresholds.calibrate(score, keys)
-    exact = thresholds.decide(score, keys, budget, exact=True)
-    assert int(exact.sum()) == int(budget * len(scores) + 1e-9)
-    bound = thresholds.decide(score, keys, budget)
-    assert not (bound & ~exact).any()
-    assert torch.equal(bound, exact & (score > 0))
-
-
-def test_budget_ends() -> None:
-    table = Thresholds.calibrate(torch.tensor([1.0, -1.0]), ["a", "b"])
-    new = torch.tensor([50.0, -50.0])
-    assert table.decide(new, ["c", "d"], 0.0, exact=True).tolist() == [False, False]
-    assert table.decide(new, ["c", "d"], 1.0, exact=True).tolist() == [True, True]
-    assert table.decide(new, ["c", "d"], 1.0).tolist() == [True, False]
-    assert table.decide(new, ["c", "d"]).tolist() == [True, False]
-    with pytest.raises(ValueError, match=r"1\.1"):
-        table.at(1.1)
-
-
-def test_a_constant_gate_opens_the_budget_on_new_keys() -> None:
-    table = Thresholds.calibrate(torch.ones(200), KEYS)
-    new = [f"new-{i}" for i in range(4000)]
-    noisy = torch.ones(4000) + 1e-7 * torch.randn(4000, generator=_generator())
-    opened = table.decide(noisy, new, 0.3)
-    assert opened.float().mean().item() == pytest.approx(0.3, abs=0.05)
-    assert torch.equal(opened.flip(0), table.decide(torch.ones(4000), new[::-1], 0.3))
-
-
-def test_thresholds_survive_json() -> None:
-    table = Thresholds.calibrate(torch.randn(20, generator=_generator()), KEYS[:20])
-    again = Thresholds.from_json(json.loads(json.dumps(table.to_json())))
-    assert again == table
-    assert again.at(0.4, exact=True) == table.at(0.4, exact=True)
-    with pytest.raises(ValueError, match="no calibration scores"):
-        Thresholds((), ()).at(0.5)
-
-
-def test_nan_scores_are_named() -> None:
-    with pytest.raises(ValueError, match="row 1"):
-        decide(torch.tensor([0.0, torch.nan]), ["a", "b"], Threshold(0.0))
-
-
-def test_with_two_depths_a_price_is_a_threshold() -> None:
-    logit, cost = torch.randn(50, 2, generator=_generator()), torch.tensor([0.0, 40.0])
-    by_price = depth_at_price(logit, cost, 0.01) == 1
-    assert torch.equal(by_price, gate_score(logit) > 0.4)
-
-
-def test_three_depths_have_one_score_and_a_price_for_every_budget() -> None:
-    logit, cost = torch.randn(200, 3, generator=_generator()), torch.tensor([0.0, 10.0, 40.0])
-    opened = depth_at_price(logit, cost, 0.02) > 0
-    assert torch.equal(opened, gate_score(logit, cost.tolist()) > 0.02)
-    for budget in (0.0, 3.0, 12.0, 40.0):
-        price = price_for_budget(logit, cost, budget)
-        assert cost[depth_at_price(logit, cost, price)].mean() <= budget
-    assert price_for_budget(logit, cost, 40.0) == 0
-    with pytest.raises(ValueError, match="costs"):
-        gate_score(logit)
 
 
 def test_oracle_takes_the_cheapest_of_the_best() -> None:

@@ -145,6 +145,7 @@ def test_the_fast_decoder_is_the_usual_one(folder: Path) -> None:
 
 def test_identity_covers_prompt_model_and_settings(folder: Path) -> None:
     same = worker(folder).identity()
+    assert same != worker(folder, probe_layer=0).identity()
     assert same == worker(folder).identity()
     assert same != worker(folder, "tags.json").identity()
     assert same != worker(folder, temperature=0.9).identity()

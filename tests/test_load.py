@@ -79,8 +79,8 @@ def test_the_inference_path_opens_from_the_run_or_its_folder(
     saved = AdaptiveEmbedder(
         backbone,
         MlpDepthHead(backbone.embedding_dim),
-        Thresholds((0.5, -0.5), (0.1, 0.2)),
-        TableWorker(str(tmp_path / "facts.json")),
+        Thresholds(),
+        {"full": TableWorker(str(tmp_path / "facts.json"))},
     )
     saved.save_pretrained(tmp_path / "gate/adaptive")
     for folder in (tmp_path / "gate", tmp_path / "gate/adaptive"):

@@ -14,8 +14,8 @@ from mmemb.rationales.decoders import (
     SHARED_PREFIX_ATTENTION,
     SharedPrefixDecoder,
     WholePromptDecoder,
-    causal_mask,
 )
+from mmemb.rationales.padding import causal_mask
 from mmemb.rationales.sampling import Decoder, Sampling, choose_tokens, decode
 from mmemb.records import GREEDY
 from tests.tiny_language_model import tiny_gpt2, tiny_llama

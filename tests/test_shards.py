@@ -212,6 +212,15 @@ def test_index_that_points_outside(tmp_path):
         ShardIndex.open(tmp_path)
 
 
+def test_a_meta_key_that_an_index_lacks_says_what_to_do(tmp_path):
+    entry = pickle.loads(pickle.dumps(ShardIndex.open(write(tmp_path)))).entries[0]
+    assert (entry.meta["part"], entry.meta.get("task"), "task" in entry.meta) == (
+        "train", None, False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"lacks 'task' in its meta; it has \['part'\].*again"):
+        entry.meta["task"]
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ShardIndex.open(tmp_path / "nowhere")

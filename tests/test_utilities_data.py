@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 
 from datamodules.utilities import UtilityDataModule
 from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_shard
-from mmemb.shards import ShardIndex
+from mmemb.shards import IndexEntry, ShardIndex
 from tests.tiny import write_tiny, write_tiny_rationales, write_tiny_utilities
 
 
@@ -77,6 +80,7 @@ def test_draws_are_averaged(root, tmp_path):
     index = ShardIndex.open(root / "queries")
     for shard in index.shard_names:
         data = {"eligible": True, "utility": [[-2], [-1, -3]], "cost": [[0], []]}
+        data["depths"] = ["direct", "full"]
         members = encode_members({"json": data, "state.npy": np.zeros(2)})
         samples = [Sample(entry.key, members) for entry in index.of_shard(shard)]
         write_shard(tmp_path, shard, samples, fingerprint="f")
@@ -94,3 +98,94 @@ def test_utilities_of_other_queries(root, tmp_path):
     finish_manifest(tmp_path, "", ["queries-000000.tar"])
     with pytest.raises(ValueError, match="expected key '00000000' at row 0, found 'x'"):
         utilities(root, utilities=str(tmp_path)).train_dataloader()
+
+
+# ---- what a gate may see
+
+PROBE = np.arange(5, dtype=np.float16)
+
+
+def encoded(members: dict[str, Any]) -> dict[str, bytes]:
+    """Members as bytes; what is bytes already stays."""
+    raw = {name: value for name, value in members.items() if isinstance(value, bytes)}
+    return raw | encode_members({k: v for k, v in members.items() if k not in raw})
+
+
+def rewritten(root: Path, folder: Path, change: Callable[[IndexEntry, dict[str, Any]], None]):
+    """The utilities with other members; `change` gets them with their JSON decoded."""
+    index, queries = ShardIndex.open(root / "utilities"), ShardIndex.open(root / "queries")
+    for shard in index.shard_names:
+        samples = []
+        for entry in index.of_shard(shard):
+            members = index.read(entry)
+            found = {"json": json.loads(members.pop("json"))}
+            change(queries.by_key[entry.key], found)
+            samples.append(Sample(entry.key, members | encoded(found)))
+        write_shard(folder, shard, samples, fingerprint="f")
+    finish_manifest(folder, "f", index.shard_names)
+    return utilities(root, utilities=str(folder), batch_size=2)
+
+
+def probed(entry: IndexEntry, members: dict[str, Any]) -> None:
+    members["json"]["scores"] = [-1.0, 0.5, 0.7]
+    if members["json"]["eligible"]:
+        members["probe.npy"] = PROBE + int(entry.key)
+
+
+def test_parts_are_read_and_a_row_without_a_probe_is_zero(root, tmp_path):
+    module = rewritten(root, tmp_path, probed)
+    batches = list(module.predict_dataloader())
+    assert any(not batch.eligible_B.any() for batch in batches), "or this test shows little"
+    for batch in batches:
+        number_B = torch.tensor([int(key) for key in batch.keys])
+        expected_BH = (torch.arange(5.0) + number_B[:, None]) * batch.eligible_B[:, None]
+        assert torch.equal(batch.inputs.probe_BH, expected_BH)
+        assert batch.inputs.scores_B3[0].tolist() == pytest.approx([-1, 0.5, 0.7])
+        assert batch.inputs.state(["embedding", "scores", "probe"]).shape == (len(number_B), 12)
+
+
+def test_a_head_is_standardised_with_eligible_rows_of_the_gate_part(root, tmp_path):
+    found = rewritten(root, tmp_path, probed).gate_inputs()
+    eligible = [
+        int(entry.key)
+        for entry in ShardIndex.open(root / "queries").entries
+        if entry.meta["part"] == "gate" and entry.meta["task"] == "flag-capital-t2i"
+    ]
+    assert found.probe_BH[:, 0].tolist() == eligible
+    assert found.embedding_BD.shape == (4, 4)
+    assert found.scores_B3.shape == (4, 3)
+
+
+def test_utilities_without_scores_and_probe_have_width_0(root, tmp_path):
+    module = rewritten(root, tmp_path, lambda _, members: members["json"].pop("scores", None))
+    inputs = next(module.train_dataloader()).inputs
+    assert (inputs.scores_B3.shape, inputs.probe_BH.shape) == ((2, 0), (2, 0))
+
+
+def test_probes_of_two_widths_name_the_folder(root, tmp_path):
+    def change(entry: IndexEntry, members: dict[str, Any]) -> None:
+        members["probe.npy"] = PROBE[: 3 + int(entry.key) % 2]
+
+    module = rewritten(root, tmp_path, change)
+    with pytest.raises(ValueError, match=r"expected a state of one width.*makes the folder again"):
+        next(iter(module.predict_dataloader()))
+
+
+def test_a_broken_probe_names_its_sample(root, tmp_path):
+    def change(entry: IndexEntry, members: dict[str, Any]) -> None:
+        members["probe.npy"] = b"junk"
+
+    module = rewritten(root, tmp_path, change)
+    with pytest.raises(ValueError, match=r"sample 00000000 cannot be decoded.*[Mm]ake the folder"):
+        next(iter(module.predict_dataloader()))
+
+
+def test_the_test_part_shows_every_rank_all_candidates(root):
+    """A gate that looks at scores needs whole galleries; queries are still split."""
+    module = utilities(root, rationales=str(root / "rationales"))
+    loaders = [on_rank(module, rank, 2).test_dataloader() for rank in range(2)]
+    shown = [[c.key for batch in found[0] for c in batch.candidates] for found in loaders]
+    asked = [[q.key for batch in found[1] for q in batch.queries] for found in loaders]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 51
+    assert not set(asked[0]) & set(asked[1])

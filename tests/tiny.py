@@ -87,6 +87,8 @@ def write_tiny_utilities(root: Path, folder: Path, width: int = 4) -> Path:
             "depths": ["direct", "full"],
             "utility": [[-2.0], [-1.0 if think else -2.0]],
             "cost": [[0], [20 if think else 0]],
+            "confidence": [[], [-0.5] if think else []],
+            "scores": [-1.0, 0.5, 1.5],
             "metrics": [dict.fromkeys(hit, float(not think)), hit],
         }
         return {"json": row, "state.npy": state}

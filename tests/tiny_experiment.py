@@ -124,7 +124,11 @@ def _overlay(name: str, backbone: str, root: Path) -> dict[str, Any]:
     elif name == "features":
         own = FEATURES
     elif name == "rationales":
-        own = {"model": {"init_args": {"workers": _workers(root), "num_candidates": 2}}}
+        own = {
+            "model": {
+                "init_args": {"workers": _workers(root), "num_candidates": 2, "probe": "smollm2"}
+            }
+        }
     elif name.startswith("gate") or name == "decisions":
         own = _gate()
     overlay = _merged(SMALL, own)
@@ -135,7 +139,12 @@ def _overlay(name: str, backbone: str, root: Path) -> dict[str, Any]:
 
 def _workers(root: Path) -> dict[str, Any]:
     prompt = str(POCKET / "few_shot.json")
-    chat = {"model": str(root / "models/smollm2"), "prompt": prompt, "max_new_tokens": 3}
+    chat = {
+        "model": str(root / "models/smollm2"),
+        "prompt": prompt,
+        "max_new_tokens": 3,
+        "probe_layer": 0,
+    }
     return {
         "table": {
             "class_path": "mmemb.rationales.TableWorker",
@@ -147,7 +156,11 @@ def _workers(root: Path) -> dict[str, Any]:
 
 def _gate() -> dict[str, Any]:
     """Tokens are rewarded, so that the gate wants to reason, and a budget stops it half-way."""
-    own = {"price": -1.0, "budget": 0.5, "worker": {"init_args": {"max_new_tokens": 3}}}
+    own = {
+        "price": -1.0,
+        "budget": 0.5,
+        "workers": {"full": {"init_args": {"max_new_tokens": 3, "probe_layer": 0}}},
+    }
     return {
         "model": {"init_args": own},
         "data": {"init_args": {"batch_size": 16}},

@@ -1,4 +1,4 @@
-"""Reports of an experiment: `python -m experiments.report build|show RUN`."""
+"""Reports of an experiment: `python -m experiments.report build|show|audit RUN`."""
 
 from experiments.report.build import build
 

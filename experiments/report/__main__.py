@@ -1,4 +1,4 @@
-"""`python -m experiments.report build|show RUN`."""
+"""`python -m experiments.report build|show|audit RUN`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.report.audit import audit
 from experiments.report.build import build
 
 
@@ -18,10 +19,15 @@ def main(arguments: list[str] | None = None) -> None:
     making.add_argument("--data-root", default="data/pocket", help="prepared data")
     showing = commands.add_parser("show", help="print the newest report")
     showing.add_argument("run", type=Path, help="e.g. runs/pocket")
+    auditing = commands.add_parser("audit", help="make a page of every rationale")
+    auditing.add_argument("run", type=Path, help="e.g. runs/pocket")
+    auditing.add_argument("--data-root", default="data/pocket", help="prepared data")
     options = parser.parse_args(arguments)
     try:
         if options.command == "build":
             build(options.run, options.data_root)
+        elif options.command == "audit":
+            audit(options.run, options.data_root)
         else:
             show(options.run)
     except (ValueError, FileNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""Builds a report from the sidecars: `report.json`, `report.md`, `report.png`, and links."""
+"""Builds a report from the sidecars: `report.{json,md,png,html}`, and links."""
 
 from __future__ import annotations
 
@@ -8,23 +8,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from callbacks.run_record import git_state, package_versions
 from datamodules.evaluation import read_tasks
-from experiments.report.figure import area_under, draw, frontier
+from experiments.report.examples import example_cards
+from experiments.report.figure import draw
+from experiments.report.frontier import (
+    area_of,
+    budgets_of,
+    overthinking,
+    points_of,
+    policies_along,
+)
+from experiments.report.gate_study import gate_study
+from experiments.report.gates import read_parts, supervised_depths
+from experiments.report.graded import graded_against_binary
+from experiments.report.html import report_page
 from experiments.report.page import mix_table, page
-from experiments.report.policies import GATED, NEVER, shares, value_of
+from experiments.report.policies import GATED, NEVER, SUPERVISED, Policy, policies
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
+from experiments.report.study_page import study_words
 from experiments.report.tables import comparisons, eligible_tasks, mean_over_tasks, row_figures
 from mmemb.adaptive import read_settings
 from mmemb.budget import Thresholds
-from mmemb.files import link_atomically
+from mmemb.files import link_atomically, write_atomically
+from mmemb.latency import Latency, mean_latency
 from mmemb.lineage import write_json
 from mmemb.records import EvaluationTask
 
-NAMES = ("report.md", "report.png", "report.json")
+NAMES = ("report.md", "report.png", "report.json", "report.html")
 
 
 def build(experiment: Path, data_root: str) -> dict[str, Any]:
@@ -35,19 +50,23 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
         data_root: the prepared data, for the tasks' declarations.
     """
     report = collect(experiment, data_root)
+    examples = example_cards(experiment, Path(data_root))
     folder = (
         experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-report-{report['git_commit'] or 'nogit'}"
     )
     folder.mkdir(parents=True)
     title = f"{report['experiment']}: quality against cost, part test"
-    figure = draw(folder / "report.png", report["frontier"], report["mix"], title)
-    (folder / "report.md").write_text(page(report), encoding="utf-8")
+    figure = draw(folder / "report.png", report["frontiers"], report["mix"], title)
+    text = page(report, study_words(report["gate_study"]))
+    (folder / "report.md").write_text(text, encoding="utf-8")
     write_json(folder / "report.json", report)
+    html = report_page(text, examples, (folder / "report.png").read_bytes())
+    write_atomically(folder / "report.html", html)
     to_tensorboard(folder, report, figure)
     for name in NAMES:
         link_atomically(experiment / name, folder / name)
     print("\n" + mix_table(report["mix"]))
-    print(f"\n{experiment}/report.md, report.png, report.json")
+    print(f"\n{experiment}/report.md, report.png, report.json, report.html")
     return report
 
 
@@ -57,14 +76,23 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     gate = gate_settings(experiment)
     test = queries.of_parts("test")
     tuning = queries.of_parts("gate", "calibration")
-    share = shares(test, tuning, gate["price"], gate["clip"])
-    latency = read_latency(experiment)
-    milliseconds = {name: milliseconds_of(name, latency) for name in share}
+    parts = read_parts(experiment, Path(data_root))
+    supervised_N = supervised_depths(parts, gate)
+    rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
+    latency, num_timed = mean_latency(experiment / "gate-test" / "latency.json")
     thinking = [task.name for task in tasks if task.think]
-    chosen = [task in set(eligible_tasks(test)) for task in test.tasks]
+    chosen_N = np.array([task in set(eligible_tasks(test)) for task in test.tasks])
     mixed = test.of_tasks(eligible_tasks(test))
     thresholds = Thresholds.from_json(read_settings(experiment / "gate/adaptive")["thresholds"])
-    points = frontier(mixed, thresholds)
+    calibration = tuning.of_parts("calibration").of_tasks(eligible_tasks(test))
+    own = list(range(len(test.depths)))
+    on_test = policies_along(mixed, mixed.logit_NA, thresholds, own)
+    on_calibration = policies_along(calibration, calibration.logit_NA, thresholds, own)
+    frontiers = {"gated": points_of(mixed, on_test, budgets_of(thresholds))}
+    graded = None
+    if len(own) > 2:
+        graded = graded_against_binary(parts, gate, mixed, chosen_N)
+        frontiers["binary gate"] = graded["binary"]["points"]
     commit, diff = git_state(Path(__file__).parent)
     return {
         "experiment": experiment.name,
@@ -75,40 +103,46 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
         "queries": len(test.keys),
         "eligible_queries": int(test.eligible_N.sum()),
         "concepts": len(set(test.concepts)),
-        "latency": latency,
+        "depths": list(test.depths),
+        "latency": asdict(latency) | {"queries": num_timed},
         "mix": {
-            name: row_figures(mixed, share_N[chosen], milliseconds[name])
-            for name, share_N in share.items()
+            name: figures(name, mixed, policy.select(chosen_N), latency)
+            for name, policy in rows.items()
         },
-        "comparisons": comparisons(test, share, thinking),
-        "frontier": points,
-        "frontier_area": area_under(points),
+        "comparisons": comparisons(test, rows, thinking),
+        "frontiers": frontiers,
+        "frontier_area": area_of(mixed, on_test),
+        "graded": graded,
+        "overthinking": overthinking(mixed, calibration, on_test, on_calibration),
         "tasks": {
-            task.name: task_figures(task, test, share, milliseconds)
+            task.name: task_figures(task, test, rows, latency)
             for task in tasks
             if task.name in test.tasks
         },
+        "gate_study": gate_study(parts, gate, test, rows),
         "selection": selection_figures(experiment),
         "swap_test": swap_test(experiment),
         "flag_name": flag_name(queries),
     }
 
 
+def figures(name: str, table: QueryTable, policy: Policy, latency: Latency) -> dict[str, Any]:
+    """One line of a table; only the gated one pays for decisions."""
+    deciding = max(0.0, latency.decided_ms - latency.depth_ms[0]) if name == GATED else 0.0
+    return row_figures(table, policy, np.array(latency.depth_ms), deciding)
+
+
 def task_figures(
-    task: EvaluationTask,
-    test: QueryTable,
-    share: dict[str, Any],
-    milliseconds: dict[str, tuple[float, float, float]],
+    task: EvaluationTask, test: QueryTable, rows: dict[str, Policy], latency: Latency
 ) -> dict[str, Any]:
     """The rows of one task; only `never` where nothing is eligible, since all rows are equal."""
-    chosen_N = [name == task.name for name in test.tasks]
+    chosen_N = np.array([name == task.name for name in test.tasks])
     table = test.of_tasks([task.name])
-    shown = share if table.eligible_N.any() else {NEVER: share[NEVER]}
-    rows = {
-        name: row_figures(table, share_N[chosen_N], milliseconds[name])
-        for name, share_N in shown.items()
+    shown = rows if table.eligible_N.any() else {NEVER: rows[NEVER]}
+    found = {
+        name: figures(name, table, row.select(chosen_N), latency) for name, row in shown.items()
     }
-    return asdict(task) | {"queries": len(table.keys), "rows": rows}
+    return asdict(task) | {"queries": len(table.keys), "rows": found}
 
 
 def flag_name(queries: QueryTable) -> dict[str, Any] | None:
@@ -117,7 +151,7 @@ def flag_name(queries: QueryTable) -> dict[str, Any] | None:
     names = queries.of_tasks(["flag-name"])
     if not names.keys:
         return None
-    direct_N = value_of(names.metric["recall@1"], 0.0 * names.score_N)
+    direct_N = names.metric["recall@1"][:, 0]
     return asdict(mean_over_tasks(names, direct_N)) | {"queries": len(names.keys)}
 
 
@@ -127,33 +161,6 @@ def gate_settings(experiment: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: fit the gate before building a report.")
     return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
-
-
-def read_latency(experiment: Path) -> dict[str, float]:
-    """Mean milliseconds of both paths, from the queries measured by the gate's test run."""
-    path = experiment / "gate-test" / "latency.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: run `experiments.run test` with the gate's config, which measures "
-            "milliseconds live."
-        )
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["queries"]
-        names = ("direct_ms", "decided_ms", "reasoned_ms", "tokens")
-        means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in names}
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{path} holds no live measurement ({type(error).__name__} {error}): delete it and run "
-            "`experiments.run test` with the gate's config again."
-        ) from None
-    return means | {"queries": len(rows)}
-
-
-def milliseconds_of(name: str, latency: dict[str, float]) -> tuple[float, float, float]:
-    """What the direct path takes, what reasoning adds, and what deciding adds in the gated row."""
-    direct = latency["direct_ms"]
-    deciding = latency["decided_ms"] - direct if name == GATED else 0.0
-    return direct, latency["reasoned_ms"] - direct, max(0.0, deciding)
 
 
 def swap_test(experiment: Path) -> dict[str, float]:

@@ -46,18 +46,19 @@ def mix_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(HEADINGS, [cells(name, row) for name, row in rows.items()])
 
 
-def page(report: Mapping[str, Any]) -> str:
-    """The whole of `report.md`."""
+def page(report: Mapping[str, Any], study: str = "") -> str:
+    """The whole of `report.md`; `study` is what was found out about gates."""
     parts = [
         f"# {report['experiment']}: does reasoning pay?",
         introduction(report),
         "## All tasks with eligible queries (part test)",
         mix_table(report["mix"]),
         "![quality against cost](report.png)",
-        f"Area under the frontier: {100 * report['frontier_area']:.1f} points of Recall@1.",
+        frontier_words(report),
         "## Comparisons in Recall@1",
         comparisons(report["comparisons"]),
         verdict(report["comparisons"]["gated minus per-task rule"]),
+        *(("## What a gate can see", study) if study else ()),
         "## Last hop and selection",
         bars(report),
         "## Per task",
@@ -81,10 +82,38 @@ def introduction(report: Mapping[str, Any]) -> str:
         "concepts; every mean over tasks weighs tasks equally. Tokens and milliseconds are per "
         "query of the table's mix; milliseconds come from "
         f"{report['latency']['queries']} queries measured live, one at a time, worker included: "
-        f"{report['latency']['direct_ms']:.0f} ms directly, "
-        f"{report['latency']['decided_ms']:.0f} ms with a decision of the gate not to reason, and "
-        f"{report['latency']['reasoned_ms']:.0f} ms with a rationale."
+        + latency_words(report["depths"], report["latency"])
     )
+
+
+def frontier_words(report: Mapping[str, Any]) -> str:
+    """The area under the frontier, and whether there is overthinking."""
+    best = report["overthinking"]
+    gain = best["minus_all"]
+    verdict = "there is overthinking" if gain["low"] > 0 else "overthinking is not shown"
+    return (
+        f"Area under the frontier: {interval(report['frontier_area'])} points of Recall@1. The "
+        f"budget that is best on calibration lets {100 * best['invocation']:.0f} % of the eligible "
+        f"test queries reason ({best['tokens']:.1f} tokens a query) and gains {interval(gain)} "
+        f"points over spending everything: {verdict}." + graded_words(report.get("graded"))
+    )
+
+
+def graded_words(graded: Mapping[str, Any] | None) -> str:
+    """Whether more than two depths pay."""
+    if graded is None:
+        return ""
+    return (
+        f"\n\nGraded depth: area {interval(graded['graded']['area'])}, a binary gate fitted alike "
+        f"{interval(graded['binary']['area'])}; graded minus binary, mean of "
+        f"{len(graded['seeds'])} seeds, {interval(graded['graded_minus_binary'])} points."
+    )
+
+
+def latency_words(depths: Sequence[str], latency: Mapping[str, Any]) -> str:
+    """Milliseconds of every depth, and of a decision."""
+    words = [f"{ms:.0f} ms {name}" for name, ms in zip(depths, latency["depth_ms"], strict=True)]
+    return f"{', '.join(words)}; {latency['decided_ms']:.0f} ms direct with the gate's decision."
 
 
 def marks(task: Mapping[str, Any]) -> str:

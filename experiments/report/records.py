@@ -6,14 +6,18 @@ Shapes: N queries, A depths (0 = direct, 1 = reason).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from mmemb.gating import reward_BA
+from mmemb.records import DIRECT, FULL
 from mmemb.shards import ShardIndex
 
 METRICS = ("recall@1", "recall@5", "recall@10", "hit@1", "ndcg_linear@5")
@@ -32,7 +36,10 @@ class QueryTable:
         cost_NA: reasoning tokens at each depth.
         metric: name -> (N, A) tie-aware values.
         depth_N: the gate's decision.
-        score_N: the gate's score.
+        logit_NA: the gate's logits.
+        lead_N: lead of the best direct log-probability over the second.
+        confidence_N: mean log-probability of the greedy full draft; NaN where there is none.
+        depths: names of the depths.
     """
 
     keys: tuple[str, ...]
@@ -44,7 +51,10 @@ class QueryTable:
     cost_NA: Floats
     metric: dict[str, Floats]
     depth_N: NDArray[np.int64]
-    score_N: Floats
+    logit_NA: Floats
+    lead_N: Floats
+    confidence_N: Floats
+    depths: tuple[str, ...] = (DIRECT, FULL)
 
     def select(self, chosen_N: Bools) -> QueryTable:
         """The rows where `chosen_N` holds."""
@@ -63,8 +73,21 @@ class QueryTable:
             cost_NA=self.cost_NA[rows],
             metric={name: values[rows] for name, values in self.metric.items()},
             depth_N=self.depth_N[rows],
-            score_N=self.score_N[rows],
+            logit_NA=self.logit_NA[rows],
+            lead_N=self.lead_N[rows],
+            confidence_N=self.confidence_N[rows],
+            depths=self.depths,
         )
+
+    def reward(self, price: float, clip: float) -> Floats:
+        """(N, A) reward of each depth (METHOD 7)."""
+        utility_NA, cost_NA = torch.tensor(self.utility_NA), torch.tensor(self.cost_NA)
+        return reward_BA(utility_NA, cost_NA, clip=clip, price=price).numpy()
+
+    def task_weights(self) -> Floats:
+        """(N,) weights under which every task counts the same."""
+        counts = Counter(self.tasks)
+        return np.array([1 / counts[task] for task in self.tasks])
 
     def of_parts(self, *parts: str) -> QueryTable:
         """The queries of some data parts."""
@@ -114,8 +137,17 @@ def _table(
             for name in METRICS
         },
         depth_N=np.array([row["depth"] for row in taken]),
-        score_N=np.array([row["score"] for row in taken]),
+        logit_NA=np.array([row["logits"] for row in taken]),
+        lead_N=np.array([row["scores"][1] for row in rows]),
+        confidence_N=np.array([_confidence(row) for row in rows]),
+        depths=tuple(rows[0]["depths"]) if rows else (DIRECT, FULL),
     )
+
+
+def _confidence(row: dict[str, Any]) -> float:
+    """Of the first draft at the last depth."""
+    known = row["confidence"][-1] if row["confidence"] else []
+    return float(known[0]) if known and known[0] is not None else float("nan")
 
 
 def _over_draws(rows: Sequence[dict[str, Any]], name: str) -> Floats:

@@ -1,4 +1,4 @@
-"""From shares to figures: means with intervals, costs, comparisons (METHOD 8)."""
+"""From policies to figures: means with intervals, costs, comparisons (METHOD 8)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report.policies import ALWAYS, GATED, NEVER, RANDOM, RULE, value_of
-from experiments.report.records import METRICS, Floats, QueryTable
+from experiments.report.policies import (
+    ALWAYS,
+    DRAFT,
+    GATED,
+    NEVER,
+    RANDOM,
+    ROUTER,
+    RULE,
+    SUPERVISED,
+    Policy,
+)
+from experiments.report.records import METRICS, Bools, Floats, QueryTable
 from mmemb.statistics import Interval, cluster_bootstrap, minimal_detectable_effect
 
 NUM_RESAMPLES = 4_000
@@ -28,37 +38,37 @@ def mean_over_tasks(table: QueryTable, value_N: Floats) -> Interval:
 
 
 def row_figures(
-    table: QueryTable, share_N: Floats, milliseconds: tuple[float, float, float] | None
+    table: QueryTable, policy: Policy, milliseconds: Floats | None = None, deciding: float = 0.0
 ) -> dict[str, Any]:
     """One line of a table.
 
     Args:
         table: the queries that the line is about.
-        share_N: probability that each reasons.
-        milliseconds: of the direct path, of what reasoning adds, and of what deciding about an
-            eligible query adds, measured live.
+        policy: what it does with them.
+        milliseconds: (A,) of each depth, measured live.
+        deciding: milliseconds that a decision about an eligible query adds.
     """
     figures: dict[str, Any] = {
-        name: asdict(mean_over_tasks(table, value_of(table.metric[name], share_N)))
-        for name in METRICS
+        name: asdict(mean_over_tasks(table, policy.value(table.metric[name]))) for name in METRICS
     }
-    eligible_N = table.eligible_N
-    figures["invocation"] = float(share_N[eligible_N].mean()) if eligible_N.any() else 0.0
-    figures["invocation_all"] = float(share_N.mean())
-    figures["reasoning_tokens"] = float(value_of(table.cost_NA, share_N).mean())
+    eligible_N, invoked_N = table.eligible_N, policy.invocation_N
+    figures["invocation"] = float(invoked_N[eligible_N].mean()) if eligible_N.any() else 0.0
+    figures["invocation_all"] = float(invoked_N.mean())
+    figures["reasoning_tokens"] = float(policy.cost(table.cost_NA).mean())
     if milliseconds is not None:
-        direct, reasoning, deciding = milliseconds
-        figures["latency_ms"] = direct + reasoning * figures["invocation_all"]
+        extra_A = milliseconds - milliseconds[0]  # every query is embedded directly first
+        extra_A[0] = 0.0
+        figures["latency_ms"] = float(milliseconds[0] + policy.spend_NA.mean(0) @ extra_A)
         figures["latency_ms"] += deciding * float(eligible_N.mean())
     return figures
 
 
 def comparison(
-    table: QueryTable, left_N: Floats, right_N: Floats, *, pooled: bool = False
+    table: QueryTable, left: Policy, right: Policy, *, pooled: bool = False
 ) -> dict[str, float]:
     """Left minus right in Recall@1, paired, with its interval and minimal detectable effect."""
     metric = table.metric["recall@1"]
-    difference_N = value_of(metric, left_N) - value_of(metric, right_N)
+    difference_N = left.value(metric) - right.value(metric)
     tasks = None if pooled else table.tasks
     interval = cluster_bootstrap(
         difference_N, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
@@ -68,39 +78,54 @@ def comparison(
 
 
 def comparisons(
-    test: QueryTable, shares: Mapping[str, Floats], think: Sequence[str]
+    test: QueryTable, rows: Mapping[str, Policy], think: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """The comparisons that the method is judged by."""
-    thinking_N = np.array([task in think for task in test.tasks]) & test.eligible_N
-    eligible_N = np.array([task in set(eligible_tasks(test)) for task in test.tasks])
-    on_think = test.select(thinking_N), {k: v[thinking_N] for k, v in shares.items()}
-    on_mix = test.select(eligible_N), {k: v[eligible_N] for k, v in shares.items()}
-    best = better_constant(*on_mix)
-
-    def compare(
-        data: tuple[QueryTable, dict[str, Floats]], left: str, right: str, pooled: bool = False
-    ) -> dict[str, Any]:
-        table, rows = data
-        return {
+    eligible = set(eligible_tasks(test))
+    mixed = {task for task in eligible if task.endswith("-mixed")}
+    subsets = {
+        "think": np.array([task in think for task in test.tasks]) & test.eligible_N,
+        "mix": np.array([task in eligible for task in test.tasks]),
+        "mixed": np.array([task in mixed for task in test.tasks]),
+    }
+    best = better_constant(test.select(subsets["mix"]), select(rows, subsets["mix"]))
+    wanted = [
+        ("always minus never, think tasks pooled", ALWAYS, NEVER, "think"),
+        ("always minus never", ALWAYS, NEVER, "mix"),
+        ("gated minus the better of never and always", GATED, best, "mix"),
+        ("gated minus random at equal cost", GATED, RANDOM, "mix"),
+        ("gated minus per-task rule", GATED, RULE, "mix"),
+        ("gated minus per-task rule, mixed rows", GATED, RULE, "mixed"),
+        ("gated minus training-free router", GATED, ROUTER, "mix"),
+        ("gated minus supervised gate", GATED, SUPERVISED, "mix"),
+        ("draft, then use or drop, minus always", DRAFT, ALWAYS, "mix"),
+    ]
+    return {
+        name: {
             "left": left,
             "right": right,
-            "queries": len(table.keys),
-            **comparison(table, rows[left], rows[right], pooled=pooled),
+            "queries": int(subsets[subset].sum()),
+            **comparison(
+                test.select(subsets[subset]),
+                rows[left].select(subsets[subset]),
+                rows[right].select(subsets[subset]),
+                pooled=subset == "think",
+            ),
         }
-
-    return {
-        "always minus never, think tasks pooled": compare(on_think, ALWAYS, NEVER, pooled=True),
-        "always minus never": compare(on_mix, ALWAYS, NEVER),
-        "gated minus the better of never and always": compare(on_mix, GATED, best),
-        "gated minus random at equal cost": compare(on_mix, GATED, RANDOM),
-        "gated minus per-task rule": compare(on_mix, GATED, RULE),
+        for name, left, right, subset in wanted
+        if left in rows and right in rows and subsets[subset].any()
     }
 
 
-def better_constant(table: QueryTable, shares: Mapping[str, Floats]) -> str:
+def select(rows: Mapping[str, Policy], chosen_N: Bools) -> dict[str, Policy]:
+    """Every row, for the chosen queries."""
+    return {name: policy.select(chosen_N) for name, policy in rows.items()}
+
+
+def better_constant(table: QueryTable, rows: Mapping[str, Policy]) -> str:
     """`never` or `always`, whichever has the higher mean Recall@1 on these very queries."""
     means = {
-        name: mean_over_tasks(table, value_of(table.metric["recall@1"], shares[name])).mean
+        name: mean_over_tasks(table, rows[name].value(table.metric["recall@1"])).mean
         for name in (NEVER, ALWAYS)
     }
     return max(means, key=means.__getitem__)

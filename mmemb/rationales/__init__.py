@@ -14,6 +14,7 @@ _HOMES = {
     "load_worker": "loading",
     "LanguageModelWorker": "language_model",
     "FewShotPrompt": "prompts",
+    "LoraSettings": "adapters",
     "TableWorker": "table",
     "ForeignWorker": "foreign",
     "PrecomputedWorker": "precomputed",

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mmemb.records import Rationale, Side, stable_hash
+
+if TYPE_CHECKING:
+    from mmemb.rationales.adapters import LoraSettings
+    from mmemb.rationales.tuning import ReplyTuner
 
 NO_DRAW = -2
 """The seed that pads a ragged row of seeds: nothing is drawn for it."""
@@ -64,6 +68,23 @@ class RationaleWorker(ABC):
             f"The worker {self.name or type(self).__name__!r} has no hidden state that could be "
             "probed. Choose a gate state without `probe`, or a worker that runs a model itself."
         )
+
+    def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
+        """What fits a copy of this worker's model on rationales; the worker itself stays as it is.
+
+        Args:
+            lora: which updates are trained.
+            seed: of their start.
+        """
+        raise ValueError(
+            f"The worker {self.name or type(self).__name__!r} has no weights that could be fitted. "
+            "Name a LanguageModelWorker in `tuned`."
+        )
+
+    @property
+    def fitted_facts(self) -> frozenset[str]:
+        """Facts whose rationales this worker was fitted on (METHOD 3); of most workers none."""
+        return frozenset()
 
     def identity(self) -> str:
         """Hash of all that shapes what this worker writes, for fingerprints."""

@@ -44,4 +44,5 @@ def _fault(rationale: Rationale, max_tokens: int) -> str:
 
 def _merge(first: Rationale, second: Rationale) -> Rationale:
     stays = second if second.seed == GREEDY and first.seed != GREEDY else first
-    return replace(stays, count=first.count + second.count)
+    seeds = (first.seeds or (first.seed,)) + (second.seeds or (second.seed,))
+    return replace(stays, count=first.count + second.count, seeds=seeds)

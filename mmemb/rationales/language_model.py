@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from mmemb.lineage import read_facts
+from mmemb.rationales.adapters import LoraSettings
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
-from mmemb.rationales.decoders import (
-    SHARED_PREFIX_ATTENTION,
-    SharedPrefixDecoder,
-    WholePromptDecoder,
-)
+from mmemb.rationales.chat_model import ChatModel
+from mmemb.rationales.decoders import SharedPrefixDecoder, WholePromptDecoder
 from mmemb.rationales.prompt_states import first_states
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.rationales.sampling import Decoder, Draw, Sampling, decode
 from mmemb.records import Rationale, Side, stable_hash
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    from mmemb.rationales.tuning import ReplyTuner
 
 
 @final
@@ -46,6 +44,8 @@ class LanguageModelWorker(RationaleWorker):
         dtype: `float32` (fastest on most CPUs), `bfloat16` or `float16`.
         probe_layer: block whose hidden state `probe` returns. Measured on the 30 blocks of
             SmolLM2: those from 12 to 21 tell best whether it knows the answer.
+        adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
+            Beside it, in the run, lies the list of facts that it was fitted on.
     """
 
     def __init__(
@@ -61,9 +61,8 @@ class LanguageModelWorker(RationaleWorker):
         device: str = "cpu",
         dtype: str = "float32",
         probe_layer: int = -1,
+        adapter: str | None = None,
     ) -> None:
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype {dtype!r} is unknown; expected one of {sorted(_DTYPES)}.")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
         self.name, self.prompt_path, self.model_id = name, str(prompt), str(model)
@@ -72,6 +71,8 @@ class LanguageModelWorker(RationaleWorker):
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self.probe_layer = probe_layer
+        self.adapter = None if adapter is None else str(adapter)
+        self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
         self._known: dict[str, Tensor] = {}  # states of the questions read last
 
     def settings(self) -> dict[str, Any]:
@@ -90,14 +91,33 @@ class LanguageModelWorker(RationaleWorker):
                 "device": self.device,
                 "dtype": self.dtype,
                 "probe_layer": self.probe_layer,
+                "adapter": self.adapter,
             },
         }
 
     def identity(self) -> str:
-        """Covers the content of prompt and model, not where they lie."""
+        """Covers the content of prompt, model and adapter, not where they lie."""
         parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
         parts += (self.probe_layer,)
         return f"{stable_hash(*parts, self.batch_size, bits=64):016x}"
+
+    @property
+    def revision(self) -> str:
+        """Of the weights, adapter included."""
+        return self._chat.revision
+
+    @cached_property
+    def fitted_facts(self) -> frozenset[str]:
+        """Those of the adapter's run; the base model was fitted on none of ours."""
+        if self.adapter is None:
+            return frozenset()
+        return read_facts(Path(self.adapter).parent / "fitted.json")
+
+    def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
+        """See `RationaleWorker.tuner`."""
+        from mmemb.rationales.tuning import ReplyTuner
+
+        return ReplyTuner(self._chat.copy(), lora, seed)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         check_seeds(sides, seeds_BK)
@@ -123,21 +143,8 @@ class LanguageModelWorker(RationaleWorker):
         for first in range(0, len(unread), self.batch_size):
             chunk = unread[first : first + self.batch_size]
             known |= self._read(chunk, lambda ids: self._decoder.start(ids))
-        width = self._model.config.get_text_config().hidden_size
+        width = self._chat.model.config.get_text_config().hidden_size
         return torch.stack([known[q] for q in questions]) if sides else torch.zeros(0, width)
-
-    @cached_property
-    def revision(self) -> str:
-        """Hash of a local model's weights and configuration; a hub model's commit otherwise."""
-        folder = Path(self.model_id)
-        if not folder.is_dir():
-            return str(getattr(self._model.config, "_commit_hash", None) or "unknown")
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-        digest = hashlib.sha256()
-        for path in [folder / "config.json", *files]:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:12]
 
     def _decode(self, sides: Sequence[Side], rows: Sequence[tuple[int, int]]) -> list[Draw]:
         questions = [self.prompt.question(sides[i]) for i, _ in rows]
@@ -158,19 +165,19 @@ class LanguageModelWorker(RationaleWorker):
         self, questions: Sequence[str], use: Callable[[list[list[int]]], object]
     ) -> dict[str, Tensor]:
         """Hands the questions' tokens to `use`; the hidden state at the end of each."""
-        prompts = [self._question_ids(question) for question in questions]
-        num_layers = self._model.config.get_text_config().num_hidden_layers
+        prompts = [self._chat.question_ids(question) for question in questions]
+        num_layers = self._chat.model.config.get_text_config().num_hidden_layers
         _ = self._decoder  # it reads the shared prefix when it is made, and that is no question
-        with first_states(self._model, num_layers, self.probe_layer) as states:
+        with first_states(self._chat.model, num_layers, self.probe_layer) as states:
             use(prompts)
         return dict(zip(questions, states[0], strict=True))
 
     def _rationale(self, draw: Draw, seed: int) -> Rationale:
-        generated = self._tokenizer.decode(draw.tokens, skip_special_tokens=True)
+        generated = self._chat.tokenizer.decode(draw.tokens, skip_special_tokens=True)
         return Rationale(
             text=self.prompt.rationale_text(generated, draw.complete),
             worker=self.name,
-            model=self.model_id if not Path(self.model_id).is_dir() else Path(self.model_id).name,
+            model=self._chat.label,
             revision=self.revision,
             prompt=self.prompt.identity,
             decoding=self.sampling.describe(seed),
@@ -181,69 +188,16 @@ class LanguageModelWorker(RationaleWorker):
         )
 
     def _is_complete(self, tokens: list[int]) -> bool:
-        if tokens[-1] in self._end_ids:
+        if tokens[-1] in self._chat.end_ids:
             return True
-        return bool(self.prompt.closing) and self.prompt.finished(self._tokenizer.decode(tokens))
-
-    def _question_ids(self, question: str) -> list[int]:
-        own = self.prompt.render(self._tokenizer, question)[len(self._shared_text) :]
-        return self._tokenizer.encode(own, add_special_tokens=False)
-
-    @cached_property
-    def _prefix_ids(self) -> list[int]:
-        return self._tokenizer.encode(self._shared_text, add_special_tokens=False)
-
-    @cached_property
-    def _shared_text(self) -> str:
-        return self.prompt.shared_text(self._tokenizer)
-
-    @cached_property
-    def _end_ids(self) -> frozenset[int]:
-        ends = self._model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        return frozenset({*ends, self._tokenizer.eos_token_id} - {None})
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        tokenizer = self._load(AutoTokenizer)
-        if tokenizer.chat_template is None:
-            raise ValueError(
-                f"The tokenizer of {self.model_id} has no chat template. Use an instruction-tuned "
-                "model, or set chat_template in its tokenizer_config.json."
-            )
-        return tokenizer
-
-    @cached_property
-    def _model(self) -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):  # making modules draws from the global generator
-            model = self._load(AutoModelForCausalLM, dtype=_DTYPES[self.dtype])
-        return model.eval().requires_grad_(False).to(self.device)
+        return bool(self.prompt.closing) and self.prompt.finished(
+            self._chat.tokenizer.decode(tokens)
+        )
 
     @cached_property
     def _decoder(self) -> Decoder:
         """The fast decoder where it provably computes what the model computes, else the plain."""
-        model, plain = self._model, WholePromptDecoder(self._model, self._prefix_ids)
-        if not (model._supports_attention_backend and self._prefix_ids):
-            return plain
-        probes = [self._question_ids(question) for question in ("a", "a longer question")]
-        with torch.inference_mode():
-            expected = plain.start(probes).float()
-            usual = model.config._attn_implementation
-            model.set_attn_implementation(SHARED_PREFIX_ATTENTION)
-            fast = SharedPrefixDecoder(model, self._prefix_ids, self.sampling.max_new_tokens)
-            error = (fast.start(probes).float() - expected).abs().max() / expected.std()
-        if error < (1e-3 if self.dtype == "float32" else 0.2):
-            return fast
-        model.set_attn_implementation(usual)
-        return plain
-
-    def _load(self, kind: Any, **kwargs: Any) -> Any:
-        try:
-            if self.model_id.count("/") > 1 and not Path(self.model_id).is_dir():
-                raise OSError("no such folder")  # and no hub id: nobody is asked for it
-            return kind.from_pretrained(self.model_id, **kwargs)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"The language model {self.model_id} cannot be loaded: {error}. Give the folder "
-                "of a transformers model (prepare makes ROOT/models/smollm2) or a hub id."
-            ) from None
+        chat = self._chat
+        if not chat.shares_prefix:
+            return WholePromptDecoder(chat.model, chat.prefix_ids)
+        return SharedPrefixDecoder(chat.model, chat.prefix_ids, self.sampling.max_new_tokens)

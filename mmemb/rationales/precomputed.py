@@ -64,7 +64,8 @@ class PrecomputedWorker(RationaleWorker):
                 f"No hidden state was written about {unknown[0].text[:60]!r}: make the rationales "
                 "again with `probe` set, or choose a gate state without it."
             )
-        return torch.stack([self._probes[side.digest] for side in sides])
+        probes = [self._probes[side.digest] for side in sides]
+        return torch.stack(probes) if probes else torch.zeros(0, 0)
 
     def settings(self) -> dict[str, Any]:
         if self.path is None:

@@ -5,11 +5,14 @@ Knows neither prompts nor tokens. Shapes: U rows, Q tokens, H width of the model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from mmemb.rationales.base import RationaleWorker
+from mmemb.records import Side
 
 
 @contextmanager
@@ -33,7 +36,10 @@ def first_states(model: nn.Module, num_layers: int, layer: int) -> Iterator[list
 
     blocks = _blocks(model, num_layers)
     if not -num_layers <= layer < num_layers:
-        raise ValueError(f"probe_layer is {layer}, but the model has {num_layers} blocks.")
+        raise ValueError(
+            f"probe_layer is {layer}, but the model has {num_layers} blocks: "
+            f"choose one from 0 to {num_layers - 1}."
+        )
     handle = blocks[layer].register_forward_hook(note)
     try:
         yield found
@@ -49,3 +55,15 @@ def _blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
         f"{type(model).__name__} keeps its {num_layers} blocks in no ModuleList, so the end of its "
         "prompt cannot be probed. Choose a gate state without `probe`."
     )
+
+
+def check_probe(worker: RationaleWorker, probed: Sequence[tuple[Side, Tensor]]) -> None:
+    """Raises ValueError if the live worker's hidden states are not those that the gate learned."""
+    for side, known_H in probed:
+        live_H = worker.probe([side])[0].cpu()
+        if live_H.shape != known_H.shape or (live_H - known_H).abs().max() > 0.02 * known_H.std():
+            raise ValueError(
+                f"The gate's worker {worker.name!r} has another hidden state about {side.text!r} "
+                "than `rationales/` holds: give the gate the model, prompt and probe_layer that "
+                "wrote them."
+            )

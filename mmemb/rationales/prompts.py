@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmemb.records import FULL, SHORT, Side
+from mmemb.records import FULL, SHORT, Rationale, Side
 
 _KEYS = {"system", "query", "opening", "between", "closing", "depth", "examples", "concepts"}
 
@@ -74,8 +74,21 @@ class FewShotPrompt:
 
     def reply(self, think: str, answer: str) -> str:
         """What the model should have written for a thought and an answer."""
-        body = answer if self.depth == SHORT else f"{think}{self.between}{answer}"
-        return f"{self.opening}{body}{self.closing}"
+        return f"{self.opening}{self._body(think, answer)}{self.closing}"
+
+    def generated(self, rationale: Rationale) -> str:
+        """What the model has to write behind the opening for a rationale: the inverse of
+        `rationale_text`."""
+        if not rationale.answer or not (rationale.thinking or self.depth == SHORT):
+            raise ValueError(
+                f"The rationale {rationale.text[:60]!r} lacks a thought or an answer, so a prompt "
+                f"of depth {self.depth} cannot teach it. Learn from the rationales of one worker "
+                "alone: set data.writer to its name."
+            )
+        return self._body(rationale.thinking, rationale.answer) + self.closing
+
+    def _body(self, think: str, answer: str) -> str:
+        return answer if self.depth == SHORT else f"{think}{self.between}{answer}"
 
     def question(self, side: Side) -> str:
         """The user's message for one side."""

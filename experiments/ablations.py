@@ -1,0 +1,188 @@
+"""Ablations of METHOD 4 to 6: cells that differ in one thing, from one trunk and one set of texts.
+
+`experiments.pipeline` calls it for files with a block `ablations`. A cell is two ordinary stages
+(fit, predict) with a sidecar of its own, so finished cells are skipped by their fingerprints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, final
+
+from mmemb.files import write_atomically
+from mmemb.lineage import fingerprint
+from mmemb.records import scored_from_json, scored_to_json, stable_hash
+from mmemb.reselection import Pool, Reselection, Rule, of_seeds, reselect
+from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
+from mmemb.shards import ShardIndex
+
+Paths = Literal["always", "never", "averaged"]
+"""What is compared: after the greedy draft, directly, or with several drafts averaged."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One variant; what it does not name is as in the cell `gain-30`.
+
+    Attributes:
+        candidates: K, draws per question that selection may choose from; null = all.
+        rule: by which contrast, and which share is kept, and whether the best takes all.
+        prior_fraction: share of reasoning rows whose rationale comes from the whole pool.
+        direct_weight: a, weight of the direct loss.
+    """
+
+    rule: Rule = "gain"
+    keep_share: float = 0.3
+    hard: bool = False
+    candidates: int | None = None
+    prior_fraction: float = 0.25
+    direct_weight: float = 1.0
+
+    @property
+    def choice(self) -> Reselection:
+        """How it chooses among the candidates."""
+        return Reselection(self.rule, self.keep_share, self.hard)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Left minus right, and what was expected before anything was run."""
+
+    left: str
+    right: str
+    expected: Literal["higher", "lower", "equal"]
+    path: Paths = "always"
+    against: Paths | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablations:
+    """The block `ablations` of a pipeline file."""
+
+    fit: str
+    predict: str
+    cells: Mapping[str, Cell]
+    comparisons: tuple[Comparison, ...]
+    seeds: tuple[int, ...] = field(default=(0, 1, 2))
+
+
+def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
+    """The block as a record; a mistake is one ValueError that names file and key."""
+    try:
+        cells = {name: Cell(**(cell or {})) for name, cell in data["cells"].items()}
+        for cell in cells.values():
+            _ = cell.choice  # complains about an unknown rule
+        comparisons = tuple(Comparison(**row) for row in data["comparisons"])
+        rest = {k: v for k, v in data.items() if k not in ("cells", "comparisons", "seeds")}
+        seeds = tuple(data.get("seeds", (0, 1, 2)))
+        found = Ablations(**rest, cells=cells, comparisons=comparisons, seeds=seeds)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}, ablations: {type(error).__name__} {error}") from None
+    named = {name for row in comparisons for name in (row.left, row.right)}
+    if unknown := sorted(named - set(cells)):
+        raise ValueError(f"{path}, ablations: comparisons name unknown cell(s) {unknown}")
+    check_seeds(found.seeds)
+    return found
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Rejects an empty list and repeats: a seed that counts twice narrows no interval."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds {list(seeds)}: expected at least one, each once")
+
+
+def write_cell_sidecar(folder: Path, cell: Cell, seed: int = 0) -> Path:
+    """`selected-NAME` beside `selected/`: the same candidates, chosen by the cell.
+
+    Args:
+        folder: of the experiment.
+        cell: what to choose, and from how many draws.
+        seed: of the stage that drew the rationales.
+    """
+    source = ShardIndex.open(folder / "selected")
+    choice = {"choice": asdict(cell.choice), "candidates": cell.candidates}
+    print_of = fingerprint({"source": str(folder / "selected"), **choice})
+    target = folder / f"selected-{stable_hash(print_of, bits=32):08x}"
+    if set(source.shard_names) <= set(existing_shards(target, print_of)):
+        return target
+    pools = [read_pool(source, entry, cell, seed) for entry in source.entries]
+    chosen = dict(zip((e.key for e in source.entries), reselect(pools, cell.choice), strict=True))
+    for shard in source.shard_names:
+        samples = [
+            Sample(
+                entry.key,
+                encode_members({"json": [scored_to_json(scored) for scored in chosen[entry.key]]}),
+                dict(entry.meta),
+            )
+            for entry in source.of_shard(shard)
+        ]
+        write_shard(target, shard, samples, fingerprint=print_of)
+    finish_manifest(target, print_of, source.shard_names)
+    return target
+
+
+def read_pool(source: ShardIndex, entry: Any, cell: Cell, seed: int) -> Pool:
+    """A pair's candidates, as if only the cell's draws had been made."""
+    data = json.loads(source.read(entry, {"json"})["json"])
+    pool = tuple(scored_from_json(row) for row in data)
+    if cell.candidates is None:
+        return pool
+    return of_seeds(pool, {stable_hash(seed, entry.key, k) for k in range(cell.candidates)})
+
+
+def run_cells(
+    ablations: Ablations,
+    folder: Path,
+    shared: Sequence[str],
+    run_stage: Callable[[str, str, Sequence[str]], None],
+) -> None:
+    """Fits and measures every cell with every seed.
+
+    Args:
+        ablations: what to run.
+        folder: of the experiment.
+        shared: arguments of all stages.
+        run_stage: runs subcommand, config and arguments unless that is done.
+    """
+    for name, cell in ablations.cells.items():
+        sidecar = write_cell_sidecar(folder, cell)
+        for seed in ablations.seeds:
+            own = ["--name", run_name(name, seed)]
+            arguments = [
+                *own,
+                *("--data.sidecar", str(sidecar), "--data.seed", str(seed)),
+                *("--data.prior_fraction", str(cell.prior_fraction)),
+                *("--data.soft", str(not cell.hard).lower()),
+                *("--model.direct_weight", str(cell.direct_weight)),
+            ]
+            run_stage("fit", ablations.fit, [*arguments, *shared])
+            run_stage("predict", ablations.predict, [*own, *shared])
+
+
+def run_name(cell: str, seed: int) -> str:
+    """The name of a cell's runs."""
+    return f"{cell}-seed{seed}"
+
+
+def in_process(subcommand: str, config: str, arguments: Sequence[str]) -> None:
+    """A stage in this process: a hundred short ones would spend most of their time importing."""
+    from experiments.cli import RUN_FOLDER, ExperimentCLI
+
+    os.environ.pop(RUN_FOLDER, None)
+    ExperimentCLI([subcommand, "--config", config, *arguments])
+    os.environ.pop(RUN_FOLDER, None)
+
+
+def write_report(folder: Path, text: str, data: Mapping[str, Any]) -> None:
+    """`ablations.md` and `ablations.json` in the experiment's folder."""
+    encoded = json.dumps(data, ensure_ascii=False, indent=1).encode()
+    write_atomically(folder / "ablations.json", encoded)
+    write_atomically(folder / "ablations.md", text.encode())
+    print(f"\n{text}\n{folder}/ablations.md, ablations.json")

@@ -1,0 +1,169 @@
+"""The table of ablations: paired differences over seeds and concepts, against what was expected.
+
+Shapes: S seeds, N test queries of the think tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from experiments.ablations import Ablations, Comparison, run_name
+from experiments.report.page import interval, markdown_table
+from experiments.report.records import Floats
+from mmemb.shards import ShardIndex
+from mmemb.statistics import (
+    Interval,
+    cluster_bootstrap,
+    minimal_detectable_effect,
+    paired_bootstrap,
+    seed_spread,
+)
+
+NUM_RESAMPLES = 4_000
+EQUAL = 0.02
+"""Two points: `equal` is confirmed if the whole interval lies within them."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CellTable:
+    """One cell on the think tasks of part `test`.
+
+    Attributes:
+        value: path -> (S, N) Recall@1: `never`, `always`, `averaged`.
+        tasks: of the queries; means weigh them equally.
+        concepts: of the queries; the clusters of every interval.
+    """
+
+    value: Mapping[str, Floats]
+    tasks: tuple[str, ...]
+    concepts: tuple[str, ...]
+
+
+def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[str]) -> CellTable:
+    """Reads `utilities-NAME-seedS` of every seed."""
+    by_path: dict[str, list[list[float]]] = {"never": [], "always": [], "averaged": []}
+    tasks: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()
+    for seed in seeds:
+        rows = _rows(folder / f"utilities-{run_name(name, seed)}", think)
+        tasks, concepts = (tuple(row[key] for row in rows) for key in ("task", "concept"))
+        by_path["never"].append([row["metrics"][0]["recall@1"] for row in rows])
+        by_path["always"].append([row["metrics"][-1]["recall@1"] for row in rows])
+        by_path["averaged"].append([row["averaged"][-1]["recall@1"] for row in rows])
+    return CellTable({path: np.array(rows) for path, rows in by_path.items()}, tasks, concepts)
+
+
+def _rows(folder: Path, think: frozenset[str]) -> list[dict[str, Any]]:
+    index = ShardIndex.open(folder)
+    entries = [e for e in index.entries if e.meta["part"] == "test" and e.meta["task"] in think]
+    rows = [json.loads(index.read(entry, {"json"})["json"]) for entry in entries]
+    return [row for row in rows if row["eligible"]]
+
+
+def figures(folder: Path, ablations: Ablations, think: frozenset[str]) -> dict[str, dict[str, Any]]:
+    """Every cell and every comparison, as JSON data."""
+    cells = {name: read_cell(folder, name, ablations.seeds, think) for name in ablations.cells}
+    return {
+        "cells": {name: cell_figures(cell) for name, cell in cells.items()},
+        "comparisons": {title(row): compare(row, cells) for row in ablations.comparisons},
+    }
+
+
+def cell_figures(cell: CellTable) -> dict[str, Any]:
+    """Recall@1 of each path with interval and spread over seeds, and always minus never."""
+    found: dict[str, Any] = {}
+    for path, value_SN in cell.value.items():
+        mean = cluster_bootstrap(
+            value_SN, cell.concepts, tasks=cell.tasks, num_resamples=NUM_RESAMPLES
+        )
+        found[path] = asdict(mean) | {"seed_sd": seed_spread(value_SN)}
+    gain = paired_bootstrap(
+        cell.value["always"], cell.value["never"], cell.concepts, tasks=cell.tasks,
+        num_resamples=NUM_RESAMPLES,
+    )  # fmt: skip
+    return found | {"always_minus_never": asdict(gain), "queries": len(cell.tasks)}
+
+
+def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
+    """One paired difference, its verdict, and the smallest effect in reach."""
+    left, right = cells[row.left], cells[row.right]
+    left_SN, right_SN = left.value[row.path], right.value[row.against or row.path]
+    found = paired_bootstrap(
+        left_SN, right_SN, left.concepts, tasks=left.tasks, num_resamples=NUM_RESAMPLES
+    )
+    effect = minimal_detectable_effect(
+        left_SN.mean(0) - right_SN.mean(0), left.concepts, tasks=left.tasks
+    )
+    return asdict(found) | {
+        "expected": row.expected,
+        "verdict": verdict(found, row.expected),
+        "minimal_detectable_effect": float(effect),
+        "seed_sd": seed_spread(left_SN - right_SN),
+    }
+
+
+def verdict(found: Interval, expected: str) -> str:
+    """Whether an interval confirms what was expected.
+
+    >>> verdict(Interval(0.05, 0.01, 0.09), "higher"), verdict(Interval(0.0, -0.01, 0.01), "equal")
+    ('confirmed', 'confirmed')
+    >>> verdict(Interval(0.05, 0.01, 0.09), "lower"), verdict(Interval(0.0, -0.1, 0.1), "equal")
+    ('opposite', 'not seen')
+    """
+    if expected == "equal":
+        if found.low >= -EQUAL and found.high <= EQUAL:
+            return "confirmed"
+        return "opposite" if found.excludes_zero else "not seen"
+    low, high = (found.low, found.high) if expected == "higher" else (-found.high, -found.low)
+    return "confirmed" if low > 0 else "opposite" if high < 0 else "not seen"
+
+
+def title(row: Comparison) -> str:
+    """`gain-30 minus raw-30`, with the path where it is not `always`."""
+    path, against = row.path, row.against or row.path
+    return f"{row.left} ({path}) minus {row.right} ({against})"
+
+
+def words(found: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
+    """The tables as Markdown."""
+    cells = [
+        [
+            name,
+            *(interval(row[path]) for path in ("never", "always", "averaged")),
+            interval(row["always_minus_never"]),
+            f"{100 * row['always']['seed_sd']:.1f}",
+        ]
+        for name, row in found["cells"].items()
+    ]
+    rows = [
+        [
+            name,
+            row["expected"],
+            interval(row),
+            row["verdict"],
+            f"{100 * row['minimal_detectable_effect']:.1f}",
+            f"{100 * row['seed_sd']:.1f}",
+        ]
+        for name, row in found["comparisons"].items()
+    ]
+    queries = next(iter(found["cells"].values()))["queries"]
+    return "\n\n".join(
+        [
+            f"# Ablations: {len(seeds)} seeds, {queries} think queries of part test",
+            "Recall@1, mean over tasks. Seeds vary batches and draws; trunk, judges and texts are "
+            "shared. Intervals are 95 %, over concepts, of the mean over seeds.",
+            markdown_table(
+                ("cell", "never", "always", "4 drafts averaged", "always - never", "seed sd"), cells
+            ),
+            markdown_table(
+                ("left minus right", "expected", "points", "verdict", "detectable", "seed sd"), rows
+            ),
+        ]
+    )

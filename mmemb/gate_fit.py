@@ -1,0 +1,114 @@
+"""Fits a small depth head on cached utilities, all queries in every step: for reports and studies.
+
+`lightning_modules.GatingPolicy` trains the gate that is used; this knows neither files nor parts.
+Shapes: N queries, S state width, A depths, J sampled actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from mmemb.gating import DepthHead, exact_loss, grpo_loss, reinforce_loss, supervised_loss
+from mmemb.losses import LossTerm
+
+Estimator = Literal["reinforce", "exact", "grpo", "supervised"]
+OLD_POLICY_STEPS = 4
+"""How long `grpo` samples from one policy; with 1 its clipping would never act."""
+
+COLLAPSED = 0.02
+"""A gate that chooses one depth for all but this share has collapsed."""
+
+
+def policy_loss(
+    estimator: Estimator,
+    logit_BA: Tensor,
+    reward_BA: Tensor,
+    *,
+    old_logit_BA: Tensor | None = None,
+    uniform_BJ: Tensor | None = None,
+    valid_B: Tensor | None = None,
+) -> LossTerm:
+    """The loss of an estimator; those that sample need noise, and `grpo` an older policy."""
+    if estimator == "exact":
+        return exact_loss(logit_BA, reward_BA, valid_B)
+    if estimator == "supervised":
+        return supervised_loss(logit_BA, reward_BA, valid_B)
+    assert uniform_BJ is not None
+    if estimator == "reinforce":
+        return reinforce_loss(logit_BA, reward_BA, uniform_BJ=uniform_BJ, valid_B=valid_B)
+    if estimator != "grpo":
+        raise ValueError(f"estimator {estimator!r}: expected reinforce, exact, grpo or supervised")
+    assert old_logit_BA is not None
+    return grpo_loss(logit_BA, reward_BA, old_logit_BA, uniform_BJ=uniform_BJ, valid_B=valid_B)
+
+
+@final
+class OldPolicy:
+    """A copy of the head that is renewed every few steps; no part of any module."""
+
+    def __init__(self) -> None:
+        self._head: DepthHead | None = None
+
+    @torch.no_grad()
+    def logits(self, head: DepthHead, state_BS: Tensor, step: int) -> Tensor:
+        """(B, A) of the policy that `grpo` samples from at this step."""
+        if self._head is None or step % OLD_POLICY_STEPS == 0:
+            self._head = deepcopy(head).eval()
+        return self._head(state_BS)
+
+
+def fit_head(
+    head: DepthHead,
+    state_NS: Tensor,
+    reward_NA: Tensor,
+    estimator: Estimator = "exact",
+    *,
+    num_steps: int = 300,
+    num_samples: int = 4,
+    make_optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    seed: int = 0,
+) -> DepthHead:
+    """Standardises and trains `head` in place; returns it in eval mode.
+
+    Args:
+        head: untrained.
+        state_NS: of eligible queries.
+        reward_NA: of each depth.
+        estimator: of the policy gradient.
+        num_steps: over all queries.
+        num_samples: actions per state of the estimators that sample.
+        make_optimizer: called with the parameters; by default AdamW, lr 1e-3, weight decay 1.
+        seed: of dropout and of the actions.
+    """
+    make = make_optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1.0))
+    generator, old = torch.Generator().manual_seed(seed), OldPolicy()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head.standardise(state_NS)
+        optimizer = make(head.train().parameters())
+        for step in range(num_steps):
+            noise_NJ = torch.rand(len(state_NS), num_samples, generator=generator)
+            old_NA = old.logits(head, state_NS, step) if estimator == "grpo" else None
+            loss = policy_loss(
+                estimator, head(state_NS), reward_NA, old_logit_BA=old_NA, uniform_BJ=noise_NJ
+            )
+            optimizer.zero_grad()
+            (loss.sum / loss.count).backward()
+            optimizer.step()
+    return head.eval()
+
+
+def collapsed_to(depth_N: Tensor, num_depths: int) -> int | None:
+    """The one depth that (nearly) all queries take, or None.
+
+    >>> collapsed_to(torch.tensor([1] * 99 + [0]), 2), collapsed_to(torch.tensor([0, 1]), 2)
+    (1, None)
+    """
+    share_A = torch.bincount(depth_N, minlength=num_depths) / max(len(depth_N), 1)
+    depth = int(share_A.argmax())
+    return depth if len(depth_N) and share_A[depth] >= 1 - COLLAPSED else None

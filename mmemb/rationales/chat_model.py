@@ -1,0 +1,133 @@
+"""A chat model with its few-shot prompt: its weights, and the tokens of questions and replies.
+
+Knows no decoding. What writes and what is fitted share it, so both read the very same prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from mmemb.rationales.adapters import adapter_identity, merge_adapter
+from mmemb.rationales.decoders import share_prefix
+from mmemb.rationales.prompts import FewShotPrompt
+from mmemb.records import Rationale
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@final
+class ChatModel:
+    """Loads its model and tokenizer when they are first asked for.
+
+    Args:
+        model_id: local folder or hub id of a causal language model.
+        prompt: the few-shot prompt.
+        adapter: folder of a LoRA adapter, merged into the weights; None = the model as it is.
+        device: torch device.
+        dtype: `float32`, `bfloat16` or `float16`.
+    """
+
+    def __init__(
+        self, model_id: str, prompt: FewShotPrompt, adapter: str | None, device: str, dtype: str
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype {dtype!r} is unknown; expected one of {sorted(_DTYPES)}.")
+        self.model_id, self.prompt, self.adapter = model_id, prompt, adapter
+        self.device, self.dtype = device, dtype
+
+    def copy(self) -> ChatModel:
+        """The same with weights of its own."""
+        return ChatModel(self.model_id, self.prompt, self.adapter, self.device, self.dtype)
+
+    @property
+    def label(self) -> str:
+        """The model's name for a reader: a local folder's without the path to it."""
+        return Path(self.model_id).name if Path(self.model_id).is_dir() else self.model_id
+
+    @cached_property
+    def revision(self) -> str:
+        """Hash of a local model's weights and configuration, a hub model's commit otherwise; with
+        an adapter also the hash of its content, so that every rationale tells who wrote it."""
+        base = self._base_revision()
+        return f"{base}+{adapter_identity(Path(self.adapter))}" if self.adapter else base
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Frozen, in evaluation mode, the adapter merged; it shares prefixes where it can."""
+        with torch.random.fork_rng(devices=[]):  # making modules draws from the global generator
+            model = self._load(AutoModelForCausalLM, dtype=_DTYPES[self.dtype])
+            if self.adapter:
+                model = merge_adapter(model, Path(self.adapter))
+        return model.eval().requires_grad_(False).to(self.device)
+
+    @cached_property
+    def shares_prefix(self) -> bool:
+        """Whether the model provably computes the same with the prefix stored once."""
+        probes = [self.question_ids(question) for question in ("a", "a longer question")]
+        tolerance = 1e-3 if self.dtype == "float32" else 0.2
+        return share_prefix(self.model, self.prefix_ids, probes, tolerance)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        tokenizer = self._load(AutoTokenizer)
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                f"The tokenizer of {self.model_id} has no chat template. Use an instruction-tuned "
+                "model, or set chat_template in its tokenizer_config.json."
+            )
+        return tokenizer
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """Tokens that the prompts of all questions share."""
+        return self.tokenizer.encode(self._shared_text, add_special_tokens=False)
+
+    def question_ids(self, question: str) -> list[int]:
+        """Tokens between the prefix and the first generated token."""
+        own = self.prompt.render(self.tokenizer, question)[len(self._shared_text) :]
+        return self.tokenizer.encode(own, add_special_tokens=False)
+
+    def reply_ids(self, rationale: Rationale) -> list[int]:
+        """Tokens that should have been generated behind `question_ids` for a rationale."""
+        text = self.prompt.generated(rationale)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids if self.prompt.closing else [*ids, self.tokenizer.eos_token_id]
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a reply."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return frozenset({*ends, self.tokenizer.eos_token_id} - {None})
+
+    @cached_property
+    def _shared_text(self) -> str:
+        return self.prompt.shared_text(self.tokenizer)
+
+    def _base_revision(self) -> str:
+        folder = Path(self.model_id)
+        if not folder.is_dir():
+            return str(getattr(self.model.config, "_commit_hash", None) or "unknown")
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+        digest = hashlib.sha256()
+        for path in [folder / "config.json", *files]:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:12]
+
+    def _load(self, kind: Any, **kwargs: Any) -> Any:
+        try:
+            if self.model_id.count("/") > 1 and not Path(self.model_id).is_dir():
+                raise OSError("no such folder")  # and no hub id: nobody is asked for it
+            return kind.from_pretrained(self.model_id, **kwargs)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"The language model {self.model_id} cannot be loaded: {error}. Give the folder "
+                "of a transformers model (prepare makes ROOT/models/smollm2) or a hub id."
+            ) from None

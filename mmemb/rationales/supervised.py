@@ -1,0 +1,91 @@
+"""Next-token loss on replies alone, as (sum, count); knows neither models nor tokenizers.
+
+Shapes: B rows, L tokens of the longest row, T tokens of the longest reply, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from mmemb.losses import LossTerm
+from mmemb.rationales.padding import left_pad
+from mmemb.records import Rationale, Side
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReplyBatch:
+    """Sides and what should have been written about them, on one rank.
+
+    `step` is the global step that this batch belongs to.
+    """
+
+    keys: tuple[str, ...]
+    sides: tuple[Side, ...]
+    rationales: tuple[Rationale, ...]
+    step: int = 0
+
+    def to(self, *args: Any, **kwargs: Any) -> ReplyBatch:
+        return self
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReplyTokens:
+    """Prompts and replies, padded on the left, so that all replies end in the last column.
+
+    Attributes:
+        ids_BL: int64 token ids, padded with 0.
+        mask_BL: int64, 1 where there is a token.
+        scored_BT: bool, which of the last T tokens belong to the row's reply.
+    """
+
+    ids_BL: Tensor
+    mask_BL: Tensor
+    scored_BT: Tensor
+
+    @property
+    def longest_reply(self) -> int:
+        """T."""
+        return self.scored_BT.shape[1]
+
+
+def pack_replies(
+    prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], device: torch.device
+) -> ReplyTokens:
+    """Rows of a prompt and a reply each.
+
+    >>> packed = pack_replies([[5, 6], [7]], [[1], [2, 3]], torch.device("cpu"))
+    >>> packed.ids_BL.tolist(), packed.scored_BT.tolist()
+    ([[5, 6, 1], [7, 2, 3]], [[False, True], [True, True]])
+
+    Args:
+        prompts: B token sequences; none is empty, since a reply's first token is predicted too.
+        replies: B token sequences; none is empty.
+        device: where the tensors go.
+    """
+    rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
+    ids_BL, mask_BL = left_pad(rows, device)
+    _, scored_BT = left_pad(replies, device)
+    return ReplyTokens(ids_BL, mask_BL, scored_BT.bool())
+
+
+def reply_loss(logits_BKV: Tensor, tokens: ReplyTokens) -> LossTerm:
+    """Cross-entropy of the replies' tokens, summed, and their number.
+
+    Args:
+        logits_BKV: logits at the last K = T + 1 columns; column k predicts column k + 1, and the
+            very last one predicts nothing.
+        tokens: what was read.
+    """
+    T = tokens.longest_reply
+    scored_BT, targets_BT = tokens.scored_BT, tokens.ids_BL[:, -T:]
+    # Chosen first: most places of a ragged batch are prompt, and a vocabulary is wide.
+    logits_NV = logits_BKV[:, :T][scored_BT].float()
+    total = nn.functional.cross_entropy(logits_NV, targets_BT[scored_BT], reduction="sum")
+    return LossTerm(total, scored_BT.sum())

@@ -1,0 +1,115 @@
+"""Ablations: cells are read, chosen, run once, and judged against what was expected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from datamodules.sidecars import RationaleTable
+from experiments.ablations import Cell, Comparison, read_ablations, run_cells, write_cell_sidecar
+from experiments.report.ablations import CellTable, cell_figures, compare, words
+from mmemb.shards import ShardIndex
+from tests.tiny_experiment import POCKET, Experiment
+
+FILE = POCKET / "ablations.yaml"
+BLOCK = yaml.safe_load(FILE.read_text())["ablations"]
+
+
+def test_the_file_names_every_row_that_was_asked_for() -> None:
+    found = read_ablations(BLOCK, FILE)
+    rules = {(cell.rule, cell.keep_share) for cell in found.cells.values()}
+    for rule in ("raw", "positive", "gain", "placebo_gain", "margin"):
+        assert {(rule, 0.3), (rule, 0.5)} <= rules
+    assert {cell.candidates for cell in found.cells.values()} == {None, 1, 2, 4}
+    assert {cell.prior_fraction for cell in found.cells.values()} == {0.0, 0.25, 0.5}
+    assert any(cell.hard for cell in found.cells.values())
+    assert any(cell.direct_weight == 0 for cell in found.cells.values())
+    assert {"always", "never", "averaged"} == {row.path for row in found.comparisons}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": [0, 0]}, "each once"),
+        ({"seeds": []}, "at least one"),
+        ({"cells": {"a": {"rule": "best"}}}, "rule 'best'"),
+        ({"cells": {"a": {"keepshare": 1}}}, "keepshare"),
+        ({"comparisons": [{"left": "gain-30", "right": "x", "expected": "higher"}]}, "'x'"),
+        ({"fit": None, "extra": 1}, "extra"),
+    ],
+)
+def test_a_mistake_names_file_and_key(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_ablations(BLOCK | change, FILE)
+
+
+def test_a_cell_has_a_sidecar_of_its_own(clip_experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "selected").symlink_to(clip_experiment.folder / "selected")
+    source = ShardIndex.open(clip_experiment.root / "pairs/questions")
+    kept = {}
+    for name, cell in {"few": Cell(keep_share=0.1), "all": Cell(rule="none")}.items():
+        folder = write_cell_sidecar(tmp_path, cell)
+        before = (folder / "manifest.json").stat().st_mtime_ns
+        assert write_cell_sidecar(tmp_path, replace(cell)) == folder
+        assert (folder / "manifest.json").stat().st_mtime_ns == before, "written once"
+        RationaleTable(folder, [source])  # joins with its pairs
+        table = RationaleTable(folder, [ShardIndex.open(folder)])
+        rows = [table._index.read(e, {"json"})["json"] for e in table._index.entries]
+        kept[name] = sum(row.count(b'"kept": true') for row in rows)
+    assert 0 < kept["few"] < kept["all"]
+
+
+def test_every_cell_runs_with_its_own_settings(clip_experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "selected").symlink_to(clip_experiment.folder / "selected")
+    small = replace(
+        read_ablations(BLOCK, FILE), cells={"a": Cell(), "b": Cell(hard=True)}, seeds=(0, 1)
+    )
+    ran: list[tuple[str, Sequence[str]]] = []
+    run_cells(small, tmp_path, ["--x"], lambda kind, path, arguments: ran.append((kind, arguments)))
+    assert [kind for kind, _ in ran] == ["fit", "predict"] * 4
+    assert [arguments[1] for _, arguments in ran[::2]] == [
+        "a-seed0", "a-seed1", "b-seed0", "b-seed1"
+    ]  # fmt: skip
+    fits = [" ".join(arguments) for _, arguments in ran[::2]]
+    assert ["--data.soft true" in line for line in fits] == [True, True, False, False]
+    assert all(line.endswith("--x") for line in fits)
+
+
+def cell(shift: float) -> CellTable:
+    random = np.random.default_rng(0)
+    base = random.random((2, 200))
+    value = {"never": base, "always": base + shift, "averaged": base + 2 * shift}
+    tasks = tuple("xy"[n % 2] for n in range(200))
+    return CellTable(value, tasks, tuple(str(n // 4) for n in range(200)))
+
+
+def test_a_difference_is_judged_by_its_interval() -> None:
+    cells = {"good": cell(0.1), "same": cell(0.0)}
+    row = Comparison(left="good", right="same", expected="higher")
+    found = compare(row, cells)
+    assert found["mean"] == pytest.approx(0.1)
+    assert found["verdict"] == "confirmed"
+    assert compare(replace(row, expected="lower"), cells)["verdict"] == "opposite"
+    assert compare(replace(row, left="same", expected="equal"), cells)["verdict"] == "confirmed"
+    averaged = replace(row, right="good", path="averaged", against="always")
+    assert compare(averaged, cells)["mean"] == pytest.approx(0.1)
+    assert cell_figures(cells["good"])["always_minus_never"]["mean"] == pytest.approx(0.1)
+
+
+def test_the_table_reads_as_text() -> None:
+    cells = {"good": cell(0.1), "same": cell(0.0)}
+    row = Comparison(left="good", right="same", expected="higher")
+    found = {
+        "cells": {name: cell_figures(table) for name, table in cells.items()},
+        "comparisons": {"good minus same": compare(row, cells)},
+    }
+    text = words(found, (0, 1))
+    assert re.search(r"\| good minus same +\| higher +\| 10\.0", text)
+    assert "confirmed" in text
