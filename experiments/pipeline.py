@@ -215,12 +215,14 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
 
 
 def report(stage: Stage, shared: Sequence[str]) -> None:
-    """Builds the report of the experiment that `stage` belongs to and prints its table."""
+    """Prints the table of the experiment that `stage` belongs to; makes the report if need be."""
     from experiments.cli import parse
-    from experiments.report import build
+    from experiments.report.build import build, show_current
 
     config = parse(stage.command_line(shared))
-    build(Path(config.runs) / config.experiment, config.data_root)
+    folder = Path(config.runs) / config.experiment
+    if not show_current(folder, config.data_root):
+        build(folder, config.data_root)
 
 
 @contextlib.contextmanager

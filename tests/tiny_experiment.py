@@ -215,6 +215,12 @@ def run_pipeline(experiment: Experiment, *arguments: str) -> list[str]:
     from experiments.pipeline import main
 
     ran: list[str] = []
-    with in_process(ran), settings_kept(), patch.dict(os.environ, MMEMB_RUNS=str(experiment.runs)):
+    few = patch("experiments.report.gate_study.SEEDS", (0, 1))
+    with (
+        few,
+        in_process(ran),
+        settings_kept(),
+        patch.dict(os.environ, MMEMB_RUNS=str(experiment.runs)),
+    ):
         main([str(experiment.pipeline), *arguments])
     return ran

@@ -36,7 +36,7 @@ from mmemb.adaptive import read_settings
 from mmemb.budget import Thresholds
 from mmemb.files import link_atomically, write_atomically
 from mmemb.latency import Latency, mean_latency
-from mmemb.lineage import write_json
+from mmemb.lineage import fingerprint, read_json, write_json
 from mmemb.records import EvaluationTask
 
 NAMES = ("report.md", "report.png", "report.json", "report.html")
@@ -70,6 +70,26 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     return report
 
 
+def made_of(experiment: Path, data_root: str) -> str:
+    """A hash of all that a report is made of: the newest runs and sidecars, the tasks, the code."""
+    names = ("selected", "utilities", "decisions", "gate", "gate-test", "selection-test")
+    commit, diff = git_state(Path(__file__).parent)
+    inputs = [str(experiment / name) for name in names if (experiment / name).exists()]
+    return fingerprint({"inputs": [*inputs, f"{data_root}/tasks.json"], "code": [commit, diff]})
+
+
+def show_current(experiment: Path, data_root: str) -> bool:
+    """Prints the table of the newest report if nothing has changed since; else returns False."""
+    path = experiment / "report.json"
+    if not all((experiment / name).is_file() for name in NAMES):
+        return False
+    report = read_json(path, "a report")
+    if report.get("made_of") != made_of(experiment, data_root):
+        return False
+    print(f"\n{mix_table(report['mix'])}\n\n{experiment}/{', '.join(NAMES)}: nothing has changed")
+    return True
+
+
 def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     """Every figure of a report, as JSON data."""
     queries, tasks = read_queries(experiment), read_tasks(Path(data_root))
@@ -96,6 +116,7 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     commit, diff = git_state(Path(__file__).parent)
     return {
         "experiment": experiment.name,
+        "made_of": made_of(experiment, data_root),
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "git_commit": commit,
         "uncommitted_changes": bool(diff),
