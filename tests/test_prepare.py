@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -171,6 +174,21 @@ def test_a_second_build_gives_the_same_bytes(
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert all((root / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_the_fingerprint_is_the_same_in_every_process(seed: str) -> None:
+    """A set among the benchmark's settings would be written in another order each time."""
+    program = "from datamodules.prepare.pocket import *; print(fingerprint(sources.DATA, 'mini'))"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == pocket.fingerprint(DATA, "mini")
 
 
 def test_only_a_whole_data_set_of_these_settings_is_ready(

@@ -25,7 +25,7 @@ SPLIT = "cut-2"
 the gate's state were chosen while its test figures were seen. Change it only together with that
 sentence, and before the new cut's figures are known."""
 
-PROMPT_CONCEPTS = frozenset({"country:cl", "country:cn", "country:dk", "country:ir", "emoji:bread"})
+PROMPT_CONCEPTS = ("country:cl", "country:cn", "country:dk", "country:ir", "emoji:bread")
 """Concepts of the few-shot prompt: in `train` under every cut, and in no mixed row of the test."""
 
 FLAG_GALLERY = "flags"
