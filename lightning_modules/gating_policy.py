@@ -102,7 +102,7 @@ class GatingPolicy(LightningModule):
         self.budget, self.unit, self.measure = budget, unit, measure
         self.head: DepthHead | None = None
         self._old = OldPolicy()
-        self._calibration: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = []
+        self._calibration: list[tuple[str, list[float], list[float]]] = []
         self._sums = MeanSums()
         self._candidates: list[CandidateOutput] = []
         self._galleries = Galleries([])
@@ -176,9 +176,9 @@ class GatingPolicy(LightningModule):
         decisions = self._decisions(logit_BA, batch)
         taken_B = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
         self._sums.add("val/reward", taken_B.sum().item(), len(taken_B))
-        for row in batch.eligible_B.nonzero().flatten().tolist():
-            logit_A, cost_A = logit_BA[row].tolist(), batch.cost_BA[row].tolist()
-            self._calibration.append((batch.keys[row], tuple(logit_A), tuple(cost_A)))
+        rows = zip(batch.keys, logit_BA.tolist(), batch.cost_BA.tolist(), strict=True)
+        eligible = batch.eligible_B.tolist()
+        self._calibration += [row for row, e in zip(rows, eligible, strict=True) if e]
         return decisions
 
     @override

@@ -11,14 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmemb.gating import MlpDepthHead, exact_loss, grpo_loss, reinforce_loss
+from mmemb.gate_fit import OLD_POLICY_STEPS, policy_loss
+from mmemb.gating import MlpDepthHead
 from mmemb.losses import LossTerm
 from mmemb.planted_gate import PlantedGate
 
 Estimator = Literal["reinforce", "exact", "grpo"]
 ESTIMATORS: tuple[Estimator, ...] = ("reinforce", "exact", "grpo")
-
-_OLD_STEPS = 4
 
 
 def estimate(
@@ -30,13 +29,14 @@ def estimate(
     num_samples: int = 4,
 ) -> LossTerm:
     """The loss of one estimator; `grpo` samples from the old policy, by default the same one."""
-    if estimator == "exact":
-        return exact_loss(logit_BA, reward_BA)
     uniform_BJ = torch.rand(len(logit_BA), num_samples, generator=generator)
-    if estimator == "reinforce":
-        return reinforce_loss(logit_BA, reward_BA, uniform_BJ=uniform_BJ)
-    old_logit_BA = logit_BA if old_logit_BA is None else old_logit_BA
-    return grpo_loss(logit_BA, reward_BA, old_logit_BA, uniform_BJ=uniform_BJ)
+    return policy_loss(
+        estimator,
+        logit_BA,
+        reward_BA,
+        old_logit_BA=logit_BA if old_logit_BA is None else old_logit_BA,
+        uniform_BJ=uniform_BJ,
+    )
 
 
 def fit_gate(
@@ -54,7 +54,9 @@ def fit_gate(
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     for step in range(num_steps):
         logit_BA = head(state_BS)
-        if step % _OLD_STEPS == 0:  # with a policy of this very step, clipping would never act
+        if (
+            step % OLD_POLICY_STEPS == 0
+        ):  # with a policy of this very step, clipping would never act
             old_BA = logit_BA.detach()
         term = estimate(estimator, logit_BA, reward, generator, old_BA)
         optimizer.zero_grad()

@@ -31,7 +31,13 @@ from experiments.report.policies import GATED, NEVER, SUPERVISED, Policy, polici
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.study_page import study_words
-from experiments.report.tables import comparisons, eligible_tasks, mean_over_tasks, row_figures
+from experiments.report.tables import (
+    comparisons,
+    eligible_tasks,
+    mean_over_tasks,
+    of_eligible_tasks,
+    row_figures,
+)
 from mmemb.adaptive import read_settings
 from mmemb.budget import Thresholds
 from mmemb.files import link_atomically, write_atomically
@@ -101,8 +107,8 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
     latency, num_timed = mean_latency(experiment / "gate-test" / "latency.json")
     thinking = [task.name for task in tasks if task.think]
-    chosen_N = np.array([task in set(eligible_tasks(test)) for task in test.tasks])
-    mixed = test.of_tasks(eligible_tasks(test))
+    chosen_N = of_eligible_tasks(test)
+    mixed = test.select(chosen_N)
     thresholds = Thresholds.from_json(read_settings(experiment / "gate/adaptive")["thresholds"])
     calibration = tuning.of_parts("calibration").of_tasks(eligible_tasks(test))
     own = list(range(len(test.depths)))

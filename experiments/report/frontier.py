@@ -14,7 +14,7 @@ import torch
 
 from experiments.report.policies import Policy
 from experiments.report.records import Floats, QueryTable
-from experiments.report.tables import mean_over_tasks
+from experiments.report.tables import mean_over_tasks, task_mean
 from mmemb.budget import Thresholds
 
 NUM_BUDGETS = 21
@@ -96,7 +96,7 @@ def overthinking(
     """Whether quality falls beyond some cost: the budget that is best on `calibration`, and what
     it gains on the test over spending everything."""
     values = [
-        mean_over_tasks(calibration, policy.value(calibration.metric["recall@1"])).mean
+        task_mean(calibration, policy.value(calibration.metric["recall@1"]))
         for policy in on_calibration
     ]
     best = int(np.argmax(values))

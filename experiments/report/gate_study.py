@@ -15,7 +15,12 @@ import torch
 from experiments.report.gates import fitted_logits
 from experiments.report.policies import ORACLE, RULE, Policy
 from experiments.report.records import Bools, Floats, QueryTable
-from experiments.report.tables import eligible_tasks, mean_over_tasks
+from experiments.report.tables import (
+    eligible_tasks,
+    mean_over_tasks,
+    of_eligible_tasks,
+    task_mean,
+)
 from mmemb.batches import UtilityBatch
 from mmemb.gate_fit import Estimator, collapsed_to
 from mmemb.gate_inputs import StatePart
@@ -43,11 +48,16 @@ def gate_study(
         test: the queries of part `test`.
         rows: the report's policies, for the per-task rule and the oracle.
     """
-    chosen_N = np.array([task in set(eligible_tasks(test)) for task in test.tasks])
+    chosen_N = of_eligible_tasks(test)
     own = tuple(gate["state"] or ["embedding"])
     states = [state for state in STATES if is_measured(parts["gate"], state)]
     by_state = {" + ".join(state): _logits(parts, state, gate, "exact") for state in states}
-    by_estimator = {name: _logits(parts, own, gate, name) for name in get_args(Estimator)}
+    by_estimator = {
+        name: known
+        if name == "exact" and (known := by_state.get(" + ".join(own)))
+        else _logits(parts, own, gate, name)
+        for name in get_args(Estimator)
+    }
     return {
         "states": {n: _figures(x, test, rows, chosen_N) for n, x in by_state.items()},
         "estimators": {n: _figures(x, test, rows, chosen_N) for n, x in by_estimator.items()},
@@ -92,7 +102,7 @@ def _figures(
     return {
         "recall@1": asdict(mean_over_tasks(table, mean_N)),
         "minus_rule": asdict(mean_over_tasks(table, mean_N - rule_N)),
-        "seed_sd": float(np.std([mean_over_tasks(table, v).mean for v in values], ddof=1)),
+        "seed_sd": float(np.std([task_mean(table, value_N) for value_N in values], ddof=1)),
         "invocation": float(
             np.mean([policy.invocation_N[table.eligible_N].mean() for policy in policies])
         ),

@@ -37,6 +37,18 @@ def mean_over_tasks(table: QueryTable, value_N: Floats) -> Interval:
     )
 
 
+def of_eligible_tasks(table: QueryTable) -> Bools:
+    """(N,) the queries of tasks that have eligible ones."""
+    tasks = set(eligible_tasks(table))
+    return np.array([task in tasks for task in table.tasks], dtype=bool)
+
+
+def task_mean(table: QueryTable, value_N: Floats) -> float:
+    """Mean over tasks of their means, where no interval is asked for."""
+    weight_N = table.task_weights()
+    return float((value_N * weight_N).sum() / weight_N.sum())
+
+
 def row_figures(
     table: QueryTable, policy: Policy, milliseconds: Floats | None = None, deciding: float = 0.0
 ) -> dict[str, Any]:
@@ -81,11 +93,10 @@ def comparisons(
     test: QueryTable, rows: Mapping[str, Policy], think: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """The comparisons that the method is judged by."""
-    eligible = set(eligible_tasks(test))
-    mixed = {task for task in eligible if task.endswith("-mixed")}
+    mixed = {task for task in eligible_tasks(test) if task.endswith("-mixed")}
     subsets = {
         "think": np.array([task in think for task in test.tasks]) & test.eligible_N,
-        "mix": np.array([task in eligible for task in test.tasks]),
+        "mix": of_eligible_tasks(test),
         "mixed": np.array([task in mixed for task in test.tasks]),
     }
     best = better_constant(test.select(subsets["mix"]), select(rows, subsets["mix"]))
@@ -124,8 +135,6 @@ def select(rows: Mapping[str, Policy], chosen_N: Bools) -> dict[str, Policy]:
 
 def better_constant(table: QueryTable, rows: Mapping[str, Policy]) -> str:
     """`never` or `always`, whichever has the higher mean Recall@1 on these very queries."""
-    means = {
-        name: mean_over_tasks(table, rows[name].value(table.metric["recall@1"])).mean
-        for name in (NEVER, ALWAYS)
-    }
+    metric = table.metric["recall@1"]
+    means = {name: task_mean(table, rows[name].value(metric)) for name in (NEVER, ALWAYS)}
     return max(means, key=means.__getitem__)
