@@ -215,9 +215,9 @@ def run_pipeline(experiment: Experiment, *arguments: str) -> list[str]:
     from experiments.pipeline import main
 
     ran: list[str] = []
-    few = patch("experiments.report.gate_study.SEEDS", (0, 1))
     with (
-        few,
+        patch("experiments.report.gate_study.SEEDS", (0, 1)),  # small studies of small data
+        patch("experiments.report.gates.NUM_STEPS", 20),
         in_process(ran),
         settings_kept(),
         patch.dict(os.environ, MMEMB_RUNS=str(experiment.runs)),

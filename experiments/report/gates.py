@@ -22,6 +22,10 @@ from mmemb.gating import MlpDepthHead, reward_BA
 from mmemb.shards import ShardIndex
 
 
+NUM_STEPS = 300
+"""Of every head, each over all queries of part `gate`: as many as the gate's own fit has."""
+
+
 def supervised_depths(parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any]) -> np.ndarray:
     """(N,) what a gate trained with every depth's reward in sight would do on part `test`.
 
@@ -76,6 +80,6 @@ def fitted_logits(
     )[batch.eligible_B]
     state_NS = batch.inputs.state(state)[batch.eligible_B]
     head = MlpDepthHead(state_NS.shape[1], len(known), **(gate["head"].get("init_args") or {}))
-    fit_head(head, state_NS, reward_NA, estimator, seed=seed)
+    fit_head(head, state_NS, reward_NA, estimator, num_steps=NUM_STEPS, seed=seed)
     with torch.inference_mode():
         return head(parts[part].inputs.state(state))
