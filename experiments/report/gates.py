@@ -21,7 +21,6 @@ from mmemb.gate_inputs import StatePart, check_parts
 from mmemb.gating import MlpDepthHead, reward_BA
 from mmemb.shards import ShardIndex
 
-
 NUM_STEPS = 300
 """Of every head, each over all queries of part `gate`: as many as the gate's own fit has."""
 
