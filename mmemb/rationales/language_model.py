@@ -143,6 +143,11 @@ class LanguageModelWorker(RationaleWorker):
         for first in range(0, len(unread), self.batch_size):
             chunk = unread[first : first + self.batch_size]
             known |= self._read(chunk, lambda ids: self._decoder.start(ids))
+        if not set(questions) <= set(known):
+            raise ValueError(
+                f"The model {self.model_id} keeps its blocks in no ModuleList, so the end of its "
+                "prompt cannot be probed. Choose a gate state without `probe`."
+            )
         width = self._chat.model.config.get_text_config().hidden_size
         return torch.stack([known[q] for q in questions]) if sides else torch.zeros(0, width)
 
@@ -170,7 +175,7 @@ class LanguageModelWorker(RationaleWorker):
         _ = self._decoder  # it reads the shared prefix when it is made, and that is no question
         with first_states(self._chat.model, num_layers, self.probe_layer) as states:
             use(prompts)
-        return dict(zip(questions, states[0], strict=True))
+        return dict(zip(questions, states[0], strict=True)) if states else {}
 
     def _rationale(self, draw: Draw, seed: int) -> Rationale:
         generated = self._chat.tokenizer.decode(draw.tokens, skip_special_tokens=True)

@@ -26,6 +26,10 @@ def first_states(model: nn.Module, num_layers: int, layer: int) -> Iterator[list
         model: of transformers, with its blocks in one ModuleList.
         num_layers: how many blocks it has.
         layer: number of the block; negative ones count from the end.
+
+    Yields:
+        A list that will hold the states; it stays empty if the blocks cannot be found, since who
+        only writes must not fail for it.
     """
     found: list[Tensor] = []
 
@@ -34,7 +38,9 @@ def first_states(model: nn.Module, num_layers: int, layer: int) -> Iterator[list
             state_UQH = output[0] if isinstance(output, tuple) else output
             found.append(state_UQH[:, -1].float().cpu())
 
-    blocks = _blocks(model, num_layers)
+    if (blocks := _blocks(model, num_layers)) is None:
+        yield found
+        return
     if not -num_layers <= layer < num_layers:
         raise ValueError(
             f"probe_layer is {layer}, but the model has {num_layers} blocks: "
@@ -47,14 +53,11 @@ def first_states(model: nn.Module, num_layers: int, layer: int) -> Iterator[list
         handle.remove()
 
 
-def _blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
+def _blocks(model: nn.Module, num_layers: int) -> nn.ModuleList | None:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
-    raise ValueError(
-        f"{type(model).__name__} keeps its {num_layers} blocks in no ModuleList, so the end of its "
-        "prompt cannot be probed. Choose a gate state without `probe`."
-    )
+    return None
 
 
 def check_probe(worker: RationaleWorker, probed: Sequence[tuple[Side, Tensor]]) -> None:
