@@ -21,6 +21,7 @@ from typing import Any, TypeVar, final
 import yaml
 
 from experiments.run import quieten
+from experiments.stage_process import run_module
 from mmemb.records import from_json
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -112,12 +113,11 @@ def is_done(stage: Stage, shared: Sequence[str]) -> bool:
 
 def run_stage(stage: Stage, shared: Sequence[str]) -> None:
     """Runs a stage in a process of its own; its failure ends the pipeline."""
-    command = [sys.executable, "-u", "-m", "experiments.run", *stage.command_line(shared)]
-    print(f"$ python {' '.join(command[2:])}", flush=True)
-    done = subprocess.run(command, check=False)
-    if done.returncode:
+    arguments = stage.command_line(shared)
+    print(f"$ python -m experiments.run {' '.join(arguments)}", flush=True)
+    if status := run_module("experiments.run", arguments):
         sys.exit(
-            f"error: stage {stage.name} failed (exit status {done.returncode}); what it printed "
+            f"error: stage {stage.name} failed (exit status {status}); what it printed "
             "above says why. The stages before it are kept: run the pipeline again to continue."
         )
 

@@ -292,10 +292,9 @@ def test_an_unknown_stage_is_answered_with_the_known_ones(tmp_path: Path) -> Non
 
 def test_a_failing_stage_ends_the_pipeline_and_says_how_to_go_on(tmp_path: Path) -> None:
     path = write_pipeline(tmp_path / "p.yaml")
-    failed = subprocess.CompletedProcess([], 3)
     with (
         patch("experiments.pipeline.is_done", lambda *_: False),
-        patch("experiments.pipeline.subprocess.run", lambda *_, **__: failed),
+        patch("experiments.pipeline.run_module", lambda *_: 3),
         pytest.raises(SystemExit, match=r"stage trunk failed \(exit status 3\).*run the pipeline"),
     ):
         main([str(path)])
@@ -342,6 +341,21 @@ def test_two_processes_train_and_test_what_one_does(tiny_root: Path, tmp_path: P
         assert two[name] == pytest.approx(value, abs=1e-6), name
     for name, value in one_weights.items():
         torch.testing.assert_close(two_weights[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_stage_of_a_pipeline_may_have_two_ranks(tiny_root: Path, tmp_path: Path) -> None:
+    """A stage is forked, and Lightning still finds out how to launch the other rank."""
+    experiment = write_experiment(tmp_path, tiny_root)
+    command = [sys.executable, "-m", "experiments.pipeline", str(experiment.pipeline)]
+    command += ["--until", "trunk", "--", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    environment = os.environ | {"MMEMB_RUNS": str(experiment.runs)}
+    done = subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "GLOBAL_RANK: 1" in done.stderr
+    assert summary(experiment)
 
 
 def summary(experiment: Experiment) -> dict[str, float]:
