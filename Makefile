@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
+PARALLEL := -n 2 --dist loadgroup
 PIPELINE ?= experiments/configs/pocket/pipeline.yaml
 
 .DEFAULT_GOAL := help
@@ -11,8 +12,8 @@ PIPELINE ?= experiments/configs/pocket/pipeline.yaml
 help:      ; @echo "make install | demo | test | test-all | lint | bench    (README.md says what each does)"
 install:   $(VENV)/.installed
 demo:      install ; $(RUN) experiments.pipeline $(PIPELINE)
-test:      install ; $(RUN) pytest
-test-all:  install ; $(RUN) pytest -m ""
+test:      install ; $(RUN) pytest $(PARALLEL)
+test-all:  install ; $(RUN) pytest $(PARALLEL) -m ""
 lint:      install ; $(RUN) ruff check . && $(RUN) ruff format --check .
 bench:     install ; $(RUN) experiments.bench
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import nan
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
@@ -24,6 +25,7 @@ from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import UtilityBatch
 from mmemb.gate_inputs import GateInputs
+from mmemb.lineage import run_mark
 from mmemb.shards import ShardIndex
 
 
@@ -46,6 +48,18 @@ class UtilityTable:
                 f"{folder} covers no shard of {queries.folder}: expected the utilities of these "
                 f"queries. Run the step that makes it again, or correct `utilities`."
             )
+
+    def check_embedder(self, run: Path) -> None:
+        """Raises ValueError if the utilities say that another run's embedder was measured."""
+        expected = run_mark(run)
+        for entry in self._index.entries:
+            if expected and entry.meta.get("embedder", expected) != expected:
+                raise ValueError(
+                    f"{self._index.folder} and {run} disagree: the utilities were measured with "
+                    f"the embedder of the run {entry.meta['embedder']}, but `embedder` of the gate "
+                    f"is the run {expected}. Make the utilities again with this embedder, or name "
+                    "the one that they belong to."
+                )
 
     def batch(self, rows: Sequence[Row], shard: str = "") -> UtilityBatch:
         """The rows as tensors; a depth that nobody could take has utility and cost NaN."""
@@ -170,6 +184,10 @@ class UtilityDataModule(ShardDataModule):
     def depths(self) -> tuple[str, ...]:
         """The depths at which the utilities were measured."""
         return self._table.batch(self._rows[:1]).depths
+
+    def check_embedder(self, run: Path) -> None:
+        """Raises ValueError if the utilities were measured with another embedder than `run`'s."""
+        self._table.check_embedder(run)
 
     def gate_inputs(self) -> GateInputs:
         """What is known of the eligible queries of part `gate`, to standardise a head with."""

@@ -38,5 +38,6 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
 def _as_main(module: str, arguments: list[str]) -> None:
     sys.stdout.reconfigure(line_buffering=True)
     sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # runpy warns of a module that it is to run a second time
     # As `__main__`, since Lightning reads from it how to launch the other ranks.
     runpy.run_module(module, run_name="__main__", alter_sys=True)

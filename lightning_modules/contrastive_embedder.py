@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -26,7 +27,7 @@ from mmemb.batches import (
     QueryOutput,
     SidecarOutput,
 )
-from mmemb.lineage import read_facts
+from mmemb.lineage import read_facts, run_mark
 from mmemb.losses import LossTerm, combine, contrastive_loss
 from mmemb.records import DIRECT, FULL, Rationale, Side, drafts_at
 from mmemb.retrieval import Galleries
@@ -90,6 +91,8 @@ class ContrastiveEmbedder(LightningModule):
         self.export, self.utility_temperature = export, utility_temperature
         self.depths = tuple(depths)
         self.fitted_facts = read_facts(Path(fitted)) if fitted else frozenset()
+        mark = run_mark(Path(fitted).parent) if fitted else None
+        self.made_by = {"embedder": mark} if mark else {}  # a gate asks whose utilities it learns
         self.allow_fitted = allow_fitted
         self.cutoffs = tuple(cutoffs)
         self._candidates: list[CandidateOutput] = []
@@ -212,7 +215,8 @@ class ContrastiveEmbedder(LightningModule):
             self.cutoffs,
             self.depths,
         )
-        return SidecarOutput(batch.shard, tuple(rows))
+        marked = tuple(replace(row, meta={**row.meta, **self.made_by}) for row in rows)
+        return SidecarOutput(batch.shard, marked)
 
 
 def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutput:

@@ -113,6 +113,7 @@ class GatingPolicy(LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self._check_depths(self.trainer.datamodule.depths)
+            self.trainer.datamodule.check_embedder(self.embedder)
             states_NS = self.trainer.datamodule.gate_inputs().state(self.state)
             self.head = self.make_head(states_NS.shape[1], 1 + len(self.workers))
             self.head.standardise(states_NS)

@@ -78,6 +78,14 @@ def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> frozenset[
     return frozenset(facts)
 
 
+def run_mark(folder: Path) -> str | None:
+    """The fingerprint of the run whose folder this is; None if it is no run."""
+    path = folder / "fingerprint.json"
+    return (
+        read_json(path, "the fingerprint of a run").get("fingerprint") if path.is_file() else None
+    )
+
+
 def read_facts(path: Path) -> frozenset[str]:
     """Reads a `fitted.json`; raises FileNotFoundError in plain words if there is none."""
     if not path.is_file():

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """With several processes (`pytest -n 2 --dist loadgroup`) one of them makes an experiment, and
+    runs all tests that look at it."""
+    for name in {"clip_experiment", "joint_experiment"} & {*getattr(item, "fixturenames", ())}:
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data set of `tests/tiny.py`, with tiny models. Read only."""

@@ -51,6 +51,9 @@ class Planted(LightningDataModule):
 
     depths = ("direct", "full")
 
+    def check_embedder(self, run: Path) -> None:
+        """Planted utilities belong to every embedder."""
+
     def gate_inputs(self) -> GateInputs:
         return planted("gate", range(4 * ROWS)).inputs
 

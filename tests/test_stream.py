@@ -89,7 +89,10 @@ def test_batch_that_ranks_cannot_share(root):
         make(root, place=(0, 3)).train_dataloader()
 
 
-@pytest.mark.parametrize(("start_method", "num_workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(
+    ("start_method", "num_workers"),
+    [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)],
+)
 def test_workers_prefetch_the_same_batches(root, start_method, num_workers):
     expected = take(make(root).train_dataloader(), 6)
     workers = {"num_workers": num_workers, "start_method": start_method}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from datamodules.utilities import UtilityDataModule
+from mmemb.lineage import write_json
 from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_shard
 from mmemb.shards import IndexEntry, ShardIndex
 from tests.tiny import write_tiny, write_tiny_rationales, write_tiny_utilities
@@ -189,3 +190,24 @@ def test_the_test_part_shows_every_rank_all_candidates(root):
     assert shown[0] == shown[1]
     assert len(shown[0]) == 51
     assert not set(asked[0]) & set(asked[1])
+
+
+def test_a_gate_learns_the_utilities_of_its_own_embedder(root, tmp_path):
+    """What a retrained embedder made worthless is not fitted in silence."""
+    for name, mark in (("first", "aaaa"), ("second", "bbbb")):
+        write_json(tmp_path / name / "fingerprint.json", {"fingerprint": mark, "finished": True})
+    index = ShardIndex.open(root / "utilities")
+    samples = [
+        Sample(entry.key, index.read(entry), {**entry.meta, "embedder": "aaaa"})
+        for entry in index.entries
+    ]
+    marked = tmp_path / "utilities"
+    for name in index.shard_names:
+        own = [s for s in samples if index.by_key[s.key].shard == name]
+        write_shard(marked, name, own, fingerprint="tiny")
+    finish_manifest(marked, "tiny", index.shard_names)
+    module = utilities(root, utilities=str(marked))
+    module.check_embedder(tmp_path / "first")
+    with pytest.raises(ValueError, match=r"utilities and .*second disagree.*aaaa.*bbbb"):
+        module.check_embedder(tmp_path / "second")
+    utilities(root).check_embedder(tmp_path / "second")  # nobody said whose those are
