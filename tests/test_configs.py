@@ -69,6 +69,7 @@ def test_every_command_of_a_file_parses(path: Path) -> None:
         assert config.experiment.startswith("pocket")
 
 
+@pytest.mark.slow
 def test_every_stage_of_every_pipeline_parses() -> None:
     from experiments.pipeline import read_pipeline
 
