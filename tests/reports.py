@@ -14,7 +14,8 @@ from typing import Any, final
 from mmemb.lineage import write_json
 from mmemb.shard_writer import Sample, finish_manifest, write_shard
 from mmemb.shards import IndexEntry, ShardIndex
-from tests.tiny import FINGERPRINT, write_tiny, write_tiny_rationales, write_tiny_utilities
+from tests.tiny import FINGERPRINT, write_tiny
+from tests.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
 
 HOSTILE = "</script><script>alert(1)</script><!--<b onclick='x'>\"&amp;\u2028\ud800"
 SHOWN = HOSTILE.replace("\ud800", "?")

@@ -23,8 +23,8 @@ from tests.reports import (
     rewrite,
     write_sidecars,
 )
-from tests.tiny import write_tiny_rationales
 from tests.tiny_experiment import Experiment
+from tests.tiny_sidecars import write_tiny_rationales
 
 
 def audit(root: Path, experiment: Path) -> tuple[PageParts, dict[str, Any]]:

@@ -22,7 +22,8 @@ from mmemb.shard_writer import (
     write_shard,
 )
 from mmemb.shards import ShardIndex
-from tests.tiny import write_broken, write_tiny, write_tiny_features, write_tiny_rationales
+from tests.tiny import write_broken, write_tiny
+from tests.tiny_sidecars import write_tiny_features, write_tiny_rationales
 
 
 @pytest.fixture(scope="module")

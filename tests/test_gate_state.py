@@ -14,16 +14,14 @@ from callbacks import SidecarWriter
 from datamodules import EvaluationDataModule, SideDataModule, UtilityDataModule
 from lightning_modules import ContrastiveEmbedder, GatingPolicy, RationaleGenerator
 from mmemb.adaptive import AdaptiveEmbedder
-from mmemb.backbones import OpenClipBackbone, load_backbone
+from mmemb.backbones import load_backbone
 from mmemb.batches import QueryOutput
-from mmemb.lineage import write_json
 from mmemb.records import Side
 from mmemb.shards import ShardIndex
-from tests.tiny import write_tiny_utilities
 from tests.tiny_knower import KNOWN, STATES, TAU, Knower, opinionated
+from tests.tiny_models import write_embedder
+from tests.tiny_sidecars import write_tiny_utilities
 from tests.tiny_trainer import trainer_of
-
-CLIP_TINY = Path(__file__).parents[1] / "experiments/configs/backbone/clip_tiny.json"
 
 
 def generate(folder: Path, root: Path, **kwargs: Any) -> Path:
@@ -41,9 +39,7 @@ def generate(folder: Path, root: Path, **kwargs: Any) -> Path:
 def made(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Embedder, rationales with probes, and utilities, each made by the stage that makes it."""
     folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes").save_pretrained(folder / "backbone")
-    write_json(folder / "fitted.json", {"facts": []})
+    write_embedder(folder)
     generate(folder / "rationales", tiny_root, probe="knower")
     backbone = load_backbone(str(folder / "backbone"))
     trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / "utilities"))])

@@ -25,8 +25,8 @@ from mmemb.batches import PairBatch
 from mmemb.lineage import write_json
 from mmemb.records import Media, Rationale, Side
 from mmemb.shards import ShardIndex
-from tests.tiny import write_tiny_features, write_tiny_rationales
 from tests.tiny_models import write_text_encoder
+from tests.tiny_sidecars import write_tiny_features, write_tiny_rationales
 from tests.tiny_trainer import Stub, trainer_of
 
 CLIP_TINY = Path(__file__).parents[1] / "experiments/configs/backbone/clip_tiny.json"

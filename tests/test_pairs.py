@@ -14,7 +14,8 @@ from datamodules.pairs import PairDataModule
 from mmemb.records import Pair
 from mmemb.shard_writer import Sample, finish_manifest, write_folder, write_shard
 from mmemb.shards import ShardIndex
-from tests.tiny import write_tiny, write_tiny_features, write_tiny_rationales
+from tests.tiny import write_tiny
+from tests.tiny_sidecars import write_tiny_features, write_tiny_rationales
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from lightning_modules import RationaleGenerator
 from mmemb.lineage import write_json
 from mmemb.rationales import LanguageModelWorker, LoraSettings, RationaleWorker
 from mmemb.shards import ShardIndex
-from tests.tiny import write_tiny, write_tiny_rationales
+from tests.tiny import write_tiny
 from tests.tiny_models import write_chat_model
+from tests.tiny_sidecars import write_tiny_rationales
 from tests.tiny_trainer import trainer_of
 
 

@@ -21,8 +21,8 @@ from experiments.report.reasoned import (
 )
 from mmemb.shards import ShardIndex
 from tests.reports import PageParts, check_self_contained, rewrite, write_sidecars
-from tests.tiny import write_tiny_rationales, write_tiny_utilities
 from tests.tiny_experiment import Experiment
+from tests.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
 
 
 def test_report_html_opens_with_examples_and_holds_what_the_report_says(

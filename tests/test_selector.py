@@ -17,7 +17,7 @@ from lightning_modules import CounterfactualSelector
 from mmemb.evaluators import PairEvaluator
 from mmemb.records import Rationale, Side, scored_from_json, stable_hash
 from mmemb.shards import ShardIndex
-from tests.tiny import write_tiny_rationales
+from tests.tiny_sidecars import write_tiny_rationales
 from tests.tiny_trainer import trainer_of
 
 PAIRS, POOL = 16, 3

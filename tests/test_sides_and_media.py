@@ -11,7 +11,8 @@ from datamodules.media import MediaDataModule
 from datamodules.sides import SideDataModule
 from mmemb.records import Side
 from mmemb.shards import ShardIndex
-from tests.tiny import write_broken, write_tiny, write_tiny_rationales
+from tests.tiny import write_broken, write_tiny
+from tests.tiny_sidecars import write_tiny_rationales
 
 ALL = ("pairs/plain", "pairs/questions", "queries", "candidates")
 

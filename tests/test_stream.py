@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from datamodules.pairs import PairDataModule
 from datamodules.unindexed import is_unindexed
 from mmemb.batches import PairBatch
-from tests.tiny import write_tiny, write_tiny_rationales
+from tests.tiny import write_tiny
+from tests.tiny_sidecars import write_tiny_rationales
 
 
 @pytest.fixture(scope="module")

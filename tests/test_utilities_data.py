@@ -16,7 +16,8 @@ from datamodules.utilities import UtilityDataModule
 from mmemb.lineage import write_json
 from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_shard
 from mmemb.shards import IndexEntry, ShardIndex
-from tests.tiny import write_tiny, write_tiny_rationales, write_tiny_utilities
+from tests.tiny import write_tiny
+from tests.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
 
 
 @pytest.fixture(scope="module")

@@ -175,6 +175,11 @@ def _merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def trained_weights(folder: Path) -> dict[str, Any]:
+    """Those of the trunk in an experiment's folder."""
+    return torch.load(folder / "trunk/backbone/weights.pt", weights_only=True)
+
+
 def run(arguments: Sequence[str]) -> None:
     """`python -m experiments.run ARGUMENTS`, in this process."""
     from experiments.run import main

@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mmemb.backbones import OpenClipBackbone
+from mmemb.lineage import write_json
 from tests.tiny import NUM_COUNTRIES, PART_OF
 
+CLIP_TINY = Path(__file__).parents[1] / "experiments/configs/backbone/clip_tiny.json"
 WORDS = ["the", "flag", "of", "country", "capital", "is", "its", "moving", "continent", "find", "-"]
+NUMBERS = [f"{n:02d}" for n in range(NUM_COUNTRIES)]
 
 
 def write_tiny_models(root: Path) -> Path:
@@ -25,13 +31,14 @@ def write_tiny_models(root: Path) -> Path:
     return root
 
 
-def write_text_encoder(folder: Path) -> Path:
-    """A BERT of two layers whose vocabulary covers the tiny data set."""
+def write_text_encoder(
+    folder: Path, words: Sequence[str] = (*WORDS, *NUMBERS), **changed: Any
+) -> Path:
+    """A BERT, by default one whose vocabulary covers the tiny data set; `changed` is its config."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    numbers = [f"{n:02d}" for n in range(NUM_COUNTRIES)]
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *numbers]
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
     tokenizer = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -41,19 +48,25 @@ def write_text_encoder(folder: Path) -> Path:
     ).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = BertModel(
-            BertConfig(
-                vocab_size=len(names),
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=128,
-                hidden_dropout_prob=0.0,  # so that one process and two ranks compute the same
-                attention_probs_dropout_prob=0.0,
-            )
-        )
+        settings = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 128,
+            "hidden_dropout_prob": 0.0,  # so that one process and two ranks compute the same
+            "attention_probs_dropout_prob": 0.0,
+        }
+        model = BertModel(BertConfig(vocab_size=len(names), **(settings | changed)))
     model.save_pretrained(folder)
+    return folder
+
+
+def write_embedder(folder: Path) -> Path:
+    """What an embedder's run leaves: a tiny CLIP that was fitted on no fact."""
+    torch.manual_seed(0)
+    OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes").save_pretrained(folder / "backbone")
+    write_json(folder / "fitted.json", {"facts": []})
     return folder
 
 

@@ -1,0 +1,72 @@
+"""Pipeline files: what is in them, and one clear error for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+import experiments.report  # noqa: F401  (the line below finds its module)
+from experiments.pipeline import Stage, main, read_pipeline
+
+
+def write_pipeline(path: Path, **changed: Any) -> Path:
+    stage = {"name": "trunk", "subcommand": "fit", "config": "x.yaml"}
+    data = {"experiment": "e", "data_root": "d", "stages": [stage]} | changed
+    path.write_text(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
+    return path
+
+
+def test_a_pipeline_file_is_read(tmp_path: Path) -> None:
+    pipeline = read_pipeline(write_pipeline(tmp_path / "p.yaml", prepare=["pocket"]))
+    assert pipeline.stages == (Stage("trunk", "fit", "x.yaml"),)
+    assert pipeline.prepare == ("pocket",)
+    assert all(field.name in dir(pipeline) for field in dataclasses.fields(pipeline))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"stage": []}, "stage"),
+        ({"experiment": None}, "experiment"),
+        ({"stages": None}, "stages"),
+        ({"stages": [{"name": "a", "subcommand": "fit", "confg": "x"}]}, "confg"),
+        ({"stages": [{"name": "a", "subcommand": "fit"}]}, "config"),
+        ({"stages": [{"name": "a", "subcommand": "train", "config": "x"}]}, "train"),
+        ({"stages": ["trunk"]}, "trunk"),
+    ],
+)
+def test_a_mistake_in_a_pipeline_file_names_file_and_key(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    path = write_pipeline(tmp_path / "p.yaml", **changed)
+    with pytest.raises(SystemExit, match=rf"error: .*p\.yaml.*{words}"):
+        main([str(path)])
+
+
+def test_missing_or_broken_pipeline_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: .*nowhere\.yaml: there is no such"):
+        main([str(tmp_path / "nowhere.yaml")])
+    (tmp_path / "p.yaml").write_text("a: [")
+    with pytest.raises(SystemExit, match=r"error: .*p\.yaml"):
+        main([str(tmp_path / "p.yaml")])
+
+
+def test_an_unknown_stage_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    path = write_pipeline(tmp_path / "p.yaml")
+    with pytest.raises(SystemExit, match=r"no stage 'trnk'; the stages are trunk"):
+        main([str(path), "--from", "trnk"])
+
+
+def test_a_failing_stage_ends_the_pipeline_and_says_how_to_go_on(tmp_path: Path) -> None:
+    path = write_pipeline(tmp_path / "p.yaml")
+    with (
+        patch("experiments.pipeline.is_done", lambda *_: False),
+        patch("experiments.pipeline.run_module", lambda *_: 3),
+        pytest.raises(SystemExit, match=r"stage trunk failed \(exit status 3\).*run the pipeline"),
+    ):
+        main([str(path)])
