@@ -51,15 +51,13 @@ class UtilityTable:
 
     def check_embedder(self, run: Path) -> None:
         """Raises ValueError if the utilities say that another run's embedder was measured."""
-        expected = run_mark(run)
-        for entry in self._index.entries:
-            if expected and entry.meta.get("embedder", expected) != expected:
-                raise ValueError(
-                    f"{self._index.folder} and {run} disagree: the utilities were measured with "
-                    f"the embedder of the run {entry.meta['embedder']}, but `embedder` of the gate "
-                    f"is the run {expected}. Make the utilities again with this embedder, or name "
-                    "the one that they belong to."
-                )
+        expected, found = run_mark(run), self._index.entries[0].meta.get("embedder")
+        if expected and found and found != expected:
+            raise ValueError(
+                f"{self._index.folder} and {run} disagree: the utilities were measured with the "
+                f"embedder of the run {found}, but `embedder` of the gate is the run {expected}. "
+                "Make the utilities again with this embedder, or name the one that they belong to."
+            )
 
     def batch(self, rows: Sequence[Row], shard: str = "") -> UtilityBatch:
         """The rows as tensors; a depth that nobody could take has utility and cost NaN."""

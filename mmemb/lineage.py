@@ -81,9 +81,9 @@ def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> frozenset[
 def run_mark(folder: Path) -> str | None:
     """The fingerprint of the run whose folder this is; None if it is no run."""
     path = folder / "fingerprint.json"
-    return (
-        read_json(path, "the fingerprint of a run").get("fingerprint") if path.is_file() else None
-    )
+    if not path.is_file():
+        return None
+    return read_json(path, "the fingerprint of a run").get("fingerprint")
 
 
 def read_facts(path: Path) -> frozenset[str]:

@@ -54,9 +54,8 @@ def fit_gate(
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     for step in range(num_steps):
         logit_BA = head(state_BS)
-        if (
-            step % OLD_POLICY_STEPS == 0
-        ):  # with a policy of this very step, clipping would never act
+        # With a policy of this very step, clipping would never act.
+        if step % OLD_POLICY_STEPS == 0:
             old_BA = logit_BA.detach()
         term = estimate(estimator, logit_BA, reward, generator, old_BA)
         optimizer.zero_grad()

@@ -30,6 +30,7 @@ def state_of(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.slow
 def test_a_second_run_generates_and_trains_nothing(clip_experiment: Experiment) -> None:
     with patch.object(report_build, "git_state", lambda folder: (None, "")):  # edited meanwhile?
         run_pipeline(clip_experiment)

@@ -97,6 +97,7 @@ def _shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted_study, "NUM_GRADIENTS", 20)
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_figure_and_data(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_second_build_gives_the_same_bytes(
     assert all((root / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
     """A set among the benchmark's settings would be written in another order each time."""
     program = "from datamodules.prepare.pocket import *; print(fingerprint(sources.DATA, 'mini'))"
@@ -222,6 +223,7 @@ def test_an_interrupted_build_is_not_trusted_and_can_go_on(
     assert pocket.ready_manifest(tmp_path, mark)
 
 
+@pytest.mark.slow
 def test_a_missing_source_removes_its_tasks_only(archives: dict[str, Path], tmp_path: Path) -> None:
     def tasks(*absent: str) -> set[str]:
         kept = {name: path for name, path in archives.items() if name not in absent}
