@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 import experiments.report  # noqa: F401  (the line below finds its module)
 from experiments.pipeline import Stage, is_done, main
 from experiments.run import quieten
+from mmemb.shards import ShardIndex
 from tests.tiny_experiment import (
     Experiment,
     in_process,
@@ -133,6 +135,15 @@ def test_from_runs_a_stage_that_is_done(clip_experiment: Experiment) -> None:
     ):
         run_alone(clip_experiment, "--from", "gate", "--until", "decisions")
     assert ran == ["gate", "decisions"]
+
+
+def test_utilities_name_the_embedder_that_they_were_measured_with(
+    clip_experiment: Experiment,
+) -> None:
+    folder = clip_experiment.folder
+    embedder = json.loads((folder / "embedder/fingerprint.json").read_text())["fingerprint"]
+    entries = ShardIndex.open(folder / "utilities").entries
+    assert {entry.meta["embedder"] for entry in entries} == {embedder}
 
 
 def run_alone(experiment: Experiment, *arguments: str) -> None:
