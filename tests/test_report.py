@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from experiments.report.__main__ import main
+from experiments.report.build import build
 from experiments.report.frontier import area_N, overthinking
 from experiments.report.policies import (
     ALWAYS,
@@ -260,3 +262,15 @@ def test_selection_is_counted_by_draw(clip_experiment: Experiment) -> None:
     assert found["right"] == 1.0, "the table of facts is always right, and the babble is dropped"
     assert found["candidates"] == 32, "16 questions, two equal draws each"
     assert 0 < found["keep_rate"] < 1
+
+
+def test_an_experiment_that_selected_nothing_has_a_report(
+    clip_experiment: Experiment, tmp_path: Path
+) -> None:
+    """As that of `pocket/graded.yaml`, which takes the embedder of another experiment."""
+    for name in ("rationales", "utilities", "decisions", "gate", "gate-test"):
+        (tmp_path / name).symlink_to((clip_experiment.folder / name).resolve())
+    with patch("experiments.report.gate_study.SEEDS", (0, 1)):
+        build(tmp_path, str(clip_experiment.root))
+    assert "Nothing was selected" in (tmp_path / "report.md").read_text()
+    assert "Nothing was selected" in (tmp_path / "report.html").read_text()

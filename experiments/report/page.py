@@ -163,11 +163,14 @@ def bars(report: Mapping[str, Any]) -> str:
         name = report["flag_name"]
         lines.append(f"* flag-name over all {name['queries']} names, direct: {interval(name)}.")
     lines.append(
-        f"* Candidates on part train that name the right country: {100 * selection['right']:.1f} % "
-        f"of all {selection['candidates']}, {100 * selection['right_kept']:.1f} % of the kept, at "
-        f"a keep rate of {100 * selection['keep_rate']:.1f} % (difference "
-        f"{100 * selection['gain']:.1f} [{100 * selection['gain_low']:.1f}, "
-        f"{100 * selection['gain_high']:.1f}] points, {selection['concepts']} concepts)."
+        "* Nothing was selected in this experiment; its embedder comes from another one."
+        if selection is None
+        else f"* Candidates on part train that name the right country: "
+        f"{100 * selection['right']:.1f} % of all {selection['candidates']}, "
+        f"{100 * selection['right_kept']:.1f} % of the kept, at a keep rate of "
+        f"{100 * selection['keep_rate']:.1f} % (difference {100 * selection['gain']:.1f} "
+        f"[{100 * selection['gain_low']:.1f}, {100 * selection['gain_high']:.1f}] points, "
+        f"{selection['concepts']} concepts)."
     )
     for name, value in report.get("swap_test", {}).items():
         lines.append(f"* {name}: {value:.3f}")

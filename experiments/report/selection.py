@@ -18,9 +18,12 @@ from mmemb.shards import ShardIndex
 
 def selection_figures(
     experiment: Path, num_resamples: int = 4_000, seed: int = 0
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Keep rate and right-name rates of all and of kept candidates, counted by draw; the interval
-    of their difference is a bootstrap over concepts."""
+    of their difference is a bootstrap over concepts. None where nothing was selected: an experiment
+    may take its embedder from another one."""
+    if not (experiment / "selected").exists():
+        return None
     index = ShardIndex.open(experiment / "selected")
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     tasks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
