@@ -11,10 +11,6 @@ import textwrap
 import traceback
 import warnings
 
-# Threads of libgomp spin while they wait; on cores that others use too that can cost a factor of
-# 20. Set before torch is imported; a short spin loses little on idle cores.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
 """What bad input raises; their message is written for people, so they see it alone."""
 

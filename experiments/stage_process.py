@@ -11,8 +11,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-# `experiments.run` comes first: it sets what torch reads when it is imported. No module here asks
-# for a GPU when it is imported; a process that has done so cannot be forked.
+# No module here asks for a GPU when it is imported; a process that has done so cannot be forked.
 _PRELOADED = [
     "experiments.run",
     "experiments.cli",
