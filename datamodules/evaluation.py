@@ -166,13 +166,14 @@ class EvaluationRows:
 class EvaluationDataModule(ShardDataModule):
     """Candidates and queries for `validate`, `test` and `predict`, each as two loaders.
 
-    `validate` and `test` read the stated parts and tasks, every query on one rank. `predict`
-    reads whole shards, since a sidecar has a row for every query of its source.
+    `validate` and `test` read the stated parts and tasks, every query on one rank. `predict` reads
+    the whole of each shard that holds one of these, since a sidecar shard has a row for every query
+    of its source's shard.
 
     Args:
         root: the data set.
         batch_size: rows of a batch.
-        parts: data parts to evaluate, e.g. `[test]`.
+        parts: data parts, e.g. `[test]`; None for all.
         rationales: folder of the queries' rationales, or None.
         features: folder of cached features, or None to decode images.
         tasks: names of tasks, or None for all.
@@ -184,7 +185,7 @@ class EvaluationDataModule(ShardDataModule):
         self,
         root: str,
         batch_size: int,
-        parts: list[str],
+        parts: list[str] | None = None,
         rationales: str | None = None,
         features: str | None = None,
         tasks: list[str] | None = None,
@@ -209,7 +210,8 @@ class EvaluationDataModule(ShardDataModule):
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
-        return by_shard(self._data.queries)
+        asked = {row.entry.shard for row in self._data.select(self._parts, self._tasks)}
+        return by_shard(row for row in self._data.queries if row.entry.shard in asked)
 
     @override
     def val_dataloader(self) -> list[FiniteLoader]:

@@ -5,8 +5,9 @@ Shapes: S seeds, N queries, G clusters, T tasks, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import final
 
@@ -172,13 +173,29 @@ def _numbered(names: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
     return np.asarray(rows, dtype=np.int64), len(numbers)
 
 
-def _resampled_means(sums_GT: Floats, counts_GT: Floats, num: int, seed: int) -> Floats:
-    generator, num_clusters = np.random.default_rng(seed), len(sums_GT)
-    step = max(1, _CHUNK_NUMBERS // num_clusters)
+def _times_drawn(num_clusters: int, num: int, seed: int) -> Iterable[Floats]:
+    """How often each cluster is in each resample, (R, G), in chunks that fit into memory."""
+    if num * num_clusters <= _CHUNK_NUMBERS:
+        return [_kept_times(num_clusters, num, seed)]
+    generator, step = np.random.default_rng(seed), max(1, _CHUNK_NUMBERS // num_clusters)
+    sizes = (min(step, num - start) for start in range(0, num, step))
+    return (_multinomial(generator, num_clusters, size) for size in sizes)
+
+
+@lru_cache(maxsize=4)
+def _kept_times(num_clusters: int, num: int, seed: int) -> Floats:
+    """A report asks for hundreds of intervals over the same concepts; drawing is the slow part."""
+    return _multinomial(np.random.default_rng(seed), num_clusters, num)
+
+
+def _multinomial(generator: np.random.Generator, num_clusters: int, num: int) -> Floats:
     shares = np.full(num_clusters, 1 / num_clusters)
+    return generator.multinomial(num_clusters, shares, size=num).astype(np.float64)
+
+
+def _resampled_means(sums_GT: Floats, counts_GT: Floats, num: int, seed: int) -> Floats:
     means = []
-    for start in range(0, num, step):
-        times_RG = generator.multinomial(num_clusters, shares, size=min(step, num - start))
+    for times_RG in _times_drawn(len(sums_GT), num, seed):
         total_RT, count_RT = times_RG @ sums_GT, times_RG @ counts_GT
         # A task none of whose concepts was drawn is left out of that resample's mean.
         drawn_RT = count_RT > 0

@@ -99,13 +99,26 @@ def test_every_query_is_on_one_rank(root, world):
 def test_predict_reads_whole_shards_and_all_candidates(root, world):
     seen: list[str] = []
     for rank in range(world):
-        candidates, queries = on_rank(evaluation(root), rank, world).predict_dataloader()
+        module = on_rank(evaluation(root, parts=None), rank, world)
+        candidates, queries = module.predict_dataloader()
         shards = list(dict.fromkeys(batch.shard for batch in queries))
-        assert shards == list(evaluation(root).predict_shards())[rank::world]
+        assert shards == list(module.predict_shards())[rank::world]
         if shards:
             assert sum(len(batch.candidates) for batch in candidates) == 51
         seen += keys_of(queries)
     assert sorted(seen) == [e.key for e in ShardIndex.open(root / "queries").entries]
+
+
+def test_predict_reads_only_shards_in_which_a_query_was_asked_for(root):
+    index = ShardIndex.open(root / "queries")
+    entry = index.entries[-1]
+    wanted = {"parts": [entry.meta["part"]], "tasks": [entry.meta["task"]]}
+    asked = {
+        e.shard for e in index.entries if [[e.meta["part"]], [e.meta["task"]]] == [*wanted.values()]
+    }
+    candidates, queries = evaluation(root, **wanted).predict_dataloader()
+    assert 0 < len(asked) < len(index.shard_names), "or this test shows nothing"
+    assert keys_of(queries) == [e.key for e in index.entries if e.shard in asked]
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -113,7 +126,7 @@ def test_only_pending_shards_are_predicted(root, world):
     pending = ["queries-000001.tar", "queries-000003.tar"]
     found = []
     for rank in range(world):
-        module = on_rank(evaluation(root), rank, world)
+        module = on_rank(evaluation(root, parts=None), rank, world)
         module.pending_shards = pending
         found.append(list(dict.fromkeys(b.shard for b in module.predict_dataloader()[1])))
     assert found == [pending[rank::world] for rank in range(world)]
@@ -159,7 +172,7 @@ def quiet_trainer(folder: Path, **options) -> Trainer:
 @pytest.mark.filterwarnings(LEAF)
 @pytest.mark.parametrize("pending", [None, ["queries-000002.tar"], []])
 def test_lightning_predicts_what_is_pending(root, tmp_path, pending):
-    module, data = Counting(), evaluation(root)
+    module, data = Counting(), evaluation(root, parts=None)
     data.pending_shards = pending
     quiet_trainer(tmp_path).predict(module, datamodule=data, return_predictions=False)
     expected = {None: 4 * 2, 1: 2, 0: 0}[pending if pending is None else len(pending)]

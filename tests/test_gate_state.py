@@ -46,7 +46,7 @@ def made(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     trainer.predict(
         ContrastiveEmbedder(backbone, utility_temperature=TAU),
         datamodule=EvaluationDataModule(
-            str(tiny_root), batch_size=7, parts=["test"], rationales=str(folder / "rationales")
+            str(tiny_root), batch_size=7, rationales=str(folder / "rationales")
         ),
         return_predictions=False,
     )

@@ -219,7 +219,7 @@ def predict(
 ) -> ShardIndex:
     write_json(folder / "fitted.json", {"facts": list(facts)})
     module = ContrastiveEmbedder(clip(folder), fitted=str(folder / "fitted.json"), **kwargs)
-    data = EvaluationDataModule(str(root), batch_size=7, parts=["test"], rationales=str(rationales))
+    data = EvaluationDataModule(str(root), batch_size=7, rationales=str(rationales))
     writer = SidecarWriter(str(folder / "utilities"))
     trainer = trainer_of(folder, callbacks=[writer])
     trainer.predict(module, datamodule=data, return_predictions=False)

@@ -22,7 +22,7 @@ from mmemb.rationales.decoders import (
     SharedPrefixDecoder,
     WholePromptDecoder,
 )
-from mmemb.rationales.prompt_states import first_states
+from mmemb.rationales.prompt_states import end_states
 from mmemb.records import GREEDY, Rationale, Side
 from tests.tiny_language_model import byte_tokenizer, tiny_gpt2, tiny_llama
 
@@ -136,21 +136,24 @@ def test_settings_hold_the_layer(folder: Path) -> None:
 # ---- the hook itself
 
 
-def test_only_the_first_forward_is_noted_and_the_model_is_left_as_it_was() -> None:
+def test_every_forward_is_noted_and_the_model_is_left_as_it_was() -> None:
     model, first = tiny_gpt2(), torch.tensor([[5, 6, 7], [8, 9, 10]])
-    with torch.no_grad(), first_states(model, 2, 0) as states:
+    with torch.no_grad(), end_states(model, 0) as states:
         model(first)
         model(torch.tensor([[1], [2]]))
     with torch.no_grad():
         expected = tiny_gpt2()(first, output_hidden_states=True).hidden_states[1]
-    assert len(states) == 1
+    assert len(states) == 2
     close(states[0], expected[:, -1])
     assert not any(block._forward_hooks for block in model.transformer.h)
+    with torch.no_grad(), end_states(model, None) as states:
+        model(first)
+    assert states == []
 
 
 def test_the_hook_goes_when_the_forward_fails() -> None:
     model = tiny_gpt2()
-    with pytest.raises(ZeroDivisionError), first_states(model, 2, 1):
+    with pytest.raises(ZeroDivisionError), end_states(model, 1):
         _ = 1 / 0
     assert not any(block._forward_hooks for block in model.transformer.h)
 

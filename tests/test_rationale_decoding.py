@@ -48,7 +48,7 @@ def test_log_probability_is_that_of_a_full_forward(
 ) -> None:
     decoder, model = decoding
     seeds = [GREEDY, 11, GREEDY, 12, GREEDY, 13]
-    draws = decode(decoder, PROMPTS, [0, 0, 1, 1, 2, 2], seeds, SAMPLING, lambda t: t[-1] < 20)
+    draws, _ = decode(decoder, PROMPTS, [0, 0, 1, 1, 2, 2], seeds, SAMPLING, lambda t: t[-1] < 20)
     assert len({len(draw.tokens) for draw in draws}) > 1  # rows left at different times
     for draw, prompt, seed in zip(draws, [0, 0, 1, 1, 2, 2], seeds, strict=True):
         read = [*PREFIX, *PROMPTS[prompt]]
@@ -67,12 +67,42 @@ def test_a_draw_does_not_depend_on_its_neighbours(
 ) -> None:
     decoder, _ = decoding
     rows, seeds = [0, 1, 2, 1, 0], [GREEDY, 5, GREEDY, 6, 7]
-    together = decode(decoder, PROMPTS, rows, seeds, SAMPLING, lambda t: t[-1] < 20)
+    together, _ = decode(decoder, PROMPTS, rows, seeds, SAMPLING, lambda t: t[-1] < 20)
     for draw, row, seed in zip(together, rows, seeds, strict=True):
-        (alone,) = decode(decoder, [PROMPTS[row]], [0], [seed], SAMPLING, lambda t: t[-1] < 20)
+        (alone,), _ = decode(decoder, [PROMPTS[row]], [0], [seed], SAMPLING, lambda t: t[-1] < 20)
         assert alone.tokens == draw.tokens
         assert alone.complete == draw.complete
         assert alone.log_probability == pytest.approx(draw.log_probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+def test_waiting_rows_join_and_change_nothing(
+    decoding: tuple[Decoder, PreTrainedModel], slots: int
+) -> None:
+    """Prompts of other lengths, read while others are under way, in slots that became free."""
+    decoder, _ = decoding
+    rows, seeds = [0, 1, 2, 1, 0, 2, 2, 1], [GREEDY, 5, GREEDY, 6, 7, 8, 9, 10]
+    arguments = (decoder, PROMPTS, rows, seeds, SAMPLING, lambda t: t[-1] < 20)
+    expected, _ = decode(*arguments, slots=len(rows))
+    found, _ = decode(*arguments, slots=slots)
+    assert len({len(draw.tokens) for draw in expected}) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert (one.tokens, one.complete) == (other.tokens, other.complete)
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+
+
+def test_slots_are_refilled_before_the_last_row_has_ended() -> None:
+    model = tiny_llama()
+    decoder = make_decoder("shared", model)
+    steps: list[int] = []
+    step = decoder.step
+    decoder.step = lambda tokens_R: (steps.append(len(tokens_R)), step(tokens_R))[1]
+    draws, _ = decode(
+        decoder, PROMPTS, [0, 1, 2] * 4, [*range(12)], SAMPLING, lambda t: t[-1] < 30, slots=4
+    )
+    lengths = sorted(len(draw.tokens) for draw in draws)
+    assert max(steps) <= 4
+    assert len(steps) < sum(lengths[3::4]), "batches of four, one after another, would take more"
 
 
 def test_seeds_decide_and_the_global_generator_is_left_alone(
@@ -81,7 +111,7 @@ def test_seeds_decide_and_the_global_generator_is_left_alone(
     decoder, _ = decoding
     state = torch.get_rng_state()
     first, again, other = (
-        decode(decoder, PROMPTS, [0], [seed], SAMPLING, never)[0].tokens for seed in (1, 1, 2)
+        decode(decoder, PROMPTS, [0], [seed], SAMPLING, never)[0][0].tokens for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -129,7 +159,9 @@ class ScriptedDecoder(Decoder):
 def test_finished_rows_leave_the_batch() -> None:
     decoder = ScriptedDecoder([[9, 0, 0, 0], [3, 9, 0, 0], [3, 3, 9, 0], [3, 3, 3, 3]])
     sampling = replace(SAMPLING, max_new_tokens=4)
-    draws = decode(decoder, [[0]] * 4, [0, 1, 2, 3], [GREEDY] * 4, sampling, lambda t: t[-1] == 9)
+    draws, _ = decode(
+        decoder, [[0]] * 4, [0, 1, 2, 3], [GREEDY] * 4, sampling, lambda t: t[-1] == 9
+    )
     assert [draw.tokens for draw in draws] == [[9], [3, 9], [3, 3, 9], [3, 3, 3, 3]]
     assert [draw.complete for draw in draws] == [True, True, True, False]
     assert decoder.fed == [3, 2, 1]

@@ -31,7 +31,7 @@ from datamodules.prepare.splits import by_hash
 from datamodules.prepare.tables import count_table, fact_table, few_shot_table
 from mmemb.benchmarks import pocket as benchmark
 from mmemb.lineage import canonical_json, write_json
-from mmemb.records import to_json
+from mmemb.records import PARTS, to_json
 from mmemb.shard_writer import write_folder
 from mmemb.shards import Source, existing_shards, index_path, read_manifest
 
@@ -39,7 +39,7 @@ FORMAT = 1
 """Raise it whenever this code writes something else for the same sources and settings."""
 
 MANIFEST = "manifest.json"
-FOLDERS = {"pairs/plain": 256, "pairs/questions": 64, "queries": 128, "candidates": 256}
+FOLDERS = {"pairs/plain": 256, "pairs/questions": 256, "queries": 256, "candidates": 256}
 """Folders of shards, and how many samples a shard holds."""
 
 TABLES = ("tasks.json", "facts.json", "few_shot_concepts.json")
@@ -147,12 +147,14 @@ class _Content:
 
 
 def _order(queries: list[QueryRow]) -> list[QueryRow]:
-    """What a text-only worker can read comes first, so that its batches are full."""
+    """What a text-only worker can read comes first, so that its batches are full; and parts lie
+    together, so that a stage which asks for one part reads few shards."""
     think = {task.name for task in benchmark.TASKS if task.think}
 
-    def rank(query: QueryRow) -> int:
+    def rank(query: QueryRow) -> tuple[int, int]:
         by_task = {"flag-name": 2, "emoji-t2i": 3}
-        return 4 if query.image else by_task.get(query.task, 0 if query.task in think else 1)
+        kind = 4 if query.image else by_task.get(query.task, 0 if query.task in think else 1)
+        return kind, PARTS.index(query.part)
 
     unique = {f"{q.task}/{q.part}/{q.fact}/{q.text}": q for q in queries}
     return sorted((unique[name] for name in by_hash(unique, "queries")), key=rank)

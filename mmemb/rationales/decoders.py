@@ -10,9 +10,11 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from mmemb.rationales.padding import left_pad, real_positions
+from mmemb.rationales.prompt_states import end_states
 from mmemb.rationales.sampling import Decoder
 from mmemb.rationales.shared_prefix import (
     SHARED_PREFIX_ATTENTION,
@@ -30,17 +32,40 @@ class SharedPrefixDecoder(Decoder):
         model: a causal model loaded with `SHARED_PREFIX_ATTENTION`.
         prefix: token ids that all prompts share, at least one.
         max_new_tokens: how far a prompt may be continued.
+        probe_layer: block whose states at the ends of prompts are noted; None notes nothing.
     """
 
-    def __init__(self, model: PreTrainedModel, prefix: Sequence[int], max_new_tokens: int) -> None:
-        self._model, self._room = model, max_new_tokens
+    can_admit = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefix: Sequence[int],
+        max_new_tokens: int,
+        probe_layer: int | None = None,
+    ) -> None:
+        self._model, self._room, self._probe_layer = model, max_new_tokens, probe_layer
         with torch.inference_mode():
             self._prefix = read_prefix(model, prefix)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         ids_RQ, self._mask_RL = left_pad(prompts, self._model.device)
         self._cache = new_cache(self._model, ids_RQ.shape[1] + self._room)
-        return self._advance(ids_RQ)
+        with end_states(self._model, self._probe_layer) as states:
+            logits = self._advance(ids_RQ)
+        self.states_UH = states[0] if states else None
+        return logits
+
+    def admit(self, prompts: Sequence[Sequence[int]], rows_R: Tensor) -> Tensor:
+        present_RL, cache = self._mask_RL, self._cache
+        logits_RV = self.begin(prompts, rows_R)
+        masks = (present_RL, self._mask_RL)
+        length = max(int(mask_RL.sum(1).max()) for mask_RL in masks)
+        for layer, fresh in zip(cache.layers, self._cache.layers, strict=True):
+            layer.join(fresh, length, length + self._room)
+        self._cache = cache
+        self._mask_RL = torch.cat([pad(m, (length - m.shape[1], 0)) for m in masks])
+        return logits_RV
 
     def select(self, rows_R: Tensor) -> None:
         rows_R = rows_R.to(self._model.device)
@@ -61,14 +86,19 @@ class SharedPrefixDecoder(Decoder):
 class WholePromptDecoder(Decoder):
     """For every causal model: reads whole prompts into the model's own kind of cache."""
 
-    def __init__(self, model: PreTrainedModel, prefix: Sequence[int]) -> None:
-        self._model, self._prefix = model, list(prefix)
+    def __init__(
+        self, model: PreTrainedModel, prefix: Sequence[int], probe_layer: int | None = None
+    ) -> None:
+        self._model, self._prefix, self._probe_layer = model, list(prefix), probe_layer
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         whole = [[*self._prefix, *prompt] for prompt in prompts]
         ids_RQ, self._mask_RL = left_pad(whole, self._model.device)
         self._cache = None
-        return self._advance(ids_RQ)
+        with end_states(self._model, self._probe_layer) as states:
+            logits = self._advance(ids_RQ)
+        self.states_UH = states[0] if states else None
+        return logits
 
     def select(self, rows_R: Tensor) -> None:
         rows_R = rows_R.to(self._model.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -15,7 +15,6 @@ from mmemb.rationales.adapters import LoraSettings
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.decoders import SharedPrefixDecoder, WholePromptDecoder
-from mmemb.rationales.prompt_states import first_states
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.rationales.sampling import Decoder, Draw, Sampling, decode
 from mmemb.records import Rationale, Side, stable_hash
@@ -39,7 +38,7 @@ class LanguageModelWorker(RationaleWorker):
         temperature: of sampled draws.
         top_p: nucleus of sampled draws.
         top_k: sampled draws come from this many likeliest tokens.
-        batch_size: most draws decoded together.
+        batch_size: most draws decoded together; finished ones make room for waiting ones.
         device: torch device.
         dtype: `float32` (fastest on most CPUs), `bfloat16` or `float16`.
         probe_layer: block whose hidden state `probe` returns. Measured on the 30 blocks of
@@ -57,7 +56,7 @@ class LanguageModelWorker(RationaleWorker):
         temperature: float = 0.8,
         top_p: float = 0.95,
         top_k: int = 50,
-        batch_size: int = 128,
+        batch_size: int = 96,
         device: str = "cpu",
         dtype: str = "float32",
         probe_layer: int = -1,
@@ -128,13 +127,11 @@ class LanguageModelWorker(RationaleWorker):
             for seed in drawn_seeds(seeds_BK[i])
         ]
         written: list[list[Rationale]] = [[] for _ in sides]
-        self._known.clear()
-        for first in range(0, len(rows), self.batch_size):
-            chunk = rows[first : first + self.batch_size]
-            for (i, seed), draw in zip(chunk, self._decode(sides, chunk), strict=True):
-                written[i].append(self._rationale(draw, seed))
+        for (i, seed), draw in zip(rows, self._decode(sides, rows), strict=True):
+            written[i].append(self._rationale(draw, seed))
         return written
 
+    @torch.inference_mode()
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
         questions = [self.prompt.question(side) for side in sides]
@@ -142,7 +139,9 @@ class LanguageModelWorker(RationaleWorker):
         unread = [question for question in dict.fromkeys(questions) if question not in known]
         for first in range(0, len(unread), self.batch_size):
             chunk = unread[first : first + self.batch_size]
-            known |= self._read(chunk, lambda ids: self._decoder.start(ids))
+            self._decoder.start([self._chat.question_ids(question) for question in chunk])
+            if self._decoder.states_UH is not None:
+                known |= zip(chunk, self._decoder.states_UH, strict=True)
         if not set(questions) <= set(known):
             raise ValueError(
                 f"The model {self.model_id} keeps its blocks in no ModuleList, so the end of its "
@@ -153,29 +152,18 @@ class LanguageModelWorker(RationaleWorker):
 
     def _decode(self, sides: Sequence[Side], rows: Sequence[tuple[int, int]]) -> list[Draw]:
         questions = [self.prompt.question(sides[i]) for i, _ in rows]
-        distinct = list(dict.fromkeys(questions))  # a question's draws share its reading
-        draws: list[Draw] = []
-
-        def write(prompts: list[list[int]]) -> None:
-            seeds, places = [seed for _, seed in rows], [distinct.index(q) for q in questions]
-            draws.extend(
-                decode(self._decoder, prompts, places, seeds, self.sampling, self._is_complete)
-            )
-
-        self._known |= self._read(distinct, write)
+        distinct = {question: number for number, question in enumerate(dict.fromkeys(questions))}
+        draws, states = decode(
+            self._decoder,
+            [self._chat.question_ids(question) for question in distinct],
+            [distinct[question] for question in questions],
+            [seed for _, seed in rows],
+            self.sampling,
+            self._is_complete,
+            self.batch_size,
+        )
+        self._known = {q: states[number] for q, number in distinct.items() if number in states}
         return draws
-
-    @torch.inference_mode()
-    def _read(
-        self, questions: Sequence[str], use: Callable[[list[list[int]]], object]
-    ) -> dict[str, Tensor]:
-        """Hands the questions' tokens to `use`; the hidden state at the end of each."""
-        prompts = [self._chat.question_ids(question) for question in questions]
-        num_layers = self._chat.model.config.get_text_config().num_hidden_layers
-        _ = self._decoder  # it reads the shared prefix when it is made, and that is no question
-        with first_states(self._chat.model, num_layers, self.probe_layer) as states:
-            use(prompts)
-        return dict(zip(questions, states[0], strict=True)) if states else {}
 
     def _rationale(self, draw: Draw, seed: int) -> Rationale:
         generated = self._chat.tokenizer.decode(draw.tokens, skip_special_tokens=True)
@@ -204,5 +192,6 @@ class LanguageModelWorker(RationaleWorker):
         """The fast decoder where it provably computes what the model computes, else the plain."""
         chat = self._chat
         if not chat.shares_prefix:
-            return WholePromptDecoder(chat.model, chat.prefix_ids)
-        return SharedPrefixDecoder(chat.model, chat.prefix_ids, self.sampling.max_new_tokens)
+            return WholePromptDecoder(chat.model, chat.prefix_ids, self.probe_layer)
+        room = self.sampling.max_new_tokens
+        return SharedPrefixDecoder(chat.model, chat.prefix_ids, room, self.probe_layer)

@@ -7,38 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from mmemb.rationales.base import RationaleWorker
 from mmemb.records import Side
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @contextmanager
-def first_states(model: nn.Module, num_layers: int, layer: int) -> Iterator[list[Tensor]]:
-    """Notes the last token's state behind a block, (U, H), in the FIRST forward inside the context.
+def end_states(model: PreTrainedModel, layer: int | None) -> Iterator[list[Tensor]]:
+    """Notes the last token's state behind a block, (U, H), in the forwards inside the context.
 
     Rows must be padded on the left. In a middle block such a state tells best what the model
     knows: the last ones have turned to the next word.
 
     Args:
         model: of transformers, with its blocks in one ModuleList.
-        num_layers: how many blocks it has.
-        layer: number of the block; negative ones count from the end.
+        layer: number of the block; negative ones count from the end; None notes nothing.
 
     Yields:
-        A list that will hold the states; it stays empty if the blocks cannot be found, since who
-        only writes must not fail for it.
+        A list that will hold the states of each forward; it stays empty if the blocks cannot be
+        found, since who only writes must not fail for it.
     """
     found: list[Tensor] = []
 
     def note(module: nn.Module, arguments: Any, output: Any) -> None:
-        if not found:
-            state_UQH = output[0] if isinstance(output, tuple) else output
-            found.append(state_UQH[:, -1].float().cpu())
+        state_UQH = output[0] if isinstance(output, tuple) else output
+        found.append(state_UQH[:, -1].float().cpu())
 
-    if (blocks := _blocks(model, num_layers)) is None:
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if layer is None or (blocks := _blocks(model, num_layers)) is None:
         yield found
         return
     if not -num_layers <= layer < num_layers:

@@ -1,12 +1,13 @@
 """Greedy and sampled decoding of many rows at once, with a seed of its own for every row.
 
 Knows no particular model: a `Decoder` feeds tokens and returns logits. Shapes: U prompts, R rows
-(draws), V vocabulary, T new tokens.
+(draws), V vocabulary, T new tokens, H width of the model.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -17,6 +18,7 @@ from torch import Tensor
 from mmemb.records import GREEDY
 
 _COMPACT_BELOW = 0.85  # copying the cache costs about a sixth of a step, so not at every step
+_REFILL_BELOW = 0.8  # a step of few rows costs nearly as much as one of many
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,15 @@ class Draw:
 
 
 class Decoder(ABC):
-    """Feeds a causal language model step by step."""
+    """Feeds a causal language model step by step.
+
+    Attributes:
+        can_admit: whether rows may join those that are under way.
+        states_UH: the hidden states at the ends of the prompts read last, if they were asked for.
+    """
+
+    can_admit = False
+    states_UH: Tensor | None = None
 
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -67,6 +77,16 @@ class Decoder(ABC):
     def step(self, tokens_R: Tensor) -> Tensor:
         """Feeds one token per row; returns logits_RV."""
 
+    def begin(self, prompts: Sequence[Sequence[int]], rows_R: Tensor) -> Tensor:
+        """Reads U prompts anew and continues `rows_R` of them; returns their logits_RV."""
+        logits_UV = self.start(prompts)
+        self.select(rows_R)
+        return logits_UV[rows_R.to(logits_UV.device)]
+
+    def admit(self, prompts: Sequence[Sequence[int]], rows_R: Tensor) -> Tensor:
+        """`begin` whose rows follow the present ones; only where `can_admit`."""
+        raise NotImplementedError(f"{type(self).__name__} admits no rows to those under way")
+
 
 @torch.inference_mode()
 def decode(
@@ -76,34 +96,58 @@ def decode(
     seeds: Sequence[int],
     sampling: Sampling,
     is_complete: Callable[[list[int]], bool],
-) -> list[Draw]:
-    """Draws R sequences; finished rows leave the batch, so that cost follows real lengths.
+    slots: int = 96,
+) -> tuple[list[Draw], dict[int, Tensor]]:
+    """Draws R sequences; finished rows make room for waiting ones: cost follows real lengths.
 
     Args:
         decoder: the model.
-        prompts: U token sequences; each is read once, however many rows continue it.
+        prompts: U token sequences; one is read once, however many rows of a batch continue it.
         row_prompts: R indices into `prompts`.
         seeds: R seeds, `GREEDY` for the greedy draw.
         sampling: settings of the sampled rows.
         is_complete: tells from a row's tokens whether it has ended.
+        slots: most rows under way together.
+
+    Returns:
+        The draws, and by number of the prompt the state (H,) at its end if the decoder notes it.
     """
-    draws = [Draw() for _ in seeds]
+    draws, states = [Draw() for _ in seeds], dict[int, Tensor]()
     sampled_R = torch.tensor([seed != GREEDY for seed in seeds])
     noise_RT = torch.stack([_noise(seed, sampling.max_new_tokens) for seed in seeds])
-    live = list(range(len(seeds)))  # the draw that each row of the decoder belongs to
-    logits = decoder.start(prompts)
-    decoder.select(torch.tensor(row_prompts))
-    logits = logits[torch.tensor(row_prompts)]
-    for t in range(sampling.max_new_tokens):
-        tokens, log_probs = choose_tokens(logits, noise_RT[live, t], sampled_R[live], sampling)
-        open_rows = _record(draws, live, tokens, log_probs, is_complete)
-        if not open_rows or t + 1 == sampling.max_new_tokens:
-            break
-        if len(open_rows) < _COMPACT_BELOW * len(live):
-            decoder.select(torch.tensor(open_rows))
-            tokens, live = tokens[open_rows], [live[row] for row in open_rows]
-        logits = decoder.step(tokens)
-    return draws
+    # Neighbours are of like length, so that little is padded, and draws of a prompt stay together.
+    order = sorted(range(len(seeds)), key=lambda r: (-len(prompts[row_prompts[r]]), row_prompts[r]))
+    waiting, live = deque(order), list[int]()  # live: the draw that each row of the decoder makes
+
+    def admit(logits_RV: Tensor | None) -> Tensor:
+        fresh = [waiting.popleft() for _ in range(min(len(waiting), slots - len(live)))]
+        numbers = list(dict.fromkeys(row_prompts[row] for row in fresh))
+        rows_R = torch.tensor([numbers.index(row_prompts[row]) for row in fresh])
+        read = decoder.admit if live else decoder.begin
+        new_RV = read([prompts[number] for number in numbers], rows_R)
+        if decoder.states_UH is not None:
+            states.update(zip(numbers, decoder.states_UH, strict=True))
+        joined_RV = torch.cat([logits_RV, new_RV]) if live else new_RV
+        live.extend(fresh)
+        return joined_RV
+
+    logits_RV = None
+    while waiting or live:
+        if waiting and _has_room(len(live), slots, decoder):
+            logits_RV = admit(logits_RV)
+        time_R = [min(len(draws[row].tokens), noise_RT.shape[1] - 1) for row in live]
+        tokens_R, log_probs_R = choose_tokens(
+            logits_RV, noise_RT[live, time_R], sampled_R[live], sampling
+        )
+        open_rows = _record(draws, live, tokens_R, log_probs_R, sampling, is_complete)
+        refill = waiting and _has_room(len(open_rows), slots, decoder)
+        if refill or len(open_rows) < _COMPACT_BELOW * len(live):
+            live = [live[place] for place in open_rows]
+            tokens_R = tokens_R[open_rows]
+            if live:
+                decoder.select(torch.tensor(open_rows))
+        logits_RV = decoder.step(tokens_R) if open_rows else None
+    return draws, states
 
 
 def choose_tokens(
@@ -141,11 +185,20 @@ def _noise(seed: int, length: int) -> Tensor:
     return torch.rand(length, generator=generator, dtype=torch.float64)
 
 
+def _has_room(num_live: int, slots: int, decoder: Decoder) -> bool:
+    return num_live <= _REFILL_BELOW * slots if decoder.can_admit else num_live == 0
+
+
+def _is_open(draw: Draw, sampling: Sampling) -> bool:
+    return not draw.complete and len(draw.tokens) < sampling.max_new_tokens
+
+
 def _record(
     draws: list[Draw],
     live: list[int],
     tokens_R: Tensor,
     log_probs_R: Tensor,
+    sampling: Sampling,
     is_complete: Callable[[list[int]], bool],
 ) -> list[int]:
     """Appends a step to the open draws; returns the rows that are still open."""
@@ -154,11 +207,11 @@ def _record(
         zip(tokens_R.tolist(), log_probs_R.tolist(), strict=True)
     ):
         draw = draws[live[row]]
-        if draw.complete:  # finished earlier and not compacted yet
+        if not _is_open(draw, sampling):  # finished earlier and not compacted yet
             continue
         draw.tokens.append(token)
         draw.log_probability += log_prob
         draw.complete = is_complete(draw.tokens)
-        if not draw.complete:
+        if _is_open(draw, sampling):
             open_rows.append(row)
     return open_rows

@@ -51,6 +51,15 @@ class GrowingLayer(CacheLayerMixin):
         self.keys[:, :, : self.length] = keys[rows_R]
         self.values[:, :, : self.length] = values[rows_R]
 
+    def join(self, other: GrowingLayer, length: int, capacity: int) -> None:
+        """Puts another's rows behind its own; all keep their last `length` tokens."""
+        parts = (self.keys, self.values, self.length), (other.keys, other.values, other.length)
+        self.keys, self.values = (
+            torch.cat([_last(part[kind], part[2], length, capacity) for part in parts])
+            for kind in (0, 1)
+        )
+        self.length, self.capacity = length, capacity
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
@@ -59,6 +68,13 @@ class GrowingLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.capacity
+
+
+def _last(state_RGLD: Tensor, end: int, length: int, capacity: int) -> Tensor:
+    """(R, G, capacity, D): the last `length` of `end` tokens, behind zeros if there are fewer."""
+    kept = state_RGLD[:, :, max(end - length, 0) : end]
+    front = length - kept.shape[2]
+    return torch.nn.functional.pad(kept, (0, 0, front, capacity - length))
 
 
 def shared_prefix_attention(
