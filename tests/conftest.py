@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
-
-from tests.tiny import write_tiny
 
 if TYPE_CHECKING:
     from tests.tiny_experiment import Experiment
 
-# Forked ranks would hang in a pool of threads that the fork lost, and tiny tensors gain nothing.
-torch.set_num_threads(1)
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Forked ranks would hang in a pool of threads that the fork lost, and tiny tensors gain
+    nothing. Not when this file is read: who only hands out tests to others needs no torch."""
+    if session.config.getoption("numprocesses", None) is None:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -27,6 +30,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data set of `tests/tiny.py`, with tiny models. Read only."""
+    from tests.tiny import write_tiny
     from tests.tiny_models import write_tiny_models
 
     return write_tiny_models(write_tiny(tmp_path_factory.mktemp("tiny_root")))

@@ -187,7 +187,14 @@ MISSING = {
 }
 
 
-@pytest.mark.parametrize("stage", MISSING)
+LATER = {"selected", "embedder", "gate", "gate-test"}
+"""They ask in the same words as the stages before them, so only `make test-all` asks them too."""
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(s, marks=pytest.mark.slow) if s in LATER else s for s in MISSING],
+)
 def test_a_missing_input_names_the_file_and_what_to_do(
     empty: Experiment, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:

@@ -158,8 +158,11 @@ def test_what_interpolation_feeds_has_no_value_of_its_own(path: Path) -> None:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.xdist_group(f"{name}_experiment"))
-        for name in ("clip", "joint")
+        pytest.param("clip", marks=pytest.mark.xdist_group("clip_experiment")),
+        # As slow as all stages once more; its own paths are tested by what they compute.
+        pytest.param(
+            "joint", marks=[pytest.mark.xdist_group("joint_experiment"), pytest.mark.slow]
+        ),
     ],
 )
 def experiment(request: pytest.FixtureRequest) -> Experiment:

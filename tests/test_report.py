@@ -270,7 +270,10 @@ def test_an_experiment_that_selected_nothing_has_a_report(
     """As that of `pocket/graded.yaml`, which takes the embedder of another experiment."""
     for name in ("rationales", "utilities", "decisions", "gate", "gate-test"):
         (tmp_path / name).symlink_to((clip_experiment.folder / name).resolve())
-    with patch("experiments.report.gate_study.SEEDS", (0, 1)):
+    with (
+        patch("experiments.report.gate_study.SEEDS", (0, 1)),
+        patch("experiments.report.gates.NUM_STEPS", 20),
+    ):
         build(tmp_path, str(clip_experiment.root))
     assert "Nothing was selected" in (tmp_path / "report.md").read_text()
     assert "Nothing was selected" in (tmp_path / "report.html").read_text()
