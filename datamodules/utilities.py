@@ -5,7 +5,7 @@ B rows, D embedding width, H width of a probe, A depths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import nan
 from pathlib import Path
@@ -20,13 +20,12 @@ from datamodules.decode import decode_array, decode_json
 from datamodules.evaluation import QUERIES, EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.samples import Row
-from datamodules.sidecars import join_whole
 from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import UtilityBatch
 from mmemb.gate_inputs import GateInputs
 from mmemb.lineage import run_mark
-from mmemb.shards import ShardIndex
+from mmemb.shards import ShardIndex, check_join
 
 
 class _Measured(NamedTuple):
@@ -39,15 +38,30 @@ class _Measured(NamedTuple):
 
 @final
 class UtilityTable:
-    """`utilities/`, joined with the queries that it is about."""
+    """`utilities/`, joined with the queries that it is about: all of a shard, or none."""
 
     def __init__(self, folder: str, queries: ShardIndex) -> None:
         self._index = ShardIndex.open(folder)
-        if not join_whole(queries, self._index):
+        self._shards = check_join(queries, self._index)
+        if not self._shards:
             raise ValueError(
                 f"{folder} covers no shard of {queries.folder}: expected the utilities of these "
                 f"queries. Run the step that makes it again, or correct `utilities`."
             )
+
+    def covered(self, rows: Iterable[Row]) -> tuple[Row, ...]:
+        """The rows that were measured."""
+        return tuple(row for row in rows if row.entry.shard in self._shards)
+
+    def of_part(self, rows: Iterable[Row], part: str) -> tuple[Row, ...]:
+        """All rows of a data part; ValueError if one of them was not measured."""
+        wanted = [row for row in rows if row.meta["part"] == part]
+        if missing := [row for row in wanted if row.entry.shard not in self._shards]:
+            raise ValueError(
+                f"{self._index.folder} does not cover {missing[0].where}, a query of part {part}: "
+                "run the stage that makes it with this part among its `data.parts`."
+            )
+        return tuple(wanted)
 
     def check_embedder(self, run: Path) -> None:
         """Raises ValueError if the utilities say that another run's embedder was measured."""
@@ -142,7 +156,7 @@ class UtilitySteps(Dataset[Item]):
 
 @final
 class UtilityDataModule(ShardDataModule):
-    """Utilities of part `gate` (fit), `calibration` (validate), of all queries (predict).
+    """Utilities of part `gate` (fit), `calibration` (validate), of all measured queries (predict).
 
     `test` yields candidates and queries of part `test`, as EvaluationDataModule does.
 
@@ -170,7 +184,7 @@ class UtilityDataModule(ShardDataModule):
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
-        return by_shard(self._rows)
+        return by_shard(self._table.covered(self._rows))
 
     @property
     @override
@@ -181,7 +195,7 @@ class UtilityDataModule(ShardDataModule):
     @property
     def depths(self) -> tuple[str, ...]:
         """The depths at which the utilities were measured."""
-        return self._table.batch(self._rows[:1]).depths
+        return self._table.batch(self._table.covered(self._rows)[:1]).depths
 
     def check_embedder(self, run: Path) -> None:
         """Raises ValueError if the utilities were measured with another embedder than `run`'s."""
@@ -231,7 +245,7 @@ class UtilityDataModule(ShardDataModule):
         return UtilityTable(self._utilities, self._rows[0].index)
 
     def _part(self, part: str) -> tuple[Row, ...]:
-        return tuple(row for row in self._rows if row.meta["part"] == part)
+        return self._table.of_part(self._rows, part)
 
     def _batch(self, chunk: Chunk) -> Item:
         return self._table.batch(chunk.rows, chunk.shard), ()

@@ -151,9 +151,9 @@ def run_cells(
         shared: arguments of all stages.
         run_stage: runs subcommand, config and arguments unless that is done.
     """
-    for name, cell in ablations.cells.items():
-        sidecar = write_cell_sidecar(folder, cell)
-        for seed in ablations.seeds:
+    for seed in ablations.seeds:  # so that whoever stops early has whole seeds
+        for name, cell in ablations.cells.items():
+            sidecar = write_cell_sidecar(folder, cell)
             own = ["--name", run_name(name, seed)]
             arguments = [
                 *own,

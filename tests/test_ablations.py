@@ -75,10 +75,10 @@ def test_every_cell_runs_with_its_own_settings(clip_experiment: Experiment, tmp_
     run_cells(small, tmp_path, ["--x"], lambda kind, path, arguments: ran.append((kind, arguments)))
     assert [kind for kind, _ in ran] == ["fit", "predict"] * 4
     assert [arguments[1] for _, arguments in ran[::2]] == [
-        "a-seed0", "a-seed1", "b-seed0", "b-seed1"
+        "a-seed0", "b-seed0", "a-seed1", "b-seed1"
     ]  # fmt: skip
     fits = [" ".join(arguments) for _, arguments in ran[::2]]
-    assert ["--data.soft true" in line for line in fits] == [True, True, False, False]
+    assert ["--data.soft true" in line for line in fits] == [True, False, True, False]
     assert all(line.endswith("--x") for line in fits)
 
 

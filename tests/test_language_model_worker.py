@@ -93,6 +93,13 @@ def test_unreadable_sides_and_padding_get_nothing(folder: Path) -> None:
         worker(folder).write(SIDES, SEEDS[:2])
 
 
+def test_a_shard_of_pictures_alone_gets_nothing(folder: Path) -> None:
+    writer = worker(folder)
+    assert writer.write(SIDES[:1], SEEDS[:1]) != [[]]
+    assert writer.write([SIDES[1]], SEEDS[1:2]) == [[]]
+    assert writer.write([], SEEDS[:0]) == []
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_batch_size_changes_no_text(folder: Path, batch_size: int) -> None:
     expected = worker(folder, batch_size=3).write(SIDES, SEEDS)

@@ -102,6 +102,17 @@ def test_utilities_of_other_queries(root, tmp_path):
         utilities(root, utilities=str(tmp_path)).train_dataloader()
 
 
+def test_utilities_of_some_shards_serve_the_parts_that_lie_there(root, tmp_path):
+    source, first = ShardIndex.open(root / "utilities"), "queries-000000.tar"
+    rows = [Sample(entry.key, source.read(entry), entry.meta) for entry in source.of_shard(first)]
+    write_shard(tmp_path, first, rows)
+    finish_manifest(tmp_path, "", [first])
+    module = utilities(root, utilities=str(tmp_path))
+    assert module.predict_shards() == (first,)
+    with pytest.raises(ValueError, match=r"does not cover .*a query of part gate.*data\.parts"):
+        module.train_dataloader()
+
+
 # ---- what a gate may see
 
 PROBE = np.arange(5, dtype=np.float16)

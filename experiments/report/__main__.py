@@ -1,4 +1,4 @@
-"""`python -m experiments.report build|show|audit RUN`."""
+"""`python -m experiments.report build|show|audit RUN` and `rounds RUN RUN...`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.report.audit import audit
 from experiments.report.build import build
+from experiments.report.rounds import write_rounds
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,12 +23,17 @@ def main(arguments: list[str] | None = None) -> None:
     auditing = commands.add_parser("audit", help="make a page of every rationale")
     auditing.add_argument("run", type=Path, help="e.g. runs/pocket")
     auditing.add_argument("--data-root", default="data/pocket", help="prepared data")
+    comparing = commands.add_parser("rounds", help="compare rounds of EM with the first one")
+    comparing.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_round2")
+    comparing.add_argument("--data-root", default="data/pocket", help="prepared data")
     options = parser.parse_args(arguments)
     try:
         if options.command == "build":
             build(options.run, options.data_root)
         elif options.command == "audit":
             audit(options.run, options.data_root)
+        elif options.command == "rounds":
+            write_rounds(options.runs, Path(options.data_root))
         else:
             show(options.run)
     except (ValueError, FileNotFoundError) as error:

@@ -46,8 +46,7 @@ def read_parts(experiment: Path, data_root: Path) -> dict[str, UtilityBatch]:
     rows = rows_of(ShardIndex.open(data_root / "queries"))
     table = UtilityTable(str(experiment / "utilities"), rows[0].index)
     return {
-        part: table.batch([row for row in rows if row.meta["part"] == part])
-        for part in ("gate", "calibration", "test")
+        part: table.batch(table.of_part(rows, part)) for part in ("gate", "calibration", "test")
     }
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import final
 
 from datamodules.samples import Row, SampleReader, rows_of
-from datamodules.sidecars import RationaleTable, join_whole
+from datamodules.sidecars import RationaleTable
 from mmemb.counterfactual import names_target
 from mmemb.records import DIRECT, Pair, Query, Rationale
-from mmemb.shards import ShardIndex
+from mmemb.shards import ShardIndex, check_join
 
 
 @final
@@ -81,8 +81,8 @@ def open_stage(experiment: Path, name: str) -> ShardIndex:
 
 
 def check_covers(source: ShardIndex, sidecar: ShardIndex) -> None:
-    """Raises ValueError unless the sidecar is about this source, all of it."""
-    if not join_whole(source, sidecar):
+    """Raises ValueError unless the sidecar is about this source; it may leave out shards."""
+    if not check_join(source, sidecar):
         raise ValueError(
             f"{sidecar.folder} says nothing about {source.folder}: it was made from other data. "
             "Name the data root that it was made from with --data-root."

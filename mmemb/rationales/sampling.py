@@ -113,6 +113,8 @@ def decode(
         The draws, and by number of the prompt the state (H,) at its end if the decoder notes it.
     """
     draws, states = [Draw() for _ in seeds], dict[int, Tensor]()
+    if not draws:
+        return draws, states
     sampled_R = torch.tensor([seed != GREEDY for seed in seeds])
     noise_RT = torch.stack([_noise(seed, sampling.max_new_tokens) for seed in seeds])
     # Neighbours are of like length, so that little is padded, and draws of a prompt stay together.
