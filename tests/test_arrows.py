@@ -38,12 +38,12 @@ PURE = {
     "guards", "latency", "lineage", "losses", "metrics", "planted", "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study",
     "ranking", "rationales",
-    "rationales.adapters", "rationales.base",
+    "rationales.adapters", "rationales.base", "rationales.decoding",
     "rationales.folding", "rationales.foreign", "rationales.loading", "rationales.padding",
     "rationales.pools",
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
-    "rationales.supervised", "rationales.table", "rationales.withholding", "records", "reselection",
-    "retrieval", "shard_writer", "shards",
+    "rationales.sampling", "rationales.supervised", "rationales.table", "rationales.withholding",
+    "records", "reselection", "retrieval", "shard_writer", "shards",
     "statistics", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
@@ -149,7 +149,7 @@ def test_only_declared_modules_of_mmemb_are_impure() -> None:
         "backbones.bytes_tokenizer", "backbones.joint", "backbones.open_clip", "backbones.pixels",
         "backbones.sequences", "backbones.tower", "evaluators.base", "evaluators.embedding",
         "rationales.chat_model", "rationales.decoders", "rationales.language_model",
-        "rationales.sampling", "rationales.shared_prefix", "rationales.tuning", "benchmarks",
+        "rationales.shared_prefix", "rationales.tuning", "benchmarks",
     }  # fmt: skip
     names = {
         ".".join(path.relative_to(REPO / "mmemb").with_suffix("").parts).removesuffix(".__init__")

@@ -15,8 +15,9 @@ from mmemb.rationales.decoders import (
     SharedPrefixDecoder,
     WholePromptDecoder,
 )
+from mmemb.rationales.decoding import Decoder, decode
 from mmemb.rationales.padding import causal_mask
-from mmemb.rationales.sampling import Decoder, Sampling, choose_tokens, decode
+from mmemb.rationales.sampling import Sampling, choose_tokens
 from mmemb.records import GREEDY
 from tests.tiny_language_model import tiny_gpt2, tiny_llama
 

@@ -1,4 +1,4 @@
-"""Rounds of EM: a run against itself, and against one whose drafts are worse."""
+"""Rounds of EM: a run against itself, and against one whose drafts are right."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.report.__main__ import main
+from experiments.report.reasoned import read_reasoned
 from experiments.report.rounds import rounds
 from mmemb.shard_writer import Sample, finish_manifest, write_shard
 from mmemb.shards import ShardIndex
@@ -27,31 +28,33 @@ def copy_of(experiment: Experiment, folder: Path) -> Path:
 def test_a_round_differs_from_the_first_query_by_query(
     clip_experiment: Experiment, tmp_path: Path
 ) -> None:
+    root = clip_experiment.root
     one, two = (copy_of(clip_experiment, tmp_path / name) for name in ("one", "two"))
-    forget(two / "rationales")
-    text, data = rounds([one, two], clip_experiment.root)
+    teach(two / "rationales", {q.query.key: q.query.answers[0] for q in read_reasoned(one, root)})
+    text, data = rounds([one, two], root)
     rows, minus = data["two"]["rows"], data["two"]["minus_first"]
-    assert data["one"]["rows"]["right"]["mean"] == 1, "the table of facts is always right"
-    assert rows["right"]["mean"] == 0
-    assert minus["right"] == {"mean": -1.0, "low": -1.0, "high": -1.0}
+    assert data["one"]["rows"]["right"]["mean"] == 0, "a random model babbles"
+    assert rows["right"]["mean"] == 1
+    assert minus["right"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     for name in ("never", "always", "gated"):
         assert rows[name] == data["one"]["rows"][name], "the utilities are the same"
         assert minus[name]["mean"] == minus[name]["low"] == minus[name]["high"] == 0
     assert "| two" in text
-    assert "-100.0 [-100.0, -100.0]" in text
+    assert "100.0 [100.0, 100.0]" in text
 
 
-def forget(folder: Path) -> None:
-    """Makes `folder` a copy in which every rationale speaks of something else."""
-    source = ShardIndex.open(folder)
+def teach(folder: Path, answers: dict[str, str]) -> None:
+    """Makes `folder` a copy in which every rationale about a query says its answer."""
+    source = ShardIndex.open(folder.resolve())
     folder.unlink()
     for shard in source.shard_names:
         rows = []
         for entry in source.of_shard(shard):
             members = dict(source.read(entry))
             drafts = json.loads(members["json"])
-            for draft in drafts:
-                draft["text"] = "<think>It is nothing.</think><answer>nothing</answer>"
+            for draft in drafts if shard.startswith("queries") else ():
+                answer = answers.get(entry.key, "")
+                draft["text"] = f"<think>It is {answer}.</think><answer>{answer}</answer>"
             rows.append(
                 Sample(entry.key, members | {"json": json.dumps(drafts).encode()}, entry.meta)
             )

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from mmemb.rationales.decoding import Decoder
 from mmemb.rationales.padding import left_pad, real_positions
 from mmemb.rationales.prompt_states import end_states
-from mmemb.rationales.sampling import Decoder
 from mmemb.rationales.shared_prefix import (
     SHARED_PREFIX_ATTENTION,
     new_cache,

@@ -15,8 +15,9 @@ from mmemb.rationales.adapters import LoraSettings
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.decoders import SharedPrefixDecoder, WholePromptDecoder
+from mmemb.rationales.decoding import Decoder, decode
 from mmemb.rationales.prompts import FewShotPrompt
-from mmemb.rationales.sampling import Decoder, Draw, Sampling, decode
+from mmemb.rationales.sampling import Draw, Sampling
 from mmemb.records import Rationale, Side, stable_hash
 
 if TYPE_CHECKING:
