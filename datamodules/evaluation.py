@@ -223,5 +223,10 @@ class EvaluationDataModule(ShardDataModule):
 
     @override
     def predict_dataloader(self) -> list[FiniteLoader]:
+        if self._on_error != "raise":
+            raise ValueError(
+                f"on_error {self._on_error!r}: a sidecar has a row for every query of a shard, so "
+                "`predict` can skip none. Mend the broken sample, or prepare the data again."
+            )
         chunks = self.predict_chunks(self._batch_size)
         return self._data.predict_loaders(chunks, self.place[1])

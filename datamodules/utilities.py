@@ -54,8 +54,10 @@ class UtilityTable:
         return tuple(row for row in rows if row.entry.shard in self._shards)
 
     def of_part(self, rows: Iterable[Row], part: str) -> tuple[Row, ...]:
-        """All rows of a data part; ValueError if one of them was not measured."""
+        """All rows of a data part; ValueError if there is none, or one was not measured."""
         wanted = [row for row in rows if row.meta["part"] == part]
+        if not wanted:
+            raise ValueError(f"No query belongs to part {part}: prepare the data again.")
         if missing := [row for row in wanted if row.entry.shard not in self._shards]:
             raise ValueError(
                 f"{self._index.folder} does not cover {missing[0].where}, a query of part {part}: "
@@ -75,17 +77,26 @@ class UtilityTable:
 
     def batch(self, rows: Sequence[Row], shard: str = "") -> UtilityBatch:
         """The rows as tensors; a depth that nobody could take has utility and cost NaN."""
+        if not rows:
+            raise ValueError(f"{self._index.folder} was asked for a batch of no query.")
         found = [self._read(row) for row in rows]
+        depths = self._depths(rows, found)
         try:
-            return self._batch(rows, found, shard)
-        except (KeyError, TypeError, RuntimeError) as error:
+            return self._batch(rows, found, depths, shard)
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{self._index.folder}, samples {rows[0].entry.key} to {rows[-1].entry.key}: "
                 f"expected a state of one width, utility, cost and eligible in each; "
                 f"{type(error).__name__} {error}. Run the step that makes the folder again."
             ) from None
 
-    def _batch(self, rows: Sequence[Row], found: Sequence[_Measured], shard: str) -> UtilityBatch:
+    def _batch(
+        self,
+        rows: Sequence[Row],
+        found: Sequence[_Measured],
+        depths: tuple[str, ...],
+        shard: str,
+    ) -> UtilityBatch:
         return UtilityBatch(
             keys=tuple(row.entry.key for row in rows),
             metas=tuple(row.meta for row in rows),
@@ -98,7 +109,7 @@ class UtilityTable:
             cost_BA=_mean_over_draws([query.data["cost"] for query in found]),
             eligible_B=torch.tensor([bool(query.data["eligible"]) for query in found]),
             shard=shard,
-            depths=self._depths(rows, found),
+            depths=depths,
         )
 
     def _depths(self, rows: Sequence[Row], found: Sequence[_Measured]) -> tuple[str, ...]:
@@ -119,6 +130,12 @@ class UtilityTable:
             raise ValueError(f"{where} lacks {missing}: run the step that makes it again.")
         embedding_D = decode_array(members["state.npy"], f"{where}, member state.npy")
         data = decode_json(members["json"], f"{where}, member json")
+        wanted = {"eligible", "depths", "utility", "cost"}
+        if not isinstance(data, dict) or not wanted <= set(data):
+            raise ValueError(
+                f"{where}, member json: expected an object with {sorted(wanted)}, found "
+                f"{data!r:.80}. Run the step that makes the folder again."
+            )
         probe_H = self._probe(row.entry.key)
         if data["eligible"] and self._probe_width and "probe.npy" not in entry.members:
             raise ValueError(f"{where} is eligible but lacks probe.npy: make the folder again.")

@@ -18,10 +18,14 @@ from mmemb.lineage import fingerprint
 from mmemb.records import scored_from_json, scored_to_json, stable_hash
 from mmemb.reselection import Pool, Reselection, Rule, of_seeds, reselect
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
-from mmemb.shards import ShardIndex
+from mmemb.shards import MANIFEST, ShardIndex
 
 Paths = Literal["always", "never", "averaged"]
 """What is compared: after the greedy draft, directly, or with several drafts averaged."""
+
+
+DRAW_SEED = 0
+"""Of the stage that drew the rationales, by which the first K of them are told."""
 
 
 @final
@@ -31,7 +35,9 @@ class Cell:
 
     Attributes:
         candidates: K, draws per question that selection may choose from; null = all.
-        rule: by which contrast, and which share is kept, and whether the best takes all.
+        rule: by which contrast.
+        keep_share: share of all candidates that is kept.
+        hard: whether a pair's best takes all of its weight.
         prior_fraction: share of reasoning rows whose rationale comes from the whole pool.
         direct_weight: a, weight of the direct loss.
     """
@@ -98,21 +104,24 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"seeds {list(seeds)}: expected at least one, each once")
 
 
-def write_cell_sidecar(folder: Path, cell: Cell, seed: int = 0) -> Path:
-    """`selected-NAME` beside `selected/`: the same candidates, chosen by the cell.
+def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
+    """`selected-HASH` beside `selected/`: the same candidates, chosen as the cell says.
+
+    Cells that choose alike share it.
 
     Args:
         folder: of the experiment.
         cell: what to choose, and from how many draws.
-        seed: of the stage that drew the rationales.
     """
     source = ShardIndex.open(folder / "selected")
     choice = {"choice": asdict(cell.choice), "candidates": cell.candidates}
     print_of = fingerprint({"source": str(folder / "selected"), **choice})
     target = folder / f"selected-{stable_hash(print_of, bits=32):08x}"
     if set(source.shard_names) <= set(existing_shards(target, print_of)):
+        if not (target / MANIFEST).is_file():  # it was stopped just before
+            finish_manifest(target, print_of, source.shard_names)
         return target
-    pools = [read_pool(source, entry, cell, seed) for entry in source.entries]
+    pools = [read_pool(source, entry, cell) for entry in source.entries]
     chosen = dict(zip((e.key for e in source.entries), reselect(pools, cell.choice), strict=True))
     for shard in source.shard_names:
         samples = [
@@ -128,13 +137,13 @@ def write_cell_sidecar(folder: Path, cell: Cell, seed: int = 0) -> Path:
     return target
 
 
-def read_pool(source: ShardIndex, entry: Any, cell: Cell, seed: int) -> Pool:
+def read_pool(source: ShardIndex, entry: Any, cell: Cell) -> Pool:
     """A pair's candidates, as if only the cell's draws had been made."""
     data = json.loads(source.read(entry, {"json"})["json"])
     pool = tuple(scored_from_json(row) for row in data)
     if cell.candidates is None:
         return pool
-    return of_seeds(pool, {stable_hash(seed, entry.key, k) for k in range(cell.candidates)})
+    return of_seeds(pool, {stable_hash(DRAW_SEED, entry.key, k) for k in range(cell.candidates)})
 
 
 def run_cells(

@@ -166,7 +166,10 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
     ]
     seconds: dict[str, float] = {}
     with timed(seconds, "prepare"):
-        prepare(pipeline)
+        if options.dry_run:
+            print(f"prepare: would make or check {pipeline.data_root}" * bool(pipeline.prepare))
+        else:
+            prepare(pipeline)
     start = names.index(options.start) if options.start else len(names)
     end = names.index(options.until) if options.until else len(names)
     for number, stage in enumerate(pipeline.stages[: end + 1]):

@@ -14,6 +14,8 @@ import warnings
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
 """What bad input raises; their message is written for people, so they see it alone."""
 
+_LIGHTNING_ERROR = "MisconfigurationException"  # by name: to import it takes seconds
+
 
 _PARSER_PAGE = re.compile(
     r"Does not validate against any of the Union subtypes\n.*?Errors:\n *- (.*?)\n *- Expected a "
@@ -30,7 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
         from experiments.cli import ExperimentCLI
 
         ExperimentCLI(arguments)
-    except USER_ERRORS as error:
+    except Exception as error:
+        if not (isinstance(error, USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
+            raise
         sys.exit(f"error: {innermost(str(error))}\n(traceback: {write_traceback()})")
 
 

@@ -6,11 +6,10 @@ J donors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule
@@ -30,11 +29,35 @@ from mmemb.counterfactual import (
 )
 from mmemb.distributed import gather_objects
 from mmemb.evaluators import PairEvaluator
-from mmemb.lineage import write_json
+from mmemb.lineage import read_json, write_json
 from mmemb.metrics import MeanSums
 from mmemb.records import Rationale, scored_to_json, stable_hash
 
 Contrast = Literal["raw", "gain", "positive", "margin", "placebo_rank"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Scores of a batch at tau 1.
+
+    Attributes:
+        score_BCR: columns are none, then K own rationales, then J donors' ones.
+        comparable_BKJ: bool, whether an own rationale may be ranked among a donor's one.
+    """
+
+    score_BCR: Tensor
+    comparable_BKJ: Tensor
+
+    @property
+    def own_BCR(self) -> Tensor:
+        """None and the own rationales."""
+        return self.score_BCR[:, :, : 1 + self.comparable_BKJ.shape[1]]
+
+    @property
+    def foreign_BCJ(self) -> Tensor:
+        """The donors' rationales."""
+        return self.score_BCR[:, :, 1 + self.comparable_BKJ.shape[1] :]
 
 
 @final
@@ -48,7 +71,8 @@ class CounterfactualSelector(LightningModule):
         keep_share: share of the candidates of `train` that eta keeps.
         min_placebo_rank: share of foreign rationales that a kept one beats at least; 1 = all.
         weight_temperature: T of the weights; 1 makes them the posterior.
-        num_donors: foreign rationales per pair, for the placebo rank and the swap test.
+        num_donors: foreign rationales per pair, worker and depth, for the placebo rank and the swap
+            test.
         num_hard: hard negatives under each path, for `margin`.
     """
 
@@ -72,16 +96,32 @@ class CounterfactualSelector(LightningModule):
         self.num_donors, self.num_hard = num_donors, num_hard
         self.automatic_optimization = False  # nothing is trained by gradient here,
         self.unused = nn.Parameter(torch.zeros(1))  # but DDP refuses a module without parameters
-        self._train_scores: list[tuple[Tensor, int]] = []
+        self._train_scores: list[_Scores] = []
         self._calibration_scores: list[Tensor] = []
         self._sums = MeanSums()
-        self.tau, self.eta = 1.0, 0.0
+        self.tau: float | None = None
+        self.eta = 0.0
 
     @override
     def setup(self, stage: str) -> None:
         if stage in {"predict", "test"}:
             fitted = read_selection(self.selection)
             self.tau, self.eta = fitted["tau"], fitted["eta"]
+            self._check_rule(fitted)
+
+    def _rule(self) -> dict[str, Any]:
+        """What eta was fitted for."""
+        names = ("contrast", "min_placebo_rank", "keep_share")
+        return {name: getattr(self, name) for name in names}
+
+    def _check_rule(self, fitted: Mapping[str, Any]) -> None:
+        for name, value in self._rule().items():
+            if fitted[name] != value:
+                raise ValueError(
+                    f"{self.selection}/selection.json was fitted with {name} {fitted[name]!r}, not "
+                    f"{value!r}: its threshold belongs to another rule. Give `fit`, `predict` and "
+                    "`test` the same settings, `fit` first."
+                )
 
     # fit
 
@@ -92,35 +132,36 @@ class CounterfactualSelector(LightningModule):
 
     @override
     def validation_step(self, batch: PairRowBatch, batch_idx: int) -> None:
-        score_BCR, num_own = self._score(batch)
         # Every path that will be asked for a probability: without, and with the own rationale.
-        own_BCR = score_BCR[:, :, : 1 + num_own]
-        self._calibration_scores.extend(own_BCR.unbind(2))
+        self._calibration_scores.extend(self._score(batch).own_BCR.unbind(2))
 
     @override
     def on_validation_epoch_end(self) -> None:
         columns = gather_objects(self._calibration_scores)  # by all ranks, also one without any
         self._calibration_scores = []
-        if self.trainer.sanity_checking or not columns:
+        if self.trainer.sanity_checking:
             return
         rows = [row for column in columns for row in column if not row[0].isnan()]
+        if not rows:
+            raise ValueError(
+                "part `calibration` has no query with a rationale of the tasks that the pairs ask "
+                "for, so tau cannot be fitted: give `rationales` those of part calibration, too."
+            )
         score_BC = pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
         self.tau = fit_temperature(score_BC)
         self.log("val/tau", self.tau, sync_dist=True)
 
     @override
     def on_train_epoch_end(self) -> None:
-        found = [self._contrast(score, own).flatten() for score, own in self._train_scores]
+        found = [self._contrast(scores).flatten() for scores in self._train_scores]
         self.eta = keep_threshold(torch.cat(gather_objects(found)), self.keep_share)
         self.log("train/eta", self.eta, sync_dist=True)
 
     @override
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero:
-            fitted = {"tau": self.tau, "eta": self.eta, "contrast": self.contrast}
-            fitted |= {"min_placebo_rank": self.min_placebo_rank}
             path = Path(self.trainer.default_root_dir) / "selection.json"
-            write_json(path, fitted | {"keep_share": self.keep_share})
+            write_json(path, {"tau": self.tau, "eta": self.eta} | self._rule())
 
     @override
     def configure_optimizers(self) -> list[Optimizer]:
@@ -132,8 +173,7 @@ class CounterfactualSelector(LightningModule):
     def predict_step(
         self, batch: PairRowBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> SidecarOutput:
-        score_BCR, num_own = self._score(batch)
-        found = self._contrasts(score_BCR, num_own)
+        found = self._contrasts(self._score(batch))
         contrast_BK = self._chosen_by(found)
         count_BK = torch.ones_like(contrast_BK)
         for row, pool in enumerate(batch.rationales):
@@ -165,13 +205,12 @@ class CounterfactualSelector(LightningModule):
         candidates = [scored for pool in batch.rationales for scored in pool]
         if not candidates:
             return
-        score_BCR, num_own = self._score(batch)
-        target_BR = (score_BCR / self.tau).log_softmax(1)[:, 0]
-        columns = {
-            "none": target_BR[:, 0],
-            "own": target_BR[:, 1 : 1 + num_own],
-            "foreign": target_BR[:, 1 + num_own :],
-        }
+        scores = self._score(batch)
+        own_BR, foreign_BJ = (
+            (score / self._fitted_tau).log_softmax(1)[:, 0]
+            for score in (scores.own_BCR, scores.foreign_BCJ)
+        )
+        columns = {"none": own_BR[:, 0], "own": own_BR[:, 1:], "foreign": foreign_BJ}
         for name, value in columns.items():
             known = value[~value.isnan()]
             if len(known):
@@ -195,38 +234,54 @@ class CounterfactualSelector(LightningModule):
     # scores
 
     @torch.no_grad()
-    def _score(self, batch: PairRowBatch) -> tuple[Tensor, int]:
-        """(B, C, 1 + K + J) scores at tau 1, and K: own rationales first, then donors."""
+    def _score(self, batch: PairRowBatch) -> _Scores:
         own = [[scored.rationale for scored in pool] for pool in batch.rationales]
         donors = [self._donors(batch, row) for row in range(len(own))]
         queries = [pair.query for pair in batch.pairs]
         facts = [pair.fact for pair in batch.pairs]
         with_none = self.evaluator.score(queries, batch.candidates, own, facts)
         foreign = self.evaluator.score(queries, batch.candidates, donors, facts)[:, :, 1:]
-        return torch.cat([with_none, foreign], dim=2).cpu(), with_none.shape[2] - 1
+        comparable_BKJ = torch.zeros(
+            len(own), with_none.shape[2] - 1, foreign.shape[2], dtype=torch.bool
+        )
+        for row, (ours, theirs) in enumerate(zip(own, donors, strict=True)):
+            for k, rationale in enumerate(ours):
+                for j, donor in enumerate(theirs):
+                    comparable_BKJ[row, k, j] = _kind(donor) == _kind(rationale)
+        return _Scores(torch.cat([with_none, foreign], dim=2).cpu(), comparable_BKJ)
 
     def _donors(self, batch: PairRowBatch, row: int) -> list[Rationale]:
-        """Rationales of the same task about another concept, drawn by key."""
+        """Rationales of the same task about another concept, drawn by key: some of each worker and
+        depth that the pair's own ones have."""
         pair = batch.pairs[row]
-        pool: list[tuple[int, Rationale]] = [
-            (stable_hash("donor", pair.key, other.key), candidates[0].rationale)
-            for other, candidates in zip(batch.pairs, batch.rationales, strict=True)
-            if candidates and other.task == pair.task and other.concept != pair.concept
-        ]
-        ranked = sorted(pool, key=lambda item: item[0])
-        return [rationale for _, rationale in ranked[: self.num_donors]]
+        others = sorted(
+            (stable_hash("donor", pair.key, other.key), number)
+            for number, other in enumerate(batch.pairs)
+            if other.task == pair.task and other.concept != pair.concept
+        )
+        donors: list[Rationale] = []
+        for kind in dict.fromkeys(_kind(scored.rationale) for scored in batch.rationales[row]):
+            pools = ([s.rationale for s in batch.rationales[number]] for _, number in others)
+            of_kind = ([r for r in pool if _kind(r) == kind] for pool in pools)
+            donors += [pool[0] for pool in of_kind if pool][: self.num_donors]
+        return donors
 
-    def _contrasts(self, score_BCR: Tensor, num_own: int) -> Mapping[str, Tensor]:
-        score_BCR = score_BCR / self.tau
-        own_BCR, foreign_BCR = score_BCR[:, :, : 1 + num_own], score_BCR[:, :, 1 + num_own :]
-        placebo_BJ = foreign_BCR.log_softmax(1)[:, 0]
-        if not placebo_BJ.shape[1]:  # a last batch of one pair has no donors: its rank is NaN
-            placebo_BJ = placebo_BJ.new_full((len(placebo_BJ), 1), torch.nan)
-        placebo_BKJ = placebo_BJ[:, None].expand(-1, num_own, -1)
+    def _contrasts(self, scores: _Scores) -> Mapping[str, Tensor]:
+        placebo_BJ = (scores.foreign_BCJ / self._fitted_tau).log_softmax(1)[:, 0]
+        placebo_BKJ = placebo_BJ[:, None].masked_fill(~scores.comparable_BKJ, torch.nan)
+        if not placebo_BKJ.shape[2]:  # a last batch of one pair has no donors: its rank is NaN
+            placebo_BKJ = placebo_BKJ.new_full((*placebo_BKJ.shape[:2], 1), torch.nan)
+        own_BCR = scores.own_BCR / self._fitted_tau
         return contrasts(own_BCR, num_hard=self.num_hard, placebo_BKJ=placebo_BKJ)
 
-    def _contrast(self, score_BCR: Tensor, num_own: int) -> Tensor:
-        return self._chosen_by(self._contrasts(score_BCR, num_own))
+    @property
+    def _fitted_tau(self) -> float:
+        if self.tau is None:
+            raise ValueError("tau was not fitted: `fit` needs its validation on part calibration.")
+        return self.tau
+
+    def _contrast(self, scores: _Scores) -> Tensor:
+        return self._chosen_by(self._contrasts(scores))
 
     def _chosen_by(self, found: Mapping[str, Tensor]) -> Tensor:
         """(B, K) the contrast, lowest of all where too few placebos are beaten (METHOD 5: the rank,
@@ -235,15 +290,29 @@ class CounterfactualSelector(LightningModule):
         return found[self.contrast].masked_fill(below_BK, -torch.inf)
 
 
-def read_selection(folder: Path) -> dict[str, float]:
-    """Reads the fitted tau and eta."""
+def read_selection(folder: Path) -> dict[str, Any]:
+    """Reads the fitted tau and eta, and the rule that eta belongs to.
+
+    Raises:
+        FileNotFoundError: nothing was fitted.
+        ValueError: the file is broken.
+    """
     path = folder / "selection.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: tau and eta are not fitted yet. Run `python -m experiments.run "
             "fit` with the same config first."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    fitted = read_json(path, "what selection was fitted to")
+    keys = ("tau", "eta", "contrast", "min_placebo_rank", "keep_share")
+    if missing := [key for key in keys if key not in fitted]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: run the stage's `fit` again.")
+    return fitted
+
+
+def _kind(rationale: Rationale) -> tuple[str, str]:
+    """Only rationales of one kind are ranked among each other (METHOD 5)."""
+    return rationale.worker, rationale.depth
 
 
 def _rounded(value: Tensor) -> float | None:

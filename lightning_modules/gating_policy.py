@@ -102,6 +102,7 @@ class GatingPolicy(LightningModule):
         self.budget, self.unit, self.measure = budget, unit, measure
         self.head: DepthHead | None = None
         self._old = OldPolicy()
+        self.thresholds: Thresholds | None = None
         self._calibration: list[tuple[str, list[float], list[float]]] = []
         self._sums = MeanSums()
         self._candidates: list[CandidateOutput] = []
@@ -117,6 +118,8 @@ class GatingPolicy(LightningModule):
             states_NS = self.trainer.datamodule.gate_inputs().state(self.state)
             self.head = self.make_head(states_NS.shape[1], 1 + len(self.workers))
             self.head.standardise(states_NS)
+        elif stage == "validate":
+            self.head = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers).head
         elif stage in {"test", "predict"}:
             self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers)
             if self.unit == "milliseconds":
@@ -189,12 +192,17 @@ class GatingPolicy(LightningModule):
         self._sums.reset()
         rows = sorted({row[0]: row for row in gather_objects(self._calibration)}.values())
         self._calibration = []
-        keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
+        if not rows:
+            raise ValueError(
+                "part `calibration` has no eligible query, so no threshold can be calibrated: give "
+                "the stage `rationales` a worker that reads some of its queries, or prepare more."
+            )
+        keys, logits, costs = zip(*rows, strict=True)
         self.thresholds = Thresholds.calibrate(torch.tensor(logits), torch.tensor(costs), keys)
         self._warn_if_collapsed(keys)
 
     def _warn_if_collapsed(self, keys: Sequence[str]) -> None:
-        if not keys or self.trainer.global_step < self.trainer.max_steps:
+        if self.trainer.global_step < self.trainer.max_steps:
             return
         depth_C = self.thresholds.decide(torch.tensor(self.thresholds.logits), keys)
         depths = [DIRECT, *self.workers]
@@ -213,6 +221,11 @@ class GatingPolicy(LightningModule):
 
     @override
     def on_train_end(self) -> None:
+        if self.thresholds is None:
+            raise ValueError(
+                "fit ended before its first validation, which calibrates the thresholds: lower "
+                f"trainer.val_check_interval to at most max_steps ({self.trainer.max_steps})."
+            )
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))
             saved = AdaptiveEmbedder(

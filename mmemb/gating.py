@@ -207,11 +207,6 @@ def supervised_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None 
     return _term(weight_B * loss_B, valid_B)
 
 
-def entropy(logit_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
-    """The policy's entropy, to be subtracted with a small weight from either loss."""
-    return _term(torch.special.entr(logit_BA.softmax(1)).sum(1), valid_B)
-
-
 def uniform_by_key(keys: Sequence[str], num_samples: int, seed: int) -> Tensor:
     """(B, J) noise in [0, 1) that depends on key and seed alone, not on batch or rank."""
     draws = [[unit_hash("gate", seed, j, key) for j in range(num_samples)] for key in keys]

@@ -176,7 +176,7 @@ def _drafts(
     """The query's drafts by depth; none at all where no worker could read it."""
     if not pool:
         return {}
-    found = {depth: drafts_at(depth, pool) for depth in depths[1:]}
+    found = {depth: _of_first_worker(drafts_at(depth, pool)) for depth in depths[1:]}
     if missing := [depth for depth, drafts in found.items() if not drafts]:
         raise ValueError(
             f"Query {query.key} of task {query.task} has rationales, but none at depth "
@@ -184,6 +184,11 @@ def _drafts(
             f"again, or leave it out of `depths`."
         )
     return found
+
+
+def _of_first_worker(drafts: Sequence[Rationale]) -> tuple[Rationale, ...]:
+    """At inference one worker writes at a depth, so its draws alone say what the depth is worth."""
+    return tuple(draft for draft in drafts if draft.worker == drafts[0].worker)
 
 
 def _meta(query: Query) -> dict[str, str]:

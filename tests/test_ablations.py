@@ -87,7 +87,8 @@ def cell(shift: float) -> CellTable:
     base = random.random((2, 200))
     value = {"never": base, "always": base + shift, "averaged": base + 2 * shift}
     tasks = tuple("xy"[n % 2] for n in range(200))
-    return CellTable(value, tasks, tuple(str(n // 4) for n in range(200)))
+    keys = tuple(map(str, range(200)))
+    return CellTable(value, keys, tasks, tuple(str(n // 4) for n in range(200)))
 
 
 def test_a_difference_is_judged_by_its_interval() -> None:

@@ -121,6 +121,11 @@ def test_predict_reads_only_shards_in_which_a_query_was_asked_for(root):
     assert keys_of(queries) == [e.key for e in index.entries if e.shard in asked]
 
 
+def test_predict_can_skip_no_query(root):
+    with pytest.raises(ValueError, match="on_error 'skip'.*can skip none"):
+        evaluation(root, on_error="skip").predict_dataloader()
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_only_pending_shards_are_predicted(root, world):
     pending = ["queries-000001.tar", "queries-000003.tar"]

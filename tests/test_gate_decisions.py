@@ -115,6 +115,16 @@ def test_decisions_cover_every_query_and_open_for_eligible_ones_only(
     assert sum(opened) > len(opened) / 2, "it pays there"
 
 
+def test_a_fitted_gate_can_be_validated(
+    tmp_path: Path, embedder: Path, tiny_root: Path, gate_run: dict[str, Path]
+) -> None:
+    trainer = trainer_of(tmp_path, limit_val_batches=1.0)
+    (found,) = trainer.validate(
+        policy(embedder, gate_run), datamodule=data_of(tiny_root, gate_run), verbose=False
+    )
+    assert found["val/reward"] > 0, "thinking pays there"
+
+
 @pytest.mark.parametrize("budget", [0.0, 0.5])
 def test_a_budget_bounds_the_decisions(
     tmp_path: Path, embedder: Path, tiny_root: Path, gate_run: dict[str, Path], budget: float

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mmemb.gating import (
     MlpDepthHead,
-    entropy,
     exact_loss,
     load_head,
     oracle_depth,
@@ -115,10 +114,6 @@ def test_opens_where_it_pays_and_stays_shut_where_it_costs(estimator: str) -> No
     policy = head(state).softmax(1)
     assert policy[0, 1] > 0.95
     assert policy[1, 1] < 0.05
-
-
-def test_entropy() -> None:
-    assert entropy(torch.zeros(3, 2)).sum.item() == pytest.approx(3 * 0.6931, abs=1e-3)
 
 
 @pytest.mark.parametrize("hidden_dim", [0, 8])

@@ -136,6 +136,18 @@ def test_a_high_price_keeps_the_gate_shut(tmp_path: Path, embedder: Path, tiny_r
     assert trainer.callback_metrics["val/reward"] == 0
 
 
+def test_a_fit_without_validation_has_no_thresholds(
+    tmp_path: Path, embedder: Path, tiny_root: Path
+) -> None:
+    module = GatingPolicy(
+        str(embedder), str(tmp_path), {"full": TableWorker(str(tiny_root / "facts.json"))}
+    )
+    trainer = trainer_of(tmp_path, max_steps=1, limit_train_batches=5)
+    with pytest.raises(ValueError, match=r"before its first validation.*val_check_interval"):
+        trainer.fit(module, datamodule=Planted())
+    assert not (tmp_path / "adaptive").exists()
+
+
 @pytest.mark.parametrize("estimator", ["exact", "reinforce"])
 def test_two_ranks_learn_what_one_learns(
     tmp_path: Path, embedder: Path, tiny_root: Path, estimator: str

@@ -185,7 +185,14 @@ def test_broken_prompt_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "prompt.json"
     with pytest.raises(FileNotFoundError, match="no prompt file"):
         FewShotPrompt.load(path)
-    for content in ("{", "[]", '{"system": ""}', '{"systm": "", "examples": [], "concepts": []}'):
+    unknown_field = json.dumps({"examples": [], "concepts": [], "query": "{txt}"})
+    for content in (
+        unknown_field,
+        "{",
+        "[]",
+        '{"system": ""}',
+        '{"systm": "", "examples": [], "concepts": []}',
+    ):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"prompt\.json cannot be used"):
             FewShotPrompt.load(path)

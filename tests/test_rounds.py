@@ -72,7 +72,7 @@ def test_the_command_writes_what_it_prints(
     assert json.loads((two / "rounds.json").read_text())["two"]["selection"]["candidates"] == 32
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_one_run_is_no_comparison(clip_experiment: Experiment, count: int) -> None:
     with pytest.raises(SystemExit, match="give two runs or more"):
         main(["rounds", *[str(clip_experiment.folder)] * count])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -169,6 +170,52 @@ def test_the_test_reports_keeping_and_swapping(
     assert found["test/names_target_kept"] == pytest.approx(1.0)
     assert found["test/swap_foreign"] < found["test/swap_none"]
     assert len(found) == 6
+
+
+def test_a_threshold_belongs_to_the_rule_that_it_was_fitted_for(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    fit(tmp_path, tiny_root, rationales, contrast="margin")
+    with pytest.raises(ValueError, match=r"fitted with contrast 'margin', not 'gain'"):
+        select(tmp_path, tiny_root, rationales)
+
+
+def test_without_calibration_queries_there_is_no_tau(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    data = data_of(tiny_root, rationales, tmp_path, 5)
+    data._calibration_rows = ()
+    trainer = trainer_of(tmp_path, max_epochs=1, limit_val_batches=1.0)
+    with pytest.raises(ValueError, match="part `calibration` has no query with a rationale"):
+        trainer.fit(module_of(tmp_path), datamodule=data)
+    trainer = trainer_of(tmp_path, max_epochs=1, limit_val_batches=0)
+    with pytest.raises(ValueError, match="`fit` needs its validation"):
+        trainer.fit(module_of(tmp_path), datamodule=data)
+    assert not (tmp_path / "selection.json").exists()
+
+
+def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> None:
+    """A model is not praised for beating what a weaker one babbles about other countries."""
+    folder = write_tiny_rationales(tiny_root, tmp_path / "rationales")
+    data, module = data_of(tiny_root, folder, tmp_path, 16), module_of(tmp_path, num_donors=2)
+    batch = next(iter(data.train_dataloader()))
+    kinds = ("one", "other")
+    pools = tuple(
+        tuple(
+            replace(scored, rationale=replace(scored.rationale, worker=kinds[k % 2]))
+            for k, scored in enumerate(pool)
+        )
+        for pool in batch.rationales
+    )
+    batch = replace(batch, rationales=pools)
+    scores = module._score(batch)
+    for row, pool in enumerate(pools):
+        donors = module._donors(batch, row)
+        assert {donor.worker for donor in donors} == set(kinds)
+        for k, scored in enumerate(pool):
+            same = [donor.worker == scored.rationale.worker for donor in donors]
+            assert scores.comparable_BKJ[row, k].tolist()[: len(donors)] == same
+            assert sum(same) <= 2
 
 
 def test_predicting_before_fitting_says_what_to_do(

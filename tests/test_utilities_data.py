@@ -102,6 +102,20 @@ def test_utilities_of_other_queries(root, tmp_path):
         utilities(root, utilities=str(tmp_path)).train_dataloader()
 
 
+@pytest.mark.parametrize("data", [b"[]", b"{}", b'{"eligible": true}'])
+def test_a_row_that_is_not_as_written_names_its_sample(root, tmp_path, data):
+    source = ShardIndex.open(root / "utilities")
+    for shard in source.shard_names:
+        rows = [
+            Sample(entry.key, dict(source.read(entry)) | {"json": data}, entry.meta)
+            for entry in source.of_shard(shard)
+        ]
+        write_shard(tmp_path, shard, rows)
+    finish_manifest(tmp_path, "", source.shard_names)
+    with pytest.raises(ValueError, match=r"sample 0000.*member json: expected an object with"):
+        next(utilities(root, utilities=str(tmp_path)).train_dataloader())
+
+
 def test_utilities_of_some_shards_serve_the_parts_that_lie_there(root, tmp_path):
     source, first = ShardIndex.open(root / "utilities"), "queries-000000.tar"
     rows = [Sample(entry.key, source.read(entry), entry.meta) for entry in source.of_shard(first)]

@@ -37,33 +37,47 @@ class CellTable:
 
     Attributes:
         value: path -> (S, N) Recall@1: `never`, `always`, `averaged`.
+        keys: of the queries, the same in every seed.
         tasks: of the queries; means weigh them equally.
         concepts: of the queries; the clusters of every interval.
     """
 
     value: Mapping[str, Floats]
+    keys: tuple[str, ...]
     tasks: tuple[str, ...]
     concepts: tuple[str, ...]
 
+    def spread(self, value_SN: Floats) -> float:
+        """Standard deviation over seeds of the mean over tasks; NaN for a single seed."""
+        names = np.array(self.tasks)
+        of_tasks = [value_SN[:, names == name].mean(1) for name in dict.fromkeys(self.tasks)]
+        return seed_spread(np.mean(of_tasks, axis=0)[:, None])
+
 
 def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[str]) -> CellTable:
-    """Reads `utilities-NAME-seedS` of every seed."""
+    """Reads `utilities-NAME-seedS` of every seed.
+
+    Raises:
+        ValueError: seeds were measured on different queries.
+    """
     by_path: dict[str, list[list[float]]] = {"never": [], "always": [], "averaged": []}
-    tasks: tuple[str, ...] = ()
-    concepts: tuple[str, ...] = ()
+    columns: set[tuple[tuple[str, ...], ...]] = set()
     for seed in seeds:
         rows = _rows(folder / f"utilities-{run_name(name, seed)}", think)
-        tasks, concepts = (tuple(row[key] for row in rows) for key in ("task", "concept"))
+        columns.add(tuple(tuple(row[c] for row in rows) for c in ("key", "task", "concept")))
         by_path["never"].append([row["metrics"][0]["recall@1"] for row in rows])
         by_path["always"].append([row["metrics"][-1]["recall@1"] for row in rows])
         by_path["averaged"].append([row["averaged"][-1]["recall@1"] for row in rows])
-    return CellTable({path: np.array(rows) for path, rows in by_path.items()}, tasks, concepts)
+    if len(columns) > 1:
+        raise ValueError(f"{folder}: the seeds of cell {name} were measured on different queries.")
+    values = {path: np.array(rows) for path, rows in by_path.items()}
+    return CellTable(values, *next(iter(columns)))
 
 
 def _rows(folder: Path, think: frozenset[str]) -> list[dict[str, Any]]:
     index = ShardIndex.open(folder)
     entries = [e for e in index.entries if e.meta["part"] == "test" and e.meta["task"] in think]
-    rows = [json.loads(index.read(entry, {"json"})["json"]) for entry in entries]
+    rows = [{"key": e.key} | json.loads(index.read(e, {"json"})["json"]) for e in entries]
     return [row for row in rows if row["eligible"]]
 
 
@@ -83,7 +97,7 @@ def cell_figures(cell: CellTable) -> dict[str, Any]:
         mean = cluster_bootstrap(
             value_SN, cell.concepts, tasks=cell.tasks, num_resamples=NUM_RESAMPLES
         )
-        found[path] = asdict(mean) | {"seed_sd": seed_spread(value_SN)}
+        found[path] = asdict(mean) | {"seed_sd": cell.spread(value_SN)}
     gain = paired_bootstrap(
         cell.value["always"], cell.value["never"], cell.concepts, tasks=cell.tasks,
         num_resamples=NUM_RESAMPLES,
@@ -94,6 +108,11 @@ def cell_figures(cell: CellTable) -> dict[str, Any]:
 def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
     """One paired difference, its verdict, and the smallest effect in reach."""
     left, right = cells[row.left], cells[row.right]
+    if left.keys != right.keys:
+        raise ValueError(
+            f"The cells {row.left} and {row.right} were measured on different queries: delete the "
+            "folders utilities-* of the experiment and run the ablations again."
+        )
     left_SN, right_SN = left.value[row.path], right.value[row.against or row.path]
     found = paired_bootstrap(
         left_SN, right_SN, left.concepts, tasks=left.tasks, num_resamples=NUM_RESAMPLES
@@ -105,7 +124,7 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
         "expected": row.expected,
         "verdict": verdict(found, row.expected),
         "minimal_detectable_effect": float(effect),
-        "seed_sd": seed_spread(left_SN - right_SN),
+        "seed_sd": left.spread(left_SN - right_SN),
     }
 
 
@@ -160,7 +179,7 @@ def words(found: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
             "Recall@1, mean over tasks. Seeds vary batches and draws; trunk, judges and texts are "
             "shared. Intervals are 95 %, over concepts, of the mean over seeds.",
             markdown_table(
-                ("cell", "never", "always", "4 drafts averaged", "always - never", "seed sd"), cells
+                ("cell", "never", "always", "drafts averaged", "always - never", "seed sd"), cells
             ),
             markdown_table(
                 ("left minus right", "expected", "points", "verdict", "detectable", "seed sd"), rows

@@ -129,12 +129,23 @@ def comparisons(found: Mapping[str, Mapping[str, Any]]) -> str:
         [
             f"{name} ({row['left']} - {row['right']})",
             interval(row),
+            reading(row),
             f"{100 * row['minimal_detectable_effect']:.1f}",
             str(row["queries"]),
         ]
         for name, row in found.items()
     ]
-    return markdown_table(["comparison", "points", "detectable effect", "queries"], lines)
+    headings = ["comparison", "points", "that is", "detectable effect", "queries"]
+    return markdown_table(headings, lines)
+
+
+def reading(row: Mapping[str, Any]) -> str:
+    """What an interval shows; not inferior means by less than two points (METHOD 8)."""
+    if row["low"] > 0:
+        return "better"
+    if row["high"] < 0:
+        return "worse" if not row["non_inferior"] else "worse, by less than 2 points"
+    return "not inferior" if row["non_inferior"] else "open"
 
 
 def verdict(row: Mapping[str, float]) -> str:

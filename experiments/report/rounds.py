@@ -82,8 +82,10 @@ def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: a single run, or runs about different queries.
     """
-    if len({run.resolve() for run in runs}) < 2:
-        raise ValueError("give two runs or more, e.g. runs/pocket runs/pocket_round2")
+    if len({run.name for run in runs}) < max(2, len(runs)):
+        raise ValueError(
+            "give two runs or more of different names, e.g. runs/pocket runs/pocket_round2"
+        )
     found = {run.name: read_round(run, root) for run in runs}
     base = next(iter(found.values()))
     for name, other in found.items():

@@ -86,7 +86,10 @@ def comparison(
         difference_N, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
     )
     effect = minimal_detectable_effect(difference_N, table.concepts, tasks=tasks)
-    return asdict(interval) | {"minimal_detectable_effect": float(effect)}
+    return asdict(interval) | {
+        "minimal_detectable_effect": float(effect),
+        "non_inferior": interval.non_inferior(),
+    }
 
 
 def comparisons(

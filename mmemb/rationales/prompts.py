@@ -70,7 +70,9 @@ class FewShotPrompt:
             raise ValueError("between is empty, so that a thought has no end")
         fields = {k: v for k, v in data.items() if k not in ("examples", "concepts")}
         examples = tuple((e["query"], e.get("think", ""), e["answer"]) for e in data["examples"])
-        return cls(identity, examples=examples, concepts=frozenset(data["concepts"]), **fields)
+        prompt = cls(identity, examples=examples, concepts=frozenset(data["concepts"]), **fields)
+        prompt.question(Side())  # so that an unknown {field} of `query` is named here
+        return prompt
 
     def reply(self, think: str, answer: str) -> str:
         """What the model should have written for a thought and an answer."""

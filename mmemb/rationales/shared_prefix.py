@@ -46,10 +46,11 @@ class GrowingLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def select(self, rows_R: Tensor) -> None:
-        keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        self.lazy_initialization(keys[rows_R], values[rows_R])
-        self.keys[:, :, : self.length] = keys[rows_R]
-        self.values[:, :, : self.length] = values[rows_R]
+        keys = self.keys[rows_R, :, : self.length]
+        values = self.values[rows_R, :, : self.length]
+        self.lazy_initialization(keys, values)
+        self.keys[:, :, : self.length] = keys
+        self.values[:, :, : self.length] = values
 
     def join(self, other: GrowingLayer, length: int, capacity: int) -> None:
         """Puts another's rows behind its own; all keep their last `length` tokens."""
