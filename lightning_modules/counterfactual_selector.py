@@ -31,7 +31,8 @@ from mmemb.distributed import gather_objects
 from mmemb.evaluators import PairEvaluator
 from mmemb.lineage import read_json, write_json
 from mmemb.metrics import MeanSums
-from mmemb.records import Rationale, scored_to_json, stable_hash
+from mmemb.placebos import comparable, placebo_donors
+from mmemb.records import scored_to_json
 
 Contrast = Literal["raw", "gain", "positive", "margin", "placebo_rank"]
 
@@ -236,35 +237,12 @@ class CounterfactualSelector(LightningModule):
     @torch.no_grad()
     def _score(self, batch: PairRowBatch) -> _Scores:
         own = [[scored.rationale for scored in pool] for pool in batch.rationales]
-        donors = [self._donors(batch, row) for row in range(len(own))]
+        donors = [placebo_donors(batch.pairs, own, row, self.num_donors) for row in range(len(own))]
         queries = [pair.query for pair in batch.pairs]
         facts = [pair.fact for pair in batch.pairs]
         with_none = self.evaluator.score(queries, batch.candidates, own, facts)
         foreign = self.evaluator.score(queries, batch.candidates, donors, facts)[:, :, 1:]
-        comparable_BKJ = torch.zeros(
-            len(own), with_none.shape[2] - 1, foreign.shape[2], dtype=torch.bool
-        )
-        for row, (ours, theirs) in enumerate(zip(own, donors, strict=True)):
-            for k, rationale in enumerate(ours):
-                for j, donor in enumerate(theirs):
-                    comparable_BKJ[row, k, j] = _kind(donor) == _kind(rationale)
-        return _Scores(torch.cat([with_none, foreign], dim=2).cpu(), comparable_BKJ)
-
-    def _donors(self, batch: PairRowBatch, row: int) -> list[Rationale]:
-        """Rationales of the same task about another concept, drawn by key: some of each worker and
-        depth that the pair's own ones have."""
-        pair = batch.pairs[row]
-        others = sorted(
-            (stable_hash("donor", pair.key, other.key), number)
-            for number, other in enumerate(batch.pairs)
-            if other.task == pair.task and other.concept != pair.concept
-        )
-        donors: list[Rationale] = []
-        for kind in dict.fromkeys(_kind(scored.rationale) for scored in batch.rationales[row]):
-            pools = ([s.rationale for s in batch.rationales[number]] for _, number in others)
-            of_kind = ([r for r in pool if _kind(r) == kind] for pool in pools)
-            donors += [pool[0] for pool in of_kind if pool][: self.num_donors]
-        return donors
+        return _Scores(torch.cat([with_none, foreign], dim=2).cpu(), comparable(own, donors))
 
     def _contrasts(self, scores: _Scores) -> Mapping[str, Tensor]:
         placebo_BJ = (scores.foreign_BCJ / self._fitted_tau).log_softmax(1)[:, 0]
@@ -308,11 +286,6 @@ def read_selection(folder: Path) -> dict[str, Any]:
     if missing := [key for key in keys if key not in fitted]:
         raise ValueError(f"{path} lacks {', '.join(missing)}: run the stage's `fit` again.")
     return fitted
-
-
-def _kind(rationale: Rationale) -> tuple[str, str]:
-    """Only rationales of one kind are ranked among each other (METHOD 5)."""
-    return rationale.worker, rationale.depth
 
 
 def _rounded(value: Tensor) -> float | None:

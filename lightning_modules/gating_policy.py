@@ -31,7 +31,7 @@ from mmemb.batches import (
 )
 from mmemb.budget import Thresholds, Unit
 from mmemb.distributed import gather_objects
-from mmemb.gate_fit import Estimator, OldPolicy, collapsed_to, policy_loss
+from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, policy_loss
 from mmemb.gate_inputs import check_parts
 from mmemb.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
 from mmemb.latency import fixed_sample, mean_latency, measure_latency
@@ -192,12 +192,7 @@ class GatingPolicy(LightningModule):
         self._sums.reset()
         rows = sorted({row[0]: row for row in gather_objects(self._calibration)}.values())
         self._calibration = []
-        if not rows:
-            raise ValueError(
-                "part `calibration` has no eligible query, so no threshold can be calibrated: give "
-                "the stage `rationales` a worker that reads some of its queries, or prepare more."
-            )
-        keys, logits, costs = zip(*rows, strict=True)
+        keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
         self.thresholds = Thresholds.calibrate(torch.tensor(logits), torch.tensor(costs), keys)
         self._warn_if_collapsed(keys)
 
@@ -205,15 +200,8 @@ class GatingPolicy(LightningModule):
         if self.trainer.global_step < self.trainer.max_steps:
             return
         depth_C = self.thresholds.decide(torch.tensor(self.thresholds.logits), keys)
-        depths = [DIRECT, *self.workers]
-        if (
-            depth := collapsed_to(depth_C, len(depths))
-        ) is not None and self.trainer.is_global_zero:
-            print(
-                f"warning: the gate has collapsed: {depths[depth]!r} for at least 98 % of the "
-                "calibration queries. That is right where one depth is best for all; otherwise "
-                "change the price, or the gate's state."
-            )
+        if self.trainer.is_global_zero:
+            print(collapse_warning(depth_C, [DIRECT, *self.workers]), end="")
 
     @override
     def configure_optimizers(self) -> Any:

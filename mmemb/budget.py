@@ -80,7 +80,12 @@ class Thresholds:
         keys: Sequence[str],
         milliseconds: Sequence[float] = (),
     ) -> Thresholds:
-        """From the logits and costs of the eligible calibration queries."""
+        """From the logits and costs of the eligible calibration queries, at least one."""
+        if not keys:
+            raise ValueError(
+                "part `calibration` has no eligible query, so no threshold can be calibrated: give "
+                "the stage `rationales` a worker that reads some of its queries, or prepare more."
+            )
         logits = tuple(map(tuple, _rounded(logit_CA).tolist()))
         costs = tuple(map(tuple, cost_CA.double().tolist()))
         return cls(logits, costs, tuple(map(tie_break, keys)), tuple(milliseconds))

@@ -220,18 +220,6 @@ def false_helpful(positive_BK: Tensor, margin_BK: Tensor) -> tuple[int, int]:
     return int(((positive_BK > 0) & (margin_BK < 0)).sum()), int((~positive_BK.isnan()).sum())
 
 
-def swap_statistics(own_BD: Tensor, foreign_BD: Tensor, empty_BD: Tensor) -> dict[str, Tensor]:
-    """Swap test (METHOD 10): cosines between h_r of own, foreign and empty rationale, each (B,).
-
-    Near 1 is the shortcut: the model reads that there is a rationale, not what it says.
-    """
-    return {
-        "cosine_own_foreign": torch.cosine_similarity(own_BD, foreign_BD, dim=1),
-        "cosine_own_empty": torch.cosine_similarity(own_BD, empty_BD, dim=1),
-        "cosine_foreign_empty": torch.cosine_similarity(foreign_BD, empty_BD, dim=1),
-    }
-
-
 def fit_temperature(
     score_BC: Tensor, *, low: float = 1e-3, high: float = 1e3, tolerance: float = 1e-5
 ) -> float:

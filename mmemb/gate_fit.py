@@ -6,7 +6,7 @@ Shapes: N queries, S state width, A depths, J sampled actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Literal, final
 
@@ -112,3 +112,15 @@ def collapsed_to(depth_N: Tensor, num_depths: int) -> int | None:
     share_A = torch.bincount(depth_N, minlength=num_depths) / max(len(depth_N), 1)
     depth = int(share_A.argmax())
     return depth if len(depth_N) and share_A[depth] >= 1 - COLLAPSED else None
+
+
+def collapse_warning(depth_N: Tensor, depths: Sequence[str]) -> str:
+    """What to say of a gate that takes one depth for all; nothing if it does not."""
+    depth = collapsed_to(depth_N, len(depths))
+    if depth is None:
+        return ""
+    return (
+        f"warning: the gate has collapsed: {depths[depth]!r} for at least 98 % of the calibration "
+        "queries. That is right where one depth is best for all; otherwise change the price or "
+        "what the gate sees.\n"
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mmemb.backbones import Backbone
@@ -81,19 +82,68 @@ def utility_rows(
             if num_draws > 1
             else measured[-1][0].metrics
         )
+    swap_B2 = _swap_test(backbone, batch.queries, picked[0], vectors[0], direct_BD)
     shape_B3 = galleries.score_shapes(direct_BD, batch.queries, temperature)
-    rows = []
-    for row, query in enumerate(batch.queries):
-        members = {
-            "state.npy": direct_BD[row].cpu().numpy().astype(np.float32),
-            "json": _row(query, drafts[row], row, measured, depths)
-            | {"averaged": [depth[row] for depth in averaged]}
-            | {"scores": [round(value, 5) for value in shape_B3[row].tolist()]},
-        }
-        if batch.probes and (probe_H := batch.probes[row]) is not None:
-            members["probe.npy"] = probe_H.numpy().astype(np.float16)
-        rows.append(SidecarRow(query.key, members, _meta(query)))
-    return rows
+    return [
+        SidecarRow(
+            query.key,
+            {
+                "state.npy": direct_BD[row].cpu().numpy().astype(np.float32),
+                "json": _row(query, drafts[row], row, measured, depths)
+                | {"averaged": [depth[row] for depth in averaged]}
+                | {"scores": _rounded(shape_B3[row]), "swap": _rounded(swap_B2[row])},
+            }
+            | _probe_member(batch, row),
+            _meta(query),
+        )
+        for row, query in enumerate(batch.queries)
+    ]
+
+
+def _probe_member(batch: QueryBatch, row: int) -> dict[str, Any]:
+    probe_H = batch.probes[row] if batch.probes else None
+    return {} if probe_H is None else {"probe.npy": probe_H.numpy().astype(np.float16)}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    """Without what is not known."""
+    return [round(value, 5) for value in values.tolist() if value == value]
+
+
+def _swap_test(
+    backbone: Backbone,
+    queries: Sequence[Query],
+    notes: Sequence[Rationale | None],
+    own_BD: Tensor,
+    direct_BD: Tensor,
+) -> Tensor:
+    """(B, 2) cosines of h_r with that of a foreign rationale, and of none (METHOD 10); NaN where
+    there is no such rationale, and outside of part `test`, which is not worth the time.
+
+    The foreign one is that of the next query in the batch of the same task about another concept.
+    Near 1 is the shortcut: the model reads that there is a rationale, not what it says.
+    """
+    swap_B2 = own_BD.new_full((len(queries), 2), torch.nan)
+    donors = [_next_foreign(row, queries, notes) for row in range(len(queries))]
+    rows = [row for row, donor in enumerate(donors) if donor is not None]
+    if rows:
+        foreign_RD = backbone.encode([queries[r].side for r in rows], [donors[r] for r in rows])
+        swap_B2[rows, 0] = (own_BD[rows] * foreign_RD).sum(1)
+        swap_B2[rows, 1] = (own_BD[rows] * direct_BD[rows]).sum(1)
+    return swap_B2
+
+
+def _next_foreign(
+    row: int, queries: Sequence[Query], notes: Sequence[Rationale | None]
+) -> Rationale | None:
+    query = queries[row]
+    if query.part != "test" or notes[row] is None:
+        return None
+    for other in (*range(row + 1, len(queries)), *range(row)):
+        alike = queries[other].task == query.task and queries[other].concept != query.concept
+        if alike and notes[other] is not None:
+            return notes[other]
+    return None
 
 
 def embedding_rows(backbone: Backbone, batch: QueryBatch) -> list[SidecarRow]:

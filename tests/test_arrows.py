@@ -37,7 +37,7 @@ PURE = {
     "gate_fit", "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "metrics", "planted", "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study",
-    "ranking", "rationales",
+    "placebos", "ranking", "rationales",
     "rationales.adapters", "rationales.base", "rationales.decoding",
     "rationales.folding", "rationales.foreign", "rationales.loading", "rationales.padding",
     "rationales.pools",

@@ -139,6 +139,11 @@ def test_thresholds_survive_json() -> None:
     assert again.at(4.0, "tokens", exact=True) == table.at(4.0, "tokens", exact=True)
 
 
+def test_without_a_query_there_is_no_threshold() -> None:
+    with pytest.raises(ValueError, match="part `calibration` has no eligible query"):
+        Thresholds.calibrate(torch.zeros(0), torch.zeros(0), ())
+
+
 def test_logits_that_are_not_finite_are_named() -> None:
     with pytest.raises(ValueError, match="row 1"):
         depths_at(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), None, NATURAL, ["a", "b"])

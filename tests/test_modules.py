@@ -243,6 +243,8 @@ def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
         assert [len(draws) for draws in data["utility"]] == [1, 3 if think else 1]
         assert data["cost"] == [[0], [8, 8, 8] if think else [0]]
         assert all(u <= 0 for draws in data["utility"] for u in draws), "log-probabilities"
+        assert len(data["swap"]) == 2 * (think and data["part"] == "test")
+        assert all(-1 <= cosine < 0.999 for cosine in data["swap"]), "it reads what is said"
         if not think:
             assert data["utility"][0] == data["utility"][1]
             assert data["metrics"][0] == data["metrics"][1]

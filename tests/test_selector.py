@@ -16,6 +16,7 @@ from callbacks import SidecarWriter
 from datamodules import SelectionDataModule
 from lightning_modules import CounterfactualSelector
 from mmemb.evaluators import PairEvaluator
+from mmemb.placebos import placebo_donors
 from mmemb.records import Rationale, Side, scored_from_json, stable_hash
 from mmemb.shards import ShardIndex
 from tests.tiny_sidecars import write_tiny_rationales
@@ -209,8 +210,9 @@ def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> Non
     )
     batch = replace(batch, rationales=pools)
     scores = module._score(batch)
+    own = [[scored.rationale for scored in pool] for pool in pools]
     for row, pool in enumerate(pools):
-        donors = module._donors(batch, row)
+        donors = placebo_donors(batch.pairs, own, row, 2)
         assert {donor.worker for donor in donors} == set(kinds)
         for k, scored in enumerate(pool):
             same = [donor.worker == scored.rationale.worker for donor in donors]

@@ -13,8 +13,8 @@ from callbacks.run_record import git_state
 from experiments.report.audit_figures import AuditFigures, audit_figures
 from experiments.report.audit_page import COLUMNS, PICTURES, SEARCHED, audit_page
 from experiments.report.audit_rows import AuditRow, read_audit
-from experiments.report.build import swap_test
 from experiments.report.pictures import CandidatePictures, Shown
+from experiments.report.swap import judged_swap
 from mmemb.files import link_atomically, write_atomically
 
 NAMES = ("audit.html", "audit.json")
@@ -33,7 +33,7 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
         )
     root = Path(data_root)
     rows = read_audit(experiment, root)
-    figures = audit_figures(rows, swap_test(experiment))
+    figures = audit_figures(rows, judged_swap(experiment))
     made = provenance(experiment, data_root)
     list_data = embedded_rows(rows, CandidatePictures.open(root))
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}

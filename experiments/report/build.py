@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,7 @@ from experiments.report.policies import GATED, NEVER, SUPERVISED, Policy, polici
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.study_page import study_words
+from experiments.report.swap import embedded_swap, judged_swap
 from experiments.report.tables import (
     comparisons,
     eligible_tasks,
@@ -148,7 +148,8 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
         },
         "gate_study": gate_study(parts, gate, test, rows),
         "selection": selection_figures(experiment),
-        "swap_test": swap_test(experiment),
+        "swap_test": judged_swap(experiment),
+        "swap_cosines": embedded_swap(experiment),
         "flag_name": flag_name(queries),
     }
 
@@ -188,14 +189,6 @@ def gate_settings(experiment: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: fit the gate before building a report.")
     return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
-
-
-def swap_test(experiment: Path) -> dict[str, float]:
-    """Figures of the selector's test run, if there was one."""
-    path = experiment / "selection-test" / "summary.json"
-    if not path.is_file():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8"))["metrics"]
 
 
 def to_tensorboard(folder: Path, report: dict[str, Any], figure: Any) -> None:

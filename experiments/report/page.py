@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.report.swap import swap_line
+
 HEADINGS = (
     "row",
     "Recall@1",
@@ -185,6 +187,8 @@ def bars(report: Mapping[str, Any]) -> str:
     )
     for name, value in report.get("swap_test", {}).items():
         lines.append(f"* {name}: {value:.3f}")
+    if report.get("swap_cosines"):
+        lines.append(swap_line(report["swap_cosines"]))
     return "\n".join(lines)
 
 
