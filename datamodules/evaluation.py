@@ -87,13 +87,12 @@ class EvaluationRows:
         """The queries of some parts and tasks; None takes all.
 
         Raises:
-            ValueError: a task that the benchmark does not have.
+            ValueError: a part or task that the benchmark does not have.
         """
         if parts is not None and (unknown := sorted(set(parts) - set(PARTS))):
             raise ValueError(f"Unknown part(s) {unknown}; expected some of {list(PARTS)}.")
-        known = {task.name for task in self.tasks}
-        if tasks is not None and (unknown := sorted(set(tasks) - known)):
-            raise ValueError(f"Unknown task(s) {unknown}; tasks.json has {sorted(known)}.")
+        if tasks is not None and (unknown := sorted(set(tasks) - set(self._task_of))):
+            raise ValueError(f"Unknown task(s) {unknown}; tasks.json has {sorted(self._task_of)}.")
         return tuple(
             row
             for row in self.queries

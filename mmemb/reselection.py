@@ -45,7 +45,8 @@ class Reselection:
 def reselect(pools: Sequence[Pool], choice: Reselection) -> list[Pool]:
     """The same candidates with `kept` and `weight` set anew; contrasts stay as they are.
 
-    Every rule keeps the same share, so that what is compared is which ones, not how many.
+    All rules but `none` keep the same share, so that what is compared is which ones, not how many
+    (`placebo_gain` fewer, where fewer beat half of the placebos).
 
     Raises:
         ValueError: a candidate lacks the contrast that the rule needs.

@@ -67,6 +67,9 @@ def cluster_bootstrap(
         num_resamples: resamples.
         level: of confidence.
         seed: of the resampling; equal arguments give an equal interval.
+
+    Raises:
+        ValueError: no values, some that are not finite, or columns of unequal length.
     """
     sums_GT, counts_GT = _cluster_sums(value, clusters, tasks)
     draws_R = _resampled_means(sums_GT, counts_GT, num_resamples, seed)
@@ -85,7 +88,11 @@ def paired_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """`cluster_bootstrap` of left minus right, query by query: both (N,) or (S, N)."""
+    """`cluster_bootstrap` of left minus right, query by query: both (N,) or (S, N).
+
+    Raises:
+        ValueError: as there.
+    """
     difference_N = _seed_mean(left) - _seed_mean(right)
     return cluster_bootstrap(
         difference_N,

@@ -32,6 +32,9 @@ def end_states(model: PreTrainedModel, layer: int | None) -> Iterator[list[Tenso
     Yields:
         A list that will hold the states of each forward; it stays empty if the blocks cannot be
         found, since who only writes must not fail for it.
+
+    Raises:
+        ValueError: the model has no such block.
     """
     found: list[Tensor] = []
 
