@@ -189,9 +189,10 @@ def in_process(subcommand: str, config: str, arguments: Sequence[str]) -> None:
     os.environ.pop(RUN_FOLDER, None)
 
 
-def write_report(folder: Path, text: str, data: Mapping[str, Any]) -> None:
-    """`ablations.md` and `ablations.json` in the experiment's folder."""
+def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: bytes) -> None:
+    """`ablations.md`, `.json` and `.png` in the experiment's folder."""
     encoded = json.dumps(data, ensure_ascii=False, indent=1).encode()
     write_atomically(folder / "ablations.json", encoded)
-    write_atomically(folder / "ablations.md", text.encode())
-    print(f"\n{text}\n{folder}/ablations.md, ablations.json")
+    write_atomically(folder / "ablations.png", picture)
+    write_atomically(folder / "ablations.md", f"{text}\n\n![differences](ablations.png)\n".encode())
+    print(f"\n{text}\n{folder}/ablations.md, ablations.json, ablations.png")

@@ -194,7 +194,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
     from datamodules.evaluation import read_tasks
     from experiments.ablations import in_process, read_ablations, run_cells, write_report
     from experiments.cli import parse
-    from experiments.report.ablations import figures, words
+    from experiments.report.ablations import figures, picture, words
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
     if options.seeds is not None:
@@ -214,7 +214,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
     run_cells(ablations, folder, shared, run_unless_done)
     think = frozenset(task.name for task in read_tasks(Path(config.data_root)) if task.think)
     found = figures(folder, ablations, think)
-    write_report(folder, words(found, ablations.seeds), found)
+    write_report(folder, words(found, ablations.seeds), found, picture(found))
 
 
 def report(stage: Stage, shared: Sequence[str]) -> None:

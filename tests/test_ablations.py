@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from datamodules.sidecars import RationaleTable
 from experiments.ablations import Cell, Comparison, read_ablations, run_cells, write_cell_sidecar
-from experiments.report.ablations import CellTable, cell_figures, compare, words
+from experiments.report.ablations import CellTable, cell_figures, compare, picture, words
 from mmemb.shards import ShardIndex
 from tests.tiny_experiment import POCKET, Experiment
 
@@ -114,3 +116,6 @@ def test_the_table_reads_as_text() -> None:
     text = words(found, (0, 1))
     assert re.search(r"\| good minus same +\| higher +\| 10\.0", text)
     assert "confirmed" in text
+    image = Image.open(io.BytesIO(picture(found)))
+    assert image.format == "PNG"
+    assert image.width > 900

@@ -5,6 +5,7 @@ Shapes: S seeds, N test queries of the think tasks.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -152,27 +153,9 @@ def title(row: Comparison) -> str:
 
 def words(found: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
     """The tables as Markdown."""
-    cells = [
-        [
-            name,
-            *(interval(row[path]) for path in ("never", "always", "averaged")),
-            interval(row["always_minus_never"]),
-            f"{100 * row['always']['seed_sd']:.1f}",
-        ]
-        for name, row in found["cells"].items()
-    ]
-    rows = [
-        [
-            name,
-            row["expected"],
-            interval(row),
-            row["verdict"],
-            f"{100 * row['minimal_detectable_effect']:.1f}",
-            f"{100 * row['seed_sd']:.1f}",
-        ]
-        for name, row in found["comparisons"].items()
-    ]
     queries = next(iter(found["cells"].values()))["queries"]
+    cells = [_cell_line(name, row) for name, row in found["cells"].items()]
+    rows = [_comparison_line(name, row) for name, row in found["comparisons"].items()]
     return "\n\n".join(
         [
             f"# Ablations: {len(seeds)} seeds, {queries} think queries of part test",
@@ -186,3 +169,48 @@ def words(found: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
             ),
         ]
     )
+
+
+def _cell_line(name: str, row: Mapping[str, Any]) -> list[str]:
+    means = [interval(row[path]) for path in ("never", "always", "averaged")]
+    return [
+        name,
+        *means,
+        interval(row["always_minus_never"]),
+        f"{100 * row['always']['seed_sd']:.1f}",
+    ]
+
+
+def _comparison_line(name: str, row: Mapping[str, Any]) -> list[str]:
+    points = [f"{100 * row[key]:.1f}" for key in ("minimal_detectable_effect", "seed_sd")]
+    return [name, row["expected"], interval(row), row["verdict"], *points]
+
+
+COLOURS = {"confirmed": "#2a7f3f", "not seen": "#777777", "opposite": "#b03030"}
+
+
+def picture(found: Mapping[str, Any]) -> bytes:
+    """A PNG of every comparison with its interval, coloured by its verdict."""
+    from matplotlib.figure import Figure
+
+    rows = found["comparisons"]
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows.values()):
+        mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
+        axes.errorbar(
+            mean, place, xerr=[[mean - low], [high - mean]], fmt="o",
+            color=COLOURS[row["verdict"]], capsize=3,
+        )  # fmt: skip
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvspan(-100 * EQUAL, 100 * EQUAL, color="black", alpha=0.06, label="equal")
+    labels = [f"{name}: expected {row['expected']}" for name, row in rows.items()]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("difference in Recall@1, points (95 % over concepts)")
+    for verdict_, colour in COLOURS.items():
+        axes.plot([], [], "o", color=colour, label=verdict_)
+    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.0))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -109,24 +109,10 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     thinking = [task.name for task in tasks if task.think]
     chosen_N = of_eligible_tasks(test)
     mixed = test.select(chosen_N)
-    thresholds = Thresholds.from_json(read_settings(experiment / "gate/adaptive")["thresholds"])
     calibration = tuning.of_parts("calibration").of_tasks(eligible_tasks(test))
-    own = list(range(len(test.depths)))
-    on_test = policies_along(mixed, mixed.logit_NA, thresholds, own)
-    on_calibration = policies_along(calibration, calibration.logit_NA, thresholds, own)
-    frontiers = {"gated": points_of(mixed, on_test, budgets_of(thresholds))}
-    graded = None
-    if len(own) > 2:
-        graded = graded_against_binary(parts, gate, mixed, chosen_N)
-        frontiers["binary gate"] = graded["binary"]["points"]
-    commit, diff = git_state(Path(__file__).parent)
+    graded = graded_against_binary(parts, gate, mixed, chosen_N) if len(test.depths) > 2 else None
     return {
-        "experiment": experiment.name,
-        "made_of": made_of(experiment, data_root),
-        "written": time.strftime("%Y-%m-%d %H:%M"),
-        "git_commit": commit,
-        "uncommitted_changes": bool(diff),
-        "versions": package_versions(),
+        **origin(experiment, data_root),
         "queries": len(test.keys),
         "eligible_queries": int(test.eligible_N.sum()),
         "concepts": len(set(test.concepts)),
@@ -137,10 +123,7 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
             for name, policy in rows.items()
         },
         "comparisons": comparisons(test, rows, thinking),
-        "frontiers": frontiers,
-        "frontier_area": area_of(mixed, on_test),
-        "graded": graded,
-        "overthinking": overthinking(mixed, calibration, on_test, on_calibration),
+        **frontier_figures(experiment, mixed, calibration, graded),
         "tasks": {
             task.name: task_figures(task, test, rows, latency)
             for task in tasks
@@ -151,6 +134,46 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
         "swap_test": judged_swap(experiment),
         "swap_cosines": embedded_swap(experiment),
         "flag_name": flag_name(queries),
+    }
+
+
+def origin(experiment: Path, data_root: str) -> dict[str, Any]:
+    """What the report was made of, when and with which versions."""
+    commit, diff = git_state(Path(__file__).parent)
+    return {
+        "experiment": experiment.name,
+        "made_of": made_of(experiment, data_root),
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "git_commit": commit,
+        "uncommitted_changes": bool(diff),
+        "versions": package_versions(),
+    }
+
+
+def frontier_figures(
+    experiment: Path, test: QueryTable, calibration: QueryTable, graded: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Quality against cost as the gate's threshold moves, its area, and overthinking.
+
+    Args:
+        experiment: holds the fitted gate.
+        test: queries of part `test`, of tasks with eligible ones.
+        calibration: the same of part `calibration`.
+        graded: what a gate of three depths or more gains over a binary one, if it has so many.
+    """
+    thresholds = Thresholds.from_json(read_settings(experiment / "gate/adaptive")["thresholds"])
+    depths = list(range(len(test.depths)))
+    on_test, on_calibration = (
+        policies_along(table, table.logit_NA, thresholds, depths) for table in (test, calibration)
+    )
+    frontiers = {"gated": points_of(test, on_test, budgets_of(thresholds))}
+    if graded is not None:
+        frontiers["binary gate"] = graded["binary"]["points"]
+    return {
+        "frontiers": frontiers,
+        "frontier_area": area_of(test, on_test),
+        "graded": graded,
+        "overthinking": overthinking(test, calibration, on_test, on_calibration),
     }
 
 
