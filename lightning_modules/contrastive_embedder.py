@@ -51,8 +51,10 @@ class ContrastiveEmbedder(LightningModule):
         export: what `predict` writes, `utilities` or `embeddings` (of the queries).
         utility_temperature: tau of the utilities that `predict` exports.
         depths: of the utilities, `direct` first; every other one needs a draft in the rationales.
+        num_draws: of the utilities, how many drafts of a depth are read at most; None = all.
         fitted: predict: a run's `fitted.json`, the facts that may not be scored.
         allow_fitted: predict: score fitted facts all the same (an audit).
+        cutoffs: k of the metrics that `predict` exports.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class ContrastiveEmbedder(LightningModule):
         export: Literal["utilities", "embeddings"] = "utilities",
         utility_temperature: float = 0.05,
         depths: Sequence[str] = (DIRECT, FULL),
+        num_draws: int | None = None,
         fitted: str | None = None,
         allow_fitted: bool = False,
         cutoffs: Sequence[int] = (1, 5, 10),
@@ -89,7 +92,9 @@ class ContrastiveEmbedder(LightningModule):
                 f"depths {list(depths)}: expected {DIRECT!r} and then others, each once"
             )
         self.export, self.utility_temperature = export, utility_temperature
-        self.depths = tuple(depths)
+        if num_draws is not None and num_draws < 1:
+            raise ValueError(f"num_draws {num_draws}: expected at least 1, or null for all")
+        self.depths, self.num_draws = tuple(depths), num_draws
         self.fitted_facts = read_facts(Path(fitted)) if fitted else frozenset()
         mark = run_mark(Path(fitted).parent) if fitted else None
         self.made_by = {"embedder": mark} if mark else {}  # a gate asks whose utilities it learns
@@ -214,6 +219,7 @@ class ContrastiveEmbedder(LightningModule):
             self.utility_temperature,
             self.cutoffs,
             self.depths,
+            self.num_draws,
         )
         marked = tuple(replace(row, meta={**row.meta, **self.made_by}) for row in rows)
         return SidecarOutput(batch.shard, marked)

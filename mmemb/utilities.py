@@ -48,6 +48,7 @@ def utility_rows(
     temperature: float,
     cutoffs: Sequence[int],
     depths: Sequence[str] = (DIRECT, FULL),
+    num_draws: int | None = None,
 ) -> list[SidecarRow]:
     """One row per query: what a gate may see; utility, cost, metrics and standing of every depth.
 
@@ -58,13 +59,14 @@ def utility_rows(
         temperature: tau of the softmax over the task's gallery.
         cutoffs: k of the metrics.
         depths: names of the depths to measure, `direct` first.
+        num_draws: how many drafts of each depth are read at most; None = all.
 
     Raises:
         ValueError: a query has rationales, but none at one of the depths.
     """
     sides = [query.side for query in batch.queries]
     direct_BD = backbone.encode(sides)
-    drafts = [_drafts(query, pool, depths) for query, pool in _pools(batch)]
+    drafts = [_drafts(query, pool, depths, num_draws) for query, pool in _pools(batch)]
 
     def measure(vectors_BD: Tensor) -> _Measured:
         return _measure(vectors_BD, batch.queries, galleries, temperature, cutoffs)
@@ -73,13 +75,12 @@ def utility_rows(
     averaged = [measured[0][0].metrics]
     for depth in depths[1:]:
         notes = [found.get(depth, ()) for found in drafts]
-        num_draws = max(1, *map(len, notes))
-        picked = [[_draw(row, k) for row in notes] for k in range(num_draws)]
+        picked = [[_draw(row, k) for row in notes] for k in range(max(1, *map(len, notes)))]
         vectors = [_read(backbone, sides, row, direct_BD) for row in picked]
         measured.append([measure(vectors_BD) for vectors_BD in vectors])
         averaged.append(
             galleries.averaged_metrics(vectors, batch.queries, temperature, cutoffs)
-            if num_draws > 1
+            if len(picked) > 1
             else measured[-1][0].metrics
         )
     swap_B2 = _swap_test(backbone, batch.queries, picked[0], vectors[0], direct_BD)
@@ -221,12 +222,12 @@ def _pools(batch: QueryBatch) -> list[tuple[Query, tuple[Rationale, ...]]]:
 
 
 def _drafts(
-    query: Query, pool: Sequence[Rationale], depths: Sequence[str]
+    query: Query, pool: Sequence[Rationale], depths: Sequence[str], num_draws: int | None
 ) -> dict[str, tuple[Rationale, ...]]:
     """The query's drafts by depth; none at all where no worker could read it."""
     if not pool:
         return {}
-    found = {depth: _of_first_worker(drafts_at(depth, pool)) for depth in depths[1:]}
+    found = {depth: _of_first_worker(drafts_at(depth, pool))[:num_draws] for depth in depths[1:]}
     if missing := [depth for depth, drafts in found.items() if not drafts]:
         raise ValueError(
             f"Query {query.key} of task {query.task} has rationales, but none at depth "

@@ -70,8 +70,14 @@ def test_a_cell_has_a_sidecar_of_its_own(clip_experiment: Experiment, tmp_path: 
 
 def test_every_cell_runs_with_its_own_settings(clip_experiment: Experiment, tmp_path: Path) -> None:
     (tmp_path / "selected").symlink_to(clip_experiment.folder / "selected")
+    comparison = Comparison(
+        left="b", right="b", expected="higher", path="averaged", against="always"
+    )
     small = replace(
-        read_ablations(BLOCK, FILE), cells={"a": Cell(), "b": Cell(hard=True)}, seeds=(0, 1)
+        read_ablations(BLOCK, FILE),
+        cells={"a": Cell(), "b": Cell(hard=True)},
+        comparisons=(comparison,),
+        seeds=(0, 1),
     )
     ran: list[tuple[str, Sequence[str]]] = []
     run_cells(small, tmp_path, ["--x"], lambda kind, path, arguments: ran.append((kind, arguments)))
@@ -82,6 +88,8 @@ def test_every_cell_runs_with_its_own_settings(clip_experiment: Experiment, tmp_
     fits = [" ".join(arguments) for _, arguments in ran[::2]]
     assert ["--data.soft true" in line for line in fits] == [True, False, True, False]
     assert all(line.endswith("--x") for line in fits)
+    measured = ["--model.num_draws" in arguments for _, arguments in ran[1::2]]
+    assert measured == [True, False, True, False], "all drafts are read where they are averaged"
 
 
 def cell(shift: float) -> CellTable:

@@ -182,7 +182,7 @@ MISSING = {
     "embedder": r"trunk/backbone",
     "utilities": r"embedder/",
     "gate": r"utilities.*manifest",
-    "decisions": r"adaptive\.json is missing",
+    "decisions": r"utilities does not exist.*Run the step",
     "gate-test": r"adaptive\.json is missing",
 }
 

@@ -250,6 +250,14 @@ def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
             assert data["metrics"][0] == data["metrics"][1]
 
 
+def test_fewer_drafts_can_be_read(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
+    index = predict(tmp_path, tiny_root, rationales, num_draws=2)
+    rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
+    assert {len(row["utility"][1]) for row in rows if row["eligible"]} == {2}
+    with pytest.raises(ValueError, match="num_draws 0"):
+        ContrastiveEmbedder(clip(tmp_path), num_draws=0)
+
+
 def test_the_metrics_of_the_utilities_are_those_of_the_test(
     tmp_path: Path, tiny_root: Path, rationales: Path
 ) -> None:

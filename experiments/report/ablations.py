@@ -161,9 +161,7 @@ def words(found: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
             f"# Ablations: {len(seeds)} seeds, {queries} think queries of part test",
             "Recall@1, mean over tasks. Seeds vary batches and draws; trunk, judges and texts are "
             "shared. Intervals are 95 %, over concepts, of the mean over seeds.",
-            markdown_table(
-                ("cell", "never", "always", "drafts averaged", "always - never", "seed sd"), cells
-            ),
+            markdown_table(("cell", "never", "always", "always - never", "seed sd"), cells),
             markdown_table(
                 ("left minus right", "expected", "points", "verdict", "detectable", "seed sd"), rows
             ),
@@ -172,7 +170,7 @@ def words(found: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
 
 
 def _cell_line(name: str, row: Mapping[str, Any]) -> list[str]:
-    means = [interval(row[path]) for path in ("never", "always", "averaged")]
+    means = [interval(row[path]) for path in ("never", "always")]
     return [
         name,
         *means,
