@@ -16,7 +16,7 @@ import numpy as np
 
 from datamodules.evaluation import read_tasks
 from experiments.report.page import interval, markdown_table
-from experiments.report.policies import Policy
+from experiments.report.policies import ALWAYS, GATED, NEVER, Policy
 from experiments.report.reasoned import read_reasoned
 from experiments.report.records import Floats, QueryTable, read_queries
 from experiments.report.selection import selection_figures
@@ -24,13 +24,8 @@ from experiments.report.tables import mean_over_tasks, of_eligible_tasks
 from mmemb.files import write_atomically
 
 SELECTION = {"right": "candidates right", "keep_rate": "kept", "right_kept": "kept right"}
-NEVER, ALWAYS, GATED, RIGHT = "never", "always", "gated", "right"
-HEADINGS = {
-    RIGHT: "greedy draft names the answer",
-    NEVER: "never",
-    ALWAYS: "always",
-    GATED: "gated",
-}
+RIGHT = "right"
+HEADINGS = {RIGHT: "greedy draft names the answer"} | {row: row for row in (NEVER, ALWAYS, GATED)}
 
 
 @final
