@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional
 
-from callbacks import InvocationRatio, RecallAtK, SidecarWriter
-from datamodules import EvaluationDataModule
 from lightning_modules import ContrastiveEmbedder
-from mmemb.backbones import Backbone, JointEncoder, OpenClipBackbone
+from mmemb.backbones import Backbone
 from mmemb.backbones.base import load_backbone
 from mmemb.batches import PairBatch
-from mmemb.lineage import write_json
 from mmemb.records import Media, Rationale, Side
-from mmemb.shards import ShardIndex
-from tests.tiny_models import write_text_encoder
+from tests.tiny_embedder import BACKBONES, clip, evaluate, joint
 from tests.tiny_sidecars import write_tiny_features, write_tiny_rationales
 from tests.tiny_trainer import Stub, trainer_of
 
-CLIP_TINY = Path(__file__).parents[1] / "experiments/configs/backbone/clip_tiny.json"
 ROWS = 8
-
-
-def clip(folder: Path) -> Backbone:
-    torch.manual_seed(0)
-    return OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes")
-
-
-def joint(folder: Path) -> Backbone:
-    torch.manual_seed(0)
-    return JointEncoder(str(write_text_encoder(folder / "bert")), feature_dim=8, thumbnail_dim=0)
-
-
-BACKBONES = {"clip": clip, "joint": joint}
 
 
 # ---- gradients
@@ -165,6 +144,22 @@ def test_new_parameters_learn_at_their_own_rate(tmp_path: Path) -> None:
     assert {id(p) for group in (old, new) for p in group["params"]} == trained
 
 
+# ---- fit
+
+
+def test_a_fit_leaves_the_embedder_that_it_trained(tmp_path: Path) -> None:
+    backbone = clip(tmp_path)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    data = Stub(train=lambda rank, world: [rows(0, 5)] * 3)
+    module = ContrastiveEmbedder(backbone, num_warmup=1)
+    trainer_of(tmp_path, max_steps=3).fit(module, datamodule=data)
+    saved = dict(load_backbone(str(tmp_path / "backbone")).named_parameters())
+    assert saved.keys() == before.keys()
+    for name, parameter in backbone.named_parameters():
+        assert torch.equal(saved[name], parameter)
+    assert any(not torch.equal(saved[name], before[name]) for name in saved)
+
+
 # ---- evaluation
 
 
@@ -176,18 +171,6 @@ def rationales(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def features(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_features(tiny_root, tmp_path_factory.mktemp("features"))
-
-
-def evaluate(
-    folder: Path, root: Path, world: int, backbone: Backbone, reason: bool, **data: Any
-) -> dict[str, float]:
-    trainer = trainer_of(folder, world, callbacks=[RecallAtK(), InvocationRatio()])
-    trainer.test(
-        ContrastiveEmbedder(backbone, reason=reason),
-        datamodule=EvaluationDataModule(str(root), batch_size=5, parts=["test"], **data),
-        verbose=False,
-    )
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -213,100 +196,3 @@ def test_an_embedding_that_is_not_a_number_is_refused(tmp_path: Path, tiny_root:
         next(backbone.parameters()).fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN embedding"):
         evaluate(tmp_path, tiny_root, 1, backbone, False)
-
-
-# ---- utilities, and the guard of METHOD 3
-
-
-def predict(
-    folder: Path, root: Path, rationales: Path, facts: Sequence[str] = (), **kwargs: Any
-) -> ShardIndex:
-    write_json(folder / "fitted.json", {"facts": list(facts)})
-    module = ContrastiveEmbedder(clip(folder), fitted=str(folder / "fitted.json"), **kwargs)
-    data = EvaluationDataModule(str(root), batch_size=7, rationales=str(rationales))
-    writer = SidecarWriter(str(folder / "utilities"))
-    trainer = trainer_of(folder, callbacks=[writer])
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    return ShardIndex.open(folder / "utilities")
-
-
-def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
-    tmp_path: Path, tiny_root: Path, rationales: Path
-) -> None:
-    index = predict(tmp_path, tiny_root, rationales)
-    source = ShardIndex.open(tiny_root / "queries")
-    assert [entry.key for entry in index.entries] == [entry.key for entry in source.entries]
-    for entry in index.entries:
-        data = json.loads(index.read(entry)["json"])
-        think = data["task"] == "flag-capital-t2i"
-        assert data["eligible"] is think
-        assert [len(draws) for draws in data["utility"]] == [1, 3 if think else 1]
-        assert data["cost"] == [[0], [8, 8, 8] if think else [0]]
-        assert all(u <= 0 for draws in data["utility"] for u in draws), "log-probabilities"
-        assert len(data["swap"]) == 2 * (think and data["part"] == "test")
-        assert all(-1 <= cosine < 0.999 for cosine in data["swap"]), "it reads what is said"
-        if not think:
-            assert data["utility"][0] == data["utility"][1]
-            assert data["metrics"][0] == data["metrics"][1]
-
-
-def test_fewer_drafts_can_be_read(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
-    index = predict(tmp_path, tiny_root, rationales, num_draws=2)
-    rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
-    assert {len(row["utility"][1]) for row in rows if row["eligible"]} == {2}
-    with pytest.raises(ValueError, match="num_draws 0"):
-        ContrastiveEmbedder(clip(tmp_path), num_draws=0)
-
-
-def test_the_metrics_of_the_utilities_are_those_of_the_test(
-    tmp_path: Path, tiny_root: Path, rationales: Path
-) -> None:
-    index = predict(tmp_path, tiny_root, rationales)
-    rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
-    rows = [row for row in rows if row["part"] == "test"]
-    for depth in (0, 1):
-        found = evaluate(
-            tmp_path, tiny_root, 1, clip(tmp_path), bool(depth), rationales=str(rationales)
-        )
-        for metric in ("recall@1", "recall@5", "ndcg_linear@5"):
-            mean = sum(row["metrics"][depth][metric] for row in rows) / len(rows)
-            assert found[f"test/{metric}"] == pytest.approx(mean, abs=1e-6), "tasks are equal"
-
-
-def test_a_fitted_fact_is_refused(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
-    with pytest.raises(ValueError, match=r"asks for country:20/capital, on which this model was"):
-        predict(tmp_path, tiny_root, rationales, ["country:20/capital"])
-    assert not list((tmp_path / "utilities").glob("manifest.json"))
-
-
-def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
-    tmp_path: Path, tiny_root: Path, rationales: Path
-) -> None:
-    predict(tmp_path / "seen", tiny_root, rationales, ["country:20/name"])  # seen_answer: true
-    facts = ["country:20/capital"]
-    predict(tmp_path / "audit", tiny_root, rationales, facts, allow_fitted=True)
-
-
-def test_a_fit_leaves_the_embedder_that_it_trained(tmp_path: Path) -> None:
-    backbone = clip(tmp_path)
-    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
-    data = Stub(train=lambda rank, world: [rows(0, 5)] * 3)
-    module = ContrastiveEmbedder(backbone, num_warmup=1)
-    trainer_of(tmp_path, max_steps=3).fit(module, datamodule=data)
-    saved = dict(load_backbone(str(tmp_path / "backbone")).named_parameters())
-    assert saved.keys() == before.keys()
-    for name, parameter in backbone.named_parameters():
-        assert torch.equal(saved[name], parameter)
-    assert any(not torch.equal(saved[name], before[name]) for name in saved)
-
-
-def test_embeddings_are_exported(tmp_path, tiny_root, rationales):
-    index = predict(tmp_path, tiny_root, rationales, export="embeddings")
-    assert index.entries
-    for entry in index.entries:
-        vectors = {k: np.load(io.BytesIO(v)) for k, v in index.read(entry).items()}
-        assert all(abs(np.linalg.norm(v) - 1) < 1e-5 for v in vectors.values())
-    both = [entry for entry in index.entries if "reasoned.npy" in entry.members]
-    assert both
-    members = index.read(both[0])
-    assert members["direct.npy"] != members["reasoned.npy"]
