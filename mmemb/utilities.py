@@ -83,7 +83,8 @@ def utility_rows(
             if len(picked) > 1
             else measured[-1][0].metrics
         )
-    swap_B2 = _swap_test(backbone, batch.queries, picked[0], vectors[0], direct_BD)
+    deepest, own_BD = picked[0], vectors[0]  # of the last depth, the greedy drafts
+    swap_B2 = _swap_test(backbone, batch.queries, deepest, own_BD, direct_BD)
     shape_B3 = galleries.score_shapes(direct_BD, batch.queries, temperature)
     return [
         SidecarRow(

@@ -230,6 +230,15 @@ def test_the_traceback_of_a_mistake_is_kept_in_a_file(
     assert "Traceback (most recent call last)" in Path(path).read_text()
 
 
+def test_a_stage_that_has_no_such_step_is_a_paragraph(
+    empty: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, *rest = empty.command("rationales", "--runs", str(empty.runs))
+    text = message_of(["validate", *rest], capsys)
+    assert "validation_step" in text
+    assert len(text) < 1500, "a paragraph, no page"
+
+
 def test_training_a_generator_asks_for_the_worker_to_train(
     empty: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:

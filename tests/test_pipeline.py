@@ -127,6 +127,20 @@ def test_a_dry_run_says_what_would_run(
     assert ran == []
 
 
+def test_a_dry_run_prepares_nothing(
+    clip_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = yaml.safe_load(clip_experiment.pipeline.read_text())
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(data | {"prepare": ["pocket", "--out", str(tmp_path / "new")]}))
+    with (
+        patch("experiments.pipeline.prepare", lambda pipeline: pytest.fail("it prepares")),
+        patch("experiments.pipeline.is_done", lambda stage, shared: True),
+    ):
+        main([str(path), "--dry-run"])
+    assert "prepare: would make or check" in capsys.readouterr().out
+
+
 def test_from_runs_a_stage_that_is_done(clip_experiment: Experiment) -> None:
     ran: list[str] = []
     with (
