@@ -26,7 +26,7 @@ from experiments.report.gates import read_parts, supervised_depths
 from experiments.report.graded import graded_against_binary
 from experiments.report.html import report_page
 from experiments.report.page import mix_table, page
-from experiments.report.policies import GATED, NEVER, SUPERVISED, Policy, policies
+from experiments.report.policies import GATED, NEVER, SHUFFLED, SUPERVISED, Policy, policies
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.study_page import study_words
@@ -178,8 +178,9 @@ def frontier_figures(
 
 
 def figures(name: str, table: QueryTable, policy: Policy, latency: Latency) -> dict[str, Any]:
-    """One line of a table; only the gated one pays for decisions."""
-    deciding = max(0.0, latency.decided_ms - latency.depth_ms[0]) if name == GATED else 0.0
+    """One line of a table; only the gated ones pay for decisions."""
+    decides = name in (GATED, SHUFFLED)
+    deciding = max(0.0, latency.decided_ms - latency.depth_ms[0]) if decides else 0.0
     return row_figures(table, policy, np.array(latency.depth_ms), deciding)
 
 

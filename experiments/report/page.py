@@ -59,7 +59,7 @@ def page(report: Mapping[str, Any], study: str = "") -> str:
         frontier_words(report),
         "## Comparisons in Recall@1",
         comparisons(report["comparisons"]),
-        verdict(report["comparisons"]["gated minus per-task rule"]),
+        verdict(report["comparisons"]),
         *(("## What a gate can see", study) if study else ()),
         "## Last hop and selection",
         bars(report),
@@ -150,22 +150,33 @@ def reading(row: Mapping[str, Any]) -> str:
     return "not inferior" if row["non_inferior"] else "open"
 
 
-def verdict(row: Mapping[str, float]) -> str:
+def verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
     """The honest sentence about deciding per query."""
-    if row["low"] > 0:
-        return (
-            "The gate beats the best constant depth per task, with an interval above 0: it decides "
-            "per query."
-        )
-    if row["high"] < 0:
+    rule, shuffled = (
+        rows["gated minus per-task rule"],
+        rows["gated minus itself shuffled within tasks"],
+    )
+    if rule["high"] < 0:
         return (
             "The gate is WORSE than the best constant depth per task: what it adds to knowing the "
             "task is noise. Use the per-task rule here."
         )
+    if rule["low"] > 0 and shuffled["low"] > 0:
+        return (
+            "The gate beats the best constant depth per task and itself with decisions shuffled "
+            "within tasks, both with intervals above 0: it decides per query."
+        )
+    if rule["low"] > 0:
+        return (
+            "The gate beats the best constant depth per task, with an interval above 0, but not "
+            "itself with its decisions shuffled within tasks: it knows better than the rule which "
+            "tasks pay; that it picks the right queries of a task is not shown (effects below "
+            f"{100 * shuffled['minimal_detectable_effect']:.1f} points were out of reach)."
+        )
     return (
         "The interval of gated minus per-task rule holds 0: nothing here shows that the gate does "
         "more than recognise tasks, and no claim of deciding per query can be made from this run "
-        f"(effects below {100 * row['minimal_detectable_effect']:.1f} points were out of reach)."
+        f"(effects below {100 * rule['minimal_detectable_effect']:.1f} points were out of reach)."
     )
 
 

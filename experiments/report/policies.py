@@ -15,6 +15,7 @@ from experiments.report.records import Bools, Floats, QueryTable
 from mmemb.gating import best_threshold, oracle_depth, per_task_rule
 
 NEVER, ALWAYS, RULE, RANDOM = "never", "always", "per-task rule", "random at equal cost"
+SHUFFLED = "gated, shuffled within tasks"
 ROUTER, SUPERVISED, DRAFT = "training-free router", "supervised gate", "draft, then use or drop"
 GATED, ORACLE = "gated", "oracle"
 
@@ -96,8 +97,8 @@ def policies(
     rows[RANDOM] = Policy.of_share(equal_cost_share(test, gated) * test.eligible_N, depths)
     rows[ROUTER] = router(test, calibration, price, clip)
     rows[DRAFT] = draft(test, calibration, clip)
-    rows[GATED] = gated
-    order = [NEVER, *constants, RULE, RANDOM, ROUTER, SUPERVISED, DRAFT, GATED, ORACLE]
+    rows[GATED], rows[SHUFFLED] = gated, shuffled_within_tasks(test, gated)
+    order = [NEVER, *constants, RULE, RANDOM, ROUTER, SUPERVISED, DRAFT, SHUFFLED, GATED, ORACLE]
     return {name: rows[name] for name in order if name in rows}
 
 
@@ -111,6 +112,20 @@ def equal_cost_share(test: QueryTable, gated: Policy) -> float:
     """The coin's probability that spends as many tokens as the gate, over eligible queries."""
     full = float((test.cost_NA[:, -1] * test.eligible_N).sum())
     return min(1.0, float(gated.cost(test.cost_NA).sum()) / full) if full else 0.0
+
+
+def shuffled_within_tasks(test: QueryTable, gated: Policy) -> Policy:
+    """Each task's eligible queries take the depths as often as the gate does, whoever they are.
+
+    What the gate has over this row it owes to picking queries; what this row has over the per-task
+    rule, to knowing better than the rule which tasks pay. An expectation, not a draw.
+    """
+    take_NA = gated.take_NA.copy()
+    for task in set(test.tasks):
+        rows_N = np.array([other == task for other in test.tasks]) & test.eligible_N
+        if rows_N.any():
+            take_NA[rows_N] = gated.take_NA[rows_N].mean(0)
+    return Policy(take_NA, take_NA)
 
 
 def router(test: QueryTable, calibration: QueryTable, price: float, clip: float) -> Policy:

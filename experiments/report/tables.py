@@ -16,6 +16,7 @@ from experiments.report.policies import (
     RANDOM,
     ROUTER,
     RULE,
+    SHUFFLED,
     SUPERVISED,
     Policy,
 )
@@ -110,6 +111,9 @@ def comparisons(
         ("gated minus random at equal cost", GATED, RANDOM, "mix"),
         ("gated minus per-task rule", GATED, RULE, "mix"),
         ("gated minus per-task rule, mixed rows", GATED, RULE, "mixed"),
+        ("gated minus itself shuffled within tasks", GATED, SHUFFLED, "mix"),
+        ("gated minus itself shuffled within tasks, mixed rows", GATED, SHUFFLED, "mixed"),
+        ("gated minus always, mixed rows", GATED, ALWAYS, "mixed"),
         ("gated minus training-free router", GATED, ROUTER, "mix"),
         ("gated minus supervised gate", GATED, SUPERVISED, "mix"),
         ("draft, then use or drop, minus always", DRAFT, ALWAYS, "mix"),

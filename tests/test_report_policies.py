@@ -1,0 +1,169 @@
+"""The rows of the report, and what they are compared with, on a made-up table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.report.frontier import area_N, overthinking
+from experiments.report.page import verdict
+from experiments.report.policies import (
+    ALWAYS,
+    DRAFT,
+    GATED,
+    NEVER,
+    ORACLE,
+    RANDOM,
+    ROUTER,
+    RULE,
+    SHUFFLED,
+    Policy,
+    policies,
+)
+from experiments.report.records import METRICS, QueryTable
+from experiments.report.tables import better_constant, comparisons, row_figures
+
+
+def table(parts: str = "test") -> QueryTable:
+    """Four eligible queries of two tasks and one that is not: reasoning helps 0 and 2, costs 1."""
+    direct = np.array([0.0, 1.0, 0.0, 1.0, 1.0])
+    reasoned = np.array([1.0, 0.0, 1.0, 1.0, 1.0])
+    return QueryTable(
+        keys=tuple("abcde"),
+        tasks=("x", "x", "y", "y", "z"),
+        parts=(parts,) * 5,
+        concepts=("fr", "de", "fr", "it", "de"),
+        eligible_N=np.array([True, True, True, True, False]),
+        utility_NA=np.array([[-2.0, -1], [-1, -3], [-2, -1], [-1, -1], [-1, -1]]),
+        cost_NA=np.array([[0.0, 10]] * 4 + [[0, 0]]),
+        metric={name: np.stack([direct, reasoned], axis=1) for name in METRICS},
+        depth_N=np.array([1, 0, 1, 0, 0]),
+        logit_NA=np.array([[0.0, 2], [0, -2], [0, 1], [0, -1], [0, 5]]),
+        lead_N=np.array([0.1, 0.9, 0.2, 0.8, 0.1]),
+        confidence_N=np.array([-0.1, -0.9, -0.2, -0.3, np.nan]),
+    )
+
+
+def invoked(policy: Policy) -> list[float]:
+    return policy.invocation_N.tolist()
+
+
+def test_policies_are_what_each_row_says() -> None:
+    found = policies(table(), table("calibration"), price=0.0, clip=3.0)
+    assert invoked(found[NEVER]) == [0, 0, 0, 0, 0]
+    assert invoked(found[ALWAYS]) == [1, 1, 1, 1, 0], "who is not eligible never reasons"
+    assert invoked(found[GATED]) == [1, 0, 1, 0, 0]
+    assert invoked(found[ORACLE]) == [1, 0, 1, 0, 0]
+    assert invoked(found[RULE]) == [0, 0, 1, 1, 0], "task x loses 1 - 2, task y wins 1 + 0"
+    assert invoked(found[RANDOM]) == [0.5, 0.5, 0.5, 0.5, 0]
+    assert invoked(found[SHUFFLED]) == [0.5, 0.5, 0.5, 0.5, 0], "half of x, half of y"
+    assert invoked(found[ROUTER]) == [1, 0, 1, 0, 0], "where the lead is small"
+    assert invoked(found[DRAFT]) == [1, 1, 1, 1, 0], "every draft is paid for"
+    used = found[DRAFT].value(table().metric["recall@1"])
+    assert used.tolist() == [1, 1, 1, 1, 1], "and the uncertain ones are dropped"
+
+
+def test_shuffling_within_tasks_keeps_each_tasks_share() -> None:
+    always_x = replace(table(), depth_N=np.array([1, 1, 0, 1, 1]))
+    found = policies(always_x, table("gate"), price=0.0, clip=3.0)
+    assert invoked(found[SHUFFLED]) == [1, 1, 0.5, 0.5, 0]
+    assert found[SHUFFLED].cost(always_x.cost_NA).sum() == found[GATED].cost(always_x.cost_NA).sum()
+
+
+@pytest.mark.parametrize(
+    ("rule", "shuffled", "said"),
+    [
+        ((0.01, 0.03), (0.01, 0.03), "it decides per query"),
+        ((0.01, 0.03), (-0.01, 0.02), "which tasks pay; that it picks the right"),
+        ((-0.01, 0.03), (0.01, 0.03), "no claim of deciding per query"),
+        ((-0.03, -0.01), (0.01, 0.03), "WORSE"),
+    ],
+)
+def test_deciding_per_query_wants_both_intervals(
+    rule: tuple[float, float], shuffled: tuple[float, float], said: str
+) -> None:
+    rows = {
+        name: {"low": low, "high": high, "minimal_detectable_effect": 0.02}
+        for name, (low, high) in (
+            ("gated minus per-task rule", rule),
+            ("gated minus itself shuffled within tasks", shuffled),
+        )
+    }
+    assert said in verdict(rows)
+
+
+def test_a_price_changes_the_rule() -> None:
+    found = policies(table(), table("gate"), price=0.1, clip=3.0)
+    assert invoked(found[RULE]) == [0, 0, 0, 0, 0], "1 nat is not worth 20 tokens"
+
+
+def test_with_three_depths_each_constant_is_a_row() -> None:
+    def deeper(values_NA: np.ndarray) -> np.ndarray:
+        return np.concatenate([values_NA, values_NA[:, 1:] + 0.5], axis=1)
+
+    small = table()
+    three = replace(
+        small,
+        utility_NA=deeper(small.utility_NA),
+        cost_NA=deeper(small.cost_NA),
+        metric={name: deeper(values) for name, values in small.metric.items()},
+        logit_NA=deeper(small.logit_NA),
+        depths=("direct", "short", "full"),
+    )
+    found = policies(three, three, price=0.0, clip=3.0)
+    assert list(found)[:3] == [NEVER, "always short", ALWAYS]
+    assert found[ALWAYS].take_NA[:4].tolist() == [[0, 0, 1]] * 4
+    assert found["always short"].take_NA[:4].tolist() == [[0, 1, 0]] * 4
+    assert found[RANDOM].cost(three.cost_NA).sum() == pytest.approx(
+        found[GATED].cost(three.cost_NA).sum()
+    )
+
+
+def test_figures_of_a_row() -> None:
+    policy = Policy.of_share(np.array([1.0, 0, 0.5, 0.5, 0]), 2)
+    found = row_figures(table(), policy, np.array([10.0, 110.0]), 1.0)
+    assert found["invocation"] == pytest.approx(2 / 4)
+    assert found["invocation_all"] == pytest.approx(2 / 5)
+    assert found["reasoning_tokens"] == pytest.approx(20 / 5)
+    assert found["latency_ms"] == pytest.approx(10 + 100 * 2 / 5 + 1 * 4 / 5)
+    # Tasks weigh equally: x has 1 and 1, y has 0.5 and 1, z has 1.
+    assert found["recall@1"]["mean"] == pytest.approx((1 + 0.75 + 1) / 3)
+
+
+def test_comparisons_are_paired_and_leave_out_tasks_that_nobody_reasons_about() -> None:
+    found = comparisons(table(), policies(table(), table("gate"), 0.0, 3.0), think=["y"])
+    pooled = found["always minus never, think tasks pooled"]
+    assert (pooled["queries"], pooled["mean"]) == (2, pytest.approx(0.5))
+    mix = found["always minus never"]
+    assert (mix["queries"], mix["mean"]) == (4, pytest.approx((0.0 + 0.5) / 2))
+    gated = found["gated minus the better of never and always"]
+    assert gated["right"] == ALWAYS
+    assert gated["mean"] == pytest.approx(1 - 0.75)
+    for row in found.values():
+        assert row["low"] <= row["mean"] <= row["high"]
+
+
+def test_the_better_constant_is_found_on_the_same_queries() -> None:
+    found = policies(table(), table("gate"), 0.0, 3.0)
+    assert better_constant(table(), found) == ALWAYS
+
+
+def test_the_area_under_a_straight_line_is_its_middle() -> None:
+    small = table()
+    shares = [0.0, 1.0, 0.5]
+    line = [Policy.of_share(np.full(5, share) * small.eligible_N, 2) for share in shares]
+    middle = line[2].value(small.metric["recall@1"])
+    assert area_N(small, line).tolist() == pytest.approx(middle.tolist())
+    assert area_N(small, line[:1]).tolist() == small.metric["recall@1"][:, 0].tolist()
+
+
+def test_overthinking_is_judged_at_the_budget_that_calibration_likes() -> None:
+    """Reasoning helps queries 0 and 2 and costs 1: opening the two is best, on both parts."""
+    small = table()
+    opened = [np.zeros(5), np.array([1, 0, 1, 0, 0]), np.array([1, 1, 1, 1, 0])]
+    along = [Policy.of_depths(depth_N, 2) for depth_N in opened]
+    found = overthinking(small, small, along, along)
+    assert found["invocation"] == 0.5
+    assert found["minus_all"]["mean"] == pytest.approx((0.5 + 0 + 0) / 3)
