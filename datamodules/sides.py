@@ -32,6 +32,7 @@ class SideDataModule(ShardDataModule):
         batch_size: sides of a batch; in `fit` of the global batch, over all ranks.
         parts: data parts to write about, or None for all. Rows of other parts travel as empty
             sides, which no worker can read: the sidecar keeps every key of its source.
+        tasks: of queries to write about, or None for all; pairs are written about in any case.
         rationales: `test` and `fit` read this folder.
         decode: decode images, for workers that look at them.
         num_workers: processes that read ahead.
@@ -49,6 +50,7 @@ class SideDataModule(ShardDataModule):
         folders: list[str],
         batch_size: int,
         parts: list[str] | None = None,
+        tasks: list[str] | None = None,
         rationales: str | None = None,
         decode: bool = False,
         num_workers: int = 0,
@@ -62,6 +64,7 @@ class SideDataModule(ShardDataModule):
             raise ValueError(f"use {use!r}: expected one of {', '.join(get_args(Use))}.")
         self._folders, self._batch_size = folders, batch_size
         self._parts: Collection[str] | None = parts
+        self._tasks: Collection[str] | None = tasks
         self._rationales, self._num_workers = rationales, num_workers
         self._use, self._writer, self._half, self._seed = use, writer, half, seed
         self._reader = SampleReader(pixels=decode)
@@ -104,7 +107,11 @@ class SideDataModule(ShardDataModule):
 
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
-        return self.open_rows(self._folders)
+        rows = self.open_rows(self._folders)
+        found = {row.meta["task"] for row in rows}
+        if unknown := sorted(set(self._tasks or ()) - found):
+            raise ValueError(f"Unknown task(s) {unknown}; {self._folders} have {sorted(found)}.")
+        return rows
 
     @cached_property
     def _pools(self) -> ReplyPools:
@@ -130,7 +137,8 @@ class SideDataModule(ShardDataModule):
         return RationaleTable(self._rationales, {id(r.index): r.index for r in self._rows}.values())
 
     def _is_wanted(self, row: Row) -> bool:
-        return self._parts is None or row.meta["part"] in self._parts
+        of_task = self._tasks is None or "group" in row.meta or row.meta["task"] in self._tasks
+        return of_task and (self._parts is None or row.meta["part"] in self._parts)
 
     def _side_batch(self, chunk: Chunk) -> Item:
         batch = SideBatch(

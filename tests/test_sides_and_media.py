@@ -61,6 +61,15 @@ def test_sides_of_other_parts_are_empty(root):
             assert (side == Side()) == (meta["part"] not in ("train", "test"))
 
 
+def test_queries_of_other_tasks_are_empty(root):
+    asked = {"flag-capital-t2i"}
+    for batch in sides(root, tasks=sorted(asked)).predict_dataloader():
+        for side, meta in zip(batch.sides, batch.metas, strict=True):
+            assert (side == Side()) == ("group" not in meta and meta["task"] not in asked)
+    with pytest.raises(ValueError, match=r"Unknown task\(s\) \['flag-capitol'\]; .*flag-capital"):
+        sides(root, tasks=["flag-capitol"]).predict_dataloader()
+
+
 def test_what_was_written_about_pairs(root):
     batches = list(sides(root, rationales=str(root / "rationales")).test_dataloader())
     assert sum(len(batch.pairs) for batch in batches) == 16
