@@ -9,6 +9,7 @@ import pytest
 
 from experiments.report.frontier import area_N, overthinking
 from experiments.report.page import verdict
+from experiments.report.picking import order_area_N, picking, picking_words, share_taken
 from experiments.report.policies import (
     ALWAYS,
     DRAFT,
@@ -167,3 +168,32 @@ def test_overthinking_is_judged_at_the_budget_that_calibration_likes() -> None:
     found = overthinking(small, small, along, along)
     assert found["invocation"] == 0.5
     assert found["minus_all"]["mean"] == pytest.approx((0.5 + 0 + 0) / 3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_a_share_is_taken_in_full_whoever_ties(share: float) -> None:
+    score_N = np.array([3.0, 1.0, 1.0, 1.0, -np.inf])
+    taken_N = share_taken(score_N, share)
+    assert taken_N.sum() == pytest.approx(5 * share)
+    assert taken_N[0] == min(1.0, 5 * share), "the first is served first"
+    assert (np.diff(taken_N) <= 0).all()
+
+
+def test_picking_counts_what_an_order_wins_within_tasks() -> None:
+    """In task x reasoning helps a and costs b; in y it helps c and changes nothing for d."""
+    small = table().select(table().eligible_N)
+    coin_N, best_N, worst_N = (
+        order_area_N(small, np.array(score_N))
+        for score_N in ([0.0, 0, 0, 0], [1.0, 0, 1, 0], [0.0, 1, 0, 1])
+    )
+    assert coin_N.tolist() == pytest.approx([0.5, 0.5, 0.5, 1.0])
+    assert best_N.sum() > coin_N.sum() > worst_N.sum()
+    found = picking(small, dict.fromkeys("abcd", False))
+    assert found["whether the draft is right"]["mean"] == pytest.approx(0.0), "no order at all"
+    assert found["the gain itself"]["mean"] == pytest.approx((best_N - coin_N).mean())
+    assert "the gain itself" in picking_words(found)
+
+
+def test_nothing_to_pick_from() -> None:
+    assert picking(table().select(np.zeros(5, dtype=bool)), {}) == {}
+    assert "No think task" in picking_words({})

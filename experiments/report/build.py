@@ -26,7 +26,9 @@ from experiments.report.gates import read_parts, supervised_depths
 from experiments.report.graded import graded_against_binary
 from experiments.report.html import report_page
 from experiments.report.page import mix_table, page
+from experiments.report.picking import picking, picking_words
 from experiments.report.policies import GATED, NEVER, SHUFFLED, SUPERVISED, Policy, policies
+from experiments.report.reasoned import read_reasoned
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.study_page import study_words
@@ -63,7 +65,8 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     folder.mkdir(parents=True)
     title = f"{report['experiment']}: quality against cost, part test"
     figure = draw(folder / "report.png", report["frontiers"], report["mix"], title)
-    text = page(report, study_words(report["gate_study"]))
+    study = [study_words(report["gate_study"]), picking_words(report["picking"])]
+    text = page(report, "\n\n".join(study))
     (folder / "report.md").write_text(text, encoding="utf-8")
     write_json(folder / "report.json", report)
     html = report_page(text, examples, (folder / "report.png").read_bytes())
@@ -107,6 +110,8 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
     latency, num_timed = mean_latency(experiment / "gate-test" / "latency.json")
     thinking = [task.name for task in tasks if task.think]
+    pickable_N = np.array([task in thinking for task in test.tasks], dtype=bool) & test.eligible_N
+    right = {q.query.key: q.names_target for q in read_reasoned(experiment, Path(data_root))}
     chosen_N = of_eligible_tasks(test)
     mixed = test.select(chosen_N)
     calibration = tuning.of_parts("calibration").of_tasks(eligible_tasks(test))
@@ -130,6 +135,7 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
             if task.name in test.tasks
         },
         "gate_study": gate_study(parts, gate, test, rows),
+        "picking": picking(test.select(pickable_N), right),
         "selection": selection_figures(experiment),
         "swap_test": judged_swap(experiment),
         "swap_cosines": embedded_swap(experiment),
