@@ -6,7 +6,8 @@ Shapes: N queries, S state width, A depths, J sampled actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Literal, final
 
@@ -87,7 +88,7 @@ def fit_head(
     """
     make = make_optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1.0))
     generator, old = torch.Generator().manual_seed(seed), OldPolicy()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         head.standardise(state_NS)
         optimizer = make(head.train().parameters())
@@ -101,6 +102,17 @@ def fit_head(
             (loss.sum / loss.count).backward()
             optimizer.step()
     return head.eval()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A head's matrices are so small that threads wait for one another longer than they compute."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def collapsed_to(depth_N: Tensor, num_depths: int) -> int | None:

@@ -33,12 +33,13 @@ def test_every_estimator_finds_what_pays_among_three_depths(estimator: Estimator
 
 
 def test_a_seed_decides_and_the_global_generator_is_left_alone() -> None:
-    before = torch.get_rng_state()
+    before, num_threads = torch.get_rng_state(), torch.get_num_threads()
     heads = [MlpDepthHead(6, 3, hidden_dim=0) for _ in range(2)]
     state = torch.get_rng_state()
     for head in heads:
         fit_head(head, STATE_NS, REWARD_NA, "reinforce", num_steps=5, seed=3)
     assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_num_threads() == num_threads
     torch.set_rng_state(before)
     assert torch.equal(heads[0].output.weight, heads[1].output.weight)
 
