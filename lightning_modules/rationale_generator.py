@@ -52,6 +52,7 @@ class RationaleGenerator(LightningModule):
         workers: name -> worker; the union of what they write is the pool.
         num_candidates: K, samples per training query and worker.
         num_test_draws: draws per evaluation query; draw 0 is greedy.
+        test_worker: name of the worker that alone writes about parts other than train; null = all.
         max_tokens: longer candidates are dropped and counted.
         probe: name of the worker whose hidden state at its prompt's end goes into `probe.npy`,
             for a gate that reads it; null writes none.
@@ -69,6 +70,7 @@ class RationaleGenerator(LightningModule):
         workers: dict[str, RationaleWorker],
         num_candidates: int = 4,
         num_test_draws: int = 1,
+        test_worker: str | None = None,
         max_tokens: int = 96,
         probe: str | None = None,
         seed: int = 0,
@@ -81,13 +83,14 @@ class RationaleGenerator(LightningModule):
         super().__init__()
         if num_candidates < 1:
             raise ValueError(f"num_candidates {num_candidates}: expected 1 (greedy) or more")
-        for role, name in {"probe": probe, "tuned": tuned}.items():
+        named = {"probe": probe, "tuned": tuned, "test_worker": test_worker}
+        for role, name in named.items():
             if name is not None and name not in workers:
                 raise ValueError(f"{role} {name!r} names no worker; they are {sorted(workers)}")
         self.probe = probe
         self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
         self.num_candidates = num_candidates
-        self.num_test_draws = num_test_draws
+        self.num_test_draws, self.test_worker = num_test_draws, test_worker
         self.max_tokens = max_tokens
         self.seed = seed
         self.counts: Counter[str] = Counter()
@@ -159,7 +162,13 @@ class RationaleGenerator(LightningModule):
         return SidecarOutput(batch.shard, tuple(rows))
 
     def _withheld(self, batch: SideBatch) -> Tensor:
-        """bool (W, B), what a worker may not write about, since it was fitted on the fact."""
+        """bool (W, B), what a worker does not write about: it was fitted on the fact, or another
+        one writes what the test reads."""
+        train_B = torch.tensor([meta["part"] == "train" for meta in batch.metas])
+        named_W1 = torch.tensor([[self.test_worker in (None, name)] for name in self.workers])
+        return self._known(batch) | ~(named_W1 | train_B)
+
+    def _known(self, batch: SideBatch) -> Tensor:
         workers = tuple(self.workers.values())
         knows_WB = known_train_facts(workers, batch.sides, batch.metas)
         if not self.allow_fitted:

@@ -187,6 +187,14 @@ def test_every_train_pair_is_written_about_by_the_half_that_does_not_know_it(
         assert writers == ({"ba"[int(key.split("-")[3]) % 2]} if is_train else {"a", "b"})
 
 
+def test_one_of_them_writes_what_the_test_reads(root: Path, tmp_path: Path) -> None:
+    for key, writers in predict(root, tmp_path, "ab", test_worker="b"):
+        is_train = key.startswith("flag")
+        assert writers == ({"ba"[int(key.split("-")[3]) % 2]} if is_train else {"b"})
+    with pytest.raises(ValueError, match=r"test_worker 'c' names no worker"):
+        generator({"a": worker(root)}, tuned=None, test_worker="c")
+
+
 def test_a_writer_that_knows_too_much_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"can write about country:00/capital was fitted on it"):
         predict(root, tmp_path, "a")
