@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.report.frontier import area_N, overthinking
+from experiments.report.frontier import area_N, at_cost, overthinking
 from experiments.report.page import verdict
 from experiments.report.picking import order_area_N, picking, picking_words, share_taken
 from experiments.report.policies import (
@@ -77,7 +77,7 @@ def test_shuffling_within_tasks_keeps_each_tasks_share() -> None:
     ("rule", "shuffled", "said"),
     [
         ((0.01, 0.03), (0.01, 0.03), "it decides per query"),
-        ((0.01, 0.03), (-0.01, 0.02), "which tasks pay; that it picks the right"),
+        ((0.01, 0.03), (-0.01, 0.02), "perhaps for more tokens; that it picks the right"),
         ((-0.01, 0.03), (0.01, 0.03), "no claim of deciding per query"),
         ((-0.03, -0.01), (0.01, 0.03), "WORSE"),
     ],
@@ -158,6 +158,17 @@ def test_the_area_under_a_straight_line_is_its_middle() -> None:
     middle = line[2].value(small.metric["recall@1"])
     assert area_N(small, line).tolist() == pytest.approx(middle.tolist())
     assert area_N(small, line[:1]).tolist() == small.metric["recall@1"][:, 0].tolist()
+
+
+@pytest.mark.parametrize("tokens", [0.0, 1.0, 3.0, 4.0, 6.0, 8.0])
+def test_the_frontier_costs_what_is_asked(tokens: float) -> None:
+    small = table()
+    opened = [np.array([1, 1, 1, 1, 0]), np.zeros(5), np.array([1, 0, 1, 0, 0])]
+    along = [Policy.of_depths(depth_N, 2) for depth_N in opened]
+    found = at_cost(small, along, tokens)
+    assert found.cost(small.cost_NA).mean() == pytest.approx(tokens)
+    assert found.take_NA.sum(1) == pytest.approx(np.ones(5))
+    assert at_cost(small, along, 99.0).take_NA.tolist() == along[0].take_NA.tolist()
 
 
 def test_overthinking_is_judged_at_the_budget_that_calibration_likes() -> None:

@@ -16,6 +16,7 @@ from experiments.report.examples import example_cards
 from experiments.report.figure import draw
 from experiments.report.frontier import (
     area_of,
+    at_cost,
     budgets_of,
     overthinking,
     points_of,
@@ -27,13 +28,14 @@ from experiments.report.graded import graded_against_binary
 from experiments.report.html import report_page
 from experiments.report.page import mix_table, page
 from experiments.report.picking import picking, picking_words
-from experiments.report.policies import GATED, NEVER, SHUFFLED, SUPERVISED, Policy, policies
+from experiments.report.policies import GATED, NEVER, RULE, SHUFFLED, SUPERVISED, Policy, policies
 from experiments.report.reasoned import read_reasoned
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.study_page import study_words
 from experiments.report.swap import embedded_swap, judged_swap
 from experiments.report.tables import (
+    comparison,
     comparisons,
     eligible_tasks,
     mean_over_tasks,
@@ -128,7 +130,7 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
             for name, policy in rows.items()
         },
         "comparisons": comparisons(test, rows, thinking),
-        **frontier_figures(experiment, mixed, calibration, graded),
+        **frontier_figures(experiment, mixed, calibration, graded, rows[RULE].select(chosen_N)),
         "tasks": {
             task.name: task_figures(task, test, rows, latency)
             for task in tasks
@@ -157,15 +159,21 @@ def origin(experiment: Path, data_root: str) -> dict[str, Any]:
 
 
 def frontier_figures(
-    experiment: Path, test: QueryTable, calibration: QueryTable, graded: dict[str, Any] | None
+    experiment: Path,
+    test: QueryTable,
+    calibration: QueryTable,
+    graded: dict[str, Any] | None,
+    rule: Policy,
 ) -> dict[str, Any]:
-    """Quality against cost as the gate's threshold moves, its area, and overthinking.
+    """Quality against cost as the gate's threshold moves, its area, overthinking, and where it
+    passes the per-task rule.
 
     Args:
         experiment: holds the fitted gate.
         test: queries of part `test`, of tasks with eligible ones.
         calibration: the same of part `calibration`.
         graded: what a gate of three depths or more gains over a binary one, if it has so many.
+        rule: what the per-task rule does about `test`.
     """
     thresholds = Thresholds.from_json(read_settings(experiment / "gate/adaptive")["thresholds"])
     depths = list(range(len(test.depths)))
@@ -180,6 +188,9 @@ def frontier_figures(
         "frontier_area": area_of(test, on_test),
         "graded": graded,
         "overthinking": overthinking(test, calibration, on_test, on_calibration),
+        "at_rules_cost": comparison(
+            test, at_cost(test, on_test, float(rule.cost(test.cost_NA).mean())), rule
+        ),
     }
 
 

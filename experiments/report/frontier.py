@@ -87,6 +87,19 @@ def area_of(table: QueryTable, policies: Sequence[Policy]) -> dict[str, float]:
     return asdict(mean_over_tasks(table, area_N(table, policies)))
 
 
+def at_cost(table: QueryTable, policies: Sequence[Policy], tokens: float) -> Policy:
+    """The frontier where it costs `tokens` a query: its two neighbours there, mixed by a coin.
+
+    Beyond its ends, its ends.
+    """
+    cost_P = np.array([policy.cost(table.cost_NA).mean() for policy in policies])
+    order = np.argsort(cost_P, kind="stable")
+    place = float(np.interp(tokens, cost_P[order], np.arange(len(order))))
+    low, high = (policies[order[p]] for p in (int(place), min(int(place) + 1, len(order) - 1)))
+    share = place - int(place)
+    return Policy(*((1 - share) * a + share * b for a, b in zip(low, high, strict=True)))
+
+
 def overthinking(
     test: QueryTable,
     calibration: QueryTable,

@@ -97,7 +97,9 @@ def frontier_words(report: Mapping[str, Any]) -> str:
         f"Area under the frontier: {interval(report['frontier_area'])} points of Recall@1. The "
         f"budget that is best on calibration lets {100 * best['invocation']:.0f} % of the eligible "
         f"test queries reason ({best['tokens']:.1f} tokens a query) and gains {interval(gain)} "
-        f"points over spending everything: {verdict}." + graded_words(report.get("graded"))
+        f"points over spending everything: {verdict}. Where it costs as much as the per-task rule, "
+        f"the frontier is {interval(report['at_rules_cost'])} points from it."
+        + graded_words(report.get("graded"))
     )
 
 
@@ -169,9 +171,10 @@ def verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
     if rule["low"] > 0:
         return (
             "The gate beats the best constant depth per task, with an interval above 0, but not "
-            "itself with its decisions shuffled within tasks: it knows better than the rule which "
-            "tasks pay; that it picks the right queries of a task is not shown (effects below "
-            f"{100 * shuffled['minimal_detectable_effect']:.1f} points were out of reach)."
+            "itself with its decisions shuffled within tasks: it chooses other depths for tasks "
+            "than the rule does, perhaps for more tokens; that it picks the right queries of a "
+            f"task is not shown (effects below {100 * shuffled['minimal_detectable_effect']:.1f} "
+            "points were out of reach)."
         )
     return (
         "The interval of gated minus per-task rule holds 0: nothing here shows that the gate does "
