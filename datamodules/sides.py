@@ -108,7 +108,7 @@ class SideDataModule(ShardDataModule):
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
         rows = self.open_rows(self._folders)
-        found = {row.meta["task"] for row in rows}
+        found = {row.meta["task"] for row in rows if "group" not in row.meta}
         if unknown := sorted(set(self._tasks or ()) - found):
             raise ValueError(f"Unknown task(s) {unknown}; {self._folders} have {sorted(found)}.")
         return rows
