@@ -75,8 +75,8 @@ def test_reasoned_queries_are_the_eligible_ones_of_the_part(sidecars: tuple[Path
 def test_a_card_shows_the_query_what_was_written_and_who_came_first(
     sidecars: tuple[Path, Path],
 ) -> None:
-    parts = PageParts(example_cards(sidecars[1], sidecars[0]).encode())
     changed = read_reasoned(sidecars[1], sidecars[0])
+    parts = PageParts(example_cards(changed, sidecars[0]).encode())
     helped = sum(one.climb > 0 for one in changed)
     assert len(parts.of_tag("article")) == min(helped, 5) + min(len(changed) - helped, 5)
     for words in (

@@ -10,6 +10,7 @@ import pytest
 from experiments.report.audit import audit
 from experiments.report.examples import example_cards
 from experiments.report.markup import element, embedded, page_bytes
+from experiments.report.reasoned import read_reasoned
 from tests.reports import (
     HOSTILE,
     SHOWN,
@@ -33,7 +34,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_examples(hostile: tuple[Path, Path]) -> None:
-    parts = PageParts(page_bytes(HOSTILE, example_cards(hostile[1], hostile[0])))
+    parts = PageParts(
+        page_bytes(HOSTILE, example_cards(read_reasoned(hostile[1], hostile[0]), hostile[0]))
+    )
     check_self_contained(parts)
     assert parts.scripts == []
     assert len(parts.of_tag("article")) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from experiments.report.html import report_page
 from experiments.report.page import mix_table, page
 from experiments.report.picking import picking, picking_words
 from experiments.report.policies import GATED, NEVER, RULE, SHUFFLED, SUPERVISED, Policy, policies
-from experiments.report.reasoned import read_reasoned
+from experiments.report.reasoned import ReasonedQuery, read_reasoned
 from experiments.report.records import QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.study_page import study_words
@@ -59,8 +60,10 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
         experiment: e.g. `runs/pocket`; all stages must have run.
         data_root: the prepared data, for the tasks' declarations.
     """
-    report = collect(experiment, data_root)
-    examples = example_cards(experiment, Path(data_root))
+    queries = read_queries(experiment)
+    reasoned = read_reasoned(experiment, Path(data_root))
+    report = collect(experiment, data_root, queries, reasoned)
+    examples = example_cards(reasoned, Path(data_root))
     folder = (
         experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-report-{report['git_commit'] or 'nogit'}"
     )
@@ -101,9 +104,11 @@ def show_current(experiment: Path, data_root: str) -> bool:
     return True
 
 
-def collect(experiment: Path, data_root: str) -> dict[str, Any]:
+def collect(
+    experiment: Path, data_root: str, queries: QueryTable, reasoned: Sequence[ReasonedQuery]
+) -> dict[str, Any]:
     """Every figure of a report, as JSON data."""
-    queries, tasks = read_queries(experiment), read_tasks(Path(data_root))
+    tasks = read_tasks(Path(data_root))
     gate = gate_settings(experiment)
     test = queries.of_parts("test")
     tuning = queries.of_parts("gate", "calibration")
@@ -112,8 +117,8 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
     rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
     latency, num_timed = mean_latency(experiment / "gate-test" / "latency.json")
     thinking = [task.name for task in tasks if task.think]
-    pickable_N = np.array([task in thinking for task in test.tasks], dtype=bool) & test.eligible_N
-    right = {q.query.key: q.names_target for q in read_reasoned(experiment, Path(data_root))}
+    thinking_N = test.in_tasks(thinking) & test.eligible_N
+    right = {q.query.key: q.names_target for q in reasoned}
     chosen_N = of_eligible_tasks(test)
     mixed = test.select(chosen_N)
     calibration = tuning.of_parts("calibration").of_tasks(eligible_tasks(test))
@@ -137,7 +142,7 @@ def collect(experiment: Path, data_root: str) -> dict[str, Any]:
             if task.name in test.tasks
         },
         "gate_study": gate_study(parts, gate, test, rows),
-        "picking": picking(test.select(pickable_N), right),
+        "picking": picking(test.select(thinking_N), right),
         "selection": selection_figures(experiment),
         "swap_test": judged_swap(experiment),
         "swap_cosines": embedded_swap(experiment),
@@ -205,8 +210,8 @@ def task_figures(
     task: EvaluationTask, test: QueryTable, rows: dict[str, Policy], latency: Latency
 ) -> dict[str, Any]:
     """The rows of one task; only `never` where nothing is eligible, since all rows are equal."""
-    chosen_N = np.array([name == task.name for name in test.tasks])
-    table = test.of_tasks([task.name])
+    chosen_N = test.in_tasks({task.name})
+    table = test.select(chosen_N)
     shown = rows if table.eligible_N.any() else {NEVER: rows[NEVER]}
     found = {
         name: figures(name, table, row.select(chosen_N), latency) for name, row in shown.items()

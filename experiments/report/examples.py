@@ -7,19 +7,18 @@ from pathlib import Path
 
 from experiments.report.markup import Markup, element, image, join
 from experiments.report.pictures import CandidatePictures, Shown, first_picture
-from experiments.report.reasoned import ReasonedQuery, read_reasoned
+from experiments.report.reasoned import ReasonedQuery
 
 NUM_EXAMPLES = 5
 
 
-def example_cards(experiment: Path, root: Path) -> Markup:
+def example_cards(queries: Sequence[ReasonedQuery], root: Path) -> Markup:
     """The section that opens `report.html`.
 
     Args:
-        experiment: e.g. `runs/pocket`.
+        queries: those that reasoned.
         root: the prepared data, where the pictures are.
     """
-    queries = read_reasoned(experiment, root)
     helped, hurt = most_changed(queries)
     pictures = CandidatePictures.open(root)
     return join(

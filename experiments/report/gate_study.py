@@ -117,7 +117,7 @@ def within_tasks(
     per state the AUC of the gate against the sign of the gain, and its share of the gap."""
     found = {}
     for task in eligible_tasks(test):
-        chosen_N = np.array([name == task for name in test.tasks]) & test.eligible_N
+        chosen_N = test.in_tasks({task}) & test.eligible_N
         table = test.select(chosen_N)
         metric = table.metric["recall@1"]
         constant_N = metric[:, metric.mean(0).argmax()]

@@ -2,7 +2,7 @@
 
 An order lets the same share of every task reason, its first queries first. The area under its
 frontier minus that of a coin, which spends the same share on whichever queries, owes nothing to
-knowing the tasks. Shapes: N queries.
+knowing the tasks. Shapes: N queries, P shares.
 """
 
 from __future__ import annotations
@@ -34,14 +34,12 @@ def share_taken(score_N: Floats, share: float) -> Floats:
 
 def order_area_N(table: QueryTable, score_N: Floats) -> Floats:
     """(N,) each query's part of the area under the frontier of an order within tasks."""
-    along = []
-    for share in np.linspace(0, 1, NUM_SHARES):
-        share_N = np.zeros(len(score_N))
-        for task in set(table.tasks):
-            rows_N = np.array([other == task for other in table.tasks])
-            share_N[rows_N] = share_taken(score_N[rows_N], float(share))
-        along.append(Policy.of_share(share_N, len(table.depths)))
-    return area_N(table, along)
+    shares_P = np.linspace(0, 1, NUM_SHARES)
+    share_PN = np.zeros((NUM_SHARES, len(score_N)))
+    for task in set(table.tasks):
+        rows_N = table.in_tasks({task})
+        share_PN[:, rows_N] = [share_taken(score_N[rows_N], share) for share in shares_P]
+    return area_N(table, [Policy.of_share(share_N, len(table.depths)) for share_N in share_PN])
 
 
 def picking(table: QueryTable, right: Mapping[str, bool]) -> dict[str, dict[str, float]]:

@@ -122,7 +122,7 @@ def shuffled_within_tasks(test: QueryTable, gated: Policy) -> Policy:
     """
     take_NA = gated.take_NA.copy()
     for task in set(test.tasks):
-        rows_N = np.array([other == task for other in test.tasks]) & test.eligible_N
+        rows_N = test.in_tasks({task}) & test.eligible_N
         if rows_N.any():
             take_NA[rows_N] = gated.take_NA[rows_N].mean(0)
     return Policy(take_NA, take_NA)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -95,7 +95,11 @@ class QueryTable:
 
     def of_tasks(self, tasks: Sequence[str]) -> QueryTable:
         """The queries of some tasks."""
-        return self.select(np.array([task in tasks for task in self.tasks], dtype=bool))
+        return self.select(self.in_tasks(tasks))
+
+    def in_tasks(self, tasks: Collection[str]) -> Bools:
+        """(N,) which queries belong to some tasks."""
+        return np.array([task in tasks for task in self.tasks], dtype=bool)
 
 
 def read_queries(experiment: Path) -> QueryTable:

@@ -52,7 +52,7 @@ def read_round(experiment: Path, root: Path) -> Round:
     """Reads a finished run's sidecars."""
     test = read_queries(experiment).of_parts("test")
     unseen = {task.name for task in read_tasks(root) if task.think and not task.seen_answer}
-    is_think_N = np.array([task in unseen for task in test.tasks], dtype=bool) & test.eligible_N
+    is_think_N = test.in_tasks(unseen) & test.eligible_N
     right = {q.query.key: float(q.names_target) for q in read_reasoned(experiment, root)}
     eligible, think = test.select(of_eligible_tasks(test)), test.select(is_think_N)
     metric_NA, depths = eligible.metric["recall@1"], len(eligible.depths)

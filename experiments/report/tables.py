@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from experiments.report.policies import (
     ALWAYS,
     DRAFT,
@@ -40,8 +38,7 @@ def mean_over_tasks(table: QueryTable, value_N: Floats) -> Interval:
 
 def of_eligible_tasks(table: QueryTable) -> Bools:
     """(N,) the queries of tasks that have eligible ones."""
-    tasks = set(eligible_tasks(table))
-    return np.array([task in tasks for task in table.tasks], dtype=bool)
+    return table.in_tasks(set(eligible_tasks(table)))
 
 
 def task_mean(table: QueryTable, value_N: Floats) -> float:
@@ -99,9 +96,9 @@ def comparisons(
     """The comparisons that the method is judged by."""
     mixed = {task for task in eligible_tasks(test) if task.endswith("-mixed")}
     subsets = {
-        "think": np.array([task in think for task in test.tasks]) & test.eligible_N,
+        "think": test.in_tasks(think) & test.eligible_N,
         "mix": of_eligible_tasks(test),
-        "mixed": np.array([task in mixed for task in test.tasks]),
+        "mixed": test.in_tasks(mixed),
     }
     best = better_constant(test.select(subsets["mix"]), select(rows, subsets["mix"]))
     wanted = [
