@@ -47,7 +47,11 @@ class Stage:
 @final
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A pipeline file: the stages, what prepares the data, and what reports."""
+    """A pipeline file: the stages, what prepares the data, and what reports.
+
+    With `seeds` everything runs once for each of them, `{seed}` in the experiment's name and in the
+    stages' arguments replaced.
+    """
 
     experiment: str
     data_root: str
@@ -55,7 +59,16 @@ class Pipeline:
     prepare: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     report: bool = True
+    seeds: tuple[int, ...] = ()
     ablations: Mapping[str, Any] | None = None
+
+    def of_seed(self, seed: int) -> Pipeline:
+        """What runs for one of the seeds."""
+        stages = tuple(
+            replace(stage, arguments=tuple(a.replace("{seed}", str(seed)) for a in stage.arguments))
+            for stage in self.stages
+        )
+        return replace(self, experiment=self.experiment.replace("{seed}", str(seed)), stages=stages)
 
 
 def read_pipeline(path: Path) -> Pipeline:
@@ -141,16 +154,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config", type=Path, help="e.g. experiments/configs/pocket/pipeline.yaml")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and later")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    parser.add_argument("--seeds", type=int, help="number of seeds of the ablations, from 0 on")
+    parser.add_argument("--seeds", type=int, help="number of a file's seeds, from 0 on")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     options, rest = parser.parse_known_args(arguments)
     quieten()
     shared_rest = [argument for argument in rest if argument != "--"]
     try:
         pipeline = read_pipeline(options.config)
-        run_pipeline(pipeline, options, shared_rest)
+        for one in per_seed(pipeline, options.seeds):
+            if pipeline.seeds:
+                print(f"\n{one.experiment}", flush=True)
+            run_pipeline(one, options, shared_rest)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def per_seed(pipeline: Pipeline, num_seeds: int | None) -> list[Pipeline]:
+    """The pipeline itself, or one for each of its seeds."""
+    from experiments.ablations import check_seeds
+
+    if not pipeline.seeds:
+        return [pipeline]
+    seeds = pipeline.seeds if num_seeds is None else tuple(range(num_seeds))
+    check_seeds(seeds)
+    if "{seed}" not in pipeline.experiment:
+        raise ValueError(
+            f"experiment is {pipeline.experiment!r}: with seeds it needs {{seed}} in its name, or "
+            "each would overwrite the one before."
+        )
+    return [pipeline.of_seed(seed) for seed in seeds]
 
 
 def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence[str]) -> None:

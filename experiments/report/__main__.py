@@ -1,4 +1,4 @@
-"""`python -m experiments.report build|show|audit RUN` and `rounds RUN RUN...`."""
+"""`python -m experiments.report build|show|audit RUN` and `rounds|seeds RUN RUN...`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.report.audit import audit
 from experiments.report.build import build
 from experiments.report.rounds import write_rounds
+from experiments.report.seeds import write_seeds
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     comparing = commands.add_parser("rounds", help="compare rounds of EM with the first one")
     comparing.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_round2")
     comparing.add_argument("--data-root", default="data/pocket", help="prepared data")
+    averaging = commands.add_parser("seeds", help="average runs that differ in their seeds")
+    averaging.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_seed0")
+    averaging.add_argument("--data-root", default="data/pocket", help="prepared data")
     options = parser.parse_args(arguments)
     try:
         if options.command == "build":
@@ -34,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
             audit(options.run, options.data_root)
         elif options.command == "rounds":
             write_rounds(options.runs, Path(options.data_root))
+        elif options.command == "seeds":
+            write_seeds(options.runs, Path(options.data_root))
         else:
             show(options.run)
     except (ValueError, FileNotFoundError) as error:

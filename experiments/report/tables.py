@@ -73,48 +73,66 @@ def row_figures(
     return figures
 
 
-def comparison(
-    table: QueryTable, left: Policy, right: Policy, *, pooled: bool = False
-) -> dict[str, float]:
-    """Left minus right in Recall@1, paired, with its interval and minimal detectable effect."""
-    metric = table.metric["recall@1"]
-    difference_N = left.value(metric) - right.value(metric)
+BETTER = "the better of never and always"
+
+WANTED = (
+    ("always minus never, think tasks pooled", ALWAYS, NEVER, "think"),
+    ("always minus never", ALWAYS, NEVER, "mix"),
+    ("gated minus the better of never and always", GATED, BETTER, "mix"),
+    ("gated minus random at equal cost", GATED, RANDOM, "mix"),
+    ("gated minus per-task rule", GATED, RULE, "mix"),
+    ("gated minus per-task rule, mixed rows", GATED, RULE, "mixed"),
+    ("gated minus itself shuffled within tasks", GATED, SHUFFLED, "mix"),
+    ("gated minus itself shuffled within tasks, mixed rows", GATED, SHUFFLED, "mixed"),
+    ("gated minus always, mixed rows", GATED, ALWAYS, "mixed"),
+    ("gated minus training-free router", GATED, ROUTER, "mix"),
+    ("gated minus supervised gate", GATED, SUPERVISED, "mix"),
+    ("draft, then use or drop, minus always", DRAFT, ALWAYS, "mix"),
+)
+"""The comparisons that the method is judged by: name, left row, right row, of which queries."""
+
+
+def subsets_of(test: QueryTable, think: Sequence[str]) -> dict[str, Bools]:
+    """Name of a subset in `WANTED` -> (N,) its queries."""
+    mixed = {task for task in eligible_tasks(test) if task.endswith("-mixed")}
+    return {
+        "think": test.in_tasks(think) & test.eligible_N,
+        "mix": of_eligible_tasks(test),
+        "mixed": test.in_tasks(mixed),
+    }
+
+
+def difference_figures(
+    table: QueryTable, difference: Floats, *, pooled: bool = False
+) -> dict[str, Any]:
+    """Mean of paired differences (N,), or (S, N) of several seeds, which are averaged first, with
+    interval and minimal detectable effect; over tasks, or over all queries if `pooled`."""
     tasks = None if pooled else table.tasks
     interval = cluster_bootstrap(
-        difference_N, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
+        difference, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
     )
-    effect = minimal_detectable_effect(difference_N, table.concepts, tasks=tasks)
+    effect = minimal_detectable_effect(difference, table.concepts, tasks=tasks)
     return asdict(interval) | {
         "minimal_detectable_effect": float(effect),
         "non_inferior": interval.non_inferior(),
     }
 
 
+def comparison(
+    table: QueryTable, left: Policy, right: Policy, *, pooled: bool = False
+) -> dict[str, Any]:
+    """Left minus right in Recall@1, query by query."""
+    metric = table.metric["recall@1"]
+    return difference_figures(table, left.value(metric) - right.value(metric), pooled=pooled)
+
+
 def comparisons(
     test: QueryTable, rows: Mapping[str, Policy], think: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The comparisons that the method is judged by."""
-    mixed = {task for task in eligible_tasks(test) if task.endswith("-mixed")}
-    subsets = {
-        "think": test.in_tasks(think) & test.eligible_N,
-        "mix": of_eligible_tasks(test),
-        "mixed": test.in_tasks(mixed),
-    }
+    """The figures of `WANTED`."""
+    subsets = subsets_of(test, think)
     best = better_constant(test.select(subsets["mix"]), select(rows, subsets["mix"]))
-    wanted = [
-        ("always minus never, think tasks pooled", ALWAYS, NEVER, "think"),
-        ("always minus never", ALWAYS, NEVER, "mix"),
-        ("gated minus the better of never and always", GATED, best, "mix"),
-        ("gated minus random at equal cost", GATED, RANDOM, "mix"),
-        ("gated minus per-task rule", GATED, RULE, "mix"),
-        ("gated minus per-task rule, mixed rows", GATED, RULE, "mixed"),
-        ("gated minus itself shuffled within tasks", GATED, SHUFFLED, "mix"),
-        ("gated minus itself shuffled within tasks, mixed rows", GATED, SHUFFLED, "mixed"),
-        ("gated minus always, mixed rows", GATED, ALWAYS, "mixed"),
-        ("gated minus training-free router", GATED, ROUTER, "mix"),
-        ("gated minus supervised gate", GATED, SUPERVISED, "mix"),
-        ("draft, then use or drop, minus always", DRAFT, ALWAYS, "mix"),
-    ]
+    named = [(n, left, best if right == BETTER else right, s) for n, left, right, s in WANTED]
     return {
         name: {
             "left": left,
@@ -127,7 +145,7 @@ def comparisons(
                 pooled=subset == "think",
             ),
         }
-        for name, left, right, subset in wanted
+        for name, left, right, subset in named
         if left in rows and right in rows and subsets[subset].any()
     }
 
