@@ -19,28 +19,6 @@ from mmemb.shards import IndexEntry
 MAX_CYCLE = 10_000
 
 
-def batch_plan(
-    entries: Sequence[IndexEntry],
-    *,
-    batch_size: int,
-    group_size: int,
-    weights: Mapping[str, float],
-    seed: int,
-    step: int,
-    window: int = 4096,
-) -> list[int]:
-    """Positions in `entries` of the global batch of `step`; see `BatchPlan`."""
-    plan = BatchPlan(
-        entries,
-        batch_size=batch_size,
-        group_size=group_size,
-        weights=weights,
-        seed=seed,
-        window=window,
-    )
-    return plan.positions(step)
-
-
 @final
 class BatchPlan:
     """The endless sequence of global batches; any step can be asked for, at the same price.

@@ -23,23 +23,6 @@ _LOGIT_STEP = 1e-5
 _EQUAL = 1e-9
 
 
-def gate_score(logit_BA: Tensor, cost_A: Sequence[float] | None = None) -> Tensor:
-    """The price at which a query stops reasoning, (B,): the more, the sooner it reasons.
-
-    With two depths the difference of the logits; with more the depths' costs are needed.
-
-    >>> gate_score(torch.tensor([[0.5, 2.0]]))
-    tensor([1.5000])
-    """
-    gap_BA = logit_BA[:, 1:] - logit_BA[:, :1]
-    if gap_BA.shape[1] == 1:
-        return gap_BA[:, 0]
-    if cost_A is None:
-        raise ValueError(f"{logit_BA.shape[1]} depths have a common score only with their costs")
-    extra_A = torch.as_tensor(cost_A, dtype=gap_BA.dtype, device=gap_BA.device)
-    return (gap_BA / (extra_A[1:] - extra_A[0])).amax(1)
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Threshold:

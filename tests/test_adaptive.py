@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmemb.adaptive import AdaptiveEmbedder, Encoded
 from mmemb.backbones import OpenClipBackbone
-from mmemb.budget import Thresholds, gate_score
+from mmemb.budget import Thresholds
 from mmemb.gating import MlpDepthHead
 from mmemb.latency import measure_latency
 from mmemb.rationales import PrecomputedWorker, RationaleWorker, TableWorker
@@ -86,6 +86,10 @@ def torn_head(backbone: OpenClipBackbone) -> MlpDepthHead:
     return head
 
 
+def lead_of(logit_B2: torch.Tensor) -> torch.Tensor:
+    return logit_B2[:, 1] - logit_B2[:, 0]
+
+
 def reasons_about(found: Encoded) -> list[int]:
     return torch.nonzero(found.depths_B).flatten().tolist()
 
@@ -123,7 +127,7 @@ def test_a_budget_is_spent_on_the_highest_scores(
     embedder = embedder_of(backbone, head)
     found = embedder.encode(TEXTS, budget=budget)
     with torch.inference_mode():
-        score_B = gate_score(head(backbone.encode(TEXTS)))
+        score_B = lead_of(head(backbone.encode(TEXTS)))
     assert set(reasons_about(found)) == set(score_B.topk(number).indices.tolist())
 
 
@@ -147,7 +151,7 @@ def test_equal_scores_are_parted_by_key_not_by_place(backbone: OpenClipBackbone)
 def test_without_a_budget_the_sign_of_the_score_decides(backbone: OpenClipBackbone) -> None:
     head = torn_head(backbone)
     with torch.inference_mode():
-        score_B = gate_score(head.eval()(backbone.encode(TEXTS)))
+        score_B = lead_of(head.eval()(backbone.encode(TEXTS)))
     found = embedder_of(backbone, head).encode(TEXTS)
     assert torch.equal(found.depths_B.bool(), score_B > 0)
     assert 0 < found.depths_B.sum() < len(TEXTS), "or this test shows nothing"
