@@ -44,6 +44,9 @@ class ContrastiveEmbedder(LightningModule):
         direct_weight: weight `a` of L_nce(h_d(q), h_d(t)).
         temperature: tau; its logarithm is trained if `learn_temperature`.
         symmetric: also target to query.
+        matryoshka_dims: prefixes of the vector that are trained beside the whole one.
+        false_negative_margin: targets whose cosine with a query exceeds that of its own target by
+            more than this do not repel it; null = all do.
         optimizer: called with the parameter groups.
         num_warmup: steps of linear warm-up.
         new_lr_scale: learning rate of the backbone's untrained parts relative to the rest.
@@ -66,6 +69,8 @@ class ContrastiveEmbedder(LightningModule):
         temperature: float = 0.05,
         learn_temperature: bool = False,
         symmetric: bool = True,
+        matryoshka_dims: Sequence[int] = (),
+        false_negative_margin: float | None = None,
         num_warmup: int = 10,
         new_lr_scale: float = 1.0,
         reason: bool = False,
@@ -86,6 +91,8 @@ class ContrastiveEmbedder(LightningModule):
         log_temperature = torch.tensor(math.log(temperature))
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
         self.symmetric, self.reason = symmetric, reason
+        self.matryoshka_dims = tuple(matryoshka_dims)
+        self.false_negative_margin = false_negative_margin
         self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
         if len(depths) < 2 or depths[0] != DIRECT or len(set(depths)) < len(depths):
             raise ValueError(
@@ -134,6 +141,8 @@ class ContrastiveEmbedder(LightningModule):
             temperature=self.log_temperature.exp(),
             valid_B=valid_B,
             symmetric=self.symmetric,
+            false_negative_margin=self.false_negative_margin,
+            dims=self.matryoshka_dims,
         )
 
     def _reasoned(

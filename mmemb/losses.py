@@ -6,6 +6,7 @@ negatives), H hard negatives of this rank, P positives of a row, F false negativ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.distributed import gather_padded, gather_rows, rank_and_world, sum_over_ranks
+from mmemb.tiled_nce import Direction, Embeddings, Problem, nce_sum
 
 PADDING = -1
 """The id that fills up rows of ids; a column with this id is nobody's negative."""
@@ -68,6 +70,8 @@ def contrastive_loss(
     negative_ids_H: Tensor | None = None,
     false_negative_ids_BF: Tensor | None = None,
     symmetric: bool = True,
+    false_negative_margin: float | None = None,
+    dims: Sequence[int] = (),
 ) -> LossTerm:
     """InfoNCE of this rank's rows against all ranks' columns: gathers, then `info_nce`.
 
@@ -86,6 +90,9 @@ def contrastive_loss(
         negative_ids_H: their target ids.
         false_negative_ids_BF: targets a row must not push away, padded with -1.
         symmetric: also target to query.
+        false_negative_margin: columns whose cosine exceeds the own one's by more than this repel
+            nobody: they may be right as well. None = all repel.
+        dims: Matryoshka prefixes that are trained beside the whole vector; the loss is their mean.
 
     Returns:
         The term of this rank's rows; `combine` makes it a loss.
@@ -100,7 +107,7 @@ def contrastive_loss(
         target_ND = torch.cat([target_ND, gather_rows(negative_HD)])
         target_ids_N = torch.cat([target_ids_N, gather_rows(negative_ids_H)])
     columns = None
-    if symmetric:
+    if symmetric and rank_and_world()[1] > 1:
         query_MD = gather_rows(query_BD)
         columns = QueryColumns(query_MD, ids_MI[:, 0], ids_MI[:, 3:], ids_MI[:, 2].bool())
     return info_nce(
@@ -115,6 +122,8 @@ def contrastive_loss(
         false_negative_ids_BF=false_negative_ids_BF,
         symmetric=symmetric,
         columns=columns,
+        false_negative_margin=false_negative_margin,
+        dims=dims,
     )
 
 
@@ -131,8 +140,11 @@ def info_nce(
     false_negative_ids_BF: Tensor | None = None,
     symmetric: bool = True,
     columns: QueryColumns | None = None,
+    false_negative_margin: float | None = None,
+    dims: Sequence[int] = (),
+    tile: int | None = None,
 ) -> LossTerm:
-    """InfoNCE with several positives and masks (METHOD 6), no collectives.
+    """InfoNCE with several positives and masks (METHOD 6), no collectives, in O(tile) memory.
 
     A row's own target is column `offset + row`. Another listed positive among the columns is a
     positive too, once. Both directions have the same count, the valid rows: half the sum of their
@@ -150,22 +162,42 @@ def info_nce(
         false_negative_ids_BF: as in `contrastive_loss`.
         symmetric: half query to target, half target to query; False = the former alone.
         columns: all ranks' queries; by default this rank's are all there are.
+        false_negative_margin: as in `contrastive_loss`.
+        dims: as in `contrastive_loss`.
+        tile: rows that meet all columns together; None chooses.
     """
-    B = len(query_BD)
     valid_B = torch.ones_like(query_ids_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
     query_BD = torch.where(valid_B[:, None], query_BD, 0.0)
-    positive_BN, negative_BN = target_masks(
-        target_ids_N, positive_ids_BP, offset, false_negative_ids_BF
+    columns_of_back = columns or QueryColumns(query_BD, query_ids_B, positive_ids_BP, valid_B)
+    first_N = is_first(target_ids_N)
+
+    def forth(rows: slice) -> tuple[Tensor, Tensor]:
+        listed = None if false_negative_ids_BF is None else false_negative_ids_BF[rows]
+        return target_masks(
+            target_ids_N, positive_ids_BP[rows], offset + rows.start, listed, first_N
+        )
+
+    def back(rows: slice) -> tuple[Tensor, Tensor]:
+        return query_masks(query_ids_B[rows], target_ids_N, columns_of_back, offset + rows.start)
+
+    share = 0.5 if symmetric else 1.0
+    problem = Problem(
+        forth=Direction(forth, share, false_negative_margin),
+        back=Direction(back, share, false_negative_margin) if symmetric else None,
+        valid_B=valid_B,
+        offset=offset,
+        tile=tile,
     )
-    score_BN = _scores(query_BD, target_ND, temperature)
-    forth = _masked_nce(score_BN, positive_BN, negative_BN, valid_B)
-    if not symmetric:
-        return forth
-    columns = columns or QueryColumns(query_BD, query_ids_B, positive_ids_BP, valid_B)
-    positive_BM, negative_BM = query_masks(query_ids_B, target_ids_N, columns, offset)
-    score_BM = _scores(target_ND[offset : offset + B], columns.query_MD, temperature)
-    back = _masked_nce(score_BM, positive_BM, negative_BM, valid_B)
-    return LossTerm((forth.sum + back.sum) / 2, forth.count)
+    whole = Embeddings(
+        _full(query_BD),
+        _full(target_ND),
+        _full(columns.query_MD) if columns and symmetric else None,
+    )
+    widths = [whole, *(_prefix(whole, dim) for dim in dims)]
+    scale = 1 / torch.as_tensor(
+        temperature, dtype=whole.query_BD.dtype, device=whole.query_BD.device
+    )
+    return LossTerm(nce_sum(widths, scale, problem), valid_B.sum())
 
 
 def target_masks(
@@ -173,6 +205,7 @@ def target_masks(
     positive_ids_BP: Tensor,
     offset: int = 0,
     false_negative_ids_BF: Tensor | None = None,
+    first_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which target columns attract a query and which repel it.
 
@@ -185,7 +218,8 @@ def target_masks(
     own_B1 = target_ids_N[offset : offset + B, None]
     duplicate_BN = own_B1 == target_ids_N
     listed_BN = _is_listed(positive_ids_BP, target_ids_N)
-    positive_BN = listed_BN & ~duplicate_BN & _is_first(target_ids_N)
+    first_N = is_first(target_ids_N) if first_N is None else first_N
+    positive_BN = listed_BN & ~duplicate_BN & first_N
     positive_BN |= _diagonal(B, N, offset, target_ids_N.device)
     masked_BN = duplicate_BN | listed_BN | (target_ids_N == PADDING)
     if false_negative_ids_BF is not None:
@@ -211,21 +245,18 @@ def query_masks(
     return _diagonal(B, M, offset, query_ids_B.device), negative_BM
 
 
-def _masked_nce(
-    score_BN: Tensor, positive_BN: Tensor, negative_BN: Tensor, valid_B: Tensor
-) -> LossTerm:
-    # A finite floor: logsumexp over nothing but -inf has a NaN gradient.
-    floor = torch.finfo(score_BN.dtype).min / 2
-    repel_B1 = score_BN.masked_fill(~negative_BN, floor).logsumexp(1, keepdim=True)
-    loss_BN = torch.where(positive_BN, nn.functional.softplus(repel_B1 - score_BN), 0.0)
-    loss_B = loss_BN.sum(1) / positive_BN.sum(1)
-    return LossTerm(torch.where(valid_B, loss_B, 0.0).sum(), valid_B.sum())
+def _prefix(whole: Embeddings, dim: int) -> Embeddings:
+    """The first `dim` numbers of every vector, of unit length again."""
+    if not 0 < dim < whole.query_BD.shape[1]:
+        raise ValueError(
+            f"Matryoshka prefix {dim}: expected less than the embedding's {whole.query_BD.shape[1]}"
+        )
 
+    def cut(x: Tensor) -> Tensor:
+        return nn.functional.normalize(x[:, :dim], dim=1)
 
-def _scores(row_BD: Tensor, column_ND: Tensor, temperature: Tensor | float) -> Tensor:
-    # Under autocast the product would be bf16: three digits are too few for s / 0.02.
-    with torch.autocast(row_BD.device.type, enabled=False):
-        return _full(row_BD) @ _full(column_ND).T / temperature
+    queries = None if whole.query_MD is None else cut(whole.query_MD)
+    return Embeddings(cut(whole.query_BD), cut(whole.target_ND), queries)
 
 
 def _full(x: Tensor) -> Tensor:
@@ -239,7 +270,8 @@ def _is_listed(ids_BP: Tensor, column_ids_N: Tensor) -> Tensor:
     return listed_BN
 
 
-def _is_first(ids_N: Tensor) -> Tensor:
+def is_first(ids_N: Tensor) -> Tensor:
+    """bool (N,), where an id stands for the first time."""
     order_N = ids_N.argsort(stable=True)
     sorted_N = ids_N[order_N]
     new_N = torch.ones_like(ids_N, dtype=torch.bool)

@@ -44,7 +44,7 @@ PURE = {
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.sampling", "rationales.supervised", "rationales.table", "rationales.withholding",
     "records", "reselection", "retrieval", "shard_writer", "shards",
-    "statistics", "utilities", "weights",
+    "statistics", "tiled_nce", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
 
