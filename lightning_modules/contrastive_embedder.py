@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -27,6 +28,7 @@ from mmemb.batches import (
     QueryOutput,
     SidecarOutput,
 )
+from mmemb.gradient_cache import GradientCache, embed_cached
 from mmemb.lineage import read_facts, run_mark
 from mmemb.losses import LossTerm, combine, contrastive_loss
 from mmemb.records import DIRECT, FULL, Rationale, Side, drafts_at
@@ -48,6 +50,8 @@ class ContrastiveEmbedder(LightningModule):
         false_negative_margin: targets whose cosine with a query exceeds that of its own target by
             more than this do not repel it; null = all do.
         optimizer: called with the parameter groups.
+        gradient_cache: cuts a batch into micro-batches whose graphs need not all be in memory; null
+            = one forward pass for the whole batch.
         num_warmup: steps of linear warm-up.
         new_lr_scale: learning rate of the backbone's untrained parts relative to the rest.
         reason: whether test and validation embed queries with their rationale.
@@ -71,6 +75,7 @@ class ContrastiveEmbedder(LightningModule):
         symmetric: bool = True,
         matryoshka_dims: Sequence[int] = (),
         false_negative_margin: float | None = None,
+        gradient_cache: GradientCache | None = None,
         num_warmup: int = 10,
         new_lr_scale: float = 1.0,
         reason: bool = False,
@@ -92,7 +97,7 @@ class ContrastiveEmbedder(LightningModule):
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
         self.symmetric, self.reason = symmetric, reason
         self.matryoshka_dims = tuple(matryoshka_dims)
-        self.false_negative_margin = false_negative_margin
+        self.false_negative_margin, self.gradient_cache = false_negative_margin, gradient_cache
         self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
         if len(depths) < 2 or depths[0] != DIRECT or len(set(depths)) < len(depths):
             raise ValueError(
@@ -114,20 +119,42 @@ class ContrastiveEmbedder(LightningModule):
 
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        target_BD = self.backbone(batch.targets)
-        query_BD = self.backbone(batch.queries)
+        query_BD, target_BD, reasoned_BD = self._embed(batch)
         valid_B = torch.tensor([r is not None for r in batch.rationales], device=self.device)
         direct = self._term(query_BD, target_BD, batch)
         loss = self.direct_weight * combine(direct)
         scalars = {"train/direct_loss": loss.detach()}
         if self.reasoning_weight:
-            reasoned_BD = self._reasoned(batch.queries, batch.rationales, query_BD)
             reasoning = combine(self._term(reasoned_BD, target_BD, batch, valid_B))
             loss = loss + self.reasoning_weight * reasoning
             scalars["train/reasoning_loss"] = reasoning.detach()
             scalars["train/reasoning_share"] = valid_B.float().mean()
         self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
         return loss
+
+    def _embed(self, batch: PairBatch) -> tuple[Tensor, ...]:
+        """Queries, targets, reasoned queries: one forward pass a row for all losses."""
+        if self.gradient_cache is not None:
+            batch = replace(
+                batch,
+                queries=tuple(self.backbone.with_features(batch.queries)),
+                targets=tuple(self.backbone.with_features(batch.targets)),
+            )
+        return embed_cached(
+            partial(self._embed_rows, batch),
+            batch.costs(),
+            self.gradient_cache,
+            self.backbone.parameters(),
+        )
+
+    def _embed_rows(self, batch: PairBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
+        target_bD = self.backbone([batch.targets[row] for row in rows])
+        queries = [batch.queries[row] for row in rows]
+        query_bD = self.backbone(queries)
+        if not self.reasoning_weight:
+            return query_bD, target_bD, query_bD
+        reasoned_bD = self._reasoned(queries, [batch.rationales[row] for row in rows], query_bD)
+        return query_bD, target_bD, reasoned_bD
 
     def _term(
         self, query_BD: Tensor, target_BD: Tensor, batch: PairBatch, valid_B: Tensor | None = None

@@ -50,6 +50,15 @@ class PairBatch:
     positive_ids_BP: Tensor
     step: int = 0
 
+    def costs(self) -> list[int]:
+        """About how many tokens are read for each row: query, target, and query with rationale."""
+        return [
+            target.num_tokens
+            + query.num_tokens
+            + (query.num_tokens + note.num_tokens if note else 0)
+            for query, target, note in zip(self.queries, self.targets, self.rationales, strict=True)
+        ]
+
     def to(self, *args: Any, **kwargs: Any) -> PairBatch:
         """Moves the tensors; sides stay on the host, a backbone collates its own inputs."""
         return _map_tensors(self, lambda x: x.to(*args, **kwargs))

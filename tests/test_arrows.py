@@ -34,7 +34,7 @@ EAGER = {
 PURE = {
     "adaptive", "backbones", "backbones.base", "batch_plan", "batches", "benchmarks.pocket",
     "budget", "counterfactual", "distributed", "evaluators", "files",
-    "gate_fit", "gate_inputs", "gating",
+    "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "metrics", "planted", "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study",
     "placebos", "ranking", "rationales",

@@ -32,6 +32,22 @@ def test_cached_features_stand_for_pixels(tmp_path: Path) -> None:
     torch.testing.assert_close(both[0], both[1], atol=1e-5, rtol=0)
 
 
+def test_a_picture_passes_through_the_frozen_tower_once(tmp_path: Path) -> None:
+    backbone = build_joint_with_tower(tmp_path).eval()
+    known = cached_picture(2)
+    sides = [Side("two", media=(picture(0), picture(1))), Side("one", media=(picture(0),))]
+    sides += [Side("no picture")]
+    read: list[int] = []
+    backbone.tower.register_forward_hook(lambda _, pictures, __: read.append(len(pictures[0])))
+    ready = backbone.with_features(sides)
+    assert read == [2], "equal pictures are one"
+    torch.testing.assert_close(backbone.encode(ready), backbone.encode(sides))
+    assert read == [2, 3]
+    assert backbone.with_features(ready) == ready
+    assert backbone.with_features([Side(media=(known,))])[0].media[0] is known
+    assert backbone.with_features([]) == []
+
+
 def test_tower_tokens(tmp_path: Path) -> None:
     frozen = tower(tmp_path).train()
     tokens = frozen([pixels(0), pixels(1, 30, 30), pixels(2)])

@@ -17,6 +17,7 @@ from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import Backbone
 from mmemb.backbones.base import load_backbone
 from mmemb.batches import PairBatch
+from mmemb.gradient_cache import GradientCache
 from mmemb.records import Media, Rationale, Side
 from tests.tiny_embedder import BACKBONES, clip, evaluate, joint
 from tests.tiny_sidecars import write_tiny_features, write_tiny_rationales
@@ -120,6 +121,19 @@ def test_gradients_on_two_ranks_equal_those_of_one(
     for key, expected in one.items():
         torch.testing.assert_close(two[key], expected, atol=1e-5, rtol=1e-4)
     assert sum(bool(g.abs().max() > 1e-4) for g in one.values()) > len(one) / 2
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("retained", [0.0, 1.0])
+def test_cached_gradients_are_those_of_the_whole_batch(
+    tmp_path: Path, name: str, retained: float
+) -> None:
+    parts = [rows(0, 5), rows(ROWS, 0)]
+    cache = GradientCache(micro_batch_size=3, retained_gib=retained)
+    one = gradients(tmp_path / "one", BACKBONES[name], [joined(parts)])
+    two = gradients(tmp_path / "two", BACKBONES[name], parts, gradient_cache=cache)
+    for key, expected in one.items():
+        torch.testing.assert_close(two[key], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_without_the_reasoning_term_no_rationale_is_read(tmp_path: Path) -> None:

@@ -75,6 +75,11 @@ class Backbone(nn.Module, ABC):
         """The same as `encode`, for wrappers that hook `forward`."""
         return self.encode(sides, rationales)
 
+    def with_features(self, sides: Sequence[Side]) -> list[Side]:
+        """The sides with all that frozen parts say about them, so that it is computed once however
+        often they are encoded (METHOD 6); as they are, if there are no such parts."""
+        return list(sides)
+
     @property
     def device(self) -> torch.device:
         """Where its parameters lie, and where vectors come out."""

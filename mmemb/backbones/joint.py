@@ -7,6 +7,7 @@ of a batch, T tokens a picture, F their width, N = M * T.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -120,6 +121,17 @@ class JointEncoder(Backbone):
             "long_rationale": builder.long_rationale,
             "answer_share": self.answer_share,
         }
+
+    @torch.no_grad()
+    def with_features(self, sides: Sequence[Side]) -> list[Side]:
+        """The tower is frozen: each picture passes through it once."""
+        unread = {m.digest: m for side in sides for m in side.media if m.features is None}
+        tokens = dict(zip(unread, self._run_tower(list(unread.values())), strict=True))
+
+        def read(m: Media) -> Media:
+            return m if m.features is not None else replace(m, features=tokens[m.digest])
+
+        return [replace(s, media=tuple(map(read, s.media))) if s.media else s for s in sides]
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
         self.text.save_pretrained(folder / "text_model")

@@ -1,0 +1,141 @@
+"""Exact gradients of a large batch in the memory of a small one (arXiv 2101.06983, METHOD 6).
+
+A contrastive loss needs the vectors of all rows together, but not the graphs behind them.
+Micro-batches are embedded one after the other; each lies in a non-reentrant checkpoint, which keeps
+its inputs and makes its graph again when the backward pass comes by, with the same random numbers.
+So there is one loss and one backward: automatic optimisation, clipping, accumulation, autocast and
+DDP see nothing of it. Graphs that fit into memory are kept: that saves their second forward pass.
+Shapes: B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+_GIB = 2**30
+
+Embed = Callable[[Sequence[int]], tuple[Tensor, ...]]
+"""Row numbers -> what the losses need of these rows, each tensor with one row for each of them."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientCache:
+    """How a batch is cut, and what may stay in memory.
+
+    Attributes:
+        micro_batch_size: most rows of a micro-batch; None = no bound.
+        micro_batch_tokens: most tokens of a micro-batch, by the costs of its rows; None = no
+            bound. A row that costs more is a micro-batch of its own.
+        retained_gib: graphs are kept while they fit into this much memory (the tensors that
+            autograd saves, without parameters); 0 = none, every micro-batch is embedded twice.
+    """
+
+    micro_batch_size: int | None = None
+    micro_batch_tokens: int | None = None
+    retained_gib: float = 0.0
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "micro_batch_size": self.micro_batch_size,
+            "micro_batch_tokens": self.micro_batch_tokens,
+        }
+        if all(value is None for value in bounds.values()):
+            raise ValueError(
+                "gradient_cache: give micro_batch_size (rows) or micro_batch_tokens (tokens)."
+            )
+        for name, value in bounds.items():
+            if value is not None and value < 1:
+                raise ValueError(f"gradient_cache: {name} {value}: expected 1 or more.")
+        if not self.retained_gib >= 0:
+            raise ValueError(
+                f"gradient_cache: retained_gib {self.retained_gib}: expected 0 or more."
+            )
+
+    def micro_batches(self, costs: Sequence[int]) -> list[range]:
+        """Consecutive rows, all of them once.
+
+        Args:
+            costs: tokens of each row.
+        """
+        found, start, tokens = [], 0, 0
+        for row, cost in enumerate(costs):
+            size = row - start
+            full = self.micro_batch_size is not None and size >= self.micro_batch_size
+            heavy = self.micro_batch_tokens is not None and tokens + cost > self.micro_batch_tokens
+            if size and (full or heavy):
+                found.append(range(start, row))
+                start, tokens = row, 0
+            tokens += cost
+        return [*found, range(start, len(costs))] if len(costs) > start else found
+
+
+def embed_cached(
+    embed: Embed,
+    costs: Sequence[int],
+    cache: GradientCache | None,
+    parameters: Iterable[Tensor] = (),
+) -> tuple[Tensor, ...]:
+    """What `embed` returns for all rows, in a graph that `cache` keeps small.
+
+    Bitwise the same as with all graphs retained, and as one call for the whole batch up to
+    rounding: `embed` must treat every row by itself.
+
+    Args:
+        embed: is called with the rows of a micro-batch, once more in the backward pass where the
+            graph was not kept; it must do the same again.
+        costs: tokens of each row; their number is the number of rows.
+        cache: None = one call for the whole batch.
+        parameters: what is in memory anyhow, and so does not count as part of a graph.
+    """
+    if cache is None or not torch.is_grad_enabled():
+        return embed(range(len(costs)))
+    memory = _Memory(cache.retained_gib * _GIB, parameters)
+    parts = []
+    for rows in cache.micro_batches(costs) or [range(0)]:
+        if memory.has_room():
+            with memory.counted():
+                parts.append(embed(rows))
+        else:
+            parts.append(checkpoint(embed, rows, use_reentrant=False, preserve_rng_state=True))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@final
+class _Memory:
+    """Counts what retained graphs hold; there is room while one more of the largest fits."""
+
+    def __init__(self, allowed: float, parameters: Iterable[Tensor]) -> None:
+        self.allowed, self.used, self.largest = allowed, 0, 0
+        self._ignored = {x.untyped_storage().data_ptr() for x in parameters} if allowed else set()
+
+    def has_room(self) -> bool:
+        return self.allowed > 0 and self.used + self.largest <= self.allowed
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Adds the storages that autograd saves inside."""
+        sizes: dict[int, int] = {}
+
+        def note(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in self._ignored:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with saved_tensors_hooks(note, _as_it_is):
+            yield
+        size = sum(sizes.values())
+        self.used, self.largest = self.used + size, max(self.largest, size)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
