@@ -12,7 +12,7 @@ from datamodules.decode import DecodeError, OnError
 from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleDraw
 from datamodules.stream import Item
-from mmemb.batch_plan import BatchPlan, rank_slice
+from mmemb.batch_plan import BatchPlan, balanced_parts, entry_tokens
 from mmemb.records import Pair, Rationale
 
 
@@ -38,7 +38,10 @@ class PairSteps(Dataset[Item]):
 
     def __getitem__(self, step: int) -> Item:
         problems: list[str] = []
-        positions = rank_slice(self._plan.positions(step), *self._place)
+        rank, world = self._place
+        batch = self._plan.positions(step)
+        costs = [entry_tokens(self._rows[position].entry) for position in batch]
+        positions = balanced_parts(batch, costs, world)[rank]
         found = [self._read_or_replace(position, step, problems) for position in positions]
         pairs, rationales = zip(*found, strict=True)
         return pair_batch(pairs, rationales, step), tuple(problems)

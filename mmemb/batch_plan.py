@@ -13,7 +13,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmemb.records import stable_hash
+from mmemb.records import TOKENS_PER_PICTURE, stable_hash
 from mmemb.shards import IndexEntry
 
 MAX_CYCLE = 10_000
@@ -120,6 +120,33 @@ def rank_slice(positions: Sequence[int], rank: int, world: int) -> list[int]:
         raise ValueError(f"A batch of {len(positions)} cannot be split evenly over {world} ranks.")
     size = len(positions) // world
     return list(positions[rank * size : (rank + 1) * size])
+
+
+def balanced_parts(positions: Sequence[int], costs: Sequence[int], world: int) -> list[list[int]]:
+    """The parts of all ranks: equally many samples, and tokens as equal as a greedy choice makes
+    them. A rank with the videos of a batch would keep the others waiting, who got its texts.
+
+    Args:
+        positions: of the global batch.
+        costs: tokens of each position.
+        world: number of ranks.
+
+    >>> balanced_parts([5, 6, 7, 8], [9, 9, 1, 1], 2)
+    [[5, 7], [6, 8]]
+    """
+    size = len(rank_slice(positions, 0, world))
+    parts: list[list[int]] = [[] for _ in range(world)]
+    tokens = [0] * world
+    for number in sorted(range(len(positions)), key=lambda n: (-costs[n], n)):
+        rank = min((r for r in range(world) if len(parts[r]) < size), key=lambda r: (tokens[r], r))
+        parts[rank].append(number)
+        tokens[rank] += costs[number]
+    return [[positions[number] for number in sorted(part)] for part in parts]
+
+
+def entry_tokens(entry: IndexEntry) -> int:
+    """About how many tokens a sample takes, by its index alone: see `Side.num_tokens`."""
+    return 1 + entry.members.get("json", (0, 0))[1] // 4 + TOKENS_PER_PICTURE * len(entry.media)
 
 
 def _positions_by_group(entries: Sequence[IndexEntry]) -> dict[str, NDArray[np.int64]]:

@@ -17,6 +17,9 @@ from torch import Tensor
 DIRECT, SHORT, FULL = "direct", "short", "full"
 """Names of the depths at which a query can be embedded (METHOD 4)."""
 
+TOKENS_PER_PICTURE = 64
+"""What a picture counts where tokens are only estimated, to balance batches and to cut them."""
+
 GREEDY = -1
 """The seed that asks a worker for its one greedy draw instead of a sample."""
 
@@ -83,7 +86,8 @@ class Side:
     def num_tokens(self) -> int:
         """About how many tokens a model reads: what batches are balanced and cut by. Not a count
         of any tokenizer: four letters are one token, a picture is 64."""
-        return 1 + (len(self.instruction) + len(self.text)) // 4 + 64 * len(self.media)
+        letters = len(self.instruction) + len(self.text)
+        return 1 + letters // 4 + TOKENS_PER_PICTURE * len(self.media)
 
     @property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.batch_plan import BatchPlan, rank_slice
+from mmemb.batch_plan import BatchPlan, balanced_parts, entry_tokens, rank_slice
 from mmemb.shards import IndexEntry
 
 fast = settings(max_examples=40, deadline=None)
@@ -143,3 +143,47 @@ def test_nothing_to_train_on():
 def test_batch_that_ranks_cannot_share():
     with pytest.raises(ValueError, match="batch of 8 cannot be split evenly over 3"):
         rank_slice(range(8), 0, 3)
+
+
+@fast
+@given(
+    st.lists(st.integers(1, 2000), min_size=1, max_size=8),
+    st.integers(1, 6),
+    st.randoms(use_true_random=False),
+)
+def test_balanced_parts_are_equal_in_number_and_hold_all(costs, world, random):
+    costs = costs * world
+    random.shuffle(costs)
+    positions = list(range(100, 100 + len(costs)))
+    parts = balanced_parts(positions, costs, world)
+    assert {len(part) for part in parts} == {len(costs) // world}
+    assert sorted(chain.from_iterable(parts)) == positions
+    assert all(part == sorted(part) for part in parts), "the order of the batch is kept"
+    assert parts == balanced_parts(positions, costs, world)
+    assert world > 1 or parts == [positions]
+
+
+@fast
+@given(st.integers(2, 8), st.integers(8, 32), st.integers(0, 10**6))
+def test_videos_beside_texts_are_shared_out(world, rows, seed):
+    """A quarter of the rows are videos, as groups hold them: all in one place of the batch."""
+    videos = rows * world // 4
+    costs = [20 + seed % 7 + n % 11 for n in range(rows * world - videos)]
+    costs += [16 * 64 + n % 50 for n in range(videos)]
+    parts = balanced_parts(range(len(costs)), costs, world)
+    tokens = [sum(costs[n] for n in part) for part in parts]
+    in_order = [sum(costs[r * rows : (r + 1) * rows]) for r in range(world)]
+    assert max(tokens) - min(tokens) <= max(costs), "by no more than one sample"
+    assert max(tokens) <= max(in_order)
+
+
+def test_the_cost_of_a_sample_is_read_off_the_index():
+    text = IndexEntry("a", "s.tar", {"json": (0, 400)})
+    video = IndexEntry("b", "s.tar", {"json": (0, 400)}, media=dict.fromkeys("xyz", "0"))
+    assert entry_tokens(text) == 101
+    assert entry_tokens(video) == 101 + 3 * 64
+
+
+def test_an_uneven_batch_has_no_balanced_parts():
+    with pytest.raises(ValueError, match="cannot be split evenly over 3 ranks"):
+        balanced_parts(range(8), [1] * 8, 3)

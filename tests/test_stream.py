@@ -82,7 +82,8 @@ def test_ranks_share_the_batches_of_one_process(root, world):
         for rank in range(world)
     ]
     for step, keys in enumerate(whole):
-        assert tuple(key for part in parts for key in part[step]) == keys
+        found = [key for part in parts for key in part[step]]
+        assert sorted(found) == sorted(keys), "who gets which is a matter of their tokens"
 
 
 def test_batch_that_ranks_cannot_share(root):
