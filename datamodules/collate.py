@@ -10,13 +10,25 @@ from collections.abc import Sequence
 import torch
 
 from mmemb.batches import PairBatch
-from mmemb.records import Pair, Rationale, stable_hash
+from mmemb.records import Candidate, Pair, Rationale, stable_hash
 
 
 def pair_batch(
-    pairs: Sequence[Pair], rationales: Sequence[Rationale | None], step: int = 0
+    pairs: Sequence[Pair],
+    rationales: Sequence[Rationale | None],
+    step: int = 0,
+    negatives: Sequence[Sequence[Candidate]] | None = None,
+    num_negatives: int = 0,
 ) -> PairBatch:
-    """Collates training pairs (METHOD 6: what the masks of the loss need)."""
+    """Collates training pairs (METHOD 6: what the masks of the loss need).
+
+    Args:
+        pairs: B pairs.
+        rationales: one a pair, or None where it does not reason.
+        step: the global step.
+        negatives: hard negatives of each pair, at most `num_negatives`; None = none are read.
+        num_negatives: K.
+    """
     positives = [_positive_ids(pair) for pair in pairs]
     width = max(map(len, positives), default=0)
     padded = [ids + [-1] * (width - len(ids)) for ids in positives]
@@ -29,7 +41,15 @@ def pair_batch(
         target_ids_B=torch.tensor([_target_id(p, p.target_name) for p in pairs], dtype=torch.int64),
         positive_ids_BP=torch.tensor(padded, dtype=torch.int64).reshape(len(pairs), width),
         step=step,
+        negatives=tuple(tuple(c.side for c in row) for row in negatives or ()),
+        negative_ids_BK=None if negatives is None else _negative_ids(negatives, num_negatives),
     )
+
+
+def _negative_ids(negatives: Sequence[Sequence[Candidate]], width: int) -> torch.Tensor:
+    ids = [[stable_hash("target", c.gallery, c.name) for c in row] for row in negatives]
+    padded = [row + [-1] * (width - len(row)) for row in ids]
+    return torch.tensor(padded, dtype=torch.int64).reshape(len(padded), width)
 
 
 def query_id(pair: Pair) -> int:

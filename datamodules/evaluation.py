@@ -122,6 +122,10 @@ class EvaluationRows:
         candidates = self._in_galleries(galleries)
         return [self._candidate_loader(candidates, world), self.query_loader(chunks, world)]
 
+    def all_candidates(self, world: int = 1) -> FiniteLoader:
+        """The whole candidate table on every rank, for who mines negatives in it."""
+        return self._candidate_loader(self.candidates, world)
+
     def query_loader(self, chunks: Sequence[Chunk], world: int = 1) -> FiniteLoader:
         """Queries with their rationales."""
         return FiniteLoader(chunks, self._query_batch, world, self._num_workers)

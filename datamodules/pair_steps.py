@@ -9,11 +9,14 @@ from torch.utils.data import Dataset
 
 from datamodules.collate import pair_batch
 from datamodules.decode import DecodeError, OnError
+from datamodules.negatives import NegativeTable
 from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleDraw
 from datamodules.stream import Item
 from mmemb.batch_plan import BatchPlan, balanced_parts, entry_tokens
-from mmemb.records import Pair, Rationale
+from mmemb.records import Candidate, Pair, Rationale
+
+_Read = tuple[Pair, Rationale | None, tuple[Candidate, ...]]
 
 
 @final
@@ -32,7 +35,9 @@ class PairSteps(Dataset[Item]):
         draw: RationaleDraw | None,
         place: tuple[int, int],
         on_error: OnError,
+        negatives: NegativeTable | None = None,
     ) -> None:
+        self._negatives = negatives
         self._rows, self._plan, self._reader, self._draw = rows, plan, reader, draw
         self._place, self._on_error = place, on_error
 
@@ -43,12 +48,13 @@ class PairSteps(Dataset[Item]):
         costs = [entry_tokens(self._rows[position].entry) for position in batch]
         positions = balanced_parts(batch, costs, world)[rank]
         found = [self._read_or_replace(position, step, problems) for position in positions]
-        pairs, rationales = zip(*found, strict=True)
-        return pair_batch(pairs, rationales, step), tuple(problems)
+        pairs, rationales, negatives = zip(*found, strict=True)
+        table = self._negatives
+        if table is None:
+            return pair_batch(pairs, rationales, step), tuple(problems)
+        return pair_batch(pairs, rationales, step, negatives, table.num), tuple(problems)
 
-    def _read_or_replace(
-        self, position: int, step: int, problems: list[str]
-    ) -> tuple[Pair, Rationale | None]:
+    def _read_or_replace(self, position: int, step: int, problems: list[str]) -> _Read:
         try:
             return self._read(position, step)
         except DecodeError as error:
@@ -65,6 +71,8 @@ class PairSteps(Dataset[Item]):
             f"{problems[0]}"
         )
 
-    def _read(self, position: int, step: int) -> tuple[Pair, Rationale | None]:
+    def _read(self, position: int, step: int) -> _Read:
         row = self._rows[position]
-        return self._reader.pair(row), self._draw.draw(row, step) if self._draw else None
+        rationale = self._draw.draw(row, step) if self._draw else None
+        negatives = self._negatives.draw(row, step) if self._negatives else ()
+        return self._reader.pair(row), rationale, negatives

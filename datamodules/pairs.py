@@ -12,6 +12,7 @@ from typing_extensions import override
 from datamodules.decode import DecodeError, OnError
 from datamodules.evaluation import EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
+from datamodules.negatives import NegativeTable
 from datamodules.pair_steps import PairSteps
 from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleDraw, RationaleTable
@@ -50,6 +51,9 @@ class PairDataModule(ShardDataModule):
         num_workers: processes that read ahead.
         val_rationales: folder of the validation queries' rationales.
         start_method: of the workers.
+        negatives: folder of mined hard negatives, or None.
+        num_negatives: how many of them a pair is trained with at a step.
+        with_candidates: `predict` reads the candidate table first, for who mines negatives.
     """
 
     def __init__(
@@ -70,8 +74,13 @@ class PairDataModule(ShardDataModule):
         num_workers: int = 0,
         val_rationales: str | None = None,
         start_method: StartMethod | None = None,
+        negatives: str | None = None,
+        num_negatives: int = 1,
+        with_candidates: bool = False,
     ) -> None:
         super().__init__(root)
+        self._negatives, self._num_negatives = negatives, num_negatives
+        self._with_candidates = with_candidates
         self._pairs, self._batch_size, self._group_size = pairs, batch_size, group_size
         self._group_weights, self._seed, self._half = group_weights, seed, half
         self._sidecar, self._features, self._val_rationales = sidecar, features, val_rationales
@@ -95,7 +104,13 @@ class PairDataModule(ShardDataModule):
         )
         rank_slice(range(self._batch_size), *self.place)  # complain here, not in a worker
         steps = PairSteps(
-            self._train_rows, plan, self._reader, self._draw(), self.place, self._on_error
+            self._train_rows,
+            plan,
+            self._reader,
+            self._draw(),
+            self.place,
+            self._on_error,
+            self._negative_table(),
         )
         return StepStream(steps, self._num_workers, self._start_method)
 
@@ -111,9 +126,15 @@ class PairDataModule(ShardDataModule):
         return data.loaders(data.select(["val"]), *self.place)
 
     @override
-    def predict_dataloader(self) -> FiniteLoader:
+    def predict_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
         chunks = self.predict_chunks(self._batch_size)
-        return FiniteLoader(chunks, self._row_batch, self.place[1], self._num_workers)
+        pairs = FiniteLoader(chunks, self._row_batch, self.place[1], self._num_workers)
+        if not self._with_candidates:
+            return pairs
+        data = EvaluationRows(
+            self.root, self._batch_size, features=self._features, num_workers=self._num_workers
+        )
+        return [data.all_candidates(self.place[1]), pairs]
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
@@ -163,6 +184,14 @@ class PairDataModule(ShardDataModule):
                 f"same names. Give the sidecar of these pairs, or none."
             )
         return table
+
+    def _negative_table(self) -> NegativeTable | None:
+        if self._negatives is None:
+            return None
+        sources = {id(row.index): row.index for row in self._rows}.values()
+        return NegativeTable(
+            self._negatives, sources, self.root, self._reader, self._num_negatives, self._seed
+        )
 
     def _draw(self) -> RationaleDraw | None:
         if self._table is None:

@@ -11,6 +11,7 @@ _HOMES = {
     "CounterfactualSelector": "counterfactual_selector",
     "FeatureExtractor": "feature_extractor",
     "GatingPolicy": "gating_policy",
+    "HardNegativeMiner": "hard_negative_miner",
     "RationaleGenerator": "rationale_generator",
 }
 __all__ = sorted(_HOMES)

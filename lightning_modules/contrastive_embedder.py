@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -28,10 +27,11 @@ from mmemb.batches import (
     QueryOutput,
     SidecarOutput,
 )
-from mmemb.gradient_cache import GradientCache, embed_cached
+from mmemb.gradient_cache import GradientCache
 from mmemb.lineage import read_facts, run_mark
 from mmemb.losses import LossTerm, combine, contrastive_loss
-from mmemb.records import DIRECT, FULL, Rationale, Side, drafts_at
+from mmemb.pair_vectors import PairVectors, pair_vectors
+from mmemb.records import DIRECT, FULL, drafts_at
 from mmemb.retrieval import Galleries
 from mmemb.utilities import embedding_rows, guard_facts, utility_rows
 
@@ -119,68 +119,42 @@ class ContrastiveEmbedder(LightningModule):
 
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        query_BD, target_BD, reasoned_BD = self._embed(batch)
+        reasons = bool(self.reasoning_weight)
+        vectors = pair_vectors(self.backbone, batch, reasons=reasons, cache=self.gradient_cache)
         valid_B = torch.tensor([r is not None for r in batch.rationales], device=self.device)
-        direct = self._term(query_BD, target_BD, batch)
-        loss = self.direct_weight * combine(direct)
+        direct = combine(self._term(vectors.query_BD, vectors, batch))
+        loss = self.direct_weight * direct
         scalars = {"train/direct_loss": loss.detach()}
-        if self.reasoning_weight:
-            reasoning = combine(self._term(reasoned_BD, target_BD, batch, valid_B))
+        if reasons:
+            reasoning = combine(self._term(vectors.reasoned_BD, vectors, batch, valid_B))
             loss = loss + self.reasoning_weight * reasoning
             scalars["train/reasoning_loss"] = reasoning.detach()
             scalars["train/reasoning_share"] = valid_B.float().mean()
         self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
         return loss
 
-    def _embed(self, batch: PairBatch) -> tuple[Tensor, ...]:
-        """Queries, targets, reasoned queries: one forward pass a row for all losses."""
-        if self.gradient_cache is not None:
-            batch = replace(
-                batch,
-                queries=tuple(self.backbone.with_features(batch.queries)),
-                targets=tuple(self.backbone.with_features(batch.targets)),
-            )
-        return embed_cached(
-            partial(self._embed_rows, batch),
-            batch.costs(),
-            self.gradient_cache,
-            self.backbone.parameters(),
-        )
-
-    def _embed_rows(self, batch: PairBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
-        target_bD = self.backbone([batch.targets[row] for row in rows])
-        queries = [batch.queries[row] for row in rows]
-        query_bD = self.backbone(queries)
-        if not self.reasoning_weight:
-            return query_bD, target_bD, query_bD
-        reasoned_bD = self._reasoned(queries, [batch.rationales[row] for row in rows], query_bD)
-        return query_bD, target_bD, reasoned_bD
-
     def _term(
-        self, query_BD: Tensor, target_BD: Tensor, batch: PairBatch, valid_B: Tensor | None = None
+        self,
+        query_BD: Tensor,
+        vectors: PairVectors,
+        batch: PairBatch,
+        valid_B: Tensor | None = None,
     ) -> LossTerm:
+        ids_BK = batch.negative_ids_BK
         return contrastive_loss(
             query_BD,
-            target_BD,
+            vectors.target_BD,
             query_ids_B=batch.query_ids_B,
             target_ids_B=batch.target_ids_B,
             positive_ids_BP=batch.positive_ids_BP,
             temperature=self.log_temperature.exp(),
             valid_B=valid_B,
+            negative_HD=None if ids_BK is None else vectors.negative_BKD.flatten(0, 1),
+            negative_ids_H=None if ids_BK is None else ids_BK.flatten(),
             symmetric=self.symmetric,
             false_negative_margin=self.false_negative_margin,
             dims=self.matryoshka_dims,
         )
-
-    def _reasoned(
-        self, sides: Sequence[Side], rationales: Sequence[Rationale | None], direct_BD: Tensor
-    ) -> Tensor:
-        """(B, D): h_r where a row has a rationale, h_d elsewhere. Ranks may differ in how many:
-        a backbone's empty call joins the graph, so no gradient is waited for in vain."""
-        rows = [row for row, rationale in enumerate(rationales) if rationale is not None]
-        reasoned_RD = self.backbone([sides[r] for r in rows], [rationales[r] for r in rows])
-        index_R = torch.tensor(rows, dtype=torch.long, device=direct_BD.device)
-        return direct_BD.index_copy(0, index_R, reasoned_RD)
 
     @override
     def configure_optimizers(self) -> Any:

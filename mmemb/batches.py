@@ -39,6 +39,8 @@ class PairBatch:
         target_ids_B: int64 ids of the targets.
         positive_ids_BP: int64 ids of every right target of a row, padded with -1.
         step: the global step that this batch belongs to.
+        negatives: hard negatives of each row, at most K; none at all if none are read.
+        negative_ids_BK: int64 ids of the negatives, padded with -1; K is equal on all ranks.
     """
 
     keys: tuple[str, ...]
@@ -49,15 +51,19 @@ class PairBatch:
     target_ids_B: Tensor
     positive_ids_BP: Tensor
     step: int = 0
+    negatives: tuple[tuple[Side, ...], ...] = ()
+    negative_ids_BK: Tensor | None = None
 
     def costs(self) -> list[int]:
-        """About how many tokens are read for each row: query, target, and query with rationale."""
-        return [
-            target.num_tokens
-            + query.num_tokens
-            + (query.num_tokens + note.num_tokens if note else 0)
-            for query, target, note in zip(self.queries, self.targets, self.rationales, strict=True)
-        ]
+        """About how many tokens are read for each row: of query, target, hard negatives, and of the
+        query once more with its rationale."""
+        tokens = []
+        for row, (query, note) in enumerate(zip(self.queries, self.rationales, strict=True)):
+            negatives = self.negatives[row] if self.negatives else ()
+            sides = (query, self.targets[row], *negatives)
+            reasoned = query.num_tokens + note.num_tokens if note else 0
+            tokens.append(sum(side.num_tokens for side in sides) + reasoned)
+        return tokens
 
     def to(self, *args: Any, **kwargs: Any) -> PairBatch:
         """Moves the tensors; sides stay on the host, a backbone collates its own inputs."""

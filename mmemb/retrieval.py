@@ -63,6 +63,19 @@ class Galleries:
             )
         return self._vectors[gallery]
 
+    def places(self, gallery: str) -> list[tuple[int, str]]:
+        """Row in the candidate table and name of each column."""
+        row_of = {column: row for row, column in reversed(self._column_of_row[gallery].items())}
+        return [(row_of[column], name) for name, column in self._columns[gallery].items()]
+
+    def named(self, gallery: str, names: Sequence[Sequence[str]]) -> Tensor:
+        """bool (B, N), which columns bear one of a row's names; unknown names are nobody's."""
+        columns = self._columns[gallery]
+        named_BN = torch.zeros(len(names), len(columns), dtype=torch.bool)
+        for row, wanted in enumerate(names):
+            named_BN[row, [columns[name] for name in wanted if name in columns]] = True
+        return named_BN
+
     def positives(self, query: Query) -> list[int]:
         """Columns of the query's right candidates; an absent one is an error."""
         columns = self._columns[query.gallery]

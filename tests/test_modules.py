@@ -64,12 +64,14 @@ def rows(first: int, valid: int) -> PairBatch:
 
 def joined(parts: Sequence[PairBatch]) -> PairBatch:
     """The global batch in one process."""
-    tuples = ("keys", "queries", "targets", "rationales")
+    tuples = ("keys", "queries", "targets", "rationales", "negatives")
     width = max(part.positive_ids_BP.shape[1] for part in parts)
     ids = [part.positive_ids_BP for part in parts]
     padded = [functional.pad(x, (0, width - x.shape[1]), value=-1) for x in ids]
+    negatives = [x for part in parts if (x := part.negative_ids_BK) is not None]
     return PairBatch(
         **{name: sum((getattr(part, name) for part in parts), ()) for name in tuples},
+        negative_ids_BK=torch.cat(negatives) if negatives else None,
         query_ids_B=torch.cat([part.query_ids_B for part in parts]),
         target_ids_B=torch.cat([part.target_ids_B for part in parts]),
         positive_ids_BP=torch.cat(padded),
@@ -134,6 +136,26 @@ def test_cached_gradients_are_those_of_the_whole_batch(
     two = gradients(tmp_path / "two", BACKBONES[name], parts, gradient_cache=cache)
     for key, expected in one.items():
         torch.testing.assert_close(two[key], expected, atol=1e-5, rtol=1e-4)
+
+
+def with_negatives(batch: PairBatch, numbers: Sequence[Sequence[int]]) -> PairBatch:
+    """Row b gets the countries `numbers[b]` as hard negatives, at most two."""
+    ids = [[500 + n for n in row] + [-1] * (2 - len(row)) for row in numbers]
+    sides = tuple(tuple(Side(f"country {n:02d}") for n in row) for row in numbers)
+    return replace(batch, negatives=sides, negative_ids_BK=torch.tensor(ids))
+
+
+def test_hard_negatives_of_all_ranks_push_all_queries(tmp_path: Path) -> None:
+    plain = [rows(0, 5), rows(ROWS, 0)]
+    numbers = [[[40 + n, 50 + n] for n in range(ROWS)], [[]] * (ROWS - 1) + [[70]]]
+    parts = [with_negatives(part, n) for part, n in zip(plain, numbers, strict=True)]
+    one = gradients(tmp_path / "one", clip, [joined(parts)])
+    cache = GradientCache(micro_batch_size=3)
+    two = gradients(tmp_path / "two", clip, parts, gradient_cache=cache)
+    without = gradients(tmp_path / "without", clip, [joined(plain)])
+    for key, expected in one.items():
+        torch.testing.assert_close(two[key], expected, atol=1e-5, rtol=1e-4)
+    assert any(not torch.allclose(one[key], without[key], atol=1e-4) for key in one)
 
 
 def test_without_the_reasoning_term_no_rationale_is_read(tmp_path: Path) -> None:

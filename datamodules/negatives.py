@@ -1,0 +1,81 @@
+"""Mined hard negatives, joined with their pairs by key, and the draw of those to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import final
+
+from datamodules.decode import decode_json
+from datamodules.evaluation import CANDIDATES
+from datamodules.samples import Row, SampleReader, rows_of
+from datamodules.sidecars import join_whole
+from mmemb.records import Candidate, stable_hash
+from mmemb.shards import ShardIndex
+
+
+@final
+class NegativeTable:
+    """`negatives/`: hard candidates by the pair that they are wrong for.
+
+    Args:
+        folder: the sidecar.
+        sources: folders of pairs; each is covered whole or not at all.
+        root: the data set, whose candidate table the sidecar's rows point into.
+        reader: reads candidates.
+        num: how many are drawn for a pair and step.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the sidecar was mined from other pairs.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        sources: Iterable[ShardIndex],
+        root: Path,
+        reader: SampleReader,
+        num: int,
+        seed: int,
+    ) -> None:
+        if num < 1:
+            raise ValueError(f"num_negatives {num}: expected 1 or more.")
+        self._index, self._root, self._reader = ShardIndex.open(folder), root, reader
+        self.num, self._seed = num, seed
+        self._shards: set[str] = set()
+        for source in sources:
+            self._shards |= join_whole(source, self._index)
+
+    @cached_property
+    def _rows(self) -> Sequence[Row]:
+        return rows_of(ShardIndex.open(self._root / CANDIDATES))
+
+    def draw(self, row: Row, step: int) -> tuple[Candidate, ...]:
+        """`num` of the row's negatives, equal for equal (step, key); fewer if there are fewer."""
+        if row.entry.shard not in self._shards:
+            return ()
+        entry = self._index.by_key[row.entry.key]
+        where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
+        mined = decode_json(self._index.read(entry, {"json"})["json"], where)
+        random = Random(stable_hash(self._seed, "negatives", step, row.entry.key))
+        try:
+            chosen = random.sample(mined, min(self.num, len(mined)))
+            return tuple(self._candidate(item["row"], item["name"], where) for item in chosen)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{where}: expected a list of mined candidates; {type(error).__name__} {error}. "
+                f"Run the step that makes {self._index.folder} again."
+            ) from None
+
+    def _candidate(self, number: int, name: str, where: str) -> Candidate:
+        found = self._reader.candidate(self._rows[number]) if number < len(self._rows) else None
+        if found is None or int(found.key) != number or found.name != name:
+            raise ValueError(
+                f"{where}: candidate {number} should be {name!r}, but {self._root / CANDIDATES} "
+                f"has {found.name if found else 'no such row'!r} there. The negatives were mined "
+                "from other data: run the step that makes them again."
+            )
+        return found

@@ -1,0 +1,46 @@
+"""HardNegativeMiner: the wrong candidates that a trained embedder takes most for right."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from lightning.pytorch import LightningModule
+from typing_extensions import override
+
+from lightning_modules.contrastive_embedder import embed_candidates
+from mmemb.backbones import Backbone
+from mmemb.batches import CandidateOutput, SidecarOutput
+from mmemb.negatives import negative_rows
+from mmemb.retrieval import Galleries
+
+
+@final
+class HardNegativeMiner(LightningModule):
+    """predict: `negatives/`, for every pair the hardest candidates of its gallery.
+
+    Args:
+        backbone: the embedder that mines.
+        num_negatives: most candidates that are written for a pair.
+        margin: a candidate whose cosine with the query exceeds the target's by more than this is
+            left out, since it may be right, too; null = none is.
+    """
+
+    def __init__(
+        self, backbone: Backbone, num_negatives: int = 10, margin: float | None = 0.0
+    ) -> None:
+        super().__init__()
+        if num_negatives < 1:
+            raise ValueError(f"num_negatives {num_negatives}: expected 1 or more.")
+        self.backbone, self.num_negatives, self.margin = backbone, num_negatives, margin
+        self._candidates: list[CandidateOutput] = []
+        self._galleries: Galleries | None = None
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> SidecarOutput:
+        if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
+            self._candidates.append(embed_candidates(self.backbone, batch))
+            return SidecarOutput("", ())
+        if batch_idx == 0:
+            self._galleries = Galleries(self._candidates)
+        rows = negative_rows(self.backbone, batch, self._galleries, self.num_negatives, self.margin)
+        return SidecarOutput(batch.shard, tuple(rows))
