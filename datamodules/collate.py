@@ -6,6 +6,7 @@ B rows, P positives of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,21 +15,9 @@ from mmemb.records import Candidate, Pair, Rationale, stable_hash
 
 
 def pair_batch(
-    pairs: Sequence[Pair],
-    rationales: Sequence[Rationale | None],
-    step: int = 0,
-    negatives: Sequence[Sequence[Candidate]] | None = None,
-    num_negatives: int = 0,
+    pairs: Sequence[Pair], rationales: Sequence[Rationale | None], step: int = 0
 ) -> PairBatch:
-    """Collates training pairs (METHOD 6: what the masks of the loss need).
-
-    Args:
-        pairs: B pairs.
-        rationales: one a pair, or None where it does not reason.
-        step: the global step.
-        negatives: hard negatives of each pair, at most `num_negatives`; None = none are read.
-        num_negatives: K.
-    """
+    """Collates training pairs (METHOD 6: what the masks of the loss need)."""
     positives = [_positive_ids(pair) for pair in pairs]
     width = max(map(len, positives), default=0)
     padded = [ids + [-1] * (width - len(ids)) for ids in positives]
@@ -41,15 +30,20 @@ def pair_batch(
         target_ids_B=torch.tensor([_target_id(p, p.target_name) for p in pairs], dtype=torch.int64),
         positive_ids_BP=torch.tensor(padded, dtype=torch.int64).reshape(len(pairs), width),
         step=step,
-        negatives=tuple(tuple(c.side for c in row) for row in negatives or ()),
-        negative_ids_BK=None if negatives is None else _negative_ids(negatives, num_negatives),
     )
 
 
-def _negative_ids(negatives: Sequence[Sequence[Candidate]], width: int) -> torch.Tensor:
+def with_negatives(
+    batch: PairBatch, negatives: Sequence[Sequence[Candidate]], num: int
+) -> PairBatch:
+    """The batch with hard negatives, at most `num` a row; ids are padded to it on every rank."""
     ids = [[stable_hash("target", c.gallery, c.name) for c in row] for row in negatives]
-    padded = [row + [-1] * (width - len(row)) for row in ids]
-    return torch.tensor(padded, dtype=torch.int64).reshape(len(padded), width)
+    padded = [row + [-1] * (num - len(row)) for row in ids]
+    return replace(
+        batch,
+        negatives=tuple(tuple(candidate.side for candidate in row) for row in negatives),
+        negative_ids_BK=torch.tensor(padded, dtype=torch.int64).reshape(len(padded), num),
+    )
 
 
 def query_id(pair: Pair) -> int:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.collate import pair_batch
+from datamodules.collate import pair_batch, with_negatives
 from datamodules.decode import DecodeError, OnError
 from datamodules.negatives import NegativeTable
 from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleDraw
 from datamodules.stream import Item
+from datamodules.teacher import TeacherTable
 from mmemb.batch_plan import BatchPlan, balanced_parts, entry_tokens
 from mmemb.records import Candidate, Pair, Rationale
 
-_Read = tuple[Pair, Rationale | None, tuple[Candidate, ...]]
+_Read = tuple[Pair, Rationale | None, tuple[Candidate, ...], Tensor | None]
 
 
 @final
@@ -36,8 +40,9 @@ class PairSteps(Dataset[Item]):
         place: tuple[int, int],
         on_error: OnError,
         negatives: NegativeTable | None = None,
+        teacher: TeacherTable | None = None,
     ) -> None:
-        self._negatives = negatives
+        self._negatives, self._teacher = negatives, teacher
         self._rows, self._plan, self._reader, self._draw = rows, plan, reader, draw
         self._place, self._on_error = place, on_error
 
@@ -48,11 +53,13 @@ class PairSteps(Dataset[Item]):
         costs = [entry_tokens(self._rows[position].entry) for position in batch]
         positions = balanced_parts(batch, costs, world)[rank]
         found = [self._read_or_replace(position, step, problems) for position in positions]
-        pairs, rationales, negatives = zip(*found, strict=True)
-        table = self._negatives
-        if table is None:
-            return pair_batch(pairs, rationales, step), tuple(problems)
-        return pair_batch(pairs, rationales, step, negatives, table.num), tuple(problems)
+        pairs, rationales, negatives, vectors = zip(*found, strict=True)
+        batch = pair_batch(pairs, rationales, step)
+        if self._negatives is not None:
+            batch = with_negatives(batch, negatives, self._negatives.num)
+        if self._teacher is not None:
+            batch = replace(batch, teacher_B2E=torch.stack(vectors))
+        return batch, tuple(problems)
 
     def _read_or_replace(self, position: int, step: int, problems: list[str]) -> _Read:
         try:
@@ -75,4 +82,5 @@ class PairSteps(Dataset[Item]):
         row = self._rows[position]
         rationale = self._draw.draw(row, step) if self._draw else None
         negatives = self._negatives.draw(row, step) if self._negatives else ()
-        return self._reader.pair(row), rationale, negatives
+        teacher = self._teacher.read(row) if self._teacher else None
+        return self._reader.pair(row), rationale, negatives, teacher

@@ -17,10 +17,12 @@ from datamodules.pair_steps import PairSteps
 from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleDraw, RationaleTable
 from datamodules.stream import Item, StartMethod, StepStream
+from datamodules.teacher import TeacherTable
 from datamodules.unindexed import ReplayStream, is_unindexed
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import PairRowBatch
 from mmemb.records import Pair, ScoredRationale
+from mmemb.shards import ShardIndex
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class PairDataModule(ShardDataModule):
         start_method: of the workers.
         negatives: folder of mined hard negatives, or None.
         num_negatives: how many of them a pair is trained with at a step.
+        teacher: folder of a teacher's vectors, or None.
         with_candidates: `predict` reads the candidate table first, for who mines negatives.
     """
 
@@ -76,11 +79,12 @@ class PairDataModule(ShardDataModule):
         start_method: StartMethod | None = None,
         negatives: str | None = None,
         num_negatives: int = 1,
+        teacher: str | None = None,
         with_candidates: bool = False,
     ) -> None:
         super().__init__(root)
         self._negatives, self._num_negatives = negatives, num_negatives
-        self._with_candidates = with_candidates
+        self._teacher, self._with_candidates = teacher, with_candidates
         self._pairs, self._batch_size, self._group_size = pairs, batch_size, group_size
         self._group_weights, self._seed, self._half = group_weights, seed, half
         self._sidecar, self._features, self._val_rationales = sidecar, features, val_rationales
@@ -111,6 +115,7 @@ class PairDataModule(ShardDataModule):
             self.place,
             self._on_error,
             self._negative_table(),
+            TeacherTable(self._teacher, self._sources) if self._teacher else None,
         )
         return StepStream(steps, self._num_workers, self._start_method)
 
@@ -157,6 +162,10 @@ class PairDataModule(ShardDataModule):
             )
         return self.open_rows(self._pairs)
 
+    @property
+    def _sources(self) -> list[ShardIndex]:
+        return list({id(row.index): row.index for row in self._rows}.values())
+
     @cached_property
     def _train_rows(self) -> tuple[Row, ...]:
         weights = self._weights
@@ -176,8 +185,7 @@ class PairDataModule(ShardDataModule):
     def _table(self) -> RationaleTable | None:
         if self._sidecar is None:
             return None
-        sources = {id(row.index): row.index for row in self._rows}
-        table = RationaleTable(self._sidecar, sources.values())
+        table = RationaleTable(self._sidecar, self._sources)
         if not any(table.covers(row) for row in self._rows):
             raise ValueError(
                 f"Sidecar {self._sidecar} covers no shard of {self._pairs}: expected shards of the "
@@ -188,9 +196,8 @@ class PairDataModule(ShardDataModule):
     def _negative_table(self) -> NegativeTable | None:
         if self._negatives is None:
             return None
-        sources = {id(row.index): row.index for row in self._rows}.values()
         return NegativeTable(
-            self._negatives, sources, self.root, self._reader, self._num_negatives, self._seed
+            self._negatives, self._sources, self.root, self._reader, self._num_negatives, self._seed
         )
 
     def _draw(self) -> RationaleDraw | None:

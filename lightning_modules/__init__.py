@@ -13,6 +13,7 @@ _HOMES = {
     "GatingPolicy": "gating_policy",
     "HardNegativeMiner": "hard_negative_miner",
     "RationaleGenerator": "rationale_generator",
+    "TeacherEmbedder": "teacher_embedder",
 }
 __all__ = sorted(_HOMES)
 

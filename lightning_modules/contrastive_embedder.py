@@ -27,6 +27,7 @@ from mmemb.batches import (
     QueryOutput,
     SidecarOutput,
 )
+from mmemb.distillation import distillation_loss
 from mmemb.gradient_cache import GradientCache
 from mmemb.lineage import read_facts, run_mark
 from mmemb.losses import LossTerm, combine, contrastive_loss
@@ -50,6 +51,9 @@ class ContrastiveEmbedder(LightningModule):
         false_negative_margin: targets whose cosine with a query exceeds that of its own target by
             more than this do not repel it; null = all do.
         optimizer: called with the parameter groups.
+        distillation_weight: weight of the KL from a teacher's in-batch similarities, whose vectors
+            the batch must have; 0 = none.
+        teacher_temperature: tau of the teacher's similarities.
         gradient_cache: cuts a batch into micro-batches whose graphs need not all be in memory; null
             = one forward pass for the whole batch.
         num_warmup: steps of linear warm-up.
@@ -75,6 +79,8 @@ class ContrastiveEmbedder(LightningModule):
         symmetric: bool = True,
         matryoshka_dims: Sequence[int] = (),
         false_negative_margin: float | None = None,
+        distillation_weight: float = 0.0,
+        teacher_temperature: float = 0.05,
         gradient_cache: GradientCache | None = None,
         num_warmup: int = 10,
         new_lr_scale: float = 1.0,
@@ -97,6 +103,8 @@ class ContrastiveEmbedder(LightningModule):
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
         self.symmetric, self.reason = symmetric, reason
         self.matryoshka_dims = tuple(matryoshka_dims)
+        self.distillation_weight = distillation_weight
+        self.teacher_temperature = teacher_temperature
         self.false_negative_margin, self.gradient_cache = false_negative_margin, gradient_cache
         self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
         if len(depths) < 2 or depths[0] != DIRECT or len(set(depths)) < len(depths):
@@ -130,8 +138,28 @@ class ContrastiveEmbedder(LightningModule):
             loss = loss + self.reasoning_weight * reasoning
             scalars["train/reasoning_loss"] = reasoning.detach()
             scalars["train/reasoning_share"] = valid_B.float().mean()
+        if self.distillation_weight:
+            distillation = combine(self._distillation(vectors, batch))
+            loss = loss + self.distillation_weight * distillation
+            scalars["train/distillation_loss"] = distillation.detach()
         self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
         return loss
+
+    def _distillation(self, vectors: PairVectors, batch: PairBatch) -> LossTerm:
+        if batch.teacher_B2E is None:
+            raise ValueError(
+                "distillation_weight is set, but the batch has no teacher's vectors: set "
+                "data.teacher to a folder that TeacherEmbedder wrote, or distillation_weight to 0."
+            )
+        return distillation_loss(
+            vectors.query_BD,
+            vectors.target_BD,
+            teacher_query_BE=batch.teacher_B2E[:, 0],
+            teacher_target_BE=batch.teacher_B2E[:, 1],
+            temperature=self.log_temperature.exp(),
+            teacher_temperature=self.teacher_temperature,
+            symmetric=self.symmetric,
+        )
 
     def _term(
         self,

@@ -41,6 +41,7 @@ class PairBatch:
         step: the global step that this batch belongs to.
         negatives: hard negatives of each row, at most K; none at all if none are read.
         negative_ids_BK: int64 ids of the negatives, padded with -1; K is equal on all ranks.
+        teacher_B2E: a teacher's unit vectors of query and target, or None.
     """
 
     keys: tuple[str, ...]
@@ -53,6 +54,7 @@ class PairBatch:
     step: int = 0
     negatives: tuple[tuple[Side, ...], ...] = ()
     negative_ids_BK: Tensor | None = None
+    teacher_B2E: Tensor | None = None
 
     def costs(self) -> list[int]:
         """About how many tokens are read for each row: of query, target, hard negatives, and of the

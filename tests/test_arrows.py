@@ -33,7 +33,7 @@ EAGER = {
 
 PURE = {
     "adaptive", "backbones", "backbones.base", "batch_plan", "batches", "benchmarks.pocket",
-    "budget", "counterfactual", "distributed", "evaluators", "files",
+    "budget", "counterfactual", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "metrics",
     "negatives", "pair_vectors", "planted", "planted_coverage",
