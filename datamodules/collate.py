@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from mmemb.batches import PairBatch
-from mmemb.records import Candidate, Pair, Rationale, stable_hash
+from mmemb.records import Candidate, Pair, Rationale, Side, stable_hash
 
 
 def pair_batch(
@@ -20,7 +20,6 @@ def pair_batch(
     """Collates training pairs (METHOD 6: what the masks of the loss need)."""
     positives = [_positive_ids(pair) for pair in pairs]
     width = max(map(len, positives), default=0)
-    padded = [ids + [-1] * (width - len(ids)) for ids in positives]
     return PairBatch(
         keys=tuple(pair.key for pair in pairs),
         queries=tuple(pair.query for pair in pairs),
@@ -28,7 +27,8 @@ def pair_batch(
         rationales=tuple(rationales),
         query_ids_B=torch.tensor([query_id(pair) for pair in pairs], dtype=torch.int64),
         target_ids_B=torch.tensor([_target_id(p, p.target_name) for p in pairs], dtype=torch.int64),
-        positive_ids_BP=torch.tensor(padded, dtype=torch.int64).reshape(len(pairs), width),
+        positive_ids_BP=_padded(positives, width),
+        target_content_B=torch.tensor([content_id(p.target) for p in pairs], dtype=torch.int64),
         step=step,
     )
 
@@ -38,12 +38,23 @@ def with_negatives(
 ) -> PairBatch:
     """The batch with hard negatives, at most `num` a row; ids are padded to it on every rank."""
     ids = [[stable_hash("target", c.gallery, c.name) for c in row] for row in negatives]
-    padded = [row + [-1] * (num - len(row)) for row in ids]
+    contents = [[content_id(candidate.side) for candidate in row] for row in negatives]
     return replace(
         batch,
         negatives=tuple(tuple(candidate.side for candidate in row) for row in negatives),
-        negative_ids_BK=torch.tensor(padded, dtype=torch.int64).reshape(len(padded), num),
+        negative_ids_BK=_padded(ids, num),
+        negative_content_BK=_padded(contents, num),
     )
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    padded = [[*row, *[-1] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64).reshape(len(padded), width)
+
+
+def content_id(side: Side) -> int:
+    """Equal for equal content of a side, whatever it is called; below 2 ** 63."""
+    return int(side.digest, 16) >> 1
 
 
 def query_id(pair: Pair) -> int:

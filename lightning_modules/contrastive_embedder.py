@@ -168,7 +168,7 @@ class ContrastiveEmbedder(LightningModule):
         batch: PairBatch,
         valid_B: Tensor | None = None,
     ) -> LossTerm:
-        ids_BK = batch.negative_ids_BK
+        has_negatives = batch.negative_ids_BK is not None
         return contrastive_loss(
             query_BD,
             vectors.target_BD,
@@ -177,8 +177,10 @@ class ContrastiveEmbedder(LightningModule):
             positive_ids_BP=batch.positive_ids_BP,
             temperature=self.log_temperature.exp(),
             valid_B=valid_B,
-            negative_HD=None if ids_BK is None else vectors.negative_BKD.flatten(0, 1),
-            negative_ids_H=None if ids_BK is None else ids_BK.flatten(),
+            target_content_B=batch.target_content_B,
+            negative_HD=_flat(vectors.negative_BKD) if has_negatives else None,
+            negative_ids_H=_flat(batch.negative_ids_BK),
+            negative_content_H=_flat(batch.negative_content_BK),
             symmetric=self.symmetric,
             false_negative_margin=self.false_negative_margin,
             dims=self.matryoshka_dims,
@@ -261,6 +263,10 @@ class ContrastiveEmbedder(LightningModule):
         )
         marked = tuple(replace(row, meta={**row.meta, **self.made_by}) for row in rows)
         return SidecarOutput(batch.shard, marked)
+
+
+def _flat(x_BK: Tensor | None) -> Tensor | None:
+    return None if x_BK is None else x_BK.flatten(0, 1)
 
 
 def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutput:

@@ -38,9 +38,11 @@ class PairBatch:
         query_ids_B: int64 content ids of the queries; equal ids are the same query.
         target_ids_B: int64 ids of the targets.
         positive_ids_BP: int64 ids of every right target of a row, padded with -1.
+        target_content_B: int64 hashes of what the targets hold.
         step: the global step that this batch belongs to.
         negatives: hard negatives of each row, at most K; none at all if none are read.
         negative_ids_BK: int64 ids of the negatives, padded with -1; K is equal on all ranks.
+        negative_content_BK: int64 hashes of what they hold.
         teacher_B2E: a teacher's unit vectors of query and target, or None.
     """
 
@@ -51,9 +53,11 @@ class PairBatch:
     query_ids_B: Tensor
     target_ids_B: Tensor
     positive_ids_BP: Tensor
+    target_content_B: Tensor | None = None
     step: int = 0
     negatives: tuple[tuple[Side, ...], ...] = ()
     negative_ids_BK: Tensor | None = None
+    negative_content_BK: Tensor | None = None
     teacher_B2E: Tensor | None = None
 
     def costs(self) -> list[int]:

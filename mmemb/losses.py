@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.distributed import gather_padded, gather_rows, rank_and_world, sum_over_ranks
+from mmemb.masks import PADDING, QueryColumns, is_first, merge_contents, query_masks, target_masks
 from mmemb.tiled_nce import Direction, Embeddings, Problem, nce_sum
-
-PADDING = -1
-"""The id that fills up rows of ids; a column with this id is nobody's negative."""
 
 
 @final
@@ -27,24 +25,6 @@ class LossTerm:
 
     sum: Tensor
     count: Tensor
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class QueryColumns:
-    """All ranks' queries, the columns of the target-to-query direction.
-
-    Attributes:
-        query_MD: embeddings; row m belongs to column m of the targets.
-        query_ids_M: int64 content ids.
-        positive_ids_MP: ids of every right target, padded with -1.
-        valid_M: whether the row has such an embedding at all (False: nobody's negative).
-    """
-
-    query_MD: Tensor
-    query_ids_M: Tensor
-    positive_ids_MP: Tensor
-    valid_M: Tensor
 
 
 def combine(term: LossTerm, world: int | None = None) -> Tensor:
@@ -68,6 +48,8 @@ def contrastive_loss(
     valid_B: Tensor | None = None,
     negative_HD: Tensor | None = None,
     negative_ids_H: Tensor | None = None,
+    target_content_B: Tensor | None = None,
+    negative_content_H: Tensor | None = None,
     false_negative_ids_BF: Tensor | None = None,
     symmetric: bool = True,
     false_negative_margin: float | None = None,
@@ -88,6 +70,9 @@ def contrastive_loss(
         valid_B: rows that take part (those that reason); all by default.
         negative_HD: hard negatives, columns only.
         negative_ids_H: their target ids.
+        target_content_B: int64 hashes of what the targets hold: equal ones are duplicates, whatever
+            their ids; None = ids alone decide.
+        negative_content_H: of the hard negatives.
         false_negative_ids_BF: targets a row must not push away, padded with -1.
         symmetric: also target to query.
         false_negative_margin: columns whose cosine exceeds the own one's by more than this repel
@@ -100,25 +85,32 @@ def contrastive_loss(
     assert (negative_HD is None) == (negative_ids_H is None), "hard negatives need their ids"
     valid_B = torch.ones_like(query_ids_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
     query_BD = torch.where(valid_B[:, None], query_BD, 0.0)  # a NaN here must not spread
-    id_columns = [query_ids_B, target_ids_B, valid_B.long()]
+    content_B = target_ids_B if target_content_B is None else target_content_B
+    id_columns = [query_ids_B, target_ids_B, valid_B.long(), content_B]
     ids_MI = gather_padded(torch.cat([torch.stack(id_columns, 1), positive_ids_BP], 1), PADDING)
-    target_ND, target_ids_N = gather_rows(target_BD), ids_MI[:, 1]
+    query_ids_M, target_ids_N, valid_M, content_N = ids_MI[:, :4].unbind(1)
+    target_ND, positive_ids_MP = gather_rows(target_BD), ids_MI[:, 4:]
     if negative_HD is not None and negative_ids_H is not None:
+        content_H = negative_ids_H if negative_content_H is None else negative_content_H
         target_ND = torch.cat([target_ND, gather_rows(negative_HD)])
         target_ids_N = torch.cat([target_ids_N, gather_rows(negative_ids_H)])
+        content_N = torch.cat([content_N, gather_rows(content_H)])
+    if target_content_B is not None:
+        target_ids_N, positive_ids_MP = merge_contents(target_ids_N, content_N, positive_ids_MP)
+    rank, world = rank_and_world()
     columns = None
-    if symmetric and rank_and_world()[1] > 1:
+    if symmetric and world > 1:
         query_MD = gather_rows(query_BD)
-        columns = QueryColumns(query_MD, ids_MI[:, 0], ids_MI[:, 3:], ids_MI[:, 2].bool())
+        columns = QueryColumns(query_MD, query_ids_M, positive_ids_MP, valid_M.bool())
     return info_nce(
         query_BD,
         target_ND,
         query_ids_B=query_ids_B,
         target_ids_N=target_ids_N,
-        positive_ids_BP=positive_ids_BP,
+        positive_ids_BP=positive_ids_MP[rank * len(query_BD) : (rank + 1) * len(query_BD)],
         temperature=temperature,
         valid_B=valid_B,
-        offset=rank_and_world()[0] * len(query_BD),
+        offset=rank * len(query_BD),
         false_negative_ids_BF=false_negative_ids_BF,
         symmetric=symmetric,
         columns=columns,
@@ -200,51 +192,6 @@ def info_nce(
     return LossTerm(nce_sum(widths, scale, problem), valid_B.sum())
 
 
-def target_masks(
-    target_ids_N: Tensor,
-    positive_ids_BP: Tensor,
-    offset: int = 0,
-    false_negative_ids_BF: Tensor | None = None,
-    first_N: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Which target columns attract a query and which repel it.
-
-    Returns:
-        positive (B, N): the own column, and the first column of every other listed positive.
-        negative (B, N): columns that are no positive, no duplicate of one (same id), no listed
-        false negative and no padding.
-    """
-    B, N = len(positive_ids_BP), len(target_ids_N)
-    own_B1 = target_ids_N[offset : offset + B, None]
-    duplicate_BN = own_B1 == target_ids_N
-    listed_BN = _is_listed(positive_ids_BP, target_ids_N)
-    first_N = is_first(target_ids_N) if first_N is None else first_N
-    positive_BN = listed_BN & ~duplicate_BN & first_N
-    positive_BN |= _diagonal(B, N, offset, target_ids_N.device)
-    masked_BN = duplicate_BN | listed_BN | (target_ids_N == PADDING)
-    if false_negative_ids_BF is not None:
-        masked_BN |= _is_listed(false_negative_ids_BF, target_ids_N)
-    return positive_BN, ~masked_BN
-
-
-def query_masks(
-    query_ids_B: Tensor, target_ids_N: Tensor, columns: QueryColumns, offset: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Which queries attract a row's target (its own alone) and which repel it.
-
-    Returns:
-        positive (B, M): the own query.
-        negative (B, M): valid queries with another id for which this target is not right.
-    """
-    B, M = len(query_ids_B), len(columns.query_ids_M)
-    own_ids_B = target_ids_N[offset : offset + B]
-    same_query_BM = query_ids_B[:, None] == columns.query_ids_M
-    shares_BM = own_ids_B[:, None] == target_ids_N[:M]
-    shares_BM |= _is_listed(columns.positive_ids_MP, own_ids_B).T
-    negative_BM = columns.valid_M & ~same_query_BM & ~shares_BM
-    return _diagonal(B, M, offset, query_ids_B.device), negative_BM
-
-
 def _prefix(whole: Embeddings, dim: int) -> Embeddings:
     """The first `dim` numbers of every vector, of unit length again."""
     if not 0 < dim < whole.query_BD.shape[1]:
@@ -261,26 +208,3 @@ def _prefix(whole: Embeddings, dim: int) -> Embeddings:
 
 def _full(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _is_listed(ids_BP: Tensor, column_ids_N: Tensor) -> Tensor:
-    listed_BN = torch.zeros(len(ids_BP), len(column_ids_N), dtype=torch.bool, device=ids_BP.device)
-    for ids_B in ids_BP.unbind(1):  # one (B, N) at a time, never (B, N, P)
-        listed_BN |= (ids_B[:, None] == column_ids_N) & (ids_B[:, None] != PADDING)
-    return listed_BN
-
-
-def is_first(ids_N: Tensor) -> Tensor:
-    """bool (N,), where an id stands for the first time."""
-    order_N = ids_N.argsort(stable=True)
-    sorted_N = ids_N[order_N]
-    new_N = torch.ones_like(ids_N, dtype=torch.bool)
-    new_N[1:] = sorted_N[1:] != sorted_N[:-1]
-    first_N = torch.empty_like(new_N)
-    first_N[order_N] = new_N
-    return first_N
-
-
-def _diagonal(B: int, N: int, offset: int, device: torch.device) -> Tensor:
-    own_B1 = torch.arange(B, device=device)[:, None] + offset
-    return own_B1 == torch.arange(N, device=device)

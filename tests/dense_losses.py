@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmemb.losses import QueryColumns, query_masks, target_masks
+from mmemb.masks import QueryColumns, query_masks, target_masks
 
 
 def dense_nce(

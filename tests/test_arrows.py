@@ -35,7 +35,7 @@ PURE = {
     "adaptive", "backbones", "backbones.base", "batch_plan", "batches", "benchmarks.pocket",
     "budget", "counterfactual", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
-    "guards", "latency", "lineage", "losses", "metrics",
+    "guards", "latency", "lineage", "losses", "masks", "metrics",
     "negatives", "pair_vectors", "planted", "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study",
     "placebos", "ranking", "rationales",

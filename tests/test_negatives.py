@@ -103,6 +103,7 @@ def test_negatives_are_drawn_for_a_step(negatives: Path, tiny_root: Path) -> Non
     batches = steps(tiny_root, negatives, num_negatives=2)
     for batch in batches:
         assert batch.negative_ids_BK.shape == (8, 2)
+        assert torch.equal(batch.negative_content_BK >= 0, batch.negative_ids_BK >= 0)
         read_BK = batch.negative_ids_BK >= 0
         assert [len(row) for row in batch.negatives] == read_BK.sum(1).tolist()
         right_BKP = batch.negative_ids_BK[:, :, None] == batch.positive_ids_BP[:, None]
