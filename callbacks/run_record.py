@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, final
@@ -49,6 +50,7 @@ class RunRecord(Callback):
         link: name of the link to it, made when the run has finished.
         config: the resolved configuration, as YAML text.
         fingerprint: hash of inputs and settings (`mmemb.lineage`).
+        inputs: path -> identity of everything that the run reads.
         inherited_facts: facts that the models this run starts from were fitted on.
     """
 
@@ -59,12 +61,13 @@ class RunRecord(Callback):
         config: str,
         fingerprint: str,
         inherited_facts: frozenset[str] = frozenset(),
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.run = Path(run)
         self.link = link
         self.config = config
         self.fingerprint = fingerprint
-        self.inherited_facts = inherited_facts
+        self.inherited_facts, self.inputs = inherited_facts, dict(inputs or {})
         self._started = time.monotonic()
 
     @override
@@ -105,19 +108,21 @@ class RunRecord(Callback):
 
     def _mark(self, finished: bool) -> None:
         record: dict[str, Any] = {"fingerprint": self.fingerprint, "finished": finished}
+        record |= {"inputs": self.inputs}
         write_json(self.run / "fingerprint.json", record)
 
 
 def is_finished(run: Path, fingerprint: str) -> bool:
     """Whether `run` (a folder or a link to one) finished under this fingerprint."""
-    return _mark_of(run) == {"fingerprint": fingerprint, "finished": True}
+    return _mark_of(run) == (fingerprint, True)
 
 
 def is_unfinished(run: Path, fingerprint: str) -> bool:
     """Whether `run` was started under this fingerprint and can be continued."""
-    return _mark_of(run) == {"fingerprint": fingerprint, "finished": False}
+    return _mark_of(run) == (fingerprint, False)
 
 
-def _mark_of(run: Path) -> dict[str, Any]:
+def _mark_of(run: Path) -> tuple[Any, Any]:
     path = run / "fingerprint.json"
-    return read_json(path, "a run's fingerprint") if path.is_file() else {}
+    mark = read_json(path, "a run's fingerprint") if path.is_file() else {}
+    return mark.get("fingerprint"), mark.get("finished")

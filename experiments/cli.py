@@ -17,8 +17,9 @@ from typing_extensions import override
 from callbacks.run_record import RunRecord, git_state, is_unfinished
 from callbacks.sidecar_writer import SidecarWriter
 from experiments.config_check import check_config_files
+from experiments.resume import MACHINE_KEYS, check_resume
 from mmemb.guards import check_disk, check_memory
-from mmemb.lineage import fingerprint, inherited_facts
+from mmemb.lineage import fingerprint, inherited_facts, input_identities
 from mmemb.weights import read_weights
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -77,6 +78,13 @@ class ExperimentCLI(LightningCLI):
             help="folder of all runs (default: $MMEMB_RUNS or runs)",
         )
         parser.add_argument("--data_root", type=str, help="prepared data, e.g. data/pocket")
+        parser.add_argument(
+            "--allow-change",
+            type=str,
+            nargs="+",
+            default=[],
+            help="settings that may differ from those of the checkpoint that --ckpt_path names",
+        )
         parser.add_argument("--needs.disk_gib", type=float, default=1.0, help="checked at start")
         parser.add_argument("--needs.memory_gib", type=float, default=1.0, help="checked at start")
 
@@ -91,6 +99,11 @@ class ExperimentCLI(LightningCLI):
         check_memory(config.needs.memory_gib)
         torch.set_float32_matmul_precision("high")
         self.fingerprint = run_fingerprint(config, self.subcommand)
+        settings = settings_of(config, self.subcommand)
+        self.inputs = input_identities(settings, own_outputs(config, self.subcommand))
+        given = config.get("ckpt_path")
+        if self.subcommand == "fit" and given is not None and Path(given).is_file():
+            check_resume(Path(given), settings, self.inputs, config.allow_change)
         self.run_folder = self._run_folder(folder, config)
         config.trainer.default_root_dir = str(self.run_folder)
 
@@ -102,6 +115,7 @@ class ExperimentCLI(LightningCLI):
             link=link_name(config.name, self.subcommand),
             config=self._parser(self.subcommand).dump(config, skip_none=False),
             fingerprint=self.fingerprint,
+            inputs=self.inputs,
             inherited_facts=inherited_facts(
                 settings_of(config, self.subcommand), own_outputs(config, self.subcommand)
             ),
@@ -200,6 +214,8 @@ def link_name(name: str, subcommand: str) -> str:
 def settings_of(config: Namespace, subcommand: str) -> dict[str, Any]:
     """The part of a configuration that decides results, as plain data."""
     data = config.as_dict()
+    for key in MACHINE_KEYS:
+        (data["data"].get("init_args") or {}).pop(key, None)
     trainer = {key: data["trainer"].get(key) for key in TRAINER_KEYS}
     kept = {key: data[key] for key in ("model", "data", "seed_everything")}
     return {"subcommand": subcommand, "trainer": trainer, **kept}

@@ -31,6 +31,7 @@ SHARED_KEYS = (
     "runs",
     "data_root",
     "needs",
+    "allow_change",
     "optimizer",
     "lr_scheduler",
 )

@@ -63,8 +63,13 @@ def fingerprint(settings: Any, outputs: Collection[Path] = ()) -> str:
             never again have the fingerprint that it started with.
     """
     inputs = {path: _identity(Path(path)) for path in sorted(set(_paths(settings, outputs)))}
-    text = canonical_json([FORMAT_VERSION, settings, inputs])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _hash([FORMAT_VERSION, settings, inputs])
+
+
+def input_identities(settings: Any, outputs: Collection[Path] = ()) -> dict[str, str]:
+    """Path -> a hash of what lies there, for every input that settings name; see `fingerprint`."""
+    paths = sorted(set(_paths(settings, outputs)))
+    return {path: _hash(_identity(Path(path))) for path in paths}
 
 
 def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> frozenset[str]:
@@ -98,6 +103,10 @@ def read_facts(path: Path) -> frozenset[str]:
     if not isinstance(facts, list):
         raise ValueError(f"{path} has no list `facts`; train the model again to write it.")
     return frozenset(facts)
+
+
+def _hash(data: Any) -> str:
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:16]
 
 
 def _paths(settings: Any, outputs: Collection[Path]) -> Iterator[str]:

@@ -1,0 +1,114 @@
+"""Whether a checkpoint may be continued: its run's settings and inputs against those of now.
+
+Lightning loads whatever it is given. A run that goes on with another batch size, or on data that
+was made again, is neither the old run nor a new one; so every difference must be allowed by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmemb.lineage import read_json
+
+MACHINE_KEYS = ("num_workers", "start_method")
+"""Settings of a data module that change no result."""
+
+KEPT = "model.init_args.optimizer"
+"""Settings that the checkpoint's own state overrides: to allow their change would be a lie."""
+
+
+def check_resume(
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    allowed: Sequence[str] = (),
+) -> None:
+    """Compares a checkpoint's run with what is about to continue it.
+
+    Args:
+        checkpoint: `<run>/checkpoints/NAME.ckpt`; one that lies in no run is not compared.
+        settings: as `experiments.cli.settings_of` gives them.
+        inputs: path -> identity, as `mmemb.lineage.input_identities` gives them.
+        allowed: keys and paths that may differ; a key allows all below it.
+
+    Raises:
+        ValueError: something differs that was not allowed; all differences are listed.
+    """
+    run = checkpoint.absolute().parent.parent
+    if not (run / "config.yaml").is_file():
+        return
+    recorded = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    found = changes(recorded, settings) | changed_inputs(run, inputs)
+    unknown = [key for key in allowed if not any(_covers(key, name) for name in found)]
+    if unknown:
+        raise ValueError(
+            f"--allow-change {unknown[0]}: this is no difference between {run} and the settings of "
+            f"now. They differ in: {', '.join(found) or 'nothing'}."
+        )
+    kept = [key for key in found if _covers(KEPT, key)]
+    if kept:
+        raise ValueError(
+            f"{kept[0]} {found[kept[0]]}: a checkpoint brings the state of its optimiser, learning "
+            "rates included, so this change would do nothing. Start a new run from the weights, or "
+            "leave the optimiser as it was."
+        )
+    refused = {k: v for k, v in found.items() if not any(_covers(key, k) for key in allowed)}
+    if refused:
+        lines = "".join(f"\n  {key} {words}" for key, words in refused.items())
+        keys = " ".join(refused)
+        raise ValueError(
+            f"{checkpoint} belongs to a run of other settings or inputs:{lines}\n"
+            f"To continue it all the same: --allow-change {keys}"
+        )
+
+
+def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> `was X, is Y`, for every setting of `settings` that was recorded otherwise."""
+    now = flattened({k: v for k, v in settings.items() if k != "subcommand"})
+    then = flattened({key: recorded.get(key) for key in settings if key != "subcommand"})
+    trainer = {f"trainer.{key}" for key in settings.get("trainer", {})}
+    names = [n for n in [*now, *then] if not n.startswith("trainer.") or n in trainer]
+    missing = object()
+    return {
+        name: f"was {_word(then, name)}, is {_word(now, name)}"
+        for name in dict.fromkeys(names)
+        if then.get(name, missing) != now.get(name, missing)
+        and name.rpartition(".")[2] not in MACHINE_KEYS
+    }
+
+
+def changed_inputs(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Path -> what happened, for inputs whose content is not what it was."""
+    path = run / "fingerprint.json"
+    known = read_json(path, "a run's fingerprint").get("inputs", {}) if path.is_file() else {}
+    return {
+        name: "holds other data than when the run was started"
+        for name, identity in inputs.items()
+        if known.get(name, identity) != identity
+    }
+
+
+def flattened(data: Any, name: str = "") -> dict[str, Any]:
+    """Dotted key -> value; lists count as values.
+
+    >>> flattened({"a": {"b": 1, "c": {}}, "d": [2]})
+    {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    if not isinstance(data, Mapping) or not data:
+        return {name: list(data) if isinstance(data, tuple) else data}
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flattened(value, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def _covers(key: str, name: str) -> bool:
+    return name == key or name.startswith(f"{key}.")
+
+
+def _word(values: Mapping[str, Any], name: str) -> str:
+    return f"{values[name]!r:.80}" if name in values else "not set"
