@@ -54,6 +54,7 @@ def quieten() -> None:
         ".*treespec, LeafSpec.*",
         ".*fit will run with no optimizer.*",
         ".*callbacks list already contains.*",
+        ".*dirpath has changed from.*",  # a checkpoint is continued in a run of its own
         ".*in eval mode at the start of training.*",  # frozen towers; encoders without dropout
     ):
         warnings.filterwarnings("ignore", message=message)
