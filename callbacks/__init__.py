@@ -4,5 +4,6 @@ from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK
 from callbacks.run_record import RunRecord
 from callbacks.sidecar_writer import SidecarWriter
+from callbacks.training_health import TrainingHealth
 
-__all__ = ["InvocationRatio", "RecallAtK", "RunRecord", "SidecarWriter"]
+__all__ = ["InvocationRatio", "RecallAtK", "RunRecord", "SidecarWriter", "TrainingHealth"]

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from callbacks.run_record import RunRecord, git_state, is_unfinished
 from callbacks.sidecar_writer import SidecarWriter
+from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
 from experiments.resume import MACHINE_KEYS, check_resume
 from mmemb.guards import check_disk, check_memory
@@ -123,6 +124,8 @@ class ExperimentCLI(LightningCLI):
         logger = TensorBoardLogger(str(self.run_folder), name="", version="")
         trainer = super().instantiate_trainer(logger=logger, **kwargs)
         trainer.callbacks.insert(0, record)
+        if self.subcommand == "fit":
+            trainer.callbacks.insert(1, TrainingHealth())
         for callback in trainer.callbacks:
             if isinstance(callback, SidecarWriter):
                 callback.fingerprint = self.fingerprint
@@ -176,6 +179,26 @@ class _ParseOnly(ExperimentCLI):
     @override
     def instantiate_classes(self) -> None:
         pass
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def build(arguments: list[str]) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """Module and data of a `fit` command line, without a trainer; nothing is run or written."""
+    cli = _BuildOnly(arguments)
+    return cli.model, cli.datamodule
+
+
+class _BuildOnly(ExperimentCLI):
+    @override
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:

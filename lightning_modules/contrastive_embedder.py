@@ -14,13 +14,14 @@ from typing import Any, Literal, final
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_modules.schedule import schedule
 from mmemb.backbones import Backbone
+from mmemb.batch_text import describe_batch
 from mmemb.batches import (
-    CandidateBatch,
     CandidateOutput,
     PairBatch,
     QueryBatch,
@@ -33,7 +34,7 @@ from mmemb.lineage import read_facts, run_mark
 from mmemb.losses import LossTerm, combine, contrastive_loss
 from mmemb.pair_vectors import PairVectors, pair_vectors
 from mmemb.records import DIRECT, FULL, drafts_at
-from mmemb.retrieval import Galleries
+from mmemb.retrieval import Galleries, embed_candidates
 from mmemb.utilities import embedding_rows, guard_facts, utility_rows
 
 
@@ -126,7 +127,15 @@ class ContrastiveEmbedder(LightningModule):
     # fit
 
     @override
-    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        if self.global_step == 0 and self.trainer.is_global_zero:
+            for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    text = describe_batch(batch, self.backbone)
+                    logger.experiment.add_text("train/first_batch", text, 0)
+
+    @override
+    def training_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Any]:
         reasons = bool(self.reasoning_weight)
         vectors = pair_vectors(self.backbone, batch, reasons=reasons, cache=self.gradient_cache)
         valid_B = torch.tensor([r is not None for r in batch.rationales], device=self.device)
@@ -143,7 +152,8 @@ class ContrastiveEmbedder(LightningModule):
             loss = loss + self.distillation_weight * distillation
             scalars["train/distillation_loss"] = distillation.detach()
         self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
-        return loss
+        seen = PairVectors(*(x.detach() for x in vectors))
+        return {"loss": loss, "vectors": seen, "temperature": self.log_temperature.detach().exp()}
 
     def _distillation(self, vectors: PairVectors, batch: PairBatch) -> LossTerm:
         if batch.teacher_B2E is None:
@@ -201,8 +211,12 @@ class ContrastiveEmbedder(LightningModule):
         trained = [p for p in self.parameters() if p.requires_grad]
         lr = self.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
         groups = [
-            {"params": [p for p in trained if id(p) not in new]},
-            {"params": [p for p in trained if id(p) in new], "lr": lr * self.new_lr_scale},
+            {"name": "old", "params": [p for p in trained if id(p) not in new]},
+            {
+                "name": "new",
+                "params": [p for p in trained if id(p) in new],
+                "lr": lr * self.new_lr_scale,
+            },
         ]
         return [group for group in groups if group["params"]]
 
@@ -267,14 +281,3 @@ class ContrastiveEmbedder(LightningModule):
 
 def _flat(x_BK: Tensor | None) -> Tensor | None:
     return None if x_BK is None else x_BK.flatten(0, 1)
-
-
-def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutput:
-    """Embeds rows of the candidate table, directly."""
-    candidates = batch.candidates
-    return CandidateOutput(
-        vectors_ND=backbone([candidate.side for candidate in candidates]).detach().cpu(),
-        names=tuple(candidate.name for candidate in candidates),
-        galleries=tuple(candidate.gallery for candidate in candidates),
-        rows=tuple(int(candidate.key) for candidate in candidates),
-    )

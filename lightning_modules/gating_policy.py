@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
-from lightning_modules.contrastive_embedder import embed_candidates
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
 from mmemb.batches import (
@@ -41,7 +40,7 @@ from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
 from mmemb.rationales.prompt_states import check_probe
 from mmemb.records import DIRECT, Query, Side, drafts_at
-from mmemb.retrieval import Galleries
+from mmemb.retrieval import Galleries, embed_candidates
 
 
 @final

@@ -7,11 +7,10 @@ from typing import Any, final
 from lightning.pytorch import LightningModule
 from typing_extensions import override
 
-from lightning_modules.contrastive_embedder import embed_candidates
 from mmemb.backbones import Backbone
 from mmemb.batches import CandidateOutput, SidecarOutput
 from mmemb.negatives import negative_rows
-from mmemb.retrieval import Galleries
+from mmemb.retrieval import Galleries, embed_candidates
 
 
 @final

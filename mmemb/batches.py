@@ -39,6 +39,7 @@ class PairBatch:
         target_ids_B: int64 ids of the targets.
         positive_ids_BP: int64 ids of every right target of a row, padded with -1.
         target_content_B: int64 hashes of what the targets hold.
+        groups: candidate space of each row, for logs.
         step: the global step that this batch belongs to.
         negatives: hard negatives of each row, at most K; none at all if none are read.
         negative_ids_BK: int64 ids of the negatives, padded with -1; K is equal on all ranks.
@@ -54,6 +55,7 @@ class PairBatch:
     target_ids_B: Tensor
     positive_ids_BP: Tensor
     target_content_B: Tensor | None = None
+    groups: tuple[str, ...] = ()
     step: int = 0
     negatives: tuple[tuple[Side, ...], ...] = ()
     negative_ids_BK: Tensor | None = None

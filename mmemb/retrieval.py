@@ -13,7 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mmemb.batches import CandidateOutput
+from mmemb.backbones.base import Backbone
+from mmemb.batches import CandidateBatch, CandidateOutput
 from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.gate_inputs import score_shape
 from mmemb.metrics import metrics_by_query
@@ -199,6 +200,17 @@ class Galleries:
                 f"gallery {query.gallery!r} does not have; prepare the data again."
             )
         return [columns[row] for row in rows]
+
+
+def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutput:
+    """Embeds rows of the candidate table, directly."""
+    candidates = batch.candidates
+    return CandidateOutput(
+        vectors_ND=backbone([candidate.side for candidate in candidates]).detach().cpu(),
+        names=tuple(candidate.name for candidate in candidates),
+        galleries=tuple(candidate.gallery for candidate in candidates),
+        rows=tuple(int(candidate.key) for candidate in candidates),
+    )
 
 
 def best_rank(ranks: TiedRanks) -> Tensor:

@@ -32,8 +32,9 @@ EAGER = {
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
 PURE = {
-    "adaptive", "backbones", "backbones.base", "batch_plan", "batches", "benchmarks.pocket",
-    "budget", "counterfactual", "distillation", "distributed", "evaluators", "files",
+    "adaptive", "backbones", "backbones.base", "batch_plan", "batch_text",
+    "batches", "benchmarks.pocket",
+    "budget", "counterfactual", "diagnostics", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "masks", "metrics",
     "negatives", "pair_vectors", "planted", "planted_coverage",

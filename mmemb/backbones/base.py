@@ -80,6 +80,11 @@ class Backbone(nn.Module, ABC):
         often they are encoded (METHOD 6); as they are, if there are no such parts."""
         return list(sides)
 
+    def describe(self, side: Side, rationale: Rationale | None = None) -> str:
+        """How the model reads a side: its text with special tokens and cuts, and its pictures."""
+        note = f" | {rationale.plain}" if rationale is not None else ""
+        return f"{'<picture>' * len(side.media)}{side.instruction} {side.text}{note}".strip()
+
     @property
     def device(self) -> torch.device:
         """Where its parameters lie, and where vectors come out."""

@@ -122,6 +122,12 @@ class JointEncoder(Backbone):
             "answer_share": self.answer_share,
         }
 
+    def describe(self, side: Side, rationale: Rationale | None = None) -> str:
+        """The tokens of every reading; a picture's tokens are counted."""
+        each = next((len(m.features) for m in side.media if m.features is not None), 1)
+        rows, restated = self.sequences.build([side], [rationale], each)
+        return " + ".join(map(self.sequences.words, [*rows, *restated.values()]))
+
     @torch.no_grad()
     def with_features(self, sides: Sequence[Side]) -> list[Side]:
         """The tower is frozen: each picture passes through it once."""

@@ -114,6 +114,14 @@ class OpenClipBackbone(Backbone):
             fused_BD = fused_BD + self.visual_weight * mean_BD
         return fused_BD
 
+    def describe(self, side: Side, rationale: Rationale | None = None) -> str:
+        """The parts that are fused, and whether the context cuts one."""
+        notes = self._fit([rationale.plain]) if rationale is not None and rationale.plain else []
+        texts = [text for text in (self._text(side), *notes) if text]
+        cut = ["" if fits else " [cut]" for fits in (self._fits(texts) if texts else ())]
+        parts = [f"{text}{mark}" for text, mark in zip(texts, cut, strict=True)]
+        return " + ".join([*parts, *(f"<{m.kind}>" for m in side.media)])
+
     def _text(self, side: Side) -> str:
         instruction = side.instruction if self.read_instruction else ""
         return f"{instruction} {side.text}".strip()

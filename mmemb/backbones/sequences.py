@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, final
 
 import torch
@@ -77,6 +78,15 @@ class SequenceBuilder:
                 restated[i] = self._row([*instructions[i][: self.max_text_tokens], *answer], [])
             start = end
         return rows, restated
+
+    def words(self, row: Row) -> str:
+        """A row's tokens as text; neighbouring picture tokens are one word with their number."""
+        found: list[str] = []
+        for is_picture, ids in groupby(row.ids, lambda number: number >= self.vocabulary):
+            numbers = list(ids)
+            words = [f"<{len(numbers)} picture tokens>"]
+            found += words if is_picture else self.tokenizer.convert_ids_to_tokens(numbers)
+        return " ".join(found)
 
     def _row(self, first: list[int], second: list[int]) -> Row:
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id

@@ -1,0 +1,149 @@
+"""TrainingHealth: is the run learning, is it fed, and where did it break?"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from mmemb.batches import PairBatch
+from mmemb.diagnostics import batch_health
+from mmemb.lineage import write_json
+from mmemb.pair_vectors import PairVectors
+
+BROKEN = "nonfinite.json"
+MOST_ROWS = 1024
+"""Of a larger batch the first rows are measured: a look must not cost as much as a step."""
+
+
+@final
+class Stopwatch:
+    """How much of the time goes by between steps, in wait for data, and rows a second."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._ended: float | None = None
+        self.waiting = self.working = 0.0
+        self.rows = self.tokens = 0
+
+    def start(self) -> None:
+        """A batch has come."""
+        self._started = time.perf_counter()
+        if self._ended is not None:
+            self.waiting += self._started - self._ended
+
+    def stop(self, rows: int, tokens: int) -> None:
+        """Its step is done."""
+        self._ended = time.perf_counter()
+        if self._started is not None:
+            self.working += self._ended - self._started
+        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+
+    def read(self) -> dict[str, float]:
+        """What happened since the last reading, of this rank."""
+        seconds = self.waiting + self.working
+        found = {
+            "data_wait_share": self.waiting / seconds,
+            "samples_per_second": self.rows / seconds,
+            "tokens_per_second": self.tokens / seconds,
+        }
+        self.waiting = self.working = 0.0
+        self.rows = self.tokens = 0
+        return found if seconds > 0 else {}
+
+
+@final
+class TrainingHealth(Callback):
+    """Logs every `log_every_n_steps` steps of a `fit` over pairs, below `train/`:
+    `in_batch_accuracy`, `positive_negative_gap`, `effective_rank`, `masked_share`, `loss/GROUP`,
+    `temperature`, `grad_norm/GROUP`, `data_wait_share`, `samples_per_second`, `tokens_per_second`.
+    All are this rank's own: nobody waits for another to log.
+
+    A loss that is not finite stops the run before the optimiser sees it; `nonfinite.json` in the
+    run folder says which samples the batch held.
+    """
+
+    def __init__(self) -> None:
+        self._watch = Stopwatch()
+        self._batch: PairBatch | None = None
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = batch if isinstance(batch, PairBatch) else None
+        self._watch.start()
+
+    @override
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        if self._batch is not None and not torch.isfinite(loss):
+            self._stop(trainer, self._batch, float(loss.detach()))
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._batch is None or not _is_due(trainer):
+            return
+        norms = {
+            f"train/grad_norm/{group.get('name', number)}": _norm(group["params"])
+            for number, group in enumerate(optimizer.param_groups)
+        }
+        pl_module.log_dict(norms)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(batch, PairBatch):
+            return
+        self._watch.stop(len(batch.keys), sum(batch.costs()))
+        vectors = outputs.get("vectors") if isinstance(outputs, dict) else None
+        # The optimiser's step has counted: due are the steps that Lightning itself logs.
+        if trainer.global_step % trainer.log_every_n_steps or vectors is None:
+            return
+        values = dict(self._watch.read()) | {"temperature": float(outputs["temperature"])}
+        values |= _health(vectors, batch, values["temperature"])
+        pl_module.log_dict(
+            {f"train/{name}": value for name, value in values.items()}, batch_size=len(batch.keys)
+        )
+
+    def _stop(self, trainer: Trainer, batch: PairBatch, loss: float) -> None:
+        run = Path(trainer.default_root_dir)
+        path = run / (BROKEN if trainer.is_global_zero else f"rank{trainer.global_rank}-{BROKEN}")
+        found = {"step": batch.step, "rank": trainer.global_rank, "loss": str(loss)}
+        write_json(path, found | {"keys": list(batch.keys)})
+        raise ValueError(
+            f"The loss of step {batch.step} is {loss}: no weight was changed by it. The keys of "
+            f"its samples are in {path}. Look at them with `python -m experiments.show batch "
+            f"--config {run}/config.yaml --step {batch.step}`. Usual causes: a learning rate that "
+            "is too high, half precision, a temperature near 0."
+        )
+
+
+def _health(vectors: PairVectors, batch: PairBatch, temperature: float) -> dict[str, float]:
+    health = batch_health(
+        vectors.query_BD[:MOST_ROWS],
+        vectors.target_BD[:MOST_ROWS],
+        target_ids_B=batch.target_ids_B[:MOST_ROWS],
+        positive_ids_BP=batch.positive_ids_BP[:MOST_ROWS],
+        temperature=temperature,
+    )
+    return dict(health.scalars(batch.groups[:MOST_ROWS]))
+
+
+def _is_due(trainer: Trainer) -> bool:
+    return (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+
+
+def _norm(parameters: list[Tensor]) -> Tensor:
+    squares = [p.grad.float().pow(2).sum() for p in parameters if p.grad is not None]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
