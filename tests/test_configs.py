@@ -15,7 +15,15 @@ import yaml
 
 from experiments.config_check import _load
 from mmemb.shards import ShardIndex
-from tests.tiny_experiment import CONFIGS, POCKET, REPO, STAGES, Experiment, settings_kept
+from tests.tiny_experiment import (
+    CONFIGS,
+    POCKET,
+    REPO,
+    STAGES,
+    Experiment,
+    run,
+    settings_kept,
+)
 
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "base.yaml")
 PIPELINES = [path for path in FILES if "\nstages:" in path.read_text(encoding="utf-8")]
@@ -221,3 +229,32 @@ def test_facts_are_handed_down_from_stage_to_stage(experiment: Experiment) -> No
     assert facts("judge-a") | facts("judge-b") <= facts("selection")
     held_out = {f"country:{n:02d}/capital" for n in range(18, 24)}
     assert not held_out & facts("gate"), "no fact of part test was ever fitted"
+
+
+@pytest.mark.xdist_group("clip_experiment")
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mine_negatives", "negatives"), ("teacher", "teacher")]
+)
+def test_sidecars_of_pairs_are_made_and_trained_on(
+    clip_experiment: Experiment, tmp_path: Path, name: str, folder: str
+) -> None:
+    shared = ["--experiment", "tiny", "--data_root", str(clip_experiment.root)]
+    shared += ["--runs", str(clip_experiment.runs), "--trainer.accelerator", "cpu"]
+    shared += ["--needs.memory_gib", "0.1", "--data.features", "null"]
+    run(["predict", "--config", str(POCKET / f"{name}.yaml"), *shared])
+    sidecar = clip_experiment.folder / folder
+    assert ShardIndex.open(sidecar).entries
+    more = ["--runs", str(tmp_path), f"--data.{folder}", str(sidecar)]
+    more += ["--model.backbone.folder", str(clip_experiment.folder / "trunk/backbone")]
+    more += [
+        "--data.sidecar",
+        str(clip_experiment.folder / "selected"),
+        "--data.val_rationales",
+        "null",
+    ]
+    more += (
+        ["--model.distillation_weight", "1"] if name == "teacher" else ["--data.num_negatives", "2"]
+    )
+    more += ["--model.gradient_cache", "{micro_batch_size: 3}", "--model.matryoshka_dims", "[16]"]
+    run(clip_experiment.command("embedder", *more))
+    assert (tmp_path / "tiny/embedder/backbone/weights.pt").is_file()
