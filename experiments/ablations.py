@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from mmemb.files import write_atomically
+from callbacks.run_record import git_state, package_versions
+from mmemb.files import link_atomically, write_atomically
 from mmemb.lineage import fingerprint
 from mmemb.records import scored_from_json, scored_to_json, stable_hash
 from mmemb.reselection import Pool, Reselection, Rule, of_seeds, reselect
@@ -194,9 +196,28 @@ def in_process(subcommand: str, config: str, arguments: Sequence[str]) -> None:
 
 
 def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: bytes) -> None:
-    """`ablations.md`, `.json` and `.png` in the experiment's folder."""
-    encoded = json.dumps(data, ensure_ascii=False, indent=1).encode()
-    write_atomically(folder / "ablations.json", encoded)
-    write_atomically(folder / "ablations.png", picture)
-    write_atomically(folder / "ablations.md", f"{text}\n\n![differences](ablations.png)\n".encode())
-    print(f"\n{text}\n{folder}/ablations.md, ablations.json, ablations.png")
+    """`report.{md,json,png}` in a run folder of their own, linked from the experiment's folder.
+
+    Args:
+        folder: of the experiment.
+        text: the tables.
+        data: the figures; when, by which commit and with which versions is added.
+        picture: a PNG.
+    """
+    commit, diff = git_state(Path(__file__).parent)
+    origin = {
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "git_commit": commit,
+        "uncommitted_changes": bool(diff),
+        "versions": package_versions(),
+    }
+    run = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-report-{commit or 'nogit'}"
+    files = {
+        "report.json": json.dumps({**origin, **data}, ensure_ascii=False, indent=1).encode(),
+        "report.png": picture,
+        "report.md": f"{text}\n\n![differences](report.png)\n".encode(),
+    }
+    for name, content in files.items():
+        write_atomically(run / name, content)
+        link_atomically(folder / name, run / name)
+    print(f"\n{text}\n{folder}/report.md, report.json, report.png")

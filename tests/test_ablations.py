@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,14 @@ import yaml
 from PIL import Image
 
 from datamodules.sidecars import RationaleTable
-from experiments.ablations import Cell, Comparison, read_ablations, run_cells, write_cell_sidecar
+from experiments.ablations import (
+    Cell,
+    Comparison,
+    read_ablations,
+    run_cells,
+    write_cell_sidecar,
+    write_report,
+)
 from experiments.report.ablations import CellTable, cell_figures, compare, picture, words
 from mmemb.shards import ShardIndex
 from tests.tiny_experiment import POCKET, Experiment
@@ -127,3 +135,13 @@ def test_the_table_reads_as_text() -> None:
     image = Image.open(io.BytesIO(picture(found)))
     assert image.format == "PNG"
     assert image.width > 900
+
+
+def test_the_report_lies_in_a_run_and_is_linked(tmp_path: Path) -> None:
+    write_report(tmp_path, "# words", {"cells": {}}, b"png")
+    (run,) = tmp_path.glob("*-report-*")
+    for name in ("report.md", "report.json", "report.png"):
+        assert (tmp_path / name).resolve() == run / name
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["cells"] == {}
+    assert found["versions"]["torch"]

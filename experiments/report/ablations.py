@@ -196,8 +196,9 @@ def picture(found: Mapping[str, Any]) -> bytes:
     axes = figure.add_subplot()
     for place, row in enumerate(rows.values()):
         mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
+        reach = [[max(0.0, mean - low)], [max(0.0, high - mean)]]  # rounding goes below 0
         axes.errorbar(
-            mean, place, xerr=[[mean - low], [high - mean]], fmt="o",
+            mean, place, xerr=reach, fmt="o",
             color=COLOURS[row["verdict"]], capsize=3,
         )  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
@@ -208,7 +209,7 @@ def picture(found: Mapping[str, Any]) -> bytes:
     axes.set_xlabel("difference in Recall@1, points (95 % over concepts)")
     for verdict_, colour in COLOURS.items():
         axes.plot([], [], "o", color=colour, label=verdict_)
-    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.0))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
