@@ -79,11 +79,11 @@ def test_every_command_of_a_file_parses(path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_stage_of_every_pipeline_parses() -> None:
-    from experiments.pipeline import read_pipeline
+    from experiments.pipeline import per_seed, read_pipeline
 
     found = set()
     for path in PIPELINES:
-        stages = read_pipeline(path).stages
+        stages = per_seed(read_pipeline(path), 1)[0].stages
         assert len({stage.name for stage in stages}) == len(stages), path.name
         found |= {tuple(stage.command_line(["--experiment", "other"])) for stage in stages}
     for command in sorted(found):
