@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmemb.distributed import gather_rows
 from mmemb.losses import LossTerm
-from mmemb.tiled_nce import TILE_NUMBERS
+from mmemb.nce_sweeps import TILE_NUMBERS
 
 
 def distillation_loss(

@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.distributed import gather_padded, gather_rows, rank_and_world, sum_over_ranks
-from mmemb.masks import PADDING, QueryColumns, is_first, merge_contents, query_masks, target_masks
-from mmemb.tiled_nce import Direction, Embeddings, Problem, nce_sum
+from mmemb.masks import (
+    PADDING,
+    QueryColumns,
+    is_first,
+    merge_contents,
+    other_positives,
+    query_masks,
+    repelled_targets,
+    target_masks,
+)
+from mmemb.nce_sweeps import Embeddings, Problem
+from mmemb.tiled_nce import nce_sum
 
 
 @final
@@ -83,10 +93,9 @@ def contrastive_loss(
         The term of this rank's rows; `combine` makes it a loss.
     """
     assert (negative_HD is None) == (negative_ids_H is None), "hard negatives need their ids"
-    valid_B = torch.ones_like(query_ids_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
-    query_BD = torch.where(valid_B[:, None], query_BD, 0.0)  # a NaN here must not spread
+    clean_BD, takes_part_B = _without_invalid(query_BD, valid_B)
     content_B = target_ids_B if target_content_B is None else target_content_B
-    id_columns = [query_ids_B, target_ids_B, valid_B.long(), content_B]
+    id_columns = [query_ids_B, target_ids_B, takes_part_B.long(), content_B]
     ids_MI = gather_padded(torch.cat([torch.stack(id_columns, 1), positive_ids_BP], 1), PADDING)
     query_ids_M, target_ids_N, valid_M, content_N = ids_MI[:, :4].unbind(1)
     target_ND, positive_ids_MP = gather_rows(target_BD), ids_MI[:, 4:]
@@ -100,10 +109,10 @@ def contrastive_loss(
     rank, world = rank_and_world()
     columns = None
     if symmetric and world > 1:
-        query_MD = gather_rows(query_BD)
+        query_MD = gather_rows(clean_BD)
         columns = QueryColumns(query_MD, query_ids_M, positive_ids_MP, valid_M.bool())
     return info_nce(
-        query_BD,
+        clean_BD,
         target_ND,
         query_ids_B=query_ids_B,
         target_ids_N=target_ids_N,
@@ -158,26 +167,29 @@ def info_nce(
         dims: as in `contrastive_loss`.
         tile: rows that meet all columns together; None chooses.
     """
-    valid_B = torch.ones_like(query_ids_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
-    query_BD = torch.where(valid_B[:, None], query_BD, 0.0)
+    query_BD, valid_B = _without_invalid(query_BD, valid_B)
     columns_of_back = columns or QueryColumns(query_BD, query_ids_B, positive_ids_BP, valid_B)
     first_N = is_first(target_ids_N)
+    own_ids_B = target_ids_N[offset : offset + len(query_BD)]
+    others_BP = other_positives(positive_ids_BP, own_ids_B)
 
     def forth(rows: slice) -> tuple[Tensor, Tensor]:
         listed = None if false_negative_ids_BF is None else false_negative_ids_BF[rows]
-        return target_masks(
-            target_ids_N, positive_ids_BP[rows], offset + rows.start, listed, first_N
-        )
+        return target_masks(target_ids_N, others_BP[rows], offset + rows.start, listed, first_N)
 
     def back(rows: slice) -> tuple[Tensor, Tensor]:
         return query_masks(query_ids_B[rows], target_ids_N, columns_of_back, offset + rows.start)
 
-    share = 0.5 if symmetric else 1.0
+    def repelled(rows: slice) -> Tensor:
+        return repelled_targets(query_ids_B, target_ids_N, others_BP, valid_B, rows)
+
     problem = Problem(
-        forth=Direction(forth, share, false_negative_margin),
-        back=Direction(back, share, false_negative_margin) if symmetric else None,
+        forth=forth,
+        back=back if symmetric else None,
+        repelled=repelled,
         valid_B=valid_B,
         offset=offset,
+        margin=false_negative_margin,
         tile=tile,
     )
     whole = Embeddings(
@@ -190,6 +202,14 @@ def info_nce(
         temperature, dtype=whole.query_BD.dtype, device=whole.query_BD.device
     )
     return LossTerm(nce_sum(widths, scale, problem), valid_B.sum())
+
+
+def _without_invalid(query_BD: Tensor, valid_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Zeros in rows that do not take part, since a NaN there would spread; and who takes part."""
+    if valid_B is None:  # no copy of a large batch
+        return query_BD, torch.ones(len(query_BD), dtype=torch.bool, device=query_BD.device)
+    valid_B = valid_B.bool()
+    return torch.where(valid_B[:, None], query_BD, 0.0), valid_B
 
 
 def _prefix(whole: Embeddings, dim: int) -> Embeddings:

@@ -48,17 +48,19 @@ def target_masks(
         negative (B, N): columns that are no positive, no duplicate of one (same id), no listed
         false negative and no padding.
     """
-    B, N = len(positive_ids_BP), len(target_ids_N)
-    own_B1 = target_ids_N[offset : offset + B, None]
-    duplicate_BN = own_B1 == target_ids_N
-    listed_BN = _is_listed(positive_ids_BP, target_ids_N)
-    first_N = is_first(target_ids_N) if first_N is None else first_N
-    positive_BN = listed_BN & ~duplicate_BN & first_N
-    positive_BN |= _diagonal(B, N, offset, target_ids_N.device)
-    masked_BN = duplicate_BN | listed_BN | (target_ids_N == PADDING)
+    own_B1 = target_ids_N[offset : offset + len(positive_ids_BP), None]
+    negative_BN = own_B1 != target_ids_N
+    positive_BN = torch.zeros_like(negative_BN)
+    if positive_ids_BP.shape[1]:
+        listed_BN = _is_listed(positive_ids_BP, target_ids_N)
+        first_N = is_first(target_ids_N) if first_N is None else first_N
+        positive_BN = listed_BN & negative_BN & first_N
+        negative_BN &= ~listed_BN
+    positive_BN.diagonal(offset).fill_(True)
+    negative_BN &= target_ids_N != PADDING
     if false_negative_ids_BF is not None:
-        masked_BN |= _is_listed(false_negative_ids_BF, target_ids_N)
-    return positive_BN, ~masked_BN
+        negative_BN &= ~_is_listed(false_negative_ids_BF, target_ids_N)
+    return positive_BN, negative_BN
 
 
 def query_masks(
@@ -77,6 +79,37 @@ def query_masks(
     shares_BM |= _is_listed(columns.positive_ids_MP, own_ids_B).T
     negative_BM = columns.valid_M & ~same_query_BM & ~shares_BM
     return _diagonal(B, M, offset, query_ids_B.device), negative_BM
+
+
+def repelled_targets(
+    query_ids_B: Tensor,
+    target_ids_N: Tensor,
+    positive_ids_BP: Tensor,
+    valid_B: Tensor,
+    rows: slice,
+) -> Tensor:
+    """The negatives of `query_masks` seen from the queries, in one process.
+
+    Returns:
+        (b, B): whether a query of `rows` repels the target of another row.
+    """
+    own_ids_B = target_ids_N[: len(query_ids_B)]
+    repelled_bB = query_ids_B[rows, None] != query_ids_B
+    repelled_bB &= own_ids_B[rows, None] != own_ids_B
+    repelled_bB &= valid_B[rows, None]
+    if positive_ids_BP.shape[1]:
+        repelled_bB &= ~_is_listed(positive_ids_BP[rows], own_ids_B)
+    return repelled_bB
+
+
+def other_positives(positive_ids_BP: Tensor, own_ids_B: Tensor) -> Tensor:
+    """The lists without columns that name nothing but the row's own target, or are padding.
+
+    >>> other_positives(torch.tensor([[5, 7, -1], [6, 6, -1]]), torch.tensor([5, 6])).tolist()
+    [[7], [6]]
+    """
+    says_BP = (positive_ids_BP != own_ids_B[:, None]) & (positive_ids_BP != PADDING)
+    return positive_ids_BP[:, says_BP.any(0)]
 
 
 def merge_contents(
