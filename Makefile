@@ -2,24 +2,32 @@
 # about 6 GB with the default torch. Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 RUN := $(VENV)/bin/python -m
 PARALLEL := -n 2 --dist loadgroup
 PIPELINE ?= experiments/configs/pocket/pipeline.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench
+.PHONY: help install demo test test-all lint bench bench-peers
 
-help:      ; @echo "make install | demo | test | test-all | lint | bench    (README.md says what each does)"
+help:      ; @echo "make install | demo | test | test-all | lint | bench | bench-peers    (README.md says what each does)"
 install:   $(VENV)/.installed
 demo:      install ; $(RUN) experiments.pipeline $(PIPELINE)
 test:      install ; $(RUN) pytest $(PARALLEL)
 test-all:  install ; $(RUN) pytest $(PARALLEL) -m ""
 lint:      install ; $(RUN) ruff check . && $(RUN) ruff format --check .
 bench:     install ; $(RUN) experiments.bench
+bench-peers: $(PEERS)/.installed ; $(PEERS)/bin/python -m experiments.bench_peers
 
 # One pip command, so that the resolver picks a torch and a torchvision that fit each other.
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	echo '*' > $(VENV)/.gitignore
 	$(VENV)/bin/pip install --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(PEERS)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	echo '*' > $(PEERS)/.gitignore
+	$(PEERS)/bin/pip install --disable-pip-version-check -e '.[pocket]' sentence-transformers
 	touch $@

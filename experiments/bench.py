@@ -9,27 +9,79 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, final
 
 import torch
 
+from callbacks.run_record import git_state, package_versions
+from experiments.run import quieten
+from mmemb.lineage import write_json
 from mmemb.records import GREEDY, Side
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One comparison.
+
+    Attributes:
+        ours: median of ours, in seconds or MB.
+        other: median of the other.
+        ratios: ours / other of every pair of runs.
+        peer: what the other is.
+        unit: `s` or `MB`.
+        bar: what the median ratio should not exceed; None = none was set.
+    """
+
+    name: str
+    ours: float
+    other: float
+    ratios: tuple[float, ...]
+    peer: str
+    unit: Literal["s", "MB"] = "s"
+    bar: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The median of the ratios."""
+        return statistics.median(self.ratios)
+
+    def __str__(self) -> str:
+        factor, unit = (1000, "ms") if self.unit == "s" else (1, "MB")
+        spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}"
+        bar = (
+            "" if self.bar is None else f"{self.bar:.2f} {'ok' if self.ratio <= self.bar else 'NO'}"
+        )
+        values = f"{factor * self.ours:>9.1f}{unit}{factor * self.other:>9.1f}{unit}"
+        return f"{self.name:<36}{values}{self.ratio:>7.2f} {spread:<10}{bar:<9}  {self.peer}"
+
+
+def heading() -> str:
+    """What stands above the lines."""
+    return f"{'what':<36}{'ours':>11}{'other':>11}{'ratio':>7} {'spread':<10}{'bar':<9}  other is"
+
+
 def compare(
-    name: str, ours: Callable[[], Any], peer: Callable[[], Any], peer_name: str, runs: int = 5
-) -> tuple[str, float, float, str]:
-    """Median seconds of both, measured in turn after one warm-up of each."""
+    name: str,
+    ours: Callable[[], Any],
+    peer: Callable[[], Any],
+    peer_name: str,
+    runs: int = 5,
+    bar: float | None = None,
+) -> Line:
+    """Both measured in turn after one warm-up of each."""
     ours(), peer()
-    seconds: list[tuple[float, float]] = []
-    for _ in range(runs):
-        seconds.append((_seconds(ours), _seconds(peer)))
+    seconds = [(_seconds(ours), _seconds(peer)) for _ in range(runs)]
     mine, theirs = (statistics.median(column) for column in zip(*seconds, strict=True))
-    return name, mine, theirs, peer_name
+    return Line(name, mine, theirs, tuple(a / b for a, b in seconds), peer_name, bar=bar)
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -38,7 +90,7 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def bench_reading(root: Path) -> tuple[str, float, float, str]:
+def bench_reading(root: Path) -> Line:
     """Pictures of the training pairs: read by offset and decode, against a plain WebDataset."""
     import webdataset as wds
     from PIL import Image
@@ -67,7 +119,7 @@ def bench_reading(root: Path) -> tuple[str, float, float, str]:
     return compare(f"read and decode {len(rows)} pairs", ours, peer, "webdataset + Pillow")
 
 
-def bench_ranking() -> tuple[str, float, float, str]:
+def bench_ranking() -> Line:
     """Exact tie-aware ranks, against the same fp64 scores sorted whole."""
     from mmemb.ranking import rank_positives
 
@@ -83,7 +135,7 @@ def bench_ranking() -> tuple[str, float, float, str]:
     )
 
 
-def bench_generation(root: Path, prompt: str) -> tuple[str, float, float, str]:
+def bench_generation(root: Path, prompt: str) -> Line:
     """Greedy rationales with the shared few-shot prefix, against `generate` of transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -115,7 +167,7 @@ def bench_generation(root: Path, prompt: str) -> tuple[str, float, float, str]:
     )
 
 
-def bench_gate(adaptive: Path) -> tuple[str, float, float, str]:
+def bench_gate(adaptive: Path) -> Line:
     """The gate's decision against the direct pass it rides on."""
     from mmemb.adaptive import AdaptiveEmbedder
 
@@ -133,7 +185,7 @@ def bench_gate(adaptive: Path) -> tuple[str, float, float, str]:
         )
 
 
-def bench_training(trunk: Path) -> tuple[str, float, float, str]:
+def bench_training(trunk: Path) -> Line:
     """Forward and backward of 64 short texts, against a matrix product of as many FLOPs."""
     from mmemb.backbones import load_backbone
 
@@ -162,24 +214,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/pocket"))
     parser.add_argument("--runs", type=Path, default=Path("runs/pocket"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args(arguments)
-    prompt = str(Path(__file__).parent / "configs/pocket/few_shot.json")
-    adaptive, trunk = options.runs / "gate/adaptive", options.runs / "trunk/backbone"
-    benches: list[tuple[Path | None, Callable[[], tuple[str, float, float, str]]]] = [
-        (options.data_root / "pairs/plain", lambda: bench_reading(options.data_root)),
-        (None, bench_ranking),
-        (options.data_root / "models/smollm2", lambda: bench_generation(options.data_root, prompt)),
-        (adaptive, lambda: bench_gate(adaptive)),
-        (trunk, lambda: bench_training(trunk)),
-    ]
-    print(f"{'what':<28}{'ours':>10}{'other':>10}{'ratio':>8}   other is")
-    for needed, bench in benches:
-        if needed is not None and not needed.exists():
-            print(f"{needed} does not exist yet: run `make demo` first; left out")
+    quieten()
+    print(heading())
+    lines = []
+    for needed, bench in benches(options.data_root, options.runs):
+        if absent := [path for path in needed if not path.exists()]:
+            print(f"{absent[0]} does not exist yet: run `make demo` first; left out")
             continue
-        name, mine, theirs, peer = bench()
-        row = f"{1000 * mine:>8.1f}ms{1000 * theirs:>8.1f}ms{mine / theirs:>8.2f}"
-        print(f"{name:<28}{row}   {peer}", flush=True)
+        lines.append(bench())
+        print(lines[-1], flush=True)
+    write_results(options.out, lines)
+
+
+def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[], Line]]]:
+    """What has to exist, and what is measured then."""
+    from experiments import bench_training as training
+
+    prompt = str(Path(__file__).parent / "configs/pocket/few_shot.json")
+    adaptive, trunk, features = runs / "gate/adaptive", runs / "trunk/backbone", runs / "features"
+    plain, model = root / "pairs/plain", root / "models/smollm2"
+    return [
+        ((), training.bench_loss_memory),  # first: memory that others freed would hide its peak
+        ((), training.bench_loss_time),
+        ((trunk,), lambda: training.bench_gradient_cache(trunk, 0.0)),
+        ((trunk,), lambda: training.bench_gradient_cache(trunk, 0.5)),
+        ((trunk, plain, features), lambda: training.bench_step(root, trunk, features)),
+        ((plain,), lambda: training.bench_loader(root)),
+        ((plain,), lambda: training.bench_resume(root)),
+        ((plain,), lambda: training.bench_state(root)),
+        ((plain,), lambda: bench_reading(root)),
+        ((), bench_ranking),
+        ((model,), lambda: bench_generation(root, prompt)),
+        ((adaptive,), lambda: bench_gate(adaptive)),
+        ((trunk,), lambda: bench_training(trunk)),
+    ]
+
+
+def write_results(path: Path, lines: Sequence[Line], peers: Sequence[str] = ()) -> None:
+    """`benchmarks/results.json`: every line, on what it was measured and with which peers."""
+    commit, diff = git_state(Path(__file__).parent)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": package_versions() | {name: metadata.version(name) for name in peers},
+        "git_commit": commit,
+        "uncommitted_changes": bool(diff),
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    rows = [asdict(line) | {"ratio": line.ratio} for line in lines]
+    write_json(path, {"machine": machine, "lines": rows})
+    print(f"{path}")
 
 
 if __name__ == "__main__":

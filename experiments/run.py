@@ -1,4 +1,7 @@
-"""`python -m experiments.run fit|validate|test|predict --config ...`: one stage, one run."""
+"""`python -m experiments.run fit|validate|test|predict --config ...`: one stage, one run.
+
+With `--explain KEY` nothing runs; it says which file or flag gave the setting its value.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import tempfile
 import textwrap
 import traceback
 import warnings
+
+from experiments.explain import asked_for, explain
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
 """What bad input raises; their message is written for people, so they see it alone."""
@@ -29,6 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     quieten()
     try:
+        arguments, key = asked_for(arguments)
+        if key is not None:
+            print(explain(arguments, key))
+            return
         from experiments.cli import ExperimentCLI
 
         ExperimentCLI(arguments)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +19,7 @@ import yaml
 
 import experiments.report  # noqa: F401  (the line below finds its module)
 from tests.tiny_experiment import (
+    REPO,
     Experiment,
     run,
     trained_weights,
@@ -74,6 +80,47 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+def start(experiment: Experiment, runs: Path, *more: str) -> subprocess.Popen[bytes]:
+    """`experiments.run fit` in a process of its own; one thread, so that sums round alike."""
+    command = [sys.executable, "-m", "experiments.run"]
+    command += experiment.command("trunk", "--runs", str(runs), *more)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=REPO, env=environment, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow  # half a minute: every process imports everything
+def test_killed_at_random_steps_it_ends_in_the_same_weights(
+    trunk: Experiment, tmp_path: Path
+) -> None:
+    """kill -9, three times, and another number of reading processes each time."""
+    steps = ["--trainer.max_steps", "60", "--trainer.limit_train_batches", "60"]
+    steps += ["--trainer.limit_val_batches", "0"]
+    whole = start(trunk, tmp_path / "whole", *steps)
+    assert whole.wait(120) == 0
+    random, killed = Random(0), []
+    for workers in (0, 1, 2):
+        process = start(trunk, tmp_path / "cut", *steps, "--data.num_workers", str(workers))
+        before = {path: path.stat().st_mtime_ns for path in saved(tmp_path / "cut")}
+        while process.poll() is None and not any(
+            path.stat().st_mtime_ns != before.get(path) for path in saved(tmp_path / "cut")
+        ):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.05, 0.4))
+        process.send_signal(signal.SIGKILL)
+        killed.append(process.wait())
+    assert -signal.SIGKILL in killed, "at least one was really cut"
+    assert start(trunk, tmp_path / "cut", *steps).wait(120) == 0
+    assert len(list((tmp_path / "cut/tiny").glob("*-trunk-*"))) == 1, "all in one run"
+    expected, found = (trained_weights(tmp_path / name / "tiny") for name in ("whole", "cut"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def saved(runs: Path) -> list[Path]:
+    """The checkpoints there are."""
+    return list(runs.glob("tiny/*-trunk-*/checkpoints/last.ckpt"))
 
 
 @pytest.mark.slow  # the default suite has 90 seconds
