@@ -1,9 +1,17 @@
 """Callbacks: a plain object inside, hooks outside; they read step outputs, never the model."""
 
+from callbacks.hparams import HParams
 from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK
 from callbacks.run_record import RunRecord
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 
-__all__ = ["InvocationRatio", "RecallAtK", "RunRecord", "SidecarWriter", "TrainingHealth"]
+__all__ = [
+    "HParams",
+    "InvocationRatio",
+    "RecallAtK",
+    "RunRecord",
+    "SidecarWriter",
+    "TrainingHealth",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, final
@@ -51,6 +51,8 @@ class RunRecord(Callback):
         config: the resolved configuration, as YAML text.
         fingerprint: hash of inputs and settings (`mmemb.lineage`).
         inputs: path -> identity of everything that the run reads.
+        owner: who started it.
+        tags: words to find it by.
         inherited_facts: facts that the models this run starts from were fitted on.
     """
 
@@ -62,12 +64,15 @@ class RunRecord(Callback):
         fingerprint: str,
         inherited_facts: frozenset[str] = frozenset(),
         inputs: Mapping[str, str] | None = None,
+        owner: str = "",
+        tags: Sequence[str] = (),
     ) -> None:
         self.run = Path(run)
         self.link = link
         self.config = config
         self.fingerprint = fingerprint
         self.inherited_facts, self.inputs = inherited_facts, dict(inputs or {})
+        self.owner, self.tags = owner, list(tags)
         self._started = time.monotonic()
 
     @override
@@ -79,6 +84,7 @@ class RunRecord(Callback):
         commit, diff = git_state(Path(__file__).parent)
         (self.run / "uncommitted.diff").write_text(diff, encoding="utf-8")
         environment = {"git_commit": commit, "uncommitted_changes": bool(diff)}
+        environment |= {"owner": self.owner, "tags": self.tags}
         write_json(self.run / "environment.json", environment | {"versions": package_versions()})
         self._mark(finished=False)
 

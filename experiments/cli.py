@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import time
 from pathlib import Path
@@ -14,11 +15,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from callbacks.hparams import HParams
 from callbacks.run_record import RunRecord, git_state, is_unfinished
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
-from experiments.resume import MACHINE_KEYS, check_resume
+from experiments.resume import MACHINE_KEYS, check_resume, flattened
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import fingerprint, inherited_facts, input_identities
 from mmemb.weights import read_weights
@@ -79,6 +81,10 @@ class ExperimentCLI(LightningCLI):
             help="folder of all runs (default: $MMEMB_RUNS or runs)",
         )
         parser.add_argument("--data_root", type=str, help="prepared data, e.g. data/pocket")
+        parser.add_argument("--owner", type=str, default=_user(), help="recorded with the run")
+        parser.add_argument(
+            "--tags", type=str, nargs="+", default=[], help="words to find the run by"
+        )
         parser.add_argument(
             "--allow-change",
             type=str,
@@ -117,6 +123,8 @@ class ExperimentCLI(LightningCLI):
             config=self._parser(self.subcommand).dump(config, skip_none=False),
             fingerprint=self.fingerprint,
             inputs=self.inputs,
+            owner=config.owner or "",
+            tags=config.tags,
             inherited_facts=inherited_facts(
                 settings_of(config, self.subcommand), own_outputs(config, self.subcommand)
             ),
@@ -126,6 +134,8 @@ class ExperimentCLI(LightningCLI):
         trainer.callbacks.insert(0, record)
         if self.subcommand == "fit":
             trainer.callbacks.insert(1, TrainingHealth())
+        if self.subcommand in ("fit", "test"):
+            trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
         for callback in trainer.callbacks:
             if isinstance(callback, SidecarWriter):
                 callback.fingerprint = self.fingerprint
@@ -163,6 +173,14 @@ class ExperimentCLI(LightningCLI):
         run = partial[-1] if partial else folder / f"{stamp}-{name}-{commit or 'nogit'}"
         os.environ[RUN_FOLDER] = str(run)
         return run
+
+
+def _user() -> str:
+    """Who runs this; nobody in a container without accounts."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def parse(arguments: list[str]) -> Namespace:

@@ -32,6 +32,8 @@ SHARED_KEYS = (
     "data_root",
     "needs",
     "allow_change",
+    "owner",
+    "tags",
     "optimizer",
     "lr_scheduler",
 )

@@ -1,4 +1,4 @@
-"""`python -m experiments.report build|show|audit RUN` and `rounds|seeds RUN RUN...`."""
+"""`python -m experiments.report build|show|audit RUN`, `rounds|seeds RUN...`, `list`, `diff A B`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.report.audit import audit
 from experiments.report.build import build
 from experiments.report.rounds import write_rounds
+from experiments.report.runs import diff_runs, list_runs
 from experiments.report.seeds import write_seeds
 
 
@@ -30,6 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     averaging = commands.add_parser("seeds", help="average runs that differ in their seeds")
     averaging.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_seed0")
     averaging.add_argument("--data-root", default="data/pocket", help="prepared data")
+    listing = commands.add_parser("list", help="every run below a folder, the newest first")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+    differing = commands.add_parser("diff", help="settings and metrics of two runs")
+    differing.add_argument("left", type=Path, help="e.g. runs/pocket/trunk")
+    differing.add_argument("right", type=Path, help="e.g. runs/pocket/embedder")
     options = parser.parse_args(arguments)
     try:
         if options.command == "build":
@@ -40,6 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
             write_rounds(options.runs, Path(options.data_root))
         elif options.command == "seeds":
             write_seeds(options.runs, Path(options.data_root))
+        elif options.command == "list":
+            print(list_runs(options.folder))
+        elif options.command == "diff":
+            print(diff_runs(options.left, options.right))
         else:
             show(options.run)
     except (ValueError, FileNotFoundError) as error:

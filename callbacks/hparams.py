@@ -1,0 +1,100 @@
+"""HParams: the tab of TensorBoard that compares runs by their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
+
+HIGHER = ("recall", "hit", "accuracy", "ndcg", "mrr", "map")
+
+
+LAYOUT = {
+    "headline": {
+        "retrieval": ["Multiline", [r"val/recall@1", r"val/hit@1", r"test/recall@1"]],
+        "quality against invocation": [
+            "Multiline",
+            [r"(val|test)/recall@1", r"(train|val|test)/invocation_ratio"],
+        ],
+    },
+    "training": {
+        "loss parts": ["Multiline", [r"train/(loss|.*_loss)"]],
+        "in-batch accuracy": ["Multiline", [r"train/in_batch_accuracy"]],
+        "throughput": ["Multiline", [r"train/samples_per_second", r"train/data_wait_share"]],
+    },
+}
+"""The page *Custom scalars*: category -> chart -> tags, as regular expressions."""
+
+
+@final
+class BestMetrics:
+    """The best value of every metric: the highest of what `HIGHER` names, else the lowest."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Notes what is known now; what is no number counts as nothing."""
+        for name, value in metrics.items():
+            number = float(value)
+            if number != number:
+                continue
+            best = max if any(word in name for word in HIGHER) else min
+            self.values[name] = best(self.values.get(name, number), number)
+
+
+@final
+class HParams(Callback):
+    """Writes settings and best metrics of a run where the HParams tab looks for them, and the
+    layout of the page *Custom scalars*.
+
+    `save_hyperparameters` would do so too, but then a checkpoint's settings silently beat the
+    command line's.
+
+    Args:
+        settings: dotted key -> value; what is neither number, text nor truth value is written as
+            text.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = {key: _plain(value) for key, value in settings.items()}
+        self.best = BestMetrics()
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(LAYOUT)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.best.add(trainer.callback_metrics)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        self.best.add(trainer.callback_metrics)
+        for logger in trainer.loggers:
+            if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
+                named = {f"best/{name}": value for name, value in self.best.values.items()}
+                writer = logger.experiment
+                for summary in hparams(self.settings, named):
+                    writer.file_writer.add_summary(summary)
+                for name, value in named.items():
+                    writer.add_scalar(name, value, trainer.global_step)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else str(value)

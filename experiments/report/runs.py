@@ -1,0 +1,102 @@
+"""The runs below a folder, and what two of them differ in: settings first, then metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.report.page import markdown_table
+from experiments.resume import flattened
+from mmemb.lineage import read_json
+
+HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
+
+
+def list_runs(folder: Path) -> str:
+    """A table of every run below a folder, the newest first.
+
+    Args:
+        folder: `runs`, or an experiment in it.
+
+    Raises:
+        FileNotFoundError: there is no run.
+    """
+    runs = sorted(
+        {path.parent for path in folder.rglob("fingerprint.json") if not path.parent.is_symlink()},
+        key=lambda run: run.name,
+        reverse=True,
+    )
+    if not runs:
+        raise FileNotFoundError(
+            f"{folder} holds no run: `experiments.run` writes them to runs/EXPERIMENT/."
+        )
+    headings = ("run", "state", "minutes", "owner", "tags", "commit", "metric")
+    return markdown_table(headings, [_line(folder, run) for run in runs])
+
+
+def diff_runs(left: Path, right: Path) -> str:
+    """Settings in which two runs differ, and their metrics side by side."""
+    settings = [flattened(_config(run)) for run in (left, right)]
+    metrics = [_summary(run).get("metrics", {}) for run in (left, right)]
+    changed = [
+        [key, *(str(found.get(key, "-")) for found in settings)]
+        for key in sorted({*settings[0], *settings[1]})
+        if settings[0].get(key, "-") != settings[1].get(key, "-")
+    ]
+    measured = [
+        [name, *(_number(found.get(name)) for found in metrics), _difference(name, metrics)]
+        for name in sorted({*metrics[0], *metrics[1]})
+    ]
+    names = (left.name, right.name)
+    parts = [
+        markdown_table(("setting", *names), changed) if changed else "No setting differs.",
+        markdown_table(("metric", *names, "difference"), measured) if measured else "No metrics.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _line(folder: Path, run: Path) -> list[str]:
+    mark = read_json(run / "fingerprint.json", "a run's fingerprint")
+    summary, environment = _summary(run), _read(run / "environment.json")
+    metrics = summary.get("metrics", {})
+    shown = [f"{name} {_number(metrics[name])}" for name in HEADLINES if name in metrics]
+    dirty = "+" if environment.get("uncommitted_changes") else ""
+    return [
+        str(run.relative_to(folder)),
+        "finished" if mark.get("finished") else "unfinished",
+        f"{summary['seconds'] / 60:.1f}" if "seconds" in summary else "-",
+        str(environment.get("owner") or "-"),
+        ", ".join(environment.get("tags") or ()) or "-",
+        f"{environment.get('git_commit') or '-'}{dirty}",
+        shown[0] if shown else "-",
+    ]
+
+
+def _config(run: Path) -> Any:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {run} is no run of `experiments.run`. Name a folder below runs/, "
+            "such as runs/pocket/embedder."
+        )
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    return _read(run / "summary.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, "a record of a run") if path.is_file() else {}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _difference(name: str, metrics: list[Mapping[str, float]]) -> str:
+    values = [found.get(name) for found in metrics]
+    return "-" if None in values else f"{values[1] - values[0]:+.4g}"
