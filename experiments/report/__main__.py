@@ -1,4 +1,4 @@
-"""`python -m experiments.report build|show|audit RUN`, `rounds|seeds RUN...`, `list`, `diff A B`."""
+"""`python -m experiments.report COMMAND`: build, show, audit, rounds, seeds, list, diff."""
 
 from __future__ import annotations
 
