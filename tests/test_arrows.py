@@ -32,7 +32,7 @@ EAGER = {
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
 PURE = {
-    "adaptive", "backbones", "backbones.base", "batch_plan", "batch_text",
+    "adaptive", "backbones", "backbones.base", "backbones.contract", "batch_plan", "batch_text",
     "batches", "benchmarks.pocket",
     "budget", "counterfactual", "diagnostics", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
