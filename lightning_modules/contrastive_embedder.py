@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_modules.schedule import schedule
+from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone
 from mmemb.batch_text import describe_batch
 from mmemb.batches import (
@@ -55,6 +56,7 @@ class ContrastiveEmbedder(LightningModule):
         distillation_weight: weight of the KL from a teacher's in-batch similarities, whose vectors
             the batch must have; 0 = none.
         teacher_temperature: tau of the teacher's similarities.
+        lora: low-rank updates of the backbone's pretrained part, in place of all its weights.
         gradient_cache: cuts a batch into micro-batches whose graphs need not all be in memory; null
             = one forward pass for the whole batch.
         num_warmup: steps of linear warm-up.
@@ -82,6 +84,7 @@ class ContrastiveEmbedder(LightningModule):
         false_negative_margin: float | None = None,
         distillation_weight: float = 0.0,
         teacher_temperature: float = 0.05,
+        lora: LoraSettings | None = None,
         gradient_cache: GradientCache | None = None,
         num_warmup: int = 10,
         new_lr_scale: float = 1.0,
@@ -96,6 +99,8 @@ class ContrastiveEmbedder(LightningModule):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        if lora is not None:
+            backbone.attach_lora(lora)
         self.optimizer = optimizer
         self.reasoning_weight, self.direct_weight = reasoning_weight, direct_weight
         if not temperature > 0:

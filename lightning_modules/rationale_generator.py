@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_modules.schedule import schedule
+from mmemb.adapters import LoraSettings
 from mmemb.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
 from mmemb.counterfactual import names_target
 from mmemb.losses import combine
 from mmemb.metrics import MeanSums
-from mmemb.rationales import NO_DRAW, LoraSettings, RationaleWorker, fold_candidates
+from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
 from mmemb.rationales.supervised import ReplyBatch
 from mmemb.rationales.withholding import check_unknowing, known_train_facts
 from mmemb.records import GREEDY, Rationale, ScoredRationale, scored_to_json, stable_hash

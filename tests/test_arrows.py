@@ -32,7 +32,8 @@ EAGER = {
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
 PURE = {
-    "adaptive", "backbones", "backbones.base", "backbones.contract", "batch_plan", "batch_text",
+    "adapters", "adaptive", "backbones", "backbones.base", "backbones.contract",
+    "batch_plan", "batch_text",
     "batches", "benchmarks.pocket",
     "budget", "counterfactual", "diagnostics", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
@@ -40,7 +41,7 @@ PURE = {
     "nce_sweeps", "negatives", "pair_vectors", "planted", "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study",
     "placebos", "ranking", "rationales",
-    "rationales.adapters", "rationales.base", "rationales.decoding",
+    "rationales.base", "rationales.decoding",
     "rationales.folding", "rationales.foreign", "rationales.loading", "rationales.padding",
     "rationales.pools",
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",

@@ -16,8 +16,9 @@ from torch import Tensor
 from callbacks import SidecarWriter
 from datamodules import SideDataModule
 from lightning_modules import RationaleGenerator
+from mmemb.adapters import LoraSettings
 from mmemb.lineage import write_json
-from mmemb.rationales import LanguageModelWorker, LoraSettings, RationaleWorker
+from mmemb.rationales import LanguageModelWorker, RationaleWorker
 from mmemb.shards import ShardIndex
 from tests.tiny import write_tiny
 from tests.tiny_models import write_chat_model

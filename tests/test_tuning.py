@@ -12,9 +12,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM
 
+from mmemb.adapters import LoraSettings
 from mmemb.lineage import fingerprint, write_json
 from mmemb.losses import combine
-from mmemb.rationales import LanguageModelWorker, LoraSettings, TableWorker, load_worker
+from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
 from mmemb.rationales.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.rationales.tuning import ReplyTuner
 from mmemb.records import GREEDY, SHORT, Rationale, Side

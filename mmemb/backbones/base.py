@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mmemb.adapters import LoraSettings
 from mmemb.lineage import read_json, write_json
 from mmemb.records import Rationale, Side
 from mmemb.weights import read_weights
@@ -74,6 +75,14 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor:
         """The same as `encode`, for wrappers that hook `forward`."""
         return self.encode(sides, rationales)
+
+    def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
+        """Freezes the pretrained part but for low-rank updates, which a save adds to its weights.
+
+        Raises:
+            ValueError: the backbone has no part for which that is written.
+        """
+        raise ValueError(f"{type(self).__name__} takes no LoRA: leave `lora` out, or add it there.")
 
     def with_features(self, sides: Sequence[Side]) -> list[Side]:
         """The sides with all that frozen parts say about them, so that it is computed once however

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmemb.adapters import LoraSettings, attach_lora, merged_copy
 from mmemb.backbones.base import Backbone, class_path, in_folder
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
@@ -79,6 +80,7 @@ class JointEncoder(Backbone):
         self.feature_dim, self.thumbnail_dim = feature_dim, thumbnail_dim
         self.text, tokenizer = _load_text_model(text_model)
         self.words.requires_grad_(False)
+        self._tuned: tuple[Any, ...] = ()
         self.sequences = SequenceBuilder(
             tokenizer=tokenizer,
             vocabulary=self.words.num_embeddings,
@@ -139,8 +141,16 @@ class JointEncoder(Backbone):
 
         return [replace(s, media=tuple(map(read, s.media))) if s.media else s for s in sides]
 
+    def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
+        """Updates of the text encoder; what is new beside it is trained as before."""
+        if self._tuned:
+            raise ValueError("this encoder has LoRA updates already")
+        # In a tuple: the same weights must not be registered twice.
+        self._tuned = (attach_lora(self.text, settings, seed),)
+
     def _save_files(self, folder: Path) -> dict[str, Any]:
-        self.text.save_pretrained(folder / "text_model")
+        text = merged_copy(self._tuned[0]) if self._tuned else self.text
+        text.save_pretrained(folder / "text_model")
         self.sequences.tokenizer.save_pretrained(folder / "text_model")
         saved: dict[str, Any] = {"text_model": in_folder("text_model")}
         if self.tower is not None:

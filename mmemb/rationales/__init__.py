@@ -14,7 +14,6 @@ _HOMES = {
     "load_worker": "loading",
     "LanguageModelWorker": "language_model",
     "FewShotPrompt": "prompts",
-    "LoraSettings": "adapters",
     "TableWorker": "table",
     "ForeignWorker": "foreign",
     "PrecomputedWorker": "precomputed",

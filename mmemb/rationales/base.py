@@ -14,7 +14,7 @@ from torch import Tensor
 from mmemb.records import Rationale, Side, stable_hash
 
 if TYPE_CHECKING:
-    from mmemb.rationales.adapters import LoraSettings
+    from mmemb.adapters import LoraSettings
     from mmemb.rationales.tuning import ReplyTuner
 
 NO_DRAW = -2

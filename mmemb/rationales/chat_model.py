@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from mmemb.rationales.adapters import adapter_identity, merge_adapter
+from mmemb.adapters import adapter_identity, merge_adapter
 from mmemb.rationales.decoders import share_prefix
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import Rationale

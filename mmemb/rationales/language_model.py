@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from mmemb.adapters import LoraSettings
 from mmemb.lineage import read_facts
-from mmemb.rationales.adapters import LoraSettings
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.decoders import SharedPrefixDecoder, WholePromptDecoder

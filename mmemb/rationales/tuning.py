@@ -9,8 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from mmemb.adapters import LoraSettings, attach_lora, lora_parameters, save_adapter
 from mmemb.losses import LossTerm
-from mmemb.rationales.adapters import LoraSettings, attach_lora, lora_parameters, save_adapter
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.padding import real_positions
 from mmemb.rationales.shared_prefix import read_prefix, read_rows

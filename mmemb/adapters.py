@@ -1,4 +1,4 @@
-"""LoRA adapters of language models: made, saved in peft's form, merged into the weights again.
+"""LoRA updates of transformers' models: made, saved in peft's form, merged into the weights again.
 
 A saved adapter is a JSON file of plain settings and a safetensors file; whatever else a folder
 from elsewhere asks for is refused, so that nothing in it decides what code runs.
@@ -6,6 +6,7 @@ from elsewhere asks for is refused, so that nothing in it decides what code runs
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from dataclasses import dataclass
@@ -77,6 +78,11 @@ def attach_lora(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.M
     for parameter in lora_parameters(tuned).values():
         parameter.data = parameter.data.float()  # whatever the model's type: steps are small
     return tuned
+
+
+def merged_copy(tuned: Any) -> Any:
+    """The plain model with its updates added to the weights; `tuned` stays as it is."""
+    return copy.deepcopy(tuned).merge_and_unload()
 
 
 def lora_parameters(tuned: nn.Module) -> dict[str, nn.Parameter]:
