@@ -249,12 +249,12 @@ def test_gathered_columns_equal_the_whole() -> None:
     assert torch.allclose(whole.sum, parts[0].sum + parts[1].sum)
 
 
-ROWS = 10
+ROWS, HARD = 12, 6
 VALID = {
     "equal": [True] * ROWS,
-    "5/3": [True] * 5 + [True, False, True, True, False],
-    "4/0": [True, True, False, True, True] + [False] * 5,
-    "0/0": [False] * ROWS,
+    "uneven": [True] * 6 + [True, False, True, True, False, False],
+    "one rank has none": [True, True, False, True] + [False] * 8,
+    "none": [False] * ROWS,
 }
 
 
@@ -263,25 +263,26 @@ def _gradients(rank: int, case: str, world: int) -> list[Tensor]:
     torch.manual_seed(0)
     towers = nn.ModuleList([nn.Linear(6, 4), nn.Linear(6, 4)])
     log_temperature = nn.Parameter(torch.tensor(-1.0))
-    x_query, x_target, negatives = torch.randn(ROWS, 6), torch.randn(ROWS, 6), torch.randn(4, 6)
-    target_ids = torch.tensor([0, 1, 2, 3, 4, 2, 6, 7, 8, 9])  # one target on both ranks
+    x_query, x_target = torch.randn(ROWS, 6), torch.randn(ROWS, 6)
+    negatives = torch.randn(HARD, 6)
+    target_ids = torch.tensor([0, 1, 2, 3, 4, 2, 6, 7, 8, 1, 10, 11])  # some on several ranks
     positives = torch.full((ROWS, 2), -1)
     positives[:, 0], positives[1, 1] = target_ids, 8
     mine = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
-    hard = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    hard = slice(rank * HARD // world, (rank + 1) * HARD // world)
     # Ranks differ in P: what pads rows on one rank must not matter on another.
     own_positives = positives[mine] if rank == 0 else positives[mine, :1]
     embed = [lambda x, t=tower: nn.functional.normalize(t(x), dim=1) for tower in towers]
     term = contrastive_loss(
         embed[0](x_query[mine]),
         embed[1](x_target[mine]),
-        query_ids_B=torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 8, 9])[mine],
+        query_ids_B=torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 8, 9, 10, 11])[mine],
         target_ids_B=target_ids[mine],
         positive_ids_BP=own_positives,
         temperature=log_temperature.exp(),
         valid_B=torch.tensor(VALID[case])[mine],
         negative_HD=embed[1](negatives[hard]),
-        negative_ids_H=torch.arange(20, 24)[hard],
+        negative_ids_H=torch.arange(20, 20 + HARD)[hard],
     )
     combine(term).backward()
     gradients = [p.grad for p in (*towers.parameters(), log_temperature)]
@@ -292,13 +293,14 @@ def _gradients(rank: int, case: str, world: int) -> list[Tensor]:
     return gradients
 
 
+@pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("case", VALID)
-def test_two_ranks_equal_one_process(case: str) -> None:
+def test_ranks_equal_one_process(case: str, world: int) -> None:
     expected = _gradients(0, case, 1)
-    for gradients in run_ranks(_gradients, 2, case, 2):
+    for gradients in run_ranks(_gradients, world, case, world):
         for ours, theirs in zip(gradients, expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
-    assert (case == "0/0") == all(not gradient.any() for gradient in expected)
+    assert (case == "none") == all(not gradient.any() for gradient in expected)
 
 
 def test_combine_scales_by_the_world() -> None:
