@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from experiments.bench import Line, compare
 from mmemb.adapters import LoraSettings
-from mmemb.gradient_cache import GradientCache, embed_cached
+from mmemb.gradient_cache import GradientCache, GraphMemory, embed_cached
 from mmemb.losses import combine, contrastive_loss, info_nce
 from mmemb.nce_sweeps import TILE_NUMBERS
 from mmemb.records import Side
@@ -124,9 +124,7 @@ def bench_gradient_cache(
 
 
 def _graph_gib(embed: Callable[[Any], Any], size: int, backbone: Any) -> float:
-    from mmemb.gradient_cache import _Memory
-
-    memory = _Memory(1.0, backbone.parameters())
+    memory = GraphMemory(1.0, backbone.parameters())
     with memory.counted():
         embed(range(size))
     return memory.used / 2**30

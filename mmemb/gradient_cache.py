@@ -98,7 +98,7 @@ def embed_cached(
     """
     if cache is None or not torch.is_grad_enabled():
         return embed(range(len(costs)))
-    memory = _Memory(cache.retained_gib * _GIB, parameters)
+    memory = GraphMemory(cache.retained_gib * _GIB, parameters)
     parts = []
     for rows in cache.micro_batches(costs) or [range(0)]:
         if memory.has_room():
@@ -110,7 +110,7 @@ def embed_cached(
 
 
 @final
-class _Memory:
+class GraphMemory:
     """Counts what retained graphs hold; there is room while one more of the largest fits."""
 
     def __init__(self, allowed: float, parameters: Iterable[Tensor]) -> None:
@@ -118,6 +118,7 @@ class _Memory:
         self._ignored = {x.untyped_storage().data_ptr() for x in parameters} if allowed else set()
 
     def has_room(self) -> bool:
+        """Whether one more graph may be kept."""
         return self.allowed > 0 and self.used + self.largest <= self.allowed
 
     @contextmanager
