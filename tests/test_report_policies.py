@@ -24,7 +24,7 @@ from experiments.report.policies import (
     policies,
 )
 from experiments.report.records import METRICS, QueryTable
-from experiments.report.tables import better_constant, comparisons, row_figures
+from experiments.report.tables import better_constant, comparisons, recalls, row_figures
 
 
 def table(parts: str = "test") -> QueryTable:
@@ -148,7 +148,8 @@ def test_comparisons_are_paired_and_leave_out_tasks_that_nobody_reasons_about() 
 
 def test_the_better_constant_is_found_on_the_same_queries() -> None:
     found = policies(table(), table("gate"), 0.0, 3.0)
-    assert better_constant(table(), found) == ALWAYS
+    everybody_N = np.ones(5, dtype=bool)
+    assert better_constant(table(), recalls(table(), found), everybody_N) == ALWAYS
 
 
 def test_the_area_under_a_straight_line_is_its_middle() -> None:

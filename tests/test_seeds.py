@@ -12,10 +12,10 @@ import yaml
 
 from experiments.pipeline import per_seed, read_pipeline
 from experiments.report.__main__ import main
-from experiments.report.policies import ALWAYS, GATED, NEVER, RULE, Policy
-from experiments.report.records import METRICS, QueryTable
-from experiments.report.seeds import SeedRun, compared, read_seed_run, row_of, seed_means
-from experiments.report.tables import subsets_of
+from experiments.report.policies import ALWAYS, GATED, NEVER, RULE
+from experiments.report.records import METRICS
+from experiments.report.seeds import read_seed_run, row_of, seed_means
+from experiments.report.tables import compared, of_eligible_tasks
 from mmemb.shard_writer import finish_manifest
 from mmemb.shards import ShardIndex
 from tests.reports import rewrite
@@ -68,18 +68,26 @@ def test_runs_are_averaged_first(runs: list[Path], tiny_root: Path) -> None:
 
 def test_a_mean_of_two_equal_runs_is_the_run_itself(runs: list[Path]) -> None:
     one = read_seed_run(runs[0])
-    chosen_N = subsets_of(one.test, [])["mix"]
+    chosen_N = of_eligible_tasks(one.test)
     assert row_of(RULE, [one, one], chosen_N)["seed_sd"] == 0
     assert row_of(RULE, [one, one], chosen_N)["mean"] == row_of(RULE, [one], chosen_N)["mean"]
 
 
 def test_comparisons_without_queries_are_left_out() -> None:
-    made_up: QueryTable = table()
-    take_NA = np.eye(2)[[0, 0, 0, 0, 0]]
-    runs = [SeedRun(made_up, dict.fromkeys((NEVER, ALWAYS, GATED), Policy(take_NA, take_NA)))] * 2
-    found = compared(runs, subsets_of(made_up, []))
+    made_up = table()
+    runs = [dict.fromkeys((NEVER, ALWAYS, GATED), np.zeros(5))] * 2
+    found = compared(made_up, runs, [])
     assert "always minus never" in found
     assert not [name for name in found if "mixed" in name or "rule" in name or "think" in name]
+
+
+def test_a_pooled_mean_of_a_run_is_pooled_too() -> None:
+    made_up = table()
+    always = np.array([1.0, 1.0, 0.0, 1.0, 1.0])
+    runs = [{NEVER: np.zeros(5), ALWAYS: share * always} for share in (1.0, 0.5)]
+    found = compared(made_up, runs, ["x", "y"])["always minus never, think tasks pooled"]
+    assert found["of_runs"] == pytest.approx([3 / 4, 3 / 8])
+    assert found["mean"] == pytest.approx(np.mean(found["of_runs"]))
 
 
 def test_the_command_writes_what_it_prints(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from experiments.report.policies import (
     ALWAYS,
     DRAFT,
@@ -19,7 +21,12 @@ from experiments.report.policies import (
     Policy,
 )
 from experiments.report.records import METRICS, Bools, Floats, QueryTable
-from mmemb.statistics import Interval, cluster_bootstrap, minimal_detectable_effect
+from mmemb.statistics import (
+    Interval,
+    cluster_bootstrap,
+    minimal_detectable_effect,
+    seed_spread,
+)
 
 NUM_RESAMPLES = 4_000
 
@@ -118,45 +125,61 @@ def difference_figures(
     }
 
 
-def comparison(
-    table: QueryTable, left: Policy, right: Policy, *, pooled: bool = False
-) -> dict[str, Any]:
-    """Left minus right in Recall@1, query by query."""
+def comparison(table: QueryTable, left: Policy, right: Policy) -> dict[str, Any]:
+    """Left minus right in Recall@1, query by query, mean over tasks."""
     metric = table.metric["recall@1"]
-    return difference_figures(table, left.value(metric) - right.value(metric), pooled=pooled)
+    return difference_figures(table, left.value(metric) - right.value(metric))
 
 
 def comparisons(
     test: QueryTable, rows: Mapping[str, Policy], think: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The figures of `WANTED`."""
-    subsets = subsets_of(test, think)
-    best = better_constant(test.select(subsets["mix"]), select(rows, subsets["mix"]))
-    named = [(n, left, best if right == BETTER else right, s) for n, left, right, s in WANTED]
-    return {
-        name: {
+    """The figures of `WANTED`, of one run."""
+    return compared(test, [recalls(test, rows)], think)
+
+
+def recalls(test: QueryTable, rows: Mapping[str, Policy]) -> dict[str, Floats]:
+    """Row -> (N,) Recall@1 of every query."""
+    return {name: policy.value(test.metric["recall@1"]) for name, policy in rows.items()}
+
+
+def compared(
+    test: QueryTable, runs: Sequence[Mapping[str, Floats]], think: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The figures of `WANTED`. Several runs on the same queries are averaged first, and the mean of
+    each (`of_runs`) and their spread (`seed_sd`) stand beside it.
+
+    Args:
+        test: the queries; its metrics are not looked at.
+        runs: of each run, row -> (N,) Recall@1.
+        think: names of the think tasks.
+    """
+    subsets, figures = subsets_of(test, think), {}
+    mean = {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
+    best = better_constant(test, mean, subsets["mix"])
+    for name, left, named, subset in WANTED:
+        right, chosen_N = best if named == BETTER else named, subsets[subset]
+        if not ({left, right} <= set(mean) and chosen_N.any()):
+            continue
+        table, pooled = test.select(chosen_N), subset == "think"
+        difference_SN = np.stack([(run[left] - run[right])[chosen_N] for run in runs])
+        figures[name] = {
             "left": left,
             "right": right,
-            "queries": int(subsets[subset].sum()),
-            **comparison(
-                test.select(subsets[subset]),
-                rows[left].select(subsets[subset]),
-                rows[right].select(subsets[subset]),
-                pooled=subset == "think",
-            ),
+            "queries": int(chosen_N.sum()),
+            **difference_figures(table, difference_SN, pooled=pooled),
         }
-        for name, left, right, subset in named
-        if left in rows and right in rows and subsets[subset].any()
-    }
+        if len(runs) > 1:
+            means = [x.mean() if pooled else task_mean(table, x) for x in difference_SN]
+            figures[name] |= {
+                "of_runs": [float(value) for value in means],
+                "seed_sd": seed_spread(np.array(means)[:, None]),
+            }
+    return figures
 
 
-def select(rows: Mapping[str, Policy], chosen_N: Bools) -> dict[str, Policy]:
-    """Every row, for the chosen queries."""
-    return {name: policy.select(chosen_N) for name, policy in rows.items()}
-
-
-def better_constant(table: QueryTable, rows: Mapping[str, Policy]) -> str:
+def better_constant(test: QueryTable, recall: Mapping[str, Floats], chosen_N: Bools) -> str:
     """`never` or `always`, whichever has the higher mean Recall@1 on these very queries."""
-    metric = table.metric["recall@1"]
-    means = {name: task_mean(table, rows[name].value(metric)) for name in (NEVER, ALWAYS)}
+    table = test.select(chosen_N)
+    means = {name: task_mean(table, recall[name][chosen_N]) for name in (NEVER, ALWAYS)}
     return max(means, key=means.__getitem__)
