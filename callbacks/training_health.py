@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -63,7 +64,7 @@ class TrainingHealth(Callback):
     """Logs every `log_every_n_steps` steps of a `fit` over pairs, below `train/`:
     `in_batch_accuracy`, `positive_negative_gap`, `effective_rank`, `masked_share`, `loss/GROUP`,
     `temperature`, `grad_norm/GROUP`, `data_wait_share`, `samples_per_second`, `tokens_per_second`.
-    All are this rank's own: nobody waits for another to log.
+    All are this rank's own: nobody waits for another to log, but for gradients that are sharded.
 
     A loss that is not finite stops the run before the optimiser sees it; `nonfinite.json` in the
     run folder says which samples the batch held.
@@ -146,4 +147,5 @@ def _is_due(trainer: Trainer) -> bool:
 
 def _norm(parameters: list[Tensor]) -> Tensor:
     squares = [p.grad.float().pow(2).sum() for p in parameters if p.grad is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+    total = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+    return total.full_tensor() if isinstance(total, DTensor) else total

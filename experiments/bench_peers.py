@@ -55,7 +55,7 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
 
     def ours() -> None:
         model.zero_grad()
-        vectors = embed_cached(embed, [1] * rows, cache, model.parameters())
+        vectors = embed_cached(embed, [1] * rows, cache, model.parameters)
         ids_of = {"query_ids_B": ids, "target_ids_B": ids, "positive_ids_BP": ids[:, None]}
         combine(contrastive_loss(*vectors, **ids_of, temperature=0.05)).backward()
 

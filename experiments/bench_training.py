@@ -111,7 +111,7 @@ def bench_gradient_cache(
 
     def step(cache: GradientCache | None) -> None:
         backbone.zero_grad()
-        vectors = embed_cached(embed, [1] * rows, cache, backbone.parameters())
+        vectors = embed_cached(embed, [1] * rows, cache, backbone.parameters)
         combine(contrastive_loss(*vectors, **shared, temperature=0.05)).backward()
 
     graph = _graph_gib(embed, size, backbone)
@@ -124,7 +124,7 @@ def bench_gradient_cache(
 
 
 def _graph_gib(embed: Callable[[Any], Any], size: int, backbone: Any) -> float:
-    memory = GraphMemory(1.0, backbone.parameters())
+    memory = GraphMemory(1.0, backbone.parameters)
     with memory.counted():
         embed(range(size))
     return memory.used / 2**30

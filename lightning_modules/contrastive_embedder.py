@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_modules.schedule import schedule
+from lightning_modules.backbone_module import BackboneModule
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone
 from mmemb.batch_text import describe_batch
@@ -40,7 +39,7 @@ from mmemb.utilities import embedding_rows, guard_facts, utility_rows
 
 
 @final
-class ContrastiveEmbedder(LightningModule):
+class ContrastiveEmbedder(BackboneModule):
     """fit: trunk, judges and embedder; validate, test: retrieval; predict: `utilities/`.
 
     Args:
@@ -59,6 +58,8 @@ class ContrastiveEmbedder(LightningModule):
         lora: low-rank updates of the backbone's pretrained part, in place of all its weights.
         gradient_cache: cuts a batch into micro-batches whose graphs need not all be in memory; null
             = one forward pass for the whole batch.
+        gradient_checkpointing: keeps the inputs of the backbone's layers only, runs them twice.
+        compile_backend: compiles the backbone's layers, e.g. `inductor`; null = not.
         num_warmup: steps of linear warm-up.
         new_lr_scale: learning rate of the backbone's untrained parts relative to the rest.
         reason: whether test and validation embed queries with their rationale.
@@ -86,6 +87,8 @@ class ContrastiveEmbedder(LightningModule):
         teacher_temperature: float = 0.05,
         lora: LoraSettings | None = None,
         gradient_cache: GradientCache | None = None,
+        gradient_checkpointing: bool = False,
+        compile_backend: str | None = None,
         num_warmup: int = 10,
         new_lr_scale: float = 1.0,
         reason: bool = False,
@@ -97,11 +100,16 @@ class ContrastiveEmbedder(LightningModule):
         allow_fitted: bool = False,
         cutoffs: Sequence[int] = (1, 5, 10),
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        if lora is not None:
-            backbone.attach_lora(lora)
-        self.optimizer = optimizer
+        super().__init__(
+            backbone,
+            optimizer,
+            num_warmup=num_warmup,
+            new_lr_scale=new_lr_scale,
+            lora=lora,
+            gradient_cache=gradient_cache,
+            gradient_checkpointing=gradient_checkpointing,
+            compile_backend=compile_backend,
+        )
         self.reasoning_weight, self.direct_weight = reasoning_weight, direct_weight
         if not temperature > 0:
             raise ValueError(f"temperature {temperature}: expected a positive number")
@@ -111,8 +119,7 @@ class ContrastiveEmbedder(LightningModule):
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.distillation_weight = distillation_weight
         self.teacher_temperature = teacher_temperature
-        self.false_negative_margin, self.gradient_cache = false_negative_margin, gradient_cache
-        self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
+        self.false_negative_margin = false_negative_margin
         if len(depths) < 2 or depths[0] != DIRECT or len(set(depths)) < len(depths):
             raise ValueError(
                 f"depths {list(depths)}: expected {DIRECT!r} and then others, each once"
@@ -200,35 +207,6 @@ class ContrastiveEmbedder(LightningModule):
             false_negative_margin=self.false_negative_margin,
             dims=self.matryoshka_dims,
         )
-
-    @override
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self._parameter_groups())
-        num_steps = self.trainer.max_steps
-        scheduler = schedule(optimizer, num_steps if num_steps > 0 else 10**6, self.num_warmup)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        new = {id(p) for p in self.backbone.new_parameters()}
-        trained = [p for p in self.parameters() if p.requires_grad]
-        lr = self.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
-        groups = [
-            {"name": "old", "params": [p for p in trained if id(p) not in new]},
-            {
-                "name": "new",
-                "params": [p for p in trained if id(p) in new],
-                "lr": lr * self.new_lr_scale,
-            },
-        ]
-        return [group for group in groups if group["params"]]
-
-    @override
-    def on_train_end(self) -> None:
-        if self.trainer.is_global_zero:
-            self.backbone.save_pretrained(Path(self.trainer.default_root_dir) / "backbone")
 
     # validate and test
 

@@ -82,7 +82,7 @@ def embed_cached(
     embed: Embed,
     costs: Sequence[int],
     cache: GradientCache | None,
-    parameters: Iterable[Tensor] = (),
+    parameters: Callable[[], Iterable[Tensor]] = tuple,
 ) -> tuple[Tensor, ...]:
     """What `embed` returns for all rows, in a graph that `cache` keeps small.
 
@@ -94,7 +94,8 @@ def embed_cached(
             graph was not kept; it must do the same again.
         costs: tokens of each row; their number is the number of rows.
         cache: None = one call for the whole batch.
-        parameters: what is in memory anyhow, and so does not count as part of a graph.
+        parameters: lists what is in memory anyhow, and so does not count as part of a graph; asked
+            after a pass, when those of a sharded model are whole.
     """
     if cache is None or not torch.is_grad_enabled():
         return embed(range(len(costs)))
@@ -113,9 +114,9 @@ def embed_cached(
 class GraphMemory:
     """Counts what retained graphs hold; there is room while one more of the largest fits."""
 
-    def __init__(self, allowed: float, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, allowed: float, parameters: Callable[[], Iterable[Tensor]] = tuple) -> None:
         self.allowed, self.used, self.largest = allowed, 0, 0
-        self._ignored = {x.untyped_storage().data_ptr() for x in parameters} if allowed else set()
+        self._parameters = parameters
 
     def has_room(self) -> bool:
         """Whether one more graph may be kept."""
@@ -128,12 +129,13 @@ class GraphMemory:
 
         def note(x: Tensor) -> Tensor:
             storage = x.untyped_storage()
-            if storage.data_ptr() not in self._ignored:
-                sizes[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
             return x
 
         with saved_tensors_hooks(note, _as_it_is):
             yield
+        for parameter in self._parameters():
+            sizes.pop(parameter.untyped_storage().data_ptr(), None)
         size = sum(sizes.values())
         self.used, self.largest = self.used + size, max(self.largest, size)
 

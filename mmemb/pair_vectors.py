@@ -59,7 +59,7 @@ def pair_vectors(
             negatives=tuple(tuple(backbone.with_features(row)) for row in batch.negatives),
         )
     embed = partial(_embed_rows, backbone, batch, reasons)
-    return PairVectors(*embed_cached(embed, batch.costs(), cache, backbone.parameters()))
+    return PairVectors(*embed_cached(embed, batch.costs(), cache, backbone.parameters))
 
 
 def _embed_rows(

@@ -19,13 +19,16 @@ import torch.distributed as dist
 TIMEOUT_SECONDS = 20.0
 
 
-def run_ranks(fn: Callable[..., Any], world: int = 2, *args: Any) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], world: int = 2, *args: Any, seconds: float = TIMEOUT_SECONDS
+) -> list[Any]:
     """Calls `fn(rank, *args)` on every rank of a gloo group.
 
     Args:
         fn: any function (forked, so a closure will do) whose result can be pickled.
         world: the number of ranks.
         *args: passed on to every rank.
+        seconds: how long to wait for the results.
 
     Returns:
         The results, in rank order.
@@ -46,7 +49,7 @@ def run_ranks(fn: Callable[..., Any], world: int = 2, *args: Any) -> list[Any]:
         for _, writer in pipes:
             writer.close()  # ours: now a dead child reads as end-of-file, not as silence
         try:
-            return _collect([reader for reader, _ in pipes])
+            return _collect([reader for reader, _ in pipes], seconds)
         finally:
             for process in processes:
                 process.join(1.0)
@@ -55,14 +58,14 @@ def run_ranks(fn: Callable[..., Any], world: int = 2, *args: Any) -> list[Any]:
                     process.join()
 
 
-def _collect(readers: list[Connection]) -> list[Any]:
-    deadline, results = monotonic() + TIMEOUT_SECONDS, {}
+def _collect(readers: list[Connection], seconds: float) -> list[Any]:
+    deadline, results = monotonic() + seconds, {}
     while len(results) < len(readers):
         waiting = [r for rank, r in enumerate(readers) if rank not in results]
         ready = wait(waiting, max(0.0, deadline - monotonic()))
         if not ready:
             missing = sorted(set(range(len(readers))) - set(results))
-            raise RuntimeError(f"rank(s) {missing} gave nothing in {TIMEOUT_SECONDS:.0f} s")
+            raise RuntimeError(f"rank(s) {missing} gave nothing in {seconds:.0f} s")
         for reader in ready:
             rank = readers.index(reader)
             try:

@@ -34,7 +34,7 @@ EAGER = {
 PURE = {
     "adapters", "adaptive", "backbones", "backbones.base", "backbones.contract",
     "batch_plan", "batch_text",
-    "batches", "benchmarks.pocket",
+    "batches", "benchmarks.pocket", "blocks",
     "budget", "counterfactual", "diagnostics", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "masks", "metrics",

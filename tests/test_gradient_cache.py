@@ -74,7 +74,7 @@ def gradients(
     mine_B36 = x_B36[rank * size : (rank + 1) * size]
     torch.manual_seed(7 + rank)
     parts = embed_cached(
-        lambda rows: tower.rows(mine_B36, rows), [1] * size, cache, tower.parameters()
+        lambda rows: tower.rows(mine_B36, rows), [1] * size, cache, tower.parameters
     )
     losses(parts, rank * size).backward()
     found = [parameter.grad for parameter in tower.parameters()]

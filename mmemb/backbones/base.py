@@ -84,6 +84,10 @@ class Backbone(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} takes no LoRA: leave `lora` out, or add it there.")
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers that may be recomputed or compiled one by one; none by default."""
+        return []
+
     def with_features(self, sides: Sequence[Side]) -> list[Side]:
         """The sides with all that frozen parts say about them, so that it is computed once however
         often they are encoded (METHOD 6); as they are, if there are no such parts."""
@@ -161,7 +165,7 @@ class Backbone(nn.Module, ABC):
         # A rank with no rows still joins the graph: zero gradients instead of a hang.
         trained = [p.sum() for p in self.parameters() if p.requires_grad]
         zero = torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
-        return zero.float().expand(0, self.embedding_dim)
+        return zero.float() + torch.zeros(0, self.embedding_dim, device=self.device)
 
 
 def load_backbone(folder: str) -> Backbone:

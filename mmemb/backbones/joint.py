@@ -109,6 +109,12 @@ class JointEncoder(Backbone):
         named = self.named_parameters()
         return [p for name, p in named if p.requires_grad and not name.startswith("text.")]
 
+    def blocks(self) -> list[nn.Module]:
+        """The layers of the text encoder."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return [m for m in self.text.modules() if isinstance(m, GradientCheckpointingLayer)]
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
         builder = self.sequences

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,11 @@ class OpenClipBackbone(Backbone):
         # The temperature belongs to the loss; here it would wait for a gradient for ever.
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in ("logit_scale", "logit_bias"))
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of both towers; a convolutional one has none."""
+        numbered = re.compile(r"(^|\.)(resblocks|blocks|layer)\.\d+$")
+        return [m for name, m in self.model.named_modules() if numbered.search(name)]
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""

@@ -1,0 +1,128 @@
+"""BackboneModule: what every stage that trains a backbone needs around its losses.
+
+Low-rank updates, blocks recomputed or compiled, sharding, the optimiser's groups and schedule, and
+the folder in which the trained backbone is left.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from lightning_modules.schedule import schedule
+from lightning_modules.sharding import gather, save_whole, shard
+from mmemb.adapters import LoraSettings
+from mmemb.backbones import Backbone
+from mmemb.blocks import checkpoint_blocks, compile_blocks
+from mmemb.gradient_cache import GradientCache
+
+
+class BackboneModule(LightningModule, ABC):
+    """Args: see `ContrastiveEmbedder`.
+
+    Raises:
+        ValueError: the backbone has no blocks, or takes no low-rank updates.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable,
+        *,
+        num_warmup: int,
+        new_lr_scale: float,
+        lora: LoraSettings | None,
+        gradient_cache: GradientCache | None,
+        gradient_checkpointing: bool,
+        compile_backend: str | None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.optimizer = backbone, optimizer
+        self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
+        self.gradient_cache, self._recomputes = gradient_cache, gradient_checkpointing
+        if lora is not None:
+            backbone.attach_lora(lora)
+        if (gradient_checkpointing or compile_backend) and not backbone.blocks():
+            raise ValueError(
+                f"{type(backbone).__name__} names no blocks: gradient_checkpointing and "
+                "compile_backend have nothing to work on. Leave them out, or give it `blocks`."
+            )
+        if compile_backend:
+            compile_blocks(backbone.blocks(), compile_backend)
+        if gradient_checkpointing:
+            checkpoint_blocks(backbone.blocks())
+        # In a tuple: the same module must not be registered twice.
+        self._twin: tuple[Backbone, ...] = ()
+
+    @override
+    def configure_model(self) -> None:
+        if self.device_mesh is None or self._twin:
+            return
+        if loose := [name for name, p in self.named_parameters(recurse=False) if p.requires_grad]:
+            raise ValueError(
+                f"{loose[0]} is trained, but lies outside of the backbone, which alone is sharded: "
+                "set learn_temperature to false, or train with strategy ddp."
+            )
+        self._twin = (shard(self.backbone, self.device_mesh, self.trainer.precision),)
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.gradient_cache is None and not self._recomputes:
+            return
+        for name, module in self.backbone.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                raise ValueError(
+                    f"{name} is a batch normalisation in training mode: its vectors depend on the "
+                    "whole batch, and running it twice changes it. Leave gradient_cache and "
+                    "gradient_checkpointing out, or choose a backbone without it."
+                )
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self._parameter_groups())
+        num_steps = self.trainer.max_steps
+        scheduler = schedule(optimizer, num_steps if num_steps > 0 else 10**6, self.num_warmup)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        new = {id(p) for p in self.backbone.new_parameters()}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        lr = self.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
+        groups = [
+            {"name": "old", "params": [p for p in trained if id(p) not in new]},
+            {
+                "name": "new",
+                "params": [p for p in trained if id(p) in new],
+                "lr": lr * self.new_lr_scale,
+            },
+        ]
+        return [group for group in groups if group["params"]]
+
+    @override
+    def on_validation_start(self) -> None:
+        gather(self.backbone)
+
+    @override
+    def on_test_start(self) -> None:
+        gather(self.backbone)
+
+    @override
+    def on_predict_start(self) -> None:
+        gather(self.backbone)
+
+    @override
+    def on_train_end(self) -> None:
+        folder = Path(self.trainer.default_root_dir) / "backbone"
+        twin = self._twin[0] if self._twin else None
+        save_whole(self.backbone, twin, folder, writes=self.trainer.is_global_zero)
