@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.top_candidates import NUM_CANDIDATES, TopCandidates, TopRow
 from mmemb.batches import CandidateOutput, QueryOutput
 from mmemb.distributed import gather_objects
 from mmemb.metrics import MeanSums
@@ -32,10 +34,13 @@ class RetrievalMeter:
         kept = self.candidates if isinstance(output, CandidateOutput) else self.queries
         kept.append(output)  # type: ignore[arg-type]
 
-    def compute(self, embedding_dim: int) -> dict[str, dict[str, float]]:
+    def galleries(self, embedding_dim: int) -> Galleries:
+        """The candidates of all ranks. Collective."""
+        return Galleries([gather_candidates(self.candidates, embedding_dim)])
+
+    def compute(self, galleries: Galleries) -> dict[str, dict[str, float]]:
         """Task (or `mean`, over tasks) -> metric -> value. Collective, and sums only: ranks may
         hold different numbers of queries, also none."""
-        galleries = Galleries([gather_candidates(self.candidates, embedding_dim)])
         tasks = sorted({q.task for out in self.queries for q in out.queries})
         sums = MeanSums()
         for output in self.queries:
@@ -43,6 +48,22 @@ class RetrievalMeter:
             for query, metrics in zip(output.queries, found, strict=True):
                 sums.add_all(metrics, prefix=f"{query.task}/")
         return by_task(sums.compute(), sorted(set(gather_objects(tasks))))
+
+    def first_of_each_task(self, galleries: Galleries) -> list[TopRow]:
+        """The query with the smallest key of each task, whatever the ranks hold. Collective."""
+        places = [
+            (q.task, q.key, n, b)
+            for n, o in enumerate(self.queries)
+            for b, q in enumerate(o.queries)
+        ]
+        found = []
+        for task, key, n, b in {place[0]: place for place in sorted(places, reverse=True)}.values():
+            output, query = self.queries[n], self.queries[n].queries[b]
+            names = galleries.best(output.vectors_BD[b : b + 1], [query], NUM_CANDIDATES)[0]
+            right = tuple(name in query.relevance for name in names)
+            found.append(TopRow(task, key, query.side.text, query.gallery, names, right))
+        every = sorted(gather_objects(found), key=lambda row: (row.task, row.key), reverse=True)
+        return sorted({row.task: row for row in every}.values(), key=lambda row: row.task)
 
 
 def by_task(means: dict[str, float], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -62,10 +83,11 @@ class RecallAtK(Callback):
 
     Args:
         k: cutoffs.
+        root: the data set; given, the first query of each task is drawn with its best candidates.
     """
 
-    def __init__(self, k: Sequence[int] = (1, 5, 10)) -> None:
-        self.cutoffs = tuple(k)
+    def __init__(self, k: Sequence[int] = (1, 5, 10), root: str | None = None) -> None:
+        self.cutoffs, self.root = tuple(k), root
         self.meter = RetrievalMeter(self.cutoffs)
 
     @override
@@ -103,14 +125,19 @@ class RecallAtK(Callback):
         self._log(trainer, pl_module, "test")
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        table = self.meter.compute(embedding_dim_of(self.meter))
+        galleries = self.meter.galleries(embedding_dim_of(self.meter))
+        table = self.meter.compute(galleries)
         mean = table.get("mean", {})
         shown = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
         pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks; Lightning cannot know
+        rows = self.meter.first_of_each_task(galleries) if self.root is not None else []
         self.meter = RetrievalMeter(self.cutoffs)
         if table and trainer.is_global_zero and trainer.logger is not None:
-            text = markdown_table(table)
-            trainer.logger.experiment.add_text(f"{split}/tasks", text, trainer.global_step)
+            board, step = trainer.logger.experiment, trainer.global_step
+            board.add_text(f"{split}/tasks", markdown_table(table), step)
+            if rows and self.root is not None:
+                figure = TopCandidates(Path(self.root)).figure(rows)
+                board.add_figure(f"{split}/best_candidates", figure, step)
 
 
 def is_headline(name: str) -> bool:

@@ -161,14 +161,23 @@ class Galleries:
 
     def standings(self, vectors_BD: Tensor, queries: Sequence[Query]) -> list[Standing]:
         """Rank of the right candidate and name of the best one, of each query in order."""
-        found: dict[int, Standing] = {}
+        found: dict[int, float] = {}
         for (gallery, local), rows in rankable(queries).items():
             asked, vectors_bD = [queries[row] for row in rows], vectors_BD[rows].cpu()
-            lists, names = self._lists(asked, local), list(self._columns[gallery])
-            rank_b = best_rank(self._ranks(vectors_bD, gallery, asked, lists))
-            top_b1 = search(vectors_bD, self.vectors(gallery), 1, local_QC=lists)[1]
-            for row, rank, top in zip(rows, rank_b.tolist(), top_b1[:, 0].tolist(), strict=True):
-                found[row] = Standing(rank, names[top])
+            ranks = self._ranks(vectors_bD, gallery, asked, self._lists(asked, local))
+            found |= dict(zip(rows, best_rank(ranks).tolist(), strict=True))
+        tops = self.best(vectors_BD, queries, 1)
+        return [Standing(found[row], names[0]) for row, names in enumerate(tops)]
+
+    def best(self, vectors_BD: Tensor, queries: Sequence[Query], k: int) -> list[tuple[str, ...]]:
+        """Names of the k best candidates of each query in order, best first."""
+        found: dict[int, tuple[str, ...]] = {}
+        for (gallery, local), rows in rankable(queries).items():
+            lists = self._lists([queries[row] for row in rows], local)
+            vectors_bD, names = vectors_BD[rows].cpu(), list(self._columns[gallery])
+            top_bk = search(vectors_bD, self.vectors(gallery), k, local_QC=lists)[1]
+            for row, columns in zip(rows, top_bk.tolist(), strict=True):
+                found[row] = tuple(names[column] for column in columns if column >= 0)
         return [found[row] for row in range(len(queries))]
 
     def _ranks(

@@ -38,7 +38,7 @@ PURE = {
     "budget", "counterfactual", "diagnostics", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "masks", "metrics",
-    "nce_sweeps", "negatives", "pair_vectors", "planted", "planted_coverage",
+    "nce_sweeps", "negatives", "pair_vectors", "pictures", "planted", "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study",
     "placebos", "ranking", "rationales",
     "rationales.base", "rationales.decoding",

@@ -13,6 +13,7 @@ import torch
 
 import experiments.report  # noqa: F401  (the line below finds its module)
 from tests.tiny_experiment import (
+    CONFIGS,
     REPO,
     STAGES,
     Experiment,
@@ -22,13 +23,16 @@ from tests.tiny_experiment import (
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_test_what_one_does(tiny_root: Path, tmp_path: Path) -> None:
-    """`python -m experiments.run ... --trainer.devices 2 --trainer.strategy ddp`."""
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_and_test_what_one_does(
+    tiny_root: Path, tmp_path: Path, strategy: str
+) -> None:
+    """`python -m experiments.run ... --config experiments/configs/strategy/NAME.yaml`."""
     found = []
-    for world in ("1", "2"):
-        experiment = write_experiment(tmp_path / world, tiny_root)
-        more = ["--runs", str(experiment.runs), "--trainer.devices", world]
-        more += ["--trainer.strategy", "ddp"] if world == "2" else []
+    for name in ("one", strategy):
+        experiment = write_experiment(tmp_path / name, tiny_root)
+        more = ["--runs", str(experiment.runs)]
+        more += [] if name == "one" else ["--config", str(CONFIGS / f"strategy/{name}.yaml")]
         command = [sys.executable, "-m", "experiments.run", *experiment.command("trunk", *more)]
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

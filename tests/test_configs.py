@@ -72,7 +72,7 @@ def test_every_command_of_a_file_parses(path: Path) -> None:
         config = parse(arguments)
         assert config.model.class_path.startswith("lightning_modules.")
         assert config.data.class_path.startswith("datamodules.")
-        assert "${" not in yaml.safe_dump(config.as_dict()), "interpolation is resolved"
+        assert "${" not in str(config.as_dict()), "interpolation is resolved"
         assert config.name
         assert config.experiment.startswith("pocket")
 
@@ -148,9 +148,12 @@ def classes(node: Any) -> Iterator[Mapping[str, Any]]:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_what_interpolation_feeds_has_no_value_of_its_own(path: Path) -> None:
     """An overlay that swaps a class drops `${...}` without a word: then a default
-    would be silently wrong, where a missing argument is an error. `None` = off is allowed."""
+    would be silently wrong, where a missing argument is an error. `None` = off is allowed, and so
+    are Lightning's own classes, which nobody swaps."""
     wrong = []
     for node in classes(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        if node["class_path"].startswith("lightning."):
+            continue
         parameters = inspect.signature(_load(node["class_path"], path, "")).parameters
         for key, value in (node.get("init_args") or {}).items():
             if isinstance(value, str) and "${" in value:

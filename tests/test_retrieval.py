@@ -90,3 +90,9 @@ def test_utilities_hold_the_ranks_that_their_metrics_say(clip_experiment: Experi
                 assert metrics["mrr@10"] == pytest.approx(1 / rank if rank <= 10 else 0)
             if rank == 1:
                 assert top in asked["relevance"]
+
+
+def test_the_best_candidates_of_a_gallery_and_of_a_list_of_its_own() -> None:
+    asked = [query("a"), query("e", (4, 1, 2)), query("c")]
+    found = galleries([5, 4, 3, 2, 1]).best(torch.ones(3, 1), asked, 4)
+    assert found == [("a", "b", "c", "d"), ("b", "c", "e"), ("a", "b", "c", "d")]

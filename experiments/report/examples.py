@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.report.markup import Markup, element, image, join
-from experiments.report.pictures import CandidatePictures, Shown, first_picture
+from experiments.report.pictures import CandidatePictures, Shown, picture_url
 from experiments.report.reasoned import ReasonedQuery
 
 NUM_EXAMPLES = 5
@@ -93,7 +93,7 @@ def card(query: ReasonedQuery, pictures: CandidatePictures) -> Markup:
 
 def asked(query: ReasonedQuery) -> Markup:
     """The query's text, and its picture if it has one."""
-    picture = first_picture(query.row.index, query.row.entry, "q")
+    picture = picture_url(query.row.index, query.row.entry, "q")
     return join(image(picture, "the query's picture") if picture else "", query.query.side.text)
 
 

@@ -11,8 +11,9 @@ from typing import Self, final
 from datamodules.samples import rows_of
 from experiments.report.markup import data_url
 from experiments.report.reasoned import read_pair, read_query
+from mmemb.pictures import first_picture
 from mmemb.records import Pair, Query
-from mmemb.shards import MEDIA_SUFFIXES, IndexEntry, ShardIndex
+from mmemb.shards import IndexEntry, ShardIndex
 
 
 @final
@@ -54,7 +55,7 @@ class CandidatePictures:
             return Shown(label or name)
         if not label:
             label = str(json.loads(self._index.read(entry, {"json"})["json"]).get("text") or name)
-        return Shown(label, first_picture(self._index, entry, "c"))
+        return Shown(label, picture_url(self._index, entry, "c"))
 
 
 def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[str, str], str]:
@@ -70,9 +71,7 @@ def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[s
     return labels
 
 
-def first_picture(index: ShardIndex, entry: IndexEntry, side: str) -> str:
-    """A sample's first picture of one side (`q`, `t` or `c`; of a clip its first frame), or ""."""
-    names = sorted(n for n in entry.members if n[:1] == side and n.endswith(MEDIA_SUFFIXES))
-    if not names:
-        return ""
-    return data_url(names[0], index.read(entry, {names[0]})[names[0]])
+def picture_url(index: ShardIndex, entry: IndexEntry, side: str) -> str:
+    """A sample's first picture of one side as a data URL, or ""."""
+    found = first_picture(index, entry, side)
+    return data_url(*found) if found else ""

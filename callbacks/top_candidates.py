@@ -1,0 +1,96 @@
+"""A figure of the first query of each task beside its five best candidates."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from mmemb.pictures import first_picture
+from mmemb.shards import IndexEntry, ShardIndex
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_CANDIDATES = 5
+MOST_ROWS = 12
+"""Of a benchmark with more tasks the first ones are drawn."""
+
+_RIGHT, _WRONG = "#2e7d32", "#bdbdbd"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopRow:
+    """One query and what came first for it.
+
+    Attributes:
+        task: of the benchmark.
+        key: of the query in `queries/`.
+        text: of the query.
+        gallery: where its candidates come from.
+        names: of its best candidates, best first.
+        right: for each name, whether it is a right one.
+    """
+
+    task: str
+    key: str
+    text: str
+    gallery: str
+    names: tuple[str, ...]
+    right: tuple[bool, ...]
+
+
+@final
+class TopCandidates:
+    """Draws rows with the pictures of a data set.
+
+    Args:
+        root: holds `queries/` and `candidates/`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._queries = ShardIndex.open(root / "queries", verify=False)
+        self._candidates = ShardIndex.open(root / "candidates", verify=False)
+        self._entries: dict[tuple[str, str], IndexEntry] = {}
+        for entry in self._candidates.entries:
+            self._entries.setdefault((entry.meta["gallery"], entry.meta["name"]), entry)
+
+    def figure(self, rows: Sequence[TopRow]) -> Figure:
+        """A line for each query; a right candidate has a green frame."""
+        from matplotlib.figure import Figure
+
+        rows = rows[:MOST_ROWS]
+        figure = Figure(figsize=(2 * (1 + NUM_CANDIDATES), 1.7 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), 1 + NUM_CANDIDATES, squeeze=False)
+        for cells, row in zip(axes, rows, strict=True):
+            entry = self._queries.by_key.get(row.key)
+            asked = entry and first_picture(self._queries, entry, "q")
+            _draw(cells[0], row.task, row.text, asked, "#ffffff")
+            for cell, name, right in zip(cells[1:], row.names, row.right, strict=False):
+                entry = self._entries.get((row.gallery, name))
+                picture = entry and first_picture(self._candidates, entry, "c")
+                _draw(cell, "", name, picture, _RIGHT if right else _WRONG)
+            for cell in cells[1 + len(row.names) :]:
+                cell.set_axis_off()
+        return figure
+
+
+def _draw(axes: Any, title: str, text: str, picture: tuple[str, bytes] | None, colour: str) -> None:
+    from PIL import Image
+
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=7, loc="left")
+    axes.patch.set_alpha(0)
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=3)
+    if picture is None:
+        lines = "\n".join(textwrap.wrap(text, 24)[:5])
+        axes.text(0.5, 0.5, lines, ha="center", va="center", fontsize=8, transform=axes.transAxes)
+        return
+    with Image.open(io.BytesIO(picture[1])) as image:
+        axes.imshow(image.convert("RGB"))
+    axes.set_xlabel(textwrap.shorten(text, 28), fontsize=7)
