@@ -13,6 +13,7 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from mmemb.distributed import gather_objects
 from mmemb.files import link_atomically
 from mmemb.lineage import read_json, write_json
 
@@ -77,6 +78,12 @@ class RunRecord(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        marks = gather_objects([self.fingerprint])
+        if len(set(marks)) > 1:
+            raise ValueError(
+                f"Ranks run with different settings or data (fingerprints by rank: {marks}): start "
+                "all of them with the same command, on the same files."
+            )
         if not trainer.is_global_zero:
             return
         self.run.mkdir(parents=True, exist_ok=True)

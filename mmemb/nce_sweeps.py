@@ -95,9 +95,10 @@ class Workspace:
         out_bN = self._room("scores", row_bD, (len(row_bD), len(column_ND)))
         return torch.mm(row_bD, column_ND.T, out=out_bN)
 
-    def copy(self, score_bN: Tensor) -> Tensor:
-        """A copy that may be overwritten, valid until the next call."""
-        return self._room("copy", score_bN, tuple(score_bN.shape)).copy_(score_bN)
+    def difference(self, score_bN: Tensor, less_N: Tensor) -> Tensor:
+        """`score_bN - less_N`, which may be overwritten, valid until the next call."""
+        out_bN = self._room("difference", score_bN, (len(score_bN), score_bN.shape[1]))
+        return torch.sub(score_bN, less_N, out=out_bN)
 
     def _room(self, name: str, like: Tensor, shape: tuple[int, int]) -> Tensor:
         size = shape[0] * shape[1]
@@ -149,15 +150,15 @@ def _apart(
             if problem.margin is not None and number == 0:
                 own_b = score_bN.diagonal(own.start)[: len(row_bD)]
                 negative_bN &= score_bN <= (own_b + problem.margin * scale)[:, None]
+            weight_b = share * problem.valid_B[rows].to(scale.dtype)
             loss, grad_bN = nce_of_rows(
-                score_bN, positive_bN, negative_bN, problem.valid_B[rows], gradients is not None
+                score_bN, positive_bN, negative_bN, weight_b, gradients is not None
             )
-            total += share * loss
+            total += loss
             if gradients is not None:
                 query_BD, target_ND, query_MD = gradients[1 + 3 * number : 4 + 3 * number]
                 of_rows = target_ND[own] if back else query_BD[rows]
                 of_columns = (query_BD if query_MD is None else query_MD) if back else target_ND
-                grad_bN.mul_(share)
                 _spread(grad_bN, row_bD, column_ND, scale, (gradients[0], of_rows, of_columns))
     return total
 
@@ -171,8 +172,9 @@ def _together(
     own = [torch.einsum("bd,bd->b", w.query_BD, w.target_ND[:B]) * scale for w in widths]
     repel = _column_repulsion(problem, scale, widths, own[0], work)
     gaps = [repel_B - own_B for repel_B, own_B in zip(repel, own, strict=True)]
-    pulls = [gap_B.sigmoid() * problem.valid_B for gap_B in gaps]
-    total = share * sum((softplus(gap_B) * problem.valid_B).sum() for gap_B in gaps)
+    weight_B = share * problem.valid_B.to(scale.dtype)
+    pulls = [gap_B.sigmoid() * weight_B for gap_B in gaps]
+    total = torch.stack([(softplus(gap_B) * weight_B).sum() for gap_B in gaps]).sum()
     for rows in problem.tiles(len(widths[0].target_ND)):
         positive_bN, negative_bN = problem.forth(rows)
         repelled_bB = problem.repelled(rows)
@@ -181,17 +183,17 @@ def _together(
             score_bN = work.scores(row_bD * scale, column_ND)
             if number == 0:
                 _hide_near(problem, scale, own[0], rows, score_bN, negative_bN, repelled_bB)
-            back_bB = work.copy(score_bN[:, :B]) if gradients is not None else None
+            if gradients is not None:
+                back_bB = work.difference(score_bN[:, :B], repel[number])
             loss, grad_bN = nce_of_rows(
-                score_bN, positive_bN, negative_bN, problem.valid_B[rows], gradients is not None
+                score_bN, positive_bN, negative_bN, weight_B[rows], gradients is not None
             )
-            total += share * loss
-            if gradients is None or back_bB is None:
+            total += loss
+            if gradients is None:
                 continue
-            back_bB.masked_fill_(~repelled_bB, floor).sub_(repel[number]).exp_()
+            back_bB.masked_fill_(~repelled_bB, floor).exp_()
             grad_bN[:, :B].addcmul_(back_bB, pulls[number])
             grad_bN.diagonal(rows.start)[: len(row_bD)].sub_(pulls[number][rows])
-            grad_bN.mul_(share)
             query_BD, target_ND, _ = gradients[1 + 3 * number : 4 + 3 * number]
             parts = (gradients[0], query_BD[rows], target_ND)
             _spread(grad_bN, row_bD, column_ND, scale, parts)
@@ -262,7 +264,7 @@ def nce_of_rows(
     score_bN: Tensor,
     positive_bN: Tensor,
     negative_bN: Tensor,
-    valid_b: Tensor,
+    weight_b: Tensor,
     wants_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The loss of some rows, and its gradient by the scores, which are overwritten with it.
@@ -271,7 +273,7 @@ def nce_of_rows(
     negatives (METHOD 6).
 
     Returns:
-        The sum over valid rows (0-d), and the gradient (b, N).
+        The sum over rows (0-d), each times its weight, and the gradient (b, N).
     """
     row_K, column_K = positive_bN.nonzero(as_tuple=True)
     attract_K = score_bN[row_K, column_K]
@@ -282,8 +284,7 @@ def nce_of_rows(
     sum_b = share_bN.sum(1)
     repel_b = most_b1[:, 0] + sum_b.log()
     num_b = torch.bincount(row_K, minlength=len(score_bN)).clamp(min=1)
-    weight_b = valid_b.to(score_bN.dtype) / num_b
-    gap_K, weight_K = repel_b[row_K] - attract_K, weight_b[row_K]
+    gap_K, weight_K = repel_b[row_K] - attract_K, (weight_b / num_b)[row_K]
     loss = (softplus(gap_K) * weight_K).sum()
     if not wants_gradient:
         return loss, score_bN

@@ -65,6 +65,8 @@ def test_another_number_of_ranks_reads_the_same_samples(
         folder = tmp_path / ("first" if step < 2 else "second")
         assert samples(folder, step) == samples(tmp_path / "whole", step)
     assert not samples(tmp_path / "second", 1), "no step is taken twice"
+    every = {key.rsplit("-", 1)[0] for n in range(STEPS) for key in samples(tmp_path / "whole", n)}
+    assert every >= {"flag-name", "clip-name", "flag-continent"}, "texts, pictures and clips"
     expected, found = (
         torch.load(path, weights_only=True)["state_dict"] for path in (whole, second)
     )

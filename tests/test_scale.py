@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from callbacks import InvocationRatio, RecallAtK
+from callbacks import InvocationRatio, RecallAtK, RunRecord
 from callbacks.training_health import TrainingHealth
 from datamodules import EvaluationDataModule
 from lightning_modules import ContrastiveEmbedder
@@ -232,6 +232,20 @@ def refusal(tmp_path: Path, backbone: Backbone, **kwargs: Any) -> str:
 
 def test_a_trained_temperature_is_not_sharded(tmp_path: Path) -> None:
     assert "learn_temperature to false" in refusal(tmp_path, clip(tmp_path), learn_temperature=True)
+
+
+def test_ranks_with_different_settings_do_not_start(tmp_path: Path) -> None:
+    """A batch size of its own on one rank, say: its numbers would be wrong, or it would hang."""
+
+    def train(rank: int) -> str:
+        record = RunRecord(str(tmp_path / "run"), "link", "", fingerprint=f"settings-{rank}")
+        trainer = rank_trainer(rank, tmp_path, "ddp", callbacks=[record])
+        with pytest.raises(ValueError, match="same command") as caught:
+            trainer.fit(module_of(clip(tmp_path)), datamodule=twice(PARTS))
+        return str(caught.value)
+
+    assert all("['settings-0', 'settings-1']" in message for message in run_ranks(train))
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_has_nothing_to_recompute_or_changes_by_it_is_refused(tmp_path: Path) -> None:
