@@ -34,7 +34,8 @@ EAGER = {
 PURE = {
     "adapters", "adaptive", "backbones", "backbones.base", "backbones.contract",
     "batch_plan", "batch_text",
-    "batches", "benchmarks.pocket", "blocks",
+    "batches", "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",
+    "benchmarks.mmeb_v2_video", "benchmarks.mmeb_v2_visdoc", "benchmarks.pocket", "blocks",
     "budget", "counterfactual", "diagnostics", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "losses", "masks", "metrics",

@@ -1,0 +1,134 @@
+"""The 36 image tasks of MMEB-V2: hit@1, each query with a list of its own, its right answer first.
+
+Instructions are the benchmark's own strings, letter by letter, as far as they could be learnt
+without the data; `prepare mmeb-v2` takes what it finds in the annotations.
+"""
+
+from __future__ import annotations
+
+from mmemb.benchmarks.mmeb_v2_task import Task
+
+_IMAGE = "ziyjiang/MMEB_Test_Instruct"
+
+_SEE = "Represent the given image."
+_RELATED = "Represent the given image with related text information:"
+_WIKIPEDIA = "Represent the given Wikipedia image with related text information:"
+_CROP = "Represent the given cropped image of the object"
+
+
+def _image(
+    name: str,
+    meta_task: str,
+    layout: str,
+    shape: str,
+    query_instruction: str,
+    num_candidates: int = 1000,
+    target_instruction: str = "",
+    out: bool = False,
+) -> Task:
+    inputs, outputs = shape.split(">")
+    return Task(
+        name=name,
+        modality="image",
+        meta_task=meta_task,
+        layout=layout,
+        source=_IMAGE,
+        config=name,
+        inputs=inputs,
+        outputs=outputs,
+        query_instruction=query_instruction,
+        target_instruction=target_instruction,
+        num_queries=1000,
+        num_candidates=num_candidates,
+        local=True,
+        out_of_domain=out,
+    )
+
+
+_CLS, _QA, _T2I, _I2T, _I2I = "image_cls", "image_qa", "image_t2i", "image_i2t", "image_i2i_vg"
+_CLASSIFY = "Represent the given image for classification"
+_NEWS = "Represent the given news image with the following caption for domain classification:"
+_HATE = (
+    "Represent the given image for binary classification to determine whether it constitutes "
+    "hateful speech or not"
+)
+_SCENE, _OBJECT = "Identify the scene shown in the image", "Identify the object shown in the image"
+_COUNTRY = "Identify the country depicted in the image"
+_QUESTION = "Represent the given image with the following question:"
+_DIALOGUE = "Represent the given dialogue about an image, which is used for image retrieval:"
+_CHANGES = "Given an image, find a similar everyday image with the described changes:"
+_STYLE = "Find an image to match the fashion image and style note:"
+_PAIR = (
+    "Retrieve a Wikipedia image-description pair that provides evidence for the question of this "
+    "image:"
+)
+_ISOLATE = "Crop the image to to isolate the object labeled as"  # the doubled word is in the data
+_FOLLOW = "Select the portion of the image that follows the language expressions"
+_ANSWERS = "Select the portion of the image that answers the question"
+
+IMAGE_TASKS = (
+    _image("ImageNet-1K", "I-CLS", _CLS, "I>T", _CLASSIFY),
+    _image("N24News", "I-CLS", _CLS, "IT>T", _NEWS, 24),
+    _image("HatefulMemes", "I-CLS", _CLS, "I>T", _HATE, 2),
+    _image("VOC2007", "I-CLS", _CLS, "I>T", _OBJECT, 20),
+    _image("SUN397", "I-CLS", _CLS, "I>T", _SCENE, 397),
+    _image("Place365", "I-CLS", _CLS, "I>T", _SCENE, 365, out=True),
+    _image("ImageNet-A", "I-CLS", _CLS, "I>T", _CLASSIFY, out=True),
+    _image("ImageNet-R", "I-CLS", _CLS, "I>T", _CLASSIFY, 200, out=True),
+    _image("ObjectNet", "I-CLS", _CLS, "I>T", _OBJECT, 313, out=True),
+    _image("Country211", "I-CLS", _CLS, "I>T", _COUNTRY, 211, out=True),
+    _image("OK-VQA", "I-QA", _QA, "IT>T", _QUESTION),
+    _image("A-OKVQA", "I-QA", _QA, "IT>T", _QUESTION),
+    _image("DocVQA", "I-QA", _QA, "IT>T", _QUESTION),
+    _image("InfographicsVQA", "I-QA", _QA, "IT>T", _QUESTION),
+    _image("ChartQA", "I-QA", _QA, "IT>T", _QUESTION),
+    _image("Visual7W", "I-QA", _QA, "IT>T", _QUESTION),
+    _image("ScienceQA", "I-QA", _QA, "IT>T", _QUESTION, out=True),
+    _image("VizWiz", "I-QA", _QA, "IT>T", _QUESTION, out=True),
+    _image("GQA", "I-QA", _QA, "IT>T", _QUESTION, out=True),
+    _image("TextVQA", "I-QA", _QA, "IT>T", _QUESTION, out=True),
+    _image("VisDial", "I-RET", _T2I, "T>I", _DIALOGUE, target_instruction=_SEE[:-1]),
+    _image("CIRR", "I-RET", _I2I, "IT>I", _CHANGES, target_instruction=_SEE),
+    _image(
+        "VisualNews_t2i", "I-RET", _T2I, "T>I", "Retrieve an image of this news caption.",
+        target_instruction=_SEE,
+    ),
+    _image(
+        "VisualNews_i2t", "I-RET", _I2T, "I>T", "Find a caption for the news in the given photo.",
+    ),
+    _image(
+        "MSCOCO_t2i", "I-RET", _T2I, "T>I",
+        "Find me an everyday image that matches the given caption:", target_instruction=_SEE,
+    ),
+    _image(
+        "MSCOCO_i2t", "I-RET", _I2T, "I>T",
+        "Find an image caption describing the given everyday image.",
+    ),
+    _image(
+        "NIGHTS", "I-RET", _I2I, "I>I",
+        "Find a day-to-day image that looks similar to the provided image.",
+        target_instruction=_SEE,
+    ),
+    _image(
+        "WebQA", "I-RET", _T2I, "T>IT", "Find a Wikipedia image that answers this question:",
+        target_instruction=_WIKIPEDIA,
+    ),
+    _image("FashionIQ", "I-RET", _I2I, "IT>I", _STYLE, target_instruction=_SEE, out=True),
+    _image(
+        "Wiki-SS-NQ", "I-RET", _T2I, "T>I",
+        "Find the document image that can answer the given query:",
+        target_instruction=_SEE[:-1], out=True,
+    ),
+    _image("OVEN", "I-RET", _I2I, "IT>IT", _PAIR, target_instruction=_WIKIPEDIA, out=True),
+    _image(
+        "EDIS", "I-RET", _T2I, "T>IT", "Find a news image that matches the provided caption:",
+        target_instruction=_RELATED, out=True,
+    ),
+    _image("MSCOCO", "I-VG", _I2I, "IT>I", _ISOLATE, target_instruction=_CROP),
+    _image("RefCOCO", "I-VG", _I2I, "IT>I", _FOLLOW + ".", target_instruction=_CROP, out=True),
+    _image(
+        "RefCOCO-Matching", "I-VG", _I2I, "IT>IT", _FOLLOW + ":",
+        target_instruction=_FOLLOW + ":", out=True,
+    ),
+    _image("Visual7W-Pointing", "I-VG", _I2I, "IT>I", _ANSWERS, target_instruction=_CROP, out=True),
+)  # fmt: skip
