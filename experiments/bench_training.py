@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from experiments.bench import Line, compare
 from mmemb.adapters import LoraSettings
+from mmemb.blocks import checkpoint_blocks, compile_blocks
 from mmemb.gradient_cache import GradientCache, GraphMemory, embed_cached
 from mmemb.losses import combine, contrastive_loss, info_nce
 from mmemb.nce_sweeps import TILE_NUMBERS
@@ -128,6 +129,28 @@ def _graph_gib(embed: Callable[[Any], Any], size: int, backbone: Any) -> float:
     with memory.counted():
         embed(range(size))
     return memory.used / 2**30
+
+
+def bench_blocks(trunk: Path, compiled: bool, rows: int = 64) -> Line:
+    """A step with blocks that are compiled, or computed twice, against the blocks as they are."""
+    from mmemb.backbones import load_backbone
+
+    sides = _texts(rows)
+
+    def step_of(backbone: Any) -> Callable[[], None]:
+        def step() -> None:
+            backbone.zero_grad()
+            backbone(sides).sum().backward()
+
+        return step
+
+    changed, plain = load_backbone(str(trunk)), load_backbone(str(trunk))
+    if compiled:
+        compile_blocks(changed.blocks(), "inductor")
+    else:
+        checkpoint_blocks(changed.blocks())
+    name = f"{rows} texts, blocks {'compiled' if compiled else 'computed twice'}"
+    return compare(name, step_of(changed), step_of(plain), "as they are")
 
 
 def bench_step(root: Path, trunk: Path, features: Path, steps: int = 10, runs: int = 5) -> Line:
