@@ -1,5 +1,6 @@
 """Callbacks: a plain object inside, hooks outside; they read step outputs, never the model."""
 
+from callbacks.benchmark_scores import BenchmarkScores
 from callbacks.hparams import HParams
 from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK
@@ -8,6 +9,7 @@ from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 
 __all__ = [
+    "BenchmarkScores",
     "HParams",
     "InvocationRatio",
     "RecallAtK",

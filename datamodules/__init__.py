@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.benchmark import BenchmarkDataModule
     from datamodules.evaluation import EvaluationDataModule
     from datamodules.media import MediaDataModule
     from datamodules.pairs import PairDataModule
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from datamodules.utilities import UtilityDataModule
 
 __all__ = [
+    "BenchmarkDataModule",
     "EvaluationDataModule",
     "MediaDataModule",
     "PairDataModule",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BenchmarkDataModule": "datamodules.benchmark",
     "EvaluationDataModule": "datamodules.evaluation",
     "MediaDataModule": "datamodules.media",
     "PairDataModule": "datamodules.pairs",

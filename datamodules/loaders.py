@@ -49,6 +49,9 @@ class FiniteLoader:
     It hides its DataLoader, so Lightning does not split it a second time. With several ranks, or
     nothing to do, it has no length: Lightning would skip a rank of length 0 together with the
     hooks in which the other ranks wait for it.
+
+    Attributes:
+        skipped: one sentence for each row that could not be read in the latest pass.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class FiniteLoader:
         self._items = ChunkDataset(chunks, build)
         self._world = world
         self._num_workers = num_workers
+        self.skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         if self._world > 1 or not len(self._items):
@@ -68,14 +72,14 @@ class FiniteLoader:
         return len(self._items)
 
     def __iter__(self) -> Iterator[Any]:
-        skipped: list[str] = []
+        self.skipped = ()
         order = range(len(self._items))
         for batch, problems in item_loader(self._items, order, self._num_workers, None):
-            skipped += problems
+            self.skipped += problems
             if batch is not None:
                 yield batch
-        if skipped:
-            warn_skipped(skipped, len(skipped))
+        if self.skipped:
+            warn_skipped(self.skipped, len(self.skipped))
 
 
 def read_rows(

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from callbacks.benchmark_scores import BenchmarkScores
 from callbacks.hparams import HParams
 from callbacks.run_record import RunRecord, git_state, is_unfinished
 from callbacks.sidecar_writer import SidecarWriter
@@ -137,7 +138,7 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand in ("fit", "test"):
             trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
         for callback in trainer.callbacks:
-            if isinstance(callback, SidecarWriter):
+            if isinstance(callback, SidecarWriter | BenchmarkScores):
                 callback.fingerprint = self.fingerprint
         return trainer
 

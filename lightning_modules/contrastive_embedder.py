@@ -22,11 +22,13 @@ from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone
 from mmemb.batch_text import describe_batch
 from mmemb.batches import (
+    CandidateBatch,
     CandidateOutput,
     PairBatch,
     QueryBatch,
     QueryOutput,
     SidecarOutput,
+    TaskEnd,
 )
 from mmemb.distillation import distillation_loss
 from mmemb.gradient_cache import GradientCache
@@ -213,15 +215,18 @@ class ContrastiveEmbedder(BackboneModule):
     @override
     def validation_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> CandidateOutput | QueryOutput:
-        if dataloader_idx == 0:
-            return embed_candidates(self.backbone, batch)
+    ) -> CandidateOutput | QueryOutput | TaskEnd:
+        match batch:
+            case CandidateBatch():
+                return embed_candidates(self.backbone, batch)
+            case TaskEnd():
+                return batch
         return self._embed_queries(batch)
 
     @override
     def test_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> CandidateOutput | QueryOutput:
+    ) -> CandidateOutput | QueryOutput | TaskEnd:
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def _embed_queries(self, batch: QueryBatch) -> QueryOutput:

@@ -19,6 +19,7 @@ from mmemb.records import (
     DIRECT,
     FULL,
     Candidate,
+    EvaluationTask,
     Media,
     Pair,
     Query,
@@ -207,6 +208,26 @@ class QueryOutput:
 
     def to(self, *args: Any, **kwargs: Any) -> QueryOutput:
         return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """All batches of a data root have been handed out; every rank gets one, whatever it read.
+
+    Attributes:
+        root: path of the root below the benchmark's folder, e.g. `image/ImageNet-1K`.
+        tasks: those that it holds.
+        data: fingerprint and revision of the data.
+        skipped: one sentence for each sample that this rank could not read.
+    """
+
+    root: str
+    tasks: tuple[EvaluationTask, ...]
+    data: Mapping[str, str]
+    skipped: tuple[str, ...] = ()
+
+    def to(self, *args: Any, **kwargs: Any) -> TaskEnd:
+        return self
 
 
 class DecisionOutput(NamedTuple):

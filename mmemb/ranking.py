@@ -14,6 +14,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from mmemb.exact_search import exact_top, steps
+
 PADDING, ABSENT = -1, -2
 """Fill up a row of right candidates; mark a right one that is no candidate (a miss)."""
 
@@ -107,22 +109,41 @@ def rank_positives(
     Raises:
         ValueError: on a NaN embedding, naming the rows: compared with NaN every rank is perfect.
     """
-    check_finite(query_QD, "query")
-    check_finite(candidate_ND, "candidate")
-    device = query_QD.device
-    positive_QP = _as_rows(positive_QP, device)
-    local_QC = None if local_QC is None else _as_rows(local_QC, device)
     parts = [
-        rank_scores(score_qC, _columns(positive_QP[rows], column_qC))
-        for rows, score_qC, column_qC in _scored(query_QD, candidate_ND, local_QC, chunk_numbers)
+        rank_scores(score_qC, column_qP)
+        for _, score_qC, column_qP in scored_positives(
+            query_QD, candidate_ND, positive_QP, local_QC=local_QC, chunk_numbers=chunk_numbers
+        )
     ]
     if not parts:
+        positive_QP = _as_rows(positive_QP, query_QD.device)
         return TiedRanks(positive_QP, positive_QP, positive_QP != PADDING)
     return TiedRanks(
         torch.cat([part.greater_QP for part in parts]),
         torch.cat([part.equal_QP for part in parts]),
         torch.cat([part.valid_QP for part in parts]),
     )
+
+
+def scored_positives(
+    query_QD: Tensor,
+    candidate_ND: Tensor,
+    positive_QP: Tensor | Sequence[Sequence[int]],
+    *,
+    local_QC: Tensor | Sequence[Sequence[int]] | None = None,
+    chunk_numbers: int = _CHUNK_NUMBERS,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Chunks of queries: their rows, fp64 scores (q, C) and columns (q, P) of the right ones.
+
+    Args: see `rank_positives`.
+    """
+    check_finite(query_QD, "query")
+    check_finite(candidate_ND, "candidate")
+    device = query_QD.device
+    positive_QP = _as_rows(positive_QP, device)
+    local_QC = None if local_QC is None else _as_rows(local_QC, device)
+    for rows, score_qC, column_qC in _scored(query_QD, candidate_ND, local_QC, chunk_numbers):
+        yield rows, score_qC, _columns(positive_QP[rows], column_qC)
 
 
 def search(
@@ -150,9 +171,11 @@ def search(
     local_QC = None if local_QC is None else _as_rows(local_QC, query_QD.device)
     k = min(k, len(candidate_ND) if local_QC is None else local_QC.shape[1])
     scores, found = [query_QD.new_zeros(0, k).double()], [pad_rows([]).new_zeros(0, k)]
+    if local_QC is None and k and len(query_QD):
+        return exact_top(query_QD.float(), candidate_ND.float(), k, TOLERANCE, chunk_numbers)
     for _, score_qC, column_qC in _scored(query_QD, candidate_ND, local_QC, chunk_numbers):
-        steps_qC = (score_qC / TOLERANCE).round()  # equal vectors differ in the last bits
-        order_qk = steps_qC.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        order_qk = steps(score_qC, TOLERANCE).sort(dim=1, descending=True, stable=True).indices
+        order_qk = order_qk[:, :k]
         scores.append(score_qC.gather(1, order_qk))
         found.append(order_qk if column_qC is None else column_qC.gather(1, order_qk))
     return torch.cat(scores), torch.cat([part.to(query_QD.device) for part in found])

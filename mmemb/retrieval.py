@@ -107,6 +107,20 @@ class Galleries:
         """(N, D) vectors of the query's candidates: its gallery's, or its own list's."""
         return self.vectors(query.gallery)[self._columns_of(query)]
 
+    def own_lists(self, queries: Sequence[Query]) -> list[list[int]] | None:
+        """Columns of each query's own candidates, as listed; None = all have the whole gallery.
+
+        Raises:
+            ValueError: some have a list of their own and some do not.
+        """
+        local = {query.candidates is not None for query in queries}
+        if len(local) > 1:
+            raise ValueError(
+                f"Task {queries[0].task}: some queries have a list of candidates of their own and "
+                "some do not; prepare the data again."
+            )
+        return self._lists(queries, True in local)
+
     def _scores(
         self, vectors_BD: Tensor, queries: Sequence[Query], tau: float
     ) -> list[tuple[Query, Tensor]]:

@@ -1,0 +1,132 @@
+"""BenchmarkScores: score files of a benchmark, task by task, while it is being embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from callbacks.run_record import git_state
+from mmemb.batches import CandidateOutput, QueryOutput, TaskEnd
+from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings
+from mmemb.distributed import gather_objects, gather_ragged
+from mmemb.headline import headline_text
+from mmemb.records import EvaluationTask, Query, Side
+from mmemb.retrieval import Galleries, gather_candidates
+from mmemb.score_files import read_scores, scored_under, write_embeddings, write_scores
+
+
+@final
+class BenchmarkScores(Callback):
+    """Writes `<folder>/<root>/<task>_score.json` and its company when a root's `TaskEnd` comes.
+
+    Roots that are scored under the same fingerprint are not embedded again.
+
+    Args:
+        folder: where the files go, e.g. `runs/mmeb_v2/scores`.
+        mode: `correct`, or `reference`: what the published evaluator computes.
+        embeddings: keep the vectors, too, for `python -m experiments.score`.
+    """
+
+    def __init__(self, folder: str, mode: Mode = "correct", embeddings: bool = False) -> None:
+        self.folder, self.mode, self.embeddings = Path(folder), mode, embeddings
+        self.fingerprint = ""
+        self._candidates: list[CandidateOutput] = []
+        self._queries: list[QueryOutput] = []
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "test":
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        roots = datamodule.roots()
+        pending = [
+            path
+            for path, tasks in roots.items()
+            if not scored_under(self.folder / path, tasks, self.fingerprint)
+        ]
+        trainer.strategy.barrier()  # nobody writes before every rank has seen the same holes
+        datamodule.pending_roots = pending
+        if trainer.is_global_zero:
+            print(f"{self.folder}: {len(roots) - len(pending)} roots scored, {len(pending)} to do")
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        match outputs:
+            case CandidateOutput():
+                self._candidates.append(outputs)
+            case QueryOutput():
+                self._queries.append(replace(outputs, queries=tuple(map(_light, outputs.queries))))
+            case TaskEnd():
+                self._finish(trainer, outputs)
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        print(headline_text(read_scores(self.folder)))
+
+    def _finish(self, trainer: Trainer, end: TaskEnd) -> None:
+        """Every rank has the same in hand after the gathering, and fails alike."""
+        outputs = [o.vectors_ND for o in self._candidates] + [o.vectors_BD for o in self._queries]
+        dims = gather_objects([outputs[0].shape[-1]] if outputs else [])
+        galleries = Galleries([gather_candidates(self._candidates, dims[0])])
+        empty = [torch.zeros(0, dims[0])]
+        vectors_QD = gather_ragged(torch.cat([*empty, *(o.vectors_BD for o in self._queries)]))
+        queries = gather_objects([query for o in self._queries for query in o.queries])
+        skipped = gather_objects(list(end.skipped))
+        self._candidates, self._queries = [], []
+        provenance = {"run": self.fingerprint, **end.data}
+        provenance["code"] = git_state(Path(__file__).parent)[0]
+        for task in end.tasks:
+            rows = [n for n, query in enumerate(queries) if query.task == task.name]
+            rows.sort(key=lambda n: queries[n].key)
+            asked = [queries[row] for row in rows]
+            found = score_task(task, asked, vectors_QD[rows], galleries, self.mode)
+            if trainer.is_global_zero:
+                folder = self.folder / end.root
+                if self.embeddings:
+                    names = [name for _, name in galleries.places(task.gallery)]
+                    vectors = vectors_QD[rows], galleries.vectors(task.gallery)
+                    write_embeddings(folder, task.name, *vectors, names)
+                partial = f"{len(skipped)} skipped: {skipped[0]}" if skipped else ""
+                write_scores(folder, found, asked, provenance, task.meta_task, partial)
+                print(f"{task.name:<48} {task.metric:<14} {100 * found.means[task.metric]:6.2f}")
+
+
+def score_task(
+    task: EvaluationTask,
+    queries: Sequence[Query],
+    vectors_QD: torch.Tensor,
+    galleries: Galleries,
+    mode: Mode,
+) -> TaskScores:
+    """Scores the queries of one task among the candidates of its gallery."""
+    if not queries:
+        raise ValueError(f"{task.name}: no query could be read, so there is nothing to score.")
+    gallery = queries[0].gallery
+    names = [name for _, name in galleries.places(gallery)]
+    lists = galleries.own_lists(queries)
+    candidates = galleries.vectors(gallery)
+    return score_embeddings(
+        task.name, task.metric, queries, vectors_QD, names, candidates, lists, mode
+    )
+
+
+def _light(query: Query) -> Query:
+    """Without pixels, which nobody needs any more; the digests stay."""
+    media = tuple(replace(m, pixels=None, features=None) for m in query.side.media)
+    return replace(query, side=Side(query.side.text, query.side.instruction, media))

@@ -1,0 +1,134 @@
+"""BenchmarkDataModule: many data roots, one after the other, for `test`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from typing_extensions import override
+
+from datamodules.decode import OnError
+from datamodules.evaluation import CANDIDATES, QUERIES, TASKS, EvaluationRows, read_tasks
+from datamodules.loaders import FiniteLoader, ShardDataModule
+from datamodules.samples import Row
+from mmemb.batches import CandidateBatch, QueryBatch, TaskEnd
+from mmemb.shards import MANIFEST, read_manifest
+
+
+@final
+class BenchmarkDataModule(ShardDataModule):
+    """The queries and candidates of a benchmark, root by root: candidates, queries, `TaskEnd`.
+
+    Args:
+        root: a data root, or a folder of such, e.g. `data/mmeb_v2` with `image/ImageNet-1K`.
+        batch_size: rows of a batch.
+        parts: data parts.
+        tasks: names of tasks, or None for all.
+        rationales: folder of the queries' rationales, or None; for a single root.
+        features: folder of cached features, or None to decode images; for a single root.
+        on_error: `raise`, or `skip`: what was skipped is counted and makes a score partial.
+        num_workers: processes that read ahead.
+
+    Attributes:
+        pending_roots: set by whoever writes scores; if not None, only these roots are read.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int,
+        parts: Sequence[str] = ("test",),
+        tasks: list[str] | None = None,
+        rationales: str | None = None,
+        features: str | None = None,
+        on_error: OnError = "raise",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(root)
+        self._batch_size, self._parts, self._tasks = batch_size, tuple(parts), tasks
+        self._rationales, self._features = rationales, features
+        self._on_error, self._num_workers = on_error, num_workers
+        self.pending_roots: Collection[str] | None = None
+
+    def roots(self) -> dict[str, tuple[str, ...]]:
+        """Path below `root` -> the asked-for tasks there, in order of path.
+
+        Raises:
+            FileNotFoundError: nothing was prepared there.
+            ValueError: a task that no root has.
+        """
+        paths = [self.root] if (self.root / TASKS).is_file() else self._below()
+        held = {path: [task.name for task in read_tasks(path)] for path in paths}
+        known = {name for names in held.values() for name in names}
+        if unknown := sorted(set(self._tasks or ()) - known):
+            raise ValueError(f"{self.root} has no task(s) {unknown}; it has {sorted(known)}.")
+        asked = known if self._tasks is None else set(self._tasks)
+        found = {
+            str(path.relative_to(self.root)): tuple(name for name in names if name in asked)
+            for path, names in held.items()
+        }
+        return {path: names for path, names in found.items() if names}
+
+    def _below(self) -> list[Path]:
+        found = sorted(path.parent for path in self.root.glob(f"**/{TASKS}"))
+        if not found:
+            raise FileNotFoundError(
+                f"{self.root} holds no {TASKS}, nor does a folder below it: run "
+                "`python -m datamodules.prepare mmeb-v2` first, or correct `root`."
+            )
+        return found
+
+    @override
+    def test_dataloader(self) -> BenchmarkLoader:
+        return BenchmarkLoader(self)
+
+    def batches_of(
+        self, path: str, names: Sequence[str]
+    ) -> Iterator[CandidateBatch | QueryBatch | TaskEnd]:
+        """All batches of one root."""
+        root = self.root / path
+        data = EvaluationRows(
+            root,
+            self._batch_size,
+            self._rationales,
+            self._features,
+            self._on_error,
+            self._num_workers,
+        )
+        rows = data.select(self._parts, names)
+        if not rows:
+            raise ValueError(f"{root}: no query of part(s) {list(self._parts)} in {list(names)}.")
+        loaders: list[FiniteLoader] = data.loaders(rows, *self.place)
+        for loader in loaders:
+            yield from loader
+        skipped = tuple(sentence for loader in loaders for sentence in loader.skipped)
+        tasks = tuple(task for task in data.tasks if task.name in names)
+        yield TaskEnd(path, tasks, data_identity(root), skipped)
+
+    @override
+    def shard_rows(self) -> Mapping[str, Sequence[Row]]:
+        raise ValueError("A benchmark is tested; `predict` reads one root: EvaluationDataModule.")
+
+
+@final
+class BenchmarkLoader:
+    """Iterates over the pending roots; has no length, since nothing was opened yet."""
+
+    def __init__(self, module: BenchmarkDataModule) -> None:
+        self._module = module
+
+    def __iter__(self) -> Iterator[Any]:
+        pending = self._module.pending_roots
+        for path, names in self._module.roots().items():
+            if pending is None or path in pending:
+                yield from self._module.batches_of(path, names)
+
+
+def data_identity(root: Path) -> dict[str, str]:
+    """Fingerprints of a root's queries and candidates, and what its converter says of revision."""
+    found = {name: read_manifest(root / name).fingerprint for name in (QUERIES, CANDIDATES)}
+    path = root / MANIFEST
+    stated = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found | {"revision": str(stated.get("revision", ""))}

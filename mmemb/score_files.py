@@ -1,0 +1,237 @@
+"""Score files of a model: one per task in the published form, and what is made of all of them.
+
+`<folder>/<modality>/<task>_score.json` holds the published keys, then our own: `mode`, `ties`,
+`partial`, `provenance`; `<task>_pred.jsonl` the rankings, `<task>_values.json` the headline metric
+query by query, which comparisons need.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmemb.benchmark_scores import TaskScores
+from mmemb.files import write_atomically
+from mmemb.lineage import read_json, write_json
+from mmemb.metrics import CUTOFFS
+from mmemb.records import Query
+
+METRICS = tuple(
+    f"{name}@{k}"
+    for name in (
+        "hit", "ndcg_linear", "ndcg_exponential", "precision", "recall", "f1", "map", "mrr",
+    )
+    for k in CUTOFFS
+)  # fmt: skip
+"""The published keys, in their order."""
+
+_DEFAULTS: Mapping[str, Any] = {
+    "group": "", "metric": "", "mode": "reference", "ties": {}, "partial": "", "provenance": {},
+}  # fmt: skip
+"""Of our own keys: what a published file stands for."""
+
+SCORE, PREDICTIONS, VALUES = "_score.json", "_pred.jsonl", "_values.json"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ScoreFile:
+    """What was read back of one task.
+
+    Attributes:
+        task: its name.
+        scores: the published keys.
+        group: meta-task, "" in published files.
+        metric: the headline's name, "" in published files.
+        mode: `correct` or `reference`.
+        ties: queries with near ties, and the headline when they go badly and well.
+        partial: why some queries are missing; "" = none is.
+        provenance: model, data revision, settings and code, as hashes or names.
+    """
+
+    task: str
+    scores: Mapping[str, float]
+    group: str
+    metric: str
+    mode: str
+    ties: Mapping[str, float]
+    partial: str
+    provenance: Mapping[str, str]
+
+
+def write_scores(
+    folder: Path,
+    found: TaskScores,
+    queries: Sequence[Query],
+    provenance: Mapping[str, str],
+    group: str = "",
+    partial: str = "",
+) -> None:
+    """Writes the three files of a task; the score file last, so that it vouches for the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps(
+            {
+                "prediction": list(names),
+                "label": list(query.relevance),
+                "rel_scores": list(query.relevance.values()),
+            },
+            ensure_ascii=False,
+        )
+        for query, names in zip(queries, found.predictions, strict=True)
+    ]
+    write_atomically(folder / f"{found.task}{PREDICTIONS}", ("\n".join(lines) + "\n").encode())
+    values = {"metric": found.metric, "keys": found.keys, "clusters": found.clusters}
+    write_json(folder / f"{found.task}{VALUES}", values | {"values": found.values})
+    count = {"num_pred": len(found.keys), "num_data": len(queries)}
+    ties = {"queries": found.ties, "worst": found.pessimistic, "best": found.optimistic}
+    ours = {"group": group, "metric": found.metric, "mode": found.mode, "ties": ties}
+    ours |= {"partial": partial, "provenance": dict(provenance)}
+    scores = {name: found.means[name] for name in METRICS}
+    write_json(folder / f"{found.task}{SCORE}", scores | count | ours)
+
+
+def scored_under(folder: Path, tasks: Iterable[str], fingerprint: str) -> bool:
+    """Whether all of these tasks were scored, whole, by a run of this fingerprint."""
+    paths = [folder / f"{task}{SCORE}" for task in tasks]
+    if not fingerprint or not all(path.is_file() for path in paths):
+        return False
+    files = [read_json(path, "scores of a task") for path in paths]
+    return all(
+        file.get("provenance", {}).get("run") == fingerprint and not file.get("partial")
+        for file in files
+    )
+
+
+def write_embeddings(
+    folder: Path, task: str, query_QD: Tensor, candidate_ND: Tensor, names: Sequence[str]
+) -> None:
+    """Vectors of a task, for `read_embeddings`: two fp32 `.npy` and the candidates' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, vectors in (("qry", query_QD), ("tgt", candidate_ND)):
+        buffer = io.BytesIO()
+        np.save(buffer, vectors.float().numpy(), allow_pickle=False)
+        write_atomically(folder / f"{task}_{kind}.npy", buffer.getvalue())
+    write_json(folder / f"{task}_names.json", list(names))
+
+
+def read_embeddings(folder: Path, task: str) -> tuple[Tensor, Tensor, list[str]]:
+    """Queries (Q, D), candidates (N, D) and the candidates' names.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or the files do not fit each other.
+    """
+    paths = [folder / f"{task}{end}" for end in ("_qry.npy", "_tgt.npy", "_names.json")]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{missing[0]} is missing: expected fp32 arrays {task}_qry.npy (queries in the order "
+            f"of the data), {task}_tgt.npy, and {task}_names.json, the candidates' names."
+        )
+    arrays = []
+    for path in paths[:2]:
+        try:
+            array = np.load(path, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{path} is no plain array: {error}.") from None
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise ValueError(
+                f"{path}: expected numbers (rows, D), got {array.dtype} {array.shape}."
+            )
+        arrays.append(torch.from_numpy(array.astype(np.float32)))
+    names = json.loads(paths[2].read_text(encoding="utf-8"))
+    if len(names) != len(arrays[1]) or arrays[0].shape[1] != arrays[1].shape[1]:
+        raise ValueError(
+            f"{folder}: {len(names)} names, candidates {tuple(arrays[1].shape)} and queries "
+            f"{tuple(arrays[0].shape)} of {task} do not fit each other."
+        )
+    return arrays[0], arrays[1], [str(name) for name in names]
+
+
+def read_scores(folder: Path) -> dict[str, ScoreFile]:
+    """Task -> what its score file says, below `folder`; published files are read, too.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file is broken, or two are of the same task.
+    """
+    found: dict[str, ScoreFile] = {}
+    for path in sorted(folder.rglob(f"*{SCORE}")):
+        task = path.name.removesuffix(SCORE)
+        data = read_json(path, "scores of a task")
+        if missing := [name for name in ("hit@1", "ndcg_linear@5") if name not in data]:
+            raise ValueError(f"{path} lacks {missing}: expected the scores of one task.")
+        if task in found:
+            raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
+        scores = {name: float(data[name]) for name in METRICS if name in data}
+        scores |= {n: data[n] for n in ("num_pred", "num_data") if n in data}
+        ours = {name: data.get(name, default) for name, default in _DEFAULTS.items()}
+        found[task] = ScoreFile(task, scores, **ours)
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no score file (*{SCORE}): run the evaluation first, or name the "
+            "folder that it wrote."
+        )
+    return found
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The headline metric of one task, query by query."""
+
+    metric: str
+    keys: tuple[str, ...]
+    clusters: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+def read_values(folder: Path) -> dict[str, Values]:
+    """Task -> values, below `folder`."""
+    found = {}
+    for path in sorted(folder.rglob(f"*{VALUES}")):
+        data = read_json(path, "values of a task")
+        columns = [tuple(data[name]) for name in ("keys", "clusters", "values")]
+        found[path.name.removesuffix(VALUES)] = Values(data["metric"], *columns)
+    return found
+
+
+def group_means(
+    scores: Mapping[str, float], groups: Mapping[str, Iterable[str]]
+) -> dict[str, float]:
+    """Plain means of tasks, of those groups that are complete.
+
+    >>> group_means({"a": 1.0, "b": 0.0}, {"both": ["a", "b"], "more": ["a", "c"]})
+    {'both': 0.5}
+    """
+    return {
+        group: float(np.mean([scores[name] for name in names]))
+        for group, names in groups.items()
+        if all(name in scores for name in names)
+    }
+
+
+def submission(
+    found: Mapping[str, ScoreFile], modality_of: Mapping[str, str], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a leaderboard takes: metadata, and the published keys by modality and task.
+
+    Raises:
+        ValueError: a task is partial or missing.
+    """
+    if missing := [name for name in modality_of if name not in found]:
+        raise ValueError(f"{len(missing)} tasks are missing: {', '.join(missing)}.")
+    if partial := [name for name in modality_of if found[name].partial]:
+        raise ValueError(f"{len(partial)} tasks are partial: {', '.join(partial)}.")
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, modality in modality_of.items():
+        metrics.setdefault(modality, {})[name] = dict(found[name].scores)
+    return {"metadata": dict(metadata), "metrics": metrics}
