@@ -10,10 +10,11 @@ from typing import Any, final
 from typing_extensions import override
 
 from datamodules.decode import OnError
-from datamodules.evaluation import CANDIDATES, QUERIES, TASKS, EvaluationRows, read_tasks
+from datamodules.evaluation import CANDIDATES, QUERIES, EvaluationRows, read_tasks
 from datamodules.loaders import FiniteLoader, ShardDataModule
 from datamodules.samples import Row
 from mmemb.batches import CandidateBatch, QueryBatch, TaskEnd
+from mmemb.benchmark_data import roots_below
 from mmemb.shards import MANIFEST, read_manifest
 
 
@@ -59,7 +60,7 @@ class BenchmarkDataModule(ShardDataModule):
             FileNotFoundError: nothing was prepared there.
             ValueError: a task that no root has.
         """
-        paths = [self.root] if (self.root / TASKS).is_file() else self._below()
+        paths = roots_below(self.root)
         held = {path: [task.name for task in read_tasks(path)] for path in paths}
         known = {name for names in held.values() for name in names}
         if unknown := sorted(set(self._tasks or ()) - known):
@@ -70,15 +71,6 @@ class BenchmarkDataModule(ShardDataModule):
             for path, names in held.items()
         }
         return {path: names for path, names in found.items() if names}
-
-    def _below(self) -> list[Path]:
-        found = sorted(path.parent for path in self.root.glob(f"**/{TASKS}"))
-        if not found:
-            raise FileNotFoundError(
-                f"{self.root} holds no {TASKS}, nor does a folder below it: run "
-                "`python -m datamodules.prepare mmeb-v2` first, or correct `root`."
-            )
-        return found
 
     @override
     def test_dataloader(self) -> BenchmarkLoader:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,19 +43,24 @@ class BenchmarkRoot:
         return list(dict.fromkeys(name for home, name in self.name_of_row if home == gallery))
 
 
-def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
-    """Every root at or below a folder, in order of path.
+def roots_below(folder: Path) -> list[Path]:
+    """Every data root at or below a folder, in order of path; links are followed.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    paths = sorted(path.parent for path in folder.glob(f"**/{TASKS}"))
-    if not paths:
+    walk = os.walk(folder, followlinks=True)
+    if not (found := sorted(Path(path) for path, _, files in walk if TASKS in files)):
         raise FileNotFoundError(
-            f"{folder} holds no {TASKS}, nor does a folder below it: name the folder that "
-            "`python -m datamodules.prepare` wrote."
+            f"{folder} holds no {TASKS}, nor does a folder below it: run `python -m "
+            "datamodules.prepare` first, or name the folder that it wrote."
         )
-    for root in paths:
+    return found
+
+
+def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
+    """What every root at or below a folder says, in order of path; see `roots_below`."""
+    for root in roots_below(folder):
         tasks = tuple(from_json(EvaluationTask, row) for row in _json(root / TASKS))
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
         queries = [_query(index, entry) for entry in index.entries if entry.meta["part"] == part]

@@ -253,13 +253,19 @@ def best_rank(ranks: TiedRanks) -> Tensor:
 
 
 def gather_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:
-    """The candidates of all ranks. Collective: a rank without candidates must call it too."""
+    """The candidates of all ranks, in the order of their table, so that it does not matter which
+    rank embedded which. Collective: a rank without candidates must call it too."""
     empty = [torch.zeros(0, embedding_dim)]
+    vectors_ND = gather_ragged(torch.cat([*empty, *(out.vectors_ND for out in outputs)]))
+    names = gather_objects([name for out in outputs for name in out.names])
+    galleries = gather_objects([name for out in outputs for name in out.galleries])
+    rows = gather_objects([row for out in outputs for row in out.rows])
+    order = sorted(range(len(rows)), key=rows.__getitem__)
     return CandidateOutput(
-        vectors_ND=gather_ragged(torch.cat([*empty, *(out.vectors_ND for out in outputs)])),
-        names=tuple(gather_objects([name for out in outputs for name in out.names])),
-        galleries=tuple(gather_objects([name for out in outputs for name in out.galleries])),
-        rows=tuple(gather_objects([row for out in outputs for row in out.rows])),
+        vectors_ND=vectors_ND[order],
+        names=tuple(names[place] for place in order),
+        galleries=tuple(galleries[place] for place in order),
+        rows=tuple(rows[place] for place in order),
     )
 
 

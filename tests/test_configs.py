@@ -74,7 +74,7 @@ def test_every_command_of_a_file_parses(path: Path) -> None:
         assert config.data.class_path.startswith("datamodules.")
         assert "${" not in str(config.as_dict()), "interpolation is resolved"
         assert config.name
-        assert config.experiment.startswith("pocket")
+        assert config.experiment.startswith(("pocket", "mmeb_v2", "own"))
 
 
 @pytest.mark.slow
