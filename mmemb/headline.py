@@ -26,13 +26,18 @@ def complete_groups(found: Mapping[str, ScoreFile]) -> dict[str, float]:
     """
     whole = {name: file for name, file in found.items() if not file.partial}
     check_alike(found)
+    return group_means(headline_metrics(whole), known_groups(found))
+
+
+def known_groups(found: Mapping[str, ScoreFile]) -> dict[str, list[str]]:
+    """Group -> all tasks that it needs; of benchmarks other than MMEB-V2, those that are there."""
     if is_mmeb(found):
-        return group_means(headline_metrics(whole), groups_of())
+        return groups_of()
     groups: dict[str, list[str]] = {}
     for name, file in found.items():
         for group in (file.group, "all"):
             groups.setdefault(group, []).append(name)
-    return group_means(headline_metrics(whole), groups)
+    return groups
 
 
 def headline_text(found: Mapping[str, ScoreFile]) -> str:

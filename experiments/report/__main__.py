@@ -1,4 +1,4 @@
-"""`python -m experiments.report COMMAND`: build, show, audit, rounds, seeds, list, diff."""
+"""`python -m experiments.report COMMAND`: of runs, of their rationales, of benchmark scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from experiments.report.audit import audit
 from experiments.report.build import build
 from experiments.report.rounds import write_rounds
 from experiments.report.runs import diff_runs, list_runs
+from experiments.report.score_commands import (
+    SCORE_COMMANDS,
+    add_score_commands,
+    run_score_command,
+)
 from experiments.report.seeds import write_seeds
 
 
@@ -36,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     differing = commands.add_parser("diff", help="settings and metrics of two runs")
     differing.add_argument("left", type=Path, help="e.g. runs/pocket/trunk")
     differing.add_argument("right", type=Path, help="e.g. runs/pocket/embedder")
+    add_score_commands(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command == "build":
@@ -50,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(list_runs(options.folder))
         elif options.command == "diff":
             print(diff_runs(options.left, options.right))
+        elif options.command in SCORE_COMMANDS:
+            run_score_command(options)
         else:
             show(options.run)
     except (ValueError, FileNotFoundError) as error:

@@ -1,0 +1,60 @@
+"""The subcommands of `report` about score files: headline, compare, verify, table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.report.compare import compare, headline
+from experiments.report.published import table
+from experiments.report.verify import verify
+from mmemb.benchmarks.mmeb_v2 import TASKS
+from mmemb.files import write_atomically
+from mmemb.score_files import read_scores, submission
+
+SCORE_COMMANDS = ("headline", "compare", "verify", "table", "submission")
+
+_MODEL = "FOLDER of score files, or NAME=FOLDER,FOLDER... with a folder for each seed"
+
+
+def add_score_commands(commands: Any) -> None:
+    """Adds them to the parser of `report`."""
+    showing = commands.add_parser("headline", help="means of a benchmark, or what is missing")
+    showing.add_argument("scores", type=Path, help="folder of score files")
+    comparing = commands.add_parser("compare", help="is one model better? paired intervals")
+    comparing.add_argument("scores", nargs="+", help=_MODEL)
+    verifying = commands.add_parser("verify", help="scores against those that were promised")
+    verifying.add_argument("scores", help=_MODEL)
+    verifying.add_argument("--expected", type=Path, required=True, help="an expected.json")
+    tabling = commands.add_parser("table", help="models side by side, for a paper")
+    tabling.add_argument("scores", nargs="+", help=_MODEL)
+    tabling.add_argument("--baselines", type=Path, help="folder with a folder for each model")
+    tabling.add_argument("--format", choices=("latex", "md", "csv"), default="md")
+    handing = commands.add_parser("submission", help="the JSON file that a leaderboard takes")
+    handing.add_argument("scores", type=Path, help="folder of score files, all 78 of them")
+    handing.add_argument("--metadata", type=json.loads, default={}, help="JSON: model_name, ...")
+    handing.add_argument("--out", type=Path, required=True, help="file to write")
+
+
+def run_score_command(options: argparse.Namespace) -> None:
+    """Prints what was asked for; `verify` ends with status 1 if a score lies outside."""
+    if options.command == "headline":
+        print(headline(options.scores))
+    elif options.command == "compare":
+        print(compare(options.scores))
+    elif options.command == "table":
+        print(table(options.scores, options.baselines, options.format))
+    elif options.command == "submission":
+        found = read_scores(options.scores)
+        modality_of = {task.name: task.modality for task in TASKS}
+        data = submission(found, modality_of, options.metadata)
+        write_atomically(options.out, json.dumps(data, indent=4).encode())
+        print(options.out)
+    else:
+        text, good = verify(options.scores, options.expected)
+        print(text)
+        if not good:
+            sys.exit(1)
