@@ -140,7 +140,7 @@ def test_published_files_have_no_values_by_query(tmp_path: Path) -> None:
         (theirs / f"{name}_score.json").write_text(json.dumps(scores, indent=4))
     shown = table([ours], tmp_path / "published")
     assert "| theirs " in shown
-    assert "90.0 |" in shown
+    assert "| 90.0 " in shown
     assert "**" not in shown, "nobody can tell whether the lead is chance"
 
 
