@@ -29,5 +29,5 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 $(PEERS)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	echo '*' > $(PEERS)/.gitignore
-	$(PEERS)/bin/pip install --disable-pip-version-check -e '.[pocket]' sentence-transformers
+	$(PEERS)/bin/pip install --disable-pip-version-check -e '.[pocket]' sentence-transformers faiss-cpu
 	touch $@

@@ -1,8 +1,8 @@
-"""`python -m experiments.bench_peers`: our gradient cache against sentence-transformers' own.
+"""`python -m experiments.bench_peers`: gradient cache and search against those of other libraries.
 
-Both train the same encoder on the same tokenised batch with the same micro-batches and both
-directions; only loss and cache differ. Needs `pip install sentence-transformers`, in an environment
-of its own (`make bench-peers` makes one), and prepared data for the encoder.
+Ours and sentence-transformers train the same encoder on the same tokenised batch with the same micro-batches and both
+directions; only loss and cache differ. Search stands against faiss. Needs both libraries, in an
+environment of its own (`make bench-peers` makes one), and prepared data for the encoder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from torch.nn import functional
 
 from experiments.bench import Line, compare, heading, write_results
+from experiments.run import quieten
 from mmemb.gradient_cache import GradientCache, embed_cached
 from mmemb.losses import combine, contrastive_loss
+from mmemb.ranking import search
 
 
 def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: float = 0.0) -> Line:
@@ -67,6 +69,26 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
     return compare(name, ours, peer, "sentence-transformers cached loss", bar=1.0)
 
 
+def bench_search(queries: int = 1000, candidates: int = 1_000_000, dim: int = 512) -> Line:
+    """The ten best of a million, exact and with ties in order, against faiss's flat index."""
+    import faiss
+
+    torch.manual_seed(0)
+    query_QD, candidate_ND = (
+        functional.normalize(torch.randn(rows, dim), dim=1) for rows in (queries, candidates)
+    )
+    index = faiss.IndexFlatIP(dim)
+    index.add(candidate_ND.numpy())
+    name = f"10 best of {candidates:,}, {queries:,} queries"
+    return compare(
+        name,
+        lambda: search(query_QD, candidate_ND, 10),
+        lambda: index.search(query_QD.numpy(), 10),
+        "faiss flat inner product",
+        bar=1.0,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes `benchmarks/peers.json`."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench_peers", description=__doc__)
@@ -74,15 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.json"))
     options = parser.parse_args(arguments)
     try:
+        import faiss  # noqa: F401
         import sentence_transformers  # noqa: F401
-    except ImportError:
-        sys.exit("error: sentence-transformers is not installed here; `make bench-peers` does it.")
+    except ImportError as error:
+        sys.exit(f"error: {error.name} is not installed here; `make bench-peers` does it.")
+    quieten()
     print(heading())
-    lines = []
+    lines = [bench_search()]
+    print(lines[0], flush=True)
     for kept in (0.0, 1.0):
         lines.append(bench_cached_loss(options.encoder, kept=kept))
         print(lines[-1], flush=True)
-    write_results(options.out, lines, ("sentence-transformers",))
+    write_results(options.out, lines, ("sentence-transformers", "faiss-cpu"))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Task:
         num_candidates: of a query's own list, or of the gallery; None = it varies.
         local: whether a query has a list of its own.
         metric: what counts.
-        frames: of a clip, evenly spaced; None = no clips.
+        frames: of a clip, evenly spaced; None = no clips, or all frames that were saved.
         revision: of the data, where more than one is about.
         graded: whether grades above 0 differ within a query.
     """

@@ -35,6 +35,7 @@ def _video(
     config: str = "",
     split: str = "test",
     target_instruction: str = "",
+    frames: int | None = 8,
 ) -> Task:
     inputs, outputs = shape.split(">")
     return Task(
@@ -52,7 +53,7 @@ def _video(
         num_queries=num_queries,
         num_candidates=num_candidates,
         local=local,
-        frames=8,
+        frames=frames,
     )
 
 
@@ -111,14 +112,14 @@ VIDEO_TASKS = (
     ),
     _video(
         "QVHighlight", "V-MRET", "moment_retrieval", "VT>V", _MOMENT, 1083, 10, local=True,
-        target_instruction=_CLIP,
+        target_instruction=_VIDEO,
     ),
     _video(
         "Charades-STA", "V-MRET", "moment_retrieval", "VT>V", _MOMENT, 727, 10, local=True,
-        target_instruction=_CLIP,
+        target_instruction=_VIDEO,
     ),
     _video(
         "MomentSeeker", "V-MRET", "momentseeker", "VT>V", MOMENTSEEKER_INSTRUCTIONS["T"], 1602,
-        None, local=True, target_instruction=_CLIP,
+        None, local=True, target_instruction=_CLIP, frames=None,
     ),
 )  # fmt: skip

@@ -1,0 +1,109 @@
+"""Finds pictures on disk: images of an archive, folders of frames, and which frames are taken."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import final
+
+import numpy as np
+
+from datamodules.prepare.mmeb.plan import Media, Picture
+
+_FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def natural_key(name: str) -> list[str | int]:
+    """Sorts numbers in names by value, letters without case.
+
+    >>> sorted(["f10.jpg", "f9.jpg", "F1.jpg"], key=natural_key)
+    ['F1.jpg', 'f9.jpg', 'f10.jpg']
+    """
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if n % 2 else part.lower() for n, part in enumerate(parts)]
+
+
+def choose_frames(count: int, wanted: int | None) -> list[int]:
+    """Which of `count` saved frames are taken: evenly spaced, rounded down; all if they are few.
+
+    >>> choose_frames(64, 8)
+    [0, 9, 18, 27, 36, 45, 54, 63]
+    >>> choose_frames(3, 8)
+    [0, 1, 2]
+    """
+    if wanted is None or count < wanted:
+        return list(range(count))
+    return np.linspace(0, count - 1, wanted, dtype=int).tolist()
+
+
+def first_folder(source: Path, places: tuple[str, ...], task: str, archive: str) -> Path:
+    """The first of several places below the source that is there.
+
+    Raises:
+        FileNotFoundError: none is.
+    """
+    for place in places:
+        if (source / place).is_dir():
+            return source / place
+    raise FileNotFoundError(
+        f"{task}: {source / places[0]} is missing: unpack {archive} so that this folder is there "
+        "(docs/mmeb_v2.md has the commands)."
+    )
+
+
+@final
+class PictureFolder:
+    """Images and folders of frames below one folder of the source.
+
+    Args:
+        source: folder of the local copies; pictures are named by their path below it.
+        root: where the names of the annotations start.
+        wanted: frames of a clip; None = all that were saved.
+    """
+
+    def __init__(self, source: Path, root: Path, wanted: int | None = None) -> None:
+        self._source, self._root, self._wanted = source, root, wanted
+        self._known: dict[str, Media] = {}
+
+    def image(self, name: str) -> Media:
+        """One image."""
+        path = self.path(name)
+        try:
+            return Media((self._picture(path, path.stat().st_size),))
+        except OSError:
+            problem = f"{path} is missing: expected the picture that the annotations name."
+            return Media(problem=f"{problem} Was the archive unpacked whole?")
+
+    def frames(self, name: str) -> Media:
+        """The chosen frames of a clip."""
+        if name not in self._known:
+            self._known[name] = self._read_folder(self.path(name))
+        return self._known[name]
+
+    def name_of(self, path: Path) -> str:
+        """A path below the source, equal on every machine."""
+        return path.relative_to(self._source).as_posix()
+
+    def path(self, name: str) -> Path:
+        """Where a name of the annotations points; never out of the folder."""
+        if not name or "\0" in name or name[0] == "/" or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{self._root}: {name!r} names no file or folder below it.")
+        return self._root / name
+
+    def _read_folder(self, path: Path) -> Media:
+        try:
+            with os.scandir(path) as entries:
+                found = [e for e in entries if e.name.lower().endswith(_FRAME_SUFFIXES)]
+        except OSError:
+            found = []
+        if not found:
+            problem = f"{path} holds no frames: expected a folder of {'/'.join(_FRAME_SUFFIXES)}"
+            return Media(problem=f"{problem}. Was the archive unpacked whole?")
+        found.sort(key=lambda entry: natural_key(entry.name))
+        chosen = [found[n] for n in choose_frames(len(found), self._wanted)]
+        pictures = (self._picture(path / e.name, e.stat().st_size) for e in chosen)
+        return Media(tuple(pictures), moving=True)
+
+    def _picture(self, path: Path, size: int) -> Picture:
+        return Picture(self.name_of(path), size)

@@ -1,0 +1,132 @@
+"""Reads and checks the pictures of a plan: whole, of a known format, bounded in pixels, unchanged.
+
+Pages that lie in a table are copied once to a nameless scratch file: candidates are written in
+another order than the table's, and reading a table at random is slow.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+from PIL import Image
+
+from datamodules.decode import IMAGE_FORMATS, MAX_PIXELS
+from datamodules.prepare.mmeb.annotations import open_parquet
+from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
+from datamodules.prepare.mmeb.visdoc import ID, IMAGE
+
+_EXTENSIONS = {"WEBP": "webp", "PNG": "png", "JPEG": "jpg", "MPO": "jpg"}
+"""By PIL's format; MPO is a JPEG file that holds more pictures behind the first."""
+
+
+@final
+class UnreadableError(ValueError):
+    """A row whose pictures cannot be had: the one thing that `--on-error skip` is about."""
+
+
+def check_picture(data: bytes, where: str) -> str:
+    """Decodes a picture to see that it is whole; returns its extension in a shard.
+
+    Raises:
+        UnreadableError: not a WebP, PNG or JPEG, truncated, or of too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
+            image.draft(image.mode, (1, 1))  # a JPEG at an eighth: all bytes read, less arithmetic
+            image.load()
+            return _EXTENSIONS[str(image.format)]
+    except Exception as error:  # PIL's decoders raise whatever the bytes make them raise
+        found = type(error).__name__ + ("" if "object at 0x" in str(error) else f": {error!s:.200}")
+        raise UnreadableError(
+            f"{where} cannot be decoded: expected a whole {'/'.join(IMAGE_FORMATS)} picture; "
+            f"{found}. Unpack or fetch it again, or leave such rows out with `--on-error skip`."
+        ) from None
+
+
+@final
+class PictureReader:
+    """The bytes of a plan's pictures, for several threads at once; use it as a context.
+
+    Args:
+        plan: whose pictures they are.
+        scratch: folder on a disk that has room for all pages of the corpus.
+    """
+
+    def __init__(self, plan: TaskPlan, scratch: Path) -> None:
+        self._plan, self._scratch = plan, scratch
+        self._lock = threading.Lock()
+        self._file: Any = None
+        self._spans: list[tuple[int, int]] = []
+
+    def __enter__(self) -> PictureReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def members(self, media: Media, side: str) -> dict[str, bytes]:
+        """The pictures as members of a sample, `q0.jpg` or `q0.000.jpg`, ...
+
+        Raises:
+            UnreadableError: one cannot be had or decoded.
+        """
+        if media.problem:
+            raise UnreadableError(media.problem)
+        found = {}
+        for number, picture in enumerate(media.pictures):
+            where = f"{self._plan.source / picture.name}"
+            where = f"{self._plan.task.name}, page {picture.name!r}" if picture.row >= 0 else where
+            data = self._page(picture) if picture.row >= 0 else _read_file(where)
+            extension = check_picture(data, where)
+            found[
+                f"{side}0.{number:03d}.{extension}" if media.moving else f"{side}0.{extension}"
+            ] = data
+        return found
+
+    def _page(self, picture: Picture) -> bytes:
+        with self._lock:
+            if self._file is None:
+                self._copy_pages()
+        return self._at(picture.row)
+
+    def _at(self, row: int) -> bytes:
+        start, size = self._spans[row]
+        return os.pread(self._file.fileno(), size, start)
+
+    def _copy_pages(self) -> None:
+        self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)
+        end = 0
+        for data in _pages(self._plan.corpus):
+            self._file.write(data)
+            self._spans.append((end, len(data)))
+            end += len(data)
+        for first, second in self._plan.twins:
+            if self._at(first) != self._at(second):
+                raise ValueError(
+                    f"{self._plan.task.name}: rows {first} and {second} of the corpus have one name "
+                    "and two pictures; expected one page for one name. Fetch the corpus again."
+                )
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _pages(files: tuple[Path, ...]) -> Iterator[bytes]:
+    for path in files:
+        with open_parquet(path, (ID, IMAGE)) as table:
+            for batch in table.iter_batches(batch_size=16, columns=[IMAGE]):
+                for page in batch.column(0).to_pylist():
+                    yield (page or {}).get("bytes") or b""

@@ -1,0 +1,92 @@
+"""`prepare mmeb-v2`: local copies of the published data sets -> a data root for each task."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.prepare.mmeb.layouts import media_problems, plan_task
+from datamodules.prepare.mmeb.plan import TaskPlan
+from datamodules.prepare.mmeb.write import Settings, write_root
+from mmemb.benchmarks.mmeb_v2 import REVISIONS, Task, task_named, tasks_of
+
+HELP = "the 78 tasks of MMEB-V2, from local copies (docs/mmeb_v2.md)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the subcommand."""
+    parser.add_argument("--source", type=Path, required=True, help="folder of the local copies")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="default: all 78")
+    parser.add_argument("--out", type=Path, default=Path("data/mmeb_v2"))
+    parser.add_argument("--check", action="store_true", help="rows, counts, files; writes nothing")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken picture"
+    )
+    parser.add_argument(
+        "--revision", choices=REVISIONS, default=REVISIONS[-1], help="of the page sets"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Converts or checks the tasks."""
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: expected 1 or more.")
+    if not options.source.is_dir():
+        raise FileNotFoundError(
+            f"--source {options.source} is no folder: expected the local copies of MMEB-V2; "
+            "docs/mmeb_v2.md says how to get them."
+        )
+    tasks = tasks_of(options.revision)
+    if options.tasks:
+        tasks = tuple(task_named(name, tasks) for name in options.tasks)
+    prepare_tasks(tasks, options)
+
+
+def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
+    """Task by task; one that cannot be had does not keep the others from being written.
+
+    Raises:
+        ValueError: at the end, with what is wrong with each of those.
+    """
+    failures = []
+    for number, task in enumerate(tasks, 1):
+        label = f"[{number}/{len(tasks)}] {task.modality}/{task.name}"
+        try:
+            plan = plan_task(task, options.source)
+            line = _check(plan, options) if options.check else _write(plan, label, options)
+        except (ValueError, OSError) as error:
+            failures.append(str(error))
+            line = "NOT " + ("as published" if options.check else "written")
+        print(f"{label}: {line}", flush=True)
+    if failures:
+        listed = "\n".join(f"- {failure}" for failure in failures)
+        raise ValueError(f"{len(failures)} of {len(tasks)} task(s) failed:\n{listed}")
+
+
+def _check(plan: TaskPlan, options: argparse.Namespace) -> str:
+    problems = media_problems(plan)
+    if problems and options.on_error == "raise":
+        raise ValueError(
+            f"{plan.task.name}: {len(problems)} file(s) or folder(s) cannot be had; the first: "
+            f"{problems[0]}"
+        )
+    missing = f", {len(problems)} missing" if problems else ""
+    return f"{len(plan.queries)} queries, {len(plan.candidates)} candidates{missing}: as published"
+
+
+def _write(plan: TaskPlan, label: str, options: argparse.Namespace) -> str:
+    def tell(folder: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{label}: {folder} {done}/{total} shards", end=end, file=sys.stderr)
+
+    root = options.out / plan.task.modality / plan.task.name
+    settings = Settings(options.workers, options.on_error, tell)
+    manifest = write_root(plan, root, settings)
+    counts = manifest["counts"]
+    partial = f", PARTIAL: {len(manifest['skipped'])} left out" if manifest["partial"] else ""
+    return f"{counts['queries']} queries, {counts['candidates']} candidates{partial}"
