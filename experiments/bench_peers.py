@@ -1,8 +1,9 @@
 """`python -m experiments.bench_peers`: gradient cache and search against those of other libraries.
 
-Ours and sentence-transformers train the same encoder on the same tokenised batch with the same micro-batches and both
-directions; only loss and cache differ. Search stands against faiss. Needs both libraries, in an
-environment of its own (`make bench-peers` makes one), and prepared data for the encoder.
+Ours and sentence-transformers train the same encoder on the same tokenised batch with the same
+micro-batches and both directions; only loss and cache differ. Search stands against faiss. Needs
+both libraries, in an environment of its own (`make bench-peers` makes one), and prepared data for
+the encoder.
 """
 
 from __future__ import annotations

@@ -183,10 +183,11 @@ def search(
 
 def check_finite(vector_ND: Tensor, what: str) -> None:
     """Raises a ValueError that names the rows of embeddings that are not finite."""
-    bad_N = ~vector_ND.isfinite().all(1)
-    if not bad_N.any():
+    suspect = (~vector_ND.sum(1).isfinite()).nonzero()[:, 0]  # without a mask as large as the data
+    bad_n = ~vector_ND[suspect].isfinite().all(1)
+    if not bad_n.any():
         return
-    rows = bad_N.nonzero().flatten().tolist()
+    rows = suspect[bad_n].tolist()
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise ValueError(
         f"NaN embedding: {what} row(s) {shown} ({len(rows)} of {len(vector_ND)}) hold NaN or "
