@@ -26,6 +26,7 @@ _MOST_SURVIVORS = 4096
 """Of a query; with more (equal vectors) it is searched in fp64 from the start."""
 
 
+@torch.no_grad()
 def exact_top(
     query_QD: Tensor,
     candidate_ND: Tensor,

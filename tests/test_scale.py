@@ -87,7 +87,7 @@ def reference(folder: Path, start: Path, **kwargs: Any) -> dict[str, Tensor]:
 
 
 def assert_cells(
-    folder: Path, name: str, cells: list[Any], backend: str | None, seconds: float = 20
+    folder: Path, name: str, cells: list[Any], backend: str | None, seconds: float = 90
 ) -> None:
     """Trained by two ranks and saved by rank 0, every cell leaves what one process leaves."""
     start = folder / "start"
