@@ -36,7 +36,8 @@ class GradientCache:
         micro_batch_tokens: most tokens of a micro-batch, by the costs of its rows; None = no
             bound. A row that costs more is a micro-batch of its own.
         retained_gib: graphs are kept while they fit into this much memory (the tensors that
-            autograd saves, without parameters); 0 = none, every micro-batch is embedded twice.
+            autograd saves, without parameters); 0 = only that of the last micro-batch, which is
+            needed first.
     """
 
     micro_batch_size: int | None = None
@@ -101,12 +102,15 @@ def embed_cached(
         return embed(range(len(costs)))
     memory = GraphMemory(cache.retained_gib * _GIB, parameters)
     parts = []
-    for rows in cache.micro_batches(costs) or [range(0)]:
+    *earlier, last = cache.micro_batches(costs) or [range(0)]
+    for rows in earlier:
         if memory.has_room():
             with memory.counted():
                 parts.append(embed(rows))
         else:
             parts.append(checkpoint(embed, rows, use_reentrant=False, preserve_rng_state=True))
+    # The backward pass begins with it, before it makes any other graph again: keeping it is free.
+    parts.append(embed(last))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
