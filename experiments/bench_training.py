@@ -88,8 +88,8 @@ def bench_gradient_cache(
 ) -> Line:
     """A training step in micro-batches, against the whole batch at once.
 
-    A forward pass costs 1, a backward pass 2, with frozen weights 1; so embedding twice what is not
-    retained costs 4 / 3, or 3 / 2 with LoRA: the floor.
+    A forward pass costs 1, a backward pass 2, with frozen weights 1; so embedding all twice costs
+    4 / 3, or 3 / 2 with LoRA: the floor of other caches. Ours always keeps the last micro-batch.
 
     Args:
         trunk: a saved backbone.
