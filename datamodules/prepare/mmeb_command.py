@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.prepare.mmeb.folders import Settings
 from datamodules.prepare.mmeb.layouts import media_problems, plan_task
 from datamodules.prepare.mmeb.plan import TaskPlan
-from datamodules.prepare.mmeb.write import Settings, write_root
+from datamodules.prepare.mmeb.write import write_root
 from mmemb.benchmarks.mmeb_v2 import REVISIONS, Task, task_named, tasks_of
 
 HELP = "the 78 tasks of MMEB-V2, from local copies (docs/mmeb_v2.md)"

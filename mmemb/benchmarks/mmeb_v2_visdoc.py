@@ -52,7 +52,8 @@ def _synthetic(name: str, num_pages: int) -> Task:
 
 
 def _vidore2(name: str, num_queries: int, num_pages: int, graded: bool = False) -> Task:
-    task, source = f"ViDoRe_{name}", f"vidore/{name}"
+    # Without a language named, a repository's queries are in all of its languages.
+    task, source = f"ViDoRe_{name}", f"vidore/{name.removesuffix('_multilingual')}"
     return _visdoc(task, "ViDoRe-V2", source, num_queries, num_pages, graded=graded)
 
 

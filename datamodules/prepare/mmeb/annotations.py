@@ -93,8 +93,8 @@ def find_files(task: Task, source: Path, config: str = "") -> tuple[Path, ...]:
     what = f"config {config!r}, split {task.split!r}" if config else f"split {task.split!r}"
     raise FileNotFoundError(
         f"{task.name}: {folder} holds no data of {what}: expected files like "
-        f"{config or 'data'}/{task.split}-00000-of-00001.parquet (or .jsonl, .json), or a README.md "
-        "that says which. Was the download complete?"
+        f"{config or 'data'}/{task.split}-00000-of-00001.parquet (or .jsonl, .json), or a "
+        "README.md that says which. Was the download complete?"
     )
 
 
@@ -117,7 +117,7 @@ def open_parquet(path: Path, columns: Sequence[str]) -> Any:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise ValueError(
-            f"{path}: reading parquet needs pyarrow; run `pip install pyarrow`."
+            f"{path}: reading parquet needs pyarrow; run `pip install -e '.[data]'`."
         ) from None
     try:
         table = ParquetFile(path)

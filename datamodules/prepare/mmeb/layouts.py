@@ -1,4 +1,4 @@
-"""Which layout is read by what, and whether what was read is the benchmark: counts, missing media."""
+"""What reads which layout, and whether the benchmark was read: counts, files that are missing."""
 
 from __future__ import annotations
 

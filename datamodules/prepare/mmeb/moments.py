@@ -46,7 +46,7 @@ def plan_momentseeker(task: Task, source: Path) -> TaskPlan:
     builder.read(files)
     columns = ("query", "positive_frames", "negative_frames", "input_frames")
     for row in read_rows(files, columns):
-        right, wrong = (_listed(row, folder, c) for c in columns[1:3])
+        right, wrong = (_listed(row, c) for c in columns[1:3])
         names = [folder.name_of(folder.path(clip)) for clip in right + wrong]
         for clip, name in zip(right + wrong, names, strict=True):
             builder.candidate(row.where, name, "", folder.frames(clip), task.target_instruction)
@@ -69,7 +69,7 @@ def _clips(video: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
-def _listed(row: Row, folder: PictureFolder, column: str) -> list[str]:
+def _listed(row: Row, column: str) -> list[str]:
     try:
         paths = [entry["output_path"] for entry in row.values[column]]
         return [_clip_folder(path) for path in paths]

@@ -11,8 +11,9 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, final
+from typing import IO, final
 
 from PIL import Image
 
@@ -62,16 +63,14 @@ class PictureReader:
 
     def __init__(self, plan: TaskPlan, scratch: Path) -> None:
         self._plan, self._scratch = plan, scratch
-        self._lock = threading.Lock()
-        self._file: Any = None
-        self._spans: list[tuple[int, int]] = []
+        self._lock, self._open = threading.Lock(), ExitStack()
+        self._pages: _Pages | None = None
 
     def __enter__(self) -> PictureReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._open.close()
 
     def members(self, media: Media, side: str) -> dict[str, bytes]:
         """The pictures as members of a sample, `q0.jpg` or `q0.000.jpg`, ...
@@ -83,48 +82,64 @@ class PictureReader:
             raise UnreadableError(media.problem)
         found = {}
         for number, picture in enumerate(media.pictures):
-            where = f"{self._plan.source / picture.name}"
-            where = f"{self._plan.task.name}, page {picture.name!r}" if picture.row >= 0 else where
-            data = self._page(picture) if picture.row >= 0 else _read_file(where)
+            where, data = self._read(picture)
             extension = check_picture(data, where)
             found[
                 f"{side}0.{number:03d}.{extension}" if media.moving else f"{side}0.{extension}"
             ] = data
         return found
 
+    def _read(self, picture: Picture) -> tuple[str, bytes]:
+        if picture.row >= 0:
+            where = f"{self._plan.task.name}, page {picture.name!r}"
+            return where, self._page(picture)
+        path = self._plan.source / picture.name
+        try:
+            return str(path), path.read_bytes()
+        except OSError as error:
+            raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from None
+
     def _page(self, picture: Picture) -> bytes:
         with self._lock:
-            if self._file is None:
-                self._copy_pages()
-        return self._at(picture.row)
+            if self._pages is None:
+                scratch = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 (`__exit__` closes it)
+                file = self._open.enter_context(scratch)
+                self._pages = _Pages(file, self._plan)
+        return self._pages.read(picture.row)
 
-    def _at(self, row: int) -> bytes:
+
+@final
+class _Pages:
+    """The pictures of a corpus in one file; what is wrong with the corpus is said at every read."""
+
+    def __init__(self, file: IO[bytes], plan: TaskPlan) -> None:
+        self._file, self._spans = file, list[tuple[int, int]]()
+        self._problem = ""
+        try:
+            for data in _corpus(plan.corpus):
+                self._spans.append((file.tell(), len(data)))
+                file.write(data)
+        except (OSError, ValueError) as error:
+            self._problem = f"{plan.task.name}: the pages of the corpus cannot be copied: {error}."
+        file.flush()
+        self._compare(plan)
+
+    def read(self, row: int) -> bytes:
+        if self._problem:
+            raise ValueError(self._problem)
         start, size = self._spans[row]
         return os.pread(self._file.fileno(), size, start)
 
-    def _copy_pages(self) -> None:
-        self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)
-        end = 0
-        for data in _pages(self._plan.corpus):
-            self._file.write(data)
-            self._spans.append((end, len(data)))
-            end += len(data)
-        for first, second in self._plan.twins:
-            if self._at(first) != self._at(second):
-                raise ValueError(
-                    f"{self._plan.task.name}: rows {first} and {second} of the corpus have one name "
-                    "and two pictures; expected one page for one name. Fetch the corpus again."
+    def _compare(self, plan: TaskPlan) -> None:
+        for first, second in plan.twins:
+            if not self._problem and self.read(first) != self.read(second):
+                self._problem = (
+                    f"{plan.task.name}: rows {first} and {second} of the corpus have one name and "
+                    "two pictures; expected one page for one name. Fetch the corpus again."
                 )
 
 
-def _read_file(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _pages(files: tuple[Path, ...]) -> Iterator[bytes]:
+def _corpus(files: tuple[Path, ...]) -> Iterator[bytes]:
     for path in files:
         with open_parquet(path, (ID, IMAGE)) as table:
             for batch in table.iter_batches(batch_size=16, columns=[IMAGE]):

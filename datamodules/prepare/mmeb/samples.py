@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 
@@ -15,23 +16,42 @@ from mmemb.shard_writer import Sample, encode_members
 PART = "test"
 
 
-def query_sample(
-    plan: TaskPlan, number: int, media: Mapping[str, bytes], row_of: Mapping[int, int]
-) -> Sample:
+@final
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The candidate table as it was written.
+
+    Attributes:
+        row_of: number of a candidate in the plan -> its row.
+        lost: names of candidates that were left out.
+    """
+
+    row_of: Mapping[int, int]
+    lost: frozenset[str]
+
+    @classmethod
+    def of(cls, plan: TaskPlan, kept: Sequence[int]) -> Table:
+        """With the numbers of the candidates that are in it, in order."""
+        row_of = {number: row for row, number in enumerate(kept)}
+        lost = (c.name for n, c in enumerate(plan.candidates) if n not in row_of)
+        return cls(row_of, frozenset(lost))
+
+
+def query_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes], table: Table) -> Sample:
     """A query.
 
     Args:
         plan: of its task.
         number: of the query in the order of the data.
         media: its pictures, by member name.
-        row_of: number of a candidate -> its row in the table, without those that were left out.
+        table: of its candidates.
 
     Raises:
         UnreadableError: it is empty, or none of its right candidates is left.
     """
     query = plan.queries[number]
     _check_content(query.where, "query", query.text, media)
-    relevance = _left(plan, number, row_of)
+    relevance = {name: g for name, g in query.relevance.items() if name not in table.lost}
     if not relevance:
         raise UnreadableError(f"{query.where}: none of the query's right candidates is left.")
     concept = f"{plan.task.name}:{query.concept}"
@@ -48,7 +68,7 @@ def query_sample(
     meta = {k: data[k] for k in ("task", "part", "concept", "fact")} | {"gallery": plan.task.name}
     members = dict(media)
     if query.candidates is not None:
-        rows = [row_of[n] for n in query.candidates.tolist() if n in row_of]
+        rows = [table.row_of[n] for n in query.candidates.tolist() if n in table.row_of]
         members |= encode_members({"candidates.npy": np.array(rows, np.int32)})
     return _sample(number, data, members, meta)
 
@@ -63,15 +83,6 @@ def candidate_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes]) ->
     _check_content(row.where, f"candidate {row.name!r:.60}", row.text, media)
     data = {"name": row.name, "gallery": gallery, "instruction": row.instruction, "text": row.text}
     return _sample(number, data, dict(media), {"gallery": gallery, "name": row.name})
-
-
-def _left(plan: TaskPlan, number: int, row_of: Mapping[int, int]) -> dict[str, float]:
-    """The query's right candidates that are in the table."""
-    relevance = plan.queries[number].relevance
-    if len(row_of) == len(plan.candidates):
-        return dict(relevance)
-    left = {plan.candidates[n].name for n in row_of}
-    return {name: grade for name, grade in relevance.items() if name in left}
 
 
 def _check_content(where: str, what: str, text: str, media: Mapping[str, bytes]) -> None:

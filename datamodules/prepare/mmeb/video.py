@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import final
 
@@ -65,12 +66,12 @@ def plan_classes(task: Task, source: Path) -> TaskPlan:
 
 
 def plan_listed_classes(task: Task, source: Path) -> TaskPlan:
-    """`ssv2`: each row lists all class names; the first rows count, as many as the registry says."""
+    """`ssv2`: each row lists all class names; only the first rows count, `num_queries` of them."""
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
     files = find_files(task, source, task.config)
     builder.read(files)
     rows = read_rows(files, ("video_id", "pos_text", "neg_text"))
-    for row, _ in zip(rows, range(task.num_queries), strict=False):
+    for row in islice(rows, task.num_queries):
         video, label, names = row.name("video_id"), row.name("pos_text"), row.texts("neg_text")
         for name in names:
             builder.candidate(row.where, name, name)

@@ -14,7 +14,7 @@ _GRADES = ("query-id", "corpus-id", "score")
 
 
 def plan_pages(task: Task, source: Path) -> TaskPlan:
-    """Reads all but the pictures; candidates are the pages, positives of the first queries first."""
+    """Reads all but the pictures; the pages come in order of the queries, the rest as stored."""
     _check_page_set(task, source)
     parts = {name: find_files(task, source, name) for name in ("queries", "corpus", "qrels")}
     builder = PlanBuilder(task, source)
@@ -86,7 +86,7 @@ def _check_page_set(task: Task, source: Path) -> None:
         other = task_named(task.name, tasks_of(revision)).source
         if other != task.source and (source / FOLDER / other).is_dir():
             raise ValueError(
-                f"{task.name}: {source / FOLDER} holds {other}, the page set of {revision}, and not "
-                f"{task.source}, that of {task.revision}. Fetch the latter, or pass "
+                f"{task.name}: {source / FOLDER} holds {other}, the page set of {revision}, and "
+                f"not {task.source}, that of {task.revision}. Fetch the latter, or pass "
                 f"--revision {revision}; scores of the two do not compare."
             )

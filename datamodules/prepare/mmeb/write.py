@@ -8,72 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
-from datamodules.evaluation import CANDIDATES, QUERIES, TASKS
-from datamodules.prepare.mmeb.pictures import PictureReader, UnreadableError
+from datamodules.prepare.mmeb.folders import Settings, ShardFolder, write_folder
+from datamodules.prepare.mmeb.pictures import PictureReader
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
-from datamodules.prepare.mmeb.samples import candidate_sample, query_sample
+from datamodules.prepare.mmeb.samples import Table, candidate_sample, query_sample
+from mmemb.benchmark_data import CANDIDATES, QUERIES, TASKS
 from mmemb.files import file_sha256
 from mmemb.guards import GIB, check_disk
 from mmemb.lineage import canonical_json, write_json
 from mmemb.records import to_json
-from mmemb.shard_writer import Sample, finish_manifest, write_shard
-from mmemb.shards import (
-    MANIFEST,
-    Source,
-    check_shard,
-    existing_shards,
-    index_path,
-    read_manifest,
-    read_record,
-)
+from mmemb.shard_writer import Sample
+from mmemb.shards import MANIFEST, Source, check_shard, read_manifest
 
 FORMAT = 1
 """Raise it whenever this code writes something else for the same plan."""
 
 _WITH_MEDIA, _TEXT_ONLY = 128, 4096  # samples of a shard
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How roots are written.
-
-    Attributes:
-        workers: shards that are written at once, a thread each.
-        on_error: what a picture that cannot be had means: stop, or leave its row out.
-        tell: hears folder, shards done, shards in all.
-    """
-
-    workers: int = 1
-    on_error: Literal["raise", "skip"] = "raise"
-    tell: Callable[[str, int, int], None] = lambda *_: None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """One folder of shards to write; `sample(n)` makes row n, or raises UnreadableError."""
-
-    path: Path
-    mark: str
-    count: int
-    size: int
-    sources: tuple[Source, ...]
-    sample: Callable[[int], Sample]
-
-    @property
-    def shards(self) -> dict[str, range]:
-        """Name -> its rows."""
-        starts = range(0, self.count, self.size)
-        return {
-            f"{self.path.name}-{n:06d}.tar": range(start, min(start + self.size, self.count))
-            for n, start in enumerate(starts)
-        }
 
 
 def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]:
@@ -94,9 +48,7 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
     for name in (MANIFEST, TASKS):
         (root / name).unlink(missing_ok=True)
     with PictureReader(plan, root) as reader:
-        kept, lost = _write_candidates(plan, root, mark, sources, reader, settings)
-        num_queries, skipped = _write_queries(plan, root, mark, sources, reader, settings, kept)
-    manifest = _manifest(plan, mark, sources, num_queries, len(kept), lost + skipped)
+        manifest = _Writer(plan, root, mark, sources, reader, settings).write()
     write_json(root / TASKS, [to_json(plan.task.evaluation)])
     write_json(root / MANIFEST, manifest)
     return manifest
@@ -152,138 +104,65 @@ def _needed_bytes(plan: TaskPlan) -> int:
     return sum(p.size for p in pictures) + 2 * sum(path.stat().st_size for path in plan.corpus)
 
 
-def _write_candidates(
-    plan: TaskPlan,
-    root: Path,
-    mark: str,
-    sources: tuple[Source, ...],
-    reader: PictureReader,
-    settings: Settings,
-) -> tuple[list[int], list[str]]:
-    rows = plan.candidates
-    folder = _Folder(
-        path=root / CANDIDATES,
-        mark=mark,
-        count=len(rows),
-        size=_shard_size(row.media for row in rows),
-        sources=sources,
-        sample=lambda n: candidate_sample(plan, n, reader.members(rows[n].media, "c")),
-    )
-    return _write_folder(folder, settings)
+@final
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    plan: TaskPlan
+    root: Path
+    mark: str
+    sources: tuple[Source, ...]
+    reader: PictureReader
+    settings: Settings
 
-
-def _write_queries(
-    plan: TaskPlan,
-    root: Path,
-    mark: str,
-    sources: tuple[Source, ...],
-    reader: PictureReader,
-    settings: Settings,
-    kept: Sequence[int],
-) -> tuple[int, list[str]]:
-    rows = plan.queries
-    row_of = {number: row for row, number in enumerate(kept)}
-    if len(kept) < len(plan.candidates):  # row numbers of the lists depend on who is left
-        mark = hashlib.sha256(canonical_json([mark, kept]).encode()).hexdigest()[:16]
-    folder = _Folder(
-        path=root / QUERIES,
-        mark=mark,
-        count=len(rows),
-        size=_shard_size(row.media for row in rows),
-        sources=sources,
-        sample=lambda n: query_sample(plan, n, reader.members(rows[n].media, "q"), row_of),
-    )
-    written, lost = _write_folder(folder, settings)
-    return len(written), lost
-
-
-def _shard_size(media: Iterable[Media]) -> int:
-    return _WITH_MEDIA if any(m.pictures or m.problem for m in media) else _TEXT_ONLY
-
-
-def _write_folder(folder: _Folder, settings: Settings) -> tuple[list[int], list[str]]:
-    """Fills the holes of a folder; returns the rows that it holds, and why others are missing."""
-    whole = _drop_others(folder, settings)
-    shards = folder.shards
-    pool = ThreadPoolExecutor(settings.workers)
-    try:
-        jobs = [
-            pool.submit(_write_one, folder, name, rows, settings)
-            for name, rows in shards.items()
-            if name not in whole
-        ]
-        for done, job in enumerate(as_completed(jobs), len(shards) - len(jobs) + 1):
-            job.result()
-            settings.tell(folder.path.name, done, len(shards))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    finish_manifest(folder.path, folder.mark, shards, folder.sources)
-    kept = [int(e.key) for name in shards for e in read_record(folder.path, name).entries]
-    return kept, [_why(folder, n) for n in sorted(set(range(folder.count)) - set(kept))]
-
-
-def _drop_others(folder: _Folder, settings: Settings) -> set[str]:
-    """Removes shards of other settings, and those with holes if none are wanted; names the rest."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    (folder.path / MANIFEST).unlink(missing_ok=True)
-    found, shards = existing_shards(folder.path, folder.mark), folder.shards
-    whole = {
-        name
-        for name, rows in shards.items()
-        if name in found and (settings.on_error == "skip" or found[name].num_samples == len(rows))
-    }
-    for path in folder.path.glob("*.tar"):
-        if path.name not in whole:
-            path.unlink()
-            index_path(folder.path, path.name).unlink(missing_ok=True)
-    return whole
-
-
-def _write_one(folder: _Folder, name: str, rows: range, settings: Settings) -> None:
-    def samples() -> Iterable[Sample]:
-        for number in rows:
-            try:
-                sample = folder.sample(number)
-            except UnreadableError:
-                if settings.on_error == "raise":
-                    raise
-                continue
-            yield sample
-
-    write_shard(folder.path, name, samples(), fingerprint=folder.mark)
-
-
-def _why(folder: _Folder, number: int) -> str:
-    try:
-        folder.sample(number)
-    except UnreadableError as error:
-        return f"{folder.path.name} {number}: {error}"
-    return f"{folder.path.name} {number}: was unreadable when its shard was written"
-
-
-def _manifest(
-    plan: TaskPlan,
-    mark: str,
-    sources: Sequence[Source],
-    num_queries: int,
-    num_candidates: int,
-    skipped: list[str],
-) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT,
-        "benchmark": "MMEB-V2",
-        "task": plan.task.name,
-        "modality": plan.task.modality,
-        "revision": plan.task.revision,
-        "fingerprint": mark,
-        "counts": {
+    def write(self) -> dict[str, Any]:
+        """Writes both folders; returns the manifest of the root."""
+        kept, lost = self._write_candidates()
+        num_queries, skipped = self._write_queries(Table.of(self.plan, kept))
+        counts = {
             "queries": num_queries,
-            "candidates": num_candidates,
-            "list_lengths": plan.list_lengths,
-            "shadowed": plan.shadowed,
-            "repeated_pages": len(plan.twins),
-        },
-        "sources": [to_json(source) for source in sources],
-        "partial": bool(skipped),
-        "skipped": skipped,
-    }
+            "candidates": len(kept),
+            "list_lengths": self.plan.list_lengths,
+            "shadowed": self.plan.shadowed,
+            "repeated_pages": len(self.plan.twins),
+        }
+        return {
+            "format_version": FORMAT,
+            "benchmark": "MMEB-V2",
+            "task": self.plan.task.name,
+            "modality": self.plan.task.modality,
+            "revision": self.plan.task.revision,
+            "fingerprint": self.mark,
+            "counts": counts,
+            "sources": [to_json(source) for source in self.sources],
+            "partial": bool(lost + skipped),
+            "skipped": lost + skipped,
+        }
+
+    def _write_candidates(self) -> tuple[list[int], list[str]]:
+        plan, rows, reader = self.plan, self.plan.candidates, self.reader
+
+        def sample(number: int) -> Sample:
+            return candidate_sample(plan, number, reader.members(rows[number].media, "c"))
+
+        return self._write_folder(CANDIDATES, self.mark, [row.media for row in rows], sample)
+
+    def _write_queries(self, table: Table) -> tuple[int, list[str]]:
+        plan, rows, reader, mark = self.plan, self.plan.queries, self.reader, self.mark
+        if table.lost:  # row numbers of the lists depend on who is left
+            parts = canonical_json([mark, sorted(table.lost)])
+            mark = hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+        def sample(number: int) -> Sample:
+            members = reader.members(rows[number].media, "q")
+            return query_sample(plan, number, members, table)
+
+        kept, lost = self._write_folder(QUERIES, mark, [row.media for row in rows], sample)
+        return len(kept), lost
+
+    def _write_folder(
+        self, name: str, mark: str, media: Sequence[Media], sample: Callable[[int], Sample]
+    ) -> tuple[list[int], list[str]]:
+        heavy = any(m.pictures or m.problem for m in media)
+        size = _WITH_MEDIA if heavy else _TEXT_ONLY
+        folder = ShardFolder(self.root / name, mark, len(media), size, self.sources, sample)
+        return write_folder(folder, self.settings)
