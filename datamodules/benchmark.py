@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -14,8 +13,8 @@ from datamodules.evaluation import CANDIDATES, QUERIES, EvaluationRows, read_tas
 from datamodules.loaders import FiniteLoader, ShardDataModule
 from datamodules.samples import Row
 from mmemb.batches import CandidateBatch, QueryBatch, TaskEnd
-from mmemb.benchmark_data import roots_below
-from mmemb.shards import MANIFEST, read_manifest
+from mmemb.benchmark_data import revision_and_losses, roots_below
+from mmemb.shards import read_manifest
 
 
 @final
@@ -96,6 +95,8 @@ class BenchmarkDataModule(ShardDataModule):
         for loader in loaders:
             yield from loader
         skipped = tuple(sentence for loader in loaders for sentence in loader.skipped)
+        if self.place[0] == 0 and (left_out := revision_and_losses(root)[1]):
+            skipped += (left_out,)
         tasks = tuple(task for task in data.tasks if task.name in names)
         yield TaskEnd(path, tasks, data_identity(root), skipped)
 
@@ -119,8 +120,6 @@ class BenchmarkLoader:
 
 
 def data_identity(root: Path) -> dict[str, str]:
-    """Fingerprints of a root's queries and candidates, and what its converter says of revision."""
+    """Fingerprints of a root's queries and candidates, and the data's revision."""
     found = {name: read_manifest(root / name).fingerprint for name in (QUERIES, CANDIDATES)}
-    path = root / MANIFEST
-    stated = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found | {"revision": str(stated.get("revision", ""))}
+    return found | {"revision": revision_and_losses(root)[0]}

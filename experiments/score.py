@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found = _score(options, root, task, asked)
                 if found is None:
                     continue
-                provenance = {"run": options.model, "revision": options.revision}
-                write_scores(options.out / root.path, found, asked, provenance, task.meta_task)
+                provenance = {"run": options.model, "revision": root.revision}
+                folder = options.out / root.path
+                write_scores(folder, found, asked, provenance, task.meta_task, root.left_out)
                 print(f"{task.name:<48} {task.metric:<14} {100 * found.means[task.metric]:6.2f}")
         print(headline_text(read_scores(options.out)))
     except (ValueError, OSError) as error:
@@ -97,7 +98,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     saved.add_argument("--predictions", type=Path, help="folder of rankings, laid out as the data")
     parser.add_argument("--out", type=Path, required=True, help="where the score files go")
     parser.add_argument("--model", default="", help="name of the model, kept in the files")
-    parser.add_argument("--revision", default="", help="of the data, if there are several")
     parser.add_argument("--mode", choices=("correct", "reference"), default="correct")
     return parser.parse_args(arguments)
 

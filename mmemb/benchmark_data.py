@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 
 from mmemb.records import EvaluationTask, Media, Query, Side, from_json
-from mmemb.shards import IndexEntry, ShardIndex
+from mmemb.shards import MANIFEST, IndexEntry, ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
 
@@ -31,12 +31,16 @@ class BenchmarkRoot:
         tasks: that it holds.
         queries: of part `test`, in the order of the data.
         name_of_row: candidate table row -> gallery and name.
+        revision: of the data, where its converter knows of several.
+        left_out: why rows are missing, if `prepare` left some out.
     """
 
     path: str
     tasks: tuple[EvaluationTask, ...]
     queries: tuple[Query, ...]
     name_of_row: tuple[tuple[str, str], ...]
+    revision: str = ""
+    left_out: str = ""
 
     def names(self, gallery: str) -> list[str]:
         """Each name of a gallery once, in the order of the table."""
@@ -65,7 +69,17 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
         queries = [_query(index, entry) for entry in index.entries if entry.meta["part"] == part]
         names = tuple((entry.meta["gallery"], entry.meta["name"]) for entry in table.entries)
-        yield BenchmarkRoot(str(root.relative_to(folder)), tasks, tuple(queries), names)
+        path = str(root.relative_to(folder))
+        yield BenchmarkRoot(path, tasks, tuple(queries), names, *revision_and_losses(root))
+
+
+def revision_and_losses(root: Path) -> tuple[str, str]:
+    """What the manifest of a root says: the data's revision, and why rows are missing."""
+    path = root / MANIFEST
+    stated = _json(path) if path.is_file() else {}
+    skipped = stated.get("skipped") or []
+    why = f"{len(skipped)} rows left out by prepare" if stated.get("partial") else ""
+    return str(stated.get("revision") or ""), why
 
 
 def _query(index: ShardIndex, entry: IndexEntry) -> Query:

@@ -199,3 +199,16 @@ def test_saved_vectors_of_other_data_are_refused(
     arguments = ["--data-root", str(benchmark), "--embeddings", str(tmp_path)]
     with pytest.raises(SystemExit, match="holds 5 vectors, the data 6 test queries"):
         score([*arguments, "--out", str(tmp_path / "out")])
+
+
+def test_rows_that_prepare_left_out_make_a_score_partial_too(tmp_path: Path) -> None:
+    root = write_local(tmp_path / "data/image/VOC2007")
+    manifest = {"revision": "2025-11-03", "partial": True, "skipped": ["row 3: no picture"]}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    evaluate(tmp_path, tmp_path / "data", world=2)
+    score(["--data-root", str(tmp_path / "data"), "--embeddings", str(tmp_path / "scores"),
+           "--out", str(tmp_path / "again")])  # fmt: skip
+    for folder in ("scores", "again"):
+        file = read_scores(tmp_path / folder)["VOC2007"]
+        assert "1 rows left out by prepare" in file.partial
+        assert file.provenance["revision"] == "2025-11-03"
