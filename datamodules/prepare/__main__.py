@@ -10,6 +10,7 @@ from importlib import import_module
 
 COMMANDS = {
     "pocket": "datamodules.prepare.pocket_command",
+    "folder": "datamodules.prepare.folder_command",
     "mmeb-v2": "datamodules.prepare.mmeb_command",
 }
 """Name -> module with `HELP`, `add_arguments(parser)` and `run(options)`."""

@@ -1,0 +1,129 @@
+"""Pictures and clips of a media folder as members of a sample: bounded, checked, bytes kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.decode import MAX_PIXELS, decode_image
+
+KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
+CLIPS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"}
+
+
+def side_members(
+    folder: Path, media: Sequence[str], prefix: str, num_frames: int
+) -> dict[str, bytes]:
+    """`q0.png` for a picture, `q1.000.webp`, `q1.001.webp`, ... for a clip.
+
+    Args:
+        folder: that paths are relative to.
+        media: paths of pictures, of video files or of folders of frames.
+        prefix: `q`, `t` or `c`.
+        num_frames: of a clip, evenly spaced; all of them if there are fewer.
+
+    Raises:
+        ValueError: a path that leads elsewhere, is missing or cannot be decoded; names it.
+    """
+    members: dict[str, bytes] = {}
+    for number, name in enumerate(media):
+        path = inside(folder, name)
+        if path.is_dir() or path.suffix.lower() in CLIPS:
+            for place, (suffix, data) in enumerate(clip_frames(path, num_frames)):
+                members[f"{prefix}{number}.{place:03d}.{suffix}"] = data
+        else:
+            suffix, data = picture(path)
+            members[f"{prefix}{number}.{suffix}"] = data
+    return members
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name, if it lies in the folder."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} leads out of the media folder")
+    if not path.exists():
+        raise ValueError(f"{name} is missing")
+    return path
+
+
+def picture(path: Path) -> tuple[str, bytes]:
+    """Suffix and bytes; other formats than PNG, JPEG and WebP become lossless WebP."""
+    suffix = path.suffix.lower()
+    if suffix not in PICTURES:
+        expected = ", ".join(sorted(PICTURES | CLIPS))
+        raise ValueError(f"{path.name}: expected a file that ends in {expected}")
+    data = path.read_bytes()
+    if suffix in KEPT:
+        decode_image(data, path.name)
+        return KEPT[suffix], data
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            return "webp", _webp(image.convert("RGB"))
+    except Exception as error:  # PIL's decoders raise whatever the bytes make them raise
+        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__})") from None
+
+
+def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
+    """Frames of a folder of pictures, in natural order, or of a video file."""
+    if path.is_dir():
+        files = sorted(
+            (p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=natural_order
+        )
+        if not files:
+            raise ValueError(f"{path.name} is a folder without pictures")
+        return [picture(files[place]) for place in evenly(len(files), num)]
+    import av
+
+    try:
+        with av.open(str(path)) as video:
+            count = sum(1 for _ in video.decode(video=0))
+        wanted = set(evenly(count, num))
+        with av.open(str(path)) as video:
+            frames = enumerate(video.decode(video=0))
+            return [("webp", _webp(f.to_image())) for n, f in frames if n in wanted]
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__})") from None
+
+
+def evenly(count: int, num: int) -> list[int]:
+    """`num` of `count` places, ends included; all of them if there are no more.
+
+    >>> evenly(9, 3), evenly(2, 3)
+    ([0, 4, 8], [0, 1])
+    """
+    if count <= num:
+        return list(range(count))
+    return np.linspace(0, count - 1, num).astype(int).tolist()
+
+
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """`frame2` before `frame10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _parts(path.name)]
+
+
+def content_digest(text: str, members: dict[str, bytes]) -> str:
+    """Of what a side says and shows, whatever its files are called and its letters' case."""
+    digest = hashlib.sha256(" ".join(text.lower().split()).encode())
+    for name in sorted(members):
+        digest.update(hashlib.sha256(members[name]).digest())
+    return digest.hexdigest()
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"(\d+)", name) if part]
+
+
+def _webp(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()

@@ -1,0 +1,170 @@
+"""Rows of an own table as shards: pairs, queries, candidates, tasks and given negatives."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from tqdm import tqdm
+
+from datamodules.prepare.folder.media import side_members
+from datamodules.prepare.folder.table import OwnRow, OwnSide
+from mmemb.lineage import write_json
+from mmemb.records import EvaluationTask, stable_hash, to_json
+from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_folder, write_shard
+from mmemb.shards import ShardIndex
+
+PAIRS, QUERIES, CANDIDATES, NEGATIVES = "pairs/plain", "queries", "candidates", "negatives"
+SAMPLES_PER_SHARD = 256
+
+
+@final
+class CandidateTable:
+    """Every target and negative of a task once, in the order of the table."""
+
+    def __init__(self, rows: Iterable[OwnRow]) -> None:
+        self.sides: dict[tuple[str, str], OwnSide] = {}
+        for row in rows:
+            for side in (*row.positives, *row.negatives):
+                self.sides.setdefault((row.task, side.name), side)
+        self.row_of = {key: number for number, key in enumerate(self.sides)}
+
+    def numbers(self, task: str, sides: Iterable[OwnSide]) -> list[int]:
+        """Rows of the table."""
+        return [self.row_of[task, side.name] for side in sides]
+
+
+def write_data(
+    out: Path, rows: Sequence[OwnRow], media: Path, num_frames: int, fingerprint: str
+) -> dict[str, int]:
+    """Writes all folders; what a former run of the same fingerprint has written stays.
+
+    Returns:
+        How many samples each folder holds.
+    """
+    table = CandidateTable(rows)
+    train = [row for row in rows if row.split == "train"]
+    asked = [row for row in rows if row.split != "train"]
+    streams = {
+        CANDIDATES: (_candidate(k, n, s, media, num_frames)
+                     for n, (k, s) in enumerate(table.sides.items())),
+        PAIRS: (_pair(row, media, num_frames) for row in train),
+        QUERIES: (_query(row, table, media, num_frames) for row in asked),
+    }  # fmt: skip
+    totals = {CANDIDATES: len(table.sides), PAIRS: len(train), QUERIES: len(asked)}
+    for folder, samples in streams.items():
+        if totals[folder]:
+            shown = tqdm(samples, total=totals[folder], desc=folder, disable=None)
+            _write(out / folder, shown, fingerprint)
+    if any(row.negatives for row in train):
+        totals[NEGATIVES] = _write_negatives(out, train, table, fingerprint)
+    write_json(out / "tasks.json", [to_json(task) for task in _tasks(rows)])
+    return totals
+
+
+def _write(folder: Path, samples: Iterable[Sample], fingerprint: str) -> None:
+    write_folder(
+        folder,
+        samples,
+        prefix=folder.name,
+        samples_per_shard=SAMPLES_PER_SHARD,
+        fingerprint=fingerprint,
+    )
+
+
+def _write_negatives(
+    out: Path, train: Sequence[OwnRow], table: CandidateTable, fingerprint: str
+) -> int:
+    """A sidecar of the pairs: shard by shard the same keys."""
+    pairs, row_of = ShardIndex.open(out / PAIRS), {row.id: row for row in train}
+    for shard in pairs.shard_names:
+        samples = []
+        for entry in pairs.of_shard(shard):
+            row = row_of[entry.key]
+            numbers = table.numbers(row.task, row.negatives)
+            given = [
+                {"row": number, "name": side.name, "score": 1.0}
+                for number, side in zip(numbers, row.negatives, strict=True)
+            ]
+            samples.append(Sample(entry.key, encode_members({"json": given})))
+        write_shard(out / NEGATIVES, shard, samples, fingerprint=fingerprint)
+    finish_manifest(out / NEGATIVES, fingerprint, pairs.shard_names)
+    return len(train)
+
+
+def _tasks(rows: Iterable[OwnRow]) -> Iterator[EvaluationTask]:
+    """Those with queries; targets that are trained on, too, are labels, and may be seen."""
+    trained: dict[str, set[str]] = defaultdict(set)
+    tested: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        names = (trained if row.split == "train" else tested)[row.task]
+        names |= {_concept(row)}
+    for task, names in tested.items():
+        yield EvaluationTask(task, "own", task, seen_answer=bool(names & trained[task]))
+
+
+def _candidate(
+    key: tuple[str, str], number: int, side: OwnSide, media: Path, num_frames: int
+) -> Sample:
+    task, name = key
+    data = {"name": name, "gallery": task, "instruction": side.instruction, "text": side.text}
+    members = side_members(media, side.media, "c", num_frames) | _json(data)
+    return Sample(f"{number:08d}", members, {"gallery": task, "name": name})
+
+
+def _pair(row: OwnRow, media: Path, num_frames: int) -> Sample:
+    target, meta = row.positives[0], _labels(row) | {"group": row.task}
+    data = meta | {
+        "gallery": row.task,
+        "instruction": row.query.instruction,
+        "text": row.query.text,
+        "target_instruction": target.instruction,
+        "target_text": target.text,
+        "target_name": target.name,
+        "positives": [side.name for side in row.positives],
+        "answers": _answers(row),
+    }
+    members = side_members(media, row.query.media, "q", num_frames)
+    members |= side_members(media, target.media, "t", num_frames)
+    half = "ab"[stable_hash("half", meta["concept"]) % 2]  # judges never judge what they saw
+    return Sample(row.id, members | _json(data), meta | {"half": half})
+
+
+def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> Sample:
+    data = _labels(row) | {
+        "instruction": row.query.instruction,
+        "text": row.query.text,
+        "relevance": {side.name: 1.0 for side in row.positives},
+        "answers": _answers(row),
+    }
+    members = side_members(media, row.query.media, "q", num_frames) | _json(data)
+    if row.negatives:
+        own = table.numbers(row.task, (*row.positives, *row.negatives))
+        members |= encode_members({"candidates.npy": np.array(own, dtype=np.int32)})
+    return Sample(row.id, members, _labels(row) | {"gallery": row.task})
+
+
+def _labels(row: OwnRow) -> dict[str, str]:
+    concept = _concept(row)
+    return {
+        "task": row.task,
+        "part": row.split,
+        "concept": concept,
+        "fact": f"{row.task}/{concept}",
+    }
+
+
+def _concept(row: OwnRow) -> str:
+    return row.concept or row.positives[0].name
+
+
+def _answers(row: OwnRow) -> list[str]:
+    return [side.text for side in row.positives if side.text]
+
+
+def _json(data: Mapping[str, Any]) -> dict[str, bytes]:
+    return {"json": json.dumps(data, ensure_ascii=False, sort_keys=True).encode()}

@@ -1,0 +1,281 @@
+"""Own data: every form of table, every fault with its row, shards that train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import EvaluationDataModule, PairDataModule
+from datamodules.prepare.__main__ import main
+from datamodules.prepare.folder.media import clip_frames, evenly
+from mmemb.rationales import PrecomputedWorker
+from mmemb.shards import ShardIndex
+from tests.own_table import (
+    flag_rows,
+    nested,
+    write_clip,
+    write_csv,
+    write_lines,
+    write_media,
+    write_parquet,
+)
+from tests.tiny import picture
+from tests.tiny_experiment import CONFIGS, run
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_media(tmp_path_factory.mktemp("own") / "media")
+
+
+def prepare(table: Path, media: Path, out: Path, *more: str) -> int:
+    command = ["folder", "--table", str(table), "--media", str(media), "--out", str(out)]
+    return main([*command, "--workers", "1", *more])
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.tar"))
+    }
+
+
+def test_all_forms_of_a_table_become_the_same_shards(media: Path, tmp_path: Path) -> None:
+    rows = flag_rows()
+    tables = [
+        write_csv(tmp_path / "t.csv", rows),
+        write_parquet(tmp_path / "t.parquet", rows),
+        write_lines(tmp_path / "t.jsonl", rows),
+        write_lines(tmp_path / "nested.jsonl", list(map(nested, rows))),
+    ]
+    found = []
+    for number, table in enumerate(tables):
+        assert prepare(table, media, tmp_path / str(number)) == 0
+        found.append(digests(tmp_path / str(number)))
+    assert len(found[0]) == 3
+    assert all(other == found[0] for other in found)
+
+
+def test_the_shards_are_read_as_pairs_and_queries(media: Path, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    prepare(table, media, tmp_path / "out", "--workers", "2")
+    data = PairDataModule(str(tmp_path / "out"), ["pairs/plain"], 4, 4, {}, 0)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.targets[0].media[0].pixels is not None
+    assert batch.queries[0].instruction == "Find it."
+    candidates, queries = EvaluationDataModule(
+        str(tmp_path / "out"), 100, parts=["test"]
+    ).test_dataloader()
+    (found,) = list(queries)
+    assert [query.key for query in found.queries] == [f"flag-{n}" for n in range(18, 24)]
+    assert dict(found.queries[0].relevance) == {"flags/18.webp": 1.0}
+    (gallery,) = list(candidates)
+    assert len(gallery.candidates) == 24
+
+
+def test_a_second_run_finds_everything_and_a_change_is_made_anew(
+    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    prepare(table, media, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    prepare(table, media, tmp_path / "out")
+    assert "everything is there" in capsys.readouterr().out
+    write_csv(table, flag_rows()[:-1])
+    prepare(table, media, tmp_path / "out")
+    assert digests(tmp_path / "out") != before
+
+
+def test_an_interrupted_run_goes_on(media: Path, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    prepare(table, media, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    (tmp_path / "out/manifest.json").unlink()
+    for path in (tmp_path / "out/queries").iterdir():
+        path.unlink()
+    prepare(table, media, tmp_path / "out")
+    assert digests(tmp_path / "out") == before
+
+
+def test_clips_and_frames_and_several_pictures(media: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "task": "clips", "split": "train", "query_media": "clip.mp4",
+         "target_text": "brighter"},
+        {"id": "b", "task": "clips", "split": "train", "query_text": "bars",
+         "target_media": "frames/00"},
+        {"id": "c", "task": "clips", "split": "train", "query_media": "flags/00.webp | flags/01.webp",
+         "target_text": "two flags"},
+    ]  # fmt: skip
+    assert (
+        prepare(write_lines(tmp_path / "t.jsonl", rows), media, tmp_path / "out", "--frames", "4")
+        == 0
+    )
+    members = {
+        entry.key: sorted(entry.media)
+        for entry in ShardIndex.open(tmp_path / "out/pairs/plain").entries
+    }
+    assert members["a"] == [f"q0.{n:03d}.webp" for n in range(4)]
+    assert members["b"] == [f"t0.{n:03d}.webp" for n in range(4)]
+    assert members["c"] == ["q0.webp", "q1.webp"]
+    frames = index.read(index.by_key["b"])
+    assert frames["t0.001.webp"] == picture(0, frame=3), "f10 comes after f9"
+
+
+def test_frames_of_a_clip_are_evenly_spaced(tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_clip(tmp_path / "c.mp4")
+    found = []
+    for suffix, data in clip_frames(tmp_path / "c.mp4", 3):
+        (tmp_path / f"f.{suffix}").write_bytes(data)
+        found.append(Image.open(tmp_path / f"f.{suffix}").convert("L").getpixel((16, 16)))
+    expected = [10 + 10 * n for n in evenly(20, 3)]
+    assert found == pytest.approx(expected, abs=6)
+
+
+def faulty_rows() -> list[dict[str, str]]:
+    rows = flag_rows()
+    rows[1]["target_media"] = "flags/99.webp"
+    rows[2]["split"] = "training"
+    rows[3]["id"] = rows[0]["id"]
+    rows[4] |= {"query_text": ""}
+    rows[5]["target_media"] = "../secret.webp"
+    rows[6]["colour"] = "red"
+    rows[7]["target_media"] = "flags/broken.webp"
+    rows[20]["query_text"] = rows[0]["query_text"].upper()
+    rows[21]["id"] = "with.dot"
+    rows[22]["negative_text"] = "not this"
+    return rows
+
+
+FAULTS = (
+    "row 2: flags/99.webp is missing",
+    "row 3: split 'training': expected one of",
+    "row 4: id 'flag-00' is that of row 1, too",
+    "row 5: an empty side",
+    "row 6: ../secret.webp leads out of the media folder",
+    "row 7: unknown column(s) ['colour']",
+    "row 8: broken.webp cannot be decoded",
+    "row 21: its query is that of row 1, which is trained on",
+    "row 22: id 'with.dot': expected 1 to 80 letters",
+    "row 23: task 'flags' has queries with negatives and without",
+)
+
+
+@pytest.fixture
+def broken_media(media: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    (folder / "flags").mkdir()
+    for path in (media / "flags").iterdir():
+        (folder / "flags" / path.name).write_bytes(path.read_bytes())
+    (folder / "flags/broken.webp").write_bytes(b"RIFFjunk")
+    (tmp_path / "secret.webp").write_bytes(picture(0))
+    return folder
+
+
+def test_every_fault_is_listed_with_its_row(
+    broken_media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_lines(tmp_path / "t.jsonl", faulty_rows())
+    assert prepare(table, broken_media, tmp_path / "out") == 1
+    said = capsys.readouterr()
+    for fault in FAULTS:
+        assert fault in said.out, fault
+    assert "nothing was written" in said.err
+    assert not (tmp_path / "out").exists()
+    assert prepare(table, broken_media, tmp_path / "out", "--check") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_faulty_rows_may_be_left_out(broken_media: Path, tmp_path: Path) -> None:
+    table = write_lines(tmp_path / "t.jsonl", faulty_rows())
+    assert prepare(table, broken_media, tmp_path / "out", "--on-error", "skip") == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["partial"] is True
+    assert manifest["counts"]["pairs/plain"] == 1
+    assert any("flags/99.webp" in line for line in manifest["skipped"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.xlsx", "", "expected a table that ends in"),
+        ("t.jsonl", "not json\n", "row 1: no JSON"),
+        ("t.jsonl", "[1]\n", "row 1: no JSON object"),
+        ("t.csv", "id,task\na,b,c\n", "row 1: 1 more cells than the heading"),
+        ("t.parquet", "PAR?", "is no Parquet file"),
+        ("none.csv", None, "not found"),
+    ],
+)
+def test_a_table_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert prepare(tmp_path / name, tmp_path, tmp_path / "out") == 1
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
+
+
+def test_given_negatives_are_trained_on_and_ranked_against(media: Path, tmp_path: Path) -> None:
+    rows = flag_rows()
+    for n, row in enumerate(rows):
+        row["negative_media"] = f"flags/{(n + 1) % 24:02d}.webp"
+    prepare(write_lines(tmp_path / "t.jsonl", rows), media, tmp_path / "out")
+    root = str(tmp_path / "out")
+    data = PairDataModule(
+        root, ["pairs/plain"], 4, 4, {}, 0, negatives=f"{root}/negatives", num_negatives=1
+    )
+    batch = next(iter(data.train_dataloader()))
+    assert all(len(found) == 1 for found in batch.negatives)
+    _, queries = EvaluationDataModule(root, 100, parts=["test"]).test_dataloader()
+    (found,) = list(queries)
+    assert found.queries[0].candidates == (18, 19)
+
+
+def test_rationales_of_others_are_joined_by_id(media: Path, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    lines = [{"id": "flag-03", "rationales": ["a red one", {"thinking": "bars", "answer": "blue"}]}]
+    given = write_lines(tmp_path / "r.jsonl", lines)
+    assert prepare(table, media, tmp_path / "out", "--rationales", str(given)) == 0
+    worker = PrecomputedWorker(str(tmp_path / "out/rationale_pool.json"), "empty")
+    data = PairDataModule(str(tmp_path / "out"), ["pairs/plain"], 8, 8, {}, 0)
+    batch = next(iter(data.train_dataloader()))
+    written = worker.write(batch.queries, torch.tensor([[-1, 1]] * 8))
+    texts = {key: [r.plain for r in pool] for key, pool in zip(batch.keys, written, strict=True)}
+    assert texts.pop("flag-03") == ["a red one", "bars blue"]
+    assert not any(texts.values())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"id": "flag-99", "rationales": ["x"]}, "1 id(s) are not in"),
+        ({"id": "flag-01", "rationales": [""]}, "line 1: ValueError a rationale without"),
+        ({"rationales": ["x"]}, "line 1: KeyError"),
+    ],
+)
+def test_rationales_that_fit_nothing(
+    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: dict, said: str
+) -> None:
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    given = write_lines(tmp_path / "r.jsonl", [line])
+    assert prepare(table, media, tmp_path / "out", "--rationales", str(given)) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_own_data_trains_with_one_overlay(media: Path, tmp_path: Path) -> None:
+    prepare(write_csv(tmp_path / "t.csv", flag_rows()), media, tmp_path / "data")
+    command = ["fit", "--config", str(CONFIGS / "own/train.yaml")]
+    command += ["--config", str(CONFIGS / "cpu.yaml"), "--data_root", str(tmp_path / "data")]
+    command += ["--runs", str(tmp_path / "runs"), "--needs.memory_gib", "0.1"]
+    command += ["--model.backbone.model", str(CONFIGS / "backbone/clip_tiny.json")]
+    command += ["--model.backbone.tokenizer", "bytes", "--data.batch_size", "8"]
+    run([*command, "--data.group_size", "8"])
+    assert (tmp_path / "runs/own/train/backbone/config.json").is_file()
