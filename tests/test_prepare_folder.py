@@ -107,17 +107,13 @@ def test_clips_and_frames_and_several_pictures(media: Path, tmp_path: Path) -> N
          "target_text": "brighter"},
         {"id": "b", "task": "clips", "split": "train", "query_text": "bars",
          "target_media": "frames/00"},
-        {"id": "c", "task": "clips", "split": "train", "query_media": "flags/00.webp | flags/01.webp",
-         "target_text": "two flags"},
+        {"id": "c", "task": "clips", "split": "train", "target_text": "two flags",
+         "query_media": "flags/00.webp | flags/01.webp"},
     ]  # fmt: skip
-    assert (
-        prepare(write_lines(tmp_path / "t.jsonl", rows), media, tmp_path / "out", "--frames", "4")
-        == 0
-    )
-    members = {
-        entry.key: sorted(entry.media)
-        for entry in ShardIndex.open(tmp_path / "out/pairs/plain").entries
-    }
+    table = write_lines(tmp_path / "t.jsonl", rows)
+    assert prepare(table, media, tmp_path / "out", "--frames", "4") == 0
+    index = ShardIndex.open(tmp_path / "out/pairs/plain")
+    members = {entry.key: sorted(entry.media) for entry in index.entries}
     assert members["a"] == [f"q0.{n:03d}.webp" for n in range(4)]
     assert members["b"] == [f"t0.{n:03d}.webp" for n in range(4)]
     assert members["c"] == ["q0.webp", "q1.webp"]

@@ -100,7 +100,7 @@ def test_precomputed_rationales_are_found_by_content() -> None:
     assert [(r.thinking, r.seed) for r in written[0]] == [("b", 2), ("b", 1)]
     assert written[1] == []
     with pytest.raises(ValueError, match="No rationale was written"):
-        PrecomputedWorker(POOL).write([stranger], torch.tensor([[1]]))
+        PrecomputedWorker.of_pool(POOL).write([stranger], torch.tensor([[1]]))
 
 
 def test_workers_come_back_from_their_settings(tmp_path: Path, facts: str) -> None:
@@ -117,7 +117,7 @@ def test_workers_come_back_from_their_settings(tmp_path: Path, facts: str) -> No
         assert type(loaded) is type(saved)
         assert loaded.settings() == saved.settings()
     assert load_worker(PrecomputedWorker(path).settings()).pool == POOL
-    assert PrecomputedWorker(POOL).identity() == PrecomputedWorker(path).identity()
+    assert PrecomputedWorker.of_pool(POOL).identity() == PrecomputedWorker(path).identity()
     with pytest.raises(ValueError, match="in memory"):
         ForeignWorker(POOL).settings()
 

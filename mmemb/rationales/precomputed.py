@@ -23,27 +23,36 @@ class PrecomputedWorker(RationaleWorker):
     one answers `GREEDY`, and another seed its number modulo the pool's size.
 
     Args:
-        rationales: pool, or path of a file that `write_pool` wrote.
+        rationales: path of a file that `write_pool` wrote; `of_pool` and `over` take a pool itself.
         on_unknown: what to do for a side that the pool lacks, `error` or `empty` (no rationale).
         reads: modalities of the worker that wrote them; by default all.
         name: of this worker; rationales keep the name of the one that wrote them.
-        probes: by digest, what the worker knew before it wrote.
     """
 
     def __init__(
         self,
-        rationales: str | Mapping[str, Sequence[Rationale]],
+        rationales: str | None,
         on_unknown: Literal["error", "empty"] = "error",
         reads: Sequence[str] = tuple(sorted(_MODALITIES)),
         name: str = "precomputed",
-        probes: Mapping[str, Tensor] | None = None,
     ) -> None:
         if on_unknown not in ("error", "empty"):
             raise ValueError(f"on_unknown is {on_unknown!r}; expected 'error' or 'empty'.")
-        self.path = rationales if isinstance(rationales, str) else None
-        self.pool = read_pool(rationales) if isinstance(rationales, str) else dict(rationales)
+        self.path = rationales
+        self.pool = {} if rationales is None else read_pool(rationales)
         self.on_unknown, self.reads, self.name = on_unknown, frozenset(reads), name
-        self._probes = dict(probes or {})
+        self._probes: dict[str, Tensor] = {}
+
+    @classmethod
+    def of_pool(
+        cls,
+        pool: Mapping[str, Sequence[Rationale]],
+        on_unknown: Literal["error", "empty"] = "error",
+    ) -> PrecomputedWorker:
+        """A worker over a pool in memory, which cannot be saved."""
+        worker = cls(None, on_unknown)
+        worker.pool = dict(pool)
+        return worker
 
     @classmethod
     def over(
@@ -55,8 +64,10 @@ class PrecomputedWorker(RationaleWorker):
     ) -> PrecomputedWorker:
         """A worker over one batch's sides, their rationales and probes; other sides get none."""
         pairs = zip(sides, probes, strict=False)
-        known = {side.digest: probe_H for side, probe_H in pairs if probe_H is not None}
-        return cls(collect_pool(sides, rationales), "empty", sorted(reads), probes=known)
+        worker = cls(None, "empty", sorted(reads))
+        worker.pool = collect_pool(sides, rationales)
+        worker._probes = {side.digest: probe for side, probe in pairs if probe is not None}
+        return worker
 
     def probe(self, sides: Sequence[Side]) -> Tensor:
         if unknown := [side for side in sides if side.digest not in self._probes]:
