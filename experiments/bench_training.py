@@ -285,3 +285,12 @@ def bench_state(root: Path) -> Line:
         torch.save(stream.state_dict(), io.BytesIO())
     seconds = (time.perf_counter() - start) / rounds
     return Line("capture a stream's state", seconds, 1e-3, (seconds / 1e-3,), "1 ms", bar=1.0)
+
+
+def bench_converter() -> Line:
+    """Pictures of a published data set into shards, against plain decoding and one tar."""
+    from datamodules.prepare.mmeb.bench import converter_and_plain
+
+    with tempfile.TemporaryDirectory() as folder:
+        ours, plain = converter_and_plain(Path(folder))
+        return compare("convert 200 pictures", ours, plain, "decode + write a tar", bar=1 / 0.8)

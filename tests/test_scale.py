@@ -117,6 +117,7 @@ def test_every_cell_trains_the_same_weights(tmp_path: Path) -> None:
     assert_cells(tmp_path, "joint", CELLS, None)
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_trains_the_same_weights(tmp_path: Path) -> None:
     assert_cells(tmp_path, "joint", [("fsdp2", None, True, False)], "aot_eager")
 

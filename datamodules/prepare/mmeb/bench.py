@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -20,16 +19,6 @@ from datamodules.prepare.mmeb.write import write_root
 from mmemb.benchmarks.mmeb_v2 import Task, task_named
 
 _SIDE = (640, 480)
-
-
-def bench_converter(tmp: Path, num_pictures: int = 200) -> tuple[float, float]:
-    """Seconds of one conversion with one thread, and of the plain loop."""
-    seconds = []
-    for work in converter_and_plain(tmp, num_pictures):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return seconds[0], seconds[1]
 
 
 def converter_and_plain(
