@@ -37,7 +37,7 @@ PURE = {
     "batches", "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",
     "benchmarks.mmeb_v2_video", "benchmarks.mmeb_v2_visdoc", "benchmarks.pocket", "blocks",
     "budget", "counterfactual", "diagnostics", "exact_search", "headline", "invariance",
-    "score_files",
+    "near_duplicates", "score_files",
     "tie_bounds",
     "benchmark_data", "benchmark_scores", "distillation", "distributed", "evaluators", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",

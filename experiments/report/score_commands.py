@@ -1,4 +1,4 @@
-"""The subcommands of `report` about score files: headline, compare, verify, table."""
+"""The subcommands of `report` about benchmarks: their scores, and whether they were trained on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.compare import compare, headline
+from experiments.report.contamination import contamination
 from experiments.report.published import table
 from experiments.report.verify import verify
 from mmemb.benchmarks.mmeb_v2 import TASKS
 from mmemb.files import write_atomically
 from mmemb.score_files import read_scores, submission
 
-SCORE_COMMANDS = ("headline", "compare", "verify", "table", "submission")
+SCORE_COMMANDS = ("headline", "compare", "verify", "table", "submission", "contamination")
 
 _MODEL = "FOLDER of score files, or NAME=FOLDER,FOLDER... with a folder for each seed"
 
@@ -37,6 +38,11 @@ def add_score_commands(commands: Any) -> None:
     handing.add_argument("scores", type=Path, help="folder of score files, all 78 of them")
     handing.add_argument("--metadata", type=json.loads, default={}, help="JSON: model_name, ...")
     handing.add_argument("--out", type=Path, required=True, help="file to write")
+    looking = commands.add_parser("contamination", help="test queries that were trained on")
+    looking.add_argument("train", type=Path, help="data root with pairs/")
+    looking.add_argument("tests", type=Path, nargs="+", help="data roots, or folders of such")
+    looking.add_argument("--out", type=Path, help="folder for contamination.{json,md}")
+    looking.add_argument("--embedder", type=Path, help="a saved backbone, for near vectors")
 
 
 def run_score_command(options: argparse.Namespace) -> None:
@@ -47,6 +53,8 @@ def run_score_command(options: argparse.Namespace) -> None:
         print(compare(options.scores))
     elif options.command == "table":
         print(table(options.scores, options.baselines, options.format))
+    elif options.command == "contamination":
+        print(contamination(options.train, options.tests, options.out, options.embedder))
     elif options.command == "submission":
         found = read_scores(options.scores)
         modality_of = {task.name: task.modality for task in TASKS}
