@@ -34,7 +34,8 @@ EAGER = {
 PURE = {
     "adapters", "adaptive", "backbones", "backbones.base", "backbones.contract",
     "batch_plan", "batch_text",
-    "batches", "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",
+    "batches", "benchmarks.mmeb_train",
+    "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",
     "benchmarks.mmeb_v2_video", "benchmarks.mmeb_v2_visdoc", "benchmarks.pocket", "blocks",
     "budget", "counterfactual", "diagnostics", "exact_search", "headline", "invariance",
     "near_duplicates", "score_files",

@@ -12,6 +12,7 @@ COMMANDS = {
     "pocket": "datamodules.prepare.pocket_command",
     "folder": "datamodules.prepare.folder_command",
     "mmeb-v2": "datamodules.prepare.mmeb_command",
+    "mmeb-train": "datamodules.prepare.mmeb_train_command",
 }
 """Name -> module with `HELP`, `add_arguments(parser)` and `run(options)`."""
 

@@ -1,0 +1,1 @@
+"""The training mixture of MMEB-V2: published layouts -> pairs."""

@@ -1,0 +1,84 @@
+"""Pictures of a repository: unpacked below it, or still in its zip archives; frames of clips."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import final
+
+from datamodules.prepare.mmeb.frames import choose_frames, natural_key
+from datamodules.prepare.mmeb.pictures import UnreadableError, check_picture
+from datamodules.prepare.mmeb_train.rows import TrainSide
+from mmemb.benchmarks.mmeb_train import FRAMES
+
+_FRAMES = "train_300k"
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@final
+class MediaStore:
+    """Finds media by the names that annotations give them.
+
+    Args:
+        folder: local copy of a repository.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._archives: dict[str, zipfile.ZipFile] | None = None
+
+    def members(self, side: TrainSide, prefix: str) -> dict[str, bytes]:
+        """The side's media as members of a sample.
+
+        Raises:
+            UnreadableError: one is missing or cannot be decoded; names it.
+        """
+        if side.clip:
+            return self._clip(side.clip, prefix)
+        if side.content:
+            where = f"{self._folder}, the picture of {side.text[:40]!r}"
+            return {f"{prefix}0.{check_picture(side.content, where)}": side.content}
+        if not side.picture:
+            return {}
+        data = self._read(side.picture)
+        return {f"{prefix}0.{check_picture(data, f'{self._folder}/{side.picture}')}": data}
+
+    def _read(self, name: str) -> bytes:
+        path = self._folder / _inside(name)
+        if path.is_file():
+            return path.read_bytes()
+        archives = self._by_member()
+        if name in archives:
+            return archives[name].read(name)
+        raise UnreadableError(
+            f"{path} is missing, and no archive below {self._folder} holds {name!r}: unpack or "
+            "fetch it again, or leave such rows out with `--on-error skip`."
+        )
+
+    def _by_member(self) -> dict[str, zipfile.ZipFile]:
+        if self._archives is None:
+            opened = [zipfile.ZipFile(path) for path in sorted(self._folder.rglob("*.zip"))]
+            self._archives = {name: archive for archive in opened for name in archive.namelist()}
+        return self._archives
+
+    def _clip(self, name: str, prefix: str) -> dict[str, bytes]:
+        folder = self._folder / _FRAMES / _inside(name)
+        found = (
+            sorted(folder.iterdir(), key=lambda p: natural_key(p.name)) if folder.is_dir() else []
+        )
+        frames = [path for path in found if path.suffix.lower() in _SUFFIXES]
+        if not frames:
+            raise UnreadableError(f"{folder} holds no frames: unpack {_FRAMES} whole.")
+        members = {}
+        for place, number in enumerate(choose_frames(len(frames), FRAMES)):
+            data = frames[number].read_bytes()
+            suffix = check_picture(data, str(frames[number]))
+            members[f"{prefix}0.{place:03d}.{suffix}"] = data
+        return members
+
+
+def _inside(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"{name!r} leads out of the repository: the annotations are broken.")
+    return path

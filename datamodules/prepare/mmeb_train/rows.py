@@ -1,0 +1,187 @@
+"""Rows of the published training data, source by source, before a picture is opened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, final
+
+from datamodules.prepare.mmeb.annotations import Row, read_rows
+from mmemb.benchmarks.mmeb_train import Source, instructions
+
+TOKENS = ("<|image_1|>", "<|image_2|>", "<image>", "<video>")
+"""Where a picture stands in a stored text; each model has its own token, so none is kept."""
+
+_PAGE = "Understand the content of the provided document image."
+_FIND_PAGE = "Find a document image that matches the given query:"
+_FIND_VIDEO = "Find a video that contains the following visual content:"
+_VIDEO = "Understand the content of the provided video:"
+_ANSWER = "Answer a question based on the content of a video."
+_MMEB = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainSide:
+    """A side of a pair.
+
+    Attributes:
+        picture: path of an image below the repository, or "".
+        content: the picture's bytes, where the table holds them.
+        clip: name of a folder of frames, or "".
+    """
+
+    text: str = ""
+    instruction: str = ""
+    picture: str = ""
+    content: bytes = b""
+    clip: str = ""
+
+    @property
+    def shows(self) -> str:
+        """Identity of what it shows, "" of nothing."""
+        if self.content:
+            return hashlib.sha256(self.content).hexdigest()[:32]
+        return self.picture or self.clip
+
+    @property
+    def name(self) -> str:
+        """Its identity among targets."""
+        return ":".join(part for part in (self.shows, self.text) if part)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainRow:
+    """A pair; `number` is its place among the source's rows, empty ones counted."""
+
+    number: int
+    query: TrainSide
+    target: TrainSide
+
+    @property
+    def is_empty(self) -> bool:
+        """Published rows may have nothing on one side."""
+        return not (self.query.name and self.target.name)
+
+    @property
+    def topic(self) -> str:
+        """What must not lie on both sides of a cut: a picture, or the query's text."""
+        return self.query.shows or self.target.shows or self.query.text
+
+
+def read_source(source: Source, folder: Path) -> Iterator[TrainRow]:
+    """The rows of a source up to its cap, in stored order.
+
+    Args:
+        source: of the mixture.
+        folder: local copy of its repository.
+
+    Raises:
+        FileNotFoundError: the annotations are not there.
+        ValueError: a column is missing or of another kind; names file and row.
+    """
+    files, columns, pair = _LAYOUTS[source.layout](source, folder)
+    if not files:
+        raise FileNotFoundError(
+            f"{source.name}: {folder} holds no annotations of it (docs/mmeb_train.md says which "
+            "files are expected where). Was the download complete?"
+        )
+    rows = islice(read_rows(files, columns), source.cap)
+    for number, row in enumerate(rows):
+        query, target = pair(row)
+        yield TrainRow(number, query, target)
+
+
+Layout = tuple[list[Path], tuple[str, ...], Callable[[Row], tuple[TrainSide, TrainSide]]]
+
+
+def _mmeb(source: Source, folder: Path) -> Layout:
+    files = sorted((folder / source.name).glob("original*.parquet"))
+
+    def pair(row: Row) -> tuple[TrainSide, TrainSide]:
+        query = _stored(row.text("qry"), row.text("qry_image_path"))
+        return query, _stored(row.text("pos_text"), row.text("pos_image_path"))
+
+    return files, _MMEB, pair
+
+
+def _colpali(source: Source, folder: Path) -> Layout:
+    files = sorted((folder / "data").glob("train*.parquet"))
+
+    def pair(row: Row) -> tuple[TrainSide, TrainSide]:
+        page = TrainSide(row.text("query").strip(), content=_bytes(row))
+        return page, TrainSide(row.text("answer").strip())
+
+    return files, ("query", "image", "answer"), pair
+
+
+def _visrag(source: Source, folder: Path) -> Layout:
+    files = sorted((folder / "data").glob("train*.parquet"))
+
+    def pair(row: Row) -> tuple[TrainSide, TrainSide]:
+        query = TrainSide(row.text("query").strip(), _FIND_PAGE)
+        return query, TrainSide("", _PAGE, content=_bytes(row))
+
+    return files, ("query", "image"), pair
+
+
+def _hound(kind: str) -> Callable[[Source, Path], Layout]:
+    def layout(source: Source, folder: Path) -> Layout:
+        pattern = "*qa*.jsonl" if kind == "video_qa" else "*caption*.jsonl"
+        files = sorted((folder / "video_instruction").rglob(pattern))
+        return files, ("video", "conversations"), _conversation(kind)
+
+    return layout
+
+
+def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
+    def pair(row: Row) -> tuple[TrainSide, TrainSide]:
+        turns = row.values["conversations"]
+        if not (isinstance(turns, list) and len(turns) >= 2):
+            raise row.error("two turns in 'conversations'", repr(turns))
+        asked, answered = (_plain(str(turn.get("value", ""))) for turn in turns[:2])
+        clip = row.name("video")
+        if kind == "video_retrieval":
+            return TrainSide(answered, _FIND_VIDEO), TrainSide("", _VIDEO, clip=clip)
+        if kind == "video_qa":
+            return TrainSide(asked, _ANSWER, clip=clip), TrainSide(answered)
+        return TrainSide(asked, clip=clip), TrainSide(answered)
+
+    return pair
+
+
+def _stored(text: str, picture: str) -> TrainSide:
+    """A side of MMEB-train, whose instruction stands in front of its text."""
+    text = _plain(text)
+    for instruction in instructions():
+        if text.startswith(instruction):
+            return TrainSide(text[len(instruction) :].strip(), instruction, picture)
+    return TrainSide(text, "", picture)
+
+
+def _plain(text: str) -> str:
+    for token in TOKENS:
+        text = text.replace(token, "")
+    return text.strip()
+
+
+def _bytes(row: Row) -> bytes:
+    value: Any = row.values["image"]
+    data = value.get("bytes") if isinstance(value, Mapping) else None
+    if not isinstance(data, bytes):
+        raise row.error("a picture's bytes in 'image'", type(value).__name__)
+    return data
+
+
+_LAYOUTS: Mapping[str, Callable[[Source, Path], Layout]] = {
+    "mmeb": _mmeb,
+    "colpali": _colpali,
+    "visrag": _visrag,
+    "caption_retrieval": _hound("caption_retrieval"),
+    "video_retrieval": _hound("video_retrieval"),
+    "video_qa": _hound("video_qa"),
+}

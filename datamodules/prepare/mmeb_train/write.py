@@ -1,0 +1,187 @@
+"""Rows of the mixture as pairs, and a fixed cut of them as validation queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from tqdm import tqdm
+
+from datamodules.prepare.mmeb.pictures import UnreadableError
+from datamodules.prepare.mmeb_train.media import MediaStore
+from datamodules.prepare.mmeb_train.rows import TrainRow, TrainSide, read_source
+from mmemb.benchmarks.mmeb_train import Source
+from mmemb.records import stable_hash
+from mmemb.shard_writer import Sample, write_folder
+
+SAMPLES_PER_SHARD = 512
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which rows are for validation: by hash of what they show, so that no picture lies on both
+    sides.
+
+    Attributes:
+        share: of the topics.
+        most: queries of a source; later ones are trained on no more than earlier ones.
+    """
+
+    share: float = 0.01
+    most: int = 200
+
+    def holds(self, row: TrainRow) -> bool:
+        """Whether the row's topic is in the validation cut."""
+        return stable_hash("mmeb-train validation", row.topic) % 10_000 < 10_000 * self.share
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a source's rows.
+
+    Attributes:
+        pairs: written.
+        validation: in the cut, of which at most `Cut.most` become queries.
+        empty: with nothing on one side.
+        skipped: one sentence for each row that could not be read.
+    """
+
+    pairs: int
+    validation: int
+    empty: int
+    skipped: tuple[str, ...]
+
+
+def write_pairs(
+    source: Source, folder: Path, out: Path, cut: Cut, fingerprint: str, skips: bool
+) -> Report:
+    """Writes `<out>/pairs/<source>`; shards of the same fingerprint stay."""
+    counts, skipped = {"pairs": 0, "validation": 0, "empty": 0}, list[str]()
+    store = MediaStore(folder)
+
+    def samples() -> Iterator[Sample]:
+        for row in tqdm(read_source(source, folder), desc=source.name, disable=None):
+            if row.is_empty:
+                counts["empty"] += 1
+            elif cut.holds(row):
+                counts["validation"] += 1
+            else:
+                try:
+                    sample = _pair(source, row, store)
+                except UnreadableError as error:
+                    if not skips:
+                        raise ValueError(f"{source.name}, row {row.number}: {error}") from None
+                    skipped.append(f"{source.name}, row {row.number}: {error}")
+                    continue
+                counts["pairs"] += 1
+                yield sample
+
+    write_folder(
+        out / "pairs" / source.name,
+        samples(),
+        prefix=source.name,
+        samples_per_shard=SAMPLES_PER_SHARD,
+        fingerprint=fingerprint,
+    )
+    return Report(**counts, skipped=tuple(skipped))
+
+
+def validation_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[TrainRow]:
+    """The first readable rows of the cut, at most `cut.most`, one for each topic."""
+    found: dict[str, TrainRow] = {}
+    store = MediaStore(folder)
+    for row in read_source(source, folder):
+        if len(found) >= cut.most:
+            break
+        if row.is_empty or row.topic in found or not cut.holds(row):
+            continue
+        try:
+            for side in (row.query, row.target):
+                store.members(side, "q")
+        except UnreadableError as error:
+            if not skips:
+                raise ValueError(f"{source.name}, row {row.number}: {error}") from None
+            continue
+        found[row.topic] = row
+    return list(found.values())
+
+
+def write_validation(
+    rows: Mapping[Source, list[TrainRow]], folders: Mapping[Source, Path], out: Path, mark: str
+) -> None:
+    """Writes `queries/` and `candidates/`: each source is a task, its targets are the gallery."""
+    candidates = {
+        (source, row.target.name): row.target for source, found in rows.items() for row in found
+    }
+    stores = {source: MediaStore(folder) for source, folder in folders.items()}
+    tables: dict[str, Iterable[Sample]] = {
+        "candidates": (
+            _candidate(source, number, side, stores[source])
+            for number, ((source, _), side) in enumerate(candidates.items())
+        ),
+        "queries": (
+            _query(source, row, stores[source]) for source, found in rows.items() for row in found
+        ),
+    }
+    for name, samples in tables.items():
+        write_folder(
+            out / name,
+            samples,
+            prefix=name,
+            samples_per_shard=SAMPLES_PER_SHARD,
+            fingerprint=mark,
+        )
+
+
+def _pair(source: Source, row: TrainRow, store: MediaStore) -> Sample:
+    query, target = row.query, row.target
+    meta = _labels(source, row, "train") | {"group": source.name}
+    data = meta | {
+        "gallery": source.name,
+        "instruction": query.instruction,
+        "text": query.text,
+        "target_instruction": target.instruction,
+        "target_text": target.text,
+        "target_name": target.name,
+        "positives": [target.name],
+        "answers": [target.text] if target.text else [],
+    }
+    members = store.members(query, "q") | store.members(target, "t")
+    return Sample(_key(source, row), members | _json(data), meta | {"half": ""})
+
+
+def _query(source: Source, row: TrainRow, store: MediaStore) -> Sample:
+    labels = _labels(source, row, "val")
+    data = labels | {
+        "instruction": row.query.instruction,
+        "text": row.query.text,
+        "relevance": {row.target.name: 1.0},
+        "answers": [row.target.text] if row.target.text else [],
+    }
+    members = store.members(row.query, "q") | _json(data)
+    return Sample(_key(source, row), members, labels | {"gallery": source.name})
+
+
+def _candidate(source: Source, number: int, side: TrainSide, store: MediaStore) -> Sample:
+    meta = {"gallery": source.name, "name": side.name}
+    data = meta | {"instruction": side.instruction, "text": side.text}
+    return Sample(f"{number:08d}", store.members(side, "c") | _json(data), meta)
+
+
+def _labels(source: Source, row: TrainRow, part: str) -> dict[str, str]:
+    concept = f"{stable_hash(source.name, row.topic, bits=64):016x}"
+    fact = f"{source.name}/{concept}"
+    return {"task": source.name, "part": part, "concept": concept, "fact": fact}
+
+
+def _key(source: Source, row: TrainRow) -> str:
+    return f"{source.name}-{row.number:07d}"
+
+
+def _json(data: Mapping[str, Any]) -> dict[str, bytes]:
+    return {"json": json.dumps(data, ensure_ascii=False, sort_keys=True).encode()}
