@@ -30,6 +30,7 @@ class BenchmarkDataModule(ShardDataModule):
         features: folder of cached features, or None to decode images; for a single root.
         on_error: `raise`, or `skip`: what was skipped is counted and makes a score partial.
         num_workers: processes that read ahead.
+        whole_galleries: every rank embeds all candidates, for a gate that looks at scores.
 
     Attributes:
         pending_roots: set by whoever writes scores; if not None, only these roots are read.
@@ -45,9 +46,11 @@ class BenchmarkDataModule(ShardDataModule):
         features: str | None = None,
         on_error: OnError = "raise",
         num_workers: int = 0,
+        whole_galleries: bool = False,
     ) -> None:
         super().__init__(root)
         self._batch_size, self._parts, self._tasks = batch_size, tuple(parts), tasks
+        self._whole = whole_galleries
         self._rationales, self._features = rationales, features
         self._on_error, self._num_workers = on_error, num_workers
         self.pending_roots: Collection[str] | None = None
@@ -91,7 +94,7 @@ class BenchmarkDataModule(ShardDataModule):
         rows = data.select(self._parts, names)
         if not rows:
             raise ValueError(f"{root}: no query of part(s) {list(self._parts)} in {list(names)}.")
-        loaders: list[FiniteLoader] = data.loaders(rows, *self.place)
+        loaders: list[FiniteLoader] = data.loaders(rows, *self.place, whole_galleries=self._whole)
         for loader in loaders:
             yield from loader
         skipped = tuple(sentence for loader in loaders for sentence in loader.skipped)

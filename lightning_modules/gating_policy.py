@@ -20,14 +20,16 @@ from typing_extensions import override
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
 from mmemb.batches import (
+    CandidateBatch,
     CandidateOutput,
     DecisionOutput,
     QueryBatch,
     QueryOutput,
     SidecarOutput,
     SidecarRow,
+    TaskEnd,
     UtilityBatch,
-)
+)  # fmt: skip
 from mmemb.budget import Thresholds, Unit
 from mmemb.distributed import gather_objects
 from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, policy_loss
@@ -247,24 +249,23 @@ class GatingPolicy(LightningModule):
     @override
     def test_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> CandidateOutput | QueryOutput:
-        adaptive = self.adaptive
-        if dataloader_idx == 0:
-            self._candidates.append(embed_candidates(adaptive.backbone, batch))
-            return self._candidates[-1]
-        if batch_idx == 0:
-            self._galleries = Galleries(self._candidates)
-        return self._embed_queries(adaptive, batch)
+    ) -> CandidateOutput | QueryOutput | TaskEnd:
+        match batch:
+            case CandidateBatch():
+                self._candidates.append(embed_candidates(self.adaptive.backbone, batch))
+                return self._candidates[-1]
+            case TaskEnd():
+                return batch
+        if self._candidates:  # all of a root's come before its queries
+            self._galleries, self._candidates = Galleries(self._candidates), []
+        return self._embed_queries(self.adaptive, batch)
 
     def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> QueryOutput:
         """The path of inference, with the rationales that stage 1 wrote instead of new ones."""
-        sides = [query.side for query in batch.queries]
+        sides, pools = [query.side for query in batch.queries], batch.rationales
         adaptive.workers = {
             depth: PrecomputedWorker.over(
-                sides,
-                [drafts_at(depth, pool) for pool in batch.rationales],
-                worker.reads,
-                batch.probes,
+                sides, [drafts_at(depth, pool) for pool in pools], worker.reads, batch.probes
             )
             for depth, worker in self.workers.items()
         }
@@ -285,11 +286,10 @@ class GatingPolicy(LightningModule):
     def on_test_epoch_end(self) -> None:
         queries = fixed_sample(gather_objects(self._timed))
         if self.measure and self.trainer.is_global_zero and queries:
-            adaptive = self.adaptive
-            adaptive.workers = self.workers
+            self.adaptive.workers = self.workers
             check_probe(list(self.workers.values())[-1], self._probed)
             measured = measure_latency(
-                adaptive,
+                self.adaptive,
                 [query.key for query in queries],
                 [query.side for query in queries],
                 [self._galleries.of_query(query) for query in queries],

@@ -261,3 +261,31 @@ def test_sidecars_of_pairs_are_made_and_trained_on(
     more += ["--model.gradient_cache", "{micro_batch_size: 3}", "--model.matryoshka_dims", "[16]"]
     run(clip_experiment.command("embedder", *more))
     assert (tmp_path / "tiny/embedder/backbone/weights.pt").is_file()
+
+
+@pytest.mark.xdist_group("clip_experiment")
+def test_a_gated_model_is_scored_like_any_other(
+    clip_experiment: Experiment, tmp_path: Path
+) -> None:
+    from mmemb.score_files import read_scores
+
+    data = {
+        "class_path": "datamodules.BenchmarkDataModule",
+        "init_args": {
+            "root": str(clip_experiment.root), "batch_size": 8, "whole_galleries": True,
+            "rationales": str(clip_experiment.folder / "rationales"),
+        },
+    }  # fmt: skip
+    scores = {"class_path": "callbacks.BenchmarkScores", "init_args": {"folder": str(tmp_path)}}
+    overlay = tmp_path / "benchmark.yaml"
+    model = {"init_args": {"measure": False}}
+    overlay.write_text(
+        yaml.safe_dump({"data": data, "model": model, "trainer": {"callbacks": [scores]}})
+    )
+    more = ["--config", str(overlay), "--runs", str(clip_experiment.runs), "--name", "scored"]
+    run(clip_experiment.command("gate-test", *more))
+    found = read_scores(tmp_path)
+    before = clip_experiment.folder / "gate-test/summary.json"
+    expected = json.loads(before.read_text())["metrics"]["test/recall@1"]
+    mean = sum(file.scores["recall@1"] for file in found.values()) / len(found)
+    assert mean == pytest.approx(expected)
