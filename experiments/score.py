@@ -80,8 +80,13 @@ def own_lists(
 
 
 def _of_predictions(path: Path, task: EvaluationTask, asked: list[Query], mode: str) -> TaskScores:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    if len(lines) != len(asked) or not all(isinstance(x.get("prediction"), list) for x in lines):
+    try:
+        lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} is broken: expected a JSON object a line; {error}.") from None
+    if len(lines) != len(asked) or not all(
+        isinstance(x, dict) and isinstance(x.get("prediction"), list) for x in lines
+    ):
         raise ValueError(
             f"{path} holds {len(lines)} rankings, the data {len(asked)} test queries: expected one "
             'line {"prediction": [names, best first]} each, in the order of the data.'

@@ -147,7 +147,10 @@ def read_embeddings(folder: Path, task: str) -> tuple[Tensor, Tensor, list[str]]
                 f"{path}: expected numbers (rows, D), got {array.dtype} {array.shape}."
             )
         arrays.append(torch.from_numpy(array.astype(np.float32)))
-    names = json.loads(paths[2].read_text(encoding="utf-8"))
+    try:
+        names = list(json.loads(paths[2].read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{paths[2]} is no JSON list of names: {error}.") from None
     if len(names) != len(arrays[1]) or arrays[0].shape[1] != arrays[1].shape[1]:
         raise ValueError(
             f"{folder}: {len(names)} names, candidates {tuple(arrays[1].shape)} and queries "
@@ -199,8 +202,11 @@ def read_values(folder: Path) -> dict[str, Values]:
     found = {}
     for path in sorted(folder.rglob(f"*{VALUES}")):
         data = read_json(path, "values of a task")
-        columns = [tuple(data[name]) for name in ("keys", "clusters", "values")]
-        found[path.name.removesuffix(VALUES)] = Values(data["metric"], *columns)
+        try:
+            columns = [tuple(data[name]) for name in ("keys", "clusters", "values")]
+            found[path.name.removesuffix(VALUES)] = Values(str(data["metric"]), *columns)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is broken ({error!r}): score the task again.") from None
     return found
 
 

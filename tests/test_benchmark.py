@@ -212,3 +212,38 @@ def test_rows_that_prepare_left_out_make_a_score_partial_too(tmp_path: Path) -> 
         file = read_scores(tmp_path / folder)["VOC2007"]
         assert "1 rows left out by prepare" in file.partial
         assert file.provenance["revision"] == "2025-11-03"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "said"),
+    [
+        ("predictions", "VOC2007_pred.jsonl", "{", "VOC2007_pred.jsonl is broken"),
+        ("predictions", "VOC2007_pred.jsonl", "[1]\n" * 6, "holds 6 rankings"),
+        ("embeddings", "VOC2007_names.json", "{", "is no JSON list of names"),
+        ("embeddings", "VOC2007_names.json", '["a"]', "1 names"),
+        ("embeddings", "VOC2007_qry.npy", "junk", "is no plain array"),
+    ],
+)
+def test_broken_saved_files_are_named(
+    benchmark: Path, scored: Path, tmp_path: Path, kind: str, name: str, content: str, said: str
+) -> None:
+    folder = tmp_path / "image/VOC2007"
+    folder.mkdir(parents=True)
+    for path in (scored / "image/VOC2007").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / name).write_text(content)
+    arguments = ["--data-root", str(benchmark), f"--{kind}", str(tmp_path)]
+    with pytest.raises(SystemExit) as caught:
+        score([*arguments, "--out", str(tmp_path / "out")])
+    assert said in str(caught.value)
+
+
+def test_pickles_are_refused(benchmark: Path, scored: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "image/VOC2007"
+    folder.mkdir(parents=True)
+    for path in (scored / "image/VOC2007").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    np.save(folder / "VOC2007_qry.npy", np.array([{"run": "me"}] * 6, dtype=object))
+    with pytest.raises(SystemExit, match="is no plain array"):
+        score(["--data-root", str(benchmark), "--embeddings", str(tmp_path),
+               "--out", str(tmp_path / "out")])  # fmt: skip

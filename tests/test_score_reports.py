@@ -208,3 +208,30 @@ def test_the_leaderboards_file_needs_every_task_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="partial: MSVD"):
         submission(partial, modality_of, {})
     assert "all" not in complete_groups(partial)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("MSVD_score.json", "{", "MSVD_score.json"),
+        ("MSVD_score.json", "{}", "lacks ['hit@1'"),
+        ("MSVD_values.json", "{}", "MSVD_values.json is broken"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, name: str, content: str, said: str) -> None:
+    scores = write_model(tmp_path / "scores", {"MSVD": 0.5})
+    (tmp_path / "scores" / name).write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", scores, scores])
+    assert said in str(caught.value)
+    with pytest.raises(SystemExit, match="names no folder"):
+        main(["compare", "A=", "B="])
+
+
+def test_broken_promises_are_named(tmp_path: Path) -> None:
+    scores = write_model(tmp_path / "scores", {"MSVD": 0.5})
+    expected = tmp_path / "expected.json"
+    for entry in ({"tolerance": 1}, "many", None):
+        expected.write_text(json.dumps({"scores": {"MSVD": entry}}))
+        with pytest.raises(ValueError, match="scores of MSVD are"):
+            verify(scores, expected)

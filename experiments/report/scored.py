@@ -41,7 +41,9 @@ class Model:
     def read(cls, text: str) -> Self:
         """`FOLDER`, or `NAME=FOLDER,FOLDER...` with a folder for each seed."""
         name, _, folders = text.rpartition("=")
-        paths = [Path(folder) for folder in folders.split(",")]
+        paths = [Path(folder) for folder in folders.split(",") if folder]
+        if not paths:
+            raise ValueError(f"{text!r} names no folder: expected FOLDER, or NAME=FOLDER,FOLDER...")
         files = tuple(read_scores(path) for path in paths)
         for found in files:
             check_alike(found)

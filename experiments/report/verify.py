@@ -57,7 +57,16 @@ def _expected(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: unknown key(s) {unknown}; known are {sorted(_KEYS)}.")
     if not isinstance(data.get("scores"), dict) or not data["scores"]:
         raise ValueError(f"{path} lacks `scores`: expected task -> points.")
-    return {"data_revision": "", "mode": "", "tolerance": 1.0, **data}
+    found = {"data_revision": "", "mode": "", "tolerance": 1.0, **data}
+    for task, entry in found["scores"].items():
+        try:
+            _entry(entry, found["tolerance"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f'{path}: scores of {task} are {entry!r}: expected points, or {{"score": points, '
+                '"tolerance": points}}.'
+            ) from None
+    return found
 
 
 def _entry(entry: Any, tolerance: float) -> tuple[float, float]:
