@@ -135,6 +135,18 @@ def finish_manifest(
     return manifest
 
 
+def drop_other_shards(folder: Path | str, fingerprint: str) -> None:
+    """Removes what was made with other settings, so that no later reader meets it."""
+    if not Path(folder).is_dir():
+        return
+    kept = existing_shards(folder, fingerprint)
+    for shard in Path(folder).glob("*.tar"):
+        if shard.name not in kept:
+            (Path(folder) / MANIFEST).unlink(missing_ok=True)
+            shard.unlink()
+            index_path(folder, shard.name).unlink(missing_ok=True)
+
+
 def encode_members(members: Mapping[str, Any]) -> dict[str, bytes]:
     """JSON data under `json`, arrays and tensors under `npy` or `NAME.npy`, as bytes.
 

@@ -12,6 +12,7 @@ import torch
 from datamodules import EvaluationDataModule, PairDataModule
 from datamodules.prepare.__main__ import main
 from datamodules.prepare.folder.media import clip_frames, evenly
+from datamodules.prepare.folder.media import picture as own_picture
 from mmemb.rationales import PrecomputedWorker
 from mmemb.shards import ShardIndex
 from tests.own_table import (
@@ -133,6 +134,48 @@ def test_frames_of_a_clip_are_evenly_spaced(tmp_path: Path) -> None:
     assert found == pytest.approx(expected, abs=6)
 
 
+def test_a_file_that_is_something_else_opens_nothing(tmp_path: Path) -> None:
+    """A playlist would read other files, PostScript would run: by their bytes, not their names."""
+    write_clip(tmp_path / "secret.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    (tmp_path / "code.bmp").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(ValueError, match=r"list\.mp4 cannot be decoded"):
+        clip_frames(tmp_path / "list.mp4", 2)
+    with pytest.raises(ValueError, match=r"code\.bmp cannot be decoded \(UnidentifiedImageError"):
+        own_picture(tmp_path / "code.bmp")
+
+
+@pytest.mark.parametrize("num_with", [1, 15])
+def test_what_is_left_of_a_mixed_task_can_be_evaluated(
+    media: Path, tmp_path: Path, num_with: int
+) -> None:
+    rows = flag_rows()
+    for row in rows[8 : 8 + num_with]:
+        row["negative_text"] = "not this"
+    table = write_lines(tmp_path / "t.jsonl", rows)
+    assert prepare(table, media, tmp_path / "out", "--on-error", "skip") == 0
+    _, queries = EvaluationDataModule(str(tmp_path / "out"), 100, parts=["test"]).test_dataloader()
+    (found,) = list(queries)
+    own = {len(query.candidates or ()) for query in found.queries}
+    assert (own, len(found.queries)) == (({0}, 6) if num_with == 1 else ({2}, 5))
+
+
+def test_nothing_of_a_former_table_stays(media: Path, tmp_path: Path) -> None:
+    rows = flag_rows()
+    for n, row in enumerate(rows):
+        row["negative_media"] = f"flags/{(n + 1) % 24:02d}.webp"
+    table = write_lines(tmp_path / "t.jsonl", rows)
+    prepare(table, media, tmp_path / "out")
+    before = {path.parent.name for path in (tmp_path / "out").rglob("*.tar")}
+    assert before == {"plain", "queries", "candidates", "negatives"}
+    write_lines(table, [row for row in flag_rows() if row["split"] == "train"])
+    prepare(table, media, tmp_path / "out")
+    found = [*(tmp_path / "out").rglob("*.tar"), *(tmp_path / "out").rglob("*/manifest.json")]
+    assert {path.parent.name for path in found} == {"plain", "candidates"}
+
+
 def faulty_rows() -> list[dict[str, str]]:
     rows = flag_rows()
     rows[1]["target_media"] = "flags/99.webp"
@@ -204,15 +247,23 @@ def test_faulty_rows_may_be_left_out(broken_media: Path, tmp_path: Path) -> None
         ("t.jsonl", "not json\n", "row 1: no JSON"),
         ("t.jsonl", "[1]\n", "row 1: no JSON object"),
         ("t.csv", "id,task\na,b,c\n", "row 1: 1 more cells than the heading"),
-        ("t.parquet", "PAR?", "is no Parquet file"),
+        ("t.parquet", "PAR?", "is no whole Parquet file"),
+        ("t.csv", "id,task,id\na,b,c\n", "column(s) ['id'] occur twice"),
+        ("t.csv", b"id,task\n\xff\xfe,b\n", "t.csv cannot be read after row 0"),
+        ("t.csv", "id,task\n" + "a" * 200_000, "t.csv cannot be read after row 0 (field larger"),
+        ("t.jsonl", b'{"id": "\xff"}\n', "row 1: no JSON ('utf-8' codec"),
         ("none.csv", None, "not found"),
     ],
 )
 def test_a_table_that_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None, said: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str | bytes | None,
+    said: str,
 ) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     assert prepare(tmp_path / name, tmp_path, tmp_path / "out") == 1
     shown = capsys.readouterr()
     assert said in shown.out + shown.err
@@ -254,6 +305,7 @@ def test_rationales_of_others_are_joined_by_id(media: Path, tmp_path: Path) -> N
         ({"id": "flag-99", "rationales": ["x"]}, "1 id(s) are not in"),
         ({"id": "flag-01", "rationales": [""]}, "line 1: ValueError a rationale without"),
         ({"rationales": ["x"]}, "line 1: KeyError"),
+        ({"id": "flag-01", "rationales": "red"}, "line 1: ValueError rationales: expected a list"),
     ],
 )
 def test_rationales_that_fit_nothing(

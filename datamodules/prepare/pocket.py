@@ -32,8 +32,8 @@ from datamodules.prepare.tables import count_table, fact_table, few_shot_table
 from mmemb.benchmarks import pocket as benchmark
 from mmemb.lineage import canonical_json, write_json
 from mmemb.records import PARTS, to_json
-from mmemb.shard_writer import write_folder
-from mmemb.shards import Source, existing_shards, index_path, read_manifest
+from mmemb.shard_writer import drop_other_shards, write_folder
+from mmemb.shards import Source, existing_shards, read_manifest
 
 FORMAT = 1
 """Raise it whenever this code writes something else for the same sources and settings."""
@@ -178,7 +178,7 @@ def _write_shards(
     }
     for name, size in FOLDERS.items():
         folder = root / name
-        _drop_old_shards(folder, mark)
+        drop_other_shards(folder, mark)
         manifest = write_folder(
             folder,
             samples[name],
@@ -188,17 +188,6 @@ def _write_shards(
             sources=used,
         )
         tell(f"{name}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
-
-
-def _drop_old_shards(folder: Path, mark: str) -> None:
-    """Removes shards of other settings: no later reader should meet them."""
-    if not folder.is_dir():
-        return
-    kept = existing_shards(folder, mark)
-    for shard in folder.glob("*.tar"):
-        if shard.name not in kept:
-            shard.unlink()
-            index_path(folder, shard.name).unlink(missing_ok=True)
 
 
 def _is_whole(folder: Path, mark: str) -> bool:

@@ -90,16 +90,17 @@ def _names(rows: Iterable[OwnRow]) -> Found:
 
 def _mixed(rows: Iterable[OwnRow]) -> Found:
     """In an evaluation task all queries have negatives of their own, or none has."""
-    kinds: dict[str, dict[bool, int]] = defaultdict(dict)
+    kinds: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for row in rows:
         if row.split != "train":
-            kinds[row.task].setdefault(bool(row.negatives), row.number)
-    return [
-        (max(kind.values()), f"task {task!r} has queries with negatives and without (row "
-         f"{min(kind.values())}): give all of them some, or none")
-        for task, kind in kinds.items()
-        if len(kind) > 1
-    ]  # fmt: skip
+            kinds[row.task][bool(row.negatives)].append(row.number)
+    found = []
+    for task, kind in kinds.items():
+        fewer, more = sorted(kind, key=len)  # without the fewer ones the others are a whole task
+        for number in fewer:
+            both = f"task {task!r} has queries with negatives and without (row {more[0]})"
+            found.append((number, f"{both}: give all of them some, or none"))
+    return found
 
 
 def _overlap(

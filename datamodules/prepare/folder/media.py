@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,11 @@ from datamodules.decode import MAX_PIXELS, decode_image
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
 CLIPS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"}
+_OPENED = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif",
+    "protocol_whitelist": "file",
+}
+"""A file is what its bytes say, not its name: a playlist called `.mp4` would open other files."""
 
 
 def side_members(
@@ -65,7 +71,8 @@ def picture(path: Path) -> tuple[str, bytes]:
         decode_image(data, path.name)
         return KEPT[suffix], data
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        # Without a whitelist PIL would hand PostScript that is called `.bmp` to an interpreter.
+        with Image.open(io.BytesIO(data), formats=("BMP", "TIFF")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
             return "webp", _webp(image.convert("RGB"))
@@ -82,17 +89,22 @@ def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
         if not files:
             raise ValueError(f"{path.name} is a folder without pictures")
         return [picture(files[place]) for place in evenly(len(files), num)]
+    try:
+        wanted = set(evenly(sum(1 for _ in _video_frames(path)), num))
+        frames = enumerate(_video_frames(path))
+        return [("webp", _webp(frame.to_image())) for n, frame in frames if n in wanted]
+    except Exception as error:  # as above
+        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__})") from None
+
+
+def _video_frames(path: Path) -> Iterator[Any]:
     import av
 
-    try:
-        with av.open(str(path)) as video:
-            count = sum(1 for _ in video.decode(video=0))
-        wanted = set(evenly(count, num))
-        with av.open(str(path)) as video:
-            frames = enumerate(video.decode(video=0))
-            return [("webp", _webp(f.to_image())) for n, f in frames if n in wanted]
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__})") from None
+    with av.open(str(path), options=_OPENED) as video:
+        size = video.streams.video[0]
+        if size.width * size.height > MAX_PIXELS:
+            raise ValueError(f"{size.width} x {size.height} pixels")
+        yield from video.decode(video=0)
 
 
 def evenly(count: int, num: int) -> list[int]:

@@ -55,11 +55,13 @@ def _sides(out: Path) -> dict[str, Side]:
 
 def _read(path: Path) -> Iterator[tuple[str, tuple[Rationale, ...]]]:
     faults, seen = [], set()
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # a line that is no UTF-8 is that line's fault
         for number, line in enumerate(file, 1):
             try:
                 data = json.loads(line)
                 key, given = str(data["id"]), data["rationales"]
+                if not isinstance(given, list):
+                    raise ValueError("rationales: expected a list")
                 if key in seen:
                     raise ValueError(f"id {key!r} occurs twice")
                 seen.add(key)

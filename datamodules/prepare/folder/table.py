@@ -73,13 +73,23 @@ def read_table(path: Path) -> Iterator[OwnRow]:
     readers = {".csv": _csv, ".parquet": _parquet, ".jsonl": _json_lines}
     if path.suffix not in readers:
         raise ValueError(f"{path}: expected a table that ends in {', '.join(sorted(readers))}.")
-    for number, (data, fault) in enumerate(readers[path.suffix](path), 1):
-        yield _row(number, data, fault)
+    number = 0
+    try:
+        for number, (data, fault) in enumerate(readers[path.suffix](path), 1):
+            yield _row(number, data, fault)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read after row {number} ({error}): expected comma-separated UTF-8."
+        ) from None
 
 
 def _csv(path: Path) -> Iterator[tuple[Any, str]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{path}: column(s) {twice} occur twice in the heading.")
+        for row in reader:
             more = row.pop(None, None)  # type: ignore[call-overload]
             yield row, f"{len(more)} more cells than the heading" if more else ""
 
@@ -88,15 +98,14 @@ def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
     from pyarrow import ArrowInvalid, parquet
 
     try:
-        file = parquet.ParquetFile(path)
-    except ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: {error}.") from None
-    for batch in file.iter_batches():
-        yield from ((row, "") for row in batch.to_pylist())
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from ((row, "") for row in batch.to_pylist())
+    except (ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is no whole Parquet file: {error}.") from None
 
 
 def _json_lines(path: Path) -> Iterator[tuple[Any, str]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # a line that is no UTF-8 is that line's fault
         for line in file:
             try:
                 yield (json.loads(line), "") if line.strip() else ({}, "the line is empty")

@@ -15,7 +15,14 @@ from datamodules.prepare.folder.media import side_members
 from datamodules.prepare.folder.table import OwnRow, OwnSide
 from mmemb.lineage import write_json
 from mmemb.records import EvaluationTask, stable_hash, to_json
-from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_folder, write_shard
+from mmemb.shard_writer import (
+    Sample,
+    drop_other_shards,
+    encode_members,
+    finish_manifest,
+    write_folder,
+    write_shard,
+)
 from mmemb.shards import ShardIndex
 
 PAIRS, QUERIES, CANDIDATES, NEGATIVES = "pairs/plain", "queries", "candidates", "negatives"
@@ -56,6 +63,8 @@ def write_data(
         QUERIES: (_query(row, table, media, num_frames) for row in asked),
     }  # fmt: skip
     totals = {CANDIDATES: len(table.sides), PAIRS: len(train), QUERIES: len(asked)}
+    for folder in (*streams, NEGATIVES):
+        drop_other_shards(out / folder, fingerprint)
     for folder, samples in streams.items():
         if totals[folder]:
             shown = tqdm(samples, total=totals[folder], desc=folder, disable=None)
