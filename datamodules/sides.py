@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.reply_steps import ReplyPools, ReplySteps, Use
-from datamodules.samples import Row, SampleReader
+from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
@@ -35,6 +35,7 @@ class SideDataModule(ShardDataModule):
         tasks: of queries to write about, or None for all; pairs are written about in any case.
         rationales: `test` and `fit` read this folder.
         decode: decode images, for workers that look at them.
+        features: folder of cached features, for workers that look at those instead.
         num_workers: processes that read ahead.
         use: `fit` learns the `kept` rationales, drawn by the selector's weight, or `all` of them,
             drawn by count.
@@ -53,6 +54,7 @@ class SideDataModule(ShardDataModule):
         tasks: list[str] | None = None,
         rationales: str | None = None,
         decode: bool = False,
+        features: str | None = None,
         num_workers: int = 0,
         use: Use = "kept",
         writer: str | None = None,
@@ -67,7 +69,7 @@ class SideDataModule(ShardDataModule):
         self._tasks: Collection[str] | None = tasks
         self._rationales, self._num_workers = rationales, num_workers
         self._use, self._writer, self._half, self._seed = use, writer, half, seed
-        self._reader = SampleReader(pixels=decode)
+        self._decode, self._features = decode, features
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
@@ -85,7 +87,8 @@ class SideDataModule(ShardDataModule):
             weights={},
             seed=self._seed,
         )
-        steps = ReplySteps(self._pools, plan, self._reader, self._seed, self.place)
+        reader = SampleReader(pixels=self._decode)
+        steps = ReplySteps(self._pools, plan, reader, self._seed, self.place)
         return StepStream(steps, self._num_workers)
 
     @property
@@ -135,6 +138,11 @@ class SideDataModule(ShardDataModule):
                 "`test` and `fit` read what was written: set data.rationales to its folder."
             )
         return RationaleTable(self._rationales, {id(r.index): r.index for r in self._rows}.values())
+
+    @cached_property
+    def _reader(self) -> SampleReader:
+        table = FeatureTable(self._features) if self._features else None
+        return SampleReader(table, pixels=self._decode)
 
     def _is_wanted(self, row: Row) -> bool:
         of_task = self._tasks is None or "group" in row.meta or row.meta["task"] in self._tasks

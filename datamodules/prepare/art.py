@@ -9,22 +9,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
 
+from mmemb.benchmarks.pocket_full import NUM_FRAMES
+
 SIZE = 128
 QUALITY = 90
 BACKGROUND = (128, 128, 128)
 """Grey: on white, the white stripes of a flag lose their edge. Nearest neighbour between raw
 16x16 thumbnails of OpenMoji and flag-icons flags: 64 % right on grey, 47 % on white."""
 
-ICONS, OPENMOJI, FLUENT = "icons", "openmoji", "3d"
+ICONS, OPENMOJI, FLUENT, NOTO, CLIP = "icons", "openmoji", "3d", "noto", "clip"
 
 
 @final
 @dataclass(frozen=True, slots=True, order=True)
 class Picture:
-    """A drawing by style and name: a code point sequence, or a country code for `icons`."""
+    """A drawing by style and name: a code point sequence, or a country code for `icons`.
+
+    `frame` counts the frames of a clip.
+    """
 
     style: str
     name: str
+    frame: int = 0
 
 
 def flag_sequence(code: str) -> str:
@@ -55,7 +61,7 @@ class Art:
     """The drawings of all styles that could be had."""
 
     def __init__(self, sources: Mapping[str, Mapping[str, bytes]]) -> None:
-        """Takes style -> name -> SVG or WebP bytes."""
+        """Takes style -> name -> SVG, WebP or PNG bytes."""
         self.sources = sources
         self._drawn: dict[Picture, bytes] = {}
 
@@ -66,10 +72,24 @@ class Art:
     def render(self, picture: Picture) -> bytes:
         """The picture as WebP: cut to what is drawn, fitted to `SIZE`, on the background."""
         if picture not in self._drawn:
-            data = self.sources[picture.style][picture.name]
-            image = _open_webp(data) if picture.style == FLUENT else _open_svg(data)
-            self._drawn[picture] = encode(fit(image))
+            if picture.style == CLIP:
+                self._draw_clip(picture.name)
+            else:
+                data = self.sources[picture.style][picture.name]
+                image = (
+                    _open_svg(data) if picture.style in (ICONS, OPENMOJI) else _open_pixels(data)
+                )
+                self._drawn[picture] = encode(fit(image, visible(image)))
         return self._drawn[picture]
+
+    def _draw_clip(self, name: str) -> None:
+        frames = clip_frames(self.sources[CLIP][name], NUM_FRAMES)
+        boxes = [box for box in map(visible, frames) if box]
+        # One cut for all frames: one each would let whatever moves stand still.
+        left, top, right, bottom = zip(*boxes, strict=True)
+        box = (min(left), min(top), max(right), max(bottom))
+        for number, frame in enumerate(frames):
+            self._drawn[Picture(CLIP, name, number)] = encode(fit(frame, box))
 
     def render_all(self, pictures: Iterable[Picture]) -> dict[Picture, bytes]:
         """Renders every distinct picture once, with a progress bar."""
@@ -78,21 +98,27 @@ class Art:
         wanted = sorted(set(pictures))
         # Resizing and encoding release the interpreter lock, so threads are enough.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            clips = sorted({picture.name for picture in wanted if picture.style == CLIP})
+            list(tqdm(pool.map(self._draw_clip, clips), "clips", len(clips), disable=not clips))
             drawn = pool.map(self.render, wanted)
             shown = tqdm(drawn, "pictures", len(wanted), mininterval=1)
             return dict(zip(wanted, shown, strict=True))
 
 
-def fit(image: Any) -> Any:
-    """Cuts an RGBA image to its visible part and centres it in the square.
+def visible(image: Any) -> tuple[int, int, int, int] | None:
+    """The box around what an RGBA image shows; None if it is empty."""
+    return image.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()  # type: ignore[no-any-return]
+
+
+def fit(image: Any, box: tuple[int, int, int, int] | None) -> Any:
+    """Cuts an RGBA image to a box and centres it in the square.
 
     Styles leave different margins (a flag fills half of an OpenMoji); without the cut they do not
     match at all (6 % instead of 47 %, in the terms of `BACKGROUND`).
     """
     from PIL import Image
 
-    visible = image.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
-    image = image.crop(visible) if visible else image
+    image = image.crop(box) if box else image
     scale = SIZE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     image = image.resize(size, Image.Resampling.LANCZOS)
@@ -116,7 +142,29 @@ def _open_svg(data: bytes) -> Any:
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
-def _open_webp(data: bytes) -> Any:
+def _open_pixels(data: bytes) -> Any:
     from PIL import Image
 
     return Image.open(io.BytesIO(data)).convert("RGBA")
+
+
+def num_frames(data: bytes) -> int:
+    """Of an animated WebP; 1 of a still one."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return getattr(image, "n_frames", 1)
+
+
+def clip_frames(data: bytes, num: int) -> list[Any]:
+    """`num` RGBA frames of an animated WebP, evenly spaced, its ends among them."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        last = image.n_frames - 1  # type: ignore[attr-defined]
+        wanted = [round(place * last / (num - 1)) for place in range(num)]
+        frames = {}
+        for place in sorted(set(wanted)):
+            image.seek(place)
+            frames[place] = image.convert("RGBA")
+    return [frames[place] for place in wanted]

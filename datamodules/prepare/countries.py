@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 FUND_CODES = frozenset({"BOV", "CHE", "CHW", "CLF", "COU", "MXV", "USN", "UYI"})
@@ -14,6 +14,8 @@ FUND_CODES = frozenset({"BOV", "CHE", "CHW", "CLF", "COU", "MXV", "USN", "UYI"})
 
 SHARED_FLAGS = (frozenset({"bv", "no", "sj"}),)
 """Equal flags that the gallery draws a little differently; others are found by their pixels."""
+
+NUM_CITIES = 2
 
 MEMBERS = {
     "countries": "countries.min.json",
@@ -39,6 +41,7 @@ class Country:
     native: str
     calling: tuple[str, ...]
     code3: str
+    cities: tuple[str, ...] = ()
 
     @property
     def concept(self) -> str:
@@ -60,6 +63,7 @@ class Country:
             "currency": self.currencies,
             "calling": self.calling,
             "continent": self.continents,
+            "city": self.cities,
         }
         return tuple(clue for clue in known[fact] if clue)
 
@@ -71,7 +75,7 @@ class Country:
 
     def facts(self) -> dict[str, Any]:
         """The row of the table of facts."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "cities" or value}
 
 
 def fold(text: str) -> str:
@@ -88,6 +92,23 @@ def read_countries(members: Mapping[str, bytes]) -> list[Country]:
     """Countries of the source, sorted by code."""
     tables = {name: json.loads(members[path]) for name, path in MEMBERS.items()}
     return [_country(code, tables) for code in sorted(tables["countries"])]
+
+
+def with_cities(countries: Iterable[Country], cities: bytes) -> list[Country]:
+    """The countries with their largest cities that are no capital, at most `NUM_CITIES`.
+
+    Args:
+        countries: without cities.
+        cities: JSON object whose values hold `name`, `alternatenames`, `countrycode`, `population`.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    capitals = {country.code: fold(country.capital) for country in countries}
+    for city in sorted(json.loads(cities).values(), key=lambda c: (-c["population"], c["name"])):
+        code = city["countrycode"].lower()
+        names = {fold(name) for name in (city["name"], *city["alternatenames"])}
+        if len(found[code]) < NUM_CITIES and capitals.get(code, "") not in names:
+            found[code].append(city["name"])
+    return [replace(country, cities=tuple(found[country.code])) for country in countries]
 
 
 def unique_clues(countries: Iterable[Country], fact: str) -> list[tuple[Country, str]]:

@@ -20,7 +20,6 @@ from mmemb.benchmarks.pocket import (
     INSTRUCTIONS,
     NAME_TEMPLATE,
     NAME_VARIANTS,
-    TEXT_QUESTIONS,
     TRAIN_FLAG_GALLERY,
 )
 
@@ -53,7 +52,7 @@ def _style_pairs(flags: Flags) -> Iterator[PairRow]:
         available = styles(country, flags.art)
         if len(available) < 2:
             continue
-        one, other = available if turn % 2 else available[::-1]
+        one, other = (available[(turn + n) % len(available)] for n in (1, 2))
         yield PairRow(
             key=f"flag-style-{country.code}",
             task="flag-style",
@@ -94,7 +93,7 @@ def _train(flags: Flags) -> list[Country]:
 
 
 def _text_questions(flags: Flags) -> Iterator[PairRow]:
-    for turn, question in enumerate(TEXT_QUESTIONS):
+    for turn, question in enumerate(flags.text_questions):
         asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == "train"]
         for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
             yield _text_to_flag(

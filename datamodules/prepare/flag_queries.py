@@ -15,7 +15,6 @@ from mmemb.benchmarks.pocket import (
     INSTRUCTIONS,
     MIXED_QUESTIONS,
     NAME_TEMPLATE,
-    TEXT_QUESTIONS,
 )
 
 
@@ -41,7 +40,7 @@ def _flag_query(
 
 
 def _questions(flags: Flags) -> Iterator[QueryRow]:
-    for question in TEXT_QUESTIONS:
+    for question in flags.text_questions:
         for part in EVALUATED:
             asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == part]
             for country, clue in capped(asked, question.task, part):

@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from datamodules.prepare.art import FLUENT, ICONS, OPENMOJI, Art, Picture, flag_sequence
+from datamodules.prepare.art import FLUENT, ICONS, NOTO, OPENMOJI, Art, Picture, flag_sequence
 from datamodules.prepare.countries import Country, same_flags, unique_clues
 from datamodules.prepare.rows import CandidateRow
 from datamodules.prepare.splits import Split, by_hash
-from mmemb.benchmarks.pocket import FLAG_GALLERY, TRAIN_FLAG_GALLERY, Question
+from mmemb.benchmarks.pocket import (
+    FLAG_GALLERY,
+    TEXT_QUESTIONS,
+    TRAIN_FLAG_GALLERY,
+    Question,
+)
 
-STYLES = (ICONS, OPENMOJI, FLUENT)
+TRAIN_STYLES = (OPENMOJI, FLUENT, NOTO)
+STYLES = (ICONS, *TRAIN_STYLES)
 TEXT_GALLERIES = {"capital": "capitals", "currency": "currencies", "continent": "continents"}
 """Galleries of texts, by the fact that they answer."""
 
@@ -27,6 +33,7 @@ class Flags:
             among them.
         shown: countries with a flag in the gallery and in a training style.
         same: style -> code -> codes with the same picture, itself first.
+        text_questions: what is asked about them by text.
     """
 
     everyone: list[Country]
@@ -34,13 +41,20 @@ class Flags:
     split: Split
     art: Art
     same: dict[str, dict[str, tuple[str, ...]]]
+    text_questions: tuple[Question, ...] = TEXT_QUESTIONS
 
     @classmethod
-    def of(cls, countries: list[Country], art: Art) -> Flags:
+    def of(
+        cls,
+        countries: list[Country],
+        art: Art,
+        text_questions: tuple[Question, ...] = TEXT_QUESTIONS,
+    ) -> Flags:
         """Cuts the countries that have a picture in the gallery and in a training style."""
         shown = [c for c in countries if art.has(Picture(ICONS, c.code)) and styles(c, art)]
         same = {style: same_flags(_pixels(shown, style, art)) for style in STYLES}
-        return cls(countries, shown, Split.of((c.concept for c in shown), "country"), art, same)
+        split = Split.of((c.concept for c in shown), "country")
+        return cls(countries, shown, split, art, same, text_questions)
 
     def part(self, country: Country) -> str:
         """The data part of the country's concept."""
@@ -58,7 +72,7 @@ class Flags:
 
 def styles(country: Country, art: Art) -> list[str]:
     """Training styles in which the country's flag can be had."""
-    return [s for s in (OPENMOJI, FLUENT) if art.has(Picture(s, flag_sequence(country.code)))]
+    return [s for s in TRAIN_STYLES if art.has(Picture(s, flag_sequence(country.code)))]
 
 
 def flag_picture(country: Country, style: str) -> Picture:

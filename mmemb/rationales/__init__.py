@@ -15,6 +15,7 @@ _HOMES = {
     "LanguageModelWorker": "language_model",
     "FewShotPrompt": "prompts",
     "TableWorker": "table",
+    "LabelBridgeWorker": "label_bridge",
     "ForeignWorker": "foreign",
     "PrecomputedWorker": "precomputed",
     "fold_candidates": "folding",
