@@ -127,6 +127,7 @@ def collect(
         **origin(experiment, data_root),
         "queries": len(test.keys),
         "eligible_queries": int(test.eligible_N.sum()),
+        "told_queries": sum(bool(q.query.side.media) for q in reasoned),
         "concepts": len(set(test.concepts)),
         "depths": list(test.depths),
         "latency": asdict(latency) | {"queries": num_timed},

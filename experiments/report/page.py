@@ -76,11 +76,17 @@ def page(report: Mapping[str, Any], study: str = "") -> str:
 
 def introduction(report: Mapping[str, Any]) -> str:
     """What the reader must know before reading a figure."""
-    eligible = report["eligible_queries"]
+    eligible, told = report["eligible_queries"], report["told_queries"]
+    pictures = "so image queries are always embedded directly"
+    if told:
+        pictures = (
+            f"and for {told} of the queries it was told what a picture or clip shows, in the words "
+            "that an embedder trained on names found nearest; never the truth"
+        )
     return (
         f"{report['queries']} test queries of {report['concepts']} concepts, {eligible} of them "
-        "eligible (the worker can read them). The reasoner is text-only: it never sees a picture, "
-        "so image queries are always embedded directly. Intervals are 95 %, by bootstrap over "
+        f"eligible (the worker can read them). The reasoner is text-only: it never sees a picture, "
+        f"{pictures}. Intervals are 95 %, by bootstrap over "
         "concepts; every mean over tasks weighs tasks equally. Tokens and milliseconds are per "
         "query of the table's mix; milliseconds come from "
         f"{report['latency']['queries']} queries measured live, one at a time, worker included: "
