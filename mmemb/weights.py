@@ -1,11 +1,29 @@
-"""Reads files of tensors; runs no code from them, and names the file if it is none."""
+"""Reads models and files of tensors; runs no code from them, and names the file if it is none."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """transformers loads models without bars and advice; settings are put back behind it."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def read_weights(path: Path, *, mmap: bool = False) -> Any:

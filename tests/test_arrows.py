@@ -32,7 +32,9 @@ EAGER = {
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
 PURE = {
-    "adapters", "adaptive", "backbones", "backbones.base", "backbones.contract",
+    "adapters", "adaptive", "backbones", "backbones.base", "backbones.cached_rows",
+    "backbones.chat_prompt", "backbones.contract", "backbones.generative", "backbones.mllm",
+    "backbones.model_loading", "backbones.one_pass",
     "batch_plan", "batch_text",
     "batches", "benchmarks.mmeb_train",
     "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",

@@ -12,14 +12,20 @@ _HOMES = {
     "JointEncoder": "joint",
     "EfficientNetTower": "tower",
     "ImageTower": "tower",
+    "GenerativeBackbone": "generative",
+    "PromptStyle": "chat_prompt",
+    "VisionLanguageBackbone": "mllm",
 }
 
 __all__ = [
     "Backbone",
     "EfficientNetTower",
+    "GenerativeBackbone",
     "ImageTower",
     "JointEncoder",
     "OpenClipBackbone",
+    "PromptStyle",
+    "VisionLanguageBackbone",
     "load_backbone",
 ]
 

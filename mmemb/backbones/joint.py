@@ -20,6 +20,7 @@ from mmemb.backbones.base import Backbone, class_path, in_folder
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
 from mmemb.records import Media, Rationale, Side
+from mmemb.weights import quiet_loading
 
 
 @final
@@ -271,25 +272,18 @@ def _tower_spec(tower: ImageTower | None, **changed: Any) -> dict[str, Any] | No
 def _load_text_model(folder: str) -> tuple[Any, Any]:
     """Encoder without its pooler (unused weights would stall distributed training)."""
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
 
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, report = AutoModel.from_pretrained(
-            folder, add_pooling_layer=False, output_loading_info=True
-        )
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model, report = AutoModel.from_pretrained(
+                folder, add_pooling_layer=False, output_loading_info=True
+            )
     except OSError as error:
         raise FileNotFoundError(
             f"{folder}: no text encoder with its tokenizer ({str(error).splitlines()[0]}). Run "
             "`python -m datamodules.prepare pocket`, or name a folder of a BERT-like model."
         ) from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder}: the weights lack {missing[:5]}; prepare the folder again.")
     return model, tokenizer

@@ -17,6 +17,7 @@ from mmemb.adapters import adapter_identity, merge_adapter
 from mmemb.rationales.decoders import share_prefix
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import Rationale
+from mmemb.weights import quiet_loading
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -125,7 +126,8 @@ class ChatModel:
         try:
             if self.model_id.count("/") > 1 and not Path(self.model_id).is_dir():
                 raise OSError("no such folder")  # and no hub id: nobody is asked for it
-            return kind.from_pretrained(self.model_id, **kwargs)
+            with quiet_loading():
+                return kind.from_pretrained(self.model_id, **kwargs)
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"The language model {self.model_id} cannot be loaded: {error}. Give the folder "

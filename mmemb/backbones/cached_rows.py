@@ -1,0 +1,150 @@
+"""Rows of tokens under way in a causal model's cache: read, forked, continued; never cropped.
+
+Positions are always given, never left to the model: transformers' vision-language models keep
+`rope_deltas` of the latest prefill on the module, so that another prefill in between would shift
+older rows without a word; and they count padding. Shapes: R rows, Q new tokens, L tokens of a row
+up to now, V vocabulary, H width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from mmemb.backbones.chat_prompt import Prompt
+from mmemb.rationales.padding import real_positions
+
+PaddingSide = Literal["left", "right"]
+
+
+class Batch(NamedTuple):
+    """Padded prompts as a model takes them.
+
+    Attributes:
+        inputs: `input_ids`, `attention_mask`, positions, pixels and grids.
+        end_R: where each row's last real token stands.
+        delta_R: how far the position behind a prompt is ahead of its number of tokens (pictures
+            take fewer positions than tokens).
+    """
+
+    inputs: dict[str, Tensor]
+    end_R: Tensor
+    delta_R: Tensor
+
+
+def collate(model: nn.Module, prompts: Sequence[Prompt], side: PaddingSide) -> Batch:
+    """Pads prompts to one length and computes their positions.
+
+    Args:
+        model: a model of transformers with a language-model head.
+        prompts: R of them.
+        side: of the padding; the vectors do not depend on it.
+    """
+    device = next(model.parameters()).device
+    width = max(map(len, prompts))
+
+    def padded(values: Tensor) -> Tensor:
+        room = width - len(values)
+        return pad(values, (room, 0) if side == "left" else (0, room))
+
+    ids = torch.stack([padded(torch.tensor(prompt.ids)) for prompt in prompts])
+    mask = torch.stack([padded(torch.ones(len(prompt), dtype=torch.long)) for prompt in prompts])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    for name in prompts[0].kinds:
+        inputs[name] = torch.stack([padded(prompt.kinds[name]) for prompt in prompts])
+    inputs |= _joined([prompt.media for prompt in prompts])
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    positions, delta_R = _positions(model, inputs)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    end_R = lengths - 1 if side == "right" else torch.full_like(lengths, width - 1)
+    return Batch(inputs | {"position_ids": positions}, end_R, delta_R)
+
+
+@final
+class CachedRows:
+    """Rows that a model has read and may go on with.
+
+    Args:
+        model: a model of transformers with a language-model head.
+        prompts: R of them, read at once.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Prompt]) -> None:
+        self.model = model
+        batch = collate(model, prompts, "left")  # the next token follows at the right
+        self.mask_RL, self.delta_R = batch.inputs["attention_mask"], batch.delta_R
+        self.cache: Any = None
+        self.state_RH = self._read(**batch.inputs)[:, -1]
+        """The state after the last token of each row, final norm included."""
+
+    @property
+    def logits_RV(self) -> Tensor:
+        """What each row says of its next token."""
+        return head(self.model)(self.state_RH)
+
+    def select(self, rows_R: Tensor) -> None:
+        """Goes on with these rows, in this order; a row may come repeatedly."""
+        rows_R = rows_R.to(self.mask_RL.device)
+        self.cache.reorder_cache(rows_R)  # the one way to pick rows that every cache has
+        self.mask_RL, self.delta_R = self.mask_RL[rows_R], self.delta_R[rows_R]
+        self.state_RH = self.state_RH[rows_R]
+
+    def feed(self, ids_RQ: Tensor, real_RQ: Tensor | None = None) -> Tensor:
+        """Reads Q more tokens a row; returns the states (R, Q, H) behind them.
+
+        Args:
+            ids_RQ: token ids.
+            real_RQ: 1 for tokens, 0 for padding at the right; None = all are tokens. Rows with
+                padding may be fed again only if the model has no recurrent layers.
+        """
+        ids_RQ = ids_RQ.to(self.mask_RL.device)
+        real_RQ = torch.ones_like(ids_RQ) if real_RQ is None else real_RQ.to(ids_RQ)
+        self.mask_RL = torch.cat([self.mask_RL, real_RQ], dim=1)
+        positions_RQ = real_positions(self.mask_RL, ids_RQ.shape[1]) + self.delta_R[:, None]
+        state_RQH = self._read(
+            input_ids=ids_RQ,
+            attention_mask=self.mask_RL,
+            position_ids=_as_axes(self.model, positions_RQ),
+        )
+        end_R = real_RQ.sum(1).clamp(min=1) - 1
+        self.state_RH = state_RQH[torch.arange(len(end_R), device=end_R.device), end_R]
+        return state_RQH
+
+    def _read(self, **inputs: Tensor) -> Tensor:
+        output = self.model.base_model(**inputs, cache=self.cache, use_cache=True)
+        self.cache = output.cache
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The layer from states to logits."""
+    return model.get_output_embeddings()  # type: ignore[no-any-return,operator]
+
+
+def _joined(media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    names = dict.fromkeys(name for found in media for name in found)
+    return {name: torch.cat([found[name] for found in media if name in found]) for name in names}
+
+
+def _positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Positions of all tokens, (3, R, L) for models with axes of time, height and width, and how
+    far each row is ahead of its count."""
+    mask_RL = inputs["attention_mask"]
+    index = getattr(model.base_model, "get_rope_index", None)
+    if index is None:
+        counted_RL = real_positions(mask_RL, mask_RL.shape[1])
+        return counted_RL, torch.zeros_like(mask_RL[:, 0])
+    known = set(inspect.signature(index).parameters)
+    given = {name: value for name, value in inputs.items() if name in known}
+    positions_3RL, delta_R1 = index(**given)
+    return positions_3RL, delta_R1[:, 0].to(mask_RL)
+
+
+def _as_axes(model: nn.Module, positions_RQ: Tensor) -> Tensor:
+    has_axes = hasattr(model.base_model, "get_rope_index")
+    return positions_RQ.expand(3, -1, -1) if has_axes else positions_RQ

@@ -1,0 +1,246 @@
+"""A side as the prompt of a vision-language model, through its own template and processor.
+
+The prompt is the same at every depth (METHOD 6): it ends where the model would begin to answer, and
+nothing in it says whether an answer will follow. Shapes: L tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mmemb.records import Media, Side
+
+_PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
+_THINKING = re.compile(r"<think>\s*$")
+"""Templates of models that always think put this behind the generation prompt."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One side as a model reads it, without padding.
+
+    Attributes:
+        ids: L tokens.
+        kinds: whatever else the processor says of every token, (L,) each.
+        media: pixels and grids; those of several prompts are joined along the first axis.
+    """
+
+    ids: tuple[int, ...]
+    kinds: Mapping[str, Tensor] = field(default_factory=dict)
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def followed_by(self, ids: Sequence[int]) -> Prompt:
+        """The prompt with more text tokens behind it."""
+        zeros = torch.zeros(len(ids), dtype=torch.long)
+        kinds = {name: torch.cat([kind, zeros.to(kind)]) for name, kind in self.kinds.items()}
+        return Prompt((*self.ids, *ids), kinds, self.media)
+
+
+@final
+@dataclass(frozen=True)  # no slots: jsonargparse reads a default's fields by `vars`
+class PromptStyle:
+    """How sides are put to a model; what an embedder was trained with must be kept.
+
+    Attributes:
+        system: of every conversation; empty = no system turn.
+        instruction_in: where a side's instruction goes: in place of `system`, or before the text.
+        default_instruction: of sides that have none (most candidates); empty = none.
+        suffix: text behind the generation prompt, such as an end token that is pooled.
+        add_generation_prompt: whether the turn of the model is opened.
+        template_arguments: for the template, such as `enable_thinking: false`.
+        min_pixels: smaller pictures are enlarged; None = as the processor says.
+        max_pixels: larger pictures are reduced; None = as the processor says.
+        max_frames: of a clip, evenly spaced ones if it has more.
+        max_frame_pixels: as `max_pixels`, of a frame.
+        frames_per_second: what a model that reads times is told about a clip's frames.
+        max_length: longest prompt in tokens.
+        long_text: what happens to a text that makes its prompt longer: it is cut at its end
+            (`truncate`) or refused (`error`). Pictures are never cut: they are an error.
+    """
+
+    system: str = ""
+    instruction_in: Literal["system", "user"] = "user"
+    default_instruction: str = ""
+    suffix: str = ""
+    add_generation_prompt: bool = True
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_frames: int = 16
+    max_frame_pixels: int | None = None
+    frames_per_second: float = 2.0
+    max_length: int = 2048
+    long_text: Literal["truncate", "error"] = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.instruction_in not in ("system", "user"):
+            raise ValueError(f"instruction_in {self.instruction_in!r}: expected system or user.")
+        if self.long_text not in ("truncate", "error"):
+            raise ValueError(f"long_text {self.long_text!r}: expected truncate or error.")
+        if min(self.max_frames, self.max_length) < 1 or not self.frames_per_second > 0:
+            raise ValueError(
+                f"max_frames {self.max_frames}, max_length {self.max_length}, frames_per_second "
+                f"{self.frames_per_second}: expected positive numbers."
+            )
+
+
+@final
+class PromptBuilder:
+    """Turns sides into prompts.
+
+    Args:
+        processor: of the model, with a chat template.
+        style: how sides are put.
+
+    Raises:
+        ValueError: the processor has no chat template.
+    """
+
+    def __init__(self, processor: Any, style: PromptStyle) -> None:
+        self.processor, self.style = processor, style
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        if not (getattr(processor, "chat_template", None) or self.tokenizer.chat_template):
+            raise ValueError(
+                "The model's processor has no chat template, so no prompt can be made. Use an "
+                "instruction-tuned model, or put a chat_template.jinja into its folder."
+            )
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """What the processor can read."""
+        kinds = {"image": "image_processor", "video": "video_processor"}
+        found = {k for k, name in kinds.items() if getattr(self.processor, name, None) is not None}
+        return frozenset({"text"} | found)
+
+    def build(self, side: Side, ending: str = "") -> Prompt:
+        """The prompt of a side, its text cut if it is too long.
+
+        Args:
+            side: what is shown and asked.
+            ending: text behind the prompt, which counts towards its length.
+
+        Raises:
+            ValueError: the prompt is too long, and `long_text` or its pictures forbid a cut.
+        """
+        prompt = self._build(side, ending)
+        if (excess := len(prompt) - self.style.max_length) <= 0:
+            return prompt
+        if self.style.long_text == "error":
+            raise ValueError(
+                f"A prompt has {len(prompt)} tokens, more than max_length {self.style.max_length} "
+                f"(text {side.text[:60]!r}): raise it, or set long_text: truncate."
+            )
+        ids = self.tokenizer.encode(side.text, add_special_tokens=False)
+        while ids and len(prompt) > self.style.max_length:
+            ids = ids[: max(0, len(ids) - excess)]
+            shorter = self.tokenizer.decode(ids, skip_special_tokens=True)
+            prompt = self._build(replace(side, text=shorter), ending)
+            excess = max(1, len(prompt) - self.style.max_length)  # a cut word may become two
+        if len(prompt) > self.style.max_length:
+            raise ValueError(
+                f"A prompt has {len(prompt)} tokens without its text, more than max_length "
+                f"{self.style.max_length}: {len(side.media)} picture(s) or frame(s) and the "
+                "instruction leave no room. Lower max_pixels or max_frames, or raise max_length."
+            )
+        return prompt
+
+    def text(self, side: Side, ending: str = "") -> str:
+        """The prompt as text, a placeholder for each picture or clip."""
+        rendered: str = self.processor.apply_chat_template(
+            self._messages(side),
+            tokenize=False,
+            add_generation_prompt=self.style.add_generation_prompt,
+            **self.style.template_arguments,
+        )
+        return _THINKING.sub("", rendered) + self.style.suffix + ending
+
+    def _build(self, side: Side, ending: str) -> Prompt:
+        pictures = [_pixels(m) for m in side.media if m.kind == "image"]
+        frames = [_pixels(m) for m in self._frames(side)]
+        given: dict[str, Any] = {"text": [self.text(side, ending)], "return_tensors": "pt"}
+        if pictures:
+            given |= {"images": pictures, "images_kwargs": self._size(self.style.max_pixels)}
+        if frames:
+            given |= {"videos": [torch.stack(_equal(frames))], "videos_kwargs": self._clip(frames)}
+        read = dict(self.processor(**given))
+        read.pop("attention_mask", None)
+        ids = tuple(read.pop("input_ids")[0].tolist())
+        kinds = {name: read.pop(name)[0] for name in _PER_TOKEN if name in read}
+        media = {name: value for name, value in read.items() if isinstance(value, Tensor)}
+        return Prompt(ids, kinds, media)
+
+    def _messages(self, side: Side) -> list[dict[str, Any]]:
+        style, instruction = self.style, side.instruction or self.style.default_instruction
+        in_system = style.instruction_in == "system"
+        system = instruction if in_system and instruction else style.system
+        said = [instruction] if instruction and not in_system else []
+        content = [{"type": "image"} for m in side.media if m.kind == "image"]
+        content += [{"type": "video"}] if self._frames(side) else []
+        text = "\n".join([*said, *([side.text] if side.text else [])])
+        content += [{"type": "text", "text": text}] if text else []
+        messages = [{"role": "system", "content": [{"type": "text", "text": system}]}]
+        return [*(messages if system else ()), {"role": "user", "content": content}]
+
+    def _frames(self, side: Side) -> list[Media]:
+        frames = [media for media in side.media if media.kind == "frame"]
+        if len(frames) <= self.style.max_frames:
+            return frames
+        places = np.linspace(0, len(frames) - 1, self.style.max_frames).astype(int)
+        return [frames[place] for place in places]
+
+    def _size(self, most: int | None) -> dict[str, Any]:
+        """As the processors of Qwen take bounds on pixels; nothing, where none is set."""
+        if most is None and self.style.min_pixels is None:
+            return {}
+        usual = dict(self.processor.image_processor.size)
+        least = self.style.min_pixels or usual.get("shortest_edge")
+        return {"size": {"shortest_edge": least, "longest_edge": most or usual["longest_edge"]}}
+
+    def _clip(self, frames: Sequence[Tensor]) -> dict[str, Any]:
+        from transformers.video_utils import VideoMetadata
+
+        count = len(frames)
+        metadata = VideoMetadata(
+            total_num_frames=count,
+            fps=self.style.frames_per_second,
+            frames_indices=list(range(count)),
+        )
+        settings: dict[str, Any] = {"do_sample_frames": False, "video_metadata": [metadata]}
+        if self.style.max_frame_pixels is not None:
+            usual = dict(self.processor.video_processor.size)
+            # The processors bound the pixels of all frames together.
+            most = {"longest_edge": self.style.max_frame_pixels * count}
+            settings["size"] = usual | most
+        return settings
+
+
+def _pixels(media: Media) -> Tensor:
+    if media.pixels is None:
+        raise ValueError(
+            f"picture {media.digest} has no pixels, which a vision-language model reads: leave out "
+            "`features` of the data, or set decode: true."
+        )
+    return media.pixels
+
+
+def _equal(frames: Sequence[Tensor]) -> list[Tensor]:
+    """Frames of one clip become one tensor, so all are brought to the size of the first."""
+    size = frames[0].shape[1:]
+    return [frame if frame.shape[1:] == size else _resized(frame, size) for frame in frames]
+
+
+def _resized(frame: Tensor, size: Sequence[int]) -> Tensor:
+    scaled = interpolate(frame[None].float(), list(size), mode="bilinear", antialias=True)
+    return scaled[0].round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,92 @@
+"""The seam of backbones that write: direct vector, thought and reasoned vector in one sequence.
+
+Shapes: B sides, D embedding width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmemb.backbones.base import Backbone
+from mmemb.rationales.sampling import Sampling
+from mmemb.records import GREEDY, Rationale, Side
+
+Decide = Callable[[Sequence[int], Tensor], Sequence[str]]
+"""Row numbers and their direct vectors -> the depth of each row."""
+
+
+class Thoughts(NamedTuple):
+    """What one pass over B sides gives.
+
+    Attributes:
+        direct_BD: h_d, at the end of the prompt.
+        vectors_BD: h_r, at the end of the rationale, where a row reasoned and something was said;
+            h_d elsewhere.
+        rationales: what was written; None where a row did not reason.
+    """
+
+    direct_BD: Tensor
+    vectors_BD: Tensor
+    rationales: tuple[Rationale | None, ...]
+
+
+class Paths(NamedTuple):
+    """Both paths of B training rows, read in one sequence each, with gradient.
+
+    Attributes:
+        direct_BD: h_d.
+        reasoned_BD: h_r; h_d where a row has no rationale.
+        nll_B: summed negative log-likelihood of a rationale's tokens given the prompt.
+        num_tokens_B: how many they are, 0 where there is none.
+    """
+
+    direct_BD: Tensor
+    reasoned_BD: Tensor
+    nll_B: Tensor
+    num_tokens_B: Tensor
+
+
+class GenerativeBackbone(Backbone, ABC):
+    """A backbone that is a language model: `h_d` stands at the end of the prompt, which is the same
+    at every depth, and `h_r` at the end of the rationale behind it (METHOD 6)."""
+
+    @abstractmethod
+    def think_and_embed(
+        self,
+        sides: Sequence[Side],
+        decide: Decide,
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+    ) -> Thoughts:
+        """Reads every prompt once, asks for a depth, and goes on where reasoning was asked for.
+
+        Args:
+            sides: B sides.
+            decide: is called with the direct vectors of some rows at a time.
+            sampling: how long and how rationales are drawn.
+            seeds: one per side; None = greedy draws.
+        """
+
+    @abstractmethod
+    def encode_paths(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Paths:
+        """Both paths and the rationales' likelihood from one forward pass (teacher forcing).
+
+        Args:
+            sides: B sides.
+            rationales: one per side, or None.
+        """
+
+    @torch.inference_mode()
+    def generate(
+        self, sides: Sequence[Side], depth: str, sampling: Sampling, seed: int = GREEDY
+    ) -> tuple[Rationale | None, ...]:
+        """A rationale about every side."""
+        seeds = [seed] * len(sides)
+        return self.think_and_embed(
+            sides, lambda rows, _: [depth] * len(rows), sampling, seeds
+        ).rationales

@@ -1,0 +1,275 @@
+"""VisionLanguageBackbone: any vision-language model of transformers that has a chat template.
+
+Shapes: B sides, L tokens, H width of the model (and D).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmemb.adapters import LoraSettings, attach_lora
+from mmemb.backbones.base import check_policy, in_folder
+from mmemb.backbones.cached_rows import PaddingSide, collate, head
+from mmemb.backbones.chat_prompt import Prompt, PromptBuilder, PromptStyle
+from mmemb.backbones.generative import Decide, GenerativeBackbone, Paths, Thoughts
+from mmemb.backbones.model_loading import load_model
+from mmemb.backbones.one_pass import Writer, Writing, think, whole_text
+from mmemb.rationales.sampling import Sampling
+from mmemb.records import FULL, GREEDY, SHORT, Rationale, Side
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@final
+class VisionLanguageBackbone(GenerativeBackbone):
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and every other `AutoModelForImageTextToText` whose
+    processor has a chat template; a language model without vision reads text alone.
+
+    `h_d` is the state of the prompt's last token, `h_r` that of the rationale's last one behind the
+    same prompt, both after the final norm.
+
+    Args:
+        model: local folder or hub id.
+        style: how sides are put to the model; for a pretrained embedder as it was trained.
+        padding_side: of training and embedding; generation always pads at the left.
+        max_rationale_tokens: the most that is read of a rationale.
+        long_rationale: of a longer one the beginning is cut (`truncate`: its end stays), or it is
+            refused (`error`).
+        freeze_vision: whether the vision tower stays as it is.
+        attention: implementation that transformers should use, such as `sdpa` or
+            `flash_attention_2`; None = its own choice.
+        dtype: of the weights.
+        slots: most prompts that are read together where rationales are written.
+        trust_remote_code: whether code that comes with the model may run. Leave it off.
+    """
+
+    _files_hold = ("model.",)
+
+    def __init__(
+        self,
+        model: str,
+        style: PromptStyle | dict[str, Any] | None = None,
+        padding_side: PaddingSide = "left",
+        max_rationale_tokens: int = 512,
+        long_rationale: Literal["truncate", "error"] = "truncate",
+        freeze_vision: bool = True,
+        attention: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        slots: int = 32,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        check_policy(dtype, _DTYPES, "dtype")
+        self.padding_side = check_policy(padding_side, ("left", "right"), "padding_side")
+        self.long_rationale = check_policy(long_rationale, ("truncate", "error"), "long_rationale")
+        self.model_id, self.style = model, _style(style)
+        self.max_rationale_tokens, self.slots = max_rationale_tokens, slots
+        self.freeze_vision, self.attention, self.dtype_name = freeze_vision, attention, dtype
+        self.trust_remote_code = trust_remote_code
+        self.model, processor = load_model(model, attention, _DTYPES[dtype], trust_remote_code)
+        self.prompts = PromptBuilder(processor, self.style)
+        self.modalities = self.prompts.modalities
+        self.embedding_dim = self.model.config.get_text_config().hidden_size
+        if freeze_vision:
+            for module in self._outside_of_text():
+                module.requires_grad_(False)
+        self._tuned: tuple[nn.Module, ...] = ()
+
+    # what is embedded
+
+    def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
+        prompts = [self._read(side, note) for side, note in zip(sides, rationales, strict=True)]
+        state_BLH, end_B = self._states(prompts)
+        return state_BLH[_rows(end_B), end_B].float() + self._join()
+
+    def encode_paths(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Paths:
+        notes = [note if note is not None and note.plain else None for note in rationales]
+        for position, side in enumerate(sides):
+            self._check(position, side)
+        if not sides:
+            empty = self._empty()
+            return Paths(empty, empty, empty.sum(1), torch.zeros(0, dtype=torch.long))
+        plain = [self._read(side, None) for side in sides]
+        whole = [self._read(side, note) for side, note in zip(sides, notes, strict=True)]
+        num_tokens_B = torch.tensor(
+            [len(long) - len(short) for long, short in zip(whole, plain, strict=True)]
+        ).to(self.device)
+        state_BLH, end_B = self._states(whole)
+        state_BLH = state_BLH + self._join()
+        direct_BD, reasoned_BD = (
+            functional.normalize(state_BLH[_rows(end_B), place_B].float(), dim=-1)
+            for place_B in (end_B - num_tokens_B, end_B)
+        )
+        nll_B = self._likelihood(state_BLH, end_B, whole, num_tokens_B.tolist())
+        return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B)
+
+    def _likelihood(
+        self, state_BLH: Tensor, end_B: Tensor, prompts: Sequence[Prompt], lengths: Sequence[int]
+    ) -> Tensor:
+        """Summed over each rationale's tokens; logits are made for these places alone."""
+        nll = []
+        for state_LH, end, prompt, length in zip(
+            state_BLH, end_B.tolist(), prompts, lengths, strict=True
+        ):
+            said = torch.tensor(prompt.ids[len(prompt) - length :], device=state_LH.device).long()
+            logits_TV = head(self.model)(state_LH[end - length : end]).float()
+            nll.append(functional.cross_entropy(logits_TV, said, reduction="sum"))
+        return torch.stack(nll)
+
+    def _read(self, side: Side, rationale: Rationale | None) -> Prompt:
+        prompt = self.prompts.build(side)
+        return prompt if rationale is None else prompt.followed_by(self._said(rationale))
+
+    def _said(self, rationale: Rationale) -> list[int]:
+        ids: list[int] = self.prompts.tokenizer.encode(
+            whole_text(rationale), add_special_tokens=False
+        )
+        if len(ids) <= self.max_rationale_tokens:
+            return ids
+        if self.long_rationale == "error":
+            raise ValueError(
+                f"A rationale has {len(ids)} tokens, more than max_rationale_tokens "
+                f"{self.max_rationale_tokens} ({rationale.text[:60]!r}): raise it, or set "
+                "long_rationale: truncate."
+            )
+        return ids[-self.max_rationale_tokens :]
+
+    def _states(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        batch = collate(self.model, prompts, self.padding_side)
+        output = self.model.base_model(**batch.inputs, use_cache=False)
+        return output.last_hidden_state, batch.end_R
+
+    def _join(self) -> Tensor:
+        """Zero, in the graph of every trained parameter: a batch may hold no picture, and one
+        without rationales does not use the head."""
+        trained = [p.flatten()[:1].float().sum() for p in self.parameters() if p.requires_grad]
+        return 0 * torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
+
+    # what is written
+
+    @torch.inference_mode()
+    def think_and_embed(
+        self,
+        sides: Sequence[Side],
+        decide: Decide,
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+    ) -> Thoughts:
+        for position, side in enumerate(sides):
+            self._check(position, side)
+        if not sides:
+            return Thoughts(self._empty(), self._empty(), ())
+        writer = Writer(self.model, self.prompts.tokenizer, self._end_ids, sampling)
+        seeds = [GREEDY] * len(sides) if seeds is None else seeds
+        direct, reasoned, written = think(
+            writer,
+            [self.prompts.build(side) for side in sides],
+            lambda rows, state_RH: decide(rows, functional.normalize(state_RH.float(), dim=-1)),
+            seeds,
+            self.slots,
+        )
+        notes = [
+            self._rationale(writer, written[row], seeds[row]) if row in written else None
+            for row in range(len(sides))
+        ]
+        # As in `encode`, a rationale that says nothing is none.
+        read = [
+            reasoned[r] if n is not None and n.plain else direct[r] for r, n in enumerate(notes)
+        ]
+        direct_BD, vector_BD = (
+            functional.normalize(torch.stack(states).float(), dim=-1)
+            for states in ([direct[row] for row in range(len(sides))], read)
+        )
+        return Thoughts(direct_BD, vector_BD, tuple(notes))
+
+    def _rationale(self, writer: Writer, writing: Writing, seed: int) -> Rationale:
+        text = writer.text(writing)
+        return Rationale(
+            text=text,
+            worker="self",
+            model=Path(self.model_id).name,
+            revision="",
+            prompt="",
+            decoding=writer.sampling.describe(seed),
+            seed=seed,
+            num_tokens=len(writing.tokens),
+            log_probability=round(writing.log_probability, 4),
+            depth=FULL if text.startswith("<think>") else SHORT,
+        )
+
+    @cached_property
+    def _end_ids(self) -> frozenset[int]:
+        ends = self.model.generation_config.eos_token_id
+        tokenizer = self.prompts.tokenizer
+        return frozenset(
+            {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
+        )
+
+    # what a backbone is
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON data."""
+        return {
+            "model": self.model_id,
+            "style": asdict(self.style),
+            "padding_side": self.padding_side,
+            "max_rationale_tokens": self.max_rationale_tokens,
+            "long_rationale": self.long_rationale,
+            "freeze_vision": self.freeze_vision,
+            "attention": self.attention,
+            "dtype": self.dtype_name,
+            "slots": self.slots,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def describe(self, side: Side, rationale: Rationale | None = None) -> str:
+        """The prompt as text, and the rationale behind it."""
+        return self.prompts.text(side, "" if rationale is None else whole_text(rationale))
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers of the language model."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        decoder = self.model.get_decoder()
+        return [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
+        """Updates of the language model; the vision tower gets none."""
+        if self._tuned:
+            raise ValueError("this backbone has LoRA updates already")
+        self.model.requires_grad_(False)
+        self._tuned = (attach_lora(self.model.get_decoder(), settings, seed),)
+
+    def _save_files(self, folder: Path) -> dict[str, Any]:
+        model = self.model
+        if self._tuned:  # copied together, so that the copied updates lie in the copied model
+            model, tuned = copy.deepcopy((self.model, self._tuned[0]))
+            tuned.merge_and_unload()
+        model.save_pretrained(folder / "model")
+        self.prompts.processor.save_pretrained(folder / "model")
+        # A folder may come from anywhere: that its code may run is said by whoever loads it.
+        return {"model": in_folder("model"), "trust_remote_code": False}
+
+    def _outside_of_text(self) -> list[nn.Module]:
+        """What is neither the language model nor its head: the vision tower and its projector."""
+        inside = {id(m) for m in self.model.get_decoder().modules()}
+        inside |= {id(m) for m in head(self.model).modules()}
+        found = [m for m in self.model.modules() if id(m) not in inside]
+        return [m for m in found if not any(id(c) in inside for c in m.modules())]
+
+
+def _rows(end_B: Tensor) -> Tensor:
+    return torch.arange(len(end_B), device=end_B.device)
+
+
+def _style(style: PromptStyle | dict[str, Any] | None) -> PromptStyle:
+    return PromptStyle(**style) if isinstance(style, dict) else style or PromptStyle()

@@ -1,0 +1,46 @@
+"""A vision-language or language model of transformers with its processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmemb.weights import quiet_loading
+
+
+def load_model(
+    model: str, attention: str | None, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """A model in evaluation mode and its processor; a model without vision brings its tokenizer.
+
+    Args:
+        model: local folder or hub id.
+        attention: implementation that transformers should use; None = its own choice.
+        dtype: of the weights.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        FileNotFoundError: there is no such model, or it is broken.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
+
+    code = {"trust_remote_code": trust_remote_code}
+    try:
+        with quiet_loading():
+            config = AutoConfig.from_pretrained(model, **code)
+            sees = type(config) in AutoModelForImageTextToText._model_mapping
+            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+            settings = code | ({"attn_implementation": attention} if attention else {})
+            loaded = kind.from_pretrained(model, dtype=dtype, **settings)
+            return loaded.eval(), AutoProcessor.from_pretrained(model, **code)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"The vision-language model {model} cannot be loaded: {error!s:.300} Give the folder "
+            "of a transformers model with its processor, or a hub id."
+        ) from None

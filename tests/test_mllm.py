@@ -1,0 +1,217 @@
+"""VisionLanguageBackbone on tiny random models of the real architectures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datamodules.prepare.tiny_vlm import ARCHITECTURES
+from mmemb.adapters import LoraSettings
+from mmemb.backbones import PromptStyle, VisionLanguageBackbone, load_backbone
+from mmemb.backbones.cached_rows import CachedRows, collate
+from mmemb.backbones.contract import check_contract
+from mmemb.backbones.one_pass import whole_text
+from mmemb.records import Side
+from tests.vlm import NOTE, ON_EACH, SIDES, folder, note, picture
+
+
+@pytest.fixture(scope="session")
+def folders() -> dict[str, Path]:
+    return {name: folder(name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(params=ON_EACH)
+def backbone(request: pytest.FixtureRequest, folders: dict[str, Path]) -> VisionLanguageBackbone:
+    return VisionLanguageBackbone(str(folders[request.param]), PromptStyle(system="Look."))
+
+
+def qwen(folders: dict[str, Path], **settings: Any) -> VisionLanguageBackbone:
+    return VisionLanguageBackbone(str(folders["qwen3_vl"]), **settings)
+
+
+def test_it_keeps_the_contract_of_backbones(backbone: VisionLanguageBackbone) -> None:
+    assert backbone.modalities == {"text", "image", "video"}
+    broken = [found for found in check_contract(backbone) if not found.holds]
+    assert not broken, broken
+
+
+@torch.no_grad()
+def test_batched_equals_single_on_either_padding_side(backbone: VisionLanguageBackbone) -> None:
+    notes = [NOTE if n % 2 else None for n in range(len(SIDES))]
+    alone = torch.cat([backbone.encode([s], [r]) for s, r in zip(SIDES, notes, strict=True)])
+    for side in ("left", "right"):
+        backbone.padding_side = side
+        assert (backbone.encode(SIDES, notes) - alone).abs().max() < 1e-5, side
+
+
+@torch.no_grad()
+def test_the_vector_is_the_state_after_the_final_norm(backbone: VisionLanguageBackbone) -> None:
+    """As transformers returns it, and not what goes into the norm."""
+    seen: list[torch.Tensor] = []
+    norm = backbone.model.get_decoder().norm
+    hook = norm.register_forward_hook(lambda module, given, out: seen.extend((given[0], out)))
+    vector = backbone.encode(SIDES[1:2])
+    hook.remove()
+    before, after = (torch.nn.functional.normalize(x[:, -1], dim=-1) for x in seen)
+    assert (vector - after).abs().max() < 1e-6
+    assert (vector - before).abs().max() > 1e-2
+    inputs = dict(collate(backbone.model, [backbone.prompts.build(SIDES[1])], "left").inputs)
+    del inputs["position_ids"]  # transformers' own
+    plain = backbone.model(**inputs, output_hidden_states=True).hidden_states[-1][:, -1]
+    assert (vector - torch.nn.functional.normalize(plain, dim=-1)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_interleaved_prefills_do_not_disturb_each_other(backbone: VisionLanguageBackbone) -> None:
+    prompts = [backbone.prompts.build(side) for side in SIDES]
+    said = torch.tensor(
+        backbone.prompts.tokenizer.encode("<think>a flag", add_special_tokens=False)
+    )
+    first = CachedRows(backbone.model, prompts)
+    second = CachedRows(backbone.model, prompts[1:2])  # its rope_deltas are others
+    rows = torch.tensor([1, 0, 3, 1, 4])
+    first.select(rows)
+    first.feed(said[:4].repeat(5, 1))
+    second.feed(said[None])
+    first.feed(said[4:].repeat(5, 1))
+    for place, row in enumerate(rows.tolist()):
+        whole = prompts[row].followed_by(said.tolist())
+        alone = CachedRows(backbone.model, [whole]).state_RH[0]
+        assert (first.state_RH[place] - alone).abs().max() < 2e-5 * alone.norm(), row
+    both = first.state_RH[0], second.state_RH[0]
+    assert (both[0] - both[1]).abs().max() < 2e-5 * both[0].norm()
+
+
+def test_both_paths_come_from_one_sequence(backbone: VisionLanguageBackbone) -> None:
+    notes = [NOTE, None, note("<answer>no</answer>"), NOTE, None]
+    paths = backbone.encode_paths(SIDES, notes)
+    with torch.no_grad():
+        assert (paths.direct_BD - backbone.encode(SIDES)).abs().max() < 1e-5
+        assert (paths.reasoned_BD - backbone.encode(SIDES, notes)).abs().max() < 1e-5
+    said = backbone.prompts.tokenizer.encode(NOTE.text, add_special_tokens=False)
+    assert paths.num_tokens_B.tolist()[:2] == [len(said), 0]
+    assert paths.nll_B[1] == 0
+    whole = backbone.prompts.build(SIDES[0]).followed_by(said)
+    inputs = collate(backbone.model, [whole], "left").inputs
+    log_p = backbone.model(**inputs).logits[0, -len(said) - 1 : -1].log_softmax(-1)
+    expected = -log_p[torch.arange(len(said)), torch.tensor(said)].sum()
+    assert float(paths.nll_B[0].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    (paths.reasoned_BD.sum() + paths.nll_B.sum()).backward()
+    trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
+    assert trained
+    assert not [name for name in trained if "visual" in name], "the tower is frozen"
+    assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
+
+
+def test_low_rank_updates_are_merged_when_saved(folders: dict[str, Path], tmp_path: Path) -> None:
+    backbone = qwen(folders)
+    backbone.attach_lora(LoraSettings(rank=2))
+    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora" in name and "visual" not in name for name in trained)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    backbone.save_pretrained(tmp_path)
+    with torch.no_grad():
+        changed = backbone.encode(SIDES)
+        assert (load_backbone(str(tmp_path)).encode(SIDES) - changed).abs().max() < 1e-5
+        assert (qwen(folders).encode(SIDES) - changed).abs().max() > 1e-3
+
+
+def test_instructions_stand_where_the_style_says(folders: dict[str, Path]) -> None:
+    side = Side("a flag", "Find it.", (picture(1),))
+    style = PromptStyle(system="Look.", default_instruction="Represent it.")
+    in_user = qwen(folders, style=style).prompts
+    assert in_user.text(side) == (
+        "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|><|image_pad|><|vision_end|>Find it.\na flag<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert "Represent it.\nPeru" in in_user.text(Side("Peru"))
+    in_system = qwen(folders, style=replace(style, instruction_in="system", suffix="<end>")).prompts
+    assert in_system.text(side).startswith("<|im_start|>system\nFind it.<|im_end|>")
+    assert in_system.text(side).endswith("assistant\n<end>")
+    assert "Look." not in in_system.text(Side("Peru"))
+
+
+def test_a_template_that_opens_a_thought_is_cut_back(folders: dict[str, Path]) -> None:
+    """The prompt must be the same at every depth."""
+    backbone = qwen(folders)
+    prompts = backbone.prompts
+    opened = prompts.processor.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    prompts.processor.chat_template = opened
+    assert prompts.text(Side("Peru")).endswith("<|im_start|>assistant\n")
+
+
+def test_long_texts_are_cut_by_policy_and_pictures_never(folders: dict[str, Path]) -> None:
+    side = Side("word " * 200, "Find it.", (picture(1),))
+    cutting = qwen(folders, style=PromptStyle(max_length=150)).prompts
+    whole = cutting.tokenizer.decode(cutting.build(side).ids)
+    assert len(cutting.build(side)) <= 150
+    assert whole.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert "Find it.\nword word" in whole
+    with pytest.raises(ValueError, match="more than max_length 150"):
+        qwen(folders, style=PromptStyle(max_length=150, long_text="error")).prompts.build(side)
+    with pytest.raises(ValueError, match="leave no room"):
+        qwen(folders, style=PromptStyle(max_length=30)).prompts.build(side)
+
+
+def test_budgets_of_pixels_and_frames(folders: dict[str, Path]) -> None:
+    def tokens(side: Side, **style: Any) -> int:
+        built = qwen(folders, style=PromptStyle(**style)).prompts.build(side)
+        return int((built.kinds["mm_token_type_ids"] > 0).sum())
+
+    large = Side(media=(picture(1, height=64, width=64),))
+    assert tokens(large) == 16
+    assert tokens(large, max_pixels=32 * 32) == 4
+    assert tokens(Side(media=(picture(1, height=16, width=16),)), min_pixels=32 * 32) == 4
+    clip = Side(media=tuple(picture(n, "frame", 32, 32) for n in range(8)))
+    assert tokens(clip) == 16
+    assert tokens(clip, max_frames=4) == 8
+    assert tokens(clip, max_frame_pixels=16 * 16) == 4
+
+
+def test_rationales_are_closed_before_they_are_read() -> None:
+    assert whole_text(note("<think>a</think><answer>b</answer> c")) == NOTE_OF_A
+    assert whole_text(note("<think>a")) == "<think>a</think><answer></answer>"
+    assert whole_text(note("<answer>b")) == "<answer>b</answer>"
+    stray = "<think>a</answer>b</think>c<answer>d"
+    assert whole_text(note(f"{stray}</answer> e")) == whole_text(note(stray)) == f"{stray}</answer>"
+
+
+NOTE_OF_A = "<think>a</think><answer>b</answer>"
+
+
+@torch.no_grad()
+def test_long_rationales_lose_their_beginning(folders: dict[str, Path]) -> None:
+    long = note(f"<think>{'so ' * 50}</think><answer>Peru</answer>")
+    short = qwen(folders, max_rationale_tokens=30)
+    assert short.prompts.tokenizer.decode(short._said(long)).endswith(
+        "</think><answer>Peru</answer>"
+    )
+    assert len(short._said(long)) == 30
+    with pytest.raises(ValueError, match="more than max_rationale_tokens 30"):
+        qwen(folders, max_rationale_tokens=30, long_rationale="error").encode(SIDES[:1], [long])
+
+
+def test_what_cannot_be_read_is_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    backbone = qwen(folders)
+    with pytest.raises(ValueError, match="has no pixels"):
+        backbone.encode([Side(media=(replace(picture(1), pixels=None),))])
+    with pytest.raises(FileNotFoundError, match="cannot be loaded"):
+        VisionLanguageBackbone(str(tmp_path))
+    backbone.prompts.processor.chat_template = backbone.prompts.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        type(backbone.prompts)(backbone.prompts.processor, PromptStyle())
+
+
+def test_saved_folders_never_ask_for_remote_code(folders: dict[str, Path], tmp_path: Path) -> None:
+    backbone = qwen(folders, trust_remote_code=True)
+    backbone.save_pretrained(tmp_path)
+    assert '"trust_remote_code": false' in (tmp_path / "config.json").read_text()
