@@ -18,6 +18,8 @@ _HOMES = {
     "LabelBridgeWorker": "label_bridge",
     "ForeignWorker": "foreign",
     "PrecomputedWorker": "precomputed",
+    "ServerWorker": "server",
+    "ServerError": "chat_client",
     "fold_candidates": "folding",
     "collect_pool": "pools",
     "read_pool": "pools",
