@@ -25,13 +25,14 @@ from mmemb.counterfactual import (
     keep,
     keep_threshold,
     names_target,
+    pair_score,
     weights,
 )
 from mmemb.distributed import gather_objects
 from mmemb.evaluators import PairEvaluator
 from mmemb.lineage import read_json, write_json
 from mmemb.metrics import MeanSums
-from mmemb.placebos import comparable, placebo_donors
+from mmemb.placebos import apart, comparable, placebo_donors
 from mmemb.records import scored_to_json
 
 Contrast = Literal["raw", "gain", "positive", "margin", "placebo_rank"]
@@ -240,17 +241,20 @@ class CounterfactualSelector(LightningModule):
         donors = [placebo_donors(batch.pairs, own, row, self.num_donors) for row in range(len(own))]
         queries = [pair.query for pair in batch.pairs]
         facts = [pair.fact for pair in batch.pairs]
-        with_none = self.evaluator.score(queries, batch.candidates, own, facts)
-        foreign = self.evaluator.score(queries, batch.candidates, donors, facts)[:, :, 1:]
-        return _Scores(torch.cat([with_none, foreign], dim=2).cpu(), comparable(own, donors))
+        # One call for both: a judge that shares what it has read reads a pair once.
+        every = [[*ours, *theirs] for ours, theirs in zip(own, donors, strict=True)]
+        score_BCR = self.evaluator.score(queries, batch.candidates, every, facts).cpu()
+        alike_BKJ = comparable(own, donors)
+        return _Scores(apart(score_BCR, list(map(len, own)), alike_BKJ.shape[1:]), alike_BKJ)
 
     def _contrasts(self, scores: _Scores) -> Mapping[str, Tensor]:
-        placebo_BJ = (scores.foreign_BCJ / self._fitted_tau).log_softmax(1)[:, 0]
+        kind = self.evaluator.kind
+        placebo_BJ = pair_score(scores.foreign_BCJ / self._fitted_tau, kind)
         placebo_BKJ = placebo_BJ[:, None].masked_fill(~scores.comparable_BKJ, torch.nan)
         if not placebo_BKJ.shape[2]:  # a last batch of one pair has no donors: its rank is NaN
             placebo_BKJ = placebo_BKJ.new_full((*placebo_BKJ.shape[:2], 1), torch.nan)
         own_BCR = scores.own_BCR / self._fitted_tau
-        return contrasts(own_BCR, num_hard=self.num_hard, placebo_BKJ=placebo_BKJ)
+        return contrasts(own_BCR, kind=kind, num_hard=self.num_hard, placebo_BKJ=placebo_BKJ)
 
     @property
     def _fitted_tau(self) -> float:

@@ -48,5 +48,26 @@ def comparable(own: Sequence[Sequence[Rationale]], donors: Sequence[Sequence[Rat
     return alike_BKJ
 
 
+def apart(score_BCR: Tensor, num_own: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Columns none, own, donors' of equal places in all rows, from rows that hold them together.
+
+    Args:
+        score_BCR: columns are none, then a row's own rationales, then its donors' ones; NaN pads.
+        num_own: how many own ones each row has.
+        shape: (K, J), the most of either kind.
+
+    Returns:
+        (B, C, 1 + K + J), NaN where a row has fewer.
+    """
+    num_rows, num_candidates, num_columns = score_BCR.shape
+    most_own, most_foreign = shape
+    found = score_BCR.new_full((num_rows, num_candidates, 1 + most_own + most_foreign), torch.nan)
+    for row, own in enumerate(num_own):
+        found[row, :, : 1 + own] = score_BCR[row, :, : 1 + own]
+        foreign = score_BCR[row, :, 1 + own : 1 + own + most_foreign]
+        found[row, :, 1 + most_own : 1 + most_own + foreign.shape[1]] = foreign
+    return found
+
+
 def _kind(rationale: Rationale) -> tuple[str, str]:
     return rationale.worker, rationale.depth

@@ -8,6 +8,7 @@ up to now, V vocabulary, H width.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, final
@@ -94,25 +95,37 @@ class CachedRows:
         self.mask_RL, self.delta_R = self.mask_RL[rows_R], self.delta_R[rows_R]
         self.state_RH = self.state_RH[rows_R]
 
-    def feed(self, ids_RQ: Tensor, real_RQ: Tensor | None = None) -> Tensor:
-        """Reads Q more tokens a row; returns the states (R, Q, H) behind them.
+    def fork(self, rows_R: Tensor) -> CachedRows:
+        """These rows under way by themselves; the present ones stay as they are."""
+        forked = copy.copy(self)
+        forked.cache = copy.deepcopy(self.cache)
+        forked.select(rows_R)
+        return forked
+
+    def feed(self, ids_RQ: Tensor) -> Tensor:
+        """Reads Q more tokens a row; returns the states (R, Q, H) behind them."""
+        return self.feed_prompts([Prompt(tuple(ids)) for ids in ids_RQ.tolist()])
+
+    def feed_prompts(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Reads what follows in each row, text or pictures, padded at the right.
 
         Args:
-            ids_RQ: token ids.
-            real_RQ: 1 for tokens, 0 for padding at the right; None = all are tokens. Rows with
-                padding may be fed again only if the model has no recurrent layers.
+            prompts: R of them. Where they differ in length, a model with recurrent layers must not
+                be fed again: padding would enter its state.
+
+        Returns:
+            The states (R, Q, H).
         """
-        ids_RQ = ids_RQ.to(self.mask_RL.device)
-        real_RQ = torch.ones_like(ids_RQ) if real_RQ is None else real_RQ.to(ids_RQ)
+        batch = collate(self.model, prompts, "right")
+        inputs = dict(batch.inputs)
+        before_R = self.mask_RL.sum(1) + self.delta_R
+        real_RQ = inputs.pop("attention_mask")
         self.mask_RL = torch.cat([self.mask_RL, real_RQ], dim=1)
-        positions_RQ = real_positions(self.mask_RL, ids_RQ.shape[1]) + self.delta_R[:, None]
-        state_RQH = self._read(
-            input_ids=ids_RQ,
-            attention_mask=self.mask_RL,
-            position_ids=_as_axes(self.model, positions_RQ),
-        )
-        end_R = real_RQ.sum(1).clamp(min=1) - 1
-        self.state_RH = state_RQH[torch.arange(len(end_R), device=end_R.device), end_R]
+        axes = inputs["position_ids"].ndim - 2
+        inputs["position_ids"] = inputs["position_ids"] + before_R[(None,) * axes + (..., None)]
+        self.delta_R = self.delta_R + batch.delta_R
+        state_RQH = self._read(attention_mask=self.mask_RL, **inputs)
+        self.state_RH = state_RQH[torch.arange(len(prompts), device=real_RQ.device), batch.end_R]
         return state_RQH
 
     def _read(self, **inputs: Tensor) -> Tensor:
@@ -136,15 +149,15 @@ def _positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, 
     far each row is ahead of its count."""
     mask_RL = inputs["attention_mask"]
     index = getattr(model.base_model, "get_rope_index", None)
-    if index is None:
+    if index is None or "mm_token_type_ids" not in inputs:  # nothing but text
         counted_RL = real_positions(mask_RL, mask_RL.shape[1])
-        return counted_RL, torch.zeros_like(mask_RL[:, 0])
+        ahead_R = torch.zeros_like(mask_RL[:, 0])
+        return counted_RL if index is None else counted_RL.expand(3, -1, -1), ahead_R
     known = set(inspect.signature(index).parameters)
     given = {name: value for name, value in inputs.items() if name in known}
-    positions_3RL, delta_R1 = index(**given)
-    return positions_3RL, delta_R1[:, 0].to(mask_RL)
-
-
-def _as_axes(model: nn.Module, positions_RQ: Tensor) -> Tensor:
-    has_axes = hasattr(model.base_model, "get_rope_index")
-    return positions_RQ.expand(3, -1, -1) if has_axes else positions_RQ
+    positions_3RL = index(**given)[0]
+    # Not the model's own `rope_deltas`: they go on from the largest position, which after a short
+    # text can be the time of an earlier clip, where one whole sequence goes on from the last token.
+    last_R = (mask_RL.cumsum(1) * mask_RL).argmax(1)
+    end_2R = positions_3RL[1:, torch.arange(len(last_R), device=last_R.device), last_R]
+    return positions_3RL, end_2R.max(0).values + 1 - mask_RL.sum(1)

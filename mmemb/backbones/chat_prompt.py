@@ -158,18 +158,32 @@ class PromptBuilder:
 
     def text(self, side: Side, ending: str = "") -> str:
         """The prompt as text, a placeholder for each picture or clip."""
+        return self.render(self._messages(side)) + self.style.suffix + ending
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation as text, by the model's template; no thought is opened."""
         rendered: str = self.processor.apply_chat_template(
-            self._messages(side),
+            messages,
             tokenize=False,
             add_generation_prompt=self.style.add_generation_prompt,
             **self.style.template_arguments,
         )
-        return _THINKING.sub("", rendered) + self.style.suffix + ending
+        return _THINKING.sub("", rendered)
+
+    def content(self, side: Side, text: str) -> list[dict[str, Any]]:
+        """A turn's parts: pictures, then the clip, then text."""
+        parts = [{"type": "image"} for m in side.media if m.kind == "image"]
+        parts += [{"type": "video"}] if self._frames(side) else []
+        return [*parts, *([{"type": "text", "text": text}] if text else [])]
 
     def _build(self, side: Side, ending: str) -> Prompt:
+        return self.read(self.text(side, ending), side)
+
+    def read(self, text: str, side: Side) -> Prompt:
+        """Text with a placeholder for each of a side's pictures, and for its clip, as tokens."""
         pictures = [_pixels(m) for m in side.media if m.kind == "image"]
         frames = [_pixels(m) for m in self._frames(side)]
-        given: dict[str, Any] = {"text": [self.text(side, ending)], "return_tensors": "pt"}
+        given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         if pictures:
             given |= {"images": pictures, "images_kwargs": self._size(self.style.max_pixels)}
         if frames:
@@ -186,10 +200,7 @@ class PromptBuilder:
         in_system = style.instruction_in == "system"
         system = instruction if in_system and instruction else style.system
         said = [instruction] if instruction and not in_system else []
-        content = [{"type": "image"} for m in side.media if m.kind == "image"]
-        content += [{"type": "video"}] if self._frames(side) else []
-        text = "\n".join([*said, *([side.text] if side.text else [])])
-        content += [{"type": "text", "text": text}] if text else []
+        content = self.content(side, "\n".join([*said, *([side.text] if side.text else [])]))
         messages = [{"role": "system", "content": [{"type": "text", "text": system}]}]
         return [*(messages if system else ()), {"role": "user", "content": content}]
 

@@ -21,12 +21,10 @@ from mmemb.backbones.base import check_policy, in_folder
 from mmemb.backbones.cached_rows import PaddingSide, collate, head
 from mmemb.backbones.chat_prompt import Prompt, PromptBuilder, PromptStyle
 from mmemb.backbones.generative import Decide, GenerativeBackbone, Paths, Thoughts
-from mmemb.backbones.model_loading import load_model
+from mmemb.backbones.model_loading import DTYPES, load_model
 from mmemb.backbones.one_pass import Writer, Writing, think, whole_text
 from mmemb.rationales.sampling import Sampling
 from mmemb.records import FULL, GREEDY, SHORT, Rationale, Side
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @final
@@ -68,14 +66,14 @@ class VisionLanguageBackbone(GenerativeBackbone):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        check_policy(dtype, _DTYPES, "dtype")
+        check_policy(dtype, DTYPES, "dtype")
         self.padding_side = check_policy(padding_side, ("left", "right"), "padding_side")
         self.long_rationale = check_policy(long_rationale, ("truncate", "error"), "long_rationale")
         self.model_id, self.style = model, _style(style)
         self.max_rationale_tokens, self.slots = max_rationale_tokens, slots
         self.freeze_vision, self.attention, self.dtype_name = freeze_vision, attention, dtype
         self.trust_remote_code = trust_remote_code
-        self.model, processor = load_model(model, attention, _DTYPES[dtype], trust_remote_code)
+        self.model, processor = load_model(model, attention, DTYPES[dtype], trust_remote_code)
         self.prompts = PromptBuilder(processor, self.style)
         self.modalities = self.prompts.modalities
         self.embedding_dim = self.model.config.get_text_config().hidden_size

@@ -8,6 +8,8 @@ import torch
 
 from mmemb.weights import quiet_loading
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def load_model(
     model: str, attention: str | None, dtype: torch.dtype, trust_remote_code: bool

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from mmemb.evaluators.base import PairEvaluator
 from mmemb.evaluators.embedding import EmbeddingEvaluator
+from mmemb.evaluators.judge_prompt import JudgeStyle
+from mmemb.evaluators.yes_no import YesNoEvaluator
 
-__all__ = ["EmbeddingEvaluator", "PairEvaluator"]
+__all__ = ["EmbeddingEvaluator", "JudgeStyle", "PairEvaluator", "YesNoEvaluator"]

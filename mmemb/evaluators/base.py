@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mmemb.counterfactual import Kind
 from mmemb.records import Rationale, Side
 
 
@@ -17,7 +18,12 @@ class PairEvaluator(ABC):
     """Judges how well a query and a candidate fit, without and with each rationale.
 
     Log softmax, gain, margin and rank are functions of these scores (`mmemb.counterfactual`).
+
+    Attributes:
+        kind: what a score is, `s / tau` of an embedder or a judge's log-odds.
     """
+
+    kind: Kind = "similarity"
 
     @abstractmethod
     def score(

@@ -1,0 +1,118 @@
+"""A pair and a rationale as the prompt of a yes/no judge, in pieces that pairs share (METHOD 5).
+
+The order is `query | candidate | rationale | question`: a query's piece is read once for all its
+candidates, a candidate's piece once for all rationales. Every piece becomes tokens by itself, so
+that the whole is the same whoever shares it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from mmemb.backbones.chat_prompt import Prompt, PromptBuilder
+from mmemb.records import Rationale, Side
+
+_MARKS = ("\x01", "\x02")
+"""Where the rendered conversation is cut; no text holds them."""
+
+
+@final
+@dataclass(frozen=True)  # no slots: jsonargparse reads a default's fields by `vars`
+class JudgeStyle:
+    """Wording of the question; of a reranker's checkpoint, the one that it was trained with.
+
+    Attributes:
+        system: of the conversation; empty = none.
+        instruction: stands before the query's instruction, if it has one.
+        query: stands before the query.
+        candidate: stands before the candidate.
+        rationale: stands before the rationale, where there is one.
+        question: is asked at the end.
+        yes: words for yes; the probability is that of their first tokens together.
+        no: words for no.
+        max_text_tokens: of a query's, a candidate's and a rationale's text; what is longer is cut
+            at its end, a rationale at its beginning.
+    """
+
+    system: str = "You judge whether a candidate is what a query asks for."
+    instruction: str = "Instruction: "
+    query: str = "Query: "
+    candidate: str = "\nCandidate: "
+    rationale: str = "\nThoughts about the query: "
+    question: str = "\nIs this candidate what the query asks for? Answer yes or no."
+    yes: tuple[str, ...] = ("yes", "Yes")
+    no: tuple[str, ...] = ("no", "No")
+    max_text_tokens: int = 512
+
+
+@final
+class JudgePrompts:
+    """Makes the pieces.
+
+    Args:
+        builder: of the judge's model.
+        style: wording.
+
+    Raises:
+        ValueError: the words for yes and no begin with the same token.
+    """
+
+    def __init__(self, builder: PromptBuilder, style: JudgeStyle) -> None:
+        self.builder, self.style = builder, style
+        self.yes_ids, self.no_ids = (self._first_tokens(words) for words in (style.yes, style.no))
+        if self.yes_ids & self.no_ids or not (self.yes_ids and self.no_ids):
+            raise ValueError(
+                f"yes {list(style.yes)} and no {list(style.no)} begin with the same tokens (or "
+                "none) under this model's tokenizer: choose words that differ in their first token."
+            )
+
+    def query(self, query: Side) -> Prompt:
+        """Everything up to the candidate."""
+        return self.builder.read(self._pieces(query, Side(text="-"))[0], query)
+
+    def candidate(self, query: Side, candidate: Side) -> Prompt:
+        """What stands between query and rationale."""
+        return self.builder.read(self._pieces(query, candidate)[1], candidate)
+
+    def ending(self, query: Side, rationale: Rationale | None) -> Prompt:
+        """Rationale, question, and the opening of the judge's turn."""
+        style, said = self.style, ""
+        if rationale is not None and rationale.plain:
+            said = style.rationale + self._cut(rationale.plain, at_end=False)
+        return self.builder.read(said + self._pieces(query, Side(text="-"))[2], Side())
+
+    def _pieces(self, query: Side, candidate: Side) -> Sequence[str]:
+        style, content = self.style, self.builder.content
+        asked = f"{style.instruction}{query.instruction}\n" if query.instruction else ""
+        parts = [_text(asked + style.query), *content(query, self._cut(query.text))]
+        parts += [_text(_MARKS[0] + style.candidate)]
+        parts += [*content(candidate, self._cut(candidate.text)), _text(_MARKS[1] + style.question)]
+        system = [{"role": "system", "content": [_text(style.system)]}] if style.system else []
+        rendered = self.builder.render([*system, {"role": "user", "content": parts}])
+        pieces = rendered.replace(_MARKS[1], _MARKS[0]).split(_MARKS[0])
+        if len(pieces) != 3:
+            raise ValueError(
+                "The model's chat template changes the text of a turn, so that pairs cannot share "
+                "it. Use a model whose template keeps texts as they are."
+            )
+        return pieces
+
+    def _cut(self, text: str, at_end: bool = True) -> str:
+        for mark in _MARKS:
+            text = text.replace(mark, " ")
+        tokenizer, most = self.builder.tokenizer, self.style.max_text_tokens
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) <= most:
+            return text
+        return tokenizer.decode(ids[:most] if at_end else ids[-most:])  # type: ignore[no-any-return]
+
+    def _first_tokens(self, words: Sequence[str]) -> frozenset[int]:
+        encode = self.builder.tokenizer.encode
+        found = [encode(word, add_special_tokens=False) for word in words]
+        return frozenset(ids[0] for ids in found if ids)
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
