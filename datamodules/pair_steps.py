@@ -20,7 +20,7 @@ from datamodules.teacher import TeacherTable
 from mmemb.batch_plan import BatchPlan, balanced_parts, entry_tokens
 from mmemb.records import Candidate, Pair, Rationale
 
-_Read = tuple[Pair, Rationale | None, tuple[Candidate, ...], Tensor | None]
+_Read = tuple[Pair, Rationale | None, tuple[Candidate, ...], Tensor | None, Rationale | None]
 
 
 @final
@@ -41,7 +41,9 @@ class PairSteps(Dataset[Item]):
         on_error: OnError,
         negatives: NegativeTable | None = None,
         teacher: TeacherTable | None = None,
+        target_draw: RationaleDraw | None = None,
     ) -> None:
+        self._target_draw = target_draw
         self._negatives, self._teacher = negatives, teacher
         self._rows, self._plan, self._reader, self._draw = rows, plan, reader, draw
         self._place, self._on_error = place, on_error
@@ -53,12 +55,14 @@ class PairSteps(Dataset[Item]):
         costs = [entry_tokens(self._rows[position].entry) for position in batch]
         positions = balanced_parts(batch, costs, world)[rank]
         found = [self._read_or_replace(position, step, problems) for position in positions]
-        pairs, rationales, negatives, vectors = zip(*found, strict=True)
+        pairs, rationales, negatives, vectors, thoughts = zip(*found, strict=True)
         batch = pair_batch(pairs, rationales, step)
         if self._negatives is not None:
             batch = with_negatives(batch, negatives, self._negatives.num)
         if self._teacher is not None:
             batch = replace(batch, teacher_B2E=torch.stack(vectors))
+        if self._target_draw is not None:
+            batch = replace(batch, target_rationales=tuple(thoughts))
         return batch, tuple(problems)
 
     def _read_or_replace(self, position: int, step: int, problems: list[str]) -> _Read:
@@ -83,4 +87,5 @@ class PairSteps(Dataset[Item]):
         rationale = self._draw.draw(row, step) if self._draw else None
         negatives = self._negatives.draw(row, step) if self._negatives else ()
         teacher = self._teacher.read(row) if self._teacher else None
-        return self._reader.pair(row), rationale, negatives, teacher
+        thought = self._target_draw.draw(row, step) if self._target_draw else None
+        return self._reader.pair(row), rationale, negatives, teacher, thought

@@ -56,6 +56,7 @@ class PairDataModule(ShardDataModule):
         negatives: folder of mined hard negatives, or None.
         num_negatives: how many of them a pair is trained with at a step.
         teacher: folder of a teacher's vectors, or None.
+        target_sidecar: folder of the targets' rationales (`SideDataModule(side: target)`), or None.
         with_candidates: `predict` reads the candidate table first, for who mines negatives.
     """
 
@@ -81,10 +82,12 @@ class PairDataModule(ShardDataModule):
         num_negatives: int = 1,
         teacher: str | None = None,
         with_candidates: bool = False,
+        target_sidecar: str | None = None,
     ) -> None:
         super().__init__(root)
         self._negatives, self._num_negatives = negatives, num_negatives
         self._teacher, self._with_candidates = teacher, with_candidates
+        self._target_sidecar = target_sidecar
         self._pairs, self._batch_size, self._group_size = pairs, batch_size, group_size
         self._group_weights, self._seed, self._half = group_weights, seed, half
         self._sidecar, self._features, self._val_rationales = sidecar, features, val_rationales
@@ -111,11 +114,12 @@ class PairDataModule(ShardDataModule):
             self._train_rows,
             plan,
             self._reader,
-            self._draw(),
+            self._draw(self._table),
             self.place,
             self._on_error,
             self._negative_table(),
             TeacherTable(self._teacher, self._sources) if self._teacher else None,
+            self._draw(self._table_of(self._target_sidecar)),
         )
         return StepStream(steps, self._num_workers, self._start_method)
 
@@ -183,12 +187,15 @@ class PairDataModule(ShardDataModule):
 
     @cached_property
     def _table(self) -> RationaleTable | None:
-        if self._sidecar is None:
+        return self._table_of(self._sidecar)
+
+    def _table_of(self, sidecar: str | None) -> RationaleTable | None:
+        if sidecar is None:
             return None
-        table = RationaleTable(self._sidecar, self._sources)
+        table = RationaleTable(sidecar, self._sources)
         if not any(table.covers(row) for row in self._rows):
             raise ValueError(
-                f"Sidecar {self._sidecar} covers no shard of {self._pairs}: expected shards of the "
+                f"Sidecar {sidecar} covers no shard of {self._pairs}: expected shards of the "
                 f"same names. Give the sidecar of these pairs, or none."
             )
         return table
@@ -200,11 +207,11 @@ class PairDataModule(ShardDataModule):
             self._negatives, self._sources, self.root, self._reader, self._num_negatives, self._seed
         )
 
-    def _draw(self) -> RationaleDraw | None:
-        if self._table is None:
+    def _draw(self, table: RationaleTable | None) -> RationaleDraw | None:
+        if table is None:
             return None
         return RationaleDraw(
-            self._table,
+            table,
             self._train_rows,
             self._seed,
             soft=self._soft,

@@ -14,12 +14,12 @@ from typing import Any, Literal, final
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from lightning_modules.backbone_module import BackboneModule
 from mmemb.adapters import LoraSettings
-from mmemb.backbones import Backbone
+from mmemb.backbones import Backbone, GenerativeBackbone
 from mmemb.batch_text import describe_batch
 from mmemb.batches import (
     CandidateBatch,
@@ -33,8 +33,9 @@ from mmemb.batches import (
 from mmemb.distillation import distillation_loss
 from mmemb.gradient_cache import GradientCache
 from mmemb.lineage import read_facts, run_mark
-from mmemb.losses import LossTerm, combine, contrastive_loss
+from mmemb.losses import LossTerm, combine
 from mmemb.pair_vectors import PairVectors, pair_vectors
+from mmemb.path_losses import PathLosses
 from mmemb.records import DIRECT, FULL, drafts_at
 from mmemb.retrieval import Galleries, embed_candidates
 from mmemb.utilities import embedding_rows, guard_facts, utility_rows
@@ -48,6 +49,9 @@ class ContrastiveEmbedder(BackboneModule):
         backbone: what is trained; `mmemb.backbones.load_backbone` starts from an earlier run.
         reasoning_weight: weight of L_nce(h_r(q, r), t).
         direct_weight: weight `a` of L_nce(h_d(q), h_d(t)).
+        cross_weight: weight of L_nce(h_r(q), h_d(t)) + L_nce(h_d(q), h_r(t)) where targets reason.
+        writing_weight: weight `b` of the rationales' next-token loss, of a backbone that writes.
+        detach: the next-token loss trains the head alone (`Backbone.encode_paths`).
         temperature: tau; its logarithm is trained if `learn_temperature`.
         symmetric: also target to query.
         matryoshka_dims: prefixes of the vector that are trained beside the whole one.
@@ -80,6 +84,9 @@ class ContrastiveEmbedder(BackboneModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         reasoning_weight: float = 1.0,
         direct_weight: float = 1.0,
+        cross_weight: float = 0.0,
+        writing_weight: float = 0.0,
+        detach: bool = False,
         temperature: float = 0.05,
         learn_temperature: bool = False,
         symmetric: bool = True,
@@ -112,16 +119,28 @@ class ContrastiveEmbedder(BackboneModule):
             gradient_checkpointing=gradient_checkpointing,
             compile_backend=compile_backend,
         )
-        self.reasoning_weight, self.direct_weight = reasoning_weight, direct_weight
+        self.losses = PathLosses(
+            direct=direct_weight,
+            reasoning=reasoning_weight,
+            cross=cross_weight,
+            writing=writing_weight,
+            symmetric=symmetric,
+            false_negative_margin=false_negative_margin,
+            dims=tuple(matryoshka_dims),
+        )
+        self.detach = detach
+        if writing_weight and not isinstance(backbone, GenerativeBackbone):
+            raise ValueError(
+                f"writing_weight is {writing_weight}, but {type(backbone).__name__} does not "
+                "write: set it to 0, or choose a VisionLanguageBackbone."
+            )
         if not temperature > 0:
             raise ValueError(f"temperature {temperature}: expected a positive number")
         log_temperature = torch.tensor(math.log(temperature))
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
-        self.symmetric, self.reason = symmetric, reason
-        self.matryoshka_dims = tuple(matryoshka_dims)
+        self.reason = reason
         self.distillation_weight = distillation_weight
         self.teacher_temperature = teacher_temperature
-        self.false_negative_margin = false_negative_margin
         if len(depths) < 2 or depths[0] != DIRECT or len(set(depths)) < len(depths):
             raise ValueError(
                 f"depths {list(depths)}: expected {DIRECT!r} and then others, each once"
@@ -150,17 +169,16 @@ class ContrastiveEmbedder(BackboneModule):
 
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Any]:
-        reasons = bool(self.reasoning_weight)
-        vectors = pair_vectors(self.backbone, batch, reasons=reasons, cache=self.gradient_cache)
-        valid_B = torch.tensor([r is not None for r in batch.rationales], device=self.device)
-        direct = combine(self._term(vectors.query_BD, vectors, batch))
-        loss = self.direct_weight * direct
-        scalars = {"train/direct_loss": loss.detach()}
+        reasons = bool(self.losses.reasoning)
+        vectors = pair_vectors(
+            self.backbone, batch, reasons=reasons, detach=self.detach, cache=self.gradient_cache
+        )
+        found = self.losses.of(vectors, batch, self.log_temperature.exp())
+        loss = sum(found.values(), torch.zeros((), device=self.device))
+        scalars = {f"train/{name}_loss": value.detach() for name, value in found.items()}
         if reasons:
-            reasoning = combine(self._term(vectors.reasoned_BD, vectors, batch, valid_B))
-            loss = loss + self.reasoning_weight * reasoning
-            scalars["train/reasoning_loss"] = reasoning.detach()
-            scalars["train/reasoning_share"] = valid_B.float().mean()
+            shares = [float(rationale is not None) for rationale in batch.rationales]
+            scalars["train/reasoning_share"] = torch.tensor(shares, device=self.device).mean()
         if self.distillation_weight:
             distillation = combine(self._distillation(vectors, batch))
             loss = loss + self.distillation_weight * distillation
@@ -182,32 +200,7 @@ class ContrastiveEmbedder(BackboneModule):
             teacher_target_BE=batch.teacher_B2E[:, 1],
             temperature=self.log_temperature.exp(),
             teacher_temperature=self.teacher_temperature,
-            symmetric=self.symmetric,
-        )
-
-    def _term(
-        self,
-        query_BD: Tensor,
-        vectors: PairVectors,
-        batch: PairBatch,
-        valid_B: Tensor | None = None,
-    ) -> LossTerm:
-        has_negatives = batch.negative_ids_BK is not None
-        return contrastive_loss(
-            query_BD,
-            vectors.target_BD,
-            query_ids_B=batch.query_ids_B,
-            target_ids_B=batch.target_ids_B,
-            positive_ids_BP=batch.positive_ids_BP,
-            temperature=self.log_temperature.exp(),
-            valid_B=valid_B,
-            target_content_B=batch.target_content_B,
-            negative_HD=_flat(vectors.negative_BKD) if has_negatives else None,
-            negative_ids_H=_flat(batch.negative_ids_BK),
-            negative_content_H=_flat(batch.negative_content_BK),
-            symmetric=self.symmetric,
-            false_negative_margin=self.false_negative_margin,
-            dims=self.matryoshka_dims,
+            symmetric=self.losses.symmetric,
         )
 
     # validate and test
@@ -265,7 +258,3 @@ class ContrastiveEmbedder(BackboneModule):
         )
         marked = tuple(replace(row, meta={**row.meta, **self.made_by}) for row in rows)
         return SidecarOutput(batch.shard, marked)
-
-
-def _flat(x_BK: Tensor | None) -> Tensor | None:
-    return None if x_BK is None else x_BK.flatten(0, 1)

@@ -46,6 +46,7 @@ class PairBatch:
         negative_ids_BK: int64 ids of the negatives, padded with -1; K is equal on all ranks.
         negative_content_BK: int64 hashes of what they hold.
         teacher_B2E: a teacher's unit vectors of query and target, or None.
+        target_rationales: as `rationales`, of the targets; empty if none are read.
     """
 
     keys: tuple[str, ...]
@@ -62,15 +63,18 @@ class PairBatch:
     negative_ids_BK: Tensor | None = None
     negative_content_BK: Tensor | None = None
     teacher_B2E: Tensor | None = None
+    target_rationales: tuple[Rationale | None, ...] = ()
 
     def costs(self) -> list[int]:
-        """About how many tokens are read for each row: of query, target, hard negatives, and of the
-        query once more with its rationale."""
+        """About how many tokens are read for each row: of query, target, hard negatives, and of
+        query and target once more with their rationales."""
         tokens = []
         for row, (query, note) in enumerate(zip(self.queries, self.rationales, strict=True)):
             negatives = self.negatives[row] if self.negatives else ()
             sides = (query, self.targets[row], *negatives)
             reasoned = query.num_tokens + note.num_tokens if note else 0
+            if self.target_rationales and (thought := self.target_rationales[row]):
+                reasoned += self.targets[row].num_tokens + thought.num_tokens
             tokens.append(sum(side.num_tokens for side in sides) + reasoned)
         return tokens
 

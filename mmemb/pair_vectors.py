@@ -1,6 +1,6 @@
 """One forward pass for all losses: the vectors of a training batch (METHOD 6).
 
-Shapes: B rows, b rows of a micro-batch, R of them with a rationale, K hard negatives of a row, D
+Shapes: B rows, b rows of a micro-batch, K hard negatives of a row, D
 embedding width.
 """
 
@@ -14,10 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmemb.backbones.base import Backbone
+from mmemb.backbones.base import Backbone, Paths
 from mmemb.batches import PairBatch
 from mmemb.gradient_cache import GradientCache, embed_cached
-from mmemb.records import Rationale, Side
 
 
 class PairVectors(NamedTuple):
@@ -27,13 +26,19 @@ class PairVectors(NamedTuple):
         query_BD: h_d(q).
         target_BD: h_d(t).
         reasoned_BD: h_r(q, r) where a row has a rationale, h_d(q) elsewhere.
+        thought_BD: h_r(t, r) where the target has a rationale, h_d(t) elsewhere.
         negative_BKD: of the hard negatives; zeros where a row has fewer than K.
+        nll_B: summed negative log-likelihood of a row's rationales, of query and target.
+        num_tokens_B: how many tokens they are.
     """
 
     query_BD: Tensor
     target_BD: Tensor
     reasoned_BD: Tensor
+    thought_BD: Tensor
     negative_BKD: Tensor
+    nll_B: Tensor
+    num_tokens_B: Tensor
 
 
 def pair_vectors(
@@ -41,6 +46,7 @@ def pair_vectors(
     batch: PairBatch,
     *,
     reasons: bool = True,
+    detach: bool = False,
     cache: GradientCache | None = None,
 ) -> PairVectors:
     """Embeds a batch, in micro-batches if there is a `cache`.
@@ -49,6 +55,7 @@ def pair_vectors(
         backbone: the embedder.
         batch: this rank's rows.
         reasons: whether rationales are read.
+        detach: see `Backbone.encode_paths`.
         cache: how the batch is cut and what is kept in memory.
     """
     if cache is not None:  # what is embedded twice passes through frozen parts once
@@ -58,37 +65,38 @@ def pair_vectors(
             targets=tuple(backbone.with_features(batch.targets)),
             negatives=tuple(tuple(backbone.with_features(row)) for row in batch.negatives),
         )
-    embed = partial(_embed_rows, backbone, batch, reasons)
+    embed = partial(_embed_rows, backbone, batch, reasons, detach)
     return PairVectors(*embed_cached(embed, batch.costs(), cache, backbone.parameters))
 
 
 def _embed_rows(
-    backbone: Backbone, batch: PairBatch, reasons: bool, rows: Sequence[int]
+    backbone: Backbone, batch: PairBatch, reasons: bool, detach: bool, rows: Sequence[int]
 ) -> PairVectors:
-    target_bD = backbone([batch.targets[row] for row in rows])
-    queries = [batch.queries[row] for row in rows]
-    query_bD = reasoned_bD = backbone(queries)
+    targets, queries = ([sides[row] for row in rows] for sides in (batch.targets, batch.queries))
+    if batch.target_rationales and reasons:
+        notes = [batch.target_rationales[row] for row in rows]
+        target = backbone(targets, notes, paths=True, detach=detach)
+    else:
+        target = _direct_alone(backbone(targets))
     if reasons:
-        reasoned_bD = _reasoned(
-            backbone, queries, [batch.rationales[row] for row in rows], query_bD
-        )
+        notes = [batch.rationales[row] for row in rows]
+        query = backbone(queries, notes, paths=True, detach=detach)
+    else:
+        query = _direct_alone(backbone(queries))
     return PairVectors(
-        query_bD, target_bD, reasoned_bD, _negatives(backbone, batch, rows, query_bD)
+        query.direct_BD,
+        target.direct_BD,
+        query.reasoned_BD,
+        target.reasoned_BD,
+        _negatives(backbone, batch, rows, query.direct_BD),
+        query.nll_B + target.nll_B,
+        query.num_tokens_B + target.num_tokens_B,
     )
 
 
-def _reasoned(
-    backbone: Backbone,
-    sides: Sequence[Side],
-    rationales: Sequence[Rationale | None],
-    direct_bD: Tensor,
-) -> Tensor:
-    """Ranks may differ in how many rows reason: a backbone's empty call joins the graph, so no
-    gradient is waited for in vain."""
-    rows = [row for row, rationale in enumerate(rationales) if rationale is not None]
-    reasoned_RD = backbone([sides[r] for r in rows], [rationales[r] for r in rows])
-    index_R = torch.tensor(rows, dtype=torch.long, device=direct_bD.device)
-    return direct_bD.index_copy(0, index_R, reasoned_RD)
+def _direct_alone(vector_bD: Tensor) -> Paths:
+    nothing_b = vector_bD.new_zeros(len(vector_bD))
+    return Paths(vector_bD, vector_bD, nothing_b, nothing_b)
 
 
 def _negatives(

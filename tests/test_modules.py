@@ -64,7 +64,7 @@ def rows(first: int, valid: int) -> PairBatch:
 
 def joined(parts: Sequence[PairBatch]) -> PairBatch:
     """The global batch in one process."""
-    tuples = ("keys", "queries", "targets", "rationales", "negatives")
+    tuples = ("keys", "queries", "targets", "rationales", "negatives", "target_rationales")
     width = max(part.positive_ids_BP.shape[1] for part in parts)
     ids = [part.positive_ids_BP for part in parts]
     padded = [functional.pad(x, (0, width - x.shape[1]), value=-1) for x in ids]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,23 @@ _CONFIG = "config.json"
 _WEIGHTS = "weights.pt"
 _FOLDER = "${folder}"
 """Stands for the saved folder in `config.json`, so that the folder may be moved."""
+
+
+class Paths(NamedTuple):
+    """Both paths of B training rows, with gradient.
+
+    Attributes:
+        direct_BD: h_d.
+        reasoned_BD: h_r; h_d where a row has no rationale.
+        nll_B: summed negative log-likelihood of a rationale's tokens given the prompt; 0 of a
+            backbone that does not write.
+        num_tokens_B: how many they are; 0 where there are none.
+    """
+
+    direct_BD: Tensor
+    reasoned_BD: Tensor
+    nll_B: Tensor
+    num_tokens_B: Tensor
 
 
 class Backbone(nn.Module, ABC):
@@ -71,10 +88,40 @@ class Backbone(nn.Module, ABC):
         return nn.functional.normalize(self._encode(sides, notes).float(), dim=-1)
 
     def forward(
-        self, sides: Sequence[Side], rationales: Sequence[Rationale | None] | None = None
-    ) -> Tensor:
-        """The same as `encode`, for wrappers that hook `forward`."""
+        self,
+        sides: Sequence[Side],
+        rationales: Sequence[Rationale | None] | None = None,
+        *,
+        paths: bool = False,
+        detach: bool = False,
+    ) -> Tensor | Paths:
+        """`encode`, or `encode_paths` if asked for `paths`: for wrappers that hook `forward`."""
+        if paths:
+            notes = [None] * len(sides) if rationales is None else rationales
+            return self.encode_paths(sides, notes, detach)
         return self.encode(sides, rationales)
+
+    def encode_paths(
+        self,
+        sides: Sequence[Side],
+        rationales: Sequence[Rationale | None],
+        detach: bool = False,
+    ) -> Paths:
+        """Both paths of training; here by two calls. Ranks may differ in how many rows reason: an
+        empty call joins the graph, so no gradient is waited for in vain.
+
+        Args:
+            sides: B sides.
+            rationales: one per side, or None.
+            detach: of a backbone that writes: the likelihood trains its head alone, so that
+                writing and embedding do not pull at the same weights.
+        """
+        direct_BD = self.encode(sides)
+        rows = [row for row, rationale in enumerate(rationales) if rationale is not None]
+        reasoned_RD = self.encode([sides[r] for r in rows], [rationales[r] for r in rows])
+        index_R = torch.tensor(rows, dtype=torch.long, device=direct_BD.device)
+        nothing_B = direct_BD.new_zeros(len(sides))
+        return Paths(direct_BD, direct_BD.index_copy(0, index_R, reasoned_RD), nothing_B, nothing_B)
 
     def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
         """Freezes the pretrained part but for low-rank updates, which a save adds to its weights.

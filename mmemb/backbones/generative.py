@@ -35,25 +35,10 @@ class Thoughts(NamedTuple):
     rationales: tuple[Rationale | None, ...]
 
 
-class Paths(NamedTuple):
-    """Both paths of B training rows, read in one sequence each, with gradient.
-
-    Attributes:
-        direct_BD: h_d.
-        reasoned_BD: h_r; h_d where a row has no rationale.
-        nll_B: summed negative log-likelihood of a rationale's tokens given the prompt.
-        num_tokens_B: how many they are, 0 where there is none.
-    """
-
-    direct_BD: Tensor
-    reasoned_BD: Tensor
-    nll_B: Tensor
-    num_tokens_B: Tensor
-
-
 class GenerativeBackbone(Backbone, ABC):
     """A backbone that is a language model: `h_d` stands at the end of the prompt, which is the same
-    at every depth, and `h_r` at the end of the rationale behind it (METHOD 6)."""
+    at every depth, and `h_r` at the end of the rationale behind it (METHOD 6). `encode_paths` reads
+    both in one forward pass, with the rationale's likelihood."""
 
     @abstractmethod
     def think_and_embed(
@@ -70,15 +55,6 @@ class GenerativeBackbone(Backbone, ABC):
             decide: is called with the direct vectors of some rows at a time.
             sampling: how long and how rationales are drawn.
             seeds: one per side; None = greedy draws.
-        """
-
-    @abstractmethod
-    def encode_paths(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Paths:
-        """Both paths and the rationales' likelihood from one forward pass (teacher forcing).
-
-        Args:
-            sides: B sides.
-            rationales: one per side, or None.
         """
 
     @torch.inference_mode()

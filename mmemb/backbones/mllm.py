@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmemb.adapters import LoraSettings, attach_lora
-from mmemb.backbones.base import check_policy, in_folder
+from mmemb.backbones.base import Paths, check_policy, in_folder
 from mmemb.backbones.cached_rows import PaddingSide, collate, head
 from mmemb.backbones.chat_prompt import Prompt, PromptBuilder, PromptStyle
-from mmemb.backbones.generative import Decide, GenerativeBackbone, Paths, Thoughts
+from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts
 from mmemb.backbones.model_loading import DTYPES, load_model
 from mmemb.backbones.one_pass import Writer, Writing, think, whole_text
 from mmemb.rationales.sampling import Sampling
@@ -89,13 +89,19 @@ class VisionLanguageBackbone(GenerativeBackbone):
         state_BLH, end_B = self._states(prompts)
         return state_BLH[_rows(end_B), end_B].float() + self._join()
 
-    def encode_paths(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Paths:
+    def encode_paths(
+        self,
+        sides: Sequence[Side],
+        rationales: Sequence[Rationale | None],
+        detach: bool = False,
+    ) -> Paths:
+        """See `Backbone.encode_paths`; one forward pass for all of it."""
         notes = [note if note is not None and note.plain else None for note in rationales]
         for position, side in enumerate(sides):
             self._check(position, side)
         if not sides:
             empty = self._empty()
-            return Paths(empty, empty, empty.sum(1), torch.zeros(0, dtype=torch.long))
+            return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
         plain = [self._read(side, None) for side in sides]
         whole = [self._read(side, note) for side, note in zip(sides, notes, strict=True)]
         num_tokens_B = torch.tensor(
@@ -107,8 +113,9 @@ class VisionLanguageBackbone(GenerativeBackbone):
             functional.normalize(state_BLH[_rows(end_B), place_B].float(), dim=-1)
             for place_B in (end_B - num_tokens_B, end_B)
         )
-        nll_B = self._likelihood(state_BLH, end_B, whole, num_tokens_B.tolist())
-        return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B)
+        read_BLH = state_BLH.detach() if detach else state_BLH
+        nll_B = self._likelihood(read_BLH, end_B, whole, num_tokens_B.tolist())
+        return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B.float())
 
     def _likelihood(
         self, state_BLH: Tensor, end_B: Tensor, prompts: Sequence[Prompt], lengths: Sequence[int]
