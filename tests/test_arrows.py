@@ -58,7 +58,7 @@ PURE = {
     "rationales.pools",
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.sampling", "rationales.server", "rationales.supervised", "rationales.table",
-    "rationales.withholding",
+    "rationales.vision_language", "rationales.withholding",
     "records", "reselection", "retrieval", "shard_writer", "shards",
     "statistics", "tiled_nce", "utilities", "weights",
 }  # fmt: skip

@@ -63,10 +63,10 @@ def test_a_greedy_rationale_is_what_generate_writes(backbone: VisionLanguageBack
             **inputs,
             max_new_tokens=SAMPLING.max_new_tokens,
             do_sample=False,
-            eos_token_id=sorted(backbone._end_ids),
+            eos_token_id=sorted(backbone.end_ids),
         )[0, len(prompt) :]
         text = "<think>" + backbone.prompts.tokenizer.decode(
-            [t for t in written.tolist() if t not in backbone._end_ids]
+            [t for t in written.tolist() if t not in backbone.end_ids]
         )
         assert rationale is not None
         assert rationale.text == whole_text(replace(rationale, text=text))

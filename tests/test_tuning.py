@@ -17,7 +17,7 @@ from mmemb.lineage import fingerprint, write_json
 from mmemb.losses import combine
 from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
 from mmemb.rationales.shared_prefix import SHARED_PREFIX_ATTENTION
-from mmemb.rationales.tuning import ReplyTuner
+from mmemb.rationales.tuning import ChatTuner
 from mmemb.records import GREEDY, SHORT, Rationale, Side
 from tests.ranks import run_ranks
 from tests.tiny_language_model import byte_tokenizer, tiny_llama

@@ -173,7 +173,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
             self._check(position, side)
         if not sides:
             return Thoughts(self._empty(), self._empty(), ())
-        writer = Writer(self.model, self.prompts.tokenizer, self._end_ids, sampling)
+        writer = Writer(self.model, self.prompts.tokenizer, self.end_ids, sampling)
         seeds = [GREEDY] * len(sides) if seeds is None else seeds
         direct, reasoned, written = think(
             writer,
@@ -212,7 +212,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         )
 
     @cached_property
-    def _end_ids(self) -> frozenset[int]:
+    def end_ids(self) -> frozenset[int]:
         ends = self.model.generation_config.eos_token_id
         tokenizer = self.prompts.tokenizer
         return frozenset(

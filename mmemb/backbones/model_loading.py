@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,20 @@ import torch
 from mmemb.weights import quiet_loading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def revision_of(model: str, commit: str | None) -> str:
+    """Hash (12 hex digits) of a local folder's weights and configuration; of a hub model its
+    commit."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return commit or "unknown"
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *files]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def load_model(

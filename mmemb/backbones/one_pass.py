@@ -175,6 +175,40 @@ class Writer:
 
 
 @torch.inference_mode()
+def draft(
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    draws: Sequence[tuple[int, str, int]],
+    slots: int,
+    read: Callable[[Sequence[Prompt]], CachedRows],
+) -> list[Writing]:
+    """Writes several rationales behind each prompt, which is read once for all of them.
+
+    Args:
+        writer: of rationales.
+        prompts: U of them.
+        draws: prompt, depth and seed of each rationale.
+        slots: most rationales under way together.
+        read: reads prompts, at most `slots` at a time.
+
+    Returns:
+        One for each draw.
+    """
+    # Neighbours are of like length, and the draws of a prompt stay together.
+    order = sorted(range(len(draws)), key=lambda n: (-len(prompts[draws[n][0]]), draws[n][0]))
+    found: dict[int, Writing] = {}
+    for start in range(0, len(order), slots):
+        numbers = order[start : start + slots]
+        asked = list(dict.fromkeys(draws[n][0] for n in numbers))
+        rows = read([prompts[prompt] for prompt in asked])
+        rows.select(torch.tensor([asked.index(draws[n][0]) for n in numbers]))
+        writings = [writer.begin(n, *draws[n][1:]) for n in numbers]
+        writer.write(rows, writings)
+        found |= zip(numbers, writings, strict=True)
+    return [found[n] for n in range(len(draws))]
+
+
+@torch.inference_mode()
 def think(
     writer: Writer,
     prompts: Sequence[Prompt],

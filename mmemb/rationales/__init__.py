@@ -18,6 +18,7 @@ _HOMES = {
     "LabelBridgeWorker": "label_bridge",
     "ForeignWorker": "foreign",
     "PrecomputedWorker": "precomputed",
+    "VisionLanguageWorker": "vision_language",
     "ServerWorker": "server",
     "ServerError": "chat_client",
     "fold_candidates": "folding",

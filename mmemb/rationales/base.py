@@ -15,7 +15,7 @@ from mmemb.records import Rationale, Side, stable_hash
 
 if TYPE_CHECKING:
     from mmemb.adapters import LoraSettings
-    from mmemb.rationales.tuning import ReplyTuner
+    from mmemb.rationales.supervised import ReplyTuner
 
 NO_DRAW = -2
 """The seed that pads a ragged row of seeds: nothing is drawn for it."""
@@ -89,6 +89,18 @@ class RationaleWorker(ABC):
     def identity(self) -> str:
         """Hash of all that shapes what this worker writes, for fingerprints."""
         return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"
+
+    def draw_identity(self) -> str:
+        """Hash of what one draw depends on beside its side and seed: model, prompt and decoding.
+
+        By it an earlier draw is found again. It may leave out of `identity` what moves nothing
+        but rounding, such as how many draws are decoded together.
+        """
+        return self.identity()
+
+    def probe_identity(self) -> str:
+        """The same of `probe`: model, prompt, and where in it the state is read."""
+        return self.identity()
 
     def can_read(self, side: Side) -> bool:
         """Whether every modality of a side is one that this worker reads."""

@@ -5,7 +5,6 @@ Knows no decoding. What writes and what is fitted share it, so both read the ver
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -14,12 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmemb.adapters import adapter_identity, merge_adapter
+from mmemb.backbones.model_loading import DTYPES, revision_of
 from mmemb.rationales.decoders import share_prefix
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import Rationale
 from mmemb.weights import quiet_loading
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @final
@@ -37,8 +35,8 @@ class ChatModel:
     def __init__(
         self, model_id: str, prompt: FewShotPrompt, adapter: str | None, device: str, dtype: str
     ) -> None:
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype {dtype!r} is unknown; expected one of {sorted(_DTYPES)}.")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} is unknown; expected one of {sorted(DTYPES)}.")
         self.model_id, self.prompt, self.adapter = model_id, prompt, adapter
         self.device, self.dtype = device, dtype
 
@@ -62,7 +60,7 @@ class ChatModel:
     def model(self) -> PreTrainedModel:
         """Frozen, in evaluation mode, the adapter merged; it shares prefixes where it can."""
         with torch.random.fork_rng(devices=[]):  # making modules draws from the global generator
-            model = self._load(AutoModelForCausalLM, dtype=_DTYPES[self.dtype])
+            model = self._load(AutoModelForCausalLM, dtype=DTYPES[self.dtype])
             if self.adapter:
                 model = merge_adapter(model, Path(self.adapter))
         return model.eval().requires_grad_(False).to(self.device)
@@ -112,15 +110,9 @@ class ChatModel:
         return self.prompt.shared_text(self.tokenizer)
 
     def _base_revision(self) -> str:
-        folder = Path(self.model_id)
-        if not folder.is_dir():
-            return str(getattr(self.model.config, "_commit_hash", None) or "unknown")
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-        digest = hashlib.sha256()
-        for path in [folder / "config.json", *files]:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:12]
+        is_local = Path(self.model_id).is_dir()
+        commit = None if is_local else getattr(self.model.config, "_commit_hash", None)
+        return revision_of(self.model_id, commit)
 
     def _load(self, kind: Any, **kwargs: Any) -> Any:
         try:

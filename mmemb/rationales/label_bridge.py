@@ -24,7 +24,7 @@ from mmemb.records import Media, Rationale, Side, stable_hash
 if TYPE_CHECKING:
     from mmemb.adapters import LoraSettings
     from mmemb.backbones import Backbone
-    from mmemb.rationales.tuning import ReplyTuner
+    from mmemb.rationales.supervised import ReplyTuner
 
 TEMPLATE = "{text} The picture shows {labels}."
 
@@ -76,9 +76,17 @@ class LabelBridgeWorker(RationaleWorker):
 
     def identity(self) -> str:
         """Covers the worker, the embedder's run and the content of the labels."""
+        return self._identity(self.worker.identity())
+
+    def draw_identity(self) -> str:
+        return self._identity(self.worker.draw_identity())
+
+    def probe_identity(self) -> str:
+        return self._identity(self.worker.probe_identity())
+
+    def _identity(self, of_worker: str) -> str:
         run = run_mark(Path(self.embedder).parent) or self.embedder
-        parts = (self.worker.identity(), run, self._revision, self.template)
-        return f"{stable_hash(*parts, bits=64):016x}"
+        return f"{stable_hash(of_worker, run, self._revision, self.template, bits=64):016x}"
 
     @property
     def fitted_facts(self) -> frozenset[str]:

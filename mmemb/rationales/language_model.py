@@ -21,7 +21,7 @@ from mmemb.rationales.sampling import Draw, Sampling
 from mmemb.records import Rationale, Side, stable_hash
 
 if TYPE_CHECKING:
-    from mmemb.rationales.tuning import ReplyTuner
+    from mmemb.rationales.supervised import ReplyTuner
 
 
 @final
@@ -101,6 +101,16 @@ class LanguageModelWorker(RationaleWorker):
         parts += (self.probe_layer,)
         return f"{stable_hash(*parts, self.batch_size, bits=64):016x}"
 
+    def draw_identity(self) -> str:
+        """As `identity`, whatever `batch_size` and the probed layer."""
+        parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
+        return f"{stable_hash(*parts, bits=64):016x}"
+
+    def probe_identity(self) -> str:
+        """See `RationaleWorker.probe_identity`; how draws are sampled has no part in it."""
+        parts = (self.prompt.identity, self.revision, self.dtype, self.probe_layer)
+        return f"{stable_hash('probe', *parts, bits=64):016x}"
+
     @property
     def revision(self) -> str:
         """Of the weights, adapter included."""
@@ -115,9 +125,9 @@ class LanguageModelWorker(RationaleWorker):
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
         """See `RationaleWorker.tuner`."""
-        from mmemb.rationales.tuning import ReplyTuner
+        from mmemb.rationales.tuning import ChatTuner
 
-        return ReplyTuner(self._chat.copy(), lora, seed)
+        return ChatTuner(self._chat.copy(), lora, seed)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         check_seeds(sides, seeds_BK)

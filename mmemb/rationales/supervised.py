@@ -5,8 +5,10 @@ Shapes: B rows, L tokens of the longest row, T tokens of the longest reply, V vo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -15,6 +17,36 @@ from torch import Tensor, nn
 from mmemb.losses import LossTerm
 from mmemb.rationales.padding import left_pad
 from mmemb.records import Rationale, Side
+
+
+class ReplyTuner(ABC):
+    """A model whose updates learn what it should have written; no module of whoever trains it.
+
+    Attributes:
+        parameters: the updates, by the names that peft saves.
+    """
+
+    parameters: dict[str, nn.Parameter]
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Moves the model, updates included."""
+
+    @abstractmethod
+    def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
+        """Next-token loss of replies.
+
+        Args:
+            sides: B sides that the worker can read.
+            rationales: B rationales that should have been written.
+
+        Returns:
+            Sum over the replies' tokens, and their number.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the adapter that the worker loads as `adapter`."""
 
 
 @final

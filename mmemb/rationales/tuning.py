@@ -14,12 +14,12 @@ from mmemb.losses import LossTerm
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.padding import real_positions
 from mmemb.rationales.shared_prefix import read_prefix, read_rows
-from mmemb.rationales.supervised import ReplyTokens, pack_replies, reply_loss
+from mmemb.rationales.supervised import ReplyTokens, ReplyTuner, pack_replies, reply_loss
 from mmemb.records import Rationale, Side
 
 
 @final
-class ReplyTuner:
+class ChatTuner(ReplyTuner):
     """A language model whose LoRA updates learn what it should have written.
 
     It reads the prompt of inference. The few-shot prefix is read once a step, with gradient, and
@@ -46,19 +46,11 @@ class ReplyTuner:
         self.parameters: dict[str, nn.Parameter] = lora_parameters(self._tuned)
 
     def to(self, device: torch.device) -> None:
-        """Moves the model, updates included."""
+        """See `ReplyTuner.to`."""
         self._chat.model.to(device)
 
     def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
-        """Next-token loss of replies.
-
-        Args:
-            sides: B sides that the worker can read.
-            rationales: B rationales of the prompt's depth.
-
-        Returns:
-            Sum over the replies' tokens, and their number.
-        """
+        """See `ReplyTuner.loss`; the rationales are of the prompt's depth."""
         chat = self._chat
         prompts = [chat.question_ids(chat.prompt.question(side)) for side in sides]
         replies = [chat.reply_ids(rationale) for rationale in rationales]
