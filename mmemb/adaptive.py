@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from mmemb.backbones import Backbone, load_backbone
+from mmemb.backbones import Backbone, GenerativeBackbone, load_backbone
 from mmemb.budget import Thresholds, Unit
 from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.lineage import read_json, write_json
-from mmemb.rationales import RationaleWorker, load_worker
+from mmemb.rationales import RationaleWorker, SelfWorker, load_worker
 from mmemb.records import DIRECT, GREEDY, Side
 
 _SETTINGS = "adaptive.json"
@@ -92,6 +92,8 @@ class AdaptiveEmbedder:
         Returns:
             Unit vectors (B, D), depths (B,) and reasoning tokens (B,).
         """
+        if self._writes_itself:
+            return self._in_one_pass(sides, budget, unit, depth, keys, gallery)
         direct_BD = self.backbone.encode(sides)
         eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
         names = [side.digest for side in sides] if keys is None else keys
@@ -100,6 +102,51 @@ class AdaptiveEmbedder:
             state_BS = self.inputs(sides, direct_BD, eligible_B, gallery).state(self.state)
             chosen_B = self.decide(state_BS, names, budget, unit)
         return self._reason(sides, chosen_B * eligible_B, direct_BD)
+
+    @property
+    def _writes_itself(self) -> bool:
+        kinds = {isinstance(worker, SelfWorker) for worker in self.workers.values()}
+        if kinds == {True, False} or (True in kinds and not _generates(self.backbone)):
+            raise ValueError(
+                "SelfWorker stands for what a VisionLanguageBackbone writes by itself, at every "
+                f"depth or at none; the backbone is a {type(self.backbone).__name__}, the workers "
+                f"are {[type(worker).__name__ for worker in self.workers.values()]}."
+            )
+        return True in kinds
+
+    def _in_one_pass(
+        self,
+        sides: Sequence[Side],
+        budget: float | None,
+        unit: Unit,
+        depth: int | None,
+        keys: Sequence[str] | None,
+        gallery: Tensor | Sequence[Tensor] | None,
+    ) -> Encoded:
+        """Prompts are read once: for the direct vector, the decision, and what is written."""
+        names = [side.digest for side in sides] if keys is None else keys
+        depths_B = torch.zeros(len(sides), dtype=torch.long)
+
+        def decide(rows: Sequence[int], direct_RD: Tensor) -> list[str]:
+            chosen_R = torch.full((len(rows),), depth or 0)
+            if depth is None:
+                shown = gallery
+                if gallery is not None and not isinstance(gallery, Tensor):
+                    shown = [gallery[row] for row in rows]
+                own = [sides[row] for row in rows]
+                every_R = torch.ones(len(rows), dtype=torch.bool)
+                state_RS = self.inputs(own, direct_RD, every_R, shown).state(self.state)
+                chosen_R = self.decide(state_RS, [names[row] for row in rows], budget, unit)
+            depths_B[list(rows)] = chosen_R
+            return [self.depths[number] for number in chosen_R.tolist()]
+
+        sampling = max(
+            (worker.sampling for worker in self.workers.values()),  # type: ignore[attr-defined]
+            key=lambda sampling: sampling.max_new_tokens,
+        )
+        found = self.backbone.think_and_embed(sides, decide, sampling)  # type: ignore[operator]
+        tokens = [r.num_tokens if r is not None else 0 for r in found.rationales]
+        return Encoded(found.vectors_BD, depths_B, torch.tensor(tokens))
 
     def can_reason(self, side: Side) -> bool:
         """Whether the workers can read the side (METHOD 7: only these queries are eligible)."""
@@ -189,6 +236,10 @@ class AdaptiveEmbedder:
             check_parts(settings["state"]),
             float(settings["temperature"]),
         )
+
+
+def _generates(backbone: Backbone) -> bool:
+    return isinstance(backbone, GenerativeBackbone)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
@@ -94,6 +95,7 @@ def load_head(folder: str | Path) -> DepthHead:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
     settings = read_json(folder / "config.json", "the settings of a gate")
+    import_module("mmemb.first_token")  # a head of ours that lives in a file of its own
     kinds = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
     if (name := settings.pop("class", None)) not in kinds:
         raise ValueError(

@@ -23,6 +23,7 @@ MAY_IMPORT = {
 }
 HEAVY = {
     "transformers", "open_clip", "torchvision", "PIL", "timm", "safetensors", "tokenizers", "peft",
+    "vllm",
 }  # fmt: skip
 EAGER = {
     "mmemb/rationales/chat_model.py": {"transformers"},
@@ -35,7 +36,7 @@ PURE = {
     "adapters", "adaptive", "backbones", "backbones.base", "backbones.cached_rows",
     "backbones.chat_prompt", "backbones.contract", "backbones.generative", "backbones.mllm",
     "backbones.model_loading", "backbones.one_pass",
-    "batch_plan", "batch_text",
+    "batch_plan", "batch_text", "contrast_reward", "first_token", "rationales.own_sequence",
     "batches", "benchmarks.mmeb_train",
     "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",
     "benchmarks.mmeb_v2_video", "benchmarks.mmeb_v2_visdoc",
@@ -52,13 +53,13 @@ PURE = {
     "planted_estimators", "planted_gate", "planted_selection", "planted_study",
     "placebos", "ranking", "rationales",
     "rationales.base", "rationales.chat_client", "rationales.chat_connection",
-    "rationales.chat_reply", "rationales.decoding",
+    "rationales.chat_reply", "rationales.decoding", "rationales.draw_seeds",
     "rationales.folding", "rationales.foreign", "rationales.label_bridge",
     "rationales.loading", "rationales.padding",
     "rationales.pools",
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
-    "rationales.sampling", "rationales.server", "rationales.supervised", "rationales.table",
-    "rationales.vision_language", "rationales.withholding",
+    "rationales.reuse", "rationales.sampling", "rationales.server", "rationales.supervised",
+    "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
     "records", "reselection", "retrieval", "shard_writer", "shards",
     "statistics", "tiled_nce", "utilities", "weights",
 }  # fmt: skip

@@ -58,7 +58,7 @@ def worker(folder: Path, prompt: str = "tags.json", **kwargs: Any) -> LanguageMo
     return LanguageModelWorker(str(folder), str(folder / prompt), max_new_tokens=12, **kwargs)
 
 
-def stirred(folder: Path, prompt: str = "tags.json", scale: float = 0.3) -> ReplyTuner:
+def stirred(folder: Path, prompt: str = "tags.json", scale: float = 0.3) -> ChatTuner:
     """A tuner whose updates are no longer zero."""
     tuner = worker(folder, prompt).tuner(LORA, seed=5)
     random = torch.Generator().manual_seed(1)
@@ -75,14 +75,14 @@ def saved(folder: Path, run: Path, facts: tuple[str, ...] = ("country:fr/capital
     return str(run / "generator")
 
 
-def gradients(tuner: ReplyTuner) -> dict[str, Tensor]:
+def gradients(tuner: ChatTuner) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in tuner.parameters.items()}
 
 
 # ---- the loss
 
 
-def plain_loss(tuner: ReplyTuner, row: int) -> Tensor:
+def plain_loss(tuner: ChatTuner, row: int) -> Tensor:
     """The slow and obvious way: one row, the whole prompt, labels masked by transformers."""
     chat = tuner._chat
     prompt = [*chat.prefix_ids, *chat.question_ids(SIDES[row].text)]

@@ -13,6 +13,7 @@ COMMANDS = {
     "folder": "datamodules.prepare.folder_command",
     "mmeb-v2": "datamodules.prepare.mmeb_command",
     "mmeb-train": "datamodules.prepare.mmeb_train_command",
+    "tiny-vlm": "datamodules.prepare.tiny_vlm_command",
 }
 """Name -> module with `HELP`, `add_arguments(parser)` and `run(options)`."""
 
