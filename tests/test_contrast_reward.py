@@ -70,6 +70,7 @@ def test_a_generative_judge_gives_rewards() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # trl's own words about the versions that it meets
 def test_grpo_trainer_of_trl_takes_it(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="needs the extra `trl`")
     datasets = pytest.importorskip("datasets")
