@@ -63,6 +63,7 @@ def page(report: Mapping[str, Any], study: str = "") -> str:
         *(("## What a gate can see", study) if study else ()),
         "## Last hop and selection",
         bars(report),
+        *([table] if (table := workers_table(report["selection"])) else []),
         "## Per task",
         *(
             f"### {name}{marks(task)}\n\n{mix_table(task['rows'])}"
@@ -210,6 +211,29 @@ def bars(report: Mapping[str, Any]) -> str:
     if report.get("swap_cosines"):
         lines.append(swap_line(report["swap_cosines"]))
     return "\n".join(lines)
+
+
+def workers_table(selection: Mapping[str, Any] | None) -> str:
+    """What each worker of a pool gave to it, by draw, and what was kept; empty for one worker."""
+    workers: Mapping[str, Mapping[str, int]] = (selection or {}).get("workers", {})
+    if len(workers) < 2:
+        return ""
+    headings = ("worker", "drawn", "name the target", "kept", "kept and name it")
+    lines = [
+        [
+            name,
+            str(row["drawn"]),
+            _share(row["right"], row["drawn"]),
+            _share(row["kept"], row["drawn"]),
+            _share(row["right_kept"], row["kept"]),
+        ]
+        for name, row in workers.items()
+    ]
+    return markdown_table(headings, lines)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({100 * part / whole:.1f} %)" if whole else str(part)
 
 
 def provenance(report: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,23 @@ def selection_figures(
     experiment: Path, num_resamples: int = 4_000, seed: int = 0
 ) -> dict[str, Any] | None:
     """Keep rate and right-name rates of all and of kept candidates, counted by draw; the interval
-    of their difference is a bootstrap over concepts. None where nothing was selected: an experiment
-    may take its embedder from another one."""
+    of their difference is a bootstrap over concepts. The same by task and by worker, whose pool is
+    one. None where nothing was selected: an experiment may take its embedder from another one."""
     if not (experiment / "selected").exists():
         return None
     index = ShardIndex.open(experiment / "selected")
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     tasks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    workers: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for entry in index.entries:
         for data in json.loads(index.read(entry, {"json"})["json"]):
             scored = scored_from_json(data)
             count = scored.rationale.count
             right, kept = bool(scored.names_target), scored.kept
             row = [count, count * right, count * kept, count * (kept and right)]
-            for table, key in ((sums, entry.meta["concept"]), (tasks, entry.meta["task"])):
-                table[key] = [a + b for a, b in zip(table[key], row, strict=True)]
+            _add(sums, entry.meta["concept"], row)
+            _add(tasks, entry.meta["task"], row)
+            _add(workers, scored.rationale.worker, row)
     counts_G4 = np.array(list(sums.values()))
     if not len(counts_G4):
         raise ValueError(f"{index.folder} holds no candidate: run the stages before again.")
@@ -55,7 +58,16 @@ def selection_figures(
             for task, row in sorted(tasks.items())
             if row[0]
         },
+        "workers": {worker: _of_worker(row) for worker, row in sorted(workers.items())},
     }
+
+
+def _of_worker(row: Sequence[float]) -> dict[str, int]:
+    return dict(zip(("drawn", "right", "kept", "right_kept"), map(int, row), strict=True))
+
+
+def _add(table: dict[str, list[float]], key: str, row: Sequence[float]) -> None:
+    table[key] = [a + b for a, b in zip(table[key], row, strict=True)]
 
 
 def _rates(counts_R4: np.ndarray) -> dict[str, np.ndarray]:
