@@ -6,7 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from mmemb.rationales.chat_client import ChatClient
 from mmemb.rationales.chat_reply import Reply
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import GREEDY, SHORT, Rationale, Side, stable_hash
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 _TAGS = re.compile(r"</?(?:think|answer)>")
 _THOUGHT_END = "</think>"
@@ -223,8 +226,8 @@ def short_seed(seed: int) -> int:
     return (seed ^ seed >> 31 ^ seed >> 62) & 0x7FFFFFFF
 
 
-def data_url(pixels_3HW: Tensor, max_side: int | None = None) -> str:
-    """A picture as a PNG in a URL.
+def picture(pixels_3HW: Tensor, max_side: int | None = None) -> Picture:
+    """A picture as other libraries take it.
 
     Args:
         pixels_3HW: uint8.
@@ -235,6 +238,11 @@ def data_url(pixels_3HW: Tensor, max_side: int | None = None) -> str:
     image = Image.fromarray(pixels_3HW.permute(1, 2, 0).contiguous().cpu().numpy())
     if max_side is not None:
         image.thumbnail((max_side, max_side))
+    return image
+
+
+def data_url(pixels_3HW: Tensor, max_side: int | None = None) -> str:
+    """A picture as a PNG in a URL; see `picture`."""
     buffer = BytesIO()
-    image.save(buffer, "PNG")
+    picture(pixels_3HW, max_side).save(buffer, "PNG")
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
