@@ -109,6 +109,7 @@ class ExperimentCLI(LightningCLI):
         self.fingerprint = run_fingerprint(config, self.subcommand)
         settings = settings_of(config, self.subcommand)
         self.inputs = input_identities(settings, own_outputs(config, self.subcommand))
+        check_reuse(config, own_outputs(config, self.subcommand))
         given = config.get("ckpt_path")
         if self.subcommand == "fit" and given is not None and Path(given).is_file():
             check_resume(Path(given), settings, self.inputs, config.allow_change)
@@ -237,6 +238,18 @@ def own_outputs(config: Namespace, subcommand: str) -> list[Path]:
         link = Path(config.runs) / config.experiment / link_name(config.name, subcommand)
         return [link, *sidecar_folders(config)]
     return sidecar_folders(config) if subcommand == "predict" else []
+
+
+def check_reuse(config: Namespace, outputs: list[Path]) -> None:
+    """Raises ValueError if a run would reuse draws from the very folder that it writes."""
+    reused = (config.model.init_args or {}).get("reuse") or []
+    written = {output.resolve() for output in outputs}
+    if wrong := [folder for folder in reused if Path(folder).resolve() in written]:
+        raise ValueError(
+            f"model.reuse names {wrong[0]}, which this run writes. Move the old folder away first "
+            f"and name it there: mv {wrong[0]} {wrong[0]}-old, then --model.reuse "
+            f"'[{wrong[0]}-old]'."
+        )
 
 
 def with_base(arguments: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -22,12 +22,14 @@ from mmemb.counterfactual import names_target
 from mmemb.losses import combine
 from mmemb.metrics import MeanSums
 from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
+from mmemb.rationales.draw_seeds import DrawSeeds, SeedBy
+from mmemb.rationales.reuse import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.supervised import ReplyBatch
 from mmemb.rationales.withholding import check_unknowing, known_train_facts
-from mmemb.records import GREEDY, Rationale, ScoredRationale, scored_to_json, stable_hash
+from mmemb.records import Rationale, ScoredRationale, Side, scored_to_json
 
 if TYPE_CHECKING:
-    from mmemb.rationales.tuning import ReplyTuner
+    from mmemb.rationales.supervised import ReplyTuner
 
 PLAIN_LORA = LoraSettings()
 _LOG = logging.getLogger(__name__)
@@ -49,6 +51,9 @@ class RationaleGenerator(LightningModule):
     the train concepts, and every pair is written about by the one that does not know it.
     `allow_fitted` lifts this, warns, and `test` then counts such rationales as `fitted_...`.
 
+    With `reuse` or `seed_by: content` every draw is made once and found again by content
+    (docs/rationales.md): what is needed for this is kept in each sample as `draws.json`.
+
     Args:
         workers: name -> worker; the union of what they write is the pool.
         num_candidates: K, samples per training query and worker.
@@ -64,6 +69,10 @@ class RationaleGenerator(LightningModule):
         optimizer: called with the updates.
         num_warmup: steps of linear warm-up.
         allow_fitted: predict: let workers write about train facts that they were fitted on.
+        reuse: folders of rationales of other runs, whose draws and probes are copied instead of
+            made again; an empty list reuses none, and lets later runs reuse these.
+        seed_by: what stands in a sample's seed for its row, the `key` or the side's `content`.
+            Sampled draws coincide across data sets by content alone, greedy ones always.
     """
 
     def __init__(
@@ -80,18 +89,18 @@ class RationaleGenerator(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         num_warmup: int = 5,
         allow_fitted: bool = False,
+        reuse: list[str] | None = None,
+        seed_by: SeedBy = "key",
     ) -> None:
         super().__init__()
-        if num_candidates < 1:
-            raise ValueError(f"num_candidates {num_candidates}: expected 1 (greedy) or more")
+        self.draw_seeds = DrawSeeds(seed, num_candidates, num_test_draws, seed_by)
         named = {"probe": probe, "tuned": tuned, "test_worker": test_worker}
         for role, name in named.items():
             if name is not None and name not in workers:
                 raise ValueError(f"{role} {name!r} names no worker; they are {sorted(workers)}")
         self.probe = probe
         self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
-        self.num_candidates = num_candidates
-        self.num_test_draws, self.test_worker = num_test_draws, test_worker
+        self.test_worker = test_worker
         self.max_tokens = max_tokens
         self.seed = seed
         self.counts: Counter[str] = Counter()
@@ -100,11 +109,14 @@ class RationaleGenerator(LightningModule):
         self.optimizer, self.num_warmup = optimizer, num_warmup
         self.adapter = nn.ParameterDict()  # the updates alone: no checkpoint holds the whole model
         self._tuner: ReplyTuner | None = None
+        self.reuse, self._book = reuse, None
 
     # fit
 
     @override
     def setup(self, stage: str) -> None:
+        if stage == "predict" and (self.reuse is not None or self.draw_seeds.seed_by == "content"):
+            self._book = DrawBook(self.reuse or (), self.counts)
         if stage != "fit":
             return
         if self.tuned is None:
@@ -147,11 +159,14 @@ class RationaleGenerator(LightningModule):
     def predict_step(
         self, batch: SideBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> SidecarOutput:
-        seeds_BK = self._seeds(batch)
+        seeds_BK = self.draw_seeds.of_batch(batch.keys, batch.sides, batch.metas)
+        asked = [
+            (worker, seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW))
+            for worker, withheld_B in zip(self.workers.values(), self._withheld(batch), strict=True)
+        ]
         pools: list[list[Rationale]] = [[] for _ in batch.keys]
-        for worker, withheld_B in zip(self.workers.values(), self._withheld(batch), strict=True):
-            seeds = seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW)
-            for pool, written in zip(pools, worker.write(batch.sides, seeds), strict=True):
+        for worker, seeds in asked:
+            for pool, written in zip(pools, self._write(worker, batch.sides, seeds), strict=True):
                 pool.extend(written)
         members: list[dict[str, Any]] = [
             {"json": self._candidates(pool, meta)}
@@ -159,8 +174,37 @@ class RationaleGenerator(LightningModule):
         ]
         for row, state_H in self._probed(batch).items():
             members[row]["probe.npy"] = state_H.numpy().astype(np.float16)
-        rows = map(SidecarRow, batch.keys, members, batch.metas)
+        rows = map(SidecarRow, batch.keys, members, self._recorded(batch, asked, members))
         return SidecarOutput(batch.shard, tuple(rows))
+
+    def _write(
+        self, worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
+    ) -> list[list[Rationale]]:
+        if self._book is not None:
+            return self._book.write(worker, sides, seeds_BK)
+        written = worker.write(sides, seeds_BK)
+        tokens = sum(rationale.num_tokens for pool in written for rationale in pool)
+        self.counts["generated tokens"] += tokens
+        return written
+
+    def _recorded(
+        self,
+        batch: SideBatch,
+        asked: Sequence[tuple[RationaleWorker, Tensor]],
+        members: Sequence[dict[str, Any]],
+    ) -> Sequence[Mapping[str, str]]:
+        """Puts what a later run needs to find the draws into `members`, and returns the metas."""
+        if self._book is None:
+            return batch.metas
+        metas: list[Mapping[str, str]] = []
+        for row, (side, meta) in enumerate(zip(batch.sides, batch.metas, strict=True)):
+            probed = self.workers[self.probe] if "probe.npy" in members[row] else None
+            seeds = [(worker, seeds_BK[row]) for worker, seeds_BK in asked]
+            if said := self._book.record(side, seeds, probed):
+                members[row][DRAWS] = said
+            metas.append({**meta, DIGEST: side.digest} if said else meta)
+        self._book.trim()
+        return metas
 
     def _withheld(self, batch: SideBatch) -> Tensor:
         """bool (W, B), what a worker does not write about: it was fitted on the fact, or another
@@ -184,7 +228,9 @@ class RationaleGenerator(LightningModule):
             return {}
         worker = self.workers[self.probe]
         rows = [row for row, side in enumerate(batch.sides) if worker.can_read(side)]
-        return dict(zip(rows, worker.probe([batch.sides[row] for row in rows]), strict=True))
+        sides = [batch.sides[row] for row in rows]
+        states = worker.probe(sides) if self._book is None else self._book.probe(worker, sides)
+        return dict(zip(rows, states, strict=True))
 
     @override
     def on_predict_end(self) -> None:
@@ -223,20 +269,6 @@ class RationaleGenerator(LightningModule):
         self.log_dict(self.sums.compute(), sync_dist=True)
         self.sums.reset()
 
-    def _seeds(self, batch: SideBatch) -> Tensor:
-        rows = [
-            self._draws(key, meta["part"])
-            for key, meta in zip(batch.keys, batch.metas, strict=True)
-        ]
-        width = max(map(len, rows))
-        return torch.tensor([row + [NO_DRAW] * (width - len(row)) for row in rows])
-
-    def _draws(self, key: str, part: str) -> list[int]:
-        if part == "train":
-            return [stable_hash(self.seed, key, k) for k in range(self.num_candidates)]
-        sampled = [stable_hash(self.seed, key, k) for k in range(1, self.num_test_draws)]
-        return [GREEDY, *sampled]
-
     def _candidates(
         self, pool: list[Rationale], meta: Mapping[str, str]
     ) -> list[dict[str, object]]:
@@ -244,7 +276,6 @@ class RationaleGenerator(LightningModule):
         prompt names; at test time a broken draw was paid for, so it stays (an embedder reads
         nothing in it)."""
         self.counts["drawn"] += len(pool)
-        self.counts["generated tokens"] += sum(rationale.num_tokens for rationale in pool)
         if meta["part"] == "train":
             named = frozenset().union(*(worker.concepts for worker in self.workers.values()))
             self.counts["named in the prompt"] += len(pool) * (meta["concept"] in named)
