@@ -111,6 +111,14 @@ class SampleReader:
         """What a worker may see: the query's side of a pair or query, and no more."""
         return _checked(self._query_side, self._members(row, "q"))
 
+    def target_side(self, row: Row) -> Side:
+        """The target's side of a pair, and no more."""
+        return _checked(self._target_side, self._members(row, "t"))
+
+    def candidate_side(self, row: Row) -> Side:
+        """The side of a sample of `candidates/`, without its name."""
+        return self.candidate(row).side
+
     def pair_of(self, members: Members) -> Pair:
         """A pair from the members of one sample."""
         return _checked(self._pair, members)
@@ -156,6 +164,10 @@ class SampleReader:
     def _query_side(self, members: Members) -> Side:
         data = _json(members)
         return self._side(members, "q", data["text"], data["instruction"])
+
+    def _target_side(self, members: Members) -> Side:
+        data = _json(members)
+        return self._side(members, "t", data["target_text"], data["target_instruction"])
 
     def _side(self, members: Members, side: str, text: str, instruction: str) -> Side:
         media = (self._media(members, name, kind) for name, kind in media_of(members.media, side))

@@ -1,4 +1,4 @@
-"""SideDataModule: query sides for stage 1, whose workers must not see anything else."""
+"""SideDataModule: one side of each row for stage 1, whose workers must not see anything else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal, final, get_args
 
 from typing_extensions import override
 
+from datamodules.asked import AskedSides, AskedTasks, AskedWhere, meta_of, part_of
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.reply_steps import ReplyPools, ReplySteps, Use
 from datamodules.samples import FeatureTable, Row, SampleReader
@@ -33,6 +34,7 @@ class SideDataModule(ShardDataModule):
         parts: data parts to write about, or None for all. Rows of other parts travel as empty
             sides, which no worker can read: the sidecar keeps every key of its source.
         tasks: of queries to write about, or None for all; pairs are written about in any case.
+            With `side: target` of pairs, and of the candidates that such tasks rank.
         rationales: `test` and `fit` read this folder.
         decode: decode images, for workers that look at them.
         features: folder of cached features, for workers that look at those instead.
@@ -43,6 +45,11 @@ class SideDataModule(ShardDataModule):
         half: `fit` learns from one half of the train concepts alone, so that the other half can be
             written about (METHOD 3).
         seed: of order and draws of `fit`.
+        side: `query`, or `target`: the targets of pairs, and the rows of `candidates` (folders of
+            queries have none). The two share their shard names, so each needs a sidecar of its own.
+        sides: for each task the side that is written about, `query`, `target`, `both` or `none`;
+            of tasks that it does not name `both`. It holds for pairs, queries and candidates, so
+            one mapping serves the run over queries and the one over targets.
     """
 
     def __init__(
@@ -60,16 +67,18 @@ class SideDataModule(ShardDataModule):
         writer: str | None = None,
         half: Literal["a", "b"] | None = None,
         seed: int = 0,
+        side: AskedWhere = "query",
+        sides: dict[str, AskedSides] | None = None,
     ) -> None:
         super().__init__(root)
         if use not in get_args(Use):
             raise ValueError(f"use {use!r}: expected one of {', '.join(get_args(Use))}.")
         self._folders, self._batch_size = folders, batch_size
         self._parts: Collection[str] | None = parts
-        self._tasks: Collection[str] | None = tasks
         self._rationales, self._num_workers = rationales, num_workers
         self._use, self._writer, self._half, self._seed = use, writer, half, seed
         self._decode, self._features = decode, features
+        self._asked = AskedTasks(self.root, side, tasks, sides or {})
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
@@ -77,6 +86,11 @@ class SideDataModule(ShardDataModule):
 
     @override
     def train_dataloader(self) -> StepStream:
+        if self._asked.side != "query":
+            raise ValueError(
+                f"data.side is {self._asked.side!r}, but `fit` teaches a worker to write about "
+                "queries, as the test asks it to: set data.side to query."
+            )
         rank_slice(range(self._batch_size), *self.place)  # complain here, not in a worker
         rows = self._pools.rows
         entries = [replace(row.entry, meta={}) for row in rows]  # of one group: nobody contrasts
@@ -111,9 +125,7 @@ class SideDataModule(ShardDataModule):
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
         rows = self.open_rows(self._folders)
-        found = {row.meta["task"] for row in rows if "group" not in row.meta}
-        if unknown := sorted(set(self._tasks or ()) - found):
-            raise ValueError(f"Unknown task(s) {unknown}; {self._folders} have {sorted(found)}.")
+        self._asked.check(rows, self._folders)
         return rows
 
     @cached_property
@@ -145,20 +157,20 @@ class SideDataModule(ShardDataModule):
         return SampleReader(table, pixels=self._decode)
 
     def _is_wanted(self, row: Row) -> bool:
-        of_task = self._tasks is None or "group" in row.meta or row.meta["task"] in self._tasks
-        return of_task and (self._parts is None or row.meta["part"] in self._parts)
+        of_part = self._parts is None or part_of(row) in {None, *self._parts}
+        return of_part and self._asked.includes(row)
 
     def _side_batch(self, chunk: Chunk) -> Item:
         batch = SideBatch(
             shard=chunk.shard,
             keys=tuple(row.entry.key for row in chunk.rows),
             sides=tuple(self._side(row) for row in chunk.rows),
-            metas=tuple(row.meta for row in chunk.rows),
+            metas=tuple(meta_of(row) for row in chunk.rows),
         )
         return batch, ()
 
     def _side(self, row: Row) -> Side:
-        return self._reader.query_side(row) if self._is_wanted(row) else Side()
+        return self._asked.read(self._reader, row) if self._is_wanted(row) else Side()
 
     def _pair_batch(self, chunk: Chunk) -> Item:
         pairs = tuple(self._reader.pair(row) for row in chunk.rows)
