@@ -82,6 +82,9 @@ class ExperimentCLI(LightningCLI):
             help="folder of all runs (default: $MMEMB_RUNS or runs)",
         )
         parser.add_argument("--data_root", type=str, help="prepared data, e.g. data/pocket")
+        parser.add_argument(
+            "--vlm", type=str, help="folder or hub id of the vision-language model of the recipes"
+        )
         parser.add_argument("--owner", type=str, default=_user(), help="recorded with the run")
         parser.add_argument(
             "--tags", type=str, nargs="+", default=[], help="words to find the run by"

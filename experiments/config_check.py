@@ -30,6 +30,7 @@ SHARED_KEYS = (
     "experiment",
     "runs",
     "data_root",
+    "vlm",
     "needs",
     "allow_change",
     "owner",

@@ -140,6 +140,23 @@ def test_instructions_stand_where_the_style_says(folders: dict[str, Path]) -> No
     assert "Look." not in in_system.text(Side("Peru"))
 
 
+def test_prompts_without_a_template_are_those_of_vlm2vec(folders: dict[str, Path]) -> None:
+    """Marks, instruction, text; bare picture tokens, counted one by one."""
+    style = PromptStyle(chat=False, positions="plain", suffix="\n")
+    backbone = VisionLanguageBackbone(str(folders["qwen2_vl"]), style)
+    asked = Side("a cat?", "Represent the given image with the question: \n", (picture(1),))
+    assert backbone.prompts.text(asked) == (
+        "<|image_pad|> Represent the given image with the question:\n a cat?\n"
+    )
+    assert backbone.prompts.text(Side("a label")) == "a label\n"
+    prompt = backbone.prompts.build(asked)
+    inputs = collate(backbone.model, [prompt], "left").inputs
+    assert torch.equal(inputs["position_ids"][:, 0], torch.arange(len(prompt)).expand(3, -1))
+    axes = VisionLanguageBackbone(str(folders["qwen2_vl"]), replace(style, positions="model"))
+    with torch.no_grad():
+        assert (backbone.encode([asked]) - axes.encode([asked])).abs().max() > 1e-4
+
+
 def test_a_template_that_opens_a_thought_is_cut_back(folders: dict[str, Path]) -> None:
     """The prompt must be the same at every depth."""
     backbone = qwen(folders)

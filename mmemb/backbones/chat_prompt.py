@@ -57,6 +57,12 @@ class PromptStyle:
         system: of every conversation; empty = no system turn.
         instruction_in: where a side's instruction goes: in place of `system`, or before the text.
         default_instruction: of sides that have none (most candidates); empty = none.
+        chat: whether the model's chat template is used; without it a prompt is the marks of the
+            side's media, its instruction and its text, one space between, as VLM2Vec has it.
+        image_mark: stands for a picture where there is no chat template.
+        video_mark: the same for a clip.
+        positions: `model` = as the model counts them, in time, height and width; `plain` = one by
+            one, as models were trained whose prompts lacked the marks of pictures (VLM2Vec).
         suffix: text behind the generation prompt, such as an end token that is pooled.
         add_generation_prompt: whether the turn of the model is opened.
         template_arguments: for the template, such as `enable_thinking: false`.
@@ -73,6 +79,10 @@ class PromptStyle:
     system: str = ""
     instruction_in: Literal["system", "user"] = "user"
     default_instruction: str = ""
+    chat: bool = True
+    image_mark: str = "<|image_pad|>"
+    video_mark: str = "<|video_pad|>"
+    positions: Literal["model", "plain"] = "model"
     suffix: str = ""
     add_generation_prompt: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +97,8 @@ class PromptStyle:
     def __post_init__(self) -> None:
         if self.instruction_in not in ("system", "user"):
             raise ValueError(f"instruction_in {self.instruction_in!r}: expected system or user.")
+        if self.positions not in ("model", "plain"):
+            raise ValueError(f"positions {self.positions!r}: expected model or plain.")
         if self.long_text not in ("truncate", "error"):
             raise ValueError(f"long_text {self.long_text!r}: expected truncate or error.")
         if min(self.max_frames, self.max_length) < 1 or not self.frames_per_second > 0:
@@ -111,7 +123,8 @@ class PromptBuilder:
     def __init__(self, processor: Any, style: PromptStyle) -> None:
         self.processor, self.style = processor, style
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        if not (getattr(processor, "chat_template", None) or self.tokenizer.chat_template):
+        has_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
+        if style.chat and not has_template:
             raise ValueError(
                 "The model's processor has no chat template, so no prompt can be made. Use an "
                 "instruction-tuned model, or put a chat_template.jinja into its folder."
@@ -158,7 +171,15 @@ class PromptBuilder:
 
     def text(self, side: Side, ending: str = "") -> str:
         """The prompt as text, a placeholder for each picture or clip."""
-        return self.render(self._messages(side)) + self.style.suffix + ending
+        said = self.render(self._messages(side)) if self.style.chat else self._unframed(side)
+        return said + self.style.suffix + ending
+
+    def _unframed(self, side: Side) -> str:
+        style = self.style
+        parts = [style.image_mark for media in side.media if media.kind == "image"]
+        parts += [style.video_mark] if self._frames(side) else []
+        parts += [side.instruction or style.default_instruction, side.text]
+        return " ".join(part for part in parts if part).replace(" \n", "\n")
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as text, by the model's template; no thought is opened."""
@@ -192,6 +213,8 @@ class PromptBuilder:
         read.pop("attention_mask", None)
         ids = tuple(read.pop("input_ids")[0].tolist())
         kinds = {name: read.pop(name)[0] for name in _PER_TOKEN if name in read}
+        if self.style.positions == "plain":
+            kinds.pop("mm_token_type_ids", None)  # by it the axes would be counted
         media = {name: value for name, value in read.items() if isinstance(value, Tensor)}
         return Prompt(ids, kinds, media)
 
