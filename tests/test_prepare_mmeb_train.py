@@ -87,7 +87,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare(source: Path, out: Path, *more: str, names: Sequence[str] = NAMES) -> int:
     command = ["mmeb-train", "--source", str(source), "--out", str(out), "--workers", "1"]
-    return main([*command, "--validation-share", "0.2", "--sources", *names, *more])
+    command += ["--validation-share", "0.2", "--gate-share", "0.1", "--calibration-share", "0.1"]
+    return main([*command, "--sources", *names, *more])
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +145,13 @@ def test_no_picture_lies_on_both_sides_of_the_cut(root: Path) -> None:
     tested = {d for index in (queries, candidates) for e in index.entries for d in e.media.values()}
     assert tested
     assert not tested & trained
-    assert {entry.meta["part"] for entry in queries.entries} == {"val"}
+    pictures: dict[str, set[str]] = {"val": set(), "gate": set(), "calibration": set()}
+    for entry in queries.entries:
+        pictures[entry.meta["part"]] |= set(entry.media.values())
+    assert all(pictures.values())
+    assert sum(map(len, pictures.values())) == len(set.union(*pictures.values()))
     report = json.loads((root / "reports/VOC2007.json").read_text())
-    assert report["pairs"] + report["validation"] + report["empty"] == ROWS
+    assert report["pairs"] + report["held_out"] + report["empty"] == ROWS
     assert report["empty"] == 1
 
 
@@ -196,7 +201,8 @@ def test_broken_pictures_and_columns_are_named(
     said = capsys.readouterr().err
     assert "CIRR, row 1" in said
     assert "b.webp cannot be decoded" in said
-    more = ("--on-error", "skip", "--validation-share", "0")
+    more = ("--on-error", "skip", "--validation-share", "0", "--gate-share", "0")
+    more += ("--calibration-share", "0")
     assert prepare(tmp_path / "source", tmp_path / "skipped", *more, names=["CIRR"]) == 0
     report = json.loads((tmp_path / "skipped/reports/CIRR.json").read_text())
     assert (report["pairs"], len(report["skipped"])) == (1, 1)

@@ -1,4 +1,4 @@
-"""`prepare mmeb-train`: local copies of the training data -> pairs and a validation cut."""
+"""`prepare mmeb-train`: local copies of the training data -> pairs, and cuts that are held out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from datamodules.prepare.mmeb_train.rows import read_source
 from datamodules.prepare.mmeb_train.write import (
     Cut,
     Report,
-    validation_rows,
+    held_out_rows,
+    write_held_out,
     write_pairs,
-    write_validation,
 )
 from mmemb.benchmarks.mmeb_train import MIXTURE, TOTAL_WEIGHT, Source, source_named
 from mmemb.files import write_atomically
@@ -30,7 +30,7 @@ from mmemb.records import EvaluationTask, to_json
 
 HELP = "the training mixture of MMEB-V2, from local copies (docs/mmeb_train.md)"
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever this code writes something else for the same files."""
 
 MANIFEST, MIXTURE_FILE = "manifest.json", "mixture.yaml"
@@ -47,15 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error", choices=("raise", "skip"), default="raise", help="at a broken picture"
     )
     parser.add_argument("--validation-share", type=float, default=0.01, help="of the topics")
-    parser.add_argument("--validation-queries", type=int, default=200, help="most of a source")
+    parser.add_argument("--gate-share", type=float, default=0.01, help="the same of part gate")
+    parser.add_argument(
+        "--calibration-share", type=float, default=0.005, help="the same of part calibration"
+    )
+    parser.add_argument(
+        "--validation-queries", type=int, default=200, help="most of a source and part"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Checks or converts the sources."""
     sources = [source_named(name) for name in options.sources or [s.name for s in MIXTURE]]
-    cut = Cut(options.validation_share, options.validation_queries)
-    if not 0 <= cut.share < 1 or options.workers < 1:
-        raise ValueError("--validation-share: expected 0 to below 1; --workers: 1 or more.")
+    shares = (options.validation_share, options.gate_share, options.calibration_share)
+    cut = Cut(*shares, options.validation_queries)
+    if not 0 <= sum(shares) < 1 or min(shares) < 0 or options.workers < 1:
+        raise ValueError(
+            "--validation-share, --gate-share and --calibration-share: expected 0 to below 1 "
+            "together; --workers: 1 or more."
+        )
     if options.check:
         _tell_failures([_checked(source, options.source / source.repository) for source in sources])
         return
@@ -101,8 +111,7 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
 def _said(report: Report) -> str:
     lost = f", {len(report.skipped)} left out" if report.skipped else ""
     return (
-        f"{report.pairs:,} pairs, {report.validation:,} rows kept for validation, "
-        f"{report.empty:,} empty{lost}"
+        f"{report.pairs:,} pairs, {report.held_out:,} rows held out, {report.empty:,} empty{lost}"
     )
 
 
@@ -110,12 +119,12 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     """Queries, candidates, tasks, the overlay for training, and the manifest, last."""
     folders = {source: options.source / source.repository for source in sources}
     skips = options.on_error == "skip"
-    rows = {source: validation_rows(source, folders[source], cut, skips) for source in sources}
+    rows = {source: held_out_rows(source, folders[source], cut, skips) for source in sources}
     marks = [_fingerprint(options, cut, source) for source in sources]
     mark = hashlib.sha256("".join(marks).encode()).hexdigest()[:16]
     asked = {source: found for source, found in rows.items() if found}
     if asked:
-        write_validation(asked, folders, options.out, mark)
+        write_held_out(asked, folders, options.out, mark)
     tasks = [EvaluationTask(s.name, "validation", s.name, seen_answer=True) for s in asked]
     write_json(options.out / "tasks.json", [to_json(task) for task in tasks])
     weights = {source.name: source.weight for source in sources}

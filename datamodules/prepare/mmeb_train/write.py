@@ -1,8 +1,9 @@
-"""Rows of the mixture as pairs, and a fixed cut of them as validation queries."""
+"""Rows of the mixture as pairs, and fixed cuts of them as queries: val, gate, calibration."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +15,41 @@ from datamodules.prepare.mmeb.pictures import UnreadableError
 from datamodules.prepare.mmeb_train.media import MediaStore
 from datamodules.prepare.mmeb_train.rows import TrainRow, TrainSide, read_source
 from mmemb.benchmarks.mmeb_train import Source
-from mmemb.records import stable_hash
+from mmemb.records import PARTS, stable_hash
 from mmemb.shard_writer import Sample, write_folder
 
 SAMPLES_PER_SHARD = 512
+
+Held = tuple[str, TrainRow]
+"""A part and a row of it."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which rows are for validation: by hash of what they show, so that no picture lies on both
-    sides.
+    """Which rows are held out: by hash of what they show, so that no picture lies in two parts.
 
     Attributes:
-        share: of the topics.
-        most: queries of a source; later ones are trained on no more than earlier ones.
+        share: of the topics, for part `val`.
+        gate: the same for part `gate`.
+        calibration: the same for part `calibration`.
+        most: queries of a source and part; later ones are trained on no more than earlier ones.
     """
 
     share: float = 0.01
+    gate: float = 0.01
+    calibration: float = 0.005
     most: int = 200
 
-    def holds(self, row: TrainRow) -> bool:
-        """Whether the row's topic is in the validation cut."""
-        return stable_hash("mmeb-train validation", row.topic) % 10_000 < 10_000 * self.share
+    def part(self, row: TrainRow) -> str:
+        """The part that the row's topic belongs to."""
+        place, end = stable_hash("mmeb-train validation", row.topic) % 10_000, 0.0
+        for name, share in (("val", self.share), ("gate", self.gate),
+                            ("calibration", self.calibration)):  # fmt: skip
+            end += 10_000 * share
+            if place < end:
+                return name
+        return "train"
 
 
 @final
@@ -46,13 +59,13 @@ class Report:
 
     Attributes:
         pairs: written.
-        validation: in the cut, of which at most `Cut.most` become queries.
+        held_out: in the cuts; at most `Cut.most` of a part become queries.
         empty: with nothing on one side.
         skipped: one sentence for each row that could not be read.
     """
 
     pairs: int
-    validation: int
+    held_out: int
     empty: int
     skipped: tuple[str, ...]
 
@@ -61,15 +74,15 @@ def write_pairs(
     source: Source, folder: Path, out: Path, cut: Cut, fingerprint: str, skips: bool
 ) -> Report:
     """Writes `<out>/pairs/<source>`; shards of the same fingerprint stay."""
-    counts, skipped = {"pairs": 0, "validation": 0, "empty": 0}, list[str]()
+    counts, skipped = {"pairs": 0, "held_out": 0, "empty": 0}, list[str]()
     store = MediaStore(folder)
 
     def samples() -> Iterator[Sample]:
         for row in tqdm(read_source(source, folder), desc=source.name, disable=None):
             if row.is_empty:
                 counts["empty"] += 1
-            elif cut.holds(row):
-                counts["validation"] += 1
+            elif cut.part(row) != "train":
+                counts["held_out"] += 1
             else:
                 try:
                     sample = _pair(source, row, store)
@@ -91,14 +104,14 @@ def write_pairs(
     return Report(**counts, skipped=tuple(skipped))
 
 
-def validation_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[TrainRow]:
-    """The first readable rows of the cut, at most `cut.most`, one for each topic."""
-    found: dict[str, TrainRow] = {}
+def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[Held]:
+    """The first readable rows of each cut, at most `cut.most`, one for each topic."""
+    found: dict[str, Held] = {}
+    counts: Counter[str] = Counter()
     store = MediaStore(folder)
     for row in read_source(source, folder):
-        if len(found) >= cut.most:
-            break
-        if row.is_empty or row.topic in found or not cut.holds(row):
+        part = cut.part(row)
+        if row.is_empty or row.topic in found or part == "train" or counts[part] >= cut.most:
             continue
         try:
             for side in (row.query, row.target):
@@ -107,16 +120,17 @@ def validation_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list
             if not skips:
                 raise ValueError(f"{source.name}, row {row.number}: {error}") from None
             continue
-        found[row.topic] = row
-    return list(found.values())
+        found[row.topic] = (part, row)
+        counts[part] += 1
+    return sorted(found.values(), key=lambda held: PARTS.index(held[0]))
 
 
-def write_validation(
-    rows: Mapping[Source, list[TrainRow]], folders: Mapping[Source, Path], out: Path, mark: str
+def write_held_out(
+    rows: Mapping[Source, list[Held]], folders: Mapping[Source, Path], out: Path, mark: str
 ) -> None:
     """Writes `queries/` and `candidates/`: each source is a task, its targets are the gallery."""
     candidates = {
-        (source, row.target.name): row.target for source, found in rows.items() for row in found
+        (source, row.target.name): row.target for source, found in rows.items() for _, row in found
     }
     stores = {source: MediaStore(folder) for source, folder in folders.items()}
     tables: dict[str, Iterable[Sample]] = {
@@ -125,7 +139,9 @@ def write_validation(
             for number, ((source, _), side) in enumerate(candidates.items())
         ),
         "queries": (
-            _query(source, row, stores[source]) for source, found in rows.items() for row in found
+            _query(source, part, row, stores[source])
+            for source, found in rows.items()
+            for part, row in found
         ),
     }
     for name, samples in tables.items():
@@ -155,8 +171,8 @@ def _pair(source: Source, row: TrainRow, store: MediaStore) -> Sample:
     return Sample(_key(source, row), members | _json(data), meta | {"half": ""})
 
 
-def _query(source: Source, row: TrainRow, store: MediaStore) -> Sample:
-    labels = _labels(source, row, "val")
+def _query(source: Source, part: str, row: TrainRow, store: MediaStore) -> Sample:
+    labels = _labels(source, row, part)
     data = labels | {
         "instruction": row.query.instruction,
         "text": row.query.text,
