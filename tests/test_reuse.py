@@ -267,7 +267,6 @@ def test_the_command_line_takes_folders() -> None:
         config = parse([*command, "--model.reuse", "[a/b, c]", "--model.seed_by", "content"])
         assert config.model.init_args.reuse == ["a/b", "c"]
         assert config.model.init_args.seed_by == "content"
-        assert parse(command).model.init_args.reuse is None
 
 
 # ---- a language model
