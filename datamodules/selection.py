@@ -10,11 +10,12 @@ from typing_extensions import override
 
 from datamodules.evaluation import CANDIDATES, EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
+from datamodules.negatives import NegativeTable
 from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.batches import PairRowBatch
-from mmemb.records import Candidate, Pair, Query, Side
+from mmemb.records import Candidate, Pair, Query, Side, stable_hash
 from mmemb.shards import ShardIndex
 
 
@@ -33,6 +34,9 @@ class SelectionDataModule(ShardDataModule):
         selected: folder of what `predict` wrote, read by `test`.
         features: folder of cached features, or None to decode images.
         num_workers: processes that read ahead.
+        num_negatives: how many wrong candidates a pair is judged against, the same ones always;
+            None = all of its gallery, which is too many for a generative judge.
+        negatives: folder of mined hard negatives, which come first; needs `num_negatives`.
     """
 
     def __init__(
@@ -44,8 +48,15 @@ class SelectionDataModule(ShardDataModule):
         selected: str | None = None,
         features: str | None = None,
         num_workers: int = 0,
+        num_negatives: int | None = None,
+        negatives: str | None = None,
     ) -> None:
         super().__init__(root)
+        if num_negatives is not None and num_negatives < 1:
+            raise ValueError(f"num_negatives {num_negatives}: expected 1 or more, or null for all.")
+        if negatives is not None and num_negatives is None:
+            raise ValueError("negatives is set, but not num_negatives: say how many are judged.")
+        self._num_negatives, self._negatives = num_negatives, negatives
         self._rationales, self._selected, self._pairs = rationales, selected, tuple(pairs)
         self._batch_size, self._features = batch_size, features
         self._num_workers = num_workers
@@ -136,7 +147,8 @@ class SelectionDataModule(ShardDataModule):
     def _pair_batch(self, table: RationaleTable, chunk: Chunk) -> Item:
         pairs = tuple(self._reader.pair(row) for row in chunk.rows)
         rationales = tuple(table.read(row) for row in chunk.rows)
-        candidates = tuple(self._candidates(pair) for pair in pairs)
+        mined = [self._mined.draw(row, 0) if self._mined else () for row in chunk.rows]
+        candidates = tuple(map(self._candidates, pairs, mined))
         return PairRowBatch(chunk.shard, pairs, rationales, candidates), ()
 
     def _query_batch(self, table: RationaleTable, chunk: Chunk) -> Item:
@@ -164,13 +176,27 @@ class SelectionDataModule(ShardDataModule):
             answers=query.answers,
         )
 
-    def _candidates(self, pair: Pair) -> tuple[Side, ...]:
-        """The target, then every candidate of its gallery that is not right too."""
+    @cached_property
+    def _mined(self) -> NegativeTable | None:
+        if self._negatives is None or self._num_negatives is None:
+            return None
+        sources = {id(row.index): row.index for row in self._rows}.values()
+        return NegativeTable(
+            self._negatives, sources, self.root, self._reader, self._num_negatives, seed=0
+        )
+
+    def _candidates(self, pair: Pair, mined: Sequence[Candidate] = ()) -> tuple[Side, ...]:
+        """The target, then wrong candidates of its gallery: all, or mined ones and some others."""
         if pair.gallery not in self._galleries:
             raise ValueError(
                 f"Pair {pair.key}: its gallery {pair.gallery!r} is not in {self.root / CANDIDATES} "
                 f"(there are {sorted(self._galleries)}). Prepare the data again."
             )
         right = {pair.target_name, *pair.positives}
-        wrong = [c.side for c in self._galleries[pair.gallery] if c.name not in right]
-        return (pair.target, *wrong)
+        wrong = [c for c in self._galleries[pair.gallery] if c.name not in right]
+        if self._num_negatives is not None:
+            hard = [c for c in mined if c.name not in right]
+            names = {c.name for c in hard}
+            wrong = sorted(wrong, key=lambda c: stable_hash("judged", pair.key, c.name))
+            wrong = [*hard, *(c for c in wrong if c.name not in names)][: self._num_negatives]
+        return (pair.target, *(c.side for c in wrong))

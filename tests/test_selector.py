@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import pytest
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 from callbacks import SidecarWriter
 from datamodules import SelectionDataModule
 from lightning_modules import CounterfactualSelector
-from mmemb.evaluators import PairEvaluator
+from mmemb.batches import PairRowBatch
+from mmemb.evaluators import PairEvaluator, YesNoEvaluator
 from mmemb.placebos import placebo_donors
 from mmemb.records import Rationale, Side, scored_from_json, stable_hash
 from mmemb.shards import ShardIndex
 from tests.tiny_sidecars import write_tiny_rationales
 from tests.tiny_trainer import trainer_of
+from tests.vlm import folder as vlm_folder
 
 PAIRS, POOL = 16, 3
 
@@ -225,3 +227,59 @@ def test_predicting_before_fitting_says_what_to_do(
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"selection\.json is missing.*fit"):
         select(tmp_path, tiny_root, rationales)
+
+
+def test_a_judge_may_be_shown_some_negatives(
+    tiny_root: Path, rationales: Path, tmp_path: Path
+) -> None:
+    """The same ones always, and the target first."""
+
+    def batches(**settings: Any) -> list[PairRowBatch]:
+        data = SelectionDataModule(str(tiny_root), str(rationales), 4, **settings)
+        return list(data.predict_dataloader())
+
+    def digests(batch: PairRowBatch) -> list[list[str]]:
+        return [[side.digest for side in sides] for sides in batch.candidates]
+
+    whole, some, again = batches(), batches(num_negatives=3), batches(num_negatives=3)
+    for every, few, same in zip(whole, some, again, strict=True):
+        assert digests(few) == digests(same)
+        for pair, all_of_it, shown in zip(every.pairs, digests(every), digests(few), strict=True):
+            assert shown[0] == pair.target.digest
+            assert len(shown) == 4
+            assert set(shown) <= set(all_of_it)
+    with pytest.raises(ValueError, match="num_negatives 0"):
+        batches(num_negatives=0)
+    with pytest.raises(ValueError, match="not num_negatives"):
+        batches(negatives="somewhere")
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_generative_judge_selects_by_its_margin(
+    tiny_root: Path, rationales: Path, tmp_path: Path
+) -> None:
+    """The whole stage over the real evaluator: eta keeps the stated share of the margins."""
+    data = SelectionDataModule(str(tiny_root), str(rationales), 8, num_negatives=2)
+    run = tmp_path / "selection"
+
+    def module() -> CounterfactualSelector:
+        judge = YesNoEvaluator(str(vlm_folder("qwen3_vl")))
+        return CounterfactualSelector(judge, str(run), contrast="margin", keep_share=0.5)
+
+    trainer_of(run, max_epochs=1, limit_val_batches=1.0).fit(module(), datamodule=data)
+    writer = SidecarWriter(str(tmp_path / "selected"))
+    writer.fingerprint = "f"
+    trainer_of(tmp_path / "p", callbacks=[writer]).predict(
+        module(), datamodule=data, return_predictions=False
+    )
+    index = ShardIndex.open(tmp_path / "selected")
+    scored = [
+        scored_from_json(row)
+        for entry in index.entries
+        for row in json.loads(index.read(entry)["json"])
+    ]
+    margins = [s.scores["margin"] for s in scored if s.scores]
+    kept = [s.scores["margin"] for s in scored if s.kept]
+    assert len(set(margins)) > len(margins) / 2
+    assert len(kept) == pytest.approx(len(margins) / 2, abs=1)
+    assert min(kept) >= max(m for s, m in zip(scored, margins, strict=True) if not s.kept)
