@@ -128,10 +128,16 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     tasks = [EvaluationTask(s.name, "validation", s.name, seen_answer=True) for s in asked]
     write_json(options.out / "tasks.json", [to_json(task) for task in tasks])
     weights = {source.name: source.weight for source in sources}
-    overlay = {"pairs": [f"pairs/{name}" for name in weights], "group_weights": weights}
-    text = yaml.safe_dump({"data": {"init_args": overlay}}, sort_keys=False)
-    heading = f"# Overlay: a source is drawn with probability weight / {TOTAL_WEIGHT}.\n"
-    write_atomically(options.out / MIXTURE_FILE, (heading + text).encode())
+    pairs = [f"pairs/{name}" for name in weights]
+    drawn = f"a source is drawn with probability weight / {TOTAL_WEIGHT}"
+    overlays: dict[str, tuple[str, dict[str, Any]]] = {
+        MIXTURE_FILE: (drawn, {"pairs": pairs, "group_weights": weights}),
+        "sides.yaml": ("what stage 1 writes about", {"folders": [*pairs, "queries"]}),
+        "judged.yaml": ("what stage 2 judges", {"pairs": pairs}),
+    }
+    for name, (says, settings) in overlays.items():
+        text = yaml.safe_dump({"data": {"init_args": settings}}, sort_keys=False)
+        write_atomically(options.out / name, f"# Overlay: {says}.\n{text}".encode())
     reports = {s.name: read_json(_report_path(options.out, s), "a report") for s in sources}
     write_json(options.out / MANIFEST, {"fingerprint": mark, "sources": reports})
     print(f"{options.out / MIXTURE_FILE}: --config it beside a training configuration")

@@ -48,8 +48,7 @@ class Prompt:
         return Prompt((*self.ids, *ids), kinds, self.media)
 
 
-@final
-@dataclass(frozen=True)  # no slots: jsonargparse reads a default's fields by `vars`
+@dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
 class PromptStyle:
     """How sides are put to a model; what an embedder was trained with must be kept.
 

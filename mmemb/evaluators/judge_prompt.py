@@ -18,8 +18,7 @@ _MARKS = ("\x01", "\x02")
 """Where the rendered conversation is cut; no text holds them."""
 
 
-@final
-@dataclass(frozen=True)  # no slots: jsonargparse reads a default's fields by `vars`
+@dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
 class JudgeStyle:
     """Wording of the question; of a reranker's checkpoint, the one that it was trained with.
 
