@@ -1,0 +1,217 @@
+"""`python -m experiments.export FOLDER --to transformers|sentence-transformers --out DIR`.
+
+FOLDER is a run that trained an embedder, a gate's run, or a saved backbone. What is written is the
+direct path, with a model card; whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import run_facts
+from experiments.model_card import RunFacts, card
+from experiments.run import USER_ERRORS, quieten
+from experiments.saved_backbone import Found, find_backbone
+
+TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
+
+_CHAT = "VisionLanguageBackbone"
+
+_SENTENCES_USE = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{out}")
+vectors = model.encode(["a text"]{prompt})
+"""
+
+_TRANSFORMERS_USE = """\
+import torch
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{out}").eval()
+processor = AutoProcessor.from_pretrained("{out}")
+prompt = {prompt!r}  # of "a text"
+inputs = processor(text=[prompt], return_tensors="pt")
+with torch.no_grad():
+    state = model(**inputs).last_hidden_state[:, -1]
+vectors = torch.nn.functional.normalize(state.float(), dim=-1)
+"""
+
+_ADAPTER_USE = """\
+from peft import PeftModel
+from transformers import {auto}
+
+model = PeftModel.from_pretrained({auto}.from_pretrained("BASE"), "{out}")
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exports, or says in one paragraph why not."""
+    options = _parse(arguments)
+    quieten()
+    try:
+        print(export(options.folder, options.to, options.out, options.adapter, options.scores))
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def export(
+    folder: Path, to: str, out: Path, adapter: bool = False, scores: Path | None = None
+) -> str:
+    """Writes the folder `out` and says what it is.
+
+    Args:
+        folder: of a run or a backbone.
+        to: `transformers` or `sentence-transformers`.
+        out: a folder that does not exist yet, or is empty.
+        adapter: only the LoRA updates, for peft.
+        scores: folder of score files of this model, for the card.
+
+    Raises:
+        ValueError: it cannot be exported so, or `out` is taken.
+        FileNotFoundError: there is no backbone, or a package is missing.
+    """
+    found = find_backbone(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
+    command = ["python", "-m", "experiments.export", found.name, "--to", to]
+    facts = _facts(found, scores)
+    facts |= {"export": shlex.join([*command, *(["--adapter"] if adapter else [])])}
+    if to == SENTENCES and adapter:
+        raise ValueError("--adapter is for --to transformers: peft loads it, not this package.")
+    if to == TRANSFORMERS and found.kind != _CHAT:
+        raise ValueError(
+            f"{found.backbone} holds a {found.kind}, which is no model of transformers: it mixes "
+            "pictures and texts in ways that no Auto class knows. Load it with "
+            "`mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
+        )
+    write = _adapter if adapter else {TRANSFORMERS: _transformers, SENTENCES: _sentences}[to]
+    with_card = _whole(out, lambda fresh: _describe(fresh, facts | write(found, fresh, out)))
+    return f"{out}: {with_card}"
+
+
+def _whole(out: Path, write: Callable[[Path], str]) -> str:
+    """Writes a folder beside its place and moves it there when all of it is written."""
+    fresh = out.parent / f".{out.name}.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        said = write(fresh)
+        fresh.replace(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return said
+
+
+def _describe(fresh: Path, facts: dict[str, Any]) -> str:
+    run = RunFacts(**facts)
+    (fresh / "README.md").write_text(card(run), encoding="utf-8")
+    return " ".join([f"{run.kind} for {run.library}, direct path.", *run.notes])
+
+
+def _facts(found: Found, scores: Path | None) -> dict[str, Any]:
+    base, hub = run_facts.base_models(found)
+    data, data_name = run_facts.data_sources(found)
+    measured, where = run_facts.figures(found, scores)
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "base": tuple(base),
+        "hub_base": tuple(hub),
+        "data": tuple(data),
+        "data_name": data_name,
+        "figures": tuple(measured),
+        "measured": where,
+        **run_facts.records(found),
+    }
+
+
+def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+    from experiments.sentence_folder import write_sentence_folder
+
+    prompts = run_facts.instructions(found, texts_only=found.kind != _CHAT)
+    difference, reads = write_sentence_folder(found.backbone, fresh, prompts)
+    notes = [
+        "Stock modules of sentence-transformers alone: no trust_remote_code is needed.",
+        f"Compared with the original when it was exported: largest difference {difference:.0e}, "
+        "in float32.",
+    ]
+    if "pictures" not in reads:
+        notes.append("Text only: no stock module reads pictures as this backbone does.")
+    if prompts:
+        notes.append(
+            f"Instructions are prompts by task, such as `prompt_name={min(prompts)!r}`; another "
+            "one is given as `prompt`" + _ending(found) + "."
+        )
+    use = f', prompt_name="{min(prompts)}"' if prompts else ""
+    usage = _SENTENCES_USE.format(out=out.name, prompt=use)
+    return {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
+
+
+def _ending(found: Found) -> str:
+    return "" if found.kind == _CHAT else ", with a space at its end"
+
+
+def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+    shutil.copytree(found.backbone / "model", fresh)
+    prompts = _prompts(found)
+    note = "A plain model: low-rank updates, if there were any, are part of the weights."
+    usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))
+    reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
+    return {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": (note,)}
+
+
+def _adapter(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+    from experiments.adapter_folder import write_adapter_folder
+
+    write_adapter_folder(found, fresh)
+    prompts = _prompts(found)
+    auto = (
+        "AutoModelForCausalLM" if prompts.modalities == {"text"} else "AutoModelForImageTextToText"
+    )
+    notes = (
+        "Low-rank updates alone; the base model is fetched from where it came from.",
+        f"A text is put to the model as {prompts.text(_example())!r}.",
+    )
+    usage = _ADAPTER_USE.format(out=out.name, auto=auto)
+    reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
+    return {"library": "peft", "reads": reads, "usage": usage, "notes": notes}
+
+
+def _prompts(found: Found) -> Any:
+    """How the backbone puts sides to its model; the model itself is not loaded."""
+    from transformers import AutoProcessor
+
+    from mmemb.backbones import PromptStyle
+    from mmemb.backbones.chat_prompt import PromptBuilder
+    from mmemb.lineage import read_json
+
+    said = read_json(found.backbone / "config.json", "a saved backbone")["init_args"]
+    processor = AutoProcessor.from_pretrained(found.backbone / "model")
+    return PromptBuilder(processor, PromptStyle(**said["style"]))
+
+
+def _example() -> Any:
+    from mmemb.records import Side
+
+    return Side("a text")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__)
+    parser.add_argument("folder", type=Path, help="runs/pocket/embedder, or a saved backbone")
+    parser.add_argument("--to", choices=(TRANSFORMERS, SENTENCES), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--adapter", action="store_true", help="only the LoRA updates, for peft")
+    parser.add_argument("--scores", type=Path, help="score files of this model, for the card")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What the records of a run say for the model card of its backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.model_card import Figure, Ingredient
+from experiments.saved_backbone import Found, config_of, is_run
+from mmemb.lineage import read_json, run_mark
+from mmemb.records import EvaluationTask
+from mmemb.score_files import read_scores, read_values
+from mmemb.shards import MANIFEST, ShardIndex
+from mmemb.statistics import cluster_bootstrap
+
+_MODEL_KEYS = ("text_model", "model", "weights", "pretrained")
+_ROWS = {"never": "direct", "gated": "gated (not in this folder)", "always": "always reasoning"}
+_METRICS = ("recall@1", "recall@5", "hit@1", "ndcg_linear@5")
+
+
+def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
+    """What training started from, and which of it are ids of a hub."""
+    bases, hub = [], []
+    for run, name in _starting_points(found.run):
+        path = _resolved(run, name)
+        if path is None:
+            bases.append(Ingredient(name if "/" in name else Path(name).name))
+            hub += [name] if name.count("/") == 1 and not name.startswith((".", "/")) else []
+            continue
+        record = (path if path.is_dir() else path.parent) / "source.json"
+        said = read_json(record, "where a model is from") if record.is_file() else {}
+        name = str(said.get("package") or path.name)
+        bases.append(Ingredient(name, str(said.get("version", "")), str(said.get("licence", ""))))
+    return list(dict.fromkeys(bases)), hub
+
+
+def data_root(found: Found) -> Path | None:
+    """Of the run, if it is still there."""
+    data = found.config.get("data", {})
+    root = (data.get("init_args") or {}).get("root") or found.config.get("data_root")
+    return _resolved(found.run, str(root)) if root and found.run else None
+
+
+def data_sources(found: Found) -> tuple[list[Ingredient], str]:
+    """Packages that the data was made of, and the data's name."""
+    root = data_root(found)
+    path = root / MANIFEST if root else None
+    if path is None or not path.is_file():
+        return [], root.name if root else ""
+    said = read_json(path, "the manifest of a data root")
+    rows = said.get("sources") or []
+    sources = [
+        Ingredient(*(str(row.get(key, "")) for key in ("package", "version", "licence")))
+        for row in rows
+        if isinstance(row, dict)
+    ]
+    profile = f", profile {said['profile']}" if said.get("profile") else ""
+    return sources, f"{root.name if root else ''}{profile}"
+
+
+def instructions(found: Found, texts_only: bool) -> dict[str, str]:
+    """Task -> the instruction of its first query, if it has one (and a text, with `texts_only`)."""
+    root = data_root(found)
+    if root is None or not (root / "queries" / MANIFEST).is_file():
+        return {}
+    index = ShardIndex.open(root / "queries", verify=False)
+    first = {entry.meta["task"]: entry for entry in reversed(index.entries)}
+    said = {task: json.loads(index.read(entry, {"json"})["json"]) for task, entry in first.items()}
+    kept = {task: row for task, row in said.items() if row["text"] or not texts_only}
+    return {task: str(row["instruction"]) for task, row in kept.items() if row["instruction"]}
+
+
+def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
+    """What was measured on this backbone, and where that is from: score files if they are named,
+    else the experiment's report if it is about this backbone, else the run's own validation."""
+    if scores is not None:
+        return _of_scores(scores), "From the score files of this backbone, part test."
+    if found.run is None:
+        return [], ""
+    path = found.run.parent / "report.json"
+    if path.is_file() and _is_reported(found.run):
+        report = read_json(path, "a report")
+        return _of_report(report), (
+            f"From the experiment's report: {report['eligible_queries']} eligible queries of part "
+            "test, mean over tasks; intervals resample concepts."
+        )
+    summary = found.run / "summary.json"
+    metrics = read_json(summary, "a summary")["metrics"] if summary.is_file() else {}
+    kept = [Figure(name, value) for name, value in metrics.items() if name.startswith("val/")]
+    return [f for f in kept if f.name.removeprefix("val/") in _METRICS], "Validation of the run."
+
+
+def records(found: Found) -> dict[str, Any]:
+    """Command, commit, fingerprint, seed and versions, as fields of `RunFacts`."""
+    if found.run is None:
+        return {}
+    path = found.run / "environment.json"
+    environment = read_json(path, "the environment of a run") if path.is_file() else {}
+    versions = environment.get("versions") or {}
+    return {
+        "training": f"python -m experiments.run fit --config runs/{found.name}/config.yaml",
+        "commit": str(environment.get("git_commit") or ""),
+        "dirty": bool(environment.get("uncommitted_changes")),
+        "fingerprint": run_mark(found.run) or "",
+        "seed": str(found.config.get("seed_everything", "")),
+        "versions": tuple(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def _starting_points(run: Path | None) -> Iterator[tuple[Path, str]]:
+    """Folders and ids of models, through all runs that this one started from."""
+    while run is not None:
+        arguments = config_of(run)["model"].get("init_args") or {}
+        backbone = arguments.get("backbone") or {"init_args": {"folder": arguments.get("embedder")}}
+        given = backbone.get("init_args") or {}
+        if not given.get("folder"):
+            yield from ((run, name) for name in _names(given))
+            return
+        above = _resolved(run, str(given["folder"]))
+        above = above.resolve() if above is not None else None
+        run = next((p for p in (above, above.parent) if is_run(p)), None) if above else None
+
+
+def _names(arguments: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in arguments.items():
+        if key in _MODEL_KEYS and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from _names(value.get("init_args") or {})
+
+
+def _is_reported(run: Path) -> bool:
+    """Whether the experiment's gate, which its report is about, embeds by this run."""
+    gate = run.parent / "gate"
+    if not is_run(gate):
+        return False
+    embedder = (config_of(gate)["model"].get("init_args") or {}).get("embedder")
+    path = _resolved(gate, str(embedder))
+    return run.resolve() in {gate.resolve(), path.resolve() if path else None}
+
+
+def _of_report(report: Mapping[str, Any]) -> list[Figure]:
+    mix = report["mix"]
+    return [
+        Figure(f"{said}, {metric}", *(mix[row][metric][key] for key in ("mean", "low", "high")))
+        for row, said in _ROWS.items()
+        for metric in _METRICS
+        if row in mix
+    ]
+
+
+def _of_scores(folder: Path) -> list[Figure]:
+    files, values, found = read_scores(folder), read_values(folder), []
+    for name, file in files.items():
+        metric = file.metric or EvaluationTask.metric
+        note = f" (partial: {file.partial})" if file.partial else ""
+        label, value = f"{name}, {metric}{note}", float(file.scores[metric])
+        if (own := values.get(name)) is None:
+            found.append(Figure(label, value))
+            continue
+        interval = cluster_bootstrap(own.values, own.clusters)
+        found.append(Figure(label, value, interval.low, interval.high))
+    return found
+
+
+def _resolved(run: Path | None, name: str) -> Path | None:
+    """A path of a run's configuration: as it stands, or from the root that holds the runs."""
+    roots = [Path(), *(run.resolve().parents[2:3] if run else ())]
+    return next((root / name for root in roots if name and (root / name).exists()), None)

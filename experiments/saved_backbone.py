@@ -1,0 +1,72 @@
+"""Finds the backbone that a folder holds, and the run that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from mmemb.lineage import read_json
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A saved backbone.
+
+    Attributes:
+        backbone: its folder.
+        run: of `experiments.run`, or None.
+        kind: the backbone's class.
+    """
+
+    backbone: Path
+    run: Path | None
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """EXPERIMENT/NAME of the run, or the folder's name."""
+        said = [str(self.config[key]) for key in ("experiment", "name") if key in self.config]
+        return "/".join(said) or self.backbone.resolve().name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The run's resolved configuration; empty without a run."""
+        return {} if self.run is None else config_of(self.run)
+
+
+def find_backbone(folder: Path) -> Found:
+    """The backbone of a run, of a saved AdaptiveEmbedder, or the folder itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for place in (folder, folder / "backbone", folder / "adaptive" / "backbone"):
+        path = place / "config.json"
+        kind = read_json(path, "a saved backbone").get("class_path") if path.is_file() else None
+        if isinstance(kind, str):
+            above = place.resolve()
+            runs = [parent for parent in (above, *above.parents[:2]) if is_run(parent)]
+            return Found(place, runs[0] if runs else None, kind.rpartition(".")[2])
+    raise FileNotFoundError(
+        f"{folder} holds no saved backbone: expected a run that trained one "
+        "(runs/pocket/embedder), a saved AdaptiveEmbedder (runs/pocket/gate/adaptive), or a "
+        "folder of `Backbone.save_pretrained`."
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run of `experiments.run`."""
+    return (folder / "config.yaml").is_file() and (folder / "fingerprint.json").is_file()
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a run."""
+    data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+        raise ValueError(f"{run / 'config.yaml'} is no configuration of `experiments.run`.")
+    return data

@@ -1,0 +1,172 @@
+"""Exported folders load where they should, to the same vectors, and their cards tell the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional
+
+from experiments import export as command
+from experiments.export import export, main
+from experiments.model_card import Figure, Ingredient, RunFacts, card
+from lightning_modules import ContrastiveEmbedder
+from mmemb.adapters import LoraSettings
+from mmemb.backbones import Backbone, PromptStyle, VisionLanguageBackbone
+from mmemb.lineage import write_json
+from mmemb.records import Side
+from tests.tiny_backbones import build_clip
+from tests.vlm import folder, picture
+
+STYLE = PromptStyle(system='Look "here".', suffix="<|endoftext|>", max_length=160)
+
+
+def saved(backbone: Backbone, place: Path) -> Path:
+    backbone.eval().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a fit with LoRA leaves, its updates not zero."""
+    run = tmp_path_factory.mktemp("runs") / "lora"
+    source = str(folder("qwen3_vl"))
+    module = ContrastiveEmbedder(VisionLanguageBackbone(source, STYLE), lora=LoraSettings(2, 4.0))
+    torch.manual_seed(5)
+    for name, parameter in module.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    arguments: dict[str, Any] = {"model": source, "style": {"system": STYLE.system}}
+    backbone = {"class_path": "mmemb.backbones.VisionLanguageBackbone", "init_args": arguments}
+    init_args = {"backbone": backbone, "lora": {"rank": 2, "alpha": 4.0, "targets": "all-linear"}}
+    model = {"class_path": "lightning_modules.ContrastiveEmbedder", "init_args": init_args}
+    (run / "checkpoints").mkdir(parents=True)
+    config = {"model": model, "data": {}, "name": "lora", "experiment": "tiny"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"seed_everything": 3}))
+    torch.save({"state_dict": module.state_dict()}, run / "checkpoints/last.ckpt")
+    write_json(run / "fingerprint.json", {"fingerprint": "f00", "finished": True})
+    write_json(run / "summary.json", {"metrics": {"val/recall@1": 0.25, "train/loss": 1.0}})
+    saved(module.backbone, run / "backbone")
+    return run
+
+
+def vector(model: Any, backbone: VisionLanguageBackbone, side: Side) -> torch.Tensor:
+    processor = backbone.prompts
+    prompt = processor.build(side)
+    ids = torch.tensor([prompt.ids])
+    kinds = {name: kind[None] for name, kind in prompt.kinds.items()}
+    with torch.no_grad():
+        state = model(input_ids=ids, **kinds, **prompt.media).last_hidden_state[0, -1]
+    return functional.normalize(state, dim=-1)
+
+
+def test_transformers_loads_it_with_the_updates_in_it(lora_run: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoProcessor
+
+    said = export(lora_run, "transformers", tmp_path / "out")
+    assert "direct path" in said
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    backbone = VisionLanguageBackbone.from_pretrained(lora_run / "backbone")
+    for side in (Side("hi"), Side("what?", "Find it.", (picture(1),))):
+        with torch.no_grad():
+            ours = backbone.encode([side])[0]
+        assert (vector(model, backbone, side) - ours).abs().max() < 1e-5
+    prompt = backbone.prompts.text(Side("a text"))
+    assert f"prompt = {prompt!r}" in (tmp_path / "out/README.md").read_text()
+    assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")  # peft asks
+def test_the_adapter_alone_gives_the_same_model(lora_run: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    export(lora_run, "transformers", tmp_path / "adapter", adapter=True)
+    base = AutoModelForImageTextToText.from_pretrained(folder("qwen3_vl")).eval()
+    tuned = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    backbone = VisionLanguageBackbone.from_pretrained(lora_run / "backbone")
+    side = Side("what?", "", (picture(2),))
+    with torch.no_grad():
+        ours = backbone.encode([side])[0]
+    assert (vector(tuned.base_model, backbone, side) - ours).abs().max() < 1e-5
+    page = (tmp_path / "adapter/README.md").read_text()
+    assert "library_name: peft" in page
+    assert "| val/recall@1 | 25.0    | none          |" in page
+
+
+def test_only_updates_that_exist_are_exported(lora_run: Path, tmp_path: Path) -> None:
+    place = saved(VisionLanguageBackbone(str(folder("qwen3_vl"))), tmp_path / "plain")
+    with pytest.raises(ValueError, match="belongs to no run"):
+        export(place, "transformers", tmp_path / "out", adapter=True)
+    kept = lora_run / "checkpoints/last.ckpt"
+    kept.rename(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        export(lora_run, "transformers", tmp_path / "out", adapter=True)
+    (tmp_path / "last.ckpt").rename(kept)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_model_of_transformers_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = saved(build_clip(tmp_path), tmp_path / "clip")
+    given = [str(place), "--to", "transformers", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="holds a OpenClipBackbone, which is no model of"):
+        main(given)
+    with pytest.raises(FileNotFoundError, match="holds no saved backbone"):
+        export(tmp_path / "nowhere", "transformers", tmp_path / "out")
+
+
+def test_a_folder_is_written_whole_or_not_at_all(lora_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    broken = patch.object(command, "card", side_effect=OSError("disk full"))
+    with broken, pytest.raises(OSError, match="disk full"):
+        export(lora_run, "transformers", out)
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir()
+    (out / "precious").touch()
+    with pytest.raises(ValueError, match="is there already"):
+        export(lora_run, "transformers", out)
+
+
+def test_a_card_says_what_is_known_and_what_is_not() -> None:
+    known = RunFacts(
+        name="pocket/embedder", kind="JointEncoder", library="sentence-transformers",
+        reads=("text", "pictures"), usage="model = 1", export="python -m experiments.export",
+        notes=("First note.", "Second."), base=(Ingredient("minilm", "0.1", "Apache-2.0"),),
+        hub_base=("a/b",), data=(Ingredient("flags", "7", "MIT"),), data_name="pocket",
+        figures=(Figure("direct, recall@1", 0.198, 0.167, 0.234), Figure("other", 0.5)),
+        measured="From the report.", training="python -m experiments.run fit", commit="abc",
+        dirty=True, fingerprint="f00", seed="0", versions=("torch 2",),
+    )  # fmt: skip
+    page = card(known)
+    assert yaml.safe_load(page.split("---")[1])["base_model"] == ["a/b"]
+    for words in (
+        "Direct path only", "* First note.\n* Second.", "| minilm | 0.1     | Apache-2.0 |",
+        "| direct, recall@1 | 19.8    | [16.7, 23.4]  |", "| other            | 50.0    | none",
+        "commit: abc, with uncommitted changes", "arXiv 2604.06156", "docs/fidelity.md",
+        "text and pictures", "seed: 0", "## Intended use and limits",
+    ):  # fmt: skip
+        assert words in page, words
+    bare = card(RunFacts("x", "JointEncoder", "peft", ("text",), "", "cmd"))
+    assert "states no sources or licences" in bare
+    assert "None were recorded" in bare
+    assert "no run was found" in bare
+
+
+def test_a_card_takes_figures_from_score_files(lora_run: Path, tmp_path: Path) -> None:
+    from mmemb.score_files import METRICS
+
+    scores = dict.fromkeys(METRICS, 0.5) | {"metric": "hit@1"}
+    write_json(tmp_path / "scores/flags_score.json", scores)
+    values = {"keys": ["a", "b"], "clusters": ["x", "y"], "values": [1.0, 0.0]}
+    write_json(tmp_path / "scores/flags_values.json", {"metric": "hit@1"} | values)
+    export(lora_run, "transformers", tmp_path / "out", scores=tmp_path / "scores")
+    page = (tmp_path / "out/README.md").read_text()
+    assert "| flags, hit@1 | 50.0    | [0.0, 100.0]  |" in page
+    assert "* fingerprint of settings and inputs: f00" in page
+    assert "# tiny/lora" in page
