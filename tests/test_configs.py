@@ -27,7 +27,8 @@ from tests.tiny_experiment import (
 
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "base.yaml")
 PIPELINES = [path for path in FILES if "\nstages:" in path.read_text(encoding="utf-8")]
-RUNNABLE = [path for path in FILES if path not in PIPELINES]
+ADOPTED = [path for path in FILES if "\nbackbone:" in path.read_text(encoding="utf-8")]
+RUNNABLE = [path for path in FILES if path not in PIPELINES + ADOPTED]
 
 
 def commands(path: Path) -> list[list[str]]:
@@ -36,7 +37,7 @@ def commands(path: Path) -> list[list[str]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        if match := re.match(r"# python -m experiments\.(run|pipeline) (.*)", line):
+        if match := re.match(r"# python -m experiments\.(run|pipeline|adopt) (.*)", line):
             text = re.split(r"\s{2,}|\s[\[(]", match[2])[0]
             found.append(shlex.split(text))
     return found

@@ -15,6 +15,7 @@ from mmemb.backbones import PromptStyle, VisionLanguageBackbone, load_backbone
 from mmemb.backbones.cached_rows import CachedRows, collate
 from mmemb.backbones.contract import check_contract
 from mmemb.backbones.one_pass import whole_text
+from mmemb.rationales.sampling import Sampling
 from mmemb.records import Side
 from tests.vlm import NOTE, ON_EACH, SIDES, folder, note, picture
 
@@ -155,6 +156,19 @@ def test_prompts_without_a_template_are_those_of_vlm2vec(folders: dict[str, Path
     axes = VisionLanguageBackbone(str(folders["qwen2_vl"]), replace(style, positions="model"))
     with torch.no_grad():
         assert (backbone.encode([asked]) - axes.encode([asked])).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_rationale_may_extend_the_text(folders: dict[str, Path]) -> None:
+    backbone = qwen(folders, style=PromptStyle(rationale_in="text"))
+    side = Side("what is it?", "Find it.", (picture(1),))
+    longer = replace(side, text="what is it?\na red flag Peru")
+    expected = backbone.encode([longer])
+    assert (backbone.encode([side], [NOTE]) - expected).abs().max() < 1e-6
+    paths = backbone.encode_paths([side, side], [NOTE, None])
+    assert (paths.reasoned_BD - torch.cat([expected, backbone.encode([side])])).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="nothing can be written in one pass"):
+        backbone.think_and_embed([side], lambda rows, _: ["full"], Sampling(4, 1.0, 1.0, 1))
 
 
 def test_a_template_that_opens_a_thought_is_cut_back(folders: dict[str, Path]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from datamodules.prepare.tiny_vlm import write_tiny_vlm
+from experiments.adopt import main as adopt
 from mmemb.adaptive import AdaptiveEmbedder
+from mmemb.backbones import load_backbone
 from mmemb.records import Side
 from mmemb.shards import ShardIndex
 from tests.tiny import write_tiny
@@ -76,6 +79,68 @@ def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path]) -> Non
         assert (found.tokens_B > 0).all()
         nobody = adaptive.encode(sides, budget=0.0)
         assert torch.equal(nobody.vectors_BD, adaptive.encode(sides, depth=0).vectors_BD)
+
+
+def test_a_gate_is_bolted_on_to_a_frozen_embedder(given: tuple[Path, Path, Path]) -> None:
+    """At budget 0 every vector is bit by bit the one of the embedder as it was adopted."""
+    root, runs, model = given
+    folder = runs / "mmeb_v2_bolt_on"
+    adopted = ["--config", str(RECIPES / "qwen3_vl_embedding.yaml"), "--model", str(model)]
+    assert adopt([*adopted, "--out", str(folder / "embedder")]) == 0
+    before = load_backbone(str(folder / "embedder/backbone")).state_dict()
+    shared = ("--experiment", "mmeb_v2_bolt_on")
+    drafts = str(folder / "drafts")
+    stage(given, "predict", "rationales", *shared, "--data.folders", "[queries]", *SHORT,
+          "--data.rationales", drafts, "--trainer.callbacks.folder", drafts)  # fmt: skip
+    stage(given, "predict", "utilities", *shared)
+    stage(given, "fit", "bolt_on_gate", "--vlm", str(model))
+    adaptive = AdaptiveEmbedder.from_pretrained(folder / "gate/adaptive")
+    after = adaptive.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    sides = [Side(f"the flag of {n}", "Find it.") for n in range(4)]
+    base = load_backbone(str(folder / "embedder/backbone")).encode(sides)
+    assert torch.equal(adaptive.encode(sides, budget=0.0).vectors_BD, base)
+    assert adopt([*adopted, "--out", str(folder / "embedder")]) == 0, "is there already"
+
+
+def test_presets_embed_and_are_scored(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """VLM2Vec's prompts on a tiny Qwen2-VL, through the evaluator's command."""
+    root, runs, _ = given
+    model = write_tiny_vlm(tmp_path / "qwen2", "qwen2_vl")
+    out = runs / "mmeb_v2_vlm2vec_v2/embedder"
+    config = ["--config", str(RECIPES / "vlm2vec_v2.yaml"), "--model", str(model)]
+    assert adopt([*config, "--out", str(out)]) == 0
+    shutil.copytree(root, tmp_path / "benchmark/tiny")
+    command = ["test", "--config", str(RECIPES / "evaluate_vlm2vec_v2.yaml"), *CPU]
+    command += ["--data_root", str(tmp_path / "benchmark"), "--runs", str(runs)]
+    run([*command, "--data.num_workers", "0"])
+    assert list((runs / "mmeb_v2_vlm2vec_v2/scores").rglob("*.json"))
+
+
+def test_the_published_recipe_trains(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model = write_tiny_vlm(tmp_path / "qwen2", "qwen2_vl")
+    root, runs, _ = given
+    stage((root, runs, model), "fit", "train_vlm2vec_v2", *SMALL)
+    assert (runs / "mmeb_v2_vlm2vec_v2/train/backbone/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("model: {}", "expected a key `backbone`"),
+        ("backbone: {class_path: os.system, init_args: {command: ls}}", "no backbone"),
+        ("backbone: {class_path: mmemb.backbones.VisionLanguageBackbone, init_args: {colour: 1}}",
+         "colour"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_adopted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    out = tmp_path / "run"
+    assert adopt(["--config", str(tmp_path / "c.yaml"), "--out", str(out)]) == 1
+    assert said in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_tiny_models_are_written_by_a_command(tmp_path: Path) -> None:

@@ -62,6 +62,9 @@ class PromptStyle:
         video_mark: the same for a clip.
         positions: `model` = as the model counts them, in time, height and width; `plain` = one by
             one, as models were trained whose prompts lacked the marks of pictures (VLM2Vec).
+        rationale_in: `reply` = a rationale stands where the model answers, behind the prompt
+            (METHOD 6); `text` = it extends the side's text, for embedders that were trained to read
+            nothing behind their prompt.
         suffix: text behind the generation prompt, such as an end token that is pooled.
         add_generation_prompt: whether the turn of the model is opened.
         template_arguments: for the template, such as `enable_thinking: false`.
@@ -82,6 +85,7 @@ class PromptStyle:
     image_mark: str = "<|image_pad|>"
     video_mark: str = "<|video_pad|>"
     positions: Literal["model", "plain"] = "model"
+    rationale_in: Literal["reply", "text"] = "reply"
     suffix: str = ""
     add_generation_prompt: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +100,8 @@ class PromptStyle:
     def __post_init__(self) -> None:
         if self.instruction_in not in ("system", "user"):
             raise ValueError(f"instruction_in {self.instruction_in!r}: expected system or user.")
+        if self.rationale_in not in ("reply", "text"):
+            raise ValueError(f"rationale_in {self.rationale_in!r}: expected reply or text.")
         if self.positions not in ("model", "plain"):
             raise ValueError(f"positions {self.positions!r}: expected model or plain.")
         if self.long_text not in ("truncate", "error"):

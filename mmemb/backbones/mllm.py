@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
@@ -96,6 +96,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         detach: bool = False,
     ) -> Paths:
         """See `Backbone.encode_paths`; one forward pass for all of it."""
+        if self.style.rationale_in == "text":
+            return super().encode_paths(sides, rationales, detach)
         notes = [note if note is not None and note.plain else None for note in rationales]
         for position, side in enumerate(sides):
             self._check(position, side)
@@ -131,6 +133,9 @@ class VisionLanguageBackbone(GenerativeBackbone):
         return torch.stack(nll)
 
     def _read(self, side: Side, rationale: Rationale | None) -> Prompt:
+        if rationale is not None and self.style.rationale_in == "text":
+            extended = "\n".join(part for part in (side.text, rationale.plain) if part)
+            return self.prompts.build(replace(side, text=extended))
         prompt = self.prompts.build(side)
         return prompt if rationale is None else prompt.followed_by(self._said(rationale))
 
@@ -169,6 +174,11 @@ class VisionLanguageBackbone(GenerativeBackbone):
         sampling: Sampling,
         seeds: Sequence[int] | None = None,
     ) -> Thoughts:
+        if self.style.rationale_in == "text":
+            raise ValueError(
+                "With rationale_in: text a rationale is no part of the sequence, so nothing can be "
+                "written in one pass: use a worker of its own, or rationale_in: reply."
+            )
         for position, side in enumerate(sides):
             self._check(position, side)
         if not sides:
