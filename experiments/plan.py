@@ -1,0 +1,142 @@
+"""`python -m experiments.plan fit|predict|test --config FILE ...`: will it fit, how long is it?
+
+The arguments are those of `experiments.run`, with two of its own: `--devices N` (in place of
+trainer.devices) and `--device-gib G`, the memory of one device. Nothing is run or written, no
+weights are loaded, no GPU is needed. With `--device-gib` the exit status is 1 if the stage needs
+more than nine tenths of it; then settings are listed that would free memory, each planned anew.
+What is counted, and how exactly, is in docs/plan.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from experiments.run import USER_ERRORS, quieten
+
+ROOM = 0.9
+"""Share of a device that a plan may fill: the rest is for CUDA's own context, the workspaces of its
+kernels and gaps between the allocator's blocks, which no plan knows."""
+
+_OWN = ("--devices", "--device-gib")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the plan of a stage; the exit status is 1 if it does not fit."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    quieten()
+    try:
+        rest, own = _split(arguments)
+        if not rest or rest[0] not in ("fit", "predict", "test"):
+            raise ValueError(f"{arguments[0]!r}: the first argument is fit, predict or test.")
+        fits = _print_plan(rest, own)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    if not fits:
+        sys.exit(1)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
+    """The arguments of `experiments.run`, and our own.
+
+    >>> _split(["fit", "--device-gib", "24", "--config", "a.yaml", "--devices=8"])
+    (['fit', '--config', 'a.yaml'], {'--device-gib': 24.0, '--devices': 8.0})
+    """
+    rest, own, words = [], {}, iter(arguments)
+    for word in words:
+        name, given, value = word.partition("=")
+        if name not in _OWN:
+            rest.append(word)
+            continue
+        text = value if given else next(words, "")
+        try:
+            own[name] = float(text)
+        except ValueError:
+            raise ValueError(f"{name} {text!r}: expected a number, e.g. {name} 8.") from None
+        if own[name] <= 0 or (name == "--devices" and own[name] != int(own[name])):
+            raise ValueError(f"{name} {text}: expected a positive number, of devices a whole one.")
+    return rest, own
+
+
+def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
+    from experiments.cli import parse
+    from experiments.plan_read import read_plan
+    from experiments.plan_stages import StagePlan, savings
+    from mmemb.planning import GIB
+
+    config = parse(arguments).as_dict()
+    config["name"] = config.get("name") or "stage"
+    devices = int(own["--devices"]) if "--devices" in own else None
+    plan: StagePlan = read_plan(config, arguments[0], devices)
+    for line in table(plan):
+        print(line)
+    limit, needed = own.get("--device-gib"), plan.memory().total / GIB
+    if limit is None:
+        return True
+    fits = needed <= ROOM * limit
+    verdict = "fits" if fits else "does not fit"
+    print(f"\n{verdict}: {needed:.2f} GiB of {limit:g} GiB, of which {ROOM:.0%} may be planned")
+    if not fits:
+        print("\nwhat would free memory, each alone (planned anew)")
+        for name, freed, then in savings(plan):
+            mark = "fits" if then <= ROOM * limit else ""
+            print(f"  {freed:8.2f} GiB less, {then:8.2f} GiB then  {mark:5}{name}")
+    return fits
+
+
+def table(plan: object) -> Iterator[str]:
+    """The plan, line by line."""
+    from experiments.plan_stages import StagePlan
+    from mmemb.planning import GIB
+
+    assert isinstance(plan, StagePlan)
+    model, training, memory = plan.model, plan.training, plan.memory()
+    trained = model.trainable + model.updates if plan.trains else 0
+    yield plan.name
+    yield f"  parameters        {model.total + model.updates:>16,}"
+    yield f"  trained           {trained:>16,}" + (
+        f"  (LoRA {model.updates:,})" if model.rank else ""
+    )
+    yield (
+        f"memory of each of {training.devices} device(s): {training.precision}, "
+        f"{training.strategy}{', recomputed blocks' if training.checkpointing else ''}"
+    )
+    for name, size in memory.parts().items():
+        yield f"  {name:<18}{size / GIB:>12.3f} GiB"
+    yield f"  {'at the most':<18}{memory.total / GIB:>12.3f} GiB"
+    yield "work"
+    yield f"  samples           {plan.samples:>16,}"
+    yield f"  steps             {plan.steps:>16,}  of {plan.rows} rows a device" + (
+        f", {plan.micro_batches} micro-batches" if plan.micro_batches > 1 else ""
+    )
+    for name, role in plan.roles.items():
+        for tower, tokens in role.tokens.items():
+            rows = f"{role.per_row:.3g} a row"
+            said = f"mean {tokens.mean:.0f}, longest {tokens.longest} {tower} tokens"
+            yield f"  {name:<18}{rows:>16}: {said}"
+    if plan.roles and plan.generation is None:
+        tokens, flops = plan.tokens_per_step(), plan.flops_per_step()
+        yield f"  a step            {tokens:>16,.0f} tokens, {flops / 1e12:.4g} TFLOPs"
+        tokens, flops = plan.steps * tokens, plan.steps * flops
+        yield f"  all of them       {tokens:>16,.0f} tokens, {flops / 1e15:.4g} PFLOPs"
+    if (g := plan.generation) is not None:
+        read, new, flops = plan.generated()
+        yield f"  draws             {g.draws:>16,}  of at most {g.most} new tokens"
+        yield f"  prompt tokens     {read:>16,}"
+        yield f"  new tokens        {new:>16,.0f}  at the most, {flops / 1e15:.4g} PFLOPs in all"
+    for contrast, each in plan.judge.items():
+        share = each.naive / each.shared
+        yield (
+            f"  judge, {contrast:<11}{plan.samples * each.shared:>16,.0f} tokens; each prompt by "
+            f"itself {plan.samples * each.naive:,.0f} ({share:.1f} times as many)"
+        )
+    yield "disk"
+    for name, size in plan.disk.items():
+        yield f"  {name:<22}{size / GIB:>8.3f} GiB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What the prepared data says of a stage: how many samples there are, and how long their sides are.
+
+Counts come from manifests and indices; lengths from a few samples, spread evenly over a folder.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodules.evaluation import CANDIDATES, QUERIES
+from datamodules.samples import Row, SampleReader, rows_of
+from datamodules.sidecars import RationaleTable
+from experiments.plan_lengths import Lengths, SideLengths
+from mmemb.plan_work import Tokens
+from mmemb.records import Rationale, Side
+from mmemb.shards import MANIFEST, ShardIndex
+
+NUM_SAMPLED = 48
+"""Samples whose sides are measured. The longest of them stands for the longest of all, so a folder
+with rare long sides needs room to spare."""
+
+_SAMPLE_OVERHEAD = 3 * 512 + 400
+"""Bytes of a sample beside its content: a header of 512 in a tar and padding to 512 for each of its
+members (one or two), and its entry in the index."""
+
+
+def rows_below(root: Path, folders: Iterable[str]) -> tuple[Row, ...]:
+    """All samples of some folders; shards are not hashed."""
+    return tuple(
+        row for folder in folders for row in rows_of(ShardIndex.open(root / folder, verify=False))
+    )
+
+
+def trained_rows(root: Path, arguments: Mapping[str, Any]) -> tuple[Row, ...]:
+    """The pairs that `PairDataModule` trains on, by its arguments."""
+    weights, half = arguments.get("group_weights") or {}, arguments.get("half")
+    rows = rows_below(root, arguments["pairs"])
+    kept = [row for row in rows if not weights or row.meta["group"] in weights]
+    rows = tuple(r for r in kept if half is None or r.meta.get("half", "") in (half, ""))
+    if not rows:
+        raise ValueError(
+            f"data.pairs {arguments['pairs']} with group_weights {sorted(weights)} and half {half} "
+            "leave no pair to train on: correct one of these keys."
+        )
+    return rows
+
+
+def spread(rows: Sequence[Row]) -> list[Row]:
+    """A few rows, evenly spread.
+
+    >>> len(spread(range(1000)))
+    48
+    """
+    step = max(1, len(rows) // NUM_SAMPLED)
+    return list(rows[::step])[:NUM_SAMPLED]
+
+
+def measured(found: Sequence[Lengths]) -> dict[str, Tokens]:
+    """Mean and longest by tower.
+
+    >>> measured([{"text": 2}, {"text": 4}])
+    {'text': Tokens(mean=3.0, longest=4)}
+    """
+    towers = dict.fromkeys(name for lengths in found for name in lengths)
+    columns = {name: [lengths.get(name, 0) for lengths in found] for name in towers}
+    return {name: Tokens(sum(c) / len(c), max(c)) for name, c in columns.items()}
+
+
+def sides_of(rows: Sequence[Row], reader: SideLengths, which: str) -> list[Side]:
+    """Sides of some rows, with pixels if their sizes matter.
+
+    Args:
+        rows: of pairs, queries or candidates.
+        reader: says whether pixels are wanted.
+        which: `query`, `target` or `candidate`.
+    """
+    samples = SampleReader(pixels=reader.reads_pixels)
+    if which == "target":
+        return [samples.pair(row).target for row in rows]
+    if which == "candidate":
+        return [samples.candidate(row).side for row in rows]
+    return [samples.query_side(row) for row in rows]
+
+
+def rationale_lengths(
+    rows: Sequence[Row], sidecar: str | None, most: int
+) -> list[Rationale | int | None]:
+    """One rationale for each row: of the sidecar, if it exists already, else `most` tokens."""
+    if sidecar is None:
+        return [None] * len(rows)
+    if not (Path(sidecar) / MANIFEST).is_file():
+        return [most] * len(rows)
+    sources = {id(row.index): row.index for row in rows}.values()
+    table = RationaleTable(sidecar, sources)
+    pools = [table.read_rationales(row) if table.covers(row) else () for row in rows]
+    return [max(pool, key=lambda r: len(r.text)) if pool else None for pool in pools]
+
+
+def gallery_sizes(root: Path) -> Counter[str]:
+    """Candidates by gallery."""
+    index = ShardIndex.open(root / CANDIDATES, verify=False)
+    return Counter(entry.meta["gallery"] for entry in index.entries)
+
+
+def num_pictures(root: Path, folders: Iterable[str]) -> int:
+    """Distinct pictures of some folders."""
+    rows = rows_below(root, folders)
+    return len({digest for row in rows for digest in row.entry.media.values()})
+
+
+def query_rows(root: Path, parts: Sequence[str] | None) -> tuple[Row, ...]:
+    """The benchmark's queries of some parts; None takes all."""
+    rows = rows_below(root, [QUERIES])
+    return tuple(row for row in rows if parts is None or row.meta["part"] in parts)
+
+
+def sidecar_bytes(samples: int, content: float) -> int:
+    """Disk of a sidecar.
+
+    >>> sidecar_bytes(10, 64)
+    20000
+    """
+    return int(samples * (content + _SAMPLE_OVERHEAD))
