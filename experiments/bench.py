@@ -231,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[], Line]]]:
     """What has to exist, and what is measured then."""
     from experiments import bench_training as training
+    from experiments import bench_vlm as vlm
 
     prompt = str(Path(__file__).parent / "configs/pocket/few_shot.json")
     adaptive, trunk, features = runs / "gate/adaptive", runs / "trunk/backbone", runs / "features"
@@ -254,6 +255,11 @@ def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[],
         ((model,), lambda: bench_generation(root, prompt)),
         ((adaptive,), lambda: bench_gate(adaptive)),
         ((trunk,), lambda: bench_training(trunk)),
+        ((model,), lambda: vlm.bench_judge(model, 256)),
+        ((model,), lambda: vlm.bench_judge(model, 1024)),
+        ((model,), lambda: vlm.bench_one_pass(model)),
+        ((model,), lambda: vlm.bench_decoding(model)),
+        ((model,), lambda: vlm.bench_decision(model)),
     ]
 
 

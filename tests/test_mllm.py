@@ -17,6 +17,7 @@ from mmemb.backbones.contract import check_contract
 from mmemb.backbones.one_pass import whole_text
 from mmemb.rationales.sampling import Sampling
 from mmemb.records import Side
+from tests.tiny_models import write_chat_model
 from tests.vlm import NOTE, ON_EACH, SIDES, folder, note, picture
 
 
@@ -156,6 +157,17 @@ def test_prompts_without_a_template_are_those_of_vlm2vec(folders: dict[str, Path
     axes = VisionLanguageBackbone(str(folders["qwen2_vl"]), replace(style, positions="model"))
     with torch.no_grad():
         assert (backbone.encode([asked]) - axes.encode([asked])).abs().max() > 1e-4
+
+
+def test_a_language_model_reads_text_alone(tmp_path: Path) -> None:
+    """Its template knows no parts of a turn; everything else is the same."""
+    backbone = VisionLanguageBackbone(str(write_chat_model(tmp_path)), PromptStyle(system="Look."))
+    assert backbone.modalities == {"text"}
+    assert "system\nLook.<|end|>" in backbone.prompts.text(Side("Peru", "Find it."))
+    broken = [found for found in check_contract(backbone) if not found.holds]
+    assert not broken, broken
+    with pytest.raises(ValueError, match="holds image"):
+        backbone.encode(SIDES[1:2])
 
 
 @torch.no_grad()

@@ -98,7 +98,8 @@ class CachedRows:
     def fork(self, rows_R: Tensor) -> CachedRows:
         """These rows under way by themselves; the present ones stay as they are."""
         forked = copy.copy(self)
-        forked.cache = copy.deepcopy(self.cache)
+        forked.cache = copy.copy(self.cache)
+        forked.cache.layers = [_fork(layer) for layer in self.cache.layers]
         forked.select(rows_R)
         return forked
 
@@ -132,6 +133,14 @@ class CachedRows:
         output = self.model.base_model(**inputs, cache=self.cache, use_cache=True)
         self.cache = output.cache
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _fork(layer: Any) -> Any:
+    """Keys and values are replaced whenever rows are picked or grow, so they need no copy here;
+    recurrent states are written in place."""
+    from transformers.cache_utils import DynamicLayer
+
+    return copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer)
 
 
 def head(model: nn.Module) -> nn.Module:

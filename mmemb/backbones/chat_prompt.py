@@ -188,6 +188,11 @@ class PromptBuilder:
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as text, by the model's template; no thought is opened."""
+        if self.modalities == {"text"}:  # templates of language models know no parts
+            messages = [
+                {**message, "content": "".join(part["text"] for part in message["content"])}
+                for message in messages
+            ]
         rendered: str = self.processor.apply_chat_template(
             messages,
             tokenize=False,
