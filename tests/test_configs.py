@@ -67,7 +67,13 @@ def test_every_file_opens_with_its_command(path: Path) -> None:
     assert said, "how long it takes"
 
 
-@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def quick_or_slow(path: Path) -> Any:
+    """A quarter of a second each: the default suite parses those of the pocket's own stages."""
+    marks = () if path.parent == POCKET else pytest.mark.slow
+    return pytest.param(path, marks=marks, id=name_of(path))
+
+
+@pytest.mark.parametrize("path", [quick_or_slow(path) for path in RUNNABLE])
 def test_every_command_of_a_file_parses(path: Path) -> None:
     for arguments in commands(path):
         config = parse(arguments)
@@ -236,6 +242,7 @@ def test_facts_are_handed_down_from_stage_to_stage(experiment: Experiment) -> No
 
 
 @pytest.mark.xdist_group("clip_experiment")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder"), [("mine_negatives", "negatives"), ("teacher", "teacher")]
 )

@@ -53,8 +53,12 @@ def samples(folder: Path, step: int) -> list[str]:
     return sorted(key for path in found for key in json.loads(path.read_text()))
 
 
+def _slow(before: int, after: int) -> Any:
+    return pytest.param(before, after, marks=pytest.mark.slow)
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(("before", "after"), [_slow(1, 2), _slow(2, 1), (2, 4)])
 def test_another_number_of_ranks_reads_the_same_samples(
     tiny_root: Path, tmp_path: Path, before: int, after: int
 ) -> None:

@@ -148,7 +148,7 @@ def test_a_fit_without_validation_has_no_thresholds(
     assert not (tmp_path / "adaptive").exists()
 
 
-@pytest.mark.parametrize("estimator", ["exact", "reinforce"])
+@pytest.mark.parametrize("estimator", [pytest.param("exact", marks=pytest.mark.slow), "reinforce"])
 def test_two_ranks_learn_what_one_learns(
     tmp_path: Path, embedder: Path, tiny_root: Path, estimator: str
 ) -> None:

@@ -113,6 +113,17 @@ def assert_cells(
             )
 
 
+def test_cells_of_both_strategies_train_the_same_weights(tmp_path: Path) -> None:
+    """With everything that saves memory, and with nothing of it."""
+    cells = [
+        (s, c, on, on)
+        for s in ("ddp", "fsdp2")
+        for c, on in zip(CACHES, (False, True), strict=True)
+    ]
+    assert_cells(tmp_path, "joint", cells, None)
+
+
+@pytest.mark.slow
 def test_every_cell_trains_the_same_weights(tmp_path: Path) -> None:
     assert_cells(tmp_path, "joint", CELLS, None)
 
@@ -122,6 +133,7 @@ def test_a_compiled_backbone_trains_the_same_weights(tmp_path: Path) -> None:
     assert_cells(tmp_path, "joint", [("fsdp2", None, True, False)], "aot_eager")
 
 
+@pytest.mark.slow
 def test_a_dual_encoder_is_sharded_and_recomputed_too(tmp_path: Path) -> None:
     cells = [cell for cell in CELLS if cell[2] and not cell[3]]
     assert_cells(tmp_path, "clip", cells, None)
@@ -202,7 +214,7 @@ def test_one_rank_may_embed_while_the_other_has_nothing(tmp_path: Path) -> None:
     assert run_ranks(embed) == [ROWS, 0]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_half_precision_trains_with_a_cache(tmp_path: Path, strategy: str) -> None:
     """Mixed precision moves the weights as full precision does, to the accuracy of bf16."""
     start = tmp_path / "start"

@@ -254,6 +254,7 @@ def test_a_judge_may_be_shown_some_negatives(
         batches(negatives="somewhere")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_generative_judge_selects_by_its_margin(
     tiny_root: Path, rationales: Path, tmp_path: Path
