@@ -22,7 +22,10 @@ from mmemb.gating import MlpDepthHead
 from mmemb.rationales.sampling import Sampling
 from mmemb.records import FULL, Side
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven red flags wave".split(" ")
+WORDS = (
+    "the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "red",
+    "flags", "wave",
+)  # fmt: skip
 
 
 def bench_judge(model: Path, prefix: int, length: int = 64, num: int = 8) -> Line:
@@ -96,8 +99,8 @@ def bench_one_pass(model: Path, rows: int = 16, runs: int = 3) -> Line:
 
 def bench_decoding(model: Path, rows: int = 64, length: int = 48) -> Line:
     """Greedy rationales behind prompts of unequal lengths, against `generate` of transformers."""
-    backbone = VisionLanguageBackbone(str(model), PromptStyle(system="Answer in a few words."))
-    backbone.requires_grad_(False)
+    style = PromptStyle(system="Answer in a few words.")
+    backbone = VisionLanguageBackbone(str(model), style, slots=rows).requires_grad_(False)
     sampling = Sampling(length, 1.0, 1.0, 1)
     sides = [Side(f"What is {n} plus {n}? " + " ".join(WORDS * (n % 8))) for n in range(rows)]
     opening = backbone.prompts.tokenizer.encode("<think>", add_special_tokens=False)

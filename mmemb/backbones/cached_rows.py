@@ -22,6 +22,10 @@ from mmemb.rationales.padding import real_positions
 
 PaddingSide = Literal["left", "right"]
 
+READ_TOGETHER = 8
+"""Prompts that are read at once where many go on together: reading is bound by arithmetic, so a
+larger batch gains little and pads more."""
+
 
 class Batch(NamedTuple):
     """Padded prompts as a model takes them.
@@ -73,13 +77,17 @@ class CachedRows:
     Args:
         model: a model of transformers with a language-model head.
         prompts: R of them, read at once.
+        room: how many tokens will follow; then their places are made at once, where a model's own
+            cache copies all that it holds at every step.
     """
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, model: nn.Module, prompts: Sequence[Prompt], room: int = 0) -> None:
         self.model = model
         batch = collate(model, prompts, "left")  # the next token follows at the right
         self.mask_RL, self.delta_R = batch.inputs["attention_mask"], batch.delta_R
         self.cache: Any = None
+        if room and not is_recurrent(model):
+            self.cache = _growing_cache(model, self.mask_RL.shape[1] + room)
         self.state_RH = self._read(**batch.inputs)[:, -1]
         """The state after the last token of each row, final norm included."""
 
@@ -91,9 +99,40 @@ class CachedRows:
     def select(self, rows_R: Tensor) -> None:
         """Goes on with these rows, in this order; a row may come repeatedly."""
         rows_R = rows_R.to(self.mask_RL.device)
-        self.cache.reorder_cache(rows_R)  # the one way to pick rows that every cache has
+        if is_growing(self.cache):
+            for layer in self.cache.layers:
+                layer.select(rows_R)
+        else:
+            self.cache.reorder_cache(rows_R)  # the one way to pick rows that every other cache has
         self.mask_RL, self.delta_R = self.mask_RL[rows_R], self.delta_R[rows_R]
         self.state_RH = self.state_RH[rows_R]
+
+    @classmethod
+    def of_sorted(cls, model: nn.Module, prompts: Sequence[Prompt], room: int) -> CachedRows:
+        """Reads prompts that are sorted by length, some at a time, so that little is padded, and
+        goes on with all of them together.
+
+        Args:
+            model: a model of transformers with a language-model head.
+            prompts: R of them.
+            room: how many tokens will follow.
+        """
+        if is_recurrent(model):
+            return cls(model, prompts, room)
+        starts = range(0, len(prompts), READ_TOGETHER)
+        first, *rest = (cls(model, prompts[n : n + READ_TOGETHER], room) for n in starts)
+        for other in rest:
+            first._join(other, room)
+        return first
+
+    def _join(self, other: CachedRows, room: int) -> None:
+        masks = (self.mask_RL, other.mask_RL)
+        length = max(mask_RL.shape[1] for mask_RL in masks)
+        for layer, fresh in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.join(fresh, length, length + room)
+        self.mask_RL = torch.cat([pad(mask, (length - mask.shape[1], 0)) for mask in masks])
+        self.delta_R = torch.cat([self.delta_R, other.delta_R])
+        self.state_RH = torch.cat([self.state_RH, other.state_RH])
 
     def fork(self, rows_R: Tensor) -> CachedRows:
         """These rows under way by themselves; the present ones stay as they are."""
@@ -140,7 +179,27 @@ def _fork(layer: Any) -> Any:
     recurrent states are written in place."""
     from transformers.cache_utils import DynamicLayer
 
-    return copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer)
+    from mmemb.rationales.shared_prefix import GrowingLayer
+
+    replaced = isinstance(layer, (DynamicLayer, GrowingLayer))
+    return copy.copy(layer) if replaced else copy.deepcopy(layer)
+
+
+def is_growing(cache: Any) -> bool:
+    """Whether a cache is one of ours, with places for what will follow."""
+    return hasattr(cache.layers[0], "select")
+
+
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether some layers keep a state instead of keys: padding inside a row would enter it."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()  # type: ignore[operator,union-attr]
+    return any("attention" not in kind or "linear" in kind for kind in kinds)
+
+
+def _growing_cache(model: nn.Module, capacity: int) -> Any:
+    from mmemb.rationales.shared_prefix import new_cache
+
+    return new_cache(model, capacity)  # type: ignore[arg-type]
 
 
 def head(model: nn.Module) -> nn.Module:

@@ -101,6 +101,12 @@ class Writer:
         self.model, self.tokenizer, self.end_ids = model, tokenizer, end_ids
         self.sampling = sampling
 
+    @property
+    def room(self) -> int:
+        """The most tokens of a rationale, its tags included."""
+        tags = len(self._encoded("<think>" + "".join(_TAGS)))
+        return self.sampling.max_new_tokens + 2 * tags
+
     def begin(self, row: int, depth: str, seed: int) -> Writing:
         """A rationale of a depth about a row."""
         noise = row_noise(seed, self.sampling.max_new_tokens)
@@ -236,7 +242,8 @@ def think(
     written: dict[int, Writing] = {}
     for start in range(0, len(order), slots):
         numbers = order[start : start + slots]
-        rows = CachedRows(writer.model, [prompts[number] for number in numbers])
+        read = [prompts[number] for number in numbers]
+        rows = CachedRows.of_sorted(writer.model, read, writer.room)
         direct |= zip(numbers, rows.state_RH, strict=True)
         depths = decide(numbers, rows.state_RH)
         places = [place for place, depth in enumerate(depths) if depth != DIRECT]

@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from mmemb.backbones.cached_rows import CachedRows, head
+from mmemb.backbones.cached_rows import CachedRows, head, is_recurrent
 from mmemb.backbones.chat_prompt import PromptBuilder, PromptStyle
 from mmemb.backbones.model_loading import DTYPES, load_model
 from mmemb.counterfactual import Kind
@@ -104,7 +104,7 @@ class YesNoEvaluator(PairEvaluator):
         endings = [self.prompts.ending(query, note) for note in notes]
         asked = CachedRows(self._model, [self.prompts.query(query)])
         found: dict[str, Tensor] = {}
-        size = 1 if self._is_recurrent else max(1, self.max_rows // len(notes))
+        size = 1 if is_recurrent(self._model) else max(1, self.max_rows // len(notes))
         for start in range(0, len(distinct), size):
             chunk = distinct[start : start + size]
             shown = asked.fork(torch.zeros(len(chunk), dtype=torch.long))
@@ -148,9 +148,3 @@ class YesNoEvaluator(PairEvaluator):
             self.model_id, self.attention, DTYPES[self.dtype], self.trust_remote_code
         )
         return loaded[0].requires_grad_(False).to(self.device), loaded[1]
-
-    @property
-    def _is_recurrent(self) -> bool:
-        """Padding inside a row would enter a recurrent state, so candidates are read one by one."""
-        kinds = getattr(self._model.config.get_text_config(), "layer_types", None) or ()
-        return any("attention" not in kind or "linear" in kind for kind in kinds)

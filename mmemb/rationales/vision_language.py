@@ -205,9 +205,9 @@ class VisionLanguageWorker(RationaleWorker):
         if len(self._known) > MOST_KNOWN:
             self._known = {}
         with end_states(self._backbone.model.get_decoder(), self.probe_layer) as states:
-            rows = CachedRows(self._backbone.model, prompts)
+            rows = CachedRows.of_sorted(self._backbone.model, prompts, self._writer.room)
         if states:
-            self._known |= zip((names[id(p)] for p in prompts), states[0], strict=True)
+            self._known |= zip((names[id(p)] for p in prompts), torch.cat(states), strict=True)
         return rows
 
     @property
