@@ -35,7 +35,7 @@ EAGER = {
 PURE = {
     "adapters", "adaptive", "backbones", "backbones.base", "backbones.cached_rows",
     "backbones.chat_prompt", "backbones.contract", "backbones.generative", "backbones.mllm",
-    "backbones.model_loading", "backbones.one_pass",
+    "backbones.model_loading", "backbones.one_pass", "backbones.vision_cache",
     "batch_plan", "batch_text", "contrast_reward", "first_token", "rationales.own_sequence",
     "batches", "benchmarks.mmeb_train",
     "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",

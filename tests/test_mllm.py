@@ -109,6 +109,37 @@ def test_both_paths_come_from_one_sequence(backbone: VisionLanguageBackbone) -> 
     assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
 
 
+def test_a_frozen_tower_reads_every_picture_once(
+    backbone: VisionLanguageBackbone, request: pytest.FixtureRequest
+) -> None:
+    """Vectors and gradients are those of pixels; a clip beside a picture does not matter."""
+    caching = VisionLanguageBackbone(backbone.model_id, backbone.style, cached_pictures=3)
+    batch = [SIDES[1], SIDES[2], SIDES[4], SIDES[1], SIDES[0]]
+    read: list[int] = []
+    tower = caching.model.base_model.visual
+    tower.register_forward_hook(
+        lambda module, args, kwargs, out: read.append(len(kwargs["grid_thw"])), with_kwargs=True
+    )
+    for seen in (4, 1):  # of four distinct pictures three are kept
+        del read[:]
+        found, expected = caching.encode(batch), backbone.encode(batch)
+        assert (found - expected).abs().max() < 1e-5
+        assert sum(read) == seen + 1, "and the clip"
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    for model, vectors in ((caching, found), (backbone, expected)):
+        model.zero_grad(set_to_none=True)
+        (vectors * weight).sum().backward()
+    grads = [
+        {n: p.grad for n, p in m.named_parameters() if p.grad is not None}
+        for m in (caching, backbone)
+    ]
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[1].items():
+        assert (grads[0][name] - grad).abs().max() < 1e-4 * grad.abs().max() + 1e-6, name
+    with pytest.raises(ValueError, match="needs freeze_vision"):
+        VisionLanguageBackbone(backbone.model_id, freeze_vision=False, cached_pictures=3)
+
+
 def test_low_rank_updates_are_merged_when_saved(folders: dict[str, Path], tmp_path: Path) -> None:
     backbone = qwen(folders)
     backbone.attach_lora(LoraSettings(rank=2))

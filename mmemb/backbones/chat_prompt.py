@@ -32,11 +32,13 @@ class Prompt:
         ids: L tokens.
         kinds: whatever else the processor says of every token, (L,) each.
         media: pixels and grids; those of several prompts are joined along the first axis.
+        pictures: contents of the images among them, in order.
     """
 
     ids: tuple[int, ...]
     kinds: Mapping[str, Tensor] = field(default_factory=dict)
     media: Mapping[str, Tensor] = field(default_factory=dict)
+    pictures: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,7 +47,7 @@ class Prompt:
         """The prompt with more text tokens behind it."""
         zeros = torch.zeros(len(ids), dtype=torch.long)
         kinds = {name: torch.cat([kind, zeros.to(kind)]) for name, kind in self.kinds.items()}
-        return Prompt((*self.ids, *ids), kinds, self.media)
+        return Prompt((*self.ids, *ids), kinds, self.media, self.pictures)
 
 
 @dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
@@ -226,7 +228,8 @@ class PromptBuilder:
         if self.style.positions == "plain":
             kinds.pop("mm_token_type_ids", None)  # by it the axes would be counted
         media = {name: value for name, value in read.items() if isinstance(value, Tensor)}
-        return Prompt(ids, kinds, media)
+        shown = tuple(m.digest for m in side.media if m.kind == "image")
+        return Prompt(ids, kinds, media, shown)
 
     def _messages(self, side: Side) -> list[dict[str, Any]]:
         style, instruction = self.style, side.instruction or self.style.default_instruction

@@ -23,6 +23,7 @@ from mmemb.backbones.chat_prompt import Prompt, PromptBuilder, PromptStyle
 from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts
 from mmemb.backbones.model_loading import DTYPES, load_model
 from mmemb.backbones.one_pass import Writer, Writing, think, whole_text
+from mmemb.backbones.vision_cache import VisionCache
 from mmemb.rationales.sampling import Sampling
 from mmemb.records import FULL, GREEDY, SHORT, Rationale, Side
 
@@ -43,6 +44,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         long_rationale: of a longer one the beginning is cut (`truncate`: its end stays), or it is
             refused (`error`).
         freeze_vision: whether the vision tower stays as it is.
+        cached_pictures: of so many pictures what a frozen tower says is kept, those seen last.
         attention: implementation that transformers should use, such as `sdpa` or
             `flash_attention_2`; None = its own choice.
         dtype: of the weights.
@@ -64,8 +66,13 @@ class VisionLanguageBackbone(GenerativeBackbone):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         slots: int = 32,
         trust_remote_code: bool = False,
+        cached_pictures: int = 0,
     ) -> None:
         super().__init__()
+        if cached_pictures and not freeze_vision:
+            raise ValueError("cached_pictures needs freeze_vision: a tower that learns says anew.")
+        self._seen = VisionCache(cached_pictures) if cached_pictures else None
+        self.cached_pictures = cached_pictures
         check_policy(dtype, DTYPES, "dtype")
         self.padding_side = check_policy(padding_side, ("left", "right"), "padding_side")
         self.long_rationale = check_policy(long_rationale, ("truncate", "error"), "long_rationale")
@@ -155,7 +162,11 @@ class VisionLanguageBackbone(GenerativeBackbone):
 
     def _states(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         batch = collate(self.model, prompts, self.padding_side)
-        output = self.model.base_model(**batch.inputs, use_cache=False)
+        inputs: dict[str, Any] = batch.inputs
+        if self._seen is not None:
+            shown = [digest for prompt in prompts for digest in prompt.pictures]
+            inputs = self._seen.replace_pixels(self.model, inputs, shown)
+        output = self.model.base_model(**inputs, use_cache=False)
         return output.last_hidden_state, batch.end_R
 
     def _join(self) -> Tensor:
@@ -244,6 +255,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
             "dtype": self.dtype_name,
             "slots": self.slots,
             "trust_remote_code": self.trust_remote_code,
+            "cached_pictures": self.cached_pictures,
         }
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:

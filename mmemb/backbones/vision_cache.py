@@ -1,0 +1,85 @@
+"""What a frozen vision tower says of pictures, computed once for each of them.
+
+With a gradient cache every picture is read twice in a step, and in every epoch again. Shapes: N
+pictures of a batch, T tokens of a picture, H width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+_Seen = tuple[Tensor, tuple[Tensor, ...]]
+"""(T, H) of the last layer, and of the layers that a model feeds in deeper."""
+
+
+@final
+class VisionCache:
+    """Keeps the tokens of the pictures seen last.
+
+    Args:
+        most: pictures.
+    """
+
+    def __init__(self, most: int) -> None:
+        if most < 1:
+            raise ValueError(f"cached_pictures {most}: expected 1 or more, or 0 for none.")
+        self.most = most
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+
+    @torch.no_grad()
+    def replace_pixels(
+        self, model: nn.Module, inputs: dict[str, Any], digests: Sequence[str]
+    ) -> dict[str, Any]:
+        """The inputs with the tower's output in place of pixels, grids kept.
+
+        Args:
+            model: of transformers; one that says of its pictures' patches how many there are
+                (`image_grid_thw`), as all Qwen-VL do. Other inputs are returned as they are.
+            inputs: of a batch.
+            digests: N contents of the batch's pictures, in order.
+        """
+        if "pixel_values" not in inputs or "image_grid_thw" not in inputs:
+            return inputs
+        pixels, grid_N3 = inputs["pixel_values"], inputs["image_grid_thw"]
+        parts = pixels.split(grid_N3.prod(1).tolist())
+        fresh = {d: n for n, d in enumerate(digests) if d not in self._seen}
+        found = {d: self._seen[d] for d in digests if d in self._seen}
+        if fresh:
+            places = list(fresh.values())
+            read = model.base_model.get_image_features(  # type: ignore[operator,union-attr]
+                torch.cat([parts[n] for n in places]), grid_N3[places], return_dict=True
+            )
+            deep = getattr(read, "deepstack_features", None) or ()
+            found |= zip(fresh, zip(read.pooler_output, _columns(deep, len(places)), strict=True),
+                         strict=True)  # fmt: skip
+        self._keep(found)
+        kept = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        outputs = {"image": _output([found[digest] for digest in digests])}
+        if "pixel_values_videos" in kept:  # the model takes pixels of neither or of both
+            outputs["video"] = model.base_model.get_video_features(  # type: ignore[operator,union-attr]
+                kept.pop("pixel_values_videos"), kept["video_grid_thw"], return_dict=True
+            )
+        return kept | {"mm_encoder_outputs": outputs}
+
+    def _keep(self, found: dict[str, _Seen]) -> None:
+        for digest, value in found.items():
+            self._seen[digest] = value
+            self._seen.move_to_end(digest)
+        while len(self._seen) > self.most:
+            self._seen.popitem(last=False)
+
+
+def _columns(deep: Sequence[Sequence[Tensor]], num: int) -> list[tuple[Tensor, ...]]:
+    """Per picture what each of the deeper layers gives."""
+    return [tuple(layer[n] for layer in deep) for n in range(num)]
+
+
+def _output(seen: Sequence[_Seen]) -> SimpleNamespace:
+    deep = [list(layer) for layer in zip(*(layers for _, layers in seen), strict=True)]
+    return SimpleNamespace(pooler_output=[tokens for tokens, _ in seen], deepstack_features=deep)
