@@ -22,7 +22,7 @@ from mmemb.backbones.cached_rows import PaddingSide, collate, head
 from mmemb.backbones.chat_prompt import Prompt, PromptBuilder, PromptStyle
 from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts
 from mmemb.backbones.model_loading import DTYPES, load_model
-from mmemb.backbones.one_pass import Writer, Writing, think, whole_text
+from mmemb.backbones.one_pass import TAGS, Writer, Writing, think, whole_text
 from mmemb.backbones.vision_cache import VisionCache
 from mmemb.rationales.sampling import Sampling
 from mmemb.records import FULL, GREEDY, SHORT, Rationale, Side
@@ -72,11 +72,11 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if cached_pictures and not freeze_vision:
             raise ValueError("cached_pictures needs freeze_vision: a tower that learns says anew.")
         self._seen = VisionCache(cached_pictures) if cached_pictures else None
-        self.cached_pictures = cached_pictures
         check_policy(dtype, DTYPES, "dtype")
         self.padding_side = check_policy(padding_side, ("left", "right"), "padding_side")
         self.long_rationale = check_policy(long_rationale, ("truncate", "error"), "long_rationale")
-        self.model_id, self.style = model, _style(style)
+        self.model_id = model
+        self.style = PromptStyle(**style) if isinstance(style, dict) else style or PromptStyle()
         self.max_rationale_tokens, self.slots = max_rationale_tokens, slots
         self.freeze_vision, self.attention, self.dtype_name = freeze_vision, attention, dtype
         self.trust_remote_code = trust_remote_code
@@ -234,11 +234,10 @@ class VisionLanguageBackbone(GenerativeBackbone):
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        ends = self.model.generation_config.eos_token_id
-        tokenizer = self.prompts.tokenizer
-        return frozenset(
-            {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
-        )
+        tokenizer, ends = self.prompts.tokenizer, self.model.generation_config.eos_token_id
+        tags = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}  # special in some models
+        ends = {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
+        return frozenset(ends - tags - {None})
 
     # what a backbone is
 
@@ -255,7 +254,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
             "dtype": self.dtype_name,
             "slots": self.slots,
             "trust_remote_code": self.trust_remote_code,
-            "cached_pictures": self.cached_pictures,
+            "cached_pictures": self._seen.most if self._seen else 0,
         }
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
@@ -296,7 +295,3 @@ class VisionLanguageBackbone(GenerativeBackbone):
 
 def _rows(end_B: Tensor) -> Tensor:
     return torch.arange(len(end_B), device=end_B.device)
-
-
-def _style(style: PromptStyle | dict[str, Any] | None) -> PromptStyle:
-    return PromptStyle(**style) if isinstance(style, dict) else style or PromptStyle()

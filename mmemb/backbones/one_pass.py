@@ -22,7 +22,7 @@ from mmemb.records import DIRECT, GREEDY, SHORT, Rationale
 _COMPACT_BELOW = 0.85
 """Copying the cache costs about a sixth of a step, so not at every step."""
 
-_TAGS = ("</think>", "<answer>", "</answer>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def opening_of(depth: str) -> str:
@@ -50,7 +50,7 @@ def whole_text(rationale: Rationale) -> str:
 def _whole_part(text: str) -> tuple[str, str]:
     """The text up to its last tag in the right order (all of it, if some is missing), and those
     that are missing. A tag out of order is a part of the text."""
-    tags, place = _TAGS if text.startswith("<think>") else _TAGS[2:], 0
+    tags, place = TAGS[1:] if text.startswith("<think>") else TAGS[3:], 0
     for number, tag in enumerate(tags):
         found = text.find(tag, place)
         if found < 0:
@@ -104,7 +104,7 @@ class Writer:
     @property
     def room(self) -> int:
         """The most tokens of a rationale, its tags included."""
-        tags = len(self._encoded("<think>" + "".join(_TAGS)))
+        tags = len(self._encoded("".join(TAGS)))
         return self.sampling.max_new_tokens + 2 * tags
 
     def begin(self, row: int, depth: str, seed: int) -> Writing:
