@@ -171,7 +171,12 @@ class ContrastiveEmbedder(BackboneModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Any]:
         reasons = bool(self.losses.reasoning)
         vectors = pair_vectors(
-            self.backbone, batch, reasons=reasons, detach=self.detach, cache=self.gradient_cache
+            self.backbone,
+            batch,
+            reasons=reasons,
+            detach=self.detach,
+            writes=bool(self.losses.writing),
+            cache=self.gradient_cache,
         )
         found = self.losses.of(vectors, batch, self.log_temperature.exp())
         loss = sum(found.values(), torch.zeros((), device=self.device))

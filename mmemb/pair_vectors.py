@@ -6,7 +6,7 @@ embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -47,6 +47,7 @@ def pair_vectors(
     *,
     reasons: bool = True,
     detach: bool = False,
+    writes: bool = True,
     cache: GradientCache | None = None,
 ) -> PairVectors:
     """Embeds a batch, in micro-batches if there is a `cache`.
@@ -56,6 +57,7 @@ def pair_vectors(
         batch: this rank's rows.
         reasons: whether rationales are read.
         detach: see `Backbone.encode_paths`.
+        writes: whether the rationales' likelihood is wanted.
         cache: how the batch is cut and what is kept in memory.
     """
     if cache is not None:  # what is embedded twice passes through frozen parts once
@@ -65,22 +67,23 @@ def pair_vectors(
             targets=tuple(backbone.with_features(batch.targets)),
             negatives=tuple(tuple(backbone.with_features(row)) for row in batch.negatives),
         )
-    embed = partial(_embed_rows, backbone, batch, reasons, detach)
+    read = partial(backbone, paths=True, detach=detach, writes=writes)
+    embed = partial(_embed_rows, backbone, batch, read if reasons else None)
     return PairVectors(*embed_cached(embed, batch.costs(), cache, backbone.parameters))
 
 
 def _embed_rows(
-    backbone: Backbone, batch: PairBatch, reasons: bool, detach: bool, rows: Sequence[int]
+    backbone: Backbone, batch: PairBatch, read: Callable[..., Paths] | None, rows: Sequence[int]
 ) -> PairVectors:
     targets, queries = ([sides[row] for row in rows] for sides in (batch.targets, batch.queries))
-    if batch.target_rationales and reasons:
+    if batch.target_rationales and read is not None:
         notes = [batch.target_rationales[row] for row in rows]
-        target = backbone(targets, notes, paths=True, detach=detach)
+        target = read(targets, notes)
     else:
         target = _direct_alone(backbone(targets))
-    if reasons:
+    if read is not None:
         notes = [batch.rationales[row] for row in rows]
-        query = backbone(queries, notes, paths=True, detach=detach)
+        query = read(queries, notes)
     else:
         query = _direct_alone(backbone(queries))
     return PairVectors(

@@ -122,6 +122,19 @@ def test_detached_writing_trains_the_head_alone() -> None:
     assert len(trained(False)) > 20
 
 
+def test_logits_are_made_only_where_writing_is_trained() -> None:
+    backbone, batch = vlm(), thoughtful(0, 5)
+    read: list[int] = []
+    backbone.model.lm_head.register_forward_hook(lambda *args: read.append(1))
+    silent = pair_vectors(backbone, batch, writes=False)
+    assert not read
+    assert not silent.nll_B.any()
+    spoken = pair_vectors(backbone, batch)
+    assert read
+    assert torch.equal(spoken.reasoned_BD, silent.reasoned_BD)
+    assert torch.equal(spoken.num_tokens_B, silent.num_tokens_B)
+
+
 def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not write"):
         ContrastiveEmbedder(joint(tmp_path), writing_weight=1.0)

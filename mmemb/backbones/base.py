@@ -94,11 +94,12 @@ class Backbone(nn.Module, ABC):
         *,
         paths: bool = False,
         detach: bool = False,
+        writes: bool = True,
     ) -> Tensor | Paths:
         """`encode`, or `encode_paths` if asked for `paths`: for wrappers that hook `forward`."""
         if paths:
             notes = [None] * len(sides) if rationales is None else rationales
-            return self.encode_paths(sides, notes, detach)
+            return self.encode_paths(sides, notes, detach, writes)
         return self.encode(sides, rationales)
 
     def encode_paths(
@@ -106,6 +107,7 @@ class Backbone(nn.Module, ABC):
         sides: Sequence[Side],
         rationales: Sequence[Rationale | None],
         detach: bool = False,
+        writes: bool = True,
     ) -> Paths:
         """Both paths of training; here by two calls. Ranks may differ in how many rows reason: an
         empty call joins the graph, so no gradient is waited for in vain.
@@ -115,6 +117,7 @@ class Backbone(nn.Module, ABC):
             rationales: one per side, or None.
             detach: of a backbone that writes: the likelihood trains its head alone, so that
                 writing and embedding do not pull at the same weights.
+            writes: whether the likelihood is wanted; without it `nll_B` is zero.
         """
         direct_BD = self.encode(sides)
         rows = [row for row, rationale in enumerate(rationales) if rationale is not None]

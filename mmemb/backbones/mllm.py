@@ -101,29 +101,31 @@ class VisionLanguageBackbone(GenerativeBackbone):
         sides: Sequence[Side],
         rationales: Sequence[Rationale | None],
         detach: bool = False,
+        writes: bool = True,
     ) -> Paths:
         """See `Backbone.encode_paths`; one forward pass for all of it."""
         if self.style.rationale_in == "text":
-            return super().encode_paths(sides, rationales, detach)
+            return super().encode_paths(sides, rationales, detach, writes)
         notes = [note if note is not None and note.plain else None for note in rationales]
         for position, side in enumerate(sides):
             self._check(position, side)
         if not sides:
             empty = self._empty()
             return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
-        plain = [self._read(side, None) for side in sides]
-        whole = [self._read(side, note) for side, note in zip(sides, notes, strict=True)]
-        num_tokens_B = torch.tensor(
-            [len(long) - len(short) for long, short in zip(whole, plain, strict=True)]
-        ).to(self.device)
+        plain = [self.prompts.build(side) for side in sides]
+        said = [self._said(note) if note is not None else [] for note in notes]
+        whole = [prompt.followed_by(ids) for prompt, ids in zip(plain, said, strict=True)]
+        num_tokens_B = torch.tensor([len(ids) for ids in said], device=self.device)
         state_BLH, end_B = self._states(whole)
         state_BLH = state_BLH + self._join()
         direct_BD, reasoned_BD = (
             functional.normalize(state_BLH[_rows(end_B), place_B].float(), dim=-1)
             for place_B in (end_B - num_tokens_B, end_B)
         )
-        read_BLH = state_BLH.detach() if detach else state_BLH
-        nll_B = self._likelihood(read_BLH, end_B, whole, num_tokens_B.tolist())
+        nll_B = direct_BD.new_zeros(len(sides))
+        if writes:  # a vocabulary is wide: its logits are half of a small model's memory
+            read_BLH = state_BLH.detach() if detach else state_BLH
+            nll_B = self._likelihood(read_BLH, end_B, whole, num_tokens_B.tolist())
         return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B.float())
 
     def _likelihood(
