@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from mmemb.rationales import NO_DRAW, ServerWorker
+from mmemb.records import GREEDY, SHORT, Media, Side
+
+KEY = "sk-planted/0123456789"
+SIDES = [Side(text="Paris"), Side(media=(Media("image", "0" * 64),)), Side(text="the Nile")]
+SEEDS = torch.tensor([[GREEDY, 21, 22], [GREEDY, 23, 24], [2**62 + 25, 26, NO_DRAW]])
+GOOD = "It is France. => France"
 
 
 @dataclass(frozen=True)
@@ -103,3 +114,21 @@ def serving(answer: Callable[[int, dict[str, Any]], Said]) -> Iterator[Stub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def write_prompts(folder: Path) -> Path:
+    """Prompt files of every form."""
+    examples = [{"query": "Rome", "think": "It is Italy.", "answer": "Italy"}]
+    data = {"system": "Name it.", "examples": examples, "concepts": ["country:it"]}
+    for name, form in {
+        "arrow.json": {"opening": "", "between": " => ", "closing": ""},
+        "tags.json": {},
+        "short.json": {"opening": "", "between": "", "closing": "", "depth": SHORT},
+    }.items():
+        (folder / name).write_text(json.dumps(data | form))
+    return folder
+
+
+def worker(folder: Path, url: str, prompt: str = "arrow.json", **more: Any) -> ServerWorker:
+    settings = {"concurrency": 4, "timeout_s": 90.0, "retries": 3, "backoff_s": 0.01} | more
+    return ServerWorker(url, "tiny", str(folder / prompt), **settings)

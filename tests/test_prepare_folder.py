@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from datamodules import EvaluationDataModule, PairDataModule
 from datamodules.prepare.__main__ import main
 from datamodules.prepare.folder.media import clip_frames, evenly
-from datamodules.prepare.folder.media import picture as own_picture
 from mmemb.rationales import PrecomputedWorker
 from mmemb.shards import ShardIndex
 from tests.own_table import (
@@ -134,19 +132,6 @@ def test_frames_of_a_clip_are_evenly_spaced(tmp_path: Path) -> None:
     assert found == pytest.approx(expected, abs=6)
 
 
-def test_a_file_that_is_something_else_opens_nothing(tmp_path: Path) -> None:
-    """A playlist would read other files, PostScript would run: by their bytes, not their names."""
-    write_clip(tmp_path / "secret.mp4")
-    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
-    (tmp_path / "code.bmp").write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
-    )
-    with pytest.raises(ValueError, match=r"list\.mp4 cannot be decoded"):
-        clip_frames(tmp_path / "list.mp4", 2)
-    with pytest.raises(ValueError, match=r"code\.bmp cannot be decoded \(UnidentifiedImageError"):
-        own_picture(tmp_path / "code.bmp")
-
-
 @pytest.mark.parametrize("num_with", [1, 15])
 def test_what_is_left_of_a_mixed_task_can_be_evaluated(
     media: Path, tmp_path: Path, num_with: int
@@ -174,99 +159,6 @@ def test_nothing_of_a_former_table_stays(media: Path, tmp_path: Path) -> None:
     prepare(table, media, tmp_path / "out")
     found = [*(tmp_path / "out").rglob("*.tar"), *(tmp_path / "out").rglob("*/manifest.json")]
     assert {path.parent.name for path in found} == {"plain", "candidates"}
-
-
-def faulty_rows() -> list[dict[str, str]]:
-    rows = flag_rows()
-    rows[1]["target_media"] = "flags/99.webp"
-    rows[2]["split"] = "training"
-    rows[3]["id"] = rows[0]["id"]
-    rows[4] |= {"query_text": ""}
-    rows[5]["target_media"] = "../secret.webp"
-    rows[6]["colour"] = "red"
-    rows[7]["target_media"] = "flags/broken.webp"
-    rows[20]["query_text"] = rows[0]["query_text"].upper()
-    rows[21]["id"] = "with.dot"
-    rows[22]["negative_text"] = "not this"
-    return rows
-
-
-FAULTS = (
-    "row 2: flags/99.webp is missing",
-    "row 3: split 'training': expected one of",
-    "row 4: id 'flag-00' is that of row 1, too",
-    "row 5: an empty side",
-    "row 6: ../secret.webp leads out of the media folder",
-    "row 7: unknown column(s) ['colour']",
-    "row 8: broken.webp cannot be decoded",
-    "row 21: its query is that of row 1, which is trained on",
-    "row 22: id 'with.dot': expected 1 to 80 letters",
-    "row 23: task 'flags' has queries with negatives and without",
-)
-
-
-@pytest.fixture
-def broken_media(media: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "media"
-    folder.mkdir()
-    (folder / "flags").mkdir()
-    for path in (media / "flags").iterdir():
-        (folder / "flags" / path.name).write_bytes(path.read_bytes())
-    (folder / "flags/broken.webp").write_bytes(b"RIFFjunk")
-    (tmp_path / "secret.webp").write_bytes(picture(0))
-    return folder
-
-
-def test_every_fault_is_listed_with_its_row(
-    broken_media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    table = write_lines(tmp_path / "t.jsonl", faulty_rows())
-    assert prepare(table, broken_media, tmp_path / "out") == 1
-    said = capsys.readouterr()
-    for fault in FAULTS:
-        assert fault in said.out, fault
-    assert "nothing was written" in said.err
-    assert not (tmp_path / "out").exists()
-    assert prepare(table, broken_media, tmp_path / "out", "--check") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_faulty_rows_may_be_left_out(broken_media: Path, tmp_path: Path) -> None:
-    table = write_lines(tmp_path / "t.jsonl", faulty_rows())
-    assert prepare(table, broken_media, tmp_path / "out", "--on-error", "skip") == 0
-    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert manifest["partial"] is True
-    assert manifest["counts"]["pairs/plain"] == 1
-    assert any("flags/99.webp" in line for line in manifest["skipped"])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("t.xlsx", "", "expected a table that ends in"),
-        ("t.jsonl", "not json\n", "row 1: no JSON"),
-        ("t.jsonl", "[1]\n", "row 1: no JSON object"),
-        ("t.csv", "id,task\na,b,c\n", "row 1: 1 more cells than the heading"),
-        ("t.parquet", "PAR?", "is no whole Parquet file"),
-        ("t.csv", "id,task,id\na,b,c\n", "column(s) ['id'] occur twice"),
-        ("t.csv", b"id,task\n\xff\xfe,b\n", "t.csv cannot be read after row 0"),
-        ("t.csv", "id,task\n" + "a" * 200_000, "t.csv cannot be read after row 0 (field larger"),
-        ("t.jsonl", b'{"id": "\xff"}\n', "row 1: no JSON ('utf-8' codec"),
-        ("none.csv", None, "not found"),
-    ],
-)
-def test_a_table_that_is_none(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    content: str | bytes | None,
-    said: str,
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    assert prepare(tmp_path / name, tmp_path, tmp_path / "out") == 1
-    shown = capsys.readouterr()
-    assert said in shown.out + shown.err
 
 
 def test_given_negatives_are_trained_on_and_ranked_against(media: Path, tmp_path: Path) -> None:
@@ -297,24 +189,6 @@ def test_rationales_of_others_are_joined_by_id(media: Path, tmp_path: Path) -> N
     texts = {key: [r.plain for r in pool] for key, pool in zip(batch.keys, written, strict=True)}
     assert texts.pop("flag-03") == ["a red one", "bars blue"]
     assert not any(texts.values())
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ({"id": "flag-99", "rationales": ["x"]}, "1 id(s) are not in"),
-        ({"id": "flag-01", "rationales": [""]}, "line 1: ValueError a rationale without"),
-        ({"rationales": ["x"]}, "line 1: KeyError"),
-        ({"id": "flag-01", "rationales": "red"}, "line 1: ValueError rationales: expected a list"),
-    ],
-)
-def test_rationales_that_fit_nothing(
-    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: dict, said: str
-) -> None:
-    table = write_csv(tmp_path / "t.csv", flag_rows())
-    given = write_lines(tmp_path / "r.jsonl", [line])
-    assert prepare(table, media, tmp_path / "out", "--rationales", str(given)) == 1
-    assert said in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
