@@ -6,7 +6,7 @@ Knows no model. A worker sees one side and never its partner, so its rationales 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -110,6 +110,26 @@ class RationaleWorker(ABC):
 def drawn_seeds(seeds_K: Tensor) -> list[int]:
     """The seeds of one side without their padding."""
     return [seed for seed in seeds_K.tolist() if seed != NO_DRAW]
+
+
+def asked_draws(
+    worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
+) -> list[tuple[int, int]]:
+    """Row and seed of every draw that is asked for, of sides that the worker can read."""
+    check_seeds(sides, seeds_BK)
+    return [
+        (row, seed)
+        for row, side in enumerate(sides)
+        if worker.can_read(side)
+        for seed in drawn_seeds(seeds_BK[row])
+    ]
+
+
+def check_reads(reads: Collection[str]) -> frozenset[str]:
+    """Modalities that a worker is told to read."""
+    if not reads or not set(reads) <= {"text", "image", "video"}:
+        raise ValueError(f"reads {sorted(reads)}: expected some of text, image, video.")
+    return frozenset(reads)
 
 
 def check_seeds(sides: Sequence[Side], seeds_BK: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmemb.adapters import LoraSettings
 from mmemb.lineage import read_facts
-from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.rationales.base import RationaleWorker, asked_draws
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.decoders import SharedPrefixDecoder, WholePromptDecoder
 from mmemb.rationales.decoding import Decoder, decode
@@ -130,13 +130,7 @@ class LanguageModelWorker(RationaleWorker):
         return ChatTuner(self._chat.copy(), lora, seed)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        check_seeds(sides, seeds_BK)
-        rows = [
-            (i, seed)
-            for i, side in enumerate(sides)
-            if self.can_read(side)
-            for seed in drawn_seeds(seeds_BK[i])
-        ]
+        rows = asked_draws(self, sides, seeds_BK)
         written: list[list[Rationale]] = [[] for _ in sides]
         for (i, seed), draw in zip(rows, self._decode(sides, rows), strict=True):
             written[i].append(self._rationale(draw, seed))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
-from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.chat_client import ChatClient
 from mmemb.rationales.chat_reply import Reply
 from mmemb.rationales.prompts import FewShotPrompt
@@ -78,13 +78,11 @@ class ServerWorker(RationaleWorker):
         self.prompt_path, self.prompt = str(prompt), FewShotPrompt.load(prompt)
         self.concepts = self.prompt.concepts
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
-        self.reads, self.max_image_side = frozenset(reads), max_image_side
+        self.reads, self.max_image_side = check_reads(reads), max_image_side
         self.client = ChatClient(url, api_key_env, concurrency, timeout_s, retries, backoff_s)
         self._check()
 
     def _check(self) -> None:
-        if not self.reads or not self.reads <= {"text", "image", "video"}:
-            raise ValueError(f"reads {sorted(self.reads)}: expected some of text, image, video.")
         if self.max_new_tokens < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_p "
@@ -134,13 +132,7 @@ class ServerWorker(RationaleWorker):
             ServerError: a draw failed for good; requests under way were given up.
             ValueError: a picture was not decoded.
         """
-        check_seeds(sides, seeds_BK)
-        rows = [
-            (i, seed)
-            for i, side in enumerate(sides)
-            if self.can_read(side)
-            for seed in drawn_seeds(seeds_BK[i])
-        ]
+        rows = asked_draws(self, sides, seeds_BK)
         messages = {i: self._messages(sides[i]) for i in dict.fromkeys(i for i, _ in rows)}
         requests = [self._request(messages[i], seed) for i, seed in rows]
         written: list[list[Rationale]] = [[] for _ in sides]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from torch import Tensor
 
 from mmemb.backbones.model_loading import revision_of
-from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.rationales.sampling import Sampling
 from mmemb.rationales.server import picture, short_seed
@@ -73,13 +73,11 @@ class VllmWorker(RationaleWorker):
         self.prompt_path, self.prompt = str(prompt), FewShotPrompt.load(prompt)
         self.concepts = self.prompt.concepts
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
-        self.reads, self.dtype, self.engine = frozenset(reads), dtype, dict(engine or {})
+        self.reads, self.dtype, self.engine = check_reads(reads), dtype, dict(engine or {})
         self.max_image_side, self.max_pictures = max_image_side, max_pictures
         self._check()
 
     def _check(self) -> None:
-        if not self.reads or not self.reads <= {"text", "image", "video"}:
-            raise ValueError(f"reads {sorted(self.reads)}: expected some of text, image, video.")
         if self.max_pictures < 1 or (self.max_image_side or 1) < 1:
             raise ValueError(
                 f"max_pictures {self.max_pictures}, max_image_side {self.max_image_side}: expected "
@@ -136,13 +134,7 @@ class VllmWorker(RationaleWorker):
         Raises:
             ValueError: vLLM is not installed, or a side's pictures are too many or not decoded.
         """
-        check_seeds(sides, seeds_BK)
-        rows = [
-            (i, seed)
-            for i, side in enumerate(sides)
-            if self.can_read(side)
-            for seed in drawn_seeds(seeds_BK[i])
-        ]
+        rows = asked_draws(self, sides, seeds_BK)
         written: list[list[Rationale]] = [[] for _ in sides]
         if not rows:
             return written
