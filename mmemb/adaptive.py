@@ -6,7 +6,7 @@ N candidates, S width of the gate's state, H width of a probe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -92,21 +92,31 @@ class AdaptiveEmbedder:
         Returns:
             Unit vectors (B, D), depths (B,) and reasoning tokens (B,).
         """
-        if self._writes_itself:
-            return self._in_one_pass(sides, budget, unit, depth, keys, gallery)
-        direct_BD = self.backbone.encode(sides)
-        eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
         names = [side.digest for side in sides] if keys is None else keys
-        chosen_B = torch.full((len(sides),), depth or 0)
-        if depth is None and eligible_B.any():
-            state_BS = self.inputs(sides, direct_BD, eligible_B, gallery).state(self.state)
-            chosen_B = self.decide(state_BS, names, budget, unit)
-        return self._reason(sides, chosen_B * eligible_B, direct_BD)
+
+        def choose(rows: Sequence[int], direct_RD: Tensor) -> Tensor:
+            """(R,) depths of some rows, whose direct vectors are known by now."""
+            own = [sides[row] for row in rows]
+            eligible_R = torch.tensor([self.can_reason(side) for side in own], dtype=torch.bool)
+            chosen_R = torch.full((len(own),), depth or 0)
+            if depth is None and eligible_R.any():
+                every = gallery is None or isinstance(gallery, Tensor)
+                shown = gallery if every else [gallery[row] for row in rows]
+                state_RS = self.inputs(own, direct_RD, eligible_R, shown).state(self.state)
+                chosen_R = self.decide(state_RS, [names[row] for row in rows], budget, unit)
+            return chosen_R * eligible_R
+
+        if self._writes_itself:
+            return self._in_one_pass(sides, choose)
+        direct_BD = self.backbone.encode(sides)
+        return self._reason(sides, choose(range(len(sides)), direct_BD), direct_BD)
 
     @property
     def _writes_itself(self) -> bool:
         kinds = {isinstance(worker, SelfWorker) for worker in self.workers.values()}
-        if kinds == {True, False} or (True in kinds and not _generates(self.backbone)):
+        if kinds == {True, False} or (
+            True in kinds and not isinstance(self.backbone, GenerativeBackbone)
+        ):
             raise ValueError(
                 "SelfWorker stands for what a VisionLanguageBackbone writes by itself, at every "
                 f"depth or at none; the backbone is a {type(self.backbone).__name__}, the workers "
@@ -115,28 +125,13 @@ class AdaptiveEmbedder:
         return True in kinds
 
     def _in_one_pass(
-        self,
-        sides: Sequence[Side],
-        budget: float | None,
-        unit: Unit,
-        depth: int | None,
-        keys: Sequence[str] | None,
-        gallery: Tensor | Sequence[Tensor] | None,
+        self, sides: Sequence[Side], choose: Callable[[Sequence[int], Tensor], Tensor]
     ) -> Encoded:
         """Prompts are read once: for the direct vector, the decision, and what is written."""
-        names = [side.digest for side in sides] if keys is None else keys
         depths_B = torch.zeros(len(sides), dtype=torch.long)
 
         def decide(rows: Sequence[int], direct_RD: Tensor) -> list[str]:
-            chosen_R = torch.full((len(rows),), depth or 0)
-            if depth is None:
-                shown = gallery
-                if gallery is not None and not isinstance(gallery, Tensor):
-                    shown = [gallery[row] for row in rows]
-                own = [sides[row] for row in rows]
-                every_R = torch.ones(len(rows), dtype=torch.bool)
-                state_RS = self.inputs(own, direct_RD, every_R, shown).state(self.state)
-                chosen_R = self.decide(state_RS, [names[row] for row in rows], budget, unit)
+            chosen_R = choose(rows, direct_RD)
             depths_B[list(rows)] = chosen_R
             return [self.depths[number] for number in chosen_R.tolist()]
 
@@ -236,10 +231,6 @@ class AdaptiveEmbedder:
             check_parts(settings["state"]),
             float(settings["temperature"]),
         )
-
-
-def _generates(backbone: Backbone) -> bool:
-    return isinstance(backbone, GenerativeBackbone)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
