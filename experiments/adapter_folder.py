@@ -43,7 +43,7 @@ def write_adapter_folder(found: Found, out: Path) -> None:
         )
     assert found.run is not None
     backbone = load_run(found.run).backbone
-    (tuned,), model = backbone._tuned, backbone.model
+    tuned, model = backbone.updates, backbone.model
     place = _place(model, tuned.model)
     weights = {
         f"{_OURS}{place}.{name.removeprefix(_OURS)}": parameter.detach().contiguous().cpu()

@@ -155,7 +155,7 @@ def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Wr
     said = {"add_generation_prompt": style.add_generation_prompt, **style.template_arguments}
     processing: dict[str, Any] = {"chat_template": said}
     pictures = "image" in backbone.modalities
-    if pictures and (size := prompts._size(style.max_pixels)):
+    if pictures and (size := prompts.image_bounds(style.max_pixels)):
         processing["image"] = size
     kinds = ["text", "message", *(["image", "image+text"] if pictures else [])]
     _write_reader(out, kinds, style.max_length, processing_kwargs=processing)

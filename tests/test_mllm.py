@@ -208,8 +208,10 @@ def test_a_rationale_may_extend_the_text(folders: dict[str, Path]) -> None:
     longer = replace(side, text="what is it?\na red flag Peru")
     expected = backbone.encode([longer])
     assert (backbone.encode([side], [NOTE]) - expected).abs().max() < 1e-6
-    paths = backbone.encode_paths([side, side], [NOTE, None])
+    paths = backbone.encode_paths([side, side], [NOTE, None], writes=False)
     assert (paths.reasoned_BD - torch.cat([expected, backbone.encode([side])])).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="set writing_weight to 0"):
+        backbone.encode_paths([side], [NOTE])
     with pytest.raises(ValueError, match="nothing can be written in one pass"):
         backbone.think_and_embed([side], lambda rows, _: ["full"], Sampling(4, 1.0, 1.0, 1))
 

@@ -86,7 +86,7 @@ class CachedRows:
         batch = collate(model, prompts, "left")  # the next token follows at the right
         self.mask_RL, self.delta_R = batch.inputs["attention_mask"], batch.delta_R
         self.cache: Any = None
-        if room and not is_recurrent(model):
+        if room and _keeps_all_keys(model):
             self.cache = _growing_cache(model, self.mask_RL.shape[1] + room)
         self.state_RH = self._read(**batch.inputs)[:, -1]
         """The state after the last token of each row, final norm included."""
@@ -99,7 +99,7 @@ class CachedRows:
     def select(self, rows_R: Tensor) -> None:
         """Goes on with these rows, in this order; a row may come repeatedly."""
         rows_R = rows_R.to(self.mask_RL.device)
-        if is_growing(self.cache):
+        if _is_growing(self.cache):
             for layer in self.cache.layers:
                 layer.select(rows_R)
         else:
@@ -117,7 +117,7 @@ class CachedRows:
             prompts: R of them.
             room: how many tokens will follow.
         """
-        if is_recurrent(model):
+        if not _keeps_all_keys(model):
             return cls(model, prompts, room)
         starts = range(0, len(prompts), READ_TOGETHER)
         first, *rest = (cls(model, prompts[n : n + READ_TOGETHER], room) for n in starts)
@@ -143,8 +143,13 @@ class CachedRows:
         return forked
 
     def feed(self, ids_RQ: Tensor) -> Tensor:
-        """Reads Q more tokens a row; returns the states (R, Q, H) behind them."""
-        return self.feed_prompts([Prompt(tuple(ids)) for ids in ids_RQ.tolist()])
+        """Reads Q more tokens of text a row; returns the states (R, Q, H) behind them."""
+        ids_RQ = ids_RQ.to(self.mask_RL.device)
+        own_Q = torch.arange(ids_RQ.shape[1], device=ids_RQ.device)
+        own_RQ = own_Q.expand(ids_RQ.shape)
+        inputs = {"input_ids": ids_RQ, "attention_mask": torch.ones_like(ids_RQ)}
+        inputs["position_ids"] = _as_axes(self.model, own_RQ)
+        return self._go_on(Batch(inputs, own_RQ[:, -1], torch.zeros_like(self.delta_R)))
 
     def feed_prompts(self, prompts: Sequence[Prompt]) -> Tensor:
         """Reads what follows in each row, text or pictures, padded at the right.
@@ -156,7 +161,9 @@ class CachedRows:
         Returns:
             The states (R, Q, H).
         """
-        batch = collate(self.model, prompts, "right")
+        return self._go_on(collate(self.model, prompts, "right"))
+
+    def _go_on(self, batch: Batch) -> Tensor:
         inputs = dict(batch.inputs)
         before_R = self.mask_RL.sum(1) + self.delta_R
         real_RQ = inputs.pop("attention_mask")
@@ -165,7 +172,8 @@ class CachedRows:
         inputs["position_ids"] = inputs["position_ids"] + before_R[(None,) * axes + (..., None)]
         self.delta_R = self.delta_R + batch.delta_R
         state_RQH = self._read(attention_mask=self.mask_RL, **inputs)
-        self.state_RH = state_RQH[torch.arange(len(prompts), device=real_RQ.device), batch.end_R]
+        rows_R = torch.arange(len(real_RQ), device=real_RQ.device)
+        self.state_RH = state_RQH[rows_R, batch.end_R]
         return state_RQH
 
     def _read(self, **inputs: Tensor) -> Tensor:
@@ -185,15 +193,26 @@ def _fork(layer: Any) -> Any:
     return copy.copy(layer) if replaced else copy.deepcopy(layer)
 
 
-def is_growing(cache: Any) -> bool:
+def _is_growing(cache: Any) -> bool:
     """Whether a cache is one of ours, with places for what will follow."""
-    return hasattr(cache.layers[0], "select")
+    from mmemb.rationales.shared_prefix import GrowingLayer
+
+    return isinstance(cache.layers[0], GrowingLayer)
 
 
 def is_recurrent(model: nn.Module) -> bool:
     """Whether some layers keep a state instead of keys: padding inside a row would enter it."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()  # type: ignore[operator,union-attr]
-    return any("attention" not in kind or "linear" in kind for kind in kinds)
+    return any("attention" not in kind or "linear" in kind for kind in _layer_kinds(model))
+
+
+def _keeps_all_keys(model: nn.Module) -> bool:
+    """Whether every layer looks at all tokens: windows keep their keys in caches of their own."""
+    return all(kind == "full_attention" for kind in _layer_kinds(model))
+
+
+def _layer_kinds(model: nn.Module) -> Sequence[str]:
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    return getattr(config, "layer_types", None) or ()
 
 
 def _growing_cache(model: nn.Module, capacity: int) -> Any:
@@ -219,8 +238,7 @@ def _positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, 
     index = getattr(model.base_model, "get_rope_index", None)
     if index is None or "mm_token_type_ids" not in inputs:  # nothing but text
         counted_RL = real_positions(mask_RL, mask_RL.shape[1])
-        ahead_R = torch.zeros_like(mask_RL[:, 0])
-        return counted_RL if index is None else counted_RL.expand(3, -1, -1), ahead_R
+        return _as_axes(model, counted_RL), torch.zeros_like(mask_RL[:, 0])
     known = set(inspect.signature(index).parameters)
     given = {name: value for name, value in inputs.items() if name in known}
     positions_3RL = index(**given)[0]
@@ -229,3 +247,9 @@ def _positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, 
     last_R = (mask_RL.cumsum(1) * mask_RL).argmax(1)
     end_2R = positions_3RL[1:, torch.arange(len(last_R), device=last_R.device), last_R]
     return positions_3RL, end_2R.max(0).values + 1 - mask_RL.sum(1)
+
+
+def _as_axes(model: nn.Module, position_RQ: Tensor) -> Tensor:
+    """Positions of text: the same along every axis of a model that has several."""
+    has_axes = hasattr(model.base_model, "get_rope_index")
+    return position_RQ.expand(3, -1, -1) if has_axes else position_RQ

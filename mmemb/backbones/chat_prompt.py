@@ -218,7 +218,7 @@ class PromptBuilder:
         frames = [_pixels(m) for m in self._frames(side)]
         given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         if pictures:
-            given |= {"images": pictures, "images_kwargs": self._size(self.style.max_pixels)}
+            given |= {"images": pictures, "images_kwargs": self.image_bounds(self.style.max_pixels)}
         if frames:
             given |= {"videos": [torch.stack(_equal(frames))], "videos_kwargs": self._clip(frames)}
         read = dict(self.processor(**given))
@@ -247,7 +247,7 @@ class PromptBuilder:
         places = np.linspace(0, len(frames) - 1, self.style.max_frames).astype(int)
         return [frames[place] for place in places]
 
-    def _size(self, most: int | None) -> dict[str, Any]:
+    def image_bounds(self, most: int | None) -> dict[str, Any]:
         """As the processors of Qwen take bounds on pixels; nothing, where none is set."""
         if most is None and self.style.min_pixels is None:
             return {}

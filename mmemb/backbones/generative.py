@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from mmemb.backbones.base import Backbone
 from mmemb.rationales.sampling import Sampling
@@ -66,3 +67,24 @@ class GenerativeBackbone(Backbone, ABC):
         return self.think_and_embed(
             sides, lambda rows, _: [depth] * len(rows), sampling, seeds
         ).rationales
+
+
+def replies_nll(
+    head: nn.Module, state_BLH: Tensor, end_B: Tensor, replies: Sequence[Sequence[int]]
+) -> Tensor:
+    """Negative log-likelihood of replies, summed over each one's tokens: (B,) float32.
+
+    Logits are made for the replies' places alone, since a vocabulary is wide.
+
+    Args:
+        head: states to logits.
+        state_BLH: states of prompts with their replies.
+        end_B: place of each row's last token.
+        replies: B token sequences at the ends of the rows; one may be empty.
+    """
+    nll = []
+    for state_LH, end, reply in zip(state_BLH, end_B.tolist(), replies, strict=True):
+        said_T = torch.tensor(reply, device=state_LH.device).long()
+        logits_TV = head(state_LH[end - len(reply) : end]).float()
+        nll.append(functional.cross_entropy(logits_TV, said_T, reduction="sum"))
+    return torch.stack(nll)

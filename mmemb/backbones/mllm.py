@@ -20,7 +20,7 @@ from mmemb.adapters import LoraSettings, attach_lora
 from mmemb.backbones.base import Paths, check_policy, in_folder
 from mmemb.backbones.cached_rows import PaddingSide, collate, head
 from mmemb.backbones.chat_prompt import Prompt, PromptBuilder, PromptStyle
-from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts
+from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts, replies_nll
 from mmemb.backbones.model_loading import DTYPES, load_model
 from mmemb.backbones.one_pass import TAGS, Writer, Writing, think, whole_text
 from mmemb.backbones.vision_cache import VisionCache
@@ -105,7 +105,12 @@ class VisionLanguageBackbone(GenerativeBackbone):
     ) -> Paths:
         """See `Backbone.encode_paths`; one forward pass for all of it."""
         if self.style.rationale_in == "text":
-            return super().encode_paths(sides, rationales, detach, writes)
+            if writes:
+                raise ValueError(
+                    "With rationale_in: text a rationale is no reply, so writing it cannot be "
+                    "trained: set writing_weight to 0, or rationale_in: reply."
+                )
+            return super().encode_paths(sides, rationales)
         notes = [note if note is not None and note.plain else None for note in rationales]
         for position, side in enumerate(sides):
             self._check(position, side)
@@ -125,21 +130,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         nll_B = direct_BD.new_zeros(len(sides))
         if writes:  # a vocabulary is wide: its logits are half of a small model's memory
             read_BLH = state_BLH.detach() if detach else state_BLH
-            nll_B = self._likelihood(read_BLH, end_B, whole, num_tokens_B.tolist())
+            nll_B = replies_nll(head(self.model), read_BLH, end_B, said)
         return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B.float())
-
-    def _likelihood(
-        self, state_BLH: Tensor, end_B: Tensor, prompts: Sequence[Prompt], lengths: Sequence[int]
-    ) -> Tensor:
-        """Summed over each rationale's tokens; logits are made for these places alone."""
-        nll = []
-        for state_LH, end, prompt, length in zip(
-            state_BLH, end_B.tolist(), prompts, lengths, strict=True
-        ):
-            said = torch.tensor(prompt.ids[len(prompt) - length :], device=state_LH.device).long()
-            logits_TV = head(self.model)(state_LH[end - length : end]).float()
-            nll.append(functional.cross_entropy(logits_TV, said, reduction="sum"))
-        return torch.stack(nll)
 
     def _read(self, side: Side, rationale: Rationale | None) -> Prompt:
         if rationale is not None and self.style.rationale_in == "text":
@@ -262,6 +254,11 @@ class VisionLanguageBackbone(GenerativeBackbone):
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The prompt as text, and the rationale behind it."""
         return self.prompts.text(side, "" if rationale is None else whole_text(rationale))
+
+    @property
+    def updates(self) -> nn.Module | None:
+        """The language model with its low-rank updates, as peft sees it; None if it has none."""
+        return self._tuned[0] if self._tuned else None
 
     def blocks(self) -> list[nn.Module]:
         """The layers of the language model."""

@@ -121,8 +121,7 @@ class Writer:
         """
         live, states = list(writings), {}
         while live:
-            tokens_R = self._next(rows, live)
-            rows.feed(tokens_R[:, None])
+            rows.feed(self._next(rows, live))
             ended = [n for n, w in enumerate(live) if w.is_whole and w.row not in states]
             states |= {live[n].row: rows.state_RH[n] for n in ended}
             goes_on = [n for n, w in enumerate(live) if not w.is_whole]
@@ -138,18 +137,28 @@ class Writer:
         return self.tokenizer.decode(writing.tokens)  # type: ignore[no-any-return]
 
     def _next(self, rows: CachedRows, live: Sequence[Writing]) -> Tensor:
-        if all(w.forced or w.is_whole for w in live):
-            chosen = [0] * len(live)  # nobody looks at them
-            log_probs = [0.0] * len(live)
+        """(R, Q) tokens to feed: one a row, or as many as are forced in all rows."""
+        open_rows = [w for w in live if not w.is_whole]
+        together = min(len(w.forced) for w in open_rows)
+        idle = {id(w) for w in live if w.is_whole}
+        if together:
+            for writing in open_rows * together:
+                self._take(writing, 0, 0.0)
         else:
-            last = self.sampling.max_new_tokens - 1
-            noise_R = torch.stack([w.noise[min(w.num_drawn, last)] for w in live])
-            sampled_R = torch.tensor([w.is_sampled for w in live])
-            found = choose_tokens(rows.logits_RV, noise_R, sampled_R, self.sampling)
-            chosen, log_probs = found[0].tolist(), found[1].tolist()
-        for writing, token, log_prob in zip(live, chosen, log_probs, strict=True):
-            self._take(writing, token, log_prob)
-        return torch.tensor([w.tokens[-1] for w in live])
+            self._draw(rows, live)
+        num = together or 1
+        return torch.tensor(
+            [w.tokens[-1:] * num if id(w) in idle else w.tokens[-num:] for w in live]
+        )
+
+    def _draw(self, rows: CachedRows, live: Sequence[Writing]) -> None:
+        last = self.sampling.max_new_tokens - 1
+        noise_R = torch.stack([w.noise[min(w.num_drawn, last)] for w in live])
+        sampled_R = torch.tensor([w.is_sampled for w in live])
+        chosen_R, log_probs_R = choose_tokens(rows.logits_RV, noise_R, sampled_R, self.sampling)
+        drawn = zip(live, chosen_R.tolist(), log_probs_R.tolist(), strict=True)
+        for writing, token, log_probability in drawn:
+            self._take(writing, token, log_probability)
 
     def _take(self, writing: Writing, token: int, log_probability: float) -> None:
         """Appends the next token: a forced one, the chosen one, or the first of the closing."""
@@ -188,7 +197,7 @@ def draft(
     slots: int,
     read: Callable[[Sequence[Prompt]], CachedRows],
 ) -> list[Writing]:
-    """Writes several rationales behind each prompt, which is read once for all of them.
+    """Writes several rationales behind each prompt, which is read once for those under way.
 
     Args:
         writer: of rationales.
