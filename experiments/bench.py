@@ -79,12 +79,13 @@ def compare(
 ) -> Line:
     """Both measured in turn after one warm-up of each."""
     ours(), peer()
-    seconds = [(_seconds(ours), _seconds(peer)) for _ in range(runs)]
+    seconds = [(seconds_of(ours), seconds_of(peer)) for _ in range(runs)]
     mine, theirs = (statistics.median(column) for column in zip(*seconds, strict=True))
     return Line(name, mine, theirs, tuple(a / b for a, b in seconds), peer_name, bar=bar)
 
 
-def _seconds(function: Callable[[], Any]) -> float:
+def seconds_of(function: Callable[[], Any]) -> float:
+    """How long one call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
