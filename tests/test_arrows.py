@@ -26,6 +26,7 @@ HEAVY = {
     "vllm",
 }  # fmt: skip
 EAGER = {
+    "mmemb/backbones/grouped_attention.py": {"transformers"},
     "mmemb/rationales/chat_model.py": {"transformers"},
     "mmemb/rationales/decoders.py": {"transformers"},
     "mmemb/rationales/shared_prefix.py": {"transformers"},
@@ -164,8 +165,9 @@ def test_pure_modules_need_torch_and_numpy_only() -> None:
 def test_only_declared_modules_of_mmemb_are_impure() -> None:
     """A new module of `mmemb` is entered in PURE, or here."""
     impure = {
-        "backbones.bytes_tokenizer", "backbones.joint", "backbones.open_clip", "backbones.pixels",
-        "backbones.sequences", "backbones.tower", "evaluators.base", "evaluators.embedding",
+        "backbones.bytes_tokenizer", "backbones.grouped_attention", "backbones.joint",
+        "backbones.open_clip", "backbones.pixels", "backbones.sequences", "backbones.tower",
+        "evaluators.base", "evaluators.embedding",
         "rationales.chat_model", "rationales.decoders", "rationales.language_model",
         "rationales.shared_prefix", "rationales.tuning", "benchmarks",
     }  # fmt: skip

@@ -34,7 +34,8 @@ def load_model(
 
     Args:
         model: local folder or hub id.
-        attention: implementation that transformers should use; None = its own choice.
+        attention: implementation that transformers should use; None = its own choice, with
+            `grouped_attention` for `sdpa`.
         dtype: of the weights.
         trust_remote_code: whether code that comes with the model may run.
 
@@ -48,6 +49,8 @@ def load_model(
         AutoProcessor,
     )
 
+    from mmemb.backbones.grouped_attention import group_heads
+
     code = {"trust_remote_code": trust_remote_code}
     try:
         with quiet_loading():
@@ -56,6 +59,8 @@ def load_model(
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             settings = code | ({"attn_implementation": attention} if attention else {})
             loaded = kind.from_pretrained(model, dtype=dtype, **settings)
+            if attention is None:
+                group_heads(loaded)
             return loaded.eval(), AutoProcessor.from_pretrained(model, **code)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
