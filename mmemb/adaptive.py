@@ -19,6 +19,7 @@ from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.lineage import read_json, write_json
 from mmemb.rationales import RationaleWorker, SelfWorker, load_worker
+from mmemb.rationales.sampling import Sampling
 from mmemb.records import DIRECT, GREEDY, Side
 
 _SETTINGS = "adaptive.json"
@@ -135,13 +136,15 @@ class AdaptiveEmbedder:
             depths_B[list(rows)] = chosen_R
             return [self.depths[number] for number in chosen_R.tolist()]
 
-        sampling = max(
-            (worker.sampling for worker in self.workers.values()),  # type: ignore[attr-defined]
-            key=lambda sampling: sampling.max_new_tokens,
+        longest = {
+            depth: worker.sampling.max_new_tokens  # type: ignore[attr-defined]
+            for depth, worker in self.workers.items()
+        }
+        found = self.backbone.think_and_embed(  # type: ignore[operator]
+            sides, decide, Sampling(max(longest.values()), 1.0, 1.0, 1), longest=longest
         )
-        found = self.backbone.think_and_embed(sides, decide, sampling)  # type: ignore[operator]
         tokens = [r.num_tokens if r is not None else 0 for r in found.rationales]
-        return Encoded(found.vectors_BD, depths_B, torch.tensor(tokens))
+        return Encoded(found.vectors_BD, depths_B, torch.tensor(tokens, dtype=torch.long))
 
     def can_reason(self, side: Side) -> bool:
         """Whether the workers can read the side (METHOD 7: only these queries are eligible)."""

@@ -31,7 +31,7 @@ class ContrastReward:
         candidates: of each pair, its target first, then negatives.
         contrast: of METHOD 5.
         clip: rewards lie between -clip and clip.
-        broken: reward of a completion without a closed answer.
+        broken: reward of a completion without a closed answer; None = -clip.
         num_hard: hard negatives under each path, for `margin`.
     """
 
@@ -44,13 +44,19 @@ class ContrastReward:
         candidates: Sequence[Sequence[Side]],
         contrast: Literal["raw", "gain", "positive", "margin"] = "gain",
         clip: float = 3.0,
-        broken: float = -1.0,
+        broken: float | None = None,
         num_hard: int = 10,
     ) -> None:
         if len(pairs) != len(candidates):
             raise ValueError(f"{len(pairs)} pairs but {len(candidates)} lists of candidates.")
+        if broken is not None and broken > -clip:
+            raise ValueError(
+                f"broken {broken} is above -clip {-clip}: a policy would earn more by breaking the "
+                "form than by a rationale that harms. Lower it, or leave it out."
+            )
         self.evaluator, self.pairs, self.candidates = evaluator, pairs, candidates
-        self.contrast, self.clip, self.broken, self.num_hard = contrast, clip, broken, num_hard
+        self.contrast, self.clip, self.num_hard = contrast, clip, num_hard
+        self.broken = -clip if broken is None else broken
 
     def __call__(
         self,
@@ -85,10 +91,12 @@ class ContrastReward:
 
 
 def _text(completion: Completion) -> str:
-    """From its first tag on: whether the opening was put into the model's mouth or not."""
+    """With its opening tag, whether that was put into the model's mouth or not."""
     said = completion if isinstance(completion, str) else str(completion[-1]["content"])
-    if said.startswith(("<think>", "<answer>")):
-        return said
+    starts = [place for tag in ("<think>", "<answer>") if (place := said.find(tag)) >= 0]
+    opening = min(starts, default=0)
+    if starts and not said[:opening].strip():
+        return said[opening:]
     return f"<think>{said}" if "</think>" in said else f"<answer>{said}"
 
 

@@ -52,8 +52,8 @@ class PathLosses:
         """Weighted losses by name. Which ones there are depends on the weights alone, and not on
         the batch, so that all ranks compute the same."""
         has_query_B = _having(batch.rationales, vectors.query_BD)
-        has_target_B = _having(batch.target_rationales or batch.keys, vectors.query_BD)
-        has_target_B = has_target_B & bool(batch.target_rationales)
+        of_targets = batch.target_rationales or [None] * len(batch.keys)
+        has_target_B = _having(of_targets, vectors.query_BD)
         query_BD, reasoned_BD = vectors.query_BD, vectors.reasoned_BD
         target_BD, thought_BD = vectors.target_BD, vectors.thought_BD
         terms = {
@@ -101,7 +101,7 @@ class PathLosses:
         )
 
 
-def _having(rationales: Sequence[Rationale | str | None], like: Tensor) -> Tensor:
+def _having(rationales: Sequence[Rationale | None], like: Tensor) -> Tensor:
     return torch.tensor([r is not None for r in rationales], device=like.device)
 
 

@@ -16,6 +16,7 @@ from mmemb.gate_fit import policy_loss
 from mmemb.gating import MlpDepthHead, load_head, save_head
 from mmemb.losses import combine
 from mmemb.rationales import SelfWorker, TableWorker
+from mmemb.rationales.sampling import Sampling
 from mmemb.records import Side
 from tests.tiny_embedder import joint
 from tests.vlm import SIDES, babbling
@@ -62,6 +63,18 @@ def test_a_budget_of_zero_is_the_base_model_bit_by_bit(backbone: VisionLanguageB
     direct = adaptive.encode(MANY, depth=0)
     assert torch.equal(nobody.vectors_BD, direct.vectors_BD)
     assert not nobody.depths_B.any()
+
+
+def test_each_depth_has_its_own_length(backbone: VisionLanguageBackbone) -> None:
+    """As if its worker were the only one."""
+    adaptive = embedder(backbone)
+    lengths = {"short": 6, "full": 40}
+    adaptive.workers = {depth: SelfWorker(most) for depth, most in lengths.items()}
+    for number, (depth, most) in enumerate(lengths.items(), 1):
+        found = adaptive.encode(MANY, depth=number)
+        alone = backbone.generate(MANY, depth, Sampling(most, 1.0, 1.0, 1))
+        assert found.tokens_B.tolist() == [r.num_tokens for r in alone if r is not None]
+    assert adaptive.encode([]).tokens_B.dtype == torch.long
 
 
 def test_it_is_saved_and_loaded_with_gate_and_worker(

@@ -36,7 +36,8 @@ EAGER = {
 PURE = {
     "adapters", "adaptive", "backbones", "backbones.base", "backbones.cached_rows",
     "backbones.chat_prompt", "backbones.contract", "backbones.generative", "backbones.mllm",
-    "backbones.model_loading", "backbones.one_pass", "backbones.vision_cache",
+    "backbones.model_loading", "backbones.one_pass", "backbones.prompt_style",
+    "backbones.vision_cache",
     "batch_plan", "batch_text", "contrast_reward", "first_token", "rationales.own_sequence",
     "batches", "benchmarks.mmeb_train",
     "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",
@@ -62,7 +63,7 @@ PURE = {
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.reuse", "rationales.sampling", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
-    "records", "reselection", "retrieval", "shard_writer", "shards",
+    "records", "reselection", "retrieval", "special_tokens", "shard_writer", "shards",
     "statistics", "tiled_nce", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""

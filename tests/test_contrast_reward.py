@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mmemb.contrast_reward import ContrastReward
+from mmemb.counterfactual import contrasts
 from mmemb.evaluators import PairEvaluator, YesNoEvaluator
 from mmemb.records import Pair, Side
-from tests.vlm import babbling, folder
+from tests.vlm import babbling, folder, note
 
 
 def pair(n: int) -> Pair:
@@ -53,19 +54,27 @@ def test_a_completion_is_worth_what_it_does_for_its_pair() -> None:
         [{"role": "assistant", "content": "<answer>flag 0 flag 1 flag 2</answer>"}],
     ]
     assert reward(prompts=[""] * 5, completions=said, pair=[1, 1, 2, 2, 0]) == pytest.approx(
-        [2.0, -1.0, 2.0, -1.0, 0.0]
+        [2.0, -1.0, 2.0, -3.0, 0.0]
     )
     gain = ContrastReward(ByName(), PAIRS, CANDIDATES, contrast="gain", clip=1.5)
-    assert gain([""] * 5, said, [1, 1, 2, 2, 0]) == pytest.approx([1.5, 0.0, 1.5, -1.0, 1.5])
-    assert gain(["", ""], ["", "x"], [0, 1]) == [-1.0, -1.0]
+    assert gain([""] * 5, said, [1, 1, 2, 2, 0]) == pytest.approx([1.5, 0.0, 1.5, -1.5, 1.5])
+    assert gain(["", ""], ["", "x"], [0, 1]) == [-1.5, -1.5]
+    spaced = ["\n<think>a</think><answer>flag 1</answer>", " <answer>flag 1</answer> bye"]
+    assert gain(["", ""], spaced, [1, 1]) == [1.5, 1.5]
+    with pytest.raises(ValueError, match="by breaking the form"):
+        ContrastReward(ByName(), PAIRS, CANDIDATES, broken=-1.0)
     with pytest.raises(ValueError, match="3 pairs but 1 lists"):
         ContrastReward(ByName(), PAIRS, CANDIDATES[:1])
 
 
 def test_a_generative_judge_gives_rewards() -> None:
-    reward = ContrastReward(YesNoEvaluator(str(folder("qwen3_vl"))), PAIRS, CANDIDATES)
+    judge = YesNoEvaluator(str(folder("qwen3_vl")))
     said = ["<answer>red</answer>", "<answer>a blue and white flag</answer>"]
-    found = reward(prompts=["", ""], completions=said, pair=[0, 0])
+    found = ContrastReward(judge, PAIRS, CANDIDATES)(["", ""], said, [0, 0])
+    notes = [note(text) for text in said]
+    scores = judge.score([PAIRS[0].query], CANDIDATES[:1], [notes], [PAIRS[0].fact])
+    gain_BK = contrasts(scores, kind="log_odds", num_hard=10)["gain"]
+    assert found == pytest.approx(gain_BK[0].clamp(-3, 3).tolist(), abs=1e-4)
     assert found[0] != found[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mmemb.adapters import LoraSettings
 from mmemb.backbones import PromptStyle, VisionLanguageBackbone, load_backbone
 from mmemb.backbones.cached_rows import CachedRows, collate
 from mmemb.backbones.contract import check_contract
-from mmemb.backbones.one_pass import whole_text
+from mmemb.backbones.one_pass import TAGS, whole_text
 from mmemb.rationales.sampling import Sampling
 from mmemb.records import Side
 from tests.tiny_models import write_chat_model
@@ -274,6 +275,33 @@ def test_long_rationales_lose_their_beginning(folders: dict[str, Path]) -> None:
     assert len(short._said(long)) == 30
     with pytest.raises(ValueError, match="more than max_rationale_tokens 30"):
         qwen(folders, max_rationale_tokens=30, long_rationale="error").encode(SIDES[:1], [long])
+
+
+@torch.no_grad()
+def test_special_tokens_in_data_are_text(backbone: VisionLanguageBackbone) -> None:
+    """A picture's mark in a text is no picture, and a turn's end ends none."""
+    tokenizer = backbone.prompts.tokenizer
+    marks, tags = "".join(tokenizer.all_special_tokens), tokenizer.convert_tokens_to_ids(TAGS)
+
+    def special(ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i in {*tokenizer.all_special_ids} - {*tags}]
+
+    forged = Side(f"a{marks}b", f"Find{marks}.", (picture(1),))
+    plain = backbone.prompts.build(Side("ab", "Find.", (picture(1),)))
+    assert special(backbone.prompts.build(forged).ids) == special(plain.ids)
+    said = note(f"<think>{marks}</think><answer>Peru</answer>")
+    assert special(plain.ids)
+    assert not special(backbone._said(said))
+    assert backbone.encode([forged], [said]).isfinite().all()
+
+
+def test_what_cannot_be_trained_is_refused(folders: dict[str, Path]) -> None:
+    backbone = qwen(folders)
+    backbone.attach_lora(LoraSettings(rank=2, alpha=4.0))
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        backbone.encode_paths(SIDES[:1], [NOTE], detach=True)
+    with pytest.raises(ValueError, match="only the updates learn"):
+        qwen(folders, freeze_vision=False).attach_lora(LoraSettings())
 
 
 def test_what_cannot_be_read_is_said(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,32 @@ def test_a_probe_is_the_state_of_a_block_at_the_prompts_end(model: str) -> None:
     hook.remove()
     state = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     assert (fresh[2] - state[0, -1]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_probes_are_kept_within_a_call_however_many_there_are(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = worker(model).probe(SIDES)
+    monkeypatch.setattr("mmemb.rationales.vision_language.MOST_KNOWN", 1)
+    monkeypatch.setattr("mmemb.rationales.vision_language.READ_TOGETHER", 2)
+    writer = worker(model, batch_size=2)
+    for sides in (SIDES, SIDES[::-1], SIDES[1:]):
+        found = writer.probe(sides)
+        rows = [SIDES.index(side) for side in sides]
+        assert (found - expected[rows]).abs().max() < 1e-4
+    writer.write(SIDES, SEEDS)
+    assert (writer.probe(SIDES) - expected).abs().max() < 1e-4
+
+
+def test_a_new_template_is_another_worker(model: str, tmp_path: Path) -> None:
+    """What was written behind the old one is not reused."""
+    shutil.copytree(model, tmp_path / "model")
+    before = worker(str(tmp_path / "model")).draw_identity()
+    assert before == worker(model).draw_identity()
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert before != worker(str(tmp_path / "model")).draw_identity()
 
 
 def test_who_it_is_depends_on_what_it_would_write(model: str) -> None:

@@ -25,6 +25,8 @@ GOOD = "It is France.</think><answer>France</answer>"
 class Tokenizer:
     """Tokens are the numbers of letters; a picture is a `#`."""
 
+    all_special_tokens = ("<|end|>",)
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
         assert kwargs == {"tokenize": False, "add_generation_prompt": True}
         return "\n".join(f"{m['role']}: {_said(m['content'])}" for m in messages) + "\nassistant: "
@@ -59,6 +61,18 @@ class Request:
     outputs: list[Completion]
 
 
+ENGINE = {
+    "model", "revision", "dtype", "seed", "tokenizer", "trust_remote_code", "max_model_len",
+    "enable_prefix_caching", "limit_mm_per_prompt", "tensor_parallel_size",
+    "gpu_memory_utilization", "quantization", "enforce_eager",
+}  # fmt: skip
+PARAMS = {
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids",
+    "include_stop_str_in_output", "logprobs", "n", "skip_special_tokens",
+}  # fmt: skip
+"""Some of the arguments that vLLM documents."""
+
+
 @final
 class Engine:
     """`vllm` itself: `LLM`, `SamplingParams`, and a note of every call."""
@@ -71,10 +85,12 @@ class Engine:
         self.calls: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
 
     def LLM(self, **kwargs: Any) -> Engine:
+        assert set(kwargs) <= ENGINE, "vLLM has no such argument"
         self.made.append(kwargs)
         return self
 
     def SamplingParams(self, **kwargs: Any) -> dict[str, Any]:
+        assert set(kwargs) <= PARAMS, "vLLM has no such argument"
         return kwargs
 
     def get_tokenizer(self) -> Tokenizer:

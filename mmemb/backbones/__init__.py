@@ -13,7 +13,7 @@ _HOMES = {
     "EfficientNetTower": "tower",
     "ImageTower": "tower",
     "GenerativeBackbone": "generative",
-    "PromptStyle": "chat_prompt",
+    "PromptStyle": "prompt_style",
     "VisionLanguageBackbone": "mllm",
 }
 

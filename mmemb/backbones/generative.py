@@ -6,7 +6,7 @@ Shapes: B sides, D embedding width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,6 +48,7 @@ class GenerativeBackbone(Backbone, ABC):
         decide: Decide,
         sampling: Sampling,
         seeds: Sequence[int] | None = None,
+        longest: Mapping[str, int] | None = None,
     ) -> Thoughts:
         """Reads every prompt once, asks for a depth, and goes on where reasoning was asked for.
 
@@ -56,6 +57,7 @@ class GenerativeBackbone(Backbone, ABC):
             decide: is called with the direct vectors of some rows at a time.
             sampling: how long and how rationales are drawn.
             seeds: one per side; None = greedy draws.
+            longest: depth -> most tokens of a rationale, where `sampling` allows more.
         """
 
     @torch.inference_mode()

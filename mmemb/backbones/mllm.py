@@ -6,7 +6,7 @@ Shapes: B sides, L tokens, H width of the model (and D).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,14 @@ from torch.nn import functional
 from mmemb.adapters import LoraSettings, attach_lora
 from mmemb.backbones.base import Paths, check_policy, in_folder
 from mmemb.backbones.cached_rows import PaddingSide, collate, head
-from mmemb.backbones.chat_prompt import Prompt, PromptBuilder, PromptStyle
+from mmemb.backbones.chat_prompt import Prompt, PromptBuilder
 from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts, replies_nll
-from mmemb.backbones.model_loading import DTYPES, load_model
-from mmemb.backbones.one_pass import TAGS, Writer, Writing, think, whole_text
+from mmemb.backbones.model_loading import DTYPES, load_model, outside_of_text
+from mmemb.backbones.one_pass import TAGS, Writer, think, whole_text
+from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.backbones.vision_cache import VisionCache
 from mmemb.rationales.sampling import Sampling
-from mmemb.records import FULL, GREEDY, SHORT, Rationale, Side
+from mmemb.records import GREEDY, Rationale, Side
 
 
 @final
@@ -85,7 +86,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         self.modalities = self.prompts.modalities
         self.embedding_dim = self.model.config.get_text_config().hidden_size
         if freeze_vision:
-            for module in self._outside_of_text():
+            for module in outside_of_text(self.model):
                 module.requires_grad_(False)
         self._tuned: tuple[nn.Module, ...] = ()
 
@@ -111,6 +112,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
                     "trained: set writing_weight to 0, or rationale_in: reply."
                 )
             return super().encode_paths(sides, rationales)
+        if writes and detach:
+            self._check_head()
         notes = [note if note is not None and note.plain else None for note in rationales]
         for position, side in enumerate(sides):
             self._check(position, side)
@@ -140,13 +143,19 @@ class VisionLanguageBackbone(GenerativeBackbone):
         prompt = self.prompts.build(side)
         return prompt if rationale is None else prompt.followed_by(self._said(rationale))
 
+    def _check_head(self) -> None:
+        learns = any(p.requires_grad for p in head(self.model).parameters())
+        if torch.is_grad_enabled() and not learns:
+            raise ValueError(
+                "With detach the head alone learns to write, but it is frozen, as under LoRA: "
+                "nothing would be trained. Set detach: false, or writing_weight: 0."
+            )
+
     def _said(self, rationale: Rationale) -> list[int]:
         ids: list[int] = self.prompts.tokenizer.encode(
-            whole_text(rationale), add_special_tokens=False
+            self.prompts.plain(whole_text(rationale)), add_special_tokens=False
         )
-        if len(ids) <= self.max_rationale_tokens:
-            return ids
-        if self.long_rationale == "error":
+        if len(ids) > self.max_rationale_tokens and self.long_rationale == "error":
             raise ValueError(
                 f"A rationale has {len(ids)} tokens, more than max_rationale_tokens "
                 f"{self.max_rationale_tokens} ({rationale.text[:60]!r}): raise it, or set "
@@ -178,17 +187,18 @@ class VisionLanguageBackbone(GenerativeBackbone):
         decide: Decide,
         sampling: Sampling,
         seeds: Sequence[int] | None = None,
+        longest: Mapping[str, int] | None = None,
     ) -> Thoughts:
         if self.style.rationale_in == "text":
             raise ValueError(
-                "With rationale_in: text a rationale is no part of the sequence, so nothing can be "
-                "written in one pass: use a worker of its own, or rationale_in: reply."
+                "With rationale_in: text nothing can be written in one pass: use a worker of its "
+                "own, or rationale_in: reply."
             )
         for position, side in enumerate(sides):
             self._check(position, side)
         if not sides:
             return Thoughts(self._empty(), self._empty(), ())
-        writer = Writer(self.model, self.prompts.tokenizer, self.end_ids, sampling)
+        writer = Writer(self.model, self.prompts.tokenizer, self.end_ids, sampling, longest)
         seeds = [GREEDY] * len(sides) if seeds is None else seeds
         direct, reasoned, written = think(
             writer,
@@ -197,8 +207,9 @@ class VisionLanguageBackbone(GenerativeBackbone):
             seeds,
             self.slots,
         )
+        model = Path(self.model_id).name
         notes = [
-            self._rationale(writer, written[row], seeds[row]) if row in written else None
+            writer.rationale(written[row], seeds[row], "self", model) if row in written else None
             for row in range(len(sides))
         ]
         # As in `encode`, a rationale that says nothing is none.
@@ -210,21 +221,6 @@ class VisionLanguageBackbone(GenerativeBackbone):
             for states in ([direct[row] for row in range(len(sides))], read)
         )
         return Thoughts(direct_BD, vector_BD, tuple(notes))
-
-    def _rationale(self, writer: Writer, writing: Writing, seed: int) -> Rationale:
-        text = writer.text(writing)
-        return Rationale(
-            text=text,
-            worker="self",
-            model=Path(self.model_id).name,
-            revision="",
-            prompt="",
-            decoding=writer.sampling.describe(seed),
-            seed=seed,
-            num_tokens=len(writing.tokens),
-            log_probability=round(writing.log_probability, 4),
-            depth=FULL if text.startswith("<think>") else SHORT,
-        )
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -253,7 +249,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The prompt as text, and the rationale behind it."""
-        return self.prompts.text(side, "" if rationale is None else whole_text(rationale))
+        ending = "" if rationale is None else self.prompts.plain(whole_text(rationale))
+        return self.prompts.text(side, ending)
 
     @property
     def updates(self) -> nn.Module | None:
@@ -271,6 +268,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         """Updates of the language model; the vision tower gets none."""
         if self._tuned:
             raise ValueError("this backbone has LoRA updates already")
+        if not self.freeze_vision:
+            raise ValueError("with LoRA only the updates learn: set freeze_vision: true.")
         self.model.requires_grad_(False)
         self._tuned = (attach_lora(self.model.get_decoder(), settings, seed),)
 
@@ -283,13 +282,6 @@ class VisionLanguageBackbone(GenerativeBackbone):
         self.prompts.processor.save_pretrained(folder / "model")
         # A folder may come from anywhere: that its code may run is said by whoever loads it.
         return {"model": in_folder("model"), "trust_remote_code": False}
-
-    def _outside_of_text(self) -> list[nn.Module]:
-        """What is neither the language model nor its head: the vision tower and its projector."""
-        inside = {id(m) for m in self.model.get_decoder().modules()}
-        inside |= {id(m) for m in head(self.model).modules()}
-        found = [m for m in self.model.modules() if id(m) not in inside]
-        return [m for m in found if not any(id(c) in inside for c in m.modules())]
 
 
 def _rows(end_B: Tensor) -> Tensor:

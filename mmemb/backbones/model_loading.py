@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmemb.weights import quiet_loading
 
@@ -14,14 +15,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def revision_of(model: str, commit: str | None) -> str:
-    """Hash (12 hex digits) of a local folder's weights and configuration; of a hub model its
-    commit."""
+    """Hash (12 hex digits) of all that a local folder says of its model: weights, configuration,
+    tokenizer, template; of a hub model its commit."""
     folder = Path(model)
     if not folder.is_dir():
         return commit or "unknown"
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
     digest = hashlib.sha256()
-    for path in [folder / "config.json", *files]:
+    for path in sorted(path for kind in kinds for path in folder.glob(kind)):
+        digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
@@ -67,3 +69,11 @@ def load_model(
             f"The vision-language model {model} cannot be loaded: {error!s:.300} Give the folder "
             "of a transformers model with its processor, or a hub id."
         ) from None
+
+
+def outside_of_text(model: Any) -> list[nn.Module]:
+    """What is neither the language model nor its head: the vision tower and its projector."""
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    inside = {id(module) for part in parts for module in part.modules()}
+    found = [module for module in model.modules() if id(module) not in inside]
+    return [m for m in found if not any(id(child) in inside for child in m.modules())]

@@ -7,8 +7,8 @@ Shapes: R rows, H width, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmemb.backbones.cached_rows import CachedRows
 from mmemb.backbones.chat_prompt import Prompt
 from mmemb.rationales.sampling import Sampling, choose_tokens, row_noise
-from mmemb.records import DIRECT, GREEDY, SHORT, Rationale
+from mmemb.records import DIRECT, FULL, GREEDY, SHORT, Rationale
 
 _COMPACT_BELOW = 0.85
 """Copying the cache costs about a sixth of a step, so not at every step."""
@@ -66,6 +66,7 @@ class Writing:
 
     Attributes:
         forced: tokens that are fed whatever the model says.
+        most: how many tokens the model may choose.
         tokens: all of the rationale's, forced ones included.
         num_drawn: tokens that the model chose.
         is_closing: whether `forced` holds the rationale's end.
@@ -76,6 +77,7 @@ class Writing:
     forced: deque[int]
     noise: Tensor
     is_sampled: bool
+    most: int
     tokens: list[int] = field(default_factory=list)
     num_drawn: int = 0
     log_probability: float = 0.0
@@ -93,13 +95,19 @@ class Writer:
         end_ids: tokens at which a reply ends; special tokens are among them, so that no rationale
             holds what a prompt would take for a turn or a picture.
         sampling: settings of the draws.
+        longest: depth -> most tokens; at others as `sampling` says, which is the largest.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, end_ids: frozenset[int], sampling: Sampling
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        end_ids: frozenset[int],
+        sampling: Sampling,
+        longest: Mapping[str, int] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.end_ids = model, tokenizer, end_ids
-        self.sampling = sampling
+        self.sampling, self._longest = sampling, dict(longest or {})
 
     @property
     def room(self) -> int:
@@ -109,9 +117,9 @@ class Writer:
 
     def begin(self, row: int, depth: str, seed: int) -> Writing:
         """A rationale of a depth about a row."""
-        noise = row_noise(seed, self.sampling.max_new_tokens)
+        most = self._longest.get(depth, self.sampling.max_new_tokens)
         opening = self._encoded(opening_of(depth))
-        return Writing(row, deque(opening), noise, seed != GREEDY)
+        return Writing(row, deque(opening), row_noise(seed, most), seed != GREEDY, most)
 
     def write(self, rows: CachedRows, writings: Sequence[Writing]) -> dict[int, Tensor]:
         """Goes on with R rows until every rationale is whole.
@@ -136,6 +144,30 @@ class Writer:
         """The rationale with its tags."""
         return self.tokenizer.decode(writing.tokens)  # type: ignore[no-any-return]
 
+    def rationale(
+        self,
+        writing: Writing,
+        seed: int,
+        worker: str,
+        model: str,
+        revision: str = "",
+        prompt: str = "",
+    ) -> Rationale:
+        """What was written, with its origin (see `Rationale`)."""
+        text = self.text(writing)
+        return Rationale(
+            text=text,
+            worker=worker,
+            model=model,
+            revision=revision,
+            prompt=prompt,
+            decoding=replace(self.sampling, max_new_tokens=writing.most).describe(seed),
+            seed=seed,
+            num_tokens=len(writing.tokens),
+            log_probability=round(writing.log_probability, 4),
+            depth=FULL if text.startswith("<think>") else SHORT,
+        )
+
     def _next(self, rows: CachedRows, live: Sequence[Writing]) -> Tensor:
         """(R, Q) tokens to feed: one a row, or as many as are forced in all rows."""
         open_rows = [w for w in live if not w.is_whole]
@@ -152,8 +184,7 @@ class Writer:
         )
 
     def _draw(self, rows: CachedRows, live: Sequence[Writing]) -> None:
-        last = self.sampling.max_new_tokens - 1
-        noise_R = torch.stack([w.noise[min(w.num_drawn, last)] for w in live])
+        noise_R = torch.stack([w.noise[min(w.num_drawn, w.most - 1)] for w in live])
         sampled_R = torch.tensor([w.is_sampled for w in live])
         chosen_R, log_probs_R = choose_tokens(rows.logits_RV, noise_R, sampled_R, self.sampling)
         drawn = zip(live, chosen_R.tolist(), log_probs_R.tolist(), strict=True)
@@ -175,7 +206,7 @@ class Writer:
                 may_end = ">" in self.tokenizer.decode([token])
                 if may_end and not missing_tags(self.text(writing)):
                     writing.is_whole = True
-                elif writing.num_drawn >= self.sampling.max_new_tokens:
+                elif writing.num_drawn >= writing.most:
                     self._close(writing)
                 return
         writing.tokens.append(writing.forced.popleft())

@@ -20,7 +20,10 @@ _Seen = tuple[Tensor, tuple[Tensor, ...]]
 
 @final
 class VisionCache:
-    """Keeps the tokens of the pictures seen last.
+    """Keeps the tokens of the pictures seen last, in the memory of the host.
+
+    A picture takes T x H numbers, and as many again for every deeper layer: 17 MB for 1,024 tokens
+    of Qwen3-VL-2B in bfloat16.
 
     Args:
         most: pictures.
@@ -49,7 +52,7 @@ class VisionCache:
         pixels, grid_N3 = inputs["pixel_values"], inputs["image_grid_thw"]
         parts = pixels.split(grid_N3.prod(1).tolist())
         fresh = {d: n for n, d in enumerate(digests) if d not in self._seen}
-        found = {d: self._seen[d] for d in digests if d in self._seen}
+        found = {d: _on(pixels.device, self._seen[d]) for d in digests if d in self._seen}
         if fresh:
             places = list(fresh.values())
             read = model.base_model.get_image_features(  # type: ignore[operator,union-attr]
@@ -68,11 +71,20 @@ class VisionCache:
         return kept | {"mm_encoder_outputs": outputs}
 
     def _keep(self, found: dict[str, _Seen]) -> None:
-        for digest, value in found.items():
-            self._seen[digest] = value
+        for digest, (tokens_TH, deeper) in found.items():
+            if digest not in self._seen:  # copies: parts of a batch would keep all of it
+                self._seen[digest] = _copy(tokens_TH), tuple(map(_copy, deeper))
             self._seen.move_to_end(digest)
         while len(self._seen) > self.most:
             self._seen.popitem(last=False)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.to("cpu", copy=True)
+
+
+def _on(device: torch.device, seen: _Seen) -> _Seen:
+    return seen[0].to(device), tuple(layer.to(device) for layer in seen[1])
 
 
 def _columns(deep: Sequence[Sequence[Tensor]], num: int) -> list[tuple[Tensor, ...]]:

@@ -84,7 +84,8 @@ class JudgePrompts:
 
     def _pieces(self, query: Side, candidate: Side) -> Sequence[str]:
         style, content = self.style, self.builder.content
-        asked = f"{style.instruction}{query.instruction}\n" if query.instruction else ""
+        instruction = self._cut(query.instruction)
+        asked = f"{style.instruction}{instruction}\n" if instruction else ""
         parts = [_text(asked + style.query), *content(query, self._cut(query.text))]
         parts += [_text(_MARKS[0] + style.candidate)]
         parts += [*content(candidate, self._cut(candidate.text)), _text(_MARKS[1] + style.question)]
@@ -101,6 +102,7 @@ class JudgePrompts:
     def _cut(self, text: str, at_end: bool = True) -> str:
         for mark in _MARKS:
             text = text.replace(mark, " ")
+        text = self.builder.plain(text)
         tokenizer, most = self.builder.tokenizer, self.style.max_text_tokens
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) <= most:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones.cached_rows import CachedRows, head, is_recurrent
-from mmemb.backbones.chat_prompt import PromptBuilder, PromptStyle
+from mmemb.backbones.chat_prompt import PromptBuilder
 from mmemb.backbones.model_loading import DTYPES, load_model
+from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.counterfactual import Kind
 from mmemb.evaluators.base import PairEvaluator
 from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle

@@ -17,6 +17,7 @@ from mmemb.backbones.model_loading import DTYPES, revision_of
 from mmemb.rationales.decoders import share_prefix
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import Rationale
+from mmemb.special_tokens import as_text
 from mmemb.weights import quiet_loading
 
 
@@ -89,6 +90,7 @@ class ChatModel:
 
     def question_ids(self, question: str) -> list[int]:
         """Tokens between the prefix and the first generated token."""
+        question = as_text(question, self.tokenizer)
         own = self.prompt.render(self.tokenizer, question)[len(self._shared_text) :]
         return self.tokenizer.encode(own, add_special_tokens=False)
 

@@ -65,8 +65,10 @@ def choose_tokens(
     Returns:
         tokens_R (int64) and log_probs_R (float64).
     """
-    logits_RV = logits_RV.float().cpu()
-    top_RK, ids_RK = logits_RV.topk(min(sampling.top_k, logits_RV.shape[1]), dim=1)
+    logits_RV = logits_RV.float()
+    top = logits_RV.topk(min(sampling.top_k, logits_RV.shape[1]), dim=1)
+    total_R1 = logits_RV.logsumexp(1, True).double().cpu()
+    top_RK, ids_RK = top.values.cpu(), top.indices.cpu()  # a vocabulary stays where it is
     probs_RK = (top_RK.double() / sampling.temperature).softmax(dim=1)
     below_RK = probs_RK.cumsum(dim=1) - probs_RK
     probs_RK = probs_RK.masked_fill(below_RK >= sampling.top_p, 0.0)
@@ -74,7 +76,7 @@ def choose_tokens(
     threshold_R1 = (noise_R * sampled_R)[:, None] * cumulative_RK[:, -1:]
     rank_R1 = (cumulative_RK <= threshold_R1).sum(dim=1, keepdim=True) * sampled_R[:, None]
     rank_R1 = rank_R1.clamp(max=int(ids_RK.shape[1]) - 1)
-    log_probs_R1 = top_RK.gather(1, rank_R1).double() - logits_RV.logsumexp(1, True).double()
+    log_probs_R1 = top_RK.gather(1, rank_R1).double() - total_R1
     return ids_RK.gather(1, rank_R1)[:, 0], log_probs_R1[:, 0]
 
 

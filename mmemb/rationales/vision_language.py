@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,12 +20,13 @@ from mmemb.adapters import (
     merge_adapter,
     save_adapter,
 )
-from mmemb.backbones.cached_rows import CachedRows
-from mmemb.backbones.chat_prompt import Prompt, PromptStyle
+from mmemb.backbones.cached_rows import READ_TOGETHER, CachedRows, collate
+from mmemb.backbones.chat_prompt import Prompt
 from mmemb.backbones.model_loading import revision_of
+from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.lineage import read_facts
 from mmemb.losses import LossTerm
-from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.rationales.base import RationaleWorker, asked_draws
 from mmemb.rationales.prompt_states import end_states
 from mmemb.rationales.sampling import Sampling
 from mmemb.rationales.supervised import ReplyTuner
@@ -56,7 +58,7 @@ class VisionLanguageWorker(RationaleWorker):
         top_p: nucleus of sampled draws.
         top_k: sampled draws come from this many likeliest tokens.
         batch_size: most draws under way together.
-        device: torch device.
+        device: where it runs; None = a GPU if there is one.
         dtype: of the weights.
         attention: implementation that transformers should use; None = its own choice.
         probe_layer: block whose state at the end of the prompt `probe` returns.
@@ -75,7 +77,7 @@ class VisionLanguageWorker(RationaleWorker):
         top_p: float = 0.95,
         top_k: int = 50,
         batch_size: int = 32,
-        device: str = "cpu",
+        device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         attention: str | None = None,
         probe_layer: int = -1,
@@ -144,44 +146,36 @@ class VisionLanguageWorker(RationaleWorker):
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         from mmemb.backbones.one_pass import draft
 
-        check_seeds(sides, seeds_BK)
-        asked = [row for row, side in enumerate(sides) if self.can_read(side)]
-        draws = [
-            (number, self.depth, seed)
-            for number, row in enumerate(asked)
-            for seed in drawn_seeds(seeds_BK[row])
-        ]
-        prompts = [self._backbone.prompts.build(sides[row]) for row in asked]
-        names = {id(p): sides[row].digest for p, row in zip(prompts, asked, strict=True)}
+        asked = asked_draws(self, sides, seeds_BK)
+        rows = list(dict.fromkeys(row for row, _ in asked))
+        draws = [(rows.index(row), self.depth, seed) for row, seed in asked]
+        prompts = [self._backbone.prompts.build(sides[row]) for row in rows]
+        names = {id(p): sides[row].digest for p, row in zip(prompts, rows, strict=True)}
+        self._forget()
         writer, read = self._writer, partial(self._read, names)
         writings = draft(writer, prompts, draws, self.batch_size, read)
         written: list[list[Rationale]] = [[] for _ in sides]
-        for (number, _, seed), writing in zip(draws, writings, strict=True):
-            rationale = Rationale(
-                text=writer.text(writing),
-                worker=self.name,
-                model=Path(self.model_id).name,
-                revision=self.revision,
-                prompt=f"{stable_hash(sorted(asdict(self.style).items()), bits=48):012x}",
-                decoding=self.sampling.describe(seed),
-                seed=seed,
-                num_tokens=len(writing.tokens),
-                log_probability=round(writing.log_probability, 4),
-                depth=self.depth,
-            )
-            written[asked[number]].append(rationale)
+        prompt = f"{stable_hash(sorted(asdict(self.style).items()), bits=48):012x}"
+        origin = (self.name, Path(self.model_id).name, self.revision, prompt)
+        for (row, seed), writing in zip(asked, writings, strict=True):
+            written[row].append(writer.rationale(writing, seed, *origin))
         return written
 
     @torch.inference_mode()
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
         known = dict(self._known)
+        self._forget()
         fresh = {side.digest: side for side in sides if side.digest not in known}
         prompts = {name: self._backbone.prompts.build(side) for name, side in fresh.items()}
         names = {id(prompt): name for name, prompt in prompts.items()}
-        unread = list(prompts.values())
-        for first in range(0, len(unread), self.batch_size):
-            self._read(names, unread[first : first + self.batch_size])
+        # Neighbours are of like length: little is padded.
+        unread = sorted(prompts.values(), key=lambda prompt: -len(prompt))
+        model = self._backbone.model
+        for first in range(0, len(unread), READ_TOGETHER):
+            chunk = unread[first : first + READ_TOGETHER]
+            with self._noting(names, chunk):
+                model.base_model(**collate(model, chunk, "left").inputs, use_cache=False)
         known |= self._known
         states = [known[side.digest] for side in sides]
         return torch.stack(states) if states else torch.zeros(0, self._backbone.embedding_dim)
@@ -196,19 +190,26 @@ class VisionLanguageWorker(RationaleWorker):
         return VisionLanguageTuner(self._load(), lora, seed)
 
     def _read(self, names: Mapping[int, str], prompts: Sequence[Prompt]) -> CachedRows:
-        """Reads prompts, and notes what `probe` will be asked for.
+        with self._noting(names, prompts):
+            return CachedRows.of_sorted(self._backbone.model, prompts, self._writer.room)
+
+    @contextmanager
+    def _noting(self, names: Mapping[int, str], prompts: Sequence[Prompt]) -> Iterator[None]:
+        """While prompts are read, notes what `probe` will be asked for.
 
         Args:
             names: id of a prompt -> digest of its side.
-            prompts: some of them.
+            prompts: those that are read.
         """
-        if len(self._known) > MOST_KNOWN:
-            self._known = {}
         with end_states(self._backbone.model.get_decoder(), self.probe_layer) as states:
-            rows = CachedRows.of_sorted(self._backbone.model, prompts, self._writer.room)
+            yield
         if states:
             self._known |= zip((names[id(p)] for p in prompts), torch.cat(states), strict=True)
-        return rows
+
+    def _forget(self) -> None:
+        """At the start of a call: within one, all states are needed at its end."""
+        if len(self._known) > MOST_KNOWN:
+            self._known = {}
 
     @property
     def _writer(self) -> Writer:
@@ -222,7 +223,8 @@ class VisionLanguageWorker(RationaleWorker):
         backbone = self._load()
         if self.adapter:
             merge_adapter(backbone.model.get_decoder(), Path(self.adapter))
-        return backbone.eval().requires_grad_(False).to(self.device)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return backbone.eval().requires_grad_(False).to(device)
 
     def _load(self) -> VisionLanguageBackbone:
         from mmemb.backbones.mllm import VisionLanguageBackbone

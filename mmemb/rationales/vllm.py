@@ -15,6 +15,7 @@ from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.rationales.sampling import Sampling
 from mmemb.rationales.server import picture, short_seed
 from mmemb.records import GREEDY, Rationale, Side, stable_hash
+from mmemb.special_tokens import as_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -149,7 +150,7 @@ class VllmWorker(RationaleWorker):
     def _asked(self, side: Side) -> dict[str, Any]:
         """One prompt as vLLM takes it: tokens, so that no second start token is put before them."""
         tokenizer, pictures = self._llm.get_tokenizer(), self._pictures(side)
-        question = self.prompt.question(side)
+        question = as_text(self.prompt.question(side), tokenizer)
         if not pictures:
             text = self.prompt.render(tokenizer, question)
             return {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
