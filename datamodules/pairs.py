@@ -56,7 +56,8 @@ class PairDataModule(ShardDataModule):
         negatives: folder of mined hard negatives, or None.
         num_negatives: how many of them a pair is trained with at a step.
         teacher: folder of a teacher's vectors, or None.
-        target_sidecar: folder of the targets' rationales (`SideDataModule(side: target)`), or None.
+        target_sidecar: folder of the targets' rationales (`SideDataModule(side: target)`), drawn by
+            count, or None.
         with_candidates: `predict` reads the candidate table first, for who mines negatives.
     """
 
@@ -119,7 +120,7 @@ class PairDataModule(ShardDataModule):
             self._on_error,
             self._negative_table(),
             TeacherTable(self._teacher, self._sources) if self._teacher else None,
-            self._draw(self._table_of(self._target_sidecar)),
+            self._draw_of_targets(),
         )
         return StepStream(steps, self._num_workers, self._start_method)
 
@@ -218,6 +219,13 @@ class PairDataModule(ShardDataModule):
             prior_fraction=self._prior_fraction,
             foreign_fraction=self._foreign_fraction,
         )
+
+    def _draw_of_targets(self) -> RationaleDraw | None:
+        """From the whole pool: a selection judges what queries are told, and no target."""
+        table = self._table_of(self._target_sidecar)
+        if table is None:
+            return None
+        return RationaleDraw(table, self._train_rows, self._seed, prior_fraction=1.0, of="target")
 
     @cached_property
     def _weights(self) -> dict[str, float]:

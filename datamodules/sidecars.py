@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
-from typing import final
+from typing import Literal, final
 
 from torch import Tensor
 
@@ -94,6 +94,7 @@ class RationaleDraw:
         soft: draw the kept ones by weight; else always the heaviest.
         prior_fraction: share drawn by count from the whole pool instead.
         foreign_fraction: share that gets a rationale of another concept, same task.
+        of: what the rationales are about; draws about queries and targets are independent.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class RationaleDraw:
         soft: bool = True,
         prior_fraction: float = 0.25,
         foreign_fraction: float = 0.0,
+        of: Literal["query", "target"] = "query",
     ) -> None:
         for name, share in {"prior": prior_fraction, "foreign": foreign_fraction}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}_fraction {share}: expected a share between 0 and 1.")
         self._table, self._seed, self._soft = table, seed, soft
+        self._salt = {"query": "rationale", "target": "target"}[of]
         self._prior_fraction, self._foreign_fraction = prior_fraction, foreign_fraction
         self._donors: dict[str, list[Row]] = {}
         for row in rows:
@@ -117,7 +120,7 @@ class RationaleDraw:
 
     def draw(self, row: Row, step: int) -> Rationale | None:
         """The rationale of a row at a step; None where the row does not reason."""
-        random = Random(stable_hash(self._seed, "rationale", step, row.entry.key))
+        random = Random(stable_hash(self._seed, self._salt, step, row.entry.key))
         use_prior = random.random() < self._prior_fraction
         use_foreign = random.random() < self._foreign_fraction
         own = self._pick(self._table.read(row), use_prior, random)

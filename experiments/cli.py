@@ -85,6 +85,9 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument(
             "--vlm", type=str, help="folder or hub id of the vision-language model of the recipes"
         )
+        parser.add_argument(
+            "--group_size", type=int, help="pairs of one source in a batch of the recipes"
+        )
         parser.add_argument("--owner", type=str, default=_user(), help="recorded with the run")
         parser.add_argument(
             "--tags", type=str, nargs="+", default=[], help="words to find the run by"

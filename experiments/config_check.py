@@ -31,6 +31,7 @@ SHARED_KEYS = (
     "runs",
     "data_root",
     "vlm",
+    "group_size",
     "needs",
     "allow_change",
     "owner",

@@ -9,13 +9,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, final, get_args
+from typing import final, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +22,7 @@ from experiments.run import USER_ERRORS, quieten
 from experiments.saved_backbone import find_backbone
 from experiments.search_index import Candidates, load_candidates, model_identity
 from mmemb.adaptive import AdaptiveEmbedder
-from mmemb.backbones import GenerativeBackbone, load_backbone
+from mmemb.backbones import load_backbone
 from mmemb.budget import Unit
 from mmemb.exact_search import exact_top
 from mmemb.ranking import TOLERANCE
@@ -59,30 +56,6 @@ class Answer:
             f"{rank:>4}  {score:7.4f}  {f'{gallery}/{name}':<{width}}".rstrip()
             for rank, (score, gallery, name) in enumerate(self.hits, start=1)
         ]
-
-
-@contextmanager
-def overhear(embedder: AdaptiveEmbedder) -> Iterator[list[Rationale]]:
-    """Fills a list with what is written meanwhile: `encode` hands out vectors, and no text."""
-    heard: list[Rationale] = []
-
-    def listen(speaker: Any, name: str, found: Callable[[Any], Iterable[Rationale | None]]) -> None:
-        usual = getattr(speaker, name)
-
-        def speak(*arguments: Any, **settings: Any) -> Any:
-            said = usual(*arguments, **settings)
-            heard.extend(rationale for rationale in found(said) if rationale is not None)
-            return said
-
-        setattr(speaker, name, speak)
-        changed.callback(delattr, speaker, name)
-
-    with ExitStack() as changed:
-        for worker in embedder.workers.values():
-            listen(worker, "write", chain.from_iterable)
-        if isinstance(embedder.backbone, GenerativeBackbone):  # it may write by itself
-            listen(embedder.backbone, "think_and_embed", attrgetter("rationales"))
-        yield heard
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,12 +94,10 @@ def search_candidates(
     if depth != AUTO and depth not in embedder.depths:
         raise ValueError(f"--depth {depth!r}: the model has {', '.join((AUTO, *embedder.depths))}.")
     forced = None if depth == AUTO else embedder.depths.index(depth)
-    with overhear(embedder) as heard:
-        encoded = embedder.encode([side], budget, unit, depth=forced, gallery=candidates.vectors_ND)
+    encoded = embedder.encode([side], budget, unit, depth=forced, gallery=candidates.vectors_ND)
     taken = embedder.depths[int(encoded.depths_B[0])]
-    written = heard if taken != DIRECT else []
     hits = nearest(encoded.vectors_BD.cpu(), candidates, top)
-    return Answer(taken, written[0] if written else None, hits)
+    return Answer(taken, encoded.rationales[0], hits)
 
 
 def nearest(
@@ -154,7 +125,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
     embedder = AdaptiveEmbedder.from_pretrained(adaptive) if adaptive else None
     backbone = embedder.backbone if embedder else load_backbone(str(found.backbone))
-    backbone.to(options.device)
+    (embedder or backbone).to(options.device)
     identity = model_identity(found.backbone)
     everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
     candidates = everything.of_gallery(options.gallery)
@@ -194,7 +165,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--unit", choices=get_args(Unit), default="invocation", help="of --budget")
     parser.add_argument("--cache", type=Path, help="by default `search` beside the shards")
     parser.add_argument("--features", type=Path, help="cached features of the candidates")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
     return parser.parse_args(arguments)
 
 

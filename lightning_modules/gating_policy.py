@@ -26,13 +26,12 @@ from mmemb.batches import (
     QueryBatch,
     QueryOutput,
     SidecarOutput,
-    SidecarRow,
     TaskEnd,
     UtilityBatch,
 )  # fmt: skip
 from mmemb.budget import Thresholds, Unit
 from mmemb.distributed import gather_objects
-from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, policy_loss
+from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, decision_rows, policy_loss
 from mmemb.gate_inputs import check_parts
 from mmemb.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
 from mmemb.latency import fixed_sample, mean_latency, measure_latency
@@ -69,6 +68,8 @@ class GatingPolicy(LightningModule):
             one needs the latency.json of an earlier `test`.
         seed: of the actions' noise.
         measure: whether `test` measures milliseconds.
+        live: whether `test` lets the workers write, as for a benchmark that stage 1 never saw,
+            instead of reading what it wrote.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class GatingPolicy(LightningModule):
         temperature: float = 0.05,
         seed: int = 0,
         measure: bool = True,
+        live: bool = False,
     ) -> None:
         super().__init__()
         if budget is not None and (budget < 0 or (unit == "invocation" and budget > 1)):
@@ -100,7 +102,7 @@ class GatingPolicy(LightningModule):
         self.make_head, self.optimizer = head, optimizer
         self.estimator, self.num_samples, self.seed = estimator, num_samples, seed
         self.price, self.clip = price, clip
-        self.budget, self.unit, self.measure = budget, unit, measure
+        self.budget, self.unit, self.measure, self.live = budget, unit, measure, live
         self.head: DepthHead | None = None
         self._old = OldPolicy()
         self.thresholds: Thresholds | None = None
@@ -123,6 +125,7 @@ class GatingPolicy(LightningModule):
             self.head = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers).head
         elif stage in {"test", "predict"}:
             self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers)
+            self.adaptive.to(self.trainer.strategy.root_device)  # no submodule: moved by hand
             if self.unit == "milliseconds":
                 found, _ = mean_latency(Path(f"{self.run}-test") / "latency.json")
                 self.adaptive.thresholds = replace(
@@ -231,17 +234,7 @@ class GatingPolicy(LightningModule):
         adaptive = self.adaptive
         logit_BA = adaptive.head(batch.inputs.state(adaptive.state))
         depths_B = adaptive.thresholds.decide(logit_BA, batch.keys, self.budget, self.unit)
-        depths_B = depths_B * batch.eligible_B
-        cost_B = batch.cost_BA.gather(1, depths_B[:, None])[:, 0]
-        rows = []
-        for row, key in enumerate(batch.keys):
-            decision = {
-                "depth": int(depths_B[row]),
-                "probability": round(float(1 - logit_BA[row].softmax(0)[0]), 6),
-                "logits": [round(value, 6) for value in logit_BA[row].tolist()],
-                "cost": float(cost_B[row]),
-            }
-            rows.append(SidecarRow(key, {"json": decision}, batch.metas[row]))
+        rows = decision_rows(logit_BA, depths_B * batch.eligible_B, batch)
         return SidecarOutput(batch.shard, tuple(rows))
 
     # test
@@ -262,17 +255,14 @@ class GatingPolicy(LightningModule):
 
     def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> QueryOutput:
         """The path of inference, with the rationales that stage 1 wrote instead of new ones."""
-        sides, pools = [query.side for query in batch.queries], batch.rationales
-        adaptive.workers = {
-            depth: PrecomputedWorker.over(
-                sides, [drafts_at(depth, pool) for pool in pools], worker.reads, batch.probes
-            )
-            for depth, worker in self.workers.items()
-        }
+        sides = [query.side for query in batch.queries]
+        if not self.live:
+            adaptive.workers = self._written(batch)
         keys = [query.key for query in batch.queries]
         shown = [self._galleries.of_query(query) for query in batch.queries]
         encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=shown)
-        eligible_B = torch.tensor([bool(rationales) for rationales in batch.rationales])
+        eligible = map(adaptive.can_reason, sides) if self.live else map(bool, batch.rationales)
+        eligible_B = torch.tensor(list(eligible), dtype=torch.bool)
         if "probe" in adaptive.state:
             probes = zip(sides, batch.probes, strict=True)
             self._probed = self._probed or [(s, p) for s, p in probes if p is not None][:1]
@@ -281,6 +271,15 @@ class GatingPolicy(LightningModule):
         return QueryOutput(
             encoded.vectors_BD.cpu(), batch.queries, encoded.depths_B, encoded.tokens_B, eligible_B
         )
+
+    def _written(self, batch: QueryBatch) -> dict[str, RationaleWorker]:
+        """Workers that hand out what stage 1 wrote about these queries."""
+        sides = [query.side for query in batch.queries]
+        pools = {d: [drafts_at(d, pool) for pool in batch.rationales] for d in self.workers}
+        return {
+            depth: PrecomputedWorker.over(sides, pools[depth], worker.reads, batch.probes)
+            for depth, worker in self.workers.items()
+        }
 
     @override
     def on_test_epoch_end(self) -> None:

@@ -20,17 +20,19 @@ from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.lineage import read_json, write_json
 from mmemb.rationales import RationaleWorker, SelfWorker, load_worker
 from mmemb.rationales.sampling import Sampling
-from mmemb.records import DIRECT, GREEDY, Side
+from mmemb.records import DIRECT, GREEDY, Rationale, Side
 
 _SETTINGS = "adaptive.json"
 
 
 class Encoded(NamedTuple):
-    """Unit vectors (B, D), depths taken (B,), reasoning tokens spent (B,)."""
+    """Unit vectors (B, D), depths taken (B,), reasoning tokens spent (B,), and what was written:
+    None where a side was embedded directly."""
 
     vectors_BD: Tensor
     depths_B: Tensor
     tokens_B: Tensor
+    rationales: tuple[Rationale | None, ...]
 
 
 @final
@@ -91,7 +93,7 @@ class AdaptiveEmbedder:
                 whose state holds `scores` needs it.
 
         Returns:
-            Unit vectors (B, D), depths (B,) and reasoning tokens (B,).
+            Unit vectors (B, D), depths (B,), reasoning tokens (B,) and B rationales.
         """
         names = [side.digest for side in sides] if keys is None else keys
 
@@ -143,8 +145,7 @@ class AdaptiveEmbedder:
         found = self.backbone.think_and_embed(  # type: ignore[operator]
             sides, decide, Sampling(max(longest.values()), 1.0, 1.0, 1), longest=longest
         )
-        tokens = [r.num_tokens if r is not None else 0 for r in found.rationales]
-        return Encoded(found.vectors_BD, depths_B, torch.tensor(tokens, dtype=torch.long))
+        return _encoded(found.vectors_BD, depths_B, found.rationales)
 
     def can_reason(self, side: Side) -> bool:
         """Whether the workers can read the side (METHOD 7: only these queries are eligible)."""
@@ -182,8 +183,8 @@ class AdaptiveEmbedder:
         return self.thresholds.decide(logit_BA, keys, budget, unit)
 
     def _reason(self, sides: Sequence[Side], chosen_B: Tensor, direct_BD: Tensor) -> Encoded:
-        depths_B, tokens_B = torch.zeros_like(chosen_B), torch.zeros_like(chosen_B)
-        vectors_BD = direct_BD.clone()
+        depths_B, vectors_BD = torch.zeros_like(chosen_B), direct_BD.clone()
+        taken: list[Rationale | None] = [None] * len(sides)
         for depth, worker in enumerate(self.workers.values(), start=1):
             rows = (chosen_B == depth).nonzero().flatten().tolist()
             if not rows:
@@ -194,8 +195,15 @@ class AdaptiveEmbedder:
             vectors_BD[rows] = self.backbone.encode(picked, rationales)
             # A side about which the worker had nothing to say was embedded directly.
             depths_B[rows] = torch.tensor([depth * (r is not None) for r in rationales])
-            tokens_B[rows] = torch.tensor([r.num_tokens if r else 0 for r in rationales])
-        return Encoded(vectors_BD, depths_B, tokens_B)
+            for row, rationale in zip(rows, rationales, strict=True):
+                taken[row] = rationale
+        return _encoded(vectors_BD, depths_B, taken)
+
+    def to(self, device: torch.device | str) -> AdaptiveEmbedder:
+        """Backbone and gate move; a worker runs where it was told to."""
+        self.backbone.to(device)
+        self.head.to(device)
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes embedder, gate, thresholds and worker settings; the settings come last."""
@@ -234,6 +242,13 @@ class AdaptiveEmbedder:
             check_parts(settings["state"]),
             float(settings["temperature"]),
         )
+
+
+def _encoded(
+    vectors_BD: Tensor, depths_B: Tensor, rationales: Sequence[Rationale | None]
+) -> Encoded:
+    tokens = [r.num_tokens if r is not None else 0 for r in rationales]
+    return Encoded(vectors_BD, depths_B, torch.tensor(tokens, dtype=torch.long), tuple(rationales))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from mmemb.batches import SidecarRow, UtilityBatch
 from mmemb.gating import DepthHead, exact_loss, grpo_loss, reinforce_loss, supervised_loss
 from mmemb.losses import LossTerm
 
@@ -136,3 +137,24 @@ def collapse_warning(depth_N: Tensor, depths: Sequence[str]) -> str:
         "queries. That is right where one depth is best for all; otherwise change the price or "
         "what the gate sees.\n"
     )
+
+
+def decision_rows(logit_BA: Tensor, depths_B: Tensor, batch: UtilityBatch) -> list[SidecarRow]:
+    """What `decisions/` says of B queries: depth taken, probability of thinking, logits, cost."""
+    cost_B = batch.cost_BA.gather(1, depths_B[:, None])[:, 0]
+    thinks_B = 1 - logit_BA.softmax(1)[:, 0]
+    return [
+        SidecarRow(
+            key,
+            {
+                "json": {
+                    "depth": int(depths_B[row]),
+                    "probability": round(float(thinks_B[row]), 6),
+                    "logits": [round(value, 6) for value in logit_BA[row].tolist()],
+                    "cost": float(cost_B[row]),
+                }
+            },
+            batch.metas[row],
+        )
+        for row, key in enumerate(batch.keys)
+    ]

@@ -13,15 +13,17 @@ import torch
 from torch.nn import functional
 
 from callbacks import SidecarWriter
-from datamodules import PairDataModule
+from datamodules import PairDataModule, SelectionDataModule
+from datamodules.samples import SampleReader, rows_of
 from lightning_modules import HardNegativeMiner
 from mmemb.batches import CandidateOutput, PairBatch
 from mmemb.negatives import hardest_negatives
 from mmemb.records import Pair, Side
 from mmemb.retrieval import Galleries
-from mmemb.shards import ShardIndex
+from mmemb.shards import IndexEntry, ShardIndex
 from tests.reports import rewrite
 from tests.tiny_embedder import clip
+from tests.tiny_sidecars import write_sidecar, write_tiny_rationales
 from tests.tiny_trainer import trainer_of
 
 
@@ -118,6 +120,33 @@ def test_negatives_are_drawn_for_a_step(negatives: Path, tiny_root: Path) -> Non
     assert costs[0] > sum(
         side.num_tokens for side in (batches[0].queries[0], batches[0].targets[0])
     )
+
+
+def test_a_judge_sees_mined_ones_first(tiny_root: Path, tmp_path: Path) -> None:
+    """Right ones among them are left out, and others fill up."""
+    table = ShardIndex.open(tiny_root / "candidates")
+    places = [(e.meta["gallery"], json.loads(table.read(e)["json"])["name"]) for e in table.entries]
+
+    def members(entry: IndexEntry, pair: dict[str, Any]) -> dict[str, Any]:
+        own = places.index((pair["gallery"], pair["target_name"]))
+        rows = [own, own + 1 if (own + 1) % 8 else own - 1]  # itself, and a neighbour
+        return {"json": [{"row": r, "name": places[r][1], "score": 0.5} for r in rows]}
+
+    mined = write_sidecar([tiny_root / "pairs/questions"], tmp_path / "mined", members)
+    written = write_tiny_rationales(tiny_root, tmp_path / "rationales")
+    judged = SelectionDataModule(
+        str(tiny_root), str(written), 4, num_negatives=3, negatives=str(mined)
+    )
+    assert places[7] == ("flags", "country-07")
+    reader, entries = SampleReader(), rows_of(table)
+    for batch in judged.predict_dataloader():
+        for pair, sides in zip(batch.pairs, batch.candidates, strict=True):
+            own = places.index((pair.gallery, pair.target_name))
+            neighbour = entries[own + 1 if (own + 1) % 8 else own - 1]
+            assert len(sides) == 4
+            assert sides[0].digest == pair.target.digest
+            assert sides[1].digest == reader.candidate(neighbour).side.digest
+            assert pair.target.digest not in {side.digest for side in sides[1:]}
 
 
 def test_negatives_from_other_candidates_are_refused(

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,17 +49,16 @@ def stage(given: tuple[Path, Path, Path], subcommand: str, name: str, *more: str
 
 
 PAIRS = ("--data.pairs", "[pairs/questions]")
-SMALL = (*PAIRS, "--data.group_size", "4")
 SHORT = ("--model.workers.self.init_args.max_new_tokens", "12",
          "--model.workers.self.init_args.top_k", "3")  # fmt: skip
 
 
 def test_the_direct_baseline_trains(given: tuple[Path, Path, Path]) -> None:
-    folder = stage(given, "fit", "direct", *SMALL)
+    folder = stage(given, "fit", "direct", *PAIRS)
     assert (folder / "direct/backbone/model/config.json").is_file()
 
 
-def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path]) -> None:
+def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
     folders = ("--data.folders", "[pairs/questions, queries]")
     folder = stage(given, "predict", "rationales", *folders, *SHORT)
     assert ShardIndex.open(folder / "rationales").entries
@@ -66,12 +66,20 @@ def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path]) -> Non
     stage(given, "fit", "selection", *judged, "--trainer.limit_train_batches", "1.0")
     stage(given, "predict", "selection", *judged)
     assert ShardIndex.open(folder / "selected").entries
-    stage(given, "fit", "embedder", *SMALL, "--model.cross_weight", "0.5")
+    stage(given, "fit", "embedder", *PAIRS, "--model.cross_weight", "0.5")
     stage(given, "predict", "drafts", *SHORT)
     stage(given, "predict", "utilities", "--model.allow_fitted", "true")
     stage(given, "fit", "gate")
     first = ("--config", str(RECIPES / "first_token.yaml"), "--name", "first")
     stage(given, "fit", "gate", *first)
+    shutil.copytree(given[0], tmp_path / "benchmark/tiny")
+    scored = ("--data_root", str(tmp_path / "benchmark"), "--data.num_workers", "0")
+    for budget in ("0", "1"):
+        out = ("--trainer.callbacks.init_args.folder", str(tmp_path / budget))
+        stage(given, "test", "evaluate_gated", *scored, *out, "--model.budget", budget)
+    never, always = (embeddings(tmp_path / budget) for budget in ("0", "1"))
+    assert never.keys() == always.keys()
+    assert any(not np.array_equal(never[name], always[name]) for name in never), "none has reasoned"
     for name in ("gate", "first"):
         adaptive = AdaptiveEmbedder.from_pretrained(folder / name / "adaptive")
         sides = [Side(f"the flag of {n}") for n in range(4)]
@@ -79,6 +87,11 @@ def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path]) -> Non
         assert (found.tokens_B > 0).all()
         nobody = adaptive.encode(sides, budget=0.0)
         assert torch.equal(nobody.vectors_BD, adaptive.encode(sides, depth=0).vectors_BD)
+
+
+def embeddings(scores: Path) -> dict[str, np.ndarray]:
+    """Vectors of the queries, by task."""
+    return {path.name: np.load(path) for path in scores.rglob("*_qry.npy")}
 
 
 def test_a_gate_is_bolted_on_to_a_frozen_embedder(given: tuple[Path, Path, Path]) -> None:
@@ -120,7 +133,7 @@ def test_presets_embed_and_are_scored(given: tuple[Path, Path, Path], tmp_path: 
 def test_the_published_recipe_trains(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
     model = write_tiny_vlm(tmp_path / "qwen2", "qwen2_vl")
     root, runs, _ = given
-    stage((root, runs, model), "fit", "train_vlm2vec_v2", *SMALL)
+    stage((root, runs, model), "fit", "train_vlm2vec_v2", *PAIRS)
     assert (runs / "mmeb_v2_vlm2vec_v2/train/backbone/config.json").is_file()
 
 

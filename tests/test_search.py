@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from datamodules.samples import SampleReader, rows_of
-from experiments.search import Answer, main, overhear, search_candidates
-from experiments.search_index import load_candidates, model_identity
+from experiments.search import Answer, main, search_candidates
+from experiments.search_index import Candidates, load_candidates, model_identity
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import Backbone, OpenClipBackbone
 from mmemb.budget import Thresholds
 from mmemb.gating import MlpDepthHead
-from mmemb.rationales import TableWorker
+from mmemb.rationales import SelfWorker, TableWorker
 from mmemb.rationales.sampling import Sampling
 from mmemb.records import Side
 from mmemb.shards import ShardIndex
@@ -114,15 +114,16 @@ def test_a_picture_finds_itself(
     assert first[1:] == ["1.0000", "flags/country-07"]
 
 
-def test_what_a_backbone_writes_by_itself_is_heard() -> None:
+def test_what_a_backbone_writes_by_itself_is_shown() -> None:
     backbone = babbling("qwen3_vl")
-    embedder = AdaptiveEmbedder(backbone, MlpDepthHead(32, hidden_dim=0), Thresholds(), {})
-    usual = backbone.think_and_embed
-    with overhear(embedder) as heard:
-        sampling = Sampling(4, temperature=1.0, top_p=1.0, top_k=1)
-        found = embedder.backbone.think_and_embed([Side("hi")], lambda r, _: ["full"], sampling)
-    assert heard == [found.rationales[0]]
-    assert backbone.think_and_embed == usual, "it is as it was"
+    workers = {"full": SelfWorker(4)}
+    embedder = AdaptiveEmbedder(backbone, MlpDepthHead(32, 2), Thresholds(), workers)
+    vectors_ND = backbone.encode([Side(word) for word in ("hi", "no")]).detach()
+    candidates = Candidates(vectors_ND, (("a", "hi"), ("a", "no")))
+    found = search_candidates(embedder, candidates, Side("hi"), top=1, depth="full")
+    (thought,) = backbone.generate([Side("hi")], "full", Sampling(4, 1.0, 1.0, 1))
+    assert found.written == thought
+    assert search_candidates(embedder, candidates, Side("hi"), 1, "direct").written is None
 
 
 def test_an_answer_is_printed_in_columns() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 
 from callbacks import SidecarWriter
-from datamodules import SideDataModule
+from datamodules import PairDataModule, SideDataModule
 from datamodules.samples import SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from lightning_modules import RationaleGenerator
@@ -18,6 +20,7 @@ from mmemb.records import GREEDY, Side
 from mmemb.shards import ShardIndex
 from tests.test_reuse import Scribe
 from tests.tiny import CONTINENTS, write_tiny
+from tests.tiny_sidecars import write_tiny_rationales
 from tests.tiny_trainer import trainer_of
 
 PAIRS = ("pairs/plain", "pairs/questions")
@@ -123,6 +126,27 @@ def test_nobody_learns_to_write_from_targets(root: Path) -> None:
     data = SideDataModule(str(root), ["pairs/plain"], 4, side="target", rationales="anything")
     with pytest.raises(ValueError, match=r"set data\.side to query"):
         data.train_dataloader()
+
+
+def test_targets_are_trained_with_their_own_draws(root: Path, tmp_path: Path) -> None:
+    """Nothing of theirs was selected, so all candidates count; and who gets which has nothing to
+    do with what the query gets."""
+    selected = write_tiny_rationales(root, tmp_path / "selected", scored=True)
+    unscored = write_tiny_rationales(root, tmp_path / "targets")
+    data = PairDataModule(
+        str(root), ["pairs/questions"], 8, 8, {}, 0, str(selected), target_sidecar=str(unscored),
+        prior_fraction=0.5,
+    )  # fmt: skip
+    drawn = [
+        (query.answer, target.answer)
+        for batch in islice(data.train_dataloader(), 40)
+        for query, target in zip(batch.rationales, batch.target_rationales, strict=True)
+    ]
+    wrong = {"country-xx", "country-yy"}
+    share = {
+        own: mean(t in wrong for q, t in drawn if (q in wrong) is own) for own in (True, False)
+    }
+    assert share == pytest.approx({True: 5 / 6, False: 5 / 6}, abs=0.1)
 
 
 def test_the_sidecar_mirrors_pairs_and_candidates(root: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def write_tiny_rationales(root: Path, folder: Path, scored: bool = False) -> Pat
         think = entry.meta["task"] == "flag-capital-t2i"
         return {"json": _rationales(data, scored) if think else []}
 
-    return _write_sidecar([root / "pairs/questions", root / "queries"], folder, members)
+    return write_sidecar([root / "pairs/questions", root / "queries"], folder, members)
 
 
 def write_tiny_utilities(root: Path, folder: Path, width: int = 4) -> Path:
@@ -45,7 +45,7 @@ def write_tiny_utilities(root: Path, folder: Path, width: int = 4) -> Path:
         }
         return {"json": row, "state.npy": state}
 
-    return _write_sidecar([root / "queries"], folder, members)
+    return write_sidecar([root / "queries"], folder, members)
 
 
 def write_tiny_features(root: Path, folder: Path, shape: tuple[int, int] = (2, 8)) -> Path:
@@ -82,7 +82,7 @@ def _rationales(data: dict[str, Any], scored: bool) -> list[dict[str, Any]]:
     return found
 
 
-def _write_sidecar(
+def write_sidecar(
     sources: list[Path],
     folder: Path,
     members: Callable[[IndexEntry, dict[str, Any]], dict[str, Any]],
