@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 
 from mmemb.backbones import Backbone
+from mmemb.backbones.model_loading import revision_of
 from mmemb.lineage import canonical_json, run_mark, write_json
 
 
@@ -57,7 +58,8 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
         raise ValueError(f"{config}: expected a key `backbone` with `class_path` and `init_args`.")
     if model:
         spec["init_args"]["model"] = model
-    mark = hashlib.sha256(canonical_json(["adopted", spec]).encode()).hexdigest()[:16]
+    content = revision_of(str(spec["init_args"].get("model", "")), None)  # a folder may be new
+    mark = hashlib.sha256(canonical_json(["adopted", spec, content]).encode()).hexdigest()[:16]
     if run_mark(out) == mark:
         print(f"{out}: everything is there")
         return

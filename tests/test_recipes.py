@@ -13,7 +13,7 @@ import torch
 from datamodules.prepare.tiny_vlm import write_tiny_vlm
 from experiments.adopt import main as adopt
 from mmemb.adaptive import AdaptiveEmbedder
-from mmemb.backbones import load_backbone
+from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.records import Side
 from mmemb.shards import ShardIndex
 from tests.tiny import write_tiny
@@ -94,7 +94,9 @@ def embeddings(scores: Path) -> dict[str, np.ndarray]:
     return {path.name: np.load(path) for path in scores.rglob("*_qry.npy")}
 
 
-def test_a_gate_is_bolted_on_to_a_frozen_embedder(given: tuple[Path, Path, Path]) -> None:
+def test_a_gate_is_bolted_on_to_a_frozen_embedder(
+    given: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At budget 0 every vector is bit by bit the one of the embedder as it was adopted."""
     root, runs, model = given
     folder = runs / "mmeb_v2_bolt_on"
@@ -113,7 +115,15 @@ def test_a_gate_is_bolted_on_to_a_frozen_embedder(given: tuple[Path, Path, Path]
     sides = [Side(f"the flag of {n}", "Find it.") for n in range(4)]
     base = load_backbone(str(folder / "embedder/backbone")).encode(sides)
     assert torch.equal(adaptive.encode(sides, budget=0.0).vectors_BD, base)
-    assert adopt([*adopted, "--out", str(folder / "embedder")]) == 0, "is there already"
+    assert adopt([*adopted, "--out", str(folder / "embedder")]) == 0
+    assert "everything is there" in capsys.readouterr().out
+    other = write_tiny_vlm(tmp_path / "other", "qwen3_vl", seed=5)
+    shutil.copytree(other, tmp_path / "model")
+    there = ("--model", str(tmp_path / "model"), "--out", str(tmp_path / "adopted"))
+    assert adopt([*adopted[:2], *there]) == 0
+    shutil.copyfile(model / "model.safetensors", tmp_path / "model/model.safetensors")
+    assert adopt([*adopted[:2], *there]) == 0
+    assert "everything is there" not in capsys.readouterr().out, "its weights are others"
 
 
 def test_presets_embed_and_are_scored(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -162,6 +172,14 @@ def test_tiny_models_are_written_by_a_command(tmp_path: Path) -> None:
     command = ["tiny-vlm", "--architecture", "qwen2_vl", "--out", str(tmp_path / "vlm")]
     assert main(command) == 0
     assert json.loads((tmp_path / "vlm/config.json").read_text())["model_type"] == "qwen2_vl"
+    written = (tmp_path / "vlm/model.safetensors").stat().st_mtime_ns
     assert main(command) == 0
+    assert (tmp_path / "vlm/model.safetensors").stat().st_mtime_ns == written
+    assert main([*command, "--seed", "1"]) == 0
+    assert (tmp_path / "vlm/model.safetensors").stat().st_mtime_ns > written
+    (tmp_path / "vlm/tiny.json").unlink()  # as after an interruption
+    (tmp_path / "vlm/model.safetensors").write_bytes(b"half")
+    assert main(command) == 0
+    assert VisionLanguageBackbone(str(tmp_path / "vlm")).embedding_dim == 32
     with pytest.raises(ValueError, match="expected one of"):
         write_tiny_vlm(tmp_path / "other", "gpt")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from datamodules.prepare.tiny_vlm import ARCHITECTURES, write_tiny_vlm
+from mmemb.lineage import read_json, write_json
 
 HELP = "random vision-language models of real architectures, to try recipes out in seconds"
 
@@ -19,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes one."""
-    if (options.out / "config.json").is_file():
+    mark = {"architecture": options.architecture, "seed": options.seed}
+    done = options.out / "tiny.json"  # written last
+    if done.is_file() and read_json(done, "the mark of a tiny model") == mark:
         print(f"{options.out}: everything is there")
         return
+    done.unlink(missing_ok=True)
     write_tiny_vlm(options.out, options.architecture, options.seed)
+    write_json(done, mark)
     print(f"{options.out}: a random {options.architecture}; it runs as the large ones do, no more")

@@ -41,11 +41,15 @@ class Cut:
     calibration: float = 0.005
     most: int = 200
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Part -> share of the topics."""
+        return {"val": self.share, "gate": self.gate, "calibration": self.calibration}
+
     def part(self, row: TrainRow) -> str:
         """The part that the row's topic belongs to."""
         place, end = stable_hash("mmeb-train validation", row.topic) % 10_000, 0.0
-        for name, share in (("val", self.share), ("gate", self.gate),
-                            ("calibration", self.calibration)):  # fmt: skip
+        for name, share in self.shares.items():
             end += 10_000 * share
             if place < end:
                 return name
@@ -122,6 +126,8 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
             continue
         found[row.topic] = (part, row)
         counts[part] += 1
+        if all(counts[held] >= cut.most for held, share in cut.shares.items() if share):
+            break
     return sorted(found.values(), key=lambda held: PARTS.index(held[0]))
 
 
