@@ -10,7 +10,6 @@ What is counted, and how exactly, is in docs/plan.md.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 from experiments.run import USER_ERRORS, quieten
 
@@ -64,13 +63,14 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
 def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
     from experiments.cli import parse
     from experiments.plan_read import read_plan
-    from experiments.plan_stages import StagePlan, savings
+    from experiments.plan_stages import savings
+    from experiments.plan_table import table
     from mmemb.planning import GIB
 
     config = parse(arguments).as_dict()
     config["name"] = config.get("name") or "stage"
     devices = int(own["--devices"]) if "--devices" in own else None
-    plan: StagePlan = read_plan(config, arguments[0], devices)
+    plan = read_plan(config, arguments[0], devices)
     for line in table(plan):
         print(line)
     limit, needed = own.get("--device-gib"), plan.memory().total / GIB
@@ -85,57 +85,6 @@ def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
             mark = "fits" if then <= ROOM * limit else ""
             print(f"  {freed:8.2f} GiB less, {then:8.2f} GiB then  {mark:5}{name}")
     return fits
-
-
-def table(plan: object) -> Iterator[str]:
-    """The plan, line by line."""
-    from experiments.plan_stages import StagePlan
-    from mmemb.planning import GIB
-
-    assert isinstance(plan, StagePlan)
-    model, training, memory = plan.model, plan.training, plan.memory()
-    trained = model.trainable + model.updates if plan.trains else 0
-    yield plan.name
-    yield f"  parameters        {model.total + model.updates:>16,}"
-    yield f"  trained           {trained:>16,}" + (
-        f"  (LoRA {model.updates:,})" if model.rank else ""
-    )
-    yield (
-        f"memory of each of {training.devices} device(s): {training.precision}, "
-        f"{training.strategy}{', recomputed blocks' if training.checkpointing else ''}"
-    )
-    for name, size in memory.parts().items():
-        yield f"  {name:<18}{size / GIB:>12.3f} GiB"
-    yield f"  {'at the most':<18}{memory.total / GIB:>12.3f} GiB"
-    yield "work"
-    yield f"  samples           {plan.samples:>16,}"
-    yield f"  steps             {plan.steps:>16,}  of {plan.rows} rows a device" + (
-        f", {plan.micro_batches} micro-batches" if plan.micro_batches > 1 else ""
-    )
-    for name, role in plan.roles.items():
-        for tower, tokens in role.tokens.items():
-            rows = f"{role.per_row:.3g} a row"
-            said = f"mean {tokens.mean:.0f}, longest {tokens.longest} {tower} tokens"
-            yield f"  {name:<18}{rows:>16}: {said}"
-    if plan.roles and plan.generation is None:
-        tokens, flops = plan.tokens_per_step(), plan.flops_per_step()
-        yield f"  a step            {tokens:>16,.0f} tokens, {flops / 1e12:.4g} TFLOPs"
-        tokens, flops = plan.steps * tokens, plan.steps * flops
-        yield f"  all of them       {tokens:>16,.0f} tokens, {flops / 1e15:.4g} PFLOPs"
-    if (g := plan.generation) is not None:
-        read, new, flops = plan.generated()
-        yield f"  draws             {g.draws:>16,}  of at most {g.most} new tokens"
-        yield f"  prompt tokens     {read:>16,}"
-        yield f"  new tokens        {new:>16,.0f}  at the most, {flops / 1e15:.4g} PFLOPs in all"
-    for contrast, each in plan.judge.items():
-        share = each.naive / each.shared
-        yield (
-            f"  judge, {contrast:<11}{plan.samples * each.shared:>16,.0f} tokens; each prompt by "
-            f"itself {plan.samples * each.naive:,.0f} ({share:.1f} times as many)"
-        )
-    yield "disk"
-    for name, size in plan.disk.items():
-        yield f"  {name:<22}{size / GIB:>8.3f} GiB"
 
 
 if __name__ == "__main__":

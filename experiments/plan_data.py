@@ -48,14 +48,13 @@ def trained_rows(root: Path, arguments: Mapping[str, Any]) -> tuple[Row, ...]:
     return rows
 
 
-def spread(rows: Sequence[Row]) -> list[Row]:
+def spread(rows: Sequence[Row], most: int = NUM_SAMPLED) -> list[Row]:
     """A few rows, evenly spread.
 
-    >>> len(spread(range(1000)))
-    48
+    >>> len(spread(range(1000))), spread(range(9), most=3)
+    (48, [0, 3, 6])
     """
-    step = max(1, len(rows) // NUM_SAMPLED)
-    return list(rows[::step])[:NUM_SAMPLED]
+    return list(rows[:: max(1, len(rows) // most)])[:most]
 
 
 def measured(found: Sequence[Lengths]) -> dict[str, Tokens]:
@@ -69,20 +68,17 @@ def measured(found: Sequence[Lengths]) -> dict[str, Tokens]:
     return {name: Tokens(sum(c) / len(c), max(c)) for name, c in columns.items()}
 
 
-def sides_of(rows: Sequence[Row], reader: SideLengths, which: str) -> list[Side]:
-    """Sides of some rows, with pixels if their sizes matter.
+def sides_of(rows: Sequence[Row], lengths: SideLengths, which: str) -> list[Side]:
+    """Sides of a few rows, with pixels if their sizes matter.
 
     Args:
         rows: of pairs, queries or candidates.
-        reader: says whether pixels are wanted.
+        lengths: says whether pixels are wanted.
         which: `query`, `target` or `candidate`.
     """
-    samples = SampleReader(pixels=reader.reads_pixels)
-    if which == "target":
-        return [samples.pair(row).target for row in rows]
-    if which == "candidate":
-        return [samples.candidate(row).side for row in rows]
-    return [samples.query_side(row) for row in rows]
+    samples = SampleReader(pixels=lengths.reads_pixels)
+    readers = {"target": samples.target_side, "candidate": samples.candidate_side}
+    return [readers.get(which, samples.query_side)(row) for row in spread(rows)]
 
 
 def rationale_lengths(

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from mmemb.backbones.chat_prompt import PromptBuilder, PromptStyle
+from mmemb.backbones.chat_prompt import PromptBuilder
 from mmemb.backbones.one_pass import whole_text
+from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.plan_work import resized, vision_tokens
 from mmemb.records import Media, Rationale, Side
 from mmemb.weights import quiet_loading
@@ -42,6 +43,10 @@ class SideLengths(ABC):
             rationale: that is read with it; a number is its length in tokens.
         """
 
+    def picture(self, media: Media) -> int:
+        """Tokens of a picture in the text tower, where they depend on its size; else 0."""
+        return 0
+
 
 @final
 class PromptLengths(SideLengths):
@@ -54,15 +59,15 @@ class PromptLengths(SideLengths):
     """
 
     reads_pixels = True
-    one_sequence = True
 
     def __init__(self, processor: Any, style: PromptStyle, longest_rationale: int) -> None:
         self.builder, self.longest_rationale = PromptBuilder(processor, style), longest_rationale
+        self.one_sequence = style.rationale_in == "reply"
 
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:
         builder, style = self.builder, self.builder.style
         text = len(builder.tokenizer(builder.text(side))["input_ids"])
-        pictures = [self._picture(m) for m in side.media if m.kind == "image"]
+        pictures = [self.picture(m) for m in side.media if m.kind == "image"]
         groups = self._groups([m for m in side.media if m.kind == "frame"])
         text += sum(pictures) - len(pictures)  # a picture's placeholder is one token already
         if groups:
@@ -81,7 +86,7 @@ class PromptLengths(SideLengths):
     def _merged(self) -> int:
         return int(self.builder.processor.image_processor.merge_size)
 
-    def _picture(self, media: Media) -> int:
+    def picture(self, media: Media) -> int:
         images, style = self.builder.processor.image_processor, self.builder.style
         factor = images.patch_size * images.merge_size
         least = style.min_pixels or images.size["shortest_edge"]

@@ -1,4 +1,4 @@
-"""What a configuration says of a model: its shape, how it reads a side, and in which precision."""
+"""What a configuration says of a backbone: its shape, and how it reads a side."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from experiments.plan_lengths import (
     SideLengths,
     processor_of,
 )
+from experiments.plan_settings import class_of, record
 from mmemb.adapters import LoraSettings
-from mmemb.backbones.chat_prompt import PromptStyle
+from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.model_sizes import (
     joint_shape,
     language_model_shape,
@@ -23,7 +24,6 @@ from mmemb.model_sizes import (
     open_clip_shape,
     saved_backbone,
 )
-from mmemb.plan_layers import PRECISIONS
 from mmemb.planning import ModelShape
 from mmemb.shards import MANIFEST, ShardIndex
 
@@ -46,6 +46,7 @@ class PlannedModel:
         dtype: of its weights.
         padded: whether attention gets a mask.
         tuned: its shape with LoRA updates in place of its weights; None = it takes none.
+        cached_pictures: whose tokens are kept in host memory.
     """
 
     shape: ModelShape
@@ -54,6 +55,7 @@ class PlannedModel:
     dtype: str = "float32"
     padded: bool = True
     tuned: ModelShape | None = None
+    cached_pictures: int = 0
 
 
 def planned_backbone(
@@ -69,72 +71,54 @@ def planned_backbone(
     Raises:
         ValueError: it is no backbone whose layers are known.
     """
-    kind, arguments = spec["class_path"].rpartition(".")[2], dict(spec.get("init_args") or {})
-    settings = lora_settings(lora)
+    kind, arguments = class_of(spec), spec.get("init_args") or {}
+    settings = record(LoraSettings, lora)
     if kind == "load_backbone":
         return planned_backbone(saved_backbone(str(arguments["folder"])), settings, features)
     if kind == "JointEncoder":
-        shape = joint_shape(arguments, settings)
-        lengths = JointLengths(arguments, _tokens_each(features))
-        tuned = joint_shape(arguments, PLAIN_LORA)
-        return PlannedModel(shape=shape, lengths=lengths, width=_hidden(shape), tuned=tuned)
+        return _joint(arguments, settings, features)
     if kind == "OpenClipBackbone":
         if settings:
             raise ValueError("model.lora is set, but OpenClipBackbone takes no LoRA: set it null.")
-        config = open_clip_config(str(arguments["model"]))
-        shape = open_clip_shape(str(arguments["model"]))
-        return PlannedModel(shape=shape, lengths=ClipLengths(config), width=config["embed_dim"])
+        return _open_clip(str(arguments["model"]))
     if kind == "VisionLanguageBackbone":
-        model, code = str(arguments["model"]), bool(arguments.get("trust_remote_code"))
-        given = {"freeze_vision": arguments.get("freeze_vision", True), "trust_remote_code": code}
-        shape = language_model_shape(model, lora=settings, **given)
-        lengths = PromptLengths(
-            processor_of(model, code),
-            PromptStyle(**dict(arguments.get("style") or {})),
-            int(arguments.get("max_rationale_tokens", 512)),
-        )
-        return PlannedModel(
-            shape=shape,
-            lengths=lengths,
-            width=_hidden(shape),
-            dtype=arguments.get("dtype", "float32"),
-            padded="flash" not in str(arguments.get("attention")),
-            tuned=language_model_shape(model, lora=PLAIN_LORA, **given),
-        )
+        return _vision_language(arguments, settings)
     raise ValueError(
         f"model.backbone.class_path {spec['class_path']!r} cannot be planned: expected one of "
         "JointEncoder, OpenClipBackbone, VisionLanguageBackbone, load_backbone."
     )
 
 
-def lora_settings(given: Any) -> LoraSettings | None:
-    """Plain data or an object of the configuration as `LoraSettings`."""
-    if given is None or isinstance(given, LoraSettings):
-        return given
-    data = dict(given.get("init_args") or given)
-    if isinstance(data.get("targets"), list):
-        data["targets"] = tuple(data["targets"])
-    return LoraSettings(**data)
+def _joint(
+    arguments: Mapping[str, Any], lora: LoraSettings | None, features: str | None
+) -> PlannedModel:
+    shape = joint_shape(arguments, lora)
+    lengths = JointLengths(arguments, _tokens_each(features))
+    tuned = joint_shape(arguments, PLAIN_LORA)
+    return PlannedModel(shape=shape, lengths=lengths, width=shape.hidden, tuned=tuned)
 
 
-def precision_of(dtype: str, trainer: str | None) -> str:
-    """The key of `PRECISIONS` for weights of a type under a trainer's `precision`.
-
-    >>> precision_of("float32", "bf16-mixed"), precision_of("float32", None)
-    ('mixed', 'float32')
-    """
-    said = str(trainer or "32-true")
-    if said.endswith("-mixed") and dtype == "float32":
-        return "mixed"
-    if said in ("bf16-true", "bf16", "16-true"):
-        return "bfloat16"
-    if dtype not in PRECISIONS:
-        raise ValueError(f"dtype {dtype!r}: expected one of float32, bfloat16, float16.")
-    return dtype
+def _open_clip(model: str) -> PlannedModel:
+    config = open_clip_config(model)
+    lengths = ClipLengths(config)
+    return PlannedModel(shape=open_clip_shape(model), lengths=lengths, width=config["embed_dim"])
 
 
-def _hidden(shape: ModelShape) -> int:
-    return shape.towers["text"].blocks[0].hidden
+def _vision_language(arguments: Mapping[str, Any], lora: LoraSettings | None) -> PlannedModel:
+    model, code = str(arguments["model"]), bool(arguments.get("trust_remote_code"))
+    given = {"freeze_vision": arguments.get("freeze_vision", True), "trust_remote_code": code}
+    shape = language_model_shape(model, lora=lora, **given)
+    style = record(PromptStyle, arguments.get("style")) or PromptStyle()
+    most = int(arguments.get("max_rationale_tokens", 512))
+    return PlannedModel(
+        shape=shape,
+        lengths=PromptLengths(processor_of(model, code), style, most),
+        width=shape.hidden,
+        dtype=arguments.get("dtype", "float32"),
+        padded="flash" not in str(arguments.get("attention")),
+        tuned=language_model_shape(model, lora=PLAIN_LORA, **given),
+        cached_pictures=int(arguments.get("cached_pictures") or 0),
+    )
 
 
 def _tokens_each(features: str | None) -> int:

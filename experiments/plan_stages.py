@@ -8,11 +8,13 @@ from math import ceil
 from typing import final
 
 from mmemb.plan_layers import PRECISIONS, Call
-from mmemb.plan_work import JudgeTokens, Tokens, pass_factor, tower_flops
+from mmemb.plan_work import NO_TOKENS, JudgeTokens, Tokens, pass_factor, tower_flops
 from mmemb.planning import (
     GIB,
+    Contrast,
     Memory,
     ModelShape,
+    Replies,
     Training,
     cache_memory,
     loss_memory,
@@ -29,14 +31,18 @@ class Role:
     Attributes:
         per_row: of them for every row of the batch.
         tokens: by tower.
+        replies: at their ends, whose next-token loss is trained; part of the text's tokens.
+        together: see `Replies`.
     """
 
     per_row: float
     tokens: Mapping[str, Tokens]
+    replies: Tokens = NO_TOKENS
+    together: bool = False
 
     def scaled(self, tower: str, factor: float) -> Role:
         """With tokens of one tower more or less."""
-        found = self.tokens.get(tower, Tokens(0.0, 0))
+        found = self.tokens.get(tower, NO_TOKENS)
         changed = Tokens(found.mean * factor, ceil(found.longest * factor))
         return replace(self, tokens={**self.tokens, tower: changed})
 
@@ -77,11 +83,11 @@ class StagePlan:
         model: what runs.
         training: how; `trains` says whether there is a backward pass.
         roles: by name.
-        loss: (columns, width, terms, both directions) of the contrastive loss; None = another.
-        logits: tokens of a row whose logits are kept for a next-token loss.
+        contrast: what its contrastive losses compare; None = there are none.
         generation: of a stage that writes.
-        judge: by contrast, tokens of one pair.
+        judge: tokens of one pair.
         disk: bytes by what is written.
+        host: bytes of each process in the memory of the host, by what is kept there.
         tuned: the model with LoRA updates in place of its weights; None = it takes none.
         media_share: of the text tower's tokens, those of pictures.
     """
@@ -95,11 +101,11 @@ class StagePlan:
     training: Training
     trains: bool
     roles: Mapping[str, Role] = field(default_factory=dict)
-    loss: tuple[int, int, int, bool] | None = None
-    logits: int = 0
+    contrast: Contrast | None = None
     generation: Generation | None = None
-    judge: Mapping[str, JudgeTokens] = field(default_factory=dict)
+    judge: JudgeTokens | None = None
     disk: Mapping[str, int] = field(default_factory=dict)
+    host: Mapping[str, int] = field(default_factory=dict)
     tuned: ModelShape | None = None
     media_share: float = 0.0
 
@@ -112,19 +118,29 @@ class StagePlan:
         """The forward calls of one micro-batch, every row as long as the longest."""
         found: dict[str, list[Call]] = {name: [] for name in self.model.towers}
         for role in self.roles.values():
-            rows = ceil(min(self.micro_rows, self.rows) * role.per_row)
             for name, tokens in role.tokens.items():
-                if tokens.longest and rows and name in found:
-                    found[name].append(Call(rows, tokens.longest))
+                call = self._call(role, tokens)
+                if call.tokens and name in found:
+                    found[name].append(call)
         return found
+
+    def replies(self) -> list[Replies]:
+        """Of one micro-batch, every one as long as the longest."""
+        return [
+            Replies(self._call(role, role.tokens["text"]), role.replies.longest, role.together)
+            for role in self.roles.values()
+            if role.replies.longest
+        ]
+
+    def _call(self, role: Role, tokens: Tokens) -> Call:
+        return Call(ceil(min(self.micro_rows, self.rows) * role.per_row), tokens.longest)
 
     def memory(self) -> Memory:
         """Of one device."""
         training = replace(self.training, micro_batches=self.micro_batches)
         if self.trains:
-            loss = loss_memory(self.rows, *self.loss) if self.loss else 0
-            loss += 4 * self.model.vocabulary * self.logits * self.micro_rows
-            return step_memory(self.model, training, self.calls(), loss)
+            loss = loss_memory(self.rows, self.contrast) if self.contrast else 0
+            return step_memory(self.model, training, self.calls(), loss, self.replies())
         precision = PRECISIONS[training.precision]
         # Nothing is kept but what one block needs while it runs.
         running = max(
@@ -162,7 +178,15 @@ class StagePlan:
                 if (tower := self.model.towers.get(name)) is not None:
                     times = pass_factor(self.model, tower, training) if self.trains else 1
                     total += times * tower_flops(tower, rows, tokens.mean)
+            if role.replies.longest:
+                times = pass_factor(self.model, self.model.towers["text"], training)
+                total += times * rows * role.replies.mean * 2 * self._head
         return total
+
+    @property
+    def _head(self) -> int:
+        """Weights of the output layer."""
+        return self.model.vocabulary * self.model.hidden
 
     def generated(self) -> tuple[int, float, float]:
         """Prompt tokens, new tokens at the most, and FLOPs of the stage."""
@@ -171,9 +195,8 @@ class StagePlan:
         read, new = g.shared + g.prompts * g.prompt.mean, g.draws * g.most
         text, length = self.model.towers["text"], g.prompt.mean + g.shared + g.most / 2
         attending = sum(block.query for block in text.blocks if block.attends)
-        weights = text.weights + self.model.vocabulary * text.blocks[0].hidden
         flops = (read + new) * (2 * text.weights + 4 * length * attending)
-        return int(read), float(new), flops + new * 2 * (weights - text.weights)
+        return int(read), float(new), flops + new * 2 * self._head
 
 
 def alternatives(plan: StagePlan) -> Iterator[tuple[str, StagePlan]]:

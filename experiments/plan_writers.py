@@ -1,254 +1,184 @@
-"""Plans of the stages that write rationales and judge them."""
+"""Plans of the stages that write rationales, and that train a writer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import ceil
-from pathlib import Path
-from typing import Any, final
+from collections.abc import Sequence
 
-from experiments.plan_data import (
-    gallery_sizes,
-    measured,
-    rows_below,
-    sidecar_bytes,
-    sides_of,
-    spread,
-    trained_rows,
-)
-from experiments.plan_lengths import PromptLengths, SideLengths, processor_of
-from experiments.plan_models import lora_settings, planned_backbone, precision_of
-from experiments.plan_read import arguments_of, num_moments, strategy_of, trained_disk
+from datamodules.asked import AskedTasks, part_of
+from datamodules.samples import Row, SampleReader, media_of
+from experiments.plan_data import measured, rows_below, sidecar_bytes, spread
+from experiments.plan_prompts import PlannedWorker, planned_worker
+from experiments.plan_settings import Settings, precision_of, record
 from experiments.plan_stages import Generation, Role, StagePlan
 from mmemb.adapters import LoraSettings
-from mmemb.backbones.chat_prompt import PromptBuilder, PromptStyle
-from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.model_sizes import language_model_shape
-from mmemb.plan_work import Tokens, judge_tokens
+from mmemb.plan_work import Tokens
 from mmemb.planning import ModelShape, Training
-from mmemb.rationales.chat_model import ChatModel
-from mmemb.rationales.prompts import FewShotPrompt
-from mmemb.records import Side
 
-_BYTES_PER_TOKEN = 5
+BYTES_PER_TOKEN = 5
 """Of English text in JSON."""
 
-_RATIONALE_JSON = 420
+RATIONALE_JSON = 420
 """Bytes of a rationale's other fields: worker, model, prompt, decoding, seed."""
 
 
-def generator(config: Mapping[str, Any], subcommand: str, ranks: int) -> StagePlan:
-    """`RationaleGenerator`: of several workers the one with the largest model."""
-    model, data = arguments_of(config, "model"), arguments_of(config, "data")
-    workers = {
-        name: dict(spec["init_args"])
-        for name, spec in model["workers"].items()
-        if str(spec["class_path"]).endswith(("LanguageModelWorker", "VisionLanguageWorker"))
-        and (subcommand == "predict" or name == model.get("tuned"))
-    }
-    if not workers:
-        raise ValueError(
-            f"model.workers {sorted(model['workers'])} run no model here (a server or a table does "
-            "the writing), or model.tuned names none of them: there is nothing to plan."
+def writer(settings: Settings) -> StagePlan:
+    """`RationaleGenerator predict`: of several workers the one with the largest model."""
+    workers = _workers(settings)
+    shapes = {
+        name: language_model_shape(
+            worker.model, trained=False, trust_remote_code=worker.trust_remote_code
         )
-    rows = rows_below(Path(data["root"]), data["folders"])
-    parts = data.get("parts")
-    rows = tuple(r for r in rows if parts is None or r.meta.get("part", "train") in parts)
-    half = data.get("half") if subcommand == "fit" else None
-    if subcommand == "fit":
-        rows = trained_rows(Path(data["root"]), {"pairs": data["folders"], "half": half})
-    shapes = {name: language_model_shape(w["model"], trained=False) for name, w in workers.items()}
-    name = max(shapes, key=lambda worker: shapes[worker].total)
+        for name, worker in workers.items()
+    }
+    name = max(shapes, key=lambda each: shapes[each].total)
     worker, shape = workers[name], shapes[name]
-    reader = _reader(worker)
-    sides = sides_of(spread(rows), reader[0], "query") if reader[0] else []
-    few = sides or sides_of(spread(rows), _TEXT_ALONE, "query")
-    shared, lengths = reader[1](few)
-    prompt = measured([{"text": n} for n in lengths])["text"]
-    dtype = precision_of(worker.get("dtype", "float32"), None)
-    most = int(worker.get("max_new_tokens", 40 if "prompt" in worker else 256))
-    if subcommand == "fit":
-        return _tuned(config, worker, rows, (prompt, shared, most), dtype, ranks)
-    draws = sum(
-        int(model.get("num_candidates", 4))
-        if row.meta.get("part", "train") == "train"
-        else int(model.get("num_test_draws", 1))
-        for row in rows
-    )
-    each = draws * len(workers) / max(1, len(rows))
-    hidden = shape.towers["text"].blocks[0].hidden
-    content = each * (most * _BYTES_PER_TOKEN + _RATIONALE_JSON)
-    content += 2 * hidden if model.get("probe") else 0
-    batch = int(data["batch_size"])
-    slots = int(worker.get("batch_size", 96 if "prompt" in worker else 32))
+    rows, asked = _asked_rows(settings)
+    read = [row for row in asked if _reads(worker, settings, row)]
+    prompt = _prompt(settings, worker, read)
     return StagePlan(
-        name=f"{config['name']} predict, worker {name} of {len(workers)}",
+        name=f"{settings.title}, worker {name} of {len(workers)}",
         samples=len(rows),
-        steps=ceil(len(rows) / (batch * ranks)),
-        rows=batch,
-        micro_rows=min(slots, batch),
+        steps=settings.reading_steps(len(rows)),
+        rows=settings.batch,
+        micro_rows=min(worker.slots, settings.batch),
         model=shape,
-        training=Training(precision=dtype, devices=ranks),
+        training=Training(precision=precision_of(worker.dtype, None), devices=settings.ranks),
         trains=False,
         roles={"prompts": Role(per_row=1, tokens={"text": prompt})},
         generation=Generation(
-            draws=draws, prompts=len(rows), prompt=prompt, shared=shared, most=most, slots=slots
+            draws=_draws(settings, name, read),
+            prompts=len(read),
+            prompt=prompt,
+            shared=worker.shared,
+            most=worker.sampling.max_new_tokens,
+            slots=worker.slots,
         ),
-        disk={"sidecar, at the most": sidecar_bytes(len(rows), content)},
+        disk={"sidecar, at the most": _sidecar(settings, workers, rows, asked, shape.hidden)},
     )
 
 
-@final
-class _TextAlone(SideLengths):
-    """For workers that read no picture: none is decoded."""
-
-    longest_rationale = 0
-
-    def of(self, side: Side, rationale: Any = None) -> dict[str, int]:
-        return {"text": side.num_tokens}
-
-
-_TEXT_ALONE = _TextAlone()
-
-
-def _reader(worker: Mapping[str, Any]) -> tuple[SideLengths | None, Any]:
-    """What decodes pictures, and a function: sides -> shared tokens, tokens of each prompt."""
-    if "prompt" in worker:
-        chat = ChatModel(
-            str(worker["model"]), FewShotPrompt.load(worker["prompt"]), None, "cpu", "float32"
+def _workers(settings: Settings) -> dict[str, PlannedWorker]:
+    """Those that run a model here."""
+    given = settings.model["workers"]
+    found = {name: worker for name, spec in given.items() if (worker := planned_worker(spec))}
+    if not found:
+        raise ValueError(
+            f"model.workers {sorted(given)} run no model here (a server or a table does the "
+            "writing): there is nothing to plan."
         )
-
-        def of_chat(sides: list[Side]) -> tuple[int, list[int]]:
-            questions = [chat.prompt.question(side) for side in sides]
-            return len(chat.prefix_ids), [len(chat.question_ids(q)) for q in questions]
-
-        return None, of_chat
-    style = worker.get("style") or {}
-    given = PromptStyle(**dict(style)) if isinstance(style, Mapping) else style
-    lengths = PromptLengths(processor_of(str(worker["model"])), given, 0)
-    return lengths, lambda sides: (0, [lengths.of(side)["text"] for side in sides])
+    return found
 
 
-def _tuned(
-    config: Mapping[str, Any],
-    worker: Mapping[str, Any],
-    rows: Any,
-    tokens: tuple[Tokens, int, int],
-    dtype: str,
-    ranks: int,
-) -> StagePlan:
-    """`fit`: next-token loss of LoRA updates; the few-shot prefix is read once a step."""
-    model, data = arguments_of(config, "model"), arguments_of(config, "data")
-    trainer, (prompt, shared, most) = config["trainer"], tokens
-    lora = lora_settings(model.get("lora")) or LoraSettings()
-    shape = language_model_shape(str(worker["model"]), lora=lora)
-    mine = max(1, int(data["batch_size"]) // ranks)
-    said = Tokens(prompt.mean + most, prompt.longest + most)
-    training = Training(
-        precision=precision_of(dtype, trainer.get("precision")),
-        moments=num_moments(model.get("optimizer")),
-        strategy=strategy_of(trainer, ranks),
-        devices=ranks,
+def _asked_tasks(settings: Settings) -> AskedTasks:
+    data = settings.data
+    side, sides = data.get("side") or "query", data.get("sides") or {}
+    return AskedTasks(settings.root, side, data.get("tasks"), sides)
+
+
+def _asked_rows(settings: Settings) -> tuple[Sequence[Row], Sequence[Row]]:
+    """All rows, which the sidecar keeps, and those that `SideDataModule` asks about."""
+    folders, parts, tasks = (
+        settings.data["folders"],
+        settings.data.get("parts"),
+        _asked_tasks(settings),
     )
-    roles = {"replies": Role(per_row=1, tokens={"text": said})}
-    if shared:
-        roles["prefix"] = Role(per_row=1 / mine, tokens={"text": Tokens(shared, shared)})
+    rows = rows_below(settings.root, folders)
+    tasks.check(rows, folders)
+    of_part = [row for row in rows if parts is None or part_of(row) in {None, *parts}]
+    asked = [row for row in of_part if tasks.includes(row)]
+    if not asked:
+        raise ValueError(
+            f"data.parts {parts}, tasks, side and sides leave no row of {folders} to write about: "
+            "correct one of these keys."
+        )
+    return rows, asked
+
+
+def _reads(worker: PlannedWorker, settings: Settings, row: Row) -> bool:
+    """Whether a worker is asked about a row: not if it shows a picture that it cannot see."""
+    side = "t" if settings.data.get("side") == "target" else "q"
+    names = "c" if part_of(row) is None else side
+    return worker.reads_media or not media_of(row.entry.media, names)
+
+
+def _prompt(settings: Settings, worker: PlannedWorker, rows: Sequence[Row]) -> Tokens:
+    if not rows:
+        raise ValueError(f"{worker.model} reads text alone, and every row shows a picture.")
+    reader, tasks = SampleReader(pixels=worker.lengths.reads_pixels), _asked_tasks(settings)
+    sides = [tasks.read(reader, row) for row in spread(rows)]
+    return measured([{"text": worker.lengths.of(side)["text"]} for side in sides])["text"]
+
+
+def _draws(settings: Settings, name: str, rows: Sequence[Row]) -> int:
+    """Of one worker about some rows."""
+    model = settings.model
+    of_train = sum(part_of(row) == "train" for row in rows)
+    writes_test = model.get("test_worker") in (None, name)
+    of_test = int(model.get("num_test_draws", 1)) * writes_test
+    return of_train * int(model.get("num_candidates", 4)) + (len(rows) - of_train) * of_test
+
+
+def _sidecar(
+    settings: Settings,
+    workers: dict[str, PlannedWorker],
+    rows: Sequence[Row],
+    asked: Sequence[Row],
+    hidden: int,
+) -> int:
+    """Bytes, every draw as long as it may be."""
+    content = 2.0 * hidden * len(asked) if settings.model.get("probe") else 0.0
+    for name, worker in workers.items():
+        draws = _draws(settings, name, [row for row in asked if _reads(worker, settings, row)])
+        content += draws * (worker.sampling.max_new_tokens * BYTES_PER_TOKEN + RATIONALE_JSON)
+    return sidecar_bytes(len(rows), content / len(rows))
+
+
+def tuned_writer(settings: Settings) -> StagePlan:
+    """`fit`: next-token loss of LoRA updates; the few-shot prefix is read once a step."""
+    model, name = settings.model, settings.model.get("tuned")
+    worker = planned_worker(model["workers"][name]) if name in model["workers"] else None
+    if worker is None:
+        raise ValueError(
+            f"model.tuned {name!r} names no worker that runs a model here; they are "
+            f"{sorted(model['workers'])}: there is nothing to plan."
+        )
+    rows = _taught_rows(settings, worker)
+    shape = language_model_shape(
+        worker.model,
+        lora=record(LoraSettings, model.get("lora")) or LoraSettings(),
+        trust_remote_code=worker.trust_remote_code,
+    )
+    training = settings.training(worker.dtype)
     updates = ModelShape(total=0, trainable=0, towers={}, updates=shape.updates)
-    disk = trained_disk(updates, training, trainer)
-    disk["generator/"] = disk.pop("backbone/")
     return StagePlan(
-        name=f"{config['name']} fit",
+        name=settings.title,
         samples=len(rows),
-        steps=max(1, int(trainer.get("max_steps") or 1)),
-        rows=mine,
-        micro_rows=mine,
+        steps=settings.training_steps,
+        rows=settings.rows,
+        micro_rows=settings.rows,
         model=shape,
         training=training,
         trains=True,
-        roles=roles,
-        logits=most + 1,
-        disk=disk,
+        roles=_reply_roles(settings, worker, _prompt(settings, worker, rows)),
+        disk=settings.saved(updates, training, "generator/"),
     )
 
 
-def selector(config: Mapping[str, Any], subcommand: str, ranks: int) -> StagePlan:
-    """`CounterfactualSelector`: with a yes/no judge its tokens, else the judges' backbones."""
-    model, data = arguments_of(config, "model"), arguments_of(config, "data")
-    root, spec = Path(data["root"]), model["evaluator"]
-    rows = rows_below(root, data.get("pairs") or ["pairs/questions"])
-    judge = dict(spec["init_args"])
-    galleries = gallery_sizes(root)
-    seen = [galleries[r.meta["gallery"]] for r in rows if "gallery" in r.meta]
-    negatives = round(sum(seen) / len(seen)) - 1 if seen else max(galleries.values()) - 1
-    candidates = rows_below(root, ["candidates"])
-    batch = int(data["batch_size"])
-    num_rationales = _pool_size(data.get("rationales")) + int(model.get("num_donors", 3))
-    content = num_rationales * (48 * _BYTES_PER_TOKEN + _RATIONALE_JSON + 200)
-    if not str(spec["class_path"]).endswith("YesNoEvaluator"):
-        first = next(iter(judge["judges"].values()))
-        folder = {"class_path": "load_backbone", "init_args": {"folder": f"{first}/backbone"}}
-        planned = planned_backbone(folder, None, data.get("features"))
-        shape, dtype, tokens = planned.shape, planned.dtype, {}
-        read = [planned.lengths.of(s, 40) for s in sides_of(spread(rows), planned.lengths, "query")]
-        roles = {"queries": Role(per_row=1 + num_rationales, tokens=measured(read))}
-    else:
-        shape = language_model_shape(str(judge["model"]), trained=False)
-        dtype = judge.get("dtype", "float32")
-        query, shown, ending = _pieces(judge, rows, candidates)
-        tokens = {
-            contrast: judge_tokens(query.mean, shown.mean, ending.mean, n, num_rationales)
-            for contrast, n in (("gain", 0), ("margin", negatives))
-        }
-        longest = query.longest + shown.longest + ending.longest
-        most = int(judge.get("max_rows", 64)) / batch
-        contrast = "gain" if model.get("contrast", "gain") == "gain" else "margin"
-        mean = tokens[contrast].shared / most
-        roles = {"judged": Role(per_row=most, tokens={"text": Tokens(mean, longest)})}
-    return StagePlan(
-        name=f"{config['name']} {subcommand}",
-        samples=len(rows),
-        steps=ceil(len(rows) / (batch * ranks)),
-        rows=batch,
-        micro_rows=batch,
-        model=shape,
-        training=Training(precision=precision_of(dtype, None), devices=ranks),
-        trains=False,
-        roles=roles,
-        judge=tokens,
-        disk={"sidecar": sidecar_bytes(len(rows), content)} if subcommand == "predict" else {},
-    )
+def _taught_rows(settings: Settings, worker: PlannedWorker) -> list[Row]:
+    """Train pairs that the worker can read, of one half if the data asks for it."""
+    halves = {settings.data.get("half"), ""} if settings.data.get("half") else {"a", "b", ""}
+    rows = rows_below(settings.root, settings.data["folders"])
+    pairs = [row for row in rows if "group" in row.meta and row.meta["part"] == "train"]
+    of_half = [row for row in pairs if row.meta.get("half", "") in halves]
+    return [row for row in of_half if _reads(worker, settings, row)]
 
 
-def _pool_size(folder: str | None) -> int:
-    """Rationales of a pair: as they were written, else four."""
-    if folder is None or not (Path(folder) / "manifest.json").is_file():
-        return 4
-    import json
-
-    from mmemb.shards import ShardIndex
-
-    index = ShardIndex.open(folder, verify=False)
-    few = [e for e in index.entries if e.meta.get("part", "train") == "train"][:32]
-    sizes = [len(json.loads(index.read(entry, {"json"})["json"])) for entry in few]
-    return round(sum(sizes) / len(sizes)) if sizes else 4
-
-
-def _pieces(judge: Mapping[str, Any], rows: Any, candidates: Any) -> tuple[Tokens, Tokens, Tokens]:
-    """Tokens of a query's, a candidate's and a rationale's piece, by the judge's own prompts."""
-    style, prompt = (
-        dict(given) if isinstance(given, Mapping) else {}
-        for given in (judge.get("style"), judge.get("prompt"))
-    )
-    style = {k: tuple(v) if isinstance(v, list) else v for k, v in style.items()}
-    processor = processor_of(str(judge["model"]), bool(judge.get("trust_remote_code")))
-    made = JudgePrompts(PromptBuilder(processor, PromptStyle(**prompt)), JudgeStyle(**style))
-    lengths = PromptLengths(processor, PromptStyle(), 0)
-    queries = sides_of(spread(rows)[:16], lengths, "query")
-    shown = sides_of(spread(candidates)[:16], lengths, "candidate")
-    counts = (
-        [len(made.query(side)) for side in queries],
-        [len(made.candidate(queries[0], side)) for side in shown],
-        [48 + len(made.ending(side, None)) for side in queries],
-    )
-    found = [measured([{"text": n} for n in count])["text"] for count in counts]
-    return found[0], found[1], found[2]
+def _reply_roles(settings: Settings, worker: PlannedWorker, prompt: Tokens) -> dict[str, Role]:
+    most = worker.sampling.max_new_tokens
+    whole, replies = Tokens(prompt.mean + most, prompt.longest + most), Tokens(most, most)
+    said = Role(per_row=1, tokens={"text": whole}, replies=replies, together=worker.together)
+    if not worker.shared:
+        return {"replies": said}
+    prefix = {"text": Tokens(worker.shared, worker.shared)}
+    return {"replies": said, "prefix": Role(per_row=1 / settings.rows, tokens=prefix)}

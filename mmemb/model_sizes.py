@@ -72,11 +72,12 @@ def language_model_shape(
     learns = [p for p in whole.parameters() if id(p) in inside or not freeze_vision]
     heads = whole.config.get_text_config().num_attention_heads
     text = tower(decoder, heads, trained=trained)
-    towers = {"text": text}
+    towers, deeper = {"text": text}, ()
     if (visual := _visual(whole)) is not None:
         vision_heads = whole.config.vision_config.num_heads
         seen = trained and not freeze_vision and lora is None
         towers["vision"] = tower(visual, vision_heads, trained=seen)
+        deeper = getattr(whole.config.vision_config, "deepstack_visual_indexes", None) or ()
     return ModelShape(
         total=_count(whole.parameters()),
         trainable=_count(learns) if trained and lora is None else 0,
@@ -84,6 +85,7 @@ def language_model_shape(
         updates=lora_count(decoder, lora) if lora else 0,
         rank=lora.rank if lora else 0,
         vocabulary=head.weight.shape[0],
+        picture_states=1 + len(deeper),
     )
 
 

@@ -92,10 +92,12 @@ class JudgeTokens:
     """What a yes/no judge reads of one pair.
 
     Attributes:
+        candidates: 1 + N that are shown.
         shared: with pieces that pairs share (METHOD 5).
         naive: every prompt by itself.
     """
 
+    candidates: int
     shared: float
     naive: float
 
@@ -109,14 +111,15 @@ def judge_tokens(
         query: P_q, tokens of the query's piece.
         candidate: P_t, of a candidate's piece.
         ending: L, of a rationale and the question.
-        negatives: N; 0 for the contrast `gain`.
+        negatives: N; the contrast has no part in it.
         rationales: K.
 
     >>> judge_tokens(100, 50, 20, negatives=9, rationales=4)
-    JudgeTokens(shared=1600, naive=8500)
+    JudgeTokens(candidates=10, shared=1600, naive=8500)
     """
     shown, asked = 1 + negatives, 1 + rationales
     return JudgeTokens(
+        shown,
         query + shown * (candidate + asked * ending),
         shown * asked * (query + candidate + ending),
     )

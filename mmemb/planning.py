@@ -7,12 +7,12 @@ Units: bytes unless a name says otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import final
 
 from mmemb.nce_sweeps import TILE_NUMBERS
-from mmemb.plan_layers import FP32, PRECISIONS, Call, Tower
+from mmemb.plan_layers import FP32, PRECISIONS, Call, Precision, Tower
 
 GIB = 2**30
 
@@ -29,6 +29,8 @@ class ModelShape:
         rank: of the updates; 0 = there are none.
         towers: by name, `text` first.
         vocabulary: rows of the output layer; 0 = there is none.
+        picture_states: vectors that a vision tower gives for each token of a picture: its last
+            layer's, and those that a model feeds in deeper.
     """
 
     total: int
@@ -37,6 +39,12 @@ class ModelShape:
     updates: int = 0
     rank: int = 0
     vocabulary: int = 0
+    picture_states: int = 1
+
+    @property
+    def hidden(self) -> int:
+        """Width of the language model."""
+        return self.towers["text"].blocks[0].hidden
 
     def copied(self, training: Training) -> int:
         """Weights of which autocast keeps a copy until the backward pass: those of linear layers
@@ -71,6 +79,64 @@ class Training:
     devices: int = 1
     micro_batches: int = 1
     retained_gib: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """Ends of rows whose next-token loss is trained.
+
+    Attributes:
+        call: the rows, whole.
+        length: tokens of a reply.
+        together: whether the head reads the replies of all rows at once; else one after the other.
+    """
+
+    call: Call
+    length: int
+    together: bool = False
+
+    def kept(self, model: ModelShape, precision: Precision) -> int:
+        """Bytes until the backward pass: log-probabilities in fp32, and what the head needs.
+
+        >>> from mmemb.plan_layers import Block
+        >>> layer = Block(hidden=8, inner=16, query=8, key=4, heads=2, gated=True, rms=True)
+        >>> text = Tower(blocks=(layer,), weights=0, trained=True)
+        >>> shape = ModelShape(total=0, trainable=0, towers={"text": text}, vocabulary=100, rank=1)
+        >>> Replies(Call(2, 9), 3).kept(shape, PRECISIONS["float32"])
+        2400
+        """
+        tokens = self.call.rows * self.length
+        kept, copy = FP32 * model.vocabulary * tokens, precision.compute * model.vocabulary
+        if precision.casts and model.rank:  # autocast shares no copy of weights that are frozen
+            return kept + copy * model.hidden * (1 if self.together else self.call.rows)
+        if precision.casts:
+            return kept + (copy + precision.compute * tokens) * model.hidden
+        # A frozen head needs no input; of a trained one it is a part of all states, which stay.
+        return kept + (0 if model.rank else precision.stream * self.call.tokens * model.hidden)
+
+    def passing(self, model: ModelShape) -> int:
+        """Bytes of the gradients of log-probabilities and logits, while the head runs back."""
+        rows = self.call.rows if self.together else 1
+        return 2 * FP32 * model.vocabulary * rows * self.length
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """What the contrastive losses compare.
+
+    Attributes:
+        columns: targets of all ranks, hard negatives included.
+        width: of a vector; Matryoshka widths are prefixes.
+        terms: of the loss (direct, reasoning, two across them, a teacher's).
+        both: whether targets look for queries, too.
+    """
+
+    columns: int
+    width: int
+    terms: int
+    both: bool = True
 
 
 @final
@@ -123,7 +189,11 @@ def state_memory(model: ModelShape, training: Training) -> Memory:
 
 
 def step_memory(
-    model: ModelShape, training: Training, calls: Mapping[str, Sequence[Call]], loss: int = 0
+    model: ModelShape,
+    training: Training,
+    calls: Mapping[str, Sequence[Call]],
+    loss: int = 0,
+    replies: Sequence[Replies] = (),
 ) -> Memory:
     """What a training step needs at the most.
 
@@ -132,25 +202,26 @@ def step_memory(
         training: how the step is computed.
         calls: by tower, the forward calls of one micro-batch.
         loss: bytes, of `loss_memory`.
+        replies: of one micro-batch.
     """
+    precision = PRECISIONS[training.precision]
     graph = sum(
         tower.activations(
             calls.get(name, ()),
-            PRECISIONS[training.precision],
+            precision,
             checkpointing=training.checkpointing,
             padded=training.padded,
             rank=model.rank,
         )
         for name, tower in model.towers.items()
     )
-    graphs = retained_graphs(graph, training.micro_batches, training.retained_gib)
-    state = state_memory(model, training)
-    return Memory(
-        weights=state.weights,
-        gradients=state.gradients,
-        optimizer=state.optimizer,
+    written = sum(reply.kept(model, precision) for reply in replies)
+    passing = max((reply.passing(model) for reply in replies), default=0)
+    graphs = retained_graphs(graph + written, training.micro_batches, training.retained_gib)
+    return replace(
+        state_memory(model, training),
         activations=graphs * graph,
-        loss=loss,
+        loss=loss + graphs * written + passing,
     )
 
 
@@ -167,22 +238,19 @@ def retained_graphs(graph: int, micro_batches: int, retained_gib: float) -> int:
     return min(micro_batches, 1 + kept)
 
 
-def loss_memory(rows: int, columns: int, width: int, terms: int, both: bool = True) -> int:
+def loss_memory(rows: int, contrast: Contrast) -> int:
     """Bytes of the contrastive losses: gathered vectors, their gradients, and two tiles.
 
     Args:
         rows: queries of this rank.
-        columns: targets of all ranks, hard negatives included.
-        width: of a vector; Matryoshka widths are prefixes.
-        terms: of the loss (direct, reasoning).
-        both: whether targets look for queries, too.
+        contrast: what they are compared with.
 
-    >>> loss_memory(4, 8, 2, 1) == 4 * (2 * 2 * (8 + 8 + 4) + 2 * 4 * 8)
+    >>> loss_memory(4, Contrast(8, 2, terms=1)) == 4 * (2 * 2 * (8 + 8 + 4) + 2 * 4 * 8)
     True
     """
-    vectors = columns * (2 if both else 1) + rows
-    tile = 2 * min(rows * columns, max(TILE_NUMBERS, columns))
-    return FP32 * (terms * 2 * vectors * width + tile)
+    vectors = contrast.columns * (2 if contrast.both else 1) + rows
+    tile = 2 * min(rows * contrast.columns, max(TILE_NUMBERS, contrast.columns))
+    return FP32 * (contrast.terms * 2 * vectors * contrast.width + tile)
 
 
 def cache_memory(tower: Tower, rows: int, length: int, shared: int, precision: str) -> int:

@@ -119,24 +119,6 @@ def test_judge_tokens_are_those_that_are_fed() -> None:
     assert said.naive > 3 * said.shared / 2
 
 
-def test_judge_tokens_of_a_stage(tiny_root: Path) -> None:
-    """By `read_plan` on plain data: gain shows the target alone, margin the whole gallery."""
-    evaluator = {"model": str(folder("qwen3_vl")), "max_rows": 8}
-    spec = {"class_path": "mmemb.evaluators.YesNoEvaluator", "init_args": evaluator}
-    config = {
-        "name": "selection",
-        "model": {
-            "class_path": "lightning_modules.CounterfactualSelector",
-            "init_args": {"evaluator": spec, "contrast": "margin", "num_donors": 2},
-        },
-        "data": {"init_args": {"root": str(tiny_root), "batch_size": 4}},
-        "trainer": {"devices": 1},
-    }
-    plan = read_plan(config, "predict", None)
-    gain, margin = plan.judge["gain"], plan.judge["margin"]
-    assert margin.naive / margin.shared > gain.naive / gain.shared > 1
-
-
 def plan_of(*arguments: str) -> None:
     with settings_kept():
         main(list(arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmemb.backbones import Backbone, VisionLanguageBackbone
 from mmemb.layer_shapes import tower
 from mmemb.model_sizes import joint_shape, language_model_shape, open_clip_shape
 from mmemb.plan_layers import PRECISIONS, Block, Call, Tower
-from mmemb.planning import GIB, ModelShape, Training, state_memory, step_memory
+from mmemb.planning import GIB, ModelShape, Replies, Training, state_memory, step_memory
 from mmemb.records import Side
 from tests.plan_memory import measured, planned, saved_bytes, under
 from tests.tiny_backbones import (
@@ -22,7 +23,7 @@ from tests.tiny_backbones import (
     build_joint,
     cached_picture,
 )
-from tests.vlm import ON_EACH, folder, picture
+from tests.vlm import NOTE, ON_EACH, folder, picture
 
 LONG = [
     Side("which of these countries has the longest coast of all? " * 2, media=(picture(1),)),
@@ -59,6 +60,32 @@ def test_saved_bytes_of_vision_language_models(
     # Under autocast the reference implementation of linear attention casts in places of its own.
     close = 0.45 if architecture == "qwen3_5" and precision == "mixed" else 0.15
     assert said == pytest.approx(found, rel=close), said / found
+
+
+@pytest.mark.parametrize("architecture", ON_EACH)
+@pytest.mark.parametrize(
+    ("precision", "rank"), [*CASES, pytest.param("mixed", 4, marks=pytest.mark.slow)]
+)
+def test_saved_bytes_of_the_writing_loss(
+    architecture: str, precision: str, rank: int | None
+) -> None:
+    model, lora = str(folder(architecture)), LoraSettings(rank) if rank else None
+    dtype = "float32" if precision == "mixed" else precision
+    backbone = VisionLanguageBackbone(model, dtype=dtype)  # type: ignore[arg-type]
+    if lora:
+        backbone.attach_lora(lora)
+    notes = [NOTE] * len(LONG)
+    said = len(backbone._said(NOTE))
+    call = Call(len(LONG), said + max(len(backbone.prompts.build(side)) for side in LONG))
+    with under(precision):
+        without, found = (
+            saved_bytes(backbone, lambda w=writes: backbone(LONG, notes, paths=True, writes=w))
+            for writes in (False, True)
+        )
+    shape = language_model_shape(model, lora=lora)
+    planned_bytes = Replies(call, said).kept(shape, PRECISIONS[precision])
+    assert planned_bytes == pytest.approx(found - without, rel=0.15)
+    assert planned_bytes >= 4 * shape.vocabulary * said * len(LONG)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
@@ -163,6 +190,11 @@ def test_strategies_and_micro_batches_change_the_right_parts() -> None:
     graph = step_memory(shape, Training(), calls).activations
     cached = Training(micro_batches=8, retained_gib=3.5 * graph / GIB)
     assert step_memory(shape, cached, calls).activations == 4 * graph
+    writer, replies = replace(shape, vocabulary=9), [Replies(calls["text"][0], 3)]
+    kept = replies[0].kept(writer, PRECISIONS["float32"])
+    longer = replace(cached, retained_gib=3.5 * (graph + kept) / GIB)
+    found = step_memory(writer, longer, calls, replies=replies)
+    assert found.loss == 4 * kept + replies[0].passing(writer), "it is a part of every graph"
     assert layer.saved(PRECISIONS["float32"], 10, padded=False) < layer.saved(
         PRECISIONS["float32"], 10
     )

@@ -1,0 +1,186 @@
+"""A stage's configuration as its plan reads it: arguments, devices, precision, what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from mmemb.gradient_cache import GradientCache
+from mmemb.plan_layers import PRECISIONS
+from mmemb.planning import ModelShape, Training
+
+_Record = TypeVar("_Record")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One stage, resolved, as plain data.
+
+    Attributes:
+        name: of the stage.
+        subcommand: `fit`, `predict` or `test`.
+        kind: class of the model.
+        model: its arguments.
+        data: those of the data module.
+        trainer: the trainer's.
+        ranks: devices.
+    """
+
+    name: str
+    subcommand: str
+    kind: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    ranks: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], subcommand: str, devices: int | None) -> Settings:
+        """Of a configuration; `devices` stand in place of those of the trainer."""
+        return cls(
+            name=str(config["name"]),
+            subcommand=subcommand,
+            kind=class_of(config["model"]),
+            model=config["model"].get("init_args") or {},
+            data=config["data"].get("init_args") or {},
+            trainer=config["trainer"],
+            ranks=devices or num_devices(config["trainer"]),
+        )
+
+    @property
+    def title(self) -> str:
+        """Names the run."""
+        return f"{self.name} {self.subcommand}"
+
+    @property
+    def root(self) -> Path:
+        """Of the data."""
+        return Path(self.data["root"])
+
+    @property
+    def batch(self) -> int:
+        """Rows: of `fit` over all ranks, else of each."""
+        return int(self.data["batch_size"])
+
+    @property
+    def rows(self) -> int:
+        """Of a training batch on one rank."""
+        return max(1, self.batch // self.ranks)
+
+    @property
+    def cache(self) -> GradientCache | None:
+        """How a training batch is cut."""
+        return record(GradientCache, self.model.get("gradient_cache"))
+
+    @property
+    def training_steps(self) -> int:
+        """Of `fit`."""
+        if (steps := int(self.trainer.get("max_steps") or -1)) > 0:
+            return steps
+        of_epoch = int(self.trainer.get("limit_train_batches") or 1)
+        return of_epoch * int(self.trainer.get("max_epochs") or 1)
+
+    def reading_steps(self, samples: int) -> int:
+        """Batches in which all ranks together read so many samples once."""
+        return ceil(samples / (self.batch * self.ranks))
+
+    def training(self, dtype: str, padded: bool = True) -> Training:
+        """How `fit` computes a step with weights of a type."""
+        cache = self.cache
+        return Training(
+            precision=precision_of(dtype, self.trainer.get("precision")),
+            checkpointing=bool(self.model.get("gradient_checkpointing")),
+            padded=padded,
+            moments=num_moments(self.model.get("optimizer")),
+            strategy=self._strategy,
+            devices=self.ranks,
+            retained_gib=cache.retained_gib if cache else 0.0,
+        )
+
+    @property
+    def _strategy(self) -> str:
+        given = self.trainer.get("strategy") or "auto"
+        name = given if isinstance(given, str) else str(given.get("class_path"))
+        if "ModelParallel" in name or "fsdp" in name.lower():
+            return "fsdp2"
+        return "ddp" if self.ranks > 1 else "single"
+
+    def saved(self, model: ModelShape, training: Training, folder: str) -> dict[str, int]:
+        """Bytes that `fit` leaves: checkpoints, and the weights in a folder of its run."""
+        weight = PRECISIONS[training.precision].weight
+        weights, updates = weight * model.total, 4 * model.updates
+        one = weights + updates + training.moments * (weight * model.trainable + updates)
+        copies = 0
+        for callback in self.trainer.get("callbacks") or []:
+            if class_of(callback) == "ModelCheckpoint":
+                given = callback.get("init_args") or {}
+                best = given.get("save_top_k", 1)
+                copies += bool(given.get("save_last")) + max(0, int(1 if best is None else best))
+        return {f"{copies} checkpoint(s)": copies * one, folder: weights or updates}
+
+
+def class_of(spec: Mapping[str, Any]) -> str:
+    """The last name of a `class_path`.
+
+    >>> class_of({"class_path": "torch.optim.SGD"})
+    'SGD'
+    """
+    return str(spec["class_path"]).rpartition(".")[2]
+
+
+def record(kind: type[_Record], given: Any) -> _Record | None:
+    """A record from an object of it or from plain data of a configuration; None stays None.
+
+    >>> record(GradientCache, {"init_args": {"micro_batch_size": 4}}).micro_batch_size
+    4
+    """
+    if given is None or isinstance(given, kind):
+        return given
+    data = given.get("init_args") or given
+    return kind(**{key: tuple(x) if isinstance(x, list) else x for key, x in data.items()})
+
+
+def num_devices(trainer: Mapping[str, Any]) -> int:
+    """Of `trainer.devices` times `num_nodes`; what leaves the number open counts as one.
+
+    >>> num_devices({"devices": "auto"}), num_devices({"devices": [0, 1], "num_nodes": 2})
+    (1, 4)
+    """
+    given = trainer.get("devices")
+    if isinstance(given, list):
+        count = len(given)
+    else:
+        count = int(given) if str(given).isdigit() and int(given) > 0 else 1
+    return count * int(trainer.get("num_nodes") or 1)
+
+
+def num_moments(optimizer: Any) -> int:
+    """Numbers that an optimiser keeps for each trained one; 2 unless it is known to keep fewer.
+
+    >>> num_moments({"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}})
+    1
+    """
+    given = optimizer if isinstance(optimizer, Mapping) else {"class_path": str(optimizer)}
+    if class_of(given) == "SGD":
+        return int(bool((given.get("init_args") or {}).get("momentum")))
+    return 2
+
+
+def precision_of(dtype: str, trainer: str | None) -> str:
+    """The key of `PRECISIONS` for weights of a type under a trainer's `precision`.
+
+    >>> precision_of("float32", "bf16-mixed"), precision_of("float32", None)
+    ('mixed', 'float32')
+    """
+    said = str(trainer or "32-true")
+    if said.endswith("-mixed") and dtype == "float32":
+        return "mixed"
+    if said in ("bf16-true", "bf16", "16-true"):
+        return "bfloat16"
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype {dtype!r}: expected one of float32, bfloat16, float16.")
+    return dtype
