@@ -8,15 +8,16 @@ PARALLEL := -n 2 --dist loadgroup
 PIPELINE ?= experiments/configs/pocket/pipeline.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench bench-peers
+.PHONY: help install demo test test-all lint bench bench-gpu bench-peers
 
-help:      ; @echo "make install | demo | test | test-all | lint | bench | bench-peers    (README.md says what each does)"
+help:      ; @echo "make install | demo | test | test-all | lint | bench | bench-gpu | bench-peers    (README.md says what each does)"
 install:   $(VENV)/.installed
 demo:      install ; $(RUN) experiments.pipeline $(PIPELINE)
 test:      install ; $(RUN) pytest $(PARALLEL)
 test-all:  install ; $(RUN) pytest $(PARALLEL) -m ""
 lint:      install ; $(RUN) ruff check . && $(RUN) ruff format --check .
 bench:     install ; $(RUN) experiments.bench
+bench-gpu: install ; $(RUN) experiments.bench_gpu
 bench-peers: $(PEERS)/.installed ; $(PEERS)/bin/python -m experiments.bench_peers
 
 # One pip command, so that the resolver picks a torch and a torchvision that fit each other.
