@@ -54,7 +54,7 @@ def bench_generation(folder: Path, size: Size, device: torch.device) -> Line:
     their prompts of sides, and draw as many tokens."""
     from mmemb.backbones import VisionLanguageBackbone
     from mmemb.backbones.cached_rows import collate
-    from mmemb.rationales.sampling import Sampling
+    from mmemb.generation.sampling import Sampling
 
     backbone = VisionLanguageBackbone(str(folder), dtype="bfloat16", slots=size.draws)
     backbone.requires_grad_(False).to(device)

@@ -18,9 +18,9 @@ from mmemb.backbones import PromptStyle, VisionLanguageBackbone
 from mmemb.backbones.cached_rows import CachedRows, collate, head
 from mmemb.backbones.chat_prompt import Prompt
 from mmemb.gating import MlpDepthHead
+from mmemb.generation.sampling import Sampling
 from mmemb.rationales.decoders import WholePromptDecoder
 from mmemb.rationales.decoding import decode
-from mmemb.rationales.sampling import Sampling
 from mmemb.records import FULL, GREEDY, Side
 
 WORDS = (

@@ -13,11 +13,11 @@ from typing import Any, final
 
 from experiments.plan_lengths import Lengths, PromptLengths, SideLengths, processor_of
 from experiments.plan_settings import class_of
+from mmemb.generation.sampling import Sampling
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.label_bridge import TEMPLATE
 from mmemb.rationales.language_model import LanguageModelWorker
 from mmemb.rationales.loading import load_worker
-from mmemb.rationales.sampling import Sampling
 from mmemb.rationales.vision_language import VisionLanguageWorker
 from mmemb.records import Rationale, Side
 

@@ -17,9 +17,9 @@ from mmemb.backbones import Backbone, GenerativeBackbone, load_backbone
 from mmemb.budget import Thresholds, Unit
 from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
+from mmemb.generation.sampling import Sampling
 from mmemb.lineage import read_json, write_json
 from mmemb.rationales import RationaleWorker, SelfWorker, load_worker
-from mmemb.rationales.sampling import Sampling
 from mmemb.records import DIRECT, GREEDY, Rationale, Side
 
 _SETTINGS = "adaptive.json"

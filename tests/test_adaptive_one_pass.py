@@ -14,9 +14,9 @@ from mmemb.budget import Thresholds
 from mmemb.first_token import FirstTokenHead
 from mmemb.gate_fit import policy_loss
 from mmemb.gating import MlpDepthHead, load_head, save_head
+from mmemb.generation.sampling import Sampling
 from mmemb.losses import combine
 from mmemb.rationales import SelfWorker, TableWorker
-from mmemb.rationales.sampling import Sampling
 from mmemb.records import Side
 from tests.tiny_embedder import joint
 from tests.vlm import SIDES, babbling

@@ -29,7 +29,7 @@ EAGER = {
     "mmemb/backbones/grouped_attention.py": {"transformers"},
     "mmemb/rationales/chat_model.py": {"transformers"},
     "mmemb/rationales/decoders.py": {"transformers"},
-    "mmemb/rationales/shared_prefix.py": {"transformers"},
+    "mmemb/generation/shared_prefix.py": {"transformers"},
 }
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
@@ -43,6 +43,7 @@ PURE = {
     "benchmarks.mmeb_v2", "benchmarks.mmeb_v2_image", "benchmarks.mmeb_v2_task",
     "benchmarks.mmeb_v2_video", "benchmarks.mmeb_v2_visdoc",
     "benchmarks.pocket", "benchmarks.pocket_full", "blocks",
+    "generation", "generation.padding", "generation.sampling", "generation.special_tokens",
     "budget", "counterfactual", "diagnostics", "exact_search", "headline", "invariance",
     "near_duplicates", "score_files",
     "tie_bounds",
@@ -58,12 +59,12 @@ PURE = {
     "rationales.base", "rationales.chat_client", "rationales.chat_connection",
     "rationales.chat_reply", "rationales.decoding", "rationales.draw_seeds",
     "rationales.folding", "rationales.foreign", "rationales.label_bridge",
-    "rationales.loading", "rationales.padding",
+    "rationales.loading",
     "rationales.pools",
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
-    "rationales.reuse", "rationales.sampling", "rationales.server", "rationales.supervised",
+    "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
-    "records", "reselection", "retrieval", "special_tokens", "shard_writer", "shards",
+    "records", "reselection", "retrieval", "shard_writer", "shards",
     "statistics", "tiled_nce", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
@@ -112,6 +113,20 @@ def test_nothing_is_imported_relatively() -> None:
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert not wrong, wrong
+
+
+def test_backbones_know_neither_workers_nor_judges() -> None:
+    """Those may hold a backbone; what all of them need of language models is in `generation`."""
+    allowed = {"backbones": {"generation"}, "generation": set()}
+    packages = {"backbones", "generation", "rationales", "evaluators", "benchmarks"}
+    wrong = [
+        f"{name_of(path)}:{node.lineno} imports {module}"
+        for room, others in allowed.items()
+        for path in sources(f"mmemb/{room}")
+        for module, node in imports(parse(path))
+        if module.startswith("mmemb.") and module.split(".")[1] in packages - {room} - others
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_mmemb_knows_neither_lightning_nor_webdataset() -> None:
@@ -170,7 +185,7 @@ def test_only_declared_modules_of_mmemb_are_impure() -> None:
         "backbones.open_clip", "backbones.pixels", "backbones.sequences", "backbones.tower",
         "evaluators.base", "evaluators.embedding",
         "rationales.chat_model", "rationales.decoders", "rationales.language_model",
-        "rationales.shared_prefix", "rationales.tuning", "benchmarks",
+        "generation.shared_prefix", "rationales.tuning", "benchmarks",
     }  # fmt: skip
     names = {
         ".".join(path.relative_to(REPO / "mmemb").with_suffix("").parts).removesuffix(".__init__")

@@ -16,7 +16,7 @@ from mmemb.backbones import PromptStyle, VisionLanguageBackbone, load_backbone
 from mmemb.backbones.cached_rows import CachedRows, collate
 from mmemb.backbones.contract import check_contract
 from mmemb.backbones.one_pass import TAGS, whole_text
-from mmemb.rationales.sampling import Sampling
+from mmemb.generation.sampling import Sampling
 from mmemb.records import Side
 from tests.tiny_models import write_chat_model
 from tests.vlm import NOTE, ON_EACH, SIDES, folder, note, picture

@@ -13,7 +13,7 @@ from mmemb.backbones import VisionLanguageBackbone
 from mmemb.backbones.cached_rows import collate
 from mmemb.backbones.generative import Thoughts
 from mmemb.backbones.one_pass import whole_text
-from mmemb.rationales.sampling import Sampling
+from mmemb.generation.sampling import Sampling
 from mmemb.records import DIRECT, FULL, GREEDY, SHORT, Side
 from tests.vlm import ON_EACH, SIDES, babbling
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmemb.generation.padding import causal_mask
+from mmemb.generation.sampling import Sampling, choose_tokens
 from mmemb.rationales.decoders import (
     SHARED_PREFIX_ATTENTION,
     SharedPrefixDecoder,
     WholePromptDecoder,
 )
 from mmemb.rationales.decoding import Decoder, decode
-from mmemb.rationales.padding import causal_mask
-from mmemb.rationales.sampling import Sampling, choose_tokens
 from mmemb.records import GREEDY
 from tests.tiny_language_model import tiny_gpt2, tiny_llama
 

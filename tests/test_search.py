@@ -17,8 +17,8 @@ from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import Backbone, OpenClipBackbone
 from mmemb.budget import Thresholds
 from mmemb.gating import MlpDepthHead
+from mmemb.generation.sampling import Sampling
 from mmemb.rationales import SelfWorker, TableWorker
-from mmemb.rationales.sampling import Sampling
 from mmemb.records import Side
 from mmemb.shards import ShardIndex
 from tests.tiny import picture

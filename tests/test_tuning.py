@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from mmemb.adapters import LoraSettings
+from mmemb.generation.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.lineage import fingerprint, write_json
 from mmemb.losses import combine
 from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
-from mmemb.rationales.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.rationales.tuning import ChatTuner
 from mmemb.records import GREEDY, SHORT, Rationale, Side
 from tests.ranks import run_ranks

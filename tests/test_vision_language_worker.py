@@ -12,8 +12,8 @@ import torch
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import PromptStyle
 from mmemb.backbones.cached_rows import collate
+from mmemb.generation.sampling import Sampling
 from mmemb.rationales import NO_DRAW, VisionLanguageWorker, fold_candidates, load_worker
-from mmemb.rationales.sampling import Sampling
 from mmemb.records import FULL, GREEDY, SHORT, to_json
 from tests.vlm import NOTE, SIDES, babbling
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmemb.backbones.chat_prompt import Prompt
-from mmemb.rationales.padding import real_positions
+from mmemb.generation.padding import real_positions
 
 PaddingSide = Literal["left", "right"]
 
@@ -187,7 +187,7 @@ def _fork(layer: Any) -> Any:
     recurrent states are written in place."""
     from transformers.cache_utils import DynamicLayer
 
-    from mmemb.rationales.shared_prefix import GrowingLayer
+    from mmemb.generation.shared_prefix import GrowingLayer
 
     replaced = isinstance(layer, (DynamicLayer, GrowingLayer))
     return copy.copy(layer) if replaced else copy.deepcopy(layer)
@@ -195,7 +195,7 @@ def _fork(layer: Any) -> Any:
 
 def _is_growing(cache: Any) -> bool:
     """Whether a cache is one of ours, with places for what will follow."""
-    from mmemb.rationales.shared_prefix import GrowingLayer
+    from mmemb.generation.shared_prefix import GrowingLayer
 
     return isinstance(cache.layers[0], GrowingLayer)
 
@@ -216,7 +216,7 @@ def _layer_kinds(model: nn.Module) -> Sequence[str]:
 
 
 def _growing_cache(model: nn.Module, capacity: int) -> Any:
-    from mmemb.rationales.shared_prefix import new_cache
+    from mmemb.generation.shared_prefix import new_cache
 
     return new_cache(model, capacity)  # type: ignore[arg-type]
 

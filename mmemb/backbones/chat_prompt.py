@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmemb.backbones.prompt_style import PromptStyle
+from mmemb.generation.special_tokens import as_text
 from mmemb.records import Media, Side
-from mmemb.special_tokens import as_text
 
 _PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
 _THINKING = re.compile(r"<think>\s*$")

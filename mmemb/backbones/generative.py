@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmemb.backbones.base import Backbone
-from mmemb.rationales.sampling import Sampling
+from mmemb.generation.sampling import Sampling
 from mmemb.records import GREEDY, Rationale, Side
 
 Decide = Callable[[Sequence[int], Tensor], Sequence[str]]

@@ -25,7 +25,7 @@ from mmemb.backbones.model_loading import DTYPES, load_model, outside_of_text
 from mmemb.backbones.one_pass import TAGS, Writer, think, whole_text
 from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.backbones.vision_cache import VisionCache
-from mmemb.rationales.sampling import Sampling
+from mmemb.generation.sampling import Sampling
 from mmemb.records import GREEDY, Rationale, Side
 
 

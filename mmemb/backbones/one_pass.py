@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmemb.backbones.cached_rows import CachedRows
 from mmemb.backbones.chat_prompt import Prompt
-from mmemb.rationales.sampling import Sampling, choose_tokens, row_noise
+from mmemb.generation.sampling import Sampling, choose_tokens, row_noise
 from mmemb.records import DIRECT, FULL, GREEDY, SHORT, Rationale
 
 _COMPACT_BELOW = 0.85

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmemb.adapters import adapter_identity, merge_adapter
 from mmemb.backbones.model_loading import DTYPES, revision_of
+from mmemb.generation.special_tokens import as_text
 from mmemb.rationales.decoders import share_prefix
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import Rationale
-from mmemb.special_tokens import as_text
 from mmemb.weights import quiet_loading
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from mmemb.rationales.decoding import Decoder
-from mmemb.rationales.padding import left_pad, real_positions
-from mmemb.rationales.prompt_states import end_states
-from mmemb.rationales.shared_prefix import (
+from mmemb.generation.padding import left_pad, real_positions
+from mmemb.generation.shared_prefix import (
     SHARED_PREFIX_ATTENTION,
     new_cache,
     read_prefix,
     read_rows,
 )
+from mmemb.rationales.decoding import Decoder
+from mmemb.rationales.prompt_states import end_states
 
 
 @final

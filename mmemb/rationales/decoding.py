@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mmemb.rationales.sampling import Draw, Sampling, choose_tokens, row_noise
+from mmemb.generation.sampling import Draw, Sampling, choose_tokens, row_noise
 from mmemb.records import GREEDY
 
 _COMPACT_BELOW = 0.85  # copying the cache costs about a sixth of a step, so not at every step

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from mmemb.adapters import LoraSettings
+from mmemb.generation.sampling import Draw, Sampling
 from mmemb.lineage import read_facts
 from mmemb.rationales.base import RationaleWorker, asked_draws
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.decoders import SharedPrefixDecoder, WholePromptDecoder
 from mmemb.rationales.decoding import Decoder, decode
 from mmemb.rationales.prompts import FewShotPrompt
-from mmemb.rationales.sampling import Draw, Sampling
 from mmemb.records import Rationale, Side, stable_hash
 
 if TYPE_CHECKING:

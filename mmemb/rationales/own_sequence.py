@@ -7,8 +7,8 @@ from typing import Any, final
 
 from torch import Tensor
 
+from mmemb.generation.sampling import Sampling
 from mmemb.rationales.base import RationaleWorker
-from mmemb.rationales.sampling import Sampling
 from mmemb.records import Rationale, Side
 
 

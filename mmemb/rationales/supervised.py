@@ -14,8 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from mmemb.generation.padding import left_pad
 from mmemb.losses import LossTerm
-from mmemb.rationales.padding import left_pad
 from mmemb.records import Rationale, Side
 
 

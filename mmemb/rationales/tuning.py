@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.adapters import LoraSettings, attach_lora, lora_parameters, save_adapter
+from mmemb.generation.padding import real_positions
+from mmemb.generation.shared_prefix import read_prefix, read_rows
 from mmemb.losses import LossTerm
 from mmemb.rationales.chat_model import ChatModel
-from mmemb.rationales.padding import real_positions
-from mmemb.rationales.shared_prefix import read_prefix, read_rows
 from mmemb.rationales.supervised import ReplyTokens, ReplyTuner, pack_replies, reply_loss
 from mmemb.records import Rationale, Side
 

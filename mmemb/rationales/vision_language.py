@@ -24,11 +24,11 @@ from mmemb.backbones.cached_rows import READ_TOGETHER, CachedRows, collate
 from mmemb.backbones.chat_prompt import Prompt
 from mmemb.backbones.model_loading import revision_of
 from mmemb.backbones.prompt_style import PromptStyle
+from mmemb.generation.sampling import Sampling
 from mmemb.lineage import read_facts
 from mmemb.losses import LossTerm
 from mmemb.rationales.base import RationaleWorker, asked_draws
 from mmemb.rationales.prompt_states import end_states
-from mmemb.rationales.sampling import Sampling
 from mmemb.rationales.supervised import ReplyTuner
 from mmemb.records import FULL, SHORT, Rationale, Side, stable_hash
 

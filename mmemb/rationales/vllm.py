@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, final
 from torch import Tensor
 
 from mmemb.backbones.model_loading import revision_of
+from mmemb.generation.sampling import Sampling
+from mmemb.generation.special_tokens import as_text
 from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.prompts import FewShotPrompt
-from mmemb.rationales.sampling import Sampling
 from mmemb.rationales.server import picture, short_seed
 from mmemb.records import GREEDY, Rationale, Side, stable_hash
-from mmemb.special_tokens import as_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

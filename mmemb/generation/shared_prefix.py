@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from mmemb.rationales.padding import causal_mask, left_pad, real_positions
+from mmemb.generation.padding import causal_mask, left_pad, real_positions
 
 SHARED_PREFIX_ATTENTION = "mmemb_shared_prefix"
 
