@@ -111,7 +111,7 @@ def bench_training(
         peak: TFLOPS of the device; None = not known.
     """
     from experiments.cli import parse
-    from experiments.plan_read import read_plan
+    from experiments.plan.read import read_plan
 
     arguments = case.arguments(folder, size)
     plan = read_plan(parse(arguments).as_dict(), "fit", 1)

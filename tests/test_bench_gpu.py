@@ -24,6 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(out.read_text())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_it_says_on_what_it_was_measured(results: dict[str, Any]) -> None:
     machine = {"device", "memory_gib", "peak_tflops", "torch", "cuda", "versions", "git_commit"}
     assert results["machine"].keys() == machine | {"uncommitted_changes", "date"}
@@ -33,6 +34,7 @@ def test_it_says_on_what_it_was_measured(results: dict[str, Any]) -> None:
     assert results["sizes"]["prefix"] == SIZES["tiny"].prefix
 
 
+@pytest.mark.slow
 def test_every_training_has_its_time_its_share_and_its_memory(results: dict[str, Any]) -> None:
     assert [found["name"] for found in results["training"]] == [case.name for case in CASES]
     for found in results["training"]:
@@ -50,6 +52,7 @@ def test_every_training_has_its_time_its_share_and_its_memory(results: dict[str,
     assert plain["planned_gib"] < whole["planned_gib"]
 
 
+@pytest.mark.slow
 def test_generation_and_judge_stand_beside_their_peers(results: dict[str, Any]) -> None:
     generation, judge = results["lines"]
     assert generation["peer"] == "transformers generate"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from experiments.plan import main
-from experiments.plan_lengths import ClipLengths, JointLengths, PromptLengths, processor_of
-from experiments.plan_read import read_plan
-from experiments.plan_stages import alternatives, savings
+from experiments.plan.__main__ import main
+from experiments.plan.lengths import ClipLengths, JointLengths, PromptLengths, processor_of
+from experiments.plan.read import read_plan
+from experiments.plan.stages import alternatives, savings
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import PromptStyle, VisionLanguageBackbone
 from mmemb.backbones.sequences import SequenceBuilder

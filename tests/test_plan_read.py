@@ -10,10 +10,10 @@ import pytest
 
 from datamodules import SideDataModule
 from datamodules.samples import SampleReader, rows_of
-from experiments.plan import main
-from experiments.plan_prompts import planned_worker
-from experiments.plan_read import read_plan
-from experiments.plan_stages import StagePlan
+from experiments.plan.__main__ import main
+from experiments.plan.prompts import planned_worker
+from experiments.plan.read import read_plan
+from experiments.plan.stages import StagePlan
 from mmemb.backbones import VisionLanguageBackbone
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.prompts import FewShotPrompt

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row
-from experiments.plan_data import (
+from experiments.plan.data import (
     gallery_sizes,
     measured,
     rows_below,
@@ -18,11 +18,11 @@ from experiments.plan_data import (
     sides_of,
     spread,
 )
-from experiments.plan_lengths import PromptLengths, processor_of
-from experiments.plan_models import planned_backbone
-from experiments.plan_settings import Settings, class_of, precision_of, record
-from experiments.plan_stages import Role, StagePlan
-from experiments.plan_writers import BYTES_PER_TOKEN, RATIONALE_JSON
+from experiments.plan.lengths import PromptLengths, processor_of
+from experiments.plan.models import planned_backbone
+from experiments.plan.settings import Settings, class_of, precision_of, record
+from experiments.plan.stages import Role, StagePlan
+from experiments.plan.writers import BYTES_PER_TOKEN, RATIONALE_JSON
 from mmemb.backbones.chat_prompt import PromptBuilder
 from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from experiments.plan_lengths import Lengths, PromptLengths, SideLengths, processor_of
-from experiments.plan_settings import class_of
+from experiments.plan.lengths import Lengths, PromptLengths, SideLengths, processor_of
+from experiments.plan.settings import class_of
 from mmemb.generation.sampling import Sampling
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.label_bridge import TEMPLATE

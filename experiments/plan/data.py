@@ -13,7 +13,7 @@ from typing import Any
 from datamodules.evaluation import CANDIDATES, QUERIES
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
-from experiments.plan_lengths import Lengths, SideLengths
+from experiments.plan.lengths import Lengths, SideLengths
 from mmemb.plan_work import Tokens
 from mmemb.records import Rationale, Side
 from mmemb.shards import MANIFEST, ShardIndex

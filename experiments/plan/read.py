@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.plan_embedders import feature_extractor, running_embedder, trained_embedder
-from experiments.plan_judges import selector
-from experiments.plan_settings import Settings
-from experiments.plan_stages import StagePlan
-from experiments.plan_writers import tuned_writer, writer
+from experiments.plan.embedders import feature_extractor, running_embedder, trained_embedder
+from experiments.plan.judges import selector
+from experiments.plan.settings import Settings
+from experiments.plan.stages import StagePlan
+from experiments.plan.writers import tuned_writer, writer
 
 
 def read_plan(config: Mapping[str, Any], subcommand: str, devices: int | None) -> StagePlan:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row
-from experiments.plan_data import (
+from experiments.plan.data import (
     measured,
     num_pictures,
     query_rows,
@@ -17,9 +17,9 @@ from experiments.plan_data import (
     spread,
     trained_rows,
 )
-from experiments.plan_models import PlannedModel, planned_backbone
-from experiments.plan_settings import Settings, precision_of
-from experiments.plan_stages import Role, StagePlan
+from experiments.plan.models import PlannedModel, planned_backbone
+from experiments.plan.settings import Settings, precision_of
+from experiments.plan.stages import Role, StagePlan
 from mmemb.model_sizes import efficient_net_parameters
 from mmemb.plan_layers import PRECISIONS
 from mmemb.plan_work import NO_TOKENS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from experiments.plan_stages import StagePlan
+from experiments.plan.stages import StagePlan
 from mmemb.planning import GIB
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from experiments.plan_lengths import (
+from experiments.plan.lengths import (
     ClipLengths,
     JointLengths,
     PromptLengths,
     SideLengths,
     processor_of,
 )
-from experiments.plan_settings import class_of, record
+from experiments.plan.settings import class_of, record
 from mmemb.adapters import LoraSettings
 from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.model_sizes import (

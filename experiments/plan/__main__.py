@@ -62,9 +62,9 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
 
 def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
     from experiments.cli import parse
-    from experiments.plan_read import read_plan
-    from experiments.plan_stages import savings
-    from experiments.plan_table import table
+    from experiments.plan.read import read_plan
+    from experiments.plan.stages import savings
+    from experiments.plan.table import table
     from mmemb.planning import GIB
 
     config = parse(arguments).as_dict()

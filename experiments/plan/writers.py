@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from datamodules.asked import AskedTasks, part_of
 from datamodules.samples import Row, SampleReader, media_of
-from experiments.plan_data import measured, rows_below, sidecar_bytes, spread
-from experiments.plan_prompts import PlannedWorker, planned_worker
-from experiments.plan_settings import Settings, precision_of, record
-from experiments.plan_stages import Generation, Role, StagePlan
+from experiments.plan.data import measured, rows_below, sidecar_bytes, spread
+from experiments.plan.prompts import PlannedWorker, planned_worker
+from experiments.plan.settings import Settings, precision_of, record
+from experiments.plan.stages import Generation, Role, StagePlan
 from mmemb.adapters import LoraSettings
 from mmemb.model_sizes import language_model_shape
 from mmemb.plan_work import Tokens

@@ -1,0 +1,1 @@
+"""`python -m experiments.plan`: what a stage will need, before it is started."""
