@@ -254,6 +254,21 @@ def test_budgets_of_pixels_and_frames(folders: dict[str, Path]) -> None:
     assert tokens(clip, max_frame_pixels=16 * 16) == 4
 
 
+def test_prompts_of_many_threads_are_those_of_one(
+    backbone: VisionLanguageBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    sides = [replace(side, text=f"{side.text} {n}") for n in range(6) for side in SIDES]
+    for one, many in zip(
+        map(backbone.prompts.build, sides), backbone.prompts.build_all(sides), strict=True
+    ):
+        assert (one.ids, one.pictures) == (many.ids, many.pictures)
+        assert one.media.keys() == many.media.keys()
+        assert all(torch.equal(one.media[name], many.media[name]) for name in one.media)
+    with pytest.raises(ValueError, match="has no pixels"):
+        backbone.prompts.build_all([*sides, Side(media=(replace(picture(1), pixels=None),))])
+
+
 def test_rationales_are_closed_before_they_are_read() -> None:
     assert whole_text(note("<think>a</think><answer>b</answer> c")) == NOTE_OF_A
     assert whole_text(note("<think>a")) == "<think>a</think><answer></answer>"

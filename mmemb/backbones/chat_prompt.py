@@ -6,8 +6,10 @@ nothing in it says whether an answer will follow. Shapes: L tokens.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -21,6 +23,7 @@ from mmemb.generation.special_tokens import as_text
 from mmemb.records import Media, Side
 
 _PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
+_MOST_THREADS = 8
 _THINKING = re.compile(r"<think>\s*$")
 """Templates of models that always think put this behind the generation prompt."""
 
@@ -112,6 +115,15 @@ class PromptBuilder:
                 "instruction leave no room. Lower max_pixels or max_frames, or raise max_length."
             )
         return prompt
+
+    def build_all(self, sides: Sequence[Side]) -> list[Prompt]:
+        """The prompts of many sides; several pictures are prepared at once: 40 ms for a megapixel
+        are more than a fast device takes to read it."""
+        threads = min(_MOST_THREADS, os.cpu_count() or 1, sum(bool(side.media) for side in sides))
+        if threads < 2:
+            return [self.build(side) for side in sides]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.build, sides))
 
     def text(self, side: Side, ending: str = "") -> str:
         """The prompt as text, a placeholder for each picture or clip."""

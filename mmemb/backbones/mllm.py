@@ -93,7 +93,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
     # what is embedded
 
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
-        prompts = [self._read(side, note) for side, note in zip(sides, rationales, strict=True)]
+        prompts = self._read(sides, rationales)
         state_BLH, end_B = self._states(prompts)
         return state_BLH[_rows(end_B), end_B].float() + self._join()
 
@@ -120,7 +120,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if not sides:
             empty = self._empty()
             return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
-        plain = [self.prompts.build(side) for side in sides]
+        plain = self.prompts.build_all(sides)
         said = [self._said(note) if note is not None else [] for note in notes]
         whole = [prompt.followed_by(ids) for prompt, ids in zip(plain, said, strict=True)]
         num_tokens_B = torch.tensor([len(ids) for ids in said], device=self.device)
@@ -136,12 +136,12 @@ class VisionLanguageBackbone(GenerativeBackbone):
             nll_B = replies_nll(head(self.model), read_BLH, end_B, said)
         return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B.float())
 
-    def _read(self, side: Side, rationale: Rationale | None) -> Prompt:
-        if rationale is not None and self.style.rationale_in == "text":
-            extended = "\n".join(part for part in (side.text, rationale.plain) if part)
-            return self.prompts.build(replace(side, text=extended))
-        prompt = self.prompts.build(side)
-        return prompt if rationale is None else prompt.followed_by(self._said(rationale))
+    def _read(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> list[Prompt]:
+        if self.style.rationale_in == "text":
+            return self.prompts.build_all(list(map(_extended, sides, rationales)))
+        said = [[] if note is None else self._said(note) for note in rationales]
+        prompts = self.prompts.build_all(sides)
+        return [prompt.followed_by(ids) for prompt, ids in zip(prompts, said, strict=True)]
 
     def _check_head(self) -> None:
         learns = any(p.requires_grad for p in head(self.model).parameters())
@@ -202,7 +202,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         seeds = [GREEDY] * len(sides) if seeds is None else seeds
         direct, reasoned, written = think(
             writer,
-            [self.prompts.build(side) for side in sides],
+            self.prompts.build_all(sides),
             lambda rows, state_RH: decide(rows, functional.normalize(state_RH.float(), dim=-1)),
             seeds,
             self.slots,
@@ -282,6 +282,13 @@ class VisionLanguageBackbone(GenerativeBackbone):
         self.prompts.processor.save_pretrained(folder / "model")
         # A folder may come from anywhere: that its code may run is said by whoever loads it.
         return {"model": in_folder("model"), "trust_remote_code": False}
+
+
+def _extended(side: Side, rationale: Rationale | None) -> Side:
+    """A side whose text the rationale extends."""
+    if rationale is None:
+        return side
+    return replace(side, text="\n".join(part for part in (side.text, rationale.plain) if part))
 
 
 def _rows(end_B: Tensor) -> Tensor:

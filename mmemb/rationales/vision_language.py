@@ -149,7 +149,7 @@ class VisionLanguageWorker(RationaleWorker):
         asked = asked_draws(self, sides, seeds_BK)
         rows = list(dict.fromkeys(row for row, _ in asked))
         draws = [(rows.index(row), self.depth, seed) for row, seed in asked]
-        prompts = [self._backbone.prompts.build(sides[row]) for row in rows]
+        prompts = self._backbone.prompts.build_all([sides[row] for row in rows])
         names = {id(p): sides[row].digest for p, row in zip(prompts, rows, strict=True)}
         self._forget()
         writer, read = self._writer, partial(self._read, names)
@@ -167,7 +167,8 @@ class VisionLanguageWorker(RationaleWorker):
         known = dict(self._known)
         self._forget()
         fresh = {side.digest: side for side in sides if side.digest not in known}
-        prompts = {name: self._backbone.prompts.build(side) for name, side in fresh.items()}
+        built = self._backbone.prompts.build_all(list(fresh.values()))
+        prompts = dict(zip(fresh, built, strict=True))
         names = {id(prompt): name for name, prompt in prompts.items()}
         # Neighbours are of like length: little is padded.
         unread = sorted(prompts.values(), key=lambda prompt: -len(prompt))
