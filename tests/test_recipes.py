@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from datamodules.prepare.tiny_vlm import write_tiny_vlm
 from experiments.adopt import main as adopt
@@ -164,6 +165,17 @@ def test_what_cannot_be_adopted(
     assert adopt(["--config", str(tmp_path / "c.yaml"), "--out", str(out)]) == 1
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_drafts_are_written_behind_the_prompt_that_is_embedded() -> None:
+    """Another style would be another prompt, and nobody would say so."""
+    models = {
+        name: yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["model"]["init_args"]
+        for name in ("direct", "embedder", "drafts")
+    }
+    style = models["embedder"]["backbone"]["init_args"]["style"]
+    assert style == models["direct"]["backbone"]["init_args"]["style"]
+    assert style == models["drafts"]["workers"]["self"]["init_args"]["style"]
 
 
 def test_tiny_models_are_written_by_a_command(tmp_path: Path) -> None:
