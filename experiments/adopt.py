@@ -52,7 +52,10 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
     """
     if not config.is_file():
         raise FileNotFoundError(f"{config}: there is no such file.")
-    data = yaml.safe_load(config.read_text(encoding="utf-8"))
+    try:
+        data = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is no YAML: {str(error).splitlines()[0]}") from None
     spec = data.get("backbone") if isinstance(data, dict) else None
     if not isinstance(spec, dict) or not isinstance(spec.get("init_args"), dict):
         raise ValueError(f"{config}: expected a key `backbone` with `class_path` and `init_args`.")
@@ -63,10 +66,10 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
     if run_mark(out) == mark:
         print(f"{out}: everything is there")
         return
-    (out / "fingerprint.json").unlink(missing_ok=True)
     backbone = _built(spec, config)
     if not isinstance(backbone, Backbone):
         raise ValueError(f"{config}: {spec.get('class_path')} is no backbone.")
+    (out / "fingerprint.json").unlink(missing_ok=True)  # what was there is whole until now
     backbone.save_pretrained(out / "backbone")
     write_json(out / "fitted.json", {"facts": []})
     write_json(out / "fingerprint.json", {"fingerprint": mark, "finished": True})
@@ -84,10 +87,10 @@ def _built(spec: Any, config: Path) -> Any:
         kind = None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"{config}: {spec['class_path']} is no backbone, nor a part of one.")
-    arguments = {key: _built(value, config) for key, value in spec.get("init_args", {}).items()}
+    arguments = {key: _built(value, config) for key, value in (spec.get("init_args") or {}).items()}
     try:
         return kind(**arguments)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{config}: {spec['class_path']}: {error!s:.300}") from None
 
 

@@ -159,7 +159,10 @@ def _ending(found: Found) -> str:
 
 
 def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
-    shutil.copytree(found.backbone / "model", fresh)
+    from mmemb.backbones.model_loading import DTYPES, load_model
+
+    load_model(str(found.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False)
+    shutil.copytree(found.backbone / "model", fresh)  # whole, as was just seen
     prompts = _prompts(found)
     note = "A plain model: low-rank updates, if there were any, are part of the weights."
     usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))

@@ -5,7 +5,7 @@ Configurations name their inputs relative to the repository's root, so call thes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,20 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> pl.Lig
 
 
 def load_adaptive(
-    folder: str | Path, workers: Mapping[str, RationaleWorker] | None = None
+    folder: str | Path,
+    workers: Mapping[str, RationaleWorker] | None = None,
+    servers: Collection[str] = (),
 ) -> AdaptiveEmbedder:
     """Loads the inference path that a gate's fit saved.
 
     Args:
         folder: the gate's run, e.g. `runs/pocket/gate`, or the `adaptive` folder in it.
         workers: replace the saved ones, for instance to try another reasoner: `{"full": worker}`.
+        servers: hosts that a saved `ServerWorker` may ask, beside this machine.
     """
     folder = Path(folder)
     inner = folder / "adaptive"
-    return AdaptiveEmbedder.from_pretrained(inner if inner.is_dir() else folder, workers)
+    return AdaptiveEmbedder.from_pretrained(inner if inner.is_dir() else folder, workers, servers)
 
 
 def _model_settings(path: Path) -> dict[str, Any]:

@@ -105,6 +105,8 @@ def nearest(
 ) -> tuple[tuple[float, str, str], ...]:
     """Score, gallery and name of the best candidates."""
     k = min(top, len(candidates.names))
+    if not query_1D.isfinite().all():
+        raise ValueError("The query's vector is not finite: the model's weights are broken.")
     scores, rows = exact_top(query_1D.float(), candidates.vectors_ND, k, TOLERANCE)
     pairs = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
     return tuple((score, *candidates.names[row]) for score, row in pairs)
@@ -115,6 +117,11 @@ def _answer(options: argparse.Namespace) -> Answer:
     found = find_backbone(options.model)
     places = (options.model, options.model / "adaptive")
     adaptive = next((place for place in places if (place / "adaptive.json").is_file()), None)
+    if adaptive is None and any((place / "gate").is_dir() for place in places):
+        raise ValueError(
+            f"{options.model} holds a gate, but no adaptive.json: writing it was interrupted. Fit "
+            "the gate again, or name the folder `backbone` to search directly."
+        )
     if adaptive is None and (options.depth not in (AUTO, DIRECT) or options.budget is not None):
         raise ValueError(
             f"{options.model} is a backbone without gate and worker, so it can only embed "
@@ -123,9 +130,14 @@ def _answer(options: argparse.Namespace) -> Answer:
         )
     if options.budget is not None and options.depth != AUTO:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
-    embedder = AdaptiveEmbedder.from_pretrained(adaptive) if adaptive else None
+    embedder = None
+    if adaptive:
+        embedder = AdaptiveEmbedder.from_pretrained(adaptive, servers=options.server)
     backbone = embedder.backbone if embedder else load_backbone(str(found.backbone))
-    (embedder or backbone).to(options.device)
+    try:
+        (embedder or backbone).to(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
     identity = model_identity(found.backbone)
     everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
     candidates = everything.of_gallery(options.gallery)
@@ -165,6 +177,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--unit", choices=get_args(Unit), default="invocation", help="of --budget")
     parser.add_argument("--cache", type=Path, help="by default `search` beside the shards")
     parser.add_argument("--features", type=Path, help="cached features of the candidates")
+    parser.add_argument(
+        "--server", action="append", default=[], help="a host that a saved ServerWorker may ask"
+    )
     parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
     return parser.parse_args(arguments)
 

@@ -118,7 +118,12 @@ def _embed(
                 with torch.inference_mode():
                     parts.append(backbone.encode(sides).cpu())
                 bar.update(len(sides))
-            yield shard, torch.cat(parts).clone()
+            vectors_nD = torch.cat(parts).clone()
+            if not vectors_nD.isfinite().all():
+                raise ValueError(
+                    f"{shard}: vectors are not finite: the model's weights are broken."
+                )
+            yield shard, vectors_nD
 
 
 def _read(path: Path, num: int, width: int) -> Tensor | None:
@@ -127,8 +132,10 @@ def _read(path: Path, num: int, width: int) -> Tensor | None:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    right = array.shape == (num, width) and array.dtype == np.float32
-    return torch.from_numpy(array) if right else None
+    if array.shape != (num, width) or array.dtype != np.float32:
+        return None
+    is_unit = np.abs(np.linalg.norm(array, axis=1) - 1) < 1e-3
+    return torch.from_numpy(array) if is_unit.all() else None
 
 
 def _write(path: Path, vectors_nD: Tensor) -> None:

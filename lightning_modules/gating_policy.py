@@ -35,7 +35,7 @@ from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, decision_rows
 from mmemb.gate_inputs import check_parts
 from mmemb.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
 from mmemb.latency import fixed_sample, mean_latency, measure_latency
-from mmemb.lineage import write_json
+from mmemb.lineage import check_copied, note_run, write_json
 from mmemb.losses import LossTerm, combine
 from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
@@ -93,9 +93,7 @@ class GatingPolicy(LightningModule):
     ) -> None:
         super().__init__()
         if budget is not None and (budget < 0 or (unit == "invocation" and budget > 1)):
-            raise ValueError(
-                f"budget {budget}: expected a share between 0 and 1, or more in tokens"
-            )
+            raise ValueError(f"budget {budget}: expected a share from 0 to 1, or more in tokens")
         self.embedder, self.run = Path(embedder), Path(run)
         self.workers = dict(workers)  # not a ModuleDict: writers stay out of checkpoints
         self.state, self.temperature = check_parts(state or ["embedding"]), temperature
@@ -124,6 +122,7 @@ class GatingPolicy(LightningModule):
         elif stage == "validate":
             self.head = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers).head
         elif stage in {"test", "predict"}:
+            check_copied(self.run / "adaptive", self.embedder)
             self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers)
             self.adaptive.to(self.trainer.strategy.root_device)  # no submodule: moved by hand
             if self.unit == "milliseconds":
@@ -223,7 +222,9 @@ class GatingPolicy(LightningModule):
             saved = AdaptiveEmbedder(
                 backbone, self.head, self.thresholds, self.workers, self.state, self.temperature
             )
-            saved.save_pretrained(Path(self.trainer.default_root_dir) / "adaptive")
+            folder = Path(self.trainer.default_root_dir) / "adaptive"
+            saved.save_pretrained(folder)
+            note_run(folder, self.embedder)
 
     # predict
 

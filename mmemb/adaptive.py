@@ -6,23 +6,22 @@ N candidates, S width of the gate's state, H width of a probe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from mmemb.adaptive_settings import SETTINGS, read_settings
 from mmemb.backbones import Backbone, GenerativeBackbone, load_backbone
 from mmemb.budget import Thresholds, Unit
 from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.generation.sampling import Sampling
-from mmemb.lineage import read_json, write_json
-from mmemb.rationales import RationaleWorker, SelfWorker, load_worker
+from mmemb.lineage import write_json
+from mmemb.rationales import RationaleWorker, SelfWorker, load_saved_worker
 from mmemb.records import DIRECT, GREEDY, Rationale, Side
-
-_SETTINGS = "adaptive.json"
 
 
 class Encoded(NamedTuple):
@@ -58,6 +57,12 @@ class AdaptiveEmbedder:
         state: Sequence[StatePart] = ("embedding",),
         temperature: float = 0.05,
     ) -> None:
+        said = head.settings().get("num_depths", 1 + len(workers))
+        if said != 1 + len(workers):
+            raise ValueError(
+                f"the gate chooses among {said} depths, but there are {len(workers)} workers: "
+                "expected one for every depth but the direct one."
+            )
         self.backbone = backbone.eval()
         self.head = head.eval()
         self.thresholds = thresholds
@@ -209,11 +214,11 @@ class AdaptiveEmbedder:
         """Writes embedder, gate, thresholds and worker settings; the settings come last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _SETTINGS).unlink(missing_ok=True)
+        (folder / SETTINGS).unlink(missing_ok=True)
         self.backbone.save_pretrained(folder / "backbone")
         save_head(self.head, folder / "gate")
         write_json(
-            folder / _SETTINGS,
+            folder / SETTINGS,
             {
                 "state": self.state,
                 "temperature": self.temperature,
@@ -224,9 +229,22 @@ class AdaptiveEmbedder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, workers: Mapping[str, RationaleWorker] | None = None
+        cls,
+        folder: str | Path,
+        workers: Mapping[str, RationaleWorker] | None = None,
+        servers: Collection[str] = (),
     ) -> AdaptiveEmbedder:
-        """Loads what `save_pretrained` wrote; `workers` replace the saved ones."""
+        """Loads what `save_pretrained` wrote.
+
+        Args:
+            folder: may come from anywhere: nothing in it is executed.
+            workers: replace the saved ones.
+            servers: hosts that a saved `ServerWorker` may ask, beside this machine.
+
+        Raises:
+            FileNotFoundError: no embedder was saved there, or its writing was interrupted.
+            ValueError: a setting is not what `save_pretrained` writes.
+        """
         settings = read_settings(Path(folder))
         saved = settings["workers"]
         if workers is not None and list(workers) != list(saved):
@@ -234,14 +252,17 @@ class AdaptiveEmbedder:
                 f"{folder} was saved with the depths {list(saved)}, but the workers given are for "
                 f"{list(workers)}: expected one for each, in this order."
             )
-        return cls(
-            load_backbone(str(Path(folder) / "backbone")),
-            load_head(Path(folder) / "gate"),
-            Thresholds.from_json(settings["thresholds"]),
-            workers or {depth: load_worker(worker) for depth, worker in saved.items()},
-            check_parts(settings["state"]),
-            float(settings["temperature"]),
-        )
+        try:
+            return cls(
+                load_backbone(str(Path(folder) / "backbone")),
+                load_head(Path(folder) / "gate"),
+                Thresholds.from_json(settings["thresholds"]),
+                workers or {depth: load_saved_worker(saved[depth], servers) for depth in saved},
+                check_parts(settings["state"]),
+                float(settings["temperature"]),
+            )
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {error}") from None
 
 
 def _encoded(
@@ -249,22 +270,3 @@ def _encoded(
 ) -> Encoded:
     tokens = [r.num_tokens if r is not None else 0 for r in rationales]
     return Encoded(vectors_BD, depths_B, torch.tensor(tokens, dtype=torch.long), tuple(rationales))
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a saved embedder; an unfinished or foreign folder is one clear error."""
-    path = folder / _SETTINGS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: {folder} is not a saved AdaptiveEmbedder, or writing it was "
-            "interrupted. `experiments.run fit` with a gate config writes one to <run>/adaptive."
-        )
-    settings = read_json(path, "the settings of an AdaptiveEmbedder")
-    needed = {"state", "temperature", "thresholds", "workers"}
-    parts = {"logits", "costs", "ties", "milliseconds"}
-    if not needed <= set(settings) or not parts <= set(settings["thresholds"] or ()):
-        raise ValueError(
-            f"{path} lacks some of {sorted(needed)}, or of {sorted(parts)} in its thresholds: it "
-            "is not what `save_pretrained` writes. Fit the gate again."
-        )
-    return settings

@@ -91,6 +91,24 @@ def run_mark(folder: Path) -> str | None:
     return read_json(path, "the fingerprint of a run").get("fingerprint")
 
 
+def note_run(folder: Path, run: Path) -> None:
+    """Writes into a folder whose copy it holds."""
+    write_json(folder / "copied.json", {"fingerprint": run_mark(run)})
+
+
+def check_copied(folder: Path, run: Path) -> None:
+    """Raises ValueError if a folder holds a copy of another run's model than that of `run`."""
+    path = folder / "copied.json"
+    copied = read_json(path, "whose copy this is").get("fingerprint") if path.is_file() else None
+    found = run_mark(run)
+    if copied and copied != found:
+        raise ValueError(
+            f"{folder} holds a copy of the model of run {copied}, but {run} is "
+            f"{f'run {found}' if found else 'no finished run'}. Fit the gate again on this model, "
+            "or name the run that it was fitted on."
+        )
+
+
 def read_facts(path: Path) -> frozenset[str]:
     """Reads a `fitted.json`; raises FileNotFoundError in plain words if there is none."""
     if not path.is_file():

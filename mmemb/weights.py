@@ -26,6 +26,31 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_whole(kind: Any, model: str, **settings: Any) -> Any:
+    """`from_pretrained` of transformers without bars and advice, all weights from the files.
+
+    transformers makes up what a file lacks, and says so where nobody looks.
+
+    Args:
+        kind: an Auto class of models.
+        model: folder or hub id.
+        **settings: of `from_pretrained`.
+
+    Raises:
+        ValueError: weights are missing, or of other shapes.
+    """
+    with quiet_loading():
+        loaded, found = kind.from_pretrained(model, output_loading_info=True, **settings)
+    broken = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if broken or found["error_msgs"]:
+        raise ValueError(
+            f"{len(broken)} weight(s) of its config.json are not in its files, such as "
+            f"{(broken or found['error_msgs'])[0]}: the files belong to another model, or some are "
+            "missing."
+        )
+    return loaded
+
+
 def read_weights(path: Path, *, mmap: bool = False) -> Any:
     """What `torch.save` wrote, on the CPU: tensors and plain data, nothing that executes.
 

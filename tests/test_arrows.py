@@ -34,7 +34,8 @@ EAGER = {
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
 PURE = {
-    "adapters", "adaptive", "backbones", "backbones.base", "backbones.cached_rows",
+    "adapters", "adaptive", "adaptive_settings", "backbones", "backbones.base",
+    "backbones.cached_rows",
     "backbones.chat_prompt", "backbones.contract", "backbones.generative", "backbones.mllm",
     "backbones.model_loading", "backbones.one_pass", "backbones.prompt_style",
     "backbones.vision_cache",

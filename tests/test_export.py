@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -119,6 +120,14 @@ def test_what_is_no_model_of_transformers_says_what_to_do(
         main(given)
     with pytest.raises(FileNotFoundError, match="holds no saved backbone"):
         export(tmp_path / "nowhere", "transformers", tmp_path / "out")
+
+
+def test_a_broken_model_is_not_exported(lora_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    (run / "backbone/model/model.safetensors").write_bytes(b"junk")
+    with pytest.raises(FileNotFoundError, match="cannot be loaded"):
+        export(run, "transformers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_is_written_whole_or_not_at_all(lora_run: Path, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_settings_are_planned_anew(tiny_root: Path) -> None:
     [
         (["validate"], "first argument is fit, predict or test"),
         (["fit", "--device-gib", "much"], "--device-gib 'much': expected a number"),
+        (["fit", "--devices", "inf"], "--devices inf: expected a positive number"),
         (["fit", "--devices", "1.5"], "of devices a whole one"),
         (["fit", "--config", str(POCKET / "gate.yaml")], "GatingPolicy with fit runs no large"),
         (["fit", "--config", str(POCKET / "trunk.yaml"), "--data_root", "no/where"], "no/where"),

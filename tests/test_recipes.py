@@ -189,9 +189,12 @@ def test_tiny_models_are_written_by_a_command(tmp_path: Path) -> None:
     assert (tmp_path / "vlm/model.safetensors").stat().st_mtime_ns == written
     assert main([*command, "--seed", "1"]) == 0
     assert (tmp_path / "vlm/model.safetensors").stat().st_mtime_ns > written
-    (tmp_path / "vlm/tiny.json").unlink()  # as after an interruption
+    mark = json.loads((tmp_path / "vlm/tiny.json").read_text())
+    (tmp_path / "vlm/tiny.json").write_text(json.dumps({**mark, "done": False}))  # interrupted
     (tmp_path / "vlm/model.safetensors").write_bytes(b"half")
     assert main(command) == 0
     assert VisionLanguageBackbone(str(tmp_path / "vlm")).embedding_dim == 32
+    (tmp_path / "vlm/tiny.json").unlink()
+    assert main(command) != 0, "somebody else's model"
     with pytest.raises(ValueError, match="expected one of"):
         write_tiny_vlm(tmp_path / "other", "gpt")

@@ -21,11 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Writes one."""
     mark = {"architecture": options.architecture, "seed": options.seed}
-    done = options.out / "tiny.json"  # written last
-    if done.is_file() and read_json(done, "the mark of a tiny model") == mark:
+    path = options.out / "tiny.json"
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; expected a folder.")
+    if not path.is_file() and options.out.is_dir() and any(options.out.iterdir()):
+        raise ValueError(f"--out {options.out} holds something else: give an empty folder.")
+    if path.is_file() and read_json(path, "the mark of a tiny model") == {**mark, "done": True}:
         print(f"{options.out}: everything is there")
         return
-    done.unlink(missing_ok=True)
+    write_json(path, {**mark, "done": False})  # ours, but not whole
     write_tiny_vlm(options.out, options.architecture, options.seed)
-    write_json(done, mark)
+    write_json(path, {**mark, "done": True})
     print(f"{options.out}: a random {options.architecture}; it runs as the large ones do, no more")

@@ -10,6 +10,7 @@ What is counted, and how exactly, is in docs/plan.md.
 from __future__ import annotations
 
 import sys
+from math import inf
 
 from experiments.run import USER_ERRORS, quieten
 
@@ -55,7 +56,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
             own[name] = float(text)
         except ValueError:
             raise ValueError(f"{name} {text!r}: expected a number, e.g. {name} 8.") from None
-        if own[name] <= 0 or (name == "--devices" and own[name] != int(own[name])):
+        if not 0 < own[name] < inf or (name == "--devices" and own[name] != int(own[name])):
             raise ValueError(f"{name} {text}: expected a positive number, of devices a whole one.")
     return rest, own
 

@@ -64,7 +64,9 @@ class Settings:
     @property
     def batch(self) -> int:
         """Rows: of `fit` over all ranks, else of each."""
-        return int(self.data["batch_size"])
+        if (size := int(self.data["batch_size"])) < 1:
+            raise ValueError(f"data.batch_size {size}: expected 1 or more.")
+        return size
 
     @property
     def rows(self) -> int:

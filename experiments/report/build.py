@@ -43,7 +43,7 @@ from experiments.report.tables import (
     of_eligible_tasks,
     row_figures,
 )
-from mmemb.adaptive import read_settings
+from mmemb.adaptive_settings import read_settings
 from mmemb.budget import Thresholds
 from mmemb.files import link_atomically, write_atomically
 from mmemb.latency import Latency, mean_latency

@@ -278,12 +278,20 @@ def _build(spec: Mapping[str, Any], folder: str) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or isabstract(kind):
         raise ValueError(f"{folder}/{_CONFIG}: {spec['class_path']!r} is no class of this version.")
     arguments = {key: _argument(value, folder) for key, value in spec["init_args"].items()}
+    if arguments.get("trust_remote_code"):
+        raise ValueError(
+            f"{folder}/{_CONFIG} asks to run code that comes with the model, which no folder may: "
+            f"make the {name} yourself with trust_remote_code=True."
+        )
     if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
         raise ValueError(
             f"{folder}/{_CONFIG}: {name} takes no {unknown} any more; an older version saved this "
             "backbone. Train it again, or load it with that version."
         )
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{folder}/{_CONFIG}: {name}: {error!s:.300}") from None
 
 
 def _argument(value: Any, folder: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmemb.weights import quiet_loading
+from mmemb.weights import load_whole, quiet_loading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,14 +60,15 @@ def load_model(
             sees = type(config) in AutoModelForImageTextToText._model_mapping
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             settings = code | ({"attn_implementation": attention} if attention else {})
-            loaded = kind.from_pretrained(model, dtype=dtype, **settings)
+            loaded = load_whole(kind, model, dtype=dtype, **settings)
             if attention is None:
                 group_heads(loaded)
             return loaded.eval(), AutoProcessor.from_pretrained(model, **code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # readers raise whatever the files make them raise
         raise FileNotFoundError(
-            f"The vision-language model {model} cannot be loaded: {error!s:.300} Give the folder "
-            "of a transformers model with its processor, or a hub id."
+            f"The vision-language model {model} cannot be loaded: {type(error).__name__} "
+            f"{error!s:.300} Give the folder of a transformers model with its processor, or a hub "
+            "id."
         ) from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 _HOMES = {
     "RationaleWorker": "base",
     "NO_DRAW": "base",
+    "load_saved_worker": "loading",
     "load_worker": "loading",
     "LanguageModelWorker": "language_model",
     "FewShotPrompt": "prompts",

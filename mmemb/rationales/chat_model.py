@@ -18,7 +18,7 @@ from mmemb.generation.special_tokens import as_text
 from mmemb.rationales.decoders import share_prefix
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import Rationale
-from mmemb.weights import quiet_loading
+from mmemb.weights import load_whole, quiet_loading
 
 
 @final
@@ -120,9 +120,11 @@ class ChatModel:
         try:
             if self.model_id.count("/") > 1 and not Path(self.model_id).is_dir():
                 raise OSError("no such folder")  # and no hub id: nobody is asked for it
+            if kind is AutoModelForCausalLM:
+                return load_whole(kind, self.model_id, **kwargs)
             with quiet_loading():
                 return kind.from_pretrained(self.model_id, **kwargs)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # readers raise whatever the files make them raise
             raise FileNotFoundError(
                 f"The language model {self.model_id} cannot be loaded: {error}. Give the folder "
                 "of a transformers model (prepare makes ROOT/models/smollm2) or a hub id."
