@@ -6,6 +6,7 @@ import getpass
 import os
 import time
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import lightning.pytorch as pl
@@ -118,7 +119,8 @@ class ExperimentCLI(LightningCLI):
         check_reuse(config, own_outputs(config, self.subcommand))
         given = config.get("ckpt_path")
         if self.subcommand == "fit" and given is not None and Path(given).is_file():
-            check_resume(Path(given), settings, self.inputs, config.allow_change)
+            whole = settings_of(config, self.subcommand, machine=True)
+            check_resume(Path(given), whole, self.inputs, config.allow_change)
         self.run_folder = self._run_folder(folder, config)
         config.trainer.default_root_dir = str(self.run_folder)
 
@@ -197,20 +199,6 @@ def parse(arguments: list[str]) -> Namespace:
     return cli.config[cli.subcommand]
 
 
-class _ParseOnly(ExperimentCLI):
-    @override
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    @override
-    def instantiate_classes(self) -> None:
-        pass
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 def build(arguments: list[str]) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Module and data of a `fit` command line, without a trainer; nothing is run or written."""
     cli = _BuildOnly(arguments)
@@ -228,6 +216,12 @@ class _BuildOnly(ExperimentCLI):
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+class _ParseOnly(_BuildOnly):
+    @override
+    def instantiate_classes(self) -> None:
         pass
 
 
@@ -272,14 +266,30 @@ def link_name(name: str, subcommand: str) -> str:
     return name if subcommand == "fit" else f"{name}-{subcommand}"
 
 
-def settings_of(config: Namespace, subcommand: str) -> dict[str, Any]:
-    """The part of a configuration that decides results, as plain data."""
+def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> dict[str, Any]:
+    """The part of a configuration that decides results, as plain data; with `machine` also the
+    model's `MACHINE_KEYS`, as the file of an earlier run has them."""
     data = config.as_dict()
     for key in MACHINE_KEYS:
         (data["data"].get("init_args") or {}).pop(key, None)
     trainer = {key: data["trainer"].get(key) for key in TRAINER_KEYS}
     kept = {key: data[key] for key in ("model", "data", "seed_everything")}
+    if not machine:
+        kept["model"] = without_machine_keys(kept["model"])
     return {"subcommand": subcommand, "trainer": trainer, **kept}
+
+
+def without_machine_keys(data: Any) -> Any:
+    """`data` without the arguments whose class calls them the machine's (`MACHINE_KEYS`)."""
+    if isinstance(data, list):
+        return [without_machine_keys(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    path = data.get("class_path")
+    skipped = getattr(locate(path), "MACHINE_KEYS", ()) if isinstance(path, str) else ()
+    init_args = {k: v for k, v in (data.get("init_args") or {}).items() if k not in skipped}
+    data = data | {"init_args": init_args} if skipped else data
+    return {key: without_machine_keys(value) for key, value in data.items()}
 
 
 def run_fingerprint(config: Namespace, subcommand: str) -> str:

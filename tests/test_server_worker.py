@@ -183,6 +183,31 @@ def test_identity_covers_what_is_asked_and_not_where(folder: Path) -> None:
     assert one.concepts == {"country:it"}
 
 
+def test_fingerprints_cover_what_is_asked_and_not_where() -> None:
+    """So shards that were paid for stay, whatever server goes on with the others."""
+    from experiments.cli import parse, run_fingerprint, settings_of, without_machine_keys
+    from experiments.run import quieten
+    from tests.tiny_experiment import CONFIGS, POCKET, settings_kept
+
+    quieten()
+    files = (POCKET / "rationales.yaml", CONFIGS / "worker/server.yaml")
+    with settings_kept():
+        config = parse(["predict", *(word for file in files for word in ("--config", str(file)))])
+    server = config.model.init_args.workers["server"].init_args
+    first = run_fingerprint(config, "predict")
+    moved = {"url": "https://elsewhere.org/v1", "concurrency": 1, "timeout_s": 9.0, "retries": 0}
+    for key, value in (moved | {"backoff_s": 2.0, "api_key_env": "K"}).items():
+        server[key] = value
+    assert run_fingerprint(config, "predict") == first
+    whole = settings_of(config, "predict", machine=True)["model"]["init_args"]["workers"]
+    assert whole["server"]["init_args"]["url"] == moved["url"], "as a run records it"
+    inner = {"worker": {"class_path": "mmemb.rationales.ServerWorker", "init_args": moved}}
+    outer = {"class_path": "mmemb.rationales.LabelBridgeWorker", "init_args": inner}
+    assert "elsewhere" not in str(without_machine_keys([outer]))
+    server.max_new_tokens += 1
+    assert run_fingerprint(config, "predict") != first
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [

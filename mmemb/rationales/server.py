@@ -6,7 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor
 
@@ -55,6 +55,11 @@ class ServerWorker(RationaleWorker):
         api_key_env: name of the environment variable with the key. The key is read for every
             request, and is neither saved nor shown.
     """
+
+    MACHINE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"url", "concurrency", "timeout_s", "retries", "backoff_s", "api_key_env"}
+    )
+    """Where the model is served and how patiently it is asked: no fingerprint covers these."""
 
     def __init__(
         self,
