@@ -29,6 +29,12 @@ _PARSER_PAGE = re.compile(
 )
 
 
+_SECRET_KEYS = re.compile(
+    r"""(\b(?:url|api_key_env)["']?\s*[=:]\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,)}]+)"""
+)
+_SECRET_URLS = re.compile(r"""(\bhttps?://)[^\s'"]*[@?#][^\s'"]*""")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one stage; a user's mistake ends in one paragraph, the traceback goes to a file."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -44,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not (isinstance(error, USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
             raise
-        sys.exit(f"error: {innermost(str(error))}\n(traceback: {write_traceback()})")
+        said = without_secrets(innermost(str(error)))
+        sys.exit(f"error: {said}\n(traceback: {write_traceback()})")
 
 
 def innermost(text: str) -> str:
@@ -52,6 +59,17 @@ def innermost(text: str) -> str:
     while found := _PARSER_PAGE.match(text):
         text = textwrap.dedent("    " + found[1])
     return text
+
+
+def without_secrets(text: str) -> str:
+    """Text without what may hold the key of a chat server: a parser shows every value it was given.
+
+    >>> without_secrets("Given value: Namespace(url='http://me:pw@h/v1', api_key_env='sk-1', n=2)")
+    "Given value: Namespace(url='***', api_key_env='***', n=2)"
+    >>> without_secrets("asked http://h/v1?key=sk-1 once")
+    'asked http://*** once'
+    """
+    return _SECRET_URLS.sub(r"\1***", _SECRET_KEYS.sub(r"\1'***'", text))
 
 
 def quieten() -> None:
@@ -71,11 +89,12 @@ def quieten() -> None:
 
 def write_traceback() -> str:
     """Writes the traceback of the current exception to a file of its own and returns its path."""
+    text = without_secrets(traceback.format_exc())
     if os.environ.get("MMEMB_TRACEBACK"):
-        traceback.print_exc()
+        print(text, end="", file=sys.stderr)
     handle, path = tempfile.mkstemp(prefix="mmemb-", suffix=".log")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(traceback.format_exc())
+        file.write(text)
     return path
 
 

@@ -257,3 +257,29 @@ def test_a_fitted_fact_stops_the_utilities_stage(
     more += ["--trainer.callbacks", "[]"]
     text = message_of(clip_experiment.command("utilities", *more), capsys)
     assert "asks for country:18/capital, on which this model was fitted" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("url", "http://h/v1?api_key=sk-PLANTED"),
+        ("url", "http://me:sk-PLANTED@h/v1"),
+        ("url", "me:it's/sk-PLANTED@h"),
+        ("api_key_env", "sk-PLANTED"),
+    ],
+)
+def test_a_key_in_a_wrong_place_is_written_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: str
+) -> None:
+    """The parser puts the values that it was given into its errors, and those into a file."""
+    files = (POCKET / "rationales.yaml", POCKET.parent / "worker/server.yaml")
+    given = [word for file in files for word in ("--config", str(file))]
+    given += ["--runs", str(tmp_path / "runs"), "--data_root", str(tmp_path)]
+    given += ["--needs.memory_gib", "0.1", "--needs.disk_gib", "0.1"]
+    worker = f"--model.workers.server.init_args.{key}={value}"
+    text = message_of(["predict", *given, worker], capsys)
+    (path,) = re.findall(r"\(traceback: (.*)\)", text)
+    kept = Path(path).read_text()
+    assert "Given value: Namespace(" in kept, "the rest of what was given stays"
+    written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [said for said in (text, *written) if "PLANTED" in said]
