@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Literal, final
 
 from torch import Tensor
 
-from datamodules.decode import decode_array, decode_json
+from datamodules.decode import DecodeError, decode_array, decode_json
 from datamodules.samples import Row
 from mmemb.records import Rationale, ScoredRationale, scored_from_json, stable_hash
 from mmemb.shards import ShardIndex, check_join
 
 MAX_DONORS = 16
+LOOKED_AT = 256
+"""Rows among which some rationale must have been judged, if judged ones are to be drawn."""
 
 
 @final
@@ -34,6 +37,11 @@ class RationaleTable:
         self._shards: set[str] = set()
         for source in sources:
             self._shards |= join_whole(source, self._index)
+
+    @property
+    def folder(self) -> Path:
+        """Of the sidecar."""
+        return self._index.folder
 
     def covers(self, row: Row) -> bool:
         """Whether a worker was asked about this row."""
@@ -95,6 +103,9 @@ class RationaleDraw:
         prior_fraction: share drawn by count from the whole pool instead.
         foreign_fraction: share that gets a rationale of another concept, same task.
         of: what the rationales are about; draws about queries and targets are independent.
+
+    Raises:
+        ValueError: kept ones shall be drawn, but no selector has judged the table.
     """
 
     def __init__(
@@ -117,6 +128,8 @@ class RationaleDraw:
         for row in rows:
             if table.covers(row):
                 self._donors.setdefault(row.meta["task"], []).append(row)
+        if prior_fraction < 1:  # else nobody asks what was kept
+            check_judged(table, [row for row in rows if table.covers(row)])
 
     def draw(self, row: Row, step: int) -> Rationale | None:
         """The rationale of a row at a step; None where the row does not reason."""
@@ -145,6 +158,23 @@ class RationaleDraw:
             if rationale := self._pick(self._table.read(donor), True, random):
                 return rationale
         return None
+
+
+def check_judged(table: RationaleTable, rows: Sequence[Row]) -> None:
+    """Rejects what stage 1 wrote where a selector's choice is read: nothing in it is kept, so rows
+    would train without reasoning and nobody would notice. A selection that keeps nothing passes."""
+    found: list[ScoredRationale] = []
+    for row in rows[:LOOKED_AT]:
+        with suppress(DecodeError):  # whether to go on without a broken row is `on_error`'s affair
+            found += table.read(row)
+        if any(scored.scores or scored.kept for scored in found):
+            return
+    if found:
+        raise ValueError(
+            f"Sidecar {table.folder} holds unjudged rationales (no scores, none kept), of which "
+            "none would be trained on. Name the folder that the selector wrote (`selected`), or "
+            "set prior_fraction to 1, which draws from all candidates by count."
+        )
 
 
 def _weighted(

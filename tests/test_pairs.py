@@ -130,9 +130,22 @@ def test_soft_and_hard_draw_take_what_was_kept(root):
         assert set(found) == {f"country-{n:02d}" for n in range(8)}
 
 
-def test_nothing_kept_is_direct_only(root):
-    found = answers(root, sidecar=str(root / "rationales"), prior_fraction=0.0)
-    assert set(found) == {None}
+def test_nothing_kept_is_direct_only(root, tmp_path):
+    index = ShardIndex.open(root / "selected")
+    for name in index.shard_names:
+        pools = {e.key: index.read(e)["json"] for e in index.of_shard(name)}
+        samples = [Sample(k, {"json": v.replace(b"true", b"false")}) for k, v in pools.items()]
+        write_shard(tmp_path, name, samples)
+    finish_manifest(tmp_path, "", index.shard_names)
+    assert set(answers(root, sidecar=str(tmp_path), prior_fraction=0.0)) == {None}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_rationales_that_no_selector_judged_are_not_passed_over(root, fraction):
+    unjudged = str(root / "rationales")
+    with pytest.raises(ValueError, match=r"rationales holds unjudged .*`selected`.* to 1, which"):
+        make(root, sidecar=unjudged, prior_fraction=fraction).train_dataloader()
+    assert None not in answers(root, sidecar=unjudged, prior_fraction=1.0)
 
 
 def test_prior_draws_by_count(root):
