@@ -90,11 +90,12 @@ class CounterfactualSelector(LightningModule):
         num_hard: int = 10,
     ) -> None:
         super().__init__()
+        if not 0 <= keep_share <= 1:  # here, since eta is found after all judging
+            raise ValueError(f"keep_share {keep_share}: expected a share between 0 and 1.")
         self.evaluator = evaluator
         self.selection = Path(selection)
         self.contrast, self.keep_share = contrast, keep_share
-        self.min_placebo_rank = min_placebo_rank
-        self.weight_temperature = weight_temperature
+        self.min_placebo_rank, self.weight_temperature = min_placebo_rank, weight_temperature
         self.num_donors, self.num_hard = num_donors, num_hard
         self.automatic_optimization = False  # nothing is trained by gradient here,
         self.unused = nn.Parameter(torch.zeros(1))  # but DDP refuses a module without parameters
@@ -155,7 +156,7 @@ class CounterfactualSelector(LightningModule):
 
     @override
     def on_train_epoch_end(self) -> None:
-        found = [self._contrast(scores).flatten() for scores in self._train_scores]
+        found = [self._chosen_by(self._contrasts(s)).flatten() for s in self._train_scores]
         self.eta = keep_threshold(torch.cat(gather_objects(found)), self.keep_share)
         self.log("train/eta", self.eta, sync_dist=True)
 
@@ -218,8 +219,7 @@ class CounterfactualSelector(LightningModule):
             if len(known):
                 self._log_mean(f"test/swap_{name}", known.tolist())
         self._log_mean("test/keep_rate", [float(s.kept) for s in candidates])
-        named = [float(bool(s.names_target)) for s in candidates]
-        self._log_mean("test/names_target", named)
+        self._log_mean("test/names_target", [float(bool(s.names_target)) for s in candidates])
         kept = [float(bool(s.names_target)) for s in candidates if s.kept]
         if kept:
             self._log_mean("test/names_target_kept", kept)
@@ -244,6 +244,12 @@ class CounterfactualSelector(LightningModule):
         # One call for both: a judge that shares what it has read reads a pair once.
         every = [[*ours, *theirs] for ours, theirs in zip(own, donors, strict=True)]
         score_BCR = self.evaluator.score(queries, batch.candidates, every, facts).cpu()
+        for row, pair in enumerate(batch.pairs):  # later NaN means that there is no rationale
+            if not score_BCR[row, 0, : 1 + len(every[row])].isfinite().all():
+                raise ValueError(
+                    f"{pair.key}: scores of the {type(self.evaluator).__name__} are not finite, so "
+                    "its model is broken or overflows. Try another dtype, or train it again."
+                )
         alike_BKJ = comparable(own, donors)
         return _Scores(apart(score_BCR, list(map(len, own)), alike_BKJ.shape[1:]), alike_BKJ)
 
@@ -261,9 +267,6 @@ class CounterfactualSelector(LightningModule):
         if self.tau is None:
             raise ValueError("tau was not fitted: `fit` needs its validation on part calibration.")
         return self.tau
-
-    def _contrast(self, scores: _Scores) -> Tensor:
-        return self._chosen_by(self._contrasts(scores))
 
     def _chosen_by(self, found: Mapping[str, Tensor]) -> Tensor:
         """(B, K) the contrast, lowest of all where too few placebos are beaten (METHOD 5: the rank,

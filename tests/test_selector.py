@@ -197,6 +197,20 @@ def test_without_calibration_queries_there_is_no_tau(
     assert not (tmp_path / "selection.json").exists()
 
 
+def test_a_share_is_refused_before_anything_is_judged(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep_share 2: expected a share between 0 and 1"):
+        module_of(tmp_path, keep_share=2)
+
+
+def test_nan_is_the_judges_fault(tiny_root: Path, rationales: Path, tmp_path: Path) -> None:
+    module, data = module_of(tmp_path), data_of(tiny_root, rationales, tmp_path, 5)
+    module.evaluator.tau = float("nan")
+    with pytest.raises(
+        ValueError, match=r"^flag-.*: scores of the PlantedEvaluator are not finite"
+    ):
+        module._score(next(iter(data.train_dataloader())))
+
+
 def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> None:
     """A model is not praised for beating what a weaker one babbles about other countries."""
     folder = write_tiny_rationales(tiny_root, tmp_path / "rationales")
