@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from ast import literal_eval
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from types import NoneType
 from typing import Any, Literal
+
+_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "int | None": ((int, NoneType), "a whole number, or null"),
+    "float": ((int, float), "a number"),
+    "dict[str, Any]": ((Mapping,), "keys and values"),
+}
+"""Annotations of the fields below -> what they may hold."""
 
 
 @dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
@@ -56,16 +71,69 @@ class PromptStyle:
     long_text: Literal["truncate", "error"] = "truncate"
 
     def __post_init__(self) -> None:
-        if self.instruction_in not in ("system", "user"):
-            raise ValueError(f"instruction_in {self.instruction_in!r}: expected system or user.")
-        if self.rationale_in not in ("reply", "text"):
-            raise ValueError(f"rationale_in {self.rationale_in!r}: expected reply or text.")
-        if self.positions not in ("model", "plain"):
-            raise ValueError(f"positions {self.positions!r}: expected model or plain.")
-        if self.long_text not in ("truncate", "error"):
-            raise ValueError(f"long_text {self.long_text!r}: expected truncate or error.")
-        if min(self.max_frames, self.max_length) < 1 or not self.frames_per_second > 0:
+        for known in fields(self):
+            _check_type(known.name, str(known.type), getattr(self, known.name))
+        at_least_one(max_frames=self.max_frames, max_length=self.max_length)
+        for name in ("min_pixels", "max_pixels", "max_frame_pixels"):
+            if getattr(self, name) is not None:
+                at_least_one(**{name: getattr(self, name)})
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(
-                f"max_frames {self.max_frames}, max_length {self.max_length}, frames_per_second "
-                f"{self.frames_per_second}: expected positive numbers."
+                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}: swap "
+                "them, or leave one out."
             )
+        if not 0 < self.frames_per_second < math.inf:
+            raise ValueError(
+                f"frames_per_second is {self.frames_per_second}; expected a number above 0."
+            )
+
+    @classmethod
+    def from_mapping(cls, given: PromptStyle | Mapping[str, Any] | None) -> PromptStyle:
+        """A style from the keys of a configuration.
+
+        Args:
+            given: keys and values, or a style; None = the defaults.
+
+        Raises:
+            ValueError: a key is unknown, or a value of another type or out of range.
+        """
+        if isinstance(given, PromptStyle):
+            return given
+        if not isinstance(given, Mapping | None):
+            raise ValueError(
+                f"style is {given!r:.60}; expected keys and values, such as {{max_length: 2048}}."
+            )
+        names = [known.name for known in fields(cls)]
+        for key in given or {}:
+            if key not in names:
+                close = get_close_matches(str(key), names, n=1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                raise ValueError(
+                    f"style: unknown key {key!r}.{hint} Valid here: {', '.join(sorted(names))}."
+                )
+        return cls(**(given or {}))
+
+
+def at_least_one(**counts: int) -> None:
+    """Checks settings that count something.
+
+    Args:
+        counts: value of each by its name.
+
+    Raises:
+        ValueError: one is no whole number, or below 1.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number, at least 1.")
+
+
+def _check_type(name: str, annotation: str, value: Any) -> None:
+    if annotation.startswith("Literal"):
+        choices = literal_eval(annotation.removeprefix("Literal"))
+        fits, expected = value in choices, " or ".join(choices)
+    else:
+        types, expected = _TYPES[annotation]
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"{name} {value!r}: expected {expected}.")

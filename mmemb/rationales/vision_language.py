@@ -89,7 +89,7 @@ class VisionLanguageWorker(RationaleWorker):
         if depth not in (FULL, SHORT):
             raise ValueError(f"depth {depth!r}: expected {FULL!r} or {SHORT!r}.")
         self.model_id, self.name, self.depth = str(model), name, depth
-        self.style = PromptStyle(**style) if isinstance(style, dict) else style
+        self.style = PromptStyle.from_mapping(style)
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self.attention, self.probe_layer = attention, probe_layer
