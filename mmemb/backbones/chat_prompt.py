@@ -16,14 +16,16 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from mmemb.backbones.prompt_pictures import clip_of, pixels_of
 from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.generation.special_tokens import as_text
 from mmemb.records import Media, Side
 
 _PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
 _MOST_THREADS = 8
+_MARKS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+"""Names of a processor's marks, which not every tokenizer declares special."""
 _THINKING = re.compile(r"<think>\s*$")
 """Templates of models that always think put this behind the generation prompt."""
 
@@ -70,6 +72,9 @@ class PromptBuilder:
     def __init__(self, processor: Any, style: PromptStyle) -> None:
         self.processor, self.style = processor, style
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        marks = [getattr(processor, name, None) for name in _MARKS]
+        marks += [] if style.chat else [style.image_mark, style.video_mark]
+        self.marks = frozenset(mark for mark in marks if isinstance(mark, str) and mark)
         has_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if style.chat and not has_template:
             raise ValueError(
@@ -133,10 +138,11 @@ class PromptBuilder:
 
     def plain(self, text: str) -> str:
         """Text of data, in which nothing is a special token."""
-        return as_text(text, self.tokenizer)
+        return as_text(text, self.tokenizer, self.marks)
 
     def _unframed(self, side: Side) -> str:
         style = self.style
+        self._check(side)
         parts = [style.image_mark for media in side.media if media.kind == "image"]
         parts += [style.video_mark] if self._frames(side) else []
         parts += [side.instruction or style.default_instruction, side.text]
@@ -159,22 +165,33 @@ class PromptBuilder:
 
     def content(self, side: Side, text: str) -> list[dict[str, Any]]:
         """A turn's parts: pictures, then the clip, then text."""
+        self._check(side)
         parts = [{"type": "image"} for m in side.media if m.kind == "image"]
         parts += [{"type": "video"}] if self._frames(side) else []
         return [*parts, *([{"type": "text", "text": text}] if text else [])]
+
+    def _check(self, side: Side) -> None:
+        if missing := sorted(side.modalities - self.modalities):
+            reads = ", ".join(sorted(self.modalities, reverse=True))
+            raise ValueError(
+                f"The model reads {reads} only, but a side (text {side.text[:60]!r}) holds "
+                f"{', '.join(missing)}: take a model that reads it, or leave such sides out."
+            )
 
     def _build(self, side: Side, ending: str) -> Prompt:
         return self.read(self.text(side, ending), side)
 
     def read(self, text: str, side: Side) -> Prompt:
         """Text with a placeholder for each of a side's pictures, and for its clip, as tokens."""
-        pictures = [_pixels(m) for m in side.media if m.kind == "image"]
-        frames = [_pixels(m) for m in self._frames(side)]
+        pictures = [pixels_of(m) for m in side.media if m.kind == "image"]
+        frames = [pixels_of(m) for m in self._frames(side)]
         given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         if pictures:
             given |= {"images": pictures, "images_kwargs": self.image_bounds(self.style.max_pixels)}
         if frames:
-            given |= {"videos": [torch.stack(_equal(frames))], "videos_kwargs": self._clip(frames)}
+            least = getattr(self.processor.video_processor, "temporal_patch_size", None) or 1
+            settings = self._clip(len(frames), max(len(frames), least))
+            given |= {"videos": [clip_of(frames, least)], "videos_kwargs": settings}
         read = dict(self.processor(**given))
         read.pop("attention_mask", None)
         ids = tuple(read.pop("input_ids")[0].tolist())
@@ -214,39 +231,20 @@ class PromptBuilder:
         least = self.style.min_pixels or usual["shortest_edge"]
         return {"size": {"shortest_edge": least, "longest_edge": most or usual["longest_edge"]}}
 
-    def _clip(self, frames: Sequence[Tensor]) -> dict[str, Any]:
+    def _clip(self, count: int, shown: int) -> dict[str, Any]:
+        """How the processor is to take a clip of `count` frames, the last one repeated up to
+        `shown`; it stands at the same time again, as in clips that processors fill up."""
         from transformers.video_utils import VideoMetadata
 
-        count = len(frames)
         metadata = VideoMetadata(
-            total_num_frames=count,
+            total_num_frames=shown,
             fps=self.style.frames_per_second,
-            frames_indices=list(range(count)),
+            frames_indices=[min(frame, count - 1) for frame in range(shown)],
         )
         settings: dict[str, Any] = {"do_sample_frames": False, "video_metadata": [metadata]}
         if self.style.max_frame_pixels is not None:
             usual = dict(self.processor.video_processor.size)
             # The processors bound the pixels of all frames together.
-            most = {"longest_edge": self.style.max_frame_pixels * count}
+            most = {"longest_edge": self.style.max_frame_pixels * shown}
             settings["size"] = usual | most
         return settings
-
-
-def _pixels(media: Media) -> Tensor:
-    if media.pixels is None:
-        raise ValueError(
-            f"picture {media.digest} has no pixels, which a vision-language model reads: leave out "
-            "`features` of the data, or set decode: true."
-        )
-    return media.pixels
-
-
-def _equal(frames: Sequence[Tensor]) -> list[Tensor]:
-    """Frames of one clip become one tensor, so all are brought to the size of the first."""
-    size = frames[0].shape[1:]
-    return [frame if frame.shape[1:] == size else _resized(frame, size) for frame in frames]
-
-
-def _resized(frame: Tensor, size: Sequence[int]) -> Tensor:
-    scaled = interpolate(frame[None].float(), list(size), mode="bilinear", antialias=True)
-    return scaled[0].round().clamp(0, 255).to(torch.uint8)

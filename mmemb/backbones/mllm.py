@@ -23,9 +23,10 @@ from mmemb.backbones.chat_prompt import Prompt, PromptBuilder
 from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts, replies_nll
 from mmemb.backbones.model_loading import DTYPES, load_model, outside_of_text
 from mmemb.backbones.one_pass import TAGS, Writer, think, whole_text
-from mmemb.backbones.prompt_style import PromptStyle
+from mmemb.backbones.prompt_style import PromptStyle, at_least_one
 from mmemb.backbones.vision_cache import VisionCache
 from mmemb.generation.sampling import Sampling
+from mmemb.generation.special_tokens import special_tokens
 from mmemb.records import GREEDY, Rationale, Side
 
 
@@ -70,6 +71,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         cached_pictures: int = 0,
     ) -> None:
         super().__init__()
+        if cached_pictures < 0:
+            raise ValueError(f"cached_pictures is {cached_pictures}; expected 0 or more.")
         if cached_pictures and not freeze_vision:
             raise ValueError("cached_pictures needs freeze_vision: a tower that learns says anew.")
         self._seen = VisionCache(cached_pictures) if cached_pictures else None
@@ -77,7 +80,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         self.padding_side = check_policy(padding_side, ("left", "right"), "padding_side")
         self.long_rationale = check_policy(long_rationale, ("truncate", "error"), "long_rationale")
         self.model_id = model
-        self.style = PromptStyle(**style) if isinstance(style, dict) else style or PromptStyle()
+        self.style = PromptStyle.from_mapping(style)
+        at_least_one(max_rationale_tokens=max_rationale_tokens, slots=slots)
         self.max_rationale_tokens, self.slots = max_rationale_tokens, slots
         self.freeze_vision, self.attention, self.dtype_name = freeze_vision, attention, dtype
         self.trust_remote_code = trust_remote_code
@@ -226,7 +230,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
     def end_ids(self) -> frozenset[int]:
         tokenizer, ends = self.prompts.tokenizer, self.model.generation_config.eos_token_id
         tags = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}  # special in some models
-        ends = {*tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
+        special = tokenizer.convert_tokens_to_ids([*special_tokens(tokenizer, self.prompts.marks)])
+        ends = {*special, *(ends if isinstance(ends, list) else [ends])}
         return frozenset(ends - tags - {None})
 
     # what a backbone is

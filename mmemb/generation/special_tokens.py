@@ -7,22 +7,68 @@ A rationale or a document that spells `<|im_end|>` would end its turn, and one t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, MutableMapping
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 _KEPT = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
 """Special in some models; rationales are made of them."""
 
+_ADDED: MutableMapping[Any, frozenset[str]] = WeakKeyDictionary()
+"""Tokenizer -> its added tokens that are special: a list of some hundred is made at every look."""
 
-def as_text(text: str, tokenizer: Any) -> str:
+
+def special_tokens(tokenizer: Any, marks: Iterable[str] = ()) -> frozenset[str]:
+    """What no text of data may spell: tokens that a tokenizer names as special, those that it
+    merely adds as such, and more marks; not the tags of rationales.
+
+    Args:
+        tokenizer: of transformers.
+        marks: of pictures and clips, which need not be declared special.
+    """
+    return frozenset({*tokenizer.all_special_tokens, *_added(tokenizer), *marks}) - _KEPT
+
+
+def as_text(text: str, tokenizer: Any, marks: Iterable[str] = ()) -> str:
     """The text with a space in every special token of a tokenizer, behind its first letter.
 
     Args:
         text: of data or of another model.
         tokenizer: of transformers.
+        marks: see `special_tokens`.
+
+    Raises:
+        ValueError: the text is no valid Unicode.
     """
-    pattern = _pattern(frozenset(tokenizer.all_special_tokens) - _KEPT)
+    check_unicode(text)
+    pattern = _pattern(special_tokens(tokenizer, marks))
     return pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
+def check_unicode(text: str) -> None:
+    """Refuses halves of surrogate pairs, which no tokenizer reads and no file holds.
+
+    Raises:
+        ValueError: the text has one.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text {text[:60]!r} holds half of a surrogate pair at letter {error.start}, so it "
+            "is no valid Unicode: mend it in the data, or leave its sample out."
+        ) from None
+
+
+def _added(tokenizer: Any) -> frozenset[str]:
+    found = _ADDED.get(tokenizer)
+    if found is None:
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        found = _ADDED[tokenizer] = frozenset(token.content for token in added if token.special)
+    return found
 
 
 @cache
