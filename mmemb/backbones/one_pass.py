@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmemb.backbones.cached_rows import CachedRows
 from mmemb.backbones.chat_prompt import Prompt
+from mmemb.generation.finite import check_finite
 from mmemb.generation.sampling import Sampling, choose_tokens, row_noise
 from mmemb.records import DIRECT, FULL, GREEDY, SHORT, Rationale
 
@@ -187,6 +188,8 @@ class Writer:
         noise_R = torch.stack([w.noise[min(w.num_drawn, w.most - 1)] for w in live])
         sampled_R = torch.tensor([w.is_sampled for w in live])
         chosen_R, log_probs_R = choose_tokens(rows.logits_RV, noise_R, sampled_R, self.sampling)
+        open_R = torch.tensor([not w.is_whole for w in live])
+        check_finite(log_probs_R[open_R], self.model, "the next token of a rationale")
         drawn = zip(live, chosen_R.tolist(), log_probs_R.tolist(), strict=True)
         for writing, token, log_probability in drawn:
             self._take(writing, token, log_probability)

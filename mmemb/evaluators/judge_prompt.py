@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from mmemb.backbones.chat_prompt import Prompt, PromptBuilder
+from mmemb.backbones.prompt_style import at_least_one
 from mmemb.records import Rationale, Side
 
 _MARKS = ("\x01", "\x02")
@@ -29,8 +30,9 @@ class JudgeStyle:
         candidate: stands before the candidate.
         rationale: stands before the rationale, where there is one.
         question: is asked at the end.
-        yes: words for yes; the probability is that of their first tokens together.
-        no: words for no.
+        yes: words for yes; the probability is that of their first tokens together. In YAML quote
+            the keys and the words, `"yes": ["yes"]`: without quotes they are true and false.
+        no: words for no, `"no": ["no"]`.
         max_text_tokens: of a query's, a candidate's and a rationale's text; what is longer is cut
             at its end, a rationale at its beginning.
     """
@@ -44,6 +46,15 @@ class JudgeStyle:
     yes: tuple[str, ...] = ("yes", "Yes")
     no: tuple[str, ...] = ("no", "No")
     max_text_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        at_least_one(max_text_tokens=self.max_text_tokens)
+        for name, words in (("yes", self.yes), ("no", self.no)):
+            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+                raise ValueError(
+                    f"{name} is {words!r}; expected a list of words, each in quotes, such as "
+                    f'["{name}"]: YAML reads a bare yes or no as true or false.'
+                )
 
 
 @final

@@ -16,10 +16,12 @@ from torch import Tensor
 from mmemb.backbones.cached_rows import CachedRows, head, is_recurrent
 from mmemb.backbones.chat_prompt import PromptBuilder
 from mmemb.backbones.model_loading import DTYPES, load_model
-from mmemb.backbones.prompt_style import PromptStyle
+from mmemb.backbones.prompt_style import PromptStyle, at_least_one
 from mmemb.counterfactual import Kind
 from mmemb.evaluators.base import PairEvaluator
 from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
+from mmemb.generation.finite import check_finite
+from mmemb.generation.special_tokens import check_unicode
 from mmemb.lineage import read_facts
 from mmemb.records import Rationale, Side
 
@@ -61,11 +63,11 @@ class YesNoEvaluator(PairEvaluator):
         fitted: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows is {max_rows}; expected 1 or more.")
+        at_least_one(max_rows=max_rows)
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: expected one of {sorted(DTYPES)}.")
-        self.model_id, self.style, self.prompt, self.max_rows = model, style, prompt, max_rows
+        self.model_id, self.style, self.max_rows = model, style, max_rows
+        self.prompt = PromptStyle.from_mapping(prompt)
         self.attention, self.dtype, self.trust_remote_code = attention, dtype, trust_remote_code
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.facts = read_facts(Path(fitted)) if fitted else frozenset()
@@ -92,6 +94,11 @@ class YesNoEvaluator(PairEvaluator):
         for row, (query, sides, notes) in enumerate(
             zip(queries, candidates, rationales, strict=True)
         ):
+            if not sides:
+                raise ValueError(
+                    f"query {row} of {len(queries)} (text {query.text[:60]!r}) has no candidates: "
+                    "give its target, then its negatives."
+                )
             found_CR = self._of_query(query, sides, [None, *notes])
             score_BCR[row, : len(sides), : found_CR.shape[1]] = found_CR
             score_BCR[row, :, found_CR.shape[1] :] = torch.nan
@@ -101,6 +108,8 @@ class YesNoEvaluator(PairEvaluator):
         self, query: Side, candidates: Sequence[Side], notes: Sequence[Rationale | None]
     ) -> Tensor:
         """(C, R) log-odds; equal candidates are read once."""
+        for side in (query, *candidates):  # before they are compared, by hashes of their texts
+            check_unicode(side.instruction + side.text)
         distinct = list({side.digest: side for side in candidates}.values())
         endings = [self.prompts.ending(query, note) for note in notes]
         asked = CachedRows(self._model, [self.prompts.query(query)])
@@ -112,7 +121,9 @@ class YesNoEvaluator(PairEvaluator):
             shown.feed_prompts([self.prompts.candidate(query, side) for side in chunk])
             odds_CR = self._judged(shown, endings)
             found |= zip((side.digest for side in chunk), odds_CR, strict=True)
-        return torch.stack([found[side.digest] for side in candidates])
+        odds_CR = torch.stack([found[side.digest] for side in candidates])
+        check_finite(odds_CR, self.model_id, f"the odds of yes (query {query.text[:60]!r})")
+        return odds_CR
 
     def _judged(self, shown: CachedRows, endings: Sequence[Any]) -> Tensor:
         """(C, R): every row of `shown` with every ending, some endings at a time."""
