@@ -48,6 +48,17 @@ def test_a_still_clip_is_read(architecture: str) -> None:
     assert ("<0.0 seconds>" in times) == architecture.startswith("qwen3")
 
 
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (8, 4)])
+def test_a_budget_of_frames_is_of_each(architecture: str, frames: int, tokens: int) -> None:
+    """Two frames are one step of time, and 16 x 16 pixels of it one token."""
+    style = PromptStyle(max_frame_pixels=16 * 16)
+    backbone = VisionLanguageBackbone(str(folder(architecture)), style)
+    clip = Side("which?", media=tuple(picture(n, "frame", 64, 64) for n in range(frames)))
+    kinds = backbone.prompts.build(clip).kinds["mm_token_type_ids"]
+    assert int((kinds > 0).sum()) == tokens
+
+
 def test_clips_are_filled_up_by_their_last_frame() -> None:
     frames = [pixels_of(media) for media in CLIP]
     assert torch.equal(clip_of(frames, 2), torch.stack(frames))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmemb.backbones.prompt_pictures import clip_of, pixels_of
+from mmemb.backbones.prompt_pictures import bounds_whole_clips, clip_of, pixels_of
 from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.generation.special_tokens import as_text
 from mmemb.records import Media, Side
@@ -243,8 +243,8 @@ class PromptBuilder:
         )
         settings: dict[str, Any] = {"do_sample_frames": False, "video_metadata": [metadata]}
         if self.style.max_frame_pixels is not None:
-            usual = dict(self.processor.video_processor.size)
-            # The processors bound the pixels of all frames together.
-            most = {"longest_edge": self.style.max_frame_pixels * shown}
-            settings["size"] = usual | most
+            videos = self.processor.video_processor
+            times = shown if bounds_whole_clips(videos) else 1
+            most = {"longest_edge": self.style.max_frame_pixels * times}
+            settings["size"] = dict(videos.size) | most
         return settings

@@ -5,8 +5,11 @@ Shapes: T frames, H height, W width.
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +56,13 @@ def clip_of(frames: Sequence[Tensor], least: int) -> Tensor:
     size = frames[0].shape[1:]
     equal = [frame if frame.shape[1:] == size else _resized(frame, size) for frame in frames]
     return torch.stack([*equal, *equal[-1:] * (least - len(equal))])
+
+
+def bounds_whole_clips(processor: Any) -> bool:
+    """Whether a video processor's `longest_edge` bounds the pixels of all frames together, as in
+    the third generation of Qwen; before it, those of each frame."""
+    resize = getattr(sys.modules[type(processor).__module__], "smart_resize", None)
+    return resize is None or "num_frames" in inspect.signature(resize).parameters
 
 
 def _bent(pixels: Tensor) -> Tensor:
