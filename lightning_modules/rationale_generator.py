@@ -93,6 +93,8 @@ class RationaleGenerator(LightningModule):
         seed_by: SeedBy = "key",
     ) -> None:
         super().__init__()
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens {max_tokens}: expected 1 or more, or no draw is kept.")
         self.draw_seeds = DrawSeeds(seed, num_candidates, num_test_draws, seed_by)
         named = {"probe": probe, "tuned": tuned, "test_worker": test_worker}
         for role, name in named.items():
@@ -104,6 +106,8 @@ class RationaleGenerator(LightningModule):
         self.max_tokens = max_tokens
         self.seed = seed
         self.counts: Counter[str] = Counter()
+        self._drawn: Counter[tuple[str, str]] = Counter()  # by part and worker
+        self._usable: Counter[tuple[str, str]] = Counter()
         self.sums = MeanSums()
         self.tuned, self.lora, self.allow_fitted = tuned, lora, allow_fitted
         self.optimizer, self.num_warmup = optimizer, num_warmup
@@ -243,6 +247,12 @@ class RationaleGenerator(LightningModule):
                 "names_target on train says nothing about it; other parts are clean.",
                 self.counts["about fitted facts"],
             )
+        for part, name in sorted(self._drawn.keys() - self._usable.keys()):
+            _LOG.warning(
+                "part %s: none of the %d draws of %s can be used: they are empty, malformed or "
+                "over max_tokens (%d), or the prompt names their concept. Look at what it writes.",
+                *(part, self._drawn[part, name], name, self.max_tokens),
+            )
 
     # test
 
@@ -275,11 +285,14 @@ class RationaleGenerator(LightningModule):
         """A training pool is merged and cleaned, and loses draws about a concept that the worker's
         prompt names; at test time a broken draw was paid for, so it stays (an embedder reads
         nothing in it)."""
+        part = meta["part"]
         self.counts["drawn"] += len(pool)
-        if meta["part"] == "train":
+        self._drawn.update((part, rationale.worker) for rationale in pool)
+        if part == "train":
             named = frozenset().union(*(worker.concepts for worker in self.workers.values()))
             self.counts["named in the prompt"] += len(pool) * (meta["concept"] in named)
             pool = [] if meta["concept"] in named else pool
             pool, dropped = fold_candidates(pool, max_tokens=self.max_tokens)
             self.counts.update(dropped)
+        self._usable.update((part, rationale.worker) for rationale in pool if rationale.answer)
         return [scored_to_json(ScoredRationale(rationale)) for rationale in pool]

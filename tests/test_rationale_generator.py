@@ -20,6 +20,8 @@ from mmemb.adapters import LoraSettings
 from mmemb.lineage import write_json
 from mmemb.rationales import LanguageModelWorker, RationaleWorker
 from mmemb.shards import ShardIndex
+from tests.chat_stub import GOOD, Said, chat, serving, write_prompts
+from tests.chat_stub import worker as server_worker
 from tests.tiny import write_tiny
 from tests.tiny_models import write_chat_model
 from tests.tiny_sidecars import write_tiny_rationales
@@ -216,3 +218,30 @@ def test_rationales_about_fitted_facts_are_counted_apart(root: Path, tmp_path: P
     trainer.test(generator({"chat": chat}), datamodule=data(root), verbose=False)
     means = trainer.callback_metrics
     assert means["test/fitted_names_target"] == means["test/names_target"] == pytest.approx(1 / 3)
+
+
+# ---- nothing that can be used
+
+
+def test_no_draw_that_can_be_used_is_said_by_part_and_worker(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server whose replies are all empty about pairs, and right about queries."""
+
+    def answer(number: int, body: dict[str, Any]) -> Said:
+        return chat("" if body.get("seed") else GOOD)  # queries get the greedy draw alone
+
+    with serving(answer) as stub:
+        module = RationaleGenerator({"server": server_worker(write_prompts(tmp_path), stub.url)})
+        sides = data(root, folders=["pairs/questions", "queries"])
+        writer = SidecarWriter(str(tmp_path / "written"))
+        trainer = trainer_of(tmp_path, callbacks=[writer])
+        trainer.predict(module, datamodule=sides, return_predictions=False)
+    (message,) = [record.message for record in caplog.records if "none of" in record.message]
+    assert message.startswith("part train: none of the 64 draws of server can be used: they are")
+
+
+@pytest.mark.parametrize("most", [0, -3])
+def test_a_limit_that_keeps_no_draw_is_refused(root: Path, most: int) -> None:
+    with pytest.raises(ValueError, match=rf"max_tokens {most}: expected 1 or more"):
+        RationaleGenerator({"chat": worker(root)}, max_tokens=most)

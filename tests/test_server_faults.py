@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mmemb.rationales import ServerError, ServerWorker
+from mmemb.rationales.chat_reply import MOST_TOKENS, Reply, cut
 from tests.chat_stub import GOOD, KEY, SEEDS, SIDES, Said, chat, serving, worker, write_prompts
 
 
@@ -103,6 +104,34 @@ def test_redirects_are_not_followed(folder: Path, monkeypatch: pytest.MonkeyPatc
         with serving(lambda number, body: moved) as stub:
             assert "Redirects are not followed" in error_of(worker(folder, stub.url))
     assert not other.bodies
+
+
+@pytest.mark.parametrize(
+    ("content", "counted", "num_tokens"),
+    [
+        ("word " * 2_000_000, 5, MOST_TOKENS),
+        (f"why => {'x' * 3_200_000}", 5, 100_000),
+        ("why => France", 10**30, MOST_TOKENS),
+        ("why => France", 500, 500),
+        ("why => France", True, 3),
+    ],
+    ids=["many words", "a long word", "a huge count", "hidden thoughts", "no count"],
+)
+def test_a_count_of_tokens_is_not_believed(
+    folder: Path, content: str, counted: Any, num_tokens: int
+) -> None:
+    said = chat(content, usage={"completion_tokens": counted})
+    with serving(lambda number, body: said) as stub:
+        ((draw,),) = worker(folder, stub.url, max_new_tokens=10).write(SIDES[:1], SEEDS[:1, 1:2])
+    assert draw.num_tokens == num_tokens
+    assert len(draw.text) < 400, "what was not asked for is not written down"
+    assert bool(draw.answer) == (counted != 5), "nor is it an answer"
+
+
+def test_a_runaway_thought_is_cut_as_well() -> None:
+    reply = cut(Reply("France", "why " * 1000, 5, True), 10)
+    assert reply == Reply("France", ("why " * 80), 5, False)
+    assert cut(Reply("\n" * 1000 + "France", "why", 5, True), 10).finished
 
 
 # the key

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+CHARACTERS = 32
+"""No text holds more characters per token than this: usual are four, and long words have ten."""
+
+MOST_TOKENS = 2**20
+"""No reply has more; a server that says so does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +19,8 @@ class Reply:
     Attributes:
         content: what the model said.
         reasoning: what it thought before, where the server keeps that apart; else empty.
-        num_tokens: generated tokens, both together; words, where the server does not count.
+        num_tokens: generated tokens, both together, as the server counts hidden ones too; no
+            fewer than `least_tokens`, no more than `MOST_TOKENS`.
         finished: whether the model came to its end, instead of to a limit.
     """
 
@@ -21,6 +28,26 @@ class Reply:
     reasoning: str
     num_tokens: int
     finished: bool
+
+
+def least_tokens(text: str) -> int:
+    """A number of tokens below which no text of this length is written: its words, at least.
+
+    >>> least_tokens("It is France."), least_tokens("x" * 320)
+    (3, 10)
+    """
+    return max(len(text.split()), len(text) // CHARACTERS)
+
+
+def cut(reply: Reply, max_tokens: int) -> Reply:
+    """The reply without what a server wrote beyond the tokens that it was asked for at most; so
+    that a runaway reply fills no shard. A reply that is cut has not come to its end."""
+    longest = max_tokens * CHARACTERS
+    content, reasoning = reply.content.strip(), reply.reasoning.strip()
+    if len(content) <= longest and len(reasoning) <= longest:
+        return reply
+    content, reasoning = content[:longest], reasoning[:longest]
+    return replace(reply, content=content, reasoning=reasoning, finished=False)
 
 
 def read_reply(content: bytes) -> Reply:
@@ -47,6 +74,6 @@ def read_reply(content: bytes) -> Reply:
     # Half a surrogate pair is JSON, but no UTF-8: it could not be written into a shard.
     said, thought = (text.encode(errors="replace").decode() for text in (said, thought))
     counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    if type(counted) is not int or counted < 0:
-        counted = len(f"{thought} {said}".split())
+    least = least_tokens(f"{thought} {said}")
+    counted = min(max(counted if type(counted) is int else 0, least), MOST_TOKENS)
     return Reply(said, thought, counted, choice.get("finish_reason") == "stop")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.chat_client import ChatClient
-from mmemb.rationales.chat_reply import Reply
+from mmemb.rationales.chat_reply import Reply, cut
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import GREEDY, SHORT, Rationale, Side, stable_hash
 
@@ -176,7 +176,7 @@ class ServerWorker(RationaleWorker):
 
     def _rationale(self, reply: Reply, seed: int) -> Rationale:
         return Rationale(
-            text=tagged(self.prompt, reply),
+            text=tagged(self.prompt, cut(reply, self.max_new_tokens)),
             worker=self.name,
             model=self.model,
             revision=self.revision,
