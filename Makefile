@@ -10,7 +10,14 @@ PIPELINE ?= experiments/configs/pocket/pipeline.yaml
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint bench bench-gpu bench-peers
 
-help:      ; @echo "make install | demo | test | test-all | lint | bench | bench-gpu | bench-peers    (README.md says what each does)"
+help:
+	@echo "make install      a virtual environment in $(VENV), about 6 GB and 3 minutes"
+	@echo "make demo         data, all stages and the report of the pocket: a quarter of an hour on two cores"
+	@echo "make test         the default tests: two minutes; make test-all: the slow ones too"
+	@echo "make lint         ruff"
+	@echo "make bench        our code against peers and limits: half an hour alone on the machine"
+	@echo "make bench-peers  against sentence-transformers and faiss, in an environment of its own"
+	@echo "make bench-gpu    training, memory, generation and judging on one GPU"
 install:   $(VENV)/.installed
 demo:      install ; $(RUN) experiments.pipeline $(PIPELINE)
 test:      install ; $(RUN) pytest $(PARALLEL)

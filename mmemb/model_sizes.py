@@ -45,7 +45,7 @@ def model_on_meta(model: str, trust_remote_code: bool = False, **settings: Any) 
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"The configuration of the model {model} cannot be read: {error!s:.300} Give the "
-            "folder of a transformers model (its config.json is enough), or a hub id."
+            "folder with its config.json, tokenizer and processor (docs/plan.md), or a hub id."
         ) from None
 
 

@@ -74,7 +74,7 @@ def test_tokens_are_those_of_the_prompt_builder(architecture: str) -> None:
             prompt = backbone.prompts.build(side)
             grids = [value.prod(-1).sum() for name, value in prompt.media.items() if "thw" in name]
             assert lengths.of(side) == {"text": len(prompt), "vision": int(sum(grids))}
-            assert lengths.of(side, NOTE)["text"] == len(backbone._read(side, NOTE))
+            assert lengths.of(side, NOTE)["text"] == len(backbone._read([side], [NOTE])[0])
 
 
 def test_tokens_of_the_other_backbones(tmp_path: Path) -> None:
@@ -168,6 +168,7 @@ def test_settings_are_planned_anew(tiny_root: Path) -> None:
     [
         (["validate"], "first argument is fit, predict or test"),
         (["fit", "--device-gib", "much"], "--device-gib 'much': expected a number"),
+        (["fit", "--tflops", "nan"], "--tflops nan: expected a positive number"),
         (["fit", "--devices", "inf"], "--devices inf: expected a positive number"),
         (["fit", "--devices", "1.5"], "of devices a whole one"),
         (["fit", "--config", str(POCKET / "gate.yaml")], "GatingPolicy with fit runs no large"),

@@ -1,7 +1,8 @@
 """`python -m experiments.plan fit|predict|test --config FILE ...`: will it fit, how long is it?
 
-The arguments are those of `experiments.run`, with two of its own: `--devices N` (in place of
-trainer.devices) and `--device-gib G`, the memory of one device. Nothing is run or written, no
+The arguments are those of `experiments.run`, with three of its own: `--devices N` (in place of
+trainer.devices), `--device-gib G`, the memory of one device, and `--tflops T`, what one achieves
+(not its peak), which gives hours. Nothing is run or written, no
 weights are loaded, no GPU is needed. With `--device-gib` the exit status is 1 if the stage needs
 more than nine tenths of it; then settings are listed that would free memory, each planned anew.
 What is counted, and how exactly, is in docs/plan.md.
@@ -18,7 +19,7 @@ ROOM = 0.9
 """Share of a device that a plan may fill: the rest is for CUDA's own context, the workspaces of its
 kernels and gaps between the allocator's blocks, which no plan knows."""
 
-_OWN = ("--devices", "--device-gib")
+_OWN = ("--devices", "--device-gib", "--tflops")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -74,6 +75,10 @@ def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
     plan = read_plan(config, arguments[0], devices)
     for line in table(plan):
         print(line)
+    if "--tflops" in own:
+        speed = own["--tflops"] * 1e12 * plan.training.devices
+        hours = plan.flops() / speed / 3600
+        print(f"time\n  {hours:.1f} hours at {own['--tflops']:g} TFLOP/s a device")
     limit, needed = own.get("--device-gib"), plan.memory().total / GIB
     if limit is None:
         return True

@@ -177,11 +177,16 @@ def processor_of(model: str, trust_remote_code: bool = False) -> Any:
     try:
         with quiet_loading():
             return AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # readers raise whatever the files make them raise
         raise FileNotFoundError(
-            f"The model {Path(model)} has no tokenizer or processor that can be read: "
-            f"{error!s:.200} Tokens are counted with it; put its files beside config.json."
+            f"The model {Path(model)} has no tokenizer or processor that can be read "
+            f"({_first_sentence(error)}). Tokens are counted with it; put its files beside "
+            "config.json (docs/plan.md says how they are fetched without the weights)."
         ) from None
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(". ")[0].splitlines()[0]
 
 
 def _size(media: Media) -> tuple[int, int]:

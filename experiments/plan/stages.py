@@ -188,6 +188,12 @@ class StagePlan:
         """Weights of the output layer."""
         return self.model.vocabulary * self.model.hidden
 
+    def flops(self) -> float:
+        """Of the whole stage, on all devices; a judge's are those of what it reads."""
+        if self.generation is not None:
+            return self.generated()[2]
+        return self.steps * self.flops_per_step()
+
     def generated(self) -> tuple[int, float, float]:
         """Prompt tokens, new tokens at the most, and FLOPs of the stage."""
         if (g := self.generation) is None:

@@ -1,6 +1,6 @@
 """Thinking and embedding in one sequence: the prompt's cache is what the rationale goes on from.
 
-Samples that do not reason leave after the prompt, finished ones make room; lengths are sorted.
+Samples that do not reason leave after the prompt, others when they are done; lengths are sorted.
 Shapes: R rows, H width, V vocabulary.
 """
 
