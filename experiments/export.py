@@ -80,7 +80,8 @@ def export(
     found = find_backbone(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
-    command = ["python", "-m", "experiments.export", found.name, "--to", to]
+    shown = found.name if folder.is_absolute() else str(folder)  # a card tells no machine's paths
+    command = ["python", "-m", "experiments.export", shown, "--to", to, "--out", out.name]
     facts = _facts(found, scores)
     facts |= {"export": shlex.join([*command, *(["--adapter"] if adapter else [])])}
     if to == SENTENCES and adapter:

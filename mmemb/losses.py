@@ -150,8 +150,8 @@ def info_nce(
     With s = cosine / temperature a row's loss is the mean over its positives p of
     -log(exp s_p / (exp s_p + sum over its negatives n of exp s_n)); `tests/dense_losses.py` has it
     in a few lines without tiles. A row's own target is column `offset + row`. Another listed
-    positive among the columns is a positive too, once. Both directions have the same count, the valid rows: half the sum of their
-    sums over that count is half the sum of their means.
+    positive among the columns is a positive too, once. Both directions have the same count, the
+    valid rows: half the sum of their sums over that count is half the sum of their means.
 
     Args:
         query_BD: this rank's queries.
