@@ -115,6 +115,7 @@ def test_the_sidecar_holds_the_teachers_vectors(teacher: Path, tiny_root: Path) 
         )
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher(
     teacher: Path, tiny_root: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_a_second_run_generates_and_trains_nothing(clip_experiment: Experiment) 
     assert state_of(clip_experiment.folder) == before, "not even a report"
 
 
+@pytest.mark.slow
 def test_a_lost_rationale_shard_alone_is_written_again_with_the_same_bytes(
     clip_experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def test_nothing_that_is_asked_is_trained(root: Path) -> None:
     mini_tests.test_evaluated_emoji_were_never_drawn_for_training(root)
 
 
+@pytest.mark.slow
 def test_a_concept_lies_in_the_part_that_mini_puts_it_in(
     root: Path, archives: Archives, tmp_path: Path
 ) -> None:

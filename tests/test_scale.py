@@ -163,6 +163,7 @@ def test_checkpointing_keeps_less(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.slow
 def test_a_sharded_fit_clips_logs_and_resumes_as_ddp(tmp_path: Path) -> None:
     """Its checkpoint is one file that another strategy goes on from."""
     start, common = tmp_path / "start", {"gradient_clip_val": 0.1, "enable_checkpointing": True}

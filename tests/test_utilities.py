@@ -58,6 +58,7 @@ def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
             assert data["metrics"][0] == data["metrics"][1]
 
 
+@pytest.mark.slow
 def test_fewer_drafts_can_be_read(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
     index = predict(tmp_path, tiny_root, rationales, num_draws=2)
     rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
