@@ -42,6 +42,10 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+HEADLINES = ("val/recall@1", "val/reward", "train/loss")
+"""Metrics that the last line of a run shows, where they were logged."""
+
+
 @final
 class RunRecord(Callback):
     """Writes config, commit, diff, versions, fingerprint and fitted facts into the run folder.
@@ -118,6 +122,8 @@ class RunRecord(Callback):
         write_json(self.run / "summary.json", {"seconds": seconds, "metrics": metrics})
         self._mark(finished=True)
         link_atomically(self.run.parent / self.link, self.run)
+        shown = [f", {name} {metrics[name]:.3f}" for name in HEADLINES if name in metrics]
+        print(f"{self.run.parent / self.link}: {seconds:.0f} s{''.join(shown)}")
 
     def _mark(self, finished: bool) -> None:
         record: dict[str, Any] = {"fingerprint": self.fingerprint, "finished": finished}

@@ -51,6 +51,13 @@ def load_whole(kind: Any, model: str, **settings: Any) -> Any:
     return loaded
 
 
+def save_quietly(folder: Path, *parts: Any) -> None:
+    """Writes a model of transformers and what belongs to it into one folder, without bars."""
+    with quiet_loading():
+        for part in parts:
+            part.save_pretrained(folder)
+
+
 def read_weights(path: Path, *, mmap: bool = False) -> Any:
     """What `torch.save` wrote, on the CPU: tensors and plain data, nothing that executes.
 

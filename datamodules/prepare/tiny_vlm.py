@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb.weights import save_quietly
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -62,8 +64,7 @@ def write_tiny_vlm(folder: Path, architecture: str = "qwen3_vl", seed: int = 0) 
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    _processor(architecture, tokenizer).save_pretrained(folder)
+    save_quietly(folder, model, _processor(architecture, tokenizer))
     return folder
 
 

@@ -20,7 +20,7 @@ from mmemb.backbones.base import Backbone, class_path, in_folder
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
 from mmemb.records import Media, Rationale, Side
-from mmemb.weights import quiet_loading
+from mmemb.weights import quiet_loading, save_quietly
 
 
 @final
@@ -157,8 +157,7 @@ class JointEncoder(Backbone):
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
         text = merged_copy(self._tuned[0]) if self._tuned else self.text
-        text.save_pretrained(folder / "text_model")
-        self.sequences.tokenizer.save_pretrained(folder / "text_model")
+        save_quietly(folder / "text_model", text, self.sequences.tokenizer)
         saved: dict[str, Any] = {"text_model": in_folder("text_model")}
         if self.tower is not None:
             self.tower.save_weights(folder / "tower.pt")

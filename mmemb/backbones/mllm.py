@@ -28,6 +28,7 @@ from mmemb.backbones.vision_cache import VisionCache
 from mmemb.generation.sampling import Sampling
 from mmemb.generation.special_tokens import special_tokens
 from mmemb.records import GREEDY, Rationale, Side
+from mmemb.weights import save_quietly
 
 
 @final
@@ -283,8 +284,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if self._tuned:  # copied together, so that the copied updates lie in the copied model
             model, tuned = copy.deepcopy((self.model, self._tuned[0]))
             tuned.merge_and_unload()
-        model.save_pretrained(folder / "model")
-        self.prompts.processor.save_pretrained(folder / "model")
+        save_quietly(folder / "model", model, self.prompts.processor)
         # A folder may come from anywhere: that its code may run is said by whoever loads it.
         return {"model": in_folder("model"), "trust_remote_code": False}
 
