@@ -137,7 +137,7 @@ def write_pairs(root: Path, size: Size) -> None:
     settings = {"prefix": "made-up", "samples_per_shard": size.rows, "fingerprint": "made-up"}
     write_folder(root / "pairs/made-up", pairs, **settings)
     notes = [
-        ScoredRationale(thought(size.thought, row), {}, kept=True, weight=1.0)
+        ScoredRationale(thought(size.thought, row), {"gain": 1.0}, kept=True, weight=1.0)
         for row in range(size.rows)
     ]
     kept = [
