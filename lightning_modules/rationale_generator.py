@@ -15,6 +15,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_modules.failed_shards import FailedShards
 from lightning_modules.schedule import schedule
 from mmemb.adapters import LoraSettings
 from mmemb.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
@@ -96,15 +97,12 @@ class RationaleGenerator(LightningModule):
         if max_tokens < 1:
             raise ValueError(f"max_tokens {max_tokens}: expected 1 or more, or no draw is kept.")
         self.draw_seeds = DrawSeeds(seed, num_candidates, num_test_draws, seed_by)
-        named = {"probe": probe, "tuned": tuned, "test_worker": test_worker}
-        for role, name in named.items():
+        for role, name in (("probe", probe), ("tuned", tuned), ("test_worker", test_worker)):
             if name is not None and name not in workers:
                 raise ValueError(f"{role} {name!r} names no worker; they are {sorted(workers)}")
-        self.probe = probe
         self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
-        self.test_worker = test_worker
-        self.max_tokens = max_tokens
-        self.seed = seed
+        self.probe, self.test_worker = probe, test_worker
+        self.max_tokens, self.seed = max_tokens, seed
         self.counts: Counter[str] = Counter()
         self._drawn: Counter[tuple[str, str]] = Counter()  # by part and worker
         self._usable: Counter[tuple[str, str]] = Counter()
@@ -113,7 +111,7 @@ class RationaleGenerator(LightningModule):
         self.optimizer, self.num_warmup = optimizer, num_warmup
         self.adapter = nn.ParameterDict()  # the updates alone: no checkpoint holds the whole model
         self._tuner: ReplyTuner | None = None
-        self.reuse, self._book = reuse, None
+        self.reuse, self._book, self._failed = reuse, None, FailedShards()
 
     # fit
 
@@ -163,6 +161,9 @@ class RationaleGenerator(LightningModule):
     def predict_step(
         self, batch: SideBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> SidecarOutput:
+        return self._failed.attempt(batch.shard, lambda: self._predicted(batch))
+
+    def _predicted(self, batch: SideBatch) -> SidecarOutput:
         seeds_BK = self.draw_seeds.of_batch(batch.keys, batch.sides, batch.metas)
         asked = [
             (worker, seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW))

@@ -256,10 +256,12 @@ class SidecarRow:
 
 @dataclass(frozen=True, slots=True)
 class SidecarOutput:
-    """Rows for one sidecar shard, in the order of its source shard."""
+    """Rows for one sidecar shard, in the order of its source shard; or, with `failure`, why they
+    cannot be made now: then the shard stays unwritten, and a rerun makes it."""
 
     shard: str
     rows: tuple[SidecarRow, ...]
+    failure: str = ""
 
     def to(self, *args: Any, **kwargs: Any) -> SidecarOutput:
         return self

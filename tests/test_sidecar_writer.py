@@ -8,6 +8,7 @@ from typing import Any, final
 
 import pytest
 from lightning.pytorch import LightningDataModule
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from callbacks import SidecarWriter
 from mmemb.batches import SidecarOutput, SidecarRow
@@ -26,11 +27,11 @@ class ShardStub(LightningDataModule):
 
     SHARDS = ("a-000000.tar", "b-000000.tar", "c-000000.tar")
 
-    def __init__(self, fail_at: str = "") -> None:
+    def __init__(self, fail_at: str = "", refuses: str = "") -> None:
         super().__init__()
         self.pending_shards: Any = None
         self.read: list[str] = []
-        self.fail_at = fail_at
+        self.fail_at, self.refuses = fail_at, refuses
 
     def predict_shards(self) -> tuple[str, ...]:
         return self.SHARDS
@@ -55,7 +56,8 @@ class _Batches:
                     raise RuntimeError("the power went out")
                 keys = [f"{name[0]}{2 * half + i}" for i in range(2)]
                 rows = [SidecarRow(key, {"json": {"key": key}}, {"part": "test"}) for key in keys]
-                yield SidecarOutput(name, tuple(rows))
+                refused = half and name == data.refuses
+                yield SidecarOutput(name, () if refused else tuple(rows), "no power." * refused)
 
 
 def write(folder: Path, data: ShardStub, world: int = 1, fingerprint: str = "f") -> None:
@@ -103,6 +105,23 @@ def test_only_the_hole_is_filled_with_the_same_bytes(tmp_path: Path, world: int)
         assert set(again.read) == {ShardStub.SHARDS[1]}
     for name in (ShardStub.SHARDS[0], ShardStub.SHARDS[2]):
         assert (tmp_path / "out" / name).stat().st_mtime_ns == times[name]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_shard_that_cannot_be_written_leaves_a_hole_and_the_rest_goes_on(
+    tmp_path: Path, world: int
+) -> None:
+    folder = tmp_path / "sidecar"
+    with pytest.raises((ValueError, ProcessRaisedException), match=r"1 of 3 .*-000000\.tar: no"):
+        write(folder, ShardStub(refuses="b-000000.tar"), world)
+    assert sorted(contents(folder)) == ["a-000000.tar", "c-000000.tar"]
+    with pytest.raises(FileNotFoundError):
+        read_manifest(folder)
+    data = ShardStub()
+    write(folder, data)
+    assert set(data.read) == {"b-000000.tar"}
+    write(tmp_path / "whole", ShardStub())
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_other_settings_make_every_shard_again(tmp_path: Path) -> None:

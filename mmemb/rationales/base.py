@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmemb.adapters import LoraSettings
     from mmemb.rationales.supervised import ReplyTuner
 
+
 NO_DRAW = -2
 """The seed that pads a ragged row of seeds: nothing is drawn for it."""
 
