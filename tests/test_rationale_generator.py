@@ -245,3 +245,33 @@ def test_no_draw_that_can_be_used_is_said_by_part_and_worker(
 def test_a_limit_that_keeps_no_draw_is_refused(root: Path, most: int) -> None:
     with pytest.raises(ValueError, match=rf"max_tokens {most}: expected 1 or more"):
         RationaleGenerator({"chat": worker(root)}, max_tokens=most)
+
+
+def test_a_server_that_fails_one_shard_is_asked_about_the_others(
+    root: Path, tmp_path: Path
+) -> None:
+    """And only about that one by the next run."""
+    prompts, angry = write_prompts(tmp_path), [True]
+
+    def answer(number: int, body: dict[str, Any]) -> Said:
+        refuses = angry[0] and body["temperature"] > 0  # train pairs get sampled draws
+        return Said(b"no", 400) if refuses else chat(GOOD)
+
+    def write(url: str) -> None:
+        module = RationaleGenerator({"server": server_worker(prompts, url)}, num_candidates=2)
+        sides = data(root, folders=["pairs/questions", "queries"])
+        writer = SidecarWriter(str(tmp_path / "written"))
+        writer.fingerprint = "f"
+        trainer = trainer_of(tmp_path / "run", callbacks=[writer])
+        trainer.predict(module, datamodule=sides, return_predictions=False)
+
+    with serving(answer) as stub:
+        with pytest.raises(ValueError, match="1 of .* shards could not be written, such as quest"):
+            write(stub.url)
+        there = {path.name for path in (tmp_path / "written").glob("*.tar")}
+        assert there
+        assert not any(name.startswith("questions") for name in there)
+        angry[0], asked = False, len(stub.bodies)
+        write(stub.url)
+        assert all(body["temperature"] > 0 for body in stub.bodies[asked:])
+    assert {e.shard for e in ShardIndex.open(tmp_path / "written").entries} > there
