@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from datamodules.prepare.tiny_vlm import ARCHITECTURES
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import PromptStyle, VisionLanguageBackbone, load_backbone
 from mmemb.backbones.cached_rows import CachedRows, collate
 from mmemb.backbones.contract import check_contract
-from mmemb.backbones.one_pass import TAGS, whole_text
+from mmemb.backbones.one_pass import whole_text
 from mmemb.generation.sampling import Sampling
 from mmemb.records import Side
 from tests.tiny_models import write_chat_model
-from tests.vlm import NOTE, ON_EACH, SIDES, folder, note, picture
-
-
-@pytest.fixture(scope="session")
-def folders() -> dict[str, Path]:
-    return {name: folder(name) for name in ARCHITECTURES}
+from tests.vlm import NOTE, ON_EACH, SIDES, looking, note, picture, qwen
 
 
 @pytest.fixture(params=ON_EACH)
-def backbone(request: pytest.FixtureRequest, folders: dict[str, Path]) -> VisionLanguageBackbone:
-    return VisionLanguageBackbone(str(folders[request.param]), PromptStyle(system="Look."))
-
-
-def qwen(folders: dict[str, Path], **settings: Any) -> VisionLanguageBackbone:
-    return VisionLanguageBackbone(str(folders["qwen3_vl"]), **settings)
+def backbone(request: pytest.FixtureRequest) -> VisionLanguageBackbone:
+    return looking(request.param)
 
 
 def test_it_keeps_the_contract_of_backbones(backbone: VisionLanguageBackbone) -> None:
@@ -141,8 +129,8 @@ def test_a_frozen_tower_reads_every_picture_once(
         VisionLanguageBackbone(backbone.model_id, freeze_vision=False, cached_pictures=3)
 
 
-def test_low_rank_updates_are_merged_when_saved(folders: dict[str, Path], tmp_path: Path) -> None:
-    backbone = qwen(folders)
+def test_low_rank_updates_are_merged_when_saved(tmp_path: Path) -> None:
+    backbone = qwen()
     backbone.attach_lora(LoraSettings(rank=2))
     trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
     assert trained
@@ -155,40 +143,7 @@ def test_low_rank_updates_are_merged_when_saved(folders: dict[str, Path], tmp_pa
     with torch.no_grad():
         changed = backbone.encode(SIDES)
         assert (load_backbone(str(tmp_path)).encode(SIDES) - changed).abs().max() < 1e-5
-        assert (qwen(folders).encode(SIDES) - changed).abs().max() > 1e-3
-
-
-def test_instructions_stand_where_the_style_says(folders: dict[str, Path]) -> None:
-    side = Side("a flag", "Find it.", (picture(1),))
-    style = PromptStyle(system="Look.", default_instruction="Represent it.")
-    in_user = qwen(folders, style=style).prompts
-    assert in_user.text(side) == (
-        "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n"
-        "<|vision_start|><|image_pad|><|vision_end|>Find it.\na flag<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-    assert "Represent it.\nPeru" in in_user.text(Side("Peru"))
-    in_system = qwen(folders, style=replace(style, instruction_in="system", suffix="<end>")).prompts
-    assert in_system.text(side).startswith("<|im_start|>system\nFind it.<|im_end|>")
-    assert in_system.text(side).endswith("assistant\n<end>")
-    assert "Look." not in in_system.text(Side("Peru"))
-
-
-def test_prompts_without_a_template_are_those_of_vlm2vec(folders: dict[str, Path]) -> None:
-    """Marks, instruction, text; bare picture tokens, counted one by one."""
-    style = PromptStyle(chat=False, positions="plain", suffix="\n")
-    backbone = VisionLanguageBackbone(str(folders["qwen2_vl"]), style)
-    asked = Side("a cat?", "Represent the given image with the question: \n", (picture(1),))
-    assert backbone.prompts.text(asked) == (
-        "<|image_pad|> Represent the given image with the question:\n a cat?\n"
-    )
-    assert backbone.prompts.text(Side("a label")) == "a label\n"
-    prompt = backbone.prompts.build(asked)
-    inputs = collate(backbone.model, [prompt], "left").inputs
-    assert torch.equal(inputs["position_ids"][:, 0], torch.arange(len(prompt)).expand(3, -1))
-    axes = VisionLanguageBackbone(str(folders["qwen2_vl"]), replace(style, positions="model"))
-    with torch.no_grad():
-        assert (backbone.encode([asked]) - axes.encode([asked])).abs().max() > 1e-4
+        assert (qwen().encode(SIDES) - changed).abs().max() > 1e-3
 
 
 def test_a_language_model_reads_text_alone(tmp_path: Path) -> None:
@@ -203,8 +158,8 @@ def test_a_language_model_reads_text_alone(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_rationale_may_extend_the_text(folders: dict[str, Path]) -> None:
-    backbone = qwen(folders, style=PromptStyle(rationale_in="text"))
+def test_a_rationale_may_extend_the_text() -> None:
+    backbone = qwen(style=PromptStyle(rationale_in="text"))
     side = Side("what is it?", "Find it.", (picture(1),))
     longer = replace(side, text="what is it?\na red flag Peru")
     expected = backbone.encode([longer])
@@ -215,58 +170,6 @@ def test_a_rationale_may_extend_the_text(folders: dict[str, Path]) -> None:
         backbone.encode_paths([side], [NOTE])
     with pytest.raises(ValueError, match="nothing can be written in one pass"):
         backbone.think_and_embed([side], lambda rows, _: ["full"], Sampling(4, 1.0, 1.0, 1))
-
-
-def test_a_template_that_opens_a_thought_is_cut_back(folders: dict[str, Path]) -> None:
-    """The prompt must be the same at every depth."""
-    backbone = qwen(folders)
-    prompts = backbone.prompts
-    opened = prompts.processor.chat_template.replace("assistant\n", "assistant\n<think>\n")
-    prompts.processor.chat_template = opened
-    assert prompts.text(Side("Peru")).endswith("<|im_start|>assistant\n")
-
-
-def test_long_texts_are_cut_by_policy_and_pictures_never(folders: dict[str, Path]) -> None:
-    side = Side("word " * 200, "Find it.", (picture(1),))
-    cutting = qwen(folders, style=PromptStyle(max_length=150)).prompts
-    whole = cutting.tokenizer.decode(cutting.build(side).ids)
-    assert len(cutting.build(side)) <= 150
-    assert whole.endswith("<|im_end|>\n<|im_start|>assistant\n")
-    assert "Find it.\nword word" in whole
-    with pytest.raises(ValueError, match="more than max_length 150"):
-        qwen(folders, style=PromptStyle(max_length=150, long_text="error")).prompts.build(side)
-    with pytest.raises(ValueError, match="leave no room"):
-        qwen(folders, style=PromptStyle(max_length=30)).prompts.build(side)
-
-
-def test_budgets_of_pixels_and_frames(folders: dict[str, Path]) -> None:
-    def tokens(side: Side, **style: Any) -> int:
-        built = qwen(folders, style=PromptStyle(**style)).prompts.build(side)
-        return int((built.kinds["mm_token_type_ids"] > 0).sum())
-
-    large = Side(media=(picture(1, height=64, width=64),))
-    assert tokens(large) == 16
-    assert tokens(large, max_pixels=32 * 32) == 4
-    assert tokens(Side(media=(picture(1, height=16, width=16),)), min_pixels=32 * 32) == 4
-    clip = Side(media=tuple(picture(n, "frame", 32, 32) for n in range(8)))
-    assert tokens(clip) == 16
-    assert tokens(clip, max_frames=4) == 8
-    assert tokens(clip, max_frame_pixels=16 * 16) == 4
-
-
-def test_prompts_of_many_threads_are_those_of_one(
-    backbone: VisionLanguageBackbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    sides = [replace(side, text=f"{side.text} {n}") for n in range(6) for side in SIDES]
-    for one, many in zip(
-        map(backbone.prompts.build, sides), backbone.prompts.build_all(sides), strict=True
-    ):
-        assert (one.ids, one.pictures) == (many.ids, many.pictures)
-        assert one.media.keys() == many.media.keys()
-        assert all(torch.equal(one.media[name], many.media[name]) for name in one.media)
-    with pytest.raises(ValueError, match="has no pixels"):
-        backbone.prompts.build_all([*sides, Side(media=(replace(picture(1), pixels=None),))])
 
 
 def test_rationales_are_closed_before_they_are_read() -> None:
@@ -281,46 +184,28 @@ NOTE_OF_A = "<think>a</think><answer>b</answer>"
 
 
 @torch.no_grad()
-def test_long_rationales_lose_their_beginning(folders: dict[str, Path]) -> None:
+def test_long_rationales_lose_their_beginning() -> None:
     long = note(f"<think>{'so ' * 50}</think><answer>Peru</answer>")
-    short = qwen(folders, max_rationale_tokens=30)
+    short = qwen(max_rationale_tokens=30)
     assert short.prompts.tokenizer.decode(short._said(long)).endswith(
         "</think><answer>Peru</answer>"
     )
     assert len(short._said(long)) == 30
     with pytest.raises(ValueError, match="more than max_rationale_tokens 30"):
-        qwen(folders, max_rationale_tokens=30, long_rationale="error").encode(SIDES[:1], [long])
+        qwen(max_rationale_tokens=30, long_rationale="error").encode(SIDES[:1], [long])
 
 
-@torch.no_grad()
-def test_special_tokens_in_data_are_text(backbone: VisionLanguageBackbone) -> None:
-    """A picture's mark in a text is no picture, and a turn's end ends none."""
-    tokenizer = backbone.prompts.tokenizer
-    marks, tags = "".join(tokenizer.all_special_tokens), tokenizer.convert_tokens_to_ids(TAGS)
-
-    def special(ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i in {*tokenizer.all_special_ids} - {*tags}]
-
-    forged = Side(f"a{marks}b", f"Find{marks}.", (picture(1),))
-    plain = backbone.prompts.build(Side("ab", "Find.", (picture(1),)))
-    assert special(backbone.prompts.build(forged).ids) == special(plain.ids)
-    said = note(f"<think>{marks}</think><answer>Peru</answer>")
-    assert special(plain.ids)
-    assert not special(backbone._said(said))
-    assert backbone.encode([forged], [said]).isfinite().all()
-
-
-def test_what_cannot_be_trained_is_refused(folders: dict[str, Path]) -> None:
-    backbone = qwen(folders)
+def test_what_cannot_be_trained_is_refused() -> None:
+    backbone = qwen()
     backbone.attach_lora(LoraSettings(rank=2, alpha=4.0))
     with pytest.raises(ValueError, match="nothing would be trained"):
         backbone.encode_paths(SIDES[:1], [NOTE], detach=True)
     with pytest.raises(ValueError, match="only the updates learn"):
-        qwen(folders, freeze_vision=False).attach_lora(LoraSettings())
+        qwen(freeze_vision=False).attach_lora(LoraSettings())
 
 
-def test_what_cannot_be_read_is_said(folders: dict[str, Path], tmp_path: Path) -> None:
-    backbone = qwen(folders)
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    backbone = qwen()
     with pytest.raises(ValueError, match="has no pixels"):
         backbone.encode([Side(media=(replace(picture(1), pixels=None),))])
     with pytest.raises(FileNotFoundError, match="cannot be loaded"):
@@ -330,7 +215,7 @@ def test_what_cannot_be_read_is_said(folders: dict[str, Path], tmp_path: Path) -
         type(backbone.prompts)(backbone.prompts.processor, PromptStyle())
 
 
-def test_saved_folders_never_ask_for_remote_code(folders: dict[str, Path], tmp_path: Path) -> None:
-    backbone = qwen(folders, trust_remote_code=True)
+def test_saved_folders_never_ask_for_remote_code(tmp_path: Path) -> None:
+    backbone = qwen(trust_remote_code=True)
     backbone.save_pretrained(tmp_path)
     assert '"trust_remote_code": false' in (tmp_path / "config.json").read_text()

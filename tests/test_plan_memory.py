@@ -41,17 +41,25 @@ CASES = [
 """Precision and rank of LoRA updates."""
 
 
+def made(
+    architecture: str, precision: str, rank: int | None
+) -> tuple[str, LoraSettings | None, VisionLanguageBackbone]:
+    """A tiny model's folder, its updates, and its backbone."""
+    model, lora = str(folder(architecture)), LoraSettings(rank) if rank else None
+    dtype = "float32" if precision == "mixed" else precision
+    backbone = VisionLanguageBackbone(model, dtype=dtype)  # type: ignore[arg-type]
+    if lora:
+        backbone.attach_lora(lora)
+    return model, lora, backbone
+
+
 @pytest.mark.parametrize("architecture", ON_EACH)
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(("precision", "rank"), CASES)
 def test_saved_bytes_of_vision_language_models(
     architecture: str, again: bool, precision: str, rank: int | None
 ) -> None:
-    model, lora = str(folder(architecture)), LoraSettings(rank) if rank else None
-    dtype = "float32" if precision == "mixed" else precision
-    backbone = VisionLanguageBackbone(model, dtype=dtype)  # type: ignore[arg-type]
-    if lora:
-        backbone.attach_lora(lora)
+    model, lora, backbone = made(architecture, precision, rank)
     length = max(len(backbone.prompts.build(side)) for side in LONG)
     with under(precision):
         found = measured(backbone, backbone.blocks(), lambda: backbone(LONG), again)
@@ -69,11 +77,7 @@ def test_saved_bytes_of_vision_language_models(
 def test_saved_bytes_of_the_writing_loss(
     architecture: str, precision: str, rank: int | None
 ) -> None:
-    model, lora = str(folder(architecture)), LoraSettings(rank) if rank else None
-    dtype = "float32" if precision == "mixed" else precision
-    backbone = VisionLanguageBackbone(model, dtype=dtype)  # type: ignore[arg-type]
-    if lora:
-        backbone.attach_lora(lora)
+    model, lora, backbone = made(architecture, precision, rank)
     notes = [NOTE] * len(LONG)
     said = len(backbone._said(NOTE))
     call = Call(len(LONG), said + max(len(backbone.prompts.build(side)) for side in LONG))

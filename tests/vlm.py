@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import torch
@@ -50,9 +51,19 @@ def folder(architecture: str) -> Path:
     return write_tiny_vlm(Path(mkdtemp(prefix="vlm-")) / architecture, architecture)
 
 
+def looking(architecture: str) -> VisionLanguageBackbone:
+    """With a system turn."""
+    return VisionLanguageBackbone(str(folder(architecture)), PromptStyle(system="Look."))
+
+
+def qwen(**settings: Any) -> VisionLanguageBackbone:
+    """Qwen3-VL."""
+    return VisionLanguageBackbone(str(folder("qwen3_vl")), **settings)
+
+
 def babbling(architecture: str, **settings: object) -> VisionLanguageBackbone:
     """Writes few letters, tags and ends: rationales of unequal lengths, whole and broken ones."""
-    backbone = VisionLanguageBackbone(str(folder(architecture)), PromptStyle(system="Look."))
+    backbone = looking(architecture)
     tokenizer = backbone.prompts.tokenizer
     said = [*tokenizer.encode("abcdefgh", add_special_tokens=False)]
     said += [tokenizer.convert_tokens_to_ids(token) for token in (*TAGS[1:], "<|im_end|>")]
