@@ -101,8 +101,9 @@ class RunRecord(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # On every rank: where facts are known only by reading, the ranks join theirs.
+        facts = self.inherited_facts | trainer.datamodule.fitted_facts  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            facts = self.inherited_facts | trainer.datamodule.fitted_facts  # type: ignore[attr-defined]
             write_json(self.run / "fitted.json", {"facts": sorted(facts)})
         self._finish(trainer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from typing_extensions import override
 
@@ -21,6 +21,7 @@ from datamodules.teacher import TeacherTable
 from datamodules.unindexed import ReplayStream, is_unindexed
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import PairRowBatch
+from mmemb.distributed import gather_objects
 from mmemb.records import Pair, ScoredRationale
 from mmemb.shards import ShardIndex
 
@@ -96,6 +97,7 @@ class PairDataModule(ShardDataModule):
         self._foreign_fraction, self._on_error = foreign_fraction, on_error
         self._num_workers, self._start_method = num_workers, start_method
         self._replay: ReplayStream | None = None
+        self._streamed_facts: frozenset[str] = frozenset()
 
     @override
     def train_dataloader(self) -> StepStream | ReplayStream:
@@ -154,9 +156,33 @@ class PairDataModule(ShardDataModule):
     @property
     @override
     def fitted_facts(self) -> frozenset[str]:
+        """Facts of all training pairs. Those of a stream are known only when they are read: then
+        the ranks join theirs, so every rank has to ask."""
         if is_unindexed(self._pairs):
-            return self._replay.facts if self._replay else frozenset()
+            return self._join_streamed_facts()
         return frozenset(row.meta["fact"] for row in self._train_rows)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        # An index names the facts again after a resume; a stream does not, without reading it.
+        # Lightning keeps rank 0's state alone, but asks every rank for it.
+        if not is_unindexed(self._pairs):
+            return {}
+        return {"facts": sorted(self._join_streamed_facts())}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._streamed_facts = frozenset(state_dict["facts"])
+
+    def _join_streamed_facts(self) -> frozenset[str]:
+        """Facts that the stream of any rank has read so far: of batches that were read ahead, and
+        of those trained before a resume, too."""
+        read = self._replay.facts if self._replay else frozenset()
+
+        # Only what is new travels: after the first epoch that is nothing.
+        new = gather_objects(sorted(read - self._streamed_facts))
+        self._streamed_facts |= set(new)
+        return self._streamed_facts
 
     @cached_property
     def _rows(self) -> tuple[Row, ...]:

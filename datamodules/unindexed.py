@@ -75,7 +75,7 @@ class ReplayStream:
 
     @property
     def facts(self) -> frozenset[str]:
-        """Facts of the pairs handed out so far."""
+        """Facts of the pairs that this rank has read so far."""
         return frozenset(self._facts)
 
     def __iter__(self) -> ReplayStream:

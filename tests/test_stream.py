@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from datamodules.pairs import PairDataModule
 from datamodules.unindexed import is_unindexed
 from mmemb.batches import PairBatch
+from tests.ranks import run_ranks
 from tests.tiny import write_tiny
 from tests.tiny_sidecars import write_tiny_rationales
 
@@ -123,7 +124,9 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(root: Path, folder: Path, max_steps: int, resume: Path | None = None) -> list[int]:
+def fit(
+    folder: Path, data: PairDataModule, max_steps: int, resume: Path | None = None
+) -> list[int]:
     recorder = Recorder()
     trainer = Trainer(
         accelerator="cpu",
@@ -138,16 +141,25 @@ def fit(root: Path, folder: Path, max_steps: int, resume: Path | None = None) ->
             ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
         ],
     )
-    trainer.fit(recorder, datamodule=make(root), ckpt_path=resume, weights_only=True)
+    trainer.fit(recorder, datamodule=data, ckpt_path=resume, weights_only=True)
     return recorder.steps
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # on purpose
 def test_lightning_resumes_in_the_middle_of_an_epoch(root, tmp_path):
-    assert fit(root, tmp_path / "straight", 10) == list(range(10))
-    assert fit(root, tmp_path / "first", 6) == list(range(6))
-    assert fit(root, tmp_path / "second", 10, tmp_path / "first/step=6.ckpt") == [6, 7, 8, 9]
+    assert fit(tmp_path / "straight", make(root), 10) == list(range(10))
+    assert fit(tmp_path / "first", make(root), 6) == list(range(6))
+    assert fit(tmp_path / "second", make(root), 10, tmp_path / "first/step=6.ckpt") == [6, 7, 8, 9]
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # on purpose
+def test_lightning_keeps_the_facts_of_a_stream_in_its_checkpoints(root, tmp_path):
+    first, second = (make(root, pairs=tars(root), sidecar=None) for _ in range(2))
+    fit(tmp_path / "first", first, 2)
+    assert fit(tmp_path / "second", second, 2, tmp_path / "first/step=2.ckpt") == []
+    assert first.fitted_facts == second.fitted_facts != frozenset()
 
 
 def tars(root: Path) -> list[str]:
@@ -169,6 +181,24 @@ def test_tars_without_an_index_are_streamed_and_replayed(root, tmp_path, caplog)
     again = make(root, pairs=zipped, sidecar=None).train_dataloader()
     again.load_state_dict({"batches": 9})
     assert take(again, 3) == straight[9:]
+
+
+def test_ranks_know_the_facts_of_all_streams_also_after_a_resume_at_the_end(root):
+    def read(rank: int, batches: int, state: dict | None = None):
+        module = make(root, (rank, 2), pairs=tars(root), sidecar=None)
+        if state is not None:
+            module.load_state_dict(state)
+        list(islice(module.train_dataloader(), batches))
+        return module.fitted_facts, module.state_dict()
+
+    def read_and_resume(rank: int):
+        facts, state = read(rank, 8)
+        return facts, state, read(rank, 0, state)  # killed after its last checkpoint
+
+    facts = make(root, pairs=["pairs/plain"], sidecar=None).fitted_facts
+    expected = (facts, {"facts": sorted(facts)})
+    assert run_ranks(read_and_resume) == [(*expected, expected)] * 2
+    assert make(root).state_dict() == {}, "an index names the facts of indexed shards"
 
 
 def test_pipes(root):
