@@ -193,8 +193,10 @@ def _bounds(
         TiedRanks(*(torch.cat(column) for column in zip(*map(_fields, bound), strict=True)))
         for bound in zip(*parts, strict=True)
     )
-    differ_Q = ((lucky.greater_QP != unlucky.greater_QP) & lucky.valid_QP).any(1)
-    return (lucky, unlucky), int(differ_Q.sum())
+
+    # Two right ones of unequal grades may change places, too: that is no tie with a wrong one.
+    places = [bound.greater_QP.sort(dim=1).values for bound in (lucky, unlucky)]
+    return (lucky, unlucky), int((places[0] != places[1]).any(1).sum())
 
 
 def _fields(ranks: TiedRanks) -> tuple[Tensor, Tensor, Tensor]:

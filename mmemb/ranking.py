@@ -19,6 +19,9 @@ from mmemb.exact_search import exact_top, steps
 PADDING, ABSENT = -1, -2
 """Fill up a row of right candidates; mark a right one that is no candidate (a miss)."""
 
+MISS = 2**40
+"""Place of a right candidate that is no candidate: behind every cutoff, however short the list."""
+
 TOLERANCE = 1e-9
 """Scores this close tie: far above the noise of fp64 sums, far below a step of fp32."""
 
@@ -31,7 +34,7 @@ class TiedRanks:
     """Where the right candidates of each query stand; iterates over queries.
 
     Attributes:
-        greater_QP: candidates with a higher score.
+        greater_QP: candidates with a higher score; `MISS` for a right one that is no candidate.
         equal_QP: candidates with the same score, itself included: in random order among equals
             its rank is uniform on `greater + 1 ... greater + equal`.
         valid_QP: False where a row is padded.
@@ -79,9 +82,11 @@ def rank_scores(score_QC: Tensor, column_QP: Tensor, tolerance: float = TOLERANC
     sorted_QC = score_QC.sort(dim=1).values
     greater_QP = C - torch.searchsorted(sorted_QC, own_QP + tolerance, right=True)
     reached_QP = C - torch.searchsorted(sorted_QC, own_QP - tolerance)
+
+    # Not at place C + 1: in a list shorter than k that would be among the first k.
     absent_QP = column_QP == ABSENT
     return TiedRanks(
-        greater_QP.masked_fill(absent_QP, C),
+        greater_QP.masked_fill(absent_QP, MISS),
         (reached_QP - greater_QP).masked_fill(absent_QP, 1),
         column_QP != PADDING,
     )

@@ -110,6 +110,8 @@ class Galleries:
     def own_lists(self, queries: Sequence[Query]) -> list[list[int]] | None:
         """Columns of each query's own candidates, as listed; None = all have the whole gallery.
 
+        A candidate that is listed twice is there twice, for who ranks as the published evaluator.
+
         Raises:
             ValueError: some have a list of their own and some do not.
         """
@@ -119,7 +121,7 @@ class Galleries:
                 f"Task {queries[0].task}: some queries have a list of candidates of their own and "
                 "some do not; prepare the data again."
             )
-        return self._lists(queries, True in local)
+        return [self._listed(query) for query in queries] if True in local else None
 
     def _scores(
         self, vectors_BD: Tensor, queries: Sequence[Query], tau: float
@@ -208,7 +210,11 @@ class Galleries:
         return [self._local(query) for query in asked] if local else None
 
     def _local(self, query: Query) -> list[int]:
-        """Columns of the query's own candidate list."""
+        """Columns of the query's own candidates, each once, in listed order."""
+        return list(dict.fromkeys(self._listed(query)))
+
+    def _listed(self, query: Query) -> list[int]:
+        """Columns of the query's own candidate list, repeats kept."""
         columns, rows = self._column_of_row[query.gallery], query.candidates or ()
         right = set(self.positives(query))
         if absent := right - {columns[row] for row in rows if row in columns}:

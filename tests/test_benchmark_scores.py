@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from mmemb.benchmark_scores import score_embeddings, score_predictions
 from mmemb.metrics import metrics_by_query, score_prediction
-from mmemb.ranking import pad_rows
+from mmemb.ranking import ABSENT, MISS, PADDING, pad_rows
 from mmemb.records import Query, Side
 from mmemb.tie_bounds import tie_bounds
 
@@ -42,6 +42,49 @@ def test_bounds_are_the_extremes_over_all_orders_of_equals(seed: int, graded: bo
     for metric in ("hit@1", "recall@3", "ndcg_linear@3", "mrr@3"):
         assert lucky[metric] == pytest.approx(max(row[metric] for row in every)), metric
         assert unlucky[metric] == pytest.approx(min(row[metric] for row in every)), metric
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(st.integers(0, 6), min_size=2, max_size=6),
+    grades=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=1, max_size=3),
+    reach=st.integers(0, 3),
+)
+@example(steps=[4, 3], grades=[1.0, 3.0], reach=2)
+def test_bounds_hold_every_order_of_near_scores(
+    steps: list[int], grades: list[float], reach: int
+) -> None:
+    """Nearness is not transitive here: steps 0, 1, 2 with reach 1 have near and far pairs."""
+    grades = grades[: len(steps)]
+    right, tolerance = list(range(len(grades))), reach + 0.5
+    lucky, unlucky = (
+        metrics_by_query(bound, [grades], (1, 3))[0]
+        for bound in tie_bounds(
+            torch.tensor([steps]).double(),
+            pad_rows([right]),
+            torch.tensor([grades]).double(),
+            tolerance,
+        )
+    )
+    every = [
+        score_prediction(order, right, grades, cutoffs=(1, 3))
+        for order in itertools.permutations(range(len(steps)))
+        if all(steps[a] >= steps[b] - reach for a, b in itertools.combinations(order, 2))
+    ]
+    for metric in every[0]:
+        low, high = min(row[metric] for row in every), max(row[metric] for row in every)
+        assert unlucky[metric] <= low + 1e-12, metric
+        assert lucky[metric] >= high - 1e-12, metric
+        if not metric.startswith("ndcg"):  # and where grades do not matter, not a bit wider
+            assert (unlucky[metric], lucky[metric]) == pytest.approx((low, high)), metric
+
+
+def test_bounds_of_lists_of_their_own() -> None:
+    """The second query has a shorter list, and one right candidate that is not in it."""
+    score = torch.tensor([[3.0, 2.0, 1.0], [2.0, 2.0, -torch.inf]])
+    bounds = tie_bounds(score, torch.tensor([[1, PADDING], [0, ABSENT]]), torch.ones(2, 2))
+    places = [[ranks.greater_QP[0, 0].item(), *ranks.greater_QP[1].tolist()] for ranks in bounds]
+    assert places == [[1, 0, MISS], [1, 1, MISS]]
 
 
 def vectors(rows: int, seed: int = 0, D: int = 16) -> torch.Tensor:
@@ -131,6 +174,19 @@ def test_constant_and_broken_embeddings_fail_loudly() -> None:
     broken[2] = torch.nan
     with pytest.raises(ValueError, match=r"query vectors row\(s\) 2"):
         score_embeddings("t", "hit@1", queries, broken, names, vectors(3, 1, 8))
+
+
+def test_equal_right_candidates_of_unequal_grades_have_not_collapsed() -> None:
+    """They may change places with one another, which changes NDCG; no wrong one is near."""
+    queries = [query(n, {"a": 2.0, "b": 1.0}) for n in range(4)]
+    candidate = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    angle = torch.linspace(0.1, 0.4, 4)
+    found = score_embeddings(
+        "t", "ndcg_linear@5", queries, torch.stack([angle.cos(), angle.sin()], 1), list("abc"),
+        candidate,
+    )  # fmt: skip
+    assert found.ties == 0
+    assert found.pessimistic < found.means["ndcg_linear@5"] < found.optimistic == 1
 
 
 def test_a_right_candidate_that_is_none_is_named() -> None:

@@ -7,7 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.ranking import ABSENT, PADDING, TiedRanks, pad_rows, rank_positives, rank_scores, search
+from mmemb.metrics import metrics_by_query, score_prediction
+from mmemb.ranking import (
+    ABSENT,
+    MISS,
+    PADDING,
+    TiedRanks,
+    pad_rows,
+    rank_positives,
+    rank_scores,
+    search,
+)
 
 
 def _vectors(seed: int, *shape: int) -> torch.Tensor:
@@ -34,7 +44,7 @@ def test_ranks_are_counts(scores: list[int], right: set[int]) -> None:
 def test_padding_and_absent_ones() -> None:
     ranks = rank_scores(torch.tensor([[1.0, 2.0]]), torch.tensor([[1, ABSENT, PADDING]]))
     assert ranks.valid_QP.tolist() == [[True, True, False]]
-    assert ranks.greater_QP[0, :2].tolist() == [0, 2]
+    assert ranks.greater_QP[0, :2].tolist() == [0, MISS]
     (only,) = ranks
     assert len(ranks) == 1
     assert torch.equal(only.greater_QP, ranks.greater_QP)
@@ -80,7 +90,27 @@ def test_local_lists_are_a_gallery_of_their_own() -> None:
         listed = [row for row in found[i].tolist() if row != -1]
         assert listed == [distinct[column] for column in best]
         assert found_scores[i, len(listed) :].isinf().all()
-    assert ranks.greater_QP[4, 0] >= 3  # right, but not in the list: a miss
+    assert ranks.greater_QP[4, 0] == MISS  # right, but not in the list
+
+
+@given(data=st.data(), lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_local_lists_score_as_their_rankings_do(data: st.DataObject, lengths: list[int]) -> None:
+    """Lists shorter than a cutoff, repeated candidates, right ones that are not in the list."""
+    number = st.integers(0, 7)
+    lists = [data.draw(st.lists(number, min_size=n, max_size=n)) for n in lengths]
+    rights = [data.draw(st.lists(number, min_size=1, max_size=3, unique=True)) for _ in lists]
+    grades = [[1.0 + n for n in range(len(right))] for right in rights]
+    candidate = torch.tensor(data.draw(st.permutations(range(8)))).double()[:, None]
+    query = torch.ones(len(lists), 1).double()
+
+    ranks = rank_positives(query, candidate, rights, local_QC=lists)
+    found = metrics_by_query(ranks, grades)
+    top_Qk = search(query, candidate, 8, local_QC=lists)[1].tolist()
+    for row, right in enumerate(rights):
+        ranked = sorted(set(lists[row]), key=lambda name: -candidate[name].item())
+        assert [name for name in top_Qk[row] if name != PADDING] == ranked
+        assert found[row] == pytest.approx(score_prediction(ranked, right, grades[row]))
 
 
 def test_search_takes_equals_in_listed_order() -> None:

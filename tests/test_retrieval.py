@@ -52,6 +52,18 @@ def test_standings(values: list[float], asked: Query, rank: float, top: str) -> 
     assert (found.rank, found.top) == (pytest.approx(rank), top)
 
 
+def test_a_candidate_that_is_listed_twice_counts_once() -> None:
+    found, vectors = galleries([5, 4, 3, 2, 1]), torch.ones(1, 1)
+    once, twice = [query("b", candidates=(0, 1, 2))], [query("b", candidates=(0, 1, 0, 2, 0))]
+    for asked in (once, twice):
+        assert found.metrics(vectors, asked, (1, 2))[0]["mrr@2"] == 0.5
+        assert found.averaged_metrics([vectors, vectors], asked, 1.0, (1, 2))[0]["mrr@2"] == 0.5
+        expected = torch.tensor([5.0, 4.0, 3.0]).log_softmax(0)[1].item()
+        assert found.log_probability(vectors, asked, 1.0).item() == pytest.approx(expected)
+        assert found.of_query(asked[0]).tolist() == [[5], [4], [3]]
+    assert found.own_lists(twice) == [[0, 1, 0, 2, 0]]  # as listed: the reference counts repeats
+
+
 def test_standings_keep_the_order_of_queries_of_both_kinds() -> None:
     asked = [query("a", candidates=(0, 1)), query("b"), query("e", candidates=(4, 3))]
     found = galleries([5, 4, 3, 2, 1]).standings(torch.ones(3, 1), asked)
