@@ -1,28 +1,97 @@
-"""Files and links that change whole or not at all, and the hash of a file; knows no format."""
+"""Files, folders and links that change whole or not at all, and the hash of a file.
+
+Whatever is written gets a temporary name beside its place first: `.NAME.HOST-PID-RANDOM.tmp`,
+which no two writers share and no reader opens. It is brought to disk and renamed; if the writing
+fails, it is removed; what a killed process has left is removed by the next one that writes into the
+folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import hashlib
 import os
+import platform
+import re
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.tmp")
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def write_atomically(path: Path | str, data: bytes) -> None:
-    """Writes a file whole or not at all (temporary file, fsync, rename); makes its folder."""
+    """Writes a file whole or not at all; makes its folder."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Gives the name of a file to write, which takes the place of `path` when the block has ended.
+
+    Args:
+        path: the file's final name; its folder is made. It stays as it is if the block raises.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Brings the folder's entries to disk: only then is a rename in it durable."""
-    handle = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def whole_folder(folder: Path | str) -> Iterator[Path]:
+    """Gives an empty folder to fill, which takes the place of `folder` when the block has ended.
+
+    So files that belong together never mix with those of an earlier time. An earlier folder is
+    moved aside just before: a process that is killed between these two renames leaves none, which
+    readers name as missing and the same command makes again.
+
+    Args:
+        folder: the final name. It stays as it is if the block raises; what else lies in it, under
+            names that the new one lacks, is taken over.
+
+    Raises:
+        ValueError: the folder cannot be renamed.
+    """
+    folder = Path(os.path.realpath(folder))
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
+        raise ValueError(
+            f"{folder} cannot be written whole, since it is mounted there or the working folder: "
+            "name a folder below it."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.is_dir():
+            _take_over(folder, temporary)
+        for path in temporary.rglob("*"):
+            if not path.is_symlink():
+                sync(path)
+        sync(temporary)
+        _rename_folder(temporary, folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Brings a file's content, or a folder's entries, to disk; only then is a rename durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -34,13 +103,98 @@ def link_atomically(link: Path, target: Path) -> None:
 
     The link is relative, so that the folder of both may be moved.
     """
-    fresh = link.with_name(f".{link.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.relative_to(link.parent))
-    fresh.replace(link)
+    temporary = _temporary(link)
+    try:
+        temporary.symlink_to(target.relative_to(link.parent))
+        os.replace(temporary, link)
+        sync(link.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Says whether a file or folder is one that is being written, or was when its writer died.
+
+    >>> is_temporary(Path("out/.table.json.0a1b2c3d-17-4e5f6071.tmp")), is_temporary(Path("a.tmp"))
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that no other writer has."""
+    _remove_leftovers(path.parent)
+    writer = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:100]}.{writer}.tmp")
+
+
+@functools.cache  # once a process: a folder may hold very many files
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what dead processes of this machine were writing in a folder."""
+    for path in folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or found["host"] != _HOST or _is_alive(int(found["pid"])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _take_over(old: Path, new: Path) -> None:
+    """Gives a new folder the entries of the old one that it lacks; the old one keeps them."""
+    for entry in old.iterdir():
+        place = new / entry.name
+        if os.path.lexists(place) or is_temporary(entry):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, place, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(entry, place)
+
+
+def _link_or_copy(source: Path | str, place: Path | str) -> None:
+    try:
+        os.link(source, place, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, place, follow_symlinks=False)
+
+
+def _rename_folder(new: Path, folder: Path) -> None:
+    """Renames over an earlier folder, which a rename alone does not do unless it is empty."""
+    while True:
+        try:
+            os.rename(new, folder)
+            return
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        aside = _temporary(folder)
+        with contextlib.suppress(FileNotFoundError):  # another writer was faster
+            os.rename(folder, aside)
+        try:
+            os.rename(new, folder)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                shutil.rmtree(aside, ignore_errors=True)
+                continue
+            os.rename(aside, folder)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        return

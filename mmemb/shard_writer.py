@@ -1,7 +1,8 @@
 """Writes folders of shards: plain WebDataset tars, whole or not at all, equal content equal bytes.
 
-Order of a write: `NAME.tar.tmp`, fsync, `NAME.index.json` (atomically, with the tar's hash), rename
-to `NAME.tar`, and `manifest.json` last. Interrupted anywhere, no reader trusts what is there.
+Order of a write: the tar under a temporary name, `NAME.index.json` (atomically, with the tar's
+hash), fsync and rename to `NAME.tar`, and `manifest.json` last. Interrupted anywhere, no reader
+trusts what is there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmemb.files import file_sha256, sync_folder, write_atomically
+from mmemb.files import file_sha256, whole_file, write_atomically
 from mmemb.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -93,15 +93,13 @@ def write_shard(
     """
     if not SHARD_NAME.fullmatch(name):
         raise ValueError(f"Shard name {name!r}: expected letters, digits, `_`, `-`, then `.tar`.")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    path = Path(folder) / name
-    temporary = path.with_name(name + ".tmp")
-    rows = _write_tar(temporary, samples)
-    entry = ShardEntry(name, file_sha256(temporary), temporary.stat().st_size, len(rows))
-    index = {"shard": asdict(entry), "fingerprint": fingerprint, "entries": rows}
-    write_atomically(index_path(folder, name), _to_json(index))
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with whole_file(Path(folder) / name) as temporary:
+        rows = _write_tar(temporary, samples)
+        entry = ShardEntry(name, file_sha256(temporary), temporary.stat().st_size, len(rows))
+        index = {"shard": asdict(entry), "fingerprint": fingerprint, "entries": rows}
+
+        # Before the tar itself: an index without its tar is a hole, never a wrong answer.
+        write_atomically(index_path(folder, name), _to_json(index))
     return entry
 
 
@@ -161,13 +159,10 @@ def encode_members(members: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _write_tar(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    with open(path, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in samples:
-                _check_sample(sample, rows)
-                rows[sample.key] = _add_sample(tar, sample)
-        file.flush()
-        os.fsync(file.fileno())
+    with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            _check_sample(sample, rows)
+            rows[sample.key] = _add_sample(tar, sample)
     return list(rows.values())
 
 
