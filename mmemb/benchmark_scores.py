@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmemb.metrics import CUTOFFS, metrics_by_query, score_prediction
+from mmemb.metrics import CUTOFFS, metrics_by_query, reference_grades, score_prediction
 from mmemb.ranking import TiedRanks, check_finite, rank_positives, scored_positives, search
 from mmemb.records import Query
 from mmemb.tie_bounds import tie_bounds
@@ -83,13 +83,14 @@ def score_embeddings(
             the published evaluator computes, with fp32 scores and its handling of grades.
 
     Raises:
-        ValueError: vectors that are not finite or have collapsed, a right candidate that is none.
+        ValueError: vectors that are not finite or have collapsed, a right candidate that is none;
+            in `reference` unequal grades on names that are not whole numbers.
     """
     check_spread(query_QD, f"{task}: query vectors", len({q.side.digest for q in queries}))
     check_spread(candidate_ND, f"{task}: candidate vectors", len(set(names)))
     row_of = {name: row for row, name in enumerate(names)}
     positives = [[_row(row_of, name, query, task) for name in query.relevance] for query in queries]
-    grades = [list(query.relevance.values()) for query in queries]
+    grades = [_grades(query, mode) for query in queries]
     ranks = rank_positives(query_QD, candidate_ND, positives, local_QC=lists)
     bounds, ties = _bounds(query_QD, candidate_ND, positives, grades, lists)
     if ties > max(1, len(queries) // 2):
@@ -129,8 +130,7 @@ def score_predictions(
 ) -> TaskScores:
     """Scores ranked names, best first; ties cannot be seen in them."""
     rows = [
-        score_prediction(names, *_labels(query), mode=mode)
-        for query, names in zip(queries, predictions, strict=True)
+        _score_names(names, query, mode) for query, names in zip(queries, predictions, strict=True)
     ]
     values = tuple(row[metric] for row in rows)
     return TaskScores(
@@ -216,22 +216,32 @@ def _reference(
     for number, asked in enumerate(queries):
         listed = np.arange(len(names)) if lists is None else np.array(lists[number])
         order = listed[np.argsort(-(query[number] @ candidate[listed].T))]
-        ranked = [_name(names[row]) for row in order[: max(NUM_PREDICTED, max(CUTOFFS))]]
-        labels, grades = _labels(asked)
-        rows.append(score_prediction(ranked, [_name(x) for x in labels], grades, mode="reference"))
+        ranked = [names[row] for row in order[: max(NUM_PREDICTED, max(CUTOFFS))]]
+        rows.append(_score_names(ranked, asked, "reference"))
     return rows
 
 
-def _labels(query: Query) -> tuple[list[str], list[float] | None]:
-    """Labels, and their grades where they differ from 1."""
+def _score_names(ranked: Sequence[str], query: Query, mode: Mode) -> dict[str, float]:
+    """Metrics of a query's ranked names; page ids are whole numbers in the published files."""
+    names, labels = ([page_id(name) for name in row] for row in (ranked, query.relevance))
     grades = list(query.relevance.values())
-    return list(query.relevance), None if set(grades) == {1.0} else grades
+    return score_prediction(names, labels, grades, mode=mode)
 
 
-def _name(name: str) -> str | int:
-    """Page ids are whole numbers in the published files, and Python's sets order those otherwise
-    than strings."""
-    return int(name) if name.isdecimal() else name
+def _grades(query: Query, mode: Mode) -> list[float]:
+    """Grades beside the right candidates of a query, as the mode hands them out."""
+    graded = {page_id(name): grade for name, grade in query.relevance.items()}
+    given = reference_grades(graded) if mode == "reference" else graded
+    return [given[name] for name in graded]
+
+
+def page_id(name: str) -> str | int:
+    """A whole number if the name is written as one, without sign or leading zeros; else the name.
+
+    >>> page_id("12"), page_id("012"), page_id("p12")
+    (12, '012', 'p12')
+    """
+    return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
 def _row(row_of: dict[str, int], name: str, query: Query, task: str) -> int:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Literal, final
+from typing import Literal, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from mmemb.distributed import gather_objects, sum_over_ranks
 from mmemb.ranking import TiedRanks
+from mmemb.set_order import set_order
+
+_Label = TypeVar("_Label", bound=Hashable)
 
 CUTOFFS = (1, 5, 10)
 
@@ -138,8 +141,8 @@ def score_prediction(
     a name counts once, at its first place; grades belong to the labels they stand beside.
     `reference` repeats what the VLM2Vec code computes: repeated names count again in map and NDCG
     (which may pass 1), labels go through a Python set but their grades do not, so unequal grades
-    land on other labels, and an empty list of labels has recall 1. A label that was not predicted
-    is a miss, and map@k divides by min(number of labels, k), in both.
+    land on other labels (see `reference_grades`), and an empty list of labels has recall 1. A label
+    that was not predicted is a miss, and map@k divides by min(number of labels, k), in both.
 
     Args:
         prediction: names, best first.
@@ -149,7 +152,8 @@ def score_prediction(
         mode: `correct` or `reference`.
 
     Raises:
-        ValueError: if grades come with repeated labels or in another number.
+        ValueError: grades that are not numbers above 0, come with repeated labels or in another
+            number; unequal ones in `reference` whose labels are not whole numbers.
 
     >>> score_prediction(["b", "a"], ["a"], cutoffs=(5,))["mrr@5"]
     0.5
@@ -179,9 +183,52 @@ def _grade_labels(
             f"{len(grades)} grades for {len(labels)} labels, {len(set(labels))} of them distinct: "
             "with grades, give every label once and one grade for each."
         )
-    if mode == "reference":
-        labels = list(set(labels))  # the reference's grade shuffle: deterministic for integer ids
-    return dict(zip(labels, map(float, grades), strict=True))
+    graded = {
+        label: checked_grade(grade, repr(label))
+        for label, grade in zip(labels, grades, strict=True)
+    }
+    return reference_grades(graded) if mode == "reference" else graded
+
+
+def checked_grade(grade: object, name: str) -> float:
+    """A grade of a right candidate as a number.
+
+    Raises:
+        ValueError: it is not a finite number above 0.
+    """
+    is_number = isinstance(grade, int | float) and not isinstance(grade, bool)
+    if not is_number or not 0 < grade < math.inf:  # type: ignore[operator]
+        raise ValueError(
+            f"The grade of {name} is {grade!r}: expected a finite number above 0. Leave a "
+            "candidate that is not right out of the labels."
+        )
+    return float(grade)  # type: ignore[arg-type]
+
+
+def reference_grades(graded: Mapping[_Label, float]) -> dict[_Label, float]:
+    """Label -> the grade that the published evaluator gives it.
+
+    It sends the labels through a Python set and zips them with the grades in their old order. Equal
+    grades stay where they are. Whole numbers have a fixed order there; that of other labels changes
+    from run to run, so nothing published can be repeated.
+
+    Raises:
+        ValueError: unequal grades on labels that are not whole numbers from 0.
+
+    >>> reference_grades({7: 3.0, 8: 2.0})
+    {8: 3.0, 7: 2.0}
+    """
+    if len(set(graded.values())) <= 1:
+        return dict(graded)
+    labels = [label for label in graded if type(label) is int and label >= 0]
+    if len(labels) < len(graded):
+        other = next(label for label in graded if label not in labels)
+        raise ValueError(
+            f"Label {other!r} has another grade than its neighbours, and the published evaluator "
+            "gives unequal grades to labels in the order of a Python set, which is fixed for whole "
+            "numbers alone. Score in mode 'correct'."
+        )
+    return dict(zip(set_order(labels), graded.values(), strict=True))  # type: ignore[arg-type]
 
 
 def _score_top(top: list[Hashable], graded: Mapping[Hashable, float], k: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ PURE = {
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
-    "records", "reselection", "retrieval", "shard_writer", "shards",
+    "records", "reselection", "retrieval", "set_order", "shard_writer", "shards",
     "statistics", "tiled_nce", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
@@ -87,6 +88,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
             yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -236,3 +238,60 @@ def test_every_file_opens_with_a_sentence() -> None:
         if lines and not ast.get_docstring(parse(path)):
             wrong.append(f"{name_of(path)} says nothing about itself")
     assert not wrong, wrong
+
+
+ORDERED = {"dict", "enumerate", "fromkeys", "iter", "join", "list", "map", "sum", "tuple", "zip"}
+"""Calls whose result depends on the order of what they walk."""
+
+ORDERLESS = {"all", "any", "frozenset", "len", "set", "sorted"}
+
+
+def is_set(node: ast.expr, names: set[str]) -> bool:
+    """Whether an expression is a set at sight, or one of the names that were given one."""
+    if isinstance(node, ast.Name):
+        return node.id in names
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr | ast.BitAnd | ast.Sub):
+        return is_set(node.left, names) or is_set(node.right, names)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id in ("set", "frozenset")
+    return isinstance(node, ast.Set | ast.SetComp)
+
+
+def walks_in_order(scope: ast.FunctionDef) -> Iterator[ast.expr]:
+    """What a function walks where the order can reach its result."""
+    nodes = list(ast.walk(scope))
+    free = {
+        id(argument)
+        for node in nodes
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ORDERLESS
+        for argument in node.args
+    }
+    for node in nodes:
+        if id(node) in free or isinstance(node, ast.SetComp):
+            continue
+        if isinstance(node, ast.For):
+            yield node.iter
+        elif isinstance(node, ast.ListComp | ast.DictComp | ast.GeneratorExp):
+            yield from (generator.iter for generator in node.generators)
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            yield from node.args if name in ORDERED else ()
+
+
+def test_nothing_walks_a_set_in_its_own_order() -> None:
+    """It changes with the process, and must reach neither a number nor a file: `sorted`."""
+    wrong = []
+    for path in sources(*ROOMS):
+        for scope in ast.walk(parse(path)):
+            if not isinstance(scope, ast.FunctionDef):
+                continue
+            names: set[str] = set()
+            for node in ast.walk(scope):
+                if isinstance(node, ast.Assign) and is_set(node.value, names):
+                    names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            wrong += [
+                f"{name_of(path)}:{node.lineno} walks {ast.unparse(node)}"
+                for node in walks_in_order(scope)
+                if is_set(node, names)
+            ]
+    assert not wrong, "\n".join(wrong)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from mmemb.benchmark_scores import score_embeddings, score_predictions
+from mmemb.benchmark_scores import Mode, score_embeddings, score_predictions
 from mmemb.metrics import metrics_by_query, score_prediction
 from mmemb.ranking import ABSENT, MISS, PADDING, pad_rows
 from mmemb.records import Query, Side
@@ -148,6 +148,30 @@ def test_the_references_grades_land_on_other_pages_where_ids_cross_a_multiple_of
     assert correct.values == pytest.approx((1.0, 1.0))
     assert reference.values[0] < 0.95
     assert reference.values[1] == pytest.approx(1.0)
+
+
+def test_saved_rankings_are_scored_as_the_reference_scores_page_numbers() -> None:
+    """By the order of whole numbers; that of a set of names changes from process to process."""
+    crossing = query(0, {"7": 3.0, "8": 2.0})
+    found = score_predictions("t", "ndcg_linear@1", [crossing], [["7", "0", "8"]], "reference")
+    assert found.values == (pytest.approx(2 / 3),)
+    with pytest.raises(ValueError, match="Label 'p8' has another grade"):
+        score_predictions("t", "hit@1", [query(0, {"p8": 3.0, "p7": 2.0})], [["p7"]], "reference")
+
+
+@pytest.mark.parametrize("mode", ["correct", "reference"])
+def test_names_that_differ_in_leading_zeros_are_two(mode: Mode) -> None:
+    found = score_predictions("t", "hit@1", [query(0, {"12": 1.0})], [["012", "12"]], mode)
+    assert (found.means["hit@1"], found.means["mrr@5"]) == (0.0, 0.5)
+
+
+def test_bounds_hold_the_references_grades() -> None:
+    names, queries = [str(row) for row in range(40)], [query(0, {"7": 3.0, "8": 2.0})] * 2
+    q = normalize(torch.eye(40)[[7, 7]] + 0.5 * torch.eye(40)[[8, 8]], dim=1)
+    found = score_embeddings(
+        "t", "ndcg_linear@5", queries, q, names, torch.eye(40), mode="reference"
+    )
+    assert found.pessimistic == found.optimistic == pytest.approx(found.means["ndcg_linear@5"])
 
 
 def test_lists_of_their_own_with_repeats() -> None:

@@ -125,6 +125,22 @@ def test_reference_shuffles_grades_through_a_set() -> None:
     assert score_prediction(**arguments, mode="reference")["ndcg_linear@1"] == pytest.approx(2 / 3)
 
 
+def test_reference_refuses_unequal_grades_whose_order_is_not_fixed() -> None:
+    for labels in (["p7", "p8"], ["7", "8"], [7, "8"], [-1, 7]):
+        with pytest.raises(ValueError, match="Score in mode 'correct'"):
+            score_prediction([7, 0], labels, [3, 2], mode="reference")
+        assert score_prediction(labels, labels, [3, 2])["ndcg_linear@5"] == 1
+        equal = score_prediction(labels, labels, [2, 2], mode="reference")
+        assert equal == pytest.approx(score_prediction(labels, labels))
+
+
+@pytest.mark.parametrize("grade", [0, -1, float("nan"), float("inf"), "2", True])
+@pytest.mark.parametrize("mode", ["correct", "reference"])
+def test_a_grade_is_a_number_above_0(grade: Any, mode: Any) -> None:
+    with pytest.raises(ValueError, match=r"grade of 'b' is .*: expected a finite number above 0"):
+        score_prediction(["a"], ["a", "b"], [1, grade], mode=mode)
+
+
 def test_repeated_names_count_again_in_the_reference_only() -> None:
     reference = score_prediction(["a", "a", "b"], ["a"], mode="reference")
     assert reference["ndcg_linear@5"] == pytest.approx(1 + 1 / np.log2(3))

@@ -72,7 +72,7 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
     if len(columns) > 1:
         raise ValueError(f"{folder}: the seeds of cell {name} were measured on different queries.")
     values = {path: np.array(rows) for path, rows in by_path.items()}
-    return CellTable(values, *next(iter(columns)))
+    return CellTable(values, *columns.pop())
 
 
 def _rows(folder: Path, think: frozenset[str]) -> list[dict[str, Any]]:

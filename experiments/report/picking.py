@@ -36,7 +36,7 @@ def order_area_N(table: QueryTable, score_N: Floats) -> Floats:
     """(N,) each query's part of the area under the frontier of an order within tasks."""
     shares_P = np.linspace(0, 1, NUM_SHARES)
     share_PN = np.zeros((NUM_SHARES, len(score_N)))
-    for task in set(table.tasks):
+    for task in dict.fromkeys(table.tasks):
         rows_N = table.in_tasks({task})
         share_PN[:, rows_N] = [share_taken(score_N[rows_N], share) for share in shares_P]
     return area_N(table, [Policy.of_share(share_N, len(table.depths)) for share_N in share_PN])

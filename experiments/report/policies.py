@@ -121,7 +121,7 @@ def shuffled_within_tasks(test: QueryTable, gated: Policy) -> Policy:
     rule, to knowing better than the rule which tasks pay. An expectation, not a draw.
     """
     take_NA = gated.take_NA.copy()
-    for task in set(test.tasks):
+    for task in dict.fromkeys(test.tasks):
         rows_N = test.in_tasks({task}) & test.eligible_N
         if rows_N.any():
             take_NA[rows_N] = gated.take_NA[rows_N].mean(0)

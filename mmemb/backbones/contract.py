@@ -156,5 +156,6 @@ def _close(backbone: Backbone, left: Tensor, right: Tensor) -> tuple[bool, str]:
     short = {p.dtype for p in backbone.parameters()} - {torch.float32, torch.float64}
     if not short:
         return most < TOLERANCE, f"largest difference {most:.1e}"
-    said = f"largest difference {most:.1e} with weights of {', '.join(map(str, short))}, of which "
+    kinds = ", ".join(sorted(map(str, short)))
+    said = f"largest difference {most:.1e} with weights of {kinds}, of which "
     return most < ROUNDING, said + "rounding explains 1e-2: check with float32 as well"
