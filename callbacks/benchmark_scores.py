@@ -25,7 +25,8 @@ from mmemb.score_files import read_scores, scored_under, write_embeddings, write
 class BenchmarkScores(Callback):
     """Writes `<folder>/<root>/<task>_score.json` and its company when a root's `TaskEnd` comes.
 
-    Roots that are scored under the same fingerprint are not embedded again.
+    Roots that are scored under the same fingerprint are not embedded again. A development run
+    (`fast_dev_run`) writes nothing.
 
     Args:
         folder: where the files go, e.g. `runs/mmeb_v2/scores`.
@@ -75,7 +76,7 @@ class BenchmarkScores(Callback):
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         print(headline_text(read_scores(self.folder)))
 
@@ -96,7 +97,7 @@ class BenchmarkScores(Callback):
             rows.sort(key=lambda n: queries[n].key)
             asked = [queries[row] for row in rows]
             found = score_task(task, asked, vectors_QD[rows], galleries, self.mode)
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and not trainer.fast_dev_run:
                 folder = self.folder / end.root
                 if self.embeddings:
                     names = [name for _, name in galleries.places(task.gallery)]

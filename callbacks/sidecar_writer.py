@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +19,8 @@ class SidecarWriter(Callback):
     """Writes features, rationales, selections, utilities or decisions.
 
     A shard is written when its last row has come, so that what exists is whole; shards that exist
-    under the same fingerprint are not predicted again.
+    under the same fingerprint are not predicted again. Without all shards there is no manifest, and
+    the run is not finished. A development run (`fast_dev_run`) writes nothing.
 
     Args:
         folder: where the shards go, e.g. `runs/pocket/rationales`.
@@ -30,18 +32,27 @@ class SidecarWriter(Callback):
         self._shard: str | None = None
         self._rows: list[SidecarRow] = []
         self._failed: dict[str, str] = {}
+        self._written: list[str] = []
+        self._sizes: Mapping[str, int] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
             return
-        self._failed = {}
+        self._failed, self._written = {}, []
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         self._shards = tuple(datamodule.predict_shards())
+        self._sizes = datamodule.shard_sizes()
+        self._limit = trainer.limit_predict_batches
+        if trainer.fast_dev_run:
+            print(f"{self.folder}: fast_dev_run, so nothing is written")
+            return
+
         existing = existing_shards(self.folder, self.fingerprint)
         pending = [name for name in self._shards if name not in existing]
         trainer.strategy.barrier()  # nobody writes before every rank has seen the same holes
         datamodule.pending_shards = pending
+        self._written = list(existing)
         if trainer.is_global_zero:
             print(f"{self.folder}: {len(existing)} shards exist, {len(pending)} to make")
 
@@ -56,7 +67,7 @@ class SidecarWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         nothing = not isinstance(outputs, SidecarOutput) or not (outputs.rows or outputs.failure)
-        if nothing:  # candidates, for instance
+        if nothing or trainer.fast_dev_run:  # candidates, for instance
             return
         if outputs.shard != self._shard:
             self._flush()
@@ -70,16 +81,32 @@ class SidecarWriter(Callback):
     @override
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the run is recorded as finished, which one with holes is not."""
+        if trainer.fast_dev_run:
+            return
         self._flush()
-        if failed := dict(gather_objects(list(self._failed.items()))):
+
+        # By all ranks, so that all of them fail alike.
+        failed = dict(gather_objects(list(self._failed.items())))
+        written = set(gather_objects(self._written))
+        missing = [name for name in self._shards if name not in written]
+        if failed:
             name, said = next(iter(sorted(failed.items())))
             raise ValueError(
                 f"{self.folder}: {len(failed)} of {len(self._shards)} shards could not be written, "
                 f"such as {name}: {said} The others are there: the same command makes those alone."
             )
+        if missing:
+            raise ValueError(
+                f"{self.folder}: {len(missing)} of {len(self._shards)} shards were not written, "
+                f"such as {missing[0]}, since not all of their rows were predicted "
+                f"(trainer.limit_predict_batches is {self._limit}). The folder is not complete and "
+                "the run is not finished: set no limit and run the command again."
+            )
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             finish_manifest(self.folder, self.fingerprint, self._shards)
@@ -87,8 +114,12 @@ class SidecarWriter(Callback):
     def _flush(self) -> None:
         if self._shard is None:
             return
-        samples = [
-            Sample(row.key, encode_members(row.members), dict(row.meta)) for row in self._rows
-        ]
-        write_shard(self.folder, self._shard, samples, fingerprint=self.fingerprint)
+        name, rows = self._shard, self._rows
         self._shard, self._rows = None, []
+
+        # A limit on batches may stop within a shard: then it stays a hole.
+        if len(rows) != self._sizes.get(name, len(rows)):
+            return
+        samples = [Sample(row.key, encode_members(row.members), dict(row.meta)) for row in rows]
+        write_shard(self.folder, name, samples, fingerprint=self.fingerprint)
+        self._written.append(name)

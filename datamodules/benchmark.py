@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from datamodules.decode import OnError
 from datamodules.evaluation import CANDIDATES, QUERIES, EvaluationRows, read_tasks
+from datamodules.limits import Limit
 from datamodules.loaders import FiniteLoader, ShardDataModule
 from datamodules.samples import Row
 from mmemb.batches import CandidateBatch, QueryBatch, TaskEnd
@@ -54,6 +55,7 @@ class BenchmarkDataModule(ShardDataModule):
         self._rationales, self._features = rationales, features
         self._on_error, self._num_workers = on_error, num_workers
         self.pending_roots: Collection[str] | None = None
+        self._limit: Limit = 1.0
 
     def roots(self) -> dict[str, tuple[str, ...]]:
         """Path below `root` -> the asked-for tasks there, in order of path.
@@ -76,12 +78,13 @@ class BenchmarkDataModule(ShardDataModule):
 
     @override
     def test_dataloader(self) -> BenchmarkLoader:
+        self._limit = self.take_limit("test")
         return BenchmarkLoader(self)
 
     def batches_of(
         self, path: str, names: Sequence[str]
     ) -> Iterator[CandidateBatch | QueryBatch | TaskEnd]:
-        """All batches of one root."""
+        """All batches of one root; `limit_test_batches` leaves so many query batches of each."""
         root = self.root / path
         data = EvaluationRows(
             root,
@@ -94,14 +97,29 @@ class BenchmarkDataModule(ShardDataModule):
         rows = data.select(self._parts, names)
         if not rows:
             raise ValueError(f"{root}: no query of part(s) {list(self._parts)} in {list(names)}.")
-        loaders: list[FiniteLoader] = data.loaders(rows, *self.place, whole_galleries=self._whole)
+        loaders: list[FiniteLoader] = data.loaders(
+            rows, *self.place, whole_galleries=self._whole, limit=self._limit
+        )
         for loader in loaders:
             yield from loader
+
+        # What makes a score partial: rows that this rank skipped, that preparing the data left
+        # out, that the limit cuts.
         skipped = tuple(sentence for loader in loaders for sentence in loader.skipped)
         if self.place[0] == 0 and (left_out := revision_and_losses(root)[1]):
             skipped += (left_out,)
+        if self.place[0] == 0:
+            skipped += self._cut(data, rows)
         tasks = tuple(task for task in data.tasks if task.name in names)
         yield TaskEnd(path, tasks, data_identity(root), skipped)
+
+    def _cut(self, data: EvaluationRows, rows: Sequence[Row]) -> tuple[str, ...]:
+        """One sentence if the limit cuts queries of a root."""
+        shares = data.query_chunks(rows, self.place[1], self._limit)
+        num_kept = sum(len(chunk.rows) for chunks in shares for chunk in chunks)
+        if num_kept == len(rows):
+            return ()
+        return (f"limit_test_batches left {num_kept} of {len(rows)} queries",)
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from datamodules.decode import OnError
+from datamodules.limits import Limit, num_batches
 from datamodules.loaders import (
     Chunk,
     FiniteLoader,
@@ -101,17 +103,40 @@ class EvaluationRows:
         )
 
     def loaders(
-        self, queries: Sequence[Row], rank: int, world: int, *, whole_galleries: bool = False
+        self,
+        queries: Sequence[Row],
+        rank: int,
+        world: int,
+        *,
+        whole_galleries: bool = False,
+        limit: Limit = 1.0,
     ) -> list[FiniteLoader]:
         """[candidates, queries]: rank r takes every W-th row of both, so lengths may differ.
 
-        With `whole_galleries` every rank gets all candidates, for a gate that looks at scores.
+        Args:
+            queries: those that are asked for.
+            rank: of this process.
+            world: number of ranks.
+            whole_galleries: every rank gets all candidates, for a gate that looks at scores.
+            limit: on the query batches of a rank; all candidates that the queries which are left
+                are ranked among are read.
         """
-        galleries = {row.meta["gallery"] for row in queries}
-        candidates = self._in_galleries(galleries)
+        shares = self.query_chunks(queries, world, limit)
+        kept = [row for chunks in shares for chunk in chunks for row in chunk.rows]
+        candidates = self._in_galleries({row.meta["gallery"] for row in kept})
         candidates = candidates if whole_galleries else candidates[rank::world]
-        chunks = chunks_of(by_shard(queries[rank::world]), self._batch_size)
-        return [self._candidate_loader(candidates, world), self.query_loader(chunks, world)]
+        return [self._candidate_loader(candidates, world), self.query_loader(shares[rank], world)]
+
+    def query_chunks(self, queries: Sequence[Row], world: int, limit: Limit) -> list[list[Chunk]]:
+        """The query batches of every rank; a fraction is one of the longest rank's batches, so
+        that all ranks agree."""
+        shares = [
+            chunks_of(by_shard(queries[rank::world]), self._batch_size) for rank in range(world)
+        ]
+        count = num_batches(
+            max(map(len, shares)), limit, "limit_val_batches, or limit_test_batches,"
+        )
+        return [chunks[:count] for chunks in shares]
 
     def predict_loaders(self, chunks: Sequence[Chunk], world: int) -> list[FiniteLoader]:
         """[candidates, queries]: all candidates on every rank, and whole shards of queries.
@@ -139,7 +164,21 @@ class EvaluationRows:
 
     def _candidate_batch(self, chunk: Chunk) -> Item:
         _, found, problems = read_rows(chunk.rows, self._reader.candidate, self._on_error)
-        return (CandidateBatch(tuple(found)) if found else None), problems
+        if not found:
+            return None, problems
+        return CandidateBatch(tuple(found), self._sizes_of(chunk)), problems
+
+    def _sizes_of(self, chunk: Chunk) -> Mapping[str, int]:
+        """Size of each gallery of a chunk; not known where broken candidates are skipped."""
+        if self._on_error == "skip":
+            return {}
+        return {
+            gallery: self._sizes[gallery] for gallery in {r.meta["gallery"] for r in chunk.rows}
+        }
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        return Counter(row.meta["gallery"] for row in self.candidates)
 
     def _query_batch(self, chunk: Chunk) -> Item:
         _, found, problems = read_rows(chunk.rows, self._query, self._on_error)
@@ -218,11 +257,15 @@ class EvaluationDataModule(ShardDataModule):
 
     @override
     def val_dataloader(self) -> list[FiniteLoader]:
-        return self._data.loaders(self._data.select(self._parts, self._tasks), *self.place)
+        return self._loaders(self.take_limit("val"))
 
     @override
     def test_dataloader(self) -> list[FiniteLoader]:
-        return self.val_dataloader()
+        return self._loaders(self.take_limit("test"))
+
+    def _loaders(self, limit: Limit) -> list[FiniteLoader]:
+        queries = self._data.select(self._parts, self._tasks)
+        return self._data.loaders(queries, *self.place, limit=limit)
 
     @override
     def predict_dataloader(self) -> list[FiniteLoader]:

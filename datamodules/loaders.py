@@ -10,8 +10,10 @@ from typing import Any, TypeVar, final
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from datamodules.decode import DecodeError, OnError
+from datamodules.limits import BatchLimits, Limit, LimitedStage, num_batches
 from datamodules.samples import Row, rows_of
 from datamodules.stream import Item, item_loader, warn_skipped
 from mmemb.shards import ShardIndex
@@ -144,6 +146,15 @@ class ShardDataModule(LightningDataModule, ABC):
         super().__init__()
         self.root = Path(root)
         self.pending_shards: Collection[str] | None = None
+        self._limits = BatchLimits()
+
+    @override
+    def setup(self, stage: str) -> None:
+        self._limits.give_back()  # of a run that ended in an error
+
+    @override
+    def teardown(self, stage: str) -> None:
+        self._limits.give_back()
 
     def predict_shards(self) -> tuple[str, ...]:
         """Names of all shards that a complete output has, in order."""
@@ -152,6 +163,10 @@ class ShardDataModule(LightningDataModule, ABC):
     @abstractmethod
     def shard_rows(self) -> Mapping[str, Sequence[Any]]:
         """Every shard that `predict` reads, with its rows; none is empty."""
+
+    def shard_sizes(self) -> Mapping[str, int]:
+        """Number of rows of each shard that a complete output has; an absent one is not known."""
+        return {name: len(rows) for name, rows in self.shard_rows().items()}
 
     @property
     def fitted_facts(self) -> frozenset[str]:
@@ -164,12 +179,37 @@ class ShardDataModule(LightningDataModule, ABC):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
+    def take_limit(self, stage: LimitedStage) -> Limit:
+        """The trainer's `limit_<stage>_batches`, which this data module applies from now on."""
+        return self._limits.take(self.trainer, stage)
+
     def predict_chunks(self, batch_size: int) -> list[Chunk]:
-        """This rank's chunks of the pending shards."""
+        """This rank's chunks of the pending shards: whole shards only, as many as fit in
+        `limit_predict_batches`.
+
+        Raises:
+            ValueError: the limit is smaller than the first shard.
+        """
         rows, (rank, world) = self.shard_rows(), self.place
         pending = rows if self.pending_shards is None else self.pending_shards
         names = [name for name in rows if name in set(pending)][rank::world]
-        return chunks_of({name: rows[name] for name in names}, batch_size)
+        chunks = chunks_of({name: rows[name] for name in names}, batch_size)
+
+        limit = self.take_limit("predict")
+        count = num_batches(len(chunks), limit, "limit_predict_batches")
+        # A development run writes nothing, so that it may stop within a shard.
+        if count == len(chunks) or self.trainer.fast_dev_run:
+            return chunks[:count]
+
+        cut = chunks[count].shard
+        whole = [chunk for chunk in chunks[:count] if chunk.shard != cut]
+        if not whole:
+            needed = sum(chunk.shard == chunks[0].shard for chunk in chunks)
+            raise ValueError(
+                f"trainer.limit_predict_batches is {limit}, but only whole shards are written and "
+                f"{chunks[0].shard} has {needed} batches: set it to at least {needed}."
+            )
+        return whole
 
     def open_rows(self, folders: Iterable[str]) -> tuple[Row, ...]:
         """All rows of folders below the root."""

@@ -62,6 +62,11 @@ class MediaDataModule(ShardDataModule):
         return self._pictures
 
     @override
+    def shard_sizes(self) -> Mapping[str, int]:
+        # Which pictures are broken is known only when they have been decoded.
+        return super().shard_sizes() if self._on_error == "raise" else {}
+
+    @override
     def predict_dataloader(self) -> FiniteLoader:
         chunks = self.predict_chunks(self._batch_size)
         return FiniteLoader(chunks, self._batch, self.place[1], self._num_workers)

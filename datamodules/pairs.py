@@ -135,7 +135,7 @@ class PairDataModule(ShardDataModule):
             self._features,
             num_workers=self._num_workers,
         )
-        return data.loaders(data.select(["val"]), *self.place)
+        return data.loaders(data.select(["val"]), *self.place, limit=self.take_limit("val"))
 
     @override
     def predict_dataloader(self) -> FiniteLoader | list[FiniteLoader]:

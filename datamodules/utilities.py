@@ -245,7 +245,8 @@ class UtilityDataModule(ShardDataModule):
     @override
     def test_dataloader(self) -> list[FiniteLoader]:
         data = EvaluationRows(self.root, self._batch_size, self._rationales, self._features)
-        return data.loaders(data.select(["test"]), *self.place, whole_galleries=True)
+        queries, limit = data.select(["test"]), self.take_limit("test")
+        return data.loaders(queries, *self.place, whole_galleries=True, limit=limit)
 
     @override
     def predict_dataloader(self) -> FiniteLoader:

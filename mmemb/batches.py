@@ -129,9 +129,14 @@ class MediaBatch:
 
 @dataclass(frozen=True, slots=True)
 class CandidateBatch:
-    """Rows of the candidate table."""
+    """Rows of the candidate table.
+
+    `sizes` says of each of their galleries how many rows the table has; of a gallery that it does
+    not name nothing is known.
+    """
 
     candidates: tuple[Candidate, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, *args: Any, **kwargs: Any) -> CandidateBatch:
         return self
@@ -185,13 +190,15 @@ class UtilityBatch:
 class CandidateOutput:
     """Embedded candidates, for callbacks: all else is parallel to the vectors.
 
-    `rows` are their numbers in the candidate table, to which local candidate lists refer.
+    `rows` are their numbers in the candidate table, to which local candidate lists refer; `sizes`
+    are those of `CandidateBatch`.
     """
 
     vectors_ND: Tensor
     names: tuple[str, ...]
     galleries: tuple[str, ...]
     rows: tuple[int, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, *args: Any, **kwargs: Any) -> CandidateOutput:
         return _map_tensors(self, lambda x: x.to(*args, **kwargs))

@@ -5,7 +5,7 @@ Shapes: B queries, N candidates of a gallery, D embedding width.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -38,9 +38,14 @@ class Standing:
 
 @final
 class Galleries:
-    """Candidates by gallery; of rows with the same name the first counts."""
+    """Candidates by gallery; of rows with the same name the first counts.
+
+    Raises:
+        ValueError: a gallery lacks a row of the candidate table, or has one twice.
+    """
 
     def __init__(self, outputs: Sequence[CandidateOutput]) -> None:
+        check_complete(outputs)
         self._columns: dict[str, dict[str, int]] = defaultdict(dict)
         self._column_of_row: dict[str, dict[int, int]] = defaultdict(dict)
         places: dict[str, list[int]] = defaultdict(list)
@@ -239,7 +244,36 @@ def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutp
         names=tuple(candidate.name for candidate in candidates),
         galleries=tuple(candidate.gallery for candidate in candidates),
         rows=tuple(int(candidate.key) for candidate in candidates),
+        sizes=batch.sizes,
     )
+
+
+def check_complete(outputs: Sequence[CandidateOutput]) -> None:
+    """Compares embedded candidates with the sizes that the candidate table gives them.
+
+    Raises:
+        ValueError: a row is missing, or occurs twice.
+    """
+    counts = Counter(place for o in outputs for place in zip(o.galleries, o.rows, strict=True))
+    if twofold := [place for place, count in counts.items() if count > 1]:
+        gallery, row = twofold[0]
+        raise ValueError(
+            f"Gallery {gallery!r}: row {row} of the candidate table was embedded "
+            f"{counts[twofold[0]]} times ({len(twofold)} rows were embedded more than once). "
+            "Expected each once: give every rank a part of its own, as the data modules of this "
+            "project do."
+        )
+
+    embedded = Counter(gallery for gallery, _ in counts)
+    sizes = {gallery: size for o in outputs for gallery, size in o.sizes.items()}
+    for gallery, size in sizes.items():
+        if embedded[gallery] != size:
+            raise ValueError(
+                f"Gallery {gallery!r}: {embedded[gallery]} of its {size} candidates were embedded, "
+                "and ranks among a part of them would be too good. A limit on batches must cut "
+                "queries only, as `limit_val_batches` and `limit_test_batches` do with the data "
+                "modules of this project."
+            )
 
 
 def best_rank(ranks: TiedRanks) -> Tensor:
@@ -261,17 +295,36 @@ def best_rank(ranks: TiedRanks) -> Tensor:
 def gather_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:
     """The candidates of all ranks, in the order of their table, so that it does not matter which
     rank embedded which. Collective: a rank without candidates must call it too."""
-    empty = [torch.zeros(0, embedding_dim)]
-    vectors_ND = gather_ragged(torch.cat([*empty, *(out.vectors_ND for out in outputs)]))
-    names = gather_objects([name for out in outputs for name in out.names])
-    galleries = gather_objects([name for out in outputs for name in out.galleries])
-    rows = gather_objects([row for out in outputs for row in out.rows])
+    own = merge_candidates(outputs, embedding_dim)
+    held = gather_objects([(own.galleries, own.rows)])
+    # For a gate that looks at scores every rank has embedded all: there is nothing to gather.
+    if len(held) > 1 and all(other == held[0] for other in held):
+        return own
+
+    vectors_ND = gather_ragged(own.vectors_ND)
+    names = gather_objects(list(own.names))
+    galleries = [gallery for other, _ in held for gallery in other]
+    rows = [row for _, other in held for row in other]
+    sizes = dict(gather_objects(list(own.sizes.items())))
     order = sorted(range(len(rows)), key=rows.__getitem__)
     return CandidateOutput(
         vectors_ND=vectors_ND[order],
         names=tuple(names[place] for place in order),
         galleries=tuple(galleries[place] for place in order),
         rows=tuple(rows[place] for place in order),
+        sizes=sizes,
+    )
+
+
+def merge_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:
+    """The candidates of one rank in one record, in the order in which they came."""
+    empty = [torch.zeros(0, embedding_dim)]
+    return CandidateOutput(
+        vectors_ND=torch.cat([*empty, *(out.vectors_ND for out in outputs)]),
+        names=tuple(name for out in outputs for name in out.names),
+        galleries=tuple(gallery for out in outputs for gallery in out.galleries),
+        rows=tuple(row for out in outputs for row in out.rows),
+        sizes={gallery: size for out in outputs for gallery, size in out.sizes.items()},
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from mmemb.shard_writer import (
 from mmemb.shards import ShardIndex
 from tests.tiny import write_broken, write_tiny
 from tests.tiny_sidecars import write_tiny_features, write_tiny_rationales
+from tests.tiny_trainer import rank_of
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_rank(module, rank: int, world: int):
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    module.trainer = rank_of(rank, world)
     return module
 
 

@@ -36,6 +36,9 @@ class ShardStub(LightningDataModule):
     def predict_shards(self) -> tuple[str, ...]:
         return self.SHARDS
 
+    def shard_sizes(self) -> dict[str, int]:
+        return dict.fromkeys(self.SHARDS, 4)
+
     def predict_dataloader(self) -> Any:
         return _Batches(self)
 
@@ -60,10 +63,12 @@ class _Batches:
                 yield SidecarOutput(name, () if refused else tuple(rows), "no power." * refused)
 
 
-def write(folder: Path, data: ShardStub, world: int = 1, fingerprint: str = "f") -> None:
+def write(
+    folder: Path, data: ShardStub, world: int = 1, fingerprint: str = "f", **options: Any
+) -> None:
     writer = SidecarWriter(str(folder))
     writer.fingerprint = fingerprint
-    trainer = trainer_of(folder.parent, world, callbacks=[writer])
+    trainer = trainer_of(folder.parent, world, callbacks=[writer], **options)
     trainer.predict(Boring(), datamodule=data, return_predictions=False)
 
 
@@ -141,6 +146,34 @@ def test_an_interrupted_run_leaves_whole_shards_and_no_manifest(tmp_path: Path) 
     write(tmp_path / "out", again)
     assert set(again.read) == set(ShardStub.SHARDS[1:])
     assert len(ShardIndex.open(tmp_path / "out").entries) == 12
+
+
+@pytest.mark.parametrize("limit", [2, 4])
+def test_a_limit_leaves_whole_shards_and_no_manifest(tmp_path: Path, limit: int) -> None:
+    """The first batch holds candidates; a limit of 2 cuts the first shard, 4 the second one."""
+    folder, kept = tmp_path / "out", ShardStub.SHARDS[: limit // 2 - 1]
+    with pytest.raises(
+        ValueError, match=rf"{3 - len(kept)} of 3 .*limit_predict_batches is {limit}"
+    ):
+        write(folder, ShardStub(), limit_predict_batches=limit)
+    assert tuple(contents(folder)) == kept
+    with pytest.raises(FileNotFoundError):
+        read_manifest(folder)
+    data = ShardStub()
+    write(folder, data)
+    assert set(data.read) == set(ShardStub.SHARDS) - set(kept)
+    assert len(ShardIndex.open(folder).entries) == 12
+
+
+def test_a_development_run_writes_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "out", ShardStub())
+    before = contents(tmp_path / "out")
+    data = ShardStub()
+    data.pending_shards = data.SHARDS
+    write(tmp_path / "out", data, fingerprint="g", fast_dev_run=3)
+    assert contents(tmp_path / "out") == before
+    assert read_manifest(tmp_path / "out").fingerprint == "f"
+    assert data.read == ["a-000000.tar"] * 2
 
 
 def test_a_writer_is_asleep_outside_predict(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import gzip
 import shutil
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from mmemb.batches import PairBatch
 from tests.ranks import run_ranks
 from tests.tiny import write_tiny
 from tests.tiny_sidecars import write_tiny_rationales
+from tests.tiny_trainer import rank_of
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def make(root: Path, place: tuple[int, int] | None = None, **changes) -> PairDat
     }
     module = PairDataModule(**(arguments | changes))
     if place:
-        module.trainer = SimpleNamespace(global_rank=place[0], world_size=place[1])
+        module.trainer = rank_of(*place)
     return module
 
 

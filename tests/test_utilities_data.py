@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_sh
 from mmemb.shards import IndexEntry, ShardIndex
 from tests.tiny import write_tiny
 from tests.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
+from tests.tiny_trainer import rank_of
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_rank(module: UtilityDataModule, rank: int, world: int) -> UtilityDataModule:
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    module.trainer = rank_of(rank, world)
     return module
 
 

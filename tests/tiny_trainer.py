@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, final
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -38,6 +39,13 @@ def trainer_of(folder: Path, world: int = 1, **kwargs: Any) -> Trainer:
             **kwargs,
         }
     )
+
+
+def rank_of(rank: int, world: int, **options: Any) -> SimpleNamespace:
+    """What a data module asks of a trainer on one rank, where no trainer runs."""
+    limits = {f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test", "predict")}
+    place = {"global_rank": rank, "world_size": world, "fast_dev_run": False, "overfit_batches": 0}
+    return SimpleNamespace(**(limits | place | options))
 
 
 @final
