@@ -1,6 +1,7 @@
 """Callbacks: a plain object inside, hooks outside; they read step outputs, never the model."""
 
 from callbacks.benchmark_scores import BenchmarkScores
+from callbacks.checkpoint_io import WholeCheckpointIO
 from callbacks.hparams import HParams
 from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK
@@ -16,4 +17,5 @@ __all__ = [
     "RunRecord",
     "SidecarWriter",
     "TrainingHealth",
+    "WholeCheckpointIO",
 ]

@@ -12,11 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from callbacks.benchmark_scores import BenchmarkScores
+from callbacks.checkpoint_io import WholeCheckpointIO, newest_whole
 from callbacks.hparams import HParams
 from callbacks.run_record import RunRecord, git_state, is_unfinished
 from callbacks.sidecar_writer import SidecarWriter
@@ -141,6 +143,8 @@ class ExperimentCLI(LightningCLI):
         )
         logger = TensorBoardLogger(str(self.run_folder), name="", version="")
         trainer = super().instantiate_trainer(logger=logger, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user names no other
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
         trainer.callbacks.insert(0, record)
         if self.subcommand == "fit":
             trainer.callbacks.insert(1, TrainingHealth())
@@ -164,11 +168,9 @@ class ExperimentCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "predict":
             kwargs["return_predictions"] = False  # a SidecarWriter has them
-        last = self.run_folder / "checkpoints" / "last.ckpt"
-        if subcommand == "fit" and kwargs.get("ckpt_path") is None and last.is_file():
-            kwargs["ckpt_path"] = str(last)
-        if subcommand == "fit" and last.is_file():
-            read_weights(last, mmap=True)  # so that a broken file is one clear error
+        if subcommand == "fit" and kwargs.get("ckpt_path") is None:
+            whole = newest_whole(self.run_folder / "checkpoints")
+            kwargs["ckpt_path"] = None if whole is None else str(whole)
         return kwargs
 
     def _run_folder(self, folder: Path, config: Namespace) -> Path:

@@ -171,6 +171,26 @@ def test_what_interpolation_feeds_has_no_value_of_its_own(path: Path) -> None:
     assert not wrong, wrong
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_last_checkpoint_is_the_last_step(path: Path) -> None:
+    """With a monitor it would be the last one *chosen*; a run would go on from far behind."""
+    trainer = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("trainer") or {}
+    saving = [
+        callback.get("init_args") or {}
+        for callback in trainer.get("callbacks") or []
+        if callback["class_path"].endswith("ModelCheckpoint")
+    ]
+    last = [given for given in saving if given.get("save_last")]
+    assert len(last) == bool(saving), "whoever keeps the best keeps the last, once"
+    for given in last:
+        assert set(given) == {"save_last", "save_top_k", "every_n_train_steps"}
+        assert given["save_top_k"] == 0
+        assert trainer["max_steps"] % given["every_n_train_steps"] == 0, "the very last one, too"
+    for given in [given for given in saving if given not in last]:
+        assert given["monitor"].startswith("val/")
+        assert given["filename"] != "last"
+
+
 # ---- every stage on both backbones
 
 

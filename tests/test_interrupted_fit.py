@@ -71,6 +71,7 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(
     folder = tmp_path / "cut/tiny"
     assert not (folder / "trunk").exists(), "nobody may take an unfinished run"
     (started,) = folder.glob("*-trunk-*")
+    assert (started / "checkpoints/last.ckpt.previous").is_file(), "in case the last one is broken"
     with patch.object(ContrastiveEmbedder, "training_step", cut):
         fit_trunk(trunk, tmp_path / "cut")
     assert len(steps) == 3 + 2, "steps 3 and 4, not all four again"

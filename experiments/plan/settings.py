@@ -121,7 +121,9 @@ class Settings:
             if class_of(callback) == "ModelCheckpoint":
                 given = callback.get("init_args") or {}
                 best = given.get("save_top_k", 1)
-                copies += bool(given.get("save_last")) + max(0, int(1 if best is None else best))
+                # The last one, and the one before it (`WholeCheckpointIO`).
+                copies += 2 * bool(given.get("save_last"))
+                copies += max(0, int(1 if best is None else best))
         return {f"{copies} checkpoint(s)": copies * one, folder: weights or updates}
 
 

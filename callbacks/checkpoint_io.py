@@ -1,0 +1,110 @@
+"""WholeCheckpointIO: checkpoints that a kill cannot break, and the newest one that can be read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from mmemb.files import whole_file
+from mmemb.weights import read_weights
+
+PREVIOUS = ".previous"
+"""Ends the name of the checkpoint that another one of the same name has replaced."""
+
+
+@final
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, brings it to disk, reads it, then renames it.
+
+    Lightning's own writes into `$TMPDIR` and moves the file, which between file systems is a copy
+    under the final name. The checkpoint that is replaced stays as `NAME.previous` until the next
+    one: no more space than writing needs in any case.
+
+    Whole checkpoints of strategies that use a CheckpointIO come here: DDP and FSDP2 with
+    `save_distributed_checkpoint: false`.
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        if "://" in str(path) or storage_options is not None:  # no local file: left to Lightning
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        # First, so that there are never three. A broken one takes the place of no whole one.
+        if zipfile.is_zipfile(path):  # half a file lacks its end, by which this is known
+            _previous(path).unlink(missing_ok=True)
+
+        with whole_file(path) as temporary:
+            torch.save(checkpoint, temporary)
+            torch.load(temporary, map_location="cpu", weights_only=False, mmap=True)
+            if path.is_file() and not _previous(path).exists():
+                _keep(path)
+
+    @override
+    def remove_checkpoint(self, path: str | Path) -> None:
+        super().remove_checkpoint(path)
+        if "://" not in str(path):
+            _previous(Path(path)).unlink(missing_ok=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The checkpoint to go on from: `last.ckpt`, else the newest other one that can be read.
+
+    Prints one line if `last.ckpt` is broken and another one is taken.
+
+    Args:
+        folder: of the checkpoints of one run.
+
+    Returns:
+        None if the run has kept no last state: it starts again.
+
+    Raises:
+        ValueError: there are checkpoints, but none can be read.
+    """
+    last = folder / "last.ckpt"
+    if not any(path.is_file() for path in (last, _previous(last))):
+        return None
+
+    others = [path for path in folder.glob("*.ckpt") if path != last]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [path for path in (last, _previous(last), *others) if path.is_file()]
+    for path in found:
+        if can_be_read(path):
+            if path != last:
+                rank_zero_only(print)(
+                    f"{last} is missing or broken: going on from {path.name}, the newest whole one."
+                )
+            return path
+    read_weights(found[0], mmap=True)  # says what is wrong with it
+    return None
+
+
+def can_be_read(path: Path) -> bool:
+    """Says whether a checkpoint is there and whole; its tensors are not read."""
+    try:
+        read_weights(path, mmap=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _keep(path: Path) -> None:
+    try:
+        os.link(path, _previous(path))
+    except (
+        OSError
+    ):  # a file system without hard links: for a moment, only the previous one is there
+        os.replace(path, _previous(path))
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + PREVIOUS)
