@@ -2,6 +2,7 @@
 
 from callbacks.benchmark_scores import BenchmarkScores
 from callbacks.checkpoint_io import WholeCheckpointIO
+from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
 from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK
@@ -12,6 +13,7 @@ from callbacks.training_health import TrainingHealth
 __all__ = [
     "BenchmarkScores",
     "HParams",
+    "StopAtStep",
     "InvocationRatio",
     "RecallAtK",
     "RunRecord",

@@ -18,7 +18,7 @@ from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.headline import headline_text
 from mmemb.records import EvaluationTask, Query, Side
 from mmemb.retrieval import Galleries, gather_candidates
-from mmemb.score_files import read_scores, scored_under, write_embeddings, write_scores
+from mmemb.score_files import SCORE, read_scores, scored_under, write_embeddings, write_scores
 
 
 @final
@@ -39,6 +39,7 @@ class BenchmarkScores(Callback):
         self.fingerprint = ""
         self._candidates: list[CandidateOutput] = []
         self._queries: list[QueryOutput] = []
+        self._files: list[Path] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -53,6 +54,9 @@ class BenchmarkScores(Callback):
         ]
         trainer.strategy.barrier()  # nobody writes before every rank has seen the same holes
         datamodule.pending_roots = pending
+        self._files = [
+            self.folder / path / f"{task}{SCORE}" for path, tasks in roots.items() for task in tasks
+        ]
         if trainer.is_global_zero:
             print(f"{self.folder}: {len(roots) - len(pending)} roots scored, {len(pending)} to do")
 
@@ -79,6 +83,10 @@ class BenchmarkScores(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         print(headline_text(read_scores(self.folder)))
+
+    def products(self, stage: str) -> list[Path]:
+        """The score files of all roots; see `mmemb.products.Producer`."""
+        return self._files if stage == "test" else []
 
     def _finish(self, trainer: Trainer, end: TaskEnd) -> None:
         """Every rank has the same in hand after the gathering, and fails alike."""

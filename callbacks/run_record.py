@@ -1,4 +1,8 @@
-"""RunRecord: what a run was, beside its results, and the link to the newest finished run."""
+"""RunRecord: what a run was, beside its results, and the link to the newest finished run.
+
+A run is finished when `fingerprint.json` says so and every product that it names is still there
+(`is_finished`): the one rule for the pipeline, for resuming, for ablations and for seeds.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from callbacks.fit_end import has_ended, interrupted
 from mmemb.distributed import gather_objects
 from mmemb.files import link_atomically
 from mmemb.lineage import read_json, write_json
+from mmemb.products import Producer, lost_product, record_products
 
 PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
 
@@ -50,6 +60,9 @@ HEADLINES = ("val/recall@1", "val/reward", "train/loss")
 class RunRecord(Callback):
     """Writes config, commit, diff, versions, fingerprint and fitted facts into the run folder.
 
+    The mark `finished` is the last that a run writes, after every product of its module and
+    callbacks (`mmemb.products.Producer`) is on disk and recorded.
+
     Args:
         run: the run's folder, `<runs>/<experiment>/<time>-<name>-<commit>`.
         link: name of the link to it, made when the run has finished.
@@ -79,6 +92,8 @@ class RunRecord(Callback):
         self.inherited_facts, self.inputs = inherited_facts, dict(inputs or {})
         self.owner, self.tags = owner, list(tags)
         self._started = time.monotonic()
+        self._metrics: dict[str, float] = {}
+        self._at_end = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -99,50 +114,141 @@ class RunRecord(Callback):
         write_json(self.run / "environment.json", environment | {"versions": package_versions()})
         self._mark(finished=False)
 
+    # The metrics of a checkpoint's step: a fit that goes on from its last step logs none.
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["metrics"] = _metrics(trainer)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._metrics = checkpoint.get("metrics", {})
+
+        # `max_time` is the time of one process, or its used-up Timer would stop every later one.
+        for callback in trainer.callbacks:
+            if isinstance(callback, Timer):
+                checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_finite(pl_module, self.run, trainer.global_step)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Callbacks come before the module, which writes its weights in the same hook.
+        check_finite(pl_module, self.run, trainer.global_step)
+
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.num_training_batches == 0 or trainer.limit_train_batches == 0:
+            raise ValueError(
+                f"{self.run}: the data gave no training batch, so nothing was trained. Look at "
+                "trainer.limit_train_batches and at the rows of part train."
+            )
+        if not has_ended(trainer):
+            raise interrupted(trainer)
+
         # On every rank: where facts are known only by reading, the ranks join theirs.
         facts = self.inherited_facts | trainer.datamodule.fitted_facts  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             write_json(self.run / "fitted.json", {"facts": sorted(facts)})
-        self._finish(trainer)
+        self._note_end(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._note_end(trainer)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
+        self._note_end(trainer)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
+        self._note_end(trainer)
 
-    def _finish(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero:
+    def _note_end(self, trainer: Trainer) -> None:
+        self._metrics = self._metrics | _metrics(trainer)
+        self._at_end = True
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finishes the run: later than every hook in which a callback may still write."""
+        if self._at_end and trainer.is_global_zero:
+            self._finish(trainer, stage)
+        self._at_end = False
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._at_end = False
+        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.state.fn == TrainerFn.FITTING:
+            print(interrupted(trainer))
+        else:
+            print(f"{self.run}: interrupted, not finished. The same command makes what is missing.")
+
+    def _finish(self, trainer: Trainer, stage: str) -> None:
         seconds = round(time.monotonic() - self._started, 1)
-        write_json(self.run / "summary.json", {"seconds": seconds, "metrics": metrics})
-        self._mark(finished=True)
+        write_json(self.run / "summary.json", {"seconds": seconds, "metrics": self._metrics})
+
+        own = [self.run / name for name in ("config.yaml", "summary.json", "fitted.json")]
+        products = [path for path in own if path.is_file()]
+        for part in (trainer.lightning_module, *trainer.callbacks):
+            products += part.products(stage) if isinstance(part, Producer) else []
+
+        self._mark(finished=True, products=record_products(self.run, products))
         link_atomically(self.run.parent / self.link, self.run)
-        shown = [f", {name} {metrics[name]:.3f}" for name in HEADLINES if name in metrics]
+        shown = [f", {n} {self._metrics[n]:.3f}" for n in HEADLINES if n in self._metrics]
         print(f"{self.run.parent / self.link}: {seconds:.0f} s{''.join(shown)}")
 
-    def _mark(self, finished: bool) -> None:
+    def _mark(self, finished: bool, products: Sequence[Mapping[str, Any]] = ()) -> None:
         record: dict[str, Any] = {"fingerprint": self.fingerprint, "finished": finished}
-        record |= {"inputs": self.inputs}
+        record |= {"inputs": self.inputs, "products": list(products)}
         write_json(self.run / "fingerprint.json", record)
 
 
+def check_finite(module: LightningModule, run: Path, step: int) -> None:
+    """Raises ValueError if a weight is not a finite number: such a training has diverged."""
+    for name, weight in module.named_parameters():
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        if not local.is_meta and not torch.isfinite(local).all():
+            raise ValueError(
+                f"{run}: the training has diverged: after step {step} the weights {name} are not "
+                "finite. The run is not finished and cannot be continued. Start it with other "
+                "settings (a lower learning rate, another precision); to try the same ones again, "
+                "remove its folder."
+            )
+
+
 def is_finished(run: Path, fingerprint: str) -> bool:
-    """Whether `run` (a folder or a link to one) finished under this fingerprint."""
-    return _mark_of(run) == (fingerprint, True)
+    """Whether `run` (a folder or a link to one) finished under this fingerprint, and every product
+    that it left is still there and whole."""
+    mark = _mark_of(run)
+    if (mark.get("fingerprint"), mark.get("finished")) != (fingerprint, True):
+        return False
+    # A run recorded before products were is made again, like one whose products are lost.
+    products = mark.get("products")
+    return products is not None and lost_product(run.resolve(), products, fingerprint) is None
 
 
 def is_unfinished(run: Path, fingerprint: str) -> bool:
-    """Whether `run` was started under this fingerprint and can be continued."""
-    return _mark_of(run) == (fingerprint, False)
+    """Whether `run` was started under this fingerprint and is to be continued."""
+    return _mark_of(run).get("fingerprint") == fingerprint and not is_finished(run, fingerprint)
 
 
-def _mark_of(run: Path) -> tuple[Any, Any]:
+def _mark_of(run: Path) -> dict[str, Any]:
     path = run / "fingerprint.json"
-    mark = read_json(path, "a run's fingerprint") if path.is_file() else {}
-    return mark.get("fingerprint"), mark.get("finished")
+    return read_json(path, "a run's fingerprint") if path.is_file() else {}
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}

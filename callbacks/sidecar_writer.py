@@ -111,6 +111,10 @@ class SidecarWriter(Callback):
         if trainer.is_global_zero:
             finish_manifest(self.folder, self.fingerprint, self._shards)
 
+    def products(self, stage: str) -> list[Path]:
+        """The folder of shards; see `mmemb.products.Producer`."""
+        return [self.folder] if stage == "predict" else []
+
     def _flush(self) -> None:
         if self._shard is None:
             return

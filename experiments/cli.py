@@ -19,11 +19,13 @@ from typing_extensions import override
 
 from callbacks.benchmark_scores import BenchmarkScores
 from callbacks.checkpoint_io import WholeCheckpointIO, newest_whole
+from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
 from callbacks.run_record import RunRecord, git_state, is_unfinished
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
+from experiments.fit_loop import WholeFitLoop
 from experiments.resume import MACHINE_KEYS, check_resume, flattened
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import fingerprint, inherited_facts, input_identities
@@ -148,6 +150,8 @@ class ExperimentCLI(LightningCLI):
         trainer.callbacks.insert(0, record)
         if self.subcommand == "fit":
             trainer.callbacks.insert(1, TrainingHealth())
+            trainer.callbacks.append(StopAtStep())
+            trainer.fit_loop = WholeFitLoop.of(trainer)
         if self.subcommand in ("fit", "test"):
             trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
         for callback in trainer.callbacks:

@@ -1,8 +1,8 @@
 """`python -m experiments.pipeline CONFIG`: all stages in order, each skipped if it is done.
 
 A stage is done when its newest run finished under the fingerprint that its settings and inputs
-have now, and the shards it made are whole. So a changed input runs everything after it again, and
-nothing else.
+have now, and everything that it left is still there (`callbacks.run_record.is_finished`). So a
+changed input runs everything after it again, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import yaml
 from experiments.run import quieten
 from experiments.stage_process import run_module
 from mmemb.records import from_json
+from mmemb.unfinished import UNFINISHED_STATUS, Unfinished
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -104,31 +105,23 @@ def _record(kind: type[_Record], data: Any, path: Path) -> _Record:
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
     """Whether a finished run covers the stage. Parses the configuration, builds nothing."""
     from callbacks.run_record import is_finished
-    from experiments.cli import link_name, parse, run_fingerprint, sidecar_folders
-    from mmemb.shard_writer import existing_shards
-    from mmemb.shards import read_manifest
+    from experiments.cli import link_name, parse, run_fingerprint
 
     config = parse(stage.command_line(shared))
-    expected = run_fingerprint(config, stage.subcommand)
     link = Path(config.runs) / config.experiment / link_name(config.name, stage.subcommand)
-    if not is_finished(link, expected):
-        return False
-    for folder in sidecar_folders(config) if stage.subcommand == "predict" else ():
-        try:
-            manifest = read_manifest(folder)
-        except (FileNotFoundError, ValueError):
-            return False
-        whole = existing_shards(folder, expected)
-        if any(shard.name not in whole for shard in manifest.shards):
-            return False
-    return True
+    return is_finished(link, run_fingerprint(config, stage.subcommand))
 
 
 def run_stage(stage: Stage, shared: Sequence[str]) -> None:
     """Runs a stage in a process of its own; its failure ends the pipeline."""
     arguments = stage.command_line(shared)
     print(f"$ python -m experiments.run {' '.join(arguments)}", flush=True)
-    if status := run_module("experiments.run", arguments):
+    status = run_module("experiments.run", arguments)
+    if status == UNFINISHED_STATUS:
+        raise Unfinished(
+            f"stage {stage.name} was interrupted before its end. Run the pipeline again to go on."
+        )
+    if status:
         sys.exit(
             f"error: stage {stage.name} failed (exit status {status}); what it printed "
             "above says why. The stages before it are kept: run the pipeline again to continue."
@@ -167,6 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_pipeline(one, options, shared_rest)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except Unfinished as end:
+        print(end, file=sys.stderr)
+        sys.exit(end.status)
 
 
 def per_seed(pipeline: Pipeline, num_seeds: int | None) -> list[Pipeline]:

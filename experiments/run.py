@@ -15,6 +15,7 @@ import traceback
 import warnings
 
 from experiments.explain import asked_for, explain
+from mmemb.unfinished import Unfinished
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
 """What bad input raises; their message is written for people, so they see it alone."""
@@ -47,6 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
         from experiments.cli import ExperimentCLI
 
         ExperimentCLI(arguments)
+    except Unfinished as end:
+        print(end, file=sys.stderr)
+
+        # Lightning kills the first process, and with it this status, when another one fails.
+        sys.exit(end.status if int(os.environ.get("LOCAL_RANK", 0)) == 0 else 0)
     except Exception as error:
         if not (isinstance(error, USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
             raise

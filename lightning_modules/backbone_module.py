@@ -123,6 +123,10 @@ class BackboneModule(LightningModule, ABC):
 
     @override
     def on_train_end(self) -> None:
-        folder = Path(self.trainer.default_root_dir) / "backbone"
         twin = self._twin[0] if self._twin else None
+        (folder,) = self.products("fit")
         save_whole(self.backbone, twin, folder, writes=self.trainer.is_global_zero)
+
+    def products(self, stage: str) -> list[Path]:
+        """The trained backbone; see `mmemb.products.Producer`."""
+        return [Path(self.trainer.default_root_dir) / "backbone"] if stage == "fit" else []

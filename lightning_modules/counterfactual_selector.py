@@ -163,8 +163,12 @@ class CounterfactualSelector(LightningModule):
     @override
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "selection.json"
+            (path,) = self.products("fit")
             write_json(path, {"tau": self.tau, "eta": self.eta} | self._rule())
+
+    def products(self, stage: str) -> list[Path]:
+        """The fitted tau and eta; see `mmemb.products.Producer`."""
+        return [Path(self.trainer.default_root_dir) / "selection.json"] if stage == "fit" else []
 
     @override
     def configure_optimizers(self) -> list[Optimizer]:

@@ -109,6 +109,7 @@ class GatingPolicy(LightningModule):
         self._candidates: list[CandidateOutput] = []
         self._galleries = Galleries([])
         self._timed: list[Query] = []
+        self._measured = False
         self._probed: list[tuple[Side, Tensor]] = []
 
     @override
@@ -222,9 +223,16 @@ class GatingPolicy(LightningModule):
             saved = AdaptiveEmbedder(
                 backbone, self.head, self.thresholds, self.workers, self.state, self.temperature
             )
-            folder = Path(self.trainer.default_root_dir) / "adaptive"
+            (folder,) = self.products("fit")
             saved.save_pretrained(folder)
             note_run(folder, self.embedder)
+
+    def products(self, stage: str) -> list[Path]:
+        """The gated embedder, or measured times; see `mmemb.products.Producer`."""
+        run = Path(self.trainer.default_root_dir)
+        if stage == "fit":
+            return [run / "adaptive"]
+        return [run / "latency.json"] if stage == "test" and self._measured else []
 
     # predict
 
@@ -297,3 +305,4 @@ class GatingPolicy(LightningModule):
             )
             rows = [asdict(latency) for latency in measured]
             write_json(Path(self.trainer.default_root_dir) / "latency.json", {"queries": rows})
+            self._measured = True

@@ -153,7 +153,12 @@ class RationaleGenerator(LightningModule):
     @override
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero:
-            self._tuner.save(Path(self.trainer.default_root_dir) / "generator")
+            (folder,) = self.products("fit")
+            self._tuner.save(folder)
+
+    def products(self, stage: str) -> list[Path]:
+        """The trained adapter; see `mmemb.products.Producer`."""
+        return [Path(self.trainer.default_root_dir) / "generator"] if stage == "fit" else []
 
     # predict
 

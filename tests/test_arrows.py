@@ -58,7 +58,7 @@ PURE = {
     "layer_shapes", "model_sizes",
     "nce_sweeps", "negatives", "pair_vectors", "path_losses", "pictures", "planted",
     "planted_coverage",
-    "planted_estimators", "planted_gate", "planted_selection", "planted_study",
+    "planted_estimators", "planted_gate", "planted_selection", "planted_study", "products",
     "placebos", "plan_layers", "plan_work", "planning", "ranking", "rationales",
     "rationales.base", "rationales.chat_client", "rationales.chat_connection",
     "rationales.chat_reply", "rationales.decoding", "rationales.draw_seeds",
@@ -69,7 +69,7 @@ PURE = {
     "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
     "records", "reselection", "retrieval", "set_order", "shard_writer", "shards",
-    "statistics", "tiled_nce", "utilities", "weights",
+    "statistics", "tiled_nce", "unfinished", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
 

@@ -16,12 +16,14 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 import experiments.report  # noqa: F401  (the line below finds its module)
 from tests.tiny_experiment import (
     REPO,
     Experiment,
     run,
+    settings_kept,
     trained_weights,
     write_experiment,
 )
@@ -81,6 +83,82 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+@pytest.mark.slow  # the default suite asks in tests/test_fit_end.py
+def test_a_fit_cut_before_its_weights_were_written_writes_them(
+    trunk: Experiment, tmp_path: Path
+) -> None:
+    from experiments.pipeline import Stage, is_done
+    from lightning_modules import ContrastiveEmbedder
+
+    expected = trained_weights(fit_trunk(trunk, tmp_path / "whole"))
+
+    def cut(module: Any) -> None:
+        raise RuntimeError("the power went out")
+
+    with (
+        patch.object(ContrastiveEmbedder, "on_train_end", cut),
+        pytest.raises(RuntimeError, match="power"),
+    ):
+        fit_trunk(trunk, tmp_path / "cut")
+    command = trunk.command("trunk", "--runs", str(tmp_path / "cut"))
+    stage = Stage("trunk", command[0], command[2], tuple(command[3:]))
+    with settings_kept():
+        assert not is_done(stage, ())
+    found = trained_weights(fit_trunk(trunk, tmp_path / "cut"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+    summaries = [
+        json.loads((tmp_path / name / "tiny/trunk/summary.json").read_text())["metrics"]
+        for name in ("whole", "cut")
+    ]
+    assert summaries[0].keys() == summaries[1].keys()
+    assert summaries[0]["train/loss"] == summaries[1]["train/loss"]
+
+    # A backbone that is lost later is written again from the same checkpoint.
+    (tmp_path / "cut/tiny/trunk/backbone/weights.pt").unlink()
+    with settings_kept():
+        assert not is_done(stage, ())
+    found = trained_weights(fit_trunk(trunk, tmp_path / "cut"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert len(list((tmp_path / "cut/tiny").glob("*-trunk-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_with_a_status_and_the_same_command_goes_on(
+    trunk: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = trained_weights(fit_trunk(trunk, tmp_path / "whole"))
+    usual = Timer.time_elapsed
+
+    def elapsed(timer: Timer, *args: Any) -> float:
+        return usual(timer) + 10**6 * (steps() >= 2)
+
+    def steps() -> int:
+        return len(saved_steps)
+
+    saved_steps: list[int] = []
+    save = ModelCheckpoint._save_last_checkpoint
+
+    def note(checkpoint: ModelCheckpoint, *args: Any) -> None:
+        saved_steps.append(1)
+        save(checkpoint, *args)
+
+    limit = ["--runs", str(tmp_path / "cut"), "--trainer.max_time", "00:01:00:00"]
+    with (
+        patch.object(Timer, "time_elapsed", elapsed),
+        patch.object(ModelCheckpoint, "_save_last_checkpoint", note),
+        pytest.raises(SystemExit) as end,
+    ):
+        run(trunk.command("trunk", *limit))
+    assert end.value.code == 75
+    assert "of 4, not finished. The same command goes on from" in capsys.readouterr().err
+    assert not (tmp_path / "cut/tiny/trunk").exists()
+
+    run(trunk.command("trunk", *limit))
+    found = trained_weights(tmp_path / "cut/tiny")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def start(experiment: Experiment, runs: Path, *more: str) -> subprocess.Popen[bytes]:

@@ -15,6 +15,7 @@ import experiments.report  # noqa: F401  (the line below finds its module)
 from experiments.pipeline import Stage, is_done, main
 from experiments.run import quieten
 from mmemb.shards import ShardIndex
+from mmemb.unfinished import UNFINISHED_STATUS
 from tests.tiny_experiment import (
     Experiment,
     in_process,
@@ -180,6 +181,18 @@ def test_arguments_behind_two_dashes_go_to_every_stage(clip_experiment: Experime
             "--seed_everything", "3",
         )  # fmt: skip
     assert seen[0][-2:] == ["--seed_everything", "3"]
+
+
+def test_an_interrupted_stage_ends_the_pipeline_with_its_status(
+    clip_experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        patch("experiments.pipeline.run_module", lambda module, arguments: UNFINISHED_STATUS),
+        pytest.raises(SystemExit) as end,
+    ):
+        run_alone(clip_experiment, "--from", "gate")
+    assert end.value.code == UNFINISHED_STATUS
+    assert "stage gate was interrupted before its end" in capsys.readouterr().err
 
 
 def test_the_report_is_made_where_the_runs_are(clip_experiment: Experiment, tmp_path: Path) -> None:
