@@ -172,9 +172,8 @@ class EvaluationRows:
         """Size of each gallery of a chunk; not known where broken candidates are skipped."""
         if self._on_error == "skip":
             return {}
-        return {
-            gallery: self._sizes[gallery] for gallery in {r.meta["gallery"] for r in chunk.rows}
-        }
+        galleries = sorted({row.meta["gallery"] for row in chunk.rows})
+        return {gallery: self._sizes[gallery] for gallery in galleries}
 
     @cached_property
     def _sizes(self) -> Mapping[str, int]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, final
 from torch import Tensor
 
 from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, decode_json
+from mmemb.benchmark_data import check_index, parse_query
 from mmemb.records import Candidate, Media, Pair, Query, Side
 from mmemb.shards import IndexEntry, ShardIndex
 
@@ -39,12 +40,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The bytes of a sample as far as they were read, and the digests of all of its media."""
+    """The bytes of a sample as far as they were read, the digests of all of its media, and what the
+    index says of it."""
 
     key: str
     where: str
     data: Mapping[str, bytes]
     media: Mapping[str, str] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_bytes(cls, key: str, where: str, data: Mapping[str, bytes]) -> Members:
@@ -100,7 +103,7 @@ class SampleReader:
         return self.pair_of(self._members(row, "qt"))
 
     def query(self, row: Row) -> Query:
-        """A sample of `queries/`; its task's gallery is not in it."""
+        """A sample of `queries/`; its gallery stands in the index."""
         return _checked(self._query, self._members(row, "q"))
 
     def candidate(self, row: Row) -> Candidate:
@@ -128,7 +131,7 @@ class SampleReader:
         if self._pixels:
             wanted |= {name for name in row.entry.members if name[:1] in sides}
         data = row.index.read(row.entry, wanted)
-        return Members(row.entry.key, row.where, data, row.entry.media)
+        return Members(row.entry.key, row.where, data, row.entry.media, row.meta)
 
     def _pair(self, members: Members) -> Pair:
         data = _json(members)
@@ -145,16 +148,12 @@ class SampleReader:
 
     def _query(self, members: Members) -> Query:
         data = _json(members)
-        if not data["relevance"]:
-            raise DecodeError(f"{members.where}: relevance names no right candidate.", ADVICE)
-        return Query(
-            key=members.key,
-            **{name: data[name] for name in ("task", "part", "concept", "fact")},
-            side=self._side(members, "q", data["text"], data["instruction"]),
-            relevance={str(name): float(grade) for name, grade in data["relevance"].items()},
-            answers=tuple(data["answers"]),
-            candidates=_candidate_rows(members),
-        )
+        side = self._side(members, "q", data["text"], data["instruction"])
+        listed = members.data.get("candidates.npy")
+        if listed is None:
+            return parse_query(members.key, data, members.meta, side, None)
+        rows_C = decode_array(listed, f"{members.where}, member candidates.npy")
+        return parse_query(members.key, data, members.meta, side, rows_C.numpy())
 
     def _candidate(self, members: Members) -> Candidate:
         data = _json(members)
@@ -199,19 +198,11 @@ def media_of(names: Iterable[str], side: str) -> list[tuple[str, Literal["image"
     return [(name, "frame" if match[3] else "image") for match, name in found]
 
 
-def _candidate_rows(members: Members) -> tuple[int, ...] | None:
-    if (data := members.data.get("candidates.npy")) is None:
-        return None
-    where = f"{members.where}, member candidates.npy"
-    rows_C = decode_array(data, where)
-    if rows_C.dim() != 1 or rows_C.is_floating_point() or rows_C.is_complex():
-        kind = f"{rows_C.dtype} {tuple(rows_C.shape)}"
-        raise DecodeError(f"{where}: expected a list of whole numbers; {kind}.", ADVICE)
-    return tuple(rows_C.tolist())
-
-
 def _json(members: Members) -> Any:
-    return decode_json(members.data["json"], f"{members.where}, member json")
+    """The JSON of a sample, which agrees with its index."""
+    data = decode_json(members.data["json"], f"{members.where}, member json")
+    check_index(data, members.meta)
+    return data
 
 
 def _checked(read: Callable[[Members], _Record], members: Members) -> _Record:
@@ -219,7 +210,9 @@ def _checked(read: Callable[[Members], _Record], members: Members) -> _Record:
         return read(members)
     except DecodeError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except ValueError as error:
+        raise DecodeError(f"{members.where}: {error}", ADVICE) from None
+    except (KeyError, TypeError, AttributeError) as error:
         raise DecodeError(
             f"{members.where} lacks a member or a field of its json, or it has the wrong type: "
             f"{type(error).__name__} {error}.",

@@ -50,4 +50,11 @@ class TeacherTable:
                 f"{self._index.folder} again."
             )
         vectors = [decode_array(members[name], f"{where}, member {name}") for name in MEMBERS]
+        for name, vector_E in zip(MEMBERS, vectors, strict=True):
+            # Normalised, a vector of zeros would stay one and teach nothing without a word.
+            if not vector_E.isfinite().all() or not vector_E.any():
+                raise ValueError(
+                    f"{where}, member {name}: the teacher's vector is zero or not finite. Run the "
+                    f"step that makes {self._index.folder} again."
+                )
         return torch.nn.functional.normalize(torch.stack(vectors).float(), dim=1)

@@ -1,6 +1,7 @@
 """What is right in a prepared benchmark: queries, labels and candidate lists, without a picture.
 
 Reads the shards' JSON and candidate lists alone, so that scores need neither a model nor a decoder.
+`parse_query` is the one reader of grades and lists: the data modules read theirs through it, too.
 """
 
 from __future__ import annotations
@@ -8,17 +9,22 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mmemb.metrics import checked_grade
 from mmemb.records import EvaluationTask, Media, Query, Side, from_json
 from mmemb.shards import MANIFEST, IndexEntry, ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
+
+REPEATS = "repeats"
+"""Field of a query's JSON: how many entries of its candidate list repeat an earlier one."""
 
 
 @final
@@ -63,14 +69,125 @@ def roots_below(folder: Path) -> list[Path]:
 
 
 def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
-    """What every root at or below a folder says, in order of path; see `roots_below`."""
+    """What every root at or below a folder says, in order of path; see `roots_below`.
+
+    Raises:
+        ValueError: a sample is broken, its index says otherwise, or a right or listed candidate is
+            not among those that the query chooses from.
+    """
     for root in roots_below(folder):
         tasks = tuple(from_json(EvaluationTask, row) for row in _json(root / TASKS))
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
-        queries = [_query(index, entry) for entry in index.entries if entry.meta["part"] == part]
-        names = tuple((entry.meta["gallery"], entry.meta["name"]) for entry in table.entries)
+        entries = [entry for entry in index.entries if entry.meta["part"] == part]
+        queries = tuple(_query(index, entry) for entry in entries)
+        names = tuple(_gallery_and_name(table, entry) for entry in table.entries)
+
+        _check_candidates(root, tasks, queries, names)
         path = str(root.relative_to(folder))
-        yield BenchmarkRoot(path, tasks, tuple(queries), names, *revision_and_losses(root))
+        yield BenchmarkRoot(path, tasks, queries, names, *revision_and_losses(root))
+
+
+def parse_query(
+    key: str,
+    data: Mapping[str, Any],
+    meta: Mapping[str, str],
+    side: Side,
+    listed: NDArray[Any] | None,
+) -> Query:
+    """A query from its JSON.
+
+    Args:
+        key: its sample's.
+        data: the JSON.
+        meta: what the index says of the sample; empty where there is none.
+        side: its content.
+        listed: rows of its own candidates in the candidate table; None = the whole gallery.
+
+    Raises:
+        ValueError: no right candidate, a grade that is not above 0, an index that says otherwise, a
+            list that is none or that repeats a candidate without saying so.
+        KeyError: a field is missing.
+    """
+    check_index(data, meta)
+    if not isinstance(data["relevance"], dict) or not data["relevance"]:
+        raise ValueError("relevance names no right candidate: expected names with their grades.")
+    grades = {
+        name: checked_grade(grade, f"right candidate {name!r}")
+        for name, grade in data["relevance"].items()
+    }
+    return Query(
+        key=key,
+        **{name: data[name] for name in ("task", "part", "concept", "fact")},
+        side=side,
+        relevance=grades,
+        answers=tuple(data["answers"]),
+        candidates=None if listed is None else _listed_rows(listed, data.get(REPEATS, 0)),
+        gallery=meta.get("gallery", ""),
+    )
+
+
+def check_index(data: Mapping[str, Any], meta: Mapping[str, str]) -> None:
+    """Refuses a sample whose index entry and JSON disagree in a field that both have.
+
+    Raises:
+        ValueError: names the field and both values.
+    """
+    for name, stated in meta.items():
+        if name in data and data[name] != stated:
+            raise ValueError(
+                f"the index says {name} {stated!r}, the json {data[name]!r}: expected the same in "
+                "both."
+            )
+
+
+def _listed_rows(listed: NDArray[Any], num_repeats: int) -> tuple[int, ...]:
+    """Rows of a list of candidates; published lists may repeat one, and then state how often."""
+    if listed.ndim != 1 or listed.dtype.kind not in "iu" or not listed.size:
+        raise ValueError(
+            f"candidates.npy holds {listed.dtype} {listed.shape}: expected a list of whole numbers."
+        )
+    rows = tuple(int(row) for row in listed)
+    if min(rows) < 0:
+        raise ValueError(f"candidates.npy lists row {min(rows)}: expected rows from 0.")
+    if (found := len(rows) - len(set(rows))) != num_repeats:
+        raise ValueError(
+            f"candidates.npy repeats {found} rows, the json states {num_repeats} as {REPEATS!r}: "
+            "expected every candidate once unless the published list repeats some."
+        )
+    return rows
+
+
+def _check_candidates(
+    root: Path,
+    tasks: Sequence[EvaluationTask],
+    queries: Sequence[Query],
+    names: Sequence[tuple[str, str]],
+) -> None:
+    """Refuses queries whose task, right candidates or listed rows the root does not have."""
+    gallery_of = {task.name: task.gallery for task in tasks}
+    known = set(names)
+    for query in queries:
+        where = f"{root / QUERIES}, sample {query.key}"
+        if gallery_of.get(query.task) != query.gallery:
+            raise ValueError(
+                f"{where} is of task {query.task!r} and gallery {query.gallery!r}, which {TASKS} "
+                "does not have together; prepare the data again."
+            )
+
+        # A negative or a foreign row would name another candidate without a word.
+        rows = query.candidates or ()
+        if wrong := [r for r in rows if r >= len(names) or names[r][0] != query.gallery]:
+            raise ValueError(
+                f"{where}: candidates.npy lists row {wrong[0]}, which gallery {query.gallery!r} "
+                "does not have; prepare the data again."
+            )
+
+        among = {names[row] for row in rows} if rows else known
+        if lost := [name for name in query.relevance if (query.gallery, name) not in among]:
+            raise ValueError(
+                f"{where}: right candidate {lost[0]!r} is not among the candidates that the query "
+                "chooses from; prepare the data again."
+            )
 
 
 def revision_and_losses(root: Path) -> tuple[str, str]:
@@ -84,26 +201,35 @@ def revision_and_losses(root: Path) -> tuple[str, str]:
 
 def _query(index: ShardIndex, entry: IndexEntry) -> Query:
     members = index.read(entry, {"json", "candidates.npy"})
-    where = f"{index.folder / entry.shard}, sample {entry.key}"
     try:
         data = json.loads(members["json"])
+        listed = members.get("candidates.npy")
         media = tuple(Media("image", digest) for digest in entry.media.values())
-        return Query(
-            key=entry.key,
-            **{name: data[name] for name in ("task", "part", "concept", "fact")},
-            side=Side(data["text"], data["instruction"], media),
-            relevance={str(name): float(grade) for name, grade in data["relevance"].items()},
-            candidates=_rows(members.get("candidates.npy")),
-            gallery=entry.meta["gallery"],
+        return parse_query(
+            entry.key,
+            data,
+            entry.meta,
+            Side(data["text"], data["instruction"], media),
+            None if listed is None else np.load(io.BytesIO(listed), allow_pickle=False),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where} is no query: {error!r}; prepare the data again.") from None
+        raise _broken(index, entry, "query", error) from None
 
 
-def _rows(data: bytes | None) -> tuple[int, ...] | None:
-    if data is None:
-        return None
-    return tuple(int(row) for row in np.load(io.BytesIO(data), allow_pickle=False))
+def _gallery_and_name(table: ShardIndex, entry: IndexEntry) -> tuple[str, str]:
+    """Identity of a candidate, as its index and its JSON say alike."""
+    try:
+        data = json.loads(table.read(entry, {"json"})["json"])
+        check_index(data, entry.meta)
+        return data["gallery"], data["name"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _broken(table, entry, "candidate", error) from None
+
+
+def _broken(index: ShardIndex, entry: IndexEntry, what: str, error: Exception) -> ValueError:
+    where = f"{index.folder / entry.shard}, sample {entry.key}"
+    words = str(error) if type(error) is ValueError else repr(error)
+    return ValueError(f"{where} is no {what}: {words} Prepare the data again.")
 
 
 def _json(path: Path) -> Any:

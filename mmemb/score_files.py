@@ -198,15 +198,33 @@ class Values:
 
 
 def read_values(folder: Path) -> dict[str, Values]:
-    """Task -> values, below `folder`."""
-    found = {}
+    """Task -> values, below `folder`.
+
+    Raises:
+        ValueError: a file is broken, or two are of the same task.
+    """
+    found: dict[str, Values] = {}
     for path in sorted(folder.rglob(f"*{VALUES}")):
+        task = path.name.removesuffix(VALUES)
         data = read_json(path, "values of a task")
         try:
-            columns = [tuple(data[name]) for name in ("keys", "clusters", "values")]
-            found[path.name.removesuffix(VALUES)] = Values(str(data["metric"]), *columns)
-        except (KeyError, TypeError) as error:
+            keys, clusters = (tuple(map(str, data[name])) for name in ("keys", "clusters"))
+            values = tuple(map(float, data["values"]))
+            metric = str(data["metric"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is broken ({error!r}): score the task again.") from None
+
+        if not len(set(keys)) == len(keys) == len(clusters) == len(values):
+            raise ValueError(
+                f"{path} is broken: expected every query once, with one cluster and one value; "
+                f"there are {len(keys)} keys ({len(set(keys))} distinct), {len(clusters)} clusters "
+                f"and {len(values)} values. Score the task again."
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path} holds values that are not finite: score the task again.")
+        if task in found:
+            raise ValueError(f"{folder} holds two value files of {task}: name one model's folder.")
+        found[task] = Values(metric, keys, clusters, values)
     return found
 
 

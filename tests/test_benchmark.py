@@ -41,6 +41,7 @@ def write_local(root: Path) -> Path:
         labels = {"task": "VOC2007", "part": "test", "concept": f"c{n}", "fact": f"VOC2007/{n}"}
         body = {"instruction": "Name it.", "text": "", "relevance": {name: 1.0}, "answers": []}
         listed = np.array([n, (n + 1) % 6, (n + 1) % 6, (n + 3) % 6], dtype=np.int32)
+        body["repeats"] = 1
         members = encode_members({"json": labels | body, "candidates.npy": listed})
         members["q0.webp"] = picture(n)
         queries.append(Sample(f"{n:08d}", members, labels | {"gallery": "VOC2007"}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,9 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from callbacks import SidecarWriter
+from datamodules.samples import rows_of
+from datamodules.teacher import TeacherTable
 from lightning_modules import ContrastiveEmbedder, TeacherEmbedder
 from mmemb.distillation import distillation_loss
 from mmemb.losses import combine
+from mmemb.shard_writer import Sample, encode_members, write_folder
 from mmemb.shards import ShardIndex
 from tests.ranks import run_ranks
 from tests.test_negatives import data
@@ -71,6 +75,16 @@ def test_a_student_that_agrees_learns_nothing() -> None:
     loss.backward()
     assert abs(loss.item()) < 1e-12
     assert query.grad.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_a_teachers_vector_that_is_none_is_refused(tmp_path: Path, value: float) -> None:
+    broken = encode_members({"query.npy": np.ones(3), "target.npy": np.full(3, value)})
+    sample = Sample("00000000", broken, {})
+    write_folder(tmp_path, [sample], prefix="t", samples_per_shard=1, fingerprint="")
+    (row,) = rows_of(ShardIndex.open(tmp_path))
+    with pytest.raises(ValueError, match=r"target\.npy: the teacher's vector is zero or not"):
+        TeacherTable(tmp_path, []).read(row)
 
 
 def _on_rank(rank: int, world: int) -> list[Tensor]:

@@ -229,7 +229,8 @@ def test_on_error(root, tmp_path, caplog):
 
 def test_local_candidates_and_grades(root, tmp_path):
     data = {
-        **{name: "x" for name in ("task", "part", "concept", "fact", "instruction", "text")},
+        **dict.fromkeys(("concept", "fact", "instruction", "text"), "x"),
+        **{"task": "flag-name", "part": "test"},
         "relevance": {"a": 2, "b": 0.5},
         "answers": [],
     }

@@ -17,7 +17,14 @@ from mmemb.benchmark_scores import TaskScores
 from mmemb.benchmarks.mmeb_v2 import COUNTS, REVISIONS, TASKS, groups_of, task_named, tasks_of
 from mmemb.headline import complete_groups, headline_text
 from mmemb.records import Query, Side
-from mmemb.score_files import METRICS, group_means, read_scores, submission, write_scores
+from mmemb.score_files import (
+    METRICS,
+    group_means,
+    read_scores,
+    read_values,
+    submission,
+    write_scores,
+)
 
 PUBLISHED = {
     "I-CLS": (
@@ -210,12 +217,33 @@ def test_the_leaderboards_file_needs_every_task_whole(tmp_path: Path) -> None:
     assert "all" not in complete_groups(partial)
 
 
+def test_values_of_a_task_are_there_once(tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
+    write_model(scores / "a", {"MSVD": 0.5}, num=4)
+    (scores / "b").mkdir()
+    (scores / "a/MSVD_values.json").rename(scores / "b/MSVD_values.json")
+    assert len(read_values(scores)["MSVD"].values) == 4
+    write_model(scores / "a", {"MSVD": 0.9}, num=4)
+    with pytest.raises(ValueError, match="two value files of MSVD"):
+        read_values(scores)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("MSVD_score.json", "{", "MSVD_score.json"),
         ("MSVD_score.json", "{}", "lacks ['hit@1'"),
         ("MSVD_values.json", "{}", "MSVD_values.json is broken"),
+        (
+            "MSVD_values.json",
+            '{"metric": "hit@1", "keys": ["a", "a"], "clusters": ["a", "b"], "values": [1, 0]}',
+            "2 keys (1 distinct)",
+        ),
+        (
+            "MSVD_values.json",
+            '{"metric": "hit@1", "keys": ["a"], "clusters": ["a"], "values": [NaN]}',
+            "values that are not finite",
+        ),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, content: str, said: str) -> None:

@@ -152,8 +152,8 @@ def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> 
     }
     members = side_members(media, row.query.media, "q", num_frames) | _json(data)
     if row.negatives:
-        own = table.numbers(row.task, (*row.positives, *row.negatives))
-        members |= encode_members({"candidates.npy": np.array(own, dtype=np.int32)})
+        own = dict.fromkeys(table.numbers(row.task, (*row.positives, *row.negatives)))
+        members |= encode_members({"candidates.npy": np.array(list(own), dtype=np.int32)})
     return Sample(row.id, members, _labels(row) | {"gallery": row.task})
 
 

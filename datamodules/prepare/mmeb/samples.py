@@ -11,6 +11,7 @@ import numpy as np
 
 from datamodules.prepare.mmeb.pictures import UnreadableError
 from datamodules.prepare.mmeb.plan import TaskPlan
+from mmemb.benchmark_data import REPEATS
 from mmemb.shard_writer import Sample, encode_members
 
 PART = "test"
@@ -70,6 +71,8 @@ def query_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes], table:
     if query.candidates is not None:
         rows = [table.row_of[n] for n in query.candidates.tolist() if n in table.row_of]
         members |= encode_members({"candidates.npy": np.array(rows, np.int32)})
+        if repeats := len(rows) - len(set(rows)):
+            data[REPEATS] = repeats  # as published; a repeat that is not stated is refused
     return _sample(number, data, members, meta)
 
 

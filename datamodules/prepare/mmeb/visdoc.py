@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 from datamodules.prepare.mmeb.annotations import FOLDER, Row, find_files, open_parquet, read_rows
@@ -39,8 +40,8 @@ def read_grades(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     grades: dict[str, dict[str, float]] = {}
     for row in rows:
         score = row.values["score"]
-        if type(score) not in (int, float):
-            raise row.error("a number in 'score'", repr(score))
+        if type(score) not in (int, float) or not isfinite(score):
+            raise row.error("a finite number in 'score'", repr(score))
         if score > 0:
             of_query = grades.setdefault(row.name("query-id"), {})
             page = row.name("corpus-id")

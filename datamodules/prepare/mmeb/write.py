@@ -16,7 +16,7 @@ from datamodules.prepare.mmeb.folders import Settings, ShardFolder, write_folder
 from datamodules.prepare.mmeb.pictures import PictureReader
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
 from datamodules.prepare.mmeb.samples import Table, candidate_sample, query_sample
-from mmemb.benchmark_data import CANDIDATES, QUERIES, TASKS
+from mmemb.benchmark_data import CANDIDATES, QUERIES, REPEATS, TASKS
 from mmemb.files import file_sha256
 from mmemb.guards import GIB, check_disk
 from mmemb.lineage import canonical_json, write_json
@@ -79,7 +79,9 @@ def plan_mark(plan: TaskPlan, sources: Sequence[Source]) -> str:
         rows = query.candidates if query.candidates is None else query.candidates.tolist()
         grades = list(query.relevance.items())
         text = (query.concept, query.instruction, query.text, query.answers)
-        digest.update(canonical_json([text, _media(query.media), grades, rows]).encode())
+        repeats = [REPEATS] if rows and len(set(rows)) < len(rows) else []
+        labels = [text, _media(query.media), grades, rows, *repeats]
+        digest.update(canonical_json(labels).encode())
     for row in plan.candidates:
         data = (row.name, row.instruction, row.text, _media(row.media))
         digest.update(canonical_json(data).encode())
