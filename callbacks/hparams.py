@@ -1,4 +1,4 @@
-"""HParams: the tab of TensorBoard that compares runs by their settings."""
+"""HParams: settings and best metrics of a run, for every logger that compares runs by them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class BestMetrics:
 
 @final
 class HParams(Callback):
-    """Writes settings and best metrics of a run where the HParams tab looks for them, and the
-    layout of the page *Custom scalars*.
+    """Hands settings and best metrics of a run to all loggers. TensorBoard gets them where its
+    HParams tab looks for them, and the layout of the page *Custom scalars*.
 
     `save_hyperparameters` would do so too, but then a checkpoint's settings silently beat the
     command line's.
@@ -66,8 +66,11 @@ class HParams(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
-            if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(LAYOUT)
+            if isinstance(logger, TensorBoardLogger):
+                if trainer.is_global_zero:
+                    logger.experiment.add_custom_scalars(LAYOUT)
+            else:
+                logger.log_hyperparams(self.settings)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,17 +86,22 @@ class HParams(Callback):
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
+        self.best.add(trainer.callback_metrics)
+        named = {f"best/{name}": value for name, value in self.best.values.items()}
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_metrics(named, trainer.global_step)
+            elif trainer.is_global_zero:
+                self._write_tab(logger, named, trainer.global_step)
+
+    def _write_tab(self, logger: TensorBoardLogger, named: Mapping[str, float], step: int) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        self.best.add(trainer.callback_metrics)
-        for logger in trainer.loggers:
-            if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
-                named = {f"best/{name}": value for name, value in self.best.values.items()}
-                writer = logger.experiment
-                for summary in hparams(self.settings, named):
-                    writer.file_writer.add_summary(summary)
-                for name, value in named.items():
-                    writer.add_scalar(name, value, trainer.global_step)
+        writer = logger.experiment
+        for summary in hparams(self.settings, dict(named)):
+            writer.file_writer.add_summary(summary)
+        for name, value in named.items():
+            writer.add_scalar(name, value, step)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from callbacks.top_candidates import NUM_CANDIDATES, TopCandidates, TopRow
 from mmemb.batches import CandidateOutput, QueryOutput
 from mmemb.distributed import gather_objects
+from mmemb.log_media import log_figure, log_text
 from mmemb.metrics import MeanSums
 from mmemb.retrieval import Galleries, gather_candidates
 
@@ -132,12 +133,19 @@ class RecallAtK(Callback):
         pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks; Lightning cannot know
         rows = self.meter.first_of_each_task(galleries) if self.root is not None else []
         self.meter = RetrievalMeter(self.cutoffs)
-        if table and trainer.is_global_zero and trainer.logger is not None:
-            board, step = trainer.logger.experiment, trainer.global_step
-            board.add_text(f"{split}/tasks", markdown_table(table), step)
-            if rows and self.root is not None:
-                figure = TopCandidates(Path(self.root)).figure(rows)
-                board.add_figure(f"{split}/best_candidates", figure, step)
+        if not table or not trainer.is_global_zero:
+            return
+
+        step = trainer.global_step
+        log_text(trainer.loggers, f"{split}/tasks", markdown_table(table), step)
+        if rows and self.root is not None:
+            pictures = Path(self.root)
+            log_figure(
+                trainer.loggers,
+                f"{split}/best_candidates",
+                lambda: TopCandidates(pictures).figure(rows),
+                step,
+            )
 
 
 def is_headline(name: str) -> bool:

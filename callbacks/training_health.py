@@ -92,7 +92,7 @@ class TrainingHealth(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._batch is None or not _is_due(trainer):
+        if self._batch is None or not _is_due(trainer, trainer.global_step + 1):
             return
         norms = {
             f"train/grad_norm/{group.get('name', number)}": _norm(group["params"])
@@ -109,7 +109,7 @@ class TrainingHealth(Callback):
         self._watch.stop(len(batch.keys), sum(batch.costs()))
         vectors = outputs.get("vectors") if isinstance(outputs, dict) else None
         # The optimiser's step has counted: due are the steps that Lightning itself logs.
-        if trainer.global_step % trainer.log_every_n_steps or vectors is None:
+        if not _is_due(trainer, trainer.global_step) or vectors is None:
             return
         values = dict(self._watch.read()) | {"temperature": float(outputs["temperature"])}
         values |= _health(vectors, batch, values["temperature"])
@@ -141,8 +141,9 @@ def _health(vectors: PairVectors, batch: PairBatch, temperature: float) -> dict[
     return dict(health.scalars(batch.groups[:MOST_ROWS]))
 
 
-def _is_due(trainer: Trainer) -> bool:
-    return (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+def _is_due(trainer: Trainer, step: int) -> bool:
+    """Whether numbers are logged at a step; with `log_every_n_steps: 0` they never are."""
+    return trainer.log_every_n_steps > 0 and step % trainer.log_every_n_steps == 0
 
 
 def _norm(parameters: list[Tensor]) -> Tensor:

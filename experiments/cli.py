@@ -27,6 +27,7 @@ from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
 from experiments.fit_loop import WholeFitLoop
 from experiments.resume import MACHINE_KEYS, check_resume, flattened
+from experiments.run_loggers import keep_checkpoints_in, place_loggers
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import fingerprint, inherited_facts, input_identities
 from mmemb.weights import read_weights
@@ -127,6 +128,9 @@ class ExperimentCLI(LightningCLI):
             check_resume(Path(given), whole, self.inputs, config.allow_change)
         self.run_folder = self._run_folder(folder, config)
         config.trainer.default_root_dir = str(self.run_folder)
+        # Before loggers are placed: a run of this text places its own.
+        self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
+        place_loggers(config.trainer, self.run_folder)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -134,7 +138,7 @@ class ExperimentCLI(LightningCLI):
         record = RunRecord(
             run=str(self.run_folder),
             link=link_name(config.name, self.subcommand),
-            config=self._parser(self.subcommand).dump(config, skip_none=False),
+            config=self.config_text,
             fingerprint=self.fingerprint,
             inputs=self.inputs,
             owner=config.owner or "",
@@ -143,8 +147,10 @@ class ExperimentCLI(LightningCLI):
                 settings_of(config, self.subcommand), own_outputs(config, self.subcommand)
             ),
         )
-        logger = TensorBoardLogger(str(self.run_folder), name="", version="")
-        trainer = super().instantiate_trainer(logger=logger, **kwargs)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(str(self.run_folder), name="", version="")
+        trainer = super().instantiate_trainer(**kwargs)
+        keep_checkpoints_in(trainer, self.run_folder)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user names no other
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         trainer.callbacks.insert(0, record)

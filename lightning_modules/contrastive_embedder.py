@@ -13,7 +13,6 @@ from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from typing_extensions import override
 
@@ -33,6 +32,7 @@ from mmemb.batches import (
 from mmemb.distillation import distillation_loss
 from mmemb.gradient_cache import GradientCache
 from mmemb.lineage import read_facts, run_mark
+from mmemb.log_media import log_text
 from mmemb.losses import LossTerm, combine
 from mmemb.pair_vectors import PairVectors, pair_vectors
 from mmemb.path_losses import PathLosses
@@ -161,11 +161,8 @@ class ContrastiveEmbedder(BackboneModule):
 
     @override
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        if self.global_step == 0 and self.trainer.is_global_zero:
-            for logger in self.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    text = describe_batch(batch, self.backbone)
-                    logger.experiment.add_text("train/first_batch", text, 0)
+        if self.global_step == 0 and self.trainer.is_global_zero and self.loggers:
+            log_text(self.loggers, "train/first_batch", describe_batch(batch, self.backbone), 0)
 
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Any]:

@@ -82,6 +82,16 @@ def fit(folder: Path, root: Path, module: ContrastiveEmbedder, **kwargs: Any) ->
     return [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
 
 
+def test_nothing_is_logged_every_0_steps(tiny_root: Path, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = trainer_of(
+        tmp_path, max_steps=1, callbacks=[TrainingHealth()], logger=logger, log_every_n_steps=0
+    )
+    trainer.fit(embedder(tmp_path).train(), datamodule=data(tiny_root))
+    assert "train/temperature" not in trainer.callback_metrics
+    assert trainer.global_step == 1
+
+
 def embedder(folder: Path) -> ContrastiveEmbedder:
     return ContrastiveEmbedder(clip(folder), num_warmup=1, learn_temperature=True)
 
