@@ -12,6 +12,7 @@ from typing_extensions import override
 from mmemb.batches import SidecarOutput, SidecarRow
 from mmemb.distributed import gather_objects
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
+from mmemb.unfinished import Unfinished
 
 
 @final
@@ -96,7 +97,7 @@ class SidecarWriter(Callback):
                 f"such as {name}: {said} The others are there: the same command makes those alone."
             )
         if missing:
-            raise ValueError(
+            raise Unfinished(
                 f"{self.folder}: {len(missing)} of {len(self._shards)} shards were not written, "
                 f"such as {missing[0]}, since not all of their rows were predicted "
                 f"(trainer.limit_predict_batches is {self._limit}). The folder is not complete and "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from pydoc import locate
@@ -153,9 +155,8 @@ class ExperimentCLI(LightningCLI):
         keep_checkpoints_in(trainer, self.run_folder)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user names no other
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
-        trainer.callbacks.insert(0, record)
         if self.subcommand == "fit":
-            trainer.callbacks.insert(1, TrainingHealth())
+            trainer.callbacks.insert(0, TrainingHealth())
             trainer.callbacks.append(StopAtStep())
             trainer.fit_loop = WholeFitLoop.of(trainer)
         if self.subcommand in ("fit", "test"):
@@ -163,7 +164,25 @@ class ExperimentCLI(LightningCLI):
         for callback in trainer.callbacks:
             if isinstance(callback, SidecarWriter | BenchmarkScores):
                 callback.fingerprint = self.fingerprint
+        if not trainer.fast_dev_run:
+            trainer.callbacks.insert(0, record)
         return trainer
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.trainer.fast_dev_run:
+            super()._run_subcommand(subcommand)
+            return
+
+        # Nothing that a development run makes may be taken for a product.
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if self._owns_folder:
+                shutil.rmtree(self.run_folder, ignore_errors=True)
+        if self.trainer.is_global_zero:
+            count = int(self.trainer.fast_dev_run)
+            print(f"fast_dev_run: {subcommand} ran {count} batch(es), nothing is kept")
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -185,8 +204,12 @@ class ExperimentCLI(LightningCLI):
 
     def _run_folder(self, folder: Path, config: Namespace) -> Path:
         """The folder of an interrupted run of the same fingerprint, else a new one."""
+        self._owns_folder = RUN_FOLDER not in os.environ
         if given := os.environ.get(RUN_FOLDER):
             return Path(given)
+        if config.trainer.fast_dev_run:
+            os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="mmemb-fast-dev-run-")
+            return Path(os.environ[RUN_FOLDER])
         name = link_name(config.name, self.subcommand)
         runs = sorted(folder.glob(f"*-{name}-*")) if self.subcommand == "fit" else []
         partial = [run for run in runs if is_unfinished(run, self.fingerprint)]

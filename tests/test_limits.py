@@ -26,6 +26,7 @@ from mmemb.batches import (
 from mmemb.records import Side, stable_hash
 from mmemb.retrieval import Galleries, embed_candidates, gather_candidates
 from mmemb.shards import ShardIndex
+from mmemb.unfinished import Unfinished
 from tests.boring import candidates
 from tests.tiny_trainer import rank_of, trainer_of
 
@@ -179,7 +180,7 @@ def test_predict_writes_whole_shards_of_a_limit(
     tiny_root: Path, tmp_path: Path, limit: float
 ) -> None:
     sizes = [shard.num_samples for shard in ShardIndex.open(tiny_root / "queries").manifest.shards]
-    with pytest.raises(ValueError, match=r"of \d+ shards were not written.*limit_predict_batches"):
+    with pytest.raises(Unfinished, match=r"of \d+ shards were not written.*limit_predict_batches"):
         predicted(tmp_path, tiny_root, limit, batch_size=8)
     written = sorted((tmp_path / "out").glob("*.tar"))
     assert 0 < len(written) < len(sizes)

@@ -13,6 +13,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from callbacks import SidecarWriter
 from mmemb.batches import SidecarOutput, SidecarRow
 from mmemb.shards import ShardIndex, read_manifest
+from mmemb.unfinished import Unfinished
 from tests.boring import (
     ONE,
     Boring,
@@ -152,9 +153,8 @@ def test_an_interrupted_run_leaves_whole_shards_and_no_manifest(tmp_path: Path) 
 def test_a_limit_leaves_whole_shards_and_no_manifest(tmp_path: Path, limit: int) -> None:
     """The first batch holds candidates; a limit of 2 cuts the first shard, 4 the second one."""
     folder, kept = tmp_path / "out", ShardStub.SHARDS[: limit // 2 - 1]
-    with pytest.raises(
-        ValueError, match=rf"{3 - len(kept)} of 3 .*limit_predict_batches is {limit}"
-    ):
+    said = rf"{3 - len(kept)} of 3 .*limit_predict_batches is {limit}"
+    with pytest.raises(Unfinished, match=said):
         write(folder, ShardStub(), limit_predict_batches=limit)
     assert tuple(contents(folder)) == kept
     with pytest.raises(FileNotFoundError):
