@@ -2,7 +2,8 @@
 
 Needs the base install alone: no Lightning, no WebDataset, no model. The data root says what is
 right; vectors or rankings are read from plain files, one set per task:
-`<task>_qry.npy`, `<task>_tgt.npy`, `<task>_names.json`, or `<task>_pred.jsonl`.
+`<task>_qry.npy`, `<task>_tgt.npy`, `<task>_names.json`, or `<task>_pred.jsonl`. Vectors are unit
+vectors (or `--normalise`), and every name of the gallery has one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 from mmemb.benchmark_data import BenchmarkRoot, read_benchmark
-from mmemb.benchmark_scores import TaskScores, score_embeddings, score_predictions
+from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings, score_predictions
 from mmemb.headline import headline_text
 from mmemb.records import EvaluationTask, Query
 from mmemb.score_files import PREDICTIONS, read_embeddings, read_scores, write_scores
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A task's scores, the queries that they are of, and why some are missing, if any are."""
+
+    scores: TaskScores
+    queries: list[Query]
+    partial: str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,9 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if found is None:
                     continue
                 provenance = {"run": options.model, "revision": root.revision}
+                partial = "; ".join(filter(None, (root.left_out, found.partial)))
                 folder = options.out / root.path
-                write_scores(folder, found, asked, provenance, task.meta_task, root.left_out)
-                print(f"{task.name:<48} {task.metric:<14} {100 * found.means[task.metric]:6.2f}")
+                write_scores(
+                    folder, found.scores, found.queries, provenance, task.meta_task, partial
+                )
+                value = found.scores.means[task.metric]
+                print(f"{task.name:<48} {task.metric:<14} {100 * value:6.2f}")
         print(headline_text(read_scores(options.out)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -41,36 +58,82 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _score(
     options: argparse.Namespace, root: BenchmarkRoot, task: EvaluationTask, asked: list[Query]
-) -> TaskScores | None:
+) -> Scored | None:
     """None if nothing was saved for the task."""
     folder = (options.predictions or options.embeddings) / root.path
+    skip = options.on_error == "skip"
     if options.predictions is not None:
         path = folder / f"{task.name}{PREDICTIONS}"
-        return _of_predictions(path, task, asked, options.mode) if path.is_file() else None
+        return _of_predictions(path, root, task, asked, options.mode, skip)
+
     if not (folder / f"{task.name}_qry.npy").is_file():
         return None
-    query_QD, candidate_ND, names = read_embeddings(folder, task.name)
+    query_QD, candidate_ND, names = read_embeddings(folder, task.name, options.normalise)
     if len(query_QD) != len(asked):
         raise ValueError(
             f"{folder}: {task.name}_qry.npy holds {len(query_QD)} vectors, the data "
             f"{len(asked)} test queries: expected one each, in the order of the data."
         )
-    lists = own_lists(root, asked, names)
-    return score_embeddings(
-        task.name, task.metric, asked, query_QD, names, candidate_ND, lists, options.mode
-    )
+
+    # Missing wrong candidates flatter a score, vectors of other names lower it.
+    gallery = root.names(task.gallery)
+    partial = _what_is_missing(f"{folder}: {task.name}_tgt.npy", gallery, names, skip)
+    wanted = set(gallery)
+    columns = [column for column, name in enumerate(names) if name in wanted]
+    known = [names[column] for column in columns]
+
+    # Without a vector a right candidate has no rank, so its query is left out.
+    lost = wanted - set(known)
+    rows = [row for row, query in enumerate(asked) if lost.isdisjoint(query.relevance)]
+    if not rows:
+        raise ValueError(f"{folder}: no query of {task.name} has vectors of its right candidates.")
+    kept = [asked[row] for row in rows]
+    scores = score_embeddings(
+        task.name, task.metric, kept, query_QD[rows], known, candidate_ND[columns],
+        own_lists(root, kept, known, lost), options.mode,
+    )  # fmt: skip
+    return Scored(scores, kept, partial)
+
+
+def _what_is_missing(where: str, gallery: Sequence[str], names: Sequence[str], skip: bool) -> str:
+    """Names without a vector and vectors without a name, for a partial file; "" = none.
+
+    Raises:
+        ValueError: there are such names, and they are not to be skipped.
+    """
+    problems = []
+    for what, wanted, given in (
+        ("candidates have no vector", gallery, set(names)),
+        ("vectors are of names that the gallery lacks", names, set(gallery)),
+    ):
+        if lost := [name for name in wanted if name not in given]:
+            problems.append(f"{len(lost)} of {len(wanted)} {what} ({lost[0]!r} is the first)")
+    if problems and not skip:
+        raise ValueError(
+            f"{where}: {' and '.join(problems)}. Expected every candidate of the gallery once; "
+            "--on-error skip leaves out what cannot be ranked and marks the score partial."
+        )
+    return "; ".join(problems)
 
 
 def own_lists(
-    root: BenchmarkRoot, asked: Sequence[Query], names: Sequence[str]
+    root: BenchmarkRoot, asked: Sequence[Query], names: Sequence[str], lost: Collection[str] = ()
 ) -> list[list[int]] | None:
-    """Rows of the saved candidates that each query chooses from; None = all."""
+    """Rows of the saved candidates that each query chooses from; None = all.
+
+    Args:
+        root: the data.
+        asked: queries of one task.
+        names: of the saved candidates.
+        lost: names that may be missing; they are left out of the lists.
+    """
     if not asked or asked[0].candidates is None:
         return None
     row_of = {name: row for row, name in enumerate(names)}
     lists = []
     for query in asked:
         listed = [root.name_of_row[row][1] for row in query.candidates or ()]
+        listed = [name for name in listed if name not in lost]
         if missing := [name for name in listed if name not in row_of]:
             raise ValueError(
                 f"Candidate {missing[0]!r} of query {query.key} ({query.task}) has no saved vector."
@@ -79,7 +142,17 @@ def own_lists(
     return lists
 
 
-def _of_predictions(path: Path, task: EvaluationTask, asked: list[Query], mode: str) -> TaskScores:
+def _of_predictions(
+    path: Path,
+    root: BenchmarkRoot,
+    task: EvaluationTask,
+    asked: list[Query],
+    mode: Mode,
+    skip: bool,
+) -> Scored | None:
+    """Scores saved rankings; None if there are none of the task."""
+    if not path.is_file():
+        return None
     try:
         lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
     except ValueError as error:
@@ -91,8 +164,25 @@ def _of_predictions(path: Path, task: EvaluationTask, asked: list[Query], mode: 
             f"{path} holds {len(lines)} rankings, the data {len(asked)} test queries: expected one "
             'line {"prediction": [names, best first]} each, in the order of the data.'
         )
+
+    # A ranking of another query, or of names written otherwise, would only look like misses.
+    gallery, num_foreign = set(root.names(task.gallery)), 0
+    for query, line in zip(asked, lines, strict=True):
+        rows = query.candidates
+        among = gallery if rows is None else {root.name_of_row[row][1] for row in rows}
+        foreign = [name for name in map(str, line["prediction"]) if name not in among]
+        if foreign and not skip:
+            raise ValueError(
+                f"{path}: the ranking of query {query.key} names {foreign[0]!r}, which is not "
+                "among its candidates: expected names of the gallery, in the order of the data. "
+                "--on-error skip takes such names for wrong ones and marks the score partial."
+            )
+        num_foreign += bool(foreign)
+
     ranked = [[str(name) for name in line["prediction"]] for line in lines]
-    return score_predictions(task.name, task.metric, asked, ranked, mode)  # type: ignore[arg-type]
+    scores = score_predictions(task.name, task.metric, asked, ranked, mode)
+    partial = f"{num_foreign} rankings name candidates that the query does not have"
+    return Scored(scores, asked, partial if num_foreign else "")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -104,6 +194,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where the score files go")
     parser.add_argument("--model", default="", help="name of the model, kept in the files")
     parser.add_argument("--mode", choices=("correct", "reference"), default="correct")
+    parser.add_argument(
+        "--normalise", action="store_true", help="scale vectors to length 1; else refuse others"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip: leave out candidates without a vector, and mark the score partial",
+    )
     return parser.parse_args(arguments)
 
 

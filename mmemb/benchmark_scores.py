@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from mmemb.metrics import CUTOFFS, metrics_by_query, reference_grades, score_prediction
-from mmemb.ranking import TiedRanks, check_finite, rank_positives, scored_positives, search
+from mmemb.ranking import (
+    TiedRanks,
+    check_finite,
+    check_unit,
+    rank_positives,
+    scored_positives,
+    search,
+)
 from mmemb.records import Query
 from mmemb.tie_bounds import tie_bounds
 
@@ -154,7 +161,7 @@ def means_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def check_spread(vector_ND: Tensor, what: str, num_different: int) -> None:
-    """Refuses vectors that are not finite, or nearly all the same.
+    """Refuses vectors that are not finite, not of length 1, or nearly all the same.
 
     Args:
         vector_ND: unit vectors.
@@ -162,6 +169,7 @@ def check_spread(vector_ND: Tensor, what: str, num_different: int) -> None:
         num_different: how many different things they stand for.
     """
     check_finite(vector_ND, what)
+    check_unit(vector_ND, what)
     mean_D = vector_ND.double().mean(0)
     variance = float((vector_ND.double() - mean_D).pow(2).sum(1).mean())
     if num_different > 1 and variance < _COLLAPSED:

@@ -25,6 +25,9 @@ MISS = 2**40
 TOLERANCE = 1e-9
 """Scores this close tie: far above the noise of fp64 sums, far below a step of fp32."""
 
+LENGTH_TOLERANCE = 2**-7
+"""How far a length may be from 1: models that normalise in bfloat16 are off by up to 2**-8."""
+
 _CHUNK_NUMBERS = 2**23
 
 
@@ -198,6 +201,25 @@ def check_finite(vector_ND: Tensor, what: str) -> None:
         f"NaN embedding: {what} row(s) {shown} ({len(rows)} of {len(vector_ND)}) hold NaN or "
         "infinity and would rank as perfect. The model diverged (lower its learning rate, use an "
         "earlier checkpoint), or these inputs are broken."
+    )
+
+
+def check_unit(vector_ND: Tensor, what: str) -> None:
+    """Raises a ValueError if embeddings do not have length 1: a long candidate ranks high anywhere.
+
+    Args:
+        vector_ND: finite embeddings.
+        what: names them in the error.
+    """
+    length_N = vector_ND.double().norm(dim=1)
+    wrong = ((length_N - 1).abs() > LENGTH_TOLERANCE).nonzero()[:, 0]
+    if not len(wrong):
+        return
+    row = int(wrong[0])
+    raise ValueError(
+        f"{what}: {len(wrong)} of {len(vector_ND)} do not have length 1 (row {row} has "
+        f"{float(length_N[row]):.4g}). Scores are dot products, in which a longer vector counts "
+        "more: expected unit vectors. Where saved ones are scored, --normalise scales them."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmemb.benchmark_scores import TaskScores
 from mmemb.files import write_atomically
 from mmemb.lineage import read_json, write_json
 from mmemb.metrics import CUTOFFS
+from mmemb.ranking import check_finite, check_unit
 from mmemb.records import Query
 
 METRICS = tuple(
@@ -123,12 +125,20 @@ def write_embeddings(
     write_json(folder / f"{task}_names.json", list(names))
 
 
-def read_embeddings(folder: Path, task: str) -> tuple[Tensor, Tensor, list[str]]:
-    """Queries (Q, D), candidates (N, D) and the candidates' names.
+def read_embeddings(
+    folder: Path, task: str, normalise: bool = False
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Queries (Q, D), candidates (N, D) and the candidates' names, each once.
+
+    Args:
+        folder: where the files lie.
+        task: its name.
+        normalise: scales vectors to length 1; without it other lengths are refused.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or the files do not fit each other.
+        ValueError: a file is broken, the files do not fit each other, a name occurs twice, or a
+            vector is zero, not finite or not of length 1.
     """
     paths = [folder / f"{task}{end}" for end in ("_qry.npy", "_tgt.npy", "_names.json")]
     if missing := [str(path) for path in paths if not path.is_file()]:
@@ -136,27 +146,52 @@ def read_embeddings(folder: Path, task: str) -> tuple[Tensor, Tensor, list[str]]
             f"{missing[0]} is missing: expected fp32 arrays {task}_qry.npy (queries in the order "
             f"of the data), {task}_tgt.npy, and {task}_names.json, the candidates' names."
         )
-    arrays = []
-    for path in paths[:2]:
-        try:
-            array = np.load(path, allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{path} is no plain array: {error}.") from None
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise ValueError(
-                f"{path}: expected numbers (rows, D), got {array.dtype} {array.shape}."
-            )
-        arrays.append(torch.from_numpy(array.astype(np.float32)))
-    try:
-        names = list(json.loads(paths[2].read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{paths[2]} is no JSON list of names: {error}.") from None
-    if len(names) != len(arrays[1]) or arrays[0].shape[1] != arrays[1].shape[1]:
+    query_QD, candidate_ND = (_read_vectors(path, normalise) for path in paths[:2])
+    names = _read_names(paths[2])
+    if len(names) != len(candidate_ND) or query_QD.shape[1] != candidate_ND.shape[1]:
         raise ValueError(
-            f"{folder}: {len(names)} names, candidates {tuple(arrays[1].shape)} and queries "
-            f"{tuple(arrays[0].shape)} of {task} do not fit each other."
+            f"{folder}: {len(names)} names, candidates {tuple(candidate_ND.shape)} and queries "
+            f"{tuple(query_QD.shape)} of {task} do not fit each other."
         )
-    return arrays[0], arrays[1], [str(name) for name in names]
+    return query_QD, candidate_ND, names
+
+
+def _read_vectors(path: Path, normalise: bool) -> Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is no plain array: {error}.") from None
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise ValueError(f"{path}: expected numbers (rows, D), got {array.dtype} {array.shape}.")
+    vector_ND = torch.from_numpy(array.astype(np.float32))
+    check_finite(vector_ND, f"{path}:")
+
+    # A vector of zeros has no direction: it ties with everything, and nothing can normalise it.
+    if len(zeros := (~vector_ND.any(1)).nonzero()[:, 0]):
+        raise ValueError(
+            f"{path}: {len(zeros)} of {len(vector_ND)} vectors are zero (row {int(zeros[0])} is "
+            "the first): expected an embedding for each."
+        )
+    if normalise:
+        return torch.nn.functional.normalize(vector_ND.double(), dim=1).float()
+    check_unit(vector_ND, f"vectors of {path}")
+    return vector_ND
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON list of names: {error}.") from None
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise ValueError(f"{path} is no JSON list of names.")
+    names = [str(name) for name in names]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(
+            f"{path} names {twice[0]!r} more than once ({len(twice)} such names): expected every "
+            "candidate once, with one vector."
+        )
+    return names
 
 
 def read_scores(folder: Path) -> dict[str, ScoreFile]:

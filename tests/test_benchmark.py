@@ -196,7 +196,7 @@ def test_saved_vectors_of_other_data_are_refused(
     folder.mkdir(parents=True)
     for path in (scored / "image/VOC2007").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    np.save(folder / "VOC2007_qry.npy", np.ones((5, 64), dtype=np.float32))
+    np.save(folder / "VOC2007_qry.npy", np.full((5, 64), 1 / 8, dtype=np.float32))
     arguments = ["--data-root", str(benchmark), "--embeddings", str(tmp_path)]
     with pytest.raises(SystemExit, match="holds 5 vectors, the data 6 test queries"):
         score([*arguments, "--out", str(tmp_path / "out")])

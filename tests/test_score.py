@@ -1,0 +1,129 @@
+"""Scores from saved vectors and rankings of any model: what is missing or doubtful is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.score import main
+from mmemb.score_files import ScoreFile, read_embeddings, read_scores, write_embeddings
+from tests.benchmark_root import write_root
+
+NAMES = tuple("abcdefghix")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Nine queries, each with one right candidate, and a tenth candidate."""
+    return write_root(tmp_path / "data", NAMES, relevance=[{name: 1.0} for name in NAMES[:9]])
+
+
+def vectors() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight of nine queries are right; the last one is nearest to the tenth candidate."""
+    query_QD, candidate_ND = torch.eye(10)[:9].clone(), torch.eye(10)
+    query_QD[8] = torch.nn.functional.normalize(candidate_ND[8] + 2 * candidate_ND[9], dim=0)
+    return query_QD, candidate_ND
+
+
+def score(
+    root: Path,
+    query_QD: torch.Tensor,
+    candidate_ND: torch.Tensor,
+    names: Sequence[str],
+    *options: str,
+) -> ScoreFile:
+    folder, out = root.parent / "vectors", root.parent / "scores"
+    write_embeddings(folder, "VOC2007", query_QD, candidate_ND, names)
+    main(["--data-root", str(root), "--embeddings", str(folder), "--out", str(out), *options])
+    return read_scores(out)["VOC2007"]
+
+
+def test_a_whole_gallery_is_scored(root: Path) -> None:
+    found = score(root, *vectors(), NAMES)
+    assert found.scores["hit@1"] == pytest.approx(8 / 9)
+    assert found.partial == ""
+
+
+def test_a_gallery_with_holes_is_refused_or_partial(root: Path) -> None:
+    query_QD, candidate_ND = vectors()
+    with pytest.raises(SystemExit, match=r"1 of 10 candidates have no vector \('x' is the first"):
+        score(root, query_QD, candidate_ND[:9], NAMES[:9])
+    found = score(root, query_QD, candidate_ND[:9], NAMES[:9], "--on-error", "skip")
+    assert found.partial == "1 of 10 candidates have no vector ('x' is the first)"
+
+    # A query whose right candidate has no vector cannot be ranked.
+    found = score(root, query_QD, candidate_ND[1:], NAMES[1:], "--on-error", "skip")
+    assert (found.scores["num_pred"], found.scores["hit@1"]) == (8, 7 / 8)
+
+
+def test_vectors_of_other_names_are_refused_or_left_out(root: Path) -> None:
+    query_QD, candidate_ND = vectors()
+    names = (*NAMES[:9], "y")
+    with pytest.raises(SystemExit, match="1 of 10 vectors are of names that the gallery lacks"):
+        score(root, query_QD, candidate_ND, names)
+    assert (
+        "'y' is the first"
+        in score(root, query_QD, candidate_ND, names, "--on-error", "skip").partial
+    )
+
+
+def test_lists_of_their_own_lose_what_has_no_vector(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "data", lists=[[0, 2], [1, 0]])
+    vectors = torch.eye(3)[:2], torch.eye(3)[:2]
+    found = score(root, *vectors, ("a", "b"), "--on-error", "skip")
+    assert "'c' is the first" in found.partial
+    lines = (tmp_path / "scores/VOC2007_pred.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == [["a"], ["b", "a"]]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_lengths_other_than_1_are_refused_unless_to_be_normalised(root: Path, side: int) -> None:
+    given = vectors()
+    given[side][8] *= 3  # as candidate it now wins the query that it should lose
+    with pytest.raises(SystemExit, match=r"npy: 1 of \d+ do not have length 1 \(row 8 has 3"):
+        score(root, *given, NAMES)
+    found = score(root, *given, NAMES, "--normalise")
+    assert found.scores["hit@1"] == pytest.approx(8 / 9)
+
+
+def test_the_rounding_of_short_floats_is_no_other_length(root: Path) -> None:
+    query_QD, candidate_ND = vectors()
+    found = score(root, query_QD.bfloat16() * 1.003, candidate_ND, NAMES)
+    assert found.scores["hit@1"] == pytest.approx(8 / 9)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+@pytest.mark.parametrize("kind", ["qry", "tgt"])
+def test_a_vector_that_is_none_is_refused(tmp_path: Path, kind: str, value: float) -> None:
+    write_embeddings(tmp_path, "t", torch.eye(3), torch.eye(3), ["a", "b", "c"])
+    broken = np.eye(3, dtype=np.float32)
+    broken[1] = value
+    np.save(tmp_path / f"t_{kind}.npy", broken)
+    for normalise in (False, True):
+        with pytest.raises(ValueError, match=rf"t_{kind}\.npy: .*(1 of 3 vectors are zero|1 of 3)"):
+            read_embeddings(tmp_path, "t", normalise)
+
+
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    write_embeddings(tmp_path, "t", torch.eye(3), torch.eye(3), ["a", "b", "a"])
+    with pytest.raises(ValueError, match="names 'a' more than once"):
+        read_embeddings(tmp_path, "t")
+
+
+def test_rankings_name_candidates_of_the_query_only(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "data", lists=[[0, 1], [1, 0]])
+    saved, out = tmp_path / "saved", tmp_path / "scores"
+    saved.mkdir()
+    command = ["--data-root", str(root), "--predictions", str(saved), "--out", str(out)]
+    path = saved / "VOC2007_pred.jsonl"
+    lines = [{"prediction": ["a", "b"]}, {"prediction": ["b", "c"]}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(SystemExit, match="ranking of query 00000001 names 'c', which is not"):
+        main(command)
+    main([*command, "--on-error", "skip"])
+    assert read_scores(out)["VOC2007"].partial.startswith("1 rankings name candidates")
