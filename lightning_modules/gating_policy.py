@@ -29,7 +29,7 @@ from mmemb.batches import (
     TaskEnd,
     UtilityBatch,
 )  # fmt: skip
-from mmemb.budget import Thresholds, Unit
+from mmemb.budget import Thresholds, Unit, check_budget
 from mmemb.distributed import gather_objects
 from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, decision_rows, policy_loss
 from mmemb.gate_inputs import check_parts
@@ -63,7 +63,7 @@ class GatingPolicy(LightningModule):
         num_samples: actions per state of `reinforce`.
         price: lambda, what a token costs, in nats of utility.
         clip: c, bound on the utility difference.
-        budget: upper bound on what an eligible query costs on average; null: the gate's will.
+        budget: upper bound on what an eligible query costs on average; null = none.
         unit: what the budget counts: `invocation` (a share), `tokens` or `milliseconds`; the last
             one needs the latency.json of an earlier `test`.
         seed: of the actions' noise.
@@ -92,8 +92,8 @@ class GatingPolicy(LightningModule):
         live: bool = False,
     ) -> None:
         super().__init__()
-        if budget is not None and (budget < 0 or (unit == "invocation" and budget > 1)):
-            raise ValueError(f"budget {budget}: expected a share from 0 to 1, or more in tokens")
+        if budget is not None:
+            check_budget(budget, unit)
         self.embedder, self.run = Path(embedder), Path(run)
         self.workers = dict(workers)  # not a ModuleDict: writers stay out of checkpoints
         self.state, self.temperature = check_parts(state or ["embedding"]), temperature

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmemb.adaptive_settings import SETTINGS, read_settings
 from mmemb.backbones import Backbone, GenerativeBackbone, load_backbone
-from mmemb.budget import Thresholds, Unit
+from mmemb.budget import Thresholds, Unit, check_budget
 from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.generation.sampling import Sampling
@@ -90,7 +90,8 @@ class AdaptiveEmbedder:
         Args:
             sides: B sides.
             budget: upper bound on what eligible sides cost on average, in expectation over sides
-                like those of the calibration part; None leaves it to the gate.
+                like those of the calibration part, on which it is never exceeded; None = no
+                bound.
             unit: what the budget counts; `invocation` is the share that reasons.
             depth: forces a depth for every eligible side (0 = direct); the gate is not asked.
             keys: what breaks ties between equal gate scores; by default the content of the side.
@@ -100,6 +101,8 @@ class AdaptiveEmbedder:
         Returns:
             Unit vectors (B, D), depths (B,), reasoning tokens (B,) and B rationales.
         """
+        if budget is not None:
+            check_budget(budget, unit)  # also where no side can reason and the gate is not asked
         names = [side.digest for side in sides] if keys is None else keys
 
         def choose(rows: Sequence[int], direct_RD: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
-"""Depths under a budget (METHOD 7): prices that keep it. Knows no head and no training.
+"""Depths under a budget (docs/method.md, section 7): the prices that keep it, and their ties.
 
 A query takes argmax_a(logit_a - price * cost_a). With two depths this is a threshold on the
-difference of the logits. Depth 0 is direct. Shapes: B queries, C of part calibration, A depths.
+difference of the logits. Depth 0 is direct. Shapes: B queries, C of part calibration, A depths,
+R crossings of their lines.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, groupby
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor
 from mmemb.records import stable_hash
 
 Unit = Literal["invocation", "tokens", "milliseconds"]
-"""What a budget counts, per eligible query: how many reason, what they write, what they take."""
+"""What a budget counts, per eligible query: the share that reasons, tokens, or milliseconds."""
 
 _LOGIT_STEP = 1e-5
 _EQUAL = 1e-9
@@ -26,7 +29,7 @@ _EQUAL = 1e-9
 @final
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A price. Of depths that are equal at this very price a query takes the dearest if the
+    """A price. Among depths that are equal at this very price a query takes the dearest if the
     tie-break of its key is above `tie`, else the cheapest.
     """
 
@@ -43,6 +46,10 @@ NATURAL = Threshold(0.0)
 class Thresholds:
     """The calibration part as the gate sees it, which gives the price of any budget.
 
+    What calibration spends is a step function of the price: it changes where the lines
+    `logit_a - price * cost_a` of a query cross, and nowhere else. All its steps, with the ties
+    within each, are computed once for a unit, at its first budget.
+
     Attributes:
         logits: (C, A) of the eligible queries.
         costs: (C, A) tokens that each would pay at each depth.
@@ -54,6 +61,9 @@ class Thresholds:
     costs: tuple[tuple[float, ...], ...] = ()
     ties: tuple[float, ...] = ()
     milliseconds: tuple[float, ...] = ()
+    _known: dict[Unit, _Spending] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def calibrate(
@@ -63,13 +73,19 @@ class Thresholds:
         keys: Sequence[str],
         milliseconds: Sequence[float] = (),
     ) -> Thresholds:
-        """From the logits and costs of the eligible calibration queries, at least one."""
+        """Makes thresholds from logits and costs of the eligible calibration queries."""
         if not keys:
             raise ValueError(
                 "part `calibration` has no eligible query, so no threshold can be calibrated: give "
                 "the stage `rationales` a worker that reads some of its queries, or prepare more."
             )
-        logits = tuple(map(tuple, _rounded(logit_CA).tolist()))
+        if not (finite_C := cost_CA.isfinite().all(1)).all():
+            key = keys[int((~finite_C).nonzero()[0])]
+            raise ValueError(
+                f"The costs of calibration query {key!r} are not finite: expected tokens at every "
+                "depth. Make the utilities again."
+            )
+        logits = tuple(map(tuple, (_steps(logit_CA) * _LOGIT_STEP).tolist()))
         costs = tuple(map(tuple, cost_CA.double().tolist()))
         return cls(logits, costs, tuple(map(tie_break, keys)), tuple(milliseconds))
 
@@ -82,52 +98,57 @@ class Thresholds:
         *,
         exact: bool = False,
     ) -> Tensor:
-        """(B,) int64: the depths that queries take under this budget."""
+        """(B,) int64: the depths that queries take under this budget.
+
+        Equal depths at price 0: without a budget the first one is taken, under a budget the one
+        that costs less in its unit.
+        """
         threshold = self.at(budget, unit, exact=exact)
-        price_A = self.price_costs(unit, logit_BA.shape[1]) if threshold.price else None
-        return depths_at(logit_BA, price_A, threshold, keys)
+        cost_A = None if budget is None else self._spending(unit).cost_A
+        return depths_at(logit_BA, cost_A, threshold, keys)
 
     def at(
         self, budget: float | None, unit: Unit = "invocation", *, exact: bool = False
     ) -> Threshold:
-        """The price under which queries like those of calibration cost `budget` on average.
+        """The price, and the share of its ties, under which queries like those of calibration cost
+        `budget` on average.
+
+        On calibration itself the result never costs more than the budget. Among the prices and
+        ties that keep it, the result costs most; among those of equal cost it has the least price.
+        So a larger budget never costs less.
 
         Args:
-            budget: per eligible query, in `unit`; None = no budget, the gate's own will.
+            budget: per eligible query, in `unit`; None = no budget, the arg max of the logits.
             unit: `invocation` is the share that reasons.
-            exact: spend all of it (the frontier). Otherwise it is an upper bound: the gate never
-                reasons against its own will.
+            exact: spend all of it (the frontier), at prices below 0, too. Otherwise it is an upper
+                bound: prices are at least 0, and the price is 0 as soon as the budget allows it.
 
         Raises:
-            ValueError: a budget that cannot be met, or a unit that nobody measured.
+            ValueError: a budget that cannot be met, or a unit that was not measured.
         """
         if budget is None:
             return NATURAL
         self._check(budget, unit)
-        if budget <= self._spent(Threshold(math.inf), unit) + _EQUAL:
-            return Threshold(math.inf)  # nothing reasons, whatever comes
-        if not exact and self._spent(NATURAL, unit) <= budget + _EQUAL:
-            return NATURAL
-        price = self._lowest_price(budget, unit)
-        if self._spent(Threshold(price, -1.0), unit) <= budget + _EQUAL:
-            return Threshold(-math.inf)  # all of it is not enough to spend the budget
-        return Threshold(price, self._tie(price, budget, unit))
+        spending = self._spending(unit)
 
-    def price_costs(self, unit: Unit, num_depths: int) -> Tensor:
-        """(A,) what a depth is expected to cost, by which prices are paid."""
-        if unit == "invocation":
-            return torch.tensor([0.0] + [1.0] * (num_depths - 1), dtype=torch.float64)
-        if unit == "milliseconds":
-            return torch.tensor(self.milliseconds, dtype=torch.float64)
-        return torch.tensor(self.costs, dtype=torch.float64).mean(0)
+        # A price that is merely high would let new queries reason that want it more than any of
+        # calibration. With costs that fall with depth, price 0 may cost less than the highest one.
+        if budget <= spending.least + _EQUAL and (
+            exact or spending.least <= spending.natural + _EQUAL
+        ):
+            return Threshold(math.inf)
+        if not exact and spending.natural <= budget + _EQUAL:
+            return NATURAL
+        return (spending.exact if exact else spending.bounded).within(budget)
 
     def dearest(self, unit: Unit) -> float:
-        """What queries like those of calibration cost if all of them take the dearest depth."""
-        return self._spent(Threshold(-math.inf), unit)
+        """Mean cost of the calibration queries if all of them take the dearest depth."""
+        return self._spending(unit).most
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        names = ("logits", "costs", "ties", "milliseconds")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Thresholds:
@@ -136,67 +157,155 @@ class Thresholds:
         return cls(**pairs, ties=tuple(data["ties"]), milliseconds=tuple(data["milliseconds"]))
 
     def _check(self, budget: float, unit: Unit) -> None:
-        if unit not in get_args(Unit):
-            raise ValueError(f"budget unit {unit!r}: expected one of {list(get_args(Unit))}")
+        check_budget(budget, unit)
         if not self.logits:
-            raise ValueError("no calibration queries: run `fit` of the gate on part calibration")
-        if unit == "milliseconds" and not self.milliseconds:
             raise ValueError(
-                "no milliseconds were measured, so no budget can be given in them: run "
-                "`experiments.run test` with the gate's config, and give its latency.json."
+                "The gate has no calibration queries, so it cannot keep a budget: fit the gate on "
+                "data with a part `calibration`, or leave the budget out."
             )
-        least = self._spent(Threshold(math.inf), unit)
-        most = 1.0 if unit == "invocation" else math.inf
-        if not least <= budget <= most:
+        if unit == "milliseconds" and len(self.milliseconds) != len(self.logits[0]):
             raise ValueError(
-                f"budget {budget} {unit} cannot be met: the direct path alone costs {least:g} and "
-                f"nothing costs more than {most:g} per query."
+                f"A budget in milliseconds needs the time of each of the {len(self.logits[0])} "
+                f"depths, but {len(self.milliseconds)} are known: run `experiments.run test` with "
+                "the gate's config first, which measures them and writes latency.json."
+            )
+        least = self._spending(unit).least
+        if budget < least - _EQUAL:
+            raise ValueError(
+                f"budget is {budget:g} {unit} per query, but the cheapest depth alone costs "
+                f"{least:g}: give a budget of at least {least:g}."
             )
 
-    def _paid(self, depth_C: Tensor, unit: Unit) -> Tensor:
-        """(C,) what the queries pay at these depths."""
-        if unit == "tokens":
-            cost_CA = torch.tensor(self.costs, dtype=torch.float64)
-            return cost_CA.gather(1, depth_C[:, None])[:, 0]
-        return self.price_costs(unit, len(self.logits[0]))[depth_C]
+    def _spending(self, unit: Unit) -> _Spending:
+        if unit not in self._known:
+            self._known[unit] = _Spending.of(self, unit)
+        return self._known[unit]
 
-    def _depths(self, threshold: Threshold, unit: Unit) -> Tensor:
-        logit_CA = torch.tensor(self.logits, dtype=torch.float64)
-        return _choose(logit_CA, self.price_costs(unit, logit_CA.shape[1]), threshold, self.ties)
 
-    def _spent(self, threshold: Threshold, unit: Unit) -> float:
-        return self._paid(self._depths(threshold, unit), unit).mean().item()
+def check_budget(budget: float, unit: str) -> None:
+    """Checks what can be checked of a budget before any cost is known.
 
-    def _lowest_price(self, budget: float, unit: Unit) -> float:
-        """Of the prices at which some query changes its depth, the lowest that keeps the budget
-        while the tied ones stay cheap; found by bisection."""
-        logit_CA = torch.tensor(self.logits, dtype=torch.float64)
-        cost_A = self.price_costs(unit, logit_CA.shape[1])
-        gap_AA = cost_A[None] - cost_A[:, None]
-        first, second = torch.nonzero(gap_AA > 0, as_tuple=True)
-        price_K = (logit_CA[:, second] - logit_CA[:, first]) / gap_AA[first, second]
-        prices = price_K.unique().tolist()
-        low, high = 0, len(prices) - 1  # at the highest price everyone is direct
-        while low < high:
-            middle = (low + high) // 2
-            affordable = self._spent(Threshold(prices[middle]), unit) <= budget + _EQUAL
-            low, high = (low, middle) if affordable else (middle + 1, high)
-        # A single query may pay less at a depth that is dearer on average.
-        while self._spent(Threshold(prices[high]), unit) > budget + _EQUAL:
-            high += 1
-        return prices[high]
+    Raises:
+        ValueError: an unknown unit, a negative or undefined budget, or a share above 1.
+    """
+    if unit not in get_args(Unit):
+        raise ValueError(f"unit of the budget is {unit!r}: expected one of {list(get_args(Unit))}.")
+    most = 1.0 if unit == "invocation" else math.inf
+    if not -_EQUAL <= budget <= most + _EQUAL:  # false for NaN, too
+        expected = "a share from 0 to 1" if unit == "invocation" else "a number of at least 0"
+        raise ValueError(f"budget is {budget:g}: expected {expected} for unit {unit!r}.")
 
-    def _tie(self, price: float, budget: float, unit: Unit) -> float:
-        """The tie-break that lets as many of the tied be dear as the budget pays for."""
-        cheap_C = self._paid(self._depths(Threshold(price), unit), unit)
-        extra_C = self._paid(self._depths(Threshold(price, -1.0), unit), unit) - cheap_C
-        left = (budget + _EQUAL) * len(cheap_C) - cheap_C.sum().item()
-        rows = zip(self.ties, extra_C.tolist(), strict=True)
-        for tie, extra in sorted((row for row in rows if row[1]), reverse=True):
-            left -= extra
-            if left < 0:
-                return tie
-        return -1.0
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Ladder:
+    """Distinct costs of calibration in rising order, and the least price with each of them."""
+
+    spent: tuple[float, ...]
+    thresholds: tuple[Threshold, ...]
+
+    @classmethod
+    def of(cls, states: Iterable[tuple[float, Threshold]]) -> _Ladder:
+        """Makes a ladder of (cost, threshold) in the order of falling prices."""
+        # Of equal keys a dict keeps the last value, which is the least price. Sums in another
+        # order differ in the last digits.
+        least_price = {round(spent, 9): threshold for spent, threshold in states}
+        rungs = sorted(least_price.items(), key=lambda rung: rung[0])
+        return cls(tuple(spent for spent, _ in rungs), tuple(price for _, price in rungs))
+
+    def within(self, budget: float) -> Threshold:
+        """The threshold that costs most within the budget."""
+        place = bisect_right(self.spent, budget + _EQUAL)
+        assert place, "a budget below the cheapest depth was refused before"
+        return self.thresholds[place - 1]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Spending:
+    """What the calibration queries cost on average in one unit, at every price and tie.
+
+    Attributes:
+        cost_A: expected cost of a depth, by which prices are paid.
+        least: if all take the cheapest depth.
+        natural: at price 0, equal depths cheap.
+        most: if all take the dearest depth.
+        exact: at all prices.
+        bounded: at prices above 0.
+    """
+
+    cost_A: Tensor
+    least: float
+    natural: float
+    most: float
+    exact: _Ladder
+    bounded: _Ladder
+
+    @classmethod
+    def of(cls, table: Thresholds, unit: Unit) -> _Spending:
+        """Computes all states of one unit."""
+        step_CA = _steps(torch.tensor(table.logits, dtype=torch.float64))
+        token_CA = torch.tensor(table.costs, dtype=torch.float64)
+        expected = {
+            "invocation": [0.0] + [1.0] * (step_CA.shape[1] - 1),
+            "tokens": token_CA.mean(0).tolist(),
+            "milliseconds": table.milliseconds,
+        }
+        cost_A = torch.tensor(expected[unit], dtype=torch.float64)
+        paid_CA = token_CA if unit == "tokens" else cost_A.expand_as(step_CA)
+
+        def spent(price: float) -> float:
+            """Mean cost at a price, equal depths cheap."""
+            price_C = torch.full((len(step_CA),), price, dtype=torch.float64)
+            depth_C = _choose(step_CA, cost_A, price_C, torch.tensor(False))
+            return paid_CA.gather(1, depth_C[:, None]).mean().item()
+
+        least, most = spent(math.inf), spent(-math.inf)
+        changes = _changes(step_CA, cost_A, paid_CA, table.ties)
+        states = list(_states(changes, least, len(step_CA)))
+        positive = [state for state in states if state[1].price > 0]
+        return cls(cost_A, least, spent(0.0), most, _Ladder.of(states), _Ladder.of(positive))
+
+
+def _changes(
+    step_CA: Tensor, cost_A: Tensor, paid_CA: Tensor, ties: Sequence[float]
+) -> dict[tuple[float, float, int], float]:
+    """(price, tie-break, query) -> what the query pays more once it is dear at this price.
+
+    A query changes its depth at crossings of its own lines alone; most of its crossings lie below
+    its best line and change nothing.
+    """
+    order = cost_A.argsort(stable=True).tolist()
+    pairs = [(a, b) for a, b in combinations(order, 2) if cost_A[b] > cost_A[a]]
+    cheaper, dearer = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+    gain_CP = step_CA[:, dearer] - step_CA[:, cheaper]
+    price_R = _crossing(gain_CP, cost_A[dearer] - cost_A[cheaper]).flatten()
+    row_R = torch.arange(len(step_CA)).repeat_interleave(len(pairs))
+
+    cheap_R = _choose(step_CA[row_R], cost_A, price_R, torch.tensor(False))
+    dear_R = _choose(step_CA[row_R], cost_A, price_R, torch.tensor(True))
+    extra_R = paid_CA[row_R, dear_R] - paid_CA[row_R, cheap_R]
+
+    # Three lines may cross in one point: one change, not three.
+    changed_R = (cheap_R != dear_R).nonzero()[:, 0]
+    columns = (column[changed_R].tolist() for column in (price_R, row_R, extra_R))
+    return {(price, ties[row], row): extra for price, row, extra in zip(*columns, strict=True)}
+
+
+def _states(
+    changes: Mapping[tuple[float, float, int], float], least: float, num: int
+) -> Iterator[tuple[float, Threshold]]:
+    """Mean cost and threshold of every state, from the highest price to the lowest.
+
+    Within a price, queries turn dear in the order of falling tie-breaks. The state that is named
+    after a change is the one just before it: `Threshold.tie` is the first that stays cheap.
+    """
+    total = least * num
+    rows = sorted(changes.items(), reverse=True)
+    for (price, tie), group in groupby(rows, key=lambda row: row[0][:2]):
+        yield total / num, Threshold(price, tie)
+        total += sum(extra for _, extra in group)
+    yield total / num, Threshold(-math.inf)
 
 
 def depths_at(
@@ -206,39 +315,51 @@ def depths_at(
 
     Args:
         logit_BA: of the gate.
-        cost_A: what the price is paid for; None where the price is 0.
-        threshold: price, and who of the equals is dear.
+        cost_A: what the price is paid for; None = depths cost more the deeper they are.
+        threshold: the price, and which of the equals are dear.
         keys: B names of the queries.
     """
-    logit_BA = _rounded(logit_BA)
-    cost_A = torch.arange(logit_BA.shape[1], dtype=torch.float64) if cost_A is None else cost_A
-    return _choose(logit_BA, cost_A, threshold, [tie_break(key) for key in keys])
+    step_BA = _steps(logit_BA)
+    cost_A = torch.arange(step_BA.shape[1]) if cost_A is None else cost_A
+    assert len(cost_A) == step_BA.shape[1], "one cost for each depth"
+    tie_B = torch.tensor([tie_break(key) for key in keys], dtype=torch.float64)
+    price_B = torch.full_like(tie_B, threshold.price)
+    return _choose(step_BA, cost_A.double(), price_B, tie_B > threshold.tie)
 
 
-def _choose(
-    logit_BA: Tensor, cost_A: Tensor, threshold: Threshold, ties: Sequence[float]
-) -> Tensor:
-    if math.isinf(threshold.price):
-        end = cost_A.min() if threshold.price > 0 else cost_A.max()
-        value_BA = logit_BA.masked_fill(cost_A != end, -math.inf)
-    else:
-        value_BA = logit_BA - threshold.price * cost_A
-    best_B1 = value_BA.amax(1, keepdim=True)
-    equal_BA = value_BA >= best_B1 - _EQUAL * (1 + best_B1.abs())
-    cheap_B = cost_A.expand_as(value_BA).masked_fill(~equal_BA, math.inf).argmin(1)
-    dear_B = cost_A.expand_as(value_BA).masked_fill(~equal_BA, -math.inf).argmax(1)
-    is_dear_B = torch.tensor(ties, dtype=torch.float64) > threshold.tie
-    return torch.where(is_dear_B, dear_B, cheap_B)
+def _choose(step_BA: Tensor, cost_A: Tensor, price_B: Tensor, is_dear_B: Tensor) -> Tensor:
+    """(B,) the depth with the best `logit - price * cost`; of equals the dearest or the cheapest.
+
+    Compares the price with crossings instead of values with one another. So a choice changes
+    exactly at the numbers that `_crossing` gives, and budgets can be counted without a tolerance.
+    """
+    order = cost_A.argsort(stable=True).tolist()
+    best_B = torch.full((len(step_BA),), order[0])
+
+    for depth in order[1:]:
+        gain_B = step_BA[:, depth] - step_BA.gather(1, best_B[:, None])[:, 0]
+        extra_B = cost_A[depth] - cost_A[best_B]
+        crossing_B = _crossing(gain_B, extra_B)
+        worth_B = (crossing_B > price_B) | (is_dear_B & (crossing_B == price_B))
+        # No price parts depths of equal cost; of equal ones the first stays.
+        better_B = torch.where(extra_B > 0, worth_B, gain_B > 0)
+        best_B = torch.where(better_B, depth, best_B)
+    return best_B
 
 
-def _rounded(logit_BA: Tensor) -> Tensor:
-    # Equal states get logits that differ by the batch they were computed in, about 1e-7.
+def _crossing(gain: Tensor, extra: Tensor) -> Tensor:
+    """The price at which a dearer depth is worth as much as a cheaper one."""
+    return gain / extra * _LOGIT_STEP
+
+
+def _steps(logit_BA: Tensor) -> Tensor:
+    """(B, A) logits less that of depth 0, in whole steps: differences of them are exact."""
     if not logit_BA.isfinite().all():
         row = int((~logit_BA.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"NaN gate score in row {row}: its state is not finite; embed it again.")
-    # Relative to depth 0, so that equal differences are equal after rounding.
-    gap_BA = logit_BA.detach().cpu().double() - logit_BA[:, :1].detach().cpu().double()
-    return (gap_BA / _LOGIT_STEP).round() * _LOGIT_STEP
+    # Equal states get logits that differ by the batch they were computed in, about 1e-7.
+    logit_BA = logit_BA.detach().cpu().double()
+    return ((logit_BA - logit_BA[:, :1]) / _LOGIT_STEP).round()
 
 
 def tie_break(key: str) -> float:

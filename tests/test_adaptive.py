@@ -131,6 +131,11 @@ def test_a_budget_is_spent_on_the_highest_scores(
     assert set(reasons_about(found)) == set(score_B.topk(number).indices.tolist())
 
 
+def test_a_wrong_budget_is_refused_though_no_side_can_reason(backbone: OpenClipBackbone) -> None:
+    with pytest.raises(ValueError, match=r"budget is 1\.5: expected a share from 0 to 1"):
+        embedder_of(backbone, head_of(bias=0.0)).encode(PICTURES, budget=1.5)
+
+
 def test_a_budget_never_makes_an_unwilling_gate_reason(backbone: OpenClipBackbone) -> None:
     embedder = embedder_of(backbone, head_of(bias=-50.0))
     assert reasons_about(embedder.encode(TEXTS, budget=1.0)) == []
