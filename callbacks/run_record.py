@@ -24,7 +24,7 @@ from typing_extensions import override
 from callbacks.fit_end import has_ended, interrupted
 from mmemb.distributed import gather_objects
 from mmemb.files import link_atomically
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import FACTS, FittedFacts, read_json, write_json, write_run_facts
 from mmemb.products import Producer, lost_product, record_products
 
 PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
@@ -56,6 +56,9 @@ HEADLINES = ("val/recall@1", "val/reward", "train/loss")
 """Metrics that the last line of a run shows, where they were logged."""
 
 
+NO_FACTS = FittedFacts()
+
+
 @final
 class RunRecord(Callback):
     """Writes config, commit, diff, versions, fingerprint and fitted facts into the run folder.
@@ -71,7 +74,7 @@ class RunRecord(Callback):
         inputs: path -> identity of everything that the run reads.
         owner: who started it.
         tags: words to find it by.
-        inherited_facts: facts that the models this run starts from were fitted on.
+        inherited_facts: facts behind the models and sidecars that this run starts from.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class RunRecord(Callback):
         link: str,
         config: str,
         fingerprint: str,
-        inherited_facts: frozenset[str] = frozenset(),
+        inherited_facts: FittedFacts = NO_FACTS,
         inputs: Mapping[str, str] | None = None,
         owner: str = "",
         tags: Sequence[str] = (),
@@ -145,6 +148,11 @@ class RunRecord(Callback):
         check_finite(pl_module, self.run, trainer.global_step)
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Whoever starts from a checkpoint of an interrupted run has to know them, too.
+        self._write_facts(trainer)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.num_training_batches == 0 or trainer.limit_train_batches == 0:
             raise ValueError(
@@ -154,16 +162,21 @@ class RunRecord(Callback):
         if not has_ended(trainer):
             raise interrupted(trainer)
 
-        # On every rank: where facts are known only by reading, the ranks join theirs.
-        facts = self.inherited_facts | trainer.datamodule.fitted_facts  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
-            write_json(self.run / "fitted.json", {"facts": sorted(facts)})
+        self._write_facts(trainer)
         self._note_end(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._note_end(trainer)
+
+    def _write_facts(self, trainer: Trainer) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+
+        # On every rank: where facts are known only by reading, the ranks join theirs.
+        facts = self.inherited_facts | FittedFacts(data.fitted_facts, data.calibrated_facts)
+        if trainer.is_global_zero:
+            write_run_facts(self.run, facts)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,7 +213,7 @@ class RunRecord(Callback):
         seconds = round(time.monotonic() - self._started, 1)
         write_json(self.run / "summary.json", {"seconds": seconds, "metrics": self._metrics})
 
-        own = [self.run / name for name in ("config.yaml", "summary.json", "fitted.json")]
+        own = [self.run / name for name in ("config.yaml", "summary.json", FACTS)]
         products = [path for path in own if path.is_file()]
         for part in (trainer.lightning_module, *trainer.callbacks):
             products += part.products(stage) if isinstance(part, Producer) else []

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from mmemb.batches import SidecarOutput, SidecarRow
 from mmemb.distributed import gather_objects
+from mmemb.lineage import FACTS, FittedFacts, write_facts
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
 from mmemb.unfinished import Unfinished
 
@@ -25,11 +26,16 @@ class SidecarWriter(Callback):
 
     Args:
         folder: where the shards go, e.g. `runs/pocket/rationales`.
+
+    Attributes:
+        fingerprint: of what makes the shards.
+        facts: facts behind the models that make them: a model trained on the sidecar inherits them.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.fingerprint = ""
+        self.facts = FittedFacts()
         self._shard: str | None = None
         self._rows: list[SidecarRow] = []
         self._failed: dict[str, str] = {}
@@ -110,11 +116,12 @@ class SidecarWriter(Callback):
             return
         trainer.strategy.barrier()
         if trainer.is_global_zero:
+            write_facts(self.folder / FACTS, self.facts)
             finish_manifest(self.folder, self.fingerprint, self._shards)
 
     def products(self, stage: str) -> list[Path]:
-        """The folder of shards; see `mmemb.products.Producer`."""
-        return [self.folder] if stage == "predict" else []
+        """The folder of shards and the facts behind it; see `mmemb.products.Producer`."""
+        return [self.folder, self.folder / FACTS] if stage == "predict" else []
 
     def _flush(self) -> None:
         if self._shard is None:

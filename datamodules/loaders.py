@@ -174,6 +174,11 @@ class ShardDataModule(LightningDataModule, ABC):
         return frozenset()
 
     @property
+    def calibrated_facts(self) -> frozenset[str]:
+        """Facts that only a number is fitted on (tau, eta, a threshold); weights never see them."""
+        return frozenset()
+
+    @property
     def place(self) -> tuple[int, int]:
         """(rank, world) of this process."""
         trainer = self.trainer

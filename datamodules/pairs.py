@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 from typing_extensions import override
 
@@ -61,6 +61,9 @@ class PairDataModule(ShardDataModule):
             count, or None.
         with_candidates: `predict` reads the candidate table first, for who mines negatives.
     """
+
+    # No weight is trained on what is validated.
+    CALIBRATION_KEYS: ClassVar[frozenset[str]] = frozenset({"val_rationales"})
 
     def __init__(
         self,

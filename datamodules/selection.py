@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
@@ -39,6 +39,9 @@ class SelectionDataModule(ShardDataModule):
         negatives: folder of mined hard negatives, which come first; needs `num_negatives`.
     """
 
+    # Judges read these; who trains on `selected/` reads nothing but the rationales.
+    CALIBRATION_KEYS: ClassVar[frozenset[str]] = frozenset({"selected", "features", "negatives"})
+
     def __init__(
         self,
         root: str,
@@ -67,7 +70,7 @@ class SelectionDataModule(ShardDataModule):
 
     @property
     @override
-    def fitted_facts(self) -> frozenset[str]:
+    def calibrated_facts(self) -> frozenset[str]:
         """Facts that tau and eta were fitted on."""
         rows = (*self._rows, *self._calibration_rows)
         return frozenset(row.meta["fact"] for row in rows)

@@ -206,8 +206,13 @@ class UtilityDataModule(ShardDataModule):
     @property
     @override
     def fitted_facts(self) -> frozenset[str]:
-        """Facts of the parts that the gate and its threshold are fitted on."""
-        return frozenset(row.meta["fact"] for row in self._part("gate") + self._part("calibration"))
+        return frozenset(row.meta["fact"] for row in self._part("gate"))
+
+    @property
+    @override
+    def calibrated_facts(self) -> frozenset[str]:
+        """Facts that the thresholds are fitted on."""
+        return frozenset(row.meta["fact"] for row in self._part("calibration"))
 
     @property
     def depths(self) -> tuple[str, ...]:

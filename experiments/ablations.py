@@ -16,7 +16,7 @@ from typing import Any, Literal, final
 
 from callbacks.run_record import git_state, package_versions
 from mmemb.files import link_atomically, write_atomically
-from mmemb.lineage import fingerprint
+from mmemb.lineage import FACTS, fingerprint, read_fitted, write_facts
 from mmemb.records import scored_from_json, scored_to_json, stable_hash
 from mmemb.reselection import Pool, Reselection, Rule, of_seeds, reselect
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
@@ -135,6 +135,8 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
             for entry in source.of_shard(shard)
         ]
         write_shard(target, shard, samples, fingerprint=print_of)
+    if (facts := source.folder / FACTS).is_file():
+        write_facts(target / FACTS, read_fitted(facts))  # chosen otherwise, written by the same
     finish_manifest(target, print_of, source.shard_names)
     return target
 

@@ -2,7 +2,8 @@
 
 A gate asks for the run of its embedder: a saved backbone and the list of facts that it was fitted
 on. For a frozen embedder from elsewhere this list is empty as far as our data goes; whether its own
-training data held them, its card has to say (`report contamination` looks for it).
+training data held them, its card has to say (`report contamination` looks for it). An embedder that
+was exported from a run brings its list along.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import nn
 
 from mmemb.backbones import Backbone
 from mmemb.backbones.model_loading import revision_of
-from mmemb.lineage import canonical_json, run_mark, write_json
+from mmemb.lineage import canonical_json, inherited_facts, run_mark, write_json, write_run_facts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +72,7 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
         raise ValueError(f"{config}: {spec.get('class_path')} is no backbone.")
     (out / "fingerprint.json").unlink(missing_ok=True)  # what was there is whole until now
     backbone.save_pretrained(out / "backbone")
-    write_json(out / "fitted.json", {"facts": []})
+    write_run_facts(out, inherited_facts(spec))
     write_json(out / "fingerprint.json", {"fingerprint": mark, "finished": True})
     print(f"{out}: {spec['init_args'].get('model', spec.get('class_path'))}, frozen")
 

@@ -31,7 +31,7 @@ from experiments.fit_loop import WholeFitLoop
 from experiments.resume import MACHINE_KEYS, check_resume, flattened
 from experiments.run_loggers import keep_checkpoints_in, place_loggers
 from mmemb.guards import check_disk, check_memory
-from mmemb.lineage import fingerprint, inherited_facts, input_identities
+from mmemb.lineage import FittedFacts, fingerprint, inherited_facts, input_identities
 from mmemb.weights import read_weights
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -137,6 +137,7 @@ class ExperimentCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]
+        facts = facts_behind(config, self.subcommand)
         record = RunRecord(
             run=str(self.run_folder),
             link=link_name(config.name, self.subcommand),
@@ -145,9 +146,7 @@ class ExperimentCLI(LightningCLI):
             inputs=self.inputs,
             owner=config.owner or "",
             tags=config.tags,
-            inherited_facts=inherited_facts(
-                settings_of(config, self.subcommand), own_outputs(config, self.subcommand)
-            ),
+            inherited_facts=facts,
         )
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.run_folder), name="", version="")
@@ -164,6 +163,8 @@ class ExperimentCLI(LightningCLI):
         for callback in trainer.callbacks:
             if isinstance(callback, SidecarWriter | BenchmarkScores):
                 callback.fingerprint = self.fingerprint
+            if isinstance(callback, SidecarWriter):
+                callback.facts = facts
         if not trainer.fast_dev_run:
             trainer.callbacks.insert(0, record)
         return trainer
@@ -316,15 +317,42 @@ def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> di
 
 def without_machine_keys(data: Any) -> Any:
     """`data` without the arguments whose class calls them the machine's (`MACHINE_KEYS`)."""
+    return _cut_keys(data, "MACHINE_KEYS")[0]
+
+
+def facts_behind(config: Namespace, subcommand: str) -> FittedFacts:
+    """The facts that a run inherits from the models, sidecars and checkpoint that it names."""
+    outputs = own_outputs(config, subcommand)
+    training, choosing = _cut_keys(settings_of(config, subcommand), "CALIBRATION_KEYS")
+
+    # A judge that chooses among rationales trains no weights: its facts are recorded apart.
+    facts = inherited_facts(training, outputs)
+    facts |= inherited_facts(choosing, outputs).as_calibrated()
+
+    # An earlier run of the same name is an output, but its checkpoint is where this one starts.
+    return facts | inherited_facts(config.get("ckpt_path"))
+
+
+def _cut_keys(data: Any, attribute: str) -> tuple[Any, list[Any]]:
+    """Plain data without the arguments that their class lists in `attribute`, and their values."""
     if isinstance(data, list):
-        return [without_machine_keys(item) for item in data]
+        items = [_cut_keys(item, attribute) for item in data]
+        return [item for item, _ in items], [value for _, cut in items for value in cut]
     if not isinstance(data, dict):
-        return data
+        return data, []
+
     path = data.get("class_path")
-    skipped = getattr(locate(path), "MACHINE_KEYS", ()) if isinstance(path, str) else ()
-    init_args = {k: v for k, v in (data.get("init_args") or {}).items() if k not in skipped}
-    data = data | {"init_args": init_args} if skipped else data
-    return {key: without_machine_keys(value) for key, value in data.items()}
+    keys = getattr(locate(path), attribute, ()) if isinstance(path, str) else ()
+    init_args = data.get("init_args") or {}
+    values = [value for key, value in init_args.items() if key in keys]
+    if keys:
+        data = data | {"init_args": {k: v for k, v in init_args.items() if k not in keys}}
+
+    kept = {}
+    for key, value in data.items():
+        kept[key], cut = _cut_keys(value, attribute)
+        values += cut
+    return kept, values
 
 
 def run_fingerprint(config: Namespace, subcommand: str) -> str:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments import run_facts
 from experiments.model_card import RunFacts, card
 from experiments.run import USER_ERRORS, quieten
 from experiments.saved_backbone import Found, find_backbone
+from mmemb.lineage import FACTS, FittedFacts, inherited_facts, write_facts
 
 TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
 
@@ -93,8 +95,22 @@ def export(
             "`mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
         )
     write = _adapter if adapter else {TRANSFORMERS: _transformers, SENTENCES: _sentences}[to]
-    with_card = _whole(out, lambda fresh: _describe(fresh, facts | write(found, fresh, out)))
-    return f"{out}: {with_card}"
+
+    def write_all(fresh: Path) -> str:
+        described = facts | write(found, fresh, out)
+        # Whoever trains a judge from the export inherits what these weights were trained on.
+        write_facts(fresh / FACTS, _fitted(found))
+        return _describe(fresh, described)
+
+    return f"{out}: {_whole(out, write_all)}"
+
+
+def _fitted(found: Found) -> FittedFacts:
+    facts = inherited_facts(str(found.backbone))
+    if not facts.unknown:
+        return facts
+    # A published folder tells no machine's paths.
+    return replace(facts, unknown=frozenset(Path(path).name for path in facts.unknown))
 
 
 def _whole(out: Path, write: Callable[[Path], str]) -> str:

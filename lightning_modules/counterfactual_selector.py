@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule
@@ -77,6 +77,9 @@ class CounterfactualSelector(LightningModule):
             test.
         num_hard: hard negatives under each path, for `margin`.
     """
+
+    # Judges choose among rationales; weights are trained on the rationales alone.
+    CALIBRATION_KEYS: ClassVar[frozenset[str]] = frozenset({"evaluator", "selection"})
 
     def __init__(
         self,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from mmemb.files import write_atomically
 
@@ -72,15 +73,138 @@ def input_identities(settings: Any, outputs: Collection[Path] = ()) -> dict[str,
     return {path: _hash(_identity(Path(path))) for path in paths}
 
 
-def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> frozenset[str]:
-    """The facts that the runs named in `settings` were fitted on (their `fitted.json`); `outputs`,
-    which may lie there from an earlier time, hand nothing down."""
-    facts: set[str] = set()
-    for path in _paths(settings, outputs):
-        record = _marked_parent(Path(path), ("fitted.json",))
+FACTS = "fitted.json"
+"""File with the facts of a run, of a sidecar, or of the weights beside it."""
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FittedFacts:
+    """Facts behind a model, or behind what a model wrote.
+
+    Attributes:
+        trained: facts that weights were trained on: the model may not judge them (METHOD 3).
+        calibrated: facts that only chose, validated or set a number (tau, eta, a threshold): they
+            bar nothing.
+        unknown: weights that came without a list, so that their facts cannot be told.
+    """
+
+    trained: frozenset[str] = frozenset()
+    calibrated: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
+
+    def __or__(self, other: FittedFacts) -> FittedFacts:
+        return FittedFacts(
+            self.trained | other.trained,
+            self.calibrated | other.calibrated,
+            self.unknown | other.unknown,
+        )
+
+    def as_calibrated(self) -> FittedFacts:
+        """The facts of a model whose word decides which data are used, and trains nothing."""
+        return FittedFacts(calibrated=self.trained | self.calibrated)
+
+
+def write_facts(path: Path, facts: FittedFacts) -> None:
+    """Writes a `fitted.json`."""
+    data = {
+        "facts": sorted(facts.trained),
+        "calibrated": sorted(facts.calibrated),
+        "unknown": sorted(facts.unknown),
+    }
+    write_json(path, data)
+
+
+def write_run_facts(run: Path, facts: FittedFacts) -> None:
+    """Writes `fitted.json` into a run, and beside all weights in it: a copy of them has it, too."""
+    weights = (path for path in run.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
+    for folder in sorted({path.parent for path in weights} - {run}):
+        write_facts(folder / FACTS, facts)
+    write_facts(run / FACTS, facts)
+
+
+def read_fitted(path: Path) -> FittedFacts:
+    """Reads a `fitted.json`; older ones hold the list `facts` alone."""
+    data = read_json(path, "an object with the list `facts`")
+    lists = [data.get("facts"), data.get("calibrated", []), data.get("unknown", [])]
+    if not all(isinstance(found, list) for found in lists):
+        raise ValueError(f"{path} has no list `facts`; train the model again to write it.")
+    return FittedFacts(*map(frozenset, lists))
+
+
+def read_facts(path: Path) -> frozenset[str]:
+    """The facts that a model may not judge, by its `fitted.json`.
+
+    Raises:
+        FileNotFoundError: there is no list.
+        ValueError: the list is broken, or says that it is not whole.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: without the list of facts that this model was fitted on nobody "
+            "can tell which pairs it may judge. Train the model with `experiments.run fit`, which "
+            "writes the list."
+        )
+    return _known(read_fitted(path), str(path))
+
+
+def trained_facts(model: str, adapter: str | None = None) -> frozenset[str]:
+    """The facts that a model may not judge, by its folder; none for the id of a hub.
+
+    Args:
+        model: folder or id.
+        adapter: folder of low-rank updates on it; they need a list, in it or in their run.
+
+    Raises:
+        FileNotFoundError: the adapter has no list.
+        ValueError: the model is a backbone of ours without a list.
+    """
+    facts = _known(inherited_facts(model), model)
+    if adapter is None:
+        return facts
+    beside = Path(adapter) / FACTS
+    return facts | read_facts(beside if beside.is_file() else Path(adapter).parent / FACTS)
+
+
+def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> FittedFacts:
+    """The facts behind the runs, sidecars and weights that `settings` name.
+
+    Args:
+        settings: plain data.
+        outputs: may lie there from an earlier time, and hand nothing down.
+    """
+    facts = FittedFacts()
+    for path in map(Path, _paths(settings, outputs)):
+        # A link to a model elsewhere may lie in no run although the model does.
+        record = _marked_parent(path, (FACTS,)) or _marked_parent(path.resolve(), (FACTS,))
         if record is not None:
-            facts |= set(read_facts(record))
-    return frozenset(facts)
+            facts |= read_fitted(record)
+        elif _was_trained_here(path):
+            facts |= FittedFacts(unknown=frozenset([str(path)]))
+    return facts
+
+
+def _known(facts: FittedFacts, source: str) -> frozenset[str]:
+    if facts.unknown:
+        raise ValueError(
+            f"{source}: the facts that {min(facts.unknown)} was trained on are unknown, so it "
+            f"cannot be told which pairs this model may judge. Copy {FACTS} of the run that "
+            'trained those weights beside them (`{"facts": []}` if they saw none of this data) '
+            "and make what depends on them again."
+        )
+    return facts.trained
+
+
+def _was_trained_here(path: Path) -> bool:
+    """Whether these weights were written by this project: a model of the hub saw none of ours."""
+    if path.suffix == ".ckpt":
+        return True
+    if (path / "adapter_config.json").is_file():
+        return (path / "fingerprint.json").is_file()
+    config = path / "config.json"
+    return config.is_file() and b'"class_path"' in config.read_bytes()
 
 
 def run_mark(folder: Path) -> str | None:
@@ -107,20 +231,6 @@ def check_copied(folder: Path, run: Path) -> None:
             f"{f'run {found}' if found else 'no finished run'}. Fit the gate again on this model, "
             "or name the run that it was fitted on."
         )
-
-
-def read_facts(path: Path) -> frozenset[str]:
-    """Reads a `fitted.json`; raises FileNotFoundError in plain words if there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: without the list of facts that this model was fitted on nobody "
-            "can tell which pairs it may judge. Train the model with `experiments.run fit`, which "
-            "writes the list."
-        )
-    facts = read_json(path, "an object with the list `facts`").get("facts")
-    if not isinstance(facts, list):
-        raise ValueError(f"{path} has no list `facts`; train the model again to write it.")
-    return frozenset(facts)
 
 
 def _hash(data: Any) -> str:

@@ -25,6 +25,7 @@ from experiments.ablations import (
     write_report,
 )
 from experiments.report.ablations import CellTable, cell_figures, compare, picture, words
+from mmemb.lineage import inherited_facts
 from mmemb.shards import ShardIndex
 from tests.tiny_experiment import POCKET, Experiment
 
@@ -70,6 +71,7 @@ def test_a_cell_has_a_sidecar_of_its_own(clip_experiment: Experiment, tmp_path: 
         assert write_cell_sidecar(tmp_path, replace(cell)) == folder
         assert (folder / "manifest.json").stat().st_mtime_ns == before, "written once"
         RationaleTable(folder, [source])  # joins with its pairs
+        assert inherited_facts(str(folder)) == inherited_facts(str(tmp_path / "selected"))
         table = RationaleTable(folder, [ShardIndex.open(folder)])
         rows = [table._index.read(e, {"json"})["json"] for e in table._index.entries]
         kept[name] = sum(row.count(b'"kept": true') for row in rows)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from experiments.config_check import _load
+from mmemb.lineage import FittedFacts, read_fitted
 from mmemb.shards import ShardIndex
 from tests.tiny_experiment import (
     CONFIGS,
@@ -225,7 +226,7 @@ def test_every_stage_ran_and_left_its_record(experiment: Experiment, stage: str)
     assert yaml.safe_load((run / "config.yaml").read_text())["experiment"] == "tiny"
     assert list(run.glob("events.out.tfevents.*")), "TensorBoard"
     if STAGES[stage][0] == "fit":
-        assert json.loads((run / "fitted.json").read_text())["facts"]
+        assert read_fitted(run / "fitted.json") != FittedFacts()
 
 
 @pytest.mark.parametrize("folder", ["features", "rationales", "selected", "utilities", "decisions"])
@@ -243,8 +244,11 @@ def test_every_embedder_can_be_loaded(experiment: Experiment, stage: str) -> Non
 
 
 def test_facts_are_handed_down_from_stage_to_stage(experiment: Experiment) -> None:
-    def facts(stage: str) -> set[str]:
-        return set(json.loads((experiment.folder / stage / "fitted.json").read_text())["facts"])
+    def facts(stage: str) -> frozenset[str]:
+        return read_fitted(experiment.folder / stage / "fitted.json").trained
+
+    def calibrated(stage: str) -> frozenset[str]:
+        return read_fitted(experiment.folder / stage / "fitted.json").calibrated
 
     assert facts("trunk") < facts("judge-a")
     assert facts("trunk") < facts("judge-b")
@@ -257,7 +261,16 @@ def test_facts_are_handed_down_from_stage_to_stage(experiment: Experiment) -> No
     assert not a & b, "no judge saw what it judges"
     assert facts("trunk") <= facts("embedder")
     assert facts("embedder") < facts("gate")
-    assert facts("judge-a") | facts("judge-b") <= facts("selection")
+
+    assert not facts("rationales"), "the worker was not tuned"
+    assert not facts("selection"), "tau and eta are no weights"
+    assert not facts("selected"), "judges choose texts, and write none"
+    assert facts("judge-a") | facts("judge-b") <= calibrated("selection")
+    assert calibrated("selection") <= calibrated("selected") <= calibrated("embedder")
+    assert facts("utilities") == facts("embedder")
+    assert facts("embedder/backbone") == facts("embedder")
+    assert facts("gate/adaptive/backbone") == facts("gate")
+
     held_out = {f"country:{n:02d}/capital" for n in range(18, 24)}
     assert not held_out & facts("gate"), "no fact of part test was ever fitted"
 

@@ -18,7 +18,7 @@ from experiments.model_card import Figure, Ingredient, RunFacts, card
 from lightning_modules import ContrastiveEmbedder
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone, PromptStyle, VisionLanguageBackbone
-from mmemb.lineage import write_json
+from mmemb.lineage import FittedFacts, trained_facts, write_facts, write_json
 from mmemb.records import Side
 from tests.tiny_backbones import build_clip
 from tests.vlm import folder, picture
@@ -52,6 +52,7 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(run / "fingerprint.json", {"fingerprint": "f00", "finished": True})
     write_json(run / "summary.json", {"metrics": {"val/recall@1": 0.25, "train/loss": 1.0}})
     saved(module.backbone, run / "backbone")
+    write_facts(run / "fitted.json", FittedFacts(frozenset({"fr/capital"})))
     return run
 
 
@@ -79,6 +80,7 @@ def test_transformers_loads_it_with_the_updates_in_it(lora_run: Path, tmp_path: 
     prompt = backbone.prompts.text(Side("a text"))
     assert f"prompt = {prompt!r}" in (tmp_path / "out/README.md").read_text()
     assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template
+    assert trained_facts(str(tmp_path / "out")) == {"fr/capital"}, "a judge made from it says so"
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")  # peft asks

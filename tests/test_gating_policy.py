@@ -35,6 +35,7 @@ class Planted(LightningDataModule):
     the state is noise. Every fourth query is not eligible, and lies about its utility."""
 
     fitted_facts: frozenset[str] = frozenset()
+    calibrated_facts: frozenset[str] = frozenset()
 
     depths = ("direct", "full")
 

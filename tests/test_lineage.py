@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmemb.lineage import fingerprint, inherited_facts, read_facts, write_json
+from mmemb.lineage import (
+    FittedFacts,
+    fingerprint,
+    inherited_facts,
+    read_facts,
+    trained_facts,
+    write_facts,
+    write_json,
+    write_run_facts,
+)
 from mmemb.shard_writer import Sample, write_folder
 
 
@@ -114,8 +124,68 @@ def test_facts_are_handed_down_by_every_run_that_is_named(tmp_path: Path) -> Non
         "number": 3,
     }
     expected = {"fr/capital", "de/capital"}
-    assert inherited_facts(settings, [own]) == expected
-    assert inherited_facts(settings) == expected | {"stale"}
+    assert inherited_facts(settings, [own]).trained == expected
+    assert inherited_facts(settings).trained == expected | {"stale"}
+
+
+def test_facts_that_only_set_a_number_are_handed_down_apart(tmp_path: Path) -> None:
+    facts = FittedFacts(frozenset({"fr"}), frozenset({"de"}))
+    write_facts(tmp_path / "selected/fitted.json", facts)
+    assert inherited_facts([str(tmp_path / "selected")]) == facts
+    assert read_facts(tmp_path / "selected/fitted.json") == {"fr"}, "the others bar nothing"
+    assert facts.as_calibrated() == FittedFacts(calibrated=frozenset({"fr", "de"}))
+
+
+def write_weights(folder: Path) -> Path:
+    """What Backbone.save_pretrained leaves, as far as names go."""
+    write_json(folder / "config.json", {"class_path": "mmemb.backbones.JointEncoder"})
+    (folder / "weights.pt").touch()
+    (folder / "model").mkdir()
+    (folder / "model/model.safetensors").touch()
+    return folder
+
+
+@pytest.mark.parametrize("part", ["backbone", "backbone/model"])
+def test_copied_weights_carry_their_facts(tmp_path: Path, part: str) -> None:
+    write_weights(tmp_path / "run/backbone")
+    facts = FittedFacts(frozenset({"fr"}), frozenset({"de"}))
+    write_run_facts(tmp_path / "run", facts)
+    shutil.copytree(tmp_path / "run" / part, tmp_path / "copy/of/a/model/somewhere")
+    assert inherited_facts(str(tmp_path / "copy/of/a/model/somewhere")) == facts
+
+
+def test_a_link_to_a_model_leads_to_its_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/pocket/run", facts=("fr",))
+    (tmp_path / "model").symlink_to(tmp_path / "runs/pocket/run/backbone")
+    assert inherited_facts(str(tmp_path / "model")).trained == {"fr"}
+
+
+def test_a_model_without_a_list_may_not_judge(tmp_path: Path) -> None:
+    """The list stayed behind when the weights were copied by an older version."""
+    model = str(write_weights(tmp_path / "copy"))
+    inherited = inherited_facts({"backbone": {"folder": model}})
+    assert inherited == FittedFacts(unknown=frozenset({model}))
+    write_facts(tmp_path / "judge/fitted.json", inherited)
+    with pytest.raises(ValueError, match=r"copy was trained on are unknown.*Copy fitted\.json"):
+        read_facts(tmp_path / "judge/fitted.json")
+    with pytest.raises(ValueError, match="unknown"):
+        trained_facts(model)
+    write_json(tmp_path / "copy/fitted.json", {"facts": []})
+    assert trained_facts(model) == frozenset()
+
+
+def test_a_checkpoint_hands_down_the_facts_of_its_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert inherited_facts(str(checkpoint)).unknown == {str(checkpoint)}
+    write_run(tmp_path / "run", facts=("fr",))
+    assert inherited_facts(str(checkpoint)).trained == {"fr"}
+
+
+def test_a_model_of_the_hub_was_trained_on_none_of_our_facts(tmp_path: Path) -> None:
+    write_json(tmp_path / "bert/config.json", {"model_type": "bert"})
+    assert trained_facts(str(tmp_path / "bert")) == trained_facts("org/model") == frozenset()
 
 
 def test_missing_facts_are_one_clear_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from callbacks import RecallAtK, RunRecord
 from callbacks.run_record import is_finished, is_unfinished
 from mmemb.files import link_atomically
+from mmemb.lineage import FittedFacts, read_fitted
 from tests.boring import (
     ONE,
     Boring,
@@ -32,15 +33,19 @@ def fit(run: Path, record: RunRecord, *more: Callback, facts: Sequence[str] = ()
     trainer_of(run, callbacks=[record, *more], max_steps=1).fit(Boring(), datamodule=data)
 
 
+def facts_of(*trained: str) -> FittedFacts:
+    return FittedFacts(frozenset(trained))
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_a_finished_fit_leaves_all_that_it_takes_to_repeat_it(tmp_path: Path) -> None:
     run = tmp_path / "1-gate-x"
-    fit(run, record(run, inherited_facts=frozenset({"old/fact"})), facts=["new/fact"])
+    fit(run, record(run, inherited_facts=facts_of("old/fact")), facts=["new/fact"])
     assert (run / "config.yaml").read_text() == "seed: 1\n"
-    assert read(run / "fitted.json") == {"facts": ["new/fact", "old/fact"]}
+    assert read_fitted(run / "fitted.json") == facts_of("new/fact", "old/fact")
     assert set(read(run / "environment.json")["versions"]) >= {"python", "torch", "lightning"}
     assert (run / "uncommitted.diff").exists()
     assert read(run / "summary.json")["seconds"] >= 0
@@ -61,11 +66,11 @@ def test_an_interrupted_fit_is_not_linked_and_can_be_continued(tmp_path: Path) -
     old, new = tmp_path / "1-gate-x", tmp_path / "2-gate-x"
     fit(old, record(old))
     with pytest.raises(RuntimeError, match="power"):
-        fit(new, record(new), PowerCut())
+        fit(new, record(new), PowerCut(), facts=["f"])
     assert (tmp_path / "gate").resolve() == old.resolve()
     assert is_unfinished(new, "abc")
     assert not is_finished(new, "abc")
-    assert not (new / "fitted.json").exists()
+    assert read_fitted(new / "fitted.json") == facts_of("f"), "its checkpoints hand them down"
     fit(new, record(new))
     assert (tmp_path / "gate").resolve() == new.resolve()
 
@@ -93,7 +98,7 @@ def test_two_ranks_write_one_record(tmp_path: Path) -> None:
     data = Stub(facts=["f"], train=lambda rank, world: [torch.zeros(1)])
     trainer_of(run, 2, callbacks=[record(run)], max_steps=1).fit(Boring(), datamodule=data)
     assert is_finished(tmp_path / "gate", "abc")
-    assert read(run / "fitted.json") == {"facts": ["f"]}
+    assert read_fitted(run / "fitted.json") == facts_of("f")
 
 
 def test_a_link_moves_in_one_step(tmp_path: Path) -> None:

@@ -75,7 +75,11 @@ def test_utilities_of_the_other_stages(root):
     ]
     assert {batch.shard for batch in everything} == set(module.predict_shards())
     assert len([q for b in module.test_dataloader()[1] for q in b.queries]) == 24
-    assert {f.split("/")[0] for f in module.fitted_facts} == {f"country:{n}" for n in range(10, 18)}
+    for facts, numbers in (
+        (module.fitted_facts, range(10, 14)),
+        (module.calibrated_facts, range(14, 18)),
+    ):
+        assert {fact.split("/")[0] for fact in facts} == {f"country:{n}" for n in numbers}
 
 
 def test_draws_are_averaged(root, tmp_path):

@@ -152,6 +152,12 @@ def test_a_judge_does_not_judge_what_it_was_fitted_on(tmp_path: Path) -> None:
         judge.score(QUERIES, CANDIDATES, NOTES, FACTS)
 
 
+def test_a_judge_in_a_run_is_fitted_on_the_facts_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "fitted.json").write_text(json.dumps({"facts": ["c/d"]}))
+    assert YesNoEvaluator(str(tmp_path / "model")).facts == {"c/d"}
+
+
 def test_long_texts_are_cut() -> None:
     judge = qwen(style=JudgeStyle(max_text_tokens=8))
     decode, query = judge.prompts.builder.tokenizer.decode, Side("abcdefghijkl")

@@ -66,7 +66,7 @@ class Stub(LightningDataModule):
     def __init__(self, facts: Sequence[str] = (), **loaders: Callable[[int, int], Any]) -> None:
         super().__init__()
         self._loaders = loaders
-        self.fitted_facts = frozenset(facts)
+        self.fitted_facts, self.calibrated_facts = frozenset(facts), frozenset[str]()
 
     def _load(self, stage: str) -> Any:
         found = self._loaders[stage](self.trainer.global_rank, self.trainer.world_size)

@@ -17,7 +17,7 @@ from experiments.report.reasoned import (
     read_pair,
     read_reasoned,
 )
-from mmemb.lineage import read_facts
+from mmemb.lineage import FACTS, read_fitted
 from mmemb.records import Pair, ScoredRationale
 from mmemb.shards import ShardIndex
 
@@ -78,15 +78,16 @@ def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
     """
     selected = open_stage(experiment, "selected")
     queries = read_reasoned(experiment, root)
-    fitted = read_fitted(experiment)
+    fitted = facts_of_embedder(experiment)
     candidates = tuple(train_rows(selected, ShardIndex.open(root / "pairs/questions")))
     return candidates + tuple(query_row(query, fitted) for query in queries)
 
 
-def read_fitted(experiment: Path) -> frozenset[str] | None:
-    """Facts that the embedder was fitted on; None where its run left no list."""
-    path = experiment / "embedder/fitted.json"
-    return read_facts(path) if path.is_file() else None
+def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
+    """Facts that the embedder was fitted on; None where its run left no list, or no whole one."""
+    path = experiment / "embedder" / FACTS
+    facts = read_fitted(path) if path.is_file() else None
+    return None if facts is None or facts.unknown else facts.trained
 
 
 def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:

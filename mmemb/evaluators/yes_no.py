@@ -22,7 +22,7 @@ from mmemb.evaluators.base import PairEvaluator
 from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.generation.finite import check_finite
 from mmemb.generation.special_tokens import check_unicode
-from mmemb.lineage import read_facts
+from mmemb.lineage import read_facts, trained_facts
 from mmemb.records import Rationale, Side
 
 PLAIN_STYLE, PLAIN_PROMPT = JudgeStyle(), PromptStyle()
@@ -44,8 +44,8 @@ class YesNoEvaluator(PairEvaluator):
         attention: implementation that transformers should use; None = its own choice.
         dtype: of the weights.
         device: where the judge runs; None = a GPU if there is one.
-        fitted: `fitted.json` of the run that trained the judge; None = it was trained on none of
-            these facts (METHOD 3).
+        fitted: `fitted.json` of the run that trained the judge; None = the one in the model's
+            folder or run, and a model of the hub was trained on none of these facts (METHOD 3).
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
 
@@ -70,7 +70,7 @@ class YesNoEvaluator(PairEvaluator):
         self.prompt = PromptStyle.from_mapping(prompt)
         self.attention, self.dtype, self.trust_remote_code = attention, dtype, trust_remote_code
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.facts = read_facts(Path(fitted)) if fitted else frozenset()
+        self.facts = read_facts(Path(fitted)) if fitted else trained_facts(model)
 
     @torch.inference_mode()
     def score(

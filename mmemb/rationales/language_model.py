@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mmemb.adapters import LoraSettings
 from mmemb.generation.sampling import Draw, Sampling
-from mmemb.lineage import read_facts
+from mmemb.lineage import trained_facts
 from mmemb.rationales.base import RationaleWorker, asked_draws
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.rationales.decoders import SharedPrefixDecoder, WholePromptDecoder
@@ -118,10 +117,8 @@ class LanguageModelWorker(RationaleWorker):
 
     @cached_property
     def fitted_facts(self) -> frozenset[str]:
-        """Those of the adapter's run; the base model was fitted on none of ours."""
-        if self.adapter is None:
-            return frozenset()
-        return read_facts(Path(self.adapter).parent / "fitted.json")
+        """Those of the adapter's run and of the model; a model of the hub was fitted on none."""
+        return trained_facts(self.model_id, self.adapter)
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
         """See `RationaleWorker.tuner`."""

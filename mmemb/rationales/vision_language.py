@@ -25,7 +25,7 @@ from mmemb.backbones.chat_prompt import Prompt
 from mmemb.backbones.model_loading import revision_of
 from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.generation.sampling import Sampling
-from mmemb.lineage import read_facts
+from mmemb.lineage import trained_facts
 from mmemb.losses import LossTerm
 from mmemb.rationales.base import RationaleWorker, asked_draws
 from mmemb.rationales.prompt_states import end_states
@@ -138,10 +138,8 @@ class VisionLanguageWorker(RationaleWorker):
 
     @cached_property
     def fitted_facts(self) -> frozenset[str]:
-        """Those of the adapter's run; the base model was fitted on none of ours."""
-        if self.adapter is None:
-            return frozenset()
-        return read_facts(Path(self.adapter).parent / "fitted.json")
+        """Those of the adapter's run and of the model; a model of the hub was fitted on none."""
+        return trained_facts(self.model_id, self.adapter)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         from mmemb.backbones.one_pass import draft
