@@ -198,3 +198,13 @@ def _rename_folder(new: Path, folder: Path) -> None:
             raise
         shutil.rmtree(aside, ignore_errors=True)
         return
+
+
+def file_identity(path: Path) -> tuple[int, int, int, int]:
+    """The inode, size, modification time and change time of a file: equal while it is unchanged.
+
+    A replaced file has another inode or another change time. Its size and modification time may be
+    those of the old one: `unzip`, `rsync -t` and archives with fixed times set them.
+    """
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, final
 
-from mmemb.files import file_sha256
+from mmemb.files import file_identity, file_sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -24,7 +24,7 @@ MEDIA_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # never a path that leaves the folder
 
-_verified: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> sha256, per process
+_verified: dict[tuple[str, int, int, int, int], str] = {}  # path, identity -> sha256, per process
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +281,7 @@ def _check_unique(folder: Path, entries: list[IndexEntry]) -> None:
 
 
 def _hash_file(path: Path) -> str:
-    state = path.stat()
-    known = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+    known = (str(path.resolve()), *file_identity(path))
     if known not in _verified:
         _verified[known] = file_sha256(path)
     return _verified[known]

@@ -52,7 +52,7 @@ PURE = {
     "near_duplicates", "score_files",
     "tie_bounds",
     "benchmark_data", "benchmark_scores", "distillation", "distributed", "evaluators",
-    "evaluators.judge_prompt", "evaluators.yes_no", "files",
+    "evaluators.judge_prompt", "evaluators.yes_no", "file_hashes", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "log_media", "losses", "masks", "metrics",
     "layer_shapes", "model_sizes",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,28 @@ def test_a_second_run_finds_everything_and_a_change_is_made_anew(
     write_csv(table, flag_rows()[:-1])
     prepare(table, media, tmp_path / "out")
     assert digests(tmp_path / "out") != before
+
+
+def test_a_picture_replaced_with_equal_size_and_time_is_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `unzip`, `rsync -t` and archives with fixed times leave it."""
+    media = write_media(tmp_path / "media")
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    prepare(table, media, tmp_path / "out")
+    path = media / "flags/00.webp"
+    times, size = path.stat(), max(p.stat().st_size for p in (media / "flags").iterdir())
+    for data in (path.read_bytes(), picture(99)):
+        path.write_bytes(data.ljust(size + 1000, b"\0"))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        capsys.readouterr()
+        prepare(table, media, tmp_path / "out")
+        assert "everything is there" not in capsys.readouterr().out
+    index = ShardIndex.open(tmp_path / "out/candidates")
+    assert path.read_bytes() in [index.read(entry).get("c0.webp") for entry in index.entries]
+    shutil.copytree(media, tmp_path / "moved")
+    prepare(table, tmp_path / "moved", tmp_path / "out", "--recheck")
+    assert "everything is there" in capsys.readouterr().out, "equal bytes, wherever they lie"
 
 
 def test_an_interrupted_run_goes_on(media: Path, tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from datamodules.prepare.folder.media import inside
 from datamodules.prepare.folder.rationales import write_rationales
 from datamodules.prepare.folder.table import OwnRow, read_table
 from datamodules.prepare.folder.write import write_data
+from mmemb.file_hashes import FileHashes
 from mmemb.lineage import canonical_json, read_json, write_json
 
 HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever this code writes something else for the same table."""
 
-MANIFEST, POOL = "manifest.json", "rationale_pool.json"
+MANIFEST, POOL, HASHES = "manifest.json", "rationale_pool.json", "file_hashes.json"
 MOST_SHOWN = 50
 
 
@@ -37,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error", choices=("raise", "skip"), default="raise", help="skip: leave faulty rows out"
     )
     parser.add_argument("--rationales", type=Path, help="JSON lines by id, of any origin")
+    parser.add_argument(
+        "--recheck", action="store_true", help="read all media, also those that look unchanged"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
 
 
@@ -45,11 +49,14 @@ def run(options: argparse.Namespace) -> None:
     if options.frames < 1 or options.workers < 1:
         raise ValueError("--frames and --workers: expected 1 or more.")
     rows = list(read_table(options.table))
-    mark = _fingerprint(options, rows)
+    hashes = FileHashes(options.out / HASHES, options.recheck)
+    mark = _fingerprint(options, rows, hashes)
     if _is_ready(options.out, mark) and not options.check:
         print(f"{options.out}: everything is there ({mark})")
     else:
         _convert(options, rows, mark)
+    if not options.check:
+        hashes.save()
     if options.rationales is not None and not options.check:
         having, lacking = write_rationales(options.rationales, options.out, options.out / POOL)
         print(f"{options.out / POOL}: rationales for {having} rows, none for {lacking}")
@@ -92,8 +99,8 @@ def _is_ready(out: Path, mark: str) -> bool:
     return path.is_file() and read_json(path, "own data").get("fingerprint") == mark
 
 
-def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow]) -> str:
-    """Of the table, of the media's sizes and times, and of the settings."""
+def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: FileHashes) -> str:
+    """A hash of the table, of the bytes of the media, and of the settings."""
     files: dict[str, Any] = {}
     for name in dict.fromkeys(name for row in rows for side in row.sides for name in side.media):
         try:
@@ -101,7 +108,7 @@ def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow]) -> str:
         except ValueError:
             continue  # a fault that is told of later
         found = sorted(path.iterdir()) if path.is_dir() else [path]
-        files[name] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+        files[name] = [(p.name, hashes.sha256(p)) for p in found if p.is_file()]
     settings = [FORMAT, options.frames, options.on_error]
     text = canonical_json([settings, [asdict(row) for row in rows], files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

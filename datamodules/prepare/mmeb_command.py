@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error", choices=("raise", "skip"), default="raise", help="at a broken picture"
     )
     parser.add_argument(
+        "--recheck", action="store_true", help="read all pictures, also those that look unchanged"
+    )
+    parser.add_argument(
         "--revision", choices=REVISIONS, default=REVISIONS[-1], help="of the page sets"
     )
 
@@ -86,7 +89,7 @@ def _write(plan: TaskPlan, label: str, options: argparse.Namespace) -> str:
             print(f"\r{label}: {folder} {done}/{total} shards", end=end, file=sys.stderr)
 
     root = options.out / plan.task.modality / plan.task.name
-    settings = Settings(options.workers, options.on_error, tell)
+    settings = Settings(options.workers, options.on_error, tell, options.recheck)
     manifest = write_root(plan, root, settings)
     counts = manifest["counts"]
     partial = f", PARTIAL: {len(manifest['skipped'])} left out" if manifest["partial"] else ""

@@ -24,13 +24,14 @@ from datamodules.prepare.mmeb_train.write import (
     write_pairs,
 )
 from mmemb.benchmarks.mmeb_train import MIXTURE, TOTAL_WEIGHT, Source, source_named
+from mmemb.file_hashes import FileHashes
 from mmemb.files import write_atomically
 from mmemb.lineage import canonical_json, read_json, write_json
 from mmemb.records import EvaluationTask, to_json
 
 HELP = "the training mixture of MMEB-V2, from local copies (docs/mmeb_train.md)"
 
-FORMAT = 2
+FORMAT = 3
 """Raise it whenever this code writes something else for the same files."""
 
 MANIFEST, MIXTURE_FILE = "manifest.json", "mixture.yaml"
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/mmeb_train"))
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="default: all of the mixture")
     parser.add_argument("--check", action="store_true", help="schema and counts; writes nothing")
+    parser.add_argument(
+        "--recheck", action="store_true", help="read all files, also those that look unchanged"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="at a broken picture"
@@ -154,9 +158,11 @@ def _report_path(out: Path, source: Source) -> Path:
 
 
 def _fingerprint(options: argparse.Namespace, cut: Cut, source: Source) -> str:
-    """Of the source's row, the cut, and the annotations' sizes and times."""
+    """A hash of the source's row, of the cut, and of the bytes of the annotations."""
     folder = options.source / source.repository
-    files = [(str(p.relative_to(folder)), *_stamp(p)) for p in _annotations(folder, source)]
+    hashes = FileHashes(_report_path(options.out, source).with_suffix(".files"), options.recheck)
+    files = [(str(p.relative_to(folder)), hashes.sha256(p)) for p in _annotations(folder, source)]
+    hashes.save()
     parts: list[Any] = [FORMAT, asdict(source), asdict(cut), options.on_error, files]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
 
@@ -166,8 +172,3 @@ def _annotations(folder: Path, source: Source) -> Iterator[Path]:
     inside = folder / places.get(source.layout, "video_instruction")
     for suffix in ("parquet", "jsonl"):
         yield from sorted(inside.rglob(f"*.{suffix}"))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns

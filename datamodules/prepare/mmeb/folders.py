@@ -22,11 +22,13 @@ class Settings:
         workers: shards that are written at once, a thread each.
         on_error: what a picture that cannot be had means: stop, or leave its row out.
         tell: hears folder, shards done, shards in all.
+        recheck: whether pictures that look unchanged are hashed again.
     """
 
     workers: int = 1
     on_error: Literal["raise", "skip"] = "raise"
     tell: Callable[[str, int, int], None] = lambda *_: None
+    recheck: bool = False
 
 
 @final

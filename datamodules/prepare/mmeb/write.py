@@ -17,6 +17,7 @@ from datamodules.prepare.mmeb.pictures import PictureReader
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
 from datamodules.prepare.mmeb.samples import Table, candidate_sample, query_sample
 from mmemb.benchmark_data import CANDIDATES, QUERIES, REPEATS, TASKS
+from mmemb.file_hashes import FileHashes
 from mmemb.files import file_sha256
 from mmemb.guards import GIB, check_disk
 from mmemb.lineage import canonical_json, write_json
@@ -24,8 +25,10 @@ from mmemb.records import to_json
 from mmemb.shard_writer import Sample
 from mmemb.shards import MANIFEST, Source, check_shard, read_manifest
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever this code writes something else for the same plan."""
+
+HASHES = "file_hashes.json"
 
 _WITH_MEDIA, _TEXT_ONLY = 128, 4096  # samples of a shard
 
@@ -40,7 +43,9 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
         ValueError: a picture cannot be had, and `on_error` is `raise`.
     """
     sources = _sources(plan)
-    mark = plan_mark(plan, sources)
+    hashes = FileHashes(root / HASHES, settings.recheck)
+    mark = plan_mark(plan, sources, hashes)
+    hashes.save()
     if manifest := finished(root, mark, settings):
         return manifest
     check_disk(root, _needed_bytes(plan) / GIB)
@@ -68,8 +73,13 @@ def finished(root: Path, mark: str, settings: Settings) -> dict[str, Any] | None
     return manifest if whole and good_enough else None
 
 
-def plan_mark(plan: TaskPlan, sources: Sequence[Source]) -> str:
-    """A hash of all that the root depends on: the plan, and the bytes of its annotations."""
+def plan_mark(plan: TaskPlan, sources: Sequence[Source], hashes: FileHashes) -> str:
+    """A hash of all that the root depends on: the plan, the bytes of its annotations and media."""
+
+    def files(media: Media) -> list[Any]:
+        pictures = [(p.name, _content(plan, p, hashes), p.row) for p in media.pictures]
+        return [media.moving, bool(media.problem), pictures]
+
     digest = hashlib.sha256()
     parts: list[Any] = [FORMAT, _WITH_MEDIA, _TEXT_ONLY, repr(plan.task)]
     parts += [[source.package, source.sha256] for source in sources]
@@ -80,16 +90,22 @@ def plan_mark(plan: TaskPlan, sources: Sequence[Source]) -> str:
         grades = list(query.relevance.items())
         text = (query.concept, query.instruction, query.text, query.answers)
         repeats = [REPEATS] if rows and len(set(rows)) < len(rows) else []
-        labels = [text, _media(query.media), grades, rows, *repeats]
+        labels = [text, files(query.media), grades, rows, *repeats]
         digest.update(canonical_json(labels).encode())
     for row in plan.candidates:
-        data = (row.name, row.instruction, row.text, _media(row.media))
+        data = (row.name, row.instruction, row.text, files(row.media))
         digest.update(canonical_json(data).encode())
     return digest.hexdigest()[:16]
 
 
-def _media(media: Media) -> list[Any]:
-    return [media.moving, bool(media.problem), [(p.name, p.size, p.row) for p in media.pictures]]
+def _content(plan: TaskPlan, picture: Picture, hashes: FileHashes) -> str:
+    """The hash of a picture's file; that of a row lies in a corpus, which is hashed whole."""
+    if picture.row >= 0:
+        return ""
+    try:
+        return hashes.sha256(plan.source / picture.name)
+    except OSError:
+        return "unreadable"  # told of when it is written
 
 
 def _sources(plan: TaskPlan) -> tuple[Source, ...]:
