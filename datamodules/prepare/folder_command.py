@@ -76,7 +76,7 @@ def _convert(options: argparse.Namespace, rows: list[OwnRow], mark: str) -> None
     if not good:
         raise ValueError(f"{options.table} has no row that could be written.")
     (options.out / MANIFEST).unlink(missing_ok=True)
-    counts = write_data(options.out, good, options.media, options.frames, mark)
+    counts = write_data(options.out, good, options.media, options.frames, mark, faults.groups)
     stated = {"fingerprint": mark, "table": options.table.name, "counts": counts}
     stated |= {"partial": bool(faults.lines), "skipped": list(faults.lines)}
     write_json(options.out / MANIFEST, stated)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +19,7 @@ from datamodules.prepare.folder.table import OwnRow, OwnSide
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _CHUNK = 64
+_MOST_NAMED = 5
 
 
 @final
@@ -30,11 +31,27 @@ class Faults:
         lines: one sentence for each fault, by row.
         rows: numbers of the rows that have one.
         notices: what is worth a look, and no fault.
+        groups: topic -> name of its group, for topics of training rows that share a pair.
     """
 
     lines: tuple[str, ...]
     rows: frozenset[int]
     notices: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Hashes of what a row says and shows: of its query, and of each right answer."""
+
+    query: str
+    targets: tuple[str, ...]
+
+    @property
+    def pairs(self) -> tuple[frozenset[str], ...]:
+        """Its pairs, whichever side asks."""
+        return tuple(frozenset((self.query, target)) for target in self.targets)
 
 
 def check_rows(rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int) -> Faults:
@@ -48,14 +65,17 @@ def check_rows(rows: Sequence[OwnRow], media: Path, num_frames: int, workers: in
     """
     found = [(row.number, fault) for row in rows for fault in row.faults]
     found += _ids(rows) + _names(rows) + _mixed(rows)
-    digests: dict[int, tuple[str, str]] = {}
-    for number, query, target, faults in _decoded(rows, media, num_frames, workers):
-        digests[number] = (query, target)
+    contents: dict[int, Content] = {}
+    for number, content, faults in _decoded(rows, media, num_frames, workers):
+        contents[number] = content
         found += [(number, fault) for fault in faults]
-    overlap, notices = _overlap(rows, digests)
+
+    overlap = _overlap(rows, contents)
+    groups, twins = _groups(rows, contents)
+    notices = (*_shared_targets(rows, contents), *_shared_pairs(rows, contents, overlap), *twins)
     found = sorted({*found, *overlap})
     lines = tuple(f"row {number}: {fault}" for number, fault in found)
-    return Faults(lines, frozenset(number for number, _ in found), notices)
+    return Faults(lines, frozenset(number for number, _ in found), notices, groups)
 
 
 Found = list[tuple[int, str]]
@@ -103,31 +123,101 @@ def _mixed(rows: Iterable[OwnRow]) -> Found:
     return found
 
 
-def _overlap(
-    rows: Iterable[OwnRow], digests: dict[int, tuple[str, str]]
-) -> tuple[Found, tuple[str, ...]]:
-    trained: dict[tuple[str, str], int] = {}
-    targets: set[str] = set()
+def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
+    """Rows for evaluation whose query, or whose pair under another task, is trained on."""
+    queries: dict[tuple[str, str], int] = {}
+    pairs: dict[tuple[str, str], int] = {}
     for row in rows:
-        if row.split == "train" and row.number in digests:
-            trained.setdefault((row.task, digests[row.number][0]), row.number)
-            targets.add(digests[row.number][1])
-    found, shared = [], 0
+        if row.split == "train":
+            content = contents[row.number]
+            queries.setdefault((row.task, content.query), row.number)
+            for target in content.targets[:1]:  # the one that is trained on
+                pairs.setdefault((content.query, target), row.number)
+
+    found = []
     for row in rows:
-        if row.split == "train" or row.number not in digests:
+        if row.split == "train":
             continue
-        query, target = digests[row.number]
-        if (row.task, query) in trained:
-            number = trained[row.task, query]
+        content = contents[row.number]
+        trained = [pairs.get((content.query, target)) for target in content.targets]
+        if number := queries.get((row.task, content.query)):
             found.append((row.number, f"its query is that of row {number}, which is trained on"))
-        shared += target in targets and bool(row.positives and row.positives[0].media)
-    notice = f"{shared} rows for evaluation have a target with media that is trained on, too."
-    return found, (notice,) if shared else ()
+        elif number := next(filter(None, trained), None):
+            found.append((row.number, f"its pair is that of row {number}, which is trained on"))
+    return found
+
+
+def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Iterator[str]:
+    trained = {
+        target
+        for row in rows
+        if row.split == "train"
+        for target in contents[row.number].targets[:1]
+    }
+    shared = 0
+    for row in rows:
+        if row.split != "train" and row.positives and row.positives[0].media:
+            shared += contents[row.number].targets[0] in trained
+    if shared:
+        yield f"{shared} rows for evaluation have a target with media that is trained on, too."
+
+
+def _shared_pairs(
+    rows: Iterable[OwnRow], contents: Mapping[int, Content], faults: Found
+) -> Iterator[str]:
+    """Equal pairs in two splits that are no fault, such as those that ask the other way round."""
+    told = {number for number, _ in faults}
+    places: dict[frozenset[str], dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        for pair in contents[row.number].pairs:
+            if row.number not in told:
+                places[pair].setdefault(row.split, row.number)
+
+    shared = [place for place in places.values() if len(place) > 1]
+    if shared:
+        named = [", ".join(f"row {n} ({split})" for split, n in place.items()) for place in shared]
+        yield f"{len(shared)} pairs are in more than one split: {_some(named)}."
+
+
+def _groups(
+    rows: Iterable[OwnRow], contents: Mapping[int, Content]
+) -> tuple[dict[str, str], list[str]]:
+    """Topics of training rows that share a pair, however indirectly, get the name of one group."""
+    train = [row for row in rows if row.split == "train" and row.positives]
+    first: dict[frozenset[str], OwnRow] = {}
+    parent: dict[str, str] = {}
+    named = []
+
+    def root(topic: str) -> str:
+        while (above := parent.get(topic, topic)) != topic:
+            topic = above
+        return topic
+
+    for row in train:
+        twin = first.setdefault(contents[row.number].pairs[0], row)
+        if twin.topic == row.topic:
+            continue
+        named.append(f"rows {twin.number} ({twin.topic!r}) and {row.number} ({row.topic!r})")
+
+        # The least name stands for a group, so that the order of the table does not matter.
+        low, high = sorted((root(twin.topic), root(row.topic)))
+        if low != high:
+            parent[high] = low
+
+    notices = [
+        f"{len(named)} training rows hold a pair of another concept: {_some(named)}. Concepts that "
+        "share a pair go to one half of the judges."
+    ]
+    return {topic: root(topic) for topic in parent}, notices if named else []
+
+
+def _some(named: Sequence[str]) -> str:
+    return "; ".join(named[:_MOST_NAMED]) + ("; ..." if len(named) > _MOST_NAMED else "")
 
 
 def _decoded(
     rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int
-) -> Iterator[tuple[int, str, str, list[str]]]:
+) -> Iterator[tuple[int, Content, list[str]]]:
     look = partial(_look, media, num_frames)
     if workers < 2:
         yield from map(look, tqdm(rows, desc="checking", disable=None))
@@ -137,8 +227,8 @@ def _decoded(
         yield from tqdm(results, total=len(rows), desc="checking", disable=None)
 
 
-def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, str, str, list[str]]:
-    """Row number, digests of its query and its first target, and what could not be read."""
+def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, Content, list[str]]:
+    """Row number, its content, and what could not be read."""
     digests, faults = [], []
     for side in row.sides:
         try:
@@ -147,4 +237,5 @@ def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, str, str, lis
         except (ValueError, OSError) as error:
             digests.append(f"unreadable {row.number} {len(digests)}")
             faults.append(str(error))
-    return row.number, digests[0], digests[1] if len(digests) > 1 else "", faults
+    content = Content(digests[0], tuple(digests[1 : 1 + len(row.positives)]))
+    return row.number, content, faults

@@ -124,10 +124,13 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def content_digest(text: str, members: dict[str, bytes]) -> str:
-    """Of what a side says and shows, whatever its files are called and its letters' case."""
+    """A hash of what a side says and shows: names and formats of its files, letters' case and
+    spaces do not count, and pictures count by their pixels."""
     digest = hashlib.sha256(" ".join(text.lower().split()).encode())
     for name in sorted(members):
-        digest.update(hashlib.sha256(members[name]).digest())
+        pixels = decode_image(members[name], name)
+        digest.update(f"{tuple(pixels.shape)}".encode())
+        digest.update(hashlib.sha256(pixels.numpy().tobytes()).digest())
     return digest.hexdigest()
 
 

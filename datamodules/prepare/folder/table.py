@@ -60,6 +60,11 @@ class OwnRow:
         """All of them, the query first."""
         return (self.query, *self.positives, *self.negatives)
 
+    @property
+    def topic(self) -> str:
+        """What the row is about: its concept, or its first target."""
+        return self.concept or self.positives[0].name
+
 
 def read_table(path: Path) -> Iterator[OwnRow]:
     """The rows of a table.

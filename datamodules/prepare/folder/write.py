@@ -46,9 +46,22 @@ class CandidateTable:
 
 
 def write_data(
-    out: Path, rows: Sequence[OwnRow], media: Path, num_frames: int, fingerprint: str
+    out: Path,
+    rows: Sequence[OwnRow],
+    media: Path,
+    num_frames: int,
+    fingerprint: str,
+    groups: Mapping[str, str],
 ) -> dict[str, int]:
     """Writes all folders; what a former run of the same fingerprint has written stays.
+
+    Args:
+        out: the data root.
+        rows: of the table, without faults.
+        media: folder that paths start from.
+        num_frames: of a clip.
+        fingerprint: of all that the data are made from.
+        groups: topic -> name of its group; a group is in one half of the judges.
 
     Returns:
         How many samples each folder holds.
@@ -59,7 +72,7 @@ def write_data(
     streams = {
         CANDIDATES: (_candidate(k, n, s, media, num_frames)
                      for n, (k, s) in enumerate(table.sides.items())),
-        PAIRS: (_pair(row, media, num_frames) for row in train),
+        PAIRS: (_pair(row, media, num_frames, groups) for row in train),
         QUERIES: (_query(row, table, media, num_frames) for row in asked),
     }  # fmt: skip
     totals = {CANDIDATES: len(table.sides), PAIRS: len(train), QUERIES: len(asked)}
@@ -111,7 +124,7 @@ def _tasks(rows: Iterable[OwnRow]) -> Iterator[EvaluationTask]:
     tested: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         names = (trained if row.split == "train" else tested)[row.task]
-        names |= {_concept(row)}
+        names |= {row.topic}
     for task, names in tested.items():
         yield EvaluationTask(task, "own", task, seen_answer=bool(names & trained[task]))
 
@@ -125,7 +138,7 @@ def _candidate(
     return Sample(f"{number:08d}", members, {"gallery": task, "name": name})
 
 
-def _pair(row: OwnRow, media: Path, num_frames: int) -> Sample:
+def _pair(row: OwnRow, media: Path, num_frames: int, groups: Mapping[str, str]) -> Sample:
     target, meta = row.positives[0], _labels(row) | {"group": row.task}
     data = meta | {
         "gallery": row.task,
@@ -139,7 +152,9 @@ def _pair(row: OwnRow, media: Path, num_frames: int) -> Sample:
     }
     members = side_members(media, row.query.media, "q", num_frames)
     members |= side_members(media, target.media, "t", num_frames)
-    half = "ab"[stable_hash("half", meta["concept"]) % 2]  # judges never judge what they saw
+
+    # Judges never judge what they saw: concepts that share a pair are in one half.
+    half = "ab"[stable_hash("half", groups.get(row.topic, row.topic)) % 2]
     return Sample(row.id, members | _json(data), meta | {"half": half})
 
 
@@ -158,17 +173,12 @@ def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> 
 
 
 def _labels(row: OwnRow) -> dict[str, str]:
-    concept = _concept(row)
     return {
         "task": row.task,
         "part": row.split,
-        "concept": concept,
-        "fact": f"{row.task}/{concept}",
+        "concept": row.topic,
+        "fact": f"{row.task}/{row.topic}",
     }
-
-
-def _concept(row: OwnRow) -> str:
-    return row.concept or row.positives[0].name
 
 
 def _answers(row: OwnRow) -> list[str]:
