@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import Dataset
 from typing_extensions import override
 
 from datamodules.decode import DecodeError, OnError
 from datamodules.limits import BatchLimits, Limit, LimitedStage, num_batches
 from datamodules.samples import Row, rows_of
-from datamodules.stream import Item, item_loader, warn_skipped
+from datamodules.stream import (
+    Item,
+    RepeatedSteps,
+    StartMethod,
+    StepStream,
+    item_loader,
+    warn_skipped,
+)
 from mmemb.shards import ShardIndex
 
 _Result = TypeVar("_Result")
@@ -151,6 +158,8 @@ class ShardDataModule(LightningDataModule, ABC):
     @override
     def setup(self, stage: str) -> None:
         self._limits.give_back()  # of a run that ended in an error
+        if stage == "fit" and self.trainer is not None:
+            self._define_epoch(self.trainer)
 
     @override
     def teardown(self, stage: str) -> None:
@@ -183,6 +192,39 @@ class ShardDataModule(LightningDataModule, ABC):
         """(rank, world) of this process."""
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+    def batches_of_a_pass(self) -> int | None:
+        """Number of global training batches that one pass over the rows takes; None where the
+        training loader ends by itself.
+
+        Raises:
+            ValueError: the training loader is endless, and its number of rows is not known.
+        """
+        return None
+
+    def _define_epoch(self, trainer: Trainer) -> None:
+        """Makes a number of the trainer's limit, where it is a share or epochs are counted.
+
+        An endless stream has no length, so that Lightning can do neither.
+        """
+        limit = trainer.limit_train_batches
+        counts_epochs = trainer.max_epochs is not None and trainer.max_epochs >= 0
+        if isinstance(limit, int) or not (limit < 1 or counts_epochs or trainer.overfit_batches):
+            return
+
+        total = self.batches_of_a_pass()
+        if total is not None:
+            count = num_batches(total, limit, "limit_train_batches")
+            self._limits.take(trainer, "train", left=count)
+
+    def stream(
+        self, steps: Dataset[Item], num_workers: int = 0, start_method: StartMethod | None = None
+    ) -> StepStream:
+        """The endless stream over training steps; under `overfit_batches` it repeats the first."""
+        trainer = self.trainer
+        if trainer is not None and trainer.overfit_batches:
+            steps = RepeatedSteps(steps, trainer.limit_train_batches)
+        return StepStream(steps, num_workers, start_method)
 
     def take_limit(self, stage: LimitedStage) -> Limit:
         """The trainer's `limit_<stage>_batches`, which this data module applies from now on."""

@@ -32,8 +32,9 @@ _LOG = logging.getLogger(__name__)
 class PairDataModule(ShardDataModule):
     """Training pairs.
 
-    `fit` trains on an endless stream (`limit_train_batches` is the epoch) and validates on part
-    `val`; `predict` yields every pair with its candidate rationales, for selection.
+    `fit` trains on an endless stream and validates on part `val`; `predict` yields every pair with
+    its candidate rationales, for selection. An epoch is what `limit_train_batches` says; with
+    `max_epochs` and no such number it has as many batches as the pairs fill.
 
     Args:
         root: the data set.
@@ -127,7 +128,17 @@ class PairDataModule(ShardDataModule):
             TeacherTable(self._teacher, self._sources) if self._teacher else None,
             self._draw_of_targets(),
         )
-        return StepStream(steps, self._num_workers, self._start_method)
+        return self.stream(steps, self._num_workers, self._start_method)
+
+    @override
+    def batches_of_a_pass(self) -> int:
+        if is_unindexed(self._pairs):
+            raise ValueError(
+                f"pairs {self._pairs} have no index, so that the number of batches of an epoch is "
+                "not known: set trainer.max_steps, and trainer.limit_train_batches to a whole "
+                "number, in place of max_epochs, overfit_batches or a share."
+            )
+        return max(1, len(self._train_rows) // self._batch_size)
 
     @override
     def val_dataloader(self) -> list[FiniteLoader]:

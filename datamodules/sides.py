@@ -103,7 +103,11 @@ class SideDataModule(ShardDataModule):
         )
         reader = SampleReader(pixels=self._decode)
         steps = ReplySteps(self._pools, plan, reader, self._seed, self.place)
-        return StepStream(steps, self._num_workers)
+        return self.stream(steps, self._num_workers)
+
+    @override
+    def batches_of_a_pass(self) -> int:
+        return max(1, len(self._pools.rows) // self._batch_size)
 
     @property
     @override

@@ -26,7 +26,8 @@ class StepStream:
     """Hands out `steps[0], steps[1], ...`; has no length, state as Lightning wants it.
 
     It is its own iterator and goes on where it stopped, so an epoch is whatever
-    `limit_train_batches` says. `steps` is never shuffled or split: it knows its rank already.
+    `limit_train_batches` says; with `max_epochs` a data module sets it to one pass over its rows.
+    `steps` is never shuffled or split: it knows its rank already.
 
     Args:
         steps: step -> batch of this rank and what was skipped.
@@ -84,6 +85,22 @@ class StepStream:
         self._skipped |= dict.fromkeys(fresh)
         if fresh:
             warn_skipped(fresh, len(self._skipped))
+
+
+@final
+class RepeatedSteps(Dataset[Item]):
+    """The first steps over and over, the same batches in every round, for `overfit_batches`.
+
+    Args:
+        steps: step -> batch.
+        num: how many of them are repeated.
+    """
+
+    def __init__(self, steps: Dataset[Item], num: int) -> None:
+        self._steps, self._num = steps, num
+
+    def __getitem__(self, step: int) -> Item:
+        return self._steps[step % self._num]
 
 
 def item_loader(

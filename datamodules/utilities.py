@@ -239,7 +239,11 @@ class UtilityDataModule(ShardDataModule):
             seed=self._seed,
         )
         rank_slice(range(self._batch_size), *self.place)  # complain before the first step
-        return StepStream(UtilitySteps(rows, plan, self._table, self.place))
+        return self.stream(UtilitySteps(rows, plan, self._table, self.place))
+
+    @override
+    def batches_of_a_pass(self) -> int:
+        return max(1, len(self._part("gate")) // self._batch_size)
 
     @override
     def val_dataloader(self) -> FiniteLoader:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_modules.schedule import schedule
+from lightning_modules.schedule import schedule, schedule_length
 from lightning_modules.sharding import gather, save_whole, shard
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone
@@ -88,8 +88,7 @@ class BackboneModule(LightningModule, ABC):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self._parameter_groups())
-        num_steps = self.trainer.max_steps
-        scheduler = schedule(optimizer, num_steps if num_steps > 0 else 10**6, self.num_warmup)
+        scheduler = schedule(optimizer, schedule_length(self.trainer), self.num_warmup)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
+from lightning_modules.schedule import num_training_steps
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
 from mmemb.batches import (
@@ -201,7 +202,8 @@ class GatingPolicy(LightningModule):
         self._warn_if_collapsed(keys)
 
     def _warn_if_collapsed(self, keys: Sequence[str]) -> None:
-        if self.trainer.global_step < self.trainer.max_steps:
+        num_steps = num_training_steps(self.trainer)
+        if num_steps is None or self.trainer.global_step < num_steps:
             return
         depth_C = self.thresholds.decide(torch.tensor(self.thresholds.logits), keys)
         if self.trainer.is_global_zero:
@@ -216,7 +218,7 @@ class GatingPolicy(LightningModule):
         if self.thresholds is None:
             raise ValueError(
                 "fit ended before its first validation, which calibrates the thresholds: lower "
-                f"trainer.val_check_interval to at most max_steps ({self.trainer.max_steps})."
+                f"trainer.val_check_interval to at most the {self.trainer.global_step} steps of it."
             )
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))

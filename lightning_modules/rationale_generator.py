@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_modules.failed_shards import FailedShards
-from lightning_modules.schedule import schedule
+from lightning_modules.schedule import schedule, schedule_length
 from mmemb.adapters import LoraSettings
 from mmemb.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
 from mmemb.counterfactual import names_target
@@ -143,8 +143,7 @@ class RationaleGenerator(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.adapter.parameters())
-        num_steps = self.trainer.max_steps
-        scheduler = schedule(optimizer, num_steps if num_steps > 0 else 10**6, self.num_warmup)
+        scheduler = schedule(optimizer, schedule_length(self.trainer), self.num_warmup)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,6 +23,45 @@ def warmup_cosine(step: int, num_steps: int, num_warmup: int, floor: float = 0.0
 
 
 def schedule(optimizer: Optimizer, num_steps: int, num_warmup: int) -> LambdaLR:
-    """`warmup_cosine` as a scheduler. `num_steps` comes from `trainer.max_steps`: asking Lightning
-    for its estimate would drop a restored loader state."""
+    """`warmup_cosine` as a scheduler; `num_steps` comes from `schedule_length`."""
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, num_warmup))
+
+
+def num_training_steps(trainer: Trainer) -> int | None:
+    """Number of optimiser steps of a fit: `max_steps`, or what `max_epochs` epochs have, or the
+    lesser; None if neither is known.
+
+    Lightning's own estimate is not asked for, since that drops a restored loader state. So epochs
+    count only if `limit_train_batches` is a number, which our data modules make it.
+    """
+    counts = [trainer.max_steps] if trainer.max_steps >= 0 else []
+
+    batches, epochs = trainer.limit_train_batches, trainer.max_epochs
+    if isinstance(batches, int) and epochs is not None and epochs >= 0:
+        per_epoch = [math.ceil(batches / accumulated(trainer, epoch)) for epoch in range(epochs)]
+        counts.append(sum(per_epoch))
+    return min(counts, default=None)
+
+
+def accumulated(trainer: Trainer, epoch: int) -> int:
+    """Number of batches of an optimiser step in an epoch."""
+    changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
+    if changing:
+        return changing[0].get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
+
+
+def schedule_length(trainer: Trainer) -> int:
+    """`num_training_steps`, which a schedule must know.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    num_steps = num_training_steps(trainer)
+    if num_steps is None:
+        raise ValueError(
+            "The learning-rate schedule needs the number of training steps, which is not known "
+            f"from max_steps {trainer.max_steps}, max_epochs {trainer.max_epochs} and "
+            f"limit_train_batches {trainer.limit_train_batches}: set trainer.max_steps."
+        )
+    return num_steps
