@@ -4,6 +4,7 @@ from callbacks.benchmark_scores import BenchmarkScores
 from callbacks.checkpoint_io import WholeCheckpointIO
 from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
+from callbacks.interruption import Interruption
 from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK
 from callbacks.run_record import RunRecord
@@ -13,11 +14,12 @@ from callbacks.training_health import TrainingHealth
 __all__ = [
     "BenchmarkScores",
     "HParams",
-    "StopAtStep",
+    "Interruption",
     "InvocationRatio",
     "RecallAtK",
     "RunRecord",
     "SidecarWriter",
+    "StopAtStep",
     "TrainingHealth",
     "WholeCheckpointIO",
 ]

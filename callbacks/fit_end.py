@@ -72,6 +72,16 @@ def interrupted(trainer: Trainer) -> Unfinished:
     )
 
 
+def save_last(trainer: Trainer) -> None:
+    """Saves the state of an interrupted fit, if its run keeps the last one (`save_last`).
+
+    Without, it starts again: what some stages collect, such as scores, is in no checkpoint.
+    """
+    keeps = any(getattr(callback, "save_last", None) for callback in trainer.checkpoint_callbacks)
+    if keeps and trainer.global_step > 0:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+
+
 @final
 class StopAtStep(Callback):
     """Ends a fit that something other than its own limits stops, after a whole step is saved.
@@ -95,6 +105,5 @@ class StopAtStep(Callback):
             trainer.should_stop = False
             return
 
-        if trainer.checkpoint_callbacks:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+        save_last(trainer)
         raise interrupted(trainer)

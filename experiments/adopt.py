@@ -22,8 +22,10 @@ from torch import nn
 from mmemb.backbones import Backbone
 from mmemb.backbones.model_loading import revision_of
 from mmemb.lineage import canonical_json, inherited_facts, run_mark, write_json, write_run_facts
+from mmemb.signals import exit_on_signals
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.adopt", description=__doc__)

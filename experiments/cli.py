@@ -23,6 +23,7 @@ from callbacks.benchmark_scores import BenchmarkScores
 from callbacks.checkpoint_io import WholeCheckpointIO, newest_whole
 from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
+from callbacks.interruption import Interruption
 from callbacks.run_record import RunRecord, git_state, is_unfinished
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
@@ -160,6 +161,7 @@ class ExperimentCLI(LightningCLI):
             trainer.fit_loop = WholeFitLoop.of(trainer)
         if self.subcommand in ("fit", "test"):
             trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
+        trainer.callbacks.append(Interruption())  # last: a checkpoint holds what the others did
         for callback in trainer.callbacks:
             if isinstance(callback, SidecarWriter | BenchmarkScores):
                 callback.fingerprint = self.fingerprint

@@ -20,6 +20,7 @@ from experiments.model_card import RunFacts, card
 from experiments.run import USER_ERRORS, quieten
 from experiments.saved_backbone import Found, find_backbone
 from mmemb.lineage import FACTS, FittedFacts, inherited_facts, write_facts
+from mmemb.signals import exit_on_signals
 
 TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
 
@@ -53,6 +54,7 @@ model = PeftModel.from_pretrained({auto}.from_pretrained("BASE"), "{out}")
 """
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exports, or says in one paragraph why not."""
     options = _parse(arguments)

@@ -25,6 +25,7 @@ from mmemb.files import write_atomically
 from mmemb.invariance import Change, change_between
 from mmemb.lineage import write_json
 from mmemb.score_files import read_embeddings, read_scores
+from mmemb.signals import exit_on_signals
 
 VARIANTS = {
     "batches of 1": "--data.batch_size 1",
@@ -37,6 +38,7 @@ VARIANTS = {
 BASE = "as configured"
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs every variant; ends with status 1 if a ranking changed beyond noise."""
     options, rest = _parse(arguments)

@@ -23,6 +23,7 @@ import yaml
 from experiments.run import quieten
 from experiments.stage_process import run_module
 from mmemb.records import from_json
+from mmemb.signals import exit_on_signals
 from mmemb.unfinished import UNFINISHED_STATUS, Unfinished
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -137,6 +138,7 @@ def prepare(pipeline: Pipeline) -> None:
             sys.exit("error: preparing the data failed; what it printed above says why.")
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the pipeline."""
     parser = argparse.ArgumentParser(

@@ -33,6 +33,7 @@ from mmemb.planted_study import (
     measure,
     num_steps,
 )
+from mmemb.signals import exit_on_signals
 
 
 def study(pairs: int, seeds: int, samples: int) -> dict[str, Any]:
@@ -263,6 +264,7 @@ def _draw_coverage(axis: Any, rows: Mapping[str, Any]) -> None:
     _finish(axis, "Coverage of the cluster bootstrap", 3)
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, writes the three files and prints the bars."""
     parser = argparse.ArgumentParser(

@@ -15,6 +15,7 @@ import traceback
 import warnings
 
 from experiments.explain import asked_for, explain
+from mmemb.signals import exit_on_signals
 from mmemb.unfinished import Unfinished
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
@@ -41,13 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     quieten()
     try:
-        arguments, key = asked_for(arguments)
-        if key is not None:
-            print(explain(arguments, key))
-            return
-        from experiments.cli import ExperimentCLI
+        with exit_on_signals():
+            arguments, key = asked_for(arguments)
+            if key is not None:
+                print(explain(arguments, key))
+                return
+            from experiments.cli import ExperimentCLI
 
-        ExperimentCLI(arguments)
+            ExperimentCLI(arguments)
     except Unfinished as end:
         print(end, file=sys.stderr)
 
@@ -87,6 +89,7 @@ def quieten() -> None:
         ".*treespec, LeafSpec.*",
         ".*fit will run with no optimizer.*",
         ".*callbacks list already contains.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run goes on
         ".*dirpath has changed from.*",  # a checkpoint is continued in a run of its own
         ".*in eval mode at the start of training.*",  # frozen towers; encoders without dropout
     ):

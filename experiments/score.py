@@ -21,6 +21,7 @@ from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings, score_pre
 from mmemb.headline import headline_text
 from mmemb.records import EvaluationTask, Query
 from mmemb.score_files import PREDICTIONS, read_embeddings, read_scores, write_scores
+from mmemb.signals import exit_on_signals
 
 
 @final
@@ -33,6 +34,7 @@ class Scored:
     partial: str
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Scores every task that was saved."""
     options = _parse(arguments)

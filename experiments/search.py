@@ -27,6 +27,7 @@ from mmemb.budget import Unit
 from mmemb.exact_search import exact_top
 from mmemb.ranking import TOLERANCE
 from mmemb.records import DIRECT, Media, Rationale, Side
+from mmemb.signals import exit_on_signals
 
 AUTO = "auto"
 
@@ -58,6 +59,7 @@ class Answer:
         ]
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints rank, score and name of the best candidates."""
     options = _parse(arguments)

@@ -30,7 +30,12 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     context.set_forkserver_preload(_PRELOADED)
     process = context.Process(target=_as_main, args=(module, list(arguments)))
     process.start()
-    process.join()
+    try:
+        process.join()
+    finally:
+        if process.is_alive():  # a signal ends this process: the stage must not go on alone
+            process.terminate()
+            process.join()
     return process.exitcode or 0
 
 

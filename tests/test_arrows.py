@@ -68,7 +68,7 @@ PURE = {
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
-    "records", "reselection", "retrieval", "set_order", "shard_writer", "shards",
+    "records", "reselection", "retrieval", "set_order", "shard_writer", "shards", "signals",
     "statistics", "tiled_nce", "unfinished", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""

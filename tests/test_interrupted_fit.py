@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 import experiments.report  # noqa: F401  (the line below finds its module)
 from tests.tiny_experiment import (
+    CONFIGS,
     REPO,
     Experiment,
     run,
@@ -195,6 +196,49 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights(
     expected, found = (trained_weights(tmp_path / name / "tiny") for name in ("whole", "cut"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--config", str(CONFIGS / "strategy/ddp.yaml")]])
+def test_a_signal_ends_a_fit_with_its_status_and_the_same_command_goes_on(
+    trunk: Experiment, tmp_path: Path, more: list[str]
+) -> None:
+    """What a scheduler does before it kills."""
+    steps = ["--trainer.max_steps", "60", "--trainer.limit_train_batches", "60", *more]
+    steps += ["--trainer.limit_val_batches", "0"]
+    process = start(trunk, tmp_path / "cut", *steps, "--data.num_workers", "1")
+    while process.poll() is None and not saved(tmp_path / "cut"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143
+    (last,) = saved(tmp_path / "cut")
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 1 <= step < 60
+    assert not (tmp_path / "cut/tiny/trunk").exists()
+
+    for name in ("cut", "whole"):
+        assert start(trunk, tmp_path / name, *steps).wait(300) == 0
+    expected, found = (trained_weights(tmp_path / name / "tiny") for name in ("whole", "cut"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_predict_and_the_pipeline_around_it(tiny_root: Path, tmp_path: Path) -> None:
+    experiment = write_experiment(tmp_path, tiny_root)
+    command = [sys.executable, "-m", "experiments.pipeline", str(experiment.pipeline)]
+    environment = os.environ | {"MMEMB_RUNS": str(experiment.runs), "OMP_NUM_THREADS": "1"}
+    for signum, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen(command, cwd=REPO, env=environment, start_new_session=True)
+        while process.poll() is None and not list(experiment.folder.glob("*-rationales-*")):
+            time.sleep(0.01)
+        process.send_signal(signum)
+        assert process.wait(120) == status
+        shards = list(experiment.folder.glob("rationales/*.tar*"))
+        assert all(shard.suffix == ".tar" for shard in shards), "whole or absent"
+    done = subprocess.run(
+        [*command, "--until", "rationales"], cwd=REPO, env=environment, check=False
+    )
+    assert done.returncode == 0
 
 
 def saved(runs: Path) -> list[Path]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
+from mmemb.signals import exit_on_signals
+
 COMMANDS = {
     "pocket": "datamodules.prepare.pocket_command",
     "folder": "datamodules.prepare.folder_command",
@@ -18,6 +20,7 @@ COMMANDS = {
 """Name -> module with `HELP`, `add_arguments(parser)` and `run(options)`."""
 
 
+@exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = _parse(arguments)
@@ -27,9 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("prepare: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
     print(f"{options.command} took {time.monotonic() - start:.0f} s")
     return 0
 

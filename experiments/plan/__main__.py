@@ -14,6 +14,7 @@ import sys
 from math import inf
 
 from experiments.run import USER_ERRORS, quieten
+from mmemb.signals import exit_on_signals
 
 ROOM = 0.9
 """Share of a device that a plan may fill: the rest is for CUDA's own context, the workspaces of its
@@ -22,6 +23,7 @@ kernels and gaps between the allocator's blocks, which no plan knows."""
 _OWN = ("--devices", "--device-gib", "--tflops")
 
 
+@exit_on_signals()
 def main(arguments: list[str] | None = None) -> None:
     """Prints the plan of a stage; the exit status is 1 if it does not fit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

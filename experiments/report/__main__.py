@@ -16,8 +16,10 @@ from experiments.report.score_commands import (
     run_score_command,
 )
 from experiments.report.seeds import write_seeds
+from mmemb.signals import exit_on_signals
 
 
+@exit_on_signals()
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
