@@ -13,6 +13,7 @@ from mmemb.batches import SidecarOutput, SidecarRow
 from mmemb.distributed import gather_objects
 from mmemb.lineage import FACTS, FittedFacts, write_facts
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
+from mmemb.shards import Origin
 from mmemb.unfinished import Unfinished
 
 
@@ -21,26 +22,30 @@ class SidecarWriter(Callback):
     """Writes features, rationales, selections, utilities or decisions.
 
     A shard is written when its last row has come, so that what exists is whole; shards that exist
-    under the same fingerprint are not predicted again. Without all shards there is no manifest, and
-    the run is not finished. A development run (`fast_dev_run`) writes nothing.
+    under the same fingerprint, made from the same bytes, are not predicted again. Each records what
+    it was made from, as the data module opened it. Without all shards there is no manifest, and the
+    run is not finished. A development run (`fast_dev_run`) writes nothing.
 
     Args:
         folder: where the shards go, e.g. `runs/pocket/rationales`.
 
     Attributes:
         fingerprint: of what makes the shards.
+        command: makes them; errors about the sidecar name it.
         facts: facts behind the models that make them: a model trained on the sidecar inherits them.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.fingerprint = ""
+        self.command = ""
         self.facts = FittedFacts()
         self._shard: str | None = None
         self._rows: list[SidecarRow] = []
         self._failed: dict[str, str] = {}
         self._written: list[str] = []
         self._sizes: Mapping[str, int] = {}
+        self._made_from: Mapping[str, tuple[Origin, ...]] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -55,7 +60,8 @@ class SidecarWriter(Callback):
             print(f"{self.folder}: fast_dev_run, so nothing is written")
             return
 
-        existing = existing_shards(self.folder, self.fingerprint)
+        self._made_from = datamodule.origins()
+        existing = existing_shards(self.folder, self.fingerprint, self._made_from)
         pending = [name for name in self._shards if name not in existing]
         trainer.strategy.barrier()  # nobody writes before every rank has seen the same holes
         datamodule.pending_shards = pending
@@ -117,7 +123,7 @@ class SidecarWriter(Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             write_facts(self.folder / FACTS, self.facts)
-            finish_manifest(self.folder, self.fingerprint, self._shards)
+            finish_manifest(self.folder, self.fingerprint, self._shards, made_from=self._made_from)
 
     def products(self, stage: str) -> list[Path]:
         """The folder of shards and the facts behind it; see `mmemb.products.Producer`."""
@@ -133,5 +139,12 @@ class SidecarWriter(Callback):
         if len(rows) != self._sizes.get(name, len(rows)):
             return
         samples = [Sample(row.key, encode_members(row.members), dict(row.meta)) for row in rows]
-        write_shard(self.folder, name, samples, fingerprint=self.fingerprint)
+        write_shard(
+            self.folder,
+            name,
+            samples,
+            fingerprint=self.fingerprint,
+            made_from=self._made_from[name],
+            command=self.command,
+        )
         self._written.append(name)

@@ -28,7 +28,7 @@ from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.batches import CandidateBatch, QueryBatch
 from mmemb.records import PARTS, EvaluationTask, Query, Rationale, from_json
-from mmemb.shards import ShardIndex
+from mmemb.shards import Origin, ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
 
@@ -75,13 +75,19 @@ class EvaluationRows:
         self.tasks = read_tasks(root)
         self._task_of = {task.name: task for task in self.tasks}
         self.queries = rows_of(ShardIndex.open(root / QUERIES))
-        self.candidates = rows_of(ShardIndex.open(root / CANDIDATES))
+        self._gallery_index = ShardIndex.open(root / CANDIDATES)
+        self.candidates = rows_of(self._gallery_index)
         self._batch_size, self._num_workers = batch_size, num_workers
         self._reader = SampleReader(FeatureTable(features) if features else None)
         self._table = None
         if rationales and self.queries:
             self._table = RationaleTable(rationales, [self.queries[0].index])
         self._on_error = on_error
+
+    def origins(self, shard: str) -> tuple[Origin, ...]:
+        """All candidates, and the rationales of a shard of queries if they are read."""
+        written = self._table.origins(shard) if self._table else ()
+        return (self._gallery_index.origin(), *written)
 
     def select(
         self, parts: Collection[str] | None, tasks: Collection[str] | None = None
@@ -253,6 +259,10 @@ class EvaluationDataModule(ShardDataModule):
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
         asked = {row.entry.shard for row in self._data.select(self._parts, self._tasks)}
         return by_shard(row for row in self._data.queries if row.entry.shard in asked)
+
+    @override
+    def joined_origins(self, shard: str) -> tuple[Origin, ...]:
+        return self._data.origins(shard)
 
     @override
     def val_dataloader(self) -> list[FiniteLoader]:

@@ -23,7 +23,7 @@ from datamodules.stream import (
     item_loader,
     warn_skipped,
 )
-from mmemb.shards import ShardIndex
+from mmemb.shards import Origin, ShardIndex
 
 _Result = TypeVar("_Result")
 
@@ -168,6 +168,19 @@ class ShardDataModule(LightningDataModule, ABC):
     def predict_shards(self) -> tuple[str, ...]:
         """Names of all shards that a complete output has, in order."""
         return tuple(self.shard_rows())
+
+    def origins(self) -> dict[str, tuple[Origin, ...]]:
+        """Shard -> what `predict` makes the output's shard of this name from: the shard that it
+        reads, and what is joined with it. All of it is opened, and `predict` reads what was opened.
+        """
+        return {
+            shard: (rows[0].index.origin(shard), *self.joined_origins(shard))
+            for shard, rows in self.shard_rows().items()
+        }
+
+    def joined_origins(self, shard: str) -> tuple[Origin, ...]:
+        """Sidecars' shards and whole folders that `predict` reads for a shard, beside its rows."""
+        return ()
 
     @abstractmethod
     def shard_rows(self) -> Mapping[str, Sequence[Any]]:

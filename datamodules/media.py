@@ -15,6 +15,7 @@ from datamodules.samples import Row, media_of
 from datamodules.stream import Item
 from mmemb.batches import MediaBatch
 from mmemb.records import Media
+from mmemb.shards import ShardIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,11 @@ class Picture:
     row: Row
     name: str
     kind: Literal["image", "frame"]
+
+    @property
+    def index(self) -> ShardIndex:
+        """The folder that it lies in."""
+        return self.row.index
 
     @property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import join_whole
 from mmemb.records import Candidate, stable_hash
-from mmemb.shards import ShardIndex
+from mmemb.shards import Origin, ShardIndex
 
 
 @final
@@ -52,6 +52,10 @@ class NegativeTable:
     @cached_property
     def _rows(self) -> Sequence[Row]:
         return rows_of(ShardIndex.open(self._root / CANDIDATES))
+
+    def origins(self, shard: str) -> tuple[Origin, ...]:
+        """The sidecar's shard of a source's shard, or nothing if that is not covered."""
+        return (self._index.origin(shard),) if shard in self._shards else ()
 
     def draw(self, row: Row, step: int) -> tuple[Candidate, ...]:
         """`num` of the row's negatives, equal for equal (step, key); fewer if there are fewer."""

@@ -23,7 +23,7 @@ from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import PairRowBatch
 from mmemb.distributed import gather_objects
 from mmemb.records import Pair, ScoredRationale
-from mmemb.shards import ShardIndex
+from mmemb.shards import Origin, ShardIndex
 
 _LOG = logging.getLogger(__name__)
 
@@ -157,15 +157,17 @@ class PairDataModule(ShardDataModule):
         pairs = FiniteLoader(chunks, self._row_batch, self.place[1], self._num_workers)
         if not self._with_candidates:
             return pairs
-        data = EvaluationRows(
-            self.root, self._batch_size, features=self._features, num_workers=self._num_workers
-        )
-        return [data.all_candidates(self.place[1]), pairs]
+        return [self._galleries.all_candidates(self.place[1]), pairs]
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
         # All rows, whatever `half` says: a sidecar has a row for every pair of its source.
         return by_shard(self._rows)
+
+    @override
+    def joined_origins(self, shard: str) -> tuple[Origin, ...]:
+        written = self._table.origins(shard) if self._table else ()
+        return (*written, *(self._galleries.origins(shard) if self._with_candidates else ()))
 
     @property
     @override
@@ -225,6 +227,13 @@ class PairDataModule(ShardDataModule):
     @cached_property
     def _reader(self) -> SampleReader:
         return SampleReader(FeatureTable(self._features) if self._features else None)
+
+    @cached_property
+    def _galleries(self) -> EvaluationRows:
+        """What negatives are mined in."""
+        return EvaluationRows(
+            self.root, self._batch_size, features=self._features, num_workers=self._num_workers
+        )
 
     @cached_property
     def _table(self) -> RationaleTable | None:

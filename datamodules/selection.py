@@ -11,12 +11,12 @@ from typing_extensions import override
 from datamodules.evaluation import CANDIDATES, EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.negatives import NegativeTable
-from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
+from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.batches import PairRowBatch
 from mmemb.records import Candidate, Pair, Query, Side, stable_hash
-from mmemb.shards import ShardIndex
+from mmemb.shards import Origin
 
 
 @final
@@ -68,6 +68,11 @@ class SelectionDataModule(ShardDataModule):
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
         return by_shard(self._rows)
 
+    @override
+    def joined_origins(self, shard: str) -> tuple[Origin, ...]:
+        mined = self._mined.origins(shard) if self._mined else ()
+        return (*self._drafts.origins(shard), *self._evaluation.origins(shard), *mined)
+
     @property
     @override
     def calibrated_facts(self) -> frozenset[str]:
@@ -89,10 +94,9 @@ class SelectionDataModule(ShardDataModule):
 
     @override
     def predict_dataloader(self) -> FiniteLoader:
-        table = self._table(self._rationales)
         chunks = self.predict_chunks(self._batch_size)
         return FiniteLoader(
-            chunks, partial(self._pair_batch, table), self.place[1], self._num_workers
+            chunks, partial(self._pair_batch, self._drafts), self.place[1], self._num_workers
         )
 
     @override
@@ -113,6 +117,11 @@ class SelectionDataModule(ShardDataModule):
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
         return self.open_rows(self._pairs)
+
+    @cached_property
+    def _drafts(self) -> RationaleTable:
+        """What stage 1 wrote about the pairs."""
+        return self._table(self._rationales)
 
     @cached_property
     def _reader(self) -> SampleReader:
@@ -142,7 +151,7 @@ class SelectionDataModule(ShardDataModule):
         wanted = {row.meta["gallery"] for row in self._rows if "gallery" in row.meta}
         wanted |= {row.meta["gallery"] for row in self._calibration_rows}
         wanted |= {self._reader.pair(row).gallery for row in self._rows}
-        for row in rows_of(ShardIndex.open(self.root / CANDIDATES)):
+        for row in self._evaluation.candidates:
             if row.meta["gallery"] in wanted:
                 galleries.setdefault(row.meta["gallery"], []).append(self._reader.candidate(row))
         return galleries

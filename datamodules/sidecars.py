@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.decode import DecodeError, decode_array, decode_json
 from datamodules.samples import Row
 from mmemb.records import Rationale, ScoredRationale, scored_from_json, stable_hash
-from mmemb.shards import ShardIndex, check_join
+from mmemb.shards import Origin, ShardIndex, check_join
 
 MAX_DONORS = 16
 LOOKED_AT = 256
@@ -46,6 +46,10 @@ class RationaleTable:
     def covers(self, row: Row) -> bool:
         """Whether a worker was asked about this row."""
         return row.entry.shard in self._shards
+
+    def origins(self, shard: str) -> tuple[Origin, ...]:
+        """The sidecar's shard of a source's shard, or nothing if that is not covered."""
+        return (self._index.origin(shard),) if shard in self._shards else ()
 
     def read(self, row: Row) -> tuple[ScoredRationale, ...]:
         """All candidates of a row; none if the sidecar does not cover it."""

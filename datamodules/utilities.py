@@ -25,7 +25,7 @@ from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import UtilityBatch
 from mmemb.gate_inputs import GateInputs
 from mmemb.lineage import run_mark
-from mmemb.shards import ShardIndex, check_join
+from mmemb.shards import Origin, ShardIndex, check_join
 
 
 class _Measured(NamedTuple):
@@ -48,6 +48,10 @@ class UtilityTable:
                 f"{folder} covers no shard of {queries.folder}: expected the utilities of these "
                 f"queries. Run the step that makes it again, or correct `utilities`."
             )
+
+    def origins(self, shard: str) -> tuple[Origin, ...]:
+        """The sidecar's shard of a covered shard of queries."""
+        return (self._index.origin(shard),)
 
     def covered(self, rows: Iterable[Row]) -> tuple[Row, ...]:
         """The rows that were measured."""
@@ -202,6 +206,10 @@ class UtilityDataModule(ShardDataModule):
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
         return by_shard(self._table.covered(self._rows))
+
+    @override
+    def joined_origins(self, shard: str) -> tuple[Origin, ...]:
+        return self._table.origins(shard)
 
     @property
     @override

@@ -119,10 +119,17 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
     choice = {"choice": asdict(cell.choice), "candidates": cell.candidates}
     print_of = fingerprint({"source": str(folder / "selected"), **choice})
     target = folder / f"selected-{stable_hash(print_of, bits=32):08x}"
-    if set(source.shard_names) <= set(existing_shards(target, print_of)):
+
+    # What `selected` was made from counts, too: the cell's sidecar is joined with the same pairs.
+    origins = {
+        shard: (source.origin(shard), *source.records[shard].made_from)
+        for shard in source.shard_names
+    }
+    if set(source.shard_names) <= set(existing_shards(target, print_of, origins)):
         if not (target / MANIFEST).is_file():  # it was stopped just before
             finish_manifest(target, print_of, source.shard_names)
         return target
+
     pools = [read_pool(source, entry, cell) for entry in source.entries]
     chosen = dict(zip((e.key for e in source.entries), reselect(pools, cell.choice), strict=True))
     for shard in source.shard_names:
@@ -134,7 +141,7 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
             )
             for entry in source.of_shard(shard)
         ]
-        write_shard(target, shard, samples, fingerprint=print_of)
+        write_shard(target, shard, samples, fingerprint=print_of, made_from=origins[shard])
     if (facts := source.folder / FACTS).is_file():
         write_facts(target / FACTS, read_fitted(facts))  # chosen otherwise, written by the same
     finish_manifest(target, print_of, source.shard_names)

@@ -21,7 +21,8 @@ from PIL import Image
 
 from datamodules.prepare.tiny_vlm import TAGS, write_tiny_vlm
 from mmemb.records import Media, Rationale, ScoredRationale, Side, scored_to_json
-from mmemb.shard_writer import Sample, encode_members, write_folder
+from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_folder, write_shard
+from mmemb.shards import ShardIndex
 from mmemb.weights import quiet_loading
 
 
@@ -144,7 +145,9 @@ def write_pairs(root: Path, size: Size) -> None:
         Sample(pair.key, encode_members({"json": [scored_to_json(note)]}))
         for pair, note in zip(pairs, notes, strict=True)
     ]
-    write_folder(root / "selected", kept, **settings)
+    name, source = "made-up-000000.tar", ShardIndex.open(root / "pairs/made-up")
+    write_shard(root / "selected", name, kept, made_from=[source.origin(name)])
+    finish_manifest(root / "selected", "", [name])
 
 
 _META = {

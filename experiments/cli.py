@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -30,6 +31,7 @@ from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
 from experiments.fit_loop import WholeFitLoop
 from experiments.resume import MACHINE_KEYS, check_resume, flattened
+from experiments.run import without_secrets
 from experiments.run_loggers import keep_checkpoints_in, place_loggers
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import FittedFacts, fingerprint, inherited_facts, input_identities
@@ -62,6 +64,8 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        command = shlex.join(["python", "-m", "experiments.run", *(arguments or [])])
+        self.command = without_secrets(command)  # it is kept beside what a run writes
         named = [argument for argument in arguments or [] if argument in SUBCOMMANDS]
         if named:  # the other three parsers would take a third of the start
             method = {named[0]: self.subcommands()[named[0]]}
@@ -166,6 +170,7 @@ class ExperimentCLI(LightningCLI):
             if isinstance(callback, SidecarWriter | BenchmarkScores):
                 callback.fingerprint = self.fingerprint
             if isinstance(callback, SidecarWriter):
+                callback.command = self.command
                 callback.facts = facts
         if not trainer.fast_dev_run:
             trainer.callbacks.insert(0, record)

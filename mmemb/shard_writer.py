@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
@@ -29,6 +30,7 @@ from mmemb.shards import (
     MEDIA_SUFFIXES,
     SHARD_NAME,
     Manifest,
+    Origin,
     ShardEntry,
     Source,
     existing_shards,
@@ -81,7 +83,13 @@ def write_folder(
 
 
 def write_shard(
-    folder: Path | str, name: str, samples: Iterable[Sample], *, fingerprint: str = ""
+    folder: Path | str,
+    name: str,
+    samples: Iterable[Sample],
+    *,
+    fingerprint: str = "",
+    made_from: Iterable[Origin] = (),
+    command: str = "",
 ) -> ShardEntry:
     """Writes one shard and its index.
 
@@ -90,13 +98,19 @@ def write_shard(
         name: like `questions-000000.tar`.
         samples: keys must differ.
         fingerprint: of what made the shard; `existing_shards` asks for it.
+        made_from: of a sidecar, the shards and folders that it was made from; `check_join` compares
+            them with what it is joined with.
+        command: makes a sidecar again; errors name it.
     """
     if not SHARD_NAME.fullmatch(name):
         raise ValueError(f"Shard name {name!r}: expected letters, digits, `_`, `-`, then `.tar`.")
     with whole_file(Path(folder) / name) as temporary:
         rows = _write_tar(temporary, samples)
         entry = ShardEntry(name, file_sha256(temporary), temporary.stat().st_size, len(rows))
-        index = {"shard": asdict(entry), "fingerprint": fingerprint, "entries": rows}
+        index: dict[str, Any] = {"shard": asdict(entry), "fingerprint": fingerprint}
+        index |= {"entries": rows}
+        if origins := [_origin_row(origin, Path(folder)) for origin in made_from]:
+            index |= {"made_from": origins, "command": command}
 
         # Before the tar itself: an index without its tar is a hole, never a wrong answer.
         write_atomically(index_path(folder, name), _to_json(index))
@@ -113,17 +127,26 @@ def finish_manifest(
     fingerprint: str,
     shard_names: Iterable[str],
     sources: Iterable[Source] = (),
+    made_from: Mapping[str, Collection[Origin]] | None = None,
 ) -> Manifest:
     """Collects the entries of shards that all exist by now, and writes the manifest.
+
+    Args:
+        folder: where they lie.
+        fingerprint: that all of them have.
+        shard_names: in order.
+        sources: packages that the content comes from.
+        made_from: see `existing_shards`.
 
     Raises:
         ValueError: some shard is missing, broken or of another fingerprint.
     """
-    whole, names = existing_shards(folder, fingerprint), list(shard_names)
+    whole, names = existing_shards(folder, fingerprint, made_from), list(shard_names)
     if missing := [name for name in names if name not in whole]:
         raise ValueError(
             f"{folder} is not complete: shard(s) {', '.join(missing)} are missing, broken or made "
-            f"with other settings. Run the step that makes this folder again; it fills the holes."
+            f"with other settings or from other data. Run the step that makes this folder again; "
+            "it fills the holes."
         )
     _report_strangers(Path(folder), names)
     shards = tuple(whole[name] for name in names)
@@ -177,6 +200,12 @@ def _add_sample(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
             media[extension] = hashlib.sha256(data).hexdigest()
     meta = {str(k): str(v) for k, v in sorted(sample.meta.items())}
     return {"key": sample.key, "members": offsets, "meta": meta, "media": media}
+
+
+def _origin_row(origin: Origin, folder: Path) -> dict[str, str]:
+    """An origin as seen from the sidecar's folder, so that an index names no machine."""
+    way = os.path.relpath(origin.folder.resolve(), folder.resolve())
+    return {"folder": way, "shard": origin.shard, "sha256": origin.sha256}
 
 
 def _check_sample(sample: Sample, seen: Collection[str]) -> None:

@@ -1,15 +1,18 @@
 """Reads folders of shards: manifest, index (key -> shard, offset, size), joins of sidecars.
 
 A shard is a plain WebDataset tar; the index beside it (`NAME.index.json`) makes reading by key one
-`pread`. Knows neither what the members mean nor who reads them.
+`pread`, and says what a sidecar's shard was made from. Knows neither what the members mean nor who
+reads them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +26,10 @@ INDEX_SUFFIX = ".index.json"
 MEDIA_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # never a path that leaves the folder
+
+_START_AGAIN = (
+    "The data were prepared again meanwhile: start the command again, which reads the new ones."
+)
 
 _verified: dict[tuple[str, int, int, int, int], str] = {}  # path, identity -> sha256, per process
 
@@ -91,12 +98,35 @@ class Meta(dict[str, str]):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """A shard, or a whole folder of shards, that a sidecar's shard was made from.
+
+    Attributes:
+        folder: where it lay.
+        shard: its name; "" stands for all shards of the folder.
+        sha256: of the shard's bytes and of what its index says of the samples; of a whole folder
+            of its shards' hashes.
+    """
+
+    folder: Path
+    shard: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """The content of one index file."""
+    """The content of one index file.
+
+    Attributes:
+        made_from: empty where the shard is no sidecar's.
+        command: makes the shard again; "" where it is not known.
+    """
 
     shard: ShardEntry
     fingerprint: str
     entries: tuple[IndexEntry, ...]
+    made_from: tuple[Origin, ...] = ()
+    command: str = ""
 
 
 def index_path(folder: Path | str, shard: str) -> Path:
@@ -142,7 +172,10 @@ def read_record(folder: Path | str, shard: str) -> ShardRecord:
         data = json.loads(path.read_bytes())
         entry = ShardEntry(**data["shard"])
         entries = tuple(_index_entry(row, entry) for row in data["entries"])
-        record = ShardRecord(entry, data["fingerprint"], entries)
+        here = path.parent.resolve()
+        origins = tuple(_origin(row, here) for row in data.get("made_from", ()))
+        command = str(data.get("command", ""))
+        record = ShardRecord(entry, data["fingerprint"], entries, origins, command)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _broken(path, "an index as `mmemb.shard_writer` writes it", error) from None
     if entry.name != shard or entry.num_samples != len(entries):
@@ -150,10 +183,20 @@ def read_record(folder: Path | str, shard: str) -> ShardRecord:
     return record
 
 
-def existing_shards(folder: Path | str, fingerprint: str) -> dict[str, ShardEntry]:
+def existing_shards(
+    folder: Path | str,
+    fingerprint: str,
+    made_from: Mapping[str, Collection[Origin]] | None = None,
+) -> dict[str, ShardEntry]:
     """The shards that a rerun may trust: whole, as recorded, and made with `fingerprint`.
 
     Everything else (other settings, interrupted, truncated, changed) is a hole to fill.
+
+    Args:
+        folder: where they lie.
+        fingerprint: of settings and inputs.
+        made_from: of a sidecar, what each shard would be made from now; one that was made from
+            other bytes, or does not tell, is a hole.
     """
     found = {}
     for path in sorted(Path(folder).glob(f"*{INDEX_SUFFIX}")):
@@ -161,6 +204,8 @@ def existing_shards(folder: Path | str, fingerprint: str) -> dict[str, ShardEntr
         try:
             record = read_record(folder, name)
             if record.fingerprint != fingerprint:
+                continue
+            if made_from is not None and not _same(record.made_from, made_from.get(name, ())):
                 continue
             check_shard(folder, record.shard)
         except (ValueError, OSError):
@@ -187,12 +232,21 @@ def check_shard(folder: Path | str, expected: ShardEntry, verify: bool = True) -
 class ShardIndex:
     """All samples of a folder, by key, in shard order; keeps no file open, so fork it or pickle."""
 
-    def __init__(self, folder: Path, manifest: Manifest, entries: tuple[IndexEntry, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        records: Sequence[ShardRecord],
+        states: Mapping[str, tuple[int, ...]],
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.entries = entries
-        self.by_key = {entry.key: entry for entry in entries}
+        self.records = {record.shard.name: record for record in records}
+        self.entries = tuple(entry for record in records for entry in record.entries)
+        self.by_key = {entry.key: entry for entry in self.entries}
         self.shard_names = tuple(shard.name for shard in manifest.shards)
+        self._states = dict(states)
+        self._origins: dict[str, Origin] = {}
 
     @classmethod
     def open(cls, folder: Path | str, verify: bool = True) -> ShardIndex:
@@ -203,26 +257,65 @@ class ShardIndex:
             verify: hash every shard (once per process); else existence and sizes only.
         """
         manifest = read_manifest(folder)
-        entries: list[IndexEntry] = []
+        records: list[ShardRecord] = []
+        states: dict[str, tuple[int, ...]] = {}
+
         for shard in manifest.shards:
+            # The state is taken first: a shard that is replaced after this line differs from it.
+            path = Path(folder) / shard.name
+            states[shard.name] = _state(path.stat()) if path.is_file() else ()
             check_shard(folder, shard, verify)
             record = read_record(folder, shard.name)
             if record.shard != shard:
                 raise _broken(index_path(folder, shard.name), f"{shard}, as in {MANIFEST}", record)
-            entries += record.entries
-        _check_unique(Path(folder), entries)
-        return cls(Path(folder), manifest, tuple(entries))
+            records.append(record)
+
+        _check_unique(Path(folder), [entry for record in records for entry in record.entries])
+        return cls(Path(folder), manifest, records, states)
 
     def read(self, entry: IndexEntry, members: Collection[str] | None = None) -> dict[str, bytes]:
-        """The bytes of a sample's members; all of them unless `members` names some."""
+        """The bytes of a sample's members; all of them unless `members` names some.
+
+        Raises:
+            ValueError: the shard is another one than was opened, or shorter.
+        """
         wanted = {k: v for k, v in entry.members.items() if members is None or k in members}
         path = self.folder / entry.shard
-        with open(path, "rb", buffering=0) as file:
-            found = {k: os.pread(file.fileno(), size, at) for k, (at, size) in wanted.items()}
+
+        # The state is taken last: bytes that were written over before they were read show in it.
+        try:
+            with open(path, "rb", buffering=0) as file:
+                found = {k: os.pread(file.fileno(), size, at) for k, (at, size) in wanted.items()}
+                if _state(os.fstat(file.fileno())) != self._states[entry.shard]:
+                    self._check_unchanged(entry.shard, file)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"Shard {path} was removed while it was being read. {_START_AGAIN}"
+            ) from None
+
         for name, data in found.items():
             if len(data) != wanted[name][1]:
                 raise _broken(path, f"member {entry.key}.{name} of {wanted[name][1]} bytes", "less")
         return found
+
+    def origin(self, shard: str = "") -> Origin:
+        """One shard, or with "" the whole folder, as something that a sidecar is made from."""
+        if shard not in self._origins:
+            record = self.records[shard] if shard else None
+            sha256 = _sha256_of_record(record) if record else _sha256_of_all(self.manifest)
+            self._origins[shard] = Origin(self.folder, shard, sha256)
+        return self._origins[shard]
+
+    def _check_unchanged(self, shard: str, file: io.FileIO) -> None:
+        """Raises ValueError if a shard with other times than at opening has other bytes, too."""
+        state, expected = _state(os.fstat(file.fileno())), self.records[shard].shard.sha256
+        if (found := hashlib.file_digest(file, "sha256").hexdigest()) != expected:
+            raise ValueError(
+                f"Shard {self.folder / shard} was changed while it was being read: it had the "
+                f"SHA-256 {expected:.12} when it was opened, and has {found:.12} now. "
+                f"{_START_AGAIN}"
+            )
+        self._states[shard] = state
 
     def of_shard(self, shard: str) -> tuple[IndexEntry, ...]:
         """The samples of one shard, in order."""
@@ -230,29 +323,118 @@ class ShardIndex:
 
 
 def check_join(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
-    """Checks that a sidecar belongs to its source, by shard name, keys and order.
+    """Checks that a sidecar was made from its source: shard names, keys, order and bytes.
+
+    What else a covered shard was made from, such as the candidates beside the queries, is compared
+    where it lies as seen from the source.
 
     Returns:
         Names of the source's shards that the sidecar covers; it need not cover all.
 
     Raises:
-        ValueError: a covered shard has other keys; names both shards and the first key.
+        ValueError: a covered shard has other keys, or was made from other bytes, or does not tell
+            from which; names both folders and the command that makes the sidecar again.
     """
     ours, theirs = _keys_by_shard(source), _keys_by_shard(sidecar)
     covered = set(ours) & set(theirs)
+    compared: set[tuple[Path, str]] = set()
+
     for shard in sorted(covered):
         left, right = ours[shard], theirs[shard]
-        if left == right:
-            continue
-        pairs = enumerate(zip_longest(left, right))
-        at = next(i for i, (a, b) in pairs if a != b)
-        a, b = (repr(keys[at]) if at < len(keys) else "no sample" for keys in (left, right))
-        raise ValueError(
-            f"Sidecar shard {sidecar.folder / shard} does not belong to {source.folder / shard}: "
-            f"expected key {a} at row {at}, found {b}. It was made from other data: make the "
-            f"sidecar folder again from {source.folder}."
-        )
+        if left != right:
+            pairs = enumerate(zip_longest(left, right))
+            at = next(i for i, (a, b) in pairs if a != b)
+            a, b = (repr(keys[at]) if at < len(keys) else "no sample" for keys in (left, right))
+            raise ValueError(
+                f"Sidecar shard {sidecar.folder / shard} does not belong to "
+                f"{source.folder / shard}: expected key {a} at row {at}, found {b}. It was made "
+                f"from other data. {_again(sidecar, shard, source)}"
+            )
+        own = _check_made_from(source, sidecar, shard)
+        compared |= _check_company(source, sidecar, shard, own, compared)
     return covered
+
+
+def _check_made_from(source: ShardIndex, sidecar: ShardIndex, shard: str) -> Origin:
+    """The origin of a sidecar's shard that is the source's shard of this name."""
+    wanted = source.origin(shard)
+    named = [origin for origin in sidecar.records[shard].made_from if origin.shard == shard]
+    for origin in named:
+        if origin.sha256 == wanted.sha256:
+            return origin
+
+    if not named:
+        raise ValueError(
+            f"Sidecar shard {sidecar.folder / shard} does not tell what it was made from, so it "
+            f"cannot be joined with {source.folder / shard}: it is older than this check, or of "
+            f"another tool. {_again(sidecar, shard, source)}"
+        )
+    was = ", ".join(f"{origin.folder / shard} (hash {origin.sha256:.12})" for origin in named)
+    raise ValueError(
+        f"Sidecar shard {sidecar.folder / shard} was not made from {source.folder / shard} "
+        f"(hash {wanted.sha256:.12}), but from {was}. The keys are equal, the content is not. "
+        f"{_again(sidecar, shard, source)}"
+    )
+
+
+def _check_company(
+    source: ShardIndex,
+    sidecar: ShardIndex,
+    shard: str,
+    own: Origin,
+    compared: Collection[tuple[Path, str]],
+) -> set[tuple[Path, str]]:
+    """Compares the whole folders that a sidecar's shard was made from; returns them with hashes.
+
+    Args:
+        source: of the join.
+        sidecar: of the join.
+        shard: name of the shard in both.
+        own: what the sidecar's shard tells of the source.
+        compared: folders that need no second look.
+    """
+    found: set[tuple[Path, str]] = set()
+    for origin in sidecar.records[shard].made_from:
+        if origin.shard:
+            continue
+
+        # A data root may have been moved: what lay beside the source then lies beside it now.
+        way = os.path.relpath(origin.folder, own.folder)
+        present = Path(os.path.normpath(source.folder.absolute() / way))
+        if (present, origin.sha256) in compared or not present.is_dir():
+            continue
+        if (sha256 := _sha256_of_all(read_manifest(present))) != origin.sha256:
+            raise ValueError(
+                f"Sidecar shard {sidecar.folder / shard} was also made from {origin.folder} (hash "
+                f"{origin.sha256:.12}), but {present} holds other data now (hash {sha256:.12}). "
+                f"{_again(sidecar, shard, source)}"
+            )
+        found.add((present, origin.sha256))
+    return found
+
+
+def _again(sidecar: ShardIndex, shard: str, source: ShardIndex) -> str:
+    """The advice that ends an error about a join."""
+    command = sidecar.records[shard].command
+    how = f" with `{command}`" if command else f" from {source.folder}"
+    return f"Make {sidecar.folder} again{how}."
+
+
+def _same(left: Collection[Origin], right: Collection[Origin]) -> bool:
+    """Compares bytes, wherever they lie; a shard that names no origin is equal to none."""
+    contents = [{(origin.shard, origin.sha256) for origin in side} for side in (left, right)]
+    return bool(contents[0]) and contents[0] == contents[1]
+
+
+def _sha256_of_record(record: ShardRecord) -> str:
+    # The halves of the pairs, for instance, stand in the index alone.
+    rows = [[entry.key, sorted(entry.meta.items())] for entry in record.entries]
+    return hashlib.sha256(json.dumps([record.shard.sha256, rows]).encode()).hexdigest()
+
+
+def _sha256_of_all(manifest: Manifest) -> str:
+    rows = [[shard.name, shard.sha256] for shard in manifest.shards]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _keys_by_shard(index: ShardIndex) -> dict[str, list[str]]:
@@ -267,6 +449,21 @@ def _index_entry(row: Mapping[str, Any], shard: ShardEntry) -> IndexEntry:
     if any(at < 0 or size < 0 or at + size > shard.num_bytes for at, size in members.values()):
         raise ValueError(f"sample {row['key']!r} lies outside its shard")
     return IndexEntry(str(row["key"]), shard.name, members, Meta(row["meta"]), dict(row["media"]))
+
+
+def _origin(row: Mapping[str, Any], folder: Path) -> Origin:
+    """An origin as the index in `folder` names it: seen from there, so that both may be moved."""
+    place = Path(os.path.normpath(folder / str(row["folder"])))
+    return Origin(place, str(row["shard"]), str(row["sha256"]))
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    """Size and times of a file, one of which differs once its bytes do.
+
+    Writing, copying and replacing set the change time, and no program can set it back. The inode
+    adds nothing to it, and its number is not stable on some network mounts.
+    """
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _check_unique(folder: Path, entries: list[IndexEntry]) -> None:

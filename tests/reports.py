@@ -15,7 +15,7 @@ from mmemb.lineage import write_json
 from mmemb.shard_writer import Sample, finish_manifest, write_shard
 from mmemb.shards import IndexEntry, ShardIndex
 from tests.tiny import FINGERPRINT, write_tiny
-from tests.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
+from tests.tiny_sidecars import record_origins, write_tiny_rationales, write_tiny_utilities
 
 HOSTILE = "</script><script>alert(1)</script><!--<b onclick='x'>\"&amp;\u2028\ud800"
 SHOWN = HOSTILE.replace("\ud800", "?")
@@ -34,7 +34,8 @@ def rewrite(folder: Path, change: Change) -> None:
             data = change(entry, json.loads(members["json"]))
             members["json"] = json.dumps(data).encode()
             samples.append(Sample(entry.key, members, entry.meta))
-        write_shard(folder, shard, samples, fingerprint=FINGERPRINT)
+        origins = index.records[shard].made_from
+        write_shard(folder, shard, samples, fingerprint=FINGERPRINT, made_from=origins)
     finish_manifest(folder, FINGERPRINT, list(index.shard_names))
 
 
@@ -51,6 +52,7 @@ def write_sidecars(folder: Path) -> tuple[Path, Path]:
         return data | {"ranks": ranks, "top": ["country-00", "country-01"]}
 
     rewrite(runs / "utilities", with_ranks)
+    record_origins(runs / "utilities", root / "queries", runs / "rationales")
     write_json(runs / "embedder/fitted.json", {"facts": []})
     return root, runs
 

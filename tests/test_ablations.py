@@ -70,9 +70,8 @@ def test_a_cell_has_a_sidecar_of_its_own(clip_experiment: Experiment, tmp_path: 
         before = (folder / "manifest.json").stat().st_mtime_ns
         assert write_cell_sidecar(tmp_path, replace(cell)) == folder
         assert (folder / "manifest.json").stat().st_mtime_ns == before, "written once"
-        RationaleTable(folder, [source])  # joins with its pairs
+        table = RationaleTable(folder, [source])  # joins with its pairs
         assert inherited_facts(str(folder)) == inherited_facts(str(tmp_path / "selected"))
-        table = RationaleTable(folder, [ShardIndex.open(folder)])
         rows = [table._index.read(e, {"json"})["json"] for e in table._index.entries]
         kept[name] = sum(row.count(b'"kept": true') for row in rows)
     assert 0 < kept["few"] < kept["all"]
@@ -122,6 +121,13 @@ def test_a_difference_is_judged_by_its_interval() -> None:
     averaged = replace(row, right="good", path="averaged", against="always")
     assert compare(averaged, cells)["mean"] == pytest.approx(0.1)
     assert cell_figures(cells["good"])["always_minus_never"]["mean"] == pytest.approx(0.1)
+
+
+def test_cells_of_other_data_are_not_compared() -> None:
+    """Equal keys are not enough: a table may have been edited between two cells."""
+    cells = {"a": cell(0.1), "b": replace(cell(0.1), made_from=frozenset({"other"}))}
+    with pytest.raises(ValueError, match="measured on different queries"):
+        compare(Comparison(left="a", right="b", expected="equal"), cells)
 
 
 def test_the_table_reads_as_text() -> None:

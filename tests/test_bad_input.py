@@ -167,7 +167,8 @@ def table_of(root: Path, folder: Path, members: dict[str, bytes]) -> RationaleTa
     index = ShardIndex.open(root / "queries")
     for shard in index.shard_names:
         samples = [Sample(e.key, members) for e in index.of_shard(shard)]
-        write_shard(folder, shard, samples, fingerprint="f")
+        origins = [index.origin(shard)]
+        write_shard(folder, shard, samples, fingerprint="f", made_from=origins)
     finish_manifest(folder, "f", index.shard_names)
     return RationaleTable(folder, [index])
 

@@ -25,6 +25,7 @@ from mmemb.shards import ShardIndex
 from tests.ranks import run_ranks
 from tests.test_negatives import data
 from tests.tiny_embedder import clip
+from tests.tiny_sidecars import write_sidecar
 from tests.tiny_trainer import trainer_of
 
 
@@ -162,7 +163,8 @@ def test_a_student_comes_nearer_to_its_teacher(
 
 def test_what_is_no_teacher_is_refused(teacher: Path, tiny_root: Path, tmp_path: Path) -> None:
     assert ShardIndex.open(teacher).entries
-    questions = str(tiny_root / "pairs/questions")
+    pairs = [tiny_root / "pairs/questions"]
+    questions = str(write_sidecar(pairs, tmp_path / "side", lambda *_: {"json": []}))
     stream = iter(data(tiny_root, teacher=questions, pairs=["pairs/questions"]).train_dataloader())
     with pytest.raises(ValueError, match="lacks query.npy: it is no teacher's sidecar"):
         next(stream)

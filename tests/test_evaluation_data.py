@@ -263,7 +263,8 @@ def write_probes(root: Path, folder: Path, probe: bytes) -> None:
         for entry in index.of_shard(shard):
             members = {"json": b"[]"} | ({} if int(entry.key) % 2 else {"probe.npy": probe})
             samples.append(Sample(entry.key, members))
-        write_shard(folder, shard, samples, fingerprint="f")
+        origins = [index.origin(shard)]
+        write_shard(folder, shard, samples, fingerprint="f", made_from=origins)
     finish_manifest(folder, "f", index.shard_names)
 
 

@@ -135,7 +135,7 @@ def test_nothing_kept_is_direct_only(root, tmp_path):
     for name in index.shard_names:
         pools = {e.key: index.read(e)["json"] for e in index.of_shard(name)}
         samples = [Sample(k, {"json": v.replace(b"true", b"false")}) for k, v in pools.items()]
-        write_shard(tmp_path, name, samples)
+        write_shard(tmp_path, name, samples, made_from=index.records[name].made_from)
     finish_manifest(tmp_path, "", index.shard_names)
     assert set(answers(root, sidecar=str(tmp_path), prior_fraction=0.0)) == {None}
 
@@ -210,8 +210,9 @@ def test_sidecar_that_covers_nothing(root, tmp_path):
 
 
 def test_sidecar_that_covers_half_a_folder(root, tmp_path):
-    keys = [e.key for e in ShardIndex.open(root / "pairs/plain").of_shard("plain-000000.tar")]
-    write_shard(tmp_path, "plain-000000.tar", [Sample(key, {"json": b"[]"}) for key in keys])
+    index, name = ShardIndex.open(root / "pairs/plain"), "plain-000000.tar"
+    samples = [Sample(entry.key, {"json": b"[]"}) for entry in index.of_shard(name)]
+    write_shard(tmp_path, name, samples, made_from=[index.origin(name)])
     finish_manifest(tmp_path, "", ["plain-000000.tar"])
     with pytest.raises(ValueError, match=r"does not cover shard .*plain-000001\.tar"):
         make(root, sidecar=str(tmp_path)).train_dataloader()

@@ -22,7 +22,7 @@ from experiments.report.reasoned import (
 from mmemb.shards import ShardIndex
 from tests.reports import PageParts, check_self_contained, rewrite, write_sidecars
 from tests.tiny_experiment import Experiment
-from tests.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
+from tests.tiny_sidecars import record_origins, write_tiny_rationales, write_tiny_utilities
 
 
 def test_report_html_opens_with_examples_and_holds_what_the_report_says(
@@ -116,6 +116,7 @@ def test_old_utilities_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path
     root, runs = sidecars
     (tmp_path / "rationales").symlink_to(runs / "rationales")
     write_tiny_utilities(root, tmp_path / "utilities")
+    record_origins(tmp_path / "utilities", root / "queries", tmp_path / "rationales")
     with pytest.raises(ValueError, match=r"lacks ranks and top.*stage `utilities` again") as raised:
         read_reasoned(tmp_path, root)
     assert "\n" not in str(raised.value)
@@ -153,10 +154,14 @@ def test_the_deepest_depth_is_compared_with_the_direct_one(
         tmp_path / "rationales",
         lambda _, rows: [row | {"depth": "short"} for row in rows[:1]] + rows[1:],
     )
+    record_origins(tmp_path / "utilities", root / "queries", tmp_path / "rationales")
     found = read_reasoned(tmp_path, root)[0]
     assert (found.before.rank, found.after.rank, found.gain) == (4, 2, 2)
     assert found.rationale.answer == "country-xx", "the first one that is full"
     rewrite(tmp_path / "rationales", lambda _, rows: [row | {"depth": "short"} for row in rows])
+    with pytest.raises(ValueError, match=r"utilities/.* was not made from .*rationales/"):
+        read_reasoned(tmp_path, root)
+    record_origins(tmp_path / "utilities", root / "queries", tmp_path / "rationales")
     with pytest.raises(ValueError, match="no such rationale.*stage `utilities` again"):
         read_reasoned(tmp_path, root)
 

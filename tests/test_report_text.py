@@ -21,6 +21,7 @@ from tests.reports import (
     rewrite,
     write_sidecars,
 )
+from tests.tiny_sidecars import record_origins
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         rewrite(folder, poison)
     for name in ("rationales", "selected", "utilities"):
         rewrite(runs / name, poison)
+    for name in ("rationales", "selected"):
+        record_origins(runs / name, root / "queries", root / "pairs/questions")
+    record_origins(runs / "utilities", root / "queries", runs / "rationales")
     return root, runs
 
 

@@ -14,6 +14,7 @@ from experiments.report.rounds import rounds
 from mmemb.shard_writer import Sample, finish_manifest, write_shard
 from mmemb.shards import ShardIndex
 from tests.tiny_experiment import Experiment
+from tests.tiny_sidecars import record_origins
 
 SIDECARS = ("rationales", "utilities", "decisions", "selected")
 
@@ -31,6 +32,9 @@ def test_a_round_differs_from_the_first_query_by_query(
     root = clip_experiment.root
     one, two = (copy_of(clip_experiment, tmp_path / name) for name in ("one", "two"))
     teach(two / "rationales", {q.query.key: q.query.answers[0] for q in read_reasoned(one, root)})
+    (two / "utilities").unlink()
+    shutil.copytree(one / "utilities", two / "utilities")
+    record_origins(two / "utilities", root / "queries", two / "rationales")
     text, data = rounds([one, two], root)
     rows, minus = data["two"]["rows"], data["two"]["minus_first"]
     assert data["one"]["rows"]["right"]["mean"] == 0, "a random model babbles"
@@ -58,7 +62,8 @@ def teach(folder: Path, answers: dict[str, str]) -> None:
             rows.append(
                 Sample(entry.key, members | {"json": json.dumps(drafts).encode()}, entry.meta)
             )
-        write_shard(folder, shard, rows, fingerprint="f")
+        origins = source.records[shard].made_from
+        write_shard(folder, shard, rows, fingerprint="f", made_from=origins)
     finish_manifest(folder, "f", source.shard_names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.reports import rewrite
 from tests.test_pipeline_file import write_pipeline
 from tests.test_report_policies import table
 from tests.tiny_experiment import POCKET
-from tests.tiny_sidecars import write_tiny_utilities
+from tests.tiny_sidecars import record_origins, write_tiny_utilities
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ def write_run(folder: Path, root: Path, depth: int) -> Path:
 
     rewrite(folder / "decisions", decide)
     rewrite(folder / "utilities", measure)
+    record_origins(folder / "decisions", root / "queries", folder / "utilities")
     (folder / "gate").mkdir()
     settings = {"model": {"init_args": {"price": 0.0, "clip": 3.0}}}
     (folder / "gate/config.yaml").write_text(yaml.safe_dump(settings))
@@ -113,6 +115,15 @@ def test_runs_about_other_queries_are_refused(
         finish_manifest(other / name, source.manifest.fingerprint, source.shard_names[:1])
     with pytest.raises(ValueError, match="c and .*a are about different queries"):
         seed_means([runs[0], other], tiny_root)
+
+
+def test_runs_about_data_that_were_prepared_again_are_refused(
+    runs: list[Path], tiny_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_root / "queries", tmp_path / "queries")
+    rewrite(tmp_path / "queries", lambda _, data: data | {"text": "edited"})
+    with pytest.raises(ValueError, match=r"utilities/.* was not made from .*queries/"):
+        seed_means(runs, tmp_path)
 
 
 # ---- the pipeline file

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import shutil
 import tarfile
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 
 from mmemb.shard_writer import (
     Sample,
+    drop_other_shards,
     encode_members,
     finish_manifest,
     write_folder,
@@ -103,6 +108,93 @@ def test_any_bytes_survive(tmp_path_factory, members):
     write_folder(folder, [Sample("k", members)], prefix="x", samples_per_shard=1, fingerprint="")
     index = ShardIndex.open(folder)
     assert index.read(index.entries[0]) == members
+
+
+def prepare_again(folder: Path, text: bytes) -> None:
+    """The same keys and sizes with another text, as soon as a clock can tell the difference."""
+    time.sleep(0.01)
+    samples = [Sample(f"k{n}", {"json": text}) for n in range(4)]
+    drop_other_shards(folder, text.decode())
+    write_folder(folder, samples, prefix="x", samples_per_shard=2, fingerprint=text.decode())
+
+
+def test_a_shard_that_is_prepared_again_while_it_is_read_is_one_clear_error(tmp_path):
+    """Its offsets would lead to bytes of other samples; workers have their copy of the index."""
+    prepare_again(tmp_path, b"old")
+    index = ShardIndex.open(tmp_path)
+    index.read(index.entries[0])
+    prepare_again(tmp_path, b"new")
+    for copy in (index, pickle.loads(pickle.dumps(index))):
+        with pytest.raises(
+            ValueError, match=r"x-000000\.tar was changed while .* start the command"
+        ):
+            copy.read(copy.entries[0])
+    assert ShardIndex.open(tmp_path).read(index.entries[0]) == {"json": b"new"}
+    (tmp_path / "x-000000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"x-000000\.tar was removed while"):
+        index.read(index.entries[0])
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_equal_size_and_time_do_not_hide_other_bytes(tmp_path, verify):
+    """Archives are unpacked with the times of their members."""
+    prepare_again(tmp_path, b"old")
+    index, path = ShardIndex.open(tmp_path, verify), tmp_path / "x-000000.tar"
+    data, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    time.sleep(0.01)
+    path.write_bytes(data.replace(b"old", b"new"))
+    os.utime(path, ns=times)
+    with pytest.raises(ValueError, match=r"x-000000\.tar was changed while it was being read"):
+        index.read(index.entries[0])
+
+
+def test_other_times_of_the_same_bytes_are_no_change(tmp_path):
+    """Folders are copied, linked and given to other groups while somebody reads them."""
+    prepare_again(tmp_path, b"old")
+    index, path = ShardIndex.open(tmp_path), tmp_path / "x-000000.tar"
+    os.utime(path, ns=(0, 0))
+    assert index.read(index.entries[0]) == {"json": b"old"}
+    copy = path.with_suffix(".copy")
+    shutil.copy(path, copy)
+    copy.replace(path)
+    assert index.read(index.entries[1]) == {"json": b"old"}
+
+
+def test_at_every_instant_of_a_preparation_a_reader_gets_one_version_or_an_error(
+    tmp_path, monkeypatch
+):
+    """Index and tar change in two steps, and the manifest in a third."""
+    prepare_again(tmp_path, b"old")
+    opened, seen = ShardIndex.open(tmp_path), []
+
+    def outcome(read):
+        try:
+            return {text for entry in opened.entries for text in read(entry).values()}
+        except (ValueError, FileNotFoundError) as error:
+            return type(error).__name__
+
+    def look():
+        before = outcome(opened.read)
+        try:
+            now = outcome(ShardIndex.open(tmp_path).read)
+        except (ValueError, FileNotFoundError) as error:
+            now = type(error).__name__
+        seen.append((before, now))
+
+    def step(original, *arguments, **more):
+        look()
+        original(*arguments, **more)
+        look()
+
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(os, name, partial(step, getattr(os, name)))
+    prepare_again(tmp_path, b"new")
+    refused = ("ValueError", "FileNotFoundError")
+    assert {before for before, _ in seen if before != {b"old"}} <= set(refused)
+    assert all(now in ({b"old"}, {b"new"}, *refused) for _, now in seen)
+    assert seen[0] == ({b"old"}, {b"old"})
+    assert seen[-1] == ("ValueError", {b"new"})
+    assert len(seen) > 10
 
 
 def test_interrupted_write_leaves_nothing_trusted(tmp_path):
@@ -257,8 +349,9 @@ def test_key_twice_in_a_folder(tmp_path):
 
 
 def test_join_covers_what_it_has(tmp_path):
-    source = ShardIndex.open(write(tmp_path / "pairs"))
-    write_shard(tmp_path / "s", "plain-000001.tar", make_samples(range(4, 8)), fingerprint="f")
+    source, name = ShardIndex.open(write(tmp_path / "pairs")), "plain-000001.tar"
+    samples, origins = make_samples(range(4, 8)), [source.origin(name)]
+    write_shard(tmp_path / "s", name, samples, fingerprint="f", made_from=origins)
     write_shard(tmp_path / "s", "queries-000000.tar", make_samples(range(3)), fingerprint="f")
     finish_manifest(tmp_path / "s", "f", ["plain-000001.tar", "queries-000000.tar"])
     assert check_join(source, ShardIndex.open(tmp_path / "s")) == {"plain-000001.tar"}

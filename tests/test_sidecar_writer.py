@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from callbacks import SidecarWriter
 from mmemb.batches import SidecarOutput, SidecarRow
-from mmemb.shards import ShardIndex, read_manifest
+from mmemb.shards import Origin, ShardIndex, index_path, read_manifest
 from mmemb.unfinished import Unfinished
 from tests.boring import (
     ONE,
@@ -28,17 +28,21 @@ class ShardStub(LightningDataModule):
 
     SHARDS = ("a-000000.tar", "b-000000.tar", "c-000000.tar")
 
-    def __init__(self, fail_at: str = "", refuses: str = "") -> None:
+    def __init__(self, fail_at: str = "", refuses: str = "", changed: str = "") -> None:
         super().__init__()
         self.pending_shards: Any = None
         self.read: list[str] = []
-        self.fail_at, self.refuses = fail_at, refuses
+        self.fail_at, self.refuses, self.changed = fail_at, refuses, changed
 
     def predict_shards(self) -> tuple[str, ...]:
         return self.SHARDS
 
     def shard_sizes(self) -> dict[str, int]:
         return dict.fromkeys(self.SHARDS, 4)
+
+    def origins(self) -> dict[str, tuple[Origin, ...]]:
+        sha256 = {name: "1" if name == self.changed else "0" for name in self.SHARDS}
+        return {name: (Origin(Path("data"), name, sha256[name]),) for name in self.SHARDS}
 
     def predict_dataloader(self) -> Any:
         return _Batches(self)
@@ -135,6 +139,24 @@ def test_other_settings_make_every_shard_again(tmp_path: Path) -> None:
     again = ShardStub()
     write(tmp_path / "out", again, fingerprint="g")
     assert set(again.read) == set(ShardStub.SHARDS)
+
+
+def test_only_the_shard_whose_source_changed_is_made_again(tmp_path: Path) -> None:
+    write(tmp_path / "out", ShardStub())
+    data = ShardStub(changed=ShardStub.SHARDS[1])
+    write(tmp_path / "out", data)
+    assert set(data.read) == {ShardStub.SHARDS[1]}
+    records = ShardIndex.open(tmp_path / "out").records
+    assert [records[name].made_from[0].sha256 for name in ShardStub.SHARDS] == ["0", "1", "0"]
+
+
+def test_shards_that_do_not_tell_what_they_were_made_from_are_made_again(tmp_path: Path) -> None:
+    write(tmp_path / "out", ShardStub())
+    path = index_path(tmp_path / "out", ShardStub.SHARDS[0])
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"made_from": []}))
+    again = ShardStub()
+    write(tmp_path / "out", again)
+    assert set(again.read) == {ShardStub.SHARDS[0]}
 
 
 def test_an_interrupted_run_leaves_whole_shards_and_no_manifest(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_draws_are_averaged(root, tmp_path):
         data["depths"] = ["direct", "full"]
         members = encode_members({"json": data, "state.npy": np.zeros(2)})
         samples = [Sample(entry.key, members) for entry in index.of_shard(shard)]
-        write_shard(tmp_path, shard, samples, fingerprint="f")
+        origins = [index.origin(shard)]
+        write_shard(tmp_path, shard, samples, fingerprint="f", made_from=origins)
     finish_manifest(tmp_path, "f", index.shard_names)
     batch = next(iter(utilities(root, utilities=str(tmp_path)).predict_dataloader()))
     assert batch.utility_BA[0].tolist() == [-2, -2]
@@ -114,7 +115,7 @@ def test_a_row_that_is_not_as_written_names_its_sample(root, tmp_path, data):
             Sample(entry.key, dict(source.read(entry)) | {"json": data}, entry.meta)
             for entry in source.of_shard(shard)
         ]
-        write_shard(tmp_path, shard, rows)
+        write_shard(tmp_path, shard, rows, made_from=source.records[shard].made_from)
     finish_manifest(tmp_path, "", source.shard_names)
     with pytest.raises(ValueError, match=r"sample 0000.*member json: expected an object with"):
         next(utilities(root, utilities=str(tmp_path)).train_dataloader())
@@ -123,7 +124,7 @@ def test_a_row_that_is_not_as_written_names_its_sample(root, tmp_path, data):
 def test_utilities_of_some_shards_serve_the_parts_that_lie_there(root, tmp_path):
     source, first = ShardIndex.open(root / "utilities"), "queries-000000.tar"
     rows = [Sample(entry.key, source.read(entry), entry.meta) for entry in source.of_shard(first)]
-    write_shard(tmp_path, first, rows)
+    write_shard(tmp_path, first, rows, made_from=source.records[first].made_from)
     finish_manifest(tmp_path, "", [first])
     module = utilities(root, utilities=str(tmp_path))
     assert module.predict_shards() == (first,)
@@ -152,7 +153,8 @@ def rewritten(root: Path, folder: Path, change: Callable[[IndexEntry, dict[str, 
             found = {"json": json.loads(members.pop("json"))}
             change(queries.by_key[entry.key], found)
             samples.append(Sample(entry.key, members | encoded(found)))
-        write_shard(folder, shard, samples, fingerprint="f")
+        origins = index.records[shard].made_from
+        write_shard(folder, shard, samples, fingerprint="f", made_from=origins)
     finish_manifest(folder, "f", index.shard_names)
     return utilities(root, utilities=str(folder), batch_size=2)
 
@@ -234,7 +236,8 @@ def test_a_gate_learns_the_utilities_of_its_own_embedder(root, tmp_path):
     marked = tmp_path / "utilities"
     for name in index.shard_names:
         own = [s for s in samples if index.by_key[s.key].shard == name]
-        write_shard(marked, name, own, fingerprint="tiny")
+        origins = index.records[name].made_from
+        write_shard(marked, name, own, fingerprint="tiny", made_from=origins)
     finish_manifest(marked, "tiny", index.shard_names)
     module = utilities(root, utilities=str(marked))
     module.check_embedder(tmp_path / "first")

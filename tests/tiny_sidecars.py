@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ def write_tiny_features(root: Path, folder: Path, shape: tuple[int, int] = (2, 8
     names = []
     for part in ("pairs/plain", "pairs/questions", "queries", "candidates"):
         names.append(f"{Path(part).name}-000000.tar")
-        write_shard(
-            folder, names[-1], samples(ShardIndex.open(root / part)), fingerprint=FINGERPRINT
-        )
+        index = ShardIndex.open(root / part)
+        origins = [index.origin(names[-1])]
+        write_shard(folder, names[-1], samples(index), fingerprint=FINGERPRINT, made_from=origins)
     finish_manifest(folder, FINGERPRINT, names)
     return folder
 
@@ -86,8 +86,10 @@ def write_sidecar(
     sources: list[Path],
     folder: Path,
     members: Callable[[IndexEntry, dict[str, Any]], dict[str, Any]],
+    whole: Sequence[Path] = (),
 ) -> Path:
-    names = []
+    """Made from its sources shard by shard, and from all of the folders `whole`."""
+    names, company = [], [ShardIndex.open(path).origin() for path in whole]
     for source in map(ShardIndex.open, sources):
         for shard in source.shard_names:
             names.append(shard)
@@ -95,6 +97,17 @@ def write_sidecar(
                 Sample(e.key, encode_members(members(e, json.loads(source.read(e)["json"]))))
                 for e in source.of_shard(shard)
             ]
-            write_shard(folder, shard, samples, fingerprint=FINGERPRINT)
+            origins = [source.origin(shard), *company]
+            write_shard(folder, shard, samples, fingerprint=FINGERPRINT, made_from=origins)
     finish_manifest(folder, FINGERPRINT, names)
     return folder
+
+
+def record_origins(folder: Path, *sources: Path) -> None:
+    """Makes a sidecar tell that it was made from the shards that the sources have now."""
+    index, opened = ShardIndex.open(folder), [ShardIndex.open(source) for source in sources]
+    for shard in index.shard_names:
+        samples = [Sample(e.key, index.read(e), e.meta) for e in index.of_shard(shard)]
+        origins = [source.origin(shard) for source in opened if shard in source.shard_names]
+        fingerprint = index.manifest.fingerprint
+        write_shard(folder, shard, samples, fingerprint=fingerprint, made_from=origins)

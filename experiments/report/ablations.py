@@ -41,12 +41,14 @@ class CellTable:
         keys: of the queries, the same in every seed.
         tasks: of the queries; means weigh them equally.
         concepts: of the queries; the clusters of every interval.
+        made_from: hashes of the data and the rationales that were measured.
     """
 
     value: Mapping[str, Floats]
     keys: tuple[str, ...]
     tasks: tuple[str, ...]
     concepts: tuple[str, ...]
+    made_from: frozenset[str] = frozenset()
 
     def spread(self, value_SN: Floats) -> float:
         """Standard deviation over seeds of the mean over tasks; NaN for a single seed."""
@@ -62,21 +64,26 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
         ValueError: seeds were measured on different queries.
     """
     by_path: dict[str, list[list[float]]] = {"never": [], "always": [], "averaged": []}
-    columns: set[tuple[tuple[str, ...], ...]] = set()
+    columns: set[tuple[Any, ...]] = set()
     for seed in seeds:
-        rows = _rows(folder / f"utilities-{run_name(name, seed)}", think)
-        columns.add(tuple(tuple(row[c] for row in rows) for c in ("key", "task", "concept")))
+        index = ShardIndex.open(folder / f"utilities-{run_name(name, seed)}")
+        rows = _rows(index, think)
+        named = (tuple(row[c] for row in rows) for c in ("key", "task", "concept"))
+        origins = (origin for record in index.records.values() for origin in record.made_from)
+        columns.add((*named, frozenset(origin.sha256 for origin in origins)))
         by_path["never"].append([row["metrics"][0]["recall@1"] for row in rows])
         by_path["always"].append([row["metrics"][-1]["recall@1"] for row in rows])
         by_path["averaged"].append([row["averaged"][-1]["recall@1"] for row in rows])
     if len(columns) > 1:
-        raise ValueError(f"{folder}: the seeds of cell {name} were measured on different queries.")
+        raise ValueError(
+            f"{folder}: the seeds of cell {name} were measured on different queries. Delete its "
+            "folders utilities-* and run the ablations again."
+        )
     values = {path: np.array(rows) for path, rows in by_path.items()}
     return CellTable(values, *columns.pop())
 
 
-def _rows(folder: Path, think: frozenset[str]) -> list[dict[str, Any]]:
-    index = ShardIndex.open(folder)
+def _rows(index: ShardIndex, think: frozenset[str]) -> list[dict[str, Any]]:
     entries = [e for e in index.entries if e.meta["part"] == "test" and e.meta["task"] in think]
     rows = [{"key": e.key} | json.loads(index.read(e, {"json"})["json"]) for e in entries]
     return [row for row in rows if row["eligible"]]
@@ -109,7 +116,7 @@ def cell_figures(cell: CellTable) -> dict[str, Any]:
 def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
     """One paired difference, its verdict, and the smallest effect in reach."""
     left, right = cells[row.left], cells[row.right]
-    if left.keys != right.keys:
+    if (left.keys, left.made_from) != (right.keys, right.made_from):
         raise ValueError(
             f"The cells {row.left} and {row.right} were measured on different queries: delete the "
             "folders utilities-* of the experiment and run the ablations again."

@@ -85,11 +85,13 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
 
 
 def made_of(experiment: Path, data_root: str) -> str:
-    """A hash of all that a report is made of: the newest runs and sidecars, the tasks, the code."""
-    names = ("selected", "utilities", "decisions", "gate", "gate-test", "selection-test")
+    """A hash of all that a report is made of: the newest runs and sidecars, the data, the code."""
+    names = ("rationales", "selected", "utilities", "decisions")
+    names += ("gate", "gate-test", "selection-test")
     commit, diff = git_state(Path(__file__).parent)
     inputs = [str(experiment / name) for name in names if (experiment / name).exists()]
-    return fingerprint({"inputs": [*inputs, f"{data_root}/tasks.json"], "code": [commit, diff]})
+    inputs += [f"{data_root}/{name}" for name in ("tasks.json", "queries", "candidates")]
+    return fingerprint({"inputs": inputs, "code": [commit, diff]})
 
 
 def show_current(experiment: Path, data_root: str) -> bool:

@@ -97,11 +97,10 @@ def read_reasoned(experiment: Path, root: Path, part: str = "test") -> tuple[Rea
         root: the prepared data that the experiment was made from.
         part: data part.
     """
-    for name in ("rationales", "utilities"):
-        open_stage(experiment, name)
+    rationales, utilities = (open_stage(experiment, name) for name in ("rationales", "utilities"))
     source = ShardIndex.open(root / "queries")
-    utilities = ShardIndex.open(experiment / "utilities")
     check_covers(source, utilities)
+    check_join(rationales, utilities)
     table = RationaleTable(experiment / "rationales", [source])
     rows = [row for row in rows_of(source) if row.meta["part"] == part]
     found = [_reasoned(row, utilities, table) for row in rows if row.entry.key in utilities.by_key]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mmemb.gating import reward_BA
 from mmemb.records import DIRECT, FULL
-from mmemb.shards import ShardIndex
+from mmemb.shards import ShardIndex, check_join
 
 METRICS = ("recall@1", "recall@5", "recall@10", "hit@1", "ndcg_linear@5")
 
@@ -106,6 +106,7 @@ def read_queries(experiment: Path) -> QueryTable:
     """Reads and joins the sidecars of an experiment; decisions must cover every utility."""
     utilities = ShardIndex.open(experiment / "utilities")
     decisions = ShardIndex.open(experiment / "decisions")
+    check_join(utilities, decisions)
     rows, taken = [], []
     for entry in utilities.entries:
         if entry.key not in decisions.by_key:

@@ -19,6 +19,7 @@ from datamodules.evaluation import read_tasks
 from experiments.report.build import gate_settings
 from experiments.report.page import comparisons, interval, markdown_table
 from experiments.report.policies import policies
+from experiments.report.reasoned import check_covers
 from experiments.report.records import Bools, Floats, QueryTable, read_queries
 from experiments.report.tables import (
     NUM_RESAMPLES,
@@ -28,6 +29,7 @@ from experiments.report.tables import (
     task_mean,
 )
 from mmemb.files import write_atomically
+from mmemb.shards import ShardIndex
 from mmemb.statistics import cluster_bootstrap, seed_spread
 
 
@@ -70,6 +72,9 @@ def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     for run, other in zip(runs, found, strict=True):
         if other.test.keys != found[0].test.keys:
             raise ValueError(f"{run} and {runs[0]} are about different queries: not comparable")
+    source = ShardIndex.open(root / "queries")
+    for run in runs:
+        check_covers(source, ShardIndex.open(run / "utilities"))
     test, think = found[0].test, [task.name for task in read_tasks(root) if task.think]
     chosen_N = of_eligible_tasks(test)
     data = {

@@ -103,6 +103,7 @@ def _write_negatives(
 ) -> int:
     """A sidecar of the pairs: shard by shard the same keys."""
     pairs, row_of = ShardIndex.open(out / PAIRS), {row.id: row for row in train}
+    candidates = ShardIndex.open(out / CANDIDATES).origin()
     for shard in pairs.shard_names:
         samples = []
         for entry in pairs.of_shard(shard):
@@ -113,7 +114,8 @@ def _write_negatives(
                 for number, side in zip(numbers, row.negatives, strict=True)
             ]
             samples.append(Sample(entry.key, encode_members({"json": given})))
-        write_shard(out / NEGATIVES, shard, samples, fingerprint=fingerprint)
+        origins = (pairs.origin(shard), candidates)
+        write_shard(out / NEGATIVES, shard, samples, fingerprint=fingerprint, made_from=origins)
     finish_manifest(out / NEGATIVES, fingerprint, pairs.shard_names)
     return len(train)
 
