@@ -40,8 +40,11 @@ def png(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published(tmp_path_factory.mktemp("published"))
+
+
+def write_published(folder: Path) -> Path:
     """Six sources; the pictures of one lie in a zip archive, those of another are unpacked."""
-    folder = tmp_path_factory.mktemp("published")
     mmeb = folder / "TIGER-Lab/MMEB-train"
     empty = [""] * ROWS
     write_parquet(mmeb / "VOC2007/original-00000-of-00001.parquet", {
@@ -174,6 +177,16 @@ def test_a_second_run_finds_everything(
     assert prepare(source, root) == 0
     assert capsys.readouterr().out.count("everything is there") == len(NAMES)
     assert before == {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.tar")}
+
+
+def test_rows_of_shards_that_were_there_before_a_kill_count(source: Path, tmp_path: Path) -> None:
+    assert prepare(source, tmp_path, names=["VOC2007"]) == 0
+    report = tmp_path / "reports/VOC2007.json"
+    before = report.read_text()
+    assert json.loads(before)["pairs"] > 0
+    report.unlink()  # the kill came before it
+    assert prepare(source, tmp_path, names=["VOC2007"]) == 0
+    assert report.read_text() == before
 
 
 def test_check_reads_rows_and_writes_nothing(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from datamodules.prepare.tiny_vlm import ARCHITECTURES, write_tiny_vlm
+from mmemb.files import is_temporary
 from mmemb.lineage import read_json, write_json
 
 HELP = "random vision-language models of real architectures, to try recipes out in seconds"
@@ -24,7 +25,8 @@ def run(options: argparse.Namespace) -> None:
     path = options.out / "tiny.json"
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file; expected a folder.")
-    if not path.is_file() and options.out.is_dir() and any(options.out.iterdir()):
+    entries = options.out.iterdir() if options.out.is_dir() else ()
+    if not path.is_file() and not all(map(is_temporary, entries)):
         raise ValueError(f"--out {options.out} holds something else: give an empty folder.")
     if path.is_file() and read_json(path, "the mark of a tiny model") == {**mark, "done": True}:
         print(f"{options.out}: everything is there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,13 +99,17 @@ def write_pairs(
                 counts["pairs"] += 1
                 yield sample
 
+    written = samples()
     write_folder(
         out / "pairs" / source.name,
-        samples(),
+        written,
         prefix=source.name,
         samples_per_shard=SAMPLES_PER_SHARD,
         fingerprint=fingerprint,
     )
+
+    # Shards that an earlier, killed run completed are not read above, but their rows count.
+    collections.deque(written, maxlen=0)
     return Report(**counts, skipped=tuple(skipped))
 
 
