@@ -131,9 +131,9 @@ def _overlay(name: str, backbone: str, root: Path) -> dict[str, Any]:
         }
     elif name.startswith("gate") or name == "decisions":
         own = _gate()
-    overlay = _merged(SMALL, own)
+    overlay = merged(SMALL, own)
     if backbone == "clip_tiny" and name not in {"features", "rationales"}:
-        overlay = _merged(overlay, {"data": {"init_args": {"features": None}}})
+        overlay = merged(overlay, {"data": {"init_args": {"features": None}}})
     return overlay
 
 
@@ -168,9 +168,10 @@ def _gate() -> dict[str, Any]:
     }
 
 
-def _merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+def merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, those of `right` over those of `left`."""
     return left | {
-        key: _merged(left[key], value) if isinstance(left.get(key), dict) else value
+        key: merged(left[key], value) if isinstance(left.get(key), dict) else value
         for key, value in right.items()
     }
 
