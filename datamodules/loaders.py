@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.plugins.precision import Precision
 from torch.utils.data import Dataset
 from typing_extensions import override
 
@@ -141,6 +142,17 @@ def by_shard(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
+def check_precision(plugin: Precision) -> None:
+    """Raises ValueError if a precision would convert batches, which are frozen records of what a
+    backbone collates by itself."""
+    if type(plugin).convert_input is not Precision.convert_input:
+        raise ValueError(
+            f"trainer.precision {plugin.precision} ({type(plugin).__name__}) converts weights and "
+            "batches as a whole: set it to bf16-mixed, 16-mixed or 32-true, and spread weights by "
+            "ModelParallelStrategy."
+        )
+
+
 class ShardDataModule(LightningDataModule, ABC):
     """A data module whose `predict` loader runs over whole shards.
 
@@ -158,7 +170,11 @@ class ShardDataModule(LightningDataModule, ABC):
     @override
     def setup(self, stage: str) -> None:
         self._limits.give_back()  # of a run that ended in an error
-        if stage == "fit" and self.trainer is not None:
+        if self.trainer is None:
+            return
+
+        check_precision(self.trainer.precision_plugin)
+        if stage == "fit":
             self._define_epoch(self.trainer)
 
     @override

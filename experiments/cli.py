@@ -33,6 +33,7 @@ from experiments.fit_loop import WholeFitLoop
 from experiments.resume import MACHINE_KEYS, check_resume, flattened
 from experiments.run import without_secrets
 from experiments.run_loggers import keep_checkpoints_in, place_loggers
+from experiments.unwritable_defaults import drop_unwritable_defaults
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import FittedFacts, fingerprint, inherited_facts, input_identities
 from mmemb.weights import read_weights
@@ -118,6 +119,7 @@ class ExperimentCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        drop_unwritable_defaults(config)
         for key in ("name", "experiment"):
             if not config[key]:
                 raise ValueError(f"{key} is not set: give --{key}, or the key in a --config file.")

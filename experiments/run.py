@@ -89,6 +89,7 @@ def quieten() -> None:
         ".*treespec, LeafSpec.*",
         ".*fit will run with no optimizer.*",
         ".*callbacks list already contains.*",
+        ".*Unable to serialize instance.*",  # such defaults stay what they are
         ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run goes on
         ".*dirpath has changed from.*",  # a checkpoint is continued in a run of its own
         ".*in eval mode at the start of training.*",  # frozen towers; encoders without dropout

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import schedule, schedule_length
 from lightning_modules.sharding import gather, save_whole, shard
 from mmemb.adapters import LoraSettings
@@ -75,6 +76,7 @@ class BackboneModule(LightningModule, ABC):
 
     @override
     def on_fit_start(self) -> None:
+        check_averaging(self, self.trainer)
         if self.gradient_cache is None and not self._recomputes:
             return
         for name, module in self.backbone.named_modules():

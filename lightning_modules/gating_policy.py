@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
+from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import num_training_steps
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
@@ -142,6 +143,10 @@ class GatingPolicy(LightningModule):
             )
 
     # fit
+
+    @override
+    def on_fit_start(self) -> None:
+        check_averaging(self, self.trainer)
 
     @override
     def training_step(self, batch: UtilityBatch, batch_idx: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_modules.averaging import check_averaging
 from lightning_modules.failed_shards import FailedShards
 from lightning_modules.schedule import schedule, schedule_length
 from mmemb.adapters import LoraSettings
@@ -129,6 +130,10 @@ class RationaleGenerator(LightningModule):
         self._tuner = self.workers[self.tuned].tuner(self.lora, self.seed)
         named = self._tuner.parameters.items()
         self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in named})
+
+    @override
+    def on_fit_start(self) -> None:
+        check_averaging(self, self.trainer)
 
     @override
     def on_train_start(self) -> None:

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, final
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import Tensor, nn
 
 from datamodules import PairDataModule
+from experiments.unwritable_defaults import drop_unwritable_defaults
+from lightning_modules import ContrastiveEmbedder
+from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import num_training_steps, schedule, schedule_length
+from mmemb.backbones import load_backbone
 from mmemb.shards import ShardIndex
+from tests.tiny_embedder import clip
 from tests.tiny_experiment import run, write_experiment
 from tests.tiny_trainer import trainer_of
 
@@ -113,6 +129,96 @@ def test_steps_are_counted_with_their_accumulation(tmp_path: Path) -> None:
 
 def contents(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_that_converts_batches_is_refused(
+    tiny_root: Path, tmp_path: Path, precision: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"{precision} .*set it to bf16-mixed"):
+        fitted(tmp_path, tiny_root, max_steps=1, precision=precision)
+
+
+def test_defaults_that_cannot_be_written_stay_what_they_are() -> None:
+    init_args = Namespace(device="Unable to serialize instance cpu", name="x")
+    config = Namespace(
+        trainer=Namespace(callbacks=[Namespace(class_path="y", init_args=init_args)])
+    )
+    drop_unwritable_defaults(config)
+    assert vars(init_args) == {"name": "x"}
+
+
+def averaged_by(callback: Callback, **limits: Any) -> None:
+    """Checks a callback that has copied a module of two parameters."""
+    module = nn.Linear(1, 1)
+    callback._average_model = deepcopy(module)
+    limits = {"max_epochs": 3, "max_steps": -1, "limit_train_batches": 2} | limits
+    fixed = {"strategy": None, "accumulate_grad_batches": 1, "callbacks": [callback]}
+    check_averaging(limits.pop("module", module), SimpleNamespace(**fixed, **limits))
+
+
+def test_weights_that_would_not_be_averaged_are_refused() -> None:
+    swa = partial(StochasticWeightAveraging, swa_lrs=0.1, swa_epoch_start=2)
+    averaged_by(swa())
+    averaged_by(swa(), max_steps=7)
+    for short in ({"max_epochs": 1}, {"max_epochs": -1, "max_steps": 9}, {"max_steps": 5}):
+        with pytest.raises(ValueError, match=r"once an epoch, here from epoch 1 .*max_epochs"):
+            averaged_by(swa(), **short)
+    averaged_by(EMAWeightAveraging(), max_epochs=-1, max_steps=9)
+
+    grown = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="copies the module before Sequential makes its weights"):
+        averaged_by(EMAWeightAveraging(), module=grown)
+    frozen = nn.BatchNorm1d(1).eval()
+    with pytest.raises(ValueError, match="would reset the statistics"):
+        averaged_by(swa(), module=frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*WeightAveraging callback with a model that overrides")
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
+@pytest.mark.parametrize(
+    "callback",
+    [
+        StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=2),
+        WeightAveraging(),
+        EMAWeightAveraging(decay=0.5),
+    ],
+)
+def test_the_saved_backbone_holds_the_average(
+    tiny_root: Path, tmp_path: Path, callback: Callback
+) -> None:
+    module = ContrastiveEmbedder(clip(tmp_path), num_warmup=1, reasoning_weight=0.0)
+    trainer = trainer_of(tmp_path, max_epochs=3, limit_train_batches=2, callbacks=[callback])
+    before = deepcopy(module.backbone.state_dict())
+    trainer.fit(module.train(), datamodule=pairs(tiny_root))
+
+    average = callback._average_model
+    average = average.module if isinstance(callback, WeightAveraging) else average
+    expected = average.backbone.state_dict()
+    saved = load_backbone(str(tmp_path / "backbone")).state_dict()
+    assert any(not torch.equal(saved[name], before[name]) for name in saved)
+    for name, weight in saved.items():
+        torch.testing.assert_close(weight, expected[name])
+
+
+@pytest.mark.slow
+def test_a_callback_whose_default_is_a_device_runs_from_yaml(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    experiment = write_experiment(tmp_path, tiny_root)
+    swa = {
+        "class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging",
+        "init_args": {"swa_lrs": 0.01, "swa_epoch_start": 1},
+    }
+    limits = {"max_steps": -1, "max_epochs": 2, "val_check_interval": 1.0, "callbacks+": [swa]}
+    overlay = tmp_path / "swa.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": limits}))
+    command = experiment.command("trunk", "--runs", str(tmp_path / "runs"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run([*command, "--config", str(overlay)])
+    assert (tmp_path / "runs/tiny/trunk/backbone").is_dir()
 
 
 @pytest.mark.slow

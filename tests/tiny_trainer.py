@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, final
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy
 
 
@@ -44,6 +45,7 @@ def trainer_of(folder: Path, world: int = 1, **kwargs: Any) -> Trainer:
 def rank_of(rank: int, world: int, **options: Any) -> SimpleNamespace:
     """What a data module asks of a trainer on one rank, where no trainer runs."""
     limits = {f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test", "predict")}
+    limits["precision_plugin"] = Precision()
     place = {"global_rank": rank, "world_size": world, "fast_dev_run": False, "overfit_batches": 0}
     return SimpleNamespace(**(limits | place | options))
 
