@@ -165,7 +165,7 @@ class GatingPolicy(LightningModule):
         self, state_BS: Tensor, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch
     ) -> LossTerm:
         # Noise by key and step: equal on any number of ranks, different in every step.
-        noise_BJ = uniform_by_key(batch.keys, self.num_samples, self.seed + self.global_step)
+        noise_BJ = uniform_by_key(batch.keys, self.num_samples, self.seed, self.global_step)
         old_BA = None
         if self.estimator == "grpo":
             old_BA = self._old.logits(self.head, state_BS, self.global_step)

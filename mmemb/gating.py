@@ -209,9 +209,13 @@ def supervised_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None 
     return _term(weight_B * loss_B, valid_B)
 
 
-def uniform_by_key(keys: Sequence[str], num_samples: int, seed: int) -> Tensor:
-    """(B, J) noise in [0, 1) that depends on key and seed alone, not on batch or rank."""
-    draws = [[unit_hash("gate", seed, j, key) for j in range(num_samples)] for key in keys]
+def uniform_by_key(keys: Sequence[str], num_samples: int, seed: int, step: int) -> Tensor:
+    """(B, J) noise in [0, 1) that depends on key, seed and step alone, not on batch or rank.
+
+    Seed and step are hashed apart: with their sum two seeds would be one training, some steps
+    later.
+    """
+    draws = [[unit_hash("gate", seed, step, j, key) for j in range(num_samples)] for key in keys]
     return torch.tensor(draws, dtype=torch.float64).reshape(len(keys), num_samples)
 
 

@@ -295,3 +295,18 @@ def test_nothing_walks_a_set_in_its_own_order() -> None:
                 if is_set(node, names)
             ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_seed_is_a_sum() -> None:
+    """Seed 1 at step 0 would be seed 0 at step 1: `stable_hash(seed, step)` tells them apart."""
+    wrong = []
+    for path in sources(*ROOMS):
+        for call in ast.walk(parse(path)):
+            if not isinstance(call, ast.Call):
+                continue
+            for value in (*call.args, *(keyword.value for keyword in call.keywords)):
+                if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add | ast.Sub):
+                    sides = {ast.unparse(value.left), ast.unparse(value.right)}
+                    if any(side.endswith("seed") for side in sides):
+                        wrong.append(f"{name_of(path)}:{value.lineno} {ast.unparse(value)}")
+    assert not wrong, "\n".join(wrong)

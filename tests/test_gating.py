@@ -76,13 +76,22 @@ def test_one_sample_has_no_baseline() -> None:
         reinforce_loss(torch.zeros(1, 2), torch.zeros(1, 2), 1)
 
 
-def test_noise_depends_on_key_and_seed_alone() -> None:
-    noise = uniform_by_key(["a", "b"], 3, seed=0)
-    assert torch.equal(uniform_by_key(["b"], 3, seed=0)[0], noise[1])
-    assert not torch.equal(uniform_by_key(["a"], 3, seed=1)[0], noise[0])
-    many = uniform_by_key([str(i) for i in range(2000)], 2, seed=0)
+def test_noise_depends_on_key_seed_and_step_alone() -> None:
+    noise = uniform_by_key(["a", "b"], 3, seed=0, step=0)
+    assert torch.equal(uniform_by_key(["b"], 3, seed=0, step=0)[0], noise[1])
+    many = uniform_by_key([str(i) for i in range(2000)], 2, seed=0, step=0)
     assert many.mean().item() == pytest.approx(0.5, abs=0.02)
-    assert uniform_by_key([], 2, seed=0).shape == (0, 2)
+    assert uniform_by_key([], 2, seed=0, step=0).shape == (0, 2)
+
+
+def test_no_two_trainings_share_noise() -> None:
+    """Seed 1 at step 0 is not seed 0 at step 1: seeds are independent trainings."""
+    draws = {
+        tuple(uniform_by_key(["a"], 2, seed=seed, step=step)[0].tolist())
+        for seed in range(12)
+        for step in range(12)
+    }
+    assert len(draws) == 12 * 12
 
 
 def test_actions_follow_the_policy() -> None:

@@ -117,7 +117,9 @@ def test_the_gate_opens_where_it_pays_and_stays_shut_where_it_costs(
     open_B = adaptive.thresholds.decide(logit_BA, batch.keys).bool()
     right_B = open_B == (batch.inputs.embedding_BD[:, 0] > 0)
     assert right_B.float().mean() > 0.85
-    assert found["val/reward"] > 0.27  # all that can be had is half of (1 - 20 * price): 0.34
+    # All that can be had is half of (1 - 20 * price), 0.45, on average; over seeds the gates of
+    # `reinforce` have 0.29 with a standard deviation of 0.06, on 30 queries.
+    assert found["val/reward"] > 0.17
     assert 0.3 < found["val/invocation_ratio"] < 0.7
     assert len(adaptive.thresholds.logits) == 30, "the eligible ones of 40"
 
