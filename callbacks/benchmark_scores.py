@@ -11,11 +11,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.folder_writer import lock_folder
 from callbacks.run_record import git_state
 from mmemb.batches import CandidateOutput, QueryOutput, TaskEnd
 from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings
 from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.headline import headline_text
+from mmemb.locks import FolderLock
 from mmemb.records import EvaluationTask, Query, Side
 from mmemb.retrieval import Galleries, gather_candidates
 from mmemb.score_files import SCORE, read_scores, scored_under, write_embeddings, write_scores
@@ -25,8 +27,8 @@ from mmemb.score_files import SCORE, read_scores, scored_under, write_embeddings
 class BenchmarkScores(Callback):
     """Writes `<folder>/<root>/<task>_score.json` and its company when a root's `TaskEnd` comes.
 
-    Roots that are scored under the same fingerprint are not embedded again. A development run
-    (`fast_dev_run`) writes nothing.
+    Roots that are scored under the same fingerprint are not embedded again. Only one run writes
+    a folder at a time. A development run (`fast_dev_run`) writes nothing.
 
     Args:
         folder: where the files go, e.g. `runs/mmeb_v2/scores`.
@@ -40,11 +42,14 @@ class BenchmarkScores(Callback):
         self._candidates: list[CandidateOutput] = []
         self._queries: list[QueryOutput] = []
         self._files: list[Path] = []
+        self._lock: FolderLock | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "test":
             return
+        if not trainer.fast_dev_run:
+            self._lock = lock_folder(self.folder, trainer)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         roots = datamodule.roots()
         pending = [
@@ -83,6 +88,20 @@ class BenchmarkScores(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         print(headline_text(read_scores(self.folder)))
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._release()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def products(self, stage: str) -> list[Path]:
         """The score files of all roots; see `mmemb.products.Producer`."""

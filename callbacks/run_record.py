@@ -25,6 +25,7 @@ from callbacks.fit_end import has_ended, interrupted
 from mmemb.distributed import gather_objects
 from mmemb.files import link_atomically
 from mmemb.lineage import FACTS, FittedFacts, read_json, write_json, write_run_facts
+from mmemb.locks import FolderLock
 from mmemb.products import Producer, lost_product, record_products
 
 PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
@@ -72,6 +73,8 @@ class RunRecord(Callback):
         config: the resolved configuration, as YAML text.
         fingerprint: hash of inputs and settings (`mmemb.lineage`).
         inputs: path -> identity of everything that the run reads.
+        lock: of the folder, on the rank that writes it; given up when the run has finished.
+        announcement: a file that is removed when every rank has come so far.
         owner: who started it.
         tags: words to find it by.
         inherited_facts: facts behind the models and sidecars that this run starts from.
@@ -85,6 +88,8 @@ class RunRecord(Callback):
         fingerprint: str,
         inherited_facts: FittedFacts = NO_FACTS,
         inputs: Mapping[str, str] | None = None,
+        lock: FolderLock | None = None,
+        announcement: Path | None = None,
         owner: str = "",
         tags: Sequence[str] = (),
     ) -> None:
@@ -94,6 +99,7 @@ class RunRecord(Callback):
         self.fingerprint = fingerprint
         self.inherited_facts, self.inputs = inherited_facts, dict(inputs or {})
         self.owner, self.tags = owner, list(tags)
+        self.lock, self.announcement = lock, announcement
         self._started = time.monotonic()
         self._metrics: dict[str, float] = {}
         self._at_end = False
@@ -106,6 +112,14 @@ class RunRecord(Callback):
                 f"Ranks run with different settings or data (fingerprints by rank: {marks}): start "
                 "all of them with the same command, on the same files."
             )
+        folders = gather_objects([self.run.name])
+        if len(set(folders)) > 1:
+            raise ValueError(
+                f"Ranks have different run folders (by rank: {folders}), so they were not started "
+                "by one launch: start all of them with one torchrun or srun."
+            )
+        if self.announcement is not None:
+            self.announcement.unlink(missing_ok=True)
         if not trainer.is_global_zero:
             return
         self.run.mkdir(parents=True, exist_ok=True)
@@ -195,6 +209,8 @@ class RunRecord(Callback):
         """Finishes the run: later than every hook in which a callback may still write."""
         if self._at_end and trainer.is_global_zero:
             self._finish(trainer, stage)
+            if self.lock is not None:
+                self.lock.release()
         self._at_end = False
 
     @override
@@ -242,6 +258,16 @@ def check_finite(module: LightningModule, run: Path, step: int) -> None:
             )
 
 
+def mark_started(run: Path, fingerprint: str) -> None:
+    """Makes a folder known as that of a run of this fingerprint, before anything else is in it."""
+    write_json(run / "fingerprint.json", {"fingerprint": fingerprint, "finished": False})
+
+
+def fingerprint_of(run: Path) -> str | None:
+    """The fingerprint under which a run was started; None if the folder is no run."""
+    return _mark_of(run).get("fingerprint")
+
+
 def is_finished(run: Path, fingerprint: str) -> bool:
     """Whether `run` (a folder or a link to one) finished under this fingerprint, and every product
     that it left is still there and whole."""
@@ -255,7 +281,7 @@ def is_finished(run: Path, fingerprint: str) -> bool:
 
 def is_unfinished(run: Path, fingerprint: str) -> bool:
     """Whether `run` was started under this fingerprint and is to be continued."""
-    return _mark_of(run).get("fingerprint") == fingerprint and not is_finished(run, fingerprint)
+    return fingerprint_of(run) == fingerprint and not is_finished(run, fingerprint)
 
 
 def _mark_of(run: Path) -> dict[str, Any]:

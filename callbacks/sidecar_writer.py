@@ -9,9 +9,11 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.folder_writer import lock_folder
 from mmemb.batches import SidecarOutput, SidecarRow
 from mmemb.distributed import gather_objects
 from mmemb.lineage import FACTS, FittedFacts, write_facts
+from mmemb.locks import FolderLock
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
 from mmemb.shards import Origin
 from mmemb.unfinished import Unfinished
@@ -24,7 +26,8 @@ class SidecarWriter(Callback):
     A shard is written when its last row has come, so that what exists is whole; shards that exist
     under the same fingerprint, made from the same bytes, are not predicted again. Each records what
     it was made from, as the data module opened it. Without all shards there is no manifest, and the
-    run is not finished. A development run (`fast_dev_run`) writes nothing.
+    run is not finished. Only one run writes a folder at a time. A development run (`fast_dev_run`)
+    writes nothing.
 
     Args:
         folder: where the shards go, e.g. `runs/pocket/rationales`.
@@ -43,6 +46,7 @@ class SidecarWriter(Callback):
         self._shard: str | None = None
         self._rows: list[SidecarRow] = []
         self._failed: dict[str, str] = {}
+        self._lock: FolderLock | None = None
         self._written: list[str] = []
         self._sizes: Mapping[str, int] = {}
         self._made_from: Mapping[str, tuple[Origin, ...]] = {}
@@ -60,6 +64,7 @@ class SidecarWriter(Callback):
             print(f"{self.folder}: fast_dev_run, so nothing is written")
             return
 
+        self._lock = lock_folder(self.folder, trainer)
         self._made_from = datamodule.origins()
         existing = existing_shards(self.folder, self.fingerprint, self._made_from)
         pending = [name for name in self._shards if name not in existing]
@@ -124,6 +129,17 @@ class SidecarWriter(Callback):
         if trainer.is_global_zero:
             write_facts(self.folder / FACTS, self.facts)
             finish_manifest(self.folder, self.fingerprint, self._shards, made_from=self._made_from)
+        self._release()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def products(self, stage: str) -> list[Path]:
         """The folder of shards and the facts behind it; see `mmemb.products.Producer`."""

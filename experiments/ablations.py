@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Literal, final
 from callbacks.run_record import git_state, package_versions
 from mmemb.files import link_atomically, write_atomically
 from mmemb.lineage import FACTS, fingerprint, read_fitted, write_facts
+from mmemb.locks import new_folder
 from mmemb.records import scored_from_json, scored_to_json, stable_hash
 from mmemb.reselection import Pool, Reselection, Rule, of_seeds, reselect
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
@@ -197,11 +197,9 @@ def run_name(cell: str, seed: int) -> str:
 
 def in_process(subcommand: str, config: str, arguments: Sequence[str]) -> None:
     """A stage in this process: a hundred short ones would spend most of their time importing."""
-    from experiments.cli import RUN_FOLDER, ExperimentCLI
+    from experiments.cli import ExperimentCLI
 
-    os.environ.pop(RUN_FOLDER, None)
     ExperimentCLI([subcommand, "--config", config, *arguments])
-    os.environ.pop(RUN_FOLDER, None)
 
 
 def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: bytes) -> None:
@@ -220,7 +218,8 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
         "uncommitted_changes": bool(diff),
         "versions": package_versions(),
     }
-    run = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-report-{commit or 'nogit'}"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run = new_folder(folder, f"{stamp}-report-{commit or 'nogit'}")
     files = {
         "report.json": json.dumps({**origin, **data}, ensure_ascii=False, indent=1).encode(),
         "report.png": picture,

@@ -6,7 +6,6 @@ import getpass
 import os
 import shlex
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from pydoc import locate
@@ -25,13 +24,14 @@ from callbacks.checkpoint_io import WholeCheckpointIO, newest_whole
 from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
-from callbacks.run_record import RunRecord, git_state, is_unfinished
+from callbacks.run_record import RunRecord, git_state
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
 from experiments.fit_loop import WholeFitLoop
 from experiments.resume import MACHINE_KEYS, check_resume, flattened
 from experiments.run import without_secrets
+from experiments.run_folder import RunFolder
 from experiments.run_loggers import keep_checkpoints_in, place_loggers
 from experiments.unwritable_defaults import drop_unwritable_defaults
 from mmemb.guards import check_disk, check_memory
@@ -39,9 +39,6 @@ from mmemb.lineage import FittedFacts, fingerprint, inherited_facts, input_ident
 from mmemb.weights import read_weights
 
 CONFIGS = Path(__file__).parent / "configs"
-RUN_FOLDER = "MMEMB_RUN_FOLDER"
-"""Set by the first process, so that the ranks it launches write into the same folder."""
-
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 TRAINER_KEYS = (
@@ -61,6 +58,8 @@ TRAINER_KEYS = (
 
 class ExperimentCLI(LightningCLI):
     """Reads `base.yaml` first, then every `--config`; `RunRecord` is what a run leaves."""
+
+    claimed = RunFolder()
 
     def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
@@ -135,11 +134,20 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand == "fit" and given is not None and Path(given).is_file():
             whole = settings_of(config, self.subcommand, machine=True)
             check_resume(Path(given), whole, self.inputs, config.allow_change)
-        self.run_folder = self._run_folder(folder, config)
+        self.claimed = self._claim()
+        self.run_folder = self.claimed.path
         config.trainer.default_root_dir = str(self.run_folder)
         # Before loggers are placed: a run of this text places its own.
         self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
         place_loggers(config.trainer, self.run_folder)
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            self.claimed.abandon()
+            raise
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -151,6 +159,8 @@ class ExperimentCLI(LightningCLI):
             config=self.config_text,
             fingerprint=self.fingerprint,
             inputs=self.inputs,
+            lock=self.claimed.lock,
+            announcement=self.claimed.announcement,
             owner=config.owner or "",
             tags=config.tags,
             inherited_facts=facts,
@@ -188,7 +198,7 @@ class ExperimentCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         finally:
-            if self._owns_folder:
+            if self.claimed.vanishes:
                 shutil.rmtree(self.run_folder, ignore_errors=True)
         if self.trainer.is_global_zero:
             count = int(self.trainer.fast_dev_run)
@@ -212,22 +222,18 @@ class ExperimentCLI(LightningCLI):
             kwargs["ckpt_path"] = None if whole is None else str(whole)
         return kwargs
 
-    def _run_folder(self, folder: Path, config: Namespace) -> Path:
-        """The folder of an interrupted run of the same fingerprint, else a new one."""
-        self._owns_folder = RUN_FOLDER not in os.environ
-        if given := os.environ.get(RUN_FOLDER):
-            return Path(given)
+    def _claim(self) -> RunFolder:
+        config = self.config[self.subcommand]
         if config.trainer.fast_dev_run:
-            os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="mmemb-fast-dev-run-")
-            return Path(os.environ[RUN_FOLDER])
+            return RunFolder.temporary()
         name = link_name(config.name, self.subcommand)
-        runs = sorted(folder.glob(f"*-{name}-*")) if self.subcommand == "fit" else []
-        partial = [run for run in runs if is_unfinished(run, self.fingerprint)]
         commit, _ = git_state(Path(__file__).parent)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        run = partial[-1] if partial else folder / f"{stamp}-{name}-{commit or 'nogit'}"
-        os.environ[RUN_FOLDER] = str(run)
-        return run
+        return RunFolder.claim(
+            Path(config.runs) / config.experiment,
+            f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{commit or 'nogit'}",
+            self.fingerprint,
+            pattern=f"*-{name}-*" if self.subcommand == "fit" else None,
+        )
 
 
 def _user() -> str:

@@ -54,7 +54,7 @@ PURE = {
     "benchmark_data", "benchmark_scores", "distillation", "distributed", "evaluators",
     "evaluators.judge_prompt", "evaluators.yes_no", "file_hashes", "files",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
-    "guards", "latency", "lineage", "log_media", "losses", "masks", "metrics",
+    "guards", "latency", "lineage", "locks", "log_media", "losses", "masks", "metrics",
     "layer_shapes", "model_sizes",
     "nce_sweeps", "negatives", "pair_vectors", "path_losses", "pictures", "planted",
     "planted_coverage",

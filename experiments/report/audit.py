@@ -16,6 +16,7 @@ from experiments.report.audit_rows import AuditRow, read_audit
 from experiments.report.pictures import CandidatePictures, Shown
 from experiments.report.swap import judged_swap
 from mmemb.files import link_atomically, write_atomically
+from mmemb.locks import new_folder
 
 NAMES = ("audit.html", "audit.json")
 
@@ -38,7 +39,7 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
     list_data = embedded_rows(rows, CandidatePictures.open(root))
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}
     commit = made["git_commit"] or "nogit"
-    folder = experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-audit-{commit}"
+    folder = new_folder(experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-audit-{commit}")
     write_atomically(folder / "audit.html", audit_page(made, figures, list_data))
     # Escaped to ASCII: a text may hold half a character, which UTF-8 does not.
     write_atomically(folder / "audit.json", json.dumps(made | content, indent=1).encode())

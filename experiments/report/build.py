@@ -48,6 +48,7 @@ from mmemb.budget import Thresholds
 from mmemb.files import link_atomically, write_atomically
 from mmemb.latency import Latency, mean_latency
 from mmemb.lineage import fingerprint, read_json, write_json
+from mmemb.locks import new_folder
 from mmemb.records import EvaluationTask
 
 NAMES = ("report.md", "report.png", "report.json", "report.html")
@@ -64,10 +65,8 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     reasoned = read_reasoned(experiment, Path(data_root))
     report = collect(experiment, data_root, queries, reasoned)
     examples = example_cards(reasoned, Path(data_root))
-    folder = (
-        experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-report-{report['git_commit'] or 'nogit'}"
-    )
-    folder.mkdir(parents=True)
+    stamp, commit = time.strftime("%Y%m%d-%H%M%S"), report["git_commit"] or "nogit"
+    folder = new_folder(experiment, f"{stamp}-report-{commit}")
     title = f"{report['experiment']}: quality against cost, part test"
     figure = draw(folder / "report.png", report["frontiers"], report["mix"], title)
     study = [study_words(report["gate_study"]), picking_words(report["picking"])]

@@ -1,0 +1,135 @@
+"""FolderLock: one process writes a folder; and folders that each starter makes for itself.
+
+POSIX locks: the system voids those of a dead process at once, forked children do not inherit them,
+and NFS keeps them between machines where its lock service runs. On a file system that knows no
+locks a line says so, and two writers of one folder are not noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import final
+
+_LOG = logging.getLogger(__name__)
+LOCK = ".lock"
+"""Name of the file in a folder that is being written; one that a dead process left is void."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_held: dict[tuple[int, Path], FolderLock] = {}
+"""The locks of this process by its id, which a forked child does not share, and by folder."""
+
+
+@final
+class FolderLock:
+    """The right to write a folder, until `release` or the end of the process.
+
+    A process that asks twice has one lock: for the system a second one would be no conflict either,
+    and to close it would give up the first.
+    """
+
+    def __init__(self, folder: Path, handle: int) -> None:
+        self.folder = folder
+        self._handle: int | None = handle
+
+    @classmethod
+    def take(cls, folder: Path, waits: bool = False) -> FolderLock:
+        """Takes the lock of a folder that exists.
+
+        Args:
+            folder: to be written.
+            waits: whether to wait until another process has given it up.
+
+        Raises:
+            ValueError: another process writes the folder; the message names it.
+        """
+        folder = folder.resolve()
+        held = _held.get((os.getpid(), folder))
+        if held is not None:
+            return held
+
+        path = folder / LOCK
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            except OSError as error:
+                os.close(handle)
+                if error.errno not in _NO_LOCKS:
+                    raise ValueError(_taken(path)) from None
+                _LOG.warning("%s knows no locks: start nothing twice that writes there.", folder)
+                handle = os.open(os.devnull, os.O_RDWR)
+                break
+            # The holder before removes the file at its end: this may be the lock of a file that
+            # nobody else will open any more.
+            if _is_open_at(handle, path):
+                break
+            os.close(handle)
+
+        owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")}
+        os.truncate(handle, 0)
+        os.write(handle, json.dumps(owner).encode())
+        lock = cls(folder, handle)
+        _held[os.getpid(), folder] = lock
+        return lock
+
+    def release(self) -> None:
+        """Gives the folder free; a second call does nothing."""
+        if self._handle is None or _held.pop((os.getpid(), self.folder), None) is None:
+            return
+        # Removed while it is held, so that who opens it meanwhile sees that it is another file.
+        if _is_open_at(self._handle, self.folder / LOCK):
+            (self.folder / LOCK).unlink(missing_ok=True)
+        os.close(self._handle)
+        self._handle = None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which is made, for a block; waits for other processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock.take(folder, waits=True)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Makes `parent/name`, or `name-2`, `name-3` ... where another one has the name already."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("unreachable")
+
+
+def _is_open_at(handle: int, path: Path) -> bool:
+    try:
+        there, ours = os.stat(path), os.fstat(handle)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _taken(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_bytes())
+        writer = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        writer = "another process"
+    return (
+        f"{path.parent} is being written by {writer}: wait until it has ended, or end it, and give "
+        "the same command again."
+    )
