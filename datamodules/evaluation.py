@@ -27,7 +27,8 @@ from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.batches import CandidateBatch, QueryBatch
-from mmemb.records import PARTS, EvaluationTask, Query, Rationale, from_json
+from mmemb.benchmark_data import parse_tasks
+from mmemb.records import PARTS, EvaluationTask, Query, Rationale
 from mmemb.shards import Origin, ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
@@ -42,7 +43,7 @@ def read_tasks(root: Path) -> tuple[EvaluationTask, ...]:
             f"`python -m datamodules.prepare` first, or correct `root`."
         )
     try:
-        return tuple(from_json(EvaluationTask, task) for task in json.loads(path.read_bytes()))
+        return parse_tasks(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is broken: expected a list of evaluation tasks; {error}. Run "

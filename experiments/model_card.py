@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from experiments.report.page import markdown_table
+from mmemb.statistics import Interval
 
 
 @final
@@ -32,15 +33,13 @@ class Figure:
 
     name: str
     value: float
-    low: float | None = None
-    high: float | None = None
+    interval: Interval | None = None
 
     @property
     def row(self) -> list[str]:
         """Of a table, in percent."""
-        known = self.low is not None and self.high is not None
-        interval = f"[{100 * self.low:.1f}, {100 * self.high:.1f}]" if known else "none"  # type: ignore[operator]
-        return [self.name, f"{100 * self.value:.1f}", interval]
+        shown = self.interval.bounds(100, 1) if self.interval else "none"
+        return [self.name, f"{100 * self.value:.1f}", shown]
 
 
 @final

@@ -192,7 +192,8 @@ def _finish(axis: Any, title: str, columns: int, names: Sequence[str] = ()) -> N
 
 
 def _bounds(rows: Sequence[Mapping[str, float]], name: str) -> tuple[Any, Any]:
-    mean, low, high = (100 * np.array([row[key] for row in rows]) for key in (name, "low", "high"))
+    columns = ([row[key] for row in rows] for key in (name, "low", "high"))
+    mean, low, high = (100 * np.array(column, dtype=np.float64) for column in columns)
     return mean, [mean - low, high - mean]
 
 

@@ -13,7 +13,7 @@ from mmemb.lineage import read_json, run_mark
 from mmemb.records import EvaluationTask
 from mmemb.score_files import read_scores, read_values
 from mmemb.shards import MANIFEST, ShardIndex
-from mmemb.statistics import cluster_bootstrap
+from mmemb.statistics import Interval, cluster_bootstrap
 
 _MODEL_KEYS = ("text_model", "model", "weights", "pretrained")
 _ROWS = {"never": "direct", "gated": "gated (not in this folder)", "always": "always reasoning"}
@@ -144,7 +144,7 @@ def _is_reported(run: Path) -> bool:
 def _of_report(report: Mapping[str, Any]) -> list[Figure]:
     mix = report["mix"]
     return [
-        Figure(f"{said}, {metric}", *(mix[row][metric][key] for key in ("mean", "low", "high")))
+        Figure(f"{said}, {metric}", mix[row][metric]["mean"], Interval.from_row(mix[row][metric]))
         for row, said in _ROWS.items()
         for metric in _METRICS
         if row in mix
@@ -160,8 +160,7 @@ def _of_scores(folder: Path) -> list[Figure]:
         if (own := values.get(name)) is None:
             found.append(Figure(label, value))
             continue
-        interval = cluster_bootstrap(own.values, own.clusters)
-        found.append(Figure(label, value, interval.low, interval.high))
+        found.append(Figure(label, value, cluster_bootstrap(own.values, own.clusters)))
     return found
 
 

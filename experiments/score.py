@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from mmemb.benchmark_data import BenchmarkRoot, read_benchmark
 from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings, score_predictions
@@ -155,36 +155,59 @@ def _of_predictions(
     """Scores saved rankings; None if there are none of the task."""
     if not path.is_file():
         return None
-    try:
-        lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path} is broken: expected a JSON object a line; {error}.") from None
-    if len(lines) != len(asked) or not all(
-        isinstance(x, dict) and isinstance(x.get("prediction"), list) for x in lines
-    ):
-        raise ValueError(
-            f"{path} holds {len(lines)} rankings, the data {len(asked)} test queries: expected one "
-            'line {"prediction": [names, best first]} each, in the order of the data.'
-        )
-
-    # A ranking of another query, or of names written otherwise, would only look like misses.
+    lines = _read_rankings(path, len(asked))
     gallery, num_foreign = set(root.names(task.gallery)), 0
     for query, line in zip(asked, lines, strict=True):
         rows = query.candidates
         among = gallery if rows is None else {root.name_of_row[row][1] for row in rows}
-        foreign = [name for name in map(str, line["prediction"]) if name not in among]
-        if foreign and not skip:
-            raise ValueError(
-                f"{path}: the ranking of query {query.key} names {foreign[0]!r}, which is not "
-                "among its candidates: expected names of the gallery, in the order of the data. "
-                "--on-error skip takes such names for wrong ones and marks the score partial."
-            )
-        num_foreign += bool(foreign)
+        num_foreign += _has_foreign_names(path, query, line, among, skip)
 
     ranked = [[str(name) for name in line["prediction"]] for line in lines]
     scores = score_predictions(task.name, task.metric, asked, ranked, mode)
     partial = f"{num_foreign} rankings name candidates that the query does not have"
     return Scored(scores, asked, partial if num_foreign else "")
+
+
+def _read_rankings(path: Path, num_queries: int) -> list[dict[str, Any]]:
+    try:
+        lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} is broken: expected a JSON object a line; {error}.") from None
+    if len(lines) != num_queries or not all(
+        isinstance(x, dict) and isinstance(x.get("prediction"), list) for x in lines
+    ):
+        raise ValueError(
+            f"{path} holds {len(lines)} rankings, the data {num_queries} test queries: expected "
+            'one line {"prediction": [names, best first]} each, in the order of the data.'
+        )
+    return lines
+
+
+def _has_foreign_names(
+    path: Path, query: Query, line: Mapping[str, Any], among: Collection[str], skip: bool
+) -> bool:
+    """Whether a ranking names what the query cannot choose.
+
+    Raises:
+        ValueError: it does, and is not to be skipped; or the line is another query's.
+    """
+    # Published files repeat the labels: a line of another query shows itself by them.
+    labels = line.get("label")
+    if isinstance(labels, list) and labels and set(map(str, labels)).isdisjoint(query.relevance):
+        raise ValueError(
+            f"{path}: the line of query {query.key} has the label {labels[0]!r}, the data "
+            f"{next(iter(query.relevance))!r}: expected rankings in the order of the data."
+        )
+
+    # Names that are written otherwise than in the gallery would only look like misses.
+    foreign = [name for name in map(str, line["prediction"]) if name not in among]
+    if foreign and not skip:
+        raise ValueError(
+            f"{path}: the ranking of query {query.key} names {foreign[0]!r}, which is not among "
+            "its candidates: expected names of the gallery, in the order of the data. --on-error "
+            "skip takes such names for wrong ones and marks the score partial."
+        )
+    return bool(foreign)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

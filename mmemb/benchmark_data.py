@@ -76,7 +76,7 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
             not among those that the query chooses from.
     """
     for root in roots_below(folder):
-        tasks = tuple(from_json(EvaluationTask, row) for row in _json(root / TASKS))
+        tasks = parse_tasks(_json(root / TASKS))
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
         entries = [entry for entry in index.entries if entry.meta["part"] == part]
         queries = tuple(_query(index, entry) for entry in entries)
@@ -85,6 +85,19 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
         _check_candidates(root, tasks, queries, names)
         path = str(root.relative_to(folder))
         yield BenchmarkRoot(path, tasks, queries, names, *revision_and_losses(root))
+
+
+def parse_tasks(rows: Sequence[Mapping[str, Any]]) -> tuple[EvaluationTask, ...]:
+    """The rows of `tasks.json`, each task once.
+
+    Raises:
+        ValueError: a row is no task, or a task stands twice.
+    """
+    tasks = tuple(from_json(EvaluationTask, row) for row in rows)
+    names = [task.name for task in tasks]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"task {twice[0]!r} stands twice in {TASKS}: expected every task once.")
+    return tasks
 
 
 def parse_query(

@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmemb.statistics import cluster_bootstrap
+from mmemb.statistics import MIN_CLUSTERS, cluster_bootstrap
 
 Floats = NDArray[np.float64]
 
@@ -112,6 +112,10 @@ def coverage(
     """
     if num_samples < 1:
         raise ValueError(f"coverage over {num_samples} samples: expected at least 1")
+    if num_clusters < MIN_CLUSTERS:
+        raise ValueError(
+            f"coverage with {num_clusters} clusters: below {MIN_CLUSTERS} there is no interval"
+        )
     generator = np.random.default_rng([seed, num_clusters])
     bounds, truths = [], []
     for number in range(num_samples):

@@ -160,7 +160,7 @@ def judge(result: Mapping[str, Any]) -> dict[str, list[str]]:
         for name, rates in result["contrasts"].items()
         for rate, row in rates.items()
         for weak in WEAK
-        if row["differences"][weak]["low"] <= 0
+        if not Interval(**row["differences"][weak]).is_above(0)
     ]
     regrets = [
         f"{name}, {estimator}: {np.mean(row[estimator]['regret']):.3f} of the gap"

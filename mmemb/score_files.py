@@ -210,6 +210,8 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
         if task in found:
             raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
         scores = {name: float(data[name]) for name in METRICS if name in data}
+        if broken := [name for name, value in scores.items() if not np.isfinite(value)]:
+            raise ValueError(f"{path} holds no number as {broken[0]}: score the task again.")
         scores |= {n: data[n] for n in ("num_pred", "num_data") if n in data}
         ours = {name: data.get(name, default) for name, default in _DEFAULTS.items()}
         found[task] = ScoreFile(task, scores, **ours)

@@ -5,11 +5,11 @@ Shapes: S seeds, N queries, G clusters, T tasks, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,33 +19,87 @@ Floats = NDArray[np.float64]
 NON_INFERIORITY_MARGIN = 0.02
 """Two points: non-inferior means a lower bound above minus this (METHOD 8)."""
 
+MIN_CLUSTERS = 5
+"""Below it nothing can be said of chance: the resamples of one cluster are all the same."""
+
+FEW_CLUSTERS = 30
+"""Below it intervals are somewhat too narrow, so their number of clusters is shown."""
+
 _CHUNK_NUMBERS = 2**22
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with the bounds of its confidence interval.
+    """A mean with the bounds of its confidence interval, and how many clusters it rests on.
 
-    >>> print(Interval(0.123, 0.05, 0.2))
+    Attributes:
+        mean: the mean.
+        low: lower bound; None where there are too few clusters for an interval.
+        high: upper bound, likewise.
+        clusters: how many were drawn from; None where an interval does not come from clusters.
+
+    >>> print(Interval(0.123, 0.05, 0.2, clusters=80))
     0.123 [0.050, 0.200]
+    >>> print(Interval(0.123, 0.05, 0.2, clusters=12))
+    0.123 [0.050, 0.200] (12 clusters)
+    >>> print(Interval(0.123, None, None, clusters=3))
+    0.123 [no interval: 3 clusters]
     """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    clusters: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Interval:
+        """The interval among the figures of a row of a report."""
+        return cls(row["mean"], row["low"], row["high"], row.get("clusters"))
 
     @property
     def excludes_zero(self) -> bool:
         """Whether a difference is one at this level of confidence."""
-        return self.low > 0 or self.high < 0
+        return self.is_above(0) or self.is_below(0)
+
+    def is_above(self, bound: float) -> bool:
+        """Whether the whole interval lies above a bound; never without an interval."""
+        return self.low is not None and self.low > bound
+
+    def is_below(self, bound: float) -> bool:
+        """Whether the whole interval lies below a bound; never without an interval."""
+        return self.high is not None and self.high < bound
 
     def non_inferior(self, margin: float = NON_INFERIORITY_MARGIN) -> bool:
         """Whether a difference is at worst `-margin`."""
-        return self.low > -margin
+        return self.is_above(-margin)
+
+    def bounds(self, scale: float = 1.0, digits: int = 3) -> str:
+        """The one form in which an interval is shown: the clusters stand with it if they are few.
+
+        >>> Interval(0.1, 0.05, 0.2, clusters=12).bounds(100, 1)
+        '[5.0, 20.0] (12 clusters)'
+        """
+        if self.low is None or self.high is None:
+            return f"[no interval: {_counted(self.clusters)}]"
+        shown = f"[{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
+        is_small = self.clusters is not None and self.clusters < FEW_CLUSTERS
+        return f"{shown} ({_counted(self.clusters)})" if is_small else shown
+
+    def text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+        """Mean and bounds; with `sign` "+" the mean's sign is always shown.
+
+        >>> Interval(0.1, 0.05, 0.2).text(100, 1)
+        '10.0 [5.0, 20.0]'
+        """
+        return f"{scale * self.mean:{sign}.{digits}f} {self.bounds(scale, digits)}"
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self.text()
+
+
+def _counted(clusters: int | None) -> str:
+    return "1 cluster" if clusters == 1 else f"{clusters} clusters"
 
 
 def cluster_bootstrap(
@@ -58,6 +112,8 @@ def cluster_bootstrap(
     seed: int = 0,
 ) -> Interval:
     """Mean with percentile interval; whole clusters are drawn, with everything in them.
+
+    Below `MIN_CLUSTERS` clusters there is a mean and no interval.
 
     Args:
         value: (N,) values, or (S, N) of several seeds, which are averaged first. Pass differences
@@ -72,10 +128,13 @@ def cluster_bootstrap(
         ValueError: no values, some that are not finite, or columns of unequal length.
     """
     sums_GT, counts_GT = _cluster_sums(value, clusters, tasks)
+    mean = float(np.mean(sums_GT.sum(0) / counts_GT.sum(0)))
+    if len(sums_GT) < MIN_CLUSTERS:
+        return Interval(mean, None, None, len(sums_GT))
+
     draws_R = _resampled_means(sums_GT, counts_GT, num_resamples, seed)
     low, high = np.quantile(draws_R, [(1 - level) / 2, (1 + level) / 2])
-    mean = float(np.mean(sums_GT.sum(0) / counts_GT.sum(0)))
-    return Interval(mean, float(low), float(high))
+    return Interval(mean, float(low), float(high), len(sums_GT))
 
 
 def paired_bootstrap(
@@ -137,11 +196,14 @@ def minimal_detectable_effect(
     tasks: Sequence[Hashable] | None = None,
     alpha: float = 0.05,
     power: float = 0.8,
-) -> float:
+) -> float | None:
     """The true difference that a two-sided test at `alpha` would find with this power.
 
-    A null result states it: effects below it were out of reach of this many concepts.
+    A null result states it: effects below it were out of reach of this many concepts. None below
+    `MIN_CLUSTERS` clusters.
     """
+    if len(set(clusters)) < MIN_CLUSTERS:
+        return None
     normal = NormalDist()
     quantiles = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
     return quantiles * cluster_standard_error(difference, clusters, tasks=tasks)

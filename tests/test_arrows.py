@@ -240,6 +240,17 @@ def test_every_file_opens_with_a_sentence() -> None:
     assert not wrong, wrong
 
 
+def test_one_function_formats_intervals() -> None:
+    """`Interval.bounds` shows how many clusters an interval rests on where they are few."""
+    bound = re.compile(r"""\.low:|\.high:|["']low["']\]:|["']high["']\]:""")
+    wrong = [
+        name_of(path)
+        for path in sources(*ROOMS)
+        if bound.search(path.read_text(encoding="utf-8")) and path.name != "statistics.py"
+    ]
+    assert not wrong, wrong
+
+
 ORDERED = {"dict", "enumerate", "fromkeys", "iter", "join", "list", "map", "sum", "tuple", "zip"}
 """Calls whose result depends on the order of what they walk."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datamodules.evaluation import read_tasks
 from mmemb.benchmark_data import read_benchmark
-from tests.benchmark_root import write_root
+from tests.benchmark_root import TASK, write_root
 
 
 def test_a_root_is_read(tmp_path: Path) -> None:
@@ -54,3 +56,11 @@ def test_what_is_broken_or_contradictory_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         list(read_benchmark(write_root(tmp_path, **change)))
+
+
+def test_a_task_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    root = write_root(tmp_path)
+    (root / "tasks.json").write_text(json.dumps([TASK, TASK | {"metric": "ndcg_linear@5"}]))
+    for read in (lambda: list(read_benchmark(root)), lambda: read_tasks(root)):
+        with pytest.raises(ValueError, match="task 'VOC2007' stands twice"):
+            read()

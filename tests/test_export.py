@@ -20,6 +20,7 @@ from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone, PromptStyle, VisionLanguageBackbone
 from mmemb.lineage import FittedFacts, trained_facts, write_facts, write_json
 from mmemb.records import Side
+from mmemb.statistics import Interval
 from tests.tiny_backbones import build_clip
 from tests.vlm import folder, picture
 
@@ -150,7 +151,11 @@ def test_a_card_says_what_is_known_and_what_is_not() -> None:
         reads=("text", "pictures"), usage="model = 1", export="python -m experiments.export",
         notes=("First note.", "Second."), base=(Ingredient("minilm", "0.1", "Apache-2.0"),),
         hub_base=("a/b",), data=(Ingredient("flags", "7", "MIT"),), data_name="pocket",
-        figures=(Figure("direct, recall@1", 0.198, 0.167, 0.234), Figure("other", 0.5)),
+        figures=(
+            Figure("direct, recall@1", 0.198, Interval(0.198, 0.167, 0.234, 99)),
+            Figure("few, recall@1", 0.198, Interval(0.198, 0.167, 0.234, 9)),
+            Figure("other", 0.5),
+        ),
         measured="From the report.", training="python -m experiments.run fit", commit="abc",
         dirty=True, fingerprint="f00", seed="0", versions=("torch 2",),
     )  # fmt: skip
@@ -158,7 +163,9 @@ def test_a_card_says_what_is_known_and_what_is_not() -> None:
     assert yaml.safe_load(page.split("---")[1])["base_model"] == ["a/b"]
     for words in (
         "Direct path only", "* First note.\n* Second.", "| minilm | 0.1     | Apache-2.0 |",
-        "| direct, recall@1 | 19.8    | [16.7, 23.4]  |", "| other            | 50.0    | none",
+        "| direct, recall@1 | 19.8    | [16.7, 23.4]              |",
+        "| few, recall@1    | 19.8    | [16.7, 23.4] (9 clusters) |",
+        "| other            | 50.0    | none",
         "commit: abc, with uncommitted changes", "arXiv 2604.06156", "docs/fidelity.md",
         "text and pictures", "seed: 0", "## Intended use and limits",
     ):  # fmt: skip
@@ -174,10 +181,10 @@ def test_a_card_takes_figures_from_score_files(lora_run: Path, tmp_path: Path) -
 
     scores = dict.fromkeys(METRICS, 0.5) | {"metric": "hit@1"}
     write_json(tmp_path / "scores/flags_score.json", scores)
-    values = {"keys": ["a", "b"], "clusters": ["x", "y"], "values": [1.0, 0.0]}
+    values = {"keys": ["a", "b"], "clusters": ["x", "y"], "values": [1.0, 0.0]}  # two clusters
     write_json(tmp_path / "scores/flags_values.json", {"metric": "hit@1"} | values)
     export(lora_run, "transformers", tmp_path / "out", scores=tmp_path / "scores")
     page = (tmp_path / "out/README.md").read_text()
-    assert "| flags, hit@1 | 50.0    | [0.0, 100.0]  |" in page
+    assert "| flags, hit@1 | 50.0    | [no interval: 2 clusters] |" in page
     assert "* fingerprint of settings and inputs: f00" in page
     assert "# tiny/lora" in page

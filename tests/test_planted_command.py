@@ -43,7 +43,7 @@ def _constant(value: float) -> Design:
 def test_intervals_hold_the_truth_or_lie_on_a_side(
     value: float, expected: tuple[int, int, int]
 ) -> None:
-    found = coverage(_constant(value), 4, 5, num_resamples=10)
+    found = coverage(_constant(value), 5, 5, num_resamples=10)
     assert (found["coverage"], found["below"], found["above"]) == expected
 
 
@@ -55,6 +55,8 @@ def test_coverage_is_near_its_level() -> None:
     assert found == coverage(paired_hits, 30, 120, num_resamples=200, level=0.5)
     with pytest.raises(ValueError, match="0 samples"):
         coverage(paired_hits, 60, 0)
+    with pytest.raises(ValueError, match="with 4 clusters: below 5 there is no interval"):
+        coverage(paired_hits, 4, 9)
 
 
 def test_wilson_stays_between_0_and_1() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.report.frontier import area_N, at_cost, overthinking
+from experiments.report.page import comparisons as page_comparisons
 from experiments.report.page import verdict
 from experiments.report.picking import order_area_N, picking, picking_words, share_taken
 from experiments.report.policies import (
@@ -80,13 +81,17 @@ def test_shuffling_within_tasks_keeps_each_tasks_share() -> None:
         ((0.01, 0.03), (-0.01, 0.02), "perhaps for more tokens; that it picks the right"),
         ((-0.01, 0.03), (0.01, 0.03), "no claim of deciding per query"),
         ((-0.03, -0.01), (0.01, 0.03), "WORSE"),
+        ((None, None), (None, None), "4 concepts are too few for an interval"),
     ],
 )
 def test_deciding_per_query_wants_both_intervals(
-    rule: tuple[float, float], shuffled: tuple[float, float], said: str
+    rule: tuple[float | None, float | None],
+    shuffled: tuple[float | None, float | None],
+    said: str,
 ) -> None:
+    few = {"mean": 0.0, "clusters": 4, "minimal_detectable_effect": 0.02}
     rows = {
-        name: {"low": low, "high": high, "minimal_detectable_effect": 0.02}
+        name: few | {"low": low, "high": high}
         for name, (low, high) in (
             ("gated minus per-task rule", rule),
             ("gated minus itself shuffled within tasks", shuffled),
@@ -142,8 +147,13 @@ def test_comparisons_are_paired_and_leave_out_tasks_that_nobody_reasons_about() 
     gated = found["gated minus the better of never and always"]
     assert gated["right"] == ALWAYS
     assert gated["mean"] == pytest.approx(1 - 0.75)
-    for row in found.values():
-        assert row["low"] <= row["mean"] <= row["high"]
+    for row in found.values():  # of two concepts or four
+        assert row["low"] is row["high"] is row["minimal_detectable_effect"] is None
+        assert row["clusters"] < 5
+        assert row["non_inferior"] is False
+    text = page_comparisons(found)
+    assert "[no interval: 3 clusters]" in text
+    assert "| no interval | -  " in text
 
 
 def test_the_better_constant_is_found_on_the_same_queries() -> None:

@@ -39,7 +39,7 @@ def test_a_round_differs_from_the_first_query_by_query(
     rows, minus = data["two"]["rows"], data["two"]["minus_first"]
     assert data["one"]["rows"]["right"]["mean"] == 0, "a random model babbles"
     assert rows["right"]["mean"] == 1
-    assert minus["right"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert minus["right"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "clusters": 6}
     for name in ("never", "always", "gated"):
         assert rows[name] == data["one"]["rows"][name], "the utilities are the same"
         assert minus[name]["mean"] == minus[name]["low"] == minus[name]["high"] == 0

@@ -127,3 +127,12 @@ def test_rankings_name_candidates_of_the_query_only(tmp_path: Path) -> None:
         main(command)
     main([*command, "--on-error", "skip"])
     assert read_scores(out)["VOC2007"].partial.startswith("1 rankings name candidates")
+
+
+def test_rankings_of_other_queries_are_refused(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "data")
+    lines = [{"prediction": ["b"], "label": ["b"]}, {"prediction": ["a"], "label": ["a"]}]
+    (tmp_path / "VOC2007_pred.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    command = ["--data-root", str(root), "--predictions", str(tmp_path), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="query 00000000 has the label 'b', the data 'a'"):
+        main(command)

@@ -233,6 +233,7 @@ def test_values_of_a_task_are_there_once(tmp_path: Path) -> None:
     [
         ("MSVD_score.json", "{", "MSVD_score.json"),
         ("MSVD_score.json", "{}", "lacks ['hit@1'"),
+        ("MSVD_score.json", '{"hit@1": NaN, "ndcg_linear@5": 0}', "holds no number as hit@1"),
         ("MSVD_values.json", "{}", "MSVD_values.json is broken"),
         (
             "MSVD_values.json",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmemb.statistics import (
     Interval,
@@ -16,7 +18,46 @@ from mmemb.statistics import (
 
 
 def test_constant_values_have_no_width() -> None:
-    assert cluster_bootstrap([2.0] * 6, list("aabbcc")) == Interval(2.0, 2.0, 2.0)
+    assert cluster_bootstrap([2.0] * 6, list("aabcde")) == Interval(2.0, 2.0, 2.0, 5)
+
+
+@pytest.mark.parametrize("clusters", ["aaaaaa", "abcddd"])
+def test_too_few_clusters_have_a_mean_and_no_interval(clusters: str) -> None:
+    """All resamples of one cluster are alike: a width of zero would exclude 0."""
+    for found in (
+        cluster_bootstrap([1.0] * 6, clusters),
+        paired_bootstrap([1.0] * 6, [0.0] * 6, clusters),
+    ):
+        assert found == Interval(1.0, None, None, len(set(clusters)))
+        assert not found.excludes_zero
+        assert not found.non_inferior()
+        assert not found.is_above(-9)
+        assert not found.is_below(9)
+    assert minimal_detectable_effect([1.0, 0.0] * 3, clusters) is None
+
+
+@given(
+    value=st.lists(st.floats(-1, 1), min_size=1, max_size=12),
+    clusters=st.lists(st.integers(0, 9), min_size=12, max_size=12),
+)
+@settings(max_examples=25, deadline=None)
+def test_there_is_an_interval_from_five_clusters_on(
+    value: list[float], clusters: list[int]
+) -> None:
+    found = cluster_bootstrap(value, clusters[: len(value)], num_resamples=20)
+    assert found.clusters == len(set(clusters[: len(value)]))
+    assert (found.low is None) == (found.high is None) == (found.clusters < 5)
+    assert ("no interval" in str(found)) == (found.clusters < 5)
+    assert f"{found.clusters} cluster" in str(found), "fewer than 30 are always shown"
+
+
+def test_the_number_of_clusters_stands_beside_an_interval_below_thirty() -> None:
+    assert Interval(0.5, 0.25, 0.75, 30).text(100, 1) == "50.0 [25.0, 75.0]"
+    assert Interval(0.5, 0.25, 0.75, 29).text(100, 1) == "50.0 [25.0, 75.0] (29 clusters)"
+    assert Interval(0.5, None, None, 1).text(100, 1) == "50.0 [no interval: 1 cluster]"
+    row = {"mean": 0.5, "low": 0.25, "high": 0.75, "queries": 9}  # of an older report
+    assert Interval.from_row(row) == Interval(0.5, 0.25, 0.75)
+    assert Interval(0.5, 0.25, 0.75).bounds(100, 2) == "[25.00, 75.00]"
 
 
 def test_width_is_that_of_the_cluster_means() -> None:
@@ -89,7 +130,8 @@ def test_pairing_removes_what_both_share() -> None:
 
 def test_seeds_are_averaged_first() -> None:
     value = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
-    assert cluster_bootstrap(value, "abc") == cluster_bootstrap(value.mean(0), "abc")
+    five = np.repeat(value, 2, axis=1)
+    assert cluster_bootstrap(five, "abcdef") == cluster_bootstrap(five.mean(0), "abcdef")
     both = paired_bootstrap(value, np.zeros(3), "abc")
     assert both.mean == pytest.approx(2 / 3)
     assert seed_spread(value) == 0

@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from experiments.ablations import Ablations, Comparison, run_name
-from experiments.report.page import interval, markdown_table
+from experiments.report.page import effect_points, interval, markdown_table
 from experiments.report.records import Floats
 from mmemb.shards import ShardIndex
 from mmemb.statistics import (
@@ -131,7 +131,7 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
     return asdict(found) | {
         "expected": row.expected,
         "verdict": verdict(found, row.expected),
-        "minimal_detectable_effect": float(effect),
+        "minimal_detectable_effect": effect,
         "seed_sd": left.spread(left_SN - right_SN),
     }
 
@@ -144,6 +144,8 @@ def verdict(found: Interval, expected: str) -> str:
     >>> verdict(Interval(0.05, 0.01, 0.09), "lower"), verdict(Interval(0.0, -0.1, 0.1), "equal")
     ('opposite', 'not seen')
     """
+    if found.low is None or found.high is None:
+        return "no interval"
     if expected == "equal":
         if found.low >= -EQUAL and found.high <= EQUAL:
             return "confirmed"
@@ -187,11 +189,17 @@ def _cell_line(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def _comparison_line(name: str, row: Mapping[str, Any]) -> list[str]:
-    points = [f"{100 * row[key]:.1f}" for key in ("minimal_detectable_effect", "seed_sd")]
-    return [name, row["expected"], interval(row), row["verdict"], *points]
+    effect = effect_points(row["minimal_detectable_effect"])
+    spread = f"{100 * row['seed_sd']:.1f}"
+    return [name, row["expected"], interval(row), row["verdict"], effect, spread]
 
 
-COLOURS = {"confirmed": "#2a7f3f", "not seen": "#777777", "opposite": "#b03030"}
+COLOURS = {
+    "confirmed": "#2a7f3f",
+    "not seen": "#777777",
+    "opposite": "#b03030",
+    "no interval": "#cccccc",
+}
 
 
 def picture(found: Mapping[str, Any]) -> bytes:
@@ -202,10 +210,14 @@ def picture(found: Mapping[str, Any]) -> bytes:
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for place, row in enumerate(rows.values()):
-        mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
-        reach = [[max(0.0, mean - low)], [max(0.0, high - mean)]]  # rounding goes below 0
+        difference = Interval.from_row(row)
+        reach = None
+        if difference.low is not None and difference.high is not None:
+            # Rounding goes below 0.
+            left, right = difference.mean - difference.low, difference.high - difference.mean
+            reach = [[100 * max(0.0, left)], [100 * max(0.0, right)]]
         axes.errorbar(
-            mean, place, xerr=reach, fmt="o",
+            100 * difference.mean, place, xerr=reach, fmt="o",
             color=COLOURS[row["verdict"]], capsize=3,
         )  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)

@@ -131,4 +131,4 @@ def nats(interval: Interval | None) -> str:
     """`+0.12 [-0.05, 0.30]`."""
     if interval is None:
         return "–"
-    return f"{interval.mean:+.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return interval.text(digits=2, sign="+")

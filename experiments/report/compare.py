@@ -59,6 +59,8 @@ def _line(title: str, tasks: Sequence[str], base: Model, model: Model) -> list[s
     if found is None:
         return [title, *numbers, "no values by query", "-"]
     interval = over_queries(model, tasks, found)
+    if interval.low is None:
+        return [title, *numbers, points(interval), "-"]
     return [title, *numbers, points(interval), "yes" if interval.excludes_zero else "no"]
 
 
@@ -77,4 +79,4 @@ def _over_tasks(base: Model, model: Model, tasks: Sequence[str]) -> str:
 
 def points(interval: Interval) -> str:
     """`[-1.20, 0.40]`"""
-    return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+    return interval.bounds(100, 2)

@@ -13,7 +13,7 @@ COLOURS = ("tab:blue", "tab:orange")
 
 def draw(
     path: Path,
-    frontiers: Mapping[str, list[dict[str, float]]],
+    frontiers: Mapping[str, list[dict[str, Any]]],
     rows: Mapping[str, dict[str, Any]],
     title: str,
 ) -> Any:
@@ -34,8 +34,9 @@ def draw(
     for colour, (name, points) in zip(COLOURS, frontiers.items(), strict=False):
         points = sorted(points, key=lambda point: point["tokens"])
         tokens = [point["tokens"] for point in points]
-        low, high = ([100 * p[end] for p in points] for end in ("low", "high"))
-        axes.fill_between(tokens, low, high, alpha=0.12, color=colour)
+        if all(point["low"] is not None for point in points):  # enough concepts for a band
+            low, high = ([100 * p[end] for p in points] for end in ("low", "high"))
+            axes.fill_between(tokens, low, high, alpha=0.12, color=colour)
         values = [100 * point["recall@1"] for point in points]
         axes.plot(tokens, values, "-", color=colour, label=f"{name}, 95 % over concepts")
     ends = [

@@ -48,7 +48,7 @@ def policies_along(
 
 def points_of(
     table: QueryTable, policies: Sequence[Policy], budgets: Sequence[float]
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """One point for each budget, with a band over concepts."""
     points = []
     for budget, policy in zip(budgets, policies, strict=True):
@@ -61,6 +61,7 @@ def points_of(
                 "recall@1": value.mean,
                 "low": value.low,
                 "high": value.high,
+                "clusters": value.clusters,
             }
         )
     return points
@@ -82,7 +83,7 @@ def area_N(table: QueryTable, policies: Sequence[Policy]) -> Floats:
     return ((value_PN[1:] + value_PN[:-1]) / 2 * step_P).sum(0)
 
 
-def area_of(table: QueryTable, policies: Sequence[Policy]) -> dict[str, float]:
+def area_of(table: QueryTable, policies: Sequence[Policy]) -> dict[str, Any]:
     """Area under the frontier with its interval."""
     return asdict(mean_over_tasks(table, area_N(table, policies)))
 

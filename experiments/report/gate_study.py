@@ -123,7 +123,7 @@ def within_tasks(
         constant_N = metric[:, metric.mean(0).argmax()]
         gap = mean_over_tasks(table, rows[ORACLE].select(chosen_N).value(metric) - constant_N)
         found[task] = {"oracle_gap": asdict(gap), "states": {}}
-        if gap.low <= 0:
+        if not gap.is_above(0):
             continue
         gain_N = table.utility_NA[:, 1:].max(1) - table.utility_NA[:, 0]
         for state, logits in by_state.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.report.swap import swap_line
+from mmemb.statistics import FEW_CLUSTERS, MIN_CLUSTERS, Interval
 
 HEADINGS = (
     "row",
@@ -28,9 +29,14 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
     return [name, *quality, *ratios, f"{row['reasoning_tokens']:.1f}", milliseconds]
 
 
-def interval(data: Mapping[str, float]) -> str:
+def interval(data: Mapping[str, Any]) -> str:
     """`21.6 [18.0, 25.1]`, in points."""
-    return f"{100 * data['mean']:.1f} [{100 * data['low']:.1f}, {100 * data['high']:.1f}]"
+    return Interval.from_row(data).text(100, 1)
+
+
+def effect_points(effect: float | None) -> str:
+    """A minimal detectable effect in points, or a dash where too few clusters were drawn from."""
+    return "-" if effect is None else f"{100 * effect:.1f}"
 
 
 def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -88,8 +94,9 @@ def introduction(report: Mapping[str, Any]) -> str:
         f"{report['queries']} test queries of {report['concepts']} concepts, {eligible} of them "
         f"eligible (the worker can read them). The reasoner is text-only: it never sees a picture, "
         f"{pictures}. Intervals are 95 %, by bootstrap over "
-        "concepts; every mean over tasks weighs tasks equally. Tokens and milliseconds are per "
-        "query of the table's mix; milliseconds come from "
+        f"concepts, whose number stands beside one if they are fewer than {FEW_CLUSTERS} (below "
+        f"{MIN_CLUSTERS} there is no interval); every mean over tasks weighs tasks equally. Tokens "
+        "and milliseconds are per query of the table's mix; milliseconds come from "
         f"{report['latency']['queries']} queries measured live, one at a time, worker included: "
         + latency_words(report["depths"], report["latency"])
     )
@@ -99,7 +106,8 @@ def frontier_words(report: Mapping[str, Any]) -> str:
     """The area under the frontier, and whether there is overthinking."""
     best = report["overthinking"]
     gain = best["minus_all"]
-    verdict = "there is overthinking" if gain["low"] > 0 else "overthinking is not shown"
+    is_better = Interval.from_row(gain).is_above(0)
+    verdict = "there is overthinking" if is_better else "overthinking is not shown"
     return (
         f"Area under the frontier: {interval(report['frontier_area'])} points of Recall@1. The "
         f"budget that is best on calibration lets {100 * best['invocation']:.0f} % of the eligible "
@@ -141,7 +149,7 @@ def comparisons(found: Mapping[str, Mapping[str, Any]]) -> str:
             f"{name} ({row['left']} - {row['right']})",
             interval(row),
             reading(row),
-            f"{100 * row['minimal_detectable_effect']:.1f}",
+            effect_points(row["minimal_detectable_effect"]),
             str(row["queries"]),
         ]
         for name, row in found.items()
@@ -152,9 +160,12 @@ def comparisons(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def reading(row: Mapping[str, Any]) -> str:
     """What an interval shows; not inferior means by less than two points (METHOD 8)."""
-    if row["low"] > 0:
+    found = Interval.from_row(row)
+    if found.low is None:
+        return "no interval"
+    if found.is_above(0):
         return "better"
-    if row["high"] < 0:
+    if found.is_below(0):
         return "worse" if not row["non_inferior"] else "worse, by less than 2 points"
     return "not inferior" if row["non_inferior"] else "open"
 
@@ -165,28 +176,35 @@ def verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
         rows["gated minus per-task rule"],
         rows["gated minus itself shuffled within tasks"],
     )
-    if rule["high"] < 0:
+    over_rule, over_shuffled = Interval.from_row(rule), Interval.from_row(shuffled)
+    if over_rule.low is None:
+        return (
+            f"{over_rule.clusters} concepts are too few for an interval: nothing can be said of "
+            "deciding per query from this run."
+        )
+    if over_rule.is_below(0):
         return (
             "The gate is WORSE than the best constant depth per task: what it adds to knowing the "
             "task is noise. Use the per-task rule here."
         )
-    if rule["low"] > 0 and shuffled["low"] > 0:
+    if over_rule.is_above(0) and over_shuffled.is_above(0):
         return (
             "The gate beats the best constant depth per task and itself with decisions shuffled "
             "within tasks, both with intervals above 0: it decides per query."
         )
-    if rule["low"] > 0:
+    if over_rule.is_above(0):
         return (
             "The gate beats the best constant depth per task, with an interval above 0, but not "
             "itself with its decisions shuffled within tasks: it chooses other depths for tasks "
             "than the rule does, perhaps for more tokens; that it picks the right queries of a "
-            f"task is not shown (effects below {100 * shuffled['minimal_detectable_effect']:.1f} "
-            "points were out of reach)."
+            "task is not shown (effects below "
+            f"{effect_points(shuffled['minimal_detectable_effect'])} points were out of reach)."
         )
     return (
         "The interval of gated minus per-task rule holds 0: nothing here shows that the gate does "
         "more than recognise tasks, and no claim of deciding per query can be made from this run "
-        f"(effects below {100 * rule['minimal_detectable_effect']:.1f} points were out of reach)."
+        f"(effects below {effect_points(rule['minimal_detectable_effect'])} points were out of "
+        "reach)."
     )
 
 
@@ -202,15 +220,20 @@ def bars(report: Mapping[str, Any]) -> str:
         else f"* Candidates on part train that name the right country: "
         f"{100 * selection['right']:.1f} % of all {selection['candidates']}, "
         f"{100 * selection['right_kept']:.1f} % of the kept, at a keep rate of "
-        f"{100 * selection['keep_rate']:.1f} % (difference {100 * selection['gain']:.1f} "
-        f"[{100 * selection['gain_low']:.1f}, {100 * selection['gain_high']:.1f}] points, "
-        f"{selection['concepts']} concepts)."
+        f"{100 * selection['keep_rate']:.1f} % (difference "
+        f"{selection_gain(selection).text(100, 1)} points, {selection['concepts']} concepts)."
     )
     for name, value in report.get("swap_test", {}).items():
         lines.append(f"* {name}: {value:.3f}")
     if report.get("swap_cosines"):
         lines.append(swap_line(report["swap_cosines"]))
     return "\n".join(lines)
+
+
+def selection_gain(selection: Mapping[str, Any]) -> Interval:
+    """What selecting adds to the share of candidates that name the right country."""
+    figures = (selection[name] for name in ("gain", "gain_low", "gain_high", "concepts"))
+    return Interval(*figures)
 
 
 def workers_table(selection: Mapping[str, Any] | None) -> str:

@@ -54,7 +54,7 @@ def separable_best(models: Sequence[Model], group: str) -> Model | None:
     for other in having:
         tasks = first.groups[group]
         found = differences(first, other, tasks) if other is not first else []
-        if found is None or (found and over_queries(first, tasks, found).low <= 0):
+        if found is None or (found and not over_queries(first, tasks, found).is_above(0)):
             return None
     return first
 
@@ -67,7 +67,7 @@ def _cell(model: Model, group: str, bold: str) -> str:
     interval = model.interval(tasks)
     if interval is None:
         return shown
-    return f"{shown} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"{shown} {interval.bounds(100, 1)}"
 
 
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

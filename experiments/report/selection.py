@@ -15,6 +15,7 @@ import numpy as np
 
 from mmemb.records import scored_from_json
 from mmemb.shards import ShardIndex
+from mmemb.statistics import MIN_CLUSTERS
 
 
 def selection_figures(
@@ -41,16 +42,12 @@ def selection_figures(
     counts_G4 = np.array(list(sums.values()))
     if not len(counts_G4):
         raise ValueError(f"{index.folder} holds no candidate: run the stages before again.")
-    chosen = np.random.default_rng(seed).integers(
-        0, len(counts_G4), (num_resamples, len(counts_G4))
-    )
-    draws = _rates(counts_G4[chosen].sum(1))
     rates = _rates(counts_G4.sum(0)[None])
-    gain_low, gain_high = np.nanquantile(draws["gain"], [0.025, 0.975])
+    gain_low, gain_high = _gain_bounds(counts_G4, num_resamples, seed)
     return {
         **{name: float(value[0]) for name, value in rates.items()},
-        "gain_low": float(gain_low),
-        "gain_high": float(gain_high),
+        "gain_low": gain_low,
+        "gain_high": gain_high,
         "candidates": int(counts_G4[:, 0].sum()),
         "concepts": len(counts_G4),
         "tasks": {
@@ -60,6 +57,20 @@ def selection_figures(
         },
         "workers": {worker: _of_worker(row) for worker, row in sorted(workers.items())},
     }
+
+
+def _gain_bounds(
+    counts_G4: np.ndarray, num_resamples: int, seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Bounds of the 95 % interval of the gain over concepts; None where they are too few."""
+    if len(counts_G4) < MIN_CLUSTERS:
+        return None, None
+
+    shape = (num_resamples, len(counts_G4))
+    chosen = np.random.default_rng(seed).integers(0, len(counts_G4), shape)
+    draws = _rates(counts_G4[chosen].sum(1))
+    low, high = np.nanquantile(draws["gain"], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _of_worker(row: Sequence[float]) -> dict[str, int]:

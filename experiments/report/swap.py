@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.report.tables import NUM_RESAMPLES
 from mmemb.shards import ShardIndex
-from mmemb.statistics import cluster_bootstrap
+from mmemb.statistics import Interval, cluster_bootstrap
 
 
 def judged_swap(experiment: Path) -> dict[str, float]:
@@ -46,8 +46,7 @@ def embedded_swap(experiment: Path) -> dict[str, Any] | None:
 def swap_line(found: Mapping[str, Any]) -> str:
     """One bullet of the report."""
     foreign, none = (
-        f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        for row in (found["foreign"], found["none"])
+        Interval.from_row(row).text(digits=2) for row in (found["foreign"], found["none"])
     )
     return (
         f"* Swap test of the embedder, {found['queries']} queries: cosine of a query read with its "

@@ -120,7 +120,7 @@ def difference_figures(
     )
     effect = minimal_detectable_effect(difference, table.concepts, tasks=tasks)
     return asdict(interval) | {
-        "minimal_detectable_effect": float(effect),
+        "minimal_detectable_effect": effect,
         "non_inferior": interval.non_inferior(),
     }
 
