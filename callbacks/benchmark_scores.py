@@ -129,7 +129,8 @@ class BenchmarkScores(Callback):
                 if self.embeddings:
                     names = [name for _, name in galleries.places(task.gallery)]
                     vectors = vectors_QD[rows], galleries.vectors(task.gallery)
-                    write_embeddings(folder, task.name, *vectors, names)
+                    content = end.data.get("content", "")
+                    write_embeddings(folder, task.name, *vectors, names, content)
                 partial = f"{len(skipped)} skipped: {skipped[0]}" if skipped else ""
                 write_scores(folder, found, asked, provenance, task.meta_task, partial)
                 print(f"{task.name:<48} {task.metric:<14} {100 * found.means[task.metric]:6.2f}")

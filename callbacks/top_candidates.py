@@ -53,8 +53,8 @@ class TopCandidates:
     """
 
     def __init__(self, root: Path) -> None:
-        self._queries = ShardIndex.open(root / "queries", verify=False)
-        self._candidates = ShardIndex.open(root / "candidates", verify=False)
+        self._queries = ShardIndex.open(root / "queries")
+        self._candidates = ShardIndex.open(root / "candidates")
         self._entries: dict[tuple[str, str], IndexEntry] = {}
         for entry in self._candidates.entries:
             self._entries.setdefault((entry.meta["gallery"], entry.meta["name"]), entry)

@@ -14,8 +14,7 @@ from datamodules.limits import Limit
 from datamodules.loaders import FiniteLoader, ShardDataModule
 from datamodules.samples import Row
 from mmemb.batches import CandidateBatch, QueryBatch, TaskEnd
-from mmemb.benchmark_data import revision_and_losses, roots_below
-from mmemb.shards import read_manifest
+from mmemb.benchmark_data import content_of, revision_and_losses, roots_below
 
 
 @final
@@ -111,7 +110,7 @@ class BenchmarkDataModule(ShardDataModule):
         if self.place[0] == 0:
             skipped += self._cut(data, rows)
         tasks = tuple(task for task in data.tasks if task.name in names)
-        yield TaskEnd(path, tasks, data_identity(root), skipped)
+        yield TaskEnd(path, tasks, data_identity(root, data), skipped)
 
     def _cut(self, data: EvaluationRows, rows: Sequence[Row]) -> tuple[str, ...]:
         """One sentence if the limit cuts queries of a root."""
@@ -140,7 +139,11 @@ class BenchmarkLoader:
                 yield from self._module.batches_of(path, names)
 
 
-def data_identity(root: Path) -> dict[str, str]:
-    """Fingerprints of a root's queries and candidates, and the data's revision."""
-    found = {name: read_manifest(root / name).fingerprint for name in (QUERIES, CANDIDATES)}
-    return found | {"revision": revision_and_losses(root)[0]}
+def data_identity(root: Path, data: EvaluationRows) -> dict[str, str]:
+    """Fingerprints and content of queries and candidates as they were opened, and the revision."""
+    return {
+        QUERIES: data.query_index.manifest.fingerprint,
+        CANDIDATES: data.gallery_index.manifest.fingerprint,
+        "content": content_of(data.query_index, data.gallery_index),
+        "revision": revision_and_losses(root)[0],
+    }

@@ -75,9 +75,9 @@ class EvaluationRows:
     ) -> None:
         self.tasks = read_tasks(root)
         self._task_of = {task.name: task for task in self.tasks}
-        self.queries = rows_of(ShardIndex.open(root / QUERIES))
-        self._gallery_index = ShardIndex.open(root / CANDIDATES)
-        self.candidates = rows_of(self._gallery_index)
+        self.query_index = ShardIndex.open(root / QUERIES)
+        self.gallery_index = ShardIndex.open(root / CANDIDATES)
+        self.queries, self.candidates = rows_of(self.query_index), rows_of(self.gallery_index)
         self._batch_size, self._num_workers = batch_size, num_workers
         self._reader = SampleReader(FeatureTable(features) if features else None)
         self._table = None
@@ -88,7 +88,7 @@ class EvaluationRows:
     def origins(self, shard: str) -> tuple[Origin, ...]:
         """All candidates, and the rationales of a shard of queries if they are read."""
         written = self._table.origins(shard) if self._table else ()
-        return (self._gallery_index.origin(), *written)
+        return (self.gallery_index.origin(), *written)
 
     def select(
         self, parts: Collection[str] | None, tasks: Collection[str] | None = None

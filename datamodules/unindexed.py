@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import count
+from pathlib import Path
 from random import Random
 from typing import Any, final
 
@@ -18,6 +19,7 @@ from datamodules.decode import DecodeError, OnError
 from datamodules.samples import Members, SampleReader
 from datamodules.stream import warn_skipped
 from mmemb.batches import PairBatch
+from mmemb.files import file_identity
 from mmemb.records import Pair, stable_hash
 
 SHUFFLE_BUFFER = 1024
@@ -66,6 +68,7 @@ class ReplayStream:
             )
         self._batch_size, self._seed = batch_size // self._world, seed
         self._reader, self._on_error = reader, on_error
+        self._identities: dict[str, tuple[int, ...]] = {}
         self._batches, self._source, self._facts = 0, None, set[str]()
         _LOG.warning(
             "%s has no index: streaming through webdataset; batches are not grouped by task, and "
@@ -124,7 +127,7 @@ class ReplayStream:
         order = Random(stable_hash(self._seed, "tars", epoch)).sample(self._urls, len(self._urls))
         random = Random(stable_hash(self._seed, "samples", epoch, self._rank))
         tars = order[self._rank :: self._world]
-        samples = (sample for url in tars for sample in _read_tar(url))
+        samples = (sample for url in tars for sample in self._read_unchanged(url))
         try:
             yield from wds.shuffle(SHUFFLE_BUFFER, rng=random)(samples)
         except (tarfile.TarError, OSError, EOFError) as error:
@@ -132,6 +135,28 @@ class ReplayStream:
                 f"A tar of {tars} cannot be read: expected whole tar "
                 f"files. Copy or make it again. {type(error).__name__}: {error}"
             ) from error
+
+    def _read_unchanged(self, url: str) -> Iterator[dict[str, Any]]:
+        """The samples of a tar; of a local one as long as it is the file that was read first."""
+        self._check_unchanged(url)
+        yield from _read_tar(url)
+        self._check_unchanged(url)  # it may have been written over while it was read
+
+    def _check_unchanged(self, url: str) -> None:
+        """Raises ValueError if a local file has other times or another size than at first."""
+        identity = _identity(url)
+        if self._identities.setdefault(url, identity) != identity:
+            raise ValueError(
+                f"Tar {url} was changed while it was being read. The data were prepared again "
+                "meanwhile: start the command again, which reads the new ones."
+            )
+
+
+def _identity(url: str) -> tuple[int, ...]:
+    """Size and times of a local file, without the inode, whose number is not stable on some network
+    mounts; nothing for a pipe or a URL."""
+    path = Path(url)
+    return file_identity(path)[1:] if path.is_file() else ()
 
 
 def _read_tar(url: str) -> Iterator[dict[str, Any]]:

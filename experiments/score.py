@@ -3,7 +3,8 @@
 Needs the base install alone: no Lightning, no WebDataset, no model. The data root says what is
 right; vectors or rankings are read from plain files, one set per task:
 `<task>_qry.npy`, `<task>_tgt.npy`, `<task>_names.json`, or `<task>_pred.jsonl`. Vectors are unit
-vectors (or `--normalise`), and every name of the gallery has one.
+vectors (or `--normalise`), and every name of the gallery has one. Where `<task>_data.json` lies
+beside them, they must have been embedded from these data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from mmemb.benchmark_data import BenchmarkRoot, read_benchmark
 from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings, score_predictions
 from mmemb.headline import headline_text
 from mmemb.records import EvaluationTask, Query
-from mmemb.score_files import PREDICTIONS, read_embeddings, read_scores, write_scores
+from mmemb.score_files import (
+    PREDICTIONS,
+    check_embedded,
+    read_embeddings,
+    read_scores,
+    write_scores,
+)
 from mmemb.signals import exit_on_signals
 
 
@@ -70,6 +77,7 @@ def _score(
 
     if not (folder / f"{task.name}_qry.npy").is_file():
         return None
+    check_embedded(folder, task.name, root.content)
     query_QD, candidate_ND, names = read_embeddings(folder, task.name, options.normalise)
     if len(query_QD) != len(asked):
         raise ValueError(

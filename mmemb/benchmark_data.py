@@ -6,6 +6,7 @@ Reads the shards' JSON and candidate lists alone, so that scores need neither a 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -39,6 +40,7 @@ class BenchmarkRoot:
         name_of_row: candidate table row -> gallery and name.
         revision: of the data, where its converter knows of several.
         left_out: why rows are missing, if `prepare` left some out.
+        content: hash of all queries and candidates, see `content_of`.
     """
 
     path: str
@@ -47,6 +49,7 @@ class BenchmarkRoot:
     name_of_row: tuple[tuple[str, str], ...]
     revision: str = ""
     left_out: str = ""
+    content: str = ""
 
     def names(self, gallery: str) -> list[str]:
         """Each name of a gallery once, in the order of the table."""
@@ -84,7 +87,14 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
 
         _check_candidates(root, tasks, queries, names)
         path = str(root.relative_to(folder))
-        yield BenchmarkRoot(path, tasks, queries, names, *revision_and_losses(root))
+        said = (*revision_and_losses(root), content_of(index, table))
+        yield BenchmarkRoot(path, tasks, queries, names, *said)
+
+
+def content_of(queries: ShardIndex, candidates: ShardIndex) -> str:
+    """Hash (16 hex digits) of the bytes of a root, by which saved vectors are told apart."""
+    both = queries.origin().sha256 + candidates.origin().sha256
+    return hashlib.sha256(both.encode()).hexdigest()[:16]
 
 
 def parse_tasks(rows: Sequence[Mapping[str, Any]]) -> tuple[EvaluationTask, ...]:

@@ -40,7 +40,7 @@ _DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 """Of our own keys: what a published file stands for."""
 
-SCORE, PREDICTIONS, VALUES = "_score.json", "_pred.jsonl", "_values.json"
+SCORE, PREDICTIONS, VALUES, DATA = "_score.json", "_pred.jsonl", "_values.json", "_data.json"
 
 
 @final
@@ -114,15 +114,38 @@ def scored_under(folder: Path, tasks: Iterable[str], fingerprint: str) -> bool:
 
 
 def write_embeddings(
-    folder: Path, task: str, query_QD: Tensor, candidate_ND: Tensor, names: Sequence[str]
+    folder: Path,
+    task: str,
+    query_QD: Tensor,
+    candidate_ND: Tensor,
+    names: Sequence[str],
+    content: str = "",
 ) -> None:
-    """Vectors of a task, for `read_embeddings`: two fp32 `.npy` and the candidates' names."""
+    """Vectors of a task, for `read_embeddings`: two fp32 `.npy`, the candidates' names, and the
+    hash of the data that were embedded (`benchmark_data.content_of`) where it is known."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind, vectors in (("qry", query_QD), ("tgt", candidate_ND)):
         buffer = io.BytesIO()
         np.save(buffer, vectors.float().numpy(), allow_pickle=False)
         write_atomically(folder / f"{task}_{kind}.npy", buffer.getvalue())
     write_json(folder / f"{task}_names.json", list(names))
+    if content:
+        write_json(folder / f"{task}{DATA}", {"content": content})
+
+
+def check_embedded(folder: Path, task: str, content: str) -> None:
+    """Raises ValueError if saved vectors say that other data were embedded; those of other tools
+    say nothing."""
+    path = folder / f"{task}{DATA}"
+    if not path.is_file():
+        return
+    found = read_json(path, "the hash of the data that were embedded").get("content")
+    if found != content:
+        raise ValueError(
+            f"{folder}: the vectors of {task} are of other data (content {found}) than the data "
+            f"root (content {content}), though their numbers are equal: the data were prepared "
+            "again. Embed them again, or name the data root that was embedded."
+        )
 
 
 def read_embeddings(

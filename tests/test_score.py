@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.score import main
+from mmemb.benchmark_data import read_benchmark
 from mmemb.score_files import ScoreFile, read_embeddings, read_scores, write_embeddings
 from tests.benchmark_root import write_root
 
@@ -136,3 +137,15 @@ def test_rankings_of_other_queries_are_refused(tmp_path: Path) -> None:
     command = ["--data-root", str(root), "--predictions", str(tmp_path), "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="query 00000000 has the label 'b', the data 'a'"):
         main(command)
+
+
+def test_vectors_of_data_that_were_prepared_again_are_refused(root: Path) -> None:
+    """Of equal names in equal numbers; what does not say of which data it is passes."""
+    (data,) = read_benchmark(root)
+    folder, out = root.parent / "vectors", root.parent / "scores"
+    given = ["--data-root", str(root), "--embeddings", str(folder), "--out", str(out)]
+    write_embeddings(folder, "VOC2007", *vectors(), NAMES, content=data.content)
+    main(given)
+    write_embeddings(folder, "VOC2007", *vectors(), NAMES, content="older")
+    with pytest.raises(SystemExit, match=r"vectors of VOC2007 are of other data \(content older\)"):
+        main(given)

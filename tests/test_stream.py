@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -199,6 +200,18 @@ def test_ranks_know_the_facts_of_all_streams_also_after_a_resume_at_the_end(root
     expected = (facts, {"facts": sorted(facts)})
     assert run_ranks(read_and_resume) == [(*expected, expected)] * 2
     assert make(root).state_dict() == {}, "an index names the facts of indexed shards"
+
+
+def test_a_tar_that_is_prepared_again_between_epochs_is_one_clear_error(root, tmp_path):
+    """A stream has no index that could tell, and would go on with other pairs."""
+    tar = tmp_path / "pairs.tar"
+    tar.write_bytes(Path(tars(root)[0]).read_bytes())
+    stream = make(root, pairs=[str(tar)], sidecar=None).train_dataloader()
+    take(stream, 2)  # 16 pairs are an epoch of two batches
+    time.sleep(0.01)
+    tar.write_bytes(Path(tars(root)[1]).read_bytes())
+    with pytest.raises(ValueError, match=r"pairs\.tar was changed while it was being read"):
+        take(stream, 2)
 
 
 def test_pipes(root):
