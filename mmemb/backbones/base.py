@@ -53,10 +53,12 @@ class Backbone(nn.Module, ABC):
     Attributes:
         embedding_dim: D.
         modalities: the subset of {"text", "image", "video"} that it can read.
+        folder: where `load_backbone` read it; None = it was built from its parts.
     """
 
     embedding_dim: int
     modalities: frozenset[str]
+    folder: str | None = None
 
     _files_hold: tuple[str, ...] = ()
     """Prefixes of the state that the files of `_save_files` hold already."""
@@ -241,6 +243,7 @@ def load_backbone(folder: str) -> Backbone:
             f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: missing {missing}, "
             f"unknown {unknown}. The folder mixes two runs or two versions; save it again."
         )
+    backbone.folder = str(folder)
     return backbone.eval()
 
 
