@@ -120,6 +120,12 @@ class GatingPolicy(LightningModule):
             self._check_depths(self.trainer.datamodule.depths)
             self.trainer.datamodule.check_embedder(self.embedder)
             states_NS = self.trainer.datamodule.gate_inputs().state(self.state)
+            if not len(states_NS):
+                raise ValueError(
+                    "Part `gate` has no eligible query, so the gate has nothing to learn from: "
+                    "give the stage `rationales` a worker that reads some of its queries, or "
+                    "prepare more."
+                )
             self.head = self.make_head(states_NS.shape[1], 1 + len(self.workers))
             self.head.standardise(states_NS)
         elif stage == "validate":
@@ -150,15 +156,16 @@ class GatingPolicy(LightningModule):
 
     @override
     def training_step(self, batch: UtilityBatch, batch_idx: int) -> dict[str, Any]:
-        state_BS = batch.inputs.state(self.state)
+        # Rows that do not take part may hold anything, and NaN would spread to every weight.
+        state_BS = torch.where(batch.eligible_B[:, None], batch.inputs.state(self.state), 0.0)
         logit_BA = self.head(state_BS)
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
         loss = combine(self._estimate(state_BS, logit_BA, reward, batch))
-        expected = (logit_BA.softmax(1) * reward).sum(1)[batch.eligible_B].mean()
-        self.log_dict(
-            {"train/loss": loss.detach(), "train/reward": expected.detach()},
-            batch_size=len(batch.keys),
-        )
+        scalars = {"train/loss": loss.detach()}
+        expected_R = (logit_BA.detach().softmax(1) * reward).sum(1)[batch.eligible_B]
+        if len(expected_R):  # without an eligible query there is no mean
+            scalars["train/reward"] = expected_R.mean()
+        self.log_dict(scalars, batch_size=len(batch.keys))
         return {"loss": loss, "decisions": self._decisions(logit_BA, batch)}
 
     def _estimate(

@@ -35,13 +35,18 @@ class BatchHealth:
     masked: float
 
     def scalars(self, groups: Sequence[str] = ()) -> Mapping[str, float]:
-        """Name -> value, for TensorBoard; the loss also by group."""
+        """Name -> value, for TensorBoard; the loss also by group.
+
+        Without any negative there is no gap, and it is left out.
+        """
         found = {
             "in_batch_accuracy": float(self.accuracy_B.mean()),
             "positive_negative_gap": float(self.gap_B.nanmean()),
             "effective_rank": self.effective_rank,
             "masked_share": self.masked,
         }
+        if self.gap_B.isnan().all():
+            del found["positive_negative_gap"]
         for name in sorted(set(groups)):
             rows = [row for row, group in enumerate(groups) if group == name]
             found[f"loss/{name}"] = float(self.loss_B[rows].mean())

@@ -73,6 +73,7 @@ class MlpDepthHead(DepthHead):
 
     @torch.no_grad()
     def standardise(self, state_NS: Tensor) -> None:
+        assert len(state_NS), "no state has no mean: a gate needs eligible queries"
         self.mean_S.copy_(state_NS.mean(0))
         scale_S = state_NS.std(0, unbiased=False)
         self.scale_S.copy_(torch.where(scale_S > 1e-6, scale_S, 1.0))  # a constant says nothing
@@ -124,6 +125,7 @@ def reward_BA(utility_BA: Tensor, cost_BA: Tensor, *, clip: float, price: float)
 
 def exact_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
     """Minus the expected reward, in closed form over cached utilities."""
+    logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     return _term(-(logit_BA.softmax(1) * reward_BA).sum(1), valid_B)
 
 
@@ -146,8 +148,9 @@ def reinforce_loss(
         num_samples: actions per state, at least 2.
         generator: where the noise comes from, unless
         uniform_BJ: noise in [0, 1) is given (`uniform_by_key`: the same on any number of ranks).
-        valid_B: states that take part (eligible queries).
+        valid_B: states that take part (eligible queries); the others may hold anything.
     """
+    logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     if uniform_BJ is None:
         noise_device = generator.device if generator else logit_BA.device
         shape = (len(logit_BA), num_samples)
@@ -187,6 +190,8 @@ def grpo_loss(
     """
     if uniform_BJ.shape[1] < 2:
         raise ValueError(f"a group needs 2 samples per state, not {uniform_BJ.shape[1]}")
+    old_logit_BA, _, _ = _without_invalid(old_logit_BA, reward_BA, valid_B)
+    logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     old_BA = old_logit_BA.detach().log_softmax(1)
     action_BJ = _sample(old_BA, uniform_BJ.to(logit_BA.device))
     reward_BJ = reward_BA.gather(1, action_BJ)
@@ -204,6 +209,7 @@ def supervised_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None 
 
     The baseline of a gate without reinforcement: it knows every depth's reward.
     """
+    logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     weight_B = reward_BA.amax(1) - reward_BA.amin(1)
     loss_B = -logit_BA.log_softmax(1).gather(1, reward_BA.argmax(1, keepdim=True))[:, 0]
     return _term(weight_B * loss_B, valid_B)
@@ -224,8 +230,21 @@ def _sample(log_policy_BA: Tensor, uniform_BJ: Tensor) -> Tensor:
     return torch.searchsorted(edge_BA, uniform_BJ.to(edge_BA.dtype).contiguous(), right=True)
 
 
-def _term(value_B: Tensor, valid_B: Tensor | None) -> LossTerm:
-    valid_B = torch.ones_like(value_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
+def _without_invalid(
+    logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and rewards with zeros in rows that do not take part, and which rows do.
+
+    A loss that is masked at its end alone still has gradient 0 * NaN there, which is NaN.
+    """
+    if valid_B is None:
+        valid_B = torch.ones(len(logit_BA), dtype=torch.bool, device=logit_BA.device)
+    valid_B = valid_B.bool()
+    kept_B1 = valid_B[:, None]
+    return torch.where(kept_B1, logit_BA, 0.0), torch.where(kept_B1, reward_BA, 0.0), valid_B
+
+
+def _term(value_B: Tensor, valid_B: Tensor) -> LossTerm:
     return LossTerm(torch.where(valid_B, value_B, 0.0).sum(), valid_B.sum())
 
 

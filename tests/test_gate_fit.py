@@ -6,9 +6,11 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmemb.gate_fit import Estimator, OldPolicy, collapsed_to, fit_head, policy_loss
 from mmemb.gating import MlpDepthHead, exact_loss, supervised_loss
+from mmemb.losses import combine
 
 STATE_NS = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
 REWARD_NA = torch.stack([torch.zeros(400), STATE_NS[:, 0], 0.5 * STATE_NS[:, 1]], dim=1)
@@ -52,6 +54,50 @@ def test_the_loss_of_a_name_is_that_loss() -> None:
         assert torch.equal(found.sum, loss(logit_NA, REWARD_NA, valid_N).sum)
     with pytest.raises(ValueError, match="'ppo'"):
         policy_loss("ppo", logit_NA, REWARD_NA, uniform_BJ=torch.rand(400, 2))
+
+
+@pytest.mark.parametrize("estimator", get_args(Estimator))
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_rows_that_take_no_part_may_hold_anything(estimator: Estimator, broken: float) -> None:
+    """NaN * 0 is NaN: a mask behind the arithmetic would break every gradient."""
+    random = torch.Generator().manual_seed(0)
+    logit_BA, old_BA, reward_BA = (torch.randn(6, 3, generator=random) for _ in range(3))
+    valid_B = torch.tensor([True, False, True, True, False, True])
+    noise_BJ = torch.rand(6, 4, generator=random)
+
+    def gradient(logit_BA: Tensor, old_BA: Tensor, reward_BA: Tensor) -> Tensor:
+        logit_BA = logit_BA.clone().requires_grad_()
+        term = policy_loss(
+            estimator,
+            logit_BA,
+            reward_BA,
+            old_logit_BA=old_BA,
+            uniform_BJ=noise_BJ,
+            valid_B=valid_B,
+        )
+        return torch.autograd.grad(combine(term), logit_BA)[0]
+
+    clean = gradient(logit_BA, old_BA, reward_BA)
+    tables = [torch.where(valid_B[:, None], x, broken) for x in (logit_BA, old_BA, reward_BA)]
+    assert torch.equal(gradient(*tables), clean)
+    assert clean[valid_B].abs().max() > 0
+
+
+@pytest.mark.parametrize("estimator", get_args(Estimator))
+def test_without_an_eligible_row_the_loss_is_0_and_joined(estimator: Estimator) -> None:
+    logit_BA = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = combine(
+        policy_loss(
+            estimator,
+            logit_BA,
+            torch.full((3, 2), torch.nan),
+            old_logit_BA=logit_BA,
+            uniform_BJ=torch.rand(3, 2),
+            valid_B=torch.zeros(3, dtype=torch.bool),
+        )
+    )
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, logit_BA)[0].tolist() == torch.zeros(3, 2).tolist()
 
 
 def test_the_old_policy_is_some_steps_old() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +18,7 @@ from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.batches import UtilityBatch
 from mmemb.gate_inputs import GateInputs
 from mmemb.gating import MlpDepthHead
-from mmemb.rationales import TableWorker
+from mmemb.rationales import SelfWorker, TableWorker
 from tests.tiny_models import write_embedder
 from tests.tiny_trainer import Items, trainer_of
 
@@ -137,6 +138,41 @@ def test_a_high_price_keeps_the_gate_shut(tmp_path: Path, embedder: Path, tiny_r
     trainer.fit(module, datamodule=Planted())
     assert trainer.callback_metrics["val/invocation_ratio"] == 0
     assert trainer.callback_metrics["val/reward"] == 0
+
+
+@pytest.mark.parametrize("num_eligible", [3, 0])
+def test_broken_rows_that_take_no_part_break_nothing(num_eligible: int) -> None:
+    """States and utilities of ineligible queries are NaN; a step may have no eligible one."""
+    batch = planted("gate", range(8))
+    valid_B = torch.arange(8) < num_eligible
+    broken = replace(
+        batch,
+        inputs=batch.inputs.map(lambda x: torch.where(valid_B[:, None], x, torch.nan)),
+        utility_BA=torch.where(valid_B[:, None], batch.utility_BA, torch.nan),
+        eligible_B=valid_B,
+    )
+    clean = replace(batch, eligible_B=valid_B)
+
+    gradients, logged = [], {}
+    for rows in (clean, broken):
+        module = GatingPolicy("", "", {"full": SelfWorker(4)})
+        module.head = MlpDepthHead(WIDTH, 2, hidden_dim=0)
+        module.log_dict = lambda values, **_: logged.update(values)  # type: ignore[method-assign]
+        module.training_step(rows, 0)["loss"].backward()
+        gradients.append(module.head.output.weight.grad)
+    assert torch.equal(*gradients)
+    assert bool(gradients[1].any()) == (num_eligible > 0)
+    assert all(value.isfinite() for value in logged.values())
+    assert ("train/reward" in logged) == (num_eligible > 0)
+
+
+def test_a_gate_without_an_eligible_query_says_so(
+    tmp_path: Path, embedder: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = GateInputs.of_embedding(torch.zeros(0, WIDTH))
+    monkeypatch.setattr(Planted, "gate_inputs", lambda _: nothing)
+    with pytest.raises(ValueError, match="Part `gate` has no eligible query"):
+        fit(tmp_path, embedder, tiny_root / "facts.json", steps=1)
 
 
 def test_a_fit_without_validation_has_no_thresholds(
