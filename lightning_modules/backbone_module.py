@@ -6,6 +6,7 @@ the folder in which the trained backbone is left.
 
 from __future__ import annotations
 
+import os
 from abc import ABC
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class BackboneModule(LightningModule, ABC):
         self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
         self.gradient_cache, self._recomputes = gradient_cache, gradient_checkpointing
         if lora is not None:
-            backbone.attach_lora(lora)
+            # The seed of `seed_everything`: equal on all ranks, another start for every seed.
+            backbone.attach_lora(lora, seed=int(os.environ.get("PL_GLOBAL_SEED", "0")))
         if (gradient_checkpointing or compile_backend) and not backbone.blocks():
             raise ValueError(
                 f"{type(backbone).__name__} names no blocks: gradient_checkpointing and "

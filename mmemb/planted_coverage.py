@@ -104,7 +104,7 @@ def coverage(
         num_samples: how many samples are drawn, at least 1.
         num_resamples: of each bootstrap.
         level: nominal.
-        seed: of the samples and of the bootstraps.
+        seed: of the samples; the bootstrap of a sample is seeded by its number.
 
     Returns:
         `coverage` with `low` and `high` (Wilson, 95 %); `below` and `above`, the shares of

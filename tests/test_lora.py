@@ -33,6 +33,20 @@ def test_fresh_updates_change_nothing_and_little_is_trained(tmp_path: Path) -> N
         backbone.attach_lora(LORA)
 
 
+def test_every_seed_starts_from_other_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainings that differ in `seed_everything` are independent; equal seeds start equally."""
+    starts = []
+    for seed in ("0", "1", "1"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        module = ContrastiveEmbedder(build_joint(tmp_path / str(len(starts))), lora=LORA)
+        named = module.backbone.named_parameters()
+        starts.append(torch.cat([p.detach().flatten() for n, p in named if ".lora_A" in n]))
+    assert not torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[1], starts[2])
+
+
 def test_a_save_adds_the_updates_to_the_weights(tmp_path: Path) -> None:
     backbone = build_joint(tmp_path).eval()
     backbone.attach_lora(LORA)
