@@ -51,6 +51,11 @@ def read_tasks(root: Path) -> tuple[EvaluationTask, ...]:
         ) from None
 
 
+def has_queries(root: Path) -> bool:
+    """False for a data set of training rows alone, which has nothing to evaluate on."""
+    return (root / QUERIES).is_dir()
+
+
 @final
 class EvaluationRows:
     """Queries and candidates of a root, and the loaders over them.
@@ -75,6 +80,12 @@ class EvaluationRows:
     ) -> None:
         self.tasks = read_tasks(root)
         self._task_of = {task.name: task for task in self.tasks}
+        if not has_queries(root):
+            raise FileNotFoundError(
+                f"{root} holds no queries: its table had rows of split train alone, or preparing "
+                "it did not end. Add rows of other splits, or run `python -m datamodules.prepare` "
+                "again."
+            )
         self.query_index = ShardIndex.open(root / QUERIES)
         self.gallery_index = ShardIndex.open(root / CANDIDATES)
         self.queries, self.candidates = rows_of(self.query_index), rows_of(self.gallery_index)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, final
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from datamodules.decode import DecodeError, OnError
-from datamodules.evaluation import EvaluationRows
+from datamodules.evaluation import EvaluationRows, has_queries
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
 from datamodules.negatives import NegativeTable
 from datamodules.pair_steps import PairSteps
@@ -141,15 +142,48 @@ class PairDataModule(ShardDataModule):
         return max(1, len(self._train_rows) // self._batch_size)
 
     @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        trainer = self.trainer
+        if stage != "fit" or trainer is None or not trainer.limit_val_batches or self._val_queries:
+            return
+
+        # A monitor would wait in vain: an early stop is meant, a best checkpoint can be missed.
+        stops = [c.monitor for c in trainer.early_stopping_callbacks]
+        if stops := [name for name in stops if name.startswith("val/")]:
+            raise ValueError(
+                f"EarlyStopping watches {stops[0]}, but {self.root} has no query of part val: "
+                "leave the callback out, or prepare the data with rows of split val."
+            )
+        saved = [c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        unsaved = ", ".join(name for name in saved if name and name.startswith("val/"))
+
+        self._limits.take(trainer, "val", left=0)
+        if trainer.is_global_zero:
+            _LOG.warning(
+                "%s has no query of part val: training without validation%s",
+                self.root,
+                f", and no checkpoint is chosen by {unsaved}" if unsaved else "",
+            )
+
+    @override
     def val_dataloader(self) -> list[FiniteLoader]:
-        data = EvaluationRows(
+        limit = self.take_limit("val")
+        return self._evaluation.loaders(self._val_queries, *self.place, limit=limit)
+
+    @cached_property
+    def _evaluation(self) -> EvaluationRows:
+        return EvaluationRows(
             self.root,
             self._batch_size,
             self._val_rationales,
             self._features,
             num_workers=self._num_workers,
         )
-        return data.loaders(data.select(["val"]), *self.place, limit=self.take_limit("val"))
+
+    @cached_property
+    def _val_queries(self) -> tuple[Row, ...]:
+        return self._evaluation.select(["val"]) if has_queries(self.root) else ()
 
     @override
     def predict_dataloader(self) -> FiniteLoader | list[FiniteLoader]:

@@ -16,14 +16,16 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
+    EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    ModelCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
 from torch import Tensor, nn
 
-from datamodules import PairDataModule
+from datamodules import EvaluationDataModule, PairDataModule
 from experiments.unwritable_defaults import drop_unwritable_defaults
 from lightning_modules import ContrastiveEmbedder
 from lightning_modules.averaging import check_averaging
@@ -129,6 +131,30 @@ def test_steps_are_counted_with_their_accumulation(tmp_path: Path) -> None:
 
 def contents(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+def test_train_rows_alone_train_without_validation(
+    tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "tasks.json").write_text("[]")
+    (root / "pairs").symlink_to(tiny_root / "pairs")
+    best = ModelCheckpoint(tmp_path / "best", monitor="val/recall@1")
+    options = {"max_steps": 2, "limit_train_batches": 2, "limit_val_batches": 1.0}
+    trainer = trainer_of(tmp_path, callbacks=[best], enable_checkpointing=True, **options)
+    trainer.fit(module := KeysNoted(), datamodule=pairs(root))
+    assert len(module.keys) == 2
+    assert module.validated_at == []
+    assert caplog.text.count("training without validation, and no checkpoint is chosen by") == 1
+
+    stop = EarlyStopping("val/recall@1")
+    trainer = trainer_of(tmp_path, callbacks=[stop], **options)
+    with pytest.raises(ValueError, match=r"EarlyStopping watches val/recall@1, but .* no query"):
+        trainer.fit(KeysNoted(), datamodule=pairs(root))
+    with pytest.raises(FileNotFoundError, match="holds no queries"):
+        EvaluationDataModule(str(root), batch_size=8).test_dataloader()
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
