@@ -210,15 +210,16 @@ class PairDataModule(ShardDataModule):
         the ranks join theirs, so every rank has to ask."""
         if is_unindexed(self._pairs):
             return self._join_streamed_facts()
-        return frozenset(row.meta["fact"] for row in self._train_rows)
+        return frozenset(row.meta["fact"] for row in self._train_rows) | self._streamed_facts
 
     @override
     def state_dict(self) -> dict[str, Any]:
         # An index names the facts again after a resume; a stream does not, without reading it.
         # Lightning keeps rank 0's state alone, but asks every rank for it.
-        if not is_unindexed(self._pairs):
-            return {}
-        return {"facts": sorted(self._join_streamed_facts())}
+        facts = self._streamed_facts
+        if is_unindexed(self._pairs):
+            facts = self._join_streamed_facts()
+        return {"facts": sorted(facts)} if facts else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

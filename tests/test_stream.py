@@ -201,6 +201,12 @@ def test_ranks_know_the_facts_of_all_streams_also_after_a_resume_at_the_end(root
     assert run_ranks(read_and_resume) == [(*expected, expected)] * 2
     assert make(root).state_dict() == {}, "an index names the facts of indexed shards"
 
+    indexed = make(root, pairs=["pairs/questions"], sidecar=None)
+    own = indexed.fitted_facts
+    indexed.load_state_dict(expected[1])  # the fit goes on from what a stream has trained
+    assert indexed.fitted_facts == own | facts != own
+    assert indexed.state_dict() == expected[1]
+
 
 def test_a_tar_that_is_prepared_again_between_epochs_is_one_clear_error(root, tmp_path):
     """A stream has no index that could tell, and would go on with other pairs."""
