@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from callbacks.run_record import git_state, package_versions
-from mmemb.files import link_atomically, write_atomically
+from mmemb.files import publish, whole_folder
 from mmemb.lineage import FACTS, fingerprint, read_fitted, write_facts
 from mmemb.locks import new_folder
 from mmemb.records import scored_from_json, scored_to_json, stable_hash
@@ -225,7 +225,9 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
         "report.png": picture,
         "report.md": f"{text}\n\n![differences](report.png)\n".encode(),
     }
-    for name, content in files.items():
-        write_atomically(run / name, content)
-        link_atomically(folder / name, run / name)
+    with whole_folder(run) as fresh:
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+
+    publish(run, folder / "report", files)
     print(f"\n{text}\n{folder}/report.md, report.json, report.png")

@@ -15,8 +15,10 @@ import pytest
 
 from mmemb import files
 from mmemb.files import (
+    is_published,
     is_temporary,
     link_atomically,
+    publish,
     whole_file,
     whole_folder,
     write_atomically,
@@ -204,6 +206,45 @@ def test_a_link_points_at_the_old_or_the_new(tmp_path: Path, after: bool, found:
     assert os.readlink(tmp_path / "link") == found
     link_atomically(tmp_path / "link", tmp_path / "new")
     assert os.readlink(tmp_path / "link") == "new"
+
+
+REPORT = ("report.md", "report.json")
+
+
+def publish_value(root: Path, value: str) -> None:
+    with whole_folder(root / value) as fresh:
+        for name in REPORT:
+            (fresh / name).write_text(value)
+    publish(root / value, root / "report", REPORT)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("before", ["links of their own", "a link"])
+def test_files_that_are_shown_together_change_together(
+    tmp_path: Path, before: str, call: int, after: bool
+) -> None:
+    """Whenever it is killed: what is not published whole is not taken for the newest."""
+    if before == "a link":
+        publish_value(tmp_path, "old")
+    else:  # as earlier versions made them
+        write_model(tmp_path / "old", "")
+        for name in REPORT:
+            (tmp_path / "old" / name).write_text("old")
+            link_atomically(tmp_path / name, tmp_path / "old" / name)
+        assert not is_published(tmp_path / "report", REPORT)
+
+    def move() -> None:
+        with dies_at("replace", call, after):
+            publish_value(tmp_path, "new")
+        os._exit(9)  # it has fewer links to move
+
+    killed(move)
+    if is_published(tmp_path / "report", REPORT):
+        assert len({(tmp_path / name).read_text() for name in REPORT}) == 1
+    publish_value(tmp_path, "again")
+    assert is_published(tmp_path / "report", REPORT)
+    assert {(tmp_path / name).read_text() for name in REPORT} == {"again"}
 
 
 @pytest.mark.slow

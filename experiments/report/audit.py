@@ -15,9 +15,10 @@ from experiments.report.audit_page import COLUMNS, PICTURES, SEARCHED, audit_pag
 from experiments.report.audit_rows import AuditRow, read_audit
 from experiments.report.pictures import CandidatePictures, Shown
 from experiments.report.swap import judged_swap
-from mmemb.files import link_atomically, write_atomically
+from mmemb.files import publish, whole_folder
 from mmemb.locks import new_folder
 
+LINK = "audit"
 NAMES = ("audit.html", "audit.json")
 
 
@@ -40,11 +41,12 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}
     commit = made["git_commit"] or "nogit"
     folder = new_folder(experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-audit-{commit}")
-    write_atomically(folder / "audit.html", audit_page(made, figures, list_data))
-    # Escaped to ASCII: a text may hold half a character, which UTF-8 does not.
-    write_atomically(folder / "audit.json", json.dumps(made | content, indent=1).encode())
-    for name in NAMES:
-        link_atomically(experiment / name, folder / name)
+    with whole_folder(folder) as fresh:
+        (fresh / "audit.html").write_bytes(audit_page(made, figures, list_data))
+        # Escaped to ASCII: a text may hold half a character, which UTF-8 does not.
+        (fresh / "audit.json").write_bytes(json.dumps(made | content, indent=1).encode())
+
+    publish(folder, experiment / LINK, NAMES)
     print(f"{len(rows)} rationales: {experiment}/audit.html, audit.json")
     return figures
 

@@ -45,12 +45,13 @@ from experiments.report.tables import (
 )
 from mmemb.adaptive_settings import read_settings
 from mmemb.budget import Thresholds
-from mmemb.files import link_atomically, write_atomically
+from mmemb.files import is_published, publish, whole_folder
 from mmemb.latency import Latency, mean_latency
 from mmemb.lineage import fingerprint, read_json, write_json
 from mmemb.locks import new_folder
 from mmemb.records import EvaluationTask
 
+LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")
 
 
@@ -68,16 +69,17 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     stamp, commit = time.strftime("%Y%m%d-%H%M%S"), report["git_commit"] or "nogit"
     folder = new_folder(experiment, f"{stamp}-report-{commit}")
     title = f"{report['experiment']}: quality against cost, part test"
-    figure = draw(folder / "report.png", report["frontiers"], report["mix"], title)
     study = [study_words(report["gate_study"]), picking_words(report["picking"])]
     text = page(report, "\n\n".join(study))
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    write_json(folder / "report.json", report)
-    html = report_page(text, examples, (folder / "report.png").read_bytes())
-    write_atomically(folder / "report.html", html)
-    to_tensorboard(folder, report, figure)
-    for name in NAMES:
-        link_atomically(experiment / name, folder / name)
+    with whole_folder(folder) as fresh:
+        figure = draw(fresh / "report.png", report["frontiers"], report["mix"], title)
+        (fresh / "report.md").write_text(text, encoding="utf-8")
+        write_json(fresh / "report.json", report)
+        html = report_page(text, examples, (fresh / "report.png").read_bytes())
+        (fresh / "report.html").write_bytes(html)
+        to_tensorboard(fresh, report, figure)
+
+    publish(folder, experiment / LINK, NAMES)
     print("\n" + mix_table(report["mix"]))
     print(f"\n{experiment}/report.md, report.png, report.json, report.html")
     return report
@@ -96,7 +98,7 @@ def made_of(experiment: Path, data_root: str) -> str:
 def show_current(experiment: Path, data_root: str) -> bool:
     """Prints the table of the newest report if nothing has changed since; else returns False."""
     path = experiment / "report.json"
-    if not all((experiment / name).is_file() for name in NAMES):
+    if not is_published(experiment / LINK, NAMES):
         return False
     report = read_json(path, "a report")
     if report.get("made_of") != made_of(experiment, data_root):
