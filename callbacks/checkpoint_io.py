@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
@@ -54,6 +55,25 @@ class WholeCheckpointIO(TorchCheckpointIO):
         super().remove_checkpoint(path)
         if "://" not in str(path):
             _previous(Path(path)).unlink(missing_ok=True)
+
+
+def keep_whole_checkpoints(trainer: Trainer) -> None:
+    """Has a trainer write checkpoints by `WholeCheckpointIO`, unless it was given another IO.
+
+    Raises:
+        ValueError: its strategy writes checkpoints in pieces, one for each process, over those of
+            the step before: a kill mixes them, and no command goes on from them.
+    """
+    strategy = trainer.strategy
+    pieces = getattr(strategy, "_save_distributed_checkpoint", False)
+    if pieces or getattr(strategy, "_state_dict_type", "full") == "sharded":
+        raise ValueError(
+            f"trainer.strategy {type(strategy).__name__} would write checkpoints in pieces, which "
+            "a kill can mix and from which no command goes on. Set save_distributed_checkpoint: "
+            "false (or state_dict_type: full) in its init_args, which leaves one file."
+        )
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeCheckpointIO()
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -153,10 +153,8 @@ def _before_validation(trainer: Trainer) -> dict[str, Any]:
 
 def _end(trainer: Trainer, signum: int, said: str = "") -> None:
     _pass_on(trainer, signum)
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    launched = trainer.local_rank > 0 and not environment.creates_processes_externally
-    # The process that launched this one reports for both; it would take 143 here for a crash.
-    end(Interrupted(signum, said, status=0 if launched else None))
+    # The first process reports for those that it has launched, and takes 143 there for a crash.
+    end(Interrupted(signum, said, status=None if trainer.local_rank == 0 else 0))
 
 
 def _pass_on(trainer: Trainer, signum: int) -> None:

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from callbacks.fit_end import has_ended, interrupted
 from mmemb.distributed import gather_objects
-from mmemb.files import link_atomically
+from mmemb.files import link_atomically, write_atomically
 from mmemb.lineage import FACTS, FittedFacts, read_json, write_json, write_run_facts
 from mmemb.locks import FolderLock
 from mmemb.products import Producer, lost_product, record_products
@@ -123,9 +123,9 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         self.run.mkdir(parents=True, exist_ok=True)
-        (self.run / "config.yaml").write_text(self.config, encoding="utf-8")
+        write_atomically(self.run / "config.yaml", self.config.encode())
         commit, diff = git_state(Path(__file__).parent)
-        (self.run / "uncommitted.diff").write_text(diff, encoding="utf-8")
+        write_atomically(self.run / "uncommitted.diff", diff.encode())
         environment = {"git_commit": commit, "uncommitted_changes": bool(diff)}
         environment |= {"owner": self.owner, "tags": self.tags}
         write_json(self.run / "environment.json", environment | {"versions": package_versions()})

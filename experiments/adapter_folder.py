@@ -22,7 +22,7 @@ def write_adapter_folder(found: Found, out: Path) -> None:
 
     Args:
         found: a VisionLanguageBackbone and its run.
-        out: a folder that does not exist.
+        out: an empty folder, or a new one.
 
     Raises:
         ValueError: the run trained no updates, or has kept none apart.

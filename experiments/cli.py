@@ -14,13 +14,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from callbacks.benchmark_scores import BenchmarkScores
-from callbacks.checkpoint_io import WholeCheckpointIO, newest_whole
+from callbacks.checkpoint_io import keep_whole_checkpoints, newest_whole
 from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
@@ -169,8 +168,7 @@ class ExperimentCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(str(self.run_folder), name="", version="")
         trainer = super().instantiate_trainer(**kwargs)
         keep_checkpoints_in(trainer, self.run_folder)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user names no other
-            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        keep_whole_checkpoints(trainer)
         if self.subcommand == "fit":
             trainer.callbacks.insert(0, TrainingHealth())
             trainer.callbacks.append(StopAtStep())

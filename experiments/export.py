@@ -19,6 +19,7 @@ from experiments import run_facts
 from experiments.model_card import RunFacts, card
 from experiments.run import USER_ERRORS, quieten
 from experiments.saved_backbone import Found, find_backbone
+from mmemb.files import whole_folder
 from mmemb.lineage import FACTS, FittedFacts, inherited_facts, write_facts
 from mmemb.signals import exit_on_signals
 
@@ -116,16 +117,9 @@ def _fitted(found: Found) -> FittedFacts:
 
 
 def _whole(out: Path, write: Callable[[Path], str]) -> str:
-    """Writes a folder beside its place and moves it there when all of it is written."""
-    fresh = out.parent / f".{out.name}.tmp"
-    shutil.rmtree(fresh, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        said = write(fresh)
-        fresh.replace(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return said
+    """Writes a folder that is in its place when all of it is written."""
+    with whole_folder(out) as fresh:
+        return write(fresh)
 
 
 def _describe(fresh: Path, facts: dict[str, Any]) -> str:
@@ -181,7 +175,7 @@ def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     from mmemb.backbones.model_loading import DTYPES, load_model
 
     load_model(str(found.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False)
-    shutil.copytree(found.backbone / "model", fresh)  # whole, as was just seen
+    shutil.copytree(found.backbone / "model", fresh, dirs_exist_ok=True)  # whole, as was just seen
     prompts = _prompts(found)
     note = "A plain model: low-rank updates, if there were any, are part of the weights."
     usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))

@@ -52,7 +52,7 @@ def write_sentence_folder(
 
     Args:
         source: a saved backbone.
-        out: a folder that does not exist.
+        out: an empty folder, or a new one.
         prompts: name -> instruction.
 
     Returns:
@@ -127,7 +127,7 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
             f"{source}: the scores of its pooling may reach {bound:.0f}, more than {_WIDEST:.0f}, "
             "where float32 loses the small weights. Use `mmemb.backbones.load_backbone`."
         )
-    shutil.copytree(source / "text_model", out)
+    shutil.copytree(source / "text_model", out, dirs_exist_ok=True)
     sequences, tokenizer = backbone.sequences, backbone.sequences.tokenizer
     marks = {name: tokenizer.convert_tokens_to_ids(name) for name in _ends(tokenizer)}
     start, end = marks
@@ -147,7 +147,7 @@ def _ends(tokenizer: Any) -> tuple[str, str]:
 
 
 def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Written:
-    shutil.copytree(source / "model", out)
+    shutil.copytree(source / "model", out, dirs_exist_ok=True)
     prompts, style = backbone.prompts, backbone.style
     own = getattr(prompts.processor, "chat_template", None) or prompts.tokenizer.chat_template
     prompts.tokenizer.padding_side = "right"  # what stands behind a causal row cannot change it

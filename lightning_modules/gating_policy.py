@@ -33,6 +33,7 @@ from mmemb.batches import (
 )  # fmt: skip
 from mmemb.budget import Thresholds, Unit, check_budget
 from mmemb.distributed import gather_objects
+from mmemb.files import whole_folder
 from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, decision_rows, policy_loss
 from mmemb.gate_inputs import check_parts
 from mmemb.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
@@ -238,8 +239,9 @@ class GatingPolicy(LightningModule):
                 backbone, self.head, self.thresholds, self.workers, self.state, self.temperature
             )
             (folder,) = self.products("fit")
-            saved.save_pretrained(folder)
-            note_run(folder, self.embedder)
+            with whole_folder(folder) as fresh:
+                saved.save_pretrained(fresh)
+                note_run(fresh, self.embedder)
 
     def products(self, stage: str) -> list[Path]:
         """The gated embedder, or measured times; see `mmemb.products.Producer`."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmemb.files import file_sha256, write_atomically
+from mmemb.files import file_sha256, whole_folder
 from mmemb.lineage import read_json, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -106,10 +106,11 @@ def save_adapter(tuned: Any, settings: LoraSettings, folder: Path, base: str) ->
     data = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     data |= {"r": settings.rank, "lora_alpha": settings.alpha, "target_modules": layers}
     weights = {name: p.detach().contiguous().cpu() for name, p in lora_parameters(tuned).items()}
-    write_atomically(folder / WEIGHTS, save(weights))
-    write_json(folder / CONFIG, data)
-    # The folder's own mark: whoever names it in a configuration inherits its content.
-    write_json(folder / "fingerprint.json", {"fingerprint": adapter_identity(folder)})
+    with whole_folder(folder, keep_others=True) as fresh:
+        (fresh / WEIGHTS).write_bytes(save(weights))
+        write_json(fresh / CONFIG, data)
+        # The folder's own mark: whoever names it in a configuration inherits its content.
+        write_json(fresh / "fingerprint.json", {"fingerprint": adapter_identity(fresh)})
 
 
 def adapter_identity(folder: Path) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmemb.adaptive_settings import SETTINGS, read_settings
 from mmemb.backbones import Backbone, GenerativeBackbone, load_backbone
 from mmemb.budget import Thresholds, Unit, check_budget
+from mmemb.files import whole_folder
 from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.generation.sampling import Sampling
@@ -214,21 +215,17 @@ class AdaptiveEmbedder:
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes embedder, gate, thresholds and worker settings; the settings come last."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).unlink(missing_ok=True)
-        self.backbone.save_pretrained(folder / "backbone")
-        save_head(self.head, folder / "gate")
-        write_json(
-            folder / SETTINGS,
-            {
-                "state": self.state,
-                "temperature": self.temperature,
-                "thresholds": self.thresholds.to_json(),
-                "workers": {depth: worker.settings() for depth, worker in self.workers.items()},
-            },
-        )
+        """Writes embedder, gate, thresholds and worker settings: all of them, or nothing."""
+        settings = {
+            "state": self.state,
+            "temperature": self.temperature,
+            "thresholds": self.thresholds.to_json(),
+            "workers": {depth: worker.settings() for depth, worker in self.workers.items()},
+        }
+        with whole_folder(folder, keep_others=True) as fresh:
+            self.backbone.save_pretrained(fresh / "backbone")
+            save_head(self.head, fresh / "gate")
+            write_json(fresh / SETTINGS, settings)
 
     @classmethod
     def from_pretrained(

@@ -52,7 +52,19 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path | str) -> Iterator[Path]:
+def working_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, on its file system, which is gone behind the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path | str, keep_others: bool = False) -> Iterator[Path]:
     """Gives an empty folder to fill, which takes the place of `folder` when the block has ended.
 
     So files that belong together never mix with those of an earlier time. An earlier folder is
@@ -60,8 +72,8 @@ def whole_folder(folder: Path | str) -> Iterator[Path]:
     readers name as missing and the same command makes again.
 
     Args:
-        folder: the final name. It stays as it is if the block raises; what else lies in it, under
-            names that the new one lacks, is taken over.
+        folder: the final name. It stays as it is if the block raises.
+        keep_others: takes over what else lies in it, under names that the new one lacks.
 
     Raises:
         ValueError: the folder cannot be renamed.
@@ -72,12 +84,9 @@ def whole_folder(folder: Path | str) -> Iterator[Path]:
             f"{folder} cannot be written whole, since it is mounted there or the working folder: "
             "name a folder below it."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(folder)
-    temporary.mkdir()
-    try:
+    with working_folder(folder) as temporary:
         yield temporary
-        if folder.is_dir():
+        if keep_others and folder.is_dir():
             _take_over(folder, temporary)
         for path in temporary.rglob("*"):
             if not path.is_symlink():
@@ -85,8 +94,6 @@ def whole_folder(folder: Path | str) -> Iterator[Path]:
         sync(temporary)
         _rename_folder(temporary, folder)
         sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.budget import unit_hash
+from mmemb.files import whole_folder
 from mmemb.lineage import read_json, write_json
 from mmemb.losses import LossTerm
 from mmemb.weights import read_weights
@@ -83,11 +84,10 @@ class MlpDepthHead(DepthHead):
 
 
 def save_head(head: DepthHead, folder: str | Path) -> None:
-    """Writes `weights.pt` (plain tensors), then `config.json` with class and settings."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(head.state_dict(), folder / "weights.pt")
-    write_json(folder / "config.json", {"class": type(head).__name__, **head.settings()})
+    """Writes `weights.pt` (plain tensors) and `config.json` with class and settings, together."""
+    with whole_folder(folder, keep_others=True) as fresh:
+        torch.save(head.state_dict(), fresh / "weights.pt")
+        write_json(fresh / "config.json", {"class": type(head).__name__, **head.settings()})
 
 
 def load_head(folder: str | Path) -> DepthHead:

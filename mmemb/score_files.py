@@ -90,6 +90,7 @@ def write_scores(
         )
         for query, names in zip(queries, found.predictions, strict=True)
     ]
+    (folder / f"{found.task}{SCORE}").unlink(missing_ok=True)  # the others are no longer its own
     write_atomically(folder / f"{found.task}{PREDICTIONS}", ("\n".join(lines) + "\n").encode())
     values = {"metric": found.metric, "keys": found.keys, "clusters": found.clusters}
     write_json(folder / f"{found.task}{VALUES}", values | {"values": found.values})
@@ -124,6 +125,7 @@ def write_embeddings(
     """Vectors of a task, for `read_embeddings`: two fp32 `.npy`, the candidates' names, and the
     hash of the data that were embedded (`benchmark_data.content_of`) where it is known."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{task}_names.json").unlink(missing_ok=True)
     for kind, vectors in (("qry", query_QD), ("tgt", candidate_ND)):
         buffer = io.BytesIO()
         np.save(buffer, vectors.float().numpy(), allow_pickle=False)

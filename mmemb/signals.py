@@ -78,7 +78,8 @@ def handle_signals(act: Callable[[int], None]) -> None:
             act(signum)
 
     for signum in SIGNALS:
-        _set(signum, handle)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as SIGINT is for a shell's background
+            _set(signum, handle)
 
 
 def end(interrupted: Interrupted) -> None:

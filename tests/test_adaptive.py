@@ -220,16 +220,18 @@ def test_what_is_saved_embeds_the_same_after_loading(
     assert isinstance(other.workers["full"], EchoWorker)
 
 
-def test_an_interrupted_save_does_not_load(
+def test_an_interrupted_save_leaves_what_was_there(
     backbone: OpenClipBackbone, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = embedder_of(backbone, head_of(), TableWorker(str(facts)))
-    saved.save_pretrained(tmp_path)
-    monkeypatch.setattr(backbone, "save_pretrained", lambda folder: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        saved.save_pretrained(tmp_path)
+    saved.save_pretrained(tmp_path / "old")
+    monkeypatch.setattr("mmemb.adaptive.save_head", lambda head, folder: 1 / 0)
+    for name in ("old", "new"):
+        with pytest.raises(ZeroDivisionError):
+            saved.save_pretrained(tmp_path / name)
+    AdaptiveEmbedder.from_pretrained(tmp_path / "old")
     with pytest.raises(FileNotFoundError, match=r"adaptive\.json is missing.*interrupted"):
-        AdaptiveEmbedder.from_pretrained(tmp_path)
+        AdaptiveEmbedder.from_pretrained(tmp_path / "new")
 
 
 def test_written_rationales_take_the_place_of_live_ones(backbone: OpenClipBackbone) -> None:

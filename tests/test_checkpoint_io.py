@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -11,8 +12,13 @@ import pytest
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
-from callbacks.checkpoint_io import WholeCheckpointIO, newest_whole
+from callbacks.checkpoint_io import (
+    WholeCheckpointIO,
+    keep_whole_checkpoints,
+    newest_whole,
+)
 
 
 def save(path: Path, step: int) -> None:
@@ -92,6 +98,23 @@ def test_without_a_whole_one_the_broken_one_is_named(last: Path) -> None:
     assert step_of(newest_whole(last.parent)) == 1
     last.unlink()
     assert newest_whole(last.parent) is None, "a run that keeps no last state starts again"
+
+
+def test_a_trainer_writes_them_whole_or_says_why_not() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False)
+    keep_whole_checkpoints(trainer)
+    assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO)
+
+    own = Mock(spec=TorchCheckpointIO)
+    trainer = Trainer(accelerator="cpu", logger=False, plugins=[own])
+    keep_whole_checkpoints(trainer)
+    assert trainer.strategy.checkpoint_io is own, "the user's choice"
+
+    for pieces in (True, False):
+        strategy = ModelParallelStrategy(1, 1, save_distributed_checkpoint=pieces)
+        expected = pytest.raises(ValueError, match="pieces") if pieces else nullcontext()
+        with patch.object(Trainer, "strategy", strategy), expected:
+            keep_whole_checkpoints(trainer)
 
 
 def test_a_trainer_takes_it_as_a_plugin(tmp_path: Path) -> None:

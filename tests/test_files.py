@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -125,8 +126,8 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
     assert (names(tmp_path), path.read_bytes()) == (["a"], b"old")
 
 
-def write_model(folder: Path, value: str) -> None:
-    with whole_folder(folder) as fresh:
+def write_model(folder: Path, value: str, keep_others: bool = False) -> None:
+    with whole_folder(folder, keep_others) as fresh:
         (fresh / "weights.pt").write_text(value)
         (fresh / "config.json").write_text(value)
 
@@ -158,16 +159,18 @@ def test_files_of_a_folder_never_mix(
     assert names(tmp_path) == ["gate"]
 
 
-def test_a_folder_keeps_what_its_writer_does_not_know(tmp_path: Path) -> None:
+def test_a_folder_keeps_what_its_writer_does_not_know_if_asked(tmp_path: Path) -> None:
     folder = tmp_path / "gate"
     write_model(folder, "old")
     (folder / "notes").mkdir()
     (folder / "notes/a").write_text("mine")
     (tmp_path / "link").symlink_to("gate")
-    write_model(tmp_path / "link", "new")
+    write_model(tmp_path / "link", "new", keep_others=True)
     assert read_model(folder) == {"new"}
     assert (folder / "notes/a").read_text() == "mine"
     assert (tmp_path / "link").is_symlink()
+    write_model(folder, "new")
+    assert names(folder) == ["config.json", "weights.pt"]
 
 
 def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
@@ -247,13 +250,53 @@ def test_files_that_are_shown_together_change_together(
     assert {(tmp_path / name).read_text() for name in REPORT} == {"again"}
 
 
+REPO = Path(files.__file__).parents[1]
+ROOMS = ("mmemb", "datamodules", "lightning_modules", "callbacks", "experiments")
+WRITING = re.compile(
+    r"write_text\(|write_bytes\(|open\([^)\n]*[\"'][wax]b?[\"']|torch\.save\(|save_file\(|np\.save\("
+    r"|savefig\(|os\.(replace|rename|link|symlink)\(|symlink_to\(|copytree\(|copyfile\w*\("
+    r"|shutil\.(copy|move)|json\.dump\("
+)
+WHOLE = re.compile(r"\b(fresh|temporary|buffer)\b")
+"""Names of what becomes whole at the end of a block, or stays in memory."""
+
+WRITES_OTHERWISE = {
+    "mmemb/files.py": "the one place that renames",
+    "mmemb/shard_writer.py": "a tar in `whole_file`",
+    "mmemb/backbones/open_clip.py": "within `Backbone.save_pretrained`, or a temporary folder",
+    "mmemb/backbones/tower.py": "within `Backbone.save_pretrained`",
+    "datamodules/prepare/download.py": "a file of `working_folder`, synced, renamed",
+    "datamodules/prepare/models.py": "within `whole_folder`",
+    "callbacks/checkpoint_io.py": "the checkpoint before, within `whole_file`",
+    "experiments/planted.py": "a picture in memory",
+    "experiments/report/figure.py": "within `whole_folder` of the report",
+    "experiments/sentence_folder.py": "within `whole_folder` of the export",
+    "experiments/run.py": "a log in the folder of temporary files",
+}
+"""File -> why what it writes without a name of `WHOLE` is never half there."""
+
+
+def test_whatever_is_written_is_whole_or_has_a_reason() -> None:
+    wrong, odd = [], set()
+    for path in (path for room in ROOMS for path in sorted((REPO / room).rglob("*.py"))):
+        name = path.relative_to(REPO).as_posix()
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not WRITING.search(line) or WHOLE.search(line) or "/bench" in name:
+                continue
+            odd.add(name)
+            if name not in WRITES_OTHERWISE:
+                wrong.append(f"{name}: {line.strip()}")
+    assert not wrong, "use mmemb.files, or say why not"
+    assert odd == set(WRITES_OTHERWISE)
+
+
 @pytest.mark.slow
 def test_leftovers_of_a_process_that_was_killed_from_outside_go(tmp_path: Path) -> None:
     code = (
         "import os, signal; from mmemb.files import whole_file\n"
         "with whole_file('a') as t: t.write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
     (left,) = tmp_path.iterdir()
     assert is_temporary(left)

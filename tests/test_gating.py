@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -150,3 +151,18 @@ def test_loading_a_gate_that_is_not_there(tmp_path: Path) -> None:
 def test_oracle_takes_the_cheapest_of_the_best() -> None:
     utility = torch.tensor([[-2.0, -1.0, -1.0], [-1.0, -2.0, -1.0]])
     assert oracle_depth(utility, torch.tensor([[0.0, 9.0, 5.0]] * 2)).tolist() == [2, 0]
+
+
+def test_a_gate_that_breaks_off_leaves_the_one_before(tmp_path: Path) -> None:
+    """Its weights would else lie under the settings of the old one."""
+    old, new = MlpDepthHead(4, dropout=0.5), MlpDepthHead(4, dropout=0.1)
+    torch.nn.init.ones_(new.output.bias)
+    save_head(old, tmp_path / "gate")
+    with (
+        patch("mmemb.gating.write_json", side_effect=OSError("no space is left")),
+        pytest.raises(OSError, match="no space"),
+    ):
+        save_head(new, tmp_path / "gate")
+    found = load_head(tmp_path / "gate")
+    assert found.settings()["dropout"] == 0.5
+    assert found.output.bias.tolist() == [0.0, 0.0]

@@ -199,12 +199,13 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # six processes import everything, two of them at once
 @pytest.mark.parametrize("more", [[], ["--config", str(CONFIGS / "strategy/ddp.yaml")]])
 def test_a_signal_ends_a_fit_with_its_status_and_the_same_command_goes_on(
     trunk: Experiment, tmp_path: Path, more: list[str]
 ) -> None:
     """What a scheduler does before it kills."""
-    steps = ["--trainer.max_steps", "60", "--trainer.limit_train_batches", "60", *more]
+    steps = ["--trainer.max_steps", "20", "--trainer.limit_train_batches", "20", *more]
     steps += ["--trainer.limit_val_batches", "0"]
     process = start(trunk, tmp_path / "cut", *steps, "--data.num_workers", "1")
     while process.poll() is None and not saved(tmp_path / "cut"):
@@ -213,7 +214,7 @@ def test_a_signal_ends_a_fit_with_its_status_and_the_same_command_goes_on(
     assert process.wait(120) == 143
     (last,) = saved(tmp_path / "cut")
     step = torch.load(last, weights_only=True)["global_step"]
-    assert 1 <= step < 60
+    assert 1 <= step < 20
     assert not (tmp_path / "cut/tiny/trunk").exists()
 
     for name in ("cut", "whole"):
@@ -227,14 +228,13 @@ def test_a_signal_ends_predict_and_the_pipeline_around_it(tiny_root: Path, tmp_p
     experiment = write_experiment(tmp_path, tiny_root)
     command = [sys.executable, "-m", "experiments.pipeline", str(experiment.pipeline)]
     environment = os.environ | {"MMEMB_RUNS": str(experiment.runs), "OMP_NUM_THREADS": "1"}
-    for signum, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = subprocess.Popen(command, cwd=REPO, env=environment, start_new_session=True)
-        while process.poll() is None and not list(experiment.folder.glob("*-rationales-*")):
-            time.sleep(0.01)
-        process.send_signal(signum)
-        assert process.wait(120) == status
-        shards = list(experiment.folder.glob("rationales/*.tar*"))
-        assert all(shard.suffix == ".tar" for shard in shards), "whole or absent"
+    process = subprocess.Popen(command, cwd=REPO, env=environment, start_new_session=True)
+    while process.poll() is None and not list(experiment.folder.glob("*-rationales-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143
+    left = list((experiment.folder / "rationales").glob("*"))
+    assert all(path.suffix in (".tar", ".json") for path in left), "whole or absent"
     done = subprocess.run(
         [*command, "--until", "rationales"], cwd=REPO, env=environment, check=False
     )

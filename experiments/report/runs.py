@@ -10,6 +10,7 @@ import yaml
 
 from experiments.report.page import markdown_table
 from experiments.resume import flattened
+from mmemb.files import is_temporary
 from mmemb.lineage import read_json
 
 HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
@@ -25,7 +26,11 @@ def list_runs(folder: Path) -> str:
         FileNotFoundError: there is no run.
     """
     runs = sorted(
-        {path.parent for path in folder.rglob("fingerprint.json") if not path.parent.is_symlink()},
+        {
+            path.parent
+            for path in folder.rglob("fingerprint.json")
+            if not path.parent.is_symlink() and not is_temporary(path.parent)
+        },
         key=lambda run: run.name,
         reverse=True,
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.adapters import LoraSettings
+from mmemb.files import whole_folder
 from mmemb.lineage import read_json, write_json
 from mmemb.records import Rationale, Side
 from mmemb.weights import read_weights
@@ -166,16 +167,14 @@ class Backbone(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes all that is needed to load the backbone again, offline, from `folder` alone.
 
-        `config.json` comes last, by rename: a folder that was interrupted does not load.
+        The folder is renamed into place: its files never mix with those of an earlier time.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).unlink(missing_ok=True)
-        init_args = self.config() | self._save_files(folder)
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith(self._files_hold)}
-        torch.save(own, folder / _WEIGHTS)
-        spec = {"class_path": class_path(self), "init_args": init_args}
-        write_json(folder / _CONFIG, spec)
+        with whole_folder(folder, keep_others=True) as fresh:
+            init_args = self.config() | self._save_files(fresh)
+            own = {k: v for k, v in self.state_dict().items() if not k.startswith(self._files_hold)}
+            torch.save(own, fresh / _WEIGHTS)
+            spec = {"class_path": class_path(self), "init_args": init_args}
+            write_json(fresh / _CONFIG, spec)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
