@@ -27,6 +27,7 @@ from callbacks.run_record import RunRecord, git_state
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
+from experiments.deciding import deciding_trainer
 from experiments.fit_loop import WholeFitLoop
 from experiments.resume import MACHINE_KEYS, check_resume, flattened
 from experiments.run import without_secrets
@@ -39,20 +40,6 @@ from mmemb.weights import read_weights
 
 CONFIGS = Path(__file__).parent / "configs"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-
-TRAINER_KEYS = (
-    "max_steps",
-    "max_epochs",
-    "precision",
-    "gradient_clip_val",
-    "accumulate_grad_batches",
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "fast_dev_run",
-)
-"""The trainer settings that change results; devices and loggers do not."""
 
 
 class ExperimentCLI(LightningCLI):
@@ -321,7 +308,7 @@ def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> di
     data = config.as_dict()
     for key in MACHINE_KEYS:
         (data["data"].get("init_args") or {}).pop(key, None)
-    trainer = {key: data["trainer"].get(key) for key in TRAINER_KEYS}
+    trainer = deciding_trainer(data["trainer"])
     kept = {key: data[key] for key in ("model", "data", "seed_everything")}
     if not machine:
         kept["model"] = without_machine_keys(kept["model"])

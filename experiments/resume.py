@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from experiments.deciding import deciding_trainer
 from mmemb.lineage import read_json
 
 MACHINE_KEYS = ("num_workers", "start_method")
@@ -68,14 +69,16 @@ def check_resume(
 
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Key -> `was X, is Y`, for every setting of `settings` that was recorded otherwise."""
+    # An earlier Lightning may have recorded keys that today's has no more.
+    before = deciding_trainer(recorded.get("trainer") or {})
+    before = {key: value for key, value in before.items() if key in settings.get("trainer", {})}
+    recorded = {**recorded, "trainer": before}
     now = flattened({k: v for k, v in settings.items() if k != "subcommand"})
     then = flattened({key: recorded.get(key) for key in settings if key != "subcommand"})
-    trainer = {f"trainer.{key}" for key in settings.get("trainer", {})}
-    names = [n for n in [*now, *then] if not n.startswith("trainer.") or n in trainer]
     missing = object()
     return {
         name: f"was {_word(then, name)}, is {_word(now, name)}"
-        for name in dict.fromkeys(names)
+        for name in dict.fromkeys([*now, *then])
         if then.get(name, missing) != now.get(name, missing)
         and name.rpartition(".")[2] not in MACHINE_KEYS
     }

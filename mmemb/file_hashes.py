@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, final
@@ -11,6 +14,10 @@ from mmemb.files import file_identity, file_sha256, write_atomically
 
 _CLOCK_TICK_NS = 2_000_000_000
 """Longest step of a file system's clock: two writes within one step leave equal times."""
+
+
+LARGE_BYTES = 16 * 2**20
+"""`file_content` remembers the hashes of files from this size on."""
 
 
 @final
@@ -47,6 +54,25 @@ class FileHashes:
         settled = {name: row for name, row in self._used.items() if row[-1] < newest}
         if settled != self._known:
             write_atomically(self._memory, json.dumps(settled, indent=0).encode())
+
+
+def file_content(path: Path) -> str:
+    """The SHA-256 (hex) of a file that is asked for at every start.
+
+    A large file is read once: the user's cache (`$XDG_CACHE_HOME/mmemb`, else `~/.cache/mmemb`)
+    remembers its hash for as long as the file is the same on disk.
+    """
+    if path.stat().st_size < LARGE_BYTES:
+        return file_sha256(path)
+
+    path = path.resolve()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+    hashes = FileHashes(cache / "mmemb" / "hashes" / f"{name}.json")
+    found = hashes.sha256(path)
+    with contextlib.suppress(OSError):  # a home that cannot be written: read again next time
+        hashes.save()
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

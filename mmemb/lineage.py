@@ -1,7 +1,8 @@
 """Where a result comes from: fingerprints of inputs and settings, and facts of fitted models.
 
 A folder with a `manifest.json` (shards) or a `fingerprint.json` (a run) is an *input*: whatever
-configuration names one inherits its fingerprint, so a changed input changes everything after it.
+configuration names one inherits its fingerprint, so a changed input changes everything after it. A
+file, and a folder without such a mark (a model from elsewhere), counts by its bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from mmemb.files import write_atomically
+from mmemb.file_hashes import file_content
+from mmemb.files import file_identity, write_atomically
 
 FORMAT_VERSION = 1
 """Raised when the meaning of a stage's output changes, so that old outputs are made again."""
+
+MOST_FILES = 10_000
+"""A folder without a mark counts by its files' bytes if it holds no more files."""
 
 _MARKS = ("manifest.json", "fingerprint.json")
 
@@ -253,14 +258,34 @@ def _paths(settings: Any, outputs: Collection[Path]) -> Iterator[str]:
 
 
 def _identity(path: Path) -> str:
-    """What a path stands for: a mark in it or in a folder of shards below, or a file's bytes."""
+    """What a path stands for: a mark in it or in folders of shards below, or the bytes of files."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_content(path)
     mark = _marked_parent(path.resolve(), _MARKS)
     if mark is not None:
         return _mark_identity(mark)
+
     below = sorted(path.glob("*/manifest.json")) + sorted(path.glob("*/*/manifest.json"))
-    return canonical_json([_mark_identity(mark) for mark in below])
+    if below or any(path.glob("*/fingerprint.json")) or any(path.glob("*/*/fingerprint.json")):
+        return canonical_json([_mark_identity(mark) for mark in below])
+    return _folder_content(path)
+
+
+def _folder_content(folder: Path) -> str:
+    """The bytes of all files in a folder that no run or stage has marked, such as a model's.
+
+    Hidden names do not count. A folder of more than `MOST_FILES` files, which no model is, counts
+    by their names, sizes and times.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    if len(files) > MOST_FILES:
+        return canonical_json([[str(path), *file_identity(path)] for path in files])
+    return canonical_json([[str(path.relative_to(folder)), file_content(path)] for path in files])
 
 
 def _mark_identity(mark: Path) -> str:

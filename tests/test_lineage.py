@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmemb import file_hashes, lineage
+from mmemb.files import file_sha256
 from mmemb.lineage import (
     FittedFacts,
     fingerprint,
@@ -85,6 +88,63 @@ def test_a_model_in_a_run_counts_with_the_run(tmp_path: Path) -> None:
         link.symlink_to(f"run-{mark}")
         found.append(fingerprint(settings))
     assert found[0] == found[2] != found[1]
+
+
+def test_a_model_folder_without_a_mark_counts_with_its_bytes(tmp_path: Path) -> None:
+    """Replaced weights of equal size, with the old times as `rsync -t` leaves them."""
+    model = tmp_path / "model"
+    (model / "parts").mkdir(parents=True)
+    weights = model / "parts/weights.safetensors"
+    weights.write_bytes(b"old")
+    settings = {"model": str(model), "id": "owner/name"}
+    before, times = fingerprint(settings), weights.stat().st_mtime_ns
+
+    weights.write_bytes(b"new")
+    os.utime(weights, ns=(times, times))
+    assert fingerprint(settings) != before
+    weights.write_bytes(b"old")
+    (model / ".cache").mkdir()
+    (model / ".cache/lock").touch()
+    assert fingerprint(settings) == before, "neither times nor hidden files count"
+    weights.rename(model / "weights.safetensors")
+    assert fingerprint(settings) != before
+
+
+def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_hashes, "LARGE_BYTES", 3)
+    monkeypatch.setattr(file_hashes, "_CLOCK_TICK_NS", -(10**12))  # as if written long ago
+    read: list[Path] = []
+
+    def sha256(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(file_hashes, "file_sha256", sha256)
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"old")
+    settings = {"weights": str(path)}
+    before = fingerprint(settings)
+    assert fingerprint(settings) == before
+    assert len(read) == 1
+
+    times = path.stat().st_mtime_ns
+    path.write_bytes(b"new")
+    os.utime(path, ns=(times, times))
+    assert fingerprint(settings) != before
+    assert len(read) == 2
+
+
+def test_a_folder_of_very_many_files_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "MOST_FILES", 1)
+    monkeypatch.setattr(lineage, "file_content", lambda path: pytest.fail("it is read"))
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    before = fingerprint({"folder": str(tmp_path)})
+    (tmp_path / "b").write_bytes(b"more")
+    assert fingerprint({"folder": str(tmp_path)}) != before
 
 
 def test_what_the_run_writes_is_no_input(tmp_path: Path) -> None:
