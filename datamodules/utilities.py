@@ -23,6 +23,7 @@ from datamodules.samples import Row
 from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import UtilityBatch
+from mmemb.benchmark_data import check_index
 from mmemb.gate_inputs import GateInputs
 from mmemb.lineage import run_mark
 from mmemb.shards import Origin, ShardIndex, check_join
@@ -140,6 +141,7 @@ class UtilityTable:
                 f"{where}, member json: expected an object with {sorted(wanted)}, found "
                 f"{data!r:.80}. Run the step that makes the folder again."
             )
+        _check_agrees(data, row, where)
         probe_H = self._probe(row.entry.key)
         if data["eligible"] and self._probe_width and "probe.npy" not in entry.members:
             raise ValueError(f"{where} is eligible but lacks probe.npy: make the folder again.")
@@ -159,6 +161,14 @@ class UtilityTable:
     def _probe_width(self) -> int:
         probed = (entry.key for entry in self._index.entries if "probe.npy" in entry.members)
         return len(self._probe(key)) if (key := next(probed, None)) else 0
+
+
+def _check_agrees(data: Mapping[str, Any], row: Row, where: str) -> None:
+    """Refuses a row that was measured of another query than the index says."""
+    try:
+        check_index(data, row.meta)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error} Make the folder again.") from None
 
 
 @final

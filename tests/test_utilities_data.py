@@ -195,6 +195,14 @@ def test_utilities_without_scores_and_probe_have_width_0(root, tmp_path):
     assert (inputs.scores_B3.shape, inputs.probe_BH.shape) == ((2, 0), (2, 0))
 
 
+def test_a_row_that_was_measured_of_another_query_is_refused(root, tmp_path):
+    def change(entry: IndexEntry, members: dict[str, Any]) -> None:
+        members["json"]["concept"] = "country:xx"
+
+    with pytest.raises(ValueError, match=r"the index says concept '.*', the json 'country:xx'"):
+        next(rewritten(root, tmp_path, change).train_dataloader())
+
+
 def test_probes_of_two_widths_name_the_folder(root, tmp_path):
     def change(entry: IndexEntry, members: dict[str, Any]) -> None:
         members["probe.npy"] = PROBE[: 3 + int(entry.key) % 2]

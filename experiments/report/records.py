@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmemb.benchmark_data import check_index
 from mmemb.gating import reward_BA
 from mmemb.records import DIRECT, FULL
 from mmemb.shards import ShardIndex, check_join
@@ -129,6 +130,8 @@ def read_queries(experiment: Path) -> QueryTable:
 def _table(
     utilities: ShardIndex, rows: Sequence[dict[str, Any]], taken: Sequence[dict[str, Any]]
 ) -> QueryTable:
+    for entry, row in zip(utilities.entries, rows, strict=True):
+        check_index(row, entry.meta)
     return QueryTable(
         keys=tuple(entry.key for entry in utilities.entries),
         tasks=tuple(row["task"] for row in rows),
