@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
@@ -48,6 +51,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.xdist_group(item.path.name))  # what they look at is made once
     for name in {"clip_experiment", "joint_experiment"} & {*getattr(item, "fixturenames", ())}:
         item.add_marker(pytest.mark.xdist_group(name))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """No test ends a machine, and what one process has written another one reads: `fsync`, 5 ms
+    each, changes nothing that a test could see."""
+    with patch.object(os, "fsync", lambda handle: None):
+        yield
 
 
 @pytest.fixture(scope="session")
