@@ -174,8 +174,15 @@ class ShardDataModule(LightningDataModule, ABC):
             return
 
         check_precision(self.trainer.precision_plugin)
-        if stage == "fit":
-            self._define_epoch(self.trainer)
+        if stage != "fit":
+            return
+
+        if self.trainer.reload_dataloaders_every_n_epochs:
+            raise ValueError(
+                "trainer.reload_dataloaders_every_n_epochs would start the stream of training "
+                "batches again and train on its first ones only: set it to 0."
+            )
+        self._define_epoch(self.trainer)
 
     @override
     def teardown(self, stage: str) -> None:

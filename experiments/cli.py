@@ -33,6 +33,7 @@ from experiments.resume import MACHINE_KEYS, check_resume, flattened
 from experiments.run import without_secrets
 from experiments.run_folder import RunFolder
 from experiments.run_loggers import keep_checkpoints_in, place_loggers
+from experiments.trainer_options import check_trainer_options
 from experiments.unwritable_defaults import drop_unwritable_defaults
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import FittedFacts, fingerprint, inherited_facts, input_identities
@@ -105,6 +106,7 @@ class ExperimentCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         drop_unwritable_defaults(config)
+        check_trainer_options(config.trainer)
         for key in ("name", "experiment"):
             if not config[key]:
                 raise ValueError(f"{key} is not set: give --{key}, or the key in a --config file.")
@@ -122,9 +124,9 @@ class ExperimentCLI(LightningCLI):
             check_resume(Path(given), whole, self.inputs, config.allow_change)
         self.claimed = self._claim()
         self.run_folder = self.claimed.path
-        config.trainer.default_root_dir = str(self.run_folder)
-        # Before loggers are placed: a run of this text places its own.
+        # Before anything is put into this folder: a run of this text has its own.
         self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
+        config.trainer.default_root_dir = str(self.run_folder)
         place_loggers(config.trainer, self.run_folder)
 
     @override

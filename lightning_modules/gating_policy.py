@@ -205,6 +205,12 @@ class GatingPolicy(LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
+        # Thresholds of an untrained gate must not stand in for those after the fit.
+        if self.trainer.sanity_checking:
+            self._sums.reset()
+            self._calibration = []
+            return
+
         # Sums: a rank may hold no eligible query. The means are equal on all of them.
         self.log_dict(self._sums.compute(), sync_dist=True)
         self._sums.reset()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import tempfile
 import warnings
 from copy import deepcopy
@@ -14,7 +16,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -26,6 +28,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor, nn
 
 from datamodules import EvaluationDataModule, PairDataModule
+from experiments.trainer_options import check_trainer_options
 from experiments.unwritable_defaults import drop_unwritable_defaults
 from lightning_modules import ContrastiveEmbedder
 from lightning_modules.averaging import check_averaging
@@ -33,7 +36,7 @@ from lightning_modules.schedule import num_training_steps, schedule, schedule_le
 from mmemb.backbones import load_backbone
 from mmemb.shards import ShardIndex
 from tests.tiny_embedder import clip
-from tests.tiny_experiment import run, write_experiment
+from tests.tiny_experiment import REPO, run, write_experiment
 from tests.tiny_trainer import trainer_of
 
 
@@ -131,6 +134,25 @@ def test_steps_are_counted_with_their_accumulation(tmp_path: Path) -> None:
 
 def contents(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_every_option_of_the_trainer_is_in_the_table() -> None:
+    """A release of Lightning that adds one, or drops one, asks for a decision here."""
+    text = (REPO / "docs/lightning_options.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\w ]+) \|", text, re.MULTILINE)
+    assert [name for name, _ in rows] == list(inspect.signature(Trainer).parameters)
+    assert {state for _, state in rows} == {"works", "partly", "deviates", "refused", "no effect"}
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path, tiny_root: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    check_trainer_options(Namespace(default_root_dir=str(tmp_path), barebones=False))
+    with pytest.raises(ValueError, match="by --runs and --experiment"):
+        check_trainer_options(Namespace(default_root_dir="elsewhere", barebones=False))
+    with pytest.raises(ValueError, match=r"experiments\.bench"):
+        check_trainer_options(Namespace(default_root_dir=None, barebones=True))
+    with pytest.raises(ValueError, match="set it to 0"):
+        fitted(tmp_path, tiny_root, max_steps=1, reload_dataloaders_every_n_epochs=1)
 
 
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
