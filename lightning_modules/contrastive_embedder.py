@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -150,7 +151,8 @@ class ContrastiveEmbedder(BackboneModule):
         if num_draws is not None and num_draws < 1:
             raise ValueError(f"num_draws {num_draws}: expected at least 1, or null for all")
         self.depths, self.num_draws = tuple(depths), num_draws
-        self.fitted_facts = read_facts(Path(fitted)) if fitted else None
+        if fitted:
+            self.fitted_facts = read_facts(Path(fitted))
         mark = run_mark(Path(fitted).parent) if fitted else None
         self.made_by = {"embedder": mark} if mark else {}  # a gate asks whose utilities it learns
         self.allow_fitted = allow_fitted
@@ -240,6 +242,11 @@ class ContrastiveEmbedder(BackboneModule):
 
     # predict
 
+    @cached_property
+    def fitted_facts(self) -> frozenset[str]:
+        """Facts that may not be scored: by default those of the backbone's own folder."""
+        return trained_facts(self.backbone.folder) if self.backbone.folder else frozenset()
+
     @override
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> SidecarOutput:
         if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
@@ -249,9 +256,8 @@ class ContrastiveEmbedder(BackboneModule):
             return SidecarOutput(batch.shard, tuple(embedding_rows(self.backbone, batch)))
         if batch_idx == 0:
             self._galleries = Galleries(self._candidates)
-            if self.fitted_facts is None and not self.allow_fitted and self.backbone.folder:
-                self.fitted_facts = trained_facts(self.backbone.folder)
-        guard_facts(batch.queries, self.fitted_facts or (), self.allow_fitted)
+        if not self.allow_fitted:
+            guard_facts(batch.queries, self.fitted_facts, allow_fitted=False)
         rows = utility_rows(
             self.backbone,
             batch,

@@ -89,15 +89,12 @@ def test_a_fitted_fact_is_refused(tmp_path: Path, tiny_root: Path, rationales: P
     assert not list((tmp_path / "utilities").glob("manifest.json"))
 
 
-def test_a_saved_backbone_brings_the_facts_that_it_was_fitted_on(
-    tmp_path: Path, tiny_root: Path, rationales: Path
-) -> None:
+def test_a_saved_backbone_brings_the_facts_that_it_was_fitted_on(tmp_path: Path) -> None:
     clip(tmp_path).save_pretrained(tmp_path / "copy")
     write_json(tmp_path / "copy/fitted.json", {"facts": ["country:20/capital"]})
     module = ContrastiveEmbedder(load_backbone(str(tmp_path / "copy")))
-    data = EvaluationDataModule(str(tiny_root), batch_size=99, rationales=str(rationales))
-    with pytest.raises(ValueError, match=r"asks for country:20/capital, on which this model was"):
-        trainer_of(tmp_path).predict(module, datamodule=data, return_predictions=False)
+    assert module.fitted_facts == {"country:20/capital"}
+    assert ContrastiveEmbedder(clip(tmp_path)).fitted_facts == frozenset()
 
 
 def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
