@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -142,6 +142,7 @@ class UtilityTable:
                 f"{data!r:.80}. Run the step that makes the folder again."
             )
         _check_agrees(data, row, where)
+        _check_numbers(data, where)
         probe_H = self._probe(row.entry.key)
         if data["eligible"] and self._probe_width and "probe.npy" not in entry.members:
             raise ValueError(f"{where} is eligible but lacks probe.npy: make the folder again.")
@@ -169,6 +170,17 @@ def _check_agrees(data: Mapping[str, Any], row: Row, where: str) -> None:
         check_index(data, row.meta)
     except ValueError as error:
         raise ValueError(f"{where}: {error} Make the folder again.") from None
+
+
+def _check_numbers(data: Mapping[str, Any], where: str) -> None:
+    """Refuses a utility or cost that is no finite number: one NaN would spread to all weights."""
+    for name in ("utility", "cost"):
+        numbers = [number for draws in data[name] for number in draws]
+        if not all(map(isfinite, numbers)):
+            raise ValueError(
+                f"{where}: {name} is {data[name]!r:.80}; expected finite numbers. The embedder "
+                "gave NaN or infinity: train it again, then make the folder again."
+            )
 
 
 @final

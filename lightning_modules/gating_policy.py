@@ -156,6 +156,15 @@ class GatingPolicy(LightningModule):
         check_averaging(self, self.trainer)
 
     @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["old_policy"] = self._old.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.head is not None:
+            self._old.load_state_dict(self.head, checkpoint.get("old_policy", {}))
+
+    @override
     def training_step(self, batch: UtilityBatch, batch_idx: int) -> dict[str, Any]:
         # Rows that do not take part may hold anything, and NaN would spread to every weight.
         state_BS = torch.where(batch.eligible_B[:, None], batch.inputs.state(self.state), 0.0)

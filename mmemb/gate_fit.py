@@ -63,6 +63,16 @@ class OldPolicy:
             self._head = deepcopy(head).eval()
         return self._head(state_BS)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The older weights, for a checkpoint; empty before the first step."""
+        return self._head.state_dict() if self._head is not None else {}
+
+    def load_state_dict(self, head: DepthHead, state: dict[str, Tensor]) -> None:
+        """Restores the older weights into a copy of `head`, so that a resumed fit samples alike."""
+        if state:
+            self._head = deepcopy(head).eval()
+            self._head.load_state_dict(state)
+
 
 def fit_head(
     head: DepthHead,

@@ -108,6 +108,16 @@ def test_the_old_policy_is_some_steps_old() -> None:
     assert not torch.equal(old.logits(head, STATE_NS, 4), first)
 
 
+def test_the_old_policy_survives_a_resume() -> None:
+    head, old, resumed = MlpDepthHead(6, 2, hidden_dim=0), OldPolicy(), OldPolicy()
+    resumed.load_state_dict(head, old.state_dict())  # saved before the first step
+
+    first = old.logits(head, STATE_NS, 0)
+    torch.nn.init.ones_(head.output.bias)
+    resumed.load_state_dict(head, old.state_dict())
+    assert torch.equal(resumed.logits(head, STATE_NS, 3), first)
+
+
 def test_supervision_counts_a_query_by_what_it_can_lose() -> None:
     reward_NA = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
     term = supervised_loss(torch.zeros(2, 2), reward_NA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,15 @@ def test_a_row_that_was_measured_of_another_query_is_refused(root, tmp_path):
         members["json"]["concept"] = "country:xx"
 
     with pytest.raises(ValueError, match=r"the index says concept '.*', the json 'country:xx'"):
+        next(rewritten(root, tmp_path, change).train_dataloader())
+
+
+@pytest.mark.parametrize(("name", "value"), [("utility", nan), ("utility", inf), ("cost", nan)])
+def test_a_number_that_is_not_finite_names_its_sample(root, tmp_path, name, value):
+    def change(entry: IndexEntry, members: dict[str, Any]) -> None:
+        members["json"][name][0][0] = value
+
+    with pytest.raises(ValueError, match=rf"sample .*: {name} is .*expected finite numbers"):
         next(rewritten(root, tmp_path, change).train_dataloader())
 
 
