@@ -188,7 +188,8 @@ def test_a_moment_without_a_right_clip(tmp_path: Path) -> None:
     [
         ([(7, 9, 1)], r"'9' is not among its 2 candidate\(s\)"),
         ([(7, 1, 0)], r"none is named of its 2 candidate\(s\)"),
-        ([(7, 1, "1")], r"expected a number in 'score'; found '1'"),
+        ([(7, 1, "1")], r"expected a finite number in 'score'; found '1'"),
+        ([(7, 1, float("inf"))], r"expected a finite number in 'score'; found inf"),
     ],
 )
 def test_grades_that_do_not_fit(grades: list, expected: str, tmp_path: Path) -> None:
