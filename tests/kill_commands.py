@@ -267,13 +267,17 @@ WRITERS: dict[str, Callable[[Site], Writer]] = {
 
 ALONE = ("prepare-folder", "prepare-pocket", "prepare-mmeb", "prepare-mmeb-train",
          "prepare-tiny-vlm", "adopt", "export")  # fmt: skip
-"""Those that read no product of another; every other one needs the stages before it."""
+"""Those that read no product of another."""
 
 
 def needed_by(name: str) -> list[str]:
-    """Commands that must have run, in order."""
-    names = list(WRITERS)
-    return [] if name in ALONE else [n for n in names[: names.index(name)] if n not in ALONE]
+    """Commands that must have run, in order: stages of the pipeline, and what keeps vectors."""
+    stages = list(STAGES)
+    if name in ALONE:
+        return []
+    if name in stages:
+        return stages[: stages.index(name)]
+    return [*stages, *(["benchmark"] if name == "score" else [])]
 
 
 def preload() -> None:

@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -45,6 +45,8 @@ _LEFT_OUT = re.compile(
     r"events\.out\.tfevents.*|hparams\.yaml|(\.?file_hashes\.json|.*\.files)(\..*\.tmp)?"
 )
 """Files of TensorBoard, which no command reads, and hashes of inputs, remembered after a time."""
+
+_TRAINED = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
 
 Command = Callable[[], Any]
 
@@ -257,13 +259,14 @@ class Bench:
         return self._again(when, status == -signal.SIGKILL, number == len(changes))
 
     def kill_after(self, seconds: float, kind: int = signal.SIGKILL) -> Kill:
-        """The same for a run that gets a signal after a time."""
+        """The same for a run that gets a signal after a time, unless it has ended by then."""
         _copy(self._before, self.folder)
         process = self._start(None)
         time.sleep(seconds)
         os.kill(process, kind)
         status = self._finish(process)
-        return self._again(f"{seconds:.2f} s, status {status}", status != 0)
+        when = f"{seconds:.2f} s, status {status}"
+        return self._again(when, True) if status != 0 else Kill(when, False, (), ())
 
     def restore(self) -> None:
         """Puts the undisturbed products back, for commands that read them."""
@@ -335,6 +338,8 @@ def products_of(folder: Path) -> dict[str, str]:
         name = STAMP.sub("TIME", str(path.relative_to(folder)))
         if path.is_symlink():
             products[name] = STAMP.sub("TIME", f"-> {path.readlink()}")
+        elif path.suffix == ".previous":
+            continue  # the checkpoint before the last one, kept until the next
         elif path.is_file() and not _LEFT_OUT.fullmatch(path.name):
             products[name] = hashlib.sha256(content_of(path)).hexdigest()
     return products
@@ -356,14 +361,16 @@ def _is_below(path: Path, folder: Path) -> bool:
 def content_of(path: Path) -> bytes:
     """A file without what differs from run to run: seconds, and times in names."""
     if path.suffix == ".ckpt":
-        return _plain(torch.load(path, map_location="cpu", weights_only=False)).encode()
+        # A fit that goes on from its last step counts the end of its epoch once more.
+        state = torch.load(path, map_location="cpu", weights_only=False)
+        return _plain({key: state.get(key) for key in _TRAINED}).encode()
     data = path.read_bytes()
     if path.name == "summary.json":
         summary = json.loads(data)
         metrics = {k: v for k, v in summary["metrics"].items() if not _TIMED.search(k)}
         data = json.dumps(summary | {"seconds": 0, "metrics": metrics}).encode()
     elif path.name == "fingerprint.json":  # products are compared themselves
-        data = re.sub(rb'"sha256": "\w*"', b"", data)
+        data = re.sub(rb'"bytes": \d+,\s*"sha256": "\w*"', b"", data)
     elif path.name == "latency.json":
         data = re.sub(rb"\d+(\.\d+)?(e-?\d+)?", b"0", data)
     return _MINUTE.sub(b"TIME", re.sub(STAMP.pattern.encode(), b"TIME", data))
@@ -427,7 +434,7 @@ _ROW = "{:<20}{:<12}{:<12}{}"
 
 
 def _show(name: str, bench: Bench, options: argparse.Namespace) -> None:
-    kills = [kill for kill in _kills(bench, options, name) if kill.hit]
+    kills = list(_kills(bench, options, name))
     equal = sum(not kill.faults for kill in kills)
     print(_ROW.format(name, len(bench.undisturbed.changes), len(kills), equal), flush=True)
 
@@ -437,10 +444,9 @@ def _kills(bench: Bench, options: argparse.Namespace, name: str) -> Iterator[Kil
     random = Random(f"{options.seed} {name}")
     kind = signal.Signals[f"SIG{options.signal}"]
     if options.random:
-        made = (
-            bench.kill_after(random.uniform(0.0, bench.undisturbed.seconds), kind)
-            for _ in range(options.random)
-        )
+        times = (random.uniform(0.0, bench.undisturbed.seconds) for _ in itertools.count())
+        hits = (kill for kill in (bench.kill_after(time, kind) for time in times) if kill.hit)
+        made: Iterable[Kill] = itertools.islice(hits, options.random)
     else:
         instants = kinds_of(bench.undisturbed.changes)
         most = min(options.most or len(instants), len(instants))
