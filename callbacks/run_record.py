@@ -218,12 +218,6 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._at_end = False
-        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
-            return
-        if trainer.state.fn == TrainerFn.FITTING:
-            print(interrupted(trainer))
-        else:
-            print(f"{self.run}: interrupted, not finished. The same command makes what is missing.")
 
     def _finish(self, trainer: Trainer, stage: str) -> None:
         seconds = round(time.monotonic() - self._started, 1)

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from typing_extensions import override
 
-from callbacks import RunRecord, StopAtStep
+from callbacks import RunRecord, StopAtStep, run_record
 from callbacks.fit_end import LAST
 from callbacks.run_record import is_finished, is_unfinished
 from experiments.fit_loop import WholeFitLoop
@@ -61,6 +61,12 @@ class PowerCut(Callback):
     @override
     def on_train_end(self, *args: Any) -> None:
         raise RuntimeError("the power went out")
+
+
+@pytest.fixture(autouse=True)
+def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes less for each fit."""
+    monkeypatch.setattr(run_record, "git_state", lambda folder: ("", ""))
 
 
 def saving() -> ModelCheckpoint:
@@ -198,16 +204,12 @@ def test_a_fit_cut_behind_its_last_checkpoint_is_completed(tmp_path: Path) -> No
     assert weights(cut) == weights(whole)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
-def test_a_finished_run_whose_product_is_broken_is_made_again(tmp_path: Path, damage: str) -> None:
+def test_a_finished_run_whose_product_is_broken_is_made_again(tmp_path: Path) -> None:
     run = tmp_path / "1-trunk-x"
     fit(run)
     product = run / "weights.pt"
     before = product.read_bytes()
-    if damage == "gone":
-        product.unlink()
-    else:
-        product.write_bytes(before[:-1] if damage == "cut" else before[:-1] + b"x")
+    product.write_bytes(before[:-1])
     assert not is_finished(run, "abc")
     assert is_unfinished(run, "abc")
     fit(run)

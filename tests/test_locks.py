@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mmemb.locks import LOCK, FolderLock, locked, new_folder
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[int]:
+    """Another process holds the lock of a folder, and is killed at the end; gives its id."""
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        FolderLock.take(folder)
+        os.write(ready[1], b"x")
+        os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def in_child(act: Callable[[], None]) -> int:
@@ -35,20 +54,11 @@ def test_another_process_is_refused_until_the_lock_is_released(tmp_path: Path) -
 
 
 def test_the_refusal_names_the_writer(tmp_path: Path) -> None:
-    ready, done = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
+    with (
+        held_elsewhere(tmp_path) as child,
+        pytest.raises(ValueError, match=rf"is being written by process {child} on .* since"),
+    ):
         FolderLock.take(tmp_path)
-        os.write(ready[1], b"x")
-        os.read(done[0], 1)
-        os._exit(0)
-    os.read(ready[0], 1)
-    try:
-        with pytest.raises(ValueError, match=rf"is being written by process {child} on .* since"):
-            FolderLock.take(tmp_path)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
     assert (tmp_path / LOCK).is_file(), "the dead process could not remove it"
     FolderLock.take(tmp_path).release()

@@ -93,6 +93,14 @@ def test_a_test_run_keeps_its_metrics(tmp_path: Path) -> None:
     assert is_finished(tmp_path / "gate", "abc")
 
 
+def test_a_validation_run_is_finished_and_has_a_link_of_its_own(tmp_path: Path) -> None:
+    run = tmp_path / "1-gate-validate-x"
+    trainer = trainer_of(run, callbacks=[record(run), RecallAtK(k=[1])], limit_val_batches=1.0)
+    trainer.validate(Boring(), datamodule=split({1: ONE}), verbose=False)
+    assert is_finished(tmp_path / "gate", "abc")
+    assert "val/recall@1" in read(run / "summary.json")["metrics"]
+
+
 def test_two_ranks_write_one_record(tmp_path: Path) -> None:
     run = tmp_path / "1-gate-x"
     data = Stub(facts=["f"], train=lambda rank, world: [torch.zeros(1)])

@@ -12,6 +12,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from callbacks import SidecarWriter
 from mmemb.batches import SidecarOutput, SidecarRow
+from mmemb.locks import LOCK
 from mmemb.shards import Origin, ShardIndex, index_path, read_manifest
 from mmemb.unfinished import Unfinished
 from tests.boring import (
@@ -19,6 +20,7 @@ from tests.boring import (
     Boring,
     split,
 )
+from tests.test_locks import held_elsewhere
 from tests.tiny_trainer import trainer_of
 
 
@@ -203,3 +205,12 @@ def test_a_writer_is_asleep_outside_predict(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, callbacks=[writer])
     trainer.test(Boring(), datamodule=split({1: ONE}), verbose=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_run_writes_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    with held_elsewhere(folder), pytest.raises(ValueError, match="is being written by process"):
+        write(folder, ShardStub())
+    write(folder, ShardStub())
+    assert not (folder / LOCK).exists()
