@@ -355,6 +355,11 @@ class PairDataModule(ShardDataModule):
                 f"pairs {self._pairs} have no index, so no sidecar can be joined and no half "
                 f"taken: expected folders made by `python -m datamodules.prepare`."
             )
+        if self.trainer is not None and self.trainer.overfit_batches:
+            raise ValueError(
+                f"pairs {self._pairs} have no index, so that no batches of theirs can be repeated: "
+                "leave trainer.overfit_batches out, or prepare a folder of shards."
+            )
         return ReplayStream(
             self._pairs, self._batch_size, self._seed, self.place, self._reader, self._on_error
         )

@@ -107,6 +107,7 @@ class GatingPolicy(LightningModule):
         self.head: DepthHead | None = None
         self._old = OldPolicy()
         self.thresholds: Thresholds | None = None
+        self._calibrated_at: int | None = None
         self._calibration: list[tuple[str, list[float], list[float]]] = []
         self._sums = MeanSums()
         self._candidates: list[CandidateOutput] = []
@@ -226,6 +227,7 @@ class GatingPolicy(LightningModule):
         rows = sorted({row[0]: row for row in gather_objects(self._calibration)}.values())
         self._calibration = []
         keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
+        self._calibrated_at = self.trainer.global_step
         self.thresholds = Thresholds.calibrate(torch.tensor(logits), torch.tensor(costs), keys)
         self._warn_if_collapsed(keys)
 
@@ -243,10 +245,13 @@ class GatingPolicy(LightningModule):
 
     @override
     def on_train_end(self) -> None:
-        if self.thresholds is None:
+        # A gate of an earlier step has other logits: its thresholds would not keep the budget.
+        step = self.trainer.global_step
+        if self._calibrated_at != step:
+            when = "never" if self._calibrated_at is None else f"last at step {self._calibrated_at}"
             raise ValueError(
-                "fit ended before its first validation, which calibrates the thresholds: lower "
-                f"trainer.val_check_interval to at most the {self.trainer.global_step} steps of it."
+                f"fit ended at step {step} without the validation that calibrates the thresholds "
+                f"({when}): set trainer.val_check_interval so that the last batch is validated."
             )
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))

@@ -175,14 +175,25 @@ def test_a_gate_without_an_eligible_query_says_so(
         fit(tmp_path, embedder, tiny_root / "facts.json", steps=1)
 
 
-def test_a_fit_without_validation_has_no_thresholds(
-    tmp_path: Path, embedder: Path, tiny_root: Path
+@pytest.mark.parametrize(
+    ("options", "when"),
+    [
+        ({"limit_val_batches": 0}, "never"),
+        ({"limit_val_batches": 1.0, "val_check_interval": 3}, "never"),  # but a sanity check
+        ({"limit_val_batches": 1.0, "max_steps": 3}, "last at step 2"),
+    ],
+)
+def test_thresholds_are_those_of_the_last_step(
+    tmp_path: Path, embedder: Path, tiny_root: Path, options: dict[str, Any], when: str
 ) -> None:
     module = GatingPolicy(
         str(embedder), str(tmp_path), {"full": TableWorker(str(tiny_root / "facts.json"))}
     )
-    trainer = trainer_of(tmp_path, max_steps=1, limit_train_batches=5)
-    with pytest.raises(ValueError, match=r"before its first validation.*val_check_interval"):
+    limits = {"max_steps": 1, "limit_train_batches": 5, "val_check_interval": 2} | options
+    trainer = trainer_of(tmp_path, num_sanity_val_steps=2, **limits)
+    with pytest.raises(
+        ValueError, match=rf"without the validation .*\({when}\).*val_check_interval"
+    ):
         trainer.fit(module, datamodule=Planted())
     assert not (tmp_path / "adaptive").exists()
 

@@ -28,6 +28,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor, nn
 
 from datamodules import EvaluationDataModule, PairDataModule
+from experiments.plan.settings import Settings
 from experiments.trainer_options import check_trainer_options
 from experiments.unwritable_defaults import drop_unwritable_defaults
 from lightning_modules import ContrastiveEmbedder
@@ -37,7 +38,7 @@ from mmemb.backbones import load_backbone
 from mmemb.shards import ShardIndex
 from tests.tiny_embedder import clip
 from tests.tiny_experiment import REPO, run, write_experiment
-from tests.tiny_trainer import trainer_of
+from tests.tiny_trainer import rank_of, trainer_of
 
 
 @final
@@ -118,6 +119,24 @@ def test_an_endless_fit_of_unknown_length_is_refused(tiny_root: Path, tmp_path: 
     data = pairs(tiny_root, pairs=["pipe:cat x.tar"])
     with pytest.raises(ValueError, match=r"have no index.*set trainer\.max_steps"):
         trainer_of(tmp_path, max_epochs=1).fit(KeysNoted(), datamodule=data)
+    data.trainer = rank_of(0, 1, overfit_batches=2)
+    with pytest.raises(ValueError, match="no batches of theirs can be repeated"):
+        data.train_dataloader()
+
+
+def test_a_plan_counts_the_batches_of_epochs() -> None:
+    def batches(**trainer: Any) -> int:
+        given = {
+            "name": "x",
+            "model": {"class_path": "y"},
+            "data": {"init_args": {"batch_size": 8}},
+        }
+        return Settings.of(given | {"trainer": trainer}, "fit", devices=1).training_steps(43)
+
+    assert batches(max_steps=7, max_epochs=2) == 7
+    assert batches(max_steps=-1, max_epochs=3) == 15
+    assert batches(max_epochs=3, limit_train_batches=0.5) == 6
+    assert batches(max_epochs=3, limit_train_batches=4) == 12
 
 
 def test_steps_are_counted_with_their_accumulation(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def trained_embedder(settings: Settings) -> StagePlan:
     return StagePlan(
         name=settings.title,
         samples=len(rows),
-        steps=settings.training_steps,
+        steps=settings.training_steps(len(rows)),
         rows=settings.rows,
         micro_rows=micro_rows(settings, [*queries, *targets]),
         model=planned.shape,

@@ -78,12 +78,15 @@ class Settings:
         """How a training batch is cut."""
         return record(GradientCache, self.model.get("gradient_cache"))
 
-    @property
-    def training_steps(self) -> int:
-        """Of `fit`."""
+    def training_steps(self, samples: int) -> int:
+        """Batches of `fit`, whose epoch is one pass over so many samples unless a number says
+        otherwise."""
         if (steps := int(self.trainer.get("max_steps") or -1)) > 0:
             return steps
-        of_epoch = int(self.trainer.get("limit_train_batches") or 1)
+
+        limit = self.trainer.get("limit_train_batches")
+        of_pass = max(1, samples // self.batch)
+        of_epoch = limit if isinstance(limit, int) else int(of_pass * (limit or 1.0))
         return of_epoch * int(self.trainer.get("max_epochs") or 1)
 
     def reading_steps(self, samples: int) -> int:

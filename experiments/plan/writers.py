@@ -154,7 +154,7 @@ def tuned_writer(settings: Settings) -> StagePlan:
     return StagePlan(
         name=settings.title,
         samples=len(rows),
-        steps=settings.training_steps,
+        steps=settings.training_steps(len(rows)),
         rows=settings.rows,
         micro_rows=settings.rows,
         model=shape,
