@@ -51,10 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
 
             ExperimentCLI(arguments)
     except Unfinished as end:
-        print(end, file=sys.stderr)
-
         # Lightning kills the first process, and with it this status, when another one fails.
-        sys.exit(end.status if int(os.environ.get("LOCAL_RANK", 0)) == 0 else 0)
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            sys.exit(0)
+        print(end, file=sys.stderr)
+        sys.exit(end.status)
     except Exception as error:
         if not (isinstance(error, USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
             raise

@@ -7,6 +7,7 @@ locks a line says so, and two writers of one folder are not noticed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -91,6 +92,14 @@ class FolderLock:
             (self.folder / LOCK).unlink(missing_ok=True)
         os.close(self._handle)
         self._handle = None
+
+
+@atexit.register
+def _release_all() -> None:
+    """Leaves no file behind in what a command that ends in an error has locked."""
+    for (pid, _), lock in list(_held.items()):
+        if pid == os.getpid():
+            lock.release()
 
 
 @contextlib.contextmanager
