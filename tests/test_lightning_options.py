@@ -75,10 +75,10 @@ def pairs(root: Path, **changes: Any) -> PairDataModule:
     return PairDataModule(**(arguments | changes))
 
 
-def fitted(folder: Path, root: Path, size: int = 8, **options: Any) -> KeysNoted:
+def fitted(folder: Path, root: Path, **options: Any) -> KeysNoted:
     module, trainer = KeysNoted(), trainer_of(folder, **options)
     limit = trainer.limit_train_batches
-    trainer.fit(module, datamodule=pairs(root, batch_size=size, group_size=size // 2))
+    trainer.fit(module, datamodule=pairs(root))
     module.steps_an_epoch = trainer.num_training_batches
     assert trainer.limit_train_batches == limit, "given back"
     return module
@@ -95,22 +95,42 @@ def test_an_epoch_is_one_pass_and_the_rate_decays(tiny_root: Path, tmp_path: Pat
     assert module.validated_at == [rows // 8, 2 * (rows // 8)]
 
 
-def test_a_share_of_an_epoch_and_both_limits(tiny_root: Path, tmp_path: Path) -> None:
-    half = fitted(tmp_path, tiny_root, max_epochs=2, limit_train_batches=0.5)
-    whole = fitted(tmp_path, tiny_root, max_epochs=2, max_steps=3)
-    assert half.steps_an_epoch == whole.steps_an_epoch // 2
-    assert len(whole.keys) == 3
+def defined(root: Path, **options: Any) -> PairDataModule:
+    """A data module that has defined its epoch, without a fit."""
+    data = pairs(root)
+    fixed = {"max_epochs": -1, "limit_val_batches": 0, "reload_dataloaders_every_n_epochs": 0}
+    data.trainer = rank_of(0, 1, **(fixed | options))
+    data.setup("fit")
+    return data
 
 
-@pytest.mark.parametrize(("share", "size"), [(2, 8), (0.3, 2)])
-def test_overfitting_repeats_the_same_batches(
-    tiny_root: Path, tmp_path: Path, share: float, size: int
-) -> None:
-    module = fitted(tmp_path, tiny_root, size, max_epochs=3, overfit_batches=share)
-    num = module.steps_an_epoch
-    assert 1 < num == len(set(module.keys))
-    assert module.keys == 3 * module.keys[:num]
-    assert module.validated_at == [num, 2 * num, 3 * num]
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({"max_epochs": 2}, 1.0),
+        ({"limit_train_batches": 0.5}, 0.5),
+        ({"overfit_batches": 0.4, "limit_train_batches": 0.4}, 0.4),
+    ],
+)
+def test_a_share_is_one_of_a_pass(tiny_root: Path, options: dict[str, Any], share: float) -> None:
+    total = len(ShardIndex.open(tiny_root / "pairs/plain").entries) // 8
+    data = defined(tiny_root, **options)
+    assert data.trainer.limit_train_batches == int(share * total) > 1
+    data.teardown("fit")
+    assert data.trainer.limit_train_batches == options.get("limit_train_batches", 1.0)
+
+
+def test_an_endless_stream_or_a_number_stay_what_they_are(tiny_root: Path) -> None:
+    assert defined(tiny_root).trainer.limit_train_batches == 1.0
+    limited = defined(tiny_root, max_epochs=2, limit_train_batches=3)
+    assert limited.trainer.limit_train_batches == 3
+
+
+def test_overfitting_repeats_the_same_batches(tiny_root: Path, tmp_path: Path) -> None:
+    module = fitted(tmp_path, tiny_root, max_epochs=3, overfit_batches=2)
+    assert module.steps_an_epoch == 2 == len(set(module.keys))
+    assert module.keys == 3 * module.keys[:2]
+    assert module.validated_at == [2, 4, 6]
 
 
 def test_an_endless_fit_of_unknown_length_is_refused(tiny_root: Path, tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def test_a_development_run_ranks_one_batch_in_the_whole_gallery(
 
 def test_a_limit_is_given_back_and_taken_again(tiny_root: Path, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, limit_test_batches=1, callbacks=[RecallAtK()])
-    first, counts = data_of(tiny_root), []
-    for data in (first, first, data_of(tiny_root)):
+    data, counts = data_of(tiny_root), []
+    for _ in range(2):
         module = TextHash()
         trainer.test(module, datamodule=data, verbose=False)
         counts.append((module.num_queries, trainer.limit_test_batches))
@@ -144,7 +144,15 @@ def test_a_limit_is_given_back_and_taken_again(tiny_root: Path, tmp_path: Path) 
     assert counts[0][1] == 1
 
 
-@pytest.mark.parametrize(("limit", "steps"), [(0, 2), (1, 0), (1, 1), (1, -1)])
+@pytest.mark.parametrize(
+    ("limit", "steps"),
+    [
+        (0, 2),
+        (1, 1),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        pytest.param(1, -1, marks=pytest.mark.slow),
+    ],
+)
 def test_validation_and_its_sanity_check(
     tiny_root: Path, tmp_path: Path, limit: int, steps: int
 ) -> None:
@@ -175,7 +183,7 @@ def predicted(folder: Path, root: Path, limit: float, **changes: Any) -> TextHas
     return module
 
 
-@pytest.mark.parametrize("limit", [5, 0.5])
+@pytest.mark.parametrize("limit", [pytest.param(5, marks=pytest.mark.slow), 0.5])
 def test_predict_writes_whole_shards_of_a_limit(
     tiny_root: Path, tmp_path: Path, limit: float
 ) -> None:
