@@ -16,7 +16,7 @@ from typing import Any, Literal, final
 from callbacks.run_record import git_state, package_versions
 from mmemb.files import publish, whole_folder
 from mmemb.lineage import FACTS, fingerprint, read_fitted, write_facts
-from mmemb.locks import new_folder
+from mmemb.locks import locked, new_folder
 from mmemb.records import scored_from_json, scored_to_json, stable_hash
 from mmemb.reselection import Pool, Reselection, Rule, of_seeds, reselect
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
@@ -125,26 +125,33 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
         shard: (source.origin(shard), *source.records[shard].made_from)
         for shard in source.shard_names
     }
-    if set(source.shard_names) <= set(existing_shards(target, print_of, origins)):
-        if not (target / MANIFEST).is_file():  # it was stopped just before
-            finish_manifest(target, print_of, source.shard_names)
-        return target
 
-    pools = [read_pool(source, entry, cell) for entry in source.entries]
-    chosen = dict(zip((e.key for e in source.entries), reselect(pools, cell.choice), strict=True))
-    for shard in source.shard_names:
-        samples = [
-            Sample(
-                entry.key,
-                encode_members({"json": [scored_to_json(scored) for scored in chosen[entry.key]]}),
-                dict(entry.meta),
-            )
-            for entry in source.of_shard(shard)
-        ]
-        write_shard(target, shard, samples, fingerprint=print_of, made_from=origins[shard])
-    if (facts := source.folder / FACTS).is_file():
-        write_facts(target / FACTS, read_fitted(facts))  # chosen otherwise, written by the same
-    finish_manifest(target, print_of, source.shard_names)
+    # Of two ablations at once the second waits, and then finds what the first has written.
+    with locked(target):
+        if set(source.shard_names) <= set(existing_shards(target, print_of, origins)):
+            if not (target / MANIFEST).is_file():  # it was stopped just before
+                finish_manifest(target, print_of, source.shard_names)
+            return target
+
+        pools = [read_pool(source, entry, cell) for entry in source.entries]
+        chosen = dict(
+            zip((e.key for e in source.entries), reselect(pools, cell.choice), strict=True)
+        )
+        for shard in source.shard_names:
+            samples = [
+                Sample(
+                    entry.key,
+                    encode_members(
+                        {"json": [scored_to_json(scored) for scored in chosen[entry.key]]}
+                    ),
+                    dict(entry.meta),
+                )
+                for entry in source.of_shard(shard)
+            ]
+            write_shard(target, shard, samples, fingerprint=print_of, made_from=origins[shard])
+        if (facts := source.folder / FACTS).is_file():
+            write_facts(target / FACTS, read_fitted(facts))  # chosen otherwise, written by the same
+        finish_manifest(target, print_of, source.shard_names)
     return target
 
 
