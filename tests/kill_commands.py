@@ -100,6 +100,7 @@ class Site:
         """Own data: a table, pictures and clips."""
         from tests.own_table import flag_rows, write_csv, write_media
 
+        _import_prepare()
         media = write_media(self.inputs / "media")
         table = write_csv(self.inputs / "table.csv", flag_rows())
         out = self.folder / "own"
@@ -282,10 +283,8 @@ def needed_by(name: str) -> list[str]:
 
 def preload() -> None:
     """Imports what the commands import, so that forked processes need not."""
+    _import_prepare()
     for module in (
-        "datamodules.prepare.__main__",
-        "datamodules.prepare.folder_command",
-        "datamodules.prepare.pocket_command",
         "datamodules.pairs",
         "experiments.cli",
         "experiments.pipeline",
@@ -306,6 +305,13 @@ def preload() -> None:
         "torch.utils.tensorboard",
         "transformers.modeling_utils",
     ):
+        importlib.import_module(module)
+
+
+def _import_prepare() -> None:
+    from datamodules.prepare.__main__ import COMMANDS
+
+    for module in COMMANDS.values():
         importlib.import_module(module)
 
 
