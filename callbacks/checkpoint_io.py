@@ -91,7 +91,7 @@ def newest_whole(folder: Path) -> Path | None:
         ValueError: there are checkpoints, but none can be read.
     """
     last = folder / "last.ckpt"
-    if not any(path.is_file() for path in (last, _previous(last))):
+    if not _has_last(folder):
         return None
 
     others = [path for path in folder.glob("*.ckpt") if path != last]
@@ -108,6 +108,14 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def must_start_again(folder: Path) -> bool:
+    """Says whether a run has saved checkpoints, but none from which it goes on.
+
+    One that starts again in the same folder would mix its checkpoints with those.
+    """
+    return not _has_last(folder) and any(folder.glob("*.ckpt"))
+
+
 def can_be_read(path: Path) -> bool:
     """Says whether a checkpoint is there and whole; its tensors are not read."""
     try:
@@ -115,6 +123,11 @@ def can_be_read(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _has_last(folder: Path) -> bool:
+    last = folder / "last.ckpt"
+    return last.is_file() or _previous(last).is_file()
 
 
 def _keep(path: Path) -> None:

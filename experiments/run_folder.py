@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from callbacks.checkpoint_io import must_start_again
 from callbacks.run_record import fingerprint_of, is_unfinished, mark_started
 from mmemb.lineage import read_json, write_json
 from mmemb.locks import LOCK, FolderLock, locked, new_folder
@@ -169,7 +170,10 @@ def claim_run(
         equal = [run for run in runs if fingerprint_of(run) == fingerprint]
         # Of equal runs the newest one counts: an older one that is broken was made again by it.
         if equal and is_unfinished(equal[-1], fingerprint):
-            return equal[-1], take(equal[-1])
+            lock = take(equal[-1])
+            if not must_start_again(equal[-1] / "checkpoints"):
+                return equal[-1], lock
+            lock.release()
 
         run = new_folder(experiment, name)
         lock = take(run)

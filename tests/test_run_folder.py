@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from callbacks.run_record import fingerprint_of, mark_started
 from experiments.run_folder import RUN_FOLDER, Launch, RunFolder, announce, announced, claim_run
 from mmemb.lineage import write_json
-from mmemb.locks import LOCK
+from mmemb.locks import LOCK, FolderLock
 
 
 class Turns:
@@ -128,6 +128,30 @@ def test_of_equal_runs_the_newest_counts(tmp_path: Path) -> None:
     again, lock = claim_run(tmp_path, "1-4-trunk-x", "abc", pattern="*-trunk-*")
     lock.release()
     assert again == run
+
+
+@pytest.mark.parametrize(("kept", "continued"), [("last", True), ("epoch=0-step=4", False)])
+def test_a_run_that_starts_again_does_not_mix_its_checkpoints_with_older_ones(
+    kept: str, continued: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "1-gate-x/checkpoints").mkdir(parents=True)
+    mark_started(tmp_path / "1-gate-x", "abc")
+    (tmp_path / f"1-gate-x/checkpoints/{kept}.ckpt").touch()
+    run, lock = claim_run(tmp_path, "2-gate-x", "abc", pattern="*-gate-*")
+    lock.release()
+    assert run.name == ("1-gate-x" if continued else "2-gate-x")
+
+
+def test_a_run_that_would_start_again_is_refused_while_the_first_one_writes(tmp_path: Path) -> None:
+    (tmp_path / "1-gate-x/checkpoints").mkdir(parents=True)
+    mark_started(tmp_path / "1-gate-x", "abc")
+    (tmp_path / "1-gate-x/checkpoints/best.ckpt").touch()
+
+    def taken(folder: Path) -> FolderLock:
+        raise ValueError(f"{folder} is being written")
+
+    with pytest.raises(ValueError, match="1-gate-x is being written"):
+        claim_run(tmp_path, "2-gate-x", "abc", pattern="*-gate-*", take=taken)
 
 
 def test_a_folder_in_which_nothing_was_written_is_removed(
