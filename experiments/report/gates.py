@@ -19,6 +19,7 @@ from mmemb.batches import UtilityBatch
 from mmemb.gate_fit import Estimator, fit_head
 from mmemb.gate_inputs import StatePart, check_parts
 from mmemb.gating import MlpDepthHead, reward_BA
+from mmemb.records import stable_hash
 from mmemb.shards import ShardIndex
 
 NUM_STEPS = 300
@@ -77,7 +78,11 @@ def fitted_logits(
         batch.utility_BA[:, known], batch.cost_BA[:, known], clip=gate["clip"], price=gate["price"]
     )[batch.eligible_B]
     state_NS = batch.inputs.state(state)[batch.eligible_B]
-    head = MlpDepthHead(state_NS.shape[1], len(known), **(gate["head"].get("init_args") or {}))
+
+    # A process starts with random numbers of its own: without a seed every report had other rows.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_hash("head", seed))
+        head = MlpDepthHead(state_NS.shape[1], len(known), **(gate["head"].get("init_args") or {}))
     fit_head(head, state_NS, reward_NA, estimator, num_steps=NUM_STEPS, seed=seed)
     with torch.inference_mode():
         return head(parts[part].inputs.state(state))
