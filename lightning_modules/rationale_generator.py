@@ -122,11 +122,7 @@ class RationaleGenerator(LightningModule):
             self._book = DrawBook(self.reuse or (), self.counts)
         if stage != "fit":
             return
-        if self.tuned is None:
-            raise ValueError(
-                "tuned is not set: name the worker whose language model fit trains on the kept "
-                "rationales, as experiments/configs/pocket/generator.yaml does."
-            )
+        self._check_tuned()
         self._tuner = self.workers[self.tuned].tuner(self.lora, self.seed)
         named = self._tuner.parameters.items()
         self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in named})
@@ -134,6 +130,19 @@ class RationaleGenerator(LightningModule):
     @override
     def on_fit_start(self) -> None:
         check_averaging(self, self.trainer)
+
+    @override
+    def prepare_data(self) -> None:
+        # Before the data module looks for rationales to train on.
+        if self.trainer.state.fn == "fit":
+            self._check_tuned()
+
+    def _check_tuned(self) -> None:
+        if self.tuned is None:
+            raise ValueError(
+                "tuned is not set: name the worker whose language model fit trains on the kept "
+                "rationales, as experiments/configs/pocket/generator.yaml does."
+            )
 
     @override
     def on_train_start(self) -> None:
