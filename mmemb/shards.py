@@ -228,6 +228,21 @@ def check_shard(folder: Path | str, expected: ShardEntry, verify: bool = True) -
         raise _broken(path, f"SHA-256 {expected.sha256}, as recorded", found)
 
 
+def is_complete(folder: Path | str, fingerprint: str) -> bool:
+    """Says whether a folder is finished under a fingerprint and every shard and index lies there.
+
+    Looks at names and sizes alone: readers hash what they open.
+    """
+    try:
+        manifest = read_manifest(folder)
+        for shard in manifest.shards:
+            check_shard(folder, shard, verify=False)
+    except (ValueError, OSError):
+        return False
+    indexed = all(index_path(folder, shard.name).is_file() for shard in manifest.shards)
+    return manifest.fingerprint == fingerprint and indexed
+
+
 @final
 class ShardIndex:
     """All samples of a folder, by key, in shard order; keeps no file open, so fork it or pickle."""

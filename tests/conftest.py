@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")  # on a busy machine a slow example is no fault
 
 if TYPE_CHECKING:
     from tests.tiny_experiment import Experiment

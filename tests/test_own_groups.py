@@ -79,6 +79,13 @@ def test_a_trained_pair_that_is_evaluated_is_a_fault(second: OwnRow, fault: str)
     assert line.startswith(fault)
 
 
+def test_two_ways_to_write_an_accent_are_one_text() -> None:
+    composed, apart = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    assert composed != apart
+    (line,) = check([row(1, composed, "b"), row(2, apart, "b", "test")]).lines
+    assert line.startswith("row 2: its query is that of row 1, which is trained on")
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -225,3 +225,19 @@ def test_own_data_trains_with_one_overlay(media: Path, tmp_path: Path) -> None:
     command += ["--model.backbone.tokenizer", "bytes", "--data.batch_size", "8"]
     run([*command, "--data.group_size", "8"])
     assert (tmp_path / "runs/own/train/backbone/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "lost", ["queries/queries-000000.tar", "candidates/candidates-000000.index.json", "tasks.json"]
+)
+def test_what_was_lost_is_made_again(
+    media: Path, tmp_path: Path, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = write_csv(tmp_path / "t.csv", flag_rows()), tmp_path / "out"
+    prepare(table, media, out)
+    before = digests(out)
+    (out / lost).unlink()
+    prepare(table, media, out)
+    assert "everything is there" not in capsys.readouterr().out
+    assert (out / lost).is_file()
+    assert digests(out) == before

@@ -189,6 +189,15 @@ def test_rows_of_shards_that_were_there_before_a_kill_count(source: Path, tmp_pa
     assert report.read_text() == before
 
 
+def test_a_source_that_lost_its_shards_is_made_again(source: Path, tmp_path: Path) -> None:
+    assert prepare(source, tmp_path, names=["VOC2007"]) == 0
+    shard = tmp_path / "pairs/VOC2007/VOC2007-000000.tar"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-512])
+    assert prepare(source, tmp_path, names=["VOC2007"]) == 0
+    assert shard.read_bytes() == before
+
+
 def test_check_reads_rows_and_writes_nothing(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,13 +17,15 @@ from datamodules.prepare.folder.table import OwnRow, read_table
 from datamodules.prepare.folder.write import write_data
 from mmemb.file_hashes import FileHashes
 from mmemb.lineage import canonical_json, read_json, write_json
+from mmemb.shards import is_complete
 
 HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
 
-FORMAT = 2
+FORMAT = 3
 """Raise it whenever this code writes something else for the same table."""
 
 MANIFEST, POOL, HASHES = "manifest.json", "rationale_pool.json", "file_hashes.json"
+TASKS = "tasks.json"
 MOST_SHOWN = 50
 
 
@@ -95,8 +97,13 @@ def _tell(table: Path, faults: Faults, num_rows: int) -> None:
 
 
 def _is_ready(out: Path, mark: str) -> bool:
+    """Says whether the data of this fingerprint are there, with every folder that they name."""
     path = out / MANIFEST
-    return path.is_file() and read_json(path, "own data").get("fingerprint") == mark
+    stated = read_json(path, "own data") if path.is_file() else {}
+    if stated.get("fingerprint") != mark or not (out / TASKS).is_file():
+        return False
+    counts = stated.get("counts", {})
+    return all(is_complete(out / name, mark) for name, count in counts.items() if count)
 
 
 def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: FileHashes) -> str:

@@ -28,6 +28,7 @@ from mmemb.file_hashes import FileHashes
 from mmemb.files import write_atomically
 from mmemb.lineage import canonical_json, read_json, write_json
 from mmemb.records import EvaluationTask, to_json
+from mmemb.shards import is_complete
 
 HELP = "the training mixture of MMEB-V2, from local copies (docs/mmeb_train.md)"
 
@@ -100,7 +101,8 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     folder, path = options.source / source.repository, _report_path(options.out, source)
     try:
         mark = _fingerprint(options, cut, source)
-        if path.is_file() and read_json(path, "a report").get("fingerprint") == mark:
+        known = path.is_file() and read_json(path, "a report").get("fingerprint") == mark
+        if known and is_complete(options.out / "pairs" / source.name, mark):
             print(f"{source.name}: everything is there", flush=True)
             return ""
         skips = options.on_error == "skip"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,14 +125,24 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def content_digest(text: str, members: dict[str, bytes]) -> str:
-    """A hash of what a side says and shows: names and formats of its files, letters' case and
-    spaces do not count, and pictures count by their pixels."""
-    digest = hashlib.sha256(" ".join(text.lower().split()).encode())
+    """A hash of what a side says and shows: names and formats of its files, letters' case, spaces
+    and the Unicode form of a text do not count, and pictures count by their pixels."""
+    digest = hashlib.sha256(_normal_text(text).encode())
     for name in sorted(members):
         pixels = decode_image(members[name], name)
         digest.update(f"{tuple(pixels.shape)}".encode())
         digest.update(hashlib.sha256(pixels.numpy().tobytes()).digest())
     return digest.hexdigest()
+
+
+def _normal_text(text: str) -> str:
+    r"""A text as it is compared with others: one file writes an accent as a letter's own, another
+    one behind the letter.
+
+    >>> _normal_text("Cafe\N{COMBINING ACUTE ACCENT}  Noir") == _normal_text("caf\xe9 noir")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def _parts(name: str) -> list[str]:
