@@ -34,9 +34,10 @@ from typing import Any, final
 
 import torch
 
-STAMP = re.compile(r"\d{8}-\d{6}")
-"""Time in the names of run folders, and in what holds such a name."""
+STAMP = re.compile(r"\d{8}-\d{6}(?P<name>\S*?-nogit)(-\d+)?")
+"""A run folder: its time, its name, and a number behind that of a second one in one second."""
 
+_TIMELESS = r"TIME\g<name>"
 _VARYING = re.compile(r"[0-9a-f]{8}-\d+-[0-9a-f]{8}\.tmp|\d+")
 _MINUTE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d")
 _TIMED = re.compile(r"_per_second$|_wait_share$|_ms$")
@@ -335,9 +336,9 @@ def products_of(folder: Path) -> dict[str, str]:
     named = {path.resolve() for path in folder.rglob("*") if path.is_symlink()}
     products: dict[str, str] = {}
     for path in _paths(folder, named):
-        name = STAMP.sub("TIME", str(path.relative_to(folder)))
+        name = STAMP.sub(_TIMELESS, str(path.relative_to(folder)))
         if path.is_symlink():
-            products[name] = STAMP.sub("TIME", f"-> {path.readlink()}")
+            products[name] = STAMP.sub(_TIMELESS, f"-> {path.readlink()}")
         elif path.suffix == ".previous":
             continue  # the checkpoint before the last one, kept until the next
         elif path.is_file() and not _LEFT_OUT.fullmatch(path.name):
@@ -373,7 +374,7 @@ def content_of(path: Path) -> bytes:
         data = re.sub(rb'"bytes": \d+,\s*"sha256": "\w*"', b"", data)
     elif path.name == "latency.json":
         data = re.sub(rb"\d+(\.\d+)?(e-?\d+)?", b"0", data)
-    return _MINUTE.sub(b"TIME", re.sub(STAMP.pattern.encode(), b"TIME", data))
+    return _MINUTE.sub(b"TIME", re.sub(STAMP.pattern.encode(), _TIMELESS.encode(), data))
 
 
 def _plain(value: Any) -> str:
@@ -386,7 +387,7 @@ def _plain(value: Any) -> str:
         return "{" + ", ".join(f"{_plain(k)}: {_plain(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_plain, value)) + "]"
-    return STAMP.sub("TIME", repr(value))
+    return STAMP.sub(_TIMELESS, repr(value))
 
 
 def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
@@ -402,7 +403,7 @@ def remains_of(folder: Path) -> list[str]:
     named = {path.resolve() for path in folder.rglob("*") if path.is_symlink()}
     runs = (path for path in folder.rglob("*") if STAMP.match(path.name) and path.is_dir())
     found = [path for path in runs if not any(_is_below(n, path) for n in named)]
-    return sorted(STAMP.sub("TIME", path.name) for path in found)
+    return sorted(STAMP.sub(_TIMELESS, path.name) for path in found)
 
 
 # ---- by hand
