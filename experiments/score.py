@@ -23,6 +23,7 @@ from mmemb.headline import headline_text
 from mmemb.records import EvaluationTask, Query
 from mmemb.score_files import (
     PREDICTIONS,
+    VECTORS,
     check_embedded,
     read_embeddings,
     read_scores,
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 asked = [query for query in root.queries if query.task == task.name]
                 found = _score(options, root, task, asked)
                 if found is None:
+                    print(f"{task.name:<48} nothing saved in {_saved(options) / root.path}")
                     continue
                 provenance = {"run": options.model, "revision": root.revision}
                 partial = "; ".join(filter(None, (root.left_out, found.partial)))
@@ -69,13 +71,14 @@ def _score(
     options: argparse.Namespace, root: BenchmarkRoot, task: EvaluationTask, asked: list[Query]
 ) -> Scored | None:
     """None if nothing was saved for the task."""
-    folder = (options.predictions or options.embeddings) / root.path
+    folder = _saved(options) / root.path
     skip = options.on_error == "skip"
     if options.predictions is not None:
         path = folder / f"{task.name}{PREDICTIONS}"
         return _of_predictions(path, root, task, asked, options.mode, skip)
 
-    if not (folder / f"{task.name}_qry.npy").is_file():
+    # One file alone is a mistake, such as a name that is written otherwise.
+    if not any((folder / f"{task.name}{end}").is_file() for end in VECTORS):
         return None
     check_embedded(folder, task.name, root.content)
     query_QD, candidate_ND, names = read_embeddings(folder, task.name, options.normalise)
@@ -103,6 +106,10 @@ def _score(
         own_lists(root, kept, known, lost), options.mode,
     )  # fmt: skip
     return Scored(scores, kept, partial)
+
+
+def _saved(options: argparse.Namespace) -> Path:
+    return options.predictions or options.embeddings
 
 
 def _what_is_missing(where: str, gallery: Sequence[str], names: Sequence[str], skip: bool) -> str:

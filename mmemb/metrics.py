@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Literal, TypeVar, final
 
 import torch
@@ -19,6 +20,9 @@ from mmemb.set_order import set_order
 _Label = TypeVar("_Label", bound=Hashable)
 
 CUTOFFS = (1, 5, 10)
+
+HIGHEST_GRADE = 1000
+"""NDCG with exponential gains is made of 2 ** grade, which above it is no fp64 number."""
 
 
 def expected_metrics(
@@ -194,13 +198,13 @@ def checked_grade(grade: object, name: str) -> float:
     """A grade of a right candidate as a number.
 
     Raises:
-        ValueError: it is not a finite number above 0.
+        ValueError: it is not a number above 0 and not above `HIGHEST_GRADE`.
     """
-    is_number = isinstance(grade, int | float) and not isinstance(grade, bool)
-    if not is_number or not 0 < grade < math.inf:  # type: ignore[operator]
+    is_number = isinstance(grade, Real) and not isinstance(grade, bool)
+    if not is_number or not 0 < grade <= HIGHEST_GRADE:  # type: ignore[operator]
         raise ValueError(
-            f"The grade of {name} is {grade!r}: expected a finite number above 0. Leave a "
-            "candidate that is not right out of the labels."
+            f"The grade of {name} is {grade!r}: expected a number above 0 and not above "
+            f"{HIGHEST_GRADE}. Leave a candidate that is not right out of the labels."
         )
     return float(grade)  # type: ignore[arg-type]
 

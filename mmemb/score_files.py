@@ -40,6 +40,9 @@ _DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 """Of our own keys: what a published file stands for."""
 
+VECTORS = ("_qry.npy", "_tgt.npy", "_names.json")
+"""Ends of the files of a task's vectors: queries, candidates, and the candidates' names."""
+
 SCORE, PREDICTIONS, VALUES, DATA = "_score.json", "_pred.jsonl", "_values.json", "_data.json"
 
 
@@ -165,7 +168,7 @@ def read_embeddings(
         ValueError: a file is broken, the files do not fit each other, a name occurs twice, or a
             vector is zero, not finite or not of length 1.
     """
-    paths = [folder / f"{task}{end}" for end in ("_qry.npy", "_tgt.npy", "_names.json")]
+    paths = [folder / f"{task}{end}" for end in VECTORS]
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise FileNotFoundError(
             f"{missing[0]} is missing: expected fp32 arrays {task}_qry.npy (queries in the order "
@@ -188,7 +191,8 @@ def _read_vectors(path: Path, normalise: bool) -> Tensor:
         raise ValueError(f"{path} is no plain array: {error}.") from None
     if array.ndim != 2 or array.dtype.kind != "f":
         raise ValueError(f"{path}: expected numbers (rows, D), got {array.dtype} {array.shape}.")
-    vector_ND = torch.from_numpy(array.astype(np.float32))
+    # Scaled in fp64: lengths far from 1 may have no fp32 number, or only a rough one.
+    vector_ND = torch.from_numpy(array.astype(np.float64))
     check_finite(vector_ND, f"{path}:")
 
     # A vector of zeros has no direction: it ties with everything, and nothing can normalise it.
@@ -197,10 +201,13 @@ def _read_vectors(path: Path, normalise: bool) -> Tensor:
             f"{path}: {len(zeros)} of {len(vector_ND)} vectors are zero (row {int(zeros[0])} is "
             "the first): expected an embedding for each."
         )
-    if normalise:
-        return torch.nn.functional.normalize(vector_ND.double(), dim=1).float()
-    check_unit(vector_ND, f"vectors of {path}")
-    return vector_ND
+    if not normalise:
+        check_unit(vector_ND, f"vectors of {path}")
+        return vector_ND.float()
+
+    # By the largest number first, so that no square is out of range.
+    vector_ND = vector_ND / vector_ND.abs().amax(1, keepdim=True)
+    return (vector_ND / vector_ND.norm(dim=1, keepdim=True)).float()
 
 
 def _read_names(path: Path) -> list[str]:

@@ -30,11 +30,11 @@ def test_a_root_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"relevance": [{"a": 0}]}, "grade of right candidate 'a' is 0: expected a finite"),
-        ({"relevance": [{"a": -1.0}]}, "is -1.0: expected a finite number above 0"),
-        ({"relevance": [{"a": float("nan")}]}, "is nan: expected a finite"),
-        ({"relevance": [{"a": float("inf")}]}, "is inf: expected a finite"),
-        ({"relevance": [{"a": "1"}]}, "is '1': expected a finite"),
+        ({"relevance": [{"a": 0}]}, "grade of right candidate 'a' is 0: expected a number"),
+        ({"relevance": [{"a": -1.0}]}, "is -1.0: expected a number above 0"),
+        ({"relevance": [{"a": float("nan")}]}, "is nan: expected a number"),
+        ({"relevance": [{"a": float("inf")}]}, "is inf: expected a number"),
+        ({"relevance": [{"a": "1"}]}, "is '1': expected a number"),
         ({"relevance": [{}]}, "names no right candidate"),
         ({"relevance": [{"z": 1.0}]}, "right candidate 'z' is not among"),
         ({"lists": [[0, 1, 1], [1]]}, "repeats 1 rows, the json states 0"),

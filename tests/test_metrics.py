@@ -134,11 +134,18 @@ def test_reference_refuses_unequal_grades_whose_order_is_not_fixed() -> None:
         assert equal == pytest.approx(score_prediction(labels, labels))
 
 
-@pytest.mark.parametrize("grade", [0, -1, float("nan"), float("inf"), "2", True])
+@pytest.mark.parametrize("grade", [0, -1, float("nan"), float("inf"), 1001, 10**400, "2", True])
 @pytest.mark.parametrize("mode", ["correct", "reference"])
 def test_a_grade_is_a_number_above_0(grade: Any, mode: Any) -> None:
-    with pytest.raises(ValueError, match=r"grade of 'b' is .*: expected a finite number above 0"):
+    with pytest.raises(ValueError, match=r"grade of 'b' is .*: expected a number above 0"):
         score_prediction(["a"], ["a", "b"], [1, grade], mode=mode)
+
+
+@pytest.mark.parametrize("grade", [np.int64(2), np.float32(2), 1000])
+def test_a_grade_may_come_from_an_array_and_leaves_every_metric_finite(grade: Any) -> None:
+    found = score_prediction(["a", "c"], ["a", "b"], [grade, grade])
+    assert all(np.isfinite(value) for value in found.values())
+    assert found["ndcg_exponential@1"] == 1
 
 
 def test_repeated_names_count_again_in_the_reference_only() -> None:

@@ -38,10 +38,14 @@ def score(
     names: Sequence[str],
     *options: str,
 ) -> ScoreFile:
+    write_embeddings(root.parent / "vectors", "VOC2007", query_QD, candidate_ND, names)
+    main([*score_command(root), *options])
+    return read_scores(root.parent / "scores")["VOC2007"]
+
+
+def score_command(root: Path) -> list[str]:
     folder, out = root.parent / "vectors", root.parent / "scores"
-    write_embeddings(folder, "VOC2007", query_QD, candidate_ND, names)
-    main(["--data-root", str(root), "--embeddings", str(folder), "--out", str(out), *options])
-    return read_scores(out)["VOC2007"]
+    return ["--data-root", str(root), "--embeddings", str(folder), "--out", str(out)]
 
 
 def test_a_whole_gallery_is_scored(root: Path) -> None:
@@ -96,6 +100,29 @@ def test_the_rounding_of_short_floats_is_no_other_length(root: Path) -> None:
     query_QD, candidate_ND = vectors()
     found = score(root, query_QD.bfloat16() * 1.003, candidate_ND, NAMES)
     assert found.scores["hit@1"] == pytest.approx(8 / 9)
+
+
+@pytest.mark.parametrize("end", ["_qry.npy", "_tgt.npy", "_names.json"])
+def test_a_part_of_the_files_of_a_task_is_a_mistake(root: Path, end: str) -> None:
+    score(root, *vectors(), NAMES)
+    (root.parent / f"vectors/VOC2007{end}").unlink()
+    with pytest.raises(SystemExit, match=rf"VOC2007{end} is missing"):
+        main(score_command(root))
+
+
+def test_a_task_without_saved_vectors_is_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score(root, *vectors(), NAMES)
+    main([*score_command(root)[:2], "--embeddings", str(root), *score_command(root)[4:]])
+    assert f"VOC2007 {'':<40} nothing saved in {root}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e-30, 1e100, 1e300])
+def test_lengths_far_from_1_are_normalised_too(tmp_path: Path, scale: float) -> None:
+    write_embeddings(tmp_path, "t", torch.eye(3), torch.eye(3), ["a", "b", "c"])
+    np.save(tmp_path / "t_tgt.npy", scale * np.eye(3))
+    assert torch.equal(read_embeddings(tmp_path, "t", normalise=True)[1], torch.eye(3))
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
