@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from callbacks.folder_writer import lock_folder
+from callbacks.folder_writer import FolderWriter
 from callbacks.run_record import git_state
 from mmemb.batches import CandidateOutput, QueryOutput, TaskEnd
 from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings
 from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.headline import headline_text
-from mmemb.locks import FolderLock
 from mmemb.records import EvaluationTask, Query, Side
 from mmemb.retrieval import Galleries, gather_candidates
 from mmemb.score_files import SCORE, read_scores, scored_under, write_embeddings, write_scores
 
 
 @final
-class BenchmarkScores(Callback):
+class BenchmarkScores(FolderWriter):
     """Writes `<folder>/<root>/<task>_score.json` and its company when a root's `TaskEnd` comes.
 
     Roots that are scored under the same fingerprint are not embedded again. Only one run writes
@@ -37,19 +36,18 @@ class BenchmarkScores(Callback):
     """
 
     def __init__(self, folder: str, mode: Mode = "correct", embeddings: bool = False) -> None:
-        self.folder, self.mode, self.embeddings = Path(folder), mode, embeddings
-        self.fingerprint = ""
+        super().__init__(folder)
+        self.mode, self.embeddings = mode, embeddings
         self._candidates: list[CandidateOutput] = []
         self._queries: list[QueryOutput] = []
         self._files: list[Path] = []
-        self._lock: FolderLock | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "test":
             return
         if not trainer.fast_dev_run:
-            self._lock = lock_folder(self.folder, trainer)
+            self.lock(trainer)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         roots = datamodule.roots()
         pending = [
@@ -57,7 +55,7 @@ class BenchmarkScores(Callback):
             for path, tasks in roots.items()
             if not scored_under(self.folder / path, tasks, self.fingerprint)
         ]
-        trainer.strategy.barrier()  # nobody writes before every rank has seen the same holes
+        trainer.strategy.barrier()  # no rank writes before all have seen the same holes
         datamodule.pending_roots = pending
         self._files = [
             self.folder / path / f"{task}{SCORE}" for path, tasks in roots.items() for task in tasks
@@ -91,17 +89,7 @@ class BenchmarkScores(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._release()
-
-    @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self.release()
 
     def products(self, stage: str) -> list[Path]:
         """The score files of all roots; see `mmemb.products.Producer`."""

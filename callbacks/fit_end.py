@@ -1,4 +1,4 @@
-"""The end of a fit: reached, or only interrupted; StopAtStep saves at the step of the latter."""
+"""The end of a fit: reached, or only interrupted. StopAtStep ends an interrupted one at a step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LAST = Path("checkpoints/last.ckpt")
 def has_ended(trainer: Trainer) -> bool:
     """True if `max_steps` or `max_epochs` was reached, or an EarlyStopping has stopped the fit.
 
-    Everything else that stops a fit (`max_time`, a signal, another callback) interrupts it. May be
-    asked from the end of a training batch on.
+    Everything else that stops a fit (`max_time`, a signal, another callback) interrupts it. Valid
+    from the end of a training batch on.
     """
     loop = trainer.fit_loop
     if 0 <= trainer.max_steps <= trainer.global_step:
@@ -61,8 +61,8 @@ def stopped_early(trainer: Trainer) -> bool:
     return bool(stopped)
 
 
-def interrupted(trainer: Trainer) -> Unfinished:
-    """The exception that ends an interrupted fit, with the step from which it goes on."""
+def unfinished_fit(trainer: Trainer) -> Unfinished:
+    """The exception that ends an interrupted fit; its message names the step and how to go on."""
     run = Path(trainer.default_root_dir)
     steps = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
     again = f"goes on from {LAST}" if (run / LAST).is_file() else "starts again from the first step"
@@ -75,11 +75,19 @@ def interrupted(trainer: Trainer) -> Unfinished:
 def save_last(trainer: Trainer) -> None:
     """Saves the state of an interrupted fit, if its run keeps the last one (`save_last`).
 
-    Without, it starts again: what some stages collect, such as scores, is in no checkpoint.
+    Without `save_last` the fit starts again: what some stages collect, such as scores, is in no
+    checkpoint.
     """
     keeps = any(getattr(callback, "save_last", None) for callback in trainer.checkpoint_callbacks)
     if keeps and trainer.global_step > 0:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """True if micro-batches of the running step are still to come."""
+    if trainer.accumulate_grad_batches == 1:
+        return False
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 @final
@@ -101,9 +109,9 @@ class StopAtStep(Callback):
             return
 
         # In the middle of an accumulation window the gradients so far would be lost.
-        if trainer.fit_loop._should_accumulate():
+        if accumulates(trainer):
             trainer.should_stop = False
             return
 
         save_last(trainer)
-        raise interrupted(trainer)
+        raise unfinished_fit(trainer)

@@ -1,28 +1,54 @@
-"""The lock of a folder that all ranks of a run write, and that lies outside of the run's own."""
+"""FolderWriter: base of callbacks that write a folder outside of the run's own, alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from mmemb.distributed import gather_objects
 from mmemb.locks import FolderLock
 
 
-def lock_folder(folder: Path, trainer: Trainer) -> FolderLock | None:
-    """Takes the lock of a folder, which is made, on the first rank.
+class FolderWriter(Callback):
+    """Holds the lock of a folder that all ranks of a run write, from `lock` to `release`.
 
-    Raises:
-        ValueError: on every rank alike, if another run is writing there.
+    Args:
+        folder: where the files go.
+
+    Attributes:
+        fingerprint: of what makes the files.
     """
-    lock, said = None, []
-    if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FolderLock.take(folder)
-        except ValueError as error:
-            said = [str(error)]
-    if failures := gather_objects(said):
-        raise ValueError(failures[0])
-    return lock
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.fingerprint = ""
+        self._lock: FolderLock | None = None
+
+    def lock(self, trainer: Trainer) -> None:
+        """Takes the lock of the folder, which is made, on the first rank.
+
+        Raises:
+            ValueError: on every rank alike, if another run is writing there.
+        """
+        failures = []
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock = FolderLock.take(self.folder)
+            except ValueError as error:
+                failures = [str(error)]
+        if failures := gather_objects(failures):
+            raise ValueError(failures[0])
+
+    def release(self) -> None:
+        """Gives the folder free; a second call does nothing."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.release()

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from callbacks.fit_end import has_ended, interrupted
+from callbacks.fit_end import has_ended, unfinished_fit
 from mmemb.distributed import gather_objects
 from mmemb.files import link_atomically, write_atomically
 from mmemb.lineage import FACTS, FittedFacts, read_json, write_json, write_run_facts
@@ -174,7 +174,7 @@ class RunRecord(Callback):
                 "trainer.limit_train_batches and at the rows of part train."
             )
         if not has_ended(trainer):
-            raise interrupted(trainer)
+            raise unfinished_fit(trainer)
 
         self._write_facts(trainer)
         self._note_end(trainer)

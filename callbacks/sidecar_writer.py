@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from callbacks.folder_writer import lock_folder
+from callbacks.folder_writer import FolderWriter
 from mmemb.batches import SidecarOutput, SidecarRow
 from mmemb.distributed import gather_objects
 from mmemb.lineage import FACTS, FittedFacts, write_facts
-from mmemb.locks import FolderLock
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
 from mmemb.shards import Origin
 from mmemb.unfinished import Unfinished
 
 
 @final
-class SidecarWriter(Callback):
+class SidecarWriter(FolderWriter):
     """Writes features, rationales, selections, utilities or decisions.
 
     A shard is written when its last row has come, so that what exists is whole; shards that exist
@@ -33,20 +32,17 @@ class SidecarWriter(Callback):
         folder: where the shards go, e.g. `runs/pocket/rationales`.
 
     Attributes:
-        fingerprint: of what makes the shards.
         command: makes them; errors about the sidecar name it.
         facts: facts behind the models that make them: a model trained on the sidecar inherits them.
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-        self.fingerprint = ""
+        super().__init__(folder)
         self.command = ""
         self.facts = FittedFacts()
         self._shard: str | None = None
         self._rows: list[SidecarRow] = []
         self._failed: dict[str, str] = {}
-        self._lock: FolderLock | None = None
         self._written: list[str] = []
         self._sizes: Mapping[str, int] = {}
         self._made_from: Mapping[str, tuple[Origin, ...]] = {}
@@ -64,11 +60,11 @@ class SidecarWriter(Callback):
             print(f"{self.folder}: fast_dev_run, so nothing is written")
             return
 
-        self._lock = lock_folder(self.folder, trainer)
+        self.lock(trainer)
         self._made_from = datamodule.origins()
         existing = existing_shards(self.folder, self.fingerprint, self._made_from)
         pending = [name for name in self._shards if name not in existing]
-        trainer.strategy.barrier()  # nobody writes before every rank has seen the same holes
+        trainer.strategy.barrier()  # no rank writes before all have seen the same holes
         datamodule.pending_shards = pending
         self._written = list(existing)
         if trainer.is_global_zero:
@@ -98,20 +94,20 @@ class SidecarWriter(Callback):
 
     @override
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the run is recorded as finished, which one with holes is not."""
+        """Refuses holes: comes before `RunRecord` would record the run as finished."""
         if trainer.fast_dev_run:
             return
         self._flush()
 
-        # By all ranks, so that all of them fail alike.
+        # Gathered from all ranks, so that all of them fail alike.
         failed = dict(gather_objects(list(self._failed.items())))
         written = set(gather_objects(self._written))
         missing = [name for name in self._shards if name not in written]
         if failed:
-            name, said = next(iter(sorted(failed.items())))
+            name, reason = min(failed.items())
             raise ValueError(
                 f"{self.folder}: {len(failed)} of {len(self._shards)} shards could not be written, "
-                f"such as {name}: {said} The others are there: the same command makes those alone."
+                f"such as {name}: {reason} The others are there: the same command makes only these."
             )
         if missing:
             raise Unfinished(
@@ -129,17 +125,7 @@ class SidecarWriter(Callback):
         if trainer.is_global_zero:
             write_facts(self.folder / FACTS, self.facts)
             finish_manifest(self.folder, self.fingerprint, self._shards, made_from=self._made_from)
-        self._release()
-
-    @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self.release()
 
     def products(self, stage: str) -> list[Path]:
         """The folder of shards and the facts behind it; see `mmemb.products.Producer`."""

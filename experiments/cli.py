@@ -18,9 +18,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from callbacks.benchmark_scores import BenchmarkScores
 from callbacks.checkpoint_io import keep_whole_checkpoints, newest_whole
 from callbacks.fit_end import StopAtStep
+from callbacks.folder_writer import FolderWriter
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
 from callbacks.run_record import RunRecord, git_state
@@ -166,7 +166,7 @@ class ExperimentCLI(LightningCLI):
             trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
         trainer.callbacks.append(Interruption())  # last: a checkpoint holds what the others did
         for callback in trainer.callbacks:
-            if isinstance(callback, SidecarWriter | BenchmarkScores):
+            if isinstance(callback, FolderWriter):
                 callback.fingerprint = self.fingerprint
             if isinstance(callback, SidecarWriter):
                 callback.command = self.command

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from typing_extensions import override
 
-from callbacks.fit_end import has_ended, interrupted, stopped_early
+from callbacks.fit_end import has_ended, stopped_early, unfinished_fit
 
 
 @final
@@ -48,7 +48,7 @@ class WholeFitLoop(_FitLoop):
     @override
     def on_run_end(self) -> None:
         if not has_ended(self.trainer):
-            raise interrupted(self.trainer)
+            raise unfinished_fit(self.trainer)
         super().on_run_end()
 
     def _continues_own_run(self) -> bool:

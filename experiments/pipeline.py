@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except Unfinished as end:
         print(end, file=sys.stderr)
-        sys.exit(end.status)
+        sys.exit(UNFINISHED_STATUS)
 
 
 def per_seed(pipeline: Pipeline, num_seeds: int | None) -> list[Pipeline]:

@@ -16,7 +16,7 @@ import warnings
 
 from experiments.explain import asked_for, explain
 from mmemb.signals import exit_on_signals
-from mmemb.unfinished import Unfinished
+from mmemb.unfinished import UNFINISHED_STATUS, Unfinished
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError)
 """What bad input raises; their message is written for people, so they see it alone."""
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
             sys.exit(0)
         print(end, file=sys.stderr)
-        sys.exit(end.status)
+        sys.exit(UNFINISHED_STATUS)
     except Exception as error:
         if not (isinstance(error, USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
             raise

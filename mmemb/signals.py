@@ -1,5 +1,8 @@
-"""SIGTERM and SIGINT end a command in order: blocks are left one by one, so that what is half
-written goes, and the exit status is 143 or 130."""
+"""SIGTERM and SIGINT end a command in order: blocks are left one by one, so that half-written files
+are removed, and the exit status is 143 or 130.
+
+`mmemb.unfinished` is the other end of a run before its work is done: by a limit, not by a signal.
+"""
 
 from __future__ import annotations
 
@@ -14,40 +17,40 @@ from typing import final
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 15.0
-"""A process that is still there so long after it began to end is ended at once: it waits for a
-thread, or for another process."""
+"""A process that still runs so long after it began to end is killed: it waits for a thread, or for
+another process."""
 
 
 @final
 class Interrupted(SystemExit):
-    """Raised where a signal finds the process; an `except Exception` does not hold it.
+    """Raised at the line that a signal interrupts; an `except Exception` does not catch it.
 
     Args:
         signum: of the signal.
-        said: how to go on.
+        advice: how to go on.
         status: the exit status, if not 128 + signum.
 
     Attributes:
-        said: the line for the user.
+        message: the line for the user.
     """
 
-    def __init__(self, signum: int, said: str = "", status: int | None = None) -> None:
+    def __init__(self, signum: int, advice: str = "", status: int | None = None) -> None:
         super().__init__(128 + signum if status is None else status)
-        said = said or "stopped; the same command goes on with what is missing."
-        self.said = f"{signal.Signals(signum).name}: {said}"
+        advice = advice or "stopped; the same command goes on with what is missing."
+        self.message = f"{signal.Signals(signum).name}: {advice}"
 
-    def tell(self) -> None:
-        """Prints the line; not in a process whose status 0 says that another one reports."""
+    def report(self) -> None:
+        """Prints the message; a process with status 0 leaves that to another one."""
         if self.code:
-            print(self.said, file=sys.stderr)
+            print(self.message, file=sys.stderr)
 
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Within the block, which is a whole command, SIGTERM and SIGINT raise `Interrupted`.
+    """Makes SIGTERM and SIGINT raise `Interrupted` within the block, which is a whole command.
 
-    So does an error behind such a signal: it is that of a process that the signal has ended, too.
-    At the end of the block a line says how to go on.
+    An error after such a signal raises it, too: the error is of a process that the signal has
+    ended. At the end of the block the message is printed.
     """
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     _received.clear()
@@ -56,13 +59,13 @@ def exit_on_signals() -> Iterator[None]:
     try:
         yield
     except Interrupted as interrupted:
-        interrupted.tell()
+        interrupted.report()
         raise
     except Exception as error:
         if not _received:
             raise
         interrupted = Interrupted(_received[0])
-        interrupted.tell()
+        interrupted.report()
         raise interrupted from error
     finally:
         for signum, handler in before.items():
@@ -70,11 +73,11 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def handle_signals(act: Callable[[int], None]) -> None:
-    """From now on SIGTERM and SIGINT call `act`, until the process begins to end."""
+    """Makes SIGTERM and SIGINT call `act` from now on, until the process begins to end."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
         _received.append(signum)
-        if not _ending.is_set():  # what is being cleaned up is not disturbed
+        if not _ending.is_set():  # a second signal does not interrupt the cleaning up
             act(signum)
 
     for signum in SIGNALS:
@@ -83,11 +86,11 @@ def handle_signals(act: Callable[[int], None]) -> None:
 
 
 def end(interrupted: Interrupted) -> None:
-    """Raises `interrupted`, and sees to it that the process ends soon."""
+    """Raises `interrupted`, and kills the process if it has not ended after `GRACE_SECONDS`."""
     _ending.set()
-    last = threading.Timer(GRACE_SECONDS, os._exit, [interrupted.code])
-    last.daemon = True
-    last.start()
+    killer = threading.Timer(GRACE_SECONDS, os._exit, [interrupted.code])
+    killer.daemon = True
+    killer.start()
     raise interrupted
 
 

@@ -5,18 +5,9 @@ from __future__ import annotations
 from typing import final
 
 UNFINISHED_STATUS = 75
-"""Exit status of such a run: EX_TEMPFAIL of sysexits.h, the same command goes on."""
+"""Exit status of such a run (EX_TEMPFAIL of sysexits.h): the same command goes on."""
 
 
 @final
 class Unfinished(Exception):  # noqa: N818  (no error: the run can go on)
-    """A run stopped before its end; its message says how to go on.
-
-    Args:
-        message: one line for the user.
-        status: exit status of the process.
-    """
-
-    def __init__(self, message: str, status: int = UNFINISHED_STATUS) -> None:
-        super().__init__(message)
-        self.status = status
+    """A run stopped before its end. The message is one line for the user: how to go on."""

@@ -114,9 +114,8 @@ def test_a_fit_that_is_stopped_is_interrupted_and_the_same_command_ends_it(
 ) -> None:
     """A stop counts the epoch as processed, so `max_epochs: 1` looked reached."""
     run = tmp_path / "1-trunk-x"
-    with pytest.raises(Unfinished, match=r"step 3.*goes on from checkpoints/last\.ckpt") as end:
+    with pytest.raises(Unfinished, match=r"step 3.*goes on from checkpoints/last\.ckpt"):
         fit(run, Stop(3), **limits)
-    assert end.value.status == 75
     assert is_unfinished(run, "abc")
     assert not (run / "weights.pt").exists()
     assert not (tmp_path / "trunk").exists()

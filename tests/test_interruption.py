@@ -160,8 +160,8 @@ def test_a_signal_ends_a_fit_behind_its_step(
     with pytest.raises(Interrupted) as interrupted, exit_on_signals():
         fit(tmp_path, cut, **more)
     assert interrupted.value.code == status
-    assert interrupted.value.said.startswith(signal.Signals(signum).name)
-    assert "step 2 of 6, not finished. The same command goes on from" in interrupted.value.said
+    assert interrupted.value.message.startswith(signal.Signals(signum).name)
+    assert "step 2 of 6, not finished. The same command goes on from" in interrupted.value.message
     assert len(cut.seen) == 4, "to the end of the second step"
     found = fit(tmp_path, Line(), tmp_path / LAST, **more)
     assert len(found.seen) == 8
