@@ -13,7 +13,7 @@ from tests.kill_harness import Bench, Instant, kinds_of
 
 Benches = Callable[[str], Bench]
 
-MOST_KILLS = 6
+MOST_KILLS = 3
 """Kills of a command in the slow test; `python -m tests.kill_harness` makes all."""
 
 
