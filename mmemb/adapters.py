@@ -109,7 +109,7 @@ def save_adapter(tuned: Any, settings: LoraSettings, folder: Path, base: str) ->
     with whole_folder(folder, keep_others=True) as fresh:
         (fresh / WEIGHTS).write_bytes(save(weights))
         write_json(fresh / CONFIG, data)
-        # The folder's own mark: whoever names it in a configuration inherits its content.
+        # The folder's own mark: a configuration that names the folder counts with its content.
         write_json(fresh / "fingerprint.json", {"fingerprint": adapter_identity(fresh)})
 
 

@@ -103,7 +103,7 @@ class AdaptiveEmbedder:
             Unit vectors (B, D), depths (B,), reasoning tokens (B,) and B rationales.
         """
         if budget is not None:
-            check_budget(budget, unit)  # also where no side can reason and the gate is not asked
+            check_budget(budget, unit)  # also where no side can reason and the gate is not used
         names = [side.digest for side in sides] if keys is None else keys
 
         def choose(rows: Sequence[int], direct_RD: Tensor) -> Tensor:

@@ -131,8 +131,8 @@ class MediaBatch:
 class CandidateBatch:
     """Rows of the candidate table.
 
-    `sizes` says of each of their galleries how many rows the table has; of a gallery that it does
-    not name nothing is known.
+    `sizes` is the number of rows that the table has of each of their galleries; the size of an
+    absent gallery is not known.
     """
 
     candidates: tuple[Candidate, ...]

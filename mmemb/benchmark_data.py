@@ -72,10 +72,10 @@ def roots_below(folder: Path) -> list[Path]:
 
 
 def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
-    """What every root at or below a folder says, in order of path; see `roots_below`.
+    """Reads every root at or below a folder, in order of path; see `roots_below`.
 
     Raises:
-        ValueError: a sample is broken, its index says otherwise, or a right or listed candidate is
+        ValueError: a sample is broken, its index differs from it, or a right or listed candidate is
             not among those that the query chooses from.
     """
     for root in roots_below(folder):
@@ -87,12 +87,12 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
 
         _check_candidates(root, tasks, queries, names)
         path = str(root.relative_to(folder))
-        said = (*revision_and_losses(root), content_of(index, table))
-        yield BenchmarkRoot(path, tasks, queries, names, *said)
+        origin = (*revision_and_losses(root), content_of(index, table))
+        yield BenchmarkRoot(path, tasks, queries, names, *origin)
 
 
 def content_of(queries: ShardIndex, candidates: ShardIndex) -> str:
-    """Hash (16 hex digits) of the bytes of a root, by which saved vectors are told apart."""
+    """Hash (16 hex digits) of the bytes of a root: saved vectors belong to one of them."""
     both = queries.origin().sha256 + candidates.origin().sha256
     return hashlib.sha256(both.encode()).hexdigest()[:16]
 
@@ -120,15 +120,15 @@ def parse_query(
     """A query from its JSON.
 
     Args:
-        key: its sample's.
+        key: of the sample.
         data: the JSON.
-        meta: what the index says of the sample; empty where there is none.
+        meta: of the sample's index entry; empty where there is no index.
         side: its content.
         listed: rows of its own candidates in the candidate table; None = the whole gallery.
 
     Raises:
-        ValueError: no right candidate, a grade that is not above 0, an index that says otherwise, a
-            list that is none or that repeats a candidate without saying so.
+        ValueError: no right candidate, a grade that is not above 0, an index that differs, a list
+            that is no list of rows or that repeats a candidate without stating it.
         KeyError: a field is missing.
     """
     check_index(data, meta)
@@ -172,9 +172,9 @@ def _listed_rows(listed: NDArray[Any], num_repeats: int) -> tuple[int, ...]:
     rows = tuple(int(row) for row in listed)
     if min(rows) < 0:
         raise ValueError(f"candidates.npy lists row {min(rows)}: expected rows from 0.")
-    if (found := len(rows) - len(set(rows))) != num_repeats:
+    if (repeats := len(rows) - len(set(rows))) != num_repeats:
         raise ValueError(
-            f"candidates.npy repeats {found} rows, the json states {num_repeats} as {REPEATS!r}: "
+            f"candidates.npy repeats {repeats} rows, the json states {num_repeats} as {REPEATS!r}: "
             "expected every candidate once unless the published list repeats some."
         )
     return rows
@@ -188,7 +188,7 @@ def _check_candidates(
 ) -> None:
     """Refuses queries whose task, right candidates or listed rows the root does not have."""
     gallery_of = {task.name: task.gallery for task in tasks}
-    known = set(names)
+    places = set(names)
     for query in queries:
         where = f"{root / QUERIES}, sample {query.key}"
         if gallery_of.get(query.task) != query.gallery:
@@ -197,7 +197,7 @@ def _check_candidates(
                 "does not have together; prepare the data again."
             )
 
-        # A negative or a foreign row would name another candidate without a word.
+        # A negative or a foreign row would silently name another candidate.
         rows = query.candidates or ()
         if wrong := [r for r in rows if r >= len(names) or names[r][0] != query.gallery]:
             raise ValueError(
@@ -205,7 +205,7 @@ def _check_candidates(
                 "does not have; prepare the data again."
             )
 
-        among = {names[row] for row in rows} if rows else known
+        among = {names[row] for row in rows} if rows else places
         if lost := [name for name in query.relevance if (query.gallery, name) not in among]:
             raise ValueError(
                 f"{where}: right candidate {lost[0]!r} is not among the candidates that the query "
@@ -240,7 +240,7 @@ def _query(index: ShardIndex, entry: IndexEntry) -> Query:
 
 
 def _gallery_and_name(table: ShardIndex, entry: IndexEntry) -> tuple[str, str]:
-    """Identity of a candidate, as its index and its JSON say alike."""
+    """Gallery and name of a candidate, which are equal in its index and its JSON."""
     try:
         data = json.loads(table.read(entry, {"json"})["json"])
         check_index(data, entry.meta)

@@ -237,10 +237,10 @@ def _score_names(ranked: Sequence[str], query: Query, mode: Mode) -> dict[str, f
 
 
 def _grades(query: Query, mode: Mode) -> list[float]:
-    """Grades beside the right candidates of a query, as the mode hands them out."""
+    """Grades of the right candidates of a query under a mode."""
     graded = {page_id(name): grade for name, grade in query.relevance.items()}
-    given = reference_grades(graded) if mode == "reference" else graded
-    return [given[name] for name in graded]
+    grades = reference_grades(graded) if mode == "reference" else graded
+    return [grades[name] for name in graded]
 
 
 def page_id(name: str) -> str | int:

@@ -61,7 +61,7 @@ class Thresholds:
     costs: tuple[tuple[float, ...], ...] = ()
     ties: tuple[float, ...] = ()
     milliseconds: tuple[float, ...] = ()
-    _known: dict[Unit, _Spending] = field(
+    _spendings: dict[Unit, _Spending] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -131,8 +131,8 @@ class Thresholds:
         self._check(budget, unit)
         spending = self._spending(unit)
 
-        # A price that is merely high would let new queries reason that want it more than any of
-        # calibration. With costs that fall with depth, price 0 may cost less than the highest one.
+        # Under a price that is merely high, new queries with a larger gain than any of calibration
+        # would reason. With costs that fall with depth, price 0 may cost less than the highest one.
         if budget <= spending.least + _EQUAL and (
             exact or spending.least <= spending.natural + _EQUAL
         ):
@@ -177,9 +177,9 @@ class Thresholds:
             )
 
     def _spending(self, unit: Unit) -> _Spending:
-        if unit not in self._known:
-            self._known[unit] = _Spending.of(self, unit)
-        return self._known[unit]
+        if unit not in self._spendings:
+            self._spendings[unit] = _Spending.of(self, unit)
+        return self._spendings[unit]
 
 
 def check_budget(budget: float, unit: str) -> None:
@@ -206,7 +206,7 @@ class _Ladder:
 
     @classmethod
     def of(cls, states: Iterable[tuple[float, Threshold]]) -> _Ladder:
-        """Makes a ladder of (cost, threshold) in the order of falling prices."""
+        """Makes a ladder from (cost, threshold) in the order of falling prices."""
         # Of equal keys a dict keeps the last value, which is the least price. Sums in another
         # order differ in the last digits.
         least_price = {round(spent, 9): threshold for spent, threshold in states}
@@ -223,7 +223,7 @@ class _Ladder:
 @final
 @dataclass(frozen=True, slots=True)
 class _Spending:
-    """What the calibration queries cost on average in one unit, at every price and tie.
+    """Mean costs of the calibration queries in one unit, at every price and tie.
 
     Attributes:
         cost_A: expected cost of a depth, by which prices are paid.
@@ -341,7 +341,7 @@ def _choose(step_BA: Tensor, cost_A: Tensor, price_B: Tensor, is_dear_B: Tensor)
         extra_B = cost_A[depth] - cost_A[best_B]
         crossing_B = _crossing(gain_B, extra_B)
         worth_B = (crossing_B > price_B) | (is_dear_B & (crossing_B == price_B))
-        # No price parts depths of equal cost; of equal ones the first stays.
+        # No price separates depths of equal cost; of equal ones the first stays.
         better_B = torch.where(extra_B > 0, worth_B, gain_B > 0)
         best_B = torch.where(better_B, depth, best_B)
     return best_B

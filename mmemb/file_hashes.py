@@ -15,17 +15,16 @@ from mmemb.files import file_identity, file_sha256, write_atomically
 _CLOCK_TICK_NS = 2_000_000_000
 """Longest step of a file system's clock: two writes within one step leave equal times."""
 
-
 LARGE_BYTES = 16 * 2**20
-"""`file_content` remembers the hashes of files from this size on."""
+"""`file_content` keeps the hashes of files from this size on."""
 
 
 @final
 class FileHashes:
-    """Hashes files, and remembers them as long as they are the same on disk.
+    """Hashes files, and keeps the hashes as long as the files are the same on disk.
 
     Args:
-        memory: JSON file of what was hashed earlier; it need not exist.
+        memory: JSON file of earlier hashes; it need not exist.
         recheck: reads every file again.
     """
 
@@ -43,13 +42,13 @@ class FileHashes:
 
         # The identity comes first: a file that changes while it is read is read again next time.
         identity = list(file_identity(path))
-        known = self._known.get(name)
-        same = isinstance(known, list) and known[1:] == identity
-        self._used[name] = known if same else [file_sha256(path), *identity]
+        row = self._known.get(name)
+        is_same = isinstance(row, list) and row[1:] == identity
+        self._used[name] = row if is_same else [file_sha256(path), *identity]
         return self._used[name][0]
 
     def save(self) -> None:
-        """Remembers the files that were asked for, but those that have only just changed."""
+        """Writes the hashes that were used, except of files that have only just changed."""
         newest = self._started - _CLOCK_TICK_NS
         settled = {name: row for name, row in self._used.items() if row[-1] < newest}
         if settled != self._known:
@@ -57,10 +56,10 @@ class FileHashes:
 
 
 def file_content(path: Path) -> str:
-    """The SHA-256 (hex) of a file that is asked for at every start.
+    """The SHA-256 (hex) of a file that every start needs.
 
     A large file is read once: the user's cache (`$XDG_CACHE_HOME/mmemb`, else `~/.cache/mmemb`)
-    remembers its hash for as long as the file is the same on disk.
+    keeps its hash for as long as the file is the same on disk.
     """
     if path.stat().st_size < LARGE_BYTES:
         return file_sha256(path)
@@ -69,10 +68,10 @@ def file_content(path: Path) -> str:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
     hashes = FileHashes(cache / "mmemb" / "hashes" / f"{name}.json")
-    found = hashes.sha256(path)
+    sha256 = hashes.sha256(path)
     with contextlib.suppress(OSError):  # a home that cannot be written: read again next time
         hashes.save()
-    return found
+    return sha256
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Files, folders and links that change whole or not at all, and the hash of a file.
 
-Whatever is written gets a temporary name beside its place first: `.NAME.HOST-PID-RANDOM.tmp`,
-which no two writers share and no reader opens. It is brought to disk and renamed; if the writing
-fails, it is removed; what a killed process has left is removed by the next one that writes into the
-folder.
+Everything that is written has a temporary name beside its place first, `.NAME.HOST-PID-RANDOM.tmp`,
+which no two writers share and no reader opens. It is brought to disk and renamed. If the writing
+fails, it is removed; the leftovers of a killed process are removed by the next process that writes
+into the folder.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def working_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`, on its file system, which is gone behind the block."""
+    """Gives an empty folder beside `path`, on its file system, and removes it after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     temporary.mkdir()
@@ -138,13 +138,13 @@ def publish(folder: Path, link: Path, names: Iterable[str]) -> None:
 
 
 def is_published(link: Path, names: Iterable[str]) -> bool:
-    """Says whether all of the names are there and are links through `link`, so that they agree."""
+    """True if all of the names exist and are links through `link`, so that they agree."""
     paths = [link.parent / name for name in names]
     return all(path.is_file() and _passes_through(path, link) for path in paths)
 
 
 def is_temporary(path: Path) -> bool:
-    """Says whether a file or folder is one that is being written, or was when its writer died.
+    """True for a file or folder that is being written, or was when its writer died.
 
     >>> is_temporary(Path("out/.table.json.0a1b2c3d-17-4e5f6071.tmp")), is_temporary(Path("a.tmp"))
     (True, False)
@@ -173,8 +173,8 @@ def _temporary(path: Path) -> Path:
 def _remove_leftovers(folder: Path) -> None:
     """Removes what dead processes of this machine were writing in a folder."""
     for path in folder.glob(".*.tmp"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found is None or found["host"] != _HOST or _is_alive(int(found["pid"])):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or match["host"] != _HOST or _is_alive(int(match["pid"])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -220,6 +220,8 @@ def _rename_folder(new: Path, folder: Path) -> None:
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
+
+        # The earlier folder moves aside, and comes back if the new one cannot take its place.
         aside = _temporary(folder)
         with contextlib.suppress(FileNotFoundError):  # another writer was faster
             os.rename(folder, aside)

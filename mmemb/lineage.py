@@ -108,7 +108,7 @@ class FittedFacts:
         )
 
     def as_calibrated(self) -> FittedFacts:
-        """The facts of a model whose word decides which data are used, and trains nothing."""
+        """The facts of a model that only chooses data, and on whose output no weight is trained."""
         return FittedFacts(calibrated=self.trained | self.calibrated)
 
 
@@ -123,7 +123,7 @@ def write_facts(path: Path, facts: FittedFacts) -> None:
 
 
 def write_run_facts(run: Path, facts: FittedFacts) -> None:
-    """Writes `fitted.json` into a run, and beside all weights in it: a copy of them has it, too."""
+    """Writes `fitted.json` into a run and beside all weights in it, so that copies have it, too."""
     weights = (path for path in run.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
     for folder in sorted({path.parent for path in weights} - {run}):
         write_facts(folder / FACTS, facts)
@@ -144,12 +144,12 @@ def read_facts(path: Path) -> frozenset[str]:
 
     Raises:
         FileNotFoundError: there is no list.
-        ValueError: the list is broken, or says that it is not whole.
+        ValueError: the list is broken, or is marked as not whole.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: without the list of facts that this model was fitted on nobody "
-            "can tell which pairs it may judge. Train the model with `experiments.run fit`, which "
+            f"{path} is missing: without the list of facts that this model was fitted on it is not "
+            "known which pairs it may judge. Train the model with `experiments.run fit`, which "
             "writes the list."
         )
     return _known(read_fitted(path), str(path))
@@ -203,7 +203,7 @@ def _known(facts: FittedFacts, source: str) -> frozenset[str]:
 
 
 def _was_trained_here(path: Path) -> bool:
-    """Whether these weights were written by this project: a model of the hub saw none of ours."""
+    """True for weights that this project wrote: a model of the hub saw none of our facts."""
     if path.suffix == ".ckpt":
         return True
     if (path / "adapter_config.json").is_file():
@@ -258,7 +258,7 @@ def _paths(settings: Any, outputs: Collection[Path]) -> Iterator[str]:
 
 
 def _identity(path: Path) -> str:
-    """What a path stands for: a mark in it or in folders of shards below, or the bytes of files."""
+    """The content of a path: a mark in it or in folders of shards below, or the bytes of files."""
     if path.is_file():
         return file_content(path)
     mark = _marked_parent(path.resolve(), _MARKS)

@@ -1,8 +1,8 @@
-"""FolderLock: one process writes a folder; and folders that each starter makes for itself.
+"""FolderLock: one process writes a folder; `new_folder`: each process makes one of its own.
 
-POSIX locks: the system voids those of a dead process at once, forked children do not inherit them,
-and NFS keeps them between machines where its lock service runs. On a file system that knows no
-locks a line says so, and two writers of one folder are not noticed.
+These are POSIX locks: the system voids those of a dead process at once, forked children do not
+inherit them, and NFS keeps them between machines where its lock service runs. On a file system
+without locks there is a warning, and two writers of one folder are not noticed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _held: dict[tuple[int, Path], FolderLock] = {}
 class FolderLock:
     """The right to write a folder, until `release` or the end of the process.
 
-    A process that asks twice has one lock: for the system a second one would be no conflict either,
-    and to close it would give up the first.
+    A process has one lock of a folder, however often it takes it: for the system a second one would
+    be no conflict, and closing it would give up the first.
     """
 
     def __init__(self, folder: Path, handle: int) -> None:
@@ -48,7 +48,7 @@ class FolderLock:
 
         Args:
             folder: to be written.
-            waits: whether to wait until another process has given it up.
+            waits: waits until another process has given it up.
 
         Raises:
             ValueError: another process writes the folder; the message names it.
@@ -60,6 +60,7 @@ class FolderLock:
 
         path = folder / LOCK
         while True:
+            # Taken, refused, or on a file system without locks a handle that locks nothing.
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
@@ -67,11 +68,12 @@ class FolderLock:
                 os.close(handle)
                 if error.errno not in _NO_LOCKS:
                     raise ValueError(_taken(path)) from None
-                _LOG.warning("%s knows no locks: start nothing twice that writes there.", folder)
+                _LOG.warning("%s has no locks: start nothing twice that writes there.", folder)
                 handle = os.open(os.devnull, os.O_RDWR)
                 break
-            # The holder before removes the file at its end: this may be the lock of a file that
-            # nobody else will open any more.
+
+            # The former holder removes the file at its end: this may be the lock of a file that no
+            # other process can open any more.
             if _is_open_at(handle, path):
                 break
             os.close(handle)
@@ -87,7 +89,7 @@ class FolderLock:
         """Gives the folder free; a second call does nothing."""
         if self._handle is None or _held.pop((os.getpid(), self.folder), None) is None:
             return
-        # Removed while it is held, so that who opens it meanwhile sees that it is another file.
+        # Removed while it is held: a process that has opened it meanwhile notices another file.
         if _is_open_at(self._handle, self.folder / LOCK):
             (self.folder / LOCK).unlink(missing_ok=True)
         os.close(self._handle)
@@ -96,7 +98,7 @@ class FolderLock:
 
 @atexit.register
 def _release_all() -> None:
-    """Leaves no file behind in what a command that ends in an error has locked."""
+    """Removes the lock files of a command that ends in an error."""
     for (pid, _), lock in list(_held.items()):
         if pid == os.getpid():
             lock.release()
@@ -126,10 +128,9 @@ def new_folder(parent: Path, name: str) -> Path:
 
 def _is_open_at(handle: int, path: Path) -> bool:
     try:
-        there, ours = os.stat(path), os.fstat(handle)
+        return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _taken(path: Path) -> str:

@@ -21,7 +21,7 @@ HASHED_BYTES = 64 * 2**20
 
 @runtime_checkable
 class Producer(Protocol):
-    """A module or callback that leaves files which the run needs to count as finished."""
+    """A module or callback that leaves files without which its run does not count as finished."""
 
     def products(self, stage: str) -> Sequence[Path]:
         """Files, folders of files and folders of shards that exist after `stage`."""
@@ -37,11 +37,11 @@ def record_products(run: Path, products: Sequence[Path]) -> list[dict[str, Any]]
     Raises:
         ValueError: a product is not there, or is an empty folder.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for product in products:
         # Shards are on disk before their manifest is written, and it holds their sizes and hashes.
         if (product / MANIFEST).is_file():
-            found.append({"shards": os.path.relpath(product, run)})
+            records.append({"shards": os.path.relpath(product, run)})
             continue
 
         files = [product] if product.is_file() else sorted(product.rglob("*"))
@@ -51,8 +51,8 @@ def record_products(run: Path, products: Sequence[Path]) -> list[dict[str, Any]]
                 f"{product} is missing or empty, although the run has come to its end: it is not "
                 "recorded as finished. Run the same command again."
             )
-        found += [_described(run, path) for path in files]
-    return found
+        records += [_record(run, path) for path in files]
+    return records
 
 
 def lost_product(run: Path, recorded: Sequence[Mapping[str, Any]], fingerprint: str) -> str | None:
@@ -73,7 +73,7 @@ def lost_product(run: Path, recorded: Sequence[Mapping[str, Any]], fingerprint: 
     return None
 
 
-def _described(run: Path, path: Path) -> dict[str, Any]:
+def _record(run: Path, path: Path) -> dict[str, Any]:
     sync(path)
     sync(path.parent)
     size = path.stat().st_size

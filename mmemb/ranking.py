@@ -26,7 +26,7 @@ TOLERANCE = 1e-9
 """Scores this close tie: far above the noise of fp64 sums, far below a step of fp32."""
 
 LENGTH_TOLERANCE = 2**-7
-"""How far a length may be from 1: models that normalise in bfloat16 are off by up to 2**-8."""
+"""Largest distance of a length from 1: models that normalise in bfloat16 are off by up to 2**-8."""
 
 _CHUNK_NUMBERS = 2**23
 

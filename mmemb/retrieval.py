@@ -115,7 +115,7 @@ class Galleries:
     def own_lists(self, queries: Sequence[Query]) -> list[list[int]] | None:
         """Columns of each query's own candidates, as listed; None = all have the whole gallery.
 
-        A candidate that is listed twice is there twice, for who ranks as the published evaluator.
+        A candidate that is listed twice is there twice, as the published evaluator ranks it.
 
         Raises:
             ValueError: some have a list of their own and some do not.
@@ -295,17 +295,19 @@ def best_rank(ranks: TiedRanks) -> Tensor:
 def gather_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:
     """The candidates of all ranks, in the order of their table, so that it does not matter which
     rank embedded which. Collective: a rank without candidates must call it too."""
-    own = merge_candidates(outputs, embedding_dim)
-    held = gather_objects([(own.galleries, own.rows)])
+    local = merge_candidates(outputs, embedding_dim)
+    places = gather_objects([(local.galleries, local.rows)])
     # For a gate that looks at scores every rank has embedded all: there is nothing to gather.
-    if len(held) > 1 and all(other == held[0] for other in held):
-        return own
+    if len(places) > 1 and all(place == places[0] for place in places):
+        return local
 
-    vectors_ND = gather_ragged(own.vectors_ND)
-    names = gather_objects(list(own.names))
-    galleries = [gallery for other, _ in held for gallery in other]
-    rows = [row for _, other in held for row in other]
-    sizes = dict(gather_objects(list(own.sizes.items())))
+    vectors_ND = gather_ragged(local.vectors_ND)
+    names = gather_objects(list(local.names))
+    galleries = [gallery for of_rank, _ in places for gallery in of_rank]
+    rows = [row for _, of_rank in places for row in of_rank]
+    sizes = dict(gather_objects(list(local.sizes.items())))
+
+    # In the order of the table, whichever rank embedded a row.
     order = sorted(range(len(rows)), key=rows.__getitem__)
     return CandidateOutput(
         vectors_ND=vectors_ND[order],

@@ -139,15 +139,15 @@ def write_embeddings(
 
 
 def check_embedded(folder: Path, task: str, content: str) -> None:
-    """Raises ValueError if saved vectors say that other data were embedded; those of other tools
-    say nothing."""
+    """Raises ValueError if saved vectors are marked as those of other data; vectors of other tools
+    have no mark and pass."""
     path = folder / f"{task}{DATA}"
     if not path.is_file():
         return
-    found = read_json(path, "the hash of the data that were embedded").get("content")
-    if found != content:
+    embedded = read_json(path, "the hash of the data that were embedded").get("content")
+    if embedded != content:
         raise ValueError(
-            f"{folder}: the vectors of {task} are of other data (content {found}) than the data "
+            f"{folder}: the vectors of {task} are of other data (content {embedded}) than the data "
             f"root (content {content}), though their numbers are equal: the data were prepared "
             "again. Embed them again, or name the data root that was embedded."
         )

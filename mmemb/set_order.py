@@ -1,7 +1,7 @@
 """The order in which CPython walks a set of whole numbers, computed without a set.
 
 A published evaluator sends labels through a Python set and leaves their grades in place. To repeat
-its numbers the order has to be the same on every interpreter, so it is not asked of a real set.
+its numbers the order has to be the same on every interpreter, so no real set is used.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def existing_shards(
         folder: where they lie.
         fingerprint: of settings and inputs.
         made_from: of a sidecar, what each shard would be made from now; one that was made from
-            other bytes, or does not tell, is a hole.
+            other bytes, or has no record of them, is a hole.
     """
     found = {}
     for path in sorted(Path(folder).glob(f"*{INDEX_SUFFIX}")):
@@ -347,8 +347,8 @@ def check_join(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
         Names of the source's shards that the sidecar covers; it need not cover all.
 
     Raises:
-        ValueError: a covered shard has other keys, or was made from other bytes, or does not tell
-            from which; names both folders and the command that makes the sidecar again.
+        ValueError: a covered shard has other keys, was made from other bytes, or has no record of
+            them; the error names both folders and the command that makes the sidecar again.
     """
     ours, theirs = _keys_by_shard(source), _keys_by_shard(sidecar)
     covered = set(ours) & set(theirs)
@@ -365,26 +365,26 @@ def check_join(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
                 f"{source.folder / shard}: expected key {a} at row {at}, found {b}. It was made "
                 f"from other data. {_again(sidecar, shard, source)}"
             )
-        own = _check_made_from(source, sidecar, shard)
-        compared |= _check_company(source, sidecar, shard, own, compared)
+        origin = _check_made_from(source, sidecar, shard)
+        compared |= _check_folders(source, sidecar, shard, origin, compared)
     return covered
 
 
 def _check_made_from(source: ShardIndex, sidecar: ShardIndex, shard: str) -> Origin:
     """The origin of a sidecar's shard that is the source's shard of this name."""
     wanted = source.origin(shard)
-    named = [origin for origin in sidecar.records[shard].made_from if origin.shard == shard]
-    for origin in named:
+    origins = [origin for origin in sidecar.records[shard].made_from if origin.shard == shard]
+    for origin in origins:
         if origin.sha256 == wanted.sha256:
             return origin
 
-    if not named:
+    if not origins:
         raise ValueError(
             f"Sidecar shard {sidecar.folder / shard} does not tell what it was made from, so it "
             f"cannot be joined with {source.folder / shard}: it is older than this check, or of "
             f"another tool. {_again(sidecar, shard, source)}"
         )
-    was = ", ".join(f"{origin.folder / shard} (hash {origin.sha256:.12})" for origin in named)
+    was = ", ".join(f"{origin.folder / shard} (hash {origin.sha256:.12})" for origin in origins)
     raise ValueError(
         f"Sidecar shard {sidecar.folder / shard} was not made from {source.folder / shard} "
         f"(hash {wanted.sha256:.12}), but from {was}. The keys are equal, the content is not. "
@@ -392,7 +392,7 @@ def _check_made_from(source: ShardIndex, sidecar: ShardIndex, shard: str) -> Ori
     )
 
 
-def _check_company(
+def _check_folders(
     source: ShardIndex,
     sidecar: ShardIndex,
     shard: str,
@@ -405,7 +405,7 @@ def _check_company(
         source: of the join.
         sidecar: of the join.
         shard: name of the shard in both.
-        own: what the sidecar's shard tells of the source.
+        own: the source's shard, as the sidecar's shard records it.
         compared: folders that need no second look.
     """
     found: set[tuple[Path, str]] = set()

@@ -20,10 +20,10 @@ NON_INFERIORITY_MARGIN = 0.02
 """Two points: non-inferior means a lower bound above minus this (METHOD 8)."""
 
 MIN_CLUSTERS = 5
-"""Below it nothing can be said of chance: the resamples of one cluster are all the same."""
+"""Fewest clusters for an interval: the resamples of one cluster are all the same."""
 
 FEW_CLUSTERS = 30
-"""Below it intervals are somewhat too narrow, so their number of clusters is shown."""
+"""Below this number intervals are somewhat too narrow, so the number is shown beside them."""
 
 _CHUNK_NUMBERS = 2**22
 
@@ -54,7 +54,7 @@ class Interval:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Interval:
-        """The interval among the figures of a row of a report."""
+        """Reads the interval from a row of a report."""
         return cls(row["mean"], row["low"], row["high"], row.get("clusters"))
 
     @property
@@ -63,11 +63,11 @@ class Interval:
         return self.is_above(0) or self.is_below(0)
 
     def is_above(self, bound: float) -> bool:
-        """Whether the whole interval lies above a bound; never without an interval."""
+        """True if the whole interval lies above a bound; False without an interval."""
         return self.low is not None and self.low > bound
 
     def is_below(self, bound: float) -> bool:
-        """Whether the whole interval lies below a bound; never without an interval."""
+        """True if the whole interval lies below a bound; False without an interval."""
         return self.high is not None and self.high < bound
 
     def non_inferior(self, margin: float = NON_INFERIORITY_MARGIN) -> bool:
@@ -75,7 +75,7 @@ class Interval:
         return self.is_above(-margin)
 
     def bounds(self, scale: float = 1.0, digits: int = 3) -> str:
-        """The one form in which an interval is shown: the clusters stand with it if they are few.
+        """Formats the bounds: the only form in which reports show them, with the clusters if few.
 
         >>> Interval(0.1, 0.05, 0.2, clusters=12).bounds(100, 1)
         '[5.0, 20.0] (12 clusters)'
@@ -87,7 +87,7 @@ class Interval:
         return f"{shown} ({_counted(self.clusters)})" if is_small else shown
 
     def text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
-        """Mean and bounds; with `sign` "+" the mean's sign is always shown.
+        """Formats mean and bounds; with `sign` "+" the mean's sign is always shown.
 
         >>> Interval(0.1, 0.05, 0.2).text(100, 1)
         '10.0 [5.0, 20.0]'

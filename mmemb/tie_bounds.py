@@ -53,7 +53,7 @@ def tie_bounds(
 def _lucky_places(
     own_QP: Tensor, found_QP: Tensor, score_QC: Tensor, grades_QP: Tensor, tolerance: float
 ) -> Tensor:
-    """How many candidates stand before each right one if near ties go well; else `MISS`.
+    """Number of candidates before each right one if near ties go well; `MISS` for an absent one.
 
     Args:
         own_QP: scores of the right candidates; -inf where there is none.

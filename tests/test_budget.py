@@ -149,9 +149,9 @@ def test_ties_at_price_0_go_to_the_depth_that_costs_less() -> None:
 def test_steps_are_computed_once_for_a_unit() -> None:
     table = Thresholds.calibrate(*three_depths(20), KEYS[:20])
     table.at(4.0, "tokens")
-    known = table._known["tokens"]
+    known = table._spendings["tokens"]
     table.at(7.0, "tokens", exact=True)
-    assert table._known == {"tokens": known}
+    assert table._spendings == {"tokens": known}
     assert table == Thresholds.from_json(table.to_json()), "what is kept is no part of the value"
 
 
