@@ -16,6 +16,7 @@ from typing import Any, final
 
 from mmemb.file_hashes import file_content
 from mmemb.files import file_identity, write_atomically
+from mmemb.shards import MANIFEST, read_manifest, read_record
 
 FORMAT_VERSION = 1
 """Raised when the meaning of a stage's output changes, so that old outputs are made again."""
@@ -93,7 +94,7 @@ class FittedFacts:
         trained: facts that weights were trained on: the model may not judge them (METHOD 3).
         calibrated: facts that only chose, validated or set a number (tau, eta, a threshold): they
             bar nothing.
-        unknown: weights that came without a list, so that their facts cannot be told.
+        unknown: weights and sidecars that came without a list, so that their facts cannot be told.
     """
 
     trained: frozenset[str] = frozenset()
@@ -186,7 +187,7 @@ def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> FittedFact
         record = _marked_parent(path, (FACTS,)) or _marked_parent(path.resolve(), (FACTS,))
         if record is not None:
             facts |= read_fitted(record)
-        elif _was_trained_here(path):
+        elif _was_trained_here(path) or _was_predicted_here(path):
             facts |= FittedFacts(unknown=frozenset([str(path)]))
     return facts
 
@@ -194,10 +195,11 @@ def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> FittedFact
 def _known(facts: FittedFacts, source: str) -> frozenset[str]:
     if facts.unknown:
         raise ValueError(
-            f"{source}: the facts that {min(facts.unknown)} was trained on are unknown, so it "
-            f"cannot be told which pairs this model may judge. Copy {FACTS} of the run that "
-            'trained those weights beside them (`{"facts": []}` if they saw none of this data) '
-            "and make what depends on them again."
+            f"{source}: the facts that {min(facts.unknown)} goes back to are unknown, so it cannot "
+            f"be told which pairs this model may judge. Copy {FACTS} of the run that trained those "
+            "weights, or of the folder that this sidecar was copied from, into it "
+            '(`{"facts": []}` if they go back to none of this data) and make what depends on them '
+            "again."
         )
     return facts.trained
 
@@ -210,6 +212,17 @@ def _was_trained_here(path: Path) -> bool:
         return (path / "fingerprint.json").is_file()
     config = path / "config.json"
     return config.is_file() and b'"class_path"' in config.read_bytes()
+
+
+def _was_predicted_here(path: Path) -> bool:
+    """Whether this is a sidecar that a run of this project wrote, always with its list of facts.
+
+    Sidecars that `prepare` writes name no command: no model is behind them.
+    """
+    if not (path / MANIFEST).is_file():
+        return False
+    shards = read_manifest(path).shards
+    return bool(shards and read_record(path, shards[0].name).command)
 
 
 def run_mark(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_only_judges_that_did_not_see_the_fact_judge(runs: dict[str, str]) -> No
     torch.testing.assert_close(mixed[0], by_b[0], equal_nan=True)
     torch.testing.assert_close(mixed[1], by_a[1], equal_nan=True)
     torch.testing.assert_close(score(runs, ["x", "x"]), (by_a + by_b) / 2, equal_nan=True)
+
+
+def test_weights_that_were_copied_into_a_judge_bring_their_facts(
+    runs: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(runs["b"], folder)
+    (folder / "backbone/fitted.json").write_text(json.dumps({"facts": ["a"]}))
+    evaluator = EmbeddingEvaluator({"b": str(folder)})
+    assert evaluator.judges["b"].facts == {"a", "b", "both"}
 
 
 def test_a_fact_that_every_judge_was_fitted_on_is_refused(runs: dict[str, str]) -> None:

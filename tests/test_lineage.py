@@ -13,6 +13,7 @@ import pytest
 from mmemb import file_hashes, lineage
 from mmemb.files import file_sha256
 from mmemb.lineage import (
+    FACTS,
     FittedFacts,
     fingerprint,
     inherited_facts,
@@ -22,7 +23,8 @@ from mmemb.lineage import (
     write_json,
     write_run_facts,
 )
-from mmemb.shard_writer import Sample, write_folder
+from mmemb.shard_writer import Sample, finish_manifest, write_folder, write_shard
+from mmemb.shards import Origin
 
 
 def write_run(folder: Path, mark: str = "one", facts: tuple[str, ...] = ()) -> Path:
@@ -226,12 +228,33 @@ def test_a_model_without_a_list_may_not_judge(tmp_path: Path) -> None:
     inherited = inherited_facts({"backbone": {"folder": model}})
     assert inherited == FittedFacts(unknown=frozenset({model}))
     write_facts(tmp_path / "judge/fitted.json", inherited)
-    with pytest.raises(ValueError, match=r"copy was trained on are unknown.*Copy fitted\.json"):
+    with pytest.raises(ValueError, match=r"copy goes back to are unknown.*Copy fitted\.json"):
         read_facts(tmp_path / "judge/fitted.json")
     with pytest.raises(ValueError, match="unknown"):
         trained_facts(model)
     write_json(tmp_path / "copy/fitted.json", {"facts": []})
     assert trained_facts(model) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("command", "is_known"), [("python -m experiments.run ...", False), ("", True)]
+)
+def test_a_sidecar_that_lost_its_list_may_not_teach_a_judge(
+    tmp_path: Path, command: str, is_known: bool
+) -> None:
+    """What `prepare` writes goes back to no model and has none."""
+    folder = tmp_path / "teacher"
+    origin = Origin(tmp_path, "x-000000.tar", "0")
+    write_shard(
+        folder, origin.shard, [Sample("k", {"json": b"[]"})], fingerprint="f",
+        made_from=[origin], command=command,
+    )  # fmt: skip
+    finish_manifest(folder, "f", [origin.shard])
+    unknown = frozenset() if is_known else frozenset({str(folder)})
+    assert inherited_facts(str(folder)) == FittedFacts(unknown=unknown)
+
+    write_facts(folder / FACTS, FittedFacts(frozenset({"a"})))
+    assert inherited_facts(str(folder)) == FittedFacts(frozenset({"a"}))
 
 
 def test_a_checkpoint_hands_down_the_facts_of_its_run(tmp_path: Path) -> None:

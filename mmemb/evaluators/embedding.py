@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmemb.backbones.base import Backbone, load_backbone
 from mmemb.evaluators.base import PairEvaluator
-from mmemb.lineage import FACTS, read_facts
+from mmemb.lineage import FACTS, read_facts, trained_facts
 from mmemb.records import Rationale, Side
 
 
@@ -95,7 +95,8 @@ class _Judge:
 
     def __init__(self, folder: Path, batch_size: int) -> None:
         self.folder, self.batch_size = folder, batch_size
-        self.facts = read_facts(folder / FACTS)
+        # The weights may have been copied here from another run, with their own list.
+        self.facts = read_facts(folder / FACTS) | trained_facts(str(folder / "backbone"))
         self.known: dict[str, Tensor] = {}
 
     @cached_property
