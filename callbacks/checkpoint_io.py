@@ -58,7 +58,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def keep_whole_checkpoints(trainer: Trainer) -> None:
-    """Has a trainer write checkpoints by `WholeCheckpointIO`, unless it was given another IO.
+    """Makes a trainer write checkpoints by `WholeCheckpointIO`, unless it was given another IO.
 
     Raises:
         ValueError: its strategy writes checkpoints in pieces, one for each process, over those of
@@ -96,20 +96,20 @@ def newest_whole(folder: Path) -> Path | None:
 
     others = [path for path in folder.glob("*.ckpt") if path != last]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [path for path in (last, _previous(last), *others) if path.is_file()]
-    for path in found:
+    checkpoints = [path for path in (last, _previous(last), *others) if path.is_file()]
+    for path in checkpoints:
         if can_be_read(path):
             if path != last:
                 rank_zero_only(print)(
                     f"{last} is missing or broken: going on from {path.name}, the newest whole one."
                 )
             return path
-    read_weights(found[0], mmap=True)  # says what is wrong with it
+    read_weights(checkpoints[0], mmap=True)  # raises the error that names its fault
     return None
 
 
 def must_start_again(folder: Path) -> bool:
-    """Says whether a run has saved checkpoints, but none from which it goes on.
+    """True if a run has saved checkpoints, but none from which it goes on.
 
     One that starts again in the same folder would mix its checkpoints with those.
     """
@@ -117,7 +117,7 @@ def must_start_again(folder: Path) -> bool:
 
 
 def can_be_read(path: Path) -> bool:
-    """Says whether a checkpoint is there and whole; its tensors are not read."""
+    """True if a checkpoint is there and whole; its tensors are not read."""
     try:
         read_weights(path, mmap=True)
     except (OSError, ValueError):
@@ -133,9 +133,8 @@ def _has_last(folder: Path) -> bool:
 def _keep(path: Path) -> None:
     try:
         os.link(path, _previous(path))
-    except (
-        OSError
-    ):  # a file system without hard links: for a moment, only the previous one is there
+    except OSError:
+        # A file system without hard links: for a moment, only the previous one is there.
         os.replace(path, _previous(path))
 
 

@@ -43,7 +43,7 @@ class FolderWriter(Callback):
             raise ValueError(failures[0])
 
     def release(self) -> None:
-        """Gives the folder free; a second call does nothing."""
+        """Releases the folder; a second call does nothing."""
         if self._lock is not None:
             self._lock.release()
 

@@ -1,6 +1,6 @@
 """RunRecord: what a run was, beside its results, and the link to the newest finished run.
 
-A run is finished when `fingerprint.json` says so and every product that it names is still there
+A run is finished when `fingerprint.json` states it and every product that it names is still there
 (`is_finished`): the one rule for the pipeline, for resuming, for ablations and for seeds.
 """
 
@@ -137,7 +137,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["metrics"] = _metrics(trainer)
+        checkpoint["metrics"] = _logged_metrics(trainer)
 
     @override
     def on_load_checkpoint(
@@ -163,7 +163,7 @@ class RunRecord(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Whoever starts from a checkpoint of an interrupted run has to know them, too.
+        # A run that starts from a checkpoint of an interrupted run inherits them, too.
         self._write_facts(trainer)
 
     @override
@@ -201,7 +201,7 @@ class RunRecord(Callback):
         self._note_end(trainer)
 
     def _note_end(self, trainer: Trainer) -> None:
-        self._metrics = self._metrics | _metrics(trainer)
+        self._metrics = self._metrics | _logged_metrics(trainer)
         self._at_end = True
 
     @override
@@ -223,8 +223,8 @@ class RunRecord(Callback):
         seconds = round(time.monotonic() - self._started, 1)
         write_json(self.run / "summary.json", {"seconds": seconds, "metrics": self._metrics})
 
-        own = [self.run / name for name in ("config.yaml", "summary.json", FACTS)]
-        products = [path for path in own if path.is_file()]
+        files = [self.run / name for name in ("config.yaml", "summary.json", FACTS)]
+        products = [path for path in files if path.is_file()]
         for part in (trainer.lightning_module, *trainer.callbacks):
             products += part.products(stage) if isinstance(part, Producer) else []
 
@@ -253,7 +253,7 @@ def check_finite(module: LightningModule, run: Path, step: int) -> None:
 
 
 def mark_started(run: Path, fingerprint: str) -> None:
-    """Makes a folder known as that of a run of this fingerprint, before anything else is in it."""
+    """Marks a folder as that of a run of this fingerprint, before anything else is in it."""
     write_json(run / "fingerprint.json", {"fingerprint": fingerprint, "finished": False})
 
 
@@ -263,7 +263,7 @@ def fingerprint_of(run: Path) -> str | None:
 
 
 def is_finished(run: Path, fingerprint: str) -> bool:
-    """Whether `run` (a folder or a link to one) finished under this fingerprint, and every product
+    """True if `run` (a folder or a link to one) finished under this fingerprint, and every product
     that it left is still there and whole."""
     mark = _mark_of(run)
     if (mark.get("fingerprint"), mark.get("finished")) != (fingerprint, True):
@@ -274,7 +274,7 @@ def is_finished(run: Path, fingerprint: str) -> bool:
 
 
 def is_unfinished(run: Path, fingerprint: str) -> bool:
-    """Whether `run` was started under this fingerprint and is to be continued."""
+    """True if `run` was started under this fingerprint and is to be continued."""
     return fingerprint_of(run) == fingerprint and not is_finished(run, fingerprint)
 
 
@@ -283,5 +283,5 @@ def _mark_of(run: Path) -> dict[str, Any]:
     return read_json(path, "a run's fingerprint") if path.is_file() else {}
 
 
-def _metrics(trainer: Trainer) -> dict[str, float]:
+def _logged_metrics(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

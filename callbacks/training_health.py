@@ -142,7 +142,7 @@ def _health(vectors: PairVectors, batch: PairBatch, temperature: float) -> dict[
 
 
 def _is_due(trainer: Trainer, step: int) -> bool:
-    """Whether numbers are logged at a step; with `log_every_n_steps: 0` they never are."""
+    """True if numbers are logged at a step; with `log_every_n_steps: 0` they never are."""
     return trainer.log_every_n_steps > 0 and step % trainer.log_every_n_steps == 0
 
 

@@ -55,10 +55,10 @@ def num_batches(total: int, limit: Limit, name: str) -> int:
     if isinstance(limit, int):
         return min(total, limit)
 
-    found = int(total * limit)
-    if total and limit and not found:
+    count = int(total * limit)
+    if total and limit and not count:
         raise ValueError(
             f"trainer.{name} is {limit}, which is less than one of {total} batches: set it to at "
             f"least {1 / total:.3g}, or to a whole number of batches."
         )
-    return found
+    return count

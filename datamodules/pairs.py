@@ -148,7 +148,8 @@ class PairDataModule(ShardDataModule):
         if stage != "fit" or trainer is None or not trainer.limit_val_batches or self._val_queries:
             return
 
-        # A monitor would wait in vain: an early stop is meant, a best checkpoint can be missed.
+        # Without queries a monitored metric never comes. An early stop that never comes is refused;
+        # a run without a best checkpoint is still of use.
         stops = [c.monitor for c in trainer.early_stopping_callbacks]
         if stops := [name for name in stops if name.startswith("val/")]:
             raise ValueError(
@@ -207,7 +208,7 @@ class PairDataModule(ShardDataModule):
     @override
     def fitted_facts(self) -> frozenset[str]:
         """Facts of all training pairs. Those of a stream are known only when they are read: then
-        the ranks join theirs, so every rank has to ask."""
+        the ranks join theirs, so this is collective."""
         if is_unindexed(self._pairs):
             return self._join_streamed_facts()
         return frozenset(row.meta["fact"] for row in self._train_rows) | self._streamed_facts
@@ -215,7 +216,7 @@ class PairDataModule(ShardDataModule):
     @override
     def state_dict(self) -> dict[str, Any]:
         # An index names the facts again after a resume; a stream does not, without reading it.
-        # Lightning keeps rank 0's state alone, but asks every rank for it.
+        # Lightning keeps rank 0's state alone, but calls this on every rank.
         facts = self._streamed_facts
         if is_unindexed(self._pairs):
             facts = self._join_streamed_facts()
@@ -265,7 +266,7 @@ class PairDataModule(ShardDataModule):
 
     @cached_property
     def _galleries(self) -> EvaluationRows:
-        """What negatives are mined in."""
+        """Candidates in which negatives are mined."""
         return EvaluationRows(
             self.root, self._batch_size, features=self._features, num_workers=self._num_workers
         )

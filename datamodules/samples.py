@@ -40,8 +40,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The bytes of a sample as far as they were read, the digests of all of its media, and what the
-    index says of it."""
+    """The bytes of a sample as far as they were read, the digests of all of its media, and the
+    `meta` of its index entry."""
 
     key: str
     where: str

@@ -39,7 +39,7 @@ class SelectionDataModule(ShardDataModule):
         negatives: folder of mined hard negatives, which come first; needs `num_negatives`.
     """
 
-    # Judges read these; who trains on `selected/` reads nothing but the rationales.
+    # Judges read these; a training on `selected/` reads nothing but the rationales.
     CALIBRATION_KEYS: ClassVar[frozenset[str]] = frozenset({"selected", "features", "negatives"})
 
     def __init__(
@@ -120,7 +120,7 @@ class SelectionDataModule(ShardDataModule):
 
     @cached_property
     def _drafts(self) -> RationaleTable:
-        """What stage 1 wrote about the pairs."""
+        """Rationales that stage 1 wrote about the pairs."""
         return self._table(self._rationales)
 
     @cached_property

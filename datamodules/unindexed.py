@@ -19,7 +19,7 @@ from datamodules.decode import DecodeError, OnError
 from datamodules.samples import Members, SampleReader
 from datamodules.stream import warn_skipped
 from mmemb.batches import PairBatch
-from mmemb.files import file_identity
+from mmemb.files import file_state
 from mmemb.records import Pair, stable_hash
 
 SHUFFLE_BUFFER = 1024
@@ -153,10 +153,9 @@ class ReplayStream:
 
 
 def _identity(url: str) -> tuple[int, ...]:
-    """Size and times of a local file, without the inode, whose number is not stable on some network
-    mounts; nothing for a pipe or a URL."""
+    """Size and times of a local file; nothing for a pipe or a URL."""
     path = Path(url)
-    return file_identity(path)[1:] if path.is_file() else ()
+    return file_state(path.stat()) if path.is_file() else ()
 
 
 def _read_tar(url: str) -> Iterator[dict[str, Any]]:

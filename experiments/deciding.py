@@ -64,8 +64,8 @@ def deciding_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
         so that its content must not count as an input.
     """
     kept = {key: value for key, value in trainer.items() if key not in FREE_KEYS}
-    given = kept.pop("callbacks", None) or []
-    blocks = given if isinstance(given, list) else [given]
+    callbacks = kept.pop("callbacks", None) or []
+    blocks = callbacks if isinstance(callbacks, list) else [callbacks]
     counted = [block for block in blocks if _class_of(block) not in FREE_CALLBACKS]
     return kept | {"callbacks": canonical_json(counted)}
 

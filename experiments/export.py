@@ -101,7 +101,7 @@ def export(
 
     def write_all(fresh: Path) -> str:
         described = facts | write(found, fresh, out)
-        # Whoever trains a judge from the export inherits what these weights were trained on.
+        # A judge that is trained from the export inherits the facts of these weights.
         write_facts(fresh / FACTS, _fitted(found))
         return _describe(fresh, described)
 
@@ -112,7 +112,7 @@ def _fitted(found: Found) -> FittedFacts:
     facts = inherited_facts(str(found.backbone))
     if not facts.unknown:
         return facts
-    # A published folder tells no machine's paths.
+    # A published folder holds no paths of this machine.
     return replace(facts, unknown=frozenset(Path(path).name for path in facts.unknown))
 
 

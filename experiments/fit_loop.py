@@ -23,9 +23,9 @@ class WholeFitLoop(_FitLoop):
     @classmethod
     def of(cls, trainer: Trainer) -> WholeFitLoop:
         """The loop with the limits of the trainer's own one."""
-        given = trainer.fit_loop
-        loop = cls(trainer, min_epochs=given.min_epochs, max_epochs=given.max_epochs)
-        loop.epoch_loop = given.epoch_loop
+        default = trainer.fit_loop
+        loop = cls(trainer, min_epochs=default.min_epochs, max_epochs=default.max_epochs)
+        loop.epoch_loop = default.epoch_loop
         return loop
 
     @property
@@ -37,7 +37,7 @@ class WholeFitLoop(_FitLoop):
     def on_run_start(self) -> None:
         trainer = self.trainer
 
-        # Lightning forgets that an EarlyStopping had stopped this very run before it broke off.
+        # Lightning does not restore that an EarlyStopping had stopped this run before its end.
         if self._continues_own_run() and stopped_early(trainer):
             trainer.should_stop = True
 
@@ -52,8 +52,8 @@ class WholeFitLoop(_FitLoop):
         super().on_run_end()
 
     def _continues_own_run(self) -> bool:
-        given = self.trainer.ckpt_path
-        return given is not None and Path(given).is_relative_to(self.trainer.default_root_dir)
+        path = self.trainer.ckpt_path
+        return path is not None and Path(path).is_relative_to(self.trainer.default_root_dir)
 
     def _validate(self) -> None:
         """The validation after the last step, which the process before may not have reached."""

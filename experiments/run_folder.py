@@ -27,7 +27,7 @@ RUN_FOLDER = "MMEMB_RUN_FOLDER"
 """Set by the first process, so that the ranks it launches write into the same folder."""
 
 LAUNCH_SECONDS = 600.0
-"""So long a rank waits for the first one to name the run's folder."""
+"""Longest time in which a rank waits for the first one to name the run's folder."""
 
 _LAUNCH_KEYS = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
@@ -46,8 +46,8 @@ class Launch:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Launch | None:
-        """Reads what `torchrun`, `srun`, or who starts a process on each node has set; None for a
-        process that is alone, or whose other ranks it starts itself."""
+        """Reads the variables of `torchrun`, `srun`, or a process started by hand on each node;
+        None for a process that is alone, or starts its other ranks itself."""
         if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
             rank = int(environment["RANK"])
         elif int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
@@ -67,13 +67,14 @@ class Launch:
 @final
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where a run writes.
+    """The folder in which a run writes.
 
     Attributes:
         path: of the folder.
         lock: of the folder, on the rank that writes there.
-        announcement: the file that told the other ranks of the launch, if it had to.
-        vanishes: whether this process removes the folder at its end.
+        announcement: the file that names the folder to the other ranks of the launch; None where
+            they need none.
+        vanishes: True if this process removes the folder at its end.
     """
 
     path: Path = Path()
@@ -99,7 +100,7 @@ class RunFolder:
 
         Raises:
             ValueError: the run that would be continued is being written by another process, or the
-                first rank has given no answer.
+                first rank has written no folder.
         """
         if given := _of_launcher():
             return cls(given)
@@ -126,8 +127,8 @@ class RunFolder:
             if launch is not None:
                 announce(experiment, launch, fingerprint, None, str(error))
             raise
-        told = None if launch is None else announce(experiment, launch, fingerprint, run)
-        return cls(run, lock, told)
+        path = None if launch is None else announce(experiment, launch, fingerprint, run)
+        return cls(run, lock, path)
 
     def abandon(self) -> None:
         """Removes a new folder in which nothing has been written, after a mistake of the user."""
@@ -182,15 +183,16 @@ def claim_run(
 
 
 def announce(
-    experiment: Path, launch: Launch, fingerprint: str, run: Path | None, said: str = ""
+    experiment: Path, launch: Launch, fingerprint: str, run: Path | None, failure: str = ""
 ) -> Path:
-    """Tells the other ranks of a launch the run's folder, or why there is none.
+    """Writes the run's folder, or why there is none, for the other ranks of a launch.
 
     Returns:
         The file, to be removed when all ranks have read it.
     """
     path = _rendezvous(experiment, launch)
-    write_json(path, {"fingerprint": fingerprint, "run": run and run.name, "said": said})
+    name = None if run is None else run.name
+    write_json(path, {"fingerprint": fingerprint, "run": name, "failure": failure})
     return path
 
 
@@ -200,7 +202,7 @@ def announced(
     """The folder that the first rank of the launch has named; waits for it.
 
     Raises:
-        ValueError: the first rank failed, runs with other settings, or said nothing in time.
+        ValueError: the first rank failed, runs with other settings, or wrote nothing in time.
     """
     path = _rendezvous(experiment, launch)
     end = time.monotonic() + seconds
@@ -208,9 +210,9 @@ def announced(
     while time.monotonic() < end:
         # What an earlier launch of the same name has left is no answer to this one.
         if path.is_file() and path.stat().st_mtime > _STARTED - LAUNCH_SECONDS:
-            data = read_json(path, "what the first rank of a launch says")
-            if data["said"]:
-                raise ValueError(data["said"])
+            data = read_json(path, "the run folder of a launch")
+            if data["failure"]:
+                raise ValueError(data["failure"])
             if data["fingerprint"] == fingerprint:
                 return experiment / data["run"]
             other = data["fingerprint"]

@@ -1,4 +1,4 @@
-"""Where the loggers and checkpoints of a run lie: in its folder, whichever logger was chosen."""
+"""Places of a run's loggers and checkpoints: in its folder, whichever logger was chosen."""
 
 from __future__ import annotations
 

@@ -201,12 +201,13 @@ def _read_rankings(path: Path, num_queries: int) -> list[dict[str, Any]]:
 def _has_foreign_names(
     path: Path, query: Query, line: Mapping[str, Any], among: Collection[str], skip: bool
 ) -> bool:
-    """Whether a ranking names what the query cannot choose.
+    """True if a ranking names a candidate that the query cannot choose.
 
     Raises:
-        ValueError: it does, and is not to be skipped; or the line is another query's.
+        ValueError: there is such a name, and it is not to be skipped; or the line is another
+            query's.
     """
-    # Published files repeat the labels: a line of another query shows itself by them.
+    # Published files repeat the labels, by which a line of another query is recognised.
     labels = line.get("label")
     if isinstance(labels, list) and labels and set(map(str, labels)).isdisjoint(query.relevance):
         raise ValueError(

@@ -16,11 +16,11 @@ def check_trainer_options(trainer: Namespace) -> None:
     Raises:
         ValueError: names what to use instead.
     """
-    given = trainer.default_root_dir
+    folder = trainer.default_root_dir
     # An earlier run's config.yaml may name the folder of that run.
-    if given is not None and not (Path(given) / "config.yaml").is_file():
+    if folder is not None and not (Path(folder) / "config.yaml").is_file():
         raise ValueError(
-            f"trainer.default_root_dir is {given}, but a run has a folder of its own: name its "
+            f"trainer.default_root_dir is {folder}, but a run has a folder of its own: name its "
             "parents by --runs and --experiment."
         )
     if trainer.barebones:

@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 MARK = "Unable to serialize instance "
-"""How jsonargparse begins such a text."""
+"""Beginning of such a text of jsonargparse."""
 
 
 def drop_unwritable_defaults(config: Any) -> None:

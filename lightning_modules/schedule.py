@@ -31,7 +31,7 @@ def num_training_steps(trainer: Trainer) -> int | None:
     """Number of optimiser steps of a fit: `max_steps`, or what `max_epochs` epochs have, or the
     lesser; None if neither is known.
 
-    Lightning's own estimate is not asked for, since that drops a restored loader state. So epochs
+    Lightning's own estimate is not used, since it drops a restored loader state. So epochs
     count only if `limit_train_batches` is a number, which our data modules make it.
     """
     counts = [trainer.max_steps] if trainer.max_steps >= 0 else []

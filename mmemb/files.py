@@ -243,5 +243,14 @@ def file_identity(path: Path) -> tuple[int, int, int, int]:
     A replaced file has another inode or another change time. Its size and modification time may be
     those of the old one: `unzip`, `rsync -t` and archives with fixed times set them.
     """
-    state = path.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+    status = path.stat()
+    return status.st_ino, *file_state(status)
+
+
+def file_state(status: os.stat_result) -> tuple[int, int, int]:
+    """Size and times of a file, one of which differs once its bytes do, while a process reads it.
+
+    Writing, copying and replacing set the change time, and no program can set it back. The inode
+    is left out here: its number is not stable on some network mounts.
+    """
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

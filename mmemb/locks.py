@@ -86,7 +86,7 @@ class FolderLock:
         return lock
 
     def release(self) -> None:
-        """Gives the folder free; a second call does nothing."""
+        """Releases the folder; a second call does nothing."""
         if self._handle is None or _held.pop((os.getpid(), self.folder), None) is None:
             return
         # Removed while it is held: a process that has opened it meanwhile notices another file.

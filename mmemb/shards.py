@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, final
 
-from mmemb.files import file_identity, file_sha256
+from mmemb.files import file_identity, file_sha256, file_state
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -278,7 +278,7 @@ class ShardIndex:
         for shard in manifest.shards:
             # The state is taken first: a shard that is replaced after this line differs from it.
             path = Path(folder) / shard.name
-            states[shard.name] = _state(path.stat()) if path.is_file() else ()
+            states[shard.name] = file_state(path.stat()) if path.is_file() else ()
             check_shard(folder, shard, verify)
             record = read_record(folder, shard.name)
             if record.shard != shard:
@@ -301,7 +301,7 @@ class ShardIndex:
         try:
             with open(path, "rb", buffering=0) as file:
                 found = {k: os.pread(file.fileno(), size, at) for k, (at, size) in wanted.items()}
-                if _state(os.fstat(file.fileno())) != self._states[entry.shard]:
+                if file_state(os.fstat(file.fileno())) != self._states[entry.shard]:
                     self._check_unchanged(entry.shard, file)
         except FileNotFoundError:
             raise FileNotFoundError(
@@ -323,7 +323,7 @@ class ShardIndex:
 
     def _check_unchanged(self, shard: str, file: io.FileIO) -> None:
         """Raises ValueError if a shard with other times than at opening has other bytes, too."""
-        state, expected = _state(os.fstat(file.fileno())), self.records[shard].shard.sha256
+        state, expected = file_state(os.fstat(file.fileno())), self.records[shard].shard.sha256
         if (found := hashlib.file_digest(file, "sha256").hexdigest()) != expected:
             raise ValueError(
                 f"Shard {self.folder / shard} was changed while it was being read: it had the "
@@ -470,15 +470,6 @@ def _origin(row: Mapping[str, Any], folder: Path) -> Origin:
     """An origin as the index in `folder` names it: seen from there, so that both may be moved."""
     place = Path(os.path.normpath(folder / str(row["folder"])))
     return Origin(place, str(row["shard"]), str(row["sha256"]))
-
-
-def _state(stat: os.stat_result) -> tuple[int, ...]:
-    """Size and times of a file, one of which differs once its bytes do.
-
-    Writing, copying and replacing set the change time, and no program can set it back. The inode
-    adds nothing to it, and its number is not stable on some network mounts.
-    """
-    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _check_unique(folder: Path, entries: list[IndexEntry]) -> None:

@@ -66,7 +66,7 @@ def is_ready(folder: Path, package: PinnedPackage) -> bool:
 
 
 def _is_unchanged(path: Path, recorded: str | int) -> bool:
-    """Whether a file is there with the recorded bytes; older records hold its size alone."""
+    """True if a file is there with the recorded bytes; older records hold its size alone."""
     if not path.is_file():
         return False
     if isinstance(recorded, int):

@@ -231,7 +231,7 @@ def bars(report: Mapping[str, Any]) -> str:
 
 
 def selection_gain(selection: Mapping[str, Any]) -> Interval:
-    """What selecting adds to the share of candidates that name the right country."""
+    """Gain of selection in the share of candidates that name the right country."""
     figures = (selection[name] for name in ("gain", "gain_low", "gain_high", "concepts"))
     return Interval(*figures)
 

@@ -43,14 +43,14 @@ class Faults:
 @final
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Hashes of what a row says and shows: of its query, and of each right answer."""
+    """Hashes of the texts and pictures of a row: of its query, and of each right answer."""
 
     query: str
     targets: tuple[str, ...]
 
     @property
     def pairs(self) -> tuple[frozenset[str], ...]:
-        """Its pairs, whichever side asks."""
+        """Its pairs, in either direction."""
         return tuple(frozenset((self.query, target)) for target in self.targets)
 
 
@@ -166,17 +166,17 @@ def _shared_pairs(
     rows: Iterable[OwnRow], contents: Mapping[int, Content], faults: Found
 ) -> Iterator[str]:
     """Equal pairs in two splits that are no fault, such as those that ask the other way round."""
-    told = {number for number, _ in faults}
+    faulty = {number for number, _ in faults}
     places: dict[frozenset[str], dict[str, int]] = defaultdict(dict)
     for row in rows:
         for pair in contents[row.number].pairs:
-            if row.number not in told:
+            if row.number not in faulty:
                 places[pair].setdefault(row.split, row.number)
 
     shared = [place for place in places.values() if len(place) > 1]
     if shared:
-        named = [", ".join(f"row {n} ({split})" for split, n in place.items()) for place in shared]
-        yield f"{len(shared)} pairs are in more than one split: {_some(named)}."
+        texts = [", ".join(f"row {n} ({split})" for split, n in place.items()) for place in shared]
+        yield f"{len(shared)} pairs are in more than one split: {_some(texts)}."
 
 
 def _groups(
@@ -186,7 +186,7 @@ def _groups(
     train = [row for row in rows if row.split == "train" and row.positives]
     first: dict[frozenset[str], OwnRow] = {}
     parent: dict[str, str] = {}
-    named = []
+    twins = []
 
     def root(topic: str) -> str:
         while (above := parent.get(topic, topic)) != topic:
@@ -197,7 +197,7 @@ def _groups(
         twin = first.setdefault(contents[row.number].pairs[0], row)
         if twin.topic == row.topic:
             continue
-        named.append(f"rows {twin.number} ({twin.topic!r}) and {row.number} ({row.topic!r})")
+        twins.append(f"rows {twin.number} ({twin.topic!r}) and {row.number} ({row.topic!r})")
 
         # The least name stands for a group, so that the order of the table does not matter.
         low, high = sorted((root(twin.topic), root(row.topic)))
@@ -205,14 +205,15 @@ def _groups(
             parent[high] = low
 
     notices = [
-        f"{len(named)} training rows hold a pair of another concept: {_some(named)}. Concepts that "
+        f"{len(twins)} training rows hold a pair of another concept: {_some(twins)}. Concepts that "
         "share a pair go to one half of the judges."
     ]
-    return {topic: root(topic) for topic in parent}, notices if named else []
+    return {topic: root(topic) for topic in parent}, notices if twins else []
 
 
-def _some(named: Sequence[str]) -> str:
-    return "; ".join(named[:_MOST_NAMED]) + ("; ..." if len(named) > _MOST_NAMED else "")
+def _some(texts: Sequence[str]) -> str:
+    """The first few texts in one line."""
+    return "; ".join(texts[:_MOST_NAMED]) + ("; ..." if len(texts) > _MOST_NAMED else "")
 
 
 def _decoded(

@@ -62,7 +62,7 @@ class OwnRow:
 
     @property
     def topic(self) -> str:
-        """What the row is about: its concept, or its first target."""
+        """Subject of the row: its concept, or the name of its first target."""
         return self.concept or self.positives[0].name
 
 
