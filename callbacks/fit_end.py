@@ -51,6 +51,7 @@ def stopped_early(trainer: Trainer) -> bool:
         if isinstance(callback, EarlyStopping)
         and callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
     ]
+
     for callback in stopped:
         if callback.stopping_reason in DIVERGED:
             raise ValueError(

@@ -125,6 +125,7 @@ def _what_is_missing(where: str, gallery: Sequence[str], names: Sequence[str], s
     ):
         if lost := [name for name in wanted if name not in given]:
             problems.append(f"{len(lost)} of {len(wanted)} {what} ({lost[0]!r} is the first)")
+
     if problems and not skip:
         raise ValueError(
             f"{where}: {' and '.join(problems)}. Expected every candidate of the gallery once; "

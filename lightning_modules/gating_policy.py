@@ -253,6 +253,7 @@ class GatingPolicy(LightningModule):
                 f"fit ended at step {step} without the validation that calibrates the thresholds "
                 f"({when}): set trainer.val_check_interval so that the last batch is validated."
             )
+
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))
             saved = AdaptiveEmbedder(

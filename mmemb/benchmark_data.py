@@ -134,6 +134,7 @@ def parse_query(
     check_index(data, meta)
     if not isinstance(data["relevance"], dict) or not data["relevance"]:
         raise ValueError("relevance names no right candidate: expected names with their grades.")
+
     grades = {
         name: checked_grade(grade, f"right candidate {name!r}")
         for name, grade in data["relevance"].items()
@@ -169,6 +170,7 @@ def _listed_rows(listed: NDArray[Any], num_repeats: int) -> tuple[int, ...]:
         raise ValueError(
             f"candidates.npy holds {listed.dtype} {listed.shape}: expected a list of whole numbers."
         )
+
     rows = tuple(int(row) for row in listed)
     if min(rows) < 0:
         raise ValueError(f"candidates.npy lists row {min(rows)}: expected rows from 0.")

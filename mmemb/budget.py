@@ -85,6 +85,7 @@ class Thresholds:
                 f"The costs of calibration query {key!r} are not finite: expected tokens at every "
                 "depth. Make the utilities again."
             )
+
         logits = tuple(map(tuple, (_steps(logit_CA) * _LOGIT_STEP).tolist()))
         costs = tuple(map(tuple, cost_CA.double().tolist()))
         return cls(logits, costs, tuple(map(tie_break, keys)), tuple(milliseconds))
@@ -158,6 +159,7 @@ class Thresholds:
 
     def _check(self, budget: float, unit: Unit) -> None:
         check_budget(budget, unit)
+
         if not self.logits:
             raise ValueError(
                 "The gate has no calibration queries, so it cannot keep a budget: fit the gate on "

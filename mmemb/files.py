@@ -84,10 +84,13 @@ def whole_folder(folder: Path | str, keep_others: bool = False) -> Iterator[Path
             f"{folder} cannot be written whole, since it is mounted there or the working folder: "
             "name a folder below it."
         )
+
     with working_folder(folder) as temporary:
         yield temporary
         if keep_others and folder.is_dir():
             _take_over(folder, temporary)
+
+        # All of it is on disk before the name changes.
         for path in temporary.rglob("*"):
             if not path.is_symlink():
                 sync(path)

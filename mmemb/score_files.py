@@ -217,6 +217,7 @@ def _read_names(path: Path) -> list[str]:
         raise ValueError(f"{path} is no JSON list of names: {error}.") from None
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise ValueError(f"{path} is no JSON list of names.")
+
     names = [str(name) for name in names]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(

@@ -56,6 +56,7 @@ def exit_on_signals() -> Iterator[None]:
     _received.clear()
     _ending.clear()
     handle_signals(lambda signum: end(Interrupted(signum)))
+
     try:
         yield
     except Interrupted as interrupted:

@@ -74,6 +74,7 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
         by_path["never"].append([row["metrics"][0]["recall@1"] for row in rows])
         by_path["always"].append([row["metrics"][-1]["recall@1"] for row in rows])
         by_path["averaged"].append([row["averaged"][-1]["recall@1"] for row in rows])
+
     if len(columns) > 1:
         raise ValueError(
             f"{folder}: the seeds of cell {name} were measured on different queries. Delete its "

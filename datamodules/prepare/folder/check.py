@@ -148,12 +148,14 @@ def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
 
 
 def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Iterator[str]:
+    """A notice of targets with media that are trained on and evaluated, if there are any."""
     trained = {
         target
         for row in rows
         if row.split == "train"
         for target in contents[row.number].targets[:1]
     }
+
     shared = 0
     for row in rows:
         if row.split != "train" and row.positives and row.positives[0].media:
