@@ -51,7 +51,7 @@ class TeacherTable:
             )
         vectors = [decode_array(members[name], f"{where}, member {name}") for name in MEMBERS]
         for name, vector_E in zip(MEMBERS, vectors, strict=True):
-            # Normalised, a vector of zeros would stay one and teach nothing without a word.
+            # Normalised, a vector of zeros would stay one and silently teach nothing.
             if not vector_E.isfinite().all() or not vector_E.any():
                 raise ValueError(
                     f"{where}, member {name}: the teacher's vector is zero or not finite. Run the "

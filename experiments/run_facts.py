@@ -144,8 +144,8 @@ def _is_reported(run: Path) -> bool:
 def _of_report(report: Mapping[str, Any]) -> list[Figure]:
     mix = report["mix"]
     return [
-        Figure(f"{said}, {metric}", mix[row][metric]["mean"], Interval.from_row(mix[row][metric]))
-        for row, said in _ROWS.items()
+        Figure(f"{label}, {metric}", mix[row][metric]["mean"], Interval.from_row(mix[row][metric]))
+        for row, label in _ROWS.items()
         for metric in _METRICS
         if row in mix
     ]

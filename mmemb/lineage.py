@@ -215,7 +215,7 @@ def _was_trained_here(path: Path) -> bool:
 
 
 def _was_predicted_here(path: Path) -> bool:
-    """Whether this is a sidecar that a run of this project wrote, always with its list of facts.
+    """True for a sidecar that a run of this project wrote, always with its list of facts.
 
     Sidecars that `prepare` writes name no command: no model is behind them.
     """

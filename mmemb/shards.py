@@ -380,7 +380,7 @@ def _check_made_from(source: ShardIndex, sidecar: ShardIndex, shard: str) -> Ori
 
     if not origins:
         raise ValueError(
-            f"Sidecar shard {sidecar.folder / shard} does not tell what it was made from, so it "
+            f"Sidecar shard {sidecar.folder / shard} has no record of what it was made from, so it "
             f"cannot be joined with {source.folder / shard}: it is older than this check, or of "
             f"another tool. {_again(sidecar, shard, source)}"
         )

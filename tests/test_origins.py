@@ -107,7 +107,7 @@ def test_a_sidecar_that_does_not_tell_is_refused(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data")
     sidecar = write_side(root, tmp_path / "side", made_from=())
     with pytest.raises(
-        ValueError, match=r"does not tell what it was made from.*older.*Make .*side"
+        ValueError, match=r"has no record of what it was made from.*older.*Make .*side"
     ):
         check_join(ShardIndex.open(root / "queries"), sidecar)
 

@@ -179,8 +179,8 @@ def verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
     over_rule, over_shuffled = Interval.from_row(rule), Interval.from_row(shuffled)
     if over_rule.low is None:
         return (
-            f"{over_rule.clusters} concepts are too few for an interval: nothing can be said of "
-            "deciding per query from this run."
+            f"{over_rule.clusters} concepts are too few for an interval: this run shows nothing "
+            "about deciding per query."
         )
     if over_rule.is_below(0):
         return (

@@ -157,5 +157,5 @@ def _close(backbone: Backbone, left: Tensor, right: Tensor) -> tuple[bool, str]:
     if not short:
         return most < TOLERANCE, f"largest difference {most:.1e}"
     kinds = ", ".join(sorted(map(str, short)))
-    said = f"largest difference {most:.1e} with weights of {kinds}, of which "
-    return most < ROUNDING, said + "rounding explains 1e-2: check with float32 as well"
+    difference = f"largest difference {most:.1e} with weights of {kinds}, of which "
+    return most < ROUNDING, difference + "rounding explains 1e-2: check with float32 as well"
