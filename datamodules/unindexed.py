@@ -6,7 +6,7 @@ import logging
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any, final
@@ -19,7 +19,7 @@ from datamodules.decode import DecodeError, OnError
 from datamodules.samples import Members, SampleReader
 from datamodules.stream import warn_skipped
 from mmemb.batches import PairBatch
-from mmemb.files import file_state
+from mmemb.files import file_identity
 from mmemb.records import Pair, stable_hash
 
 SHUFFLE_BUFFER = 1024
@@ -143,19 +143,33 @@ class ReplayStream:
         self._check_unchanged(url)  # it may have been written over while it was read
 
     def _check_unchanged(self, url: str) -> None:
-        """Raises ValueError if a local file has other times or another size than at first."""
+        """Raises ValueError if a local file was written, or is another one than was first read.
+
+        A new link to the file, or other permissions, set its change time alone: that is a warning.
+        """
         identity = _identity(url)
-        if self._identities.setdefault(url, identity) != identity:
+        first = self._identities.setdefault(url, identity)
+        if identity == first:
+            return
+
+        # Inode numbers of some network mounts change by themselves, so alone they decide nothing.
+        same_inode, same_size, same_mtime, same_ctime = (
+            a == b for a, b in zip_longest(identity or [None] * 4, first or [None] * 4)
+        )
+        if not (same_size and same_mtime and (same_inode or same_ctime)):
             raise ValueError(
                 f"Tar {url} was changed while it was being read. The data were prepared again "
                 "meanwhile: start the command again, which reads the new ones."
             )
+        if not same_ctime:
+            _LOG.warning("The permissions or links of %s changed while it was being read.", url)
+        self._identities[url] = identity
 
 
 def _identity(url: str) -> tuple[int, ...]:
-    """Size and times of a local file; nothing for a pipe or a URL."""
+    """Inode, size and times of a local file; nothing for a pipe or a URL."""
     path = Path(url)
-    return file_state(path.stat()) if path.is_file() else ()
+    return file_identity(path) if path.is_file() else ()
 
 
 def _read_tar(url: str) -> Iterator[dict[str, Any]]:

@@ -106,7 +106,7 @@ class ExperimentCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         drop_unwritable_defaults(config)
-        check_trainer_options(config.trainer)
+        check_trainer_options(config.trainer, self.subcommand)
         for key in ("name", "experiment"):
             if not config[key]:
                 raise ValueError(f"{key} is not set: give --{key}, or the key in a --config file.")

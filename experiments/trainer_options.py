@@ -6,12 +6,16 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+LIMITED = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
+"""Subcommand -> the batches that it goes through."""
 
-def check_trainer_options(trainer: Namespace) -> None:
+
+def check_trainer_options(trainer: Namespace, subcommand: str = "fit") -> None:
     """Refuses what would be ignored, or would switch off what a run needs.
 
     Args:
         trainer: the configuration of the trainer.
+        subcommand: `fit`, `validate`, `test` or `predict`.
 
     Raises:
         ValueError: names what to use instead.
@@ -27,4 +31,12 @@ def check_trainer_options(trainer: Namespace) -> None:
         raise ValueError(
             "trainer.barebones switches off the logs and checkpoints of a run: measure speed with "
             "`python -m experiments.bench`."
+        )
+
+    # Without a batch Lightning skips the command and returns as if it were done.
+    name = f"limit_{LIMITED[subcommand]}_batches"
+    if trainer.get(name) == 0:
+        raise ValueError(
+            f"trainer.{name} is 0, so that {subcommand} would do nothing: leave it out, or set at "
+            "least 1."
         )

@@ -183,6 +183,16 @@ def test_every_option_of_the_trainer_is_in_the_table() -> None:
     assert {state for _, state in rows} == {"works", "partly", "deviates", "refused", "no effect"}
 
 
+@pytest.mark.parametrize(
+    ("subcommand", "batches"),
+    [("fit", "train"), ("validate", "val"), ("test", "test"), ("predict", "predict")],
+)
+def test_a_command_without_a_batch_is_refused(subcommand: str, batches: str) -> None:
+    limits = {f"limit_{batches}_batches": 0, "default_root_dir": None, "barebones": False}
+    with pytest.raises(ValueError, match=rf"limit_{batches}_batches is 0.*would do nothing"):
+        check_trainer_options(Namespace(limits), subcommand)
+
+
 def test_options_that_would_be_ignored_are_refused(tmp_path: Path, tiny_root: Path) -> None:
     (tmp_path / "config.yaml").touch()
     check_trainer_options(Namespace(default_root_dir=str(tmp_path), barebones=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import time
 from itertools import islice
@@ -218,6 +219,17 @@ def test_a_tar_that_is_prepared_again_between_epochs_is_one_clear_error(root, tm
     tar.write_bytes(Path(tars(root)[1]).read_bytes())
     with pytest.raises(ValueError, match=r"pairs\.tar was changed while it was being read"):
         take(stream, 2)
+
+
+def test_a_new_link_to_a_tar_is_no_change(root, tmp_path, caplog):
+    tar = tmp_path / "pairs.tar"
+    tar.write_bytes(Path(tars(root)[0]).read_bytes())
+    stream = make(root, pairs=[str(tar)], sidecar=None).train_dataloader()
+    take(stream, 2)
+    time.sleep(0.01)
+    os.link(tar, tmp_path / "backup.tar")
+    take(stream, 2)
+    assert "permissions or links of" in caplog.text
 
 
 def test_pipes(root):
