@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +12,7 @@ from mmemb.distributed import gather_objects
 from mmemb.locks import FolderLock
 
 
-class FolderWriter(Callback):
+class FolderWriter(Callback, ABC):
     """Holds the lock of a folder that all ranks of a run write, from `lock` to `release`.
 
     Args:
