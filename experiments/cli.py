@@ -18,18 +18,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from callbacks.checkpoint_io import keep_whole_checkpoints, newest_whole
+from callbacks.checkpoint_io import keep_whole_checkpoints
 from callbacks.fit_end import StopAtStep
 from callbacks.folder_writer import FolderWriter
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
-from callbacks.run_record import RunRecord, git_state
+from callbacks.run_record import RunRecord, fingerprint_of, git_state
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 from experiments.config_check import check_config_files
 from experiments.deciding import deciding_trainer
 from experiments.fit_loop import WholeFitLoop
-from experiments.resume import MACHINE_KEYS, check_resume, flattened
+from experiments.resume import MACHINE_KEYS, check_resume, flattened, run_of, start_checkpoint
 from experiments.run import without_secrets
 from experiments.run_folder import RunFolder
 from experiments.run_loggers import keep_checkpoints_in, place_loggers
@@ -204,9 +204,8 @@ class ExperimentCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "predict":
             kwargs["return_predictions"] = False  # a SidecarWriter has them
-        if subcommand == "fit" and kwargs.get("ckpt_path") is None:
-            whole = newest_whole(self.run_folder / "checkpoints")
-            kwargs["ckpt_path"] = None if whole is None else str(whole)
+        if subcommand == "fit":
+            kwargs["ckpt_path"] = start_checkpoint(kwargs.get("ckpt_path"), self.run_folder)
         return kwargs
 
     def _claim(self) -> RunFolder:
@@ -358,5 +357,13 @@ def _cut_keys(data: Any, attribute: str) -> tuple[Any, list[Any]]:
 
 
 def run_fingerprint(config: Namespace, subcommand: str) -> str:
-    """Hash of the settings that decide results and of every input they name."""
-    return fingerprint(settings_of(config, subcommand), own_outputs(config, subcommand))
+    """Hash of the settings that decide results, of every input they name, and of the checkpoint
+    that the run starts from."""
+    settings, outputs = settings_of(config, subcommand), own_outputs(config, subcommand)
+    plain = fingerprint(settings, outputs)
+    given = config.get("ckpt_path")
+
+    # A fit that continues a run of equal settings and inputs is that run.
+    if given is None or (subcommand == "fit" and fingerprint_of(run_of(Path(given))) == plain):
+        return plain
+    return fingerprint(settings | {"ckpt_path": given}, outputs)

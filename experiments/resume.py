@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from callbacks.checkpoint_io import newest_whole
 from experiments.deciding import deciding_trainer
 from mmemb.lineage import read_json
 
@@ -39,7 +40,7 @@ def check_resume(
     Raises:
         ValueError: something differs that was not allowed; all differences are listed.
     """
-    run = checkpoint.absolute().parent.parent
+    run = run_of(checkpoint)
     if not (run / "config.yaml").is_file():
         return
     recorded = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -65,6 +66,26 @@ def check_resume(
             f"{checkpoint} belongs to a run of other settings or inputs:{lines}\n"
             f"To continue it all the same: --allow-change {keys}"
         )
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that `<run>/checkpoints/NAME.ckpt` belongs to."""
+    return checkpoint.absolute().parent.parent
+
+
+def start_checkpoint(given: str | None, run: Path) -> str | None:
+    """The checkpoint from which a fit starts; None for the first step.
+
+    Args:
+        given: by the user, or None.
+        run: the folder of this run, which an earlier process may have begun.
+    """
+    if given is not None and Path(given).resolve().is_relative_to(run.resolve()):
+        return given
+
+    # An interrupted run has left the foreign checkpoint that it began with behind.
+    own = newest_whole(run / "checkpoints")
+    return given if own is None else str(own)
 
 
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:

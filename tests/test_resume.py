@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from jsonargparse import Namespace
 
-from experiments.resume import changed_inputs, changes, check_resume
+from experiments.resume import changed_inputs, changes, check_resume, start_checkpoint
 from mmemb.lineage import write_json
 from tests.test_cli_errors import message_of
 from tests.test_interrupted_fit import fit_trunk, trunk  # noqa: F401  (a fixture)
@@ -102,6 +104,50 @@ def test_changes_name_keys(settings: Mapping[str, Any], words: set[str]) -> None
 
 def test_a_run_of_an_older_version_knows_no_inputs(tmp_path: Path) -> None:
     assert changed_inputs(tmp_path, {"data": "1"}) == {}
+
+
+def test_the_checkpoint_that_a_run_starts_from_counts(tmp_path: Path) -> None:
+    from experiments.cli import run_fingerprint
+
+    def mark(subcommand: str, checkpoint: Path | None) -> str:
+        parts = {name: Namespace(init_args=Namespace()) for name in ("model", "data")}
+        config = Namespace(
+            **parts,
+            **{"name": "trunk", "experiment": "tiny", "runs": str(tmp_path), "seed_everything": 0},
+            trainer=Namespace(callbacks=None),
+            ckpt_path=checkpoint and str(checkpoint),
+        )
+        return run_fingerprint(config, subcommand)
+
+    one, other = (tmp_path / name / "checkpoints/last.ckpt" for name in ("one", "other"))
+    for path in (one, other):
+        path.parent.mkdir(parents=True)
+        path.write_text(str(path))
+    for subcommand in ("fit", "validate", "test", "predict"):
+        marks = [mark(subcommand, path) for path in (None, one, other)]
+        assert len(set(marks)) == 3
+        assert mark(subcommand, one) == marks[1]
+
+    write_json(tmp_path / "one/fingerprint.json", {"fingerprint": mark("fit", None)})
+    assert mark("fit", one) == mark("fit", None), "it continues a run of these very settings"
+
+    before = mark("predict", one)
+    one.write_text("other weights under the same name")
+    assert mark("predict", one) != before
+
+
+def test_an_interrupted_run_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+    given, run = tmp_path / "earlier/checkpoints/last.ckpt", tmp_path / "run"
+    own = [run / "checkpoints" / name for name in ("step.ckpt", "last.ckpt")]
+    assert start_checkpoint(None, run) is None
+    assert start_checkpoint(str(given), run) == str(given)
+
+    own[0].parent.mkdir(parents=True)
+    for path in own:
+        torch.save({}, path)
+    assert start_checkpoint(None, run) == str(own[1])
+    assert start_checkpoint(str(given), run) == str(own[1])
+    assert start_checkpoint(str(own[0]), run) == str(own[0]), "one of its own is a choice"
 
 
 @pytest.mark.slow  # the default suite has 90 seconds
