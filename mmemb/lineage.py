@@ -219,7 +219,8 @@ def _was_predicted_here(path: Path) -> bool:
 
     Sidecars that `prepare` writes name no command: no model is behind them.
     """
-    if not (path / MANIFEST).is_file():
+    # A data root has a manifest, too; its shards lie in folders below it.
+    if not (path / MANIFEST).is_file() or "shards" not in read_json(path / MANIFEST, "a manifest"):
         return False
     shards = read_manifest(path).shards
     return bool(shards and read_record(path, shards[0].name).command)

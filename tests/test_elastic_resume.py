@@ -34,13 +34,25 @@ class NoteKeys(Callback):
         path.write_text(json.dumps(batch.keys))
 
 
+@final
+class StopBehind(Callback):
+    """Stops a fit after some steps; its schedule is that of all."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
 def fit(folder: Path, root: Path, world: int, steps: int, start: Path | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     saving = ModelCheckpoint(dirpath=folder, filename="end", every_n_train_steps=1, save_top_k=1)
-    epochs = -1 if start else 1  # the schedule is that of all steps; the first part ends earlier
     trainer = trainer_of(
-        folder, world, max_steps=STEPS, limit_train_batches=steps, max_epochs=epochs,
-        callbacks=[NoteKeys(folder), saving], enable_checkpointing=True,
+        folder, world, max_steps=STEPS, limit_train_batches=STEPS,
+        callbacks=[NoteKeys(folder), StopBehind(steps), saving], enable_checkpointing=True,
     )  # fmt: skip
     plain = partial(torch.optim.SGD, lr=0.1)  # Adam makes large steps of rounding
     module = ContrastiveEmbedder(clip(folder).train(), plain, num_warmup=1)

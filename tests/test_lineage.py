@@ -24,7 +24,7 @@ from mmemb.lineage import (
     write_run_facts,
 )
 from mmemb.shard_writer import Sample, finish_manifest, write_folder, write_shard
-from mmemb.shards import Origin
+from mmemb.shards import MANIFEST, Origin
 
 
 def write_run(folder: Path, mark: str = "one", facts: tuple[str, ...] = ()) -> Path:
@@ -255,6 +255,12 @@ def test_a_sidecar_that_lost_its_list_may_not_teach_a_judge(
 
     write_facts(folder / FACTS, FittedFacts(frozenset({"a"})))
     assert inherited_facts(str(folder)) == FittedFacts(frozenset({"a"}))
+
+
+def test_a_data_root_hands_no_facts_down(tmp_path: Path) -> None:
+    """Its own manifest lists no shards, which lie in folders below it."""
+    write_json(tmp_path / MANIFEST, {"fingerprint": "f"})
+    assert inherited_facts(str(tmp_path)) == FittedFacts()
 
 
 def test_a_checkpoint_hands_down_the_facts_of_its_run(tmp_path: Path) -> None:
