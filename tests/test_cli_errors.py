@@ -283,3 +283,14 @@ def test_a_key_in_a_wrong_place_is_written_nowhere(
     assert "Given value: Namespace(" in kept, "the rest of what was given stays"
     written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
     assert not [said for said in (text, *written) if "PLANTED" in said]
+
+
+def test_a_package_that_is_not_installed_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(arguments: list[str]) -> None:
+        raise ModuleNotFoundError("Requirement 'wandb' not met. HINT: pip install wandb")
+
+    monkeypatch.setattr("experiments.cli.ExperimentCLI", refuse)
+    text = message_of(["fit"], capsys)
+    assert text.startswith("error: Requirement 'wandb' not met.")

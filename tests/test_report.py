@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from experiments.report.__main__ import main
-from experiments.report.build import build
+from experiments.report.build import NAMES, build, show_current
 from experiments.report.policies import ALWAYS, GATED, NEVER, ORACLE, RANDOM
 from experiments.report.records import METRICS, read_queries
 from experiments.report.selection import selection_figures
@@ -102,6 +102,18 @@ def test_every_piece_of_the_report_exists(
     assert set(report["comparisons"]["gated minus per-task rule"]) >= {
         "mean", "low", "high", "minimal_detectable_effect", "left", "right", "queries",
     }  # fmt: skip
+
+
+def test_a_report_whose_file_is_broken_is_made_again(clip_experiment: Experiment) -> None:
+    folder, root = clip_experiment.folder, str(clip_experiment.root)
+    assert show_current(folder, root)
+    for name in NAMES:
+        path = (folder / name).resolve()
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert not show_current(folder, root), name
+        path.write_bytes(whole)
+    assert show_current(folder, root)
 
 
 def test_show_prints_the_report(

@@ -49,10 +49,13 @@ from mmemb.files import is_published, publish, whole_folder
 from mmemb.latency import Latency, mean_latency
 from mmemb.lineage import fingerprint, read_json, write_json
 from mmemb.locks import new_folder
+from mmemb.products import lost_product, record_products
 from mmemb.records import EvaluationTask
 
 LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")
+PRODUCTS = "products.json"
+"""Sizes and hashes of a report's files, so that a broken one is made again."""
 
 
 def build(experiment: Path, data_root: str) -> dict[str, Any]:
@@ -78,6 +81,8 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
         html = report_page(text, examples, (fresh / "report.png").read_bytes())
         (fresh / "report.html").write_bytes(html)
         to_tensorboard(fresh, report, figure)
+        files = record_products(fresh, [fresh / name for name in NAMES])
+        write_json(fresh / PRODUCTS, {"products": files})
 
     publish(folder, experiment / LINK, NAMES)
     print("\n" + mix_table(report["mix"]))
@@ -96,15 +101,23 @@ def made_of(experiment: Path, data_root: str) -> str:
 
 
 def show_current(experiment: Path, data_root: str) -> bool:
-    """Prints the table of the newest report if nothing has changed since; else returns False."""
-    path = experiment / "report.json"
-    if not is_published(experiment / LINK, NAMES):
+    """Prints the table of the newest report if its inputs have not changed and its files are whole;
+    else returns False."""
+    if not (is_published(experiment / LINK, NAMES) and _is_whole(experiment / LINK)):
         return False
-    report = read_json(path, "a report")
+    report = read_json(experiment / "report.json", "a report")
     if report.get("made_of") != made_of(experiment, data_root):
         return False
     print(f"\n{mix_table(report['mix'])}\n\n{experiment}/{', '.join(NAMES)}: nothing has changed")
     return True
+
+
+def _is_whole(folder: Path) -> bool:
+    path = folder / PRODUCTS
+    if not path.is_file():
+        return False
+    recorded = read_json(path, "the files of a report")["products"]
+    return lost_product(folder.resolve(), recorded, "") is None
 
 
 def collect(
