@@ -61,6 +61,14 @@ class Launch:
         else:
             return None
         named = "\n".join(f"{key}={environment.get(key)}" for key in _LAUNCH_KEYS)
+
+        # On one machine `torchrun` may call every launch the same, so that what an earlier one has
+        # left would be taken for an answer; but it makes a new folder for the errors of its ranks.
+        on_one_machine = environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE")
+        errors = environment.get("TORCHELASTIC_ERROR_FILE")
+        if on_one_machine and errors:
+            # FOLDER/attempt_0/RANK/error.json
+            named += f"\n{Path(errors).parent.parent.parent}"
         return cls(hashlib.sha256(named.encode()).hexdigest()[:16], rank)
 
 

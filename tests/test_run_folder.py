@@ -198,6 +198,18 @@ def test_ranks_of_a_launch_have_one_name_and_launches_have_two() -> None:
     assert names[0] == names[1] != names[2]
 
 
+def test_two_launches_of_torchrun_on_one_machine_have_two_names() -> None:
+    def name(folder: str, rank: int, num_local: int = 2) -> str:
+        own = {"RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_local)}
+        own["TORCHELASTIC_ERROR_FILE"] = f"/tmp/{folder}/attempt_0/{rank}/error.json"
+        launch = Launch.of(TORCHRUN | own)
+        assert launch is not None
+        return launch.name
+
+    assert name("none_a", 0) == name("none_a", 1) != name("none_b", 0)
+    assert name("none_a", 0, 1) == name("none_b", 1, 1), "two machines have folders of their own"
+
+
 def test_the_first_rank_tells_the_others(tmp_path: Path) -> None:
     launch = Launch("name", 1)
     announce(tmp_path, launch, "abc", tmp_path / "1-trunk-x")
