@@ -105,7 +105,10 @@ def newest_whole(folder: Path) -> Path | None:
                 )
             return path
     read_weights(checkpoints[0], mmap=True)  # raises the error that names its fault
-    return None
+    raise ValueError(
+        f"{checkpoints[0]} has damaged bytes, and no other checkpoint beside it is whole: delete "
+        "the run's folder and start again."
+    )
 
 
 def must_start_again(folder: Path) -> bool:
@@ -117,12 +120,13 @@ def must_start_again(folder: Path) -> bool:
 
 
 def can_be_read(path: Path) -> bool:
-    """True if a checkpoint is there and whole; its tensors are not read."""
+    """True if a checkpoint is there and whole, by the checksums of its parts."""
     try:
         read_weights(path, mmap=True)
-    except (OSError, ValueError):
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
-    return True
 
 
 def _has_last(folder: Path) -> bool:

@@ -120,3 +120,20 @@ def test_a_trainer_writes_them_whole_or_says_why_not() -> None:
 def test_a_trainer_takes_it_as_a_plugin(tmp_path: Path) -> None:
     trainer = Trainer(plugins=[WholeCheckpointIO()], accelerator="cpu", logger=False)
     assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO)
+
+
+def test_a_last_one_that_is_broken_in_the_middle_gives_way(tmp_path: Path) -> None:
+    state = {"weights": torch.ones(4096)}
+    for name in ("last.ckpt", "last.ckpt.previous"):
+        torch.save(state, tmp_path / name)
+    assert newest_whole(tmp_path) == tmp_path / "last.ckpt"
+
+    data = bytearray((tmp_path / "last.ckpt").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    (tmp_path / "last.ckpt").write_bytes(data)
+    assert newest_whole(tmp_path) == tmp_path / "last.ckpt.previous"
+
+    (tmp_path / "last.ckpt.previous").unlink()
+    with pytest.raises(ValueError, match="damaged bytes"):
+        newest_whole(tmp_path)
