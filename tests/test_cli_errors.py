@@ -289,8 +289,8 @@ def test_a_package_that_is_not_installed_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(arguments: list[str]) -> None:
-        raise ModuleNotFoundError("Requirement 'wandb' not met. HINT: pip install wandb")
+        raise ModuleNotFoundError("Requirement 'transformer_engine' not met.")
 
     monkeypatch.setattr("experiments.cli.ExperimentCLI", refuse)
     text = message_of(["fit"], capsys)
-    assert text.startswith("error: Requirement 'wandb' not met.")
+    assert text.startswith("error: Requirement 'transformer_engine' not met.")
