@@ -19,8 +19,8 @@ from mmemb.signals import exit_on_signals
 from mmemb.unfinished import UNFINISHED_STATUS, Unfinished
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError, ModuleNotFoundError)
-"""What bad input raises, such as a precision whose package is not installed; their message is written
-for people, so they see it alone."""
+"""What bad input raises, such as a precision whose package is not installed; their message is
+written for people, so they see it alone."""
 
 _LIGHTNING_ERROR = "MisconfigurationException"  # by name: to import it takes seconds
 
