@@ -152,7 +152,7 @@ class EvaluationRows:
             chunks_of(by_shard(queries[rank::world]), self._batch_size) for rank in range(world)
         ]
         count = num_batches(
-            max(map(len, shares)), limit, "limit_val_batches, or limit_test_batches,"
+            max(map(len, shares)), limit, "limit_val_batches, limit_test_batches or overfit_batches"
         )
         return [chunks[:count] for chunks in shares]
 

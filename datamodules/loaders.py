@@ -250,7 +250,8 @@ class ShardDataModule(LightningDataModule, ABC):
 
         total = self.batches_of_a_pass()
         if total is not None:
-            count = num_batches(total, limit, "limit_train_batches")
+            name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+            count = num_batches(total, limit, name)
             self._limits.take(trainer, "train", left=count)
 
     def stream(
