@@ -183,7 +183,7 @@ def test_arguments_behind_two_dashes_go_to_every_stage(clip_experiment: Experime
     assert seen[0][-2:] == ["--seed_everything", "3"]
 
 
-@pytest.mark.slow  # a stage in a process of its own: 2 s
+@pytest.mark.slow  # the configurations of all stages are parsed: 2 s
 def test_an_interrupted_stage_ends_the_pipeline_with_its_status(
     clip_experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
