@@ -48,6 +48,8 @@ class BenchmarkScores(FolderWriter):
             return
         if not trainer.fast_dev_run:
             self.lock(trainer)
+
+        # Roots that are scored already are not embedded again.
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         roots = datamodule.roots()
         pending = [
@@ -57,6 +59,7 @@ class BenchmarkScores(FolderWriter):
         ]
         trainer.strategy.barrier()  # no rank writes before all have seen the same holes
         datamodule.pending_roots = pending
+
         self._files = [
             self.folder / path / f"{task}{SCORE}" for path, tasks in roots.items() for task in tasks
         ]

@@ -80,12 +80,15 @@ class EvaluationRows:
     ) -> None:
         self.tasks = read_tasks(root)
         self._task_of = {task.name: task for task in self.tasks}
+
+        # A table may have rows to train on alone, which is no fault before something is ranked.
         if not has_queries(root):
             raise FileNotFoundError(
                 f"{root} holds no queries: its table had rows of split train alone, or preparing "
                 "it did not end. Add rows of other splits, or run `python -m datamodules.prepare` "
                 "again."
             )
+
         self.query_index = ShardIndex.open(root / QUERIES)
         self.gallery_index = ShardIndex.open(root / CANDIDATES)
         self.queries, self.candidates = rows_of(self.query_index), rows_of(self.gallery_index)

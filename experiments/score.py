@@ -233,9 +233,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     saved = parser.add_mutually_exclusive_group(required=True)
     saved.add_argument("--embeddings", type=Path, help="folder of vectors, laid out as the data")
     saved.add_argument("--predictions", type=Path, help="folder of rankings, laid out as the data")
+
     parser.add_argument("--out", type=Path, required=True, help="where the score files go")
     parser.add_argument("--model", default="", help="name of the model, kept in the files")
     parser.add_argument("--mode", choices=("correct", "reference"), default="correct")
+
     parser.add_argument(
         "--normalise", action="store_true", help="scale vectors to length 1; else refuse others"
     )

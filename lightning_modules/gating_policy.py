@@ -331,6 +331,7 @@ class GatingPolicy(LightningModule):
     def on_test_epoch_end(self) -> None:
         queries = fixed_sample(gather_objects(self._timed))
         if self.measure and self.trainer.is_global_zero and queries:
+            # The test read rationales that lie there; these milliseconds include the writing.
             self.adaptive.workers = self.workers
             check_probe(list(self.workers.values())[-1], self._probed)
             measured = measure_latency(
@@ -340,6 +341,7 @@ class GatingPolicy(LightningModule):
                 [self._galleries.of_query(query) for query in queries],
                 lambda rows: tqdm(rows, desc="live latency"),
             )
+
             rows = [asdict(latency) for latency in measured]
             write_json(Path(self.trainer.default_root_dir) / "latency.json", {"queries": rows})
             self._measured = True

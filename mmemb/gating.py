@@ -158,9 +158,12 @@ def reinforce_loss(
     num_samples = uniform_BJ.shape[1]
     if num_samples < 2:
         raise ValueError(f"a leave-one-out baseline needs 2 samples per state, not {num_samples}")
+
     log_policy_BA = logit_BA.log_softmax(1)
     action_BJ = _sample(log_policy_BA.detach(), uniform_BJ.to(logit_BA.device))
     reward_BJ = reward_BA.gather(1, action_BJ)
+
+    # A baseline without the sample itself leaves the gradient's mean as it is.
     others_BJ = (reward_BJ.sum(1, keepdim=True) - reward_BJ) / (num_samples - 1)
     advantage_BJ = (reward_BJ - others_BJ).detach()
     return _term(-(advantage_BJ * log_policy_BA.gather(1, action_BJ)).mean(1), valid_B)
@@ -190,13 +193,17 @@ def grpo_loss(
     """
     if uniform_BJ.shape[1] < 2:
         raise ValueError(f"a group needs 2 samples per state, not {uniform_BJ.shape[1]}")
+
     old_logit_BA, _, _ = _without_invalid(old_logit_BA, reward_BA, valid_B)
     logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     old_BA = old_logit_BA.detach().log_softmax(1)
     action_BJ = _sample(old_BA, uniform_BJ.to(logit_BA.device))
     reward_BJ = reward_BA.gather(1, action_BJ)
+
+    # Equal rewards have no spread, and no advantage either.
     spread_B1 = reward_BJ.std(1, keepdim=True, unbiased=False)
     advantage_BJ = (reward_BJ - reward_BJ.mean(1, keepdim=True)) / spread_B1.clamp(min=1e-6)
+
     log_ratio_BJ = logit_BA.log_softmax(1).gather(1, action_BJ) - old_BA.gather(1, action_BJ)
     ratio_BJ = log_ratio_BJ.exp()
     clipped_BJ = ratio_BJ.clamp(1 - ratio_clip, 1 + ratio_clip)

@@ -182,11 +182,13 @@ def _grade_labels(
         raise ValueError(f"mode {mode!r} is neither 'correct' nor 'reference'")
     if grades is None:
         return dict.fromkeys(labels, 1.0)
+
     if len(grades) != len(labels) or len(set(labels)) != len(labels):
         raise ValueError(
             f"{len(grades)} grades for {len(labels)} labels, {len(set(labels))} of them distinct: "
             "with grades, give every label once and one grade for each."
         )
+
     graded = {
         label: checked_grade(grade, repr(label))
         for label, grade in zip(labels, grades, strict=True)

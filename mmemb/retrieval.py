@@ -221,6 +221,8 @@ class Galleries:
     def _listed(self, query: Query) -> list[int]:
         """Columns of the query's own candidate list, repeats kept."""
         columns, rows = self._column_of_row[query.gallery], query.candidates or ()
+
+        # A rank among candidates without the right one would mean nothing.
         right = set(self.positives(query))
         if absent := right - {columns[row] for row in rows if row in columns}:
             raise ValueError(
@@ -228,6 +230,7 @@ class Galleries:
                 f"{len(right)} right candidates, so no rank of theirs exists; prepare the data "
                 "again."
             )
+
         if unknown := sorted(set(rows) - set(columns)):
             raise ValueError(
                 f"Query {query.key} ({query.task}): candidates.npy lists row {unknown[0]}, which "

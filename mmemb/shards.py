@@ -202,6 +202,7 @@ def existing_shards(
     for path in sorted(Path(folder).glob(f"*{INDEX_SUFFIX}")):
         name = path.name.removesuffix(INDEX_SUFFIX) + ".tar"
         try:
+            # From cheap to dear: the last check hashes the shard.
             record = read_record(folder, name)
             if record.fingerprint != fingerprint:
                 continue

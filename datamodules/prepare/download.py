@@ -60,10 +60,13 @@ def fetch(
     cached = cache / package.file_name
     if cached.is_file() and file_sha256(cached) == package.sha256:
         return cached, False
+
     before_download()
     with working_folder(cached) as folder:  # beside it, so that the rename is one
         arrived = folder / package.file_name
         _call_client(package, folder)
+
+        # Only the pinned bytes get the final name.
         if not arrived.is_file():
             raise SourceUnavailableError(f"the download did not hold {package.file_name}")
         if (found := file_sha256(arrived)) != package.sha256:

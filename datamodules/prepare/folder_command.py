@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
     """Checks, then writes."""
     if options.frames < 1 or options.workers < 1:
         raise ValueError("--frames and --workers: expected 1 or more.")
+
     rows = list(read_table(options.table))
     hashes = FileHashes(options.out / HASHES, options.recheck)
     mark = _fingerprint(options, rows, hashes)
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"{options.out}: everything is there ({mark})")
     else:
         _convert(options, rows, mark)
+
+    # Hashes are remembered last: the folder that holds them may be new.
     if not options.check:
         hashes.save()
     if options.rationales is not None and not options.check:

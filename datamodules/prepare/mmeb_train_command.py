@@ -105,10 +105,13 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
         if known and is_complete(options.out / "pairs" / source.name, mark):
             print(f"{source.name}: everything is there", flush=True)
             return ""
+
         skips = options.on_error == "skip"
         report = write_pairs(source, folder, options.out, cut, mark, skips)
     except (ValueError, OSError) as error:
         return str(error)
+
+    # The report is written last: it says that the shards are whole.
     write_json(path, {"fingerprint": mark, **asdict(report)})
     print(f"{source.name}: {_said(report)}", flush=True)
     return ""

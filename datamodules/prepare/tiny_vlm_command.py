@@ -25,12 +25,15 @@ def run(options: argparse.Namespace) -> None:
     path = options.out / "tiny.json"
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file; expected a folder.")
+
+    # What a killed run of this command has left is no model of others.
     entries = options.out.iterdir() if options.out.is_dir() else ()
     if not path.is_file() and not all(map(is_temporary, entries)):
         raise ValueError(f"--out {options.out} holds something else: give an empty folder.")
     if path.is_file() and read_json(path, "the mark of a tiny model") == {**mark, "done": True}:
         print(f"{options.out}: everything is there")
         return
+
     with whole_folder(options.out) as fresh:
         write_tiny_vlm(fresh, options.architecture, options.seed)
         write_json(fresh / path.name, {**mark, "done": True})

@@ -38,6 +38,7 @@ def list_runs(folder: Path) -> str:
         raise FileNotFoundError(
             f"{folder} holds no run: `experiments.run` writes them to runs/EXPERIMENT/."
         )
+
     headings = ("run", "state", "minutes", "owner", "tags", "commit", "metric")
     return markdown_table(headings, [_line(folder, run) for run in runs])
 

@@ -48,10 +48,13 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
     hashes.save()
     if manifest := finished(root, mark, settings):
         return manifest
+
     check_disk(root, _needed_bytes(plan) / GIB)
     root.mkdir(parents=True, exist_ok=True)
+    # Without these two files no reader opens the root until it is whole again.
     for name in (MANIFEST, TASKS):
         (root / name).unlink(missing_ok=True)
+
     with PictureReader(plan, root) as reader:
         manifest = _Writer(plan, root, mark, sources, reader, settings).write()
     write_json(root / TASKS, [to_json(plan.task.evaluation)])
