@@ -69,7 +69,7 @@ PURE = {
     "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
     "records", "reselection", "retrieval", "set_order", "shard_writer", "shards", "signals",
-    "statistics", "tiled_nce", "unfinished", "utilities", "weights",
+    "statistics", "text", "tiled_nce", "unfinished", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
 

@@ -21,9 +21,9 @@ from mmemb.counterfactual import Kind
 from mmemb.evaluators.base import PairEvaluator
 from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.generation.finite import check_finite
-from mmemb.generation.special_tokens import check_unicode
 from mmemb.lineage import read_facts, trained_facts
 from mmemb.records import Rationale, Side
+from mmemb.text import check_unicode
 
 PLAIN_STYLE, PLAIN_PROMPT = JudgeStyle(), PromptStyle()
 

@@ -12,6 +12,8 @@ from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from mmemb.text import check_unicode
+
 _KEPT = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
 """Special in some models; rationales are made of them."""
 
@@ -44,23 +46,6 @@ def as_text(text: str, tokenizer: Any, marks: Iterable[str] = ()) -> str:
     check_unicode(text)
     pattern = _pattern(special_tokens(tokenizer, marks))
     return pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-
-
-def check_unicode(text: str) -> None:
-    """Refuses halves of surrogate pairs, which no tokenizer reads and no file holds.
-
-    Raises:
-        ValueError: the text has one.
-    """
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"The text {text[:60]!r} holds half of a surrogate pair at letter {error.start}, so it "
-            "is no valid Unicode: mend it in the data, or leave its sample out."
-        ) from None
 
 
 def _added(tokenizer: Any) -> frozenset[str]:

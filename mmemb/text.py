@@ -1,0 +1,43 @@
+"""Text as it comes from data: whether it is valid Unicode, and whether anything can be read."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
+"""Unicode's categories of control letters, of zero-width and direction marks, and of blanks."""
+
+_BLANK = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # fillers and joiners
+    "\u180b\u180c\u180d\u180f"  # and variation selectors, which only change their neighbour
+) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+"""Letters, symbols and marks by their category that are drawn as nothing all the same."""
+
+
+def check_unicode(text: str) -> None:
+    """Refuses halves of surrogate pairs, which no tokenizer reads and no file holds.
+
+    Raises:
+        ValueError: the text has one.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text {text[:60]!r} holds half of a surrogate pair at letter {error.start}, so it "
+            "is no valid Unicode: mend it in the data, or leave its sample out."
+        ) from None
+
+
+def has_text(text: str) -> bool:
+    """Whether there is anything to see: a text of blanks, zero-width letters, control letters and
+    fillers alone is empty. It is read up to its first visible letter.
+
+    >>> has_text(" \\t a"), has_text(""), has_text(" \\n\\u200b\\ufeff\\u3164\\x00")
+    (True, False, False)
+    """
+    return any(
+        unicodedata.category(letter) not in _INVISIBLE and letter not in _BLANK for letter in text
+    )
