@@ -16,10 +16,18 @@ from callbacks.run_record import git_state
 from mmemb.batches import CandidateOutput, QueryOutput, TaskEnd
 from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings
 from mmemb.distributed import gather_objects, gather_ragged
+from mmemb.file_names import check_apart
 from mmemb.headline import headline_text
 from mmemb.records import EvaluationTask, Query, Side
 from mmemb.retrieval import Galleries, gather_candidates
-from mmemb.score_files import SCORE, read_scores, scored_under, write_embeddings, write_scores
+from mmemb.score_files import (
+    SCORE,
+    read_scores,
+    scored_under,
+    task_file,
+    write_embeddings,
+    write_scores,
+)
 
 
 @final
@@ -52,6 +60,8 @@ class BenchmarkScores(FolderWriter):
         # Roots that are scored already are not embedded again.
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         roots = datamodule.roots()
+        for path, tasks in roots.items():
+            check_apart(tasks, f"{self.folder / path}")
         pending = [
             path
             for path, tasks in roots.items()
@@ -61,7 +71,9 @@ class BenchmarkScores(FolderWriter):
         datamodule.pending_roots = pending
 
         self._files = [
-            self.folder / path / f"{task}{SCORE}" for path, tasks in roots.items() for task in tasks
+            task_file(self.folder / path, task, SCORE)
+            for path, tasks in roots.items()
+            for task in tasks
         ]
         if trainer.is_global_zero:
             print(f"{self.folder}: {len(roots) - len(pending)} roots scored, {len(pending)} to do")

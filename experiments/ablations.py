@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from callbacks.run_record import git_state, package_versions
+from mmemb.file_names import check_plain
 from mmemb.files import publish, whole_folder
 from mmemb.lineage import FACTS, fingerprint, read_fitted, write_facts
 from mmemb.locks import locked, new_folder
@@ -96,6 +97,8 @@ def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
     named = {name for row in comparisons for name in (row.left, row.right)}
     if unknown := sorted(named - set(cells)):
         raise ValueError(f"{path}, ablations: comparisons name unknown cell(s) {unknown}")
+    for name in found.cells:
+        check_plain(str(name), f"{path}, ablations: a cell")
     check_seeds(found.seeds)
     return found
 

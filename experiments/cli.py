@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import glob
 import os
 import shlex
 import shutil
@@ -35,6 +36,7 @@ from experiments.run_folder import RunFolder
 from experiments.run_loggers import keep_checkpoints_in, place_loggers
 from experiments.trainer_options import check_trainer_options
 from experiments.unwritable_defaults import drop_unwritable_defaults
+from mmemb.file_names import check_plain
 from mmemb.guards import check_disk, check_memory
 from mmemb.lineage import FittedFacts, fingerprint, inherited_facts, input_identities
 from mmemb.weights import read_weights
@@ -110,6 +112,10 @@ class ExperimentCLI(LightningCLI):
         for key in ("name", "experiment"):
             if not config[key]:
                 raise ValueError(f"{key} is not set: give --{key}, or the key in a --config file.")
+        # Both become folders: a file of settings from elsewhere must not choose one outside `runs`.
+        check_plain(config.name, "name")
+        for part in Path(config.experiment).parts:
+            check_plain(part, f"A part of experiment {config.experiment!r}")
         folder = Path(config.runs) / config.experiment
         check_disk(folder, config.needs.disk_gib)
         check_memory(config.needs.memory_gib)
@@ -218,7 +224,7 @@ class ExperimentCLI(LightningCLI):
             Path(config.runs) / config.experiment,
             f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{commit or 'nogit'}",
             self.fingerprint,
-            pattern=f"*-{name}-*" if self.subcommand == "fit" else None,
+            pattern=f"*-{glob.escape(name)}-*" if self.subcommand == "fit" else None,
         )
 
 

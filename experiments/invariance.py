@@ -21,6 +21,7 @@ from pathlib import Path
 from experiments.report.page import markdown_table
 from experiments.score import own_lists
 from mmemb.benchmark_data import read_benchmark
+from mmemb.file_names import file_name
 from mmemb.files import write_atomically
 from mmemb.invariance import Change, change_between
 from mmemb.lineage import write_json
@@ -111,7 +112,7 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more:
 
 
 def _slug(name: str) -> str:
-    return name.replace(" ", "-")
+    return file_name(name.replace(" ", "-"))
 
 
 def _named(text: str) -> tuple[str, str]:

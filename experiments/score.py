@@ -19,7 +19,9 @@ from typing import Any, final
 
 from mmemb.benchmark_data import BenchmarkRoot, read_benchmark
 from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings, score_predictions
+from mmemb.file_names import check_apart
 from mmemb.headline import headline_text
+from mmemb.lines import split_lines
 from mmemb.records import EvaluationTask, Query
 from mmemb.score_files import (
     PREDICTIONS,
@@ -27,6 +29,7 @@ from mmemb.score_files import (
     check_embedded,
     read_embeddings,
     read_scores,
+    task_file,
     write_scores,
 )
 from mmemb.signals import exit_on_signals
@@ -48,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     try:
         for root in read_benchmark(options.data_root):
+            where = f"{options.data_root / root.path}"
+            check_apart((task.name for task in root.tasks), where)
             for task in root.tasks:
                 asked = [query for query in root.queries if query.task == task.name]
                 found = _score(options, root, task, asked)
@@ -74,11 +79,11 @@ def _score(
     folder = _saved(options) / root.path
     skip = options.on_error == "skip"
     if options.predictions is not None:
-        path = folder / f"{task.name}{PREDICTIONS}"
+        path = task_file(folder, task.name, PREDICTIONS)
         return _of_predictions(path, root, task, asked, options.mode, skip)
 
     # One file alone is a mistake, such as a name that is written otherwise.
-    if not any((folder / f"{task.name}{end}").is_file() for end in VECTORS):
+    if not any(task_file(folder, task.name, end).is_file() for end in VECTORS):
         return None
     check_embedded(folder, task.name, root.content)
     query_QD, candidate_ND, names = read_embeddings(folder, task.name, options.normalise)
@@ -186,7 +191,7 @@ def _of_predictions(
 
 def _read_rankings(path: Path, num_queries: int) -> list[dict[str, Any]]:
     try:
-        lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+        lines = [json.loads(line) for line in split_lines(path.read_bytes()) if line.strip()]
     except ValueError as error:
         raise ValueError(f"{path} is broken: expected a JSON object a line; {error}.") from None
     if len(lines) != num_queries or not all(

@@ -2,7 +2,7 @@
 
 `<folder>/<modality>/<task>_score.json` holds the published keys, then our own: `mode`, `ties`,
 `partial`, `provenance`; `<task>_pred.jsonl` the rankings, `<task>_values.json` the headline metric
-query by query, which comparisons need.
+query by query, which comparisons need. A task's name is written as `file_names.file_name` has it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmemb.benchmark_scores import TaskScores
+from mmemb.file_names import file_name, name_of_file
 from mmemb.files import write_atomically
 from mmemb.lineage import read_json, write_json
 from mmemb.metrics import CUTOFFS
@@ -72,6 +73,11 @@ class ScoreFile:
     provenance: Mapping[str, str]
 
 
+def task_file(folder: Path, task: str, end: str) -> Path:
+    """The file of a task, whatever its name: `end` is `SCORE`, one of `VECTORS`, and so on."""
+    return folder / f"{file_name(task)}{end}"
+
+
 def write_scores(
     folder: Path,
     found: TaskScores,
@@ -93,21 +99,22 @@ def write_scores(
         )
         for query, names in zip(queries, found.predictions, strict=True)
     ]
-    (folder / f"{found.task}{SCORE}").unlink(missing_ok=True)  # the others are no longer its own
-    write_atomically(folder / f"{found.task}{PREDICTIONS}", ("\n".join(lines) + "\n").encode())
+    task_file(folder, found.task, SCORE).unlink(missing_ok=True)  # the others are no longer its own
+    rankings = ("\n".join(lines) + "\n").encode()
+    write_atomically(task_file(folder, found.task, PREDICTIONS), rankings)
     values = {"metric": found.metric, "keys": found.keys, "clusters": found.clusters}
-    write_json(folder / f"{found.task}{VALUES}", values | {"values": found.values})
+    write_json(task_file(folder, found.task, VALUES), values | {"values": found.values})
     count = {"num_pred": len(found.keys), "num_data": len(queries)}
     ties = {"queries": found.ties, "worst": found.pessimistic, "best": found.optimistic}
     ours = {"group": group, "metric": found.metric, "mode": found.mode, "ties": ties}
     ours |= {"partial": partial, "provenance": dict(provenance)}
     scores = {name: found.means[name] for name in METRICS}
-    write_json(folder / f"{found.task}{SCORE}", scores | count | ours)
+    write_json(task_file(folder, found.task, SCORE), scores | count | ours)
 
 
 def scored_under(folder: Path, tasks: Iterable[str], fingerprint: str) -> bool:
     """Whether all of these tasks were scored, whole, by a run of this fingerprint."""
-    paths = [folder / f"{task}{SCORE}" for task in tasks]
+    paths = [task_file(folder, task, SCORE) for task in tasks]
     if not fingerprint or not all(path.is_file() for path in paths):
         return False
     files = [read_json(path, "scores of a task") for path in paths]
@@ -128,20 +135,21 @@ def write_embeddings(
     """Vectors of a task, for `read_embeddings`: two fp32 `.npy`, the candidates' names, and the
     hash of the data that were embedded (`benchmark_data.content_of`) where it is known."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{task}_names.json").unlink(missing_ok=True)
-    for kind, vectors in (("qry", query_QD), ("tgt", candidate_ND)):
+    of_queries, of_candidates, of_names = (task_file(folder, task, end) for end in VECTORS)
+    of_names.unlink(missing_ok=True)
+    for path, vectors in ((of_queries, query_QD), (of_candidates, candidate_ND)):
         buffer = io.BytesIO()
         np.save(buffer, vectors.float().numpy(), allow_pickle=False)
-        write_atomically(folder / f"{task}_{kind}.npy", buffer.getvalue())
-    write_json(folder / f"{task}_names.json", list(names))
+        write_atomically(path, buffer.getvalue())
+    write_json(of_names, list(names))
     if content:
-        write_json(folder / f"{task}{DATA}", {"content": content})
+        write_json(task_file(folder, task, DATA), {"content": content})
 
 
 def check_embedded(folder: Path, task: str, content: str) -> None:
     """Raises ValueError if saved vectors are marked as those of other data; vectors of other tools
     have no mark and pass."""
-    path = folder / f"{task}{DATA}"
+    path = task_file(folder, task, DATA)
     if not path.is_file():
         return
     embedded = read_json(path, "the hash of the data that were embedded").get("content")
@@ -168,11 +176,12 @@ def read_embeddings(
         ValueError: a file is broken, the files do not fit each other, a name occurs twice, or a
             vector is zero, not finite or not of length 1.
     """
-    paths = [folder / f"{task}{end}" for end in VECTORS]
+    paths = [task_file(folder, task, end) for end in VECTORS]
     if missing := [str(path) for path in paths if not path.is_file()]:
+        stem = file_name(task)
         raise FileNotFoundError(
-            f"{missing[0]} is missing: expected fp32 arrays {task}_qry.npy (queries in the order "
-            f"of the data), {task}_tgt.npy, and {task}_names.json, the candidates' names."
+            f"{missing[0]} is missing: expected fp32 arrays {stem}_qry.npy (queries in the order "
+            f"of the data), {stem}_tgt.npy, and {stem}_names.json, the candidates' names."
         )
     query_QD, candidate_ND = (_read_vectors(path, normalise) for path in paths[:2])
     names = _read_names(paths[2])
@@ -236,7 +245,7 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
     """
     found: dict[str, ScoreFile] = {}
     for path in sorted(folder.rglob(f"*{SCORE}")):
-        task = path.name.removesuffix(SCORE)
+        task = name_of_file(path.name.removesuffix(SCORE))
         data = read_json(path, "scores of a task")
         if missing := [name for name in ("hit@1", "ndcg_linear@5") if name not in data]:
             raise ValueError(f"{path} lacks {missing}: expected the scores of one task.")
@@ -275,7 +284,7 @@ def read_values(folder: Path) -> dict[str, Values]:
     """
     found: dict[str, Values] = {}
     for path in sorted(folder.rglob(f"*{VALUES}")):
-        task = path.name.removesuffix(VALUES)
+        task = name_of_file(path.name.removesuffix(VALUES))
         data = read_json(path, "values of a task")
         try:
             keys, clusters = (tuple(map(str, data[name])) for name in ("keys", "clusters"))

@@ -25,6 +25,7 @@ def write_root(
     lists: Sequence[Any] | None = None,
     query_meta: Mapping[str, str] | None = None,
     candidate_meta: Mapping[str, str] | None = None,
+    task: str = "VOC2007",
     **fields: Any,
 ) -> Path:
     """One task with a query for each entry of `relevance`.
@@ -36,6 +37,7 @@ def write_root(
         lists: what lies in each query's `candidates.npy`.
         query_meta: changes what the index says of queries.
         candidate_meta: changes what the index says of candidates.
+        task: its name.
         fields: change the JSON of queries.
     """
     candidates = []
@@ -45,7 +47,7 @@ def write_root(
         candidates.append(Sample(f"{row:08d}", members, meta | dict(candidate_meta or {})))
     queries = []
     for row, grades in enumerate(relevance):
-        meta = {"task": "VOC2007", "part": "test", "concept": f"c{row}", "fact": f"f{row}"}
+        meta = {"task": task, "part": "test", "concept": f"c{row}", "fact": f"f{row}"}
         body = {"text": f"q{row}", "instruction": "", "relevance": dict(grades), "answers": []}
         data: dict[str, Any] = {"json": meta | body | fields}
         if lists is not None:
@@ -54,5 +56,5 @@ def write_root(
         queries.append(Sample(f"{row:08d}", encode_members(data), meta))
     for folder, samples in (("queries", queries), ("candidates", candidates)):
         write_folder(root / folder, samples, prefix="x", samples_per_shard=9, fingerprint="x")
-    (root / "tasks.json").write_text(json.dumps([TASK]))
+    (root / "tasks.json").write_text(json.dumps([TASK | {"name": task}]))
     return root

@@ -54,6 +54,7 @@ def test_the_file_names_every_row_that_was_asked_for() -> None:
         ({"cells": {"a": {"keepshare": 1}}}, "keepshare"),
         ({"comparisons": [{"left": "gain-30", "right": "x", "expected": "higher"}]}, "'x'"),
         ({"fit": None, "extra": 1}, "extra"),
+        ({"cells": {"../up": {}}, "comparisons": []}, r"a cell is '\.\./up': expected the name of"),
     ],
 )
 def test_a_mistake_names_file_and_key(change: dict[str, Any], words: str) -> None:

@@ -53,9 +53,10 @@ PURE = {
     "tie_bounds",
     "benchmark_data", "benchmark_scores", "distillation", "distributed", "evaluators",
     "evaluators.judge_prompt", "evaluators.yes_no", "file_hashes", "files",
+    "file_names",
     "gate_fit", "gradient_cache", "gate_inputs", "gating",
     "guards", "latency", "lineage", "locks", "log_media", "losses", "masks", "metrics",
-    "layer_shapes", "model_sizes",
+    "layer_shapes", "lines", "model_sizes",
     "nce_sweeps", "negatives", "pair_vectors", "path_losses", "pictures", "planted",
     "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study", "products",
@@ -309,6 +310,31 @@ def test_nothing_walks_a_set_in_its_own_order() -> None:
                 if is_set(node, names)
             ]
     assert not wrong, "\n".join(wrong)
+
+
+SPLITS_LINES = {
+    "datamodules/prepare/download.py": "what npm and pip print",
+    "experiments/adopt.py": "an error's text",
+    "experiments/bench_training.py": "/proc",
+    "experiments/load.py": "an error's text",
+    "experiments/plan/lengths.py": "an error's text",
+    "experiments/search.py": "an error's text",
+    "mmemb/backbones/joint.py": "an error's text",
+    "mmemb/guards.py": "/proc",
+    "mmemb/weights.py": "an error's text",
+}
+"""Files with `splitlines`, and what they split: no data."""
+
+
+def test_lines_of_data_end_at_a_line_feed_alone() -> None:
+    """`splitlines` also splits at U+2028 and others, which stand in texts: `mmemb.lines`."""
+    found = {
+        name_of(path)
+        for path in sources(*ROOMS)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and node.attr == "splitlines"
+    }
+    assert found == set(SPLITS_LINES)
 
 
 def test_no_seed_is_a_sum() -> None:

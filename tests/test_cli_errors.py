@@ -247,6 +247,20 @@ def test_training_a_generator_asks_for_the_worker_to_train(
     assert "tuned is not set" in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", "../up"), ("experiment", "../up"), ("experiment", "/tmp/up")]
+)
+def test_a_run_stays_below_the_folder_of_runs(
+    empty: Experiment, key: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(empty.runs.parent.rglob("*"))
+    arguments = empty.command("rationales", "--runs", str(empty.runs), f"--{key}", value)
+    text = message_of(arguments, capsys)
+    assert key in text
+    assert "expected the name of one folder" in text
+    assert {p for p in empty.runs.parent.rglob("*") if p.is_dir()} <= before
+
+
 def test_a_fitted_fact_stops_the_utilities_stage(
     clip_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,15 @@ import torch
 
 from experiments.score import main
 from mmemb.benchmark_data import read_benchmark
-from mmemb.score_files import ScoreFile, read_embeddings, read_scores, write_embeddings
+from mmemb.score_files import (
+    DATA,
+    ScoreFile,
+    read_embeddings,
+    read_scores,
+    read_values,
+    task_file,
+    write_embeddings,
+)
 from tests.benchmark_root import write_root
 
 NAMES = tuple("abcdefghix")
@@ -164,6 +172,44 @@ def test_rankings_of_other_queries_are_refused(tmp_path: Path) -> None:
     command = ["--data-root", str(root), "--predictions", str(tmp_path), "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="query 00000000 has the label 'b', the data 'a'"):
         main(command)
+
+
+@pytest.mark.parametrize("task", ["../../escape", "docs/x", "CON", "a\0b", "..", "caf\xe9"])
+def test_a_task_of_any_name_is_scored_in_its_folder_and_read_back(
+    tmp_path: Path, task: str
+) -> None:
+    root = write_root(
+        tmp_path / "deep/er/data", NAMES, relevance=[{"a": 1.0}, {"b": 1.0}], task=task
+    )
+    folder, out = root.parent / "vectors", root.parent / "scores"
+    write_embeddings(folder, task, torch.eye(10)[:2], torch.eye(10), NAMES, "content")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.parent for path in before if path.name.endswith(".npy")} == {folder}
+    (folder / task_file(folder, task, DATA).name).unlink()
+
+    main(["--data-root", str(root), "--embeddings", str(folder), "--out", str(out)])
+    made = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert {path.parent for path in made} == {out}
+    assert [*read_scores(out)] == [*read_values(out)] == [task]
+    assert read_embeddings(folder, task)[2] == list(NAMES)
+
+
+def test_tasks_whose_files_would_be_one_are_refused(root: Path) -> None:
+    tasks = json.loads((root / "tasks.json").read_text())
+    (root / "tasks.json").write_text(json.dumps([*tasks, tasks[0] | {"name": "voc2007"}]))
+    with pytest.raises(SystemExit, match="'VOC2007' and 'voc2007' differ in capital letters alone"):
+        main(score_command(root))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_of_rankings_end_at_a_line_feed_alone(tmp_path: Path, end: str) -> None:
+    """These letters stand unescaped in JSON, and `str.splitlines` splits at each of them."""
+    names = ("a\u2028b", "c\x85d", "e\u2029f")
+    root = write_root(tmp_path / "data", names, relevance=[{name: 1.0} for name in names])
+    lines = [json.dumps({"prediction": [name]}, ensure_ascii=False) for name in names]
+    (tmp_path / "VOC2007_pred.jsonl").write_bytes((end.join(lines) + end).encode())
+    main(["--data-root", str(root), "--predictions", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert read_scores(tmp_path / "out")["VOC2007"].scores["hit@1"] == 1
 
 
 def test_vectors_of_data_that_were_prepared_again_are_refused(root: Path) -> None:

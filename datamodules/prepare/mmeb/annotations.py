@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mmemb.benchmarks.mmeb_v2 import Task
+from mmemb.lines import split_lines
 
 FOLDER = "annotations"
 """Below the source: `OWNER/REPOSITORY`, as `hf download` fills it."""
@@ -137,7 +138,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]
     data = path.read_bytes()
     is_list = data.lstrip()[:1] == b"["
     try:
-        lines = [line for line in data.splitlines() if line.strip()]
+        lines = [line for line in split_lines(data) if line.strip()]
         rows = json.loads(data) if is_list else [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise ValueError(

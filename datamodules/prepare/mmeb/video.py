@@ -15,6 +15,7 @@ from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows, rep
 from datamodules.prepare.mmeb.frames import PictureFolder, first_folder
 from datamodules.prepare.mmeb.plan import PlanBuilder, TaskPlan
 from mmemb.benchmarks.mmeb_v2 import Task
+from mmemb.lines import split_lines
 
 FRAMES = "video-tasks/frames"
 LABELS = "labels.txt"
@@ -60,7 +61,7 @@ def plan_classes(task: Task, source: Path) -> TaskPlan:
     labels = repository(task, source) / LABELS
     if labels.is_file():
         builder.read([labels])
-        for label in filter(None, labels.read_text(encoding="utf-8").splitlines()):
+        for label in _class_names(labels):
             builder.candidate(str(labels), label, label)
     return builder.finish()
 
@@ -78,6 +79,16 @@ def plan_listed_classes(task: Task, source: Path) -> TaskPlan:
         media = folder.frames(video)
         builder.query(row.where, names, {label: 1.0}, media=media, concept=video, answers=(label,))
     return builder.finish()
+
+
+def _class_names(path: Path) -> list[str]:
+    lines = split_lines(path.read_bytes())
+    try:
+        return [line.decode() for line in lines if line]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 ({error}): expected class names, one a line."
+        ) from None
 
 
 @final
