@@ -24,6 +24,7 @@ import torch
 from callbacks.run_record import git_state, package_versions
 from experiments.run import quieten
 from mmemb.lineage import write_json
+from mmemb.pretrained import load_pretrained
 from mmemb.records import GREEDY, Side
 
 
@@ -148,8 +149,8 @@ def bench_generation(root: Path, prompt: str) -> Line:
         Side(text=f"the flag of the country whose capital is {name}")
         for name in ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Tokyo", "Accra", "Quito")
     ] * 4
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32).eval()
+    tokenizer = load_pretrained(AutoTokenizer, folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     texts = [worker.prompt.render(tokenizer, side.text) for side in sides]
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from datamodules.prepare.tiny_vlm import TAGS, write_tiny_vlm
+from mmemb.pretrained import load_pretrained
 from mmemb.records import Media, Rationale, ScoredRationale, Side, scored_to_json
 from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_folder, write_shard
 from mmemb.shards import ShardIndex
@@ -104,8 +105,8 @@ def write_model(folder: Path, size: Size, device: torch.device) -> int:
 
     with quiet_loading():
         write_tiny_vlm(folder)
-        processor: Any = AutoProcessor.from_pretrained(folder)
-        data = AutoConfig.from_pretrained(folder).to_dict()
+        processor: Any = load_pretrained(AutoProcessor, folder)
+        data = load_pretrained(AutoConfig, folder).to_dict()
     data["text_config"] |= {**size.text, "tie_word_embeddings": size.tied}
     data["vision_config"] |= size.vision
     config = AutoConfig.for_model(**data | {"tie_word_embeddings": size.tied})

@@ -207,9 +207,10 @@ def _prompts(found: Found) -> Any:
     from mmemb.backbones import PromptStyle
     from mmemb.backbones.chat_prompt import PromptBuilder
     from mmemb.lineage import read_json
+    from mmemb.pretrained import load_pretrained
 
     said = read_json(found.backbone / "config.json", "a saved backbone")["init_args"]
-    processor = AutoProcessor.from_pretrained(found.backbone / "model")
+    processor = load_pretrained(AutoProcessor, found.backbone / "model")
     return PromptBuilder(processor, PromptStyle(**said["style"]))
 
 

@@ -93,7 +93,11 @@ def compare(folder: Path, probes: Sequence[Probe], separator: str) -> float:
         with quiet_loading():
             float32 = {"dtype": torch.float32}
             model = SentenceTransformer(
-                str(folder), device="cpu", model_kwargs=float32, local_files_only=True
+                str(folder),
+                device="cpu",
+                model_kwargs=float32,
+                local_files_only=True,
+                trust_remote_code=False,
             )
             found = {probe: _encode(model, probe, separator) for probe in probes}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -17,6 +17,7 @@ from torch import nn
 from mmemb.adapters import LoraSettings
 from mmemb.layer_shapes import tower, tower_of
 from mmemb.planning import ModelShape
+from mmemb.pretrained import load_pretrained
 from mmemb.weights import quiet_loading
 
 
@@ -38,7 +39,7 @@ def model_on_meta(model: str, trust_remote_code: bool = False, **settings: Any) 
     code = {"trust_remote_code": trust_remote_code}
     try:
         with quiet_loading(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(model, **code)
+            config = load_pretrained(AutoConfig, model, **code)
             sees = type(config) in AutoModelForImageTextToText._model_mapping
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             return (AutoModel if settings else kind).from_config(config, **code, **settings)  # type: ignore[no-any-return]

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from mmemb.pretrained import load_pretrained
+
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
@@ -34,13 +36,13 @@ def load_whole(kind: Any, model: str, **settings: Any) -> Any:
     Args:
         kind: an Auto class of models.
         model: folder or hub id.
-        **settings: of `from_pretrained`.
+        **settings: of `load_pretrained`.
 
     Raises:
         ValueError: weights are missing, or of other shapes.
     """
     with quiet_loading():
-        loaded, found = kind.from_pretrained(model, output_loading_info=True, **settings)
+        loaded, found = load_pretrained(kind, model, output_loading_info=True, **settings)
     broken = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if broken or found["error_msgs"]:
         raise ValueError(

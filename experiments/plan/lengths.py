@@ -14,6 +14,7 @@ from mmemb.backbones.chat_prompt import PromptBuilder
 from mmemb.backbones.one_pass import whole_text
 from mmemb.backbones.prompt_style import PromptStyle
 from mmemb.plan_work import resized, vision_tokens
+from mmemb.pretrained import load_pretrained
 from mmemb.records import Media, Rationale, Side
 from mmemb.weights import quiet_loading
 
@@ -134,7 +135,7 @@ class JointLengths(SideLengths):
         from transformers import AutoTokenizer
 
         with quiet_loading():
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(arguments["text_model"]))
+            self._tokenizer: Any = load_pretrained(AutoTokenizer, str(arguments["text_model"]))
         self._tokens_each = tokens_each
         self._longest_text = int(arguments.get("max_text_tokens", 96))
         self.longest_rationale = int(arguments.get("max_rationale_tokens", 64))
@@ -176,7 +177,7 @@ def processor_of(model: str, trust_remote_code: bool = False) -> Any:
 
     try:
         with quiet_loading():
-            return AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+            return load_pretrained(AutoProcessor, model, trust_remote_code=trust_remote_code)
     except Exception as error:  # readers raise whatever the files make them raise
         raise FileNotFoundError(
             f"The model {Path(model)} has no tokenizer or processor that can be read "

@@ -19,6 +19,7 @@ from mmemb.adapters import LoraSettings, attach_lora, merged_copy
 from mmemb.backbones.base import Backbone, class_path, in_folder
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
+from mmemb.pretrained import load_pretrained
 from mmemb.records import Media, Rationale, Side
 from mmemb.weights import quiet_loading, save_quietly
 
@@ -274,9 +275,9 @@ def _load_text_model(folder: str) -> tuple[Any, Any]:
 
     try:
         with quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model, report = AutoModel.from_pretrained(
-                folder, add_pooling_layer=False, output_loading_info=True
+            tokenizer = load_pretrained(AutoTokenizer, folder)
+            model, report = load_pretrained(
+                AutoModel, folder, add_pooling_layer=False, output_loading_info=True
             )
     except OSError as error:
         raise FileNotFoundError(

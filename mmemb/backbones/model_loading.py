@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmemb.pretrained import load_pretrained
 from mmemb.weights import load_whole, quiet_loading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,14 +57,14 @@ def load_model(
     code = {"trust_remote_code": trust_remote_code}
     try:
         with quiet_loading():
-            config = AutoConfig.from_pretrained(model, **code)
+            config = load_pretrained(AutoConfig, model, **code)
             sees = type(config) in AutoModelForImageTextToText._model_mapping
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             settings = code | ({"attn_implementation": attention} if attention else {})
             loaded = load_whole(kind, model, dtype=dtype, **settings)
             if attention is None:
                 group_heads(loaded)
-            return loaded.eval(), AutoProcessor.from_pretrained(model, **code)
+            return loaded.eval(), load_pretrained(AutoProcessor, model, **code)
     except Exception as error:  # readers raise whatever the files make them raise
         raise FileNotFoundError(
             f"The vision-language model {model} cannot be loaded: {type(error).__name__} "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmemb.backbones.base import Backbone, check_policy, in_folder
 from mmemb.backbones.bytes_tokenizer import ByteTokenizer
 from mmemb.backbones.pixels import prepare_pixels
+from mmemb.pretrained import reading
 from mmemb.records import Media, Rationale, Side
 
 _CONFIG = "open_clip_config.json"
@@ -262,7 +263,7 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
         return ByteTokenizer(length)
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    settings = text_cfg.get("tokenizer_kwargs", {})
+    settings = dict(text_cfg.get("tokenizer_kwargs", {}))
     if settings.get("trust_remote_code"):
         raise ValueError(
             "tokenizer_kwargs of this open_clip model ask for trust_remote_code, which is refused: "
@@ -272,7 +273,13 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
         return SimpleTokenizer(context_length=length, **settings)
     source = text_cfg["hf_tokenizer_name"] if name == "default" else name
     mode = text_cfg.get("tokenizer_mode")
-    return HFTokenizer(source, context_length=length, tokenizer_mode=mode, **settings)
+    with reading(source) as local:
+        return HFTokenizer(
+            source,
+            context_length=length,
+            tokenizer_mode=mode,
+            **settings | local | {"trust_remote_code": False},
+        )
 
 
 def _uses_transformers(name: str, text_cfg: Mapping[str, Any]) -> bool:

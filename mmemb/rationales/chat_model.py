@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from mmemb.adapters import adapter_identity, merge_adapter
 from mmemb.backbones.model_loading import DTYPES, revision_of
 from mmemb.generation.special_tokens import as_text
+from mmemb.pretrained import load_pretrained
 from mmemb.rationales.decoders import share_prefix
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.records import Rationale
@@ -118,12 +119,10 @@ class ChatModel:
 
     def _load(self, kind: Any, **kwargs: Any) -> Any:
         try:
-            if self.model_id.count("/") > 1 and not Path(self.model_id).is_dir():
-                raise OSError("no such folder")  # and no hub id: nobody is asked for it
             if kind is AutoModelForCausalLM:
                 return load_whole(kind, self.model_id, **kwargs)
             with quiet_loading():
-                return kind.from_pretrained(self.model_id, **kwargs)
+                return load_pretrained(kind, self.model_id, **kwargs)
         except Exception as error:  # readers raise whatever the files make them raise
             raise FileNotFoundError(
                 f"The language model {self.model_id} cannot be loaded: {error}. Give the folder "
