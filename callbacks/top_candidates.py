@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from mmemb.pictures import first_picture
+from mmemb.pictures import SHARD_FORMATS, PictureError, read_picture
 from mmemb.shards import IndexEntry, ShardIndex
 
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 NUM_CANDIDATES = 5
 MOST_ROWS = 12
 """Of a benchmark with more tasks the first ones are drawn."""
+
+_LONGEST_SIDE = 512
+"""Of a picture as it is drawn; a cell of the figure has fewer pixels."""
 
 _RIGHT, _WRONG = "#2e7d32", "#bdbdbd"
 
@@ -68,11 +70,11 @@ class TopCandidates:
         axes = figure.subplots(len(rows), 1 + NUM_CANDIDATES, squeeze=False)
         for cells, row in zip(axes, rows, strict=True):
             entry = self._queries.by_key.get(row.key)
-            asked = entry and first_picture(self._queries, entry, "q")
+            asked = entry and self._queries.first_picture(entry, "q")
             _draw(cells[0], row.task, row.text, asked, "#ffffff")
             for cell, name, right in zip(cells[1:], row.names, row.right, strict=False):
                 entry = self._entries.get((row.gallery, name))
-                picture = entry and first_picture(self._candidates, entry, "c")
+                picture = entry and self._candidates.first_picture(entry, "c")
                 _draw(cell, "", name, picture, _RIGHT if right else _WRONG)
             for cell in cells[1 + len(row.names) :]:
                 cell.set_axis_off()
@@ -80,17 +82,25 @@ class TopCandidates:
 
 
 def _draw(axes: Any, title: str, text: str, picture: tuple[str, bytes] | None, colour: str) -> None:
-    from PIL import Image
-
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=7, loc="left")
     axes.patch.set_alpha(0)
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=3)
+
     if picture is None:
-        lines = "\n".join(textwrap.wrap(text, 24)[:5])
-        axes.text(0.5, 0.5, lines, ha="center", va="center", fontsize=8, transform=axes.transAxes)
+        _write(axes, text)
         return
-    with Image.open(io.BytesIO(picture[1])) as image:
-        axes.imshow(image.convert("RGB"))
+
+    # A figure is no reason to end a training: whether a broken picture is one, its loader decides.
+    name, data = picture
+    try:
+        axes.imshow(read_picture(data, SHARD_FORMATS, name, _LONGEST_SIDE))
+    except PictureError as error:
+        _write(axes, str(error))
     axes.set_xlabel(textwrap.shorten(text, 28), fontsize=7)
+
+
+def _write(axes: Any, text: str) -> None:
+    lines = "\n".join(textwrap.wrap(text, 24)[:5])
+    axes.text(0.5, 0.5, lines, ha="center", va="center", fontsize=8, transform=axes.transAxes)

@@ -1,6 +1,6 @@
 """Bytes of a shard into images, arrays and JSON data; nothing else is ever decoded or executed.
 
-Images pass PIL with a whitelist of formats and a bound on their pixels, arrays are `.npy` without
+Images are WebP, PNG or JPEG and bounded in pixels (`mmemb/pictures.py`), arrays are `.npy` without
 pickles, and no member name is used as a path.
 """
 
@@ -14,11 +14,9 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from PIL import Image, ImageOps
 from torch import Tensor
 
-MAX_PIXELS = 64_000_000
-IMAGE_FORMATS = ("WEBP", "PNG", "JPEG")
+from mmemb.pictures import SHARD_FORMATS, PictureError, read_pixels
 
 ADVICE = "Make the folder again, or leave such samples out with `on_error: skip`."
 
@@ -39,7 +37,7 @@ class DecodeError(ValueError):
 
 
 def decode_image(data: bytes, where: str, longest_side: int | None = None) -> Tensor:
-    """An encoded image as uint8 (3, H, W); what is transparent becomes white.
+    """An encoded image as uint8 (3, H, W); `mmemb.pictures.read_picture` says how it is converted.
 
     Args:
         data: a WebP (its first frame), PNG or JPEG file.
@@ -47,18 +45,12 @@ def decode_image(data: bytes, where: str, longest_side: int | None = None) -> Te
         longest_side: larger pictures are reduced to it, aspect kept.
 
     Raises:
-        DecodeError: not one of these formats, truncated, or more than `MAX_PIXELS`.
+        DecodeError: the picture cannot be read.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            _check_pixels(image)
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # PIL's decoders raise whatever the bytes make them raise
-        formats = "/".join(IMAGE_FORMATS)
-        raise _undecodable(where, f"a whole {formats} image", error) from None
-    if longest_side is not None and max(rgb.size) > longest_side:
-        rgb.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+        return read_pixels(data, SHARD_FORMATS, where, longest_side)
+    except PictureError as error:
+        raise DecodeError(str(error), ADVICE) from None
 
 
 def decode_array(data: bytes, where: str) -> Tensor:
@@ -84,20 +76,6 @@ def decode_json(data: bytes, where: str) -> Any:
         raise _undecodable(where, "JSON", error) from None
 
 
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    picture = image.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
-
-
 def _undecodable(where: str, expected: str, error: Exception) -> DecodeError:
-    # PIL's message about an unknown format holds an address: no two would be equal.
-    found = type(error).__name__ + ("" if "object at 0x" in str(error) else f": {error!s:.200}")
+    found = f"{type(error).__name__}: {error!s:.200}"
     return DecodeError(f"{where} cannot be decoded: expected {expected}; {found}.", ADVICE)

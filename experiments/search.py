@@ -17,7 +17,6 @@ from typing import final, get_args
 import torch
 from torch import Tensor
 
-from datamodules.decode import decode_image
 from experiments.run import USER_ERRORS, quieten
 from experiments.saved_backbone import find_backbone
 from experiments.search_index import Candidates, load_candidates, model_identity
@@ -25,6 +24,7 @@ from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
 from mmemb.budget import Unit
 from mmemb.exact_search import exact_top
+from mmemb.pictures import SHARD_FORMATS, read_pixels
 from mmemb.ranking import TOLERANCE
 from mmemb.records import DIRECT, Media, Rationale, Side
 from mmemb.signals import exit_on_signals
@@ -161,7 +161,7 @@ def _side(options: argparse.Namespace) -> Side:
             raise FileNotFoundError(f"There is no picture {path}.")
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        media.append(Media("image", digest, decode_image(data, str(path))))
+        media.append(Media("image", digest, read_pixels(data, SHARD_FORMATS, str(path))))
     return Side(options.query, options.instruction, tuple(media))
 
 

@@ -1,17 +1,215 @@
-"""Where the pictures of a sample lie in its shard, for those who show them to people."""
+"""Encoded pictures of others as 8-bit RGB on white: the one place that opens them.
+
+Shapes: H height, W width.
+"""
 
 from __future__ import annotations
 
-from mmemb.shards import MEDIA_SUFFIXES, IndexEntry, ShardIndex
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MAX_PIXELS = 64_000_000
+"""Of one picture; more are refused before they are decoded."""
+
+SHARD_FORMATS = ("WEBP", "PNG", "JPEG")
+"""What members of a sample may be."""
+
+_SUFFIXES = {
+    "WEBP": "webp", "PNG": "png", "JPEG": "jpg", "MPO": "jpg", "GIF": "gif", "BMP": "bmp",
+    "TIFF": "tif",
+}  # fmt: skip
+"""By Pillow's format; MPO is a JPEG file that holds more pictures behind the first."""
+
+_PLAIN = {
+    "1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV",
+}  # fmt: skip
+"""Modes of 8 bits or fewer, which Pillow converts."""
+
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SUBSAMPLING = 258, 262, 530
+"""Tags of TIFF."""
+_WHITE_IS_ZERO = 0
 
 
-def first_picture(index: ShardIndex, entry: IndexEntry, side: str) -> tuple[str, bytes] | None:
-    """Name and bytes of a sample's first picture of one side, of a clip its first frame.
+@final
+class PictureError(ValueError):
+    """A picture that cannot be read, or whose colours nobody can know."""
+
+
+@final
+class _RefusedError(ValueError):
+    """Why a picture is refused although Pillow would open it."""
+
+
+def read_picture(
+    data: bytes, formats: Sequence[str], where: str, longest_side: int | None = None
+) -> Picture:
+    """Decodes the first page or frame of a picture, turned as its EXIF data say, as RGB on white.
+
+    Grey of 12 or 16 bits is scaled from its range to that of 8 bits, colour of 16 bits keeps its
+    higher byte, and grey in floating point must lie between 0 (black) and 1 (white), as no format
+    says what else it means. Whole numbers of 32 bits or with a sign have no white at all: they are
+    refused. Alpha, transparent colours and palettes with alpha are laid on white. CMYK becomes RGB
+    by the plain formula (a JPEG is read as Adobe writes it, inverted), LAB as under the light D50.
+    Colour profiles and gammas are not applied: values count as sRGB, as in other image encoders.
 
     Args:
-        index: of the sample's folder.
-        entry: the sample.
-        side: `q`, `t` or `c`, as the members' names begin.
+        data: a file of one of the formats.
+        formats: as Pillow calls them; whatever else Pillow opens (PostScript by another program)
+            is refused.
+        where: names the file, or shard, sample and member, in errors.
+        longest_side: larger pictures are reduced to it, aspect kept.
+
+    Raises:
+        PictureError: not one of these formats, truncated, of more than `MAX_PIXELS`, or of a kind
+            that has no right conversion.
     """
-    names = sorted(n for n in entry.members if n[:1] == side and n.endswith(MEDIA_SUFFIXES))
-    return (names[0], index.read(entry, {names[0]})[names[0]]) if names else None
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
+            _check(image)
+            _scale_transparent_grey(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
+        raise _unreadable(where, formats, error) from None
+
+    if longest_side is not None and max(rgb.size) > longest_side:
+        rgb.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
+    return rgb
+
+
+def read_pixels(
+    data: bytes, formats: Sequence[str], where: str, longest_side: int | None = None
+) -> Tensor:
+    """The picture as uint8 (3, H, W); see `read_picture`."""
+    rgb_HW3 = np.asarray(read_picture(data, formats, where, longest_side))
+    return torch.from_numpy(np.array(rgb_HW3.transpose(2, 0, 1), order="C"))
+
+
+def check_picture(data: bytes, formats: Sequence[str], where: str) -> str:
+    """Sees that `read_picture` can read a picture; returns the suffix that its format has in names.
+
+    Raises:
+        PictureError: see `read_picture`.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
+            _check(image)
+            image.draft(image.mode, (1, 1))  # a JPEG at an eighth: all bytes read, less arithmetic
+            image.load()
+            image.getexif().get(ExifTags.Base.Orientation)
+            if image.mode == "F":
+                _to_rgb(image)  # whether there is a white depends on the values
+            return _SUFFIXES[str(image.format)]
+    except Exception as error:  # as above
+        raise _unreadable(where, formats, error) from None
+
+
+def _check(image: Picture) -> None:
+    """Refuses, before it is decoded, what costs too much or has no right conversion."""
+    if not image.width or not image.height:
+        raise _RefusedError(f"it is empty: {image.width} x {image.height} pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise _RefusedError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+
+    if image.mode == "I":
+        raise _RefusedError(
+            "grey of 32 bits or with a sign, which has no white: convert it to 8 bits"
+        )
+    if image.mode not in (*_PLAIN, *_GREY_16, "F"):
+        raise _RefusedError(
+            f"its mode {image.mode!r} has no conversion to RGB: convert it to 8 bits"
+        )
+
+    if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, 2) != 1:
+        raise _RefusedError("colours of fewer pixels than its brightness: convert it to RGB")
+
+    # Pillow keeps the higher bytes of pixels, which do not say which of them are transparent.
+    if "transparency" in image.info and _raw_mode(image).startswith("RGB;16"):
+        raise _RefusedError("16-bit colours of which one is transparent: convert it to 8 bits")
+
+
+def _scale_transparent_grey(image: Picture) -> None:
+    """Pillow scales grey of 2 and 4 bits to 8, but not the one that is transparent."""
+    peak = {"L;2": 3, "L;4": 15}.get(_raw_mode(image))
+    if peak and "transparency" in image.info:
+        image.info["transparency"] = (image.info["transparency"] & peak) * 255 // peak
+
+
+def _to_rgb(image: Picture) -> Picture:
+    from PIL import Image
+
+    if image.mode in _GREY_16:
+        return Image.fromarray(_grey_of_16_bits(image)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_grey_of_floats(image)).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+    # Pillow has no way from grey times alpha to RGBA.
+    picture = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _grey_of_16_bits(image: Picture) -> np.ndarray:
+    values_HW = np.asarray(image)
+    peak = (1 << _tag(image, _BITS_PER_SAMPLE, 16)) - 1
+    steps = np.arange(peak + 1)
+    grey_by_value = ((steps * 255 + peak // 2) // peak).astype(np.uint8)
+    if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
+        grey_by_value = grey_by_value[::-1]
+
+    if "transparency" in image.info:
+        grey_by_value[image.info["transparency"]] = 255
+    return grey_by_value[values_HW]
+
+
+def _grey_of_floats(image: Picture) -> np.ndarray:
+    values_HW = np.asarray(image)
+    if not (values_HW.min() >= 0 and values_HW.max() <= 1):  # also if one is not a number
+        raise _RefusedError(
+            f"grey in floating point from {values_HW.min():g} to {values_HW.max():g}, expected "
+            "0 (black) to 1 (white): convert it to 8 bits"
+        )
+    if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
+        values_HW = 1 - values_HW
+    return (values_HW * 255).round().astype(np.uint8)
+
+
+def _tag(image: Picture, number: int, default: int) -> int:
+    """The highest number of a tag of a TIFF file's head; other formats have none."""
+    if image.format != "TIFF":
+        return default
+    value = image.tag_v2.get(number, default)  # type: ignore[attr-defined]
+    return int(max(value) if isinstance(value, tuple) else value)
+
+
+def _raw_mode(image: Picture) -> str:
+    """How pixels are stored, as long as they are not decoded."""
+    arguments = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _unreadable(where: str, formats: Sequence[str], error: Exception) -> PictureError:
+    if isinstance(error, _RefusedError):
+        found = str(error)
+    else:
+        # Pillow's message about an unknown format holds an address: no two would be equal.
+        said = "" if "object at 0x" in str(error) else f": {error!s:.200}"
+        found = type(error).__name__ + said
+    expected = f"a whole {'/'.join(formats)} image"
+    return PictureError(f"{where} cannot be decoded: expected {expected}; {found}.")

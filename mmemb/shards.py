@@ -314,6 +314,16 @@ class ShardIndex:
                 raise _broken(path, f"member {entry.key}.{name} of {wanted[name][1]} bytes", "less")
         return found
 
+    def first_picture(self, entry: IndexEntry, side: str) -> tuple[str, bytes] | None:
+        """Name and bytes of a sample's first picture of one side, of a clip its first frame.
+
+        Args:
+            entry: the sample.
+            side: `q`, `t` or `c`, as the members' names begin.
+        """
+        names = sorted(n for n in entry.members if n[:1] == side and n.endswith(MEDIA_SUFFIXES))
+        return (names[0], self.read(entry, {names[0]})[names[0]]) if names else None
+
     def origin(self, shard: str = "") -> Origin:
         """One shard, or with "" the whole folder, as something that a sidecar is made from."""
         if shard not in self._origins:

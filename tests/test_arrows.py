@@ -357,6 +357,19 @@ def test_lines_of_data_end_at_a_line_feed_alone() -> None:
     assert found == set(SPLITS_LINES)
 
 
+def test_who_opens_a_picture_states_its_formats() -> None:
+    """Else Pillow hands PostScript to another program; pictures of others go through
+    `mmemb.pictures`, which bounds and converts them."""
+    wrong = [
+        f"{name_of(path)}:{call.lineno} {ast.unparse(call)}"
+        for path in sources(*ROOMS)
+        for call in ast.walk(parse(path))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "Image.open"
+        if "formats" not in {keyword.arg for keyword in call.keywords}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_seed_is_a_sum() -> None:
     """Seed 1 at step 0 would be seed 0 at step 1: `stable_hash(seed, step)` tells them apart."""
     wrong = []

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import decode
 from datamodules.decode import DecodeError, decode_array, decode_image, decode_json
+from mmemb import pictures
 from tests.tiny import picture
 
 
@@ -49,7 +49,7 @@ def test_longest_side():
 
 
 def test_pixel_bound(monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 99)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 99)
     with pytest.raises(DecodeError, match="10 x 10 pixels, at most 99"):
         decode_image(encode(Image.new("RGB", (10, 10))), "shard, sample")
 

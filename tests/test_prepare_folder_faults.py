@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from datamodules.decode import decode_image
 from datamodules.prepare.folder.media import clip_frames
 from datamodules.prepare.folder.media import picture as own_picture
 from tests.own_table import flag_rows, write_clip, write_csv, write_lines, write_media
+from tests.picture_files import tiff
 from tests.test_prepare_folder import prepare
 from tests.tiny import picture
 
@@ -28,8 +31,27 @@ def test_a_file_that_is_something_else_opens_nothing(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"list\.mp4 cannot be decoded"):
         clip_frames(tmp_path / "list.mp4", 2)
-    with pytest.raises(ValueError, match=r"code\.bmp cannot be decoded \(UnidentifiedImageError"):
+    with pytest.raises(ValueError, match=r"code\.bmp cannot be decoded: expected a whole BMP"):
         own_picture(tmp_path / "code.bmp")
+
+
+def test_own_pictures_of_other_formats_are_right_rgb(tmp_path: Path) -> None:
+    """On white, upright, grey by its range; and what is too wide for WebP becomes PNG."""
+    clear = np.array([[[200, 100, 0, 255], [0, 0, 0, 0]]], np.uint8)
+    grey = np.array([[[65535], [32896]]], np.uint16)
+    (tmp_path / "clear.tif").write_bytes(tiff(clear, 8, 2, extra=(2,), orientation=6))
+    (tmp_path / "grey.tif").write_bytes(tiff(grey, 16, 1))
+    (tmp_path / "wide.tif").write_bytes(tiff(np.zeros((1, 16384, 1), np.uint8), 8, 1))
+    (tmp_path / "depth.tif").write_bytes(tiff(np.array([[[7]]], np.uint32), 32, 1))
+
+    suffix, data = own_picture(tmp_path / "clear.tif")
+    assert suffix == "webp"
+    assert decode_image(data, "x")[:, :, 0].T.tolist() == [[200, 100, 0], [255, 255, 255]]
+    assert decode_image(own_picture(tmp_path / "grey.tif")[1], "x")[0].tolist() == [[255, 128]]
+    suffix, data = own_picture(tmp_path / "wide.tif")
+    assert (suffix, decode_image(data, "x").shape) == ("png", (3, 1, 16384))
+    with pytest.raises(ValueError, match=r"depth\.tif cannot be decoded.*has no white"):
+        own_picture(tmp_path / "depth.tif")
 
 
 def faulty_rows() -> list[dict[str, str]]:

@@ -250,6 +250,6 @@ def test_what_is_no_whole_picture(data: bytes) -> None:
 def test_pictures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pictures.check_picture(picture(1), "here") == "png"
     assert pictures.check_picture(picture(1, "WEBP"), "here") == "webp"
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 10)
-    with pytest.raises(pictures.UnreadableError, match="9 x 8 pixels, over 10"):
+    monkeypatch.setattr(pictures.pictures, "MAX_PIXELS", 10)
+    with pytest.raises(pictures.UnreadableError, match="9 x 8 pixels, at most 10"):
         pictures.check_picture(picture(1), "here")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.report.examples import example_cards, most_changed
 from experiments.report.html import report_page
 from experiments.report.markup import data_url, element
 from experiments.report.page import markdown_table
+from experiments.report.pictures import _small_url as small_url
 from experiments.report.reasoned import (
     Depth,
     ReasonedQuery,
@@ -19,7 +22,9 @@ from experiments.report.reasoned import (
     read_depths,
     read_reasoned,
 )
+from mmemb.pictures import read_picture
 from mmemb.shards import ShardIndex
+from tests.picture_files import png
 from tests.reports import PageParts, check_self_contained, rewrite, write_sidecars
 from tests.tiny_experiment import Experiment
 from tests.tiny_sidecars import record_origins, write_tiny_rationales, write_tiny_utilities
@@ -110,6 +115,20 @@ def test_the_right_candidate_shown_is_one_that_came_first(sidecars: tuple[Path, 
 
 def test_data_urls_know_their_kind() -> None:
     assert data_url("c0.000.jpeg", b"\xff").startswith("data:image/jpeg;base64,/w==")
+
+
+def test_a_page_holds_large_pictures_reduced() -> None:
+    large, broken = noise(700, 900), b"\x89PNG" + bytes(300_000)
+    url = small_url("q0.png", large)
+    assert len(url) < len(large) / 2
+    assert read_picture(b64decode(url.split(",")[1]), ["WEBP"], "url").size == (768, 597)
+    assert small_url("q0.png", noise(70, 90)) == data_url("q0.png", noise(70, 90))
+    assert small_url("q0.png", broken) == ""
+
+
+def noise(height: int, width: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3))
+    return png(pixels, 8, 2)
 
 
 def test_old_utilities_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path: Path) -> None:

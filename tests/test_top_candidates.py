@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import RecallAtK
 from callbacks.top_candidates import NUM_CANDIDATES, TopCandidates, TopRow
+from callbacks.top_candidates import _draw as draw
 from datamodules import EvaluationDataModule
 from lightning_modules import ContrastiveEmbedder
 from mmemb.shards import ShardIndex
@@ -67,6 +68,16 @@ def test_right_and_wrong_and_missing_candidates_are_drawn(tiny_root: Path) -> No
     colours = [cell.spines["left"].get_edgecolor() for cell in cells[1:3]]
     assert colours[0] != colours[1]
     assert [cell.axison for cell in cells[3:6]] == [False] * 3
+
+
+def test_a_picture_that_cannot_be_read_is_written_about() -> None:
+    from matplotlib.figure import Figure
+
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n"
+    axes = Figure().subplots()
+    draw(axes, "task", "text", ("q0.png", postscript), "#ffffff")
+    assert not axes.images
+    assert axes.texts[0].get_text().startswith("q0.png cannot be")
 
 
 def test_a_wrong_root_is_named(tmp_path: Path) -> None:

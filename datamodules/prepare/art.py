@@ -139,20 +139,20 @@ def _open_svg(data: bytes) -> Any:
     from PIL import Image
 
     png = resvg_py.svg_to_bytes(svg_string=data.decode(), width=2 * SIZE, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return Image.open(io.BytesIO(bytes(png)), formats=["PNG"]).convert("RGBA")
 
 
 def _open_pixels(data: bytes) -> Any:
     from PIL import Image
 
-    return Image.open(io.BytesIO(data)).convert("RGBA")
+    return Image.open(io.BytesIO(data), formats=["PNG", "WEBP"]).convert("RGBA")
 
 
 def num_frames(data: bytes) -> int:
     """Of an animated WebP; 1 of a still one."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
         return getattr(image, "n_frames", 1)
 
 
@@ -160,7 +160,7 @@ def clip_frames(data: bytes, num: int) -> list[Any]:
     """`num` RGBA frames of an animated WebP, evenly spaced, its ends among them."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
         last = image.n_frames - 1  # type: ignore[attr-defined]
         wanted = [round(place * last / (num - 1)) for place in range(num)]
         frames = {}

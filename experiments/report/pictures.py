@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import Self, final
 from datamodules.samples import rows_of
 from experiments.report.markup import data_url
 from experiments.report.reasoned import read_pair, read_query
-from mmemb.pictures import first_picture
+from mmemb.pictures import SHARD_FORMATS, PictureError, read_picture
 from mmemb.records import Pair, Query
 from mmemb.shards import IndexEntry, ShardIndex
+
+_MOST_BYTES, _LONGEST_SIDE = 200_000, 768
+"""Of a picture that a page takes as it is; of a larger one as it is reduced."""
 
 
 @final
@@ -73,5 +77,19 @@ def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[s
 
 def picture_url(index: ShardIndex, entry: IndexEntry, side: str) -> str:
     """A sample's first picture of one side as a data URL, or ""."""
-    found = first_picture(index, entry, side)
-    return data_url(*found) if found else ""
+    found = index.first_picture(entry, side)
+    return _small_url(*found) if found else ""
+
+
+def _small_url(name: str, data: bytes) -> str:
+    """A picture as it is, or reduced if it has many bytes: a page may hold hundreds of them."""
+    if len(data) <= _MOST_BYTES:
+        return data_url(name, data)
+    try:
+        rgb = read_picture(data, SHARD_FORMATS, name, _LONGEST_SIDE)
+    except PictureError:
+        return ""
+
+    reduced = io.BytesIO()
+    rgb.save(reduced, "WEBP", quality=90)
+    return data_url("reduced.webp", reduced.getvalue())

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.decode import MAX_PIXELS, decode_image
+from datamodules.decode import decode_image
+from mmemb.pictures import MAX_PIXELS, SHARD_FORMATS, check_picture, read_picture
 
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
+_CONVERTED, _WEBP_SIDE = ("BMP", "TIFF"), 16383
+"""Other formats of pictures, and the longest side of the WebP files that they become."""
 CLIPS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"}
 _OPENED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif",
@@ -62,23 +65,20 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def picture(path: Path) -> tuple[str, bytes]:
-    """Suffix and bytes; other formats than PNG, JPEG and WebP become lossless WebP."""
+    """Suffix and bytes; BMP and TIFF become files that keep every pixel, as RGB on white.
+
+    Raises:
+        ValueError: the picture cannot be read; `mmemb.pictures.read_picture` says what can.
+    """
     suffix = path.suffix.lower()
     if suffix not in PICTURES:
         expected = ", ".join(sorted(PICTURES | CLIPS))
         raise ValueError(f"{path.name}: expected a file that ends in {expected}")
     data = path.read_bytes()
     if suffix in KEPT:
-        decode_image(data, path.name)
+        check_picture(data, SHARD_FORMATS, path.name)
         return KEPT[suffix], data
-    try:
-        # Without a whitelist PIL would hand PostScript that is called `.bmp` to an interpreter.
-        with Image.open(io.BytesIO(data), formats=("BMP", "TIFF")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels")
-            return "webp", _webp(image.convert("RGB"))
-    except Exception as error:  # PIL's decoders raise whatever the bytes make them raise
-        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__})") from None
+    return _lossless(read_picture(data, _CONVERTED, path.name))
 
 
 def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
@@ -93,7 +93,7 @@ def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
     try:
         wanted = set(evenly(sum(1 for _ in _video_frames(path)), num))
         frames = enumerate(_video_frames(path))
-        return [("webp", _webp(frame.to_image())) for n, frame in frames if n in wanted]
+        return [_lossless(frame.to_image()) for n, frame in frames if n in wanted]
     except Exception as error:  # as above
         raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__})") from None
 
@@ -149,7 +149,9 @@ def _parts(name: str) -> list[str]:
     return [part for part in re.split(r"(\d+)", name) if part]
 
 
-def _webp(image: Image.Image) -> bytes:
+def _lossless(image: Image.Image) -> tuple[str, bytes]:
+    """Suffix and bytes of a file that keeps every pixel."""
+    kind = "webp" if max(image.size) <= _WEBP_SIDE else "png"
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=True)
-    return buffer.getvalue()
+    image.save(buffer, kind, lossless=True)
+    return kind, buffer.getvalue()

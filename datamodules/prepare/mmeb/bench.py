@@ -40,7 +40,7 @@ def converter_and_plain(
         with tarfile.open(tmp / f"plain-{next(numbers)}.tar", "w") as tar:
             for path in paths:
                 data = path.read_bytes()
-                with Image.open(io.BytesIO(data)) as image:
+                with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                     image.convert("RGB")
                 info = tarfile.TarInfo(path.name)
                 info.size = len(data)

@@ -6,7 +6,6 @@ another order than the table's, and reading a table at random is slow.
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 import threading
@@ -15,15 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, final
 
-from PIL import Image
-
-from datamodules.decode import IMAGE_FORMATS, MAX_PIXELS
 from datamodules.prepare.mmeb.annotations import open_parquet
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
 from datamodules.prepare.mmeb.visdoc import ID, IMAGE
-
-_EXTENSIONS = {"WEBP": "webp", "PNG": "png", "JPEG": "jpg", "MPO": "jpg"}
-"""By PIL's format; MPO is a JPEG file that holds more pictures behind the first."""
+from mmemb import pictures
 
 
 @final
@@ -35,20 +29,13 @@ def check_picture(data: bytes, where: str) -> str:
     """Decodes a picture to see that it is whole; returns its extension in a shard.
 
     Raises:
-        UnreadableError: not a WebP, PNG or JPEG, truncated, or of too many pixels.
+        UnreadableError: not a WebP, PNG or JPEG, truncated, or another that cannot be read.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
-            image.draft(image.mode, (1, 1))  # a JPEG at an eighth: all bytes read, less arithmetic
-            image.load()
-            return _EXTENSIONS[str(image.format)]
-    except Exception as error:  # PIL's decoders raise whatever the bytes make them raise
-        found = type(error).__name__ + ("" if "object at 0x" in str(error) else f": {error!s:.200}")
+        return pictures.check_picture(data, pictures.SHARD_FORMATS, where)
+    except pictures.PictureError as error:
         raise UnreadableError(
-            f"{where} cannot be decoded: expected a whole {'/'.join(IMAGE_FORMATS)} picture; "
-            f"{found}. Unpack or fetch it again, or leave such rows out with `--on-error skip`."
+            f"{error} Unpack or fetch it again, or leave such rows out with `--on-error skip`."
         ) from None
 
 
