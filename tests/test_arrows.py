@@ -246,7 +246,7 @@ def test_every_class_is_abstract_or_final_or_a_record() -> None:
         for node in ast.walk(parse(path)):
             if not isinstance(node, ast.ClassDef):
                 continue
-            text = " ".join(map(ast.unparse, [*node.decorator_list, *node.bases]))
+            text = " ".join(map(ast.unparse, [*node.decorator_list, *node.bases, *node.keywords]))
             closed = ("final", "ABC", "frozen=True", "NamedTuple", "TypedDict", "Protocol")
             if not any(word in text for word in closed) and not node.name.startswith("_"):
                 wrong.append(f"{name_of(path)}: {node.name}")
