@@ -28,7 +28,7 @@ def row(
 
 
 def check(rows: Sequence[OwnRow]) -> Faults:
-    return check_rows(rows, Path(), num_frames=1, workers=1)
+    return check_rows(rows, Path(), num_frames=1, workers=1, known=[])
 
 
 def test_topics_that_share_a_pair_are_one_group() -> None:

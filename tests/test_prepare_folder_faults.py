@@ -70,13 +70,13 @@ def faulty_rows() -> list[dict[str, str]]:
 
 
 FAULTS = (
-    "row 2: flags/99.webp is missing",
+    "row 2: target_media 'flags/99.webp' is missing",
     "row 3: split 'training': expected one of",
     "row 4: id 'flag-00' is that of row 1, too",
     "row 5: an empty side",
-    "row 6: ../secret.webp leads out of the media folder",
+    "row 6: target_media '../secret.webp' leads out of the folder",
     "row 7: unknown column(s) ['colour']",
-    "row 8: broken.webp cannot be decoded",
+    "row 8: target_media: broken.webp cannot be decoded",
     "row 21: its query is that of row 1, which is trained on",
     "row 22: id 'with.dot': expected 1 to 80 letters",
     "row 23: task 'flags' has queries with negatives and without",
@@ -123,15 +123,17 @@ def test_faulty_rows_may_be_left_out(broken_media: Path, tmp_path: Path) -> None
     [
         ("t.xlsx", "", "expected a table that ends in"),
         ("t.jsonl", "not json\n", "row 1: no JSON"),
-        ("t.jsonl", "[1]\n", "row 1: no JSON object"),
-        ("t.csv", "id,task\na,b,c\n", "row 1: 1 more cells than the heading"),
+        ("t.jsonl", "[1]\n", "row 1: Expected `object`, got `array`"),
+        ("t.jsonl", b'{"id": "\xff"}\n', "row 1: no JSON (Invalid UTF-8"),
         ("t.parquet", "PAR?", "is no whole Parquet file"),
         ("t.csv", "id,task,id\na,b,c\n", "column(s) ['id'] occur twice"),
-        ("t.csv", b"id,task\n\xff\xfe,b\n", "t.csv cannot be read after row 0"),
-        ("t.csv", "id,task\n" + "a" * 200_000, "t.csv cannot be read after row 0 (field larger"),
-        ("t.jsonl", b'{"id": "\xff"}\n', "row 1: no JSON ('utf-8' codec"),
+        ("t.csv", "id;task;split\na;b;train\n", "is the one column 'id;task;split'; expected comm"),
+        ("t.csv", "id,text\na,b\n", "has no column(s) task, split: it has 'id', 'text'"),
+        ("t.csv", "id,task,split".encode("utf-16"), "is no UTF-8, perhaps UTF-16"),
+        ("t.csv", "", "the heading cannot be read: there is none"),
         ("none.csv", None, "not found"),
     ],
+    ids=str,
 )
 def test_a_table_that_is_none(
     tmp_path: Path,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datamodules.prepare.folder.check import Faults, check_rows
-from datamodules.prepare.folder.media import inside
+from tqdm import tqdm
+
+from datamodules.prepare.folder.check import Faults, Found, check_cells, check_rows, lines_of
+from datamodules.prepare.folder.media import locate
 from datamodules.prepare.folder.rationales import write_rationales
 from datamodules.prepare.folder.table import OwnRow, read_table
 from datamodules.prepare.folder.write import write_data
+from datamodules.prepare.media_paths import MediaPathError
 from mmemb.file_hashes import FileHashes
 from mmemb.lineage import canonical_json, read_json, write_json
 from mmemb.shards import is_complete
@@ -51,33 +55,55 @@ def run(options: argparse.Namespace) -> None:
     if options.frames < 1 or options.workers < 1:
         raise ValueError("--frames and --workers: expected 1 or more.")
 
-    rows = list(read_table(options.table))
+    table = tqdm(read_table(options.table), desc="reading", disable=None, delay=2)
+    rows = list(table)
+    found = check_cells(rows, options.media)
+    _show(list(lines_of(found)))
+
+    # Hashing takes minutes: nothing is hashed for a table that will not be written.
+    is_refused = options.on_error == "raise" and bool(found)
+    if options.check or is_refused:
+        _checked(options, rows, found)
+        return
+
     hashes = FileHashes(options.out / HASHES, options.recheck)
     mark = _fingerprint(options, rows, hashes)
-    if _is_ready(options.out, mark) and not options.check:
+    if _is_ready(options.out, mark):
         print(f"{options.out}: everything is there ({mark})")
     else:
-        _convert(options, rows, mark)
+        _convert(options, rows, found, mark)
 
     # Hashes are remembered last: the folder that holds them may be new.
-    if not options.check:
-        hashes.save()
-    if options.rationales is not None and not options.check:
+    hashes.save()
+    if options.rationales is not None:
         having, lacking = write_rationales(options.rationales, options.out, options.out / POOL)
         print(f"{options.out / POOL}: rationales for {having} rows, none for {lacking}")
 
 
-def _convert(options: argparse.Namespace, rows: list[OwnRow], mark: str) -> None:
-    faults = check_rows(rows, options.media, options.frames, options.workers)
-    _tell(options.table, faults, len(rows))
-    good = [row for row in rows if row.number not in faults.rows]
+def _checked(options: argparse.Namespace, rows: list[OwnRow], found: Found) -> Faults:
+    """All faults of a table, told.
+
+    Raises:
+        ValueError: there are some, and they do not merely leave their rows out.
+    """
+    faults = check_rows(rows, options.media, options.frames, options.workers, found)
+    known = set(lines_of(found))
+    _show([line for line in faults.lines if line not in known])
+    for notice in faults.notices:
+        print(f"note: {notice}")
+    counts = f"{len(faults.lines)} faults in {len(faults.rows)} rows"
+    print(f"{options.table}: {len(rows)} rows, {counts}", flush=True)
     if faults.lines and (options.on_error == "raise" or options.check):
         raise ValueError(
             f"{options.table} has {len(faults.lines)} fault(s), so nothing was written: mend the "
             "rows listed above, or leave them out with --on-error skip."
         )
-    if options.check:
-        return
+    return faults
+
+
+def _convert(options: argparse.Namespace, rows: list[OwnRow], found: Found, mark: str) -> None:
+    faults = _checked(options, rows, found)
+    good = [row for row in rows if row.number not in faults.rows]
     if not good:
         raise ValueError(f"{options.table} has no row that could be written.")
     (options.out / MANIFEST).unlink(missing_ok=True)
@@ -89,14 +115,13 @@ def _convert(options: argparse.Namespace, rows: list[OwnRow], mark: str) -> None
     print(f"{options.out}: {written}")
 
 
-def _tell(table: Path, faults: Faults, num_rows: int) -> None:
-    for line in faults.lines[:MOST_SHOWN]:
+def _show(lines: Sequence[str]) -> None:
+    """Tells of faults as soon as they are found."""
+    for line in lines[:MOST_SHOWN]:
         print(line)
-    if len(faults.lines) > MOST_SHOWN:
-        print(f"... and {len(faults.lines) - MOST_SHOWN} more")
-    for notice in faults.notices:
-        print(f"note: {notice}")
-    print(f"{table}: {num_rows} rows, {len(faults.lines)} faults in {len(faults.rows)} rows")
+    if len(lines) > MOST_SHOWN:
+        print(f"... and {len(lines) - MOST_SHOWN} more")
+    sys.stdout.flush()
 
 
 def _is_ready(out: Path, mark: str) -> bool:
@@ -112,13 +137,17 @@ def _is_ready(out: Path, mark: str) -> bool:
 def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: FileHashes) -> str:
     """A hash of the table, of the bytes of the media, and of the settings."""
     files: dict[str, Any] = {}
-    for name in dict.fromkeys(name for row in rows for side in row.sides for name in side.media):
+    names = dict.fromkeys(name for row in rows for side in row.sides for name in side.media)
+    for name in tqdm(names, desc="hashing", disable=None, delay=2):
         try:
-            path = inside(options.media, name)
-        except ValueError:
-            continue  # a fault that is told of later
-        found = sorted(path.iterdir()) if path.is_dir() else [path]
-        files[name] = [(p.name, hashes.sha256(p)) for p in found if p.is_file()]
+            path = locate(options.media, name)
+            found = sorted(path.iterdir()) if path.is_dir() else [path]
+            files[name] = [(p.name, hashes.sha256(p)) for p in found if p.is_file()]
+        except (MediaPathError, OSError):
+            continue  # a fault of its row
     settings = [FORMAT, options.frames, options.on_error]
-    text = canonical_json([settings, [asdict(row) for row in rows], files])
+    table = [asdict(row) for row in rows]
+    for row in table:
+        del row["nested"]  # a form of the table, and not of the data
+    text = canonical_json([settings, table, files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,8 +15,10 @@ from typing import final
 
 from tqdm import tqdm
 
-from datamodules.prepare.folder.media import content_digest, side_members
+from datamodules.prepare.cells import shown
+from datamodules.prepare.folder.media import content_digest, locate, side_members
 from datamodules.prepare.folder.table import OwnRow, OwnSide
+from datamodules.prepare.media_paths import MediaPathError
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _CHUNK = 64
@@ -54,31 +57,55 @@ class Content:
         return tuple(frozenset((self.query, target)) for target in self.targets)
 
 
-def check_rows(rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int) -> Faults:
-    """Looks at every row, and decodes every picture and clip.
+Found = list[tuple[int, str]]
+"""Faults: number of the row, what is wrong."""
+
+
+def check_cells(rows: Sequence[OwnRow], media: Path) -> Found:
+    """What is wrong with the cells of a table and with their paths; opens no picture and no clip.
+
+    Args:
+        rows: of the table.
+        media: folder that paths are relative to.
+    """
+    # A row that cannot be read is left out in any case: it does not count against others.
+    whole = [row for row in rows if not row.faults]
+    found = [(row.number, fault) for row in rows for fault in row.faults]
+    found += _ids(rows) + _forms(whole) + _names(whole) + _mixed(whole)
+    for row in tqdm(rows, desc="looking for media", disable=None, delay=2):
+        found += _paths(row, media)
+    return sorted(set(found))
+
+
+def check_rows(
+    rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int, known: Found
+) -> Faults:
+    """Decodes every picture and clip, and compares what the rows show.
 
     Args:
         rows: of the table.
         media: folder that paths are relative to.
         num_frames: of a clip.
         workers: processes that decode.
+        known: what `check_cells` has found.
     """
-    found = [(row.number, fault) for row in rows for fault in row.faults]
-    found += _ids(rows) + _names(rows) + _mixed(rows)
+    found = list(known)
     contents: dict[int, Content] = {}
     for number, content, faults in _decoded(rows, media, num_frames, workers):
         contents[number] = content
         found += [(number, fault) for fault in faults]
 
+    rows = [row for row in rows if not row.faults]
     overlap = _overlap(rows, contents)
     groups, twins = _groups(rows, contents)
     notices = (*_shared_targets(rows, contents), *_shared_pairs(rows, contents, overlap), *twins)
     found = sorted({*found, *overlap})
-    lines = tuple(f"row {number}: {fault}" for number, fault in found)
-    return Faults(lines, frozenset(number for number, _ in found), notices, groups)
+    return Faults(tuple(lines_of(found)), frozenset(number for number, _ in found), notices, groups)
 
 
-Found = list[tuple[int, str]]
+def lines_of(found: Found) -> Iterator[str]:
+    """One sentence for each fault."""
+    return (f"row {number}: {fault}" for number, fault in found)
 
 
 def _ids(rows: Iterable[OwnRow]) -> Found:
@@ -87,10 +114,40 @@ def _ids(rows: Iterable[OwnRow]) -> Found:
     for row in rows:
         if row.id and not _KEY.fullmatch(row.id):
             found.append(
-                (row.number, f"id {row.id!r}: expected 1 to 80 letters, digits, `_` or `-`")
+                (row.number, f"id {shown(row.id)}: expected 1 to 80 letters, digits, `_` or `-`")
             )
         if row.id and first.setdefault(row.id, row.number) != row.number:
-            found.append((row.number, f"id {row.id!r} is that of row {first[row.id]}, too"))
+            found.append((row.number, f"id {shown(row.id)} is that of row {first[row.id]}, too"))
+    return found
+
+
+def _forms(rows: Iterable[OwnRow]) -> Found:
+    """Names that seem equal and are not: accents in two Unicode forms, a task in small letters."""
+    first: dict[tuple[str, str], tuple[str, int]] = {}
+    found = []
+    for row in rows:
+        names = [("task", row.task, row.task.strip().casefold()), ("concept", row.concept, "")]
+        sides = (*row.positives, *row.negatives)
+        names += [("target", side.name, f"{row.task} {side.name}") for side in sides]
+        for column, name, seems in names:
+            key = (column, unicodedata.normalize("NFC", seems or name))
+            known, number = first.setdefault(key, (name, row.number))
+            if known != name:
+                said = f"is written otherwise in row {number} ({ascii(known):.60}): let one name"
+                found.append((row.number, f"{column} {ascii(name):.60} {said} have one form"))
+    return found
+
+
+def _paths(row: OwnRow, media: Path) -> Found:
+    found = []
+    for column, side in zip(row.media_columns, row.sides, strict=False):
+        if any(fault.startswith(column) for fault in row.faults):
+            continue
+        for name in side.media:
+            try:
+                locate(media, name)
+            except MediaPathError as error:
+                found.append((row.number, f"{column} {error}"))
     return found
 
 
@@ -102,9 +159,9 @@ def _names(rows: Iterable[OwnRow]) -> Found:
         for side in (*row.positives, *row.negatives):
             same, number = known.setdefault((row.task, side.name), (side, row.number))
             if same != side:
-                found.append(
-                    (row.number, f"target {side.name!r} has another instruction in row {number}")
-                )
+                has = "another instruction" if same.text == side.text else "other media and text"
+                said = f"target {shown(side.name)} has {has} in row {number}"
+                found.append((row.number, said))
     return found
 
 
@@ -118,7 +175,7 @@ def _mixed(rows: Iterable[OwnRow]) -> Found:
     for task, kind in kinds.items():
         fewer, more = sorted(kind, key=len)  # without the fewer ones the others are a whole task
         for number in fewer:
-            both = f"task {task!r} has queries with negatives and without (row {more[0]})"
+            both = f"task {shown(task)} has queries with negatives and without (row {more[0]})"
             found.append((number, f"{both}: give all of them some, or none"))
     return found
 
@@ -233,12 +290,18 @@ def _decoded(
 def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, Content, list[str]]:
     """Row number, its content, and what could not be read."""
     digests, faults = [], []
-    for side in row.sides:
+    for number, side in enumerate(row.sides):
         try:
             members = side_members(media, side.media, "q", num_frames)
             digests.append(content_digest(side.text, members))
         except (ValueError, OSError) as error:
-            digests.append(f"unreadable {row.number} {len(digests)}")
-            faults.append(str(error))
+            digests.append(f"unreadable {row.number} {number}")
+            match error:
+                case MediaPathError():
+                    pass  # `check_cells` has told of it
+                case OSError():
+                    faults.append(f"{row.media_columns[number]}: a file of it cannot be read")
+                case _:
+                    faults.append(f"{row.media_columns[number]}: {error}")
     content = Content(digests[0], tuple(digests[1 : 1 + len(row.positives)]))
     return row.number, content, faults

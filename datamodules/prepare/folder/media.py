@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from datamodules.decode import decode_image
+from datamodules.prepare.cells import shown
+from datamodules.prepare.media_paths import MediaPathError, find_media
 from mmemb.pictures import MAX_PIXELS, SHARD_FORMATS, check_picture, read_picture
 
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
@@ -44,7 +47,7 @@ def side_members(
     """
     members: dict[str, bytes] = {}
     for number, name in enumerate(media):
-        path = inside(folder, name)
+        path = locate(folder, name)
         if path.is_dir() or path.suffix.lower() in CLIPS:
             for place, (suffix, data) in enumerate(clip_frames(path, num_frames)):
                 members[f"{prefix}{number}.{place:03d}.{suffix}"] = data
@@ -54,13 +57,28 @@ def side_members(
     return members
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The file of that name, if it lies in the folder."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} leads out of the media folder")
-    if not path.exists():
-        raise ValueError(f"{name} is missing")
+def locate(folder: Path, name: str) -> Path:
+    """The picture, the clip or the folder of frames of that name; opens no file.
+
+    Raises:
+        MediaPathError: it is none of them, or leads elsewhere; names it.
+    """
+    path = find_media(folder, name)
+    if not path.is_dir():
+        if path.suffix.lower() not in PICTURES | CLIPS:
+            expected = ", ".join(sorted(PICTURES | CLIPS))
+            raise MediaPathError(f"{shown(name)}: expected a file that ends in {expected}")
+        return path
+
+    with os.scandir(path) as entries:
+        frames = [entry for entry in entries if _is_frame(entry.name)]
+    if not frames:
+        raise MediaPathError(f"{shown(name)} is a folder without pictures")
+    for frame in frames:
+        if not frame.is_file(follow_symlinks=False):  # most are, and need no second look
+            found = find_media(folder, os.path.relpath(frame.path, folder.resolve()))
+            if found.is_dir():
+                raise MediaPathError(f"{shown(f'{name}/{frame.name}')} is a folder, and no frame")
     return path
 
 
@@ -84,9 +102,7 @@ def picture(path: Path) -> tuple[str, bytes]:
 def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
     """Frames of a folder of pictures, in natural order, or of a video file."""
     if path.is_dir():
-        files = sorted(
-            (p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=natural_order
-        )
+        files = sorted((p for p in path.iterdir() if _is_frame(p.name)), key=natural_order)
         if not files:
             raise ValueError(f"{path.name} is a folder without pictures")
         return [picture(files[place]) for place in evenly(len(files), num)]
@@ -143,6 +159,11 @@ def _normal_text(text: str) -> str:
     True
     """
     return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+
+
+def _is_frame(name: str) -> bool:
+    """Whether a name is that of a picture, and not of what macOS adds to one (`._f0.png`)."""
+    return Path(name).suffix.lower() in PICTURES and not name.startswith("._")
 
 
 def _parts(name: str) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
+from codecs import BOM_UTF8
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from datamodules.prepare.cells import Broken, CellError, is_missing, paths_of, shown, text_of
+from datamodules.prepare.row_files import Cells, check_heading, csv_rows, json_row, parquet_rows
 from mmemb.records import PARTS
 
 COLUMNS = (
@@ -16,8 +17,13 @@ COLUMNS = (
     "negative_text", "negative_media", "instruction", "concept",
 )  # fmt: skip
 
-_NESTED = {"id", "task", "split", "query", "positives", "negatives", "concept"}
-_SIDE = {"text", "media", "instruction"}
+_NEEDED = ("id", "task", "split")
+_SIDES = ("query", "positives", "negatives")
+_NESTED = {*_NEEDED, *_SIDES, "concept"}
+_SIDE = ("text", "media", "instruction")
+
+_UNREAD = "?"
+"""Text of a side whose cell has a fault, so that it is not told to be empty, too."""
 
 
 @final
@@ -42,7 +48,8 @@ class OwnRow:
 
     Attributes:
         number: of the row in the table, counted from 1 (without a CSV's heading).
-        faults: what is wrong with it.
+        faults: what is wrong with its cells, each with its column.
+        nested: whether it names its sides in objects of their own.
     """
 
     number: int
@@ -54,6 +61,16 @@ class OwnRow:
     negatives: tuple[OwnSide, ...] = ()
     concept: str = ""
     faults: tuple[str, ...] = field(default=())
+    nested: bool = False
+
+    @property
+    def media_columns(self) -> tuple[str, ...]:
+        """What the table calls the media of each of `sides`."""
+        if not self.nested:
+            return ("query_media", "target_media", "negative_media")
+        several = (("positives", self.positives), ("negatives", self.negatives))
+        names = [f"{name}[{n}].media" for name, sides in several for n in range(len(sides))]
+        return ("query.media", *names)
 
     @property
     def sides(self) -> tuple[OwnSide, ...]:
@@ -67,110 +84,160 @@ class OwnRow:
 
 
 def read_table(path: Path) -> Iterator[OwnRow]:
-    """The rows of a table.
+    """The rows of a table; one that cannot be read has its fault, and the next one is read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is none of the three kinds, or is broken as a whole.
+        ValueError: it is none of the three kinds, lacks a column that every row needs, or is broken
+            as a whole.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: the table of pairs (.csv, .parquet, .jsonl).")
+        what = "is no file" if path.exists() else "not found"
+        raise FileNotFoundError(f"{path} {what}: the table of pairs (.csv, .parquet, .jsonl).")
     readers = {".csv": _csv, ".parquet": _parquet, ".jsonl": _json_lines}
     if path.suffix not in readers:
         raise ValueError(f"{path}: expected a table that ends in {', '.join(sorted(readers))}.")
-    number = 0
     try:
-        for number, (data, fault) in enumerate(readers[path.suffix](path), 1):
-            yield _row(number, data, fault)
-    except (csv.Error, UnicodeDecodeError) as error:
+        for number, data in enumerate(readers[path.suffix](path), 1):
+            yield _row(number, data)
+    except PermissionError:
+        raise ValueError(f"{path} cannot be read: there is no permission.") from None
+
+
+def _csv(path: Path) -> Iterator[Cells | Broken]:
+    return csv_rows(path, _NEEDED)
+
+
+def _parquet(path: Path) -> Iterator[Cells | Broken]:
+    from pyarrow import ArrowException, parquet
+
+    num_read = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            check_heading(path, names, _NEEDED)
+            for row in parquet_rows(file, names):
+                yield row
+                num_read += 1
+    except PermissionError:
+        raise
+    except (ArrowException, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read after row {number} ({error}): expected comma-separated UTF-8."
+            f"{path} is no whole Parquet file; {num_read} rows could be read ({error!s:.200})."
         ) from None
 
 
-def _csv(path: Path) -> Iterator[tuple[Any, str]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or []
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{path}: column(s) {twice} occur twice in the heading.")
-        for row in reader:
-            more = row.pop(None, None)  # type: ignore[call-overload]
-            yield row, f"{len(more)} more cells than the heading" if more else ""
-
-
-def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
-    from pyarrow import ArrowInvalid, parquet
-
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from ((row, "") for row in batch.to_pylist())
-    except (ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file: {error}.") from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[Any, str]]:
+def _json_lines(path: Path) -> Iterator[Cells | Broken]:
     with open(path, "rb") as file:  # a line that is no UTF-8 is that line's fault
-        for line in file:
+        for number, line in enumerate(file):
+            text = line.removeprefix(BOM_UTF8) if number == 0 else line
             try:
-                yield (json.loads(line), "") if line.strip() else ({}, "the line is empty")
-            except ValueError as error:
-                yield {}, f"no JSON ({error})"
+                yield json_row(text) if text.strip() else Broken("the line is empty")
+            except CellError as error:
+                yield Broken(str(error))
 
 
-def _row(number: int, data: Any, fault: str) -> OwnRow:
-    if fault or not isinstance(data, dict):
-        return OwnRow(number, "", "", "", OwnSide(), (), faults=(fault or "no JSON object",))
-    data = {key: value for key, value in data.items() if value not in (None, "")}
-    nested = isinstance(data.get("query"), dict)
-    faults: list[str] = []
-    if unknown := sorted(set(data) - (_NESTED if nested else set(COLUMNS))):
-        faults.append(f"unknown column(s) {unknown}")
-    query, positives, negatives = (_of_nested if nested else _of_flat)(data, faults)
-    row = OwnRow(
-        number, *(str(data.get(name, "")) for name in ("id", "task", "split")),
-        query, positives, negatives, str(data.get("concept", "")),
-    )  # fmt: skip
-    faults += [f"no {name}" for name in ("id", "task") if not getattr(row, name)]
-    if row.split not in PARTS:
-        faults.append(f"split {row.split!r}: expected one of {list(PARTS)}")
-    if not positives:
-        faults.append("no target")
-    faults += ["an empty side (neither text nor media)" for side in row.sides if not side.name]
-    return OwnRow(
-        row.number, row.id, row.task, row.split, query, positives, negatives, row.concept,
-        tuple(faults),
-    )  # fmt: skip
+def _row(number: int, data: Cells | Broken) -> OwnRow:
+    match data:
+        case Broken(reason):
+            return OwnRow(number, "", "", "", OwnSide(), (), faults=(reason,))
+        case _:
+            return _RowReader(data).row(number)
 
 
 Sides = tuple[OwnSide, tuple[OwnSide, ...], tuple[OwnSide, ...]]
 
 
-def _of_flat(data: Mapping[str, Any], faults: list[str]) -> Sides:
-    def side(kind: str, instruction: str = "") -> OwnSide:
-        media = tuple(p.strip() for p in str(data.get(f"{kind}_media", "")).split("|") if p.strip())
-        return OwnSide(str(data.get(f"{kind}_text", "")), media, instruction)
+@final
+class _RowReader:
+    """Reads the cells of one row and remembers what is wrong with them."""
 
-    target, negative = side("target"), side("negative")
-    negatives = (negative,) if negative.name else ()
-    return side("query", str(data.get("instruction", ""))), (target,), negatives
+    def __init__(self, data: Cells) -> None:
+        self._data = {name: value for name, value in data.items() if not is_missing(value)}
+        self._is_nested = any(name in self._data for name in _SIDES)
+        self._faults: list[str] = []
 
+    def row(self, number: int) -> OwnRow:
+        known = _NESTED if self._is_nested else COLUMNS
+        if unknown := sorted(set(self._data) - set(known)):
+            self._faults.append(f"unknown column(s) {shown(unknown)}")
+        self._faults += [f"no {name}" for name in ("id", "task") if name not in self._data]
 
-def _of_nested(data: Mapping[str, Any], faults: list[str]) -> Sides:
-    def side(given: Any, what: str) -> OwnSide:
-        if not isinstance(given, dict) or set(given) - _SIDE:
-            faults.append(f"{what}: expected an object with some of {sorted(_SIDE)}")
-            return OwnSide("?")
-        media = given.get("media") or ()
-        media = [media] if isinstance(media, str) else media
-        text, instruction = (str(given.get(key) or "") for key in ("text", "instruction"))
-        return OwnSide(text, tuple(map(str, media)), instruction)
+        key, task, split, concept = (
+            self._text(name, self._data.get(name), "") for name in (*_NEEDED, "concept")
+        )
+        if split not in PARTS and (split or "split" not in self._data):
+            self._faults.append(f"split {shown(split)}: expected one of {list(PARTS)}")
 
-    def several(key: str) -> tuple[OwnSide, ...]:
-        given = data.get(key) or []
-        if not isinstance(given, list):
-            faults.append(f"{key}: expected a list")
-            given = []
-        return tuple(side(each, f"{key}[{n}]") for n, each in enumerate(given))
+        query, positives, negatives = self._nested() if self._is_nested else self._flat()
+        if not positives:
+            self._faults.append("no target")
+        sides = (query, *positives, *negatives)
+        empty = "an empty side (neither text nor media)"
+        self._faults += [empty for side in sides if not side.name]
+        return OwnRow(
+            number, key, task, split, query, positives, negatives, concept,
+            tuple(self._faults), self._is_nested,
+        )  # fmt: skip
 
-    return side(data["query"], "query"), several("positives"), several("negatives")
+    def _flat(self) -> Sides:
+        def side(kind: str, instruction: str = "") -> OwnSide:
+            text, media = f"{kind}_text", f"{kind}_media"
+            return OwnSide(
+                self._text(text, self._data.get(text)),
+                self._paths(media, self._data.get(media), "|"),
+                instruction,
+            )
+
+        target, negative = side("target"), side("negative")
+        instruction = self._text("instruction", self._data.get("instruction"))
+        return side("query", instruction), (target,), (negative,) if negative.name else ()
+
+    def _nested(self) -> Sides:
+        several = (
+            tuple(self._side(f"{name}[{n}]", given) for n, given in enumerate(self._list(name)))
+            for name in _SIDES[1:]
+        )
+        return self._side("query", self._data.get("query")), *several
+
+    def _list(self, name: str) -> list[Any]:
+        match self._data.get(name):
+            case None:
+                return []
+            case list() as given:
+                return given
+            case Broken(reason):
+                self._faults.append(f"{name} {reason}")
+            case given:
+                self._faults.append(f"{name} {shown(given)}: expected a list")
+        return []
+
+    def _side(self, name: str, given: Any) -> OwnSide:
+        match given:
+            case Broken(reason):
+                self._faults.append(f"{name} {reason}")
+            case dict() if not set(given) - set(_SIDE):
+                text, media, instruction = (given.get(key) for key in _SIDE)
+                return OwnSide(
+                    self._text(f"{name}.text", text),
+                    self._paths(f"{name}.media", media),
+                    self._text(f"{name}.instruction", instruction),
+                )
+            case _:
+                expected = f"expected an object with some of {list(_SIDE)}"
+                self._faults.append(f"{name} {shown(given)}: {expected}")
+        return OwnSide(_UNREAD)
+
+    def _text(self, column: str, value: Any, unread: str = _UNREAD) -> str:
+        try:
+            return text_of(value)
+        except CellError as error:
+            self._faults.append(f"{column} {error}")
+            return unread
+
+    def _paths(self, column: str, value: Any, separator: str = "") -> tuple[str, ...]:
+        try:
+            return paths_of(value, separator)
+        except CellError as error:
+            self._faults.append(f"{column} {error}")
+            return (_UNREAD,)

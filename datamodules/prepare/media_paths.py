@@ -1,0 +1,115 @@
+"""Paths of tables to files below a folder: inside it, of a known kind, and never waited for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import unicodedata
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import final
+
+from datamodules.prepare.cells import shown
+
+_LONGEST = 3000  # bytes; a system takes 4,096 with the folder's own
+
+_SAID = {
+    errno.ELOOP: "is a link that leads back to itself",
+    errno.ENAMETOOLONG: "is too long for a path",
+    errno.EACCES: "cannot be read: there is no permission",
+}
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@final
+class MediaPathError(ValueError):
+    """A path that leads to no file and no folder of its media folder; the message names it."""
+
+
+def find_media(folder: Path, name: str) -> Path:
+    """The file or folder of that name below a folder.
+
+    A name that is there in another Unicode form alone is found: macOS stores an accent behind its
+    letter, most tables hold both as one.
+
+    Raises:
+        MediaPathError: it is missing, leads out of the folder, or is neither a file nor a folder
+            that can be read. Nothing is opened.
+    """
+    _check_name(name)
+    root = folder.resolve()
+    path = root / name
+    try:
+        if not os.path.lexists(path):
+            path = _other_form(root, name)
+        real = Path(os.path.realpath(path, strict=True))
+        mode = os.stat(real).st_mode
+    except OSError as error:
+        raise MediaPathError(f"{shown(name)} {_said(root, name, error)}") from None
+
+    if not real.is_relative_to(root):
+        raise MediaPathError(f"{shown(name)} is a link that leads out of {root.name}/")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise MediaPathError(f"{shown(name)} is {kind}: expected a file or a folder")
+    if not os.access(real, os.R_OK):
+        raise MediaPathError(f"{shown(name)} {_SAID[errno.EACCES]}")
+    return path
+
+
+def _check_name(name: str) -> None:
+    if not name.strip():
+        raise MediaPathError("the path is empty")
+    if "\0" in name:
+        raise MediaPathError(f"{shown(name)} holds a NUL")
+    if len(name.encode(errors="replace")) > _LONGEST:
+        raise MediaPathError(f"{shown(name)} {_SAID[errno.ENAMETOOLONG]}")
+    path = PurePosixPath(name)
+    if path.is_absolute():
+        raise MediaPathError(f"{shown(name)} is absolute: expected a path below the folder")
+    if ".." in path.parts:
+        raise MediaPathError(f"{shown(name)} leads out of the folder")
+
+
+def _said(root: Path, name: str, error: OSError) -> str:
+    """What is wrong, in words."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        path = root / name
+        ways = [path, *path.parents[: len(PurePosixPath(name).parts) - 1]]
+        is_link = any(map(os.path.islink, ways))
+        return "is a link to something that is missing" if is_link else "is missing"
+    return _SAID.get(error.errno or 0, f"cannot be read ({errno.errorcode.get(error.errno or 0)})")
+
+
+def _other_form(root: Path, name: str) -> Path:
+    """The one path whose names are those of `name` but for their Unicode form; else as it was."""
+    here = root
+    for part in PurePosixPath(name).parts:
+        if os.path.lexists(here / part):
+            here = here / part
+            continue
+        known = _names(str(here), os.stat(here).st_mtime_ns) if here.is_dir() else {}
+        forms = known.get(unicodedata.normalize("NFC", part), [])
+        if len(forms) > 1:
+            said = f"is missing, and {len(forms)} files are so named in other Unicode forms"
+            raise MediaPathError(f"{shown(name)} {said}")
+        if not forms:
+            return root / name
+        here = here / forms[0]
+    return here
+
+
+@lru_cache(maxsize=256)
+def _names(folder: str, _changed: int) -> dict[str, list[str]]:
+    """What a folder holds by the composed form of its name; a folder that changed is read anew."""
+    found = defaultdict(list)
+    for name in os.listdir(folder):
+        found[unicodedata.normalize("NFC", name)].append(name)
+    return found

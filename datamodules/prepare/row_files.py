@@ -1,0 +1,181 @@
+"""Rows of CSV, Parquet and JSON files: one that is broken is named, and the next one is read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO, final
+
+import numpy as np
+
+from datamodules.prepare.cells import MAX_LETTERS, Broken, CellError, shown
+from mmemb.schema import SchemaError, parse_json
+
+_BATCH = 1024
+_OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\0")
+
+Cells = dict[str, Any]
+"""A row: column -> value; a value that cannot be read is `Broken`."""
+
+
+def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken]:
+    """Rows of a CSV file with a heading; empty lines are no rows.
+
+    Args:
+        path: of a file of comma-separated UTF-8.
+        expected: columns that it must have.
+
+    Raises:
+        ValueError: the heading is none, or lacks a column.
+    """
+    with open(path, "rb") as start:
+        if start.read(2).startswith(_OTHER_ENCODINGS):
+            raise ValueError(f"{path} is no UTF-8, perhaps UTF-16: save it as UTF-8.")
+
+    # A byte that is no UTF-8 is a fault of its cell alone.
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows = _csv_records(file)
+        heading = next(rows, Broken("there is none"))
+        if isinstance(heading, Broken):
+            raise ValueError(f"{path}: the heading cannot be read: {heading.reason}.")
+        names = [name.strip() for name in heading]
+        check_heading(path, names, expected)
+
+        for row in rows:
+            if isinstance(row, Broken):
+                yield row
+            elif len(row) == len(names):
+                yield dict(zip(names, row, strict=True))
+            else:
+                yield Broken(
+                    f"{len(row)} cells, but the heading has {len(names)}: expected a text with a "
+                    "comma to stand in quotes"
+                )
+
+
+def check_heading(path: Path, names: list[str], expected: Collection[str]) -> None:
+    """Refuses a table without the columns that every row needs, or with one twice.
+
+    Raises:
+        ValueError: names the columns.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: column(s) {shown(twice)} occur twice in the heading.")
+    if missing := [name for name in expected if name not in names]:
+        if len(names) == 1 and path.suffix.lower() == ".csv":
+            hint = f"the heading is the one column {shown(names[0])}; expected commas between"
+        else:
+            hint = f"it has {', '.join(shown(name) for name in names[:20])}"
+        raise ValueError(f"{path} has no column(s) {', '.join(missing)}: {hint}.")
+
+
+def _csv_records(file: TextIO) -> Iterator[list[str] | Broken]:
+    """Records that are not empty; behind a broken one reading goes on at its second line, so that
+    a quote that is never closed takes one row, and not the rest of the file."""
+    lines = _Lines(file)
+    reader = csv.reader(lines, strict=True)
+    while True:
+        row = _csv_record(reader, lines)
+        if row is None:
+            return
+        if row:
+            yield row
+
+
+def _csv_record(reader: Iterator[list[str]], lines: _Lines) -> list[str] | Broken | None:
+    """The next record; None behind the last one."""
+    lines.taken.clear()
+    limit = csv.field_size_limit(MAX_LETTERS + 1)  # of the process: it is put back at once
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        lines.give_back()
+        return Broken(f"no comma-separated values ({error}): is a quote not closed?")
+    finally:
+        csv.field_size_limit(limit)
+
+
+@final
+class _Lines:
+    """Lines of a file, of which those of the last record can be had again."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._again = iter(lines), deque[str]()
+        self.taken: list[str] = []
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.taken.append(line)
+        return line
+
+    def give_back(self) -> None:
+        """All lines of the record but its first."""
+        self._again.extendleft(reversed(self.taken[1:]))
+
+
+def parquet_rows(file: Any, columns: Collection[str], size: int = _BATCH) -> Iterator[Cells]:
+    """Rows of a Parquet file.
+
+    Args:
+        file: a `pyarrow.parquet.ParquetFile`.
+        columns: that are read.
+        size: rows that are read at once.
+    """
+    for batch in file.iter_batches(batch_size=size, columns=list(columns)):
+        names, values = batch.schema.names, [_values(column) for column in batch.columns]
+        for cells in zip(*values, strict=True):
+            yield dict(zip(names, cells, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column of Arrow; what Python cannot hold, as a text that is no UTF-8 or a
+    date of the year 300,000, is broken by itself."""
+    try:
+        values = column.to_pylist()
+    except Exception:  # Arrow's readers raise whatever the bytes make them raise
+        values = [_value(cell) for cell in column]
+    if str(column.type) in ("float", "halffloat"):
+        # The shortest decimal number that is this float: 0.1, and not 0.10000000149011612.
+        short = np.float32 if str(column.type) == "float" else np.float16
+        values = [None if value is None else float(str(short(value))) for value in values]
+    return values
+
+
+def _value(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        said = f"is no UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})"
+        return Broken(f"{shown(error.object)} {said}")
+    except Exception as error:  # as above
+        return Broken(f"is a {cell.type} that cannot be read ({type(error).__name__})")
+
+
+def json_row(data: bytes) -> Cells:
+    """One JSON object, each key once.
+
+    Raises:
+        CellError: it is none.
+    """
+    try:
+        found = parse_json(data, dict[str, Any], "")
+        json.loads(data, object_pairs_hook=_unique)
+    except SchemaError as error:
+        raise CellError(error.problem.removeprefix(": ").removesuffix(".")) from None
+    except RecursionError:
+        raise CellError("the JSON is nested too deeply") from None
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Cells:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise CellError(f"the key {shown(twice)} occurs twice in one object")
+    return found
