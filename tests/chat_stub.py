@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +25,10 @@ GOOD = "It is France. => France"
 
 @dataclass(frozen=True)
 class Said:
-    """One answer; `drop` hangs up instead, `short` before the end of the body."""
+    """One answer; `drop` hangs up instead, `short` before the end of the body.
+
+    `drip` replaces all of it: bytes for the wire, one piece after the other, `delay_s` before each.
+    """
 
     body: bytes
     status: int = 200
@@ -33,6 +36,7 @@ class Said:
     delay_s: float = 0.0
     drop: bool = False
     short: bool = False
+    drip: Iterable[bytes] | None = None
 
 
 def chat(
@@ -45,7 +49,10 @@ def chat(
 
 
 class Stub:
-    """What was asked, in order of arrival, and how to answer: by number and body."""
+    """What was asked, in order of arrival, and how to answer: by number and body.
+
+    Of dripped answers: the bytes sent, and how often the other side hung up meanwhile.
+    """
 
     def __init__(self, answer: Callable[[int, dict[str, Any]], Said]) -> None:
         self.answer, self.url = answer, ""
@@ -54,6 +61,7 @@ class Stub:
         self.times: list[float] = []
         self.active = self.most_active = 0
         self.over, self.lock = threading.Event(), threading.Lock()
+        self.sent, self.hung_up = 0, threading.Semaphore(0)
 
     def take(self, head: str, body: dict[str, Any]) -> Said:
         with self.lock:
@@ -65,7 +73,8 @@ class Stub:
             number = len(self.bodies) - 1
         try:
             said = self.answer(number, body)
-            self.over.wait(said.delay_s)
+            if said.drip is None:
+                self.over.wait(said.delay_s)
             return said
         finally:
             with self.lock:
@@ -89,12 +98,25 @@ def serving(answer: Callable[[int, dict[str, Any]], Said]) -> Iterator[Stub]:
             self.close_connection = True
             if said.drop:
                 return
+            if said.drip is not None:
+                self._drip(said.drip, said.delay_s)
+                return
             self.send_response(said.status)
             for name, value in said.headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(said.body) + said.short))
             self.end_headers()
             self.wfile.write(said.body)
+
+        def _drip(self, pieces: Iterable[bytes], delay_s: float) -> None:
+            try:
+                for piece in pieces:
+                    self.wfile.write(piece)
+                    stub.sent += len(piece)
+                    if stub.over.wait(delay_s):
+                        return
+            except OSError:
+                stub.hung_up.release()
 
         def log_message(self, *_: Any) -> None:
             pass

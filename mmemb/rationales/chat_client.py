@@ -9,29 +9,28 @@ import json
 import logging
 import os
 import re
-import socket
 import ssl
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
-from http.client import HTTPException, IncompleteRead
-from typing import Any, Literal, final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, final
 
-from mmemb.rationales.chat_connection import check_url, make_connection
+from mmemb.rationales.chat_connection import check_url, exchange, open_transport
 from mmemb.rationales.chat_reply import Reply, read_reply
+from mmemb.schema import SchemaError
+
+if TYPE_CHECKING:
+    import httpx2
 
 LONGEST_BACKOFF_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for more patience than this has failed."""
 
-LARGEST_REPLY = 16 * 2**20
+LONGEST_DATE = 64
+"""Characters; a date of HTTP has 29."""
+
 SHOWN = 200
 """Characters of a reply that an error shows."""
 
@@ -60,15 +59,15 @@ class ServerError(ValueError):
 class ChatClient:
     """Asks a server, each request on a connection of its own.
 
-    Redirects are not followed, so a key reaches no other host. An https host is reached through
-    the proxy that the environment names (`HTTPS_PROXY`, `NO_PROXY`), a plain http one directly.
+    Redirects are not followed, so a key reaches no other host; `open_transport` says which way a
+    request takes. A client is settings and nothing else: it may be pickled, and used after a fork.
 
     Attributes:
         url: base of the server's paths: `http://127.0.0.1:8000/v1`.
         api_key_env: name of the environment variable that holds the key, if one is needed. The
             key is read for every request and kept nowhere.
         concurrency: most requests at a time.
-        timeout_s: longest silence of the server while it answers.
+        timeout_s: longest time of one try: from connecting to the last byte of the reply.
         retries: how often a request is sent again after a fault that may pass.
         backoff_s: first pause before that; each further one is twice as long, up to a minute.
     """
@@ -106,67 +105,88 @@ class ChatClient:
         Raises:
             ServerError: of the request that failed.
         """
-        flight = _Flight()
-        with ThreadPoolExecutor(min(self.concurrency, len(requests) or 1)) as pool:
+        from anyio.from_thread import start_blocking_portal
+
+        if not requests:
+            return []
+        # An event loop of its own, since the caller may run one already, as notebooks do. A signal
+        # interrupts the caller, and leaving the block cancels what is under way.
+        with start_blocking_portal(name="chat requests") as portal:
+            return portal.call(self._replies, requests)
+
+    async def _replies(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
+        from anyio import create_task_group
+
+        found: dict[int, Reply] = {}
+        errors: list[Exception] = []
+        waiting = iter(enumerate(requests))  # all askers take from it, one thread runs them
+
+        async def ask(call: _Call) -> None:
             try:
-                futures = [pool.submit(self._reply, request, flight) for request in requests]
-                wait(futures, return_when=FIRST_EXCEPTION)
-                if flight.error is not None:
-                    raise flight.error
-                return [future.result() for future in futures]
-            except BaseException as error:  # an interrupt as well
-                pool.shutdown(wait=False, cancel_futures=True)
-                flight.end(error)
-                raise
+                for number, request in waiting:
+                    found[number] = await self._ask(request, call)
+            except Exception as error:  # the first one, without a group around it
+                errors.append(error)
+                group.cancel_scope.cancel()
 
-    def _reply(self, request: Mapping[str, Any], flight: _Flight) -> Reply:
         try:
-            return self._ask(request, flight)
-        except CancelledError:
-            raise
-        except BaseException as error:
-            flight.end(error)  # here, since this thread would take up the next request at once
-            raise
+            transport = open_transport(self.url)
+        except ValueError as error:
+            raise ServerError(f"The chat server {self.url} cannot be reached: {error}") from None
+        async with transport, create_task_group() as group:
+            call = _Call(transport)
+            for _ in range(min(self.concurrency, len(requests))):
+                group.start_soon(ask, call)
+        if errors:
+            raise errors[0]
+        return [found[number] for number in range(len(requests))]
 
-    def _ask(self, request: Mapping[str, Any], flight: _Flight) -> Reply:
-        flight.sleep(0)
+    async def _ask(self, request: Mapping[str, Any], call: _Call) -> Reply:
+        from anyio import sleep
+
         body = json.dumps(request).encode()
         allowed = {"passing": self.retries, "odd": min(1, self.retries), "lasting": 0}
         seen: Counter[str] = Counter()
         while True:
             try:
-                return self._attempt(body, flight)
+                return await self._attempt(body, call.transport)
             except _FaultError as fault:
-                flight.sleep(0)  # the fault may be our own hanging up
                 seen[fault.kind] += 1
                 tries = f" ({seen.total()} tries)" if seen.total() > 1 else ""
                 said = f"The chat server {self.url} {fault.said}{tries}."
                 if seen[fault.kind] > allowed[fault.kind]:
                     raise ServerError(f"{said} {fault.advice}") from None
+
                 doubled = 2.0 ** min(seen.total() - 1, 30)
                 pause = min(self.backoff_s * doubled, LONGEST_BACKOFF_S)
-                flight.warn_once("%s It is asked again.", said)
-                flight.sleep(max(pause, fault.pause_s))
+                call.warn_once("%s It is asked again.", said)
+                await sleep(max(pause, fault.pause_s))
 
-    def _attempt(self, body: bytes, flight: _Flight) -> Reply:
+    async def _attempt(self, body: bytes, transport: httpx2.AsyncHTTPTransport) -> Reply:
         key = self._key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            status, retry_after, content = self._post(body, key, flight)
+            answer = await exchange(transport, self.url, body, headers, self.timeout_s)
         except ssl.SSLCertVerificationError as error:
             raise _FaultError(
                 "lasting", f"is not trusted: {error.verify_message}", _TRUST
             ) from None
-        except (OSError, HTTPException) as error:
-            reason = _shown(str(error) or type(error).__name__, key)
+        except ConnectionError as error:
+            reason = _shown(str(error), key)
             raise _FaultError("passing", f"did not answer: {reason}", _START) from None
-        shown = _shown(content.decode(errors="replace"), key)
-        if not 200 <= status < 300:
-            raise self._refused(status, retry_after, shown)
-        try:
-            return read_reply(content)
         except ValueError as error:
+            raise _FaultError("odd", f"answered what cannot be read: {error}", _CHAT) from None
+
+        if not 200 <= answer.status < 300:
+            shown = _shown(answer.content.decode(errors="replace"), key)
+            raise self._refused(answer.status, answer.retry_after, shown)
+        try:
+            return read_reply(answer.content)
+        except SchemaError as error:
+            shown = _shown(answer.content.decode(errors="replace"), key)
+            problem = error.problem.removesuffix(".")
             raise _FaultError(
-                "odd", f"answered no chat completion ({error}): {shown}", _CHAT
+                "odd", f"answered no chat completion ({problem}): {shown}", _CHAT
             ) from None
 
     def _refused(self, status: int, retry_after: str, shown: str) -> _FaultError:
@@ -180,29 +200,7 @@ class ChatClient:
             return _FaultError(
                 "lasting", said, f"Put a key that it accepts into ${self.api_key_env}."
             )
-        return _FaultError("lasting", said, _MOVED if status < 400 else _REFUSED)
-
-    def _post(self, body: bytes, key: str, flight: _Flight) -> tuple[int, str, bytes]:
-        headers = {"Content-Type": "application/json", "User-Agent": "mmemb"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        connection = make_connection(self.url, self.timeout_s, lambda: flight.trust)
-        line = None
-        try:
-            connection.connect()
-            line = connection.sock
-            flight.add(line)
-            line.settimeout(self.timeout_s)
-            path = urlsplit(self.url).path.rstrip("/")
-            connection.request("POST", f"{path}/chat/completions", body, headers)
-            with connection.getresponse() as response:
-                content = response.read(LARGEST_REPLY)
-                if response.length:  # what is still to come; `read` alone would not complain
-                    raise IncompleteRead(b"", response.length)
-                return response.status, response.headers.get("Retry-After", ""), content
-        finally:
-            flight.remove(line)
-            connection.close()
+        return _FaultError("lasting", said, _MOVED if 300 <= status < 400 else _REFUSED)
 
     def _key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip()
@@ -216,18 +214,25 @@ class ChatClient:
 def seconds(retry_after: str) -> float:
     """How long a `Retry-After` header asks to wait: seconds or a date; 0 if it says nothing.
 
-    >>> seconds("2"), seconds("Wed, 21 Oct 2015 07:28:00 GMT"), seconds("soon")
-    (2.0, 0.0, 0.0)
+    >>> seconds("2"), seconds("Wed, 21 Oct 2015 07:28:00 GMT"), seconds("soon"), seconds("-5")
+    (2.0, 0.0, 0.0, 0.0)
+    >>> seconds("9" * 400)
+    inf
     """
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", retry_after.strip(), re.ASCII):
-        return float(retry_after)
-    try:
-        until = parsedate_to_datetime(retry_after)
-    except ValueError:
+    said = retry_after.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", said, re.ASCII):
+        return float(said)
+    if len(said) > LONGEST_DATE:
         return 0.0
-    return max((until.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+    try:
+        until = parsedate_to_datetime(said)
+        until = until.astimezone(UTC) if until.tzinfo else until.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return 0.0
+    return max((until - datetime.now(UTC)).total_seconds(), 0.0)
 
 
+@final
 class _FaultError(Exception):
     """One try that failed: whether it may pass, what happened, what to do, how long to wait."""
 
@@ -242,51 +247,23 @@ class _FaultError(Exception):
         self.kind, self.said, self.advice, self.pause_s = kind, said, advice, pause_s
 
 
-class _Flight:
-    """What the requests of one call share: how to end them all, and one warning."""
+@final
+class _Call:
+    """What the requests of one call share: the way to the server, and one warning."""
 
-    def __init__(self) -> None:
-        self._ended, self._lock = threading.Event(), threading.Lock()
-        self._lines: set[socket.socket] = set()
+    def __init__(self, transport: httpx2.AsyncHTTPTransport) -> None:
+        self.transport = transport
         self._warned = False
-        self.error: BaseException | None = None
-
-    @cached_property
-    def trust(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
-
-    def add(self, line: socket.socket) -> None:
-        with self._lock:
-            self._lines.add(line)
-        self.sleep(0)
-
-    def remove(self, line: socket.socket | None) -> None:
-        with self._lock:
-            self._lines.discard(line)
-
-    def sleep(self, seconds: float) -> None:
-        """Waits, unless all is over."""
-        if self._ended.wait(seconds):
-            raise CancelledError
-
-    def end(self, error: BaseException) -> None:
-        """Keeps the first error, wakes whoever waits, and hangs up: the server stops generating."""
-        with self._lock:
-            self.error = self.error or error
-            self._ended.set()
-            for line in self._lines:
-                with suppress(OSError):  # of the socket itself: TLS would wait for an answer
-                    socket.socket.shutdown(line, socket.SHUT_RDWR)
 
     def warn_once(self, message: str, *values: object) -> None:
-        with self._lock:
-            warned, self._warned = self._warned, True
-        if not warned:
+        if not self._warned:
             _LOG.warning(message, *values)
+        self._warned = True
 
 
 def _shown(text: str, key: str) -> str:
     """The beginning of what a server said, on one line and without the key."""
     text = text.replace(key, "***") if key else text
+    text = text[: SHOWN * SHOWN]  # the rest costs time and shows nothing
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return repr(text[:SHOWN]) if text else "nothing"

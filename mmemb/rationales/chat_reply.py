@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
+from typing import Annotated, Any, final
+
+import msgspec
+
+from mmemb.schema import SchemaError, parse_json
 
 CHARACTERS = 32
 """No text holds more characters per token than this: usual are four, and long words have ten."""
@@ -12,6 +16,7 @@ MOST_TOKENS = 2**20
 """No reply has more; a server that says so does not count."""
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One answer of the server.
@@ -51,29 +56,49 @@ def cut(reply: Reply, max_tokens: int) -> Reply:
 
 
 def read_reply(content: bytes) -> Reply:
-    """What a chat completion says.
+    """What a chat completion says; of several choices the first, since one is asked for.
 
     Raises:
-        ValueError: it is none; the message says in a few words what is wrong.
+        SchemaError: it is none; `problem` says in a few words what is wrong.
     """
-    try:
-        data = json.loads(content)
-        choice = data["choices"][0]
-        message, usage = choice["message"], data.get("usage")
-        said = message.get("content")
-        thought = message.get("reasoning_content") or message.get("reasoning")
-    except (ValueError, RecursionError):
-        raise ValueError("no JSON") from None
-    except (LookupError, TypeError, AttributeError):
-        raise ValueError("no choices with a message") from None
-    thought = thought if isinstance(thought, str) else ""
-    if said is None and thought:  # cut while it was thinking: a broken draw, but a reply
-        said = ""
-    if not isinstance(said, str):
-        raise ValueError(f"content is {type(said).__name__}, no text")
-    # Half a surrogate pair is JSON, but no UTF-8: it could not be written into a shard.
-    said, thought = (text.encode(errors="replace").decode() for text in (said, thought))
-    counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    completion = parse_json(content, _Completion, "the reply")
+    choice = completion.choices[0]
+    message = choice.message
+
+    said, thought = message.content, message.reasoning_content or message.reasoning or ""
+    if said is None and not thought:  # a call of a tool, or a refusal
+        raise SchemaError("the reply: it holds no text - at `$.choices[0].message.content`.")
+    said = said or ""  # cut while it was thinking: a broken draw, but a reply
+
+    counted = completion.usage.completion_tokens if completion.usage else None
     least = least_tokens(f"{thought} {said}")
     counted = min(max(counted if type(counted) is int else 0, least), MOST_TOKENS)
-    return Reply(said, thought, counted, choice.get("finish_reason") == "stop")
+    return Reply(said, thought, counted, choice.finish_reason == "stop")
+
+
+# What is read of a completion. Servers add keys of their own, so others are no error.
+
+
+@final
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+@final
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+@final
+class _Usage(msgspec.Struct):
+    # Not believed in any case; what is no number is no count.
+    completion_tokens: Any = None
+
+
+@final
+class _Completion(msgspec.Struct):
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    usage: _Usage | None = None

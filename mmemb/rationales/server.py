@@ -48,9 +48,10 @@ class ServerWorker(RationaleWorker):
             their order).
         max_image_side: larger pictures are shrunk to this many pixels; null sends them as they are.
         concurrency: most requests at a time, of each process.
-        timeout_s: longest silence of the server while it answers.
-        retries: how often a request is sent again after a refused connection, a silence, or a
-            status of 429 or 5xx; after a reply that makes no sense, once.
+        timeout_s: longest time of one try: from connecting to the last byte of the reply. Servers
+            are asked for whole replies, so it holds the time that a draw takes.
+        retries: how often a request is sent again after a refused connection, a reply that is
+            late, or a status of 429 or 5xx; after a reply that makes no sense, once.
         backoff_s: first pause before that, doubled each time; `Retry-After` is honoured.
         api_key_env: name of the environment variable with the key. The key is read for every
             request, and is neither saved nor shown.
