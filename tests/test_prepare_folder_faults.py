@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from datamodules.decode import decode_image
 from datamodules.prepare.folder.media import clip_frames
 from datamodules.prepare.folder.media import picture as own_picture
+from datamodules.prepare.folder.rationales import read_rationales
+from mmemb.rationales.pools import read_pool
 from tests.own_table import flag_rows, write_clip, write_csv, write_lines, write_media
 from tests.picture_files import tiff
 from tests.test_prepare_folder import prepare
@@ -152,16 +155,56 @@ def test_a_table_that_is_none(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"id": "flag-99", "rationales": ["x"]}, "1 id(s) are not in"),
-        ({"id": "flag-01", "rationales": [""]}, "line 1: ValueError a rationale without"),
-        ({"rationales": ["x"]}, "line 1: KeyError"),
-        ({"id": "flag-01", "rationales": "red"}, "line 1: ValueError rationales: expected a list"),
+        ({"id": "flag-99", "rationales": ["x"]}, "id 'flag-99' is that of no row"),
+        ({"id": "flag-01", "rationales": [""]}, "rationales[0]: expected something in thinking"),
+        ({"id": "flag-01", "rationales": [{"answer": None}]}, "rationales[0]: expected something"),
+        ({"rationales": ["x"]}, "Object missing required field `id`"),
+        ({"id": "flag-01", "rationales": "red"}, "Expected `array`, got `str` - at `$.rationales`"),
+        ({"id": "flag-01", "rationales": [True]}, "at `$.rationales[0]`"),
+        ({"id": "flag-01", "rationales": [["x"]]}, "at `$.rationales[0]`"),
+        ({"id": "flag-01", "rationales": [{"text": "x"}]}, "unknown field `text`"),
+        ({"id": "flag-01", "rationales": ["a</answer>b"]}, "</answer> stands inside a text"),
+        ({"id": "flag-01", "rationales": ["cut \ud83d"]}, "half of a surrogate pair"),
+        (["flag-01"], "Expected `object`, got `array`"),
     ],
+    ids=str,
 )
 def test_rationales_that_fit_nothing(
-    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: dict, said: str
+    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: Any, said: str
 ) -> None:
-    table = write_csv(tmp_path / "t.csv", flag_rows())
-    given = write_lines(tmp_path / "r.jsonl", [line])
+    table = write_csv(tmp_path / "t.csv", flag_rows()[:2])
+    given = write_lines(tmp_path / "r.jsonl", [{"id": "flag-00", "rationales": []}, line])
     assert prepare(table, media, tmp_path / "out", "--rationales", str(given)) == 1
-    assert said in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "r.jsonl, line 2: " in told.out
+    assert said in told.out
+    assert "has 1 fault(s), so nothing was written" in told.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rationales_of_every_kind_by_id(tmp_path: Path) -> None:
+    lines = [
+        {"id": 7, "rationales": [0, 2.0, " x ", {"thinking": 0, "answer": None}]},
+        {"id": "b", "rationales": ["<think>so</think>\n<answer>red</answer>"]},
+    ]
+    path = write_lines(tmp_path / "r.jsonl", lines)
+    given = read_rationales(path, {"7", "b"})
+    assert given.faults == ()
+    written = {key: [(r.thinking, r.answer) for r in found] for key, found in given.by_id.items()}
+    assert written == {"7": [("", "0"), ("", "2"), ("", "x"), ("0", "")], "b": [("so", "red")]}
+
+
+def test_what_skip_leaves_out_has_no_rationale(media: Path, tmp_path: Path) -> None:
+    """A faulty row takes its rationales with it, a faulty line itself, and two equal queries share
+    theirs without loss."""
+    rows = flag_rows()[:4]
+    rows[1]["query_text"] = rows[0]["query_text"]
+    rows[2]["target_media"] = "none.png"
+    given = [{"id": row["id"], "rationales": [row["id"]]} for row in rows]
+    lines = write_lines(tmp_path / "r.jsonl", [*given, {"id": "x"}])
+    table = write_csv(tmp_path / "t.csv", rows)
+    more = ("--rationales", str(lines), "--on-error", "skip")
+    assert prepare(table, media, tmp_path / "out", *more) == 0
+    pool = read_pool(tmp_path / "out/rationale_pool.json")
+    found = sorted([(r.seed, r.answer) for r in written] for written in pool.values())
+    assert found == [[(0, "flag-00"), (1, "flag-01")], [(0, "flag-03")]]

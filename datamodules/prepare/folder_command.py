@@ -15,7 +15,11 @@ from tqdm import tqdm
 
 from datamodules.prepare.folder.check import Faults, Found, check_cells, check_rows, lines_of
 from datamodules.prepare.folder.media import locate
-from datamodules.prepare.folder.rationales import write_rationales
+from datamodules.prepare.folder.rationales import (
+    GivenRationales,
+    read_rationales,
+    write_rationales,
+)
 from datamodules.prepare.folder.table import OwnRow, read_table
 from datamodules.prepare.folder.write import write_data
 from datamodules.prepare.media_paths import MediaPathError
@@ -59,11 +63,16 @@ def run(options: argparse.Namespace) -> None:
     rows = list(table)
     found = check_cells(rows, options.media)
     _show(list(lines_of(found)))
+    given = _given_rationales(options, rows)
 
     # Hashing takes minutes: nothing is hashed for a table that will not be written.
-    is_refused = options.on_error == "raise" and bool(found)
-    if options.check or is_refused:
+    if options.check or (options.on_error == "raise" and (found or given.faults)):
         _checked(options, rows, found)
+        if given.faults:
+            raise ValueError(
+                f"{options.rationales} has {len(given.faults)} fault(s), so nothing was written: "
+                "mend the lines listed above, or leave them out with --on-error skip."
+            )
         return
 
     hashes = FileHashes(options.out / HASHES, options.recheck)
@@ -76,8 +85,16 @@ def run(options: argparse.Namespace) -> None:
     # Hashes are remembered last: the folder that holds them may be new.
     hashes.save()
     if options.rationales is not None:
-        having, lacking = write_rationales(options.rationales, options.out, options.out / POOL)
+        having, lacking = write_rationales(given, options.out, options.out / POOL)
         print(f"{options.out / POOL}: rationales for {having} rows, none for {lacking}")
+
+
+def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> GivenRationales:
+    if options.rationales is None:
+        return GivenRationales({}, ())
+    given = read_rationales(options.rationales, {row.id for row in rows})
+    _show(given.faults)
+    return given
 
 
 def _checked(options: argparse.Namespace, rows: list[OwnRow], found: Found) -> Faults:

@@ -2,46 +2,111 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import final
 
+from datamodules.prepare.cells import CellError, shown, text_of
 from datamodules.prepare.folder.write import PAIRS, QUERIES
+from datamodules.prepare.row_files import json_row
 from datamodules.samples import SampleReader, rows_of
+from mmemb.lines import split_lines
 from mmemb.rationales.pools import write_pool
 from mmemb.records import Rationale, Side
+from mmemb.schema import Schema, SchemaError, convert
 from mmemb.shards import MANIFEST, ShardIndex
 
+_WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_TAG = re.compile(r"</?(?:think|answer)>")
 
-def write_rationales(given: Path, out: Path, path: Path) -> tuple[int, int]:
-    """Joins a file of JSON lines with the data by id and writes a pool.
+_Words = str | int | float | None
+
+
+@final
+class _Parts(Schema):
+    thinking: _Words = None
+    answer: _Words = None
+
+
+@final
+class _Line(Schema):
+    id: str | int
+    rationales: list[_Words | _Parts]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GivenRationales:
+    """What a file of rationales holds.
+
+    Attributes:
+        by_id: id of a row -> its rationales.
+        faults: one sentence for each line that is left out.
+    """
+
+    by_id: Mapping[str, tuple[Rationale, ...]]
+    faults: tuple[str, ...]
+
+
+def read_rationales(path: Path, ids: Collection[str]) -> GivenRationales:
+    """Reads JSON lines `{"id": ..., "rationales": ["text" or {"thinking": ..., "answer": ...}]}`.
+
+    A text may carry its tags, `<think>...</think><answer>...</answer>`; a number is a text.
 
     Args:
-        given: lines `{"id": ..., "rationales": ["text" or {"thinking": ..., "answer": ...}]}`.
+        path: of the file.
+        ids: of the rows that it may be about.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: expected JSON lines with rationales.")
+    try:
+        lines = split_lines(path.read_bytes())
+    except OSError:
+        raise ValueError(f"{path} cannot be read: is there no permission?") from None
+
+    by_id: dict[str, tuple[Rationale, ...]] = {}
+    faults = []
+    for number, line in enumerate(lines, 1):
+        try:
+            key, rationales = _line(line)
+            if key in by_id:
+                raise CellError(f"id {shown(key)} occurs twice")
+            if key not in ids:
+                raise CellError(f"id {shown(key)} is that of no row of the table")
+            by_id[key] = rationales
+        except CellError as error:
+            faults.append(f"{path.name}, line {number}: {error}")
+    return GivenRationales(by_id, tuple(faults))
+
+
+def write_rationales(given: GivenRationales, out: Path, path: Path) -> tuple[int, int]:
+    """Joins rationales with the data by id and writes a pool.
+
+    Args:
+        given: what was read; rationales of rows that the data lacks are left out.
         out: the prepared data.
         path: of the pool.
 
     Returns:
         Rows with rationales, and rows without.
-
-    Raises:
-        ValueError: a line that is none, an id that occurs twice or that the data lacks; all of them
-            are listed.
     """
-    written = dict(_read(given))
     sides = _sides(out)
-    if unknown := sorted(set(written) - set(sides)):
-        raise ValueError(
-            f"{given}: {len(unknown)} id(s) are not in {out}, e.g. {unknown[:3]}: expected ids of "
-            "the table that the data was made from."
-        )
+    found = {key: rationales for key, rationales in given.by_id.items() if key in sides}
     pool: dict[str, tuple[Rationale, ...]] = {}
-    for key, rationales in written.items():
+    for key, rationales in found.items():
+        # Two rows may ask the same: a seed stands for one rationale of both.
         digest = sides[key].digest
-        pool[digest] = (*pool.get(digest, ()), *rationales)
+        known = pool.get(digest, ())
+        more = (replace(each, seed=n) for n, each in enumerate(rationales, len(known)))
+        pool[digest] = (*known, *more)
     write_pool(path, pool)
-    return len(written), len(sides) - len(written)
+    return len(found), len(sides) - len(found)
 
 
 def _sides(out: Path) -> dict[str, Side]:
@@ -53,36 +118,42 @@ def _sides(out: Path) -> dict[str, Side]:
     return found
 
 
-def _read(path: Path) -> Iterator[tuple[str, tuple[Rationale, ...]]]:
-    faults, seen = [], set()
-    with open(path, "rb") as file:  # a line that is no UTF-8 is that line's fault
-        for number, line in enumerate(file, 1):
-            try:
-                data = json.loads(line)
-                key, given = str(data["id"]), data["rationales"]
-                if not isinstance(given, list):
-                    raise ValueError("rationales: expected a list")
-                if key in seen:
-                    raise ValueError(f"id {key!r} occurs twice")
-                seen.add(key)
-                yield key, tuple(_rationale(each, n) for n, each in enumerate(given))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                faults.append(f"line {number}: {type(error).__name__} {error}")
-    if faults:
-        listed = "\n".join(faults[:20])
-        raise ValueError(
-            f'{path}: {len(faults)} line(s) are not {{"id": ..., "rationales": [...]}}:\n{listed}'
+def _line(data: bytes) -> tuple[str, tuple[Rationale, ...]]:
+    try:
+        line = convert(json_row(data), _Line, "")
+    except SchemaError as error:
+        raise CellError(error.problem.removeprefix(": ").removesuffix(".")) from None
+    return text_of(line.id), tuple(_rationales(line.rationales))
+
+
+def _rationales(given: list[_Words | _Parts]) -> Iterator[Rationale]:
+    for number, each in enumerate(given):
+        try:
+            thinking, answer = _parts(each)
+        except CellError as error:
+            raise CellError(f"rationales[{number}]: {error}") from None
+        text = f"<think>{thinking}</think><answer>{answer}</answer>"
+        yield Rationale(
+            text, "given", "", "", "", "", seed=number, num_tokens=len(text.split()),
+            provenance="unknown",
+        )  # fmt: skip
+
+
+def _parts(given: _Words | _Parts) -> tuple[str, str]:
+    """What was thought and what was answered."""
+    match given:
+        case _Parts(thinking=thinking, answer=answer):
+            parts = (text_of(thinking), text_of(answer))
+        case words:
+            text = text_of(words)
+            whole = _WHOLE.fullmatch(text)
+            parts = (whole[1].strip(), whole[2].strip()) if whole else ("", text)
+
+    if not any(parts):
+        raise CellError("expected something in thinking or answer")
+    if found := _TAG.search("".join(parts)):
+        raise CellError(
+            f"{found[0]} stands inside a text: expected thinking and answer apart, or "
+            "<think>...</think><answer>...</answer>"
         )
-
-
-def _rationale(given: Any, number: int) -> Rationale:
-    if isinstance(given, str):
-        given = {"answer": given}
-    thinking, answer = (str(given.get(key) or "") for key in ("thinking", "answer"))
-    if not (thinking or answer):
-        raise ValueError("a rationale without thinking and answer")
-    text = f"<think>{thinking}</think><answer>{answer}</answer>"
-    return Rationale(
-        text, "given", "", "", "", "", seed=number, num_tokens=len(text.split()),
-        provenance="unknown",
-    )  # fmt: skip
+    return parts
