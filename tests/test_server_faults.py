@@ -28,7 +28,7 @@ from mmemb.rationales import ServerError, ServerWorker
 from mmemb.rationales.chat_client import LONGEST_RETRY_AFTER_S, seconds
 from mmemb.rationales.chat_reply import MOST_TOKENS, Reply, cut
 from mmemb.records import Rationale
-from mmemb.signals import Interrupted, exit_on_signals
+from mmemb.signals import Interrupted
 from tests.chat_stub import GOOD, KEY, SEEDS, SIDES, Said, chat, serving, worker, write_prompts
 
 NUMBERS = st.integers(0, 10**25) | st.integers(-99, 99)
@@ -203,9 +203,16 @@ def test_a_signal_ends_the_waiting(folder: Path, signum: signal.Signals) -> None
             signal.pthread_kill(main, signum)
         return Said(b"", drip=repeat(b"HTTP/1.1 100 Continue\r\n\r\n"), delay_s=0.01)
 
+    def interrupt(*_: object) -> None:
+        raise Interrupted(signum)  # as a command does, but for the clock that ends a process
+
+    before = signal.signal(signum, interrupt)
     with serving(answer) as stub:
-        with pytest.raises(Interrupted), exit_on_signals():
-            worker(folder, stub.url).write(SIDES[:1], torch.arange(40)[None])
+        try:
+            with pytest.raises(Interrupted):
+                worker(folder, stub.url).write(SIDES[:1], torch.arange(40)[None])
+        finally:
+            signal.signal(signum, before)
         assert all(stub.hung_up.acquire(timeout=20) for _ in range(4))
     assert len(stub.bodies) == 4
     assert "chat requests" not in {thread.name for thread in threading.enumerate()}
