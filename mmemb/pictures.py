@@ -80,7 +80,7 @@ def read_picture(
             _check(image)
             _scale_transparent_grey(image)
             ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
     except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
         raise _unreadable(where, formats, error) from None
 
@@ -112,7 +112,7 @@ def check_picture(data: bytes, formats: Sequence[str], where: str) -> str:
             image.load()
             image.getexif().get(ExifTags.Base.Orientation)
             if image.mode == "F":
-                _to_rgb(image)  # whether there is a white depends on the values
+                to_rgb(image)  # whether there is a white depends on the values
             return _SUFFIXES[str(image.format)]
     except Exception as error:  # as above
         raise _unreadable(where, formats, error) from None
@@ -149,7 +149,8 @@ def _scale_transparent_grey(image: Picture) -> None:
         image.info["transparency"] = (image.info["transparency"] & peak) * 255 // peak
 
 
-def _to_rgb(image: Picture) -> Picture:
+def to_rgb(image: Picture) -> Picture:
+    """An opened picture, or one frame of it, as 8-bit RGB on white; see `read_picture`."""
     from PIL import Image
 
     if image.mode in _GREY_16:

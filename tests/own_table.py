@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.tiny import picture
+from tests.tiny_clips import write_video
 
 PARTS = ("train",) * 8 + ("val",) * 2 + ("gate",) * 4 + ("calibration",) * 4 + ("test",) * 6
 
@@ -24,24 +25,8 @@ def write_media(folder: Path, num: int = 24) -> Path:
         (folder / f"frames/{n:02d}").mkdir(parents=True)
         for frame in range(12):
             (folder / f"frames/{n:02d}/f{frame}.webp").write_bytes(picture(n, frame=frame))
-    write_clip(folder / "clip.mp4")
+    write_video(folder / "clip.mp4")
     return folder
-
-
-def write_clip(path: Path, frames: int = 20) -> None:
-    """Frames that grow brighter, so that their order can be seen."""
-    import av
-    import numpy as np
-
-    with av.open(str(path), "w") as video:
-        stream = video.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for n in range(frames):
-            grey = np.full((32, 32, 3), 10 + 10 * n, dtype=np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")):
-                video.mux(packet)
-        for packet in stream.encode():
-            video.mux(packet)
 
 
 def flag_rows() -> list[Row]:

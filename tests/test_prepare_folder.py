@@ -12,13 +12,11 @@ import torch
 
 from datamodules import EvaluationDataModule, PairDataModule
 from datamodules.prepare.__main__ import main
-from datamodules.prepare.folder.media import clip_frames, evenly
 from mmemb.rationales import PrecomputedWorker
 from mmemb.shards import ShardIndex
 from tests.own_table import (
     flag_rows,
     nested,
-    write_clip,
     write_csv,
     write_lines,
     write_media,
@@ -142,18 +140,6 @@ def test_clips_and_frames_and_several_pictures(media: Path, tmp_path: Path) -> N
     assert members["c"] == ["q0.webp", "q1.webp"]
     frames = index.read(index.by_key["b"])
     assert frames["t0.001.webp"] == picture(0, frame=3), "f10 comes after f9"
-
-
-def test_frames_of_a_clip_are_evenly_spaced(tmp_path: Path) -> None:
-    from PIL import Image
-
-    write_clip(tmp_path / "c.mp4")
-    found = []
-    for suffix, data in clip_frames(tmp_path / "c.mp4", 3):
-        (tmp_path / f"f.{suffix}").write_bytes(data)
-        found.append(Image.open(tmp_path / f"f.{suffix}").convert("L").getpixel((16, 16)))
-    expected = [10 + 10 * n for n in evenly(20, 3)]
-    assert found == pytest.approx(expected, abs=6)
 
 
 @pytest.mark.parametrize("num_with", [1, 15])

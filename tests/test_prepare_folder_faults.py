@@ -14,10 +14,11 @@ from datamodules.prepare.folder.media import clip_frames
 from datamodules.prepare.folder.media import picture as own_picture
 from datamodules.prepare.folder.rationales import read_rationales
 from mmemb.rationales.pools import read_pool
-from tests.own_table import flag_rows, write_clip, write_csv, write_lines, write_media
+from tests.own_table import flag_rows, write_csv, write_lines, write_media
 from tests.picture_files import tiff
 from tests.test_prepare_folder import prepare
 from tests.tiny import picture
+from tests.tiny_clips import write_video
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_file_that_is_something_else_opens_nothing(tmp_path: Path) -> None:
     """A playlist would read other files, PostScript would run: by their bytes, not their names."""
-    write_clip(tmp_path / "secret.mp4")
+    write_video(tmp_path / "secret.mp4")
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
     (tmp_path / "code.bmp").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

@@ -7,28 +7,23 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
+from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
 from datamodules.prepare.media_paths import MediaPathError, find_media
-from mmemb.pictures import MAX_PIXELS, SHARD_FORMATS, check_picture, read_picture
+from mmemb.pictures import SHARD_FORMATS, check_picture, read_picture
 
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
 _CONVERTED, _WEBP_SIDE = ("BMP", "TIFF"), 16383
 """Other formats of pictures, and the longest side of the WebP files that they become."""
-CLIPS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"}
-_OPENED = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif",
-    "protocol_whitelist": "file",
-}
-"""A file is what its bytes say, not its name: a playlist called `.mp4` would open other files."""
+CLIPS = {*VIDEOS, ".gif"}
 
 
 def side_members(
@@ -36,11 +31,13 @@ def side_members(
 ) -> dict[str, bytes]:
     """`q0.png` for a picture, `q1.000.webp`, `q1.001.webp`, ... for a clip.
 
+    A picture that moves (GIF, WebP, PNG) is a clip.
+
     Args:
         folder: that paths are relative to.
         media: paths of pictures, of video files or of folders of frames.
         prefix: `q`, `t` or `c`.
-        num_frames: of a clip, evenly spaced; all of them if there are fewer.
+        num_frames: of a clip, evenly spaced in time; all of them if there are fewer.
 
     Raises:
         ValueError: a path that leads elsewhere, is missing or cannot be decoded; names it.
@@ -48,7 +45,7 @@ def side_members(
     members: dict[str, bytes] = {}
     for number, name in enumerate(media):
         path = locate(folder, name)
-        if path.is_dir() or path.suffix.lower() in CLIPS:
+        if path.is_dir() or path.suffix.lower() in CLIPS or is_animated(path):
             for place, (suffix, data) in enumerate(clip_frames(path, num_frames)):
                 members[f"{prefix}{number}.{place:03d}.{suffix}"] = data
         else:
@@ -100,28 +97,17 @@ def picture(path: Path) -> tuple[str, bytes]:
 
 
 def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
-    """Frames of a folder of pictures, in natural order, or of a video file."""
+    """Frames of a folder of pictures, in natural order, or of a video file or animated picture.
+
+    Raises:
+        ValueError: names the file that cannot be read, and says why.
+    """
     if path.is_dir():
         files = sorted((p for p in path.iterdir() if _is_frame(p.name)), key=natural_order)
         if not files:
             raise ValueError(f"{path.name} is a folder without pictures")
         return [picture(files[place]) for place in evenly(len(files), num)]
-    try:
-        wanted = set(evenly(sum(1 for _ in _video_frames(path)), num))
-        frames = enumerate(_video_frames(path))
-        return [_lossless(frame.to_image()) for n, frame in frames if n in wanted]
-    except Exception as error:  # as above
-        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__})") from None
-
-
-def _video_frames(path: Path) -> Iterator[Any]:
-    import av
-
-    with av.open(str(path), options=_OPENED) as video:
-        size = video.streams.video[0]
-        if size.width * size.height > MAX_PIXELS:
-            raise ValueError(f"{size.width} x {size.height} pixels")
-        yield from video.decode(video=0)
+    return [_lossless(image) for image in read_clip(path, num)]
 
 
 def evenly(count: int, num: int) -> list[int]:
@@ -137,7 +123,7 @@ def evenly(count: int, num: int) -> list[int]:
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
     """`frame2` before `frame10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _parts(path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(path.name)]
 
 
 def content_digest(text: str, members: dict[str, bytes]) -> str:

@@ -1,0 +1,321 @@
+"""Frames of clips: video files and animated pictures, upright, evenly spaced in time, bounded.
+
+A clip is refused rather than shortened: a file that was cut, frames that end long before the stated
+end, frames of changing size, and a file without moving pictures are errors that say so.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from PIL import Image
+
+from datamodules.prepare.folder.containers import stated_size
+from mmemb.pictures import to_rgb
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+
+VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts"}
+ANIMATED = ("GIF", "WEBP", "PNG")
+"""Formats of pictures that may move; one that does counts as a clip."""
+
+MAX_FRAMES = 216_000
+"""Of a clip: two hours at 30 a second."""
+MAX_FRAME_PIXELS = 36_000_000
+"""Of a frame; 8K has 33 million."""
+MAX_CLIP_PIXELS = 500_000_000_000
+"""Of all frames that are decoded to choose among them: two hours of full HD at 30 a second."""
+
+_OPENED = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts",
+    "protocol_whitelist": "file",
+}
+"""A file is what its bytes say, not its name: a playlist called `.mp4` would open other files."""
+
+_TURNS = {
+    (1, 0, 0, 1): None,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # a phone held upright
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+"""Signs of a, b, c, d of a display matrix -> what makes the frame upright; Pillow turns left."""
+
+
+@final
+class ClipError(ValueError):
+    """What is wrong with a clip; the message does not name it."""
+
+
+def read_clip(path: Path, num: int) -> list[Image.Image]:
+    """RGB frames of a video file or an animated picture, see `nearest_frames`.
+
+    Raises:
+        ValueError: names the file: it is none of these, cut, damaged, has no moving picture, or is
+            beyond the bounds of this module.
+    """
+    try:
+        _check_size(path)
+        return _animation(path, num) if _is_picture(path) else _video(path, num)
+    except ClipError as error:
+        raise ValueError(f"{path.name} {error}.") from None
+    except Exception as error:  # decoders raise whatever the bytes make them raise
+        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__}).") from None
+
+
+def nearest_frames(times: Sequence[int], num: int) -> list[int]:
+    """Which frames of a clip are taken: those nearest in time to `num` evenly spaced times.
+
+    The first of these times is the first frame's, the last one the last frame's; of two frames that
+    are equally near the earlier one is taken. A frame that stands for long may be taken more than
+    once. All frames are taken if there are no more than `num`. Where times do not rise from frame
+    to frame, all frames count as equally long.
+
+    Args:
+        times: of the frames, in a unit of the clip's own.
+        num: at least 1.
+
+    >>> nearest_frames([0, 40, 80, 120, 160], 3), nearest_frames([0, 10, 20, 30, 400], 3)
+    ([0, 2, 4], [0, 3, 4])
+    """
+    if len(times) <= num:
+        return list(range(len(times)))
+    if any(one >= two for one, two in pairwise(times)):
+        times = range(len(times))
+
+    # Whole numbers alone, so that nothing depends on rounding: all times are multiplied by `steps`.
+    steps, first, last = max(1, num - 1), times[0], times[-1]
+    found = []
+    for step in range(num):
+        wanted = first * steps + (last - first) * step
+        after = bisect_right(times, wanted, key=lambda time: time * steps)
+        if after == len(times):
+            found.append(after - 1)
+        else:
+            is_nearer = times[after] * steps - wanted < wanted - times[after - 1] * steps
+            found.append(after if is_nearer else after - 1)
+    return found
+
+
+def is_animated(path: Path) -> bool:
+    """Says whether a picture file has several frames; False for one that cannot be read."""
+    try:
+        with Image.open(path, formats=ANIMATED) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # the reader of pictures says what is wrong
+        return False
+
+
+@final
+@dataclass(slots=True)
+class _Count:
+    """What was decoded so far; the bounds of this module hold for it."""
+
+    size: tuple[int, int] = (0, 0)
+    times: list[int] = field(default_factory=list)
+
+    def add(self, size: tuple[int, int], time: int) -> None:
+        """Counts a frame."""
+        self.size = self.size if self.times else size
+        if size != self.size:
+            (width, height), (now_wide, now_high) = self.size, size
+            number = len(self.times)
+            raise ClipError(
+                f"changes its size from {width} x {height} to {now_wide} x {now_high} pixels at "
+                f"frame {number}; expected one size"
+            )
+        self.times.append(time)
+        check_bounds(size, len(self.times))
+
+
+def check_bounds(size: tuple[int, int], frames: int) -> None:
+    """Raises ClipError if a frame, their number or both together are more than is decoded."""
+    pixels = size[0] * size[1]
+    if pixels > MAX_FRAME_PIXELS:
+        raise ClipError(
+            f"has frames of {size[0]} x {size[1]} pixels; at most {MAX_FRAME_PIXELS:,} are read"
+        )
+    if frames > MAX_FRAMES or frames * pixels > MAX_CLIP_PIXELS:
+        raise ClipError(
+            f"is too long: at most {MAX_FRAMES:,} frames and {MAX_CLIP_PIXELS:,} pixels of all "
+            "frames together are read; cut it, or give a folder of frames"
+        )
+
+
+def _is_picture(path: Path) -> bool:
+    """By its bytes: much that is called `.gif` is a video, and the other way round."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:4] in (b"GIF8", b"\x89PNG") or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
+
+
+def _check_size(path: Path) -> None:
+    stated, actual = stated_size(path), path.stat().st_size
+    if stated is not None and actual < stated:
+        raise ClipError(f"is cut: it has {actual} bytes and states {stated}; fetch it again")
+
+
+def _video(path: Path, num: int) -> list[Image.Image]:
+    """Two passes: the first finds the times of all frames, the second keeps the chosen ones."""
+    chosen = nearest_frames(_times(path), num)
+    frames = {}
+    with _opened(path) as (video, stream):
+        for number, frame in enumerate(video.decode(stream)):
+            if number in chosen:
+                frames[number] = _upright(frame, stream.sample_aspect_ratio)
+            if number == chosen[-1]:
+                break
+    return [frames[number] for number in chosen]
+
+
+def _times(path: Path) -> list[int]:
+    """Times of all frames in units of the stream, or their numbers if it gives no times."""
+    seen, end, is_timed = _Count(), 0, True
+    with _opened(path) as (video, stream):
+        others = 0.0
+        for packet in video.demux():
+            if packet.stream.index != stream.index:
+                others = max(others, _end_of(packet))
+                continue
+            for frame in packet.decode():
+                is_timed = is_timed and frame.pts is not None
+                seen.add((frame.width, frame.height), frame.pts if is_timed else len(seen.times))
+                end = seen.times[-1] + (frame.duration or 0)
+
+        if not seen.times:
+            raise ClipError("holds no frame")
+        if not is_timed:
+            return list(range(len(seen.times)))
+
+        # The stream's own length counts; that of a whole file, in which the sound may be longer,
+        # is compared with the end of all streams.
+        unit = float(stream.time_base)
+        if stream.duration is not None:
+            _check_end(seen.times, end, stream.duration, unit)
+        elif video.duration is not None:
+            end = max(end, round(others / unit))
+            _check_end(seen.times, end, video.duration / 1e6 / unit, unit)
+    return seen.times
+
+
+def _end_of(packet: Packet) -> float:
+    """When a packet of sound or text ends, in seconds."""
+    if packet.pts is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _check_end(times: Sequence[int], end: int, stated: float, unit: float) -> None:
+    """Compares the last frame with a stated length, in units of `unit` seconds.
+
+    A tenth may be missing, and two frames: encoders round, and drop the last ones.
+    """
+    gap = max((two - one for one, two in pairwise(times)), default=0)
+    reached = max(end, end - times[0])
+    if reached + 2 * gap < 0.9 * stated:
+        raise ClipError(
+            f"is cut: its frames end after {reached * unit:.1f} s, it states {stated * unit:.1f} s"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
+    """A video file and its moving picture."""
+    import av
+    from av.stream import Disposition
+
+    # Texts in it, such as a title in an old encoding, are nobody's concern.
+    with av.open(str(path), options=_OPENED, metadata_errors="replace") as video:
+        pictures = video.streams.video
+        streams = [s for s in pictures if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            what = "sound" if video.streams.audio else "other data"
+            also = " and a picture as its cover" if pictures else ""
+            raise ClipError(f"holds no video, but {what}{also}")
+        stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+
+        # Frames may be larger than the file's head says, so the decoder knows a bound, too: twice
+        # ours, as it counts margins of the frame.
+        check_bounds((stream.width, stream.height), 1)
+        stream.codec_context.options = {"max_pixels": str(2 * MAX_FRAME_PIXELS)}
+        yield video, stream
+
+
+def _upright(frame: VideoFrame, aspect: Any) -> Image.Image:
+    """A frame as it is to be looked at: on white, with square pixels, turned and mirrored."""
+    if frame.is_corrupt:
+        raise ClipError(f"is damaged in its frame at {frame.time or 0:.1f} s")
+
+    if any(component.is_alpha for component in frame.format.components):
+        image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
+    else:
+        image = frame.to_image()
+    if aspect and aspect != 1:
+        wide = max(1, round(image.width * aspect))
+        check_bounds((wide, image.height), 1)
+        image = image.resize((wide, image.height), Image.Resampling.BICUBIC)
+
+    matrices = (bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX")
+    turn = turn_of(next(matrices, b""))
+    return image if turn is None else image.transpose(turn)
+
+
+def turn_of(matrix: bytes) -> Image.Transpose | None:
+    """What makes a frame with this display matrix upright; None = nothing.
+
+    Args:
+        matrix: nine 32-bit whole numbers a b u c d v x y w, by which a pixel at (x, y) is shown at
+            (a x + c y, b x + d y); scale and place do not count. Empty = there is none.
+
+    Raises:
+        ClipError: it turns by other than multiples of 90 degrees.
+    """
+    if not matrix:
+        return None
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix[:36])
+    straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
+    if not straight and not crossed:  # players ignore it, too
+        return None
+    if straight > 100 * crossed:
+        b = c = 0
+    elif crossed > 100 * straight:
+        a = d = 0
+    signs = tuple((value > 0) - (value < 0) for value in (a, b, c, d))
+    if signs not in _TURNS:
+        raise ClipError("is turned by an angle that is no multiple of 90 degrees")
+    return _TURNS[signs]
+
+
+def _animation(path: Path, num: int) -> list[Image.Image]:
+    """Frames of a GIF, WebP or PNG; they have a length in milliseconds each."""
+    data, seen, start = path.read_bytes(), _Count(), 0
+    with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+        check_bounds(image.size, 1)
+        frames = getattr(image, "n_frames", 1)
+        check_bounds(image.size, frames)
+        for number in range(frames):
+            image.seek(number)
+            image.load()
+            seen.add(image.size, start)
+            start += round(image.info.get("duration", 0))
+
+    chosen = nearest_frames(seen.times, num)
+    with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+        found = {}
+        for number in sorted(set(chosen)):
+            image.seek(number)
+            found[number] = to_rgb(image).copy()
+    return [found[number] for number in chosen]
