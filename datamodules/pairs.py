@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, final
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from datamodules.archives import ArchiveLimits
 from datamodules.decode import DecodeError, OnError
 from datamodules.evaluation import EvaluationRows, has_queries
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
@@ -26,6 +27,7 @@ from mmemb.distributed import gather_objects
 from mmemb.records import Pair, ScoredRationale
 from mmemb.shards import Origin, ShardIndex
 
+ARCHIVE_LIMITS = ArchiveLimits()
 _LOG = logging.getLogger(__name__)
 
 
@@ -62,6 +64,7 @@ class PairDataModule(ShardDataModule):
         target_sidecar: folder of the targets' rationales (`SideDataModule(side: target)`), drawn by
             count, or None.
         with_candidates: `predict` reads the candidate table first, for who mines negatives.
+        archive_limits: what a tar without an index may cost: sizes and ratio of compression.
     """
 
     # No weight is trained on what is validated.
@@ -90,6 +93,7 @@ class PairDataModule(ShardDataModule):
         teacher: str | None = None,
         with_candidates: bool = False,
         target_sidecar: str | None = None,
+        archive_limits: ArchiveLimits = ARCHIVE_LIMITS,
     ) -> None:
         super().__init__(root)
         self._negatives, self._num_negatives = negatives, num_negatives
@@ -101,6 +105,7 @@ class PairDataModule(ShardDataModule):
         self._soft, self._prior_fraction = soft, prior_fraction
         self._foreign_fraction, self._on_error = foreign_fraction, on_error
         self._num_workers, self._start_method = num_workers, start_method
+        self._archive_limits = archive_limits
         self._replay: ReplayStream | None = None
         self._streamed_facts: frozenset[str] = frozenset()
 
@@ -362,5 +367,11 @@ class PairDataModule(ShardDataModule):
                 "leave trainer.overfit_batches out, or prepare a folder of shards."
             )
         return ReplayStream(
-            self._pairs, self._batch_size, self._seed, self.place, self._reader, self._on_error
+            self._pairs,
+            self._batch_size,
+            self._seed,
+            self.place,
+            self._reader,
+            self._on_error,
+            self._archive_limits,
         )

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
@@ -15,8 +16,16 @@ from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, 
 from mmemb.benchmark_data import check_index, parse_query
 from mmemb.records import Candidate, Media, Pair, Query, Side
 from mmemb.shards import IndexEntry, ShardIndex
+from mmemb.text import has_text
 
-_MEDIA = re.compile(r"([qtc])(\d+)(?:\.(\d+))?\.(?:webp|png|jpe?g)")
+_MEDIA = re.compile(r"([qtc])([0-9]{1,6})(?:\.([0-9]{1,6}))?\.(?:webp|png|jpe?g)")
+_CONTENT = re.compile(
+    r"([qtc])[0-9]*(?:\..*)?"  # of one side
+    r"|(?:.*\.)?(?:webp|png|jpe?g|gif|bmp|tiff?|avif|heic|jxl|svg|mp4|m4v|mov|mkv|webm|avi)",
+    re.DOTALL,
+)
+"""Names of what a sample shows; one that is no `_MEDIA` is content that nobody would read."""
+
 _Record = TypeVar("_Record")
 
 
@@ -40,11 +49,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The bytes of a sample as far as they were read, the digests of all of its media, and the
-    `meta` of its index entry."""
+    """The bytes of a sample as far as they were read, the names of all of its members, the digests
+    of all of its media, and the `meta` of its index entry."""
 
     key: str
     where: str
+    names: tuple[str, ...]
     data: Mapping[str, bytes]
     media: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +63,7 @@ class Members:
     def of_bytes(cls, key: str, where: str, data: Mapping[str, bytes]) -> Members:
         """A sample that came without an index: digests are computed here."""
         media = {k: hashlib.sha256(v).hexdigest() for k, v in data.items() if _MEDIA.fullmatch(k)}
-        return cls(key, where, data, media)
+        return cls(key, where, tuple(data), data, media)
 
 
 def rows_of(index: ShardIndex) -> tuple[Row, ...]:
@@ -131,7 +141,8 @@ class SampleReader:
         if self._pixels:
             wanted |= {name for name in row.entry.members if name[:1] in sides}
         data = row.index.read(row.entry, wanted)
-        return Members(row.entry.key, row.where, data, row.entry.media, row.meta)
+        entry = row.entry
+        return Members(entry.key, row.where, tuple(entry.members), data, entry.media, row.meta)
 
     def _pair(self, members: Members) -> Pair:
         data = _json(members)
@@ -169,9 +180,10 @@ class SampleReader:
         return self._side(members, "t", data["target_text"], data["target_instruction"])
 
     def _side(self, members: Members, side: str, text: str, instruction: str) -> Side:
-        media = (self._media(members, name, kind) for name, kind in media_of(members.media, side))
-        found = Side(text, instruction, tuple(media))
-        if not (isinstance(text, str) and isinstance(instruction, str) and found.modalities):
+        named = whole_media_of(members.names, side)
+        found = Side(text, instruction, tuple(self._media(members, *media) for media in named))
+        texts = isinstance(text, str) and isinstance(instruction, str)
+        if not (texts and (found.media or has_text(text))):
             raise DecodeError(
                 f"{members.where}: side {side} is empty or its text is no string: expected text, "
                 "pictures or both.",
@@ -196,6 +208,58 @@ def media_of(names: Iterable[str], side: str) -> list[tuple[str, Literal["image"
     found = [(m, name) for name in names if (m := _MEDIA.fullmatch(name)) and m[1] == side]
     found.sort(key=lambda pair: (int(pair[0][2]), int(pair[0][3] or 0)))
     return [(name, "frame" if match[3] else "image") for match, name in found]
+
+
+@lru_cache(4096)  # most samples of a data set have equal names
+def whole_media_of(
+    names: tuple[str, ...], side: str
+) -> tuple[tuple[str, Literal["image", "frame"]], ...]:
+    """`media_of` of a sample that has lost nothing.
+
+    Args:
+        names: of all members.
+        side: `q`, `t` or `c`.
+
+    Raises:
+        ValueError: a picture that nobody would read, or a place without one.
+
+    >>> whole_media_of(("json", "t1.webp", "t0.png"), "t")
+    (('t0.png', 'image'), ('t1.webp', 'image'))
+    """
+    others = {"q": "c", "t": "c", "c": "qt"}[side]  # no sample holds a candidate and another side
+    for name in names:
+        content = _CONTENT.fullmatch(name)
+        if (
+            content
+            and (content[1] or side) in side + others
+            and not (content[1] == side and _MEDIA.fullmatch(name))
+        ):
+            raise ValueError(
+                f"member {name!r:.99} is no picture that is read: expected names such as "
+                f"{side}0.webp, {side}0.000.png, {side}1.jpg."
+            )
+
+    found = media_of(names, side)
+    frames: dict[int, list[int | None]] = {}
+    for match in filter(None, (_MEDIA.fullmatch(name) for name, _ in found)):
+        frames.setdefault(int(match[2]), []).append(int(match[3]) if match[3] else None)
+    is_whole = all(held in ([None], [*range(len(held))]) for held in frames.values())
+    if list(frames) != [*range(len(frames))] or not is_whole:
+        raise ValueError(
+            f"side {side} has the pictures {', '.join(name for name, _ in found):.99}: expected "
+            f"{side}0, {side}1, ... without a hole, each of them once or as frames from 0 on."
+        )
+    return tuple(found)
+
+
+def foreign_names(names: Iterable[str]) -> list[str]:
+    """Members of a sample that are neither its JSON nor of a side, and that nobody reads.
+
+    >>> foreign_names(["json", "q0.webp", "cls"])
+    ['cls']
+    """
+    known = ("json", "candidates.npy")
+    return [name for name in names if name not in known and not _CONTENT.fullmatch(name)]
 
 
 def _json(members: Members) -> Any:

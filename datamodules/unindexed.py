@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from itertools import count, zip_longest
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import count, islice, zip_longest
 from pathlib import Path
 from random import Random
-from typing import Any, final
+from typing import final
 
 import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from datamodules.archives import ArchiveError, ArchiveLimits, TarMember, read_tar
 from datamodules.collate import pair_batch
-from datamodules.decode import DecodeError, OnError
-from datamodules.samples import Members, SampleReader
+from datamodules.decode import ADVICE, DecodeError, OnError
+from datamodules.samples import Members, SampleReader, foreign_names
 from datamodules.stream import warn_skipped
+from datamodules.tar_samples import ForeignMembers, TarSample, printable, samples_of
 from mmemb.batches import PairBatch
 from mmemb.files import file_identity
 from mmemb.records import Pair, stable_hash
 
-SHUFFLE_BUFFER = 1024
+SHUFFLE_BUFFER, SHUFFLE_START = 1024, 100
+"""Samples that are drawn from, and those that are waited for."""
+
+SHUFFLE_BYTES = 1 << 30
+"""Of the samples that are drawn from: with large pictures there are fewer of them."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,6 +52,10 @@ class ReplayStream:
 
     Ranks split the tars (here, since a spawned worker does not know its rank); groups of one task
     cannot be planned without an index. To resume, everything before is read again.
+
+    With `on_error: skip` a sample that cannot be read is left out, and of a tar that cannot be read
+    on the rest; the warning says how many of its samples were read. A tar that is not sorted by key
+    is an error in any case, since its samples have been handed out in halves when it shows.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class ReplayStream:
         place: tuple[int, int],
         reader: SampleReader,
         on_error: OnError,
+        limits: ArchiveLimits,
     ) -> None:
         self._urls = [tar for url in urls for tar in wds.shardlists.expand_urls(url)]
         self._rank, self._world = place
@@ -67,7 +77,9 @@ class ReplayStream:
                 f"that the ranks divide."
             )
         self._batch_size, self._seed = batch_size // self._world, seed
-        self._reader, self._on_error = reader, on_error
+        self._reader, self._on_error, self._limits = reader, on_error, limits
+        self._skipped: dict[str, None] = {}
+        self._looked_at: set[str] = set()
         self._identities: dict[str, tuple[int, ...]] = {}
         self._batches, self._source, self._facts = 0, None, set[str]()
         _LOG.warning(
@@ -113,34 +125,67 @@ class ReplayStream:
             num_read = 0
             for sample in self._samples(epoch):
                 try:
-                    yield self._reader.pair_of(_members(sample))
+                    yield self._reader.pair_of(sample)
                     num_read += 1
                 except DecodeError as error:
-                    if self._on_error == "raise":
-                        raise
-                    warn_skipped([error.problem], 1)
+                    self._skip(error)
             if not num_read:
                 raise ValueError(f"Not one pair could be read from {self._urls}.")
 
-    def _samples(self, epoch: int) -> Iterator[dict[str, Any]]:
+    def _skip(self, error: DecodeError | ArchiveError, problem: str = "") -> None:
+        """Warns once of what is left out, or raises."""
+        if self._on_error == "raise":
+            raise error
+        problem = problem or error.problem
+        if problem not in self._skipped:
+            self._skipped[problem] = None
+            warn_skipped([problem], len(self._skipped))
+
+    def _samples(self, epoch: int) -> Iterator[Members]:
         # The order of the tars is the same on all ranks, so that their shares are disjoint.
         order = Random(stable_hash(self._seed, "tars", epoch)).sample(self._urls, len(self._urls))
         random = Random(stable_hash(self._seed, "samples", epoch, self._rank))
         tars = order[self._rank :: self._world]
-        samples = (sample for url in tars for sample in self._read_unchanged(url))
-        try:
-            yield from wds.shuffle(SHUFFLE_BUFFER, rng=random)(samples)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise ValueError(
-                f"A tar of {tars} cannot be read: expected whole tar "
-                f"files. Copy or make it again. {type(error).__name__}: {error}"
-            ) from error
+        for url, sample in _shuffled(self._tar_samples(tars), random):
+            where = f"Tar {url}, sample {printable(sample.key)}"
+            if sample.problem:
+                self._skip(DecodeError(f"{where}: {sample.problem}.", ADVICE))
+            else:
+                yield Members.of_bytes(sample.key, where, sample.data)
 
-    def _read_unchanged(self, url: str) -> Iterator[dict[str, Any]]:
+    def _tar_samples(self, urls: Iterable[str]) -> Iterator[tuple[str, TarSample]]:
+        for url in urls:
+            yield from ((url, sample) for sample in self._read_unchanged(url))
+
+    def _read_unchanged(self, url: str) -> Iterator[TarSample]:
         """The samples of a tar; of a local one as long as it is the file that was read first."""
         self._check_unchanged(url)
-        yield from _read_tar(url)
-        self._check_unchanged(url)  # it may have been written over while it was read
+        num_read, foreign = 0, ForeignMembers()
+        try:
+            members = _read_members(url, self._limits)
+            for sample in samples_of(members, f"Tar {url}", self._limits, foreign):
+                for name in foreign_names(sample.data):
+                    foreign.add(f"{sample.key}.{name}")
+                yield sample
+                num_read += 1
+        except ArchiveError as error:
+            self._check_unchanged(url)  # it may have been written over while it was read
+            self._skip(
+                error,
+                f"{error.problem} Its first {num_read} sample(s) were read, all that follow are "
+                "left out",
+            )
+        self._check_unchanged(url)
+        self._warn_of_foreign(url, foreign)
+
+    def _warn_of_foreign(self, url: str, foreign: ForeignMembers) -> None:
+        if foreign.count and url not in self._looked_at:
+            _LOG.warning(
+                "Tar %s: %d member(s) belong to no sample or to none of its sides and are not "
+                "read, such as %s",
+                *(url, foreign.count, printable(foreign.first)),
+            )
+        self._looked_at.add(url)
 
     def _check_unchanged(self, url: str) -> None:
         """Raises ValueError if a local file was written, or is another one than was first read.
@@ -172,13 +217,47 @@ def _identity(url: str) -> tuple[int, ...]:
     return file_identity(path) if path.is_file() else ()
 
 
-def _read_tar(url: str) -> Iterator[dict[str, Any]]:
-    # webdataset's own opener leaves files open and the exit status of pipes unread.
-    with closing(wds.gopen(url)) as stream:
-        yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
+def _read_members(url: str, limits: ArchiveLimits) -> Iterator[TarMember]:
+    try:
+        stream = wds.gopen(url)
+    except OSError as error:
+        raise ValueError(
+            f"Tar {url} cannot be opened: {error}. Correct its name in `pairs`, or bring it back."
+        ) from error
+
+    # webdataset's own reader leaves files open and the exit status of pipes unread.
+    try:
+        yield from read_tar(stream, f"Tar {url}", limits)
+        stream.close()
+    except OSError as error:
+        raise ArchiveError(f"Tar {url} ended with an error: {error}.") from None
+    finally:
+        with suppress(OSError):  # of a pipe that nobody reads to its end
+            stream.close()
 
 
-def _members(sample: Mapping[str, Any]) -> Members:
-    data = {name: value for name, value in sample.items() if not name.startswith("__")}
-    key = sample["__key__"]
-    return Members.of_bytes(key, f"Tar {sample.get('__url__')}, sample {key}", data)
+def _shuffled(
+    samples: Iterator[tuple[str, TarSample]], random: Random
+) -> Iterator[tuple[str, TarSample]]:
+    """Draws from a buffer, as webdataset's `shuffle` does, which may hold only so many bytes."""
+    held: list[tuple[str, TarSample]] = []
+    num_bytes = 0
+    for sample in samples:
+        held.append(sample)
+        num_bytes += sample[1].num_bytes
+        if len(held) < SHUFFLE_BUFFER and num_bytes < SHUFFLE_BYTES:
+            held += (more := list(islice(samples, 1)))
+            num_bytes += sum(found.num_bytes for _, found in more)
+
+        if len(held) >= SHUFFLE_START or num_bytes >= SHUFFLE_BYTES:
+            drawn = _draw(held, random)
+            num_bytes -= drawn[1].num_bytes
+            yield drawn
+    while held:
+        yield _draw(held, random)
+
+
+def _draw(held: list[tuple[str, TarSample]], random: Random) -> tuple[str, TarSample]:
+    number = random.randint(0, len(held) - 1)
+    held[number], held[-1] = held[-1], held[number]
+    return held.pop()

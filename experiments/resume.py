@@ -16,7 +16,7 @@ from callbacks.checkpoint_io import newest_whole
 from experiments.deciding import deciding_trainer
 from mmemb.lineage import read_json
 
-MACHINE_KEYS = ("num_workers", "start_method")
+MACHINE_KEYS = ("num_workers", "start_method", "archive_limits")
 """Settings of a data module that change no result."""
 
 KEPT = "model.init_args.optimizer"
@@ -101,7 +101,7 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
         name: f"was {_word(then, name)}, is {_word(now, name)}"
         for name in dict.fromkeys([*now, *then])
         if then.get(name, missing) != now.get(name, missing)
-        and name.rpartition(".")[2] not in MACHINE_KEYS
+        and not set(name.split(".")) & set(MACHINE_KEYS)
     }
 
 

@@ -14,7 +14,9 @@ import yaml
 
 from datamodules import PairDataModule
 from datamodules.prepare.__main__ import main
-from datamodules.prepare.mmeb_train.rows import read_source
+from datamodules.prepare.mmeb.pictures import UnreadableError
+from datamodules.prepare.mmeb_train.media import MediaStore
+from datamodules.prepare.mmeb_train.rows import TrainSide, read_source
 from datamodules.samples import SampleReader, rows_of
 from mmemb.benchmarks.mmeb_train import MIXTURE, TOTAL_WEIGHT, source_named
 from mmemb.records import Pair
@@ -254,3 +256,24 @@ def test_the_mixture_trains_and_its_cut_chooses_checkpoints(root: Path, tmp_path
     assert (checkpoints / "best.ckpt").is_file()
     metrics = json.loads((tmp_path / "mmeb_v2/train/summary.json").read_text())["metrics"]
     assert "val/recall@1" in metrics
+
+
+def test_a_broken_archive_is_named_by_the_rows_that_miss_it(tmp_path: Path) -> None:
+    """One broken archive refused every table of the repository, with zipfile's own words."""
+    shown = png(1)
+    for name in ("a.zip", "b.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("images/1.webp", shown)
+            archive.writestr(f"images/{name}.webp", shown)
+    (tmp_path / "c.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:-9])
+
+    store = MediaStore(tmp_path)
+    side = TrainSide(picture="images/1.webp")
+    assert store.members(side, "q") == {"q0.webp": shown}
+    with pytest.raises(UnreadableError, match=r"holds 'images/2\.webp'.*c\.zip cannot be read"):
+        store.members(TrainSide(picture="images/2.webp"), "q")
+
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.writestr("images/1.webp", b"another")
+    with pytest.raises(UnreadableError, match=r"another picture in each of .*a\.zip, .*d\.zip"):
+        MediaStore(tmp_path).members(side, "q")

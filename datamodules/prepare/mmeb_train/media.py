@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import final
 
+from datamodules.archives import ArchiveError, ArchiveLimits, open_zip, read_zip_member
 from datamodules.prepare.mmeb.frames import choose_frames, natural_key
 from datamodules.prepare.mmeb.pictures import UnreadableError, check_picture
 from datamodules.prepare.mmeb_train.rows import TrainSide
 from mmemb.benchmarks.mmeb_train import FRAMES
 
+_LIMITS = ArchiveLimits()
 _FRAMES = "train_300k"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -25,7 +28,8 @@ class MediaStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._archives: dict[str, zipfile.ZipFile] | None = None
+        self._archives: dict[str, list[zipfile.ZipFile]] | None = None
+        self._broken = ""
 
     def members(self, side: TrainSide, prefix: str) -> dict[str, bytes]:
         """The side's media as members of a sample.
@@ -47,18 +51,32 @@ class MediaStore:
         path = self._folder / _inside(name)
         if path.is_file():
             return path.read_bytes()
-        archives = self._by_member()
-        if name in archives:
-            return archives[name].read(name)
+        archives = self._by_member().get(name, [])
+        try:
+            if len({archive.getinfo(name).CRC for archive in archives}) > 1:
+                raise ArchiveError(f"{name!r} is another picture in each of {_names(archives)}.")
+            if archives:
+                return read_zip_member(archives[0], name, _LIMITS)
+        except ArchiveError as error:
+            raise UnreadableError(f"{error} Or leave it out with `--on-error skip`.") from None
         raise UnreadableError(
             f"{path} is missing, and no archive below {self._folder} holds {name!r}: unpack or "
-            "fetch it again, or leave such rows out with `--on-error skip`."
+            f"fetch it again, or leave such rows out with `--on-error skip`. {self._broken}".strip()
         )
 
-    def _by_member(self) -> dict[str, zipfile.ZipFile]:
+    def _by_member(self) -> dict[str, list[zipfile.ZipFile]]:
+        """Name -> the archives that hold it; a broken archive counts as absent, until something is
+        looked for in vain."""
         if self._archives is None:
-            opened = [zipfile.ZipFile(path) for path in sorted(self._folder.rglob("*.zip"))]
-            self._archives = {name: archive for archive in opened for name in archive.namelist()}
+            self._archives = {}
+            for path in sorted(self._folder.rglob("*.zip")):
+                try:
+                    archive = open_zip(path)
+                except ArchiveError as error:
+                    self._broken += f"{error} "
+                    continue
+                for name in dict.fromkeys(archive.namelist()):
+                    self._archives.setdefault(name, []).append(archive)
         return self._archives
 
     def _clip(self, name: str, prefix: str) -> dict[str, bytes]:
@@ -75,6 +93,10 @@ class MediaStore:
             suffix = check_picture(data, str(frames[number]))
             members[f"{prefix}0.{place:03d}.{suffix}"] = data
         return members
+
+
+def _names(archives: Sequence[zipfile.ZipFile]) -> str:
+    return ", ".join(str(archive.filename) for archive in archives)
 
 
 def _inside(name: str) -> PurePosixPath:

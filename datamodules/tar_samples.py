@@ -1,0 +1,120 @@
+"""Members of a tar without an index, grouped into samples: those that follow each other by key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import final
+
+from datamodules.archives import BLOCK, ArchiveError, ArchiveLimits, TarMember
+
+_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
+_FOREIGN = re.compile(r"(?:^|/)(?:\.(?!\.?/)[^/]+|__MACOSX|PaxHeaders?[^/]*|__[^/]*__)(?:/|$)")
+"""Hidden files, what macOS adds (`._x`, `__MACOSX`), pax headers that were unpacked as files, and
+`__x__`, which WebDataset keeps for itself."""
+
+
+@final
+class SplitSampleError(ValueError):
+    """A tar that is not sorted by key: a sample comes back after it has been handed out."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarSample:
+    """The files of one key; `problem` says what is wrong with them, if anything is."""
+
+    key: str
+    data: dict[str, bytes]
+    problem: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files, in memory."""
+        return sum(map(len, self.data.values()))
+
+
+@final
+class ForeignMembers:
+    """Counts members that belong to no sample, or to none of its sides."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def add(self, name: str) -> None:
+        """Notes one of them."""
+        self.first = self.first or name
+        self.count += 1
+
+
+def samples_of(
+    members: Iterable[TarMember], where: str, limits: ArchiveLimits, foreign: ForeignMembers
+) -> Iterator[TarSample]:
+    """Groups members as WebDataset does: the key ends at the first dot of the file's name.
+
+    Args:
+        members: of one tar, in order.
+        where: names the tar in errors.
+        limits: on the members and bytes of a sample.
+        foreign: counts the members that are no sample's.
+
+    Raises:
+        ArchiveError: a sample is beyond the limits; or one of `members`.
+        SplitSampleError: a key comes back, so that a sample was handed out without all members.
+    """
+    seen: set[str] = set()
+    for key, group in groupby(_named(members, foreign), key=itemgetter(0)):
+        if key in seen:
+            raise SplitSampleError(
+                f"{where}: sample {printable(key)} stands at two places, so that neither is "
+                "whole. Pack the tar again, sorted by key, such as by `tar --sort=name`."
+            )
+        seen.add(key)
+        yield _sample(key, group, where, limits)
+
+
+def printable(text: str) -> str:
+    r"""A name from elsewhere, as it may stand in a message.
+
+    >>> printable("flags/ä"), printable("a\nb")
+    ('flags/ä', 'a\\nb')
+    """
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _named(
+    members: Iterable[TarMember], foreign: ForeignMembers
+) -> Iterator[tuple[str, str, TarMember]]:
+    """Members with their key and extension."""
+    for member in members:
+        match = _NAME.fullmatch(member.name)
+        if member.kind == "folder" or match is None or _FOREIGN.search(member.name):
+            foreign.add(member.name)
+        else:
+            yield match[1], match[2].lower(), member
+
+
+def _sample(
+    key: str, group: Iterable[tuple[str, str, TarMember]], where: str, limits: ArchiveLimits
+) -> TarSample:
+    data: dict[str, bytes] = {}
+    problem, size = "", 0
+    for number, (_, name, member) in enumerate(group, 1):
+        size += BLOCK + len(member.data)
+        if number > limits.num_members or size > limits.sample_mib << 20:
+            raise ArchiveError(
+                f"{where}: sample {printable(key)} has more than {limits.num_members} members or "
+                f"{limits.sample_mib} MiB (the limits).",
+                "Mend it, or raise `archive_limits`.",
+            )
+
+        # A link stands for content that is not followed, so the sample lacks it.
+        if member.kind != "file":
+            problem = f"member {printable(name)} is a {member.kind}, and no file"
+        elif name in data:
+            problem = f"member {printable(name)} is there twice"
+        data[name] = member.data
+    return TarSample(key, data, problem)
