@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmemb.text import limit_marks
+
 Kind = Literal["similarity", "log_odds"]
 """What a score is: `s / tau` of an embedder, or a judge's log-odds of yes against no."""
 
@@ -206,7 +208,7 @@ def names_target(text: str, answers: Sequence[str]) -> bool:
 
 
 def _words(text: str) -> str:
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    decomposed = unicodedata.normalize("NFKD", limit_marks(text.casefold()))
     bare = "".join(c for c in decomposed if not unicodedata.combining(c))
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", bare)))
 

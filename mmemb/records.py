@@ -7,12 +7,13 @@ Knows neither files nor models: shards turn into records in `datamodules`, recor
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
+
+from mmemb.text import check_unicode
 
 DIRECT, SHORT, FULL = "direct", "short", "full"
 """Names of the depths at which a query can be embedded (METHOD 4)."""
@@ -26,8 +27,6 @@ GREEDY = -1
 PARTS = ("train", "val", "gate", "calibration", "test")
 """Data parts: who may judge whom (METHOD 3)."""
 
-_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _Record = TypeVar("_Record")
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
@@ -46,7 +45,9 @@ def stable_hash(*parts: object, bits: int = 63) -> int:
     >>> stable_hash("country:fr") == stable_hash("country:fr")
     True
     """
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    text = "\x1f".join(map(str, parts))
+    check_unicode(text)
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - bits)
 
 
@@ -135,19 +136,25 @@ class Rationale:
     @property
     def thinking(self) -> str:
         """The text between the think tags; empty for a short rationale."""
-        found = _THINK.search(self.text)
-        return found.group(1).strip() if found else ""
+        return _between(self.text, "<think>", "</think>")
 
     @property
     def answer(self) -> str:
         """The text between the answer tags; empty if there is none."""
-        found = _ANSWER.search(self.text)
-        return found.group(1).strip() if found else ""
+        return _between(self.text, "<answer>", "</answer>")
 
     @property
     def plain(self) -> str:
         """Thought and answer without tags, one space between: what an embedder reads."""
         return " ".join(part for part in (self.thinking, self.answer) if part)
+
+
+def _between(text: str, opening: str, closing: str) -> str:
+    """What the first tag and the next closing one enclose; found once, so that many tags that are
+    never closed cost no more than one."""
+    _, _, behind = text.partition(opening)
+    inside, closed, _ = behind.partition(closing)
+    return inside.strip() if closed else ""
 
 
 def drafts_at(depth: str, rationales: Sequence[Rationale]) -> tuple[Rationale, ...]:

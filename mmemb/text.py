@@ -14,6 +14,9 @@ _BLANK = frozenset(
 """Letters, symbols and marks by their category that are drawn as nothing all the same."""
 
 
+_MOST_MARKS = 30
+
+
 def check_unicode(text: str) -> None:
     """Refuses halves of surrogate pairs, which no tokenizer reads and no file holds.
 
@@ -41,3 +44,20 @@ def has_text(text: str) -> bool:
     return any(
         unicodedata.category(letter) not in _INVISIBLE and letter not in _BLANK for letter in text
     )
+
+
+def limit_marks(text: str) -> str:
+    """The text with at most 30 accents and other marks in a row, as many as Unicode's stream-safe
+    format has: Python puts a run of marks in order in a time of its square.
+
+    >>> len(limit_marks("a" + "\\u0301" * 1000))
+    31
+    """
+    if text.isascii():
+        return text
+    kept, run = [], 0
+    for letter in text:
+        run = run + 1 if unicodedata.category(letter)[0] == "M" else 0
+        if run <= _MOST_MARKS:
+            kept.append(letter)
+    return "".join(kept)

@@ -207,8 +207,8 @@ def test_pure_modules_need_torch_and_numpy_only() -> None:
 def test_only_declared_modules_of_mmemb_are_impure() -> None:
     """A new module of `mmemb` is entered in PURE, or here."""
     impure = {
-        "backbones.bytes_tokenizer", "backbones.grouped_attention", "backbones.joint",
-        "schema",
+        "backbones.bytes_tokenizer", "backbones.clip_tokenizer",
+        "backbones.grouped_attention", "backbones.joint", "schema",
         "backbones.open_clip", "backbones.pixels", "backbones.sequences", "backbones.tower",
         "evaluators.base", "evaluators.embedding",
         "rationales.chat_model", "rationales.decoders", "rationales.language_model",

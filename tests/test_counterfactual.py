@@ -163,3 +163,9 @@ def test_fitted_temperature_at_the_bounds() -> None:
 def test_false_helpful_counts_no_padding() -> None:
     positive, worse = torch.tensor([[1.0, 1.0, NAN]]), torch.tensor([[-1.0, 0.5, NAN]])
     assert false_helpful(positive, worse) == (1, 2)
+
+
+def test_a_run_of_accents_is_read_in_a_moment() -> None:
+    """Python would put them in order in a time of their square: a minute."""
+    text = "Cote d'Ivoire" + "\u0315\u0300" * 50_000 + " is it"
+    assert names_target(text, ["Côte d’Ivoire"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmemb.rationales import (
     NO_DRAW,
@@ -136,3 +139,18 @@ def test_workers_come_back_from_their_settings(tmp_path: Path, facts: str) -> No
 def test_settings_name_our_workers_only(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="class_path|unknown key"):
         load_worker(settings)
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "a", " ", "\n"])))
+def test_tags_enclose_what_the_shortest_match_would(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = Rationale(text, "a", "b", "c", "d", "e", 0, 1)
+    for tag, said in (("think", found.thinking), ("answer", found.answer)):
+        match = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert said == (match[1].strip() if match else "")
+
+
+@pytest.mark.parametrize("tag", ["<think>", "<answer>", "</think>", "<think></answer>"])
+def test_tags_that_never_close_are_read_once(tag: str) -> None:
+    """A regular expression takes the square of their number: a minute."""
+    assert not Rationale(tag * 50_000, "a", "b", "c", "d", "e", 0, 1).plain

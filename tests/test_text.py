@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmemb.text import check_unicode, has_text
+from mmemb.text import check_unicode, has_text, limit_marks
 
 NOTHING = (
     " \t\r\n\x00\x1f\x7f\x85\xa0\xad\u200b\u200d\u200e\u2028\u2060\u2800\u3000\u3164\ufe0f\ufeff"
@@ -36,3 +36,15 @@ def test_half_a_surrogate_pair_is_named_by_its_place() -> None:
     ):
         check_unicode("a cat \ud83d")
     check_unicode("naïve 🐈")
+
+
+@given(st.text(st.sampled_from("aé漢\u0301\u0327\u0f73\u0e31 "), max_size=30))
+def test_ordinary_marks_stay(text: str) -> None:
+    assert limit_marks(text) == text
+
+
+@given(st.integers(0, 100), st.sampled_from(["\u0315\u0300", "\u0f73", "\u0301"]))
+def test_a_run_of_marks_is_bounded(times: int, marks: str) -> None:
+    found = limit_marks(f"a{marks * times}b{marks * times}")
+    assert all(len(run) <= 30 for run in found[1:].split("b"))
+    assert found.replace(marks[0], "").replace(marks[-1], "") == "ab"

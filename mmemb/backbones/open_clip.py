@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from mmemb.backbones.base import Backbone, check_policy, in_folder
 from mmemb.backbones.bytes_tokenizer import ByteTokenizer
+from mmemb.backbones.clip_tokenizer import ClipTokenizer
 from mmemb.backbones.pixels import prepare_pixels
 from mmemb.pretrained import reading
 from mmemb.records import Media, Rationale, Side
+from mmemb.text import limit_marks
 
 _CONFIG = "open_clip_config.json"
 _POLICIES = ("truncate", "drop", "error")
@@ -108,7 +110,7 @@ class OpenClipBackbone(Backbone):
 
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         texts = [self._text(side) for side in sides]
-        notes = self._fit([note.plain if note else "" for note in rationales])
+        notes = self._fit([limit_marks(note.plain) if note else "" for note in rationales])
         fused_BD = torch.zeros(len(sides), self.embedding_dim, device=self.device)
         text_MD = self._encode_texts([text for text in (*texts, *notes) if text])
         rows = [i for i, text in enumerate(texts) if text]
@@ -123,7 +125,8 @@ class OpenClipBackbone(Backbone):
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The parts that are fused, and whether the context cuts one."""
-        notes = self._fit([rationale.plain]) if rationale is not None and rationale.plain else []
+        plain = limit_marks(rationale.plain) if rationale is not None else ""
+        notes = self._fit([plain]) if plain else []
         texts = [text for text in (self._text(side), *notes) if text]
         cut = ["" if fits else " [cut]" for fits in (self._fits(texts) if texts else ())]
         parts = [f"{text}{mark}" for text, mark in zip(texts, cut, strict=True)]
@@ -131,7 +134,7 @@ class OpenClipBackbone(Backbone):
 
     def _text(self, side: Side) -> str:
         instruction = side.instruction if self.read_instruction else ""
-        return f"{instruction} {side.text}".strip()
+        return limit_marks(f"{instruction} {side.text}".strip())
 
     def _mean_by_side(self, picture_MD: Tensor, sides: Sequence[Side], kind: str) -> Tensor:
         """Unit mean (B, D) of each side's pictures of one kind; zeros where it has none."""
@@ -187,10 +190,22 @@ class OpenClipBackbone(Backbone):
         if self.long_rationale == "drop":
             return ""
         words = note.split()
-        suffixes = [" ".join(words[start:]) for start in range(1, len(words))]
-        fits = self._fits(suffixes) if suffixes else []
+
+        # A suffix that fits is looked for from the end, in steps that double: what is read follows
+        # the context, not the rationale.
+        kept, reach = 0, self.tokenizer.context_length
+        while reach < len(words) and self._fits([" ".join(words[-reach:])])[0]:
+            kept, reach = reach, 2 * reach
+
+        # The longest one lies between a length that fits and one that does not.
+        reach = min(reach, len(words))
+        while reach - kept > 1:
+            middle = (kept + reach) // 2
+            fits = self._fits([" ".join(words[-middle:])])[0]
+            kept, reach = (middle, reach) if fits else (kept, middle)
+
         # A single word beyond the context is left to the tokenizer, which cuts its end.
-        return next((s for s, fit in zip(suffixes, fits, strict=True) if fit), words[-1])
+        return " ".join(words[-max(kept, 1) :])
 
     def _fits(self, texts: Sequence[str]) -> list[bool]:
         """Whether a text keeps all its tokens, even if there were room for one more."""
@@ -270,7 +285,13 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
             "a model folder may bring data, no code. Remove the key or use another tokenizer."
         )
     if not _uses_transformers(name, text_cfg):
-        return SimpleTokenizer(context_length=length, **settings)
+        if settings.get("reduction_mask"):
+            raise ValueError(
+                "tokenizer_kwargs of this open_clip model ask for a reduction_mask, by which words "
+                "are left out at random as a training once did: vectors would differ from call to "
+                "call. Remove the key."
+            )
+        return ClipTokenizer(SimpleTokenizer(context_length=length, **settings))
     source = text_cfg["hf_tokenizer_name"] if name == "default" else name
     mode = text_cfg.get("tokenizer_mode")
     with reading(source) as local:
@@ -278,7 +299,7 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
             source,
             context_length=length,
             tokenizer_mode=mode,
-            **settings | local | {"trust_remote_code": False},
+            **settings | local | {"trust_remote_code": False, "split_special_tokens": True},
         )
 
 

@@ -1,0 +1,77 @@
+"""CLIP's own tokenizer for texts that may come from anywhere: what they spell stays text.
+
+open_clip's tokenizer takes `<end_of_text>` in a text for the end, where CLIP reads out, so that all
+behind it is hidden; and it reads the whole of a text, of which 77 tokens stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+_MARGIN = 16
+"""Tokens at the end of a cut word that the cut may have changed."""
+
+_CACHED_WORD = 64
+_CACHED_WORDS = 2**16
+
+
+@final
+class ClipTokenizer:
+    """Gives ordinary texts the tokens that open_clip gives them.
+
+    Args:
+        tokenizer: open_clip's `SimpleTokenizer`, which is changed.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        import regex
+
+        self._tokenizer = tokenizer
+        self.context_length: int = tokenizer.context_length
+
+        # Its pattern begins with the special tokens, and its cache knows them as whole words. The
+        # text is cleaned before, and cleaning makes the token of `&lt;end_of_text&gt;`.
+        special = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
+        ordinary = tokenizer.pat.pattern.removeprefix("|".join(special) + "|")
+        self._pieces = regex.compile(ordinary, regex.IGNORECASE)
+        tokenizer.cache = {}
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        """Token numbers (B, context_length); longer texts lose their end."""
+        length = context_length or self.context_length
+        start, end = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id
+        rows = [[start, *self._encode(text, length - 2), end] for text in texts]
+        return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+
+    def _encode(self, text: str, most: int) -> list[int]:
+        """The first `most` tokens; no more is read of the text than they need."""
+        tokenizer, ids = self._tokenizer, list[int]()
+        for found in self._pieces.finditer(tokenizer.clean_fn(text)):
+            letters = "".join(map(tokenizer.byte_encoder.__getitem__, found[0].encode()))
+            ids += [tokenizer.encoder[token] for token in self._tokens(letters, most - len(ids))]
+            if len(ids) >= most:
+                break
+        return ids[:most]
+
+    def _tokens(self, word: str, most: int) -> list[str]:
+        """At least the first `most` tokens of a word, whose merging takes the square of its length:
+        of a long one, as much is read as gives them."""
+        length = 4 * (most + _MARGIN)
+        while True:
+            tokens = self._merged(word[:length])
+            if length >= len(word) or len(tokens) >= most + _MARGIN:
+                return tokens
+            length *= 2
+
+    def _merged(self, word: str) -> list[str]:
+        tokenizer = self._tokenizer
+        tokens: list[str] = tokenizer.bpe(word).split(" ")
+        if len(word) > _CACHED_WORD:  # it keeps every word that it ever saw
+            tokenizer.cache.pop(word, None)
+        elif len(tokenizer.cache) > _CACHED_WORDS:
+            tokenizer.cache.clear()
+        return tokens
