@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from datamodules.prepare.cells import Broken
 from datamodules.prepare.mmeb import pictures, plan
 from datamodules.prepare.mmeb.folders import Settings
+from datamodules.prepare.mmeb.frames import PictureFolder
 from datamodules.prepare.mmeb.layouts import plan_task
 from datamodules.prepare.mmeb.plan import PlanBuilder
 from datamodules.prepare.mmeb.write import write_root
+from datamodules.prepare.row_files import json_rows
 from mmemb.benchmarks.mmeb_v2 import task_named, tasks_of
 from tests.mmeb_cases import CASES
 from tests.mmeb_sources import counted, picture, put, put_rows, repository, write_pages
@@ -81,6 +88,87 @@ def test_a_row_of_another_kind(row: dict, expected: str, tmp_path: Path) -> None
     put_rows(annotations(tmp_path, case.task), [good | row])
     with pytest.raises(ValueError, match=expected):
         plan_task(case.task, tmp_path)
+
+
+VATEX = {"videoID": "v", "enCap": ["a"]}
+CUT = {"videoID": "v", "enCap": ["cut \ud83d"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("x.jsonl", [VATEX, CUT], "half of a surrogate pair"),
+        ("x.json", [VATEX, CUT], "half of a surrogate pair, or a byte that is no UTF-8"),
+        ("x.jsonl", [VATEX, ["v", "a"]], "Expected `object`, got `array`"),
+        ("x.json", [VATEX, ["v", "a"]], "['v', 'a']: expected a JSON object"),
+        ("x.json", [VATEX, VATEX | {"more": math.nan}], "it holds NaN"),
+        ("x.jsonl", [VATEX, VATEX | {"more": math.nan}], "no JSON"),
+        ("x.jsonl", [VATEX, {"videoID": "v", "enCap": [None]}], "found NoneType None"),
+        ("x.parquet", [VATEX, CUT], "is no UTF-8 (byte 0xed"),
+    ],
+)
+def test_a_text_that_is_none_names_its_row(
+    name: str, data: list, said: str, tmp_path: Path
+) -> None:
+    task = counted("VATEX", 1, 1)
+    path = repository(tmp_path, task.source) / name
+    (tmp_path / "video-tasks/frames/video_ret/VATEX").mkdir(parents=True)
+    if name == "x.json":
+        put(path, json.dumps(data).encode())
+    elif name == "x.jsonl":
+        put_rows(path, data)
+    else:
+        put(path, cut_captions(data))
+    with pytest.raises(ValueError, match=rf"{name}, row 1: expected ") as error:
+        plan_task(task, tmp_path)
+    assert said in str(error.value)
+
+
+def cut_captions(rows: list[dict]) -> bytes:
+    """A table of Parquet whose last caption is no UTF-8, as other writers make it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = [row["enCap"][0].encode(errors="surrogatepass") for row in rows]
+    captions = pa.array([[text] for text in texts], pa.list_(pa.binary()))
+    offsets, values = captions.offsets, captions.values.view(pa.string())
+    columns = {
+        "videoID": [row["videoID"] for row in rows],
+        "enCap": pa.ListArray.from_arrays(offsets, values),
+    }
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def test_a_key_that_occurs_twice_names_its_row(tmp_path: Path) -> None:
+    rows = list(json_rows(b'[{"a": 1}, {"a": 1, "a": 2}, {"b": {"a": 1, "a": 2}}]'))
+    assert rows[0] == {"a": 1}
+    assert rows[1] == Broken("the key 'a' occurs twice in one object")
+    assert isinstance(rows[2], Broken)
+
+
+def test_what_is_no_picture_is_never_waited_for(tmp_path: Path) -> None:
+    """A pipe, a link to a device, or one out of the folder, among pictures and frames."""
+    home = tmp_path / "source/images"
+    (home / "clip").mkdir(parents=True)
+    put(tmp_path / "secret.jpg", picture(1))
+    os.mkfifo(home / "pipe.jpg")
+    os.mkfifo(home / "clip/f0.jpg")
+    (home / "zero.jpg").symlink_to("/dev/zero")
+    (home / "out.jpg").symlink_to("../../secret.jpg")
+    put(home / "._good.jpg", b"of macOS")
+    put(home / unicodedata.normalize("NFD", "é.jpg"), picture(1))
+
+    folder = PictureFolder(tmp_path / "source", home)
+    assert "'pipe.jpg' is a pipe" in folder.image("pipe.jpg").problem
+    assert "leads out of images/" in folder.image("zero.jpg").problem
+    assert "leads out of images/" in folder.image("out.jpg").problem
+    assert "'clip' is a folder" in folder.image("clip").problem
+    assert "f0.jpg' is a pipe" in folder.frames("clip").problem
+    assert folder.image("é.jpg").pictures[0].size > 0
+    with pytest.raises(ValueError, match="names no file or folder below it"):
+        folder.image("x" * 300)
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -234,6 +235,39 @@ def test_broken_pictures_and_columns_are_named(
     write_parquet(folder / "CIRR/original-0.parquet", columns)
     assert prepare(tmp_path / "source", tmp_path / "out", "--check", names=["CIRR"]) == 1
     assert "has no column(s) ['pos_text']" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_read_are_named_or_left_out(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows are faults in both modes: half of a surrogate pair, turns of another kind."""
+    shutil.copytree(source / "ShareGPTVideo", tmp_path / "source/ShareGPTVideo")
+    (path,) = (tmp_path / "source").rglob("*qa*.jsonl")
+    lines = path.read_text().split("\n")
+    lines[3] = lines[3].replace("question", "cut \\ud83d")
+    lines[5] = json.dumps({"video": "v5", "conversations": ["a", "b"]})
+    lines[7] = json.dumps({"video": "v7", "conversations": [{"value": {}}, {"value": "b"}]})
+    lines[9] = lines[9][:-20]
+    lines[11] = json.dumps({"video": "../v1", "conversations": [{"value": 0}, {"value": "b"}]})
+    lines[13] = json.dumps({"video": "v13", "conversations": [{"value": None}, {"value": "b"}]})
+    lines[15] = json.dumps({"video": "v0/../../x", "conversations": [{"value": "a"}] * 2})
+    path.write_text("\n".join(lines))
+
+    def run(out: str, *more: str) -> int:
+        cut = ("--validation-share", "0", "--gate-share", "0", "--calibration-share", "0")
+        return prepare(tmp_path / "source", tmp_path / out, *more, *cut, names=["hound-qa"])
+
+    assert run("a", "--check") == 1
+    assert capsys.readouterr().out.count("hound-qa, row ") == 5
+    assert run("b") == 1
+    assert "hound-qa, row 3: " in capsys.readouterr().err
+    assert run("c", "--on-error", "skip") == 0
+    report = json.loads((tmp_path / "c/reports/hound-qa.json").read_text())
+    said = ["half of a surrogate pair", "an object for each turn", "found dict {}", "no JSON"]
+    said += ["found int 0", "leads out of the folder"]
+    for text, line in zip(said, report["skipped"], strict=True):
+        assert text in line
+    assert report["pairs"] == ROWS - 6
 
 
 def test_a_cap_takes_the_first_rows(source: Path) -> None:

@@ -65,7 +65,9 @@ def text_of(value: Any) -> str:
         return ""
     match value:
         case str():
-            return _checked(value)
+            if "\0" in value:
+                raise CellError(f"{shown(value)} holds a NUL: expected a text")
+            return checked_text(value)
         case bool():
             raise CellError(f"{value} is a truth value: expected the text that is meant")
         case int():
@@ -120,13 +122,16 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)[:80]
 
 
-def _checked(text: str) -> str:
+def checked_text(text: str) -> str:
+    """The text as it is, if a tokenizer reads it and a file holds it.
+
+    Raises:
+        CellError: half of a surrogate pair, a byte that is no UTF-8, or too many letters.
+    """
     if len(text) > MAX_LETTERS:
         raise CellError(
             f"{shown(text)} has {len(text):,} letters: expected at most {MAX_LETTERS:,}"
         )
-    if "\0" in text:
-        raise CellError(f"{shown(text)} holds a NUL: expected a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -7,6 +7,7 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import final
@@ -62,6 +63,31 @@ def find_media(folder: Path, name: str) -> Path:
     if not os.access(real, os.R_OK):
         raise MediaPathError(f"{shown(name)} {_SAID[errno.EACCES]}")
     return path
+
+
+def find_frames(folder: Path, name: str, suffixes: Collection[str]) -> list[Path]:
+    """The frames in a folder of that name, in no order; none if it has none.
+
+    What macOS adds to a file (`._f0.png`) is no frame.
+
+    Raises:
+        MediaPathError: there is no such folder, or a frame is no file inside.
+    """
+    path = find_media(folder, name)
+    if not path.is_dir():
+        raise MediaPathError(f"{shown(name)} is a file: expected a folder of frames")
+    found = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if suffix not in suffixes or entry.name.startswith("._"):
+                continue
+            if not entry.is_file(follow_symlinks=False):  # most are, and need no second look
+                inside = os.path.relpath(entry.path, folder.resolve())
+                if find_media(folder, inside).is_dir():
+                    raise MediaPathError(f"{shown(inside)} is a folder, and no frame")
+            found.append(path / entry.name)
+    return found
 
 
 def _check_name(name: str) -> None:

@@ -36,6 +36,7 @@ FORMAT = 3
 """Raise it whenever this code writes something else for the same files."""
 
 MANIFEST, MIXTURE_FILE = "manifest.json", "mixture.yaml"
+MOST_SHOWN = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken picture"
+        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken row or picture"
     )
     parser.add_argument("--validation-share", type=float, default=0.01, help="of the topics")
     parser.add_argument("--gate-share", type=float, default=0.01, help="the same of part gate")
@@ -72,7 +73,8 @@ def run(options: argparse.Namespace) -> None:
             "together; --workers: 1 or more."
         )
     if options.check:
-        _tell_failures([_checked(source, options.source / source.repository) for source in sources])
+        skips = options.on_error == "skip"
+        _tell_failures([_checked(s, options.source / s.repository, skips) for s in sources])
         return
     work = partial(_convert, options, cut)
     if options.workers == 1:
@@ -84,16 +86,21 @@ def run(options: argparse.Namespace) -> None:
     _finish(options, cut, sources)
 
 
-def _checked(source: Source, folder: Path) -> str:
+def _checked(source: Source, folder: Path, skips: bool) -> str:
     """Reads all rows, no picture; "" or what is wrong."""
     try:
         rows = list(read_source(source, folder))
     except (ValueError, OSError) as error:
         return str(error)
-    empty = sum(row.is_empty for row in rows)
+    faults = [row for row in rows if row.fault]
+    for row in faults[:MOST_SHOWN]:
+        print(f"{source.name}, row {row.number}: {row.fault}")
+    if faults and not skips:
+        return f"{source.name}: {len(faults)} row(s) cannot be read, as listed above."
+    empty = sum(row.is_empty for row in rows) - len(faults)
     cap = "" if source.cap is None else f" of at most {source.cap:,}"
     print(f"{source.name}: {len(rows):,} rows{cap}, {empty} with an empty side", flush=True)
-    return "" if len(rows) > empty else f"{source.name}: no row could be used."
+    return "" if len(rows) > empty + len(faults) else f"{source.name}: no row could be used."
 
 
 def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from codecs import BOM_UTF8
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TextIO, final
 import numpy as np
 
 from datamodules.prepare.cells import MAX_LETTERS, Broken, CellError, shown
+from mmemb.lines import split_lines
 from mmemb.schema import SchemaError, parse_json
 
 _BATCH = 1024
@@ -155,6 +157,56 @@ def _value(cell: Any) -> Any:
         return Broken(f"{shown(error.object)} {said}")
     except Exception as error:  # as above
         return Broken(f"is a {cell.type} that cannot be read ({type(error).__name__})")
+
+
+def json_rows(data: bytes) -> Iterator[Cells | Broken]:
+    """Rows of a JSON list of objects, or of one object a line; empty lines are no rows.
+
+    Raises:
+        CellError: it begins as a list and is none.
+    """
+    data = data.removeprefix(BOM_UTF8)
+    if data.lstrip()[:1] == b"[":
+        yield from map(_checked_row, _json_list(data))
+        return
+    for line in split_lines(data):
+        if line.strip():
+            try:
+                yield json_row(line)
+            except CellError as error:
+                yield Broken(str(error))
+
+
+def _json_list(data: bytes) -> list[Any]:
+    try:
+        # A byte that is no UTF-8 and a key that occurs twice are faults of their rows alone.
+        text = data.decode(errors="surrogateescape")
+        return json.loads(text, object_pairs_hook=_unique_or_broken)
+    except (ValueError, RecursionError) as error:
+        raise CellError(f"no JSON list ({error!s:.200})") from None
+
+
+def _unique_or_broken(pairs: list[tuple[str, Any]]) -> Cells | Broken:
+    try:
+        return _unique(pairs)
+    except CellError as error:
+        return Broken(str(error))
+
+
+def _checked_row(row: Any) -> Cells | Broken:
+    """An object of a list that was read without any check of its texts and numbers."""
+    match row:
+        case dict():
+            try:
+                json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            except UnicodeEncodeError:
+                return Broken("a text holds half of a surrogate pair, or a byte that is no UTF-8")
+            except (ValueError, TypeError):
+                return Broken("it holds NaN, or an object with a key that occurs twice")
+            return row
+        case Broken():
+            return row
+    return Broken(f"{shown(row)}: expected a JSON object")
 
 
 def json_row(data: bytes) -> Cells:

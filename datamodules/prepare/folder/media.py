@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from PIL import Image
 from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
-from datamodules.prepare.media_paths import MediaPathError, find_media
+from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from mmemb.pictures import SHARD_FORMATS, check_picture, read_picture
 
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
@@ -67,15 +66,8 @@ def locate(folder: Path, name: str) -> Path:
             raise MediaPathError(f"{shown(name)}: expected a file that ends in {expected}")
         return path
 
-    with os.scandir(path) as entries:
-        frames = [entry for entry in entries if _is_frame(entry.name)]
-    if not frames:
+    if not find_frames(folder, name, PICTURES):
         raise MediaPathError(f"{shown(name)} is a folder without pictures")
-    for frame in frames:
-        if not frame.is_file(follow_symlinks=False):  # most are, and need no second look
-            found = find_media(folder, os.path.relpath(frame.path, folder.resolve()))
-            if found.is_dir():
-                raise MediaPathError(f"{shown(f'{name}/{frame.name}')} is a folder, and no frame")
     return path
 
 

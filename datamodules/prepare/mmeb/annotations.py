@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, final
 
+import msgspec
 import yaml
 
+from datamodules.prepare.cells import Broken, CellError, checked_text, shown
+from datamodules.prepare.row_files import Cells, json_rows, parquet_rows
 from mmemb.benchmarks.mmeb_v2 import Task
-from mmemb.lines import split_lines
+from mmemb.schema import SchemaError, convert
 
 FOLDER = "annotations"
 """Below the source: `OWNER/REPOSITORY`, as `hf download` fills it."""
 
+_Pattern = Annotated[str, msgspec.Meta(min_length=1)]
+
 _SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
+@final
+class RowError(ValueError):
+    """An annotation that is none: names its file and row."""
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Row:
     """One annotation; what it lacks or has of another kind is an error that names file and row."""
@@ -27,43 +38,59 @@ class Row:
     values: Mapping[str, Any]
 
     def text(self, name: str) -> str:
-        """A text; null is the empty one."""
-        value = self.values[name]
-        return "" if value is None else self._of_type(name, value, str, "a text")
+        """A text; what is missing is the empty one."""
+        match self.values[name]:
+            case None:
+                return ""
+            case float() as number if isnan(number):
+                return ""
+            case value:
+                return self._text(name, value, "a text")
 
     def texts(self, name: str) -> list[str]:
         """A list of texts, not empty."""
-        found = self._of_type(name, self.values[name], list, "a list of texts")
+        found = self.of_type(name, self.values[name], list, "a list of texts")
         if not found:
             raise self.error(f"a list of texts in {name!r}", "an empty one")
-        return [self._of_type(name, item, str, "a list of texts") for item in found]
+        return [self._text(name, item, "a list of texts") for item in found]
 
     def name(self, name: str) -> str:
         """An id in text form."""
         value = self.values[name]
         text = str(value) if type(value) is int else value
-        if not self._of_type(name, text, str, "an id"):
+        if not self._text(name, text, "an id"):
             raise self.error(f"an id in {name!r}", "an empty text")
         return text
 
     def index(self, name: str, length: int) -> int:
         """A whole number from 0 to `length` - 1, which may be written as text."""
         text = str(self.values[name])
-        if not text.isdecimal() or int(text) >= length:
-            raise self.error(f"a whole number below {length} in {name!r}", repr(text))
+        if not (text.isdecimal() and len(text) < 10) or int(text) >= length:
+            raise self.error(f"a whole number below {length} in {name!r}", shown(text))
         return int(text)
 
-    def error(self, expected: str, found: str) -> ValueError:
+    def error(self, expected: str, found: str) -> RowError:
         """Says what is wrong with the row."""
-        return ValueError(
-            f"{self.where}: expected {expected}; found {found:.100}. Fetch the file again; if it "
-            "stays, the published data has changed."
+        return RowError(
+            f"{self.where}: expected {expected:.300}; found {found:.100}. Fetch the file again; "
+            "if it stays, the published data has changed."
         )
 
-    def _of_type(self, name: str, value: Any, kind: type, expected: str) -> Any:
-        if not isinstance(value, kind):
-            raise self.error(f"{expected} in {name!r}", f"{type(value).__name__} {value!r:.60}")
+    def of_type(self, name: str, value: Any, kind: type, expected: str) -> Any:
+        """A value of a column, which must be of a type."""
+        match value:
+            case Broken(reason):
+                raise self.error(f"{expected} in {name!r}", reason)
+            case _ if not isinstance(value, kind):
+                found = f"{type(value).__name__} {shown(value)}"
+                raise self.error(f"{expected} in {name!r}", found)
         return value
+
+    def _text(self, name: str, value: Any, expected: str) -> str:
+        try:
+            return checked_text(self.of_type(name, value, str, expected))
+        except CellError as error:
+            raise self.error(f"{expected} in {name!r}", str(error)) from None
 
 
 def repository(task: Task, source: Path) -> Path:
@@ -103,18 +130,36 @@ def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Row]:
     """Rows of parquet or JSON files, in order.
 
     Raises:
+        RowError: a row is none.
         ValueError: a file of another kind, or one without these columns.
     """
+    for row in each_row(files, columns):
+        match row:
+            case RowError():
+                raise row
+            case Row():
+                yield row
+
+
+def each_row(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Row | RowError]:
+    """As `read_rows`, with the error in place of a row that is none."""
     for path in files:
         rows = _parquet_rows if path.suffix == ".parquet" else _json_rows
         for number, values in enumerate(rows(path, columns)):
-            yield Row(f"{path}, row {number}", values)
+            row = Row(f"{path}, row {number}", {})
+            match values:
+                case Broken(reason):
+                    yield row.error("a JSON object", reason)
+                case _ if missing := [name for name in columns if name not in values]:
+                    yield RowError(_lacking(row.where, missing, values))
+                case _:
+                    yield replace(row, values=values)
 
 
 def open_parquet(path: Path, columns: Sequence[str]) -> Any:
     """A `pyarrow.parquet.ParquetFile` that has these columns."""
     try:
-        from pyarrow import ArrowInvalid  # it is needed by this command alone
+        from pyarrow import ArrowException  # it is needed by this command alone
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise ValueError(
@@ -122,48 +167,47 @@ def open_parquet(path: Path, columns: Sequence[str]) -> Any:
         ) from None
     try:
         table = ParquetFile(path)
-    except ArrowInvalid as error:
-        raise ValueError(f"{path} is no whole parquet file: {error}. Fetch it again.") from None
-    _check_columns(str(path), columns, table.schema_arrow.names)
+    except (ArrowException, OSError) as error:
+        said = f"{path} is no whole parquet file: {error!s:.200}. Fetch it again."
+        raise ValueError(said) from None
+    names = table.schema_arrow.names
+    if missing := [name for name in columns if name not in names]:
+        raise ValueError(_lacking(str(path), missing, names))
     return table
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:
     with open_parquet(path, columns) as table:
-        for batch in table.iter_batches(batch_size=128, columns=list(columns)):
-            yield from batch.to_pylist()
+        from pyarrow import ArrowException
+
+        try:
+            yield from parquet_rows(table, columns, size=128)
+        except (ArrowException, OSError) as error:
+            said = f"{path} is no whole parquet file: {error!s:.200}. Fetch it again."
+            raise ValueError(said) from None
 
 
-def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    data = path.read_bytes()
-    is_list = data.lstrip()[:1] == b"["
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:
     try:
-        lines = [line for line in split_lines(data) if line.strip()]
-        rows = json.loads(data) if is_list else [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
+        yield from json_rows(path.read_bytes())
+    except CellError as error:
         raise ValueError(
             f"{path} is broken: expected a JSON list of objects, or one object a line; {error}. "
             "Fetch it again."
         ) from None
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: expected a JSON object; found {row!r:.60}.")
-        _check_columns(f"{path}, row {number}", columns, row)
-        yield row
 
 
-def _check_columns(where: str, wanted: Sequence[str], found: Sequence[str] | Mapping) -> None:
-    if missing := [name for name in wanted if name not in found]:
-        raise ValueError(
-            f"{where} has no column(s) {missing}; it has {sorted(found)}. Is it the repository, "
-            "config and split that docs/mmeb_v2.md names?"
-        )
+def _lacking(where: str, missing: Sequence[str], found: Iterable[str]) -> str:
+    return (
+        f"{where} has no column(s) {list(missing)}; it has {sorted(found)!s:.200}. Is it the "
+        "repository, config and split that docs/mmeb_v2.md names?"
+    )
 
 
 def _stated(folder: Path, config: str, split: str) -> tuple[Path, ...]:
     """What the front matter of README.md says: `configs`, each with `data_files`."""
     readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     if not text.startswith("---"):
         return ()
     try:
@@ -171,7 +215,8 @@ def _stated(folder: Path, config: str, split: str) -> tuple[Path, ...]:
         wanted = [c for c in configs if c["config_name"] == (config or "default")]
         wanted = wanted or ([] if config else configs[:1])
         patterns = [p for c in wanted for p in _patterns(c["data_files"], split)]
-    except (yaml.YAMLError, KeyError, TypeError, IndexError):
+        patterns = convert(patterns, list[_Pattern], str(readme))
+    except (yaml.YAMLError, KeyError, TypeError, IndexError, SchemaError, RecursionError):
         return ()  # most repositories state nothing, or not this
     if any(Path(pattern).is_absolute() or ".." in Path(pattern).parts for pattern in patterns):
         raise ValueError(f"{readme} names files outside its repository: {patterns}.")

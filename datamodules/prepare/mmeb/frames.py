@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import final
 
 import numpy as np
 
+from datamodules.prepare.cells import shown
+from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from datamodules.prepare.mmeb.plan import Media, Picture
 
 _FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -68,17 +69,20 @@ class PictureFolder:
 
     def image(self, name: str) -> Media:
         """One image."""
-        path = self.path(name)
+        self.path(name)
         try:
+            path = self._below_root(find_media(self._root, name))
+            if path.is_dir():
+                raise MediaPathError(f"{shown(name)} is a folder")
             return Media((self._picture(path, path.stat().st_size),))
-        except OSError:
-            problem = f"{path} is missing: expected the picture that the annotations name."
+        except MediaPathError as error:
+            problem = f"{self._root}: {error}: expected the picture that the annotations name."
             return Media(problem=f"{problem} Was the archive unpacked whole?")
 
     def frames(self, name: str) -> Media:
         """The chosen frames of a clip."""
         if name not in self._known:
-            self._known[name] = self._read_folder(self.path(name))
+            self._known[name] = self._read_folder(name)
         return self._known[name]
 
     def name_of(self, path: Path) -> str:
@@ -87,23 +91,36 @@ class PictureFolder:
 
     def path(self, name: str) -> Path:
         """Where a name of the annotations points; never out of the folder."""
-        if not name or "\0" in name or name[0] == "/" or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{self._root}: {name!r} names no file or folder below it.")
+        parts = PurePosixPath(name).parts
+        if (
+            not name
+            or "\0" in name
+            or name[0] == "/"
+            or ".." in parts
+            or max(map(len, parts)) > 255
+        ):
+            raise ValueError(f"{self._root}: {shown(name)} names no file or folder below it.")
         return self._root / name
 
-    def _read_folder(self, path: Path) -> Media:
+    def _read_folder(self, name: str) -> Media:
+        path = self.path(name)
         try:
-            with os.scandir(path) as entries:
-                found = [e for e in entries if e.name.lower().endswith(_FRAME_SUFFIXES)]
-        except OSError:
-            found = []
+            found, reason = find_frames(self._root, name, _FRAME_SUFFIXES), ""
+        except MediaPathError as error:
+            found, reason = [], f" ({error})"
         if not found:
-            problem = f"{path} holds no frames: expected a folder of {'/'.join(_FRAME_SUFFIXES)}"
+            expected = "/".join(_FRAME_SUFFIXES)
+            problem = f"{path} holds no frames: expected a folder of {expected}{reason}"
             return Media(problem=f"{problem}. Was the archive unpacked whole?")
-        found.sort(key=lambda entry: natural_key(entry.name))
+
+        found.sort(key=lambda frame: natural_key(frame.name))
         chosen = [found[n] for n in choose_frames(len(found), self._wanted)]
-        pictures = (self._picture(path / e.name, e.stat().st_size) for e in chosen)
+        pictures = (self._picture(self._below_root(p), p.stat().st_size) for p in chosen)
         return Media(tuple(pictures), moving=True)
+
+    def _below_root(self, path: Path) -> Path:
+        """A path that was found, as the source names it: its root may be a link."""
+        return self._root / path.relative_to(self._root.resolve())
 
     def _picture(self, path: Path, size: int) -> Picture:
         return Picture(self.name_of(path), size)

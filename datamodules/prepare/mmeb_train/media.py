@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import final
 
 from datamodules.archives import ArchiveError, ArchiveLimits, open_zip, read_zip_member
+from datamodules.prepare.cells import shown
+from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from datamodules.prepare.mmeb.frames import choose_frames, natural_key
 from datamodules.prepare.mmeb.pictures import UnreadableError, check_picture
 from datamodules.prepare.mmeb_train.rows import TrainSide
@@ -48,9 +50,13 @@ class MediaStore:
         return {f"{prefix}0.{check_picture(data, f'{self._folder}/{side.picture}')}": data}
 
     def _read(self, name: str) -> bytes:
-        path = self._folder / _inside(name)
-        if path.is_file():
-            return path.read_bytes()
+        try:
+            path = find_media(self._folder, name)
+            if path.is_file():
+                return path.read_bytes()
+            reason = f"{shown(name)} is a folder"
+        except MediaPathError as error:
+            reason = str(error)
         archives = self._by_member().get(name, [])
         try:
             if len({archive.getinfo(name).CRC for archive in archives}) > 1:
@@ -60,7 +66,7 @@ class MediaStore:
         except ArchiveError as error:
             raise UnreadableError(f"{error} Or leave it out with `--on-error skip`.") from None
         raise UnreadableError(
-            f"{path} is missing, and no archive below {self._folder} holds {name!r}: unpack or "
+            f"{self._folder}: {reason}, and no archive below it holds {shown(name)}: unpack or "
             f"fetch it again, or leave such rows out with `--on-error skip`. {self._broken}".strip()
         )
 
@@ -80,13 +86,16 @@ class MediaStore:
         return self._archives
 
     def _clip(self, name: str, prefix: str) -> dict[str, bytes]:
-        folder = self._folder / _FRAMES / _inside(name)
-        found = (
-            sorted(folder.iterdir(), key=lambda p: natural_key(p.name)) if folder.is_dir() else []
-        )
-        frames = [path for path in found if path.suffix.lower() in _SUFFIXES]
-        if not frames:
-            raise UnreadableError(f"{folder} holds no frames: unpack {_FRAMES} whole.")
+        try:
+            found = find_frames(self._folder, f"{_FRAMES}/{name}", _SUFFIXES)
+        except MediaPathError as error:
+            raise UnreadableError(f"{self._folder}: {error}: unpack {_FRAMES} whole.") from None
+        if not found:
+            raise UnreadableError(
+                f"{self._folder / _FRAMES}: {shown(name)} holds no frames: unpack {_FRAMES} whole."
+            )
+
+        frames = sorted(found, key=lambda path: natural_key(path.name))
         members = {}
         for place, number in enumerate(choose_frames(len(frames), FRAMES)):
             data = frames[number].read_bytes()
@@ -97,10 +106,3 @@ class MediaStore:
 
 def _names(archives: Sequence[zipfile.ZipFile]) -> str:
     return ", ".join(str(archive.filename) for archive in archives)
-
-
-def _inside(name: str) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ValueError(f"{name!r} leads out of the repository: the annotations are broken.")
-    return path

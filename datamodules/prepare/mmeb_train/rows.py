@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
-from datamodules.prepare.mmeb.annotations import Row, read_rows
+from datamodules.prepare.cells import shown
+from datamodules.prepare.mmeb.annotations import Row, RowError, each_row
 from mmemb.benchmarks.mmeb_train import Source, instructions
 
 TOKENS = ("<|image_1|>", "<|image_2|>", "<image>", "<video>")
@@ -56,11 +57,17 @@ class TrainSide:
 @final
 @dataclass(frozen=True, slots=True)
 class TrainRow:
-    """A pair; `number` is its place among the source's rows, empty ones counted."""
+    """A pair.
+
+    Attributes:
+        number: its place among the source's rows, empty ones counted.
+        fault: what is wrong with its annotation, which names its sides then not at all.
+    """
 
     number: int
-    query: TrainSide
-    target: TrainSide
+    query: TrainSide = TrainSide()
+    target: TrainSide = TrainSide()
+    fault: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -74,7 +81,7 @@ class TrainRow:
 
 
 def read_source(source: Source, folder: Path) -> Iterator[TrainRow]:
-    """The rows of a source up to its cap, in stored order.
+    """The rows of a source up to its cap, in stored order; one that cannot be read has a fault.
 
     Args:
         source: of the mixture.
@@ -82,7 +89,7 @@ def read_source(source: Source, folder: Path) -> Iterator[TrainRow]:
 
     Raises:
         FileNotFoundError: the annotations are not there.
-        ValueError: a column is missing or of another kind; names file and row.
+        ValueError: a file is broken, or lacks a column.
     """
     files, columns, pair = _LAYOUTS[source.layout](source, folder)
     if not files:
@@ -90,10 +97,17 @@ def read_source(source: Source, folder: Path) -> Iterator[TrainRow]:
             f"{source.name}: {folder} holds no annotations of it (docs/mmeb_train.md says which "
             "files are expected where). Was the download complete?"
         )
-    rows = islice(read_rows(files, columns), source.cap)
-    for number, row in enumerate(rows):
-        query, target = pair(row)
-        yield TrainRow(number, query, target)
+    for number, row in enumerate(islice(each_row(files, columns), source.cap)):
+        try:
+            match row:
+                case RowError():
+                    raise row
+                case Row():
+                    query, target = pair(row)
+        except RowError as error:
+            yield TrainRow(number, fault=str(error))
+        else:
+            yield TrainRow(number, query, target)
 
 
 Layout = tuple[list[Path], tuple[str, ...], Callable[[Row], tuple[TrainSide, TrainSide]]]
@@ -140,10 +154,10 @@ def _hound(kind: str) -> Callable[[Source, Path], Layout]:
 
 def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
     def pair(row: Row) -> tuple[TrainSide, TrainSide]:
-        turns = row.values["conversations"]
-        if not (isinstance(turns, list) and len(turns) >= 2):
-            raise row.error("two turns in 'conversations'", repr(turns))
-        asked, answered = (_plain(str(turn.get("value", ""))) for turn in turns[:2])
+        turns = row.of_type("conversations", row.values["conversations"], list, "a list of turns")
+        if len(turns) < 2:
+            raise row.error("two turns in 'conversations'", shown(turns))
+        asked, answered = (_plain(_said(row, turn)) for turn in turns[:2])
         clip = row.name("video")
         if kind == "video_retrieval":
             return TrainSide(answered, _FIND_VIDEO), TrainSide("", _VIDEO, clip=clip)
@@ -152,6 +166,11 @@ def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
         return TrainSide(asked, clip=clip), TrainSide(answered)
 
     return pair
+
+
+def _said(row: Row, turn: Any) -> str:
+    turn = row.of_type("conversations", turn, dict, "an object for each turn")
+    return replace(row, values={"value": turn.get("value")}).text("value")
 
 
 def _stored(text: str, picture: str) -> TrainSide:

@@ -84,7 +84,9 @@ def write_pairs(
 
     def samples() -> Iterator[Sample]:
         for row in tqdm(read_source(source, folder), desc=source.name, disable=None):
-            if row.is_empty:
+            if row.fault:
+                _leave_out(source, row, row.fault, skips, skipped)
+            elif row.is_empty:
                 counts["empty"] += 1
             elif cut.part(row) != "train":
                 counts["held_out"] += 1
@@ -92,9 +94,7 @@ def write_pairs(
                 try:
                     sample = _pair(source, row, store)
                 except UnreadableError as error:
-                    if not skips:
-                        raise ValueError(f"{source.name}, row {row.number}: {error}") from None
-                    skipped.append(f"{source.name}, row {row.number}: {error}")
+                    _leave_out(source, row, str(error), skips, skipped)
                     continue
                 counts["pairs"] += 1
                 yield sample
@@ -119,6 +119,9 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
     counts: Counter[str] = Counter()
     store = MediaStore(folder)
     for row in read_source(source, folder):
+        if row.fault:
+            _leave_out(source, row, row.fault, skips, [])
+            continue
         part = cut.part(row)
         if row.is_empty or row.topic in found or part == "train" or counts[part] >= cut.most:
             continue
@@ -126,14 +129,21 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
             for side in (row.query, row.target):
                 store.members(side, "q")
         except UnreadableError as error:
-            if not skips:
-                raise ValueError(f"{source.name}, row {row.number}: {error}") from None
+            _leave_out(source, row, str(error), skips, [])
             continue
         found[row.topic] = (part, row)
         counts[part] += 1
         if all(counts[held] >= cut.most for held, share in cut.shares.items() if share):
             break
     return sorted(found.values(), key=lambda held: PARTS.index(held[0]))
+
+
+def _leave_out(source: Source, row: TrainRow, fault: str, skips: bool, skipped: list[str]) -> None:
+    """Notes a row that cannot be had, or stops at it."""
+    said = f"{source.name}, row {row.number}: {fault}"
+    if not skips:
+        raise ValueError(said)
+    skipped.append(said)
 
 
 def write_held_out(
