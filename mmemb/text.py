@@ -17,8 +17,12 @@ _BLANK = frozenset(
 _MOST_MARKS = 30
 
 
-def check_unicode(text: str) -> None:
+def check_unicode(text: str, name: str = "The text") -> None:
     """Refuses halves of surrogate pairs, which no tokenizer reads and no file holds.
+
+    Args:
+        text: of data.
+        name: says in an error which text it is.
 
     Raises:
         ValueError: the text has one.
@@ -29,7 +33,7 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"The text {text[:60]!r} holds half of a surrogate pair at letter {error.start}, so it "
+            f"{name} {text[:60]!r} holds half of a surrogate pair at letter {error.start}, so it "
             "is no valid Unicode: mend it in the data, or leave its sample out."
         ) from None
 

@@ -200,3 +200,40 @@ def test_a_saved_backbone_is_named_in_yaml_by_its_folder(tmp_path: Path) -> None
     block = {"class_path": "mmemb.backbones.load_backbone", "init_args": {"folder": str(tmp_path)}}
     built = parser.instantiate(parser.parse_object({"backbone": block}))
     assert isinstance(built.backbone, OpenClipBackbone)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf, 1e-30])
+def test_a_vector_without_direction_names_its_side(case: Case, value: float) -> None:
+    backbone, sides = copy.deepcopy(case.backbone), [Side("paris"), Side("the flag", "find it")]
+
+    def broken(sides: Any, rationales: Any) -> Tensor:
+        vectors = torch.ones(len(sides), backbone.embedding_dim)
+        return vectors.index_fill(0, torch.tensor([1]), value)
+
+    backbone._encode = broken
+    said = "zero" if value in (0.0, 1e-30) else "not finite"
+    with pytest.raises(ValueError, match=f"that is {said} of side 1 \\(text 'the flag', 0 pict"):
+        backbone(sides)
+
+
+def test_a_vector_is_checked_without_a_trace_in_its_gradient(case: Case) -> None:
+    backbone = copy.deepcopy(case.backbone)
+    vector_BD = torch.rand(3, 5, requires_grad=True)
+    unit_BD = backbone._unit(vector_BD, [Side("a")] * 3)
+    plain_BD = torch.nn.functional.normalize(vector_BD, dim=-1)
+    assert torch.equal(unit_BD, plain_BD)
+    weight_BD = torch.rand(3, 5)
+    found, expected = (
+        torch.autograd.grad((x * weight_BD).sum(), vector_BD)[0] for x in (unit_BD, plain_BD)
+    )
+    assert torch.equal(found, expected)
+
+
+def test_half_a_surrogate_pair_names_its_side(case: Case) -> None:
+    half = "\ud83d"
+    for side, name in ((Side(f"a cat {half}"), "text"), (Side("a", half), "instruction")):
+        with pytest.raises(ValueError, match=f"The {name} of side 1 .* half of a surrogate pair"):
+            case.backbone.encode([Side("paris"), side])
+    note = rationale(f"<answer>{half}</answer>")
+    with pytest.raises(ValueError, match="The rationale of side 0 .* half of a surrogate pair"):
+        case.backbone.encode([Side("paris")], [note])

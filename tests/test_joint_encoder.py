@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,39 @@ def test_word_embeddings_are_frozen(tmp_path: Path) -> None:
     assert not backbone.words.weight.requires_grad
     with pytest.raises(FileNotFoundError, match="no text encoder"):
         JointEncoder(str(tmp_path / "nothing"))
+
+
+def test_no_text_spells_a_special_token(tmp_path: Path) -> None:
+    backbone = build_joint(tmp_path).eval()
+    special = set(backbone.sequences.tokenizer.all_special_ids)
+    marks = " [SEP] [CLS] [PAD] a"
+    note = rationale(f"<think>so{marks}</think><answer>france{marks}</answer>")
+    side = Side(f"paris{marks}", f"find{marks}")
+    rows, restated = backbone.sequences.build([side], [note], 2)
+    start, end = (
+        backbone.sequences.tokenizer.cls_token_id,
+        backbone.sequences.tokenizer.sep_token_id,
+    )
+    unknown = backbone.sequences.tokenizer.unk_token_id  # brackets, for these few words
+    for row, ends in ((rows[0], [start, end, end]), (restated[0], [start, end])):
+        assert [i for i in row.ids if i in special - {unknown}] == ends
+    vectors = backbone.encode([Side("paris"), Side("paris [SEP]"), Side("paris [PAD]")])
+    assert (vectors[0] @ vectors[1:].T < 0.9999).all()
+
+
+def test_long_texts_are_given_to_the_tokenizer_once(tmp_path: Path) -> None:
+    builder = build_joint(tmp_path).sequences
+    letters: list[int] = []
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(builder.tokenizer, name)
+
+        def __call__(self, texts: list[str], **settings: Any) -> Any:
+            letters.append(sum(map(len, texts)))
+            return builder.tokenizer(texts, **settings)
+
+    text = "paris [SEP] " * 2_000
+    counted = replace(builder, tokenizer=Counted(), max_text_tokens=8, max_rationale_tokens=8)
+    counted.build([Side(text)], [rationale(f"<think>{text}</think><answer>{text}</answer>")], 2)
+    assert sum(letters) <= 3 * len(text)

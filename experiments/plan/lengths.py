@@ -80,7 +80,8 @@ class PromptLengths(SideLengths):
     def _said(self, rationale: Rationale | None) -> int:
         if rationale is None:
             return 0
-        ids = self.builder.tokenizer.encode(whole_text(rationale), add_special_tokens=False)
+        text = self.builder.plain(whole_text(rationale))
+        ids = self.builder.tokenizer.encode(text, add_special_tokens=False)
         return min(len(ids), self.longest_rationale)
 
     @property
@@ -149,7 +150,10 @@ class JointLengths(SideLengths):
         return {"text": tokens + 1 + min(said, self.longest_rationale)}
 
     def _count(self, text: str) -> int:
-        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        said = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        return len(said["input_ids"])
 
 
 @final

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,10 @@ from mmemb.adapters import LoraSettings
 from mmemb.files import whole_folder
 from mmemb.lineage import read_json, write_json
 from mmemb.records import Rationale, Side
+from mmemb.text import check_unicode
 from mmemb.weights import read_weights
+
+_LENGTH_TOLERANCE = 1e-3
 
 _CONFIG = "config.json"
 _WEIGHTS = "weights.pt"
@@ -76,6 +79,10 @@ class Backbone(nn.Module, ABC):
 
         Returns:
             (B, D) float32 unit vectors on the backbone's device, with gradient in training.
+
+        Raises:
+            ValueError: a side is empty, holds what the backbone cannot read or no valid Unicode,
+                or its vector is zero or not finite.
         """
         notes = [None] * len(sides) if rationales is None else list(rationales)
         if len(notes) != len(sides):
@@ -83,12 +90,11 @@ class Backbone(nn.Module, ABC):
                 f"encode got {len(sides)} sides but {len(notes)} rationales; give one per side "
                 "(None where a side has no rationale), or no list at all."
             )
-        for position, side in enumerate(sides):
-            self._check(position, side)
+        self._check_all(sides, notes)
         if not sides:
             return self._empty()
         notes = [note if note is not None and note.plain else None for note in notes]
-        return nn.functional.normalize(self._encode(sides, notes).float(), dim=-1)
+        return self._unit(self._encode(sides, notes), sides)
 
     def forward(
         self,
@@ -199,7 +205,39 @@ class Backbone(nn.Module, ABC):
         state (see `_files_hold`) goes into one more file, without being asked.
         """
 
+    def _unit(self, vector_BD: Tensor, sides: Sequence[Side]) -> Tensor:
+        """Vectors of sides at length 1, in float32.
+
+        Raises:
+            ValueError: a vector has no direction, since it is zero or not finite.
+        """
+        unit_BD = nn.functional.normalize(vector_BD.float(), dim=-1)
+
+        # Asked once a batch: every answer waits for the device.
+        has_direction_B = (unit_BD.detach().norm(dim=-1) - 1).abs() < _LENGTH_TOLERANCE
+        if not bool(has_direction_B.all()):
+            position = has_direction_B.tolist().index(False)
+            self._refuse_vector(position, sides[position], vector_BD[position].detach())
+        return unit_BD
+
+    def _refuse_vector(self, position: int, side: Side, vector_D: Tensor) -> NoReturn:
+        what = "zero" if bool(vector_D.isfinite().all()) else "not finite"
+        raise ValueError(
+            f"{type(self).__name__} makes a vector that is {what} of side {position} (text "
+            f"{side.text[:60]!r}, {len(side.media)} picture(s)), so it has no direction. The "
+            "weights are broken or their dtype is too narrow, or nothing of the side is read: leave it "
+            "out, or take another checkpoint."
+        )
+
+    def _check_all(self, sides: Sequence[Side], notes: Sequence[Rationale | None]) -> None:
+        for position, (side, note) in enumerate(zip(sides, notes, strict=True)):
+            self._check(position, side)
+            if note is not None:
+                check_unicode(note.text, f"The rationale of side {position}")
+
     def _check(self, position: int, side: Side) -> None:
+        for name, text in (("text", side.text), ("instruction", side.instruction)):
+            check_unicode(text, f"The {name} of side {position}")
         if not side.modalities:
             raise ValueError(
                 f"side {position} is empty: it has neither text nor media (instruction: "

@@ -120,8 +120,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if writes and detach:
             self._check_head()
         notes = [note if note is not None and note.plain else None for note in rationales]
-        for position, side in enumerate(sides):
-            self._check(position, side)
+        self._check_all(sides, rationales)
         if not sides:
             empty = self._empty()
             return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
@@ -132,7 +131,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         state_BLH, end_B = self._states(whole)
         state_BLH = state_BLH + self._join()
         direct_BD, reasoned_BD = (
-            functional.normalize(state_BLH[_rows(end_B), place_B].float(), dim=-1)
+            self._unit(state_BLH[_rows(end_B), place_B], sides)
             for place_B in (end_B - num_tokens_B, end_B)
         )
         nll_B = direct_BD.new_zeros(len(sides))
@@ -222,7 +221,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
             reasoned[r] if n is not None and n.plain else direct[r] for r, n in enumerate(notes)
         ]
         direct_BD, vector_BD = (
-            functional.normalize(torch.stack(states).float(), dim=-1)
+            self._unit(torch.stack(states), sides)
             for states in ([direct[row] for row in range(len(sides))], read)
         )
         return Thoughts(direct_BD, vector_BD, tuple(notes))

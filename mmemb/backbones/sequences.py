@@ -116,7 +116,10 @@ class SequenceBuilder:
         return thought[excess:], answer[max(excess - len(thought), 0) :]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        """Tokens of each text; one that spells `[SEP]` has those of a bracket and of letters."""
+        return self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
 
 
 def two_buckets(lengths: Sequence[int]) -> list[list[int]]:
