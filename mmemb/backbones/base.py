@@ -225,8 +225,8 @@ class Backbone(nn.Module, ABC):
         raise ValueError(
             f"{type(self).__name__} makes a vector that is {what} of side {position} (text "
             f"{side.text[:60]!r}, {len(side.media)} picture(s)), so it has no direction. The "
-            "weights are broken or their dtype is too narrow, or nothing of the side is read: leave it "
-            "out, or take another checkpoint."
+            "weights are broken or their dtype is too narrow, or nothing of the side is read: "
+            "leave it out, or take another checkpoint."
         )
 
     def _check_all(self, sides: Sequence[Side], notes: Sequence[Rationale | None]) -> None:
