@@ -1,0 +1,9 @@
+"""Kinds of inputs for `python -m tests.fuzz`."""
+
+from tests.fuzzing.json_files import JsonFiles
+from tests.fuzzing.kind import Kind
+from tests.fuzzing.names import Names
+from tests.fuzzing.servers import Servers
+from tests.fuzzing.texts import Texts
+
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (JsonFiles, Names, Texts, Servers)}
