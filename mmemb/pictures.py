@@ -118,6 +118,22 @@ def check_picture(data: bytes, formats: Sequence[str], where: str) -> str:
         raise _unreadable(where, formats, error) from None
 
 
+def upright_size(data: bytes, formats: Sequence[str], where: str) -> tuple[int, int]:
+    """Width and height that `read_picture` gives, from a picture's head alone.
+
+    Raises:
+        PictureError: the head cannot be read.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if is_turned else image.size
+    except Exception as error:  # as above
+        raise _unreadable(where, formats, error) from None
+
+
 def _check(image: Picture) -> None:
     """Refuses, before it is decoded, what costs too much or has no right conversion."""
     if not image.width or not image.height:

@@ -16,7 +16,7 @@ from PIL import Image
 from datamodules.prepare.folder import clips
 from datamodules.prepare.folder.clips import is_animated, nearest_frames, read_clip
 from datamodules.prepare.folder.containers import stated_size
-from datamodules.prepare.folder.media import natural_order, side_members
+from datamodules.prepare.folder.media import clip_frames, natural_order, side_members
 from tests.tiny_clips import (
     EVEN,
     SIZE,
@@ -225,6 +225,19 @@ def test_frames_of_changing_size_are_a_fault(tmp_path: Path) -> None:
     path.write_bytes(small + path.read_bytes())
     with pytest.raises(ValueError, match=r"changes its size from 48 x 32 to 64 x 48 .* frame 20"):
         read_clip(path, 3)
+
+
+def test_a_folder_of_frames_of_several_sizes_is_a_fault(tmp_path: Path) -> None:
+    """As they are shown: EXIF data may turn a frame."""
+    for number, shape in enumerate([(32, 48), (32, 48), (48, 32)]):
+        image = Image.fromarray(np.full((*shape, 3), 80 * number, np.uint8))
+        exif = image.getexif()
+        exif[274] = 6 if number == 2 else 1
+        image.save(tmp_path / f"f{number}.png", exif=exif)
+    assert len(clip_frames(tmp_path, 3)) == 3
+    Image.new("RGB", (32, 48)).save(tmp_path / "f3.png")
+    with pytest.raises(ValueError, match=r"f3\.png has 32 x 48 pixels, f0\.png 48 x 32: expected"):
+        clip_frames(tmp_path, 4)
 
 
 def test_a_damaged_frame_is_a_fault(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
-from mmemb.pictures import SHARD_FORMATS, check_picture, read_picture
+from mmemb.pictures import SHARD_FORMATS, check_picture, read_picture, upright_size
 
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
@@ -98,8 +98,26 @@ def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
         files = sorted((p for p in path.iterdir() if _is_frame(p.name)), key=natural_order)
         if not files:
             raise ValueError(f"{path.name} is a folder without pictures")
-        return [picture(files[place]) for place in evenly(len(files), num)]
+        chosen = [files[place] for place in evenly(len(files), num)]
+        frames = [picture(file) for file in chosen]
+        _check_sizes(path.name, chosen, [data for _, data in frames])
+        return frames
     return [_lossless(image) for image in read_clip(path, num)]
+
+
+def _check_sizes(clip: str, files: Sequence[Path], frames: Sequence[bytes]) -> None:
+    """Refuses frames of several sizes: models that read clips squeeze them into the first one's."""
+    sizes = [
+        upright_size(data, SHARD_FORMATS, file.name)
+        for file, data in zip(files, frames, strict=True)
+    ]
+    for file, size in zip(files, sizes, strict=True):
+        if size != (first := sizes[0]):
+            raise ValueError(
+                f"{clip}: {file.name} has {size[0]} x {size[1]} pixels, {files[0].name} "
+                f"{first[0]} x {first[1]}: expected one size of a clip's frames; pictures of "
+                "several sizes are listed one by one"
+            )
 
 
 def evenly(count: int, num: int) -> list[int]:
