@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from mmemb.lineage import write_json
 _OURS = "base_model.model."
 
 
-def write_adapter_folder(found: Found, out: Path) -> None:
+def write_adapter_folder(found: Found, out: Path, models: Collection[str] = ()) -> None:
     """Writes the updates as they were before they were merged into the run's backbone.
 
     Args:
         found: a VisionLanguageBackbone and its run.
         out: an empty folder, or a new one.
+        models: what the run's configuration may name outside of it (`load_run`).
 
     Raises:
         ValueError: the run trained no updates, or has kept none apart.
@@ -42,7 +44,7 @@ def write_adapter_folder(found: Found, out: Path) -> None:
             "model."
         )
     assert found.run is not None
-    backbone = load_run(found.run).backbone
+    backbone = load_run(found.run, models=models).backbone
     tuned, model = backbone.updates, backbone.model
     place = _place(model, tuned.model)
     weights = {
@@ -51,6 +53,11 @@ def write_adapter_folder(found: Found, out: Path) -> None:
     }
     layers = sorted({re.split(r"\.lora_", name)[0].removeprefix(_OURS) for name in weights})
     _write(out, weights, lora, layers, backbone.model_id)
+
+
+def _is_id(base: str) -> bool:
+    """Whether it is an id of a hub: no path of this machine is published."""
+    return base.count("/") <= 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 
 def _place(model: nn.Module, part: nn.Module) -> str:
@@ -66,7 +73,7 @@ def _write(
     data = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base if not Path(base).exists() else Path(base).name,
+        "base_model_name_or_path": base if _is_id(base) else Path(base).name,
         "r": int(lora["rank"]),
         "lora_alpha": float(lora["alpha"]),
         "target_modules": layers,

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments import run_facts
 from experiments.model_card import RunFacts, card
+from experiments.published_files import copy_model
 from experiments.run import USER_ERRORS, quieten
 from experiments.saved_backbone import Found, find_backbone
 from mmemb.files import whole_folder
@@ -61,13 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     quieten()
     try:
-        print(export(options.folder, options.to, options.out, options.adapter, options.scores))
+        given = (options.adapter, options.scores, options.allow_model)
+        print(export(options.folder, options.to, options.out, *given))
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
 
 
 def export(
-    folder: Path, to: str, out: Path, adapter: bool = False, scores: Path | None = None
+    folder: Path,
+    to: str,
+    out: Path,
+    adapter: bool = False,
+    scores: Path | None = None,
+    models: Collection[str] = (),
 ) -> str:
     """Writes the folder `out` and says what it is.
 
@@ -77,6 +84,7 @@ def export(
         out: a folder that does not exist yet, or is empty.
         adapter: only the LoRA updates, for peft.
         scores: folder of score files of this model, for the card.
+        models: what the configuration of a run from elsewhere may name, for `adapter`.
 
     Raises:
         ValueError: it cannot be exported so, or `out` is taken.
@@ -97,13 +105,21 @@ def export(
             "pictures and texts in ways that no Auto class knows. Load it with "
             "`mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
         )
-    write = _adapter if adapter else {TRANSFORMERS: _transformers, SENTENCES: _sentences}[to]
+    write = (
+        partial(_adapter, models)
+        if adapter
+        else {TRANSFORMERS: _transformers, SENTENCES: _sentences}[to]
+    )
 
     def write_all(fresh: Path) -> str:
         described = facts | write(found, fresh, out)
+        left_out = described.pop("left_out", [])
         # A judge that is trained from the export inherits the facts of these weights.
         write_facts(fresh / FACTS, _fitted(found))
-        return _describe(fresh, described)
+        said = _describe(fresh, described)
+        # To the user alone: a card tells nobody what else lies on this machine.
+        named = f" Left out, as no part of a model: {', '.join(left_out)}." if left_out else ""
+        return said + named
 
     return f"{out}: {_whole(out, write_all)}"
 
@@ -149,7 +165,7 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     from experiments.sentence_folder import write_sentence_folder
 
     prompts = run_facts.instructions(found, texts_only=found.kind != _CHAT)
-    difference, reads = write_sentence_folder(found.backbone, fresh, prompts)
+    difference, reads, left_out = write_sentence_folder(found.backbone, fresh, prompts)
     notes = [
         "Stock modules of sentence-transformers alone: no trust_remote_code is needed.",
         f"Compared with the original when it was exported: largest difference {difference:.0e}, "
@@ -164,7 +180,8 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
         )
     use = f', prompt_name="{min(prompts)}"' if prompts else ""
     usage = _SENTENCES_USE.format(out=out.name, prompt=use)
-    return {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
+    said = {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
+    return said | {"left_out": left_out}
 
 
 def _ending(found: Found) -> str:
@@ -175,18 +192,19 @@ def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     from mmemb.backbones.model_loading import DTYPES, load_model
 
     load_model(str(found.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False)
-    shutil.copytree(found.backbone / "model", fresh, dirs_exist_ok=True)  # whole, as was just seen
+    left_out = copy_model(found.backbone / "model", fresh)  # whole, as was just seen
     prompts = _prompts(found)
     note = "A plain model: low-rank updates, if there were any, are part of the weights."
     usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))
     reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
-    return {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": (note,)}
+    said = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": (note,)}
+    return said | {"left_out": left_out}
 
 
-def _adapter(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+def _adapter(models: Collection[str], found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     from experiments.adapter_folder import write_adapter_folder
 
-    write_adapter_folder(found, fresh)
+    write_adapter_folder(found, fresh, models)
     prompts = _prompts(found)
     auto = (
         "AutoModelForCausalLM" if prompts.modalities == {"text"} else "AutoModelForImageTextToText"
@@ -227,6 +245,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--adapter", action="store_true", help="only the LoRA updates, for peft")
     parser.add_argument("--scores", type=Path, help="score files of this model, for the card")
+    parser.add_argument(
+        "--allow-model",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="what a run from elsewhere may name as its base model, with --adapter",
+    )
     return parser.parse_args(arguments)
 
 

@@ -13,24 +13,45 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import ArgumentParser
 
+from experiments.recorded_model import check_recorded
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.rationales import RationaleWorker
+from mmemb.trust import Allowed
 from mmemb.weights import read_weights
 
 
-def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> pl.LightningModule:
+def load_run(
+    folder: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    models: Collection[str] = (),
+    servers: Mapping[str, str | None] | Collection[str] = (),
+    packages: Collection[str] = (),
+    trust_remote_code: bool = False,
+) -> pl.LightningModule:
     """Rebuilds the module of a run from its `config.yaml`, with the weights of a checkpoint.
 
     Args:
         folder: the run, e.g. `runs/pocket/embedder`.
         checkpoint: by default `checkpoints/last.ckpt`, else the newest one; a run that saved none
             (predict, test) gives the module as configured.
+        models: folders, files and hub ids that the configuration may name outside of the run; a
+            run of this checkout may name any (docs/trust.md).
+        servers: see `load_adaptive`.
+        packages: whose classes it may name, beside those of this project and of `torch.optim`.
+        trust_remote_code: whether it may ask for code that comes with a model.
 
     Returns:
         The module, in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: it is no run.
+        ValueError: it names what is not allowed, or its weights do not fit.
     """
     folder = Path(folder)
-    module = _build(_model_settings(folder / "config.yaml"))
+    settings, allowed = _model_settings(folder / "config.yaml"), Allowed.to(folder, models, servers)
+    check_recorded(settings, folder, allowed, packages, trust_remote_code)
+    module = _build(settings)
     path = Path(checkpoint) if checkpoint else _newest_checkpoint(folder / "checkpoints")
     if path is not None:
         _load_weights(module, path)
@@ -40,18 +61,23 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> pl.Lig
 def load_adaptive(
     folder: str | Path,
     workers: Mapping[str, RationaleWorker] | None = None,
-    servers: Collection[str] = (),
+    servers: Mapping[str, str | None] | Collection[str] = (),
+    models: Collection[str] = (),
 ) -> AdaptiveEmbedder:
     """Loads the inference path that a gate's fit saved.
 
     Args:
         folder: the gate's run, e.g. `runs/pocket/gate`, or the `adaptive` folder in it.
         workers: replace the saved ones, for instance to try another reasoner: `{"full": worker}`.
-        servers: hosts that a saved `ServerWorker` may ask, beside this machine.
+        servers: hosts that a saved `ServerWorker` may ask, each with the environment variable
+            whose value it is sent as a key, or None.
+        models: folders and hub ids of models that saved workers may run; a run of this checkout
+            may name any.
     """
     folder = Path(folder)
     inner = folder / "adaptive"
-    return AdaptiveEmbedder.from_pretrained(inner if inner.is_dir() else folder, workers, servers)
+    folder = inner if inner.is_dir() else folder
+    return AdaptiveEmbedder.from_pretrained(folder, workers, servers, models)
 
 
 def _model_settings(path: Path) -> dict[str, Any]:

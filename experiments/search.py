@@ -134,7 +134,9 @@ def _answer(options: argparse.Namespace) -> Answer:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
     embedder = None
     if adaptive:
-        embedder = AdaptiveEmbedder.from_pretrained(adaptive, servers=options.server)
+        embedder = AdaptiveEmbedder.from_pretrained(
+            adaptive, servers=dict(options.server), models=options.allow_model
+        )
     backbone = embedder.backbone if embedder else load_backbone(str(found.backbone))
     try:
         (embedder or backbone).to(options.device)
@@ -180,10 +182,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="by default `search` beside the shards")
     parser.add_argument("--features", type=Path, help="cached features of the candidates")
     parser.add_argument(
-        "--server", action="append", default=[], help="a host that a saved ServerWorker may ask"
+        "--server",
+        type=_server,
+        action="append",
+        default=[],
+        metavar="HOST[=VARIABLE]",
+        help="a host that a saved ServerWorker may ask, and the variable with its key",
+    )
+    parser.add_argument(
+        "--allow-model",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="folder or hub id of a model that a saved worker may run, where DIR is no own run",
     )
     parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
     return parser.parse_args(arguments)
+
+
+def _server(text: str) -> tuple[str, str | None]:
+    host, _, variable = text.partition("=")
+    return host, variable or None
 
 
 def _positive(text: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from experiments.published_files import copy_model
 from experiments.sentence_check import compare, embed_probes, require_package
 from experiments.sentence_template import sentence_template
 from mmemb.backbones import JointEncoder, VisionLanguageBackbone, load_backbone
@@ -37,17 +37,19 @@ class Written(NamedTuple):
         cuts: whether the backbone cuts a longer one; else it refuses it.
         separator: what a prompt ends with, behind the instruction.
         pictures: whether it reads pictures.
+        left_out: files of the source that are no part of a model.
     """
 
     longest: int
     cuts: bool
     separator: str
     pictures: bool
+    left_out: list[str]
 
 
 def write_sentence_folder(
     source: Path, out: Path, prompts: Mapping[str, str]
-) -> tuple[float, tuple[str, ...]]:
+) -> tuple[float, tuple[str, ...], list[str]]:
     """Writes the folder and compares it with the backbone.
 
     Args:
@@ -56,8 +58,8 @@ def write_sentence_folder(
         prompts: name -> instruction.
 
     Returns:
-        The largest difference between the folder's vectors and the backbone's, and what the
-        folder reads.
+        The largest difference between the folder's vectors and the backbone's, what the folder
+        reads, and which files of the source were left out.
 
     Raises:
         ValueError: stock modules cannot say this backbone, or the vectors differ.
@@ -81,7 +83,7 @@ def write_sentence_folder(
     probes = embed_probes(backbone, longest, written.pictures)
     del backbone  # two large models at once may be too many
     reads = ("text", "pictures") if written.pictures else ("text",)
-    return compare(out, probes, written.separator), reads
+    return compare(out, probes, written.separator), reads, written.left_out
 
 
 def gate_weights(score_H: Tensor, bound: float) -> tuple[Tensor, Tensor]:
@@ -127,7 +129,7 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
             f"{source}: the scores of its pooling may reach {bound:.0f}, more than {_WIDEST:.0f}, "
             "where float32 loses the small weights. Use `mmemb.backbones.load_backbone`."
         )
-    shutil.copytree(source / "text_model", out, dirs_exist_ok=True)
+    left_out = copy_model(source / "text_model", out)
     sequences, tokenizer = backbone.sequences, backbone.sequences.tokenizer
     marks = {name: tokenizer.convert_tokens_to_ids(name) for name in _ends(tokenizer)}
     start, end = marks
@@ -139,7 +141,7 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
     _write_reader(out, ["text"], longest, model_kwargs={"add_pooling_layer": False})
     _write_steps(out, backbone.embedding_dim, "mean", gate_weights(score_H, bound))
     cuts = sequences.max_text_tokens + len(marks) <= sequences.max_length
-    return Written(longest - len(marks), cuts, " ", pictures=False)
+    return Written(longest - len(marks), cuts, " ", False, left_out)
 
 
 def _ends(tokenizer: Any) -> tuple[str, str]:
@@ -147,7 +149,7 @@ def _ends(tokenizer: Any) -> tuple[str, str]:
 
 
 def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Written:
-    shutil.copytree(source / "model", out, dirs_exist_ok=True)
+    left_out = copy_model(source / "model", out)
     prompts, style = backbone.prompts, backbone.style
     own = getattr(prompts.processor, "chat_template", None) or prompts.tokenizer.chat_template
     prompts.tokenizer.padding_side = "right"  # what stands behind a causal row cannot change it
@@ -163,7 +165,7 @@ def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Wr
     prompts.processor.chat_template = sentence_template(own, style)
     prompts.processor.save_pretrained(out)
     prompts.processor.chat_template = own  # the backbone goes on with its own
-    return Written(style.max_length, style.long_text == "truncate", "", pictures)
+    return Written(style.max_length, style.long_text == "truncate", "", pictures, left_out)
 
 
 def _write_reader(out: Path, kinds: Sequence[str], longest: int, **more: Any) -> None:

@@ -21,8 +21,9 @@ from mmemb.gate_inputs import GateInputs, StatePart, check_parts, score_shape
 from mmemb.gating import DepthHead, load_head, save_head
 from mmemb.generation.sampling import Sampling
 from mmemb.lineage import write_json
-from mmemb.rationales import RationaleWorker, SelfWorker, load_saved_worker
+from mmemb.rationales import RationaleWorker, SelfWorker, load_saved_worker, save_worker
 from mmemb.records import DIRECT, GREEDY, Rationale, Side
+from mmemb.trust import Allowed, check_links
 
 
 class Encoded(NamedTuple):
@@ -215,14 +216,20 @@ class AdaptiveEmbedder:
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes embedder, gate, thresholds and worker settings: all of them, or nothing."""
+        """Writes embedder, gate, thresholds and worker settings: all of them, or nothing.
+
+        Files of workers (a prompt, a table) are copied; models that they run stay outside.
+        """
         settings = {
             "state": self.state,
             "temperature": self.temperature,
             "thresholds": self.thresholds.to_json(),
-            "workers": {depth: worker.settings() for depth, worker in self.workers.items()},
         }
         with whole_folder(folder, keep_others=True) as fresh:
+            settings["workers"] = {
+                depth: save_worker(worker, fresh, f"workers/{number}")
+                for number, (depth, worker) in enumerate(self.workers.items(), start=1)
+            }
             self.backbone.save_pretrained(fresh / "backbone")
             save_head(self.head, fresh / "gate")
             write_json(fresh / SETTINGS, settings)
@@ -232,32 +239,45 @@ class AdaptiveEmbedder:
         cls,
         folder: str | Path,
         workers: Mapping[str, RationaleWorker] | None = None,
-        servers: Collection[str] = (),
+        servers: Mapping[str, str | None] | Collection[str] = (),
+        models: Collection[str] = (),
     ) -> AdaptiveEmbedder:
         """Loads what `save_pretrained` wrote.
 
         Args:
-            folder: may come from anywhere: nothing in it is executed.
+            folder: may come from anywhere: nothing in it is executed, and it names its own files
+                only, beside what is allowed here (docs/trust.md).
             workers: replace the saved ones.
-            servers: hosts that a saved `ServerWorker` may ask, beside this machine.
+            servers: hosts (`example.org`, `localhost:8000`) that a saved `ServerWorker` may ask,
+                each with the environment variable whose value it is sent as a key, or None.
+            models: folders and hub ids of models that saved workers may run. A run below the
+                folder of all runs may name any.
 
         Raises:
             FileNotFoundError: no embedder was saved there, or its writing was interrupted.
             ValueError: a setting is not what `save_pretrained` writes.
         """
         settings = read_settings(Path(folder))
-        saved = settings["workers"]
+        saved, where = settings["workers"], Path(folder) / SETTINGS
         if workers is not None and list(workers) != list(saved):
             raise ValueError(
                 f"{folder} was saved with the depths {list(saved)}, but the workers given are for "
                 f"{list(workers)}: expected one for each, in this order."
             )
+        allowed = Allowed.to(Path(folder), models, servers)
+        check_links(Path(folder))
         try:
             return cls(
                 load_backbone(str(Path(folder) / "backbone")),
                 load_head(Path(folder) / "gate"),
                 Thresholds.from_json(settings["thresholds"]),
-                workers or {depth: load_saved_worker(saved[depth], servers) for depth in saved},
+                workers
+                or {
+                    depth: load_saved_worker(
+                        saved[depth], Path(folder), allowed, f"{where}: workers.{depth}"
+                    )
+                    for depth in saved
+                },
                 check_parts(settings["state"]),
                 float(settings["temperature"]),
             )

@@ -10,7 +10,7 @@ A depths.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class FirstTokenHead(DepthHead):
             the first weights; None leaves them at zero, for a head that is loaded.
         tokens: text that opens each depth, the direct one first; the first token of each counts.
     """
+
+    sources: ClassVar[tuple[str, ...]] = ("backbone",)
 
     def __init__(
         self,

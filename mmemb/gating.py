@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,14 @@ from mmemb.weights import read_weights
 
 
 class DepthHead(nn.Module, ABC):
-    """Maps a state to logits over depths; by its signature it never sees a rationale."""
+    """Maps a state to logits over depths; by its signature it never sees a rationale.
+
+    Attributes:
+        sources: arguments of the constructor that say where something is read. A saved head needs
+            none of them.
+    """
+
+    sources: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, state_BS: Tensor) -> Tensor:
@@ -102,6 +109,11 @@ def load_head(folder: str | Path) -> DepthHead:
         raise ValueError(
             f"{folder}/config.json names the depth head {name!r}; known are {sorted(kinds)}. "
             "Import the module that defines it first."
+        )
+    if named := sorted(settings.keys() & set(kinds[name].sources)):
+        raise ValueError(
+            f"{folder}/config.json: {named[0]} names {settings[named[0]]!r}, and a saved gate "
+            "needs nothing but its own files. Remove the key."
         )
     try:
         head = kinds[name](**settings)

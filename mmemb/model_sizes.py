@@ -5,7 +5,6 @@ Which layers there are is read off the modules, by the names that their librarie
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -235,5 +234,6 @@ def saved_backbone(folder: str) -> dict[str, Any]:
             "not run. Run it, or plan with the class itself: --config "
             "experiments/configs/backbone/joint.yaml."
         )
-    spec: dict[str, Any] = json.loads(path.read_text().replace("${folder}", str(folder)))
-    return spec
+    from mmemb.backbones.base import saved_spec
+
+    return saved_spec(folder)

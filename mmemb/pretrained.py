@@ -7,11 +7,13 @@ Here it is always told: by the caller, and never by the model. A folder is read 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from mmemb.trust import walk
 
 ADAPTER = "adapter_config.json"
 _KERNELS = ("attn_implementation", "experts_implementation")
@@ -42,7 +44,7 @@ def load_pretrained(
 
 @contextmanager
 def reading(source: str | Path) -> Iterator[dict[str, Any]]:
-    """While something of transformers is read: nobody is asked, and a folder asks no network.
+    """While something of transformers is read: nobody is asked, and a folder needs no network.
 
     Args:
         source: folder, or hub id.
@@ -57,14 +59,21 @@ def reading(source: str | Path) -> Iterator[dict[str, Any]]:
         raise FileNotFoundError(f"there is no folder {source}")  # and nobody is asked for it
 
     from huggingface_hub import constants
-    from transformers import dynamic_module_utils
 
     with ExitStack() as stack:
-        # open_clip and timm read parts by themselves, where no argument of ours arrives.
-        stack.enter_context(_set(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0))
+        stack.enter_context(unasked())
         if is_folder:
             stack.enter_context(_set(constants, "HF_HUB_OFFLINE", True))
         yield {"local_files_only": True} if is_folder else {}
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """While other libraries read models, transformers refuses code instead of asking for it."""
+    from transformers import dynamic_module_utils
+
+    with _set(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
+        yield
 
 
 def check_model(folder: Path) -> None:
@@ -99,21 +108,6 @@ def check_model(folder: Path) -> None:
                 f"{path}: {key} asks for the weights of another model, which no folder may: set it "
                 "to false."
             )
-
-
-def walk(node: Any) -> Iterator[tuple[str, Any]]:
-    """All keys of nested data with their values, at any depth.
-
-    >>> list(walk({"a": [{"b": 1}]}))
-    [('a', [{'b': 1}]), ('b', 1)]
-    """
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield str(key), value
-            yield from walk(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from walk(value)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ PURE = {
     "nce_sweeps", "negatives", "pair_vectors", "path_losses", "pictures", "planted",
     "planted_coverage",
     "planted_estimators", "planted_gate", "planted_selection", "planted_study", "products",
-    "placebos", "plan_layers", "plan_work", "planning", "pretrained", "ranking",
+    "placebos", "plan_layers", "plan_work", "planning", "pretrained", "ranking", "trust",
     "rationales",
     "rationales.base", "rationales.chat_client", "rationales.chat_connection",
     "rationales.chat_reply", "rationales.decoding", "rationales.draw_seeds",

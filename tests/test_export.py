@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional
 from experiments import export as command
 from experiments.export import export, main
 from experiments.model_card import Figure, Ingredient, RunFacts, card
+from experiments.published_files import copy_model
 from lightning_modules import ContrastiveEmbedder
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone, PromptStyle, VisionLanguageBackbone
@@ -85,10 +87,15 @@ def test_transformers_loads_it_with_the_updates_in_it(lora_run: Path, tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")  # peft asks
-def test_the_adapter_alone_gives_the_same_model(lora_run: Path, tmp_path: Path) -> None:
+def test_the_adapter_alone_gives_the_same_model(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
+    with pytest.raises(ValueError, match=r"init_args\.model names .*models="):
+        export(lora_run, "transformers", tmp_path / "adapter", adapter=True)
+    monkeypatch.setenv("MMEMB_RUNS", str(lora_run.parent))
     export(lora_run, "transformers", tmp_path / "adapter", adapter=True)
     base = AutoModelForImageTextToText.from_pretrained(folder("qwen3_vl")).eval()
     tuned = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
@@ -131,6 +138,50 @@ def test_a_broken_model_is_not_exported(lora_run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="cannot be loaded"):
         export(run, "transformers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    model, secrets = run / "backbone/model", ("id_ed25519", "evil.py", ".env", "old/notes.txt")
+    (model / "old").mkdir()
+    for name in secrets:
+        (model / name).write_text("secret")
+    config = json.loads((model / "config.json").read_text())
+    asks = {"auto_map": {"AutoModel": "someone/else--evil.Model"}}
+    (model / "config.json").write_text(json.dumps(config | asks))
+
+    said = export(run, "transformers", tmp_path / "out")
+    assert "Left out, as no part of a model: .env, evil.py, id_ed25519, old/notes.txt." in said
+    kept = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in files(tmp_path / "out")}
+    assert found == kept - {*secrets} | {"README.md", "fitted.json"}
+    assert json.loads((tmp_path / "out/config.json").read_text()) == config
+    assert "evil" not in (tmp_path / "out/README.md").read_text()
+
+    (tmp_path / "private").write_text("secret")
+    (model / "tokenizer.model").symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=r"tokenizer\.model is a link"):
+        export(run, "transformers", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_weights_that_are_not_published_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(ValueError, match="holds no weights under a name that is published"):
+        copy_model(tmp_path / "model", tmp_path / "out")
+    templates = tmp_path / "model/additional_chat_templates"
+    templates.mkdir()
+    for name in ("tool.jinja", "evil.py"):
+        (templates / name).touch()
+    (tmp_path / "model/model.safetensors").touch()
+    left_out = copy_model(tmp_path / "model", tmp_path / "out")
+    assert left_out == ["additional_chat_templates/evil.py", "pytorch_model.bin"]
+    assert (tmp_path / "out/additional_chat_templates/tool.jinja").is_file()
 
 
 def test_a_folder_is_written_whole_or_not_at_all(lora_run: Path, tmp_path: Path) -> None:

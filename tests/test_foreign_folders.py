@@ -19,7 +19,8 @@ from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.budget import Thresholds
 from mmemb.gating import MlpDepthHead
 from mmemb.lineage import check_copied, note_run
-from mmemb.rationales import SelfWorker
+from mmemb.rationales import SelfWorker, ServerWorker
+from mmemb.rationales.loading import NO_KEY
 from mmemb.records import Side
 from tests.vlm import folder
 
@@ -57,6 +58,10 @@ def test_a_folder_may_not_ask_for_its_own_code(copy: Path) -> None:
         load_backbone(str(copy / "backbone"))
     with pytest.raises(ValueError, match="which no folder may"):
         AdaptiveEmbedder.from_pretrained(copy)
+    kernel = {"trust_remote_code": False, "attention": "someone/kernels"}
+    edit(copy / "backbone/config.json", lambda data: data["init_args"].update(kernel))
+    with pytest.raises(ValueError, match="attention names 'someone/kernels', code of a hub"):
+        load_backbone(str(copy / "backbone"))
 
 
 @pytest.mark.parametrize(
@@ -71,22 +76,51 @@ def test_a_folder_may_not_ask_for_its_own_code(copy: Path) -> None:
 )
 def test_its_workers_may_not_either(copy: Path, worker: dict[str, Any]) -> None:
     edit(copy / "adaptive.json", lambda data: data.update(workers={"full": worker}))
-    with pytest.raises(ValueError, match="which a folder may not"):
+    with pytest.raises(ValueError, match=r"adaptive\.json: workers\.full: .* which no folder may"):
         AdaptiveEmbedder.from_pretrained(copy)
 
 
-def test_no_server_is_sent_a_key_unless_it_was_named(copy: Path) -> None:
-    def ask(url: str) -> None:
-        given = {"url": url, "model": "m", "prompt": PROMPT, "api_key_env": "SOME_SECRET"}
-        worker = {"class_path": SERVER, "init_args": given}
+def test_servers_and_keys_are_the_callers(copy: Path) -> None:
+    def ask(url: str, **given: str) -> None:
+        arguments = {"url": url, "model": "m", "prompt": "${folder}/prompt.json"} | given
+        worker = {"class_path": SERVER, "init_args": arguments}
         edit(copy / "adaptive.json", lambda data: data.update(workers={"full": worker}))
 
-    ask("http://elsewhere.example/v1")
-    with pytest.raises(ValueError, match=r"--server elsewhere\.example"):
-        AdaptiveEmbedder.from_pretrained(copy)
-    assert AdaptiveEmbedder.from_pretrained(copy, servers=["elsewhere.example"]).workers
-    ask("http://localhost:8000/v1")
-    assert AdaptiveEmbedder.from_pretrained(copy).workers
+    def key(servers: Any) -> str:
+        worker = AdaptiveEmbedder.from_pretrained(copy, servers=servers).workers["full"]
+        assert isinstance(worker, ServerWorker)
+        return worker.client.api_key_env
+
+    shutil.copy(PROMPT, copy / "prompt.json")
+    for host in ("elsewhere.example", "localhost"):
+        ask(f"http://{host}:8000/v1")
+        with pytest.raises(ValueError, match=rf"workers\.full\.url .*--server {host}"):
+            AdaptiveEmbedder.from_pretrained(copy)
+        assert key([host]) == key({f"{host}:8000": None}) == NO_KEY
+        assert key({host: "MY_KEY"}) == "MY_KEY"
+    ask("http://allowed.example@elsewhere.example/v1")
+    with pytest.raises(ValueError, match="names the server elsewhere"):
+        key(["allowed.example"])
+
+    # A folder that names a secret gets it from nobody who does not name it, too.
+    ask("http://elsewhere.example/v1", api_key_env="SOME_SECRET")
+    with pytest.raises(ValueError, match=r"SOME_SECRET.*--server elsewhere\.example=SOME_SECRET"):
+        key({"elsewhere.example": "MY_KEY"})
+    assert key({"elsewhere.example": "SOME_SECRET"}) == "SOME_SECRET"
+
+
+def test_a_saved_folder_names_no_variable_and_holds_the_prompt(copy: Path) -> None:
+    worker = ServerWorker("http://localhost:8000/v1", "m", PROMPT, api_key_env="SOME_SECRET")
+    embedder = AdaptiveEmbedder.from_pretrained(copy, {"full": worker})
+    embedder.save_pretrained(copy.with_name("again"))
+    written = (copy.with_name("again") / "adaptive.json").read_text()
+    assert "SOME_SECRET" not in written
+    assert PROMPT not in written
+    loaded = AdaptiveEmbedder.from_pretrained(
+        copy.with_name("again"), servers={"localhost": "SOME_SECRET"}
+    )
+    assert loaded.workers["full"].settings()["init_args"]["api_key_env"] == "SOME_SECRET"
+    assert loaded.workers["full"].identity() == worker.identity()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +145,13 @@ def test_settings_that_are_not_ours_are_one_clear_error(
 ) -> None:
     edit(copy / "adaptive.json", lambda data: data.update(change))
     with pytest.raises(ValueError, match=said):
+        AdaptiveEmbedder.from_pretrained(copy)
+
+
+def test_a_saved_gate_reads_no_other_model(copy: Path) -> None:
+    head = {"class": "FirstTokenHead", "backbone": str(folder("qwen3_vl")), "state_dim": 32}
+    (copy / "gate/config.json").write_text(json.dumps(head))
+    with pytest.raises(ValueError, match=r"gate/config\.json: backbone names"):
         AdaptiveEmbedder.from_pretrained(copy)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def run(tmp_path: Path, backbone: OpenClipBackbone) -> Path:
 
 
 def test_a_run_opens_with_its_settings_and_weights(run: Path, backbone: OpenClipBackbone) -> None:
-    module = load_run(run)
+    module = load_run(run, models=[str(TINY)])
     assert isinstance(module, ContrastiveEmbedder)
     assert module.num_warmup == 3
     assert not module.training
@@ -61,7 +63,69 @@ def test_a_run_opens_with_its_settings_and_weights(run: Path, backbone: OpenClip
 def test_a_checkpoint_of_another_module_is_one_clear_error(run: Path) -> None:
     torch.save({"state_dict": {"head.weight": torch.zeros(1)}}, run / "other.ckpt")
     with pytest.raises(ValueError, match=r"other\.ckpt does not fit the ContrastiveEmbedder"):
-        load_run(run, run / "other.ckpt")
+        load_run(run, run / "other.ckpt", models=[str(TINY)])
+
+
+def change(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    data = yaml.safe_load((run / "config.yaml").read_text())
+    edit(data["model"])
+    (run / "config.yaml").write_text(yaml.safe_dump(data))
+
+
+CODE = "from pathlib import Path\nPath({canary!r}).write_text('it ran')\nclass Module: pass\n"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model: model.update(class_path="canary_of_a_run.Module"),
+        lambda model: model["init_args"].update(backbone="canary_of_a_run.Module"),
+        lambda model: model["init_args"].update(backbone={"class_path": "canary_of_a_run.Module"}),
+        lambda model: model["init_args"].update(optimizer="canary_of_a_run.Module"),
+        lambda model: model["init_args"].update(optimizer={"class_path": "os.system"}),
+        lambda model: model["init_args"].update(optimizer={"class_path": "mmemb.files.os.system"}),
+        lambda model: model["init_args"].update(optimizer="mmemb.files.write_atomically"),
+        lambda model: model["init_args"].update(lora={"targets": ["canary_of_a_run.Module"]}),
+    ],
+    ids=range(8),
+)
+def test_a_run_imports_no_code_of_others(
+    edit: Callable[[dict[str, Any]], object], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = run / "canary"
+    (run / "canary_of_a_run.py").write_text(CODE.format(canary=str(canary)))
+    monkeypatch.syspath_prepend(run)
+    change(run, edit)
+    with pytest.raises(ValueError, match=r"config\.yaml: model.* (names|there is no) '"):
+        load_run(run, models=[str(TINY)])
+    assert not canary.exists()
+
+
+def test_the_caller_may_allow_a_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from lightning_modules import ContrastiveEmbedder\nMine = ContrastiveEmbedder\n"
+    code += "class Module(ContrastiveEmbedder): pass\n"
+    (run / "package_of_a_user.py").write_text(code)
+    monkeypatch.syspath_prepend(run)
+    change(run, lambda model: model.update(class_path="package_of_a_user.Module"))
+    with pytest.raises(ValueError, match=r"packages=\['package_of_a_user'\]"):
+        load_run(run, models=[str(TINY)])
+    module = load_run(run, models=[str(TINY)], packages=["package_of_a_user"])
+    assert isinstance(module, ContrastiveEmbedder)
+
+
+def test_a_run_grants_itself_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"init_args\.backbone\.init_args\.model names .*models="):
+        load_run(run)
+    monkeypatch.setenv("MMEMB_RUNS", str(run.parent))
+    assert load_run(run)  # a run of this checkout names its models without leave
+
+    looks = {
+        "class_path": "mmemb.backbones.VisionLanguageBackbone",
+        "init_args": {"model": "someone/model", "trust_remote_code": True},
+    }
+    change(run, lambda model: model["init_args"].update(backbone=looks))
+    with pytest.raises(ValueError, match="trust_remote_code asks to run code"):
+        load_run(run)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

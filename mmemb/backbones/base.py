@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,13 @@ from mmemb.files import whole_folder
 from mmemb.lineage import read_json, write_json
 from mmemb.records import Rationale, Side
 from mmemb.text import check_unicode
+from mmemb.trust import check_code, check_links, is_in_folder, is_own_run, own_path
 from mmemb.weights import read_weights
 
 _LENGTH_TOLERANCE = 1e-3
 
 _CONFIG = "config.json"
 _WEIGHTS = "weights.pt"
-_FOLDER = "${folder}"
-"""Stands for the saved folder in `config.json`, so that the folder may be moved."""
 
 
 class Paths(NamedTuple):
@@ -58,7 +57,11 @@ class Backbone(nn.Module, ABC):
         embedding_dim: D.
         modalities: the subset of {"text", "image", "video"} that it can read.
         folder: where `load_backbone` read it; None = it was built from its parts.
+        sources: arguments of the constructor that say where something is read, each with the words
+            that are no place. In a saved folder they name its own files.
     """
+
+    sources: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     embedding_dim: int
     modalities: frozenset[str]
@@ -183,6 +186,15 @@ class Backbone(nn.Module, ABC):
             write_json(fresh / _CONFIG, spec)
 
     @classmethod
+    def check_saved(cls, arguments: Mapping[str, Any], folder: Path) -> None:
+        """Refuses further files of a saved folder that name anything outside of it.
+
+        Args:
+            arguments: of the constructor, `sources` resolved.
+            folder: the saved folder.
+        """
+
+    @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Loads what `save_pretrained` wrote, if it is of this class."""
         backbone = load_backbone(str(folder))
@@ -265,7 +277,7 @@ def load_backbone(folder: str) -> Backbone:
             f"{path} not found: {folder} is not a saved backbone, or its writing was interrupted. "
             "Give a folder that Backbone.save_pretrained wrote."
         )
-    backbone = _build(read_json(path, "class_path and init_args"), str(folder))
+    backbone = _build(saved_spec(folder))
     own = read_weights(path.with_name(_WEIGHTS))
     try:
         missing, unknown = backbone.load_state_dict(own, strict=False)
@@ -289,11 +301,6 @@ def class_path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def in_folder(name: str) -> str:
-    """How `config.json` names a file beside it."""
-    return f"{_FOLDER}/{name}"
-
-
 def check_policy(value: str, choices: Iterable[str], argument: str) -> str:
     """`value`, if it is one of `choices`."""
     if value not in choices:
@@ -301,14 +308,62 @@ def check_policy(value: str, choices: Iterable[str], argument: str) -> str:
     return value
 
 
-def _build(spec: Mapping[str, Any], folder: str) -> Any:
-    """Instantiates `{class_path, init_args}`, nested ones first; only our own classes."""
+def saved_spec(folder: str | Path) -> dict[str, Any]:
+    """`{class_path, init_args}` of a saved backbone, checked before anything is built from it.
+
+    Returns:
+        The same with the paths of the folder's own files.
+
+    Raises:
+        ValueError: it is broken, or names anything but our classes and its own files.
+    """
+    folder = Path(folder)
+    check_links(folder)
+    spec = read_json(folder / _CONFIG, "class_path and init_args")
+    check_code(spec, str(folder / _CONFIG), is_own_run(folder))
+    return _resolved(spec, folder)
+
+
+def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    where = f"{folder}/{_CONFIG}"
     if not isinstance(spec.get("init_args"), dict):
-        raise ValueError(f"{folder}/{_CONFIG} lacks init_args: it is no saved backbone.")
+        raise ValueError(f"{where} lacks init_args: it is no saved backbone.")
+    kind, arguments = _class_of(spec, where), dict(spec["init_args"])
+    if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
+        raise ValueError(
+            f"{where}: {kind.__name__} takes no {unknown} any more; an older version saved this "
+            "backbone. Train it again, or load it with that version."
+        )
+
+    for key, value in arguments.items():
+        if isinstance(value, dict) and "class_path" in value:
+            arguments[key] = _resolved(value, folder)
+        elif key in kind.sources and value is not None and value not in kind.sources[key]:
+            arguments[key] = _own_source(value, folder, f"{where}: {key}")
+        elif is_in_folder(value):
+            raise ValueError(
+                f"{where}: {key} names a file, so {kind.__name__}.sources must list it."
+            )
+    if issubclass(kind, Backbone):
+        kind.check_saved(arguments, folder)
+    return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def _own_source(value: Any, folder: Path, where: str) -> str:
+    if not is_in_folder(value):
+        raise ValueError(
+            f"{where} names {value!r}, which is no file of this folder: a saved backbone needs "
+            "nothing but its own files. Save it again, or make it yourself from that model."
+        )
+    return own_path(value, folder, where)
+
+
+def _class_of(spec: Mapping[str, Any], where: str) -> Any:
+    """The class that a saved backbone names, or a part of it; only our own ones."""
     home, _, name = str(spec.get("class_path")).rpartition(".")
     if not home.startswith(f"{__package__}."):
         raise ValueError(
-            f"{folder}/{_CONFIG}: class {spec.get('class_path')!r} is refused; a saved "
+            f"{where}: class {spec.get('class_path')!r} is refused; a saved "
             f"backbone may only name classes of {__package__}."
         )
     try:
@@ -316,25 +371,20 @@ def _build(spec: Mapping[str, Any], folder: str) -> Any:
     except ModuleNotFoundError:
         kind = None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or isabstract(kind):
-        raise ValueError(f"{folder}/{_CONFIG}: {spec['class_path']!r} is no class of this version.")
-    arguments = {key: _argument(value, folder) for key, value in spec["init_args"].items()}
-    if arguments.get("trust_remote_code"):
-        raise ValueError(
-            f"{folder}/{_CONFIG} asks to run code that comes with the model, which no folder may: "
-            f"make the {name} yourself with trust_remote_code=True."
-        )
-    if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
-        raise ValueError(
-            f"{folder}/{_CONFIG}: {name} takes no {unknown} any more; an older version saved this "
-            "backbone. Train it again, or load it with that version."
-        )
+        raise ValueError(f"{where}: {spec['class_path']!r} is no class of this version.")
+    if not hasattr(kind, "sources"):
+        raise ValueError(f"{where}: {spec['class_path']!r} is no backbone, nor a part of one.")
+    return kind
+
+
+def _build(spec: Mapping[str, Any]) -> Any:
+    """Instantiates a checked `{class_path, init_args}`, nested ones first."""
+    kind = _class_of(spec, "")
+    arguments = {
+        key: _build(value) if isinstance(value, dict) and "class_path" in value else value
+        for key, value in spec["init_args"].items()
+    }
     try:
         return kind(**arguments)
     except TypeError as error:
-        raise ValueError(f"{folder}/{_CONFIG}: {name}: {error!s:.300}") from None
-
-
-def _argument(value: Any, folder: str) -> Any:
-    if isinstance(value, dict) and "class_path" in value:
-        return _build(value, folder)
-    return value.replace(_FOLDER, folder) if isinstance(value, str) else value
+        raise ValueError(f"{kind.__name__}: {error!s:.300}") from None

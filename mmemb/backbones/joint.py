@@ -6,21 +6,22 @@ of a batch, T tokens a picture, F their width, N = M * T.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mmemb.adapters import LoraSettings, attach_lora, merged_copy
-from mmemb.backbones.base import Backbone, class_path, in_folder
+from mmemb.backbones.base import Backbone, class_path
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
 from mmemb.pretrained import load_pretrained
 from mmemb.records import Media, Rationale, Side
+from mmemb.trust import in_folder
 from mmemb.weights import quiet_loading, save_quietly
 
 
@@ -59,6 +60,7 @@ class JointEncoder(Backbone):
         answer_share: share of the answer's own reading in a reasoned vector, from 0 to below 1.
     """
 
+    sources: ClassVar[Mapping[str, Sequence[str]]] = {"text_model": ()}
     modalities = frozenset({"text", "image", "video"})
     _files_hold = ("text.", "tower.")
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mmemb.adapters import LoraSettings, attach_lora
-from mmemb.backbones.base import Paths, check_policy, in_folder
+from mmemb.backbones.base import Paths, check_policy
 from mmemb.backbones.cached_rows import PaddingSide, collate, head
 from mmemb.backbones.chat_prompt import Prompt, PromptBuilder
 from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts, replies_nll
@@ -28,6 +28,7 @@ from mmemb.backbones.vision_cache import VisionCache
 from mmemb.generation.sampling import Sampling
 from mmemb.generation.special_tokens import special_tokens
 from mmemb.records import GREEDY, Rationale, Side
+from mmemb.trust import in_folder
 from mmemb.weights import save_quietly
 
 
@@ -55,6 +56,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
 
+    sources: ClassVar[Mapping[str, Sequence[str]]] = {"model": ()}
     _files_hold = ("model.",)
 
     def __init__(

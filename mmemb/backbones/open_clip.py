@@ -5,27 +5,33 @@ Shapes: B sides, D embedding width, M pictures of a batch, L text length.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from mmemb.backbones.base import Backbone, check_policy, in_folder
+from mmemb.backbones.base import Backbone, check_policy
 from mmemb.backbones.bytes_tokenizer import ByteTokenizer
 from mmemb.backbones.clip_tokenizer import ClipTokenizer
 from mmemb.backbones.pixels import prepare_pixels
-from mmemb.pretrained import reading
+from mmemb.pretrained import reading, unasked
 from mmemb.records import Media, Rationale, Side
 from mmemb.text import limit_marks
+from mmemb.trust import in_folder, is_in_folder, own_path
+from mmemb.weights import save_quietly
 
 _CONFIG = "open_clip_config.json"
+_TEXT = "hf_model_name"
+"""Key of a text tower of transformers: a folder with its configuration, or a hub id."""
+
 _POLICIES = ("truncate", "drop", "error")
 
 
@@ -57,6 +63,11 @@ class OpenClipBackbone(Backbone):
             never trained on instructions, since a picture would gain a text part by it.
     """
 
+    sources: ClassVar[Mapping[str, Sequence[str]]] = {
+        "model": (),
+        "pretrained": (),
+        "tokenizer": ("default", "bytes"),
+    }
     modalities = frozenset({"text", "image", "video"})
 
     def __init__(
@@ -100,8 +111,33 @@ class OpenClipBackbone(Backbone):
             "read_instruction": self.read_instruction,
         }
 
+    @classmethod
+    def check_saved(cls, arguments: Mapping[str, Any], folder: Path) -> None:
+        """See `Backbone.check_saved`: the JSON config must not send open_clip to a hub."""
+        path = Path(arguments["model"])
+        model_cfg = _read_config(path)["model_cfg"]
+        text, timm = model_cfg["text_cfg"], model_cfg["vision_cfg"].get("timm_model_name")
+        named = {_TEXT: text.get(_TEXT)}
+        if arguments.get("tokenizer", "default") == "default":
+            named["hf_tokenizer_name"] = text.get("hf_tokenizer_name")
+        if re.search("[:/]", str(timm)):  # else an architecture of timm, built without weights
+            named["timm_model_name"] = timm
+
+        for key, value in named.items():
+            if value and not is_in_folder(value):
+                raise ValueError(
+                    f"{path}: {key} names {value!r}, which is no file of this folder: a saved "
+                    "backbone needs nothing but its own files. Save it again."
+                )
+            if value:
+                own_path(value, folder, f"{path}: {key}")
+
     def _save_files(self, folder: Path) -> dict[str, Any]:
-        (folder / _CONFIG).write_text(json.dumps(self.spec, indent=2) + "\n")
+        spec = copy.deepcopy(self.spec)
+        if _TEXT in spec["model_cfg"]["text_cfg"]:
+            save_quietly(folder / "text_config", self.model.text.config)
+            spec["model_cfg"]["text_cfg"][_TEXT] = in_folder("text_config")
+        (folder / _CONFIG).write_text(json.dumps(spec, indent=2) + "\n")
         saved = {"model": in_folder(_CONFIG), "pretrained": None}
         if _uses_transformers(self.tokenizer_name, self.spec["model_cfg"]["text_cfg"]):
             self.tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -234,11 +270,14 @@ def _load_model(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str,
                 f"open_clip knows no model {name!r}; see open_clip.list_models(), or give the "
                 "path of a JSON config."
             )
-        model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+        with unasked():
+            model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
         return model, {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
     spec = _read_spec(Path(name))
     # open_clip takes configs by folder; its other way would change its global table of names.
-    with tempfile.TemporaryDirectory() as folder, _without_warnings():
+    text = spec["model_cfg"]["text_cfg"].get(_TEXT)
+    read = reading(text) if text else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, _without_warnings(), read:
         (Path(folder) / _CONFIG).write_text(json.dumps(spec))
         model = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
     if pretrained is not None:
@@ -260,6 +299,15 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _read_spec(path: Path) -> dict[str, Any]:
+    """`{model_cfg, preprocess_cfg}` of a JSON config, with the paths of files beside it."""
+    spec = _read_config(path)
+    text_cfg = spec["model_cfg"]["text_cfg"]
+    if is_in_folder(text_cfg.get(_TEXT)):
+        text_cfg[_TEXT] = own_path(text_cfg[_TEXT], path.parent, f"{path}: {_TEXT}")
+    return spec
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: the JSON config of an open_clip model.")
     try:

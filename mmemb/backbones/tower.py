@@ -6,9 +6,9 @@ Shapes: B pictures, T tokens a picture, F token width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ class ImageTower(nn.Module, ABC):
     Attributes:
         feature_dim: F.
         thumbnail_dim: meaningful width of the last token, if that is a thumbnail; else 0.
+        sources: see `Backbone`.
     """
 
+    sources: ClassVar[Mapping[str, Sequence[str]]] = {}
     feature_dim: int
     thumbnail_dim: int
 
@@ -66,6 +68,7 @@ class EfficientNetTower(ImageTower):
         image_size: side of the square that the network sees.
     """
 
+    sources: ClassVar[Mapping[str, Sequence[str]]] = {"weights": ()}
     feature_dim = 1280
     thumbnail_dim = 768
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,9 +22,11 @@ class PairEvaluator(ABC):
 
     Attributes:
         kind: what a score is, `s / tau` of an embedder or a judge's log-odds.
+        model_arguments: arguments of the constructor that name folders or hub ids of models.
     """
 
     kind: Kind = "similarity"
+    model_arguments: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def score(

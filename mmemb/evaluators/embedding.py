@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class EmbeddingEvaluator(PairEvaluator):
         allow_fitted: lets all judges score a pair that all were fitted on, for an audit.
         batch_size: rows per call of a backbone.
     """
+
+    model_arguments: ClassVar[tuple[str, ...]] = ("judges",)
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class YesNoEvaluator(PairEvaluator):
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
 
+    model_arguments: ClassVar[tuple[str, ...]] = ("model",)
     kind: Kind = "log_odds"
 
     def __init__(

@@ -13,6 +13,7 @@ _HOMES = {
     "NO_DRAW": "base",
     "load_saved_worker": "loading",
     "load_worker": "loading",
+    "save_worker": "loading",
     "LanguageModelWorker": "language_model",
     "FewShotPrompt": "prompts",
     "TableWorker": "table",

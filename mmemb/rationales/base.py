@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -30,11 +30,15 @@ class RationaleWorker(ABC):
         reads: modalities it understands; a side that holds any other gets no rationale.
         concepts: concepts that its prompt names. A rationale about one of them may be copied
             from the prompt, so the caller drops and counts it (METHOD 5, leak).
+        file_arguments: arguments of the constructor that name a file, which a saved folder holds.
+        model_arguments: those that name a folder or hub id of a model, which stays where it is.
     """
 
     name: str = ""
     reads: frozenset[str] = frozenset({"text"})
     concepts: frozenset[str] = frozenset()
+    file_arguments: ClassVar[tuple[str, ...]] = ()
+    model_arguments: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

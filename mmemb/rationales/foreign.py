@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class ForeignWorker(RationaleWorker):
         pool: other sides' rationales by digest, or path of a file that `write_pool` wrote.
         name: recorded as the rationales' worker.
     """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("pool",)
 
     def __init__(
         self, pool: str | Mapping[str, Sequence[Rationale]], name: str = "foreign"

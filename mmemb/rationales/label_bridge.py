@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class LabelBridgeWorker(RationaleWorker):
         template: what the worker is asked, with the fields `{text}` and `{labels}`.
         device: of the embedder.
     """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("labels",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("embedder",)
 
     reads = frozenset({"text", "image", "video"})
 

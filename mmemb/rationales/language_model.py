@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ class LanguageModelWorker(RationaleWorker):
         adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
             Beside it, in the run, lies the list of facts that it was fitted on.
     """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("prompt",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("model", "adapter")
 
     def __init__(
         self,

@@ -1,34 +1,43 @@
-"""Makes a worker from its saved settings; only classes of this package can be named."""
+"""Makes a worker from its saved settings, and writes these; only classes of this package are named.
+
+Settings of a folder that may come from anywhere name the folder's own files, and beside them what
+the caller allows (`mmemb.trust.Allowed`).
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import mmemb.rationales as package
 from mmemb.rationales.base import RationaleWorker
+from mmemb.trust import HERE, Allowed, check_code, in_folder, is_in_folder, own_path
 
-_HERE = frozenset({"localhost", "127.0.0.1", "::1"})
+NO_KEY = "MMEMB_NO_KEY"
+"""Stands for the environment variable of a server that is sent no key; it is never set."""
+
+_OWN_KEY = "MMEMB_API_KEY"
+"""The default of `ServerWorker`, which no folder needs to name."""
+
+_ENGINE = {
+    "max_model_len", "seed", "quantization", "kv_cache_dtype", "tensor_parallel_size",
+    "pipeline_parallel_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
+    "cpu_offload_gb", "enforce_eager", "disable_log_stats",
+}  # fmt: skip
+"""Arguments of vLLM's engine that name neither code nor a place."""
 
 
 def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
     """The inverse of `RationaleWorker.settings`.
 
-    Settings come out of a downloaded folder, so they may name no class but our own workers.
-
     Args:
         settings: `class_path` (`mmemb.rationales.TableWorker`) and `init_args`.
     """
-    path, room = str(settings.get("class_path", "")), package.__name__
-    home, _, name = path.rpartition(".")
-    kind = getattr(package, name) if home == room and name in package.__all__ else None
-    if kind is None or not _is_worker(name):
-        raise ValueError(
-            f"class_path {path!r} names no rationale worker. Expected {room}.NAME with NAME from "
-            f"{sorted(set(filter(_is_worker, package.__all__)))}."
-        )
+    kind, path = _class_of(settings), settings["class_path"]
     arguments = dict(settings.get("init_args", {}))
     known = set(inspect.signature(kind).parameters)
     if unknown := sorted(set(arguments) - known):
@@ -39,43 +48,136 @@ def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
 
 
 def load_saved_worker(
-    settings: Mapping[str, Any], servers: Collection[str] = ()
+    settings: Mapping[str, Any], folder: Path, allowed: Allowed, where: str
 ) -> RationaleWorker:
     """`load_worker` for settings of a folder that may come from anywhere.
 
     Args:
         settings: see `load_worker`.
-        servers: names of hosts that may be asked, and be sent the key of the environment; one on
-            this machine may always be.
+        folder: the saved folder, whose files they may name.
+        allowed: what they may name beside.
+        where: the file and key that hold them, for errors.
 
     Raises:
-        ValueError: the settings ask for code that comes with a model, or for another server.
+        ValueError: they ask for code that comes with a model, or name a file or model outside of
+            the folder, a server, or a key that the caller has not allowed.
     """
-    for key, value in _walk(settings):
-        if key == "trust_remote_code" and value:
-            raise ValueError(
-                "the settings of a saved worker ask to run code that comes with a model, which a "
-                "folder may not: hand the worker over (`workers={...}`) if you trust that code."
-            )
-        host = urlsplit(str(value)).hostname if key == "url" else None
-        if host is not None and host not in {*_HERE, *servers}:
-            raise ValueError(
-                f"the saved worker would ask the server {host}, and send it queries and a key of "
-                f"the environment: allow it by servers=[{host!r}] (--server {host}), or hand over "
-                "a worker of your own (`workers={...}`)."
-            )
-    return load_worker(settings)
+    check_code(settings, where, allowed.own)
+    return load_worker(_checked(settings, folder, allowed, where))
 
 
-def _walk(node: Any) -> Iterator[tuple[str, Any]]:
-    """All keys with their values, at any depth."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield str(key), value
-            yield from _walk(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _walk(value)
+def save_worker(worker: RationaleWorker, folder: Path, name: str) -> dict[str, Any]:
+    """Settings of a worker for a folder, into which the files that it read are copied.
+
+    Its models stay where they are: they are large, and may be anybody's.
+
+    Args:
+        worker: to be saved.
+        folder: is being written.
+        name: of the folder in it for the files.
+    """
+    return _with_files(worker.settings(), folder, name)
+
+
+def _checked(
+    settings: Mapping[str, Any], folder: Path, allowed: Allowed, where: str
+) -> dict[str, Any]:
+    """The settings with the paths of the folder's files."""
+    kind, arguments = _class_of(settings), dict(settings.get("init_args") or {})
+    for key, value in arguments.items():
+        said = f"{where}.{key}"
+        if isinstance(value, Mapping) and "class_path" in value:
+            arguments[key] = _checked(value, folder, allowed, said)
+        elif key in (*kind.file_arguments, *kind.model_arguments) and value is not None:
+            arguments[key] = _place(value, folder, allowed, said, key in kind.model_arguments)
+        elif key == "engine":
+            _check_engine(value or {}, allowed, said)
+    if "url" in arguments:
+        arguments["api_key_env"] = allowed_key(arguments, allowed, where)
+    return {"class_path": settings["class_path"], "init_args": arguments}
+
+
+def _place(value: Any, folder: Path, allowed: Allowed, where: str, is_model: bool) -> str:
+    if is_in_folder(value):
+        return own_path(value, folder, where)
+    if isinstance(value, str) and allowed.model(value):
+        return value
+    if is_model:
+        raise ValueError(
+            f"{where} names the model {value!r}, which is not in {folder}: allow it by "
+            f"models=[{value!r}] (--allow-model {value}), or hand over a worker of your own "
+            "(`workers={...}`). A run below the folder of all runs needs no leave."
+        )
+    raise ValueError(
+        f"{where} names {value!r}, which is not in {folder}: a folder may name its own files only. "
+        "Save it again, or hand over a worker of your own (`workers={...}`)."
+    )
+
+
+def _check_engine(engine: Any, allowed: Allowed, where: str) -> None:
+    unknown = sorted(set(engine) - _ENGINE) if isinstance(engine, Mapping) else [engine]
+    if unknown and not allowed.own:
+        raise ValueError(
+            f"{where}: {unknown} may name code or another model, which no folder may: hand over a "
+            f"worker of your own (`workers={{...}}`). Allowed are {sorted(_ENGINE)}."
+        )
+
+
+def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> str:
+    """The variable with the key of a server, which the caller alone may name."""
+    asked = urlsplit(str(arguments["url"]))
+    host = asked.hostname or ""
+    named = [name for name in (asked.netloc, host) if name in allowed.servers]
+    if not named and not (allowed.own and host in HERE):
+        raise ValueError(
+            f"{where}.url names the server {host}, which would be sent queries: allow it by "
+            f"servers={{{host!r}: None}} (--server {host}; with a key: --server {host}=VARIABLE), "
+            "or hand over a worker of your own (`workers={...}`)."
+        )
+
+    variable = allowed.servers[named[0]] if named else None
+    said = arguments.get("api_key_env", _OWN_KEY)
+    if said not in (variable, _OWN_KEY, NO_KEY):
+        raise ValueError(
+            f"{where}.api_key_env names the variable {said!r}, whose value would be sent to {host} "
+            f"as a key: allow it by servers={{{host!r}: {said!r}}} (--server {host}={said}), or "
+            "hand over a worker of your own (`workers={...}`)."
+        )
+    return variable or NO_KEY
+
+
+def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    if not _is_known(str(settings.get("class_path", ""))):
+        return dict(settings)  # another's worker, which no folder can make again
+
+    kind, arguments = _class_of(settings), dict(settings["init_args"])
+    for key, value in arguments.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            arguments[key] = _with_files(value, folder, f"{name}/{key}")
+        elif key in kind.file_arguments and value is not None:
+            place = f"{name}/{key}{Path(value).suffix}"
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(value, folder / place)
+            arguments[key] = in_folder(place)
+    # Whoever loads the folder says which key is sent.
+    arguments.pop("api_key_env", None)
+    return {"class_path": settings["class_path"], "init_args": arguments}
+
+
+def _class_of(settings: Mapping[str, Any]) -> type[RationaleWorker]:
+    path, room = str(settings.get("class_path", "")), package.__name__
+    if not _is_known(path):
+        raise ValueError(
+            f"class_path {path!r} names no rationale worker. Expected {room}.NAME with NAME from "
+            f"{sorted(set(filter(_is_worker, package.__all__)))}."
+        )
+    kind: type[RationaleWorker] = getattr(package, path.rpartition(".")[2])
+    return kind
+
+
+def _is_known(path: str) -> bool:
+    home, _, name = path.rpartition(".")
+    return home == package.__name__ and name in package.__all__ and _is_worker(name)
 
 
 def _is_worker(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class PrecomputedWorker(RationaleWorker):
         reads: modalities of the worker that wrote them; by default all.
         name: of this worker; rationales keep the name of the one that wrote them.
     """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("rationales",)
 
     def __init__(
         self,

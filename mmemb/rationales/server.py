@@ -57,6 +57,8 @@ class ServerWorker(RationaleWorker):
             request, and is neither saved nor shown.
     """
 
+    file_arguments: ClassVar[tuple[str, ...]] = ("prompt",)
+
     MACHINE_KEYS: ClassVar[frozenset[str]] = frozenset(
         {"url", "concurrency", "timeout_s", "retries", "backoff_s", "api_key_env"}
     )

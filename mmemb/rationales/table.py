@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class TableWorker(RationaleWorker):
         facts: path of `facts.json`, as prepare writes it: `questions` maps a query text to the
             code of the thing that it asks for, `countries` maps a code to its row with a `name`.
     """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("facts",)
 
     name = WORKER
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class VisionLanguageWorker(RationaleWorker):
         adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
+
+    model_arguments: ClassVar[tuple[str, ...]] = ("model", "adapter")
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor
 
@@ -53,6 +53,9 @@ class VllmWorker(RationaleWorker):
         engine: further arguments of `vllm.LLM`, such as `max_model_len` or
             `tensor_parallel_size`.
     """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("prompt",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("model",)
 
     def __init__(
         self,

@@ -1,0 +1,152 @@
+"""What a saved folder may name: its own files, and beside them only what its caller allows.
+
+A folder may come from anywhere. It says what its parts are, and has no say in where anything else
+is read, whom anything is sent to, or which code runs (docs/trust.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+FOLDER = "${folder}"
+"""Stands for the saved folder in its own files, so that the folder may be moved."""
+
+RUNS = "MMEMB_RUNS"
+"""The environment variable that names the folder of all runs; else it is `runs`, from here."""
+
+HERE = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names of this machine."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What the caller allows a folder beside its own files.
+
+    Attributes:
+        models: folders, with all that lies below them, and hub ids.
+        servers: host, or host:port -> the environment variable with the key that it is sent; None
+            = no key.
+        own: whether the folder is a run of this checkout (`is_own_run`): its configuration was the
+            caller's, so it may name models anywhere, and servers on this machine.
+    """
+
+    models: frozenset[str] = frozenset()
+    servers: Mapping[str, str | None] = field(default_factory=dict)
+    own: bool = False
+
+    @classmethod
+    def to(
+        cls,
+        folder: Path,
+        models: Collection[str] = (),
+        servers: Mapping[str, str | None] | Collection[str] = (),
+    ) -> Allowed:
+        """What is allowed to one folder; servers without names of variables get no key."""
+        keys = servers if isinstance(servers, Mapping) else dict.fromkeys(servers)
+        return cls(frozenset(map(str, models)), keys, is_own_run(folder))
+
+    def model(self, value: str) -> bool:
+        """Whether a model outside of the folder may be read."""
+        places = [Path(place) for place in self.models if Path(place).exists()]
+        below = any(Path(value).resolve().is_relative_to(place.resolve()) for place in places)
+        return self.own or value in self.models or below
+
+
+def is_own_run(folder: Path) -> bool:
+    """Whether a folder lies below that of all runs, and belongs to who asks.
+
+    Who puts a folder there says that it was made here.
+    """
+    runs, place = Path(os.environ.get(RUNS, "runs")).resolve(), folder.resolve()
+    is_below = place != runs and place.is_relative_to(runs)
+    return is_below and place.is_dir() and place.stat().st_uid == os.getuid()
+
+
+def in_folder(name: str) -> str:
+    """How a saved folder names a file in it."""
+    return f"{FOLDER}/{name}"
+
+
+def is_in_folder(value: Any) -> bool:
+    """Whether a setting names a file of its own folder."""
+    return isinstance(value, str) and value.startswith(f"{FOLDER}/")
+
+
+def own_path(value: str, folder: Path, where: str) -> str:
+    """The path behind `${folder}/NAME`.
+
+    Args:
+        value: for which `is_in_folder` holds.
+        folder: the saved folder.
+        where: the file and key that hold the value, for the error.
+
+    Raises:
+        ValueError: it lies outside of the folder, by `..` or by a link.
+    """
+    path = folder / value.removeprefix(f"{FOLDER}/")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{where} names {value!r}, which lies outside of {folder}: a folder may name its own "
+            "files only. Save it again."
+        )
+    return str(path)
+
+
+def check_links(folder: Path) -> None:
+    """Refuses links of a saved folder that lead out of it.
+
+    Raises:
+        ValueError: there is one.
+    """
+    root = folder.resolve()
+    for path in root.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)}, outside of its folder, which no saved "
+                "folder may have: put the file itself there. A snapshot of a hub is made of files "
+                "if it is fetched with `local_dir`."
+            )
+
+
+def check_code(settings: Any, where: str, own: bool = False) -> None:
+    """Refuses settings that ask for code of others, wherever it stands among them.
+
+    Args:
+        settings: plain data of a folder.
+        where: the file and key that hold them, for the error.
+        own: whether it is a run of this checkout, which may name a kernel.
+
+    Raises:
+        ValueError: they set `trust_remote_code`, or name a kernel of a hub.
+    """
+    for key, value in walk(settings):
+        if key == "trust_remote_code" and value:
+            raise ValueError(
+                f"{where}: {key} asks to run code that comes with a model, which no folder may: "
+                "hand the part over yourself, made with trust_remote_code=True, if you trust it."
+            )
+        if key == "attention" and "/" in str(value) and not own:
+            raise ValueError(
+                f"{where}: {key} names {value!r}, code of a hub, which no folder may: set it to "
+                "null there, or hand the part over yourself."
+            )
+
+
+def walk(node: Any) -> Iterator[tuple[str, Any]]:
+    """All keys of nested data with their values, at any depth.
+
+    >>> list(walk({"a": [{"b": 1}]}))
+    [('a', [{'b': 1}]), ('b', 1)]
+    """
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield str(key), value
+            yield from walk(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from walk(value)
