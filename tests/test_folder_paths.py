@@ -242,6 +242,15 @@ def test_a_config_of_open_clip_sends_nobody_to_a_hub(
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["trust_remote_code", "bpe_path", "vocab_file"])
+def test_a_tokenizer_is_given_settings_and_no_paths(key: str, tmp_path: Path) -> None:
+    config = json.loads(Path(TINY).read_text())
+    config["text_cfg"]["tokenizer_kwargs"] = {key: "/etc/passwd"}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"tokenizer_kwargs .* ask for \['{key}'\]"):
+        OpenClipBackbone(str(tmp_path / "model.json"))
+
+
 def test_a_saved_backbone_fetches_no_weights(tmp_path: Path, no_sockets: None) -> None:
     torch.manual_seed(0)
     OpenClipBackbone(TINY, tokenizer="bytes").save_pretrained(tmp_path)

@@ -223,6 +223,6 @@ def test_a_search_says_what_is_broken(saved: Path, copy: Path, tiny_root: Path) 
     with torch.no_grad():
         backbone.model.get_decoder().norm.weight.fill_(float("nan"))
     backbone.save_pretrained(copy / "broken")
-    with pytest.raises(SystemExit, match="are not finite"):
+    with pytest.raises(SystemExit, match="not finite"):
         search(["--model", str(copy / "broken"), *index, *cache])
     assert load_backbone(str(saved / "backbone")).encode([Side("x")]).isfinite().all()

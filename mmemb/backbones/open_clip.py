@@ -32,6 +32,9 @@ _CONFIG = "open_clip_config.json"
 _TEXT = "hf_model_name"
 """Key of a text tower of transformers: a folder with its configuration, or a hub id."""
 
+_TOKENIZER_KEYS = {"clean", "strip_sep_token", "language", "reduction_mask"}
+"""Arguments of open_clip's tokenizers that name neither code nor a place."""
+
 _POLICIES = ("truncate", "drop", "error")
 
 
@@ -327,10 +330,10 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     settings = dict(text_cfg.get("tokenizer_kwargs", {}))
-    if settings.get("trust_remote_code"):
+    if unknown := sorted(set(settings) - _TOKENIZER_KEYS):
         raise ValueError(
-            "tokenizer_kwargs of this open_clip model ask for trust_remote_code, which is refused: "
-            "a model folder may bring data, no code. Remove the key or use another tokenizer."
+            f"tokenizer_kwargs of this open_clip model ask for {unknown}, which is refused: a "
+            "config may bring settings, no path and no code. Remove the key."
         )
     if not _uses_transformers(name, text_cfg):
         if settings.get("reduction_mask"):
