@@ -84,12 +84,15 @@ class FiniteLoader:
     def __iter__(self) -> Iterator[Any]:
         self.skipped = ()
         order = range(len(self._items))
-        for batch, problems in item_loader(self._items, order, self._num_workers, None):
+        items = item_loader(self._items, order, self._num_workers, None)
+        for number, (batch, problems) in enumerate(items, 1):
             self.skipped += problems
+
+            # Before the last batch: who knows the length does not ask for what follows it.
+            if self.skipped and number == len(order):
+                warn_skipped(self.skipped, len(self.skipped))
             if batch is not None:
                 yield batch
-        if self.skipped:
-            warn_skipped(self.skipped, len(self.skipped))
 
 
 def read_rows(

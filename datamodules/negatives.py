@@ -11,7 +11,7 @@ from typing import final
 from datamodules.decode import decode_json
 from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row, SampleReader, rows_of
-from datamodules.sidecars import join_whole
+from datamodules.sidecars import check_row, join_whole
 from mmemb.records import Candidate, stable_hash
 from mmemb.shards import Origin, ShardIndex
 
@@ -63,6 +63,7 @@ class NegativeTable:
             return ()
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
+        check_row(entry, where)
         mined = decode_json(self._index.read(entry, {"json"})["json"], where)
         random = Random(stable_hash(self._seed, "negatives", step, row.entry.key))
         try:

@@ -24,7 +24,8 @@ from datamodules.unindexed import ReplayStream, is_unindexed
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import PairRowBatch
 from mmemb.distributed import gather_objects
-from mmemb.records import Pair, ScoredRationale
+from mmemb.records import Pair, ScoredRationale, Side
+from mmemb.row_marks import failed
 from mmemb.shards import Origin, ShardIndex
 
 ARCHIVE_LIMITS = ArchiveLimits()
@@ -344,7 +345,13 @@ class PairDataModule(ShardDataModule):
         found = [self._pair_and_rationales(row) for row in chunk.rows]
         pairs, rationales, problems = zip(*found, strict=True)
         named = tuple(problem for problem in problems if problem)
-        return PairRowBatch(chunk.shard, pairs, rationales), named
+
+        # Reasons without the folder that the data lie in: a sidecar names no machine.
+        marks = tuple(
+            failed(problem.removeprefix(row.where).lstrip(",: ")) if problem else {}
+            for row, problem in zip(chunk.rows, problems, strict=True)
+        )
+        return PairRowBatch(chunk.shard, pairs, rationales, marks=marks if named else ()), named
 
     def _pair_and_rationales(self, row: Row) -> tuple[Pair, tuple[ScoredRationale, ...], str]:
         try:
@@ -352,8 +359,12 @@ class PairDataModule(ShardDataModule):
         except DecodeError as error:
             if self._on_error == "raise":
                 raise
-            # The row stays, without media and rationales: a sidecar keeps every key.
-            return SampleReader(pixels=False).pair(row), (), error.problem
+            # The row keeps its place, marked and without content: a sidecar has every key.
+            named = {name: row.meta[name] for name in ("task", "part", "concept", "fact", "group")}
+            empty = Pair(
+                row.entry.key, **named, gallery="", query=Side(), target=Side(), target_name=""
+            )
+            return empty, (), error.problem
 
     def _replay_stream(self) -> ReplayStream:
         if self._sidecar or self._half:

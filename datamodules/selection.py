@@ -161,7 +161,8 @@ class SelectionDataModule(ShardDataModule):
         rationales = tuple(table.read(row) for row in chunk.rows)
         mined = [self._mined.draw(row, 0) if self._mined else () for row in chunk.rows]
         candidates = tuple(map(self._candidates, pairs, mined))
-        return PairRowBatch(chunk.shard, pairs, rationales, candidates), ()
+        marks = tuple(map(table.mark, chunk.rows))
+        return PairRowBatch(chunk.shard, pairs, rationales, candidates, marks), ()
 
     def _query_batch(self, table: RationaleTable, chunk: Chunk) -> Item:
         pairs = tuple(self._as_pair(self._evaluation.read_query(row)) for row in chunk.rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -13,7 +13,8 @@ from torch import Tensor
 from datamodules.decode import DecodeError, decode_array, decode_json
 from datamodules.samples import Row
 from mmemb.records import Rationale, ScoredRationale, scored_from_json, stable_hash
-from mmemb.shards import Origin, ShardIndex, check_join
+from mmemb.row_marks import failure_of, mark_of
+from mmemb.shards import IndexEntry, Origin, ShardIndex, check_join
 
 MAX_DONORS = 16
 LOOKED_AT = 256
@@ -51,12 +52,22 @@ class RationaleTable:
         """The sidecar's shard of a source's shard, or nothing if that is not covered."""
         return (self._index.origin(shard),) if shard in self._shards else ()
 
+    def mark(self, row: Row) -> Mapping[str, str]:
+        """Whether a row was not asked about, or failed; empty for all others."""
+        return mark_of(self._index.by_key[row.entry.key].meta) if self.covers(row) else {}
+
     def read(self, row: Row) -> tuple[ScoredRationale, ...]:
-        """All candidates of a row; none if the sidecar does not cover it."""
+        """All candidates of a row; none if the sidecar does not cover it, or nobody was asked.
+
+        Raises:
+            DecodeError: the row failed when the sidecar was made, or is no JSON.
+            ValueError: it holds something else than rationales.
+        """
         if not self.covers(row):
             return ()
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
+        check_row(entry, where)
         members = self._index.read(entry, {"json"})
         if "json" not in members:
             raise ValueError(f"{where} is missing: run the step that makes the folder again.")
@@ -81,6 +92,15 @@ class RationaleTable:
     def read_rationales(self, row: Row) -> tuple[Rationale, ...]:
         """All candidates of a row without what a selector said about them."""
         return tuple(scored.rationale for scored in self.read(row))
+
+
+def check_row(entry: IndexEntry, where: str) -> None:
+    """Raises DecodeError about a sidecar's row that failed when it was made: it holds no data."""
+    if reason := failure_of(entry.meta):
+        raise DecodeError(
+            f"{where}: its row could not be read when the sidecar was made ({reason}).",
+            "Mend the row and make the sidecar again, or leave it out with `on_error: skip`.",
+        )
 
 
 def join_whole(source: ShardIndex, sidecar: ShardIndex) -> set[str]:

@@ -18,6 +18,7 @@ from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import PairRowBatch, SideBatch
 from mmemb.records import Side
+from mmemb.row_marks import NOT_ASKED
 
 
 @final
@@ -32,7 +33,7 @@ class SideDataModule(ShardDataModule):
         folders: of pairs and queries below the root.
         batch_size: sides of a batch; in `fit` of the global batch, over all ranks.
         parts: data parts to write about, or None for all. Rows of other parts travel as empty
-            sides, which no worker can read: the sidecar keeps every key of its source.
+            sides that no worker can read, and are marked: the sidecar has every key of its source.
         tasks: of queries to write about, or None for all; pairs are written about in any case.
             With `side: target` of pairs, and of the candidates that such tasks rank.
         rationales: `test` and `fit` read this folder.
@@ -169,12 +170,16 @@ class SideDataModule(ShardDataModule):
             shard=chunk.shard,
             keys=tuple(row.entry.key for row in chunk.rows),
             sides=tuple(self._side(row) for row in chunk.rows),
-            metas=tuple(meta_of(row) for row in chunk.rows),
+            metas=tuple(self._meta(row) for row in chunk.rows),
         )
         return batch, ()
 
     def _side(self, row: Row) -> Side:
         return self._asked.read(self._reader, row) if self._is_wanted(row) else Side()
+
+    def _meta(self, row: Row) -> Mapping[str, str]:
+        """A sidecar shall tell a row without rationales from one that nobody was asked about."""
+        return meta_of(row) if self._is_wanted(row) else {**meta_of(row), **NOT_ASKED}
 
     def _pair_batch(self, chunk: Chunk) -> Item:
         pairs = tuple(self._reader.pair(row) for row in chunk.rows)

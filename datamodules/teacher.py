@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules.decode import decode_array
 from datamodules.samples import Row
-from datamodules.sidecars import join_whole
+from datamodules.sidecars import check_row, join_whole
 from mmemb.shards import ShardIndex
 
 MEMBERS = ("query.npy", "target.npy")
@@ -40,9 +40,15 @@ class TeacherTable:
                 )
 
     def read(self, row: Row) -> Tensor:
-        """(2, E) unit vectors of the row's query and target."""
+        """(2, E) unit vectors of the row's query and target.
+
+        Raises:
+            DecodeError: the teacher could not read the row.
+            ValueError: there are no vectors, or none that teach.
+        """
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}"
+        check_row(entry, where)
         members = self._index.read(entry, set(MEMBERS))
         if missing := sorted(set(MEMBERS) - set(members)):
             raise ValueError(

@@ -204,7 +204,8 @@ class CounterfactualSelector(LightningModule):
             ]
             meta = {"task": pair.task, "part": pair.part, "concept": pair.concept}
             members = {"json": [scored_to_json(candidate) for candidate in scored]}
-            rows.append(SidecarRow(pair.key, members, meta | {"fact": pair.fact}))
+            meta |= {"fact": pair.fact, **batch.mark(row)}
+            rows.append(SidecarRow(pair.key, members, meta))
         return SidecarOutput(batch.shard, tuple(rows))
 
     # test

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from lightning.pytorch import LightningModule
@@ -14,7 +14,8 @@ from mmemb.batches import PairRowBatch, SidecarOutput, SidecarRow
 
 @final
 class TeacherEmbedder(LightningModule):
-    """predict: `teacher/`, for every pair the fp16 vectors `query.npy` and `target.npy`.
+    """predict: `teacher/`, for every pair the fp16 vectors `query.npy` and `target.npy`;
+    a pair that could not be read has none, and a mark.
 
     Args:
         backbone: the teacher; its width need not be the student's.
@@ -28,17 +29,18 @@ class TeacherEmbedder(LightningModule):
     def predict_step(
         self, batch: PairRowBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> SidecarOutput:
+        pairs = batch.readable
         sides = {
-            "query.npy": [pair.query for pair in batch.pairs],
-            "target.npy": [pair.target for pair in batch.pairs],
+            "query.npy": [pair.query for pair in pairs],
+            "target.npy": [pair.target for pair in pairs],
         }
         vectors = {
             name: self.backbone(found).cpu().numpy().astype(np.float16)
             for name, found in sides.items()
+            if found
         }
-        rows: list[dict[str, Any]] = [
-            {name: vector_BE[number] for name, vector_BE in vectors.items()}
-            for number in range(len(batch.pairs))
+        rows = [
+            SidecarRow(pair.key, {name: vector_BE[row] for name, vector_BE in vectors.items()})
+            for row, pair in enumerate(pairs)
         ]
-        keyed = zip(batch.pairs, rows, strict=True)
-        return SidecarOutput(batch.shard, tuple(SidecarRow(p.key, row) for p, row in keyed))
+        return SidecarOutput(batch.shard, batch.with_failed(rows, empty=None))

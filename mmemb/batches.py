@@ -7,7 +7,7 @@ D embedding width, H width of a probe, A depths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ from mmemb.records import (
     ScoredRationale,
     Side,
 )
+from mmemb.row_marks import failure_of
 
 _Record = TypeVar("_Record")
 
@@ -92,12 +93,35 @@ class PairRowBatch:
     """Consecutive pairs of one shard with their candidate rationales, for `predict`.
 
     `candidates[i]`, where a judge needs them: the target first, then every wrong candidate.
+    `marks[i]` is what a sidecar has to say of row i, see `mmemb.row_marks`; none at all if it has
+    nothing to say of any.
     """
 
     shard: str
     pairs: tuple[Pair, ...]
     rationales: tuple[tuple[ScoredRationale, ...], ...]
     candidates: tuple[tuple[Side, ...], ...] = ()
+    marks: tuple[Mapping[str, str], ...] = ()
+
+    def mark(self, row: int) -> Mapping[str, str]:
+        """The mark of a row; empty if it has none."""
+        return self.marks[row] if self.marks else {}
+
+    @property
+    def readable(self) -> tuple[Pair, ...]:
+        """The pairs that did not fail: the others hold nothing that could be embedded."""
+        return tuple(p for row, p in enumerate(self.pairs) if not failure_of(self.mark(row)))
+
+    def with_failed(self, rows: Iterable[SidecarRow], empty: Any) -> tuple[SidecarRow, ...]:
+        """Rows about the readable pairs, and in the places of the others marked ones whose `json`
+        is `empty`: a sidecar keeps every key of its source."""
+        made = iter(rows)
+        return tuple(
+            SidecarRow(pair.key, {"json": empty}, mark)
+            if failure_of(mark := self.mark(row))
+            else next(made)
+            for row, pair in enumerate(self.pairs)
+        )
 
     def to(self, *args: Any, **kwargs: Any) -> PairRowBatch:
         return self

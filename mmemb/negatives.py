@@ -39,13 +39,17 @@ def negative_rows(
     backbone: Backbone, batch: PairRowBatch, galleries: Galleries, num: int, margin: float | None
 ) -> list[SidecarRow]:
     """One row of `negatives/` per pair; arguments as in `hardest_negatives`."""
-    query_BD = backbone.encode([pair.query for pair in batch.pairs]).cpu()
-    target_BD = backbone.encode([pair.target for pair in batch.pairs]).cpu()
-    mined = hardest_negatives(query_BD, target_BD, batch.pairs, galleries, num, margin)
-    return [
+    pairs = batch.readable
+    mined: list[list[HardNegative]] = []
+    if pairs:
+        query_BD = backbone.encode([pair.query for pair in pairs]).cpu()
+        target_BD = backbone.encode([pair.target for pair in pairs]).cpu()
+        mined = hardest_negatives(query_BD, target_BD, pairs, galleries, num, margin)
+    rows = [
         SidecarRow(pair.key, {"json": [_member(negative) for negative in found]})
-        for pair, found in zip(batch.pairs, mined, strict=True)
+        for pair, found in zip(pairs, mined, strict=True)
     ]
+    return list(batch.with_failed(rows, empty=[]))
 
 
 def hardest_negatives(

@@ -70,7 +70,8 @@ PURE = {
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
-    "records", "reselection", "retrieval", "set_order", "shard_writer", "shards", "signals",
+    "records", "reselection", "retrieval", "row_marks", "set_order", "shard_writer", "shards",
+    "signals",
     "statistics", "text", "tiled_nce", "unfinished", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
