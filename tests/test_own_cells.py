@@ -310,6 +310,24 @@ def test_names_that_differ_by_form_alone_are_faults(tmp_path: Path) -> None:
     assert "is written otherwise in row 5" in found[2][1]
 
 
+def test_names_that_stand_for_two_things_are_faults(tmp_path: Path) -> None:
+    rows = [GOOD | {"id": f"{n}"} for n in range(3)]
+    rows[0] |= {"target_text": "a:b"}
+    rows[1] |= {"target_text": "b", "target_media": ["a"]}
+    rows[2] |= {"task": "x" * 300}
+    found = check_cells(list(read_table(write_lines(tmp_path / "t.jsonl", rows))), tmp_path)
+    assert found[0] == (2, "target 'a:b' has other media and text in row 1")
+    assert "is too long for the name of a file" in found[-1][1]
+
+
+def test_a_folder_of_media_that_is_missing_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    assert prepare(table, tmp_path / "none", tmp_path / "out") == 1
+    assert "none is no folder" in capsys.readouterr().err
+
+
 def test_faults_come_before_anything_is_hashed_or_decoded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

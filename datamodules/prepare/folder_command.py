@@ -61,6 +61,11 @@ def run(options: argparse.Namespace) -> None:
 
     table = tqdm(read_table(options.table), desc="reading", disable=None, delay=2)
     rows = list(table)
+    if not options.media.is_dir() and any(side.media for row in rows for side in row.sides):
+        raise FileNotFoundError(
+            f"--media {options.media} is no folder: expected the one that paths of the table start "
+            "from."
+        )
     found = check_cells(rows, options.media)
     _show(list(lines_of(found)))
     given = _given_rationales(options, rows)

@@ -45,13 +45,14 @@ def find_media(folder: Path, name: str) -> Path:
             that can be read. Nothing is opened.
     """
     _check_name(name)
-    root = folder.resolve()
+    root = _resolved(folder, os.getcwd())
     path = root / name
     try:
-        if not os.path.lexists(path):
+        try:
+            real, mode = _real(root, path)
+        except (FileNotFoundError, NotADirectoryError):
             path = _other_form(root, name)
-        real = Path(os.path.realpath(path, strict=True))
-        mode = os.stat(real).st_mode
+            real, mode = _real(root, path)
     except OSError as error:
         raise MediaPathError(f"{shown(name)} {_said(root, name, error)}") from None
 
@@ -63,6 +64,25 @@ def find_media(folder: Path, name: str) -> Path:
     if not os.access(real, os.R_OK):
         raise MediaPathError(f"{shown(name)} {_SAID[errno.EACCES]}")
     return path
+
+
+@lru_cache(maxsize=16)
+def _resolved(folder: Path, _working: str) -> Path:
+    """The folder without links; it is asked for once for each of a hundred thousand names."""
+    return folder.resolve()
+
+
+def _real(root: Path, path: Path) -> tuple[Path, int]:
+    """Where a path leads, and what is there; most hold no link, and need one look at each part."""
+    here = str(root)
+    mode = os.lstat(here).st_mode
+    for part in path.relative_to(root).parts:
+        here = f"{here}/{part}"
+        mode = os.lstat(here).st_mode
+        if stat.S_ISLNK(mode):
+            real = os.path.realpath(path, strict=True)
+            return Path(real), os.stat(real).st_mode
+    return path, mode
 
 
 def find_frames(folder: Path, name: str, suffixes: Collection[str]) -> list[Path]:
@@ -83,7 +103,7 @@ def find_frames(folder: Path, name: str, suffixes: Collection[str]) -> list[Path
             if suffix not in suffixes or entry.name.startswith("._"):
                 continue
             if not entry.is_file(follow_symlinks=False):  # most are, and need no second look
-                inside = os.path.relpath(entry.path, folder.resolve())
+                inside = f"{PurePosixPath(name)}/{entry.name}"
                 if find_media(folder, inside).is_dir():
                     raise MediaPathError(f"{shown(inside)} is a folder, and no frame")
             found.append(path / entry.name)

@@ -19,6 +19,7 @@ from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.media import content_digest, locate, side_members
 from datamodules.prepare.folder.table import OwnRow, OwnSide
 from datamodules.prepare.media_paths import MediaPathError
+from mmemb.file_names import file_name
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _CHUNK = 64
@@ -71,7 +72,7 @@ def check_cells(rows: Sequence[OwnRow], media: Path) -> Found:
     # A row that cannot be read is left out in any case: it does not count against others.
     whole = [row for row in rows if not row.faults]
     found = [(row.number, fault) for row in rows for fault in row.faults]
-    found += _ids(rows) + _forms(whole) + _names(whole) + _mixed(whole)
+    found += _ids(rows) + _tasks(whole) + _forms(whole) + _names(whole) + _mixed(whole)
     for row in tqdm(rows, desc="looking for media", disable=None, delay=2):
         found += _paths(row, media)
     return sorted(set(found))
@@ -119,6 +120,17 @@ def _ids(rows: Iterable[OwnRow]) -> Found:
         if row.id and first.setdefault(row.id, row.number) != row.number:
             found.append((row.number, f"id {shown(row.id)} is that of row {first[row.id]}, too"))
     return found
+
+
+def _tasks(rows: Iterable[OwnRow]) -> Found:
+    """A task's scores become a file of its name."""
+    wrong: dict[str, str] = {}
+    for task in dict.fromkeys(row.task for row in rows):
+        try:
+            file_name(task)
+        except ValueError:
+            wrong[task] = f"task {shown(task)} is too long for the name of a file"
+    return [(row.number, wrong[row.task]) for row in rows if row.task in wrong]
 
 
 def _forms(rows: Iterable[OwnRow]) -> Found:

@@ -12,6 +12,7 @@ from typing import Any, final
 from datamodules.prepare.cells import shown
 from datamodules.prepare.mmeb.annotations import Row, RowError, each_row
 from mmemb.benchmarks.mmeb_train import Source, instructions
+from mmemb.text import has_text
 
 TOKENS = ("<|image_1|>", "<|image_2|>", "<image>", "<video>")
 """Where a picture stands in a stored text; each model has its own token, so none is kept."""
@@ -72,7 +73,7 @@ class TrainRow:
     @property
     def is_empty(self) -> bool:
         """Published rows may have nothing on one side."""
-        return not (self.query.name and self.target.name)
+        return not all(side.shows or has_text(side.text) for side in (self.query, self.target))
 
     @property
     def topic(self) -> str:
