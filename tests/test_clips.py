@@ -213,9 +213,28 @@ def test_what_is_no_video_says_so(tmp_path: Path) -> None:
         path = write_sound(tmp_path / "a.mp4", cover)
         with pytest.raises(ValueError, match=rf"^a\.mp4 holds no video, but sound{more}\.$"):
             read_clip(path, 3)
+    path = write_video(tmp_path / "u.mkv")
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX"))
+    with pytest.raises(ValueError, match=r"^u\.mkv is stored in a way that nothing here decodes"):
+        read_clip(path, 3)
     (tmp_path / "e.mp4").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^e\.mp4 cannot be decoded"):
         read_clip(tmp_path / "e.mp4", 3)
+
+
+@given(
+    head=st.sampled_from(
+        [b"\0\0\0\x08ftyp", b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"RIFF", b"GIF89a", b"G"]
+    ),
+    rest=st.binary(max_size=40) | st.text("\0\x01\xff;,!mdat", max_size=40).map(str.encode),
+)
+def test_any_bytes_have_a_stated_size_or_none(
+    tmp_path_factory: pytest.TempPathFactory, head: bytes, rest: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(head + rest)
+    found = stated_size(path)
+    assert found is None or found >= 0
 
 
 def test_frames_of_changing_size_are_a_fault(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def read_clip(path: Path, num: int) -> list[Image.Image]:
     except ClipError as error:
         raise ValueError(f"{path.name} {error}.") from None
     except Exception as error:  # decoders raise whatever the bytes make them raise
-        raise ValueError(f"{path.name} cannot be decoded ({type(error).__name__}).") from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ValueError(f"{path.name} cannot be decoded ({reason}).") from None
 
 
 def nearest_frames(times: Sequence[int], num: int) -> list[int]:
@@ -246,6 +247,9 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
             also = " and a picture as its cover" if pictures else ""
             raise ClipError(f"holds no video, but {what}{also}")
         stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+
+        if stream.codec_context is None:
+            raise ClipError("is stored in a way that nothing here decodes; convert it to H.264")
 
         # Frames may be larger than the file's head says, so the decoder knows a bound, too: twice
         # ours, as it counts margins of the frame.
