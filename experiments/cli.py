@@ -199,15 +199,18 @@ class ExperimentCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
+        """Takes no settings from a checkpoint: Lightning would let them, and the classes that they
+        name, beat those of the user."""
         command = self.config.get("subcommand")
         given = self.config[command].get("ckpt_path") if command else None
         if given is not None and Path(given).is_file():
-            read_weights(Path(given), mmap=True)  # Lightning opens it before anything is caught
-        super()._parse_ckpt_path()
+            read_weights(Path(given), mmap=True)  # before anything is made
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True  # Lightning trusts a checkpoint that has an address
         if subcommand == "predict":
             kwargs["return_predictions"] = False  # a SidecarWriter has them
         if subcommand == "fit":

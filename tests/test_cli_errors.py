@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from experiments.config_check import check_config_files, config_files, nearest
@@ -220,6 +221,26 @@ def test_too_little_disk_or_memory_stops_before_anything_is_made(
         more = ["--runs", str(runs), f"--needs.{need}_gib", "1e9"]
         assert words in message_of(empty.command("trunk", *more), capsys)
     assert not runs.exists()
+
+
+def test_a_checkpoint_brings_no_settings_and_no_code(
+    empty: Experiment,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lightning would import the class that a checkpoint's hyperparameters name."""
+    canary = tmp_path / "canary"
+    code = f"from pathlib import Path\nPath({str(canary)!r}).write_text('it ran')\n"
+    (tmp_path / "code_of_a_checkpoint.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"_class_path": "code_of_a_checkpoint.Module", "num_warmup": 3}
+    torch.save({"state_dict": {}, "hyper_parameters": settings}, tmp_path / "foreign.ckpt")
+
+    more = ["--ckpt_path", str(tmp_path / "foreign.ckpt"), "--runs", str(tmp_path / "runs")]
+    text = message_of(empty.command("trunk", *more, "--needs.disk_gib", "1e9"), capsys)
+    assert "free disk" in text
+    assert not canary.exists()
 
 
 def test_the_traceback_of_a_mistake_is_kept_in_a_file(
