@@ -261,9 +261,7 @@ class _TarReader:
             stream = self._stream or self._open()
             data = stream.read(size)
         except (OSError, EOFError, zlib.error) as error:
-            raise self._fault(
-                self._at, f"cannot be read on: {type(error).__name__}: {error!s:.300}"
-            ) from None
+            raise self._fault(self._at, f"cannot be read on: {words_of(error)}") from None
         self._at += len(data)
         if self._packed and self._at > FREE_BYTES + self._limits.ratio * self._packed.count:
             raise self._fault(
@@ -300,7 +298,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise
     except (OSError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise ArchiveError(
-            f"{path} cannot be read as a zip file: {error!s:.200}.", _ADVICE
+            f"{path} cannot be read as a zip file: {words_of(error)}.", _ADVICE
         ) from None
 
 
@@ -327,6 +325,14 @@ def read_zip_member(archive: zipfile.ZipFile, name: str, limits: ArchiveLimits) 
     try:
         return archive.read(info)
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise ArchiveError(
-            f"{where} cannot be read: {type(error).__name__}: {error!s:.200}.", _ADVICE
-        ) from None
+        raise ArchiveError(f"{where} cannot be read: {words_of(error)}.", _ADVICE) from None
+
+
+def words_of(error: Exception) -> str:
+    """What an error says, without a number of the operating system.
+
+    >>> words_of(FileNotFoundError(2, "No such file or directory"))
+    'No such file or directory'
+    """
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or f"{error!s:.300}" or type(error).__name__

@@ -12,7 +12,7 @@ from typing import final
 
 import webdataset as wds
 
-from datamodules.archives import ArchiveError, ArchiveLimits, TarMember, read_tar
+from datamodules.archives import ArchiveError, ArchiveLimits, TarMember, read_tar, words_of
 from datamodules.collate import pair_batch
 from datamodules.decode import ADVICE, DecodeError, OnError
 from datamodules.samples import Members, SampleReader, foreign_names
@@ -222,7 +222,8 @@ def _read_members(url: str, limits: ArchiveLimits) -> Iterator[TarMember]:
         stream = wds.gopen(url)
     except OSError as error:
         raise ValueError(
-            f"Tar {url} cannot be opened: {error}. Correct its name in `pairs`, or bring it back."
+            f"Tar {url} cannot be opened: {words_of(error)}. Correct its name in `pairs`, or bring "
+            "it back."
         ) from error
 
     # webdataset's own reader leaves files open and the exit status of pipes unread.
@@ -230,7 +231,7 @@ def _read_members(url: str, limits: ArchiveLimits) -> Iterator[TarMember]:
         yield from read_tar(stream, f"Tar {url}", limits)
         stream.close()
     except OSError as error:
-        raise ArchiveError(f"Tar {url} ended with an error: {error}.") from None
+        raise ArchiveError(f"Tar {url} ended with an error: {words_of(error)}.") from None
     finally:
         with suppress(OSError):  # of a pipe that nobody reads to its end
             stream.close()

@@ -119,6 +119,26 @@ def bench_reading(root: Path) -> Line:
     return compare(f"read and decode {len(rows)} pairs", ours, peer, "webdataset + Pillow")
 
 
+def bench_streaming(root: Path) -> Line:
+    """Samples of a tar without an index, checked to its end, against a plain WebDataset."""
+    import webdataset as wds
+
+    from datamodules.archives import ArchiveLimits, read_tar
+    from datamodules.tar_samples import ForeignMembers, samples_of
+
+    path, limits = sorted((root / "pairs/plain").glob("*.tar"))[0], ArchiveLimits()
+
+    def ours() -> int:
+        with path.open("rb") as stream:
+            members = read_tar(stream, str(path), limits)
+            return sum(1 for _ in samples_of(members, str(path), limits, ForeignMembers()))
+
+    def peer() -> int:
+        return sum(1 for _ in wds.WebDataset(str(path), shardshuffle=False))
+
+    return compare(f"stream {ours()} samples of a tar", ours, peer, "webdataset", runs=20, bar=1.02)
+
+
 def bench_ranking() -> Line:
     """Exact tie-aware ranks, against the same fp64 scores sorted whole."""
     from mmemb.ranking import rank_positives
@@ -250,6 +270,7 @@ def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[],
         ((plain,), lambda: training.bench_resume(root)),
         ((plain,), lambda: training.bench_state(root)),
         ((plain,), lambda: bench_reading(root)),
+        ((plain,), lambda: bench_streaming(root)),
         ((), training.bench_converter),
         ((), bench_ranking),
         ((model,), lambda: bench_generation(root, prompt)),

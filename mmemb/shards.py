@@ -474,6 +474,8 @@ def _index_entry(row: Mapping[str, Any], shard: ShardEntry) -> IndexEntry:
     members = {str(k): (int(at), int(size)) for k, (at, size) in row["members"].items()}
     if any(at < 0 or size < 0 or at + size > shard.num_bytes for at, size in members.values()):
         raise ValueError(f"sample {row['key']!r} lies outside its shard")
+    if lost := sorted(set(row["media"]) - set(members)):
+        raise ValueError(f"sample {row['key']!r} has no member {lost[0]!r}, whose hash is stated")
     return IndexEntry(str(row["key"]), shard.name, members, Meta(row["meta"]), dict(row["media"]))
 
 

@@ -304,6 +304,16 @@ def test_index_that_points_outside(tmp_path):
         ShardIndex.open(tmp_path)
 
 
+def test_an_index_that_hashes_what_is_not_there(tmp_path):
+    """Its picture would be known by its hash alone, and the sample go on as text."""
+    path = index_path(write(tmp_path), "plain-000000.tar")
+    data = json.loads(path.read_bytes())
+    data["entries"][0]["media"]["t9.webp"] = "0" * 64
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"has no member 't9\.webp', whose hash is stated"):
+        ShardIndex.open(tmp_path)
+
+
 def test_a_meta_key_that_an_index_lacks_says_what_to_do(tmp_path):
     entry = pickle.loads(pickle.dumps(ShardIndex.open(write(tmp_path)))).entries[0]
     assert (entry.meta["part"], entry.meta.get("task"), "task" in entry.meta) == (
