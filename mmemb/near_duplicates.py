@@ -9,7 +9,8 @@ import hashlib
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from mmemb.resampling import resample
 
 _SIDE = 16
 _BLOCK_NUMBERS = 2**24
@@ -24,9 +25,7 @@ def looks(picture: Tensor) -> Tensor:
     Args:
         picture: uint8 (3, H, W).
     """
-    small = interpolate(
-        picture[None].float() / 255, (_SIDE, _SIDE), mode="bilinear", antialias=True
-    )
+    small = resample(picture, (_SIDE, _SIDE), as_float=lambda lines: lines.float() / 255)
     return small.flatten()
 
 

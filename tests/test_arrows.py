@@ -70,9 +70,8 @@ PURE = {
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
-    "records", "reselection", "retrieval", "row_marks", "set_order", "shard_writer", "shards",
-    "signals",
-    "statistics", "text", "tiled_nce", "unfinished", "utilities", "weights",
+    "records", "resampling", "reselection", "retrieval", "row_marks", "set_order", "shard_writer",
+    "shards", "signals", "statistics", "text", "tiled_nce", "unfinished", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
 
@@ -369,6 +368,17 @@ def test_who_opens_a_picture_states_its_formats() -> None:
         if "formats" not in {keyword.arg for keyword in call.keywords}
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_pictures_are_resized_in_one_place() -> None:
+    """`interpolate` resizes what is thrown away, too, and is wrong where one column remains."""
+    users = {
+        name_of(path)
+        for path in sources(*ROOMS)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.keyword) and node.arg == "antialias"
+    }
+    assert users == {"mmemb/resampling.py"}
 
 
 def test_no_seed_is_a_sum() -> None:

@@ -197,9 +197,9 @@ class OpenClipBackbone(Backbone):
                 f"picture {blind[0]} came without pixels: open_clip's towers read no cached "
                 "features; remove the features folder from the data's settings."
             )
-        pixels = [m.pixels.to(self.device) for m in media if m.pixels is not None]
         settings = self.spec["preprocess_cfg"]
-        images = torch.stack([prepare_pixels(image, settings) for image in pixels])
+        pixels = (m.pixels for m in media if m.pixels is not None)
+        images = torch.stack([prepare_pixels(image.to(self.device), settings) for image in pixels])
         return nn.functional.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def _idle(self, visual: bool) -> Tensor:

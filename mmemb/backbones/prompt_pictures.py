@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from mmemb.records import Media
+from mmemb.resampling import resample
 
 _MOST_RATIO = {"image": 200, "frame": 180}
 """Of the sides: processors refuse more than 200, and those of clips round before they measure."""
@@ -73,5 +73,4 @@ def _bent(pixels: Tensor) -> Tensor:
 
 
 def _resized(pixels: Tensor, size: Sequence[int]) -> Tensor:
-    scaled = interpolate(pixels[None].float(), list(size), mode="bilinear", antialias=True)
-    return scaled[0].round().clamp(0, 255).to(torch.uint8)
+    return resample(pixels, tuple(size)).round().clamp(0, 255).to(torch.uint8)

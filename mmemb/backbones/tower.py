@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmemb.resampling import resample
 from mmemb.weights import read_weights
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -86,9 +87,15 @@ class EfficientNetTower(ImageTower):
         """Tokens of uint8 (3, H, W) pictures of any sizes: (B, 6, 1280) float32."""
         device = next(self.parameters()).device
         tokens_BTF = torch.empty(len(images), 6, self.feature_dim, device=device)
-        for rows in _rows_by_shape(images):
-            pixels = torch.stack([images[row] for row in rows]).to(device).float()
-            tokens_BTF[rows] = self._tokens(pixels / 127.5 - 1.0)
+        for first in range(0, len(images), _CHUNK):
+            # Full-size pictures are never held together as floats: 64 from a camera are 9 GB.
+            squares, thumbnails = [], []
+            for image in images[first : first + _CHUNK]:
+                pixels = image.to(device)
+                squares.append(_resized(pixels, self.image_size))
+                thumbnails.append(_resized(pixels, 16))
+            tokens = self._tokens(torch.stack(squares), torch.stack(thumbnails))
+            tokens_BTF[first : first + _CHUNK] = tokens
         return tokens_BTF
 
     def config(self) -> dict[str, Any]:
@@ -99,27 +106,18 @@ class EfficientNetTower(ImageTower):
         """See `ImageTower.save_weights`."""
         torch.save(self.network.state_dict(), path)
 
-    def _tokens(self, pixels: Tensor) -> Tensor:
-        square = _resize(pixels, self.image_size)
+    def _tokens(self, square: Tensor, thumbnail: Tensor) -> Tensor:
         grid = self.network.forward_features(square)
         quadrants = functional.adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2)
-        thumbnail = _resize(pixels, 16).flatten(1)
-        padded = functional.pad(thumbnail, (0, self.feature_dim - self.thumbnail_dim))
+        padded = functional.pad(thumbnail.flatten(1), (0, self.feature_dim - self.thumbnail_dim))
         return torch.cat([grid.mean((2, 3))[:, None], quadrants, padded[:, None]], dim=1)
 
 
-def _resize(pixels: Tensor, size: int) -> Tensor:
-    return functional.interpolate(
-        pixels, (size, size), mode="bilinear", antialias=True, align_corners=False
+def _resized(pixels: Tensor, size: int) -> Tensor:
+    """A uint8 picture squashed to a square of values in [-1, 1]."""
+    return resample(
+        pixels, (size, size), as_float=lambda lines: lines.float().div_(127.5).sub_(1.0)
     )
-
-
-def _rows_by_shape(images: Sequence[Tensor]) -> list[list[int]]:
-    """Row numbers of pictures that can be stacked, at most `_CHUNK` together."""
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for row, image in enumerate(images):
-        rows.setdefault(tuple(image.shape), []).append(row)
-    return [same[i : i + _CHUNK] for same in rows.values() for i in range(0, len(same), _CHUNK)]
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
