@@ -178,7 +178,7 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
             f"Instructions are prompts by task, such as `prompt_name={min(prompts)!r}`; another "
             "one is given as `prompt`" + _ending(found) + "."
         )
-    use = f', prompt_name="{min(prompts)}"' if prompts else ""
+    use = f", prompt_name={min(prompts)!r}" if prompts else ""
     usage = _SENTENCES_USE.format(out=out.name, prompt=use)
     said = {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
     return said | {"left_out": left_out}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
+from string import Formatter
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 """Unicode's categories of control letters, of zero-width and direction marks, and of blanks."""
@@ -48,6 +50,28 @@ def has_text(text: str) -> bool:
     return any(
         unicodedata.category(letter) not in _INVISIBLE and letter not in _BLANK for letter in text
     )
+
+
+def check_template(template: str, fields: Collection[str], name: str) -> None:
+    """Refuses a template with anything but plain fields, each of which stands for a text.
+
+    `{text:>9999999999}` would take all memory, `{text.__class__}` shows what is no text.
+
+    Args:
+        template: for `str.format`.
+        fields: names that it may use.
+        name: says in an error which template it is.
+
+    Raises:
+        ValueError: it has another field, or one with an index, attribute, format or conversion.
+    """
+    try:
+        parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError:  # a brace without its other half
+        parts = [("", "", None)]
+    if any(field not in fields or form or shown for field, form, shown in parts):
+        expected = " and ".join(f"{{{known}}}" for known in fields)
+        raise ValueError(f"{name} {template[:60]!r}: expected the fields {expected}, only.")
 
 
 def limit_marks(text: str) -> str:

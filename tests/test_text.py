@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmemb.text import check_unicode, has_text, limit_marks
+from mmemb.text import check_template, check_unicode, has_text, limit_marks
 
 NOTHING = (
     " \t\r\n\x00\x1f\x7f\x85\xa0\xad\u200b\u200d\u200e\u2028\u2060\u2800\u3000\u3164\ufe0f\ufeff"
@@ -48,3 +48,13 @@ def test_a_run_of_marks_is_bounded(times: int, marks: str) -> None:
     found = limit_marks(f"a{marks * times}b{marks * times}")
     assert all(len(run) <= 30 for run in found[1:].split("b"))
     assert found.replace(marks[0], "").replace(marks[-1], "") == "ab"
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{text:>9999999999}", "{text.__class__}", "{text[0]}", "{text!r}", "{}", "{other}", "{", "}"],
+)
+def test_a_template_has_plain_fields_alone(template: str) -> None:
+    check_template("{text}, {{text:>9}}: {labels}", ("text", "labels"), "template")
+    with pytest.raises(ValueError, match=r"expected the fields \{text\} and \{labels\}, only"):
+        check_template(template, ("text", "labels"), "template")

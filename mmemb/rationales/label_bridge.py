@@ -20,6 +20,7 @@ from mmemb.lineage import run_mark
 from mmemb.rationales.base import RationaleWorker
 from mmemb.rationales.loading import load_worker
 from mmemb.records import Media, Rationale, Side, stable_hash
+from mmemb.text import check_template
 
 if TYPE_CHECKING:
     from mmemb.adapters import LoraSettings
@@ -148,13 +149,9 @@ def _key(shown: Sequence[Media]) -> tuple[str, ...]:
 
 
 def _check_template(template: str) -> None:
-    try:
-        template.format(text="", labels="")
-        if "{labels}" in template:
-            return
-    except (KeyError, IndexError, ValueError):
-        pass
-    raise ValueError(f"template {template!r}: expected the fields {{text}} and {{labels}}, only.")
+    check_template(template, ("text", "labels"), "template")
+    if "{labels}" not in template:
+        raise ValueError(f"template {template!r}: expected the fields {{text}} and {{labels}}.")
 
 
 def _read_labels(path: Path) -> tuple[list[Side], str]:

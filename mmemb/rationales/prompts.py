@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmemb.records import FULL, SHORT, Rationale, Side
+from mmemb.text import check_template
 
 _KEYS = {"system", "query", "opening", "between", "closing", "depth", "examples", "concepts"}
 
@@ -71,7 +72,7 @@ class FewShotPrompt:
         fields = {k: v for k, v in data.items() if k not in ("examples", "concepts")}
         examples = tuple((e["query"], e.get("think", ""), e["answer"]) for e in data["examples"])
         prompt = cls(identity, examples=examples, concepts=frozenset(data["concepts"]), **fields)
-        prompt.question(Side())  # so that an unknown {field} of `query` is named here
+        check_template(prompt.query, ("instruction", "text"), "query")
         return prompt
 
     def reply(self, think: str, answer: str) -> str:
