@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -301,6 +302,17 @@ def write_animation(path: Path, count: int, lengths: tuple[int, ...] = (100,)) -
     more = {} if path.suffix == ".gif" else {"lossless": True}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, **more)
     return path
+
+
+def test_a_frame_larger_than_its_gif_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = write_animation(tmp_path / "c.gif", 3)
+    data = path.read_bytes()
+    # Of the last frame: a mark, left, top, width and height.
+    head, whole, pixels = data.rpartition(struct.pack("<c4H", b",", 0, 0, 48, 32))
+    assert whole
+    path.write_bytes(head + struct.pack("<c4H", b",", 0, 0, 60000, 1000) + pixels)
+    with pytest.raises(ValueError, match=r"^c.gif changes its size .* to 60000 x 1000 pixels"):
+        read_clip(path, 2)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])

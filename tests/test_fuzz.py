@@ -17,7 +17,9 @@ from tests.fuzzing import KINDS
 from tests.fuzzing.hunt import hunt
 from tests.fuzzing.kind import Kind, fault_of
 
-NUM_INPUTS = {"names": 150, "servers": 40}
+NUM_INPUTS = {
+    "names": 150, "texts": 60, "servers": 20, "pictures": 40, "clips": 6, "tables": 40,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NUM_INPUTS)

@@ -16,8 +16,8 @@ LONGEST_MESSAGE = 3000
 """Letters. A message is a paragraph, whatever it quotes."""
 
 _NEVER = re.compile(
-    r"\[Errno|Traceback|object at 0x|MemoryError|RecursionError|AssertionError|NoneType|KeyError|"
-    r"IndexError|AttributeError|TypeError|OverflowError|ZeroDivisionError"
+    r"\[Errno|Traceback|object at 0x|MemoryError|RecursionError|AssertionError|NoneType|"
+    r"has no attribute|keyword argument"
 )
 """What a sentence for a user does not hold."""
 

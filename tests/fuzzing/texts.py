@@ -72,10 +72,10 @@ def _read_reply(prompt: FewShotPrompt, text: str) -> None:
     assert prompt.question(Side(text=text)) == text.strip()
     reply = cut(Reply(text, text[::-1][:100], least_tokens(text), True), 96)
     said = tagged(prompt, reply)
-    assert len(said) < 3 * 96 * 32 + 100
+    assert len(said) < 3 * 96 * 32 + 100, len(said)
     assert 0 <= min(least_tokens(text), MOST_TOKENS) <= max(len(text), 1)
     rationale = Rationale(said, "w", "m", "r", prompt.identity, "d", 0, 1)
     for part in (rationale.thinking, rationale.answer):
         assert part in said
     whole = Rationale(text, "w", "m", "r", prompt.identity, "d", 0, 1)
-    assert len(whole.plain) <= len(text) + 1
+    assert len(whole.plain) <= 2 * len(text) + 1  # a thought may spell tags

@@ -312,8 +312,8 @@ def _animation(path: Path, num: int) -> list[Image.Image]:
         check_bounds(image.size, frames)
         for number in range(frames):
             image.seek(number)
+            seen.add(image.size, start)  # before it is decoded: a GIF's frame may exceed the GIF
             image.load()
-            seen.add(image.size, start)
             start += round(image.info.get("duration", 0))
 
     chosen = nearest_frames(seen.times, num)
