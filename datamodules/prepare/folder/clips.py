@@ -31,8 +31,8 @@ ANIMATED = ("GIF", "WEBP", "PNG")
 
 MAX_FRAMES = 216_000
 """Of a clip: two hours at 30 a second."""
-MAX_FRAME_PIXELS = 36_000_000
-"""Of a frame; 8K has 33 million."""
+MAX_FRAME_PIXELS = 16_000_000
+"""Of a frame: an action camera's 5.3K. Decoding and writing one of these takes 0.4 GB."""
 MAX_CLIP_PIXELS = 500_000_000_000
 """Of all frames that are decoded to choose among them: two hours of full HD at 30 a second."""
 
