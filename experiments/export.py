@@ -28,6 +28,11 @@ TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
 
 _CHAT = "VisionLanguageBackbone"
 
+_SPECIAL = (
+    "A prompt holds special tokens, so no tokenizer can tell those that a text in it spells: put a "
+    "space behind their first letter before (`< |im_end|>`), as was done in training."
+)
+
 _SENTENCES_USE = """\
 from sentence_transformers import SentenceTransformer
 
@@ -170,6 +175,7 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
         "Stock modules of sentence-transformers alone: no trust_remote_code is needed.",
         f"Compared with the original when it was exported: largest difference {difference:.0e}, "
         "in float32.",
+        "A text that spells a special token is read as text.",
     ]
     if "pictures" not in reads:
         notes.append("Text only: no stock module reads pictures as this backbone does.")
@@ -194,10 +200,13 @@ def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     load_model(str(found.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False)
     left_out = copy_model(found.backbone / "model", fresh)  # whole, as was just seen
     prompts = _prompts(found)
-    note = "A plain model: low-rank updates, if there were any, are part of the weights."
+    notes = (
+        "A plain model: low-rank updates, if there were any, are part of the weights.",
+        _SPECIAL,
+    )
     usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))
     reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
-    said = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": (note,)}
+    said = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": notes}
     return said | {"left_out": left_out}
 
 
@@ -212,6 +221,7 @@ def _adapter(models: Collection[str], found: Found, fresh: Path, out: Path) -> d
     notes = (
         "Low-rank updates alone; the base model is fetched from where it came from.",
         f"A text is put to the model as {prompts.text(_example())!r}.",
+        _SPECIAL,
     )
     usage = _ADAPTER_USE.format(out=out.name, auto=auto)
     reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))

@@ -19,6 +19,7 @@ from experiments.published_files import copy_model
 from experiments.sentence_check import compare, embed_probes, require_package
 from experiments.sentence_template import sentence_template
 from mmemb.backbones import JointEncoder, VisionLanguageBackbone, load_backbone
+from mmemb.generation.special_tokens import special_tokens
 from mmemb.lineage import write_json
 from mmemb.weights import read_weights
 
@@ -136,6 +137,8 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start}:0 $A:0 {end}:0", special_tokens=list(marks.items())
     )
+    # Whoever loads the folder reads no special token in a text either.
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
     tokenizer.save_pretrained(out)
     longest = min(sequences.max_text_tokens + len(marks), sequences.max_length)
     _write_reader(out, ["text"], longest, model_kwargs={"add_pooling_layer": False})
@@ -162,7 +165,8 @@ def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Wr
     kinds = ["text", "message", *(["image", "image+text"] if pictures else [])]
     _write_reader(out, kinds, style.max_length, processing_kwargs=processing)
     _write_steps(out, backbone.embedding_dim, "lasttoken")
-    prompts.processor.chat_template = sentence_template(own, style)
+    special = special_tokens(prompts.tokenizer, prompts.marks)
+    prompts.processor.chat_template = sentence_template(own, style, special)
     prompts.processor.save_pretrained(out)
     prompts.processor.chat_template = own  # the backbone goes on with its own
     return Written(style.max_length, style.long_text == "truncate", "", pictures, left_out)

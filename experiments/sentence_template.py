@@ -7,6 +7,7 @@ turn. The template makes of them the turns that `PromptBuilder` makes of a side.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from mmemb.backbones import PromptStyle
 
@@ -34,6 +35,13 @@ _TURNS = """\
 {%- endif %}
 {%- endfor %}
 {%- endif %}
+{%- for token in SPECIAL %}
+{%- set spaced = token[0] ~ ' ' ~ token[1:] %}
+{%- if asked %}
+{%- set said.instruction = said.instruction | replace(token, spaced) %}
+{%- endif %}
+{%- set said.text = said.text | replace(token, spaced) %}
+{%- endfor %}
 {%- set system = (said.instruction or SYSTEM) if IN_SYSTEM else SYSTEM %}
 {%- set lines = [said.instruction if not IN_SYSTEM else '', said.text] | select | join('\\n') %}
 {%- set content = said.media + ([{'type': 'text', 'text': lines}] if lines else []) %}
@@ -53,21 +61,23 @@ _END = """\
 {{- rendered + SUFFIX }}"""
 
 
-def sentence_template(template: str, style: PromptStyle) -> str:
+def sentence_template(template: str, style: PromptStyle, tokens: Iterable[str] = ()) -> str:
     """The template that renders a plain turn as `PromptBuilder(processor, style)` renders a side.
 
     Args:
         template: the model's own, for turns whose content is a list of parts.
         style: system turn, place of the instruction, suffix; a thought that the template opens is
             closed again, as there. Arguments of the template are not written into it.
+        tokens: what no text may spell, as of `special_tokens`.
     """
     constants = {
         "DEFAULT": style.default_instruction,
         "SYSTEM": style.system,
         "IN_SYSTEM": style.instruction_in == "system",
         "SUFFIX": style.suffix,
+        "SPECIAL": sorted((t for t in tokens if len(t) > 1), key=lambda t: (-len(t), t)),
     }
-    # JSON's strings and booleans are Jinja's.
+    # JSON's strings, booleans and lists are Jinja's.
     lines = [
         f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n"
         for name, value in constants.items()

@@ -17,13 +17,14 @@ from experiments.sentence_folder import gate_weights, score_bound
 from experiments.sentence_template import sentence_template
 from mmemb.backbones import Backbone, PromptStyle, VisionLanguageBackbone
 from mmemb.backbones.chat_prompt import PromptBuilder
+from mmemb.generation.special_tokens import special_tokens
 from mmemb.records import Side
 from tests.test_export import STYLE, saved
 from tests.tiny_backbones import build_clip, build_joint
 from tests.tiny_models import write_chat_model
 from tests.vlm import ON_EACH, folder, picture
 
-TEXTS = ["a", "the flag of a country far away"]
+TEXTS = ["a", "the flag of a country far away", "a [SEP] <|im_end|>b"]
 
 with_sentences = pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is None,
@@ -67,12 +68,15 @@ def test_the_template_renders_what_the_prompt_builder_does(in_system: bool, thin
     shown = (picture(1), picture(2))
     for style in styles:
         builder = PromptBuilder(processor, style)
-        template = sentence_template(processor.chat_template, style)
+        special = special_tokens(builder.tokenizer, builder.marks)
+        template = sentence_template(processor.chat_template, style, special)
+        forged = "".join(sorted(special))
         for side in (
             Side(" hi\n"),
             Side("x", "Find it."),
             Side("", "", shown),
             Side("y", "z", shown),
+            Side(f"y{forged}", f"z{forged}"),
         ):
             parts = [{"type": "text", "text": side.text}] if side.text else []
             parts += [{"type": "image", "image": None} for _ in side.media]
@@ -139,6 +143,7 @@ def test_a_language_model_without_vision_is_exported_for_texts(tmp_path: Path) -
 @with_sentences
 def test_a_joint_encoder_is_exported_for_texts(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer
 
     backbone = joint(tmp_path)
     export(saved(backbone, tmp_path / "joint"), "sentence-transformers", tmp_path / "out")
@@ -147,6 +152,7 @@ def test_a_joint_encoder_is_exported_for_texts(tmp_path: Path) -> None:
         ours = backbone.encode([Side(text, "find a flag") for text in TEXTS])
     found = torch.from_numpy(model.encode(TEXTS, prompt="find a flag "))
     assert (found - ours).abs().max() < 1e-5
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").split_special_tokens
     assert "Text only" in (tmp_path / "out/README.md").read_text()
     listed = json.loads((tmp_path / "out/modules.json").read_text())
     assert all(step["type"].startswith("sentence_transformers.") for step in listed)

@@ -19,13 +19,11 @@ from torch import Tensor
 
 from mmemb.backbones.prompt_pictures import bounds_whole_clips, clip_of, pixels_of
 from mmemb.backbones.prompt_style import PromptStyle
-from mmemb.generation.special_tokens import as_text
+from mmemb.generation.special_tokens import as_text, media_marks
 from mmemb.records import Media, Side
 
 _PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
 _MOST_THREADS = 8
-_MARKS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
-"""Names of a processor's marks, which not every tokenizer declares special."""
 _THINKING = re.compile(r"<think>\s*$")
 """Templates of models that always think put this behind the generation prompt."""
 
@@ -72,9 +70,8 @@ class PromptBuilder:
     def __init__(self, processor: Any, style: PromptStyle) -> None:
         self.processor, self.style = processor, style
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        marks = [getattr(processor, name, None) for name in _MARKS]
-        marks += [] if style.chat else [style.image_mark, style.video_mark]
-        self.marks = frozenset(mark for mark in marks if isinstance(mark, str) and mark)
+        own = set() if style.chat else {style.image_mark, style.video_mark} - {""}
+        self.marks = media_marks(processor) | own
         has_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if style.chat and not has_template:
             raise ValueError(
@@ -107,7 +104,7 @@ class PromptBuilder:
                 f"A prompt has {len(prompt)} tokens, more than max_length {self.style.max_length} "
                 f"(text {side.text[:60]!r}): raise it, or set long_text: truncate."
             )
-        ids = self.tokenizer.encode(side.text, add_special_tokens=False)
+        ids = self.tokenizer.encode(self.plain(side.text), add_special_tokens=False)
         while ids and len(prompt) > self.style.max_length:
             ids = ids[: max(0, len(ids) - excess)]
             shorter = self.tokenizer.decode(ids, skip_special_tokens=True)

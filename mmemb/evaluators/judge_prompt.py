@@ -118,7 +118,8 @@ class JudgePrompts:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) <= most:
             return text
-        return tokenizer.decode(ids[:most] if at_end else ids[-most:])  # type: ignore[no-any-return]
+        # Tokens that were apart may read as one text again.
+        return self.builder.plain(tokenizer.decode(ids[:most] if at_end else ids[-most:]))
 
     def _first_tokens(self, words: Sequence[str]) -> frozenset[int]:
         encode = self.builder.tokenizer.encode

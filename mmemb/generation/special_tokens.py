@@ -17,19 +17,39 @@ from mmemb.text import check_unicode
 _KEPT = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
 """Special in some models; rationales are made of them."""
 
+_MARKS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+"""Names of a processor's marks, which not every tokenizer declares special."""
+
+_USUAL = re.compile(
+    r"<\|[^\s<>|]{1,40}\|>"  # <|im_end|> of Qwen, Llama, Phi and others
+    r"|<｜[^\s<>｜]{1,40}｜>"  # DeepSeek's
+    r"|</?s>|<(?:bos|eos|pad|unk|cls|sep|mask)>"
+    r"|<(?:start|end)_of_(?:turn|image|text|utterance)>"
+    r"|</?(?:image|video|audio)(?:_soft_token|_placeholder)?>"
+    r"|<</?SYS>>|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|[A-Z]{1,20}_(?:PROMPT|TOOLS|RESULTS|CALLS))\]"
+)
+"""What chat models use, for a server whose tokenizer nobody can ask."""
+
 _ADDED: MutableMapping[Any, frozenset[str]] = WeakKeyDictionary()
-"""Tokenizer -> its added tokens that are special: a list of some hundred is made at every look."""
+"""Tokenizer -> its added tokens that act: a list of some hundred is made at every look."""
 
 
 def special_tokens(tokenizer: Any, marks: Iterable[str] = ()) -> frozenset[str]:
     """What no text of data may spell: tokens that a tokenizer names as special, those that it
-    merely adds as such, and more marks; not the tags of rationales.
+    merely adds as such or whose chat template writes them, and more marks; not the tags of
+    rationales.
 
     Args:
         tokenizer: of transformers.
         marks: of pictures and clips, which need not be declared special.
     """
     return frozenset({*tokenizer.all_special_tokens, *_added(tokenizer), *marks}) - _KEPT
+
+
+def media_marks(processor: Any) -> frozenset[str]:
+    """What stands for pictures and clips, by a processor or a tokenizer."""
+    marks = (getattr(processor, name, None) for name in _MARKS)
+    return frozenset(mark for mark in marks if isinstance(mark, str) and mark)
 
 
 def as_text(text: str, tokenizer: Any, marks: Iterable[str] = ()) -> str:
@@ -44,15 +64,39 @@ def as_text(text: str, tokenizer: Any, marks: Iterable[str] = ()) -> str:
         ValueError: the text is no valid Unicode.
     """
     check_unicode(text)
-    pattern = _pattern(special_tokens(tokenizer, marks))
-    return pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    pattern, found = _pattern(special_tokens(tokenizer, marks)), 1
+    while found:  # of two that overlap, the second is still there
+        text, found = pattern.subn(_spaced, text)
+    return text
+
+
+def as_text_anywhere(text: str) -> str:
+    """The same for a model whose tokenizer is not here, by what is usual.
+
+    >>> as_text_anywhere("end<|im_end|> [INST] </s> a<b|c>")
+    'end< |im_end|> [ INST] < /s> a<b|c>'
+
+    Raises:
+        ValueError: the text is no valid Unicode.
+    """
+    check_unicode(text)
+    return _USUAL.sub(_spaced, text)
+
+
+def _spaced(found: re.Match[str]) -> str:
+    return f"{found[0][0]} {found[0][1:]}"
 
 
 def _added(tokenizer: Any) -> frozenset[str]:
     found = _ADDED.get(tokenizer)
     if found is None:
+        template = str(getattr(tokenizer, "chat_template", None) or "")
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        found = _ADDED[tokenizer] = frozenset(token.content for token in added if token.special)
+        found = _ADDED[tokenizer] = frozenset(
+            token.content
+            for token in added
+            if token.special or (token.content in template and not token.content.isspace())
+        )
     return found
 
 

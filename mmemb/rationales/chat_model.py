@@ -5,6 +5,7 @@ Knows no decoding. What writes and what is fitted share it, so both read the ver
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -97,6 +98,7 @@ class ChatModel:
 
     def reply_ids(self, rationale: Rationale) -> list[int]:
         """Tokens that should have been generated behind `question_ids` for a rationale."""
+        rationale = replace(rationale, text=as_text(rationale.text, self.tokenizer))
         text = self.prompt.generated(rationale)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return ids if self.prompt.closing else [*ids, self.tokenizer.eos_token_id]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor
 
+from mmemb.generation.special_tokens import as_text_anywhere
 from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.chat_client import ChatClient
 from mmemb.rationales.chat_reply import Reply, cut
@@ -149,7 +150,9 @@ class ServerWorker(RationaleWorker):
         return written
 
     def _messages(self, side: Side) -> list[dict[str, Any]]:
-        question = self.prompt.question(side)
+        # The server's template and tokenizer are its own, and most take what a text spells for a
+        # token.
+        question = as_text_anywhere(self.prompt.question(side))
         messages: list[dict[str, Any]] = list(self.prompt.messages(question))
         if side.media:
             urls = [self._picture(media.pixels) for media in side.media]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmemb.backbones.model_loading import revision_of
 from mmemb.generation.sampling import Sampling
-from mmemb.generation.special_tokens import as_text
+from mmemb.generation.special_tokens import as_text, media_marks
 from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.prompts import FewShotPrompt
 from mmemb.rationales.server import picture, short_seed
@@ -153,7 +153,7 @@ class VllmWorker(RationaleWorker):
     def _asked(self, side: Side) -> dict[str, Any]:
         """One prompt as vLLM takes it: tokens, so that no second start token is put before them."""
         tokenizer, pictures = self._llm.get_tokenizer(), self._pictures(side)
-        question = as_text(self.prompt.question(side), tokenizer)
+        question = as_text(self.prompt.question(side), tokenizer, media_marks(tokenizer))
         if not pictures:
             text = self.prompt.render(tokenizer, question)
             return {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
