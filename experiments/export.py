@@ -20,6 +20,7 @@ from experiments.model_card import RunFacts, card
 from experiments.published_files import copy_model
 from experiments.run import USER_ERRORS, quieten
 from experiments.saved_backbone import Found, find_backbone
+from mmemb.backbones.base import saved_spec
 from mmemb.files import whole_folder
 from mmemb.lineage import FACTS, FittedFacts, inherited_facts, write_facts
 from mmemb.signals import exit_on_signals
@@ -96,6 +97,12 @@ def export(
         FileNotFoundError: there is no backbone, or a package is missing.
     """
     found = find_backbone(folder)
+    if not found.backbone.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{found.backbone} is a link out of {folder}, and what it points to is not published "
+            "unseen: name that folder itself."
+        )
+    saved_spec(found.backbone)  # its own files, and no links out of it
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
     shown = found.name if folder.is_absolute() else str(folder)  # a card tells no machine's paths

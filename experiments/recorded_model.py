@@ -134,5 +134,5 @@ def _check_place(value: str, folder: Path, allowed: Allowed, where: str) -> None
     if not is_inside and not allowed.model(value):
         raise ValueError(
             f"{where} names {value!r}, which is not in {folder}: allow it by models=[{value!r}] "
-            f"(--allow-model {value}). A run below the folder of all runs needs no leave."
+            f"(--allow-model {value}). A run of yours below $MMEMB_RUNS, else runs, needs no leave."
         )

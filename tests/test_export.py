@@ -164,6 +164,16 @@ def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -
         export(run, "transformers", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
+    (model / "tokenizer.model").unlink()
+    model.rename(tmp_path / "private-model")
+    model.symlink_to(tmp_path / "private-model")
+    with pytest.raises(ValueError, match="model is a link to"):
+        export(run, "transformers", tmp_path / "other")
+    (run / "backbone").rename(tmp_path / "private-backbone")
+    (run / "backbone").symlink_to(tmp_path / "private-backbone")
+    with pytest.raises(ValueError, match="backbone is a link out of"):
+        export(run, "transformers", tmp_path / "other")
+
 
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]

@@ -109,6 +109,27 @@ def test_servers_and_keys_are_the_callers(copy: Path) -> None:
     assert key({"elsewhere.example": "SOME_SECRET"}) == "SOME_SECRET"
 
 
+def test_a_search_allows_what_its_user_names(
+    copy: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(PROMPT, copy / "prompt.json")
+    shared = ["--model", str(copy), "--index", str(tiny_root / "candidates"), "--query", "x"]
+    shared += ["--gallery", "continents", "--cache", str(copy / "cache"), "--depth", "direct"]
+    server = {"url": "http://localhost:8000/v1", "model": "m", "api_key_env": "MY_KEY"}
+    chat = str(tiny_root / "models/smollm2")
+    cases = (
+        (SERVER, server, ["--server", "localhost=MY_KEY"]),
+        ("mmemb.rationales.LanguageModelWorker", {"model": chat}, ["--allow-model", chat]),
+    )
+    for kind, arguments, leave in cases:
+        worker = {"class_path": kind, "init_args": arguments | {"prompt": "${folder}/prompt.json"}}
+        edit(copy / "adaptive.json", lambda data, w=worker: data.update(workers={"full": w}))
+        with pytest.raises(SystemExit, match=leave[0]):
+            search(shared)
+        search([*shared, *leave])
+        assert "depth: direct" in capsys.readouterr().out
+
+
 def test_a_saved_folder_names_no_variable_and_holds_the_prompt(copy: Path) -> None:
     worker = ServerWorker("http://localhost:8000/v1", "m", PROMPT, api_key_env="SOME_SECRET")
     embedder = AdaptiveEmbedder.from_pretrained(copy, {"full": worker})

@@ -106,7 +106,7 @@ def _place(value: Any, folder: Path, allowed: Allowed, where: str, is_model: boo
         raise ValueError(
             f"{where} names the model {value!r}, which is not in {folder}: allow it by "
             f"models=[{value!r}] (--allow-model {value}), or hand over a worker of your own "
-            "(`workers={...}`). A run below the folder of all runs needs no leave."
+            "(`workers={...}`). A run of yours below $MMEMB_RUNS, else runs, needs no leave."
         )
     raise ValueError(
         f"{where} names {value!r}, which is not in {folder}: a folder may name its own files only. "
