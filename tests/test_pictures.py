@@ -16,6 +16,7 @@ from mmemb import pictures
 from mmemb.pictures import PictureError, check_picture, read_picture, read_pixels
 from tests.picture_files import png, tiff
 
+FEW = settings(max_examples=40)
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 SEEDS = st.integers(0, 2**32 - 1)
 ORDERS = st.sampled_from("<>")
@@ -44,6 +45,7 @@ def on_white(colour_HW3: np.ndarray, alpha_HW1: np.ndarray) -> np.ndarray:
     return np.broadcast_to(colour_HW3 * share + 255 * (1 - share), (*alpha_HW1.shape[:2], 3))
 
 
+@FEW
 @given(SIZES, st.sampled_from([1, 2, 4, 8, 16]), st.booleans(), SEEDS)
 def test_grey_of_png(size: tuple[int, int], depth: int, transparent: bool, seed: int) -> None:
     grey = samples(size, 1, depth, seed)
@@ -55,6 +57,7 @@ def test_grey_of_png(size: tuple[int, int], depth: int, transparent: bool, seed:
     assert near(found, expected, 0.51)
 
 
+@FEW
 @given(SIZES, st.sampled_from([8, 16]), st.sampled_from([2, 4, 6]), SEEDS)
 def test_colour_and_alpha_of_png(size: tuple[int, int], depth: int, colour: int, seed: int) -> None:
     values = samples(size, {2: 3, 4: 2, 6: 4}[colour], depth, seed)
@@ -63,6 +66,7 @@ def test_colour_and_alpha_of_png(size: tuple[int, int], depth: int, colour: int,
     assert near(rgb_of(png(values, depth, colour), "PNG"), expected, 0.51 if depth == 8 else 2.5)
 
 
+@FEW
 @given(SIZES, SEEDS)
 def test_a_transparent_colour_of_png(size: tuple[int, int], seed: int) -> None:
     values = samples(size, 3, 8, seed)
@@ -71,6 +75,7 @@ def test_a_transparent_colour_of_png(size: tuple[int, int], seed: int) -> None:
     assert near(rgb_of(png(values, 8, 2, values[0, 0].tolist()), "PNG"), expected, 0)
 
 
+@FEW
 @given(SIZES, st.sampled_from([1, 2, 4, 8]), st.integers(0, 3), SEEDS)
 def test_palettes_of_png(size: tuple[int, int], depth: int, num_alphas: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -83,6 +88,7 @@ def test_palettes_of_png(size: tuple[int, int], depth: int, num_alphas: int, see
     assert near(rgb_of(png(indices[..., None], depth, 3, clear, palette), "PNG"), expected, 1)
 
 
+@FEW
 @given(
     SIZES,
     ORDERS,
@@ -97,6 +103,7 @@ def test_grey_of_tiff(size: tuple[int, int], order: str, kind: tuple[int, int], 
     assert near(rgb_of(tiff(grey, depth, photometric, order), "TIFF"), expected, 0.51)
 
 
+@FEW
 @given(SIZES, st.sampled_from([(0, 16), (1, 12)]), SEEDS)
 def test_rarer_grey_of_tiff(size: tuple[int, int], kind: tuple[int, int], seed: int) -> None:
     photometric, depth = kind
@@ -106,6 +113,7 @@ def test_rarer_grey_of_tiff(size: tuple[int, int], kind: tuple[int, int], seed: 
     assert near(rgb_of(tiff(grey, depth, photometric), "TIFF"), expected, 0.51)
 
 
+@FEW
 @given(SIZES, ORDERS, st.sampled_from([0, 1]), SEEDS)
 def test_floats_of_tiff_go_from_black_to_white(
     size: tuple[int, int], order: str, photometric: int, seed: int
@@ -131,6 +139,7 @@ def test_whole_numbers_without_a_white_are_refused(kind: str) -> None:
             read(tiff(grey, grey.itemsize * 8, 1), ["TIFF"], "scan")
 
 
+@FEW
 @given(SIZES, ORDERS, st.sampled_from([8, 16]), st.sampled_from([None, 0, 1, 2]), SEEDS)
 def test_colour_and_alpha_of_tiff(
     size: tuple[int, int], order: str, depth: int, extra: int | None, seed: int
@@ -149,6 +158,7 @@ def test_colour_and_alpha_of_tiff(
     assert near(rgb_of(file, "TIFF"), expected, 1 if depth == 8 else 3)
 
 
+@FEW
 @given(SIZES, ORDERS, st.sampled_from([0, 1, 2]), SEEDS)
 def test_grey_with_alpha_of_tiff(size: tuple[int, int], order: str, extra: int, seed: int) -> None:
     values = samples(size, 2, 8, seed).astype(float)
@@ -159,6 +169,7 @@ def test_grey_with_alpha_of_tiff(size: tuple[int, int], order: str, extra: int, 
     assert near(rgb_of(tiff(values.astype(np.uint8), 8, 1, order, (extra,)), "TIFF"), expected, 1)
 
 
+@FEW
 @given(SIZES, ORDERS, st.booleans(), SEEDS)
 def test_palettes_of_tiff(size: tuple[int, int], order: str, has_alpha: bool, seed: int) -> None:
     palette = np.random.default_rng(seed).integers(0, 256, (256, 3))
@@ -197,6 +208,7 @@ def rgb_of_lab(values: np.ndarray) -> np.ndarray:
     return gamma * 255
 
 
+@FEW
 @given(
     SIZES,
     ORDERS,
@@ -260,6 +272,7 @@ SAVED: list[tuple[str, str, dict[str, Any], float]] = [
 ]
 
 
+@FEW
 @given(SIZES, st.sampled_from(SAVED), SEEDS)
 def test_other_containers(
     size: tuple[int, int], saved: tuple[str, str, dict[str, Any], float], seed: int
@@ -314,6 +327,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@FEW
 @given(SIZES, st.integers(1, 8), st.sampled_from(["PNG", "WEBP", "TIFF", "grey TIFF"]), SEEDS)
 def test_pictures_stand_upright(
     size: tuple[int, int], orientation: int, kind: str, seed: int
@@ -331,6 +345,7 @@ def test_pictures_stand_upright(
     assert near(found, TURNS[orientation](expected), 0.51)
 
 
+@FEW
 @given(st.sampled_from(["PNG", "WEBP", "JPEG"]), st.data())
 def test_what_is_checked_can_be_read(kind: str, data: st.DataObject) -> None:
     """A preparation that checks pictures must not keep what a training then refuses."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -23,6 +23,7 @@ from tests.tiny_backbones import tower
 
 SEEDS = st.integers(0, 2**32 - 1)
 MODES = st.sampled_from(["bilinear", "bicubic"])
+FEW = settings(max_examples=40)
 SETTINGS = {
     "size": 224, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic",
     "resize_mode": "shortest", "fill_color": 0,
@@ -78,6 +79,7 @@ SIDES = st.one_of(st.integers(1, 12), st.integers(1, 90))
 RESIZED = st.one_of(st.integers(1, 40), st.integers(1, 400))
 
 
+@FEW
 @given(SIDES, SIDES, RESIZED, RESIZED, MODES, SEEDS, st.data())
 def test_a_window_is_that_of_the_whole(
     height: int, width: int, rows: int, columns: int, mode: str, seed: int, data: st.DataObject
@@ -94,6 +96,7 @@ def test_a_window_is_that_of_the_whole(
     assert np.abs(found.numpy() - expected).max() < 5e-3
 
 
+@FEW
 @given(SIDES, SIDES, st.integers(2, 100), st.integers(2, 100), MODES, SEEDS)
 def test_usual_pictures_are_resized_as_torch_does(
     height: int, width: int, rows: int, columns: int, mode: str, seed: int
@@ -108,7 +111,7 @@ def test_usual_pictures_are_resized_as_torch_does(
 
 
 def test_large_pictures_are_resized_in_parts_to_the_same_bits() -> None:
-    image = noise(1200, 900)
+    image = noise(700, 600)
     torchs = interpolate(image[None].float(), (128, 128), mode="bilinear", antialias=True)[0]
     with Allocations() as seen:
         found = resample(image, (128, 128))
@@ -117,37 +120,35 @@ def test_large_pictures_are_resized_in_parts_to_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("size", [(1, 3000), (2, 20_000), (20_000, 2), (1, 10**6), (10**6, 1)])
+@pytest.mark.parametrize("size", [(1, 3000), (2, 20_000), (20_000, 2)])
 def test_extreme_pictures_cost_what_is_kept(mode: str, size: tuple[int, int]) -> None:
     """Resized whole, those of 2 x 20,000 pixels would be 6 GB."""
     with Allocations() as seen:
         square = prepare_pixels(flat(*size), SETTINGS | {"resize_mode": mode})
     assert square.shape == (3, 224, 224)
-    most = 40e6 if mode != "shortest" and max(size) == 10**6 else 16e6
-    assert seen.largest < most
+    assert seen.largest < 8e6
     if mode != "longest":
         assert (square - (200 / 127.5 - 1)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("size", [(10**6, 1), (1, 10**6)])
-def test_extreme_pictures_of_other_readers(size: tuple[int, int], tmp_path: Path) -> None:
-    frozen = tower(tmp_path)
+@pytest.mark.parametrize("size", [(10**5, 1), (1, 10**5)])
+def test_extreme_pictures_of_other_readers(size: tuple[int, int]) -> None:
     with Allocations() as seen:
         looks(flat(*size))
-        frozen([flat(*size)])
         bent = pixels_of(Media("image", "x", flat(*size)))
     assert max(bent.shape[1:]) <= 180 * min(bent.shape[1:])
-    assert seen.largest < 60e6
+    assert seen.largest < 6e6
 
 
 def test_a_tower_never_holds_all_pictures_as_floats(tmp_path: Path) -> None:
-    frozen, images = tower(tmp_path), [flat(500, 400)] * 20
+    frozen, images = tower(tmp_path), [flat(600, 500)] * 20 + [flat(10**5, 1), flat(1, 10**5)]
     with Allocations() as seen:
         tokens = frozen(images)
-    assert seen.largest < 500 * 400 * 3 * 4 * 2
+    assert seen.largest < 600 * 500 * 3 * 4 * 2
     torch.testing.assert_close(tokens[:1], frozen(images[:1]))
 
 
+@FEW
 @given(SEEDS, st.integers(1, 60), st.integers(1, 60), st.sampled_from(["shortest", "longest"]))
 def test_pixels_are_those_of_resizing_and_then_cutting(
     seed: int, height: int, width: int, mode: str
@@ -165,6 +166,6 @@ def test_pixels_are_those_of_resizing_and_then_cutting(
     lacks = [goal - length for length in cut.shape[1:]]
     expected = np.pad(cut, ((0, 0), *((lack // 2, lack - lack // 2) for lack in lacks)))
 
-    settings = SETTINGS | {"size": goal, "resize_mode": mode, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    found = prepare_pixels(image, settings)
+    said = SETTINGS | {"size": goal, "resize_mode": mode, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    found = prepare_pixels(image, said)
     assert np.abs(found.numpy() - expected).max() < 1e-4

@@ -218,6 +218,10 @@ def test_pictures_and_frames_travel_in_order(folder: Path, monkeypatch: pytest.M
     for image, frame in zip(shown, frames, strict=True):
         raw = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         assert torch.equal(raw.reshape(5, 8, 3).permute(2, 0, 1), frame.pixels)
+    thin = Media("image", "thin", pixels[:, :1, :1].expand(3, 1, 900))
+    large.write([Side(media=(thin,))], torch.tensor([[GREEDY]]))
+    wide, high = engine.calls[2][0][0]["multi_modal_data"]["image"][0].size
+    assert wide <= 180 * high, "processors refuse pictures more than 200 times as long as wide"
     assert [made["limit_mm_per_prompt"]["image"] for made in engine.made] == [2, 8]
     with pytest.raises(ValueError, match=r"2 pictures or frames, more than max_pictures \(1\)"):
         worker(folder, reads=["video"], max_pictures=1).write(sides[1:], SEEDS[:1])

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor
 
+from mmemb.backbones.prompt_pictures import pixels_of
 from mmemb.generation.special_tokens import as_text_anywhere
 from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.chat_client import ChatClient
 from mmemb.rationales.chat_reply import Reply, cut
 from mmemb.rationales.prompts import FewShotPrompt
-from mmemb.records import GREEDY, SHORT, Rationale, Side, stable_hash
+from mmemb.records import GREEDY, SHORT, Media, Rationale, Side, stable_hash
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -155,7 +156,7 @@ class ServerWorker(RationaleWorker):
         question = as_text_anywhere(self.prompt.question(side))
         messages: list[dict[str, Any]] = list(self.prompt.messages(question))
         if side.media:
-            urls = [self._picture(media.pixels) for media in side.media]
+            urls = [self._picture(media) for media in side.media]
             parts: list[dict[str, Any]] = [
                 {"type": "image_url", "image_url": {"url": url}} for url in urls
             ]
@@ -163,13 +164,13 @@ class ServerWorker(RationaleWorker):
             messages[-1] = {"role": "user", "content": parts + said}
         return messages
 
-    def _picture(self, pixels_3HW: Tensor | None) -> str:
-        if pixels_3HW is None:
+    def _picture(self, media: Media) -> str:
+        if media.pixels is None:
             raise ValueError(
                 f"The worker {self.name!r} reads pictures, but they were not decoded. Set "
                 "`decode: true` of SideDataModule, or take image and video out of `reads`."
             )
-        return data_url(pixels_3HW, self.max_image_side)
+        return data_url(pixels_of(media), self.max_image_side)
 
     def _request(self, messages: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": short_seed(seed)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from torch import Tensor
 
 from mmemb.backbones.model_loading import revision_of
+from mmemb.backbones.prompt_pictures import pixels_of
 from mmemb.generation.sampling import Sampling
 from mmemb.generation.special_tokens import as_text, media_marks
 from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
@@ -175,7 +176,7 @@ class VllmWorker(RationaleWorker):
                 f"The worker {self.name!r} reads pictures, but they were not decoded. Set "
                 "`decode: true` of SideDataModule, or take image and video out of `reads`."
             )
-        return [picture(media.pixels, self.max_image_side) for media in side.media]
+        return [picture(pixels_of(media), self.max_image_side) for media in side.media]
 
     def _params(self, seed: int) -> Any:
         sampling = self.sampling
