@@ -14,6 +14,7 @@ from mmemb.records import EvaluationTask
 from mmemb.score_files import read_scores, read_values
 from mmemb.shards import MANIFEST, ShardIndex
 from mmemb.statistics import Interval, cluster_bootstrap
+from mmemb.trust import is_own_run
 
 _MODEL_KEYS = ("text_model", "model", "weights", "pretrained")
 _ROWS = {"never": "direct", "gated": "gated (not in this folder)", "always": "always reasoning"}
@@ -26,7 +27,8 @@ def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
     for run, name in _starting_points(found.run):
         path = _resolved(run, name)
         if path is None:
-            bases.append(Ingredient(name if "/" in name else Path(name).name))
+            is_id = "/" in name and not Path(name).is_absolute()
+            bases.append(Ingredient(name if is_id else Path(name).name))
             hub += [name] if name.count("/") == 1 and not name.startswith((".", "/")) else []
             continue
         record = (path if path.is_dir() else path.parent) / "source.json"
@@ -165,6 +167,11 @@ def _of_scores(folder: Path) -> list[Figure]:
 
 
 def _resolved(run: Path | None, name: str) -> Path | None:
-    """A path of a run's configuration: as it stands, or from the root that holds the runs."""
+    """A path of a run's configuration: as it stands, or from the root that holds the runs.
+
+    What is read there may be published: a run from elsewhere has no say in what that is.
+    """
+    if run is not None and not is_own_run(run):
+        return None
     roots = [Path(), *(run.resolve().parents[2:3] if run else ())]
     return next((root / name for root in roots if name and (root / name).exists()), None)

@@ -17,6 +17,8 @@ from experiments import export as command
 from experiments.export import export, main
 from experiments.model_card import Figure, Ingredient, RunFacts, card
 from experiments.published_files import copy_model
+from experiments.run_facts import base_models, instructions
+from experiments.saved_backbone import find_backbone
 from lightning_modules import ContrastiveEmbedder
 from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone, PromptStyle, VisionLanguageBackbone
@@ -177,6 +179,20 @@ def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -
 
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_run_from_elsewhere_publishes_nothing_of_ours(
+    lora_run: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "runs/lora"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data_root"] = str(tiny_root)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    found = find_backbone(run)
+    assert instructions(found, texts_only=False) == {}
+    assert str(folder("qwen3_vl")) not in str(base_models(found))
+    monkeypatch.setenv("MMEMB_RUNS", str(tmp_path / "runs"))
+    assert instructions(found, texts_only=False)
 
 
 def test_weights_that_are_not_published_are_named(tmp_path: Path) -> None:
