@@ -25,7 +25,10 @@ MAX_HEADERS = 8
 """Headers before one member that say more about it: at most two are in use."""
 
 MAX_HEADER_BYTES = 64 << 10
-"""Of one such header; a path has at most 4,096 bytes."""
+"""Of one such header, which may hold attributes beside a name."""
+
+MAX_NAME = 4096
+"""Letters of a name: no file system has longer paths."""
 
 MAX_PADDING = 1 << 20
 """Of zeros behind the end of a tar: GNU tar pads to 10,240 bytes, tapes may have larger records."""
@@ -195,6 +198,9 @@ class _TarReader:
         self, header: tarfile.TarInfo, path: bytes | None, size: bytes | None, start: int
     ) -> TarMember:
         name = header.name if path is None else path.decode("utf-8", "backslashreplace")
+        if len(name) > MAX_NAME:
+            raise self._fault(start, f"has a name of {len(name)} letters (at most {MAX_NAME})")
+
         kind = _KINDS.get(header.type)
         if kind is None:
             what = "sparse" if header.type == tarfile.GNUTYPE_SPARSE else f"of type {header.type!r}"

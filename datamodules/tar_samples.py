@@ -65,14 +65,14 @@ def samples_of(
         ArchiveError: a sample is beyond the limits; or one of `members`.
         SplitSampleError: a key comes back, so that a sample was handed out without all members.
     """
-    seen: set[str] = set()
+    seen: set[int] = set()  # hashes: names may be long, and a tar may have millions of samples
     for key, group in groupby(_named(members, foreign), key=itemgetter(0)):
-        if key in seen:
+        if hash(key) in seen:
             raise SplitSampleError(
                 f"{where}: sample {printable(key)} stands at two places, so that neither is "
                 "whole. Pack the tar again, sorted by key, such as by `tar --sort=name`."
             )
-        seen.add(key)
+        seen.add(hash(key))
         yield _sample(key, group, where, limits)
 
 

@@ -171,6 +171,7 @@ LONG_NAME = member("././@LongLink", b"a.json\0", b"L")
         (member("p", b"10 size=3\n", b"g") + pack(FILES), "to all members"),
         (member("p", b"22 GNU.sparse.major=1\n", b"x") + pack(FILES), "sparse"),
         (member("p", b"x" * 70_000, b"L") + pack(FILES), "header of 70000 bytes"),
+        (member("p", b"x" * 5000, b"L") + pack(FILES), "a name of 5000 letters"),
         (LONG_NAME + END, "between the headers of one member"),
         (member("a.json", kind=b"S", size=1 << 30) + END, "a member that is sparse"),
         (member("a.json", kind=b"V") + END, "of type b'V'"),
