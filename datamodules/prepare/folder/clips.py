@@ -255,6 +255,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
         # ours, as it counts margins of the frame.
         check_bounds((stream.width, stream.height), 1)
         stream.codec_context.options = {"max_pixels": str(2 * MAX_FRAME_PIXELS)}
+        stream.codec_context.thread_count = 1  # clips are decoded by several processes already
         yield video, stream
 
 

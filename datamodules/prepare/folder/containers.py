@@ -28,7 +28,7 @@ def stated_size(path: Path) -> int | None:
         head = file.read(12)
         file.seek(0)
         if head[:4] == _EBML:
-            return _matroska(file)
+            return _matroska(file, actual)
         if head[:4] == b"RIFF":
             return _riff(file, actual)
         if head[:6] in (b"GIF87a", b"GIF89a"):
@@ -77,7 +77,7 @@ def _riff(file: BinaryIO, actual: int) -> int | None:
     return None
 
 
-def _matroska(file: BinaryIO) -> int | None:
+def _matroska(file: BinaryIO, actual: int) -> int | None:
     """The end of the segment; a writer that cannot go back leaves its size open."""
     for _ in range(MAX_STEPS):
         kind = file.read(4)
@@ -85,7 +85,7 @@ def _matroska(file: BinaryIO) -> int | None:
         if size is None or kind not in (_EBML, _SEGMENT):
             return None
         end = file.tell() + size
-        if kind == _SEGMENT:
+        if kind == _SEGMENT or end > actual:
             return end
         file.seek(end)
     return None
