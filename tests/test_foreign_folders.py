@@ -197,6 +197,22 @@ def broken(change: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ messages[0].cont.ent }}", "UndefinedError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+    ],
+)
+def test_a_template_that_fails_names_its_model(copy: Path, template: str, said: str) -> None:
+    (copy / "backbone/model/chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=rf"backbone/model cannot be used \({said}") as caught:
+        AdaptiveEmbedder.from_pretrained(copy).encode([Side("a")], budget=0.0)
+    assert "Mend its chat_template.jinja" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "change", ["one is missing", "one is of another shape", "a layer is missing", "cut off"]
 )
 def test_weights_are_never_made_up(

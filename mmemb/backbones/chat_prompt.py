@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmemb.backbones.prompt_pictures import bounds_whole_clips, clip_of, pixels_of
 from mmemb.backbones.prompt_style import PromptStyle
+from mmemb.generation.chat_template import conversation_text
 from mmemb.generation.special_tokens import as_text, media_marks
 from mmemb.records import Media, Side
 
@@ -152,11 +153,9 @@ class PromptBuilder:
                 {**message, "content": "".join(part["text"] for part in message["content"])}
                 for message in messages
             ]
-        rendered: str = self.processor.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=self.style.add_generation_prompt,
-            **self.style.template_arguments,
+        style = self.style
+        rendered = conversation_text(
+            self.processor, messages, style.add_generation_prompt, **style.template_arguments
         )
         return _THINKING.sub("", rendered)
 

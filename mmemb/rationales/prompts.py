@@ -1,6 +1,6 @@
 """The few-shot prompt of a language model: its file, its messages, and how output is read.
 
-Knows no model; a tokenizer only as something with `apply_chat_template`.
+Knows no model; a tokenizer only as something with a chat template.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmemb.generation.chat_template import conversation_text
 from mmemb.records import FULL, SHORT, Rationale, Side
 from mmemb.text import check_template
 
@@ -107,10 +108,7 @@ class FewShotPrompt:
 
     def render(self, tokenizer: Any, question: str) -> str:
         """The whole prompt as text, up to and with the opening of the reply."""
-        text = tokenizer.apply_chat_template(
-            self.messages(question), tokenize=False, add_generation_prompt=True
-        )
-        return text + self.opening
+        return conversation_text(tokenizer, self.messages(question)) + self.opening
 
     def shared_text(self, tokenizer: Any) -> str:
         """The beginning that the prompts of all questions share."""

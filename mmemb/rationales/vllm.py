@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmemb.backbones.model_loading import revision_of
 from mmemb.backbones.prompt_pictures import pixels_of
+from mmemb.generation.chat_template import conversation_text
 from mmemb.generation.sampling import Sampling
 from mmemb.generation.special_tokens import as_text, media_marks
 from mmemb.rationales.base import RationaleWorker, asked_draws, check_reads
@@ -161,7 +162,7 @@ class VllmWorker(RationaleWorker):
         messages: list[dict[str, Any]] = list(self.prompt.messages(question))
         said = [{"type": "text", "text": question}] if question else []
         messages[-1] = {"role": "user", "content": [{"type": "image"} for _ in pictures] + said}
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = conversation_text(tokenizer, messages)
         tokens = tokenizer.encode(text + self.prompt.opening, add_special_tokens=False)
         return {"prompt_token_ids": tokens, "multi_modal_data": {"image": pictures}}
 
