@@ -24,7 +24,7 @@ from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
 from mmemb.budget import Unit
 from mmemb.exact_search import exact_top
-from mmemb.pictures import SHARD_FORMATS, read_pixels
+from mmemb.pictures import SHARD_FORMATS, picture_bytes, read_pixels
 from mmemb.ranking import TOLERANCE
 from mmemb.records import DIRECT, Media, Rationale, Side
 from mmemb.signals import exit_on_signals
@@ -161,7 +161,7 @@ def _side(options: argparse.Namespace) -> Side:
     for path in options.image:
         if not path.is_file():
             raise FileNotFoundError(f"There is no picture {path}.")
-        data = path.read_bytes()
+        data = picture_bytes(path)
         digest = hashlib.sha256(data).hexdigest()
         media.append(Media("image", digest, read_pixels(data, SHARD_FORMATS, str(path))))
     return Side(options.query, options.instruction, tuple(media))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Of one picture; more are refused before they are decoded."""
+
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of one picture's file: as many as four numbers of 16 bits for each pixel."""
 
 SHARD_FORMATS = ("WEBP", "PNG", "JPEG")
 """What members of a sample may be."""
@@ -48,6 +52,21 @@ class PictureError(ValueError):
 @final
 class _RefusedError(ValueError):
     """Why a picture is refused although Pillow would open it."""
+
+
+def picture_bytes(path: Path) -> bytes:
+    """The content of a picture's file.
+
+    Raises:
+        PictureError: it is longer than `MAX_BYTES`.
+        OSError: it cannot be read.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise PictureError(
+            f"{path.name} has {size} bytes: expected a picture, of which at most {MAX_BYTES} are "
+            "read. Save it compressed, or smaller."
+        )
+    return path.read_bytes()
 
 
 def read_picture(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datamodules.prepare.folder.media import picture as own_picture
+from datamodules.prepare.mmeb.pictures import UnreadableError, picture_file
 from mmemb import pictures
-from mmemb.pictures import PictureError, check_picture, read_picture, read_pixels
+from mmemb.pictures import (
+    PictureError,
+    check_picture,
+    picture_bytes,
+    read_picture,
+    read_pixels,
+)
 from tests.picture_files import png, tiff
 
 FEW = settings(max_examples=40)
@@ -376,3 +385,15 @@ def test_a_picture_without_pixels_or_with_too_many_is_refused(
     for read in (read_picture, check_picture):
         with pytest.raises(PictureError, match="x cannot be decoded.*10 x 10 pixels, at most 99"):
             read(png(np.zeros((10, 10, 1), np.uint8), 8, 0), ["PNG"], "x")
+
+
+def test_a_file_that_is_too_long_for_a_picture_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "long.png").open("wb") as file:
+        file.truncate(10**12)
+    for read, error in (
+        (picture_bytes, PictureError),
+        (picture_file, UnreadableError),
+        (own_picture, PictureError),
+    ):
+        with pytest.raises(error, match=r"long\.png has 1000000000000 bytes: expected a picture"):
+            read(tmp_path / "long.png")

@@ -16,7 +16,13 @@ from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
-from mmemb.pictures import SHARD_FORMATS, check_picture, read_picture, upright_size
+from mmemb.pictures import (
+    SHARD_FORMATS,
+    check_picture,
+    picture_bytes,
+    read_picture,
+    upright_size,
+)
 
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
@@ -81,7 +87,7 @@ def picture(path: Path) -> tuple[str, bytes]:
     if suffix not in PICTURES:
         expected = ", ".join(sorted(PICTURES | CLIPS))
         raise ValueError(f"{path.name}: expected a file that ends in {expected}")
-    data = path.read_bytes()
+    data = picture_bytes(path)
     if suffix in KEPT:
         check_picture(data, SHARD_FORMATS, path.name)
         return KEPT[suffix], data

@@ -39,6 +39,19 @@ def check_picture(data: bytes, where: str) -> str:
         ) from None
 
 
+def picture_file(path: Path) -> bytes:
+    """The content of a picture's file.
+
+    Raises:
+        UnreadableError: it is too long for a picture.
+        OSError: it cannot be read.
+    """
+    try:
+        return pictures.picture_bytes(path)
+    except pictures.PictureError as error:
+        raise UnreadableError(f"{error} Or leave it out with `--on-error skip`.") from None
+
+
 @final
 class PictureReader:
     """The bytes of a plan's pictures, for several threads at once; use it as a context.
@@ -82,7 +95,7 @@ class PictureReader:
             return where, self._page(picture)
         path = self._plan.source / picture.name
         try:
-            return str(path), path.read_bytes()
+            return str(path), picture_file(path)
         except OSError as error:
             raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from None
 

@@ -11,7 +11,7 @@ from datamodules.archives import ArchiveError, ArchiveLimits, open_zip, read_zip
 from datamodules.prepare.cells import shown
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from datamodules.prepare.mmeb.frames import choose_frames, natural_key
-from datamodules.prepare.mmeb.pictures import UnreadableError, check_picture
+from datamodules.prepare.mmeb.pictures import UnreadableError, check_picture, picture_file
 from datamodules.prepare.mmeb_train.rows import TrainSide
 from mmemb.benchmarks.mmeb_train import FRAMES
 
@@ -53,7 +53,7 @@ class MediaStore:
         try:
             path = find_media(self._folder, name)
             if path.is_file():
-                return path.read_bytes()
+                return picture_file(path)
             reason = f"{shown(name)} is a folder"
         except MediaPathError as error:
             reason = str(error)
@@ -98,7 +98,7 @@ class MediaStore:
         frames = sorted(found, key=lambda path: natural_key(path.name))
         members = {}
         for place, number in enumerate(choose_frames(len(frames), FRAMES)):
-            data = frames[number].read_bytes()
+            data = picture_file(frames[number])
             suffix = check_picture(data, str(frames[number]))
             members[f"{prefix}0.{place:03d}.{suffix}"] = data
         return members
