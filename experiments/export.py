@@ -125,7 +125,8 @@ def export(
 
     def write_all(fresh: Path) -> str:
         described = facts | write(found, fresh, out)
-        left_out = described.pop("left_out", [])
+        # The list of facts is written anew.
+        left_out = [name for name in described.pop("left_out", []) if name != FACTS]
         # A judge that is trained from the export inherits the facts of these weights.
         write_facts(fresh / FACTS, _fitted(found))
         said = _describe(fresh, described)

@@ -148,6 +148,7 @@ def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -
     (model / "old").mkdir()
     for name in secrets:
         (model / name).write_text("secret")
+    write_facts(model / "fitted.json", FittedFacts())
     config = json.loads((model / "config.json").read_text())
     asks = {"auto_map": {"AutoModel": "someone/else--evil.Model"}}
     (model / "config.json").write_text(json.dumps(config | asks))
@@ -156,7 +157,7 @@ def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -
     assert "Left out, as no part of a model: .env, evil.py, id_ed25519, old/notes.txt." in said
     kept = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
     found = {path.relative_to(tmp_path / "out").as_posix() for path in files(tmp_path / "out")}
-    assert found == kept - {*secrets} | {"README.md", "fitted.json"}
+    assert found == kept - {*secrets} | {"README.md"}
     assert json.loads((tmp_path / "out/config.json").read_text()) == config
     assert "evil" not in (tmp_path / "out/README.md").read_text()
 
