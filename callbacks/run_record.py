@@ -24,9 +24,10 @@ from typing_extensions import override
 from callbacks.fit_end import has_ended, unfinished_fit
 from mmemb.distributed import gather_objects
 from mmemb.files import link_atomically, write_atomically
-from mmemb.lineage import FACTS, FittedFacts, read_json, write_json, write_run_facts
+from mmemb.lineage import FACTS, FittedFacts, RunMark, write_json, write_run_facts
 from mmemb.locks import FolderLock
 from mmemb.products import Producer, lost_product, record_products
+from mmemb.schema import read_json
 
 PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
 
@@ -259,18 +260,18 @@ def mark_started(run: Path, fingerprint: str) -> None:
 
 def fingerprint_of(run: Path) -> str | None:
     """The fingerprint under which a run was started; None if the folder is no run."""
-    return _mark_of(run).get("fingerprint")
+    mark = _mark_of(run)
+    return None if mark is None else mark.fingerprint
 
 
 def is_finished(run: Path, fingerprint: str) -> bool:
     """True if `run` (a folder or a link to one) finished under this fingerprint, and every product
     that it left is still there and whole."""
     mark = _mark_of(run)
-    if (mark.get("fingerprint"), mark.get("finished")) != (fingerprint, True):
-        return False
     # A run recorded before products were is made again, like one whose products are lost.
-    products = mark.get("products")
-    return products is not None and lost_product(run.resolve(), products, fingerprint) is None
+    if mark is None or mark.fingerprint != fingerprint or mark.products is None:
+        return False
+    return mark.finished and lost_product(run.resolve(), mark.products, fingerprint) is None
 
 
 def is_unfinished(run: Path, fingerprint: str) -> bool:
@@ -278,9 +279,9 @@ def is_unfinished(run: Path, fingerprint: str) -> bool:
     return fingerprint_of(run) == fingerprint and not is_finished(run, fingerprint)
 
 
-def _mark_of(run: Path) -> dict[str, Any]:
+def _mark_of(run: Path) -> RunMark | None:
     path = run / "fingerprint.json"
-    return read_json(path, "a run's fingerprint") if path.is_file() else {}
+    return read_json(path, RunMark) if path.is_file() else None
 
 
 def _logged_metrics(trainer: Trainer) -> dict[str, float]:

@@ -7,9 +7,8 @@ pickles, and no member name is used as a path.
 from __future__ import annotations
 
 import io
-import json
 import math
-from typing import Any, Literal, final
+from typing import Literal, TypeVar, final
 
 import numpy as np
 import torch
@@ -17,6 +16,9 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from mmemb.pictures import SHARD_FORMATS, PictureError, read_pixels
+from mmemb.schema import SchemaError, parse_json
+
+_Value = TypeVar("_Value")
 
 ADVICE = "Make the folder again, or leave such samples out with `on_error: skip`."
 
@@ -68,12 +70,12 @@ def decode_array(data: bytes, where: str) -> Tensor:
         raise _undecodable(where, "a plain numeric .npy array", error) from None
 
 
-def decode_json(data: bytes, where: str) -> Any:
-    """JSON data."""
+def decode_json(data: bytes, kind: type[_Value], where: str, advice: str = ADVICE) -> _Value:
+    """JSON data as a value of a type; see `mmemb.schema.parse_json`."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise _undecodable(where, "JSON", error) from None
+        return parse_json(data, kind, where)
+    except SchemaError as error:
+        raise DecodeError(error.problem, advice) from None
 
 
 def _undecodable(where: str, expected: str, error: Exception) -> DecodeError:

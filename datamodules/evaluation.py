@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -27,28 +26,11 @@ from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.batches import CandidateBatch, QueryBatch
-from mmemb.benchmark_data import parse_tasks
-from mmemb.records import PARTS, EvaluationTask, Query, Rationale
+from mmemb.benchmark_data import read_tasks
+from mmemb.records import PARTS, Query, Rationale
 from mmemb.shards import Origin, ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
-
-
-def read_tasks(root: Path) -> tuple[EvaluationTask, ...]:
-    """The benchmark's rows, `tasks.json`."""
-    path = root / TASKS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: expected a list of evaluation tasks. Run "
-            f"`python -m datamodules.prepare` first, or correct `root`."
-        )
-    try:
-        return parse_tasks(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is broken: expected a list of evaluation tasks; {error}. Run "
-            f"`python -m datamodules.prepare` again."
-        ) from None
 
 
 def has_queries(root: Path) -> bool:

@@ -8,12 +8,12 @@ from pathlib import Path
 from random import Random
 from typing import final
 
-from datamodules.decode import decode_json
 from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row, SampleReader, rows_of
-from datamodules.sidecars import check_row, join_whole
+from datamodules.sidecars import join_whole, read_row
 from mmemb.records import Candidate, stable_hash
 from mmemb.shards import Origin, ShardIndex
+from mmemb.sidecar_json import NegativeJson
 
 
 @final
@@ -63,17 +63,10 @@ class NegativeTable:
             return ()
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
-        check_row(entry, where)
-        mined = decode_json(self._index.read(entry, {"json"})["json"], where)
+        mined = read_row(self._index, entry.key, tuple[NegativeJson, ...])
         random = Random(stable_hash(self._seed, "negatives", step, row.entry.key))
-        try:
-            chosen = random.sample(mined, min(self.num, len(mined)))
-            return tuple(self._candidate(item["row"], item["name"], where) for item in chosen)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{where}: expected a list of mined candidates; {type(error).__name__} {error}. "
-                f"Run the step that makes {self._index.folder} again."
-            ) from None
+        chosen = random.sample(mined, min(self.num, len(mined)))
+        return tuple(self._candidate(item.row, item.name, where) for item in chosen)
 
     def _candidate(self, number: int, name: str, where: str) -> Candidate:
         found = self._reader.candidate(self._rows[number]) if number < len(self._rows) else None

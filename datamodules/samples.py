@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from typing import Literal, TypeVar, final
 
 from torch import Tensor
 
 from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, decode_json
-from mmemb.benchmark_data import check_index, parse_query
+from mmemb.benchmark_data import parse_query
 from mmemb.records import Candidate, Media, Pair, Query, Side
+from mmemb.sample_json import AskedJson, CandidateJson, PairJson, QueryJson, check_index
+from mmemb.schema import Excerpt, Schema
 from mmemb.shards import IndexEntry, ShardIndex
 from mmemb.text import has_text
 
@@ -27,6 +29,7 @@ _CONTENT = re.compile(
 """Names of what a sample shows; one that is no `_MEDIA` is content that nobody would read."""
 
 _Record = TypeVar("_Record")
+_Json = TypeVar("_Json", bound=Schema | Excerpt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +148,25 @@ class SampleReader:
         return Members(entry.key, row.where, tuple(entry.members), data, entry.media, row.meta)
 
     def _pair(self, members: Members) -> Pair:
-        data = _json(members)
+        data = _json(members, PairJson)
         return Pair(
             key=members.key,
-            **{name: data[name] for name in ("task", "part", "concept", "fact", "group")},
-            gallery=data["gallery"],
-            query=self._side(members, "q", data["text"], data["instruction"]),
-            target=self._side(members, "t", data["target_text"], data["target_instruction"]),
-            target_name=data["target_name"],
-            positives=tuple(data["positives"]),
-            answers=tuple(data["answers"]),
+            task=data.task,
+            part=data.part,
+            concept=data.concept,
+            fact=data.fact,
+            group=data.group,
+            gallery=data.gallery,
+            query=self._side(members, "q", data.text, data.instruction),
+            target=self._side(members, "t", data.target_text, data.target_instruction),
+            target_name=data.target_name,
+            positives=data.positives,
+            answers=data.answers,
         )
 
     def _query(self, members: Members) -> Query:
-        data = _json(members)
-        side = self._side(members, "q", data["text"], data["instruction"])
+        data = _json(members, QueryJson)
+        side = self._side(members, "q", data.text, data.instruction)
         listed = members.data.get("candidates.npy")
         if listed is None:
             return parse_query(members.key, data, members.meta, side, None)
@@ -167,27 +174,24 @@ class SampleReader:
         return parse_query(members.key, data, members.meta, side, rows_C.numpy())
 
     def _candidate(self, members: Members) -> Candidate:
-        data = _json(members)
-        side = self._side(members, "c", data["text"], data["instruction"])
-        return Candidate(members.key, data["name"], data["gallery"], side)
+        data = _json(members, CandidateJson)
+        side = self._side(members, "c", data.text, data.instruction)
+        return Candidate(members.key, data.name, data.gallery, side)
 
     def _query_side(self, members: Members) -> Side:
-        data = _json(members)
-        return self._side(members, "q", data["text"], data["instruction"])
+        data = _json(members, AskedJson)
+        return self._side(members, "q", data.text, data.instruction)
 
     def _target_side(self, members: Members) -> Side:
-        data = _json(members)
-        return self._side(members, "t", data["target_text"], data["target_instruction"])
+        data = _json(members, PairJson)
+        return self._side(members, "t", data.target_text, data.target_instruction)
 
     def _side(self, members: Members, side: str, text: str, instruction: str) -> Side:
         named = whole_media_of(members.names, side)
         found = Side(text, instruction, tuple(self._media(members, *media) for media in named))
-        texts = isinstance(text, str) and isinstance(instruction, str)
-        if not (texts and (found.media or has_text(text))):
+        if not (found.media or has_text(text)):
             raise DecodeError(
-                f"{members.where}: side {side} is empty or its text is no string: expected text, "
-                "pictures or both.",
-                ADVICE,
+                f"{members.where}: side {side} is empty: expected text, pictures or both.", ADVICE
             )
         return found
 
@@ -262,9 +266,11 @@ def foreign_names(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in known and not _CONTENT.fullmatch(name)]
 
 
-def _json(members: Members) -> Any:
+def _json(members: Members, kind: type[_Json]) -> _Json:
     """The JSON of a sample, which agrees with its index."""
-    data = decode_json(members.data["json"], f"{members.where}, member json")
+    if "json" not in members.data:
+        raise DecodeError(f"{members.where} lacks its member json.", ADVICE)
+    data = decode_json(members.data["json"], kind, f"{members.where}, member json")
     check_index(data, members.meta)
     return data
 
@@ -276,9 +282,3 @@ def _checked(read: Callable[[Members], _Record], members: Members) -> _Record:
         raise
     except ValueError as error:
         raise DecodeError(f"{members.where}: {error}", ADVICE) from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DecodeError(
-            f"{members.where} lacks a member or a field of its json, or it has the wrong type: "
-            f"{type(error).__name__} {error}.",
-            ADVICE,
-        ) from None

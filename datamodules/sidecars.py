@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Literal, final
+from typing import Literal, TypeVar, final
 
 from torch import Tensor
 
-from datamodules.decode import DecodeError, decode_array, decode_json
+from datamodules.decode import DecodeError, decode_array
 from datamodules.samples import Row
-from mmemb.records import Rationale, ScoredRationale, scored_from_json, stable_hash
+from mmemb.records import Rationale, ScoredJson, ScoredRationale, stable_hash
 from mmemb.row_marks import failure_of, mark_of
+from mmemb.schema import SchemaError
 from mmemb.shards import IndexEntry, Origin, ShardIndex, check_join
+
+_Value = TypeVar("_Value")
 
 MAX_DONORS = 16
 LOOKED_AT = 256
@@ -60,25 +63,12 @@ class RationaleTable:
         """All candidates of a row; none if the sidecar does not cover it, or nobody was asked.
 
         Raises:
-            DecodeError: the row failed when the sidecar was made, or is no JSON.
-            ValueError: it holds something else than rationales.
+            DecodeError: the row failed when the sidecar was made, or holds no rationales.
         """
         if not self.covers(row):
             return ()
-        entry = self._index.by_key[row.entry.key]
-        where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
-        check_row(entry, where)
-        members = self._index.read(entry, {"json"})
-        if "json" not in members:
-            raise ValueError(f"{where} is missing: run the step that makes the folder again.")
-        data = decode_json(members["json"], where)
-        try:
-            return tuple(scored_from_json(item) for item in data)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{where}: expected a list of rationales; {type(error).__name__} {error}. Run the "
-                f"step that makes {self._index.folder} again."
-            ) from None
+        rows = read_row(self._index, row.entry.key, tuple[ScoredJson, ...])
+        return tuple(found.scored for found in rows)
 
     def read_probe(self, row: Row) -> Tensor | None:
         """(H,) what the worker knew about the row before it wrote; None if nobody looked."""
@@ -101,6 +91,20 @@ def check_row(entry: IndexEntry, where: str) -> None:
             f"{where}: its row could not be read when the sidecar was made ({reason}).",
             "Mend the row and make the sidecar again, or leave it out with `on_error: skip`.",
         )
+
+
+def read_row(sidecar: ShardIndex, key: str, kind: type[_Value]) -> _Value:
+    """The JSON of a sidecar's row as a value of a type.
+
+    Raises:
+        DecodeError: it has none, or another one, or it failed when the sidecar was made.
+    """
+    entry = sidecar.by_key[key]
+    check_row(entry, f"Shard {sidecar.folder / entry.shard}, sample {key}, member json")
+    try:
+        return sidecar.read_json(entry, kind)
+    except SchemaError as error:
+        raise DecodeError(error.problem, f"Make {sidecar.folder} again.") from None
 
 
 def join_whole(source: ShardIndex, sidecar: ShardIndex) -> set[str]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -23,17 +23,18 @@ from datamodules.samples import Row
 from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import UtilityBatch
-from mmemb.benchmark_data import check_index
 from mmemb.gate_inputs import GateInputs
 from mmemb.lineage import run_mark
+from mmemb.sample_json import check_index
 from mmemb.shards import Origin, ShardIndex, check_join
+from mmemb.sidecar_json import UtilityJson
 
 
 class _Measured(NamedTuple):
     """One sample of `utilities/`."""
 
     embedding_D: Tensor
-    data: Mapping[str, Any]
+    data: UtilityJson
     probe_H: Tensor
 
 
@@ -88,7 +89,7 @@ class UtilityTable:
         depths = self._depths(rows, found)
         try:
             return self._batch(rows, found, depths, shard)
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{self._index.folder}, samples {rows[0].entry.key} to {rows[-1].entry.key}: "
                 f"expected a state of one width, utility, cost and eligible in each; "
@@ -107,23 +108,23 @@ class UtilityTable:
             metas=tuple(row.meta for row in rows),
             inputs=GateInputs(
                 embedding_BD=torch.stack([query.embedding_D for query in found]).float(),
-                scores_B3=torch.tensor([query.data.get("scores", []) for query in found]),
+                scores_B3=torch.tensor([query.data.scores for query in found]),
                 probe_BH=torch.stack([query.probe_H for query in found]),
             ),
-            utility_BA=_mean_over_draws([query.data["utility"] for query in found]),
-            cost_BA=_mean_over_draws([query.data["cost"] for query in found]),
-            eligible_B=torch.tensor([bool(query.data["eligible"]) for query in found]),
+            utility_BA=_mean_over_draws([query.data.utility for query in found]),
+            cost_BA=_mean_over_draws([query.data.cost for query in found]),
+            eligible_B=torch.tensor([query.data.eligible for query in found]),
             shard=shard,
             depths=depths,
         )
 
     def _depths(self, rows: Sequence[Row], found: Sequence[_Measured]) -> tuple[str, ...]:
-        first = tuple(found[0].data["depths"])
+        first = found[0].data.depths
         for row, query in zip(rows, found, strict=True):
-            if tuple(query.data["depths"]) != first:
+            if query.data.depths != first:
                 raise ValueError(
                     f"{self._index.folder}, sample {row.entry.key} was measured at the depths "
-                    f"{query.data['depths']}, others at {list(first)}: make the folder again."
+                    f"{list(query.data.depths)}, others at {list(first)}: make the folder again."
                 )
         return first
 
@@ -134,20 +135,14 @@ class UtilityTable:
         if missing := sorted({"state.npy", "json"} - set(members)):
             raise ValueError(f"{where} lacks {missing}: run the step that makes it again.")
         embedding_D = decode_array(members["state.npy"], f"{where}, member state.npy")
-        data = decode_json(members["json"], f"{where}, member json")
-        wanted = {"eligible", "depths", "utility", "cost"}
-        if not isinstance(data, dict) or not wanted <= set(data):
-            raise ValueError(
-                f"{where}, member json: expected an object with {sorted(wanted)}, found "
-                f"{data!r:.80}. Run the step that makes the folder again."
-            )
+        json_where = f"{where}, member json"
+        data = decode_json(members["json"], UtilityJson, json_where, "Make the folder again.")
         _check_agrees(data, row, where)
-        _check_numbers(data, where)
         probe_H = self._probe(row.entry.key)
-        if data["eligible"] and self._probe_width and "probe.npy" not in entry.members:
+        if data.eligible and self._probe_width and "probe.npy" not in entry.members:
             raise ValueError(f"{where} is eligible but lacks probe.npy: make the folder again.")
-        if len(data.get("scores", [])) not in (0, 3):
-            raise ValueError(f"{where}: scores are {data['scores']!r}, expected three numbers.")
+        if len(data.scores) not in (0, 3):
+            raise ValueError(f"{where}: scores are {data.scores!r}, expected three numbers.")
         return _Measured(embedding_D, data, probe_H)
 
     def _probe(self, key: str) -> Tensor:
@@ -164,23 +159,12 @@ class UtilityTable:
         return len(self._probe(key)) if (key := next(probed, None)) else 0
 
 
-def _check_agrees(data: Mapping[str, Any], row: Row, where: str) -> None:
+def _check_agrees(data: UtilityJson, row: Row, where: str) -> None:
     """Refuses a row that was measured of another query than the index says."""
     try:
         check_index(data, row.meta)
     except ValueError as error:
         raise ValueError(f"{where}: {error} Make the folder again.") from None
-
-
-def _check_numbers(data: Mapping[str, Any], where: str) -> None:
-    """Refuses a utility or cost that is no finite number: one NaN would spread to all weights."""
-    for name in ("utility", "cost"):
-        numbers = [number for draws in data[name] for number in draws]
-        if not all(map(isfinite, numbers)):
-            raise ValueError(
-                f"{where}: {name} is {data[name]!r:.80}; expected finite numbers. The embedder "
-                "gave NaN or infinity: train it again, then make the folder again."
-            )
 
 
 @final

@@ -16,9 +16,9 @@ from typing import Any, Literal, final
 from callbacks.run_record import git_state, package_versions
 from mmemb.file_names import check_plain
 from mmemb.files import publish, whole_folder
-from mmemb.lineage import FACTS, fingerprint, read_fitted, write_facts
+from mmemb.lineage import FACTS, fingerprint, finite, read_fitted, write_facts
 from mmemb.locks import locked, new_folder
-from mmemb.records import scored_from_json, scored_to_json, stable_hash
+from mmemb.records import ScoredJson, scored_to_json, stable_hash
 from mmemb.reselection import Pool, Reselection, Rule, of_seeds, reselect
 from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
 from mmemb.shards import MANIFEST, ShardIndex
@@ -160,8 +160,7 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
 
 def read_pool(source: ShardIndex, entry: Any, cell: Cell) -> Pool:
     """A pair's candidates, as if only the cell's draws had been made."""
-    data = json.loads(source.read(entry, {"json"})["json"])
-    pool = tuple(scored_from_json(row) for row in data)
+    pool = tuple(row.scored for row in source.read_json(entry, tuple[ScoredJson, ...]))
     if cell.candidates is None:
         return pool
     return of_seeds(pool, {stable_hash(DRAW_SEED, entry.key, k) for k in range(cell.candidates)})
@@ -231,7 +230,9 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = new_folder(folder, f"{stamp}-report-{commit or 'nogit'}")
     files = {
-        "report.json": json.dumps({**origin, **data}, ensure_ascii=False, indent=1).encode(),
+        "report.json": json.dumps(
+            finite({**origin, **data}), ensure_ascii=False, allow_nan=False, indent=1
+        ).encode(),
         "report.png": picture,
         "report.md": f"{text}\n\n![differences](report.png)\n".encode(),
     }

@@ -166,7 +166,7 @@ def _pair(size: Size, row: int) -> dict[str, bytes]:
     pixels, picture = query.media[0].pixels, io.BytesIO()
     assert pixels is not None
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(picture, "WEBP", quality=100)
-    return {"json": json.dumps(data).encode(), "q0.webp": picture.getvalue()}
+    return {"json": json.dumps(data, allow_nan=False).encode(), "q0.webp": picture.getvalue()}
 
 
 def letters(number: int, seed: int) -> str:

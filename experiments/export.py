@@ -242,12 +242,14 @@ def _prompts(found: Found) -> Any:
 
     from mmemb.backbones import PromptStyle
     from mmemb.backbones.chat_prompt import PromptBuilder
-    from mmemb.lineage import read_json
     from mmemb.pretrained import load_pretrained
+    from mmemb.schema import convert, read_json
 
-    said = read_json(found.backbone / "config.json", "a saved backbone")["init_args"]
+    path = found.backbone / "config.json"
+    said = read_json(path, dict[str, Any]).get("init_args")
+    style = convert(said, dict[str, Any], f"{path} is broken").get("style")
     processor = load_pretrained(AutoProcessor, found.backbone / "model")
-    return PromptBuilder(processor, PromptStyle(**said["style"]))
+    return PromptBuilder(processor, convert(style, PromptStyle, f"{path} is broken"))
 
 
 def _example() -> Any:

@@ -125,7 +125,7 @@ def _front_matter(run: RunFacts) -> str:
     lines = [f"library_name: {run.library}", "pipeline_tag: feature-extraction"]
     lines += ["license: other", "tags: [multimodal, embeddings, retrieval, mmemb-r1]"]
     if run.hub_base:
-        lines.append(f"base_model: {json.dumps(list(run.hub_base))}")
+        lines.append(f"base_model: {json.dumps(list(run.hub_base), allow_nan=False)}")
     return "\n".join(["---", *lines, "---"])
 
 

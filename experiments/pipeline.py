@@ -9,35 +9,32 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Annotated, Any, Literal, final
 
+import msgspec
 import yaml
+from msgspec.structs import replace
 
 from experiments.run import quieten
 from experiments.stage_process import run_module
-from mmemb.records import from_json
+from mmemb.schema import Schema, convert
 from mmemb.signals import exit_on_signals
 from mmemb.unfinished import UNFINISHED_STATUS, Unfinished
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
-
-_Record = TypeVar("_Record")
-
 
 @final
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Schema):
     """One line of the pipeline: `experiments.run SUBCOMMAND --config CONFIG ARGUMENTS`."""
 
     name: str
-    subcommand: str
+    subcommand: Literal["fit", "validate", "test", "predict"]
     config: str
     arguments: tuple[str, ...] = ()
 
@@ -47,8 +44,7 @@ class Stage:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Pipeline:
+class Pipeline(Schema):
     """A pipeline file: the stages, what prepares the data, and what reports.
 
     With `seeds` everything runs once for each of them, `{seed}` in the experiment's name and in the
@@ -57,7 +53,7 @@ class Pipeline:
 
     experiment: str
     data_root: str
-    stages: tuple[Stage, ...]
+    stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
     prepare: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     report: bool = True
@@ -81,26 +77,7 @@ def read_pipeline(path: Path) -> Pipeline:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    pipeline = _record(Pipeline, data, path)
-    if not (isinstance(pipeline.stages, tuple) and pipeline.stages):
-        raise ValueError(f"{path}: stages is {pipeline.stages!r}; expected a list of stages.")
-    stages = tuple(_record(Stage, stage, path) for stage in pipeline.stages)
-    for stage in stages:
-        if stage.subcommand not in SUBCOMMANDS:
-            raise ValueError(
-                f"{path}: stage {stage.name} has the subcommand {stage.subcommand!r}; expected one "
-                f"of {', '.join(SUBCOMMANDS)}."
-            )
-    return replace(pipeline, stages=stages)
-
-
-def _record(kind: type[_Record], data: Any, path: Path) -> _Record:
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected the keys of a {kind.__name__}, found {data!r}.")
-    try:
-        return from_json(kind, data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return convert(data, Pipeline, str(path))
 
 
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
@@ -228,7 +205,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
     if options.seeds is not None:
-        ablations = replace(ablations, seeds=tuple(range(options.seeds)))
+        ablations = dataclasses.replace(ablations, seeds=tuple(range(options.seeds)))
     config = parse(pipeline.stages[-1].command_line(shared))
     folder = Path(config.runs) / config.experiment
     number = itertools.count(1)

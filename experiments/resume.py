@@ -14,7 +14,8 @@ import yaml
 
 from callbacks.checkpoint_io import newest_whole
 from experiments.deciding import deciding_trainer
-from mmemb.lineage import read_json
+from mmemb.lineage import RunMark
+from mmemb.schema import read_json
 
 MACHINE_KEYS = ("num_workers", "start_method", "archive_limits")
 """Settings of a data module that change no result."""
@@ -108,7 +109,7 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 def changed_inputs(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
     """Path -> what happened, for inputs whose content is not what it was."""
     path = run / "fingerprint.json"
-    known = read_json(path, "a run's fingerprint").get("inputs", {}) if path.is_file() else {}
+    known = read_json(path, RunMark).inputs if path.is_file() else {}
     return {
         name: "holds other data than when the run was started"
         for name, identity in inputs.items()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.model_card import Figure, Ingredient
+from experiments.report.saved_report import read_report
 from experiments.saved_backbone import Found, config_of, is_run
-from mmemb.lineage import read_json, run_mark
-from mmemb.records import EvaluationTask
+from mmemb.lineage import run_mark
+from mmemb.run_files import read_environment, read_summary
+from mmemb.sample_json import QueryJson
+from mmemb.schema import Excerpt, read_json
 from mmemb.score_files import read_scores, read_values
 from mmemb.shards import MANIFEST, ShardIndex
 from mmemb.statistics import Interval, cluster_bootstrap
@@ -19,6 +21,21 @@ from mmemb.trust import is_own_run
 _MODEL_KEYS = ("text_model", "model", "weights", "pretrained")
 _ROWS = {"never": "direct", "gated": "gated (not in this folder)", "always": "always reasoning"}
 _METRICS = ("recall@1", "recall@5", "hit@1", "ndcg_linear@5")
+
+
+class _Ingredient(Excerpt):
+    """A package that something was made of."""
+
+    package: str = ""
+    version: str = ""
+    licence: str = ""
+
+
+class _RootManifest(Excerpt):
+    """What a model card says of a data root; that of training rows has sources of another kind."""
+
+    sources: tuple[_Ingredient, ...] | dict[str, Any] = ()
+    profile: str = ""
 
 
 def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
@@ -32,9 +49,8 @@ def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
             hub += [name] if name.count("/") == 1 and not name.startswith((".", "/")) else []
             continue
         record = (path if path.is_dir() else path.parent) / "source.json"
-        said = read_json(record, "where a model is from") if record.is_file() else {}
-        name = str(said.get("package") or path.name)
-        bases.append(Ingredient(name, str(said.get("version", "")), str(said.get("licence", ""))))
+        said = read_json(record, _Ingredient) if record.is_file() else _Ingredient()
+        bases.append(Ingredient(said.package or path.name, said.version, said.licence))
     return list(dict.fromkeys(bases)), hub
 
 
@@ -51,14 +67,10 @@ def data_sources(found: Found) -> tuple[list[Ingredient], str]:
     path = root / MANIFEST if root else None
     if path is None or not path.is_file():
         return [], root.name if root else ""
-    said = read_json(path, "the manifest of a data root")
-    rows = said.get("sources") or []
-    sources = [
-        Ingredient(*(str(row.get(key, "")) for key in ("package", "version", "licence")))
-        for row in rows
-        if isinstance(row, dict)
-    ]
-    profile = f", profile {said['profile']}" if said.get("profile") else ""
+    said = read_json(path, _RootManifest)
+    rows = said.sources if isinstance(said.sources, tuple) else ()
+    sources = [Ingredient(row.package, row.version, row.licence) for row in rows]
+    profile = f", profile {said.profile}" if said.profile else ""
     return sources, f"{root.name if root else ''}{profile}"
 
 
@@ -69,9 +81,9 @@ def instructions(found: Found, texts_only: bool) -> dict[str, str]:
         return {}
     index = ShardIndex.open(root / "queries", verify=False)
     first = {entry.meta["task"]: entry for entry in reversed(index.entries)}
-    said = {task: json.loads(index.read(entry, {"json"})["json"]) for task, entry in first.items()}
-    kept = {task: row for task, row in said.items() if row["text"] or not texts_only}
-    return {task: str(row["instruction"]) for task, row in kept.items() if row["instruction"]}
+    said = {task: index.read_json(entry, QueryJson) for task, entry in first.items()}
+    kept = {task: row for task, row in said.items() if row.text or not texts_only}
+    return {task: row.instruction for task, row in kept.items() if row.instruction}
 
 
 def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
@@ -83,14 +95,14 @@ def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
         return [], ""
     path = found.run.parent / "report.json"
     if path.is_file() and _is_reported(found.run):
-        report = read_json(path, "a report")
+        report = read_report(path)
         return _of_report(report), (
             f"From the experiment's report: {report['eligible_queries']} eligible queries of part "
             "test, mean over tasks; intervals resample concepts."
         )
-    summary = found.run / "summary.json"
-    metrics = read_json(summary, "a summary")["metrics"] if summary.is_file() else {}
-    kept = [Figure(name, value) for name, value in metrics.items() if name.startswith("val/")]
+    metrics = read_summary(found.run).metrics
+    measured = {name: value for name, value in metrics.items() if value is not None}
+    kept = [Figure(name, value) for name, value in measured.items() if name.startswith("val/")]
     return [f for f in kept if f.name.removeprefix("val/") in _METRICS], "Validation of the run."
 
 
@@ -98,16 +110,14 @@ def records(found: Found) -> dict[str, Any]:
     """Command, commit, fingerprint, seed and versions, as fields of `RunFacts`."""
     if found.run is None:
         return {}
-    path = found.run / "environment.json"
-    environment = read_json(path, "the environment of a run") if path.is_file() else {}
-    versions = environment.get("versions") or {}
+    environment = read_environment(found.run)
     return {
         "training": f"python -m experiments.run fit --config runs/{found.name}/config.yaml",
-        "commit": str(environment.get("git_commit") or ""),
-        "dirty": bool(environment.get("uncommitted_changes")),
+        "commit": environment.git_commit or "",
+        "dirty": environment.uncommitted_changes,
         "fingerprint": run_mark(found.run) or "",
         "seed": str(found.config.get("seed_everything", "")),
-        "versions": tuple(f"{name} {version}" for name, version in versions.items()),
+        "versions": tuple(f"{name} {version}" for name, version in environment.versions.items()),
     }
 
 
@@ -156,7 +166,7 @@ def _of_report(report: Mapping[str, Any]) -> list[Figure]:
 def _of_scores(folder: Path) -> list[Figure]:
     files, values, found = read_scores(folder), read_values(folder), []
     for name, file in files.items():
-        metric = file.metric or EvaluationTask.metric
+        metric = file.metric or "hit@1"
         note = f" (partial: {file.partial})" if file.partial else ""
         label, value = f"{name}, {metric}{note}", float(file.scores[metric])
         if (own := values.get(name)) is None:

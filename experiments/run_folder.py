@@ -20,8 +20,9 @@ from typing import final
 
 from callbacks.checkpoint_io import must_start_again
 from callbacks.run_record import fingerprint_of, is_unfinished, mark_started
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import write_json
 from mmemb.locks import LOCK, FolderLock, locked, new_folder
+from mmemb.schema import Schema, read_json
 
 RUN_FOLDER = "MMEMB_RUN_FOLDER"
 """Set by the first process, so that the ranks it launches write into the same folder."""
@@ -190,6 +191,15 @@ def claim_run(
         return run, lock
 
 
+@final
+class _Announced(Schema):
+    """What the first rank of a launch tells the others."""
+
+    fingerprint: str
+    run: str | None
+    failure: str
+
+
 def announce(
     experiment: Path, launch: Launch, fingerprint: str, run: Path | None, failure: str = ""
 ) -> Path:
@@ -218,12 +228,12 @@ def announced(
     while time.monotonic() < end:
         # What an earlier launch of the same name has left is no answer to this one.
         if path.is_file() and path.stat().st_mtime > _STARTED - LAUNCH_SECONDS:
-            data = read_json(path, "the run folder of a launch")
-            if data["failure"]:
-                raise ValueError(data["failure"])
-            if data["fingerprint"] == fingerprint:
-                return experiment / data["run"]
-            other = data["fingerprint"]
+            data = read_json(path, _Announced)
+            if data.failure or data.run is None:
+                raise ValueError(data.failure or f"{path} names no folder: start the launch again.")
+            if data.fingerprint == fingerprint:
+                return experiment / data.run
+            other = data.fingerprint
         time.sleep(0.1)
 
     if other is not None:

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import yaml
 
-from mmemb.lineage import read_json
+from mmemb.schema import Excerpt, read_json
 
 
 @final
@@ -39,6 +39,13 @@ class Found:
         return {} if self.run is None else config_of(self.run)
 
 
+@final
+class _Named(Excerpt):
+    """What a `config.json` says of a backbone; that of another model names no class."""
+
+    class_path: str | None = None
+
+
 def find_backbone(folder: Path) -> Found:
     """The backbone of a run, of a saved AdaptiveEmbedder, or the folder itself.
 
@@ -47,8 +54,8 @@ def find_backbone(folder: Path) -> Found:
     """
     for place in (folder, folder / "backbone", folder / "adaptive" / "backbone"):
         path = place / "config.json"
-        kind = read_json(path, "a saved backbone").get("class_path") if path.is_file() else None
-        if isinstance(kind, str):
+        kind = read_json(path, _Named).class_path if path.is_file() else None
+        if kind is not None:
             above = place.resolve()
             runs = [parent for parent in (above, *above.parents[:2]) if is_run(parent)]
             return Found(place, runs[0] if runs else None, kind.rpartition(".")[2])

@@ -10,9 +10,8 @@ beside them, they must have been embedded from these data.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -23,6 +22,7 @@ from mmemb.file_names import check_apart
 from mmemb.headline import headline_text
 from mmemb.lines import split_lines
 from mmemb.records import EvaluationTask, Query
+from mmemb.schema import Excerpt, parse_json
 from mmemb.score_files import (
     PREDICTIONS,
     VECTORS,
@@ -183,20 +183,27 @@ def _of_predictions(
         among = gallery if rows is None else {root.name_of_row[row][1] for row in rows}
         num_foreign += _has_foreign_names(path, query, line, among, skip)
 
-    ranked = [[str(name) for name in line["prediction"]] for line in lines]
+    ranked = [[str(name) for name in line.prediction] for line in lines]
     scores = score_predictions(task.name, task.metric, asked, ranked, mode)
     partial = f"{num_foreign} rankings name candidates that the query does not have"
     return Scored(scores, asked, partial if num_foreign else "")
 
 
-def _read_rankings(path: Path, num_queries: int) -> list[dict[str, Any]]:
-    try:
-        lines = [json.loads(line) for line in split_lines(path.read_bytes()) if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path} is broken: expected a JSON object a line; {error}.") from None
-    if len(lines) != num_queries or not all(
-        isinstance(x, dict) and isinstance(x.get("prediction"), list) for x in lines
-    ):
+@final
+class _Ranking(Excerpt):
+    """A line of saved rankings: candidates, best first, and in published files the labels."""
+
+    prediction: tuple[str | int, ...]
+    label: Any = None
+
+
+def _read_rankings(path: Path, num_queries: int) -> list[_Ranking]:
+    lines = [
+        parse_json(line, _Ranking, f"{path} is broken: line {number}")
+        for number, line in enumerate(split_lines(path.read_bytes()), 1)
+        if line.strip()
+    ]
+    if len(lines) != num_queries:
         raise ValueError(
             f"{path} holds {len(lines)} rankings, the data {num_queries} test queries: expected "
             'one line {"prediction": [names, best first]} each, in the order of the data.'
@@ -205,7 +212,7 @@ def _read_rankings(path: Path, num_queries: int) -> list[dict[str, Any]]:
 
 
 def _has_foreign_names(
-    path: Path, query: Query, line: Mapping[str, Any], among: Collection[str], skip: bool
+    path: Path, query: Query, line: _Ranking, among: Collection[str], skip: bool
 ) -> bool:
     """True if a ranking names a candidate that the query cannot choose.
 
@@ -214,7 +221,7 @@ def _has_foreign_names(
             query's.
     """
     # Published files repeat the labels, by which a line of another query is recognised.
-    labels = line.get("label")
+    labels = line.label
     if isinstance(labels, list) and labels and set(map(str, labels)).isdisjoint(query.relevance):
         raise ValueError(
             f"{path}: the line of query {query.key} has the label {labels[0]!r}, the data "
@@ -222,7 +229,7 @@ def _has_foreign_names(
         )
 
     # Names that are written otherwise than in the gallery would only look like misses.
-    foreign = [name for name in map(str, line["prediction"]) if name not in among]
+    foreign = [name for name in map(str, line.prediction) if name not in among]
     if foreign and not skip:
         raise ValueError(
             f"{path}: the ranking of query {query.key} names {foreign[0]!r}, which is not among "

@@ -205,7 +205,9 @@ def _write_steps(
             write_json(out / folder / "config.json", configs[name])
         if name == "Dense" and gate is not None:
             _save_gate(out / folder, gate)
-    (out / "modules.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    (out / "modules.json").write_text(
+        json.dumps(listed, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 _NAMES = ("module_input_name", "module_output_name")

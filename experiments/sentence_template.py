@@ -79,7 +79,7 @@ def sentence_template(template: str, style: PromptStyle, tokens: Iterable[str] =
     }
     # JSON's strings, booleans and lists are Jinja's.
     lines = [
-        f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n"
+        f"{{%- set {name} = {json.dumps(value, ensure_ascii=False, allow_nan=False)} %}}\n"
         for name, value in constants.items()
     ]
     return "".join([*lines, _TURNS, "{%- set rendered %}\n", template, _END])

@@ -6,13 +6,16 @@ J donors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
+import msgspec
 import torch
 from lightning.pytorch import LightningModule
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
@@ -30,10 +33,11 @@ from mmemb.counterfactual import (
 )
 from mmemb.distributed import gather_objects
 from mmemb.evaluators import PairEvaluator
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import write_json
 from mmemb.metrics import MeanSums
 from mmemb.placebos import apart, comparable, placebo_donors
 from mmemb.records import scored_to_json
+from mmemb.schema import Schema, read_json
 
 Contrast = Literal["raw", "gain", "positive", "margin", "placebo_rank"]
 
@@ -112,7 +116,8 @@ class CounterfactualSelector(LightningModule):
     def setup(self, stage: str) -> None:
         if stage in {"predict", "test"}:
             fitted = read_selection(self.selection)
-            self.tau, self.eta = fitted["tau"], fitted["eta"]
+            self.tau = fitted.tau
+            self.eta = -math.inf if fitted.eta is None else fitted.eta
             self._check_rule(fitted)
 
     def _rule(self) -> dict[str, Any]:
@@ -120,11 +125,11 @@ class CounterfactualSelector(LightningModule):
         names = ("contrast", "min_placebo_rank", "keep_share")
         return {name: getattr(self, name) for name in names}
 
-    def _check_rule(self, fitted: Mapping[str, Any]) -> None:
+    def _check_rule(self, fitted: Selection) -> None:
         for name, value in self._rule().items():
-            if fitted[name] != value:
+            if (found := getattr(fitted, name)) != value:
                 raise ValueError(
-                    f"{self.selection}/selection.json was fitted with {name} {fitted[name]!r}, not "
+                    f"{self.selection}/selection.json was fitted with {name} {found!r}, not "
                     f"{value!r}: its threshold belongs to another rule. Give `fit`, `predict` and "
                     "`test` the same settings, `fit` first."
                 )
@@ -283,7 +288,21 @@ class CounterfactualSelector(LightningModule):
         return found[self.contrast].masked_fill(below_BK, -torch.inf)
 
 
-def read_selection(folder: Path) -> dict[str, Any]:
+@final
+class Selection(Schema):
+    """A `selection.json`: the fitted tau and eta, and the rule that eta belongs to.
+
+    Without an eta every candidate is kept.
+    """
+
+    tau: Annotated[float, msgspec.Meta(gt=0)]
+    eta: float | None
+    contrast: str
+    min_placebo_rank: float | None
+    keep_share: float
+
+
+def read_selection(folder: Path) -> Selection:
     """Reads the fitted tau and eta, and the rule that eta belongs to.
 
     Raises:
@@ -296,11 +315,7 @@ def read_selection(folder: Path) -> dict[str, Any]:
             f"{path} is missing: tau and eta are not fitted yet. Run `python -m experiments.run "
             "fit` with the same config first."
         )
-    fitted = read_json(path, "what selection was fitted to")
-    keys = ("tau", "eta", "contrast", "min_placebo_rank", "keep_share")
-    if missing := [key for key in keys if key not in fitted]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: run the stage's `fit` again.")
-    return fitted
+    return read_json(path, Selection, "Run the stage's `fit` again.", nan_is_null=True)
 
 
 def _rounded(value: Tensor) -> float | None:

@@ -6,7 +6,7 @@ Shapes: B queries, S state width, A depths.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -43,7 +43,7 @@ from mmemb.losses import LossTerm, combine
 from mmemb.metrics import MeanSums
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
 from mmemb.rationales.prompt_states import check_probe
-from mmemb.records import DIRECT, Query, Side, drafts_at
+from mmemb.records import DIRECT, Query, Side, drafts_at, to_json
 from mmemb.retrieval import Galleries, embed_candidates
 
 
@@ -342,6 +342,6 @@ class GatingPolicy(LightningModule):
                 lambda rows: tqdm(rows, desc="live latency"),
             )
 
-            rows = [asdict(latency) for latency in measured]
+            rows = [to_json(latency) for latency in measured]
             write_json(Path(self.trainer.default_root_dir) / "latency.json", {"queries": rows})
             self._measured = True

@@ -11,13 +11,15 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, final
 
+import msgspec
 import torch
 from torch import nn
 
 from mmemb.files import file_sha256, whole_folder
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import write_json
+from mmemb.schema import Excerpt, convert, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -153,11 +155,20 @@ def merge_adapter(model: nn.Module, folder: Path) -> Any:
     return tuned.merge_and_unload()
 
 
+@final
+class _AdapterJson(Excerpt):
+    """What is read of an `adapter_config.json`, which is peft's."""
+
+    r: Annotated[int, msgspec.Meta(ge=1)]
+    lora_alpha: Annotated[float, msgspec.Meta(gt=0)]
+    target_modules: str | tuple[str, ...]
+
+
 def _read_settings(folder: Path) -> LoraSettings:
     from peft import LoraConfig
 
     path = folder / CONFIG
-    data = read_json(path, "the settings of a LoRA adapter")
+    data = read_json(path, dict[str, Any], "Fit it again with RationaleGenerator.")
     usual = LoraConfig().to_dict() | dict.fromkeys(_NEUTRAL)
     known = {"peft_type", "r", "lora_alpha", "target_modules"} | _NEUTRAL
     odd = sorted(k for k, v in data.items() if k not in known and v and v != usual.get(k))
@@ -166,12 +177,8 @@ def _read_settings(folder: Path) -> LoraSettings:
             f"{path} asks for {', '.join(odd) or data.get('peft_type')}: expected plain LoRA, "
             "which can be added to the weights. Fit it again with RationaleGenerator."
         )
-    try:
-        targets = data["target_modules"]
-        targets = targets if isinstance(targets, str) else tuple(targets)
-        return LoraSettings(int(data["r"]), float(data["lora_alpha"]), targets)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} lacks r, lora_alpha or target_modules: {error!r}.") from None
+    said = convert(data, _AdapterJson, f"{path} is broken", "Fit it again with RationaleGenerator.")
+    return LoraSettings(said.r, said.lora_alpha, said.target_modules)
 
 
 def _check_is_adapter(folder: Path) -> None:

@@ -258,7 +258,7 @@ class AdaptiveEmbedder:
             ValueError: a setting is not what `save_pretrained` writes.
         """
         settings = read_settings(Path(folder))
-        saved, where = settings["workers"], Path(folder) / SETTINGS
+        saved, where = settings.workers, Path(folder) / SETTINGS
         if workers is not None and list(workers) != list(saved):
             raise ValueError(
                 f"{folder} was saved with the depths {list(saved)}, but the workers given are for "
@@ -270,7 +270,7 @@ class AdaptiveEmbedder:
             return cls(
                 load_backbone(str(Path(folder) / "backbone")),
                 load_head(Path(folder) / "gate"),
-                Thresholds.from_json(settings["thresholds"]),
+                settings.thresholds.thresholds(),
                 workers
                 or {
                     depth: load_saved_worker(
@@ -278,8 +278,8 @@ class AdaptiveEmbedder:
                     )
                     for depth in saved
                 },
-                check_parts(settings["state"]),
-                float(settings["temperature"]),
+                check_parts(settings.state),
+                settings.temperature,
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {error}") from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,14 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmemb.metrics import checked_grade
-from mmemb.records import EvaluationTask, Media, Query, Side, from_json
+from mmemb.records import EvaluationTask, Media, Query, Side
+from mmemb.sample_json import CandidateJson, QueryJson, check_index
+from mmemb.schema import Excerpt, read_json
 from mmemb.shards import MANIFEST, IndexEntry, ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
+
+_PREPARE = "Prepare the data again."
 
 REPEATS = "repeats"
 """Field of a query's JSON: how many entries of its candidate list repeat an earlier one."""
@@ -79,7 +81,7 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
             not among those that the query chooses from.
     """
     for root in roots_below(folder):
-        tasks = parse_tasks(_json(root / TASKS))
+        tasks = read_tasks(root)
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
         entries = [entry for entry in index.entries if entry.meta["part"] == part]
         queries = tuple(_query(index, entry) for entry in entries)
@@ -97,22 +99,32 @@ def content_of(queries: ShardIndex, candidates: ShardIndex) -> str:
     return hashlib.sha256(both.encode()).hexdigest()[:16]
 
 
-def parse_tasks(rows: Sequence[Mapping[str, Any]]) -> tuple[EvaluationTask, ...]:
-    """The rows of `tasks.json`, each task once.
+def read_tasks(root: Path) -> tuple[EvaluationTask, ...]:
+    """The benchmark's rows, `tasks.json`, each task once.
 
     Raises:
+        FileNotFoundError: there are none.
         ValueError: a row is no task, or a task stands twice.
     """
-    tasks = tuple(from_json(EvaluationTask, row) for row in rows)
+    path = root / TASKS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: expected a list of evaluation tasks. Run "
+            f"`python -m datamodules.prepare` first, or correct `root`."
+        )
+    tasks = read_json(path, tuple[EvaluationTask, ...], _PREPARE)
     names = [task.name for task in tasks]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"task {twice[0]!r} stands twice in {TASKS}: expected every task once.")
+        raise ValueError(
+            f"{path} is broken: task {twice[0]!r} stands twice, expected every task once. "
+            f"{_PREPARE}"
+        )
     return tasks
 
 
 def parse_query(
     key: str,
-    data: Mapping[str, Any],
+    data: QueryJson,
     meta: Mapping[str, str],
     side: Side,
     listed: NDArray[Any] | None,
@@ -127,41 +139,22 @@ def parse_query(
         listed: rows of its own candidates in the candidate table; None = the whole gallery.
 
     Raises:
-        ValueError: no right candidate, a grade that is not above 0, an index that differs, a list
-            that is no list of rows or that repeats a candidate without stating it.
-        KeyError: a field is missing.
+        ValueError: an index that differs, a list that is no list of rows or that repeats a
+            candidate without stating it.
     """
     check_index(data, meta)
-    if not isinstance(data["relevance"], dict) or not data["relevance"]:
-        raise ValueError("relevance names no right candidate: expected names with their grades.")
-
-    grades = {
-        name: checked_grade(grade, f"right candidate {name!r}")
-        for name, grade in data["relevance"].items()
-    }
     return Query(
         key=key,
-        **{name: data[name] for name in ("task", "part", "concept", "fact")},
+        task=data.task,
+        part=data.part,
+        concept=data.concept,
+        fact=data.fact,
         side=side,
-        relevance=grades,
-        answers=tuple(data["answers"]),
-        candidates=None if listed is None else _listed_rows(listed, data.get(REPEATS, 0)),
+        relevance=data.relevance,
+        answers=data.answers,
+        candidates=None if listed is None else _listed_rows(listed, data.repeats),
         gallery=meta.get("gallery", ""),
     )
-
-
-def check_index(data: Mapping[str, Any], meta: Mapping[str, str]) -> None:
-    """Refuses a sample whose index entry and JSON disagree in a field that both have.
-
-    Raises:
-        ValueError: names the field and both values.
-    """
-    for name, stated in meta.items():
-        if name in data and data[name] != stated:
-            raise ValueError(
-                f"the index says {name} {stated!r}, the json {data[name]!r}: expected the same in "
-                "both."
-            )
 
 
 def _listed_rows(listed: NDArray[Any], num_repeats: int) -> tuple[int, ...]:
@@ -215,50 +208,49 @@ def _check_candidates(
             )
 
 
+@final
+class _RootManifest(Excerpt):
+    """What scores say of a data root."""
+
+    revision: str | None = None
+    partial: bool = False
+    skipped: tuple[str, ...] = ()
+
+
 def revision_and_losses(root: Path) -> tuple[str, str]:
     """What the manifest of a root says: the data's revision, and why rows are missing."""
     path = root / MANIFEST
-    stated = _json(path) if path.is_file() else {}
-    skipped = stated.get("skipped") or []
-    why = f"{len(skipped)} rows left out by prepare" if stated.get("partial") else ""
-    return str(stated.get("revision") or ""), why
+    stated = read_json(path, _RootManifest, _PREPARE) if path.is_file() else _RootManifest()
+    why = f"{len(stated.skipped)} rows left out by prepare" if stated.partial else ""
+    return stated.revision or "", why
 
 
 def _query(index: ShardIndex, entry: IndexEntry) -> Query:
-    members = index.read(entry, {"json", "candidates.npy"})
+    data = index.read_json(entry, QueryJson, _PREPARE)
+    listed = index.read(entry, {"candidates.npy"}).get("candidates.npy")
+    media = tuple(Media("image", digest) for digest in entry.media.values())
     try:
-        data = json.loads(members["json"])
-        listed = members.get("candidates.npy")
-        media = tuple(Media("image", digest) for digest in entry.media.values())
         return parse_query(
             entry.key,
             data,
             entry.meta,
-            Side(data["text"], data["instruction"], media),
+            Side(data.text, data.instruction, media),
             None if listed is None else np.load(io.BytesIO(listed), allow_pickle=False),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except ValueError as error:
         raise _broken(index, entry, "query", error) from None
 
 
 def _gallery_and_name(table: ShardIndex, entry: IndexEntry) -> tuple[str, str]:
     """Gallery and name of a candidate, which are equal in its index and its JSON."""
+    data = table.read_json(entry, CandidateJson, _PREPARE)
     try:
-        data = json.loads(table.read(entry, {"json"})["json"])
         check_index(data, entry.meta)
-        return data["gallery"], data["name"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _broken(table, entry, "candidate", error) from None
-
-
-def _broken(index: ShardIndex, entry: IndexEntry, what: str, error: Exception) -> ValueError:
-    where = f"{index.folder / entry.shard}, sample {entry.key}"
-    words = str(error) if type(error) is ValueError else repr(error)
-    return ValueError(f"{where} is no {what}: {words} Prepare the data again.")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}; prepare the data again.") from None
+        raise _broken(table, entry, "candidate", error) from None
+    return data.gallery, data.name
+
+
+def _broken(index: ShardIndex, entry: IndexEntry, what: str, error: ValueError) -> ValueError:
+    where = f"{index.folder / entry.shard}, sample {entry.key}"
+    return ValueError(f"{where} is no {what}: {error} {_PREPARE}")

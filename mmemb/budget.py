@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmemb.records import stable_hash
+from mmemb.schema import Schema
 
 Unit = Literal["invocation", "tokens", "milliseconds"]
 """What a budget counts, per eligible query: the share that reasons, tokens, or milliseconds."""
@@ -151,12 +152,6 @@ class Thresholds:
         names = ("logits", "costs", "ties", "milliseconds")
         return {name: getattr(self, name) for name in names}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Thresholds:
-        """The inverse of `to_json`."""
-        pairs = {name: tuple(map(tuple, data[name])) for name in ("logits", "costs")}
-        return cls(**pairs, ties=tuple(data["ties"]), milliseconds=tuple(data["milliseconds"]))
-
     def _check(self, budget: float, unit: Unit) -> None:
         check_budget(budget, unit)
 
@@ -182,6 +177,29 @@ class Thresholds:
         if unit not in self._spendings:
             self._spendings[unit] = _Spending.of(self, unit)
         return self._spendings[unit]
+
+
+@final
+class ThresholdsJson(Schema):
+    """See `Thresholds`."""
+
+    logits: tuple[tuple[float, ...], ...]
+    costs: tuple[tuple[float, ...], ...]
+    ties: tuple[float, ...]
+    milliseconds: tuple[float, ...]
+
+    def thresholds(self) -> Thresholds:
+        """As a record.
+
+        Raises:
+            ValueError: the lists tell of unequally many queries.
+        """
+        if not len(self.logits) == len(self.costs) == len(self.ties):
+            raise ValueError(
+                f"there are logits of {len(self.logits)} queries, costs of {len(self.costs)} and "
+                f"ties of {len(self.ties)}: expected equally many."
+            )
+        return Thresholds(self.logits, self.costs, self.ties, self.milliseconds)
 
 
 def check_budget(budget: float, unit: str) -> None:

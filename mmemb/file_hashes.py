@@ -8,15 +8,20 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from mmemb.files import file_identity, file_sha256, write_atomically
+from mmemb.schema import Sha256, read_json
 
 _CLOCK_TICK_NS = 2_000_000_000
 """Longest step of a file system's clock: two writes within one step leave equal times."""
 
 LARGE_BYTES = 16 * 2**20
 """`file_content` keeps the hashes of files from this size on."""
+
+
+_Row = tuple[Sha256, int, int, int, int]
+"""The hash of a file, and its identity."""
 
 
 @final
@@ -30,8 +35,8 @@ class FileHashes:
 
     def __init__(self, memory: Path, recheck: bool = False) -> None:
         self._memory = memory
-        self._known: dict[str, Any] = {} if recheck else _read(memory)
-        self._used: dict[str, list[Any]] = {}
+        self._known: dict[str, _Row] = {} if recheck else _read(memory)
+        self._used: dict[str, _Row] = {}
         self._started = time.time_ns()
 
     def sha256(self, path: Path) -> str:
@@ -41,10 +46,10 @@ class FileHashes:
             return self._used[name][0]
 
         # The identity comes first: a file that changes while it is read is read again next time.
-        identity = list(file_identity(path))
+        identity = file_identity(path)
         row = self._known.get(name)
-        is_same = isinstance(row, list) and row[1:] == identity
-        self._used[name] = row if is_same else [file_sha256(path), *identity]
+        is_same = row is not None and row[1:] == identity
+        self._used[name] = row if is_same else (file_sha256(path), *identity)
         return self._used[name][0]
 
     def save(self) -> None:
@@ -52,7 +57,7 @@ class FileHashes:
         newest = self._started - _CLOCK_TICK_NS
         settled = {name: row for name, row in self._used.items() if row[-1] < newest}
         if settled != self._known:
-            write_atomically(self._memory, json.dumps(settled, indent=0).encode())
+            write_atomically(self._memory, json.dumps(settled, indent=0, allow_nan=False).encode())
 
 
 def file_content(path: Path) -> str:
@@ -74,9 +79,8 @@ def file_content(path: Path) -> str:
     return sha256
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, _Row]:
     try:
-        data = json.loads(path.read_bytes())
+        return read_json(path, dict[str, _Row])
     except (OSError, ValueError):
         return {}  # nothing is lost: the files are read again
-    return data if isinstance(data, dict) else {}

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from mmemb.budget import unit_hash
 from mmemb.files import whole_folder
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import write_json
 from mmemb.losses import LossTerm
+from mmemb.schema import check_arguments, read_json
 from mmemb.weights import read_weights
 
 
@@ -102,10 +103,11 @@ def load_head(folder: str | Path) -> DepthHead:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
-    settings = read_json(folder / "config.json", "the settings of a gate")
+    where = f"{folder}/config.json"
+    settings = read_json(folder / "config.json", dict[str, Any])
     import_module("mmemb.first_token")  # a head of ours that lives in a file of its own
     kinds = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
-    if (name := settings.pop("class", None)) not in kinds:
+    if (name := str(settings.pop("class", None))) not in kinds:
         raise ValueError(
             f"{folder}/config.json names the depth head {name!r}; known are {sorted(kinds)}. "
             "Import the module that defines it first."
@@ -115,6 +117,7 @@ def load_head(folder: str | Path) -> DepthHead:
             f"{folder}/config.json: {named[0]} names {settings[named[0]]!r}, and a saved gate "
             "needs nothing but its own files. Remove the key."
         )
+    check_arguments(kinds[name], settings, where, "Fit the gate again.")
     try:
         head = kinds[name](**settings)
         head.load_state_dict(read_weights(folder / "weights.pt"))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
+import msgspec
 from torch import Tensor
 
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.records import Query, Side, stable_hash
+from mmemb.schema import Schema, parse_json
 
 NUM_TIMED = 32
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(Schema):
     """One query's cost at batch size 1, or the mean over some.
 
     Attributes:
@@ -34,6 +33,13 @@ class Latency:
     decided_ms: float
     depth_ms: tuple[float, ...]
     tokens: tuple[float, ...]
+
+
+@final
+class _Measured(Schema):
+    """A `latency.json`."""
+
+    queries: Annotated[tuple[Latency, ...], msgspec.Meta(min_length=1)]
 
 
 def measure_latency(
@@ -77,22 +83,21 @@ def mean_latency(path: Path) -> tuple[Latency, int]:
             f"{path} is missing: run `experiments.run test` with the gate's config, which measures "
             "milliseconds live."
         )
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["queries"]
-        decided_ms = sum(float(row["decided_ms"]) for row in rows) / len(rows)
-        depth_ms = [_mean(column) for column in zip(*(r["depth_ms"] for r in rows), strict=True)]
-        tokens = [_mean(column) for column in zip(*(r["tokens"] for r in rows), strict=True)]
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{path} holds no live measurement ({type(error).__name__} {error}): delete it and run "
-            "`experiments.run test` with the gate's config again."
-        ) from None
-    return Latency("mean", decided_ms, tuple(depth_ms), tuple(tokens)), len(rows)
+    where = f"{path} holds no live measurement"
+    advice = "Delete it and run `experiments.run test` with the gate's config again."
+    rows = parse_json(path.read_bytes(), _Measured, where, advice)
+    if len({len(column) for row in rows.queries for column in (row.depth_ms, row.tokens)}) > 1:
+        raise ValueError(f"{where}: expected equally many depths of every query. {advice}")
+
+    found = rows.queries
+    depth_ms = tuple(map(_mean, zip(*(row.depth_ms for row in found), strict=True)))
+    tokens = tuple(map(_mean, zip(*(row.tokens for row in found), strict=True)))
+    decided_ms = _mean([row.decided_ms for row in found])
+    return Latency("mean", decided_ms, depth_ms, tokens), len(found)
 
 
 def _mean(column: Sequence[float]) -> float:
-    """The mean of numbers, or TypeError."""
-    return sum(map(float, column)) / len(column)
+    return sum(column) / len(column)
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -11,11 +11,14 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, final
 
 from mmemb.file_hashes import file_content
 from mmemb.files import file_identity, write_atomically
+from mmemb.products import Product
+from mmemb.schema import Excerpt, Schema, read_json
 from mmemb.shards import MANIFEST, read_manifest, read_record
 
 FORMAT_VERSION = 1
@@ -37,25 +40,22 @@ def canonical_json(data: Any) -> str:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes pretty JSON whole or not at all."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    """Writes pretty JSON whole or not at all; a number that is not finite becomes null."""
+    text = json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_atomically(path, f"{text}\n".encode())
 
 
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """Reads a JSON object; whatever else is there is a ValueError that names the file."""
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        found = str(error)
-    else:
-        if isinstance(data, dict):
-            return data
-        found = f"{data!r:.60}"
-    raise ValueError(
-        f"{path} is broken: expected {expected}; found {found}. Delete it and run the step that "
-        "makes it again."
-    )
+def finite(data: Any) -> Any:
+    """JSON data with null for every NaN and infinity, which JSON cannot hold.
+
+    >>> finite({"a": [1.0, float("nan")], "b": (float("inf"),)})
+    {'a': [1.0, None], 'b': [None]}
+    """
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data
 
 
 def fingerprint(settings: Any, outputs: Collection[Path] = ()) -> str:
@@ -113,6 +113,15 @@ class FittedFacts:
         return FittedFacts(calibrated=self.trained | self.calibrated)
 
 
+@final
+class _FittedJson(Schema):
+    """See `FittedFacts`."""
+
+    facts: tuple[str, ...]
+    calibrated: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
 def write_facts(path: Path, facts: FittedFacts) -> None:
     """Writes a `fitted.json`."""
     data = {
@@ -133,11 +142,8 @@ def write_run_facts(run: Path, facts: FittedFacts) -> None:
 
 def read_fitted(path: Path) -> FittedFacts:
     """Reads a `fitted.json`; older ones hold the list `facts` alone."""
-    data = read_json(path, "an object with the list `facts`")
-    lists = [data.get("facts"), data.get("calibrated", []), data.get("unknown", [])]
-    if not all(isinstance(found, list) for found in lists):
-        raise ValueError(f"{path} has no list `facts`; train the model again to write it.")
-    return FittedFacts(*map(frozenset, lists))
+    data = read_json(path, _FittedJson, "Train the model again to write it.")
+    return FittedFacts(*map(frozenset, (data.facts, data.calibrated, data.unknown)))
 
 
 def read_facts(path: Path) -> frozenset[str]:
@@ -220,10 +226,42 @@ def _was_predicted_here(path: Path) -> bool:
     Sidecars that `prepare` writes name no command: no model is behind them.
     """
     # A data root has a manifest, too; its shards lie in folders below it.
-    if not (path / MANIFEST).is_file() or "shards" not in read_json(path / MANIFEST, "a manifest"):
+    if not (path / MANIFEST).is_file() or read_json(path / MANIFEST, _Mark).shards is None:
         return False
     shards = read_manifest(path).shards
     return bool(shards and read_record(path, shards[0].name).command)
+
+
+@final
+class RunMark(Schema):
+    """A `fingerprint.json`: whose run it is, and what the run left.
+
+    Attributes:
+        fingerprint: of settings and inputs.
+        finished: whether it came to its end.
+        inputs: path -> hash of what lay there.
+        products: see `mmemb.products`; None where they were not recorded.
+    """
+
+    fingerprint: str
+    finished: bool = False
+    inputs: dict[str, str] = {}
+    products: tuple[Product, ...] | None = None
+
+
+@final
+class _Mark(Excerpt):
+    """What counts of a manifest, of shards or of a data root, or of a run's `fingerprint.json`."""
+
+    fingerprint: str | None = None
+    shards: list[dict[str, Any]] | None = None
+
+
+@final
+class _Copied(Schema):
+    """A `copied.json`: the run whose model was copied."""
+
+    fingerprint: str | None
 
 
 def run_mark(folder: Path) -> str | None:
@@ -231,7 +269,7 @@ def run_mark(folder: Path) -> str | None:
     path = folder / "fingerprint.json"
     if not path.is_file():
         return None
-    return read_json(path, "the fingerprint of a run").get("fingerprint")
+    return read_json(path, RunMark).fingerprint
 
 
 def note_run(folder: Path, run: Path) -> None:
@@ -242,7 +280,7 @@ def note_run(folder: Path, run: Path) -> None:
 def check_copied(folder: Path, run: Path) -> None:
     """Raises ValueError if a folder holds a copy of another run's model than that of `run`."""
     path = folder / "copied.json"
-    copied = read_json(path, "whose copy this is").get("fingerprint") if path.is_file() else None
+    copied = read_json(path, _Copied).fingerprint if path.is_file() else None
     found = run_mark(run)
     if copied and copied != found:
         raise ValueError(
@@ -303,8 +341,8 @@ def _folder_content(folder: Path) -> str:
 
 
 def _mark_identity(mark: Path) -> str:
-    data = read_json(mark, "a manifest or fingerprint")
-    return canonical_json([data.get("fingerprint"), data.get("shards")])
+    data = read_json(mark, _Mark)
+    return canonical_json([data.fingerprint, data.shards])
 
 
 def _marked_parent(path: Path, names: tuple[str, ...]) -> Path | None:

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import itertools
-import json
 import logging
 import os
 import platform
@@ -20,6 +19,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
+
+import msgspec
+
+from mmemb.schema import Schema, read_json
 
 _LOG = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -78,9 +81,9 @@ class FolderLock:
                 break
             os.close(handle)
 
-        owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")}
+        owner = _Owner(os.getpid(), platform.node(), time.strftime("%F %T"))
         os.truncate(handle, 0)
-        os.write(handle, json.dumps(owner).encode())
+        os.write(handle, msgspec.json.encode(owner))
         lock = cls(folder, handle)
         _held[os.getpid(), folder] = lock
         return lock
@@ -133,11 +136,19 @@ def _is_open_at(handle: int, path: Path) -> bool:
         return False
 
 
+class _Owner(Schema):
+    """What the holder of a lock says of itself in the file."""
+
+    pid: int
+    host: str
+    since: str
+
+
 def _taken(path: Path) -> str:
     try:
-        owner = json.loads(path.read_bytes())
-        writer = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = read_json(path, _Owner)
+        writer = f"process {owner.pid} on {owner.host} since {owner.since}"
+    except (OSError, ValueError):
         writer = "another process"
     return (
         f"{path.parent} is being written by {writer}: wait until it has ended, or end it, and give "

@@ -8,11 +8,12 @@ moved.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 from mmemb.files import file_sha256, is_temporary, sync
+from mmemb.schema import Count, Schema, Sha256
 from mmemb.shards import MANIFEST, existing_shards, read_manifest
 
 HASHED_BYTES = 64 * 2**20
@@ -25,6 +26,23 @@ class Producer(Protocol):
 
     def products(self, stage: str) -> Sequence[Path]:
         """Files, folders of files and folders of shards that exist after `stage`."""
+
+
+@final
+class Product(Schema):
+    """A record of one: of a folder of shards, or of a file.
+
+    Attributes:
+        shards: the folder.
+        file: the file.
+        bytes: its size.
+        sha256: of its bytes, where they are few.
+    """
+
+    shards: str = ""
+    file: str = ""
+    bytes: Count = 0
+    sha256: Sha256 | None = None
 
 
 def record_products(run: Path, products: Sequence[Path]) -> list[dict[str, Any]]:
@@ -55,7 +73,7 @@ def record_products(run: Path, products: Sequence[Path]) -> list[dict[str, Any]]
     return records
 
 
-def lost_product(run: Path, recorded: Sequence[Mapping[str, Any]], fingerprint: str) -> str | None:
+def lost_product(run: Path, recorded: Sequence[Product], fingerprint: str) -> str | None:
     """The first recorded product that is gone, cut or changed, in words; None if all are there.
 
     Args:
@@ -64,10 +82,10 @@ def lost_product(run: Path, recorded: Sequence[Mapping[str, Any]], fingerprint: 
         fingerprint: of the run, which its shards must carry.
     """
     for product in recorded:
-        if "shards" in product:
-            fault = _fault_of_shards(run / product["shards"], fingerprint)
+        if product.shards:
+            fault = _fault_of_shards(run / product.shards, fingerprint)
         else:
-            fault = _fault_of_file(run / product["file"], product)
+            fault = _fault_of_file(run / product.file, product)
         if fault:
             return fault
     return None
@@ -81,12 +99,12 @@ def _record(run: Path, path: Path) -> dict[str, Any]:
     return {"file": os.path.relpath(path, run), "bytes": size, "sha256": sha256}
 
 
-def _fault_of_file(path: Path, recorded: Mapping[str, Any]) -> str | None:
+def _fault_of_file(path: Path, recorded: Product) -> str | None:
     if not path.is_file():
         return f"{path} is gone"
-    if (size := path.stat().st_size) != recorded["bytes"]:
-        return f"{path} has {size} bytes instead of {recorded['bytes']}"
-    if recorded["sha256"] and file_sha256(path) != recorded["sha256"]:
+    if (size := path.stat().st_size) != recorded.bytes:
+        return f"{path} has {size} bytes instead of {recorded.bytes}"
+    if recorded.sha256 and file_sha256(path) != recorded.sha256:
         return f"{path} holds other bytes than were written"
     return None
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, final
 
+import msgspec
 from torch import Tensor
 
+from mmemb.schema import Count, Schema
 from mmemb.text import check_unicode
 
 DIRECT, SHORT, FULL = "direct", "short", "full"
@@ -26,17 +28,6 @@ GREEDY = -1
 
 PARTS = ("train", "val", "gate", "calibration", "test")
 """Data parts: who may judge whom (METHOD 3)."""
-
-_Record = TypeVar("_Record")
-_JSON_TYPES: Mapping[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "bool | None": (bool, type(None)),
-    "float | None": (int, float, type(None)),
-}
-"""Annotations of record fields -> what JSON may hold there; others are not checked."""
 
 
 def stable_hash(*parts: object, bits: int = 63) -> int:
@@ -97,8 +88,26 @@ class Side:
         return f"{stable_hash(*parts, bits=64):016x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Rationale:
+class _Draw(Schema):
+    """The fields of a rationale."""
+
+    text: str
+    worker: str
+    model: str
+    revision: str
+    prompt: str
+    decoding: str
+    seed: int
+    num_tokens: Count
+    log_probability: float | None = None
+    depth: str = FULL
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
+    provenance: str = "one-sided"
+    seeds: tuple[int, ...] = ()
+
+
+@final
+class Rationale(_Draw):
     """What a worker wrote about one side, with all that is needed to write it again.
 
     Attributes:
@@ -111,20 +120,6 @@ class Rationale:
         count: how many equal draws were merged into this one.
         seeds: of all of them, where there is more than one.
     """
-
-    text: str
-    worker: str
-    model: str
-    revision: str
-    prompt: str
-    decoding: str
-    seed: int
-    num_tokens: int
-    log_probability: float | None = None
-    depth: str = FULL
-    count: int = 1
-    provenance: str = "one-sided"
-    seeds: tuple[int, ...] = ()
 
     @property
     def mean_log_probability(self) -> float | None:
@@ -162,8 +157,8 @@ def drafts_at(depth: str, rationales: Sequence[Rationale]) -> tuple[Rationale, .
     return tuple(rationale for rationale in rationales if rationale.depth == depth)
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredRationale:
+@final
+class ScoredRationale(Schema):
     """A rationale with its contrasts (METHOD 5) and what the selector decided.
 
     `scores` holds `raw`, `gain`, `positive`, `margin`, `placebo_rank`, as far as computed; an
@@ -171,10 +166,26 @@ class ScoredRationale:
     """
 
     rationale: Rationale
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float | None] = {}
     names_target: bool | None = None
     kept: bool = False
     weight: float = 0.0
+
+
+@final
+class ScoredJson(_Draw):
+    """A candidate of `rationales/` or `selected/`: a rationale, and what a selector said of it."""
+
+    scores: dict[str, float | None] = {}
+    names_target: bool | None = None
+    kept: bool = False
+    weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    @property
+    def scored(self) -> ScoredRationale:
+        """As a record."""
+        values, num = msgspec.structs.astuple(self), len(Rationale.__struct_fields__)
+        return ScoredRationale(Rationale(*values[:num]), *values[num:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +248,8 @@ class Candidate:
     side: Side
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationTask:
+@final
+class EvaluationTask(Schema):
     """One row of the benchmark.
 
     Attributes:
@@ -259,38 +270,15 @@ class EvaluationTask:
     seen_answer: bool = False
 
 
-def to_json(record: Any) -> dict[str, Any]:
-    """A flat record (Rationale, EvaluationTask, ...) as JSON data."""
-    return asdict(record)
-
-
-def from_json(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
-    """The inverse of `to_json`; unknown and missing fields are one clear error."""
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(data) - known):
-        raise ValueError(f"{kind.__name__}: unknown field(s) {unknown}; known are {sorted(known)}")
-    for f in fields(kind):  # type: ignore[arg-type]
-        allowed = _JSON_TYPES.get(str(f.type))
-        if allowed and f.name in data and type(data[f.name]) not in allowed:
-            raise ValueError(f"{kind.__name__}: {f.name} is {data[f.name]!r}, expected {f.type}")
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error}") from None
+def to_json(record: Schema) -> dict[str, Any]:
+    """A record (Rationale, EvaluationTask, ...) as JSON data."""
+    return msgspec.to_builtins(record)
 
 
 def scored_to_json(scored: ScoredRationale) -> dict[str, Any]:
-    """One candidate of `rationales/` or `selected/` as flat JSON data."""
+    """One candidate of `rationales/` or `selected/` as flat JSON data; see `ScoredJson`."""
     data = to_json(scored.rationale)
     if scored.scores:
         data |= {"scores": dict(scored.scores), "names_target": scored.names_target}
         data |= {"kept": scored.kept, "weight": scored.weight}
     return data
-
-
-def scored_from_json(data: Mapping[str, Any]) -> ScoredRationale:
-    """Reads both the unscored form of stage 1 and the scored one of stage 2."""
-    judged = {"scores", "names_target", "kept", "weight"}
-    rationale = from_json(Rationale, {k: v for k, v in data.items() if k not in judged})
-    said = {k: v for k, v in data.items() if k in judged}
-    return from_json(ScoredRationale, {"rationale": rationale, **said})

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, final, get_args
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from mmemb.counterfactual import keep, keep_threshold, weights

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
-from typing import Any, TypeVar, final
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, final, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 _Value = TypeVar("_Value")
+
+Count = Annotated[int, Meta(ge=0)]
+"""A whole number from 0."""
+
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""A hash in hexadecimal digits."""
+
+_STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
+
+AGAIN = "Delete it and run the step that makes it again."
+"""Advice about a file that this project writes."""
 
 
 @final
@@ -24,8 +41,13 @@ class SchemaError(ValueError):
         self.problem = problem
 
 
-class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the records that say what a JSON object holds; a key that is no field is an error."""
+
+
+class Excerpt(msgspec.Struct, frozen=True):
+    """Base of the records of files that hold more than is read of them, or that others write: a
+    key that is no field is passed over."""
 
 
 def parse_json(data: bytes | str, kind: type[_Value], where: str, advice: str = "") -> _Value:
@@ -45,14 +67,32 @@ def parse_json(data: bytes | str, kind: type[_Value], where: str, advice: str = 
     >>> parse_json(b'{"a": [1, "x"]}', dict[str, list[int]], "File f.json")
     Traceback (most recent call last):
     ...
-    mmemb.schema.SchemaError: File f.json: Expected `int`, got `str` - at `$[...][1]`.
+    mmemb.schema.SchemaError: File f.json: Expected `int`, got `str` - at `$['a'][1]`.
     """
     try:
         return _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise SchemaError(f"{where}: {_reason(data, error)}.", advice) from None
+        raise SchemaError(f"{where}: {_reason(data, error, kind)}.", advice) from None
     except RecursionError:
         raise SchemaError(f"{where}: the JSON is nested too deeply.", advice) from None
+
+
+def read_json(
+    path: Path, kind: type[_Value], advice: str = AGAIN, *, nan_is_null: bool = False
+) -> _Value:
+    """A JSON file as a value of a type; see `parse_json`.
+
+    Args:
+        path: the file.
+        kind: what is expected.
+        advice: what to do.
+        nan_is_null: of a file in which older versions wrote NaN and infinity.
+    """
+    data, where = path.read_bytes(), f"{path} is broken"
+    if nan_is_null and (b"NaN" in data or b"Infinity" in data):
+        with suppress(ValueError, RecursionError):  # told of by `parse_json`
+            return convert(json.loads(data, parse_constant=lambda _: None), kind, where, advice)
+    return parse_json(data, kind, where, advice)
 
 
 def convert(data: Any, kind: type[_Value], where: str, advice: str = "") -> _Value:
@@ -60,7 +100,36 @@ def convert(data: Any, kind: type[_Value], where: str, advice: str = "") -> _Val
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        raise SchemaError(f"{where}: {error!s:.300}.", advice) from None
+        raise SchemaError(f"{where}: {_with_keys(data, kind, str(error))}.", advice) from None
+
+
+def check_arguments(
+    kind: Callable[..., Any], arguments: Mapping[str, Any], where: str, advice: str = ""
+) -> None:
+    """Refuses arguments that a class or function does not take, or that are of another type.
+
+    Types that msgspec does not know, such as a tower, are left to the class.
+
+    Raises:
+        SchemaError: names the argument.
+    """
+    known = signature(kind).parameters
+    if unknown := sorted(set(arguments) - set(known)):
+        raise SchemaError(f"{where}: unknown key(s) {unknown}; known are {sorted(known)}.", advice)
+    hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
+    for name, value in arguments.items():
+        if _is_plain(value) and name in hints:
+            with suppress(TypeError):  # of msgspec: a type that it does not know
+                convert({name: value}, dict[str, hints[name]], where, advice)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 @cache
@@ -68,14 +137,69 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-def _reason(data: bytes | str, error: Exception) -> str:
+def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
     """What is wrong; msgspec calls half of a surrogate pair truncated data."""
     if isinstance(error, msgspec.ValidationError):
-        return f"{error!s:.300}"
+        try:
+            return _with_keys(msgspec.json.decode(data), kind, str(error))
+        except (msgspec.DecodeError, UnicodeError):
+            return f"{error!s:.300}"
+    constants: list[str] = []
     try:
-        json.dumps(json.loads(data), ensure_ascii=False).encode()
+        json.dumps(json.loads(data, parse_constant=constants.append), ensure_ascii=False).encode()
+        if constants:
+            return f"{constants[0]} is no number that JSON has"
     except UnicodeEncodeError:
         return "a text holds half of a surrogate pair, so it is no valid Unicode"
     except (ValueError, RecursionError):
         pass
     return f"no JSON ({error!s:.200})"
+
+
+def _with_keys(data: Any, kind: Any, message: str) -> str:
+    """The message with the key of every `[...]` in its path: msgspec names no keys of tables.
+
+    Half of the keys are left out and the rest is read again, until one is left.
+    """
+    said, at, path = message.rpartition(" - at `$")
+    trail: list[str | int] = []
+    for name, place in _STEP.findall(path):
+        if place != "...":
+            trail.append(name or int(place))
+            continue
+        table = _inside(data, trail)
+        keys = list(table) if isinstance(table, dict) else []
+        while len(keys) > 1:
+            half = keys[: len(keys) // 2]
+            trial = _changed(data, trail, {key: table[key] for key in half})
+            keys = half if _problem(trial, kind) == message else keys[len(half) :]
+        if not keys or _problem(_changed(data, trail, {keys[0]: table[keys[0]]}), kind) != message:
+            return f"{message:.300}"
+        path = path.replace("[...]", f"[{keys[0]!r:.60}]", 1)
+        trail.append(keys[0])
+    return f"{said:.200}{at}{path:.200}"
+
+
+def _problem(data: Any, kind: Any) -> str:
+    try:
+        msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _inside(data: Any, trail: list[str | int]) -> Any:
+    for step in trail:
+        data = data[step]
+    return data
+
+
+def _changed(data: Any, trail: list[str | int], value: Any) -> Any:
+    """A copy in which another value stands at the end of the trail."""
+    if not trail:
+        return value
+    first, *rest = trail
+    inner = _changed(data[first], rest, value)
+    if isinstance(data, dict):
+        return {**data, first: inner}
+    return [*data[:first], inner, *data[first + 1 :]]

@@ -22,10 +22,11 @@ from torch import Tensor
 from mmemb.benchmark_scores import TaskScores
 from mmemb.file_names import file_name, name_of_file
 from mmemb.files import write_atomically
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import write_json
 from mmemb.metrics import CUTOFFS
 from mmemb.ranking import check_finite, check_unit
 from mmemb.records import Query
+from mmemb.schema import Count, Excerpt, Schema, convert, parse_json, read_json
 
 METRICS = tuple(
     f"{name}@{k}"
@@ -36,10 +37,10 @@ METRICS = tuple(
 )  # fmt: skip
 """The published keys, in their order."""
 
-_DEFAULTS: Mapping[str, Any] = {
-    "group": "", "metric": "", "mode": "reference", "ties": {}, "partial": "", "provenance": {},
-}  # fmt: skip
-"""Of our own keys: what a published file stands for."""
+_SCORE_AGAIN = "Score the task again."
+
+_OURS = ("group", "metric", "mode", "ties", "partial", "provenance")
+"""Our own keys."""
 
 VECTORS = ("_qry.npy", "_tgt.npy", "_names.json")
 """Ends of the files of a task's vectors: queries, candidates, and the candidates' names."""
@@ -78,6 +79,29 @@ def task_file(folder: Path, task: str, end: str) -> Path:
     return folder / f"{file_name(task)}{end}"
 
 
+class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
+    """What is read of a score file beside the other metrics; of our own keys, which a published
+    file lacks, what it stands for."""
+
+    hit: float
+    ndcg: float
+    num_pred: Count | None = None
+    num_data: Count | None = None
+    group: str = ""
+    metric: str = ""
+    mode: str = "reference"
+    ties: dict[str, float] = {}
+    partial: str = ""
+    provenance: dict[str, str] = {}
+
+
+@final
+class _Embedded(Schema):
+    """A `_data.json`: the hash of the data that were embedded."""
+
+    content: str
+
+
 def write_scores(
     folder: Path,
     found: TaskScores,
@@ -96,6 +120,7 @@ def write_scores(
                 "rel_scores": list(query.relevance.values()),
             },
             ensure_ascii=False,
+            allow_nan=False,
         )
         for query, names in zip(queries, found.predictions, strict=True)
     ]
@@ -117,11 +142,8 @@ def scored_under(folder: Path, tasks: Iterable[str], fingerprint: str) -> bool:
     paths = [task_file(folder, task, SCORE) for task in tasks]
     if not fingerprint or not all(path.is_file() for path in paths):
         return False
-    files = [read_json(path, "scores of a task") for path in paths]
-    return all(
-        file.get("provenance", {}).get("run") == fingerprint and not file.get("partial")
-        for file in files
-    )
+    files = [read_json(path, _ScoreJson, _SCORE_AGAIN) for path in paths]
+    return all(file.provenance.get("run") == fingerprint and not file.partial for file in files)
 
 
 def write_embeddings(
@@ -152,7 +174,7 @@ def check_embedded(folder: Path, task: str, content: str) -> None:
     path = task_file(folder, task, DATA)
     if not path.is_file():
         return
-    embedded = read_json(path, "the hash of the data that were embedded").get("content")
+    embedded = read_json(path, _Embedded).content
     if embedded != content:
         raise ValueError(
             f"{folder}: the vectors of {task} are of other data (content {embedded}) than the data "
@@ -220,14 +242,8 @@ def _read_vectors(path: Path, normalise: bool) -> Tensor:
 
 
 def _read_names(path: Path) -> list[str]:
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON list of names: {error}.") from None
-    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
-        raise ValueError(f"{path} is no JSON list of names.")
-
-    names = [str(name) for name in names]
+    where = f"{path} is no JSON list of names"
+    names = list(map(str, parse_json(path.read_bytes(), list[str | int], where)))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(
             f"{path} names {twice[0]!r} more than once ({len(twice)} such names): expected every "
@@ -246,16 +262,16 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
     found: dict[str, ScoreFile] = {}
     for path in sorted(folder.rglob(f"*{SCORE}")):
         task = name_of_file(path.name.removesuffix(SCORE))
-        data = read_json(path, "scores of a task")
-        if missing := [name for name in ("hit@1", "ndcg_linear@5") if name not in data]:
-            raise ValueError(f"{path} lacks {missing}: expected the scores of one task.")
+        data = read_json(path, dict[str, Any], _SCORE_AGAIN)
+        where = f"{path} is broken"
+        said = convert(data, _ScoreJson, where, _SCORE_AGAIN)
         if task in found:
             raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
-        scores = {name: float(data[name]) for name in METRICS if name in data}
-        if broken := [name for name, value in scores.items() if not np.isfinite(value)]:
-            raise ValueError(f"{path} holds no number as {broken[0]}: score the task again.")
-        scores |= {n: data[n] for n in ("num_pred", "num_data") if n in data}
-        ours = {name: data.get(name, default) for name, default in _DEFAULTS.items()}
+        known = {name: data[name] for name in METRICS if name in data}
+        scores = convert(known, dict[str, float], where, _SCORE_AGAIN)
+        counts = {"num_pred": said.num_pred, "num_data": said.num_data}
+        scores |= {name: count for name, count in counts.items() if count is not None}
+        ours = {name: getattr(said, name) for name in _OURS}
         found[task] = ScoreFile(task, scores, **ours)
     if not found:
         raise FileNotFoundError(
@@ -266,8 +282,7 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(Schema):
     """The headline metric of one task, query by query."""
 
     metric: str
@@ -285,25 +300,17 @@ def read_values(folder: Path) -> dict[str, Values]:
     found: dict[str, Values] = {}
     for path in sorted(folder.rglob(f"*{VALUES}")):
         task = name_of_file(path.name.removesuffix(VALUES))
-        data = read_json(path, "values of a task")
-        try:
-            keys, clusters = (tuple(map(str, data[name])) for name in ("keys", "clusters"))
-            values = tuple(map(float, data["values"]))
-            metric = str(data["metric"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is broken ({error!r}): score the task again.") from None
-
+        data = read_json(path, Values, _SCORE_AGAIN)
+        keys, clusters, values = data.keys, data.clusters, data.values
         if not len(set(keys)) == len(keys) == len(clusters) == len(values):
             raise ValueError(
                 f"{path} is broken: expected every query once, with one cluster and one value; "
                 f"there are {len(keys)} keys ({len(set(keys))} distinct), {len(clusters)} clusters "
                 f"and {len(values)} values. Score the task again."
             )
-        if not np.isfinite(values).all():
-            raise ValueError(f"{path} holds values that are not finite: score the task again.")
         if task in found:
             raise ValueError(f"{folder} holds two value files of {task}: name one model's folder.")
-        found[task] = Values(metric, keys, clusters, values)
+        found[task] = data
     return found
 
 

@@ -15,13 +15,14 @@ import os
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import to_builtins
 
 from mmemb.files import file_sha256, whole_file, write_atomically
 from mmemb.shards import (
@@ -107,7 +108,7 @@ def write_shard(
     with whole_file(Path(folder) / name) as temporary:
         rows = _write_tar(temporary, samples)
         entry = ShardEntry(name, file_sha256(temporary), temporary.stat().st_size, len(rows))
-        index: dict[str, Any] = {"shard": asdict(entry), "fingerprint": fingerprint}
+        index: dict[str, Any] = {"shard": to_builtins(entry), "fingerprint": fingerprint}
         index |= {"entries": rows}
         if origins := [_origin_row(origin, Path(folder)) for origin in made_from]:
             index |= {"made_from": origins, "command": command}
@@ -119,7 +120,7 @@ def write_shard(
 
 def write_manifest(folder: Path | str, manifest: Manifest) -> None:
     """Writes `manifest.json`; from then on readers open the folder."""
-    write_atomically(Path(folder) / MANIFEST, _to_json(asdict(manifest), indent=1))
+    write_atomically(Path(folder) / MANIFEST, _to_json(to_builtins(manifest), indent=1))
 
 
 def finish_manifest(
@@ -245,7 +246,14 @@ def _report_strangers(folder: Path, names: Collection[str]) -> None:
 
 
 def _to_json(data: Any, indent: int | None = None) -> bytes:
-    return json.dumps(data, ensure_ascii=False, sort_keys=True, indent=indent).encode()
+    try:
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=indent)
+    except ValueError as error:
+        raise ValueError(
+            f"{data!r:.200} cannot be written as JSON ({error}). Look at what computes these "
+            "numbers: no reader takes NaN or infinity."
+        ) from None
+    return text.encode()
 
 
 def _to_npy(value: Any) -> bytes:

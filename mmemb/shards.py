@@ -16,9 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, TypeVar, final
+
+import msgspec
 
 from mmemb.files import file_identity, file_sha256, file_state
+from mmemb.schema import Count, Schema, SchemaError, Sha256, parse_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -31,11 +34,17 @@ _START_AGAIN = (
     "The data were prepared again meanwhile: start the command again, which reads the new ones."
 )
 
+_MAKE_AGAIN = "Delete it and run the step that makes this folder again; it fills only the holes."
+
 _verified: dict[tuple[str, int, int, int, int], str] = {}  # path, identity -> sha256, per process
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+_Value = TypeVar("_Value")
+_ShardName = Annotated[str, msgspec.Meta(pattern=rf"^{SHARD_NAME.pattern}\Z")]
+
+
+@final
+class Source(Schema):
     """A package that the content comes from."""
 
     package: str
@@ -44,27 +53,23 @@ class Source:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
+@final
+class ShardEntry(Schema):
     """One shard of a folder, e.g. `questions-000000.tar`."""
 
-    name: str
-    sha256: str
-    num_bytes: int
-    num_samples: int
-
-    def __post_init__(self) -> None:
-        if not SHARD_NAME.fullmatch(self.name):
-            raise ValueError(f"shard name {self.name!r}")
+    name: _ShardName
+    sha256: Sha256
+    num_bytes: Count
+    num_samples: Count
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+@final
+class Manifest(Schema):
     """What a folder holds; `fingerprint` hashes the inputs and settings that made it."""
 
     format_version: int
     fingerprint: str
-    num_samples: int
+    num_samples: Count
     shards: tuple[ShardEntry, ...]
     sources: tuple[Source, ...] = ()
 
@@ -148,13 +153,7 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"The shard folder {path.parent} {what}: expected {path.name} in it. "
             f"Run the step that makes this folder; a rerun keeps the shards that are whole."
         )
-    try:
-        data = json.loads(path.read_bytes())
-        shards = tuple(ShardEntry(**shard) for shard in data.pop("shards"))
-        sources = tuple(Source(**source) for source in data.pop("sources"))
-        manifest = Manifest(**data, shards=shards, sources=sources)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _broken(path, "a manifest as `mmemb.shard_writer` writes it", error) from None
+    manifest = parse_json(path.read_bytes(), Manifest, f"{path} cannot be trusted", _MAKE_AGAIN)
     if manifest.format_version != FORMAT_VERSION:
         raise _broken(path, f"format version {FORMAT_VERSION}", manifest.format_version)
     return manifest
@@ -168,16 +167,12 @@ def read_record(folder: Path | str, shard: str) -> ShardRecord:
             f"Shard {Path(folder) / shard} has no index: expected {path.name} beside it. Run the "
             f"step that makes this folder again; it fills only the holes."
         )
-    try:
-        data = json.loads(path.read_bytes())
-        entry = ShardEntry(**data["shard"])
-        entries = tuple(_index_entry(row, entry) for row in data["entries"])
-        here = path.parent.resolve()
-        origins = tuple(_origin(row, here) for row in data.get("made_from", ()))
-        command = str(data.get("command", ""))
-        record = ShardRecord(entry, data["fingerprint"], entries, origins, command)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _broken(path, "an index as `mmemb.shard_writer` writes it", error) from None
+    where = f"{path} cannot be trusted"
+    data = parse_json(path.read_bytes(), _IndexFile, where, _MAKE_AGAIN)
+    entry, here = data.shard, path.parent.resolve()
+    entries = tuple(_index_entry(row, entry, where) for row in data.entries)
+    origins = tuple(_origin(row, here) for row in data.made_from)
+    record = ShardRecord(entry, data.fingerprint, entries, origins, data.command)
     if entry.name != shard or entry.num_samples != len(entries):
         raise _broken(path, f"the index of {shard}", f"{entry.name}, {len(entries)} samples")
     return record
@@ -324,6 +319,24 @@ class ShardIndex:
         names = sorted(n for n in entry.members if n[:1] == side and n.endswith(MEDIA_SUFFIXES))
         return (names[0], self.read(entry, {names[0]})[names[0]]) if names else None
 
+    def read_json(self, entry: IndexEntry, kind: type[_Value], advice: str = "") -> _Value:
+        """The JSON of a sample as a value of a type; see `mmemb.schema.parse_json`.
+
+        Args:
+            entry: of the sample.
+            kind: what is expected.
+            advice: what to do; "" = to make the folder again.
+
+        Raises:
+            SchemaError: the sample has no JSON, or another one.
+        """
+        where = f"Shard {self.folder / entry.shard}, sample {entry.key}, member json"
+        advice = advice or f"Run the step that makes {self.folder} again."
+        data = self.read(entry, {"json"})
+        if "json" not in data:
+            raise SchemaError(f"{where} is missing.", advice)
+        return parse_json(data["json"], kind, where, advice)
+
     def origin(self, shard: str = "") -> Origin:
         """One shard, or with "" the whole folder, as something that a sidecar is made from."""
         if shard not in self._origins:
@@ -455,12 +468,14 @@ def _same(left: Collection[Origin], right: Collection[Origin]) -> bool:
 def _sha256_of_record(record: ShardRecord) -> str:
     # The halves of the pairs, for instance, stand in the index alone.
     rows = [[entry.key, sorted(entry.meta.items())] for entry in record.entries]
-    return hashlib.sha256(json.dumps([record.shard.sha256, rows]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([record.shard.sha256, rows], allow_nan=False).encode()
+    ).hexdigest()
 
 
 def _sha256_of_all(manifest: Manifest) -> str:
     rows = [[shard.name, shard.sha256] for shard in manifest.shards]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rows, allow_nan=False).encode()).hexdigest()
 
 
 def _keys_by_shard(index: ShardIndex) -> dict[str, list[str]]:
@@ -470,19 +485,48 @@ def _keys_by_shard(index: ShardIndex) -> dict[str, list[str]]:
     return keys
 
 
-def _index_entry(row: Mapping[str, Any], shard: ShardEntry) -> IndexEntry:
-    members = {str(k): (int(at), int(size)) for k, (at, size) in row["members"].items()}
-    if any(at < 0 or size < 0 or at + size > shard.num_bytes for at, size in members.values()):
-        raise ValueError(f"sample {row['key']!r} lies outside its shard")
-    if lost := sorted(set(row["media"]) - set(members)):
-        raise ValueError(f"sample {row['key']!r} has no member {lost[0]!r}, whose hash is stated")
-    return IndexEntry(str(row["key"]), shard.name, members, Meta(row["meta"]), dict(row["media"]))
+@final
+class _IndexRow(Schema):
+    """A sample as an index file describes it; see `IndexEntry`."""
+
+    key: str
+    members: dict[str, tuple[Count, Count]]
+    meta: dict[str, str]
+    media: dict[str, Sha256]
 
 
-def _origin(row: Mapping[str, Any], folder: Path) -> Origin:
+@final
+class _OriginRow(Schema):
+    """An `Origin`, its folder seen from the index's."""
+
+    folder: str
+    shard: Annotated[str, msgspec.Meta(pattern=rf"^({SHARD_NAME.pattern})?\Z")]
+    sha256: Sha256
+
+
+@final
+class _IndexFile(Schema):
+    """See `ShardRecord`."""
+
+    shard: ShardEntry
+    fingerprint: str
+    entries: tuple[_IndexRow, ...]
+    made_from: tuple[_OriginRow, ...] = ()
+    command: str = ""
+
+
+def _index_entry(row: _IndexRow, shard: ShardEntry, where: str) -> IndexEntry:
+    if any(at + size > shard.num_bytes for at, size in row.members.values()):
+        raise SchemaError(f"{where}: sample {row.key!r} lies outside its shard.", _MAKE_AGAIN)
+    if lost := sorted(row.media.keys() - row.members.keys()):
+        problem = f"{where}: sample {row.key!r} has no member {lost[0]!r}, whose hash is stated."
+        raise SchemaError(problem, _MAKE_AGAIN)
+    return IndexEntry(row.key, shard.name, row.members, Meta(row.meta), row.media)
+
+
+def _origin(row: _OriginRow, folder: Path) -> Origin:
     """An origin as the index in `folder` names it: seen from there, so that both may be moved."""
-    place = Path(os.path.normpath(folder / str(row["folder"])))
-    return Origin(place, str(row["shard"]), str(row["sha256"]))
+    return Origin(Path(os.path.normpath(folder / row.folder)), row.shard, row.sha256)
 
 
 def _check_unique(folder: Path, entries: list[IndexEntry]) -> None:
@@ -505,6 +549,5 @@ def _hash_file(path: Path) -> str:
 
 def _broken(path: Path, expected: str, found: object) -> ValueError:
     return ValueError(
-        f"{path} cannot be trusted: expected {expected}; found {found!s:.300}. Delete it and run "
-        f"the step that makes this folder again; it fills only the holes."
+        f"{path} cannot be trusted: expected {expected}; found {found!s:.300}. {_MAKE_AGAIN}"
     )

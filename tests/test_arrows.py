@@ -71,8 +71,9 @@ PURE = {
     "rationales.precomputed", "rationales.prompt_states", "rationales.prompts",
     "rationales.reuse", "rationales.server", "rationales.supervised",
     "rationales.table", "rationales.vision_language", "rationales.vllm", "rationales.withholding",
-    "records", "resampling", "reselection", "retrieval", "row_marks", "set_order", "shard_writer",
-    "shards", "signals", "statistics", "text", "tiled_nce", "unfinished", "utilities", "weights",
+    "records", "resampling", "reselection", "retrieval", "row_marks", "run_files", "sample_json",
+    "schema", "set_order", "shard_writer", "shards", "sidecar_json", "signals",
+    "statistics", "text", "tiled_nce", "unfinished", "utilities", "weights",
 }  # fmt: skip
 """Modules of `mmemb` that need torch and numpy, and nothing else."""
 
@@ -356,6 +357,46 @@ def test_lines_of_data_end_at_a_line_feed_alone() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "splitlines"
     }
     assert found == set(SPLITS_LINES)
+
+
+PARSES_JSON = {
+    "mmemb/schema.py": "the one reader; it also says what is wrong with what msgspec refuses",
+    "mmemb/pretrained.py": "configs of transformers, which may hold Infinity, are only searched",
+    "experiments/published_files.py": "configs of transformers are copied without their code",
+    "datamodules/prepare/row_files.py": "tables of others: a key that occurs twice is a fault",
+}
+"""Files that read JSON by Python's parser, and why."""
+
+WRITES_NAN = {
+    "mmemb/schema.py": "looks for halves of surrogate pairs alone",
+    "experiments/published_files.py": "a config of transformers may hold Infinity",
+    "mmemb/lineage.py": "settings that are hashed, and never read back",
+}
+"""Files with a `json.dumps` that lets NaN pass, and why."""
+
+
+def calls_of(*names: str) -> Iterator[tuple[str, ast.Call]]:
+    """Calls of functions by their full names, with the name of their file."""
+    for path in sources(*ROOMS):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+                yield name_of(path), node
+
+
+def test_json_is_read_by_the_types_of_records() -> None:
+    """`mmemb.schema` checks types, ranges, keys and texts, and names file and field."""
+    found = {name for name, _ in calls_of("json.loads", "json.load", "msgspec.json.decode")}
+    assert found == set(PARSES_JSON)
+
+
+def test_nothing_writes_nan() -> None:
+    """No JSON has it, and `mmemb.schema` refuses it: `lineage.finite`, or an error."""
+    found = {
+        name
+        for name, call in calls_of("json.dumps", "json.dump")
+        if "allow_nan" not in {keyword.arg for keyword in call.keywords}
+    }
+    assert found == set(WRITES_NAN)
 
 
 def test_who_opens_a_picture_states_its_formats() -> None:

@@ -108,7 +108,7 @@ def test_broken_scores_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path
         (tmp_path / name).symlink_to(runs / name)
     selected = write_tiny_rationales(root, tmp_path / "selected", scored=True)
     rewrite(selected, lambda _, rows: [row | {"scores": {"gain": "x"}} for row in rows])
-    with pytest.raises(SystemExit, match="scores are not numbers.*stage `selected` again"):
+    with pytest.raises(SystemExit, match=r"at `\$\[0\]\.scores\['gain'\]`.*selected again"):
         main(["audit", str(tmp_path), "--data-root", str(root)])
 
 

@@ -17,7 +17,8 @@ from datamodules.sidecars import RationaleTable
 from experiments.run import innermost
 from mmemb.backbones import load_backbone
 from mmemb.lineage import fingerprint, read_facts
-from mmemb.records import EvaluationTask, Rationale, from_json, scored_from_json, to_json
+from mmemb.records import EvaluationTask, Rationale, ScoredJson, ScoredRationale, to_json
+from mmemb.schema import parse_json
 from mmemb.shard_writer import Sample, encode_members, finish_manifest, write_folder, write_shard
 from mmemb.shards import ShardIndex, read_manifest
 from mmemb.weights import read_weights
@@ -82,11 +83,14 @@ def test_a_saved_folder_names_only_our_backbones(tmp_path: Path, name: str) -> N
     ("change", "words"),
     [
         ({"text": ""}, "side q is empty"),
-        ({"text": 5}, "no string"),
-        ({"relevance": {}}, "names no right candidate"),
-        ({"relevance": {"a": "b"}}, "expected a number above 0"),
-        ({"relevance": {"a": 1.0, "b": 0}}, "grade of right candidate 'b' is 0"),
-        ({"relevance": {"a": float("nan")}}, "grade of right candidate 'a' is nan"),
+        ({"text": 5}, r"json: Expected `str`, got `int` - at `\$\.text`"),
+        ({"fact": []}, r"json: Expected `str`, got `array` - at `\$\.fact`"),
+        ({"answers": [[]]}, r"json: Expected `str`, got `array` - at `\$\.answers\[0\]`"),
+        ({"colour": 1}, "json: Object contains unknown field `colour`"),
+        ({"relevance": {}}, r"length >= 1 - at `\$\.relevance`"),
+        ({"relevance": {"a": "b"}}, r"Expected `float`, got `str` - at `\$\.relevance\['a'\]`"),
+        ({"relevance": {"a": 1.0, "b": 0}}, r"`float` > 0.0 - at `\$\.relevance\['b'\]`"),
+        ({"relevance": {"a": float("nan")}}, "NaN is no number that JSON has"),
         ({"task": "flag-continent"}, "the index says task 'flag-name', the json 'flag-continent'"),
         (np.array([2, 1, 2]), "repeats 1 rows, the json states 0"),
         (np.array([2, -1]), "lists row -1"),
@@ -128,38 +132,44 @@ def test_the_page_of_the_parser_is_left_out() -> None:
 RATIONALE = to_json(Rationale("<think>a</think>", "w", "m", "1", "p", "d", -1, 3))
 
 
+def read_scored(data: dict[str, Any]) -> ScoredRationale:
+    return parse_json(json.dumps(data), ScoredJson, "F").scored
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"text": 5}, "text is 5, expected str"),
-        ({"text": None}, "text is None, expected str"),
-        ({"seed": "1"}, "seed is '1', expected int"),
-        ({"num_tokens": True}, "num_tokens is True, expected int"),
-        ({"num_tokens": 2.5}, "num_tokens is 2.5, expected int"),
-        ({"log_probability": "x"}, "log_probability is 'x', expected float | None"),
-        ({"kept": 1}, "kept is 1, expected bool"),
-        ({"weight": "1"}, "weight is '1', expected float"),
-        ({"colour": 1}, "unknown field(s) ['colour']; known are ['count'"),
+        ({"text": 5}, "Expected `str`, got `int` - at `$.text`"),
+        ({"text": None}, "Expected `str`, got `null` - at `$.text`"),
+        ({"seed": "1"}, "Expected `int`, got `str` - at `$.seed`"),
+        ({"num_tokens": True}, "Expected `int`, got `bool` - at `$.num_tokens`"),
+        ({"num_tokens": 2.5}, "Expected `int`, got `float` - at `$.num_tokens`"),
+        ({"num_tokens": -1}, "Expected `int` >= 0 - at `$.num_tokens`"),
+        ({"log_probability": "x"}, "Expected `float | null`, got `str` - at `$.log_probability`"),
+        ({"kept": 1}, "Expected `bool`, got `int` - at `$.kept`"),
+        ({"weight": "1"}, "Expected `float`, got `str` - at `$.weight`"),
+        ({"scores": {"gain": "1"}}, "Expected `float | null`, got `str` - at `$.scores['gain']`"),
+        ({"colour": 1}, "unknown field `colour`"),
     ],
 )
 def test_a_record_names_the_field_that_is_wrong(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        scored_from_json(RATIONALE | change)
+        read_scored(RATIONALE | change)
 
 
 def test_what_json_does_to_a_number_is_no_error() -> None:
-    found = scored_from_json(RATIONALE | {"log_probability": -2, "weight": 1, "kept": False})
+    found = read_scored(RATIONALE | {"log_probability": -2, "weight": 1, "kept": False})
     assert (found.rationale.log_probability, found.weight, found.kept) == (-2, 1, False)
-    assert scored_from_json(RATIONALE | {"log_probability": None}).rationale.text
+    assert read_scored(RATIONALE | {"log_probability": None}).rationale.text
 
 
 @pytest.mark.parametrize("record", [RATIONALE, to_json(EvaluationTask("t", "I-RET", "g"))])
 def test_records_come_back_from_json(record: dict[str, Any]) -> None:
     kind = Rationale if "worker" in record else EvaluationTask
-    assert to_json(from_json(kind, json.loads(json.dumps(record)))) == record
+    assert to_json(parse_json(json.dumps(record), kind, "F")) == record
     name = next(iter(record))
-    with pytest.raises(ValueError, match=rf"{kind.__name__}: .*missing.*{name}"):
-        from_json(kind, {k: v for k, v in record.items() if k != name})
+    with pytest.raises(ValueError, match=rf"F: .*missing.*{name}"):
+        parse_json(json.dumps({k: v for k, v in record.items() if k != name}), kind, "F")
 
 
 def table_of(root: Path, folder: Path, members: dict[str, bytes]) -> RationaleTable:
@@ -176,12 +186,12 @@ def table_of(root: Path, folder: Path, members: dict[str, bytes]) -> RationaleTa
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"x.json": []}, "member json is missing: run the step"),
-        ({"json": {"text": "a"}}, "expected a list of rationales; AttributeError"),
-        ({"json": 5}, "expected a list of rationales; TypeError"),
-        ({"json": [None]}, "expected a list of rationales; AttributeError"),
-        ({"json": [RATIONALE | {"count": "2"}]}, "ValueError Rationale: count is '2'"),
-        ({"json": [{"text": "a"}]}, "ValueError Rationale: .*missing"),
+        ({"x.json": []}, "member json is missing. Make"),
+        ({"json": {"text": "a"}}, "member json: Expected `array`, got `object`"),
+        ({"json": 5}, "member json: Expected `array`, got `int`"),
+        ({"json": [None]}, r"Expected `object`, got `null` - at `\$\[0\]`"),
+        ({"json": [RATIONALE | {"count": "2"}]}, r"got `str` - at `\$\[0\]\.count`"),
+        ({"json": [{"text": "a"}]}, r"missing required field `worker` - at `\$\[0\]`"),
     ],
 )
 def test_broken_rationales_name_their_sample(
@@ -197,6 +207,6 @@ def test_broken_rationales_name_their_sample(
 
 
 def test_rationales_that_are_no_json_name_their_sample(tmp_path: Path, tiny_root: Path) -> None:
-    table = table_of(tiny_root, tmp_path, {"json": b"{"})
-    with pytest.raises(ValueError, match=r"sample 00000000, member json cannot be decoded.*again"):
+    table = table_of(tiny_root, tmp_path, {"json": b"["})
+    with pytest.raises(ValueError, match=r"sample 00000000, member json: no JSON.*again"):
         table.read(EvaluationRows(tiny_root, 4).queries[0])

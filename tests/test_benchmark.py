@@ -219,7 +219,12 @@ def test_rows_that_prepare_left_out_make_a_score_partial_too(tmp_path: Path) -> 
     ("kind", "name", "content", "said"),
     [
         ("predictions", "VOC2007_pred.jsonl", "{", "VOC2007_pred.jsonl is broken"),
-        ("predictions", "VOC2007_pred.jsonl", "[1]\n" * 6, "holds 6 rankings"),
+        (
+            "predictions",
+            "VOC2007_pred.jsonl",
+            "[1]\n" * 6,
+            "line 1: Expected `object`, got `array`",
+        ),
         ("embeddings", "VOC2007_names.json", "{", "is no JSON list of names"),
         ("embeddings", "VOC2007_names.json", '["a"]', "1 names"),
         ("embeddings", "VOC2007_qry.npy", "junk", "is no plain array"),

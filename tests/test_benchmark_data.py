@@ -30,12 +30,11 @@ def test_a_root_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"relevance": [{"a": 0}]}, "grade of right candidate 'a' is 0: expected a number"),
-        ({"relevance": [{"a": -1.0}]}, "is -1.0: expected a number above 0"),
-        ({"relevance": [{"a": float("nan")}]}, "is nan: expected a number"),
-        ({"relevance": [{"a": float("inf")}]}, "is inf: expected a number"),
-        ({"relevance": [{"a": "1"}]}, "is '1': expected a number"),
-        ({"relevance": [{}]}, "names no right candidate"),
+        ({"relevance": [{"a": 0}]}, r"`float` > 0.0 - at `\$\.relevance\['a'\]`"),
+        ({"relevance": [{"a": -1.0}]}, r"`float` > 0.0 - at `\$\.relevance\['a'\]`"),
+        ({"relevance": [{"a": 1001}]}, r"`float` <= 1000.0 - at `\$\.relevance\['a'\]`"),
+        ({"relevance": [{"a": "1"}]}, "Expected `float`, got `str`"),
+        ({"relevance": [{}]}, r"length >= 1 - at `\$\.relevance`"),
         ({"relevance": [{"z": 1.0}]}, "right candidate 'z' is not among"),
         ({"lists": [[0, 1, 1], [1]]}, "repeats 1 rows, the json states 0"),
         ({"lists": [[0, 1], [1]], "repeats": 1}, "repeats 0 rows, the json states 1"),

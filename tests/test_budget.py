@@ -13,11 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmemb.budget import NATURAL, Threshold, Thresholds, Unit, depths_at
+from mmemb.budget import NATURAL, Threshold, Thresholds, ThresholdsJson, Unit, depths_at
 from mmemb.gating import best_threshold
+from mmemb.schema import parse_json
 
 KEYS = [f"key-{i}" for i in range(200)]
 COST_A = torch.tensor([0.0, 10.0, 40.0])
+
+
+def from_json(table: Thresholds) -> Thresholds:
+    return parse_json(json.dumps(table.to_json()), ThresholdsJson, "F").thresholds()
 
 
 def two_depths(scores: list[float]) -> tuple[Tensor, Tensor]:
@@ -152,7 +157,7 @@ def test_steps_are_computed_once_for_a_unit() -> None:
     known = table._spendings["tokens"]
     table.at(7.0, "tokens", exact=True)
     assert table._spendings == {"tokens": known}
-    assert table == Thresholds.from_json(table.to_json()), "what is kept is no part of the value"
+    assert table == from_json(table), "what is kept is no part of the value"
 
 
 def test_a_bound_never_reasons_against_the_gates_will() -> None:
@@ -243,7 +248,7 @@ def test_new_queries_cost_what_was_asked_for(share: float) -> None:
 def test_thresholds_survive_json() -> None:
     table = Thresholds.calibrate(*three_depths(20), KEYS[:20], milliseconds=(1.0, 2.0, 3.0))
     assert table.dearest("milliseconds") == 3.0
-    again = Thresholds.from_json(json.loads(json.dumps(table.to_json())))
+    again = from_json(table)
     assert again == table
     assert again.at(4.0, "tokens", exact=True) == table.at(4.0, "tokens", exact=True)
     faster = replace(table, milliseconds=(1.0, 2.0, 9.0))  # after a new measurement

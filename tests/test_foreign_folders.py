@@ -147,15 +147,15 @@ def test_a_saved_folder_names_no_variable_and_holds_the_prompt(copy: Path) -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"state": 5}, "`state` is no list"),
-        ({"temperature": 0}, "`temperature` is no positive number"),
-        ({"workers": [1]}, "`workers` is no table"),
-        ({"workers": {"full": None}}, "`workers` is no table"),
+        ({"state": 5}, r"Expected `array`, got `int` - at `\$\.state`"),
+        ({"temperature": 0}, r"`float` > 0.0 - at `\$\.temperature`"),
+        ({"workers": [1]}, r"Expected `object`, got `array` - at `\$\.workers`"),
+        ({"workers": {"full": None}}, r"got `null` - at `\$\.workers\['full'\]`"),
         ({"workers": {}}, "2 depths, but there are 0 workers"),
-        ({"thresholds": {"logits": []}}, "`thresholds` lacks some"),
+        ({"thresholds": {"logits": []}}, r"field `costs` - at `\$\.thresholds`"),
         (
             {"thresholds": {"logits": [], "costs": [], "ties": [1], "milliseconds": []}},
-            "unequally many",
+            "expected equally many",
         ),
         ({"workers": {"full": {"class_path": MODEL}}}, "no whole AdaptiveEmbedder"),
     ],

@@ -46,6 +46,6 @@ def test_no_file_says_what_to_run(tmp_path: Path) -> None:
 def test_a_file_without_a_measurement_says_what_to_run(tmp_path: Path, content: str) -> None:
     path = tmp_path / "latency.json"
     path.write_text(content)
-    words = r"latency\.json holds no live measurement .*: delete it and run `experiments.run test`"
+    words = r"latency\.json holds no live measurement: .*Delete it and run `experiments.run test`"
     with pytest.raises(ValueError, match=words):
         mean_latency(path)

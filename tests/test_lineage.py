@@ -244,7 +244,7 @@ def test_a_sidecar_that_lost_its_list_may_not_teach_a_judge(
 ) -> None:
     """What `prepare` writes goes back to no model and has none."""
     folder = tmp_path / "teacher"
-    origin = Origin(tmp_path, "x-000000.tar", "0")
+    origin = Origin(tmp_path, "x-000000.tar", "0" * 64)
     write_shard(
         folder, origin.shard, [Sample("k", {"json": b"[]"})], fingerprint="f",
         made_from=[origin], command=command,

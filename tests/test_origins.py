@@ -287,7 +287,7 @@ def test_an_edited_table_stops_the_next_stage_with_the_command_that_helps(
 def test_a_writer_records_the_command(tmp_path: Path) -> None:
     writer = SidecarWriter(str(tmp_path))
     writer.fingerprint, writer.command, writer._shard = "f", COMMAND, "a-000000.tar"
-    writer._made_from = {"a-000000.tar": (Origin(tmp_path / "data", "a-000000.tar", "0"),)}
+    writer._made_from = {"a-000000.tar": (Origin(tmp_path / "data", "a-000000.tar", "0" * 64),)}
     writer._flush()
     finish_manifest(tmp_path, "f", ["a-000000.tar"])
     assert ShardIndex.open(tmp_path).records["a-000000.tar"].command == COMMAND

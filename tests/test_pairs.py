@@ -265,7 +265,9 @@ def test_json_that_lacks_a_field(tmp_path):
     data = {"task": "t", "part": "train"}
     sample = Sample("k", {"json": json.dumps(data).encode()}, {"group": "g"})
     write_folder(tmp_path / "p", [sample], prefix="p", samples_per_shard=1, fingerprint="")
-    with pytest.raises(ValueError, match=r"sample k lacks .* KeyError 'concept'"):
+    with pytest.raises(
+        ValueError, match=r"sample k, member json: .*missing required field `concept`"
+    ):
         batches(tmp_path, 1, pairs=["p"], on_error="raise")
 
 

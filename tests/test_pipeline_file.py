@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +24,6 @@ def test_a_pipeline_file_is_read(tmp_path: Path) -> None:
     pipeline = read_pipeline(write_pipeline(tmp_path / "p.yaml", prepare=["pocket"]))
     assert pipeline.stages == (Stage("trunk", "fit", "x.yaml"),)
     assert pipeline.prepare == ("pocket",)
-    assert all(field.name in dir(pipeline) for field in dataclasses.fields(pipeline))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +35,7 @@ def test_a_pipeline_file_is_read(tmp_path: Path) -> None:
         ({"stages": [{"name": "a", "subcommand": "fit", "confg": "x"}]}, "confg"),
         ({"stages": [{"name": "a", "subcommand": "fit"}]}, "config"),
         ({"stages": [{"name": "a", "subcommand": "train", "config": "x"}]}, "train"),
-        ({"stages": ["trunk"]}, "trunk"),
+        ({"stages": ["trunk"]}, r"Expected `object`, got `str` - at `\$\.stages\[0\]`"),
     ],
 )
 def test_a_mistake_in_a_pipeline_file_names_file_and_key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mmemb import products
-from mmemb.products import lost_product, record_products
+from mmemb.products import Product, lost_product, record_products
+from mmemb.schema import parse_json
 from mmemb.shard_writer import Sample, write_folder
 
 
@@ -47,28 +49,33 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+def records_of(run: Path, products: list[Path]) -> tuple[Product, ...]:
+    """As they are read back from a run's JSON."""
+    return parse_json(json.dumps(record_products(run, products)), tuple[Product, ...], "F")
+
+
 @pytest.mark.parametrize("words", DAMAGES)
 def test_a_lost_product_is_named(run: Path, words: str) -> None:
-    recorded = record_products(run, named(run))
+    recorded = records_of(run, named(run))
     assert lost_product(run, recorded, "abc") is None
     DAMAGES[words](run)
     assert words in str(lost_product(run, recorded, "abc"))
 
 
 def test_an_experiment_may_be_moved(run: Path, tmp_path: Path) -> None:
-    recorded = record_products(run, named(run))
+    recorded = records_of(run, named(run))
     run.parent.rename(tmp_path / "moved")
     assert lost_product(tmp_path / "moved" / run.name, recorded, "abc") is None
 
 
 def test_shards_that_another_run_has_made_again_are_lost(run: Path) -> None:
-    recorded = record_products(run, named(run))
+    recorded = records_of(run, named(run))
     assert "of another run" in str(lost_product(run, recorded, "abd"))
 
 
 def test_of_a_large_file_the_size_counts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "HASHED_BYTES", 2)
-    recorded = record_products(run, [run / "backbone"])
+    recorded = records_of(run, [run / "backbone"])
     (run / "backbone/deep/weights.pt").write_bytes(b"124")
     assert lost_product(run, recorded, "abc") is None
 

@@ -144,7 +144,7 @@ def test_old_utilities_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path
 def test_broken_utilities_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path: Path) -> None:
     broken: list[dict[str, Any]] = [
         {"ranks": [0, 1]},
-        {"ranks": [float("nan"), 1]},
+        {"ranks": [None, 1]},
         {"top": ["a"]},
         {"utility": [[], []]},
         {"depths": ["full"]},
@@ -155,7 +155,7 @@ def test_broken_utilities_are_one_clear_error(sidecars: tuple[Path, Path], tmp_p
     rewrite(tmp_path, lambda e, data: data | whole | broken[int(e.key) % len(broken)])
     index = ShardIndex.open(tmp_path)
     for number in range(len(broken)):
-        with pytest.raises(ValueError, match="not as `predict` writes it.*`utilities` again"):
+        with pytest.raises(ValueError, match="`utilities` again"):
             read_depths(index, f"{number:08d}")
 
 

@@ -46,7 +46,8 @@ def checkpoint(tmp_path: Path) -> Path:
     del recorded["subcommand"]
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(recorded))
-    write_json(tmp_path / "run/fingerprint.json", {"inputs": {"data/pocket": "1", "gone": "2"}})
+    mark = {"fingerprint": "f", "inputs": {"data/pocket": "1", "gone": "2"}}
+    write_json(tmp_path / "run/fingerprint.json", mark)
     return tmp_path / "run/checkpoints/last.ckpt"
 
 

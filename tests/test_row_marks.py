@@ -35,7 +35,7 @@ from tests.tiny_trainer import trainer_of
 BROKEN = {
     "flag-name-00": "is no picture that is read",
     "clip-name-01": "cannot be decoded",
-    "flag-continent-02": "lacks a member or a field",
+    "flag-continent-02": "missing required field `task`",
     "clip-name-03": "without a hole",
 }
 """Key of a pair -> what is wrong with it."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 
-from mmemb.schema import Schema, SchemaError, convert, parse_json
+from mmemb.schema import Schema, SchemaError, check_arguments, convert, parse_json, read_json
 
 
 class _Row(Schema):
@@ -23,7 +24,7 @@ class _Row(Schema):
         (b'{"name": "a", "more": 1}', "unknown field `more`"),
         (b"{}", "missing required field `name`"),
         (b'{"name": "a"', "no JSON"),
-        (b'{"name": NaN}', "no JSON"),
+        (b'{"name": NaN}', "NaN is no number that JSON has"),
         (b'{"name": "\xff"}', "no JSON"),
         (b'{"name": "\\ud83d"}', "half of a surrogate pair"),
         (b'{"name": "\\ud83d and more"}', "half of a surrogate pair"),
@@ -33,6 +34,28 @@ class _Row(Schema):
 def test_what_does_not_fit_names_file_and_field(data: bytes | str, message: str) -> None:
     with pytest.raises(SchemaError, match=message):
         parse_json(data, _Row, "F")
+
+
+def test_nan_of_older_versions_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text('{"a": NaN, "b": [-Infinity, 1.5], "c": 2}')
+    kind = dict[str, float | None | list[float | None]]
+    assert read_json(path, kind, nan_is_null=True) == {"a": None, "b": [None, 1.5], "c": 2}
+    for options in ({}, {"nan_is_null": True}):
+        with pytest.raises(SchemaError, match=r"summary\.json is broken: .*NaN|Expected `int`"):
+            read_json(path, dict[str, int], **options)
+
+
+def test_a_constructor_gets_what_it_states() -> None:
+    def make(width: int, name: str = "", tower: object = None) -> None: ...
+
+    check_arguments(make, {"width": 3, "tower": {"a": 1}}, "F")
+    for arguments, words in (
+        ({"width": "3"}, r"F: Expected `int`, got `str` - at `\$\['width'\]`"),
+        ({"breadth": 3}, r"F: unknown key\(s\) \['breadth'\]; known are"),
+    ):
+        with pytest.raises(SchemaError, match=words):
+            check_arguments(make, arguments, "F")
 
 
 def test_deep_nesting_is_no_recursion_error() -> None:

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from callbacks import SidecarWriter
@@ -18,7 +19,7 @@ from lightning_modules import CounterfactualSelector
 from mmemb.batches import PairRowBatch
 from mmemb.evaluators import PairEvaluator, YesNoEvaluator
 from mmemb.placebos import placebo_donors
-from mmemb.records import Rationale, Side, scored_from_json, stable_hash
+from mmemb.records import Rationale, ScoredJson, Side, stable_hash
 from mmemb.shards import ShardIndex
 from tests.tiny_sidecars import write_tiny_rationales
 from tests.tiny_trainer import trainer_of
@@ -106,7 +107,7 @@ def test_what_helps_is_kept_and_what_harms_is_not(
     index = select(tmp_path, tiny_root, rationales)
     assert len(index.entries) == PAIRS
     for entry in index.entries:
-        pool = [scored_from_json(data) for data in json.loads(index.read(entry)["json"])]
+        pool = [row.scored for row in index.read_json(entry, tuple[ScoredJson, ...])]
         assert len(pool) == POOL
         assert [scored.kept for scored in pool] == [scored.names_target for scored in pool]
         assert [scored.weight for scored in pool] == [1.0, 0.0, 0.0]
@@ -219,7 +220,9 @@ def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> Non
     kinds = ("one", "other")
     pools = tuple(
         tuple(
-            replace(scored, rationale=replace(scored.rationale, worker=kinds[k % 2]))
+            structs.replace(
+                scored, rationale=structs.replace(scored.rationale, worker=kinds[k % 2])
+            )
             for k, scored in enumerate(pool)
         )
         for pool in batch.rationales
@@ -289,9 +292,9 @@ def test_a_generative_judge_selects_by_its_margin(
     )
     index = ShardIndex.open(tmp_path / "selected")
     scored = [
-        scored_from_json(row)
+        row.scored
         for entry in index.entries
-        for row in json.loads(index.read(entry)["json"])
+        for row in index.read_json(entry, tuple[ScoredJson, ...])
     ]
     margins = [s.scores["margin"] for s in scored if s.scores]
     kept = [s.scores["margin"] for s in scored if s.kept]

@@ -43,7 +43,7 @@ class ShardStub(LightningDataModule):
         return dict.fromkeys(self.SHARDS, 4)
 
     def origins(self) -> dict[str, tuple[Origin, ...]]:
-        sha256 = {name: "1" if name == self.changed else "0" for name in self.SHARDS}
+        sha256 = {name: 64 * ("1" if name == self.changed else "0") for name in self.SHARDS}
         return {name: (Origin(Path("data"), name, sha256[name]),) for name in self.SHARDS}
 
     def predict_dataloader(self) -> Any:
@@ -149,7 +149,11 @@ def test_only_the_shard_whose_source_changed_is_made_again(tmp_path: Path) -> No
     write(tmp_path / "out", data)
     assert set(data.read) == {ShardStub.SHARDS[1]}
     records = ShardIndex.open(tmp_path / "out").records
-    assert [records[name].made_from[0].sha256 for name in ShardStub.SHARDS] == ["0", "1", "0"]
+    assert [records[name].made_from[0].sha256 for name in ShardStub.SHARDS] == [
+        "0" * 64,
+        "1" * 64,
+        "0" * 64,
+    ]
 
 
 def test_shards_that_do_not_tell_what_they_were_made_from_are_made_again(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ LOST: dict[str, tuple[Change, str]] = {
         "each of them once",
     ),
     "no picture": (lambda files: [files[0], (files[1][0], b"junk"), *files[2:]], "cannot be"),
-    "no json": (lambda files: files[1:], "lacks a member"),
+    "no json": (lambda files: files[1:], "lacks its member json"),
 }
 
 

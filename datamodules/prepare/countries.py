@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
+
+from mmemb.schema import Excerpt, parse_json
 
 FUND_CODES = frozenset({"BOV", "CHE", "CHW", "CLF", "COU", "MXV", "USN", "UYI"})
 """Units of account that the source lists as currencies; nobody pays with them."""
@@ -17,13 +18,51 @@ SHARED_FLAGS = (frozenset({"bv", "no", "sj"}),)
 
 NUM_CITIES = 2
 
-MEMBERS = {
-    "countries": "countries.min.json",
-    "currencies": "currencies.all.min.json",
-    "languages": "languages.all.min.json",
-    "codes": "minimal/countries.2to3.min.json",
-    "continents": "continents.min.json",
+
+@final
+class _CountryJson(Excerpt):
+    name: str
+    native: str
+    capital: str
+    continent: str
+    phone: tuple[str | int, ...]
+    currency: tuple[str, ...]
+    languages: tuple[str, ...]
+    continents: tuple[str, ...] | None = None
+    alias: tuple[str, ...] = ()
+
+
+@final
+class _NamedJson(Excerpt):
+    name: str
+
+
+@final
+class _CityJson(Excerpt):
+    name: str
+    alternatenames: tuple[str, ...]
+    countrycode: str
+    population: int
+
+
+MEMBERS: Mapping[str, Any] = {
+    "countries.min.json": dict[str, _CountryJson],
+    "currencies.all.min.json": dict[str, _NamedJson],
+    "languages.all.min.json": dict[str, _NamedJson],
+    "minimal/countries.2to3.min.json": dict[str, str],
+    "continents.min.json": dict[str, str],
 }
+"""The tables of the package, and what is read of each."""
+
+
+class _Tables(NamedTuple):
+    """The content of `MEMBERS`, in their order."""
+
+    countries: dict[str, _CountryJson]
+    currencies: dict[str, _NamedJson]
+    languages: dict[str, _NamedJson]
+    codes: dict[str, str]
+    continents: dict[str, str]
 
 
 @final
@@ -90,8 +129,8 @@ def fold(text: str) -> str:
 
 def read_countries(members: Mapping[str, bytes]) -> list[Country]:
     """Countries of the source, sorted by code."""
-    tables = {name: json.loads(members[path]) for name, path in MEMBERS.items()}
-    return [_country(code, tables) for code in sorted(tables["countries"])]
+    tables = _Tables(*(parse_json(members[path], kind, path) for path, kind in MEMBERS.items()))
+    return [_country(code, tables) for code in sorted(tables.countries)]
 
 
 def with_cities(countries: Iterable[Country], cities: bytes) -> list[Country]:
@@ -103,11 +142,12 @@ def with_cities(countries: Iterable[Country], cities: bytes) -> list[Country]:
     """
     found: dict[str, list[str]] = defaultdict(list)
     capitals = {country.code: fold(country.capital) for country in countries}
-    for city in sorted(json.loads(cities).values(), key=lambda c: (-c["population"], c["name"])):
-        code = city["countrycode"].lower()
-        names = {fold(name) for name in (city["name"], *city["alternatenames"])}
+    rows = parse_json(cities, dict[str, _CityJson], "The table of cities")
+    for city in sorted(rows.values(), key=lambda row: (-row.population, row.name)):
+        code = city.countrycode.lower()
+        names = {fold(name) for name in (city.name, *city.alternatenames)}
         if len(found[code]) < NUM_CITIES and capitals.get(code, "") not in names:
-            found[code].append(city["name"])
+            found[code].append(city.name)
     return [replace(country, cities=tuple(found[country.code])) for country in countries]
 
 
@@ -137,21 +177,21 @@ def _same(one: str, other: str, pixels: Mapping[str, bytes]) -> bool:
     return pixels[one] == pixels[other] or any({one, other} <= shared for shared in SHARED_FLAGS)
 
 
-def _country(code: str, tables: Mapping[str, Any]) -> Country:
-    row = tables["countries"][code]
-    used = [c for c in row["currency"] if c not in FUND_CODES]
-    continents = row.get("continents", [row["continent"]])
+def _country(code: str, tables: _Tables) -> Country:
+    row = tables.countries[code]
+    used = [c for c in row.currency if c not in FUND_CODES]
+    continents = (row.continent,) if row.continents is None else row.continents
     return Country(
         code=code.lower(),
-        name=row["name"],
-        aliases=tuple(row.get("alias", ())),
-        capital=row["capital"],
-        continents=tuple(tables["continents"][c] for c in continents),
-        currencies=tuple(tables["currencies"][c]["name"] for c in used),
-        languages=tuple(tables["languages"][c]["name"] for c in row["languages"]),
-        native=_visible(row["native"]),
-        calling=tuple(str(number) for number in row["phone"]),
-        code3=tables["codes"][code],
+        name=row.name,
+        aliases=row.alias,
+        capital=row.capital,
+        continents=tuple(tables.continents[c] for c in continents),
+        currencies=tuple(tables.currencies[c].name for c in used),
+        languages=tuple(tables.languages[c].name for c in row.languages),
+        native=_visible(row.native),
+        calling=tuple(str(number) for number in row.phone),
+        code3=tables.codes[code],
     )
 
 

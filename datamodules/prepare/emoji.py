@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from datamodules.prepare.art import FLUENT, OPENMOJI, Art, Picture, sequence
 from datamodules.prepare.splits import Split, by_hash
 from mmemb.benchmarks.pocket import TONES
+from mmemb.schema import Excerpt, parse_json
 
 NAMES_MEMBER = "data-by-emoji.json"
 WORDS_MEMBER = "dist/emoji-en-US.json"
@@ -93,14 +93,26 @@ class EmojiSet:
         return emoji.has_tones and all(map(self.art.has, pictures))
 
 
+@final
+class _EmojiJson(Excerpt):
+    """What is read of an emoji in the package of names."""
+
+    name: str
+    slug: str
+    group: str
+    skin_tone_support: bool
+
+
 def read_emoji(names: Mapping[str, bytes], words: Mapping[str, bytes]) -> list[Emoji]:
     """All emoji but flags, which belong to the flag-* tasks only."""
-    rows = json.loads(names[NAMES_MEMBER])
-    keywords = json.loads(words[WORDS_MEMBER]) if words else {}
+    rows = parse_json(names[NAMES_MEMBER], dict[str, _EmojiJson], NAMES_MEMBER)
+    keywords: dict[str, list[str]] = {}
+    if words:
+        keywords = parse_json(words[WORDS_MEMBER], dict[str, list[str]], WORDS_MEMBER)
     return [
         _emoji(character, row, keywords.get(character, []))
         for character, row in rows.items()
-        if row["group"] != "Flags"
+        if row.group != "Flags"
     ]
 
 
@@ -114,17 +126,17 @@ def family(name: str) -> str:
     return _WHO.sub("", shorter).strip() or name
 
 
-def _emoji(character: str, row: Mapping[str, Any], words: list[str]) -> Emoji:
-    slug = row["slug"].replace("_", "-")
-    concept = "emoji:" + "-".join(family(row["name"]).split())
+def _emoji(character: str, row: _EmojiJson, words: list[str]) -> Emoji:
+    slug = row.slug.replace("_", "-")
+    concept = "emoji:" + "-".join(family(row.name).split())
     # The first keyword is the name again.
     keywords = tuple(word.replace("_", " ") for word in words[1:] if word.isascii())
     return Emoji(
         slug=slug,
         concept=concept,
-        name=row["name"],
-        group=row["group"],
+        name=row.name,
+        group=row.group,
         points=tuple(map(ord, character)),
         words=keywords,
-        has_tones=row["skin_tone_support"],
+        has_tones=row.skin_tone_support,
     )

@@ -24,7 +24,8 @@ from datamodules.prepare.folder.table import OwnRow, read_table
 from datamodules.prepare.folder.write import write_data
 from datamodules.prepare.media_paths import MediaPathError
 from mmemb.file_hashes import FileHashes
-from mmemb.lineage import canonical_json, read_json, write_json
+from mmemb.lineage import canonical_json, write_json
+from mmemb.schema import Excerpt, read_json
 from mmemb.shards import is_complete
 
 HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
@@ -146,14 +147,20 @@ def _show(lines: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
+class _Stated(Excerpt):
+    """What is read of the manifest of own data."""
+
+    fingerprint: str
+    counts: dict[str, int] = {}
+
+
 def _is_ready(out: Path, mark: str) -> bool:
     """Says whether the data of this fingerprint are there, with every folder that they name."""
     path = out / MANIFEST
-    stated = read_json(path, "own data") if path.is_file() else {}
-    if stated.get("fingerprint") != mark or not (out / TASKS).is_file():
+    stated = read_json(path, _Stated) if path.is_file() else None
+    if stated is None or stated.fingerprint != mark or not (out / TASKS).is_file():
         return False
-    counts = stated.get("counts", {})
-    return all(is_complete(out / name, mark) for name, count in counts.items() if count)
+    return all(is_complete(out / name, mark) for name, count in stated.counts.items() if count)
 
 
 def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: FileHashes) -> str:

@@ -26,8 +26,9 @@ from datamodules.prepare.mmeb_train.write import (
 from mmemb.benchmarks.mmeb_train import MIXTURE, TOTAL_WEIGHT, Source, source_named
 from mmemb.file_hashes import FileHashes
 from mmemb.files import write_atomically
-from mmemb.lineage import canonical_json, read_json, write_json
+from mmemb.lineage import canonical_json, write_json
 from mmemb.records import EvaluationTask, to_json
+from mmemb.schema import Schema, read_json
 from mmemb.shards import is_complete
 
 HELP = "the training mixture of MMEB-V2, from local copies (docs/mmeb_train.md)"
@@ -108,7 +109,7 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     folder, path = options.source / source.repository, _report_path(options.out, source)
     try:
         mark = _fingerprint(options, cut, source)
-        known = path.is_file() and read_json(path, "a report").get("fingerprint") == mark
+        known = path.is_file() and read_json(path, _ReportJson).fingerprint == mark
         if known and is_complete(options.out / "pairs" / source.name, mark):
             print(f"{source.name}: everything is there", flush=True)
             return ""
@@ -122,6 +123,16 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     write_json(path, {"fingerprint": mark, **asdict(report)})
     print(f"{source.name}: {_said(report)}", flush=True)
     return ""
+
+
+class _ReportJson(Schema):
+    """A `Report`, with the fingerprint of what it is about."""
+
+    fingerprint: str
+    pairs: int
+    held_out: int
+    empty: int
+    skipped: tuple[str, ...]
 
 
 def _said(report: Report) -> str:
@@ -154,7 +165,9 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     for name, (says, settings) in overlays.items():
         text = yaml.safe_dump({"data": {"init_args": settings}}, sort_keys=False)
         write_atomically(options.out / name, f"# Overlay: {says}.\n{text}".encode())
-    reports = {s.name: read_json(_report_path(options.out, s), "a report") for s in sources}
+    reports = {
+        s.name: to_json(read_json(_report_path(options.out, s), _ReportJson)) for s in sources
+    }
     write_json(options.out / MANIFEST, {"fingerprint": mark, "sources": reports})
     print(f"{options.out / MIXTURE_FILE}: --config it beside a training configuration")
 

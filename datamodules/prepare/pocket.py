@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -37,6 +36,7 @@ from mmemb.benchmarks import pocket as benchmark
 from mmemb.benchmarks import pocket_full
 from mmemb.lineage import canonical_json, write_json
 from mmemb.records import PARTS, EvaluationTask, to_json
+from mmemb.schema import Schema, read_json
 from mmemb.shard_writer import drop_other_shards, write_folder
 from mmemb.shards import Source, existing_shards, read_manifest
 
@@ -66,16 +66,29 @@ def fingerprint(packages: Iterable[sources.PinnedPackage], profile: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@final
+class _ManifestJson(Schema):
+    """The manifest of the data root."""
+
+    format_version: int
+    fingerprint: str
+    profile: str
+    sources: list[Source]
+    missing: list[str]
+    counts: dict[str, dict[str, int]]
+
+
 def ready_manifest(root: Path, expected: str) -> dict[str, Any] | None:
     """The manifest of a data set that is there, whole and of this fingerprint; else None."""
     try:
-        manifest = json.loads((root / MANIFEST).read_text())
+        manifest = read_json(root / MANIFEST, _ManifestJson)
     except (OSError, ValueError):
         return None
-    profile = manifest.get("profile")
-    tables = all((root / name).is_file() for name in (*TABLES, *([LABELS] * (profile == "full"))))
+    full = manifest.profile == "full"
+    tables = all((root / name).is_file() for name in (*TABLES, *([LABELS] * full)))
     folders = all(_is_whole(root / name, expected) for name in FOLDERS)
-    return manifest if manifest.get("fingerprint") == expected and tables and folders else None
+    whole = manifest.fingerprint == expected and tables and folders
+    return to_json(manifest) if whole else None
 
 
 def build_data(
@@ -146,7 +159,7 @@ class _Content:
         self.art = Art(drawings)
         self.countries: list[Country] = []
         self.flags: Flags | None = None
-        if countries := _read(paths, sources.COUNTRIES, set(MEMBERS.values())):
+        if countries := _read(paths, sources.COUNTRIES, set(MEMBERS)):
             self.countries = read_countries(countries)
             if is_full and (cities := paths.get(sources.CITIES.package)):
                 self.countries = with_cities(self.countries, read_wheel(cities, CITIES_MEMBER))

@@ -170,5 +170,5 @@ def _sample(
     drawn: Mapping[Picture, bytes],
 ) -> Sample:
     members = {name: drawn[picture] for name, picture in media.items()}
-    encoded = json.dumps(data, ensure_ascii=False, sort_keys=True).encode()
+    encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
     return Sample(key, members | {"json": encoded}, meta)

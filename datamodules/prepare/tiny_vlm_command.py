@@ -7,7 +7,8 @@ from pathlib import Path
 
 from datamodules.prepare.tiny_vlm import ARCHITECTURES, write_tiny_vlm
 from mmemb.files import is_temporary, whole_folder
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import write_json
+from mmemb.schema import read_json
 
 HELP = "random vision-language models of real architectures, to try recipes out in seconds"
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     entries = options.out.iterdir() if options.out.is_dir() else ()
     if not path.is_file() and not all(map(is_temporary, entries)):
         raise ValueError(f"--out {options.out} holds something else: give an empty folder.")
-    if path.is_file() and read_json(path, "the mark of a tiny model") == {**mark, "done": True}:
+    if path.is_file() and read_json(path, dict[str, str | int]) == {**mark, "done": True}:
         print(f"{options.out}: everything is there")
         return
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.model_sizes import language_model_shape
 from mmemb.plan_work import JudgeTokens, Tokens, judge_tokens
 from mmemb.planning import ModelShape, Training
+from mmemb.records import ScoredJson
 from mmemb.shards import MANIFEST, ShardIndex
 
 _SAID = 48
@@ -145,5 +145,5 @@ def _pool_size(folder: str | None) -> int:
         return 4
     index = ShardIndex.open(folder, verify=False)
     few = [e for e in index.entries if e.meta.get("part", "train") == "train"][:32]
-    sizes = [len(json.loads(index.read(entry, {"json"})["json"])) for entry in few]
+    sizes = [len(index.read_json(entry, tuple[ScoredJson, ...])) for entry in few]
     return round(sum(sizes) / len(sizes)) if sizes else 4

@@ -5,7 +5,6 @@ They are made from their settings, so defaults are their own; none loads a weigh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from experiments.plan.lengths import Lengths, PromptLengths, SideLengths, proces
 from experiments.plan.settings import class_of
 from mmemb.generation.sampling import Sampling
 from mmemb.rationales.chat_model import ChatModel
-from mmemb.rationales.label_bridge import TEMPLATE
+from mmemb.rationales.label_bridge import TEMPLATE, read_labels
 from mmemb.rationales.language_model import LanguageModelWorker
 from mmemb.rationales.loading import load_worker
 from mmemb.rationales.vision_language import VisionLanguageWorker
@@ -130,8 +129,8 @@ class BridgeLengths(SideLengths):
     longest_rationale = 0
 
     def __init__(self, inner: SideLengths, arguments: Mapping[str, Any]) -> None:
-        labels = json.loads(Path(arguments["labels"]).read_text())
-        self._inner, self._label = inner, max((row["text"] for row in labels), key=len)
+        labels, _ = read_labels(Path(arguments["labels"]))
+        self._inner, self._label = inner, max((label.text for label in labels), key=len)
         self._template = str(arguments.get("template") or TEMPLATE)
 
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:

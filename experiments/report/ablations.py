@@ -6,7 +6,6 @@ Shapes: S seeds, N test queries of the think tasks.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from experiments.ablations import Ablations, Comparison, run_name
 from experiments.report.page import effect_points, interval, markdown_table
 from experiments.report.records import Floats
-from mmemb.shards import ShardIndex
+from mmemb.shards import IndexEntry, ShardIndex
+from mmemb.sidecar_json import UtilityJson
 from mmemb.statistics import (
     Interval,
     cluster_bootstrap,
@@ -67,13 +67,17 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
     columns: set[tuple[Any, ...]] = set()
     for seed in seeds:
         index = ShardIndex.open(folder / f"utilities-{run_name(name, seed)}")
-        rows = _rows(index, think)
-        named = (tuple(row[c] for row in rows) for c in ("key", "task", "concept"))
+        entries, rows = _rows(index, think)
+        named = (
+            tuple(entry.key for entry in entries),
+            tuple(row.task for row in rows),
+            tuple(row.concept for row in rows),
+        )
         origins = (origin for record in index.records.values() for origin in record.made_from)
         columns.add((*named, frozenset(origin.sha256 for origin in origins)))
-        by_path["never"].append([row["metrics"][0]["recall@1"] for row in rows])
-        by_path["always"].append([row["metrics"][-1]["recall@1"] for row in rows])
-        by_path["averaged"].append([row["averaged"][-1]["recall@1"] for row in rows])
+        by_path["never"].append([row.metrics[0]["recall@1"] for row in rows])
+        by_path["always"].append([row.metrics[-1]["recall@1"] for row in rows])
+        by_path["averaged"].append([row.averaged[-1]["recall@1"] for row in rows])
 
     if len(columns) > 1:
         raise ValueError(
@@ -84,10 +88,12 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
     return CellTable(values, *columns.pop())
 
 
-def _rows(index: ShardIndex, think: frozenset[str]) -> list[dict[str, Any]]:
+def _rows(index: ShardIndex, think: frozenset[str]) -> tuple[list[IndexEntry], list[UtilityJson]]:
+    """The eligible test queries of the think tasks."""
     entries = [e for e in index.entries if e.meta["part"] == "test" and e.meta["task"] in think]
-    rows = [{"key": e.key} | json.loads(index.read(e, {"json"})["json"]) for e in entries]
-    return [row for row in rows if row["eligible"]]
+    found = [(entry, index.read_json(entry, UtilityJson)) for entry in entries]
+    eligible = [pair for pair in found if pair[1].eligible]
+    return [entry for entry, _ in eligible], [row for _, row in eligible]
 
 
 def figures(folder: Path, ablations: Ablations, think: frozenset[str]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, fields
@@ -16,6 +15,7 @@ from experiments.report.audit_rows import AuditRow, read_audit
 from experiments.report.pictures import CandidatePictures, Shown
 from experiments.report.swap import judged_swap
 from mmemb.files import publish, whole_folder
+from mmemb.lineage import write_json
 from mmemb.locks import new_folder
 
 LINK = "audit"
@@ -43,8 +43,7 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
     folder = new_folder(experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-audit-{commit}")
     with whole_folder(folder) as fresh:
         (fresh / "audit.html").write_bytes(audit_page(made, figures, list_data))
-        # Escaped to ASCII: a text may hold half a character, which UTF-8 does not.
-        (fresh / "audit.json").write_bytes(json.dumps(made | content, indent=1).encode())
+        write_json(fresh / "audit.json", made | content)
 
     publish(folder, experiment / LINK, NAMES)
     print(f"{len(rows)} rationales: {experiment}/audit.html, audit.json")

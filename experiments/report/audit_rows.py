@@ -105,13 +105,8 @@ def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
     """A candidate with its contrasts."""
     written = scored.rationale
     names = ("raw", "gain", "positive", "margin", "placebo_rank")
-    try:
-        found = {name: number(scored.scores.get(name)) for name in names}
-        weight = number(scored.weight)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{row.where}: its scores are not numbers ({error}): run the stage `selected` again."
-        ) from None
+    found = {name: number(scored.scores.get(name)) for name in names}
+    weight = number(scored.weight)
     raw, gain = found["raw"], found["gain"]
     return AuditRow(
         part=pair.part,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import yaml
@@ -32,6 +32,7 @@ from experiments.report.picking import picking, picking_words
 from experiments.report.policies import GATED, NEVER, RULE, SHUFFLED, SUPERVISED, Policy, policies
 from experiments.report.reasoned import ReasonedQuery, read_reasoned
 from experiments.report.records import QueryTable, read_queries
+from experiments.report.saved_report import read_report
 from experiments.report.selection import selection_figures
 from experiments.report.study_page import study_words
 from experiments.report.swap import embedded_swap, judged_swap
@@ -44,13 +45,13 @@ from experiments.report.tables import (
     row_figures,
 )
 from mmemb.adaptive_settings import read_settings
-from mmemb.budget import Thresholds
 from mmemb.files import is_published, publish, whole_folder
 from mmemb.latency import Latency, mean_latency
-from mmemb.lineage import fingerprint, read_json, write_json
+from mmemb.lineage import fingerprint, write_json
 from mmemb.locks import new_folder
-from mmemb.products import lost_product, record_products
-from mmemb.records import EvaluationTask
+from mmemb.products import Product, lost_product, record_products
+from mmemb.records import EvaluationTask, to_json
+from mmemb.schema import Schema, read_json
 
 LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")
@@ -105,19 +106,25 @@ def show_current(experiment: Path, data_root: str) -> bool:
     else returns False."""
     if not (is_published(experiment / LINK, NAMES) and _is_whole(experiment / LINK)):
         return False
-    report = read_json(experiment / "report.json", "a report")
-    if report.get("made_of") != made_of(experiment, data_root):
+    report = read_report(experiment / "report.json")
+    if report["made_of"] != made_of(experiment, data_root):
         return False
     print(f"\n{mix_table(report['mix'])}\n\n{experiment}/{', '.join(NAMES)}: nothing has changed")
     return True
+
+
+@final
+class _Products(Schema):
+    """The files of a report."""
+
+    products: tuple[Product, ...]
 
 
 def _is_whole(folder: Path) -> bool:
     path = folder / PRODUCTS
     if not path.is_file():
         return False
-    recorded = read_json(path, "the files of a report")["products"]
-    return lost_product(folder.resolve(), recorded, "") is None
+    return lost_product(folder.resolve(), read_json(path, _Products).products, "") is None
 
 
 def collect(
@@ -146,7 +153,7 @@ def collect(
         "told_queries": sum(bool(q.query.side.media) for q in reasoned),
         "concepts": len(set(test.concepts)),
         "depths": list(test.depths),
-        "latency": asdict(latency) | {"queries": num_timed},
+        "latency": to_json(latency) | {"queries": num_timed},
         "mix": {
             name: figures(name, mixed, policy.select(chosen_N), latency)
             for name, policy in rows.items()
@@ -197,7 +204,7 @@ def frontier_figures(
         graded: what a gate of three depths or more gains over a binary one, if it has so many.
         rule: what the per-task rule does about `test`.
     """
-    thresholds = Thresholds.from_json(read_settings(experiment / "gate/adaptive")["thresholds"])
+    thresholds = read_settings(experiment / "gate/adaptive").thresholds.thresholds()
     depths = list(range(len(test.depths)))
     on_test, on_calibration = (
         policies_along(table, table.logit_NA, thresholds, depths) for table in (test, calibration)
@@ -233,7 +240,7 @@ def task_figures(
     found = {
         name: figures(name, table, row.select(chosen_N), latency) for name, row in shown.items()
     }
-    return asdict(task) | {"queries": len(table.keys), "rows": found}
+    return to_json(task) | {"queries": len(table.keys), "rows": found}
 
 
 def flag_name(queries: QueryTable) -> dict[str, Any] | None:

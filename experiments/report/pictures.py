@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from experiments.report.markup import data_url
 from experiments.report.reasoned import read_pair, read_query
 from mmemb.pictures import SHARD_FORMATS, PictureError, read_picture
 from mmemb.records import Pair, Query
+from mmemb.sample_json import CandidateJson
 from mmemb.shards import IndexEntry, ShardIndex
 
 _MOST_BYTES, _LONGEST_SIDE = 200_000, 768
@@ -58,7 +58,7 @@ class CandidatePictures:
         if entry is None:
             return Shown(label or name)
         if not label:
-            label = str(json.loads(self._index.read(entry, {"json"})["json"]).get("text") or name)
+            label = self._index.read_json(entry, CandidateJson).text or name
         return Shown(label, picture_url(self._index, entry, "c"))
 
 

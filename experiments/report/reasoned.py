@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -11,7 +10,9 @@ from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from mmemb.counterfactual import names_target
 from mmemb.records import DIRECT, Pair, Query, Rationale
+from mmemb.schema import SchemaError
 from mmemb.shards import ShardIndex, check_join
+from mmemb.sidecar_json import UtilityJson
 
 
 @final
@@ -140,16 +141,16 @@ def read_depths(utilities: ShardIndex, key: str) -> dict[str, Depth] | None:
     where = f"{utilities.folder / entry.shard}, sample {key},"
     again = f"Delete {utilities.folder} and run the stage `utilities` again."
     try:
-        data = json.loads(utilities.read(entry, {"json"})["json"])
-        if missing := [name for name in ("ranks", "top") if name not in data]:
-            raise ValueError(f"it lacks {' and '.join(missing)}, so it is older than they are")
-        greedy = [float(draws[0]) for draws in data["utility"]]
-        columns = zip(greedy, map(float, data["ranks"]), map(str, data["top"]), strict=True)
-        depths = dict(zip(data["depths"], (Depth(*c) for c in columns), strict=True))
+        data = utilities.read_json(entry, UtilityJson, again)
+        if not (data.ranks and data.top):
+            raise ValueError("it lacks ranks and top, so it is older than they are")
+        greedy = [draws[0] for draws in data.utility]
+        columns = zip(greedy, data.ranks, data.top, strict=True)
+        depths = dict(zip(data.depths, (Depth(*c) for c in columns), strict=True))
         if len(depths) < 2 or next(iter(depths)) != DIRECT:
             raise ValueError(f"depths {list(depths)}: expected {DIRECT!r} and another one")
-        if not all(depth.rank >= 1 for depth in depths.values()):
-            raise ValueError(f"ranks {data['ranks']} start at 1")
-        return depths if data["eligible"] else None
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+        return depths if data.eligible else None
+    except SchemaError:
+        raise
+    except (IndexError, ValueError) as error:
         raise ValueError(f"{where} is not as `predict` writes it: {error}. {again}") from None

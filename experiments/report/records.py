@@ -5,21 +5,21 @@ Shapes: N queries, A depths (0 = direct, 1 = reason).
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmemb.benchmark_data import check_index
 from mmemb.gating import reward_BA
 from mmemb.records import DIRECT, FULL
+from mmemb.sample_json import check_index
 from mmemb.shards import ShardIndex, check_join
+from mmemb.sidecar_json import DecisionJson, UtilityJson
 
 METRICS = ("recall@1", "recall@5", "recall@10", "hit@1", "ndcg_linear@5")
 
@@ -115,12 +115,11 @@ def read_queries(experiment: Path) -> QueryTable:
                 f"{decisions.folder} has no decision for query {entry.key} of shard "
                 f"{utilities.folder / entry.shard}: run the stage `decisions` again."
             )
-        rows.append(json.loads(utilities.read(entry, {"json"})["json"]))
-        decided = decisions.by_key[entry.key]
-        taken.append(json.loads(decisions.read(decided, {"json"})["json"]))
+        rows.append(utilities.read_json(entry, UtilityJson))
+        taken.append(decisions.read_json(decisions.by_key[entry.key], DecisionJson))
     try:
         return _table(utilities, rows, taken)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"{utilities.folder} or {decisions.folder} holds rows that are not as `predict` writes "
             f"them ({type(error).__name__} {error}): run the stages that make them again."
@@ -128,35 +127,35 @@ def read_queries(experiment: Path) -> QueryTable:
 
 
 def _table(
-    utilities: ShardIndex, rows: Sequence[dict[str, Any]], taken: Sequence[dict[str, Any]]
+    utilities: ShardIndex, rows: Sequence[UtilityJson], taken: Sequence[DecisionJson]
 ) -> QueryTable:
     for entry, row in zip(utilities.entries, rows, strict=True):
         check_index(row, entry.meta)
     return QueryTable(
         keys=tuple(entry.key for entry in utilities.entries),
-        tasks=tuple(row["task"] for row in rows),
-        parts=tuple(row["part"] for row in rows),
-        concepts=tuple(row["concept"] for row in rows),
-        eligible_N=np.array([row["eligible"] for row in rows], dtype=bool),
-        utility_NA=_over_draws(rows, "utility"),
-        cost_NA=_over_draws(rows, "cost"),
+        tasks=tuple(row.task for row in rows),
+        parts=tuple(row.part for row in rows),
+        concepts=tuple(row.concept for row in rows),
+        eligible_N=np.array([row.eligible for row in rows], dtype=bool),
+        utility_NA=_over_draws([row.utility for row in rows]),
+        cost_NA=_over_draws([row.cost for row in rows]),
         metric={
-            name: np.array([[depth[name] for depth in row["metrics"]] for row in rows])
+            name: np.array([[depth[name] for depth in row.metrics] for row in rows])
             for name in METRICS
         },
-        depth_N=np.array([row["depth"] for row in taken]),
-        logit_NA=np.array([row["logits"] for row in taken]),
-        lead_N=np.array([row["scores"][1] for row in rows]),
+        depth_N=np.array([row.depth for row in taken]),
+        logit_NA=np.array([row.logits for row in taken]),
+        lead_N=np.array([row.scores[1] for row in rows]),
         confidence_N=np.array([_confidence(row) for row in rows]),
-        depths=tuple(rows[0]["depths"]) if rows else (DIRECT, FULL),
+        depths=rows[0].depths if rows else (DIRECT, FULL),
     )
 
 
-def _confidence(row: dict[str, Any]) -> float:
+def _confidence(row: UtilityJson) -> float:
     """Of the first draft at the last depth."""
-    known = row["confidence"][-1] if row["confidence"] else []
-    return float(known[0]) if known and known[0] is not None else float("nan")
+    known = row.confidence[-1] if row.confidence else ()
+    return known[0] if known and known[0] is not None else float("nan")
 
 
-def _over_draws(rows: Sequence[dict[str, Any]], name: str) -> Floats:
-    return np.array([[np.mean(draws) for draws in row[name]] for row in rows])
+def _over_draws(rows: Sequence[Sequence[Sequence[float]]]) -> Floats:
+    return np.array([[np.mean(draws) for draws in row] for row in rows])

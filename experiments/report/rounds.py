@@ -6,7 +6,6 @@ Shapes: N queries.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from experiments.report.records import Floats, QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.tables import mean_over_tasks, of_eligible_tasks
 from mmemb.files import write_atomically
+from mmemb.lineage import write_json
 
 SELECTION = {"right": "candidates right", "keep_rate": "kept", "right_kept": "kept right"}
 RIGHT = "right"
@@ -132,6 +132,6 @@ def _words(data: Mapping[str, Any], num_eligible: int, num_think: int) -> str:
 def write_rounds(runs: Sequence[Path], root: Path) -> None:
     """Prints the comparison and writes `rounds.{md,json}` into the last run's experiment."""
     text, data = rounds(runs, root)
-    write_atomically(runs[-1] / "rounds.json", json.dumps(data, indent=1).encode())
+    write_json(runs[-1] / "rounds.json", data)
     write_atomically(runs[-1] / "rounds.md", text.encode())
     print(f"{text}\n\n{runs[-1]}/rounds.md, rounds.json")

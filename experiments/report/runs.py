@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ import yaml
 from experiments.report.page import markdown_table
 from experiments.resume import flattened
 from mmemb.files import is_temporary
-from mmemb.lineage import read_json
+from mmemb.lineage import RunMark
+from mmemb.run_files import read_environment, read_summary
+from mmemb.schema import read_json
 
 HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
 
@@ -46,7 +47,7 @@ def list_runs(folder: Path) -> str:
 def diff_runs(left: Path, right: Path) -> str:
     """Settings in which two runs differ, and their metrics side by side."""
     settings = [flattened(_config(run)) for run in (left, right)]
-    metrics = [_summary(run).get("metrics", {}) for run in (left, right)]
+    metrics = [read_summary(run).metrics for run in (left, right)]
     changed = [
         [key, *(str(found.get(key, "-")) for found in settings)]
         for key in sorted({*settings[0], *settings[1]})
@@ -65,18 +66,18 @@ def diff_runs(left: Path, right: Path) -> str:
 
 
 def _line(folder: Path, run: Path) -> list[str]:
-    mark = read_json(run / "fingerprint.json", "a run's fingerprint")
-    summary, environment = _summary(run), _read(run / "environment.json")
-    metrics = summary.get("metrics", {})
+    mark = read_json(run / "fingerprint.json", RunMark)
+    summary, environment = read_summary(run), read_environment(run)
+    metrics = summary.metrics
     shown = [f"{name} {_number(metrics[name])}" for name in HEADLINES if name in metrics]
-    dirty = "+" if environment.get("uncommitted_changes") else ""
+    dirty = "+" if environment.uncommitted_changes else ""
     return [
         str(run.relative_to(folder)),
-        "finished" if mark.get("finished") else "unfinished",
-        f"{summary['seconds'] / 60:.1f}" if "seconds" in summary else "-",
-        str(environment.get("owner") or "-"),
-        ", ".join(environment.get("tags") or ()) or "-",
-        f"{environment.get('git_commit') or '-'}{dirty}",
+        "finished" if mark.finished else "unfinished",
+        "-" if summary.seconds is None else f"{summary.seconds / 60:.1f}",
+        environment.owner or "-",
+        ", ".join(environment.tags) or "-",
+        f"{environment.git_commit or '-'}{dirty}",
         shown[0] if shown else "-",
     ]
 
@@ -91,18 +92,10 @@ def _config(run: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    return _read(run / "summary.json")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path, "a record of a run") if path.is_file() else {}
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _difference(name: str, metrics: list[Mapping[str, float]]) -> str:
+def _difference(name: str, metrics: list[dict[str, float | None]]) -> str:
     values = [found.get(name) for found in metrics]
     return "-" if None in values else f"{values[1] - values[0]:+.4g}"

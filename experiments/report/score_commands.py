@@ -14,6 +14,7 @@ from experiments.report.published import table
 from experiments.report.verify import verify
 from mmemb.benchmarks.mmeb_v2 import TASKS
 from mmemb.files import write_atomically
+from mmemb.schema import SchemaError, parse_json
 from mmemb.score_files import read_scores, submission
 
 SCORE_COMMANDS = ("headline", "compare", "verify", "table", "submission", "contamination")
@@ -36,13 +37,20 @@ def add_score_commands(commands: Any) -> None:
     tabling.add_argument("--format", choices=("latex", "md", "csv"), default="md")
     handing = commands.add_parser("submission", help="the JSON file that a leaderboard takes")
     handing.add_argument("scores", type=Path, help="folder of score files, all 78 of them")
-    handing.add_argument("--metadata", type=json.loads, default={}, help="JSON: model_name, ...")
+    handing.add_argument("--metadata", type=_metadata, default={}, help="JSON: model_name, ...")
     handing.add_argument("--out", type=Path, required=True, help="file to write")
     looking = commands.add_parser("contamination", help="test queries that were trained on")
     looking.add_argument("train", type=Path, help="data root with pairs/")
     looking.add_argument("tests", type=Path, nargs="+", help="data roots, or folders of such")
     looking.add_argument("--out", type=Path, help="folder for contamination.{json,md}")
     looking.add_argument("--embedder", type=Path, help="a saved backbone, for near vectors")
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        return parse_json(text, dict[str, Any], "--metadata")
+    except SchemaError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run_score_command(options: argparse.Namespace) -> None:
@@ -59,7 +67,7 @@ def run_score_command(options: argparse.Namespace) -> None:
         found = read_scores(options.scores)
         modality_of = {task.name: task.modality for task in TASKS}
         data = submission(found, modality_of, options.metadata)
-        write_atomically(options.out, json.dumps(data, indent=4).encode())
+        write_atomically(options.out, json.dumps(data, indent=4, allow_nan=False).encode())
         print(options.out)
     else:
         text, good = verify(options.scores, options.expected)

@@ -7,7 +7,6 @@ Shapes: S runs, N queries.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from experiments.report.tables import (
     task_mean,
 )
 from mmemb.files import write_atomically
+from mmemb.lineage import write_json
 from mmemb.shards import ShardIndex
 from mmemb.statistics import cluster_bootstrap, seed_spread
 
@@ -126,6 +126,6 @@ def words(data: Mapping[str, Any]) -> str:
 def write_seeds(runs: Sequence[Path], root: Path) -> None:
     """Prints the means and writes `seeds.{md,json}` into the first run's experiment."""
     text, data = seed_means(runs, root)
-    write_atomically(runs[0] / "seeds.json", json.dumps(data, indent=1).encode())
+    write_json(runs[0] / "seeds.json", data)
     write_atomically(runs[0] / "seeds.md", text.encode())
     print(f"{text}\n\n{runs[0]}/seeds.md, seeds.json")

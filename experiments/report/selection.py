@@ -5,7 +5,6 @@ The table of facts (`answers`) is used for this scoring only; no model reads it.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmemb.records import scored_from_json
+from mmemb.records import ScoredJson
 from mmemb.shards import ShardIndex
 from mmemb.statistics import MIN_CLUSTERS
 
@@ -31,14 +30,13 @@ def selection_figures(
     tasks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     workers: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for entry in index.entries:
-        for data in json.loads(index.read(entry, {"json"})["json"]):
-            scored = scored_from_json(data)
-            count = scored.rationale.count
+        for scored in index.read_json(entry, tuple[ScoredJson, ...]):
+            count = scored.count
             right, kept = bool(scored.names_target), scored.kept
             row = [count, count * right, count * kept, count * (kept and right)]
             _add(sums, entry.meta["concept"], row)
             _add(tasks, entry.meta["task"], row)
-            _add(workers, scored.rationale.worker, row)
+            _add(workers, scored.worker, row)
     counts_G4 = np.array(list(sums.values()))
     if not len(counts_G4):
         raise ValueError(f"{index.folder} holds no candidate: run the stages before again.")

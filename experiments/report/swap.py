@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.report.tables import NUM_RESAMPLES
+from mmemb.run_files import read_summary
 from mmemb.shards import ShardIndex
+from mmemb.sidecar_json import UtilityJson
 from mmemb.statistics import Interval, cluster_bootstrap
 
 
-def judged_swap(experiment: Path) -> dict[str, float]:
+def judged_swap(experiment: Path) -> dict[str, float | None]:
     """The judges' log-probabilities, from the selector's test run; empty if there was none."""
-    path = experiment / "selection-test" / "summary.json"
-    if not path.is_file():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8"))["metrics"]
+    return read_summary(experiment / "selection-test").metrics
 
 
 def embedded_swap(experiment: Path) -> dict[str, Any] | None:
@@ -31,7 +29,7 @@ def embedded_swap(experiment: Path) -> dict[str, Any] | None:
     found = [
         (entry.meta["concept"], *swap)
         for entry in index.entries
-        if (swap := json.loads(index.read(entry, {"json"})["json"]).get("swap"))
+        if len(swap := index.read_json(entry, UtilityJson).swap) == 2
     ]
     if not found:
         return None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, final
+
+import msgspec
 
 from experiments.report.page import markdown_table
 from experiments.report.scored import Model
-from mmemb.lineage import read_json
-
-_KEYS = {"data_revision", "mode", "source", "tolerance", "scores"}
+from mmemb.schema import Schema, read_json
 
 
 def verify(scores: str, expected: Path) -> tuple[str, bool]:
@@ -24,21 +23,21 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
     Raises:
         ValueError: the file is no such thing, or the run was scored on other data.
     """
-    model, wanted = Model.read(scores), _expected(expected)
-    if wanted["data_revision"] not in ("", model.revision):
+    model, wanted = Model.read(scores), read_json(expected, _Expected, "Correct it.")
+    if wanted.data_revision not in ("", model.revision):
         raise ValueError(
-            f"{expected} is about data revision {wanted['data_revision']!r}, {model.name} was "
+            f"{expected} is about data revision {wanted.data_revision!r}, {model.name} was "
             f"scored on {model.revision!r}: prepare the data of that revision."
         )
     modes = {file.mode for file in model.files[0].values()}
-    if wanted["mode"] and modes != {wanted["mode"]}:
+    if wanted.mode and modes != {wanted.mode}:
         raise ValueError(
-            f"{expected} holds scores of mode {wanted['mode']!r}, {model.name} those of "
-            f"{sorted(modes)}: score it with `--mode {wanted['mode']}`."
+            f"{expected} holds scores of mode {wanted.mode!r}, {model.name} those of "
+            f"{sorted(modes)}: score it with `--mode {wanted.mode}`."
         )
     lines, inside = [], 0
-    for task, entry in wanted["scores"].items():
-        target, tolerance = _entry(entry, wanted["tolerance"])
+    for task in wanted.scores:
+        target, tolerance = wanted.points(task)
         found = model.scores.get(task)
         good = found is not None and abs(100 * found - target) <= tolerance
         inside += good
@@ -51,25 +50,27 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
     return f"{text}\n\n{inside} of {len(lines)} inside.", inside == len(lines)
 
 
-def _expected(path: Path) -> Mapping[str, Any]:
-    data = read_json(path, "expected scores")
-    if unknown := sorted(set(data) - _KEYS):
-        raise ValueError(f"{path}: unknown key(s) {unknown}; known are {sorted(_KEYS)}.")
-    if not isinstance(data.get("scores"), dict) or not data["scores"]:
-        raise ValueError(f"{path} lacks `scores`: expected task -> points.")
-    found = {"data_revision": "", "mode": "", "tolerance": 1.0, **data}
-    for task, entry in found["scores"].items():
-        try:
-            _entry(entry, found["tolerance"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                f'{path}: scores of {task} are {entry!r}: expected points, or {{"score": points, '
-                '"tolerance": points}}.'
-            ) from None
-    return found
+@final
+class _Points(Schema):
+    """An expected score with a tolerance of its own."""
+
+    score: float
+    tolerance: float | None = None
 
 
-def _entry(entry: Any, tolerance: float) -> tuple[float, float]:
-    if isinstance(entry, dict):
-        return float(entry["score"]), float(entry.get("tolerance", tolerance))
-    return float(entry), float(tolerance)
+@final
+class _Expected(Schema):
+    """An `expected.json`."""
+
+    scores: Annotated[dict[str, float | _Points], msgspec.Meta(min_length=1)]
+    data_revision: str = ""
+    mode: str = ""
+    source: str = ""
+    tolerance: float = 1.0
+
+    def points(self, task: str) -> tuple[float, float]:
+        """Expected score and tolerance of a task."""
+        entry = self.scores[task]
+        if not isinstance(entry, _Points):
+            return entry, self.tolerance
+        return entry.score, self.tolerance if entry.tolerance is None else entry.tolerance

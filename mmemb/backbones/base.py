@@ -10,15 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from mmemb.adapters import LoraSettings
 from mmemb.files import whole_folder
-from mmemb.lineage import read_json, write_json
+from mmemb.lineage import write_json
 from mmemb.records import Rationale, Side
+from mmemb.schema import Schema, check_arguments, convert, read_json
 from mmemb.text import check_unicode
 from mmemb.trust import check_code, check_links, is_in_folder, is_own_run, own_path
 from mmemb.weights import read_weights
@@ -319,15 +320,22 @@ def saved_spec(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     check_links(folder)
-    spec = read_json(folder / _CONFIG, "class_path and init_args")
+    spec = read_json(folder / _CONFIG, dict[str, Any])
     check_code(spec, str(folder / _CONFIG), is_own_run(folder))
     return _resolved(spec, folder)
 
 
+@final
+class _Spec(Schema):
+    """How a module is made."""
+
+    class_path: str
+    init_args: dict[str, Any]
+
+
 def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     where = f"{folder}/{_CONFIG}"
-    if not isinstance(spec.get("init_args"), dict):
-        raise ValueError(f"{where} lacks init_args: it is no saved backbone.")
+    convert(spec, _Spec, f"{where} is broken", "It is no saved backbone.")
     kind, arguments = _class_of(spec, where), dict(spec["init_args"])
     if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
         raise ValueError(
@@ -336,7 +344,7 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         )
 
     for key, value in arguments.items():
-        if isinstance(value, dict) and "class_path" in value:
+        if _is_spec(value):
             arguments[key] = _resolved(value, folder)
         elif key in kind.sources and value is not None and value not in kind.sources[key]:
             arguments[key] = _own_source(value, folder, f"{where}: {key}")
@@ -344,9 +352,16 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{where}: {key} names a file, so {kind.__name__}.sources must list it."
             )
+    plain = {key: value for key, value in arguments.items() if not _is_spec(value)}
+    check_arguments(kind, plain, where, "Save the backbone again.")
     if issubclass(kind, Backbone):
         kind.check_saved(arguments, folder)
     return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def _is_spec(value: Any) -> bool:
+    """Whether an argument is a part that is made first."""
+    return isinstance(value, dict) and "class_path" in value
 
 
 def _own_source(value: Any, folder: Path, where: str) -> str:
@@ -381,8 +396,7 @@ def _build(spec: Mapping[str, Any]) -> Any:
     """Instantiates a checked `{class_path, init_args}`, nested ones first."""
     kind = _class_of(spec, "")
     arguments = {
-        key: _build(value) if isinstance(value, dict) and "class_path" in value else value
-        for key, value in spec["init_args"].items()
+        key: _build(value) if _is_spec(value) else value for key, value in spec["init_args"].items()
     }
     try:
         return kind(**arguments)

@@ -24,6 +24,7 @@ from mmemb.backbones.clip_tokenizer import ClipTokenizer
 from mmemb.backbones.pixels import prepare_pixels
 from mmemb.pretrained import reading, unasked
 from mmemb.records import Media, Rationale, Side
+from mmemb.schema import Excerpt, convert, read_json
 from mmemb.text import limit_marks
 from mmemb.trust import in_folder, is_in_folder, own_path
 from mmemb.weights import save_quietly
@@ -140,7 +141,7 @@ class OpenClipBackbone(Backbone):
         if _TEXT in spec["model_cfg"]["text_cfg"]:
             save_quietly(folder / "text_config", self.model.text.config)
             spec["model_cfg"]["text_cfg"][_TEXT] = in_folder("text_config")
-        (folder / _CONFIG).write_text(json.dumps(spec, indent=2) + "\n")
+        (folder / _CONFIG).write_text(json.dumps(spec, indent=2, allow_nan=False) + "\n")
         saved = {"model": in_folder(_CONFIG), "pretrained": None}
         if _uses_transformers(self.tokenizer_name, self.spec["model_cfg"]["text_cfg"]):
             self.tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -281,7 +282,7 @@ def _load_model(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str,
     text = spec["model_cfg"]["text_cfg"].get(_TEXT)
     read = reading(text) if text else nullcontext()
     with tempfile.TemporaryDirectory() as folder, _without_warnings(), read:
-        (Path(folder) / _CONFIG).write_text(json.dumps(spec))
+        (Path(folder) / _CONFIG).write_text(json.dumps(spec, allow_nan=False))
         model = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
     if pretrained is not None:
         if not Path(pretrained).is_file():
@@ -301,6 +302,21 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
+class _ModelJson(Excerpt):
+    """What every model config of open_clip has."""
+
+    embed_dim: int
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+
+
+class _SpecJson(Excerpt):
+    """A saved config of open_clip."""
+
+    model_cfg: _ModelJson
+    preprocess_cfg: dict[str, Any] = {}
+
+
 def _read_spec(path: Path) -> dict[str, Any]:
     """`{model_cfg, preprocess_cfg}` of a JSON config, with the paths of files beside it."""
     spec = _read_config(path)
@@ -313,14 +329,11 @@ def _read_spec(path: Path) -> dict[str, Any]:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: the JSON config of an open_clip model.")
-    try:
-        data = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}. Give an open_clip model config.") from None
-    model_cfg = data.get("model_cfg", data)
-    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg):
-        raise ValueError(f"{path} is no open_clip model config: it lacks {sorted(missing)}.")
-    return {"model_cfg": model_cfg, "preprocess_cfg": data.get("preprocess_cfg", {})}
+    advice = "Give an open_clip model config."
+    data = read_json(path, dict[str, Any], advice)
+    spec = data if "model_cfg" in data else {"model_cfg": data}
+    convert(spec, _SpecJson, f"{path} is no open_clip model config", advice)
+    return {"preprocess_cfg": {}, **spec}
 
 
 def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:

@@ -6,7 +6,8 @@ Concepts are cut as in `mini`, so a concept lies in the same part of both.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from mmemb.benchmarks import pocket as mini
 from mmemb.benchmarks.pocket import FLAG_GALLERY, Question

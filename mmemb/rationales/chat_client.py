@@ -144,7 +144,7 @@ class ChatClient:
     async def _ask(self, request: Mapping[str, Any], call: _Call) -> Reply:
         from anyio import sleep
 
-        body = json.dumps(request).encode()
+        body = json.dumps(request, allow_nan=False).encode()
         allowed = {"passing": self.retries, "odd": min(1, self.retries), "lasting": 0}
         seen: Counter[str] = Counter()
         while True:

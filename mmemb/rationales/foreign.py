@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, final
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds

@@ -6,13 +6,13 @@ Shapes: N labels, M pictures, D embedding width.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from mmemb.lineage import run_mark
 from mmemb.rationales.base import RationaleWorker
 from mmemb.rationales.loading import load_worker
 from mmemb.records import Media, Rationale, Side, stable_hash
+from mmemb.schema import Schema, parse_json
 from mmemb.text import check_template
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class LabelBridgeWorker(RationaleWorker):
         self.name, self.concepts = self.worker.name, self.worker.concepts
         self.embedder, self.labels_path = str(embedder), str(labels)
         self.template, self.device = template, device
-        self.labels, self._revision = _read_labels(Path(labels))
+        self.labels, self._revision = read_labels(Path(labels))
         self._said: dict[tuple[str, ...], str] = {}
         _check_template(template)
 
@@ -154,21 +155,36 @@ def _check_template(template: str) -> None:
         raise ValueError(f"template {template!r}: expected the fields {{text}} and {{labels}}.")
 
 
-def _read_labels(path: Path) -> tuple[list[Side], str]:
+@final
+class LabelJson(Schema):
+    """A row of a file of labels."""
+
+    text: Annotated[str, msgspec.Meta(min_length=1)]
+    instruction: str
+
+
+_Labels = Annotated[tuple[LabelJson, ...], msgspec.Meta(min_length=1)]
+
+
+def read_labels(path: Path) -> tuple[list[Side], str]:
+    """The labels of a file, and a hash (12 hex digits) of it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no list of labels.
+    """
     try:
         content = path.read_bytes()
-        rows: list[Mapping[str, str]] = json.loads(content)
-        labels = [Side(text=row["text"], instruction=row["instruction"]) for row in rows]
-        if not all(label.text for label in labels) or not labels:
-            raise ValueError("no labels, or an empty one")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no file of labels {path}. `python -m datamodules.prepare pocket --profile "
             "full` writes it as labels.json into its output folder."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"The labels {path} cannot be used: {error!r}. Expected a JSON list of objects with "
-            "`text` and `instruction`."
-        ) from None
+    rows = parse_json(
+        content,
+        _Labels,
+        f"The labels {path} cannot be used",
+        "Expected a JSON list of objects with `text` and `instruction`.",
+    )
+    labels = [Side(text=row.text, instruction=row.instruction) for row in rows]
     return labels, hashlib.sha256(content).hexdigest()[:12]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmemb.files import write_atomically
-from mmemb.records import Rationale, Side, from_json, stable_hash, to_json
+from mmemb.records import Rationale, Side, stable_hash, to_json
+from mmemb.schema import parse_json
 
 Pool = dict[str, tuple[Rationale, ...]]
 
@@ -26,24 +27,22 @@ def pool_identity(pool: Mapping[str, Sequence[Rationale]]) -> str:
 def write_pool(path: str | Path, pool: Mapping[str, Sequence[Rationale]]) -> None:
     """Writes a pool as JSON: digest -> list of rationales."""
     rows = {digest: [to_json(r) for r in pool[digest]] for digest in sorted(pool)}
-    text = json.dumps(rows, ensure_ascii=False, indent=1)
+    text = json.dumps(rows, ensure_ascii=False, allow_nan=False, indent=1)
     write_atomically(path, f"{text}\n".encode())
 
 
 def read_pool(path: str | Path) -> Pool:
     """Reads what `write_pool` wrote."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
-            digest: tuple(from_json(Rationale, row) for row in pool)
-            for digest, pool in rows.items()
-        }
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no file of rationales {path}. Write one with mmemb.rationales.write_pool."
         ) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"The file of rationales {path} cannot be read: {error}. Expected a JSON object that "
-            "maps the digest of a side to a list of rationales, as write_pool makes it."
-        ) from None
+    return parse_json(
+        data,
+        Pool,
+        f"The file of rationales {path} cannot be read",
+        "Expected a JSON object that maps the digest of a side to a list of rationales, as "
+        "write_pool makes it.",
+    )

@@ -6,17 +6,38 @@ Knows no model; a tokenizer only as something with a chat template.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, final
 
 from mmemb.generation.chat_template import conversation_text
 from mmemb.records import FULL, SHORT, Rationale, Side
+from mmemb.schema import Schema, parse_json
 from mmemb.text import check_template
 
-_KEYS = {"system", "query", "opening", "between", "closing", "depth", "examples", "concepts"}
+
+@final
+class ExampleJson(Schema):
+    """A question with the reply that the model is shown."""
+
+    query: str
+    answer: str
+    think: str = ""
+
+
+@final
+class PromptJson(Schema):
+    """A prompt file; see `FewShotPrompt`."""
+
+    system: str
+    examples: tuple[ExampleJson, ...]
+    concepts: tuple[str, ...]
+    query: str = "{text}"
+    opening: str = "<think>"
+    between: str = "</think><answer>"
+    closing: str = "</answer>"
+    depth: Literal["full", "short"] = FULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,40 +60,49 @@ class FewShotPrompt:
     system: str
     examples: tuple[tuple[str, str, str], ...]
     concepts: frozenset[str]
-    query: str = "{text}"
-    opening: str = "<think>"
-    between: str = "</think><answer>"
-    closing: str = "</answer>"
-    depth: str = FULL
+    query: str
+    opening: str
+    between: str
+    closing: str
+    depth: str
 
     @classmethod
     def load(cls, path: str | Path) -> FewShotPrompt:
         """Reads a prompt file (JSON)."""
         try:
             content = Path(path).read_bytes()
-            return cls._from_json(json.loads(content), hashlib.sha256(content).hexdigest()[:12])
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"There is no prompt file {path}. Give the few-shot prompt of the worker, such as "
                 "experiments/configs/pocket/few_shot.json."
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"The prompt file {path} cannot be used: {error!r}. Expected a JSON object with "
-                f"keys from {sorted(_KEYS)}, whose examples hold query, think and answer."
-            ) from None
+
+        where = f"The prompt file {path} cannot be used"
+        advice = (
+            f"Expected a JSON object with keys from {sorted(PromptJson.__struct_fields__)}, whose "
+            "examples hold query, think and answer."
+        )
+        data = parse_json(content, PromptJson, where, advice)
+        try:
+            return cls._of(data, hashlib.sha256(content).hexdigest()[:12])
+        except (ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(f"{where}: {error!r}. {advice}") from None
 
     @classmethod
-    def _from_json(cls, data: dict[str, Any], identity: str) -> FewShotPrompt:
-        if unknown := sorted(set(data) - _KEYS):
-            raise ValueError(f"unknown key(s) {unknown}")
-        if data.get("depth", FULL) not in (FULL, SHORT):
-            raise ValueError(f"depth is {data['depth']!r}, not {FULL!r} or {SHORT!r}")
-        if data.get("depth", FULL) == FULL and not data.get("between", cls.between):
+    def _of(cls, data: PromptJson, identity: str) -> FewShotPrompt:
+        if data.depth == FULL and not data.between:
             raise ValueError("between is empty, so that a thought has no end")
-        fields = {k: v for k, v in data.items() if k not in ("examples", "concepts")}
-        examples = tuple((e["query"], e.get("think", ""), e["answer"]) for e in data["examples"])
-        prompt = cls(identity, examples=examples, concepts=frozenset(data["concepts"]), **fields)
+        prompt = cls(
+            identity,
+            data.system,
+            tuple((shown.query, shown.think, shown.answer) for shown in data.examples),
+            frozenset(data.concepts),
+            data.query,
+            data.opening,
+            data.between,
+            data.closing,
+            data.depth,
+        )
         check_template(prompt.query, ("instruction", "text"), "query")
         return prompt
 

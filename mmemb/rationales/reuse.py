@@ -6,7 +6,6 @@ Knows the records that stage 1 keeps for this beside its candidates, and no mode
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mmemb.rationales.base import NO_DRAW, RationaleWorker, drawn_seeds
-from mmemb.records import Rationale, Side, from_json, to_json
+from mmemb.records import Rationale, Side, to_json
+from mmemb.schema import Schema, SchemaError, parse_json
 from mmemb.shards import IndexEntry, ShardIndex
 
 DRAWS, PROBE, DIGEST = "draws.json", "probe.npy", "digest"
@@ -176,13 +176,15 @@ class DrawBook:
     def _read(self, digest: str) -> _Page:
         page = _Page()
         for index, entry in self._places.get(digest, ()):
+            place = f"Shard {index.folder / entry.shard}, sample {entry.key}"
+            where = f"{place}: its draws cannot be read"
             try:
-                _add(page, digest, index.read(entry, {DRAWS, PROBE}))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                _add(page, digest, index.read(entry, {DRAWS, PROBE}), where)
+            except (ValueError, KeyError) as error:
+                said = error.problem if isinstance(error, SchemaError) else f"{where} ({error!r})."
                 raise ValueError(
-                    f"Shard {index.folder / entry.shard}, sample {entry.key}: its draws cannot be "
-                    f"read ({type(error).__name__} {error}). A folder that a run reuses must not "
-                    "change meanwhile, so it cannot be the one that the run writes."
+                    f"{said} A folder that a run reuses must not change meanwhile, so it cannot "
+                    "be the one that the run writes."
                 ) from None
         page.earlier = frozenset(page.draws)
         return page
@@ -199,12 +201,21 @@ class DrawBook:
             self._places.setdefault(entry.meta[DIGEST], []).append((index, entry))
 
 
-def _add(page: _Page, digest: str, members: Mapping[str, bytes]) -> None:
-    data = json.loads(members[DRAWS])
-    if data[DIGEST] != digest:
-        raise ValueError(f"it is about another side, {data[DIGEST]}, instead of {digest}")
-    for name, draws in data["draws"].items():
-        page.draws |= {(name, int(seed)): from_json(Rationale, row) for seed, row in draws}
-    if "probe" in data:
+@final
+class _DrawsJson(Schema):
+    """What a row keeps of the draws that were made about its side, as `DrawBook.kept` gives it."""
+
+    digest: str
+    draws: dict[str, tuple[tuple[int, Rationale], ...]]
+    probe: str | None = None
+
+
+def _add(page: _Page, digest: str, members: Mapping[str, bytes], where: str) -> None:
+    data = parse_json(members.get(DRAWS, b""), _DrawsJson, where)
+    if data.digest != digest:
+        raise ValueError(f"it is about another side, {data.digest}, instead of {digest}")
+    for name, draws in data.draws.items():
+        page.draws |= {(name, seed): rationale for seed, rationale in draws}
+    if data.probe is not None:
         state_H = np.load(io.BytesIO(members[PROBE]), allow_pickle=False)
-        page.probes[data["probe"]] = torch.from_numpy(state_H)
+        page.probes[data.probe] = torch.from_numpy(state_H)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mmemb.rationales.base import RationaleWorker, check_seeds, drawn_seeds
 from mmemb.records import GREEDY, Rationale, Side, stable_hash
+from mmemb.schema import Excerpt, parse_json
 
 WORKER = "table"
 
@@ -65,19 +65,35 @@ class TableWorker(RationaleWorker):
         )
 
 
+@final
+class _Country(Excerpt):
+    name: str
+
+
+@final
+class _Facts(Excerpt):
+    """What a worker needs of a table of facts."""
+
+    questions: dict[str, str]
+    countries: dict[str, _Country]
+
+
 def _read_facts(path: Path) -> tuple[dict[str, str], str]:
     try:
         content = path.read_bytes()
-        data = json.loads(content)
-        names = {q: data["countries"][code]["name"] for q, code in data["questions"].items()}
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no table of facts {path}. `python -m datamodules.prepare pocket` writes it "
             "as facts.json into its output folder."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"The table of facts {path} cannot be used: {error!r}. Expected a JSON object with "
-            "`questions` (query text -> code) and `countries` (code -> row with a name)."
-        ) from None
+
+    where = f"The table of facts {path} cannot be used"
+    advice = (
+        "Expected a JSON object with `questions` (query text -> code) and `countries` (code -> "
+        "row with a name)."
+    )
+    facts = parse_json(content, _Facts, where, advice)
+    if unknown := [code for code in facts.questions.values() if code not in facts.countries]:
+        raise ValueError(f"{where}: it has no country {unknown[0]!r}. {advice}")
+    names = {question: facts.countries[code].name for question, code in facts.questions.items()}
     return names, hashlib.sha256(content).hexdigest()[:12]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
+
+from msgspec.structs import replace
 
 from datamodules.prepare.cells import CellError, shown, text_of
 from datamodules.prepare.folder.write import PAIRS, QUERIES

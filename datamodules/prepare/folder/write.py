@@ -188,4 +188,4 @@ def _answers(row: OwnRow) -> list[str]:
 
 
 def _json(data: Mapping[str, Any]) -> dict[str, bytes]:
-    return {"json": json.dumps(data, ensure_ascii=False, sort_keys=True).encode()}
+    return {"json": json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()}

@@ -96,5 +96,5 @@ def _check_content(where: str, what: str, text: str, media: Mapping[str, bytes])
 def _sample(
     number: int, data: dict[str, Any], members: dict[str, bytes], meta: dict[str, str]
 ) -> Sample:
-    encoded = json.dumps(data, ensure_ascii=False, sort_keys=True).encode()
+    encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
     return Sample(f"{number:08d}", members | {"json": encoded}, meta)

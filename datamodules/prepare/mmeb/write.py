@@ -6,7 +6,6 @@ A finished root of the same fingerprint stays as it is; in an unfinished one onl
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmemb.files import file_sha256
 from mmemb.guards import GIB, check_disk
 from mmemb.lineage import canonical_json, write_json
 from mmemb.records import to_json
+from mmemb.schema import Schema, read_json
 from mmemb.shard_writer import Sample
 from mmemb.shards import MANIFEST, Source, check_shard, read_manifest
 
@@ -62,18 +62,34 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
     return manifest
 
 
+@final
+class _ManifestJson(Schema):
+    """The manifest of a task's data root; `counts` may hold lists of what is told of."""
+
+    format_version: int
+    benchmark: str
+    task: str
+    modality: str
+    revision: str | None
+    fingerprint: str
+    counts: dict[str, Any]
+    sources: list[Source]
+    partial: bool
+    skipped: list[str]
+
+
 def finished(root: Path, mark: str, settings: Settings) -> dict[str, Any] | None:
     """The manifest of a root that is whole and of this fingerprint; else None."""
     try:
-        manifest = json.loads((root / MANIFEST).read_bytes())
+        manifest = read_json(root / MANIFEST, _ManifestJson)
         for folder in (root / CANDIDATES, root / QUERIES):
             for shard in read_manifest(folder).shards:
                 check_shard(folder, shard, verify=False)  # readers hash what they open
     except (OSError, ValueError):
         return None
-    good_enough = settings.on_error == "skip" or not manifest.get("partial", True)
-    whole = manifest.get("fingerprint") == mark and (root / TASKS).is_file()
-    return manifest if whole and good_enough else None
+    good_enough = settings.on_error == "skip" or not manifest.partial
+    whole = manifest.fingerprint == mark and (root / TASKS).is_file()
+    return to_json(manifest) if whole and good_enough else None
 
 
 def plan_mark(plan: TaskPlan, sources: Sequence[Source], hashes: FileHashes) -> str:

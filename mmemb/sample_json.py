@@ -1,0 +1,89 @@
+"""What the JSON of samples holds: pairs, queries and candidates.
+
+`mmemb.records` has what they become together with their pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, final
+
+import msgspec
+
+from mmemb.metrics import HIGHEST_GRADE
+from mmemb.schema import Count, Excerpt, Schema
+
+Grade = Annotated[float, msgspec.Meta(gt=0, le=HIGHEST_GRADE)]
+
+
+@final
+class PairJson(Schema):
+    """Of a sample of `pairs/`; see `mmemb.records.Pair`."""
+
+    task: str
+    part: str
+    concept: str
+    fact: str
+    group: str
+    gallery: str
+    text: str
+    instruction: str
+    target_text: str
+    target_instruction: str
+    target_name: str
+    positives: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+@final
+class QueryJson(Schema):
+    """Of a sample of `queries/`; see `mmemb.records.Query`.
+
+    Attributes:
+        repeats: how many entries of the candidate list repeat an earlier one.
+    """
+
+    task: str
+    part: str
+    concept: str
+    fact: str
+    text: str
+    instruction: str
+    relevance: Annotated[dict[str, Grade], msgspec.Meta(min_length=1)]
+    answers: tuple[str, ...]
+    repeats: Count = 0
+
+
+@final
+class CandidateJson(Schema):
+    """Of a sample of `candidates/`; see `mmemb.records.Candidate`."""
+
+    name: str
+    gallery: str
+    text: str
+    instruction: str
+
+
+@final
+class AskedJson(Excerpt):
+    """The query's side of a pair or of a query, whichever it is, and what an index repeats."""
+
+    task: str
+    part: str
+    concept: str
+    fact: str
+    text: str
+    instruction: str
+
+
+def check_index(data: Schema | Excerpt, meta: Mapping[str, str]) -> None:
+    """Refuses a sample whose index entry and JSON disagree in a field that both have.
+
+    Raises:
+        ValueError: names the field and both values.
+    """
+    for name, stated in meta.items():
+        if name in data.__struct_fields__ and (found := getattr(data, name)) != stated:
+            raise ValueError(
+                f"the index says {name} {stated!r}, the json {found!r}: expected the same in both."
+            )
