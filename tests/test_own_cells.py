@@ -366,9 +366,21 @@ CELLS = st.one_of(
     st.lists(st.lists(st.integers(0, 9), max_size=2), max_size=2),
     st.dictionaries(st.sampled_from(["text", "media", "path"]), st.text("ab"), max_size=2),
 )
-ROWS = st.fixed_dictionaries(
-    {name: st.just(GOOD[name]) | CELLS for name in ("id", "task", "split")},
-    optional={name: CELLS for name in (*COLUMNS[3:], "query", "positives", "colour")},
+SIDES = st.dictionaries(st.sampled_from(["text", "media", "instruction"]), CELLS, min_size=1)
+ROWS = st.one_of(
+    # Most rows have one cell of any kind, so that many are good.
+    st.dictionaries(st.sampled_from([*COLUMNS, "colour"]), CELLS, min_size=1, max_size=2).map(
+        lambda changed: GOOD | changed
+    ),
+    st.builds(
+        lambda query, target: {
+            **{name: GOOD[name] for name in ("id", "task", "split")},
+            "query": {"text": "q"} | query,
+            "positives": [{"text": "x"} | target],
+        },
+        SIDES,
+        SIDES,
+    ),
 )
 
 
