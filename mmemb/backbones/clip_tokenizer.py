@@ -50,6 +50,9 @@ class ClipTokenizer:
     def _encode(self, text: str, most: int) -> list[int]:
         """The first `most` tokens; no more is read of the text than they need."""
         tokenizer, ids = self._tokenizer, list[int]()
+
+        # Cleaning goes line by line, at some work for each; lines of blanks come to nothing.
+        text = "\n".join(line for line in text.split("\n") if line.strip())
         for found in self._pieces.finditer(tokenizer.clean_fn(text)):
             letters = "".join(map(tokenizer.byte_encoder.__getitem__, found[0].encode()))
             ids += [tokenizer.encoder[token] for token in self._tokens(letters, most - len(ids))]

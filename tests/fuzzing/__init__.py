@@ -4,6 +4,7 @@ from tests.fuzzing.clips import Clips
 from tests.fuzzing.folders import Folders
 from tests.fuzzing.json_files import JsonFiles
 from tests.fuzzing.kind import Kind
+from tests.fuzzing.long_texts import LongTexts
 from tests.fuzzing.names import Names
 from tests.fuzzing.pictures import Pictures
 from tests.fuzzing.servers import Servers
@@ -13,5 +14,16 @@ from tests.fuzzing.texts import Texts
 
 KINDS: dict[str, type[Kind]] = {
     kind.name: kind
-    for kind in (JsonFiles, Names, Texts, Servers, Pictures, Clips, Tables, Tars, Folders)
+    for kind in (
+        JsonFiles,
+        Names,
+        Texts,
+        LongTexts,
+        Servers,
+        Pictures,
+        Clips,
+        Tables,
+        Tars,
+        Folders,
+    )
 }

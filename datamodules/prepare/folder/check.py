@@ -20,6 +20,7 @@ from datamodules.prepare.folder.media import content_digest, locate, side_member
 from datamodules.prepare.folder.table import OwnRow, OwnSide
 from datamodules.prepare.media_paths import MediaPathError
 from mmemb.file_names import file_name
+from mmemb.text import limit_marks
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _CHUNK = 64
@@ -142,7 +143,7 @@ def _forms(rows: Iterable[OwnRow]) -> Found:
         sides = (*row.positives, *row.negatives)
         names += [("target", side.name, f"{row.task} {side.name}") for side in sides]
         for column, name, seems in names:
-            key = (column, unicodedata.normalize("NFC", seems or name))
+            key = (column, unicodedata.normalize("NFC", limit_marks(seems or name)))
             known, number = first.setdefault(key, (name, row.number))
             if known != name:
                 said = f"is written otherwise in row {number} ({ascii(known):.60}): let one name"

@@ -23,6 +23,7 @@ from mmemb.pictures import (
     read_picture,
     upright_size,
 )
+from mmemb.text import limit_marks
 
 KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
@@ -160,7 +161,7 @@ def _normal_text(text: str) -> str:
     >>> _normal_text("Cafe\N{COMBINING ACUTE ACCENT}  Noir") == _normal_text("caf\xe9 noir")
     True
     """
-    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+    return " ".join(unicodedata.normalize("NFC", limit_marks(text.lower())).split())
 
 
 def _is_frame(name: str) -> bool:
