@@ -25,7 +25,8 @@ class Clips(Kind):
 
     name: ClassVar[str] = "clips"
     cpu_s: ClassVar[float] = 20.0
-    megabytes: ClassVar[int] = 1500
+    megabytes: ClassVar[int] = 4000
+    """Of addresses, among them stacks of decoders' threads until they are collected."""
 
     def make_seeds(self) -> Sequence[bytes]:
         av.logging.set_level(av.logging.PANIC)
