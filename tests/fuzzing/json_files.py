@@ -14,7 +14,7 @@ from mmemb.benchmark_data import read_benchmark
 from mmemb.lineage import read_facts
 from mmemb.rationales import FewShotPrompt
 from mmemb.rationales.pools import read_pool
-from mmemb.records import Rationale, Side
+from mmemb.records import Rationale, Side, to_json
 from mmemb.score_files import METRICS, read_scores, read_values
 from mmemb.shards import ShardIndex
 from tests.fuzzing.kind import Kind
@@ -44,7 +44,7 @@ class JsonFiles(Kind):
             "prompt": prompt | {"concepts": ["c"], "query": "{instruction} {text}"},
             "scores": dict.fromkeys(METRICS, 0.5) | {"num_pred": 2, "mode": "correct"},
             "values": {"metric": "hit@1", "keys": ["a"], "clusters": ["b"], "values": [0.5]},
-            "pool": {"0" * 32: [_plain(rationale)]},
+            "pool": {"0" * 32: [to_json(rationale)]},
             "rationales": {"id": "a", "rationales": ["b", {"thinking": "c", "answer": "d"}]},
         }  # fmt: skip
         self._kept = {
@@ -102,10 +102,6 @@ class JsonFiles(Kind):
             "pool": _read_pool,
             "rationales": _read_rationales,
         }
-
-
-def _plain(rationale: Rationale) -> dict[str, Any]:
-    return {name: getattr(rationale, name) for name in rationale.__dataclass_fields__}
 
 
 def _read_pair(path: Path, body: bytes) -> None:
