@@ -142,7 +142,7 @@ def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
     if isinstance(error, msgspec.ValidationError):
         try:
             return _with_keys(msgspec.json.decode(data), kind, str(error))
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             return f"{error!s:.300}"
     constants: list[str] = []
     try:

@@ -156,6 +156,8 @@ def read_manifest(folder: Path | str) -> Manifest:
     manifest = parse_json(path.read_bytes(), Manifest, f"{path} cannot be trusted", _MAKE_AGAIN)
     if manifest.format_version != FORMAT_VERSION:
         raise _broken(path, f"format version {FORMAT_VERSION}", manifest.format_version)
+    if (listed := sum(shard.num_samples for shard in manifest.shards)) != manifest.num_samples:
+        raise _broken(path, f"{manifest.num_samples} samples in its shards", listed)
     return manifest
 
 
@@ -520,6 +522,10 @@ def _index_entry(row: _IndexRow, shard: ShardEntry, where: str) -> IndexEntry:
         raise SchemaError(f"{where}: sample {row.key!r} lies outside its shard.", _MAKE_AGAIN)
     if lost := sorted(row.media.keys() - row.members.keys()):
         problem = f"{where}: sample {row.key!r} has no member {lost[0]!r}, whose hash is stated."
+        raise SchemaError(problem, _MAKE_AGAIN)
+    pictures = {name for name in row.members if f".{name}".endswith(MEDIA_SUFFIXES)}
+    if unknown := sorted(pictures - row.media.keys()):
+        problem = f"{where}: sample {row.key!r} has no hash of its member {unknown[0]!r}."
         raise SchemaError(problem, _MAKE_AGAIN)
     return IndexEntry(row.key, shard.name, row.members, Meta(row.meta), row.media)
 

@@ -61,6 +61,8 @@ def test_a_constructor_gets_what_it_states() -> None:
 def test_deep_nesting_is_no_recursion_error() -> None:
     with pytest.raises(SchemaError, match="F: the JSON is nested too deeply"):
         parse_json(b"[" * 100_000, Any, "F")
+    with pytest.raises(SchemaError, match="F: Expected `str`, got `array`"):
+        parse_json(b'{"a": ' + b"[" * 100_000, dict[str, str], "F")
 
 
 def test_what_fits_is_read() -> None:

@@ -314,6 +314,26 @@ def test_an_index_that_hashes_what_is_not_there(tmp_path):
         ShardIndex.open(tmp_path)
 
 
+def test_an_index_that_lacks_the_hash_of_a_picture(tmp_path):
+    path = index_path(write(tmp_path), "plain-000000.tar")
+    data = json.loads(path.read_bytes())
+    data["entries"][0]["members"]["t9.webp"] = data["entries"][0]["members"]["json"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"has no hash of its member 't9\.webp'"):
+        ShardIndex.open(tmp_path)
+
+
+def test_a_manifest_that_lost_a_shard(tmp_path):
+    path = write(tmp_path) / "manifest.json"
+    data = json.loads(path.read_bytes())
+    lost = data["shards"].pop()
+    path.write_text(json.dumps(data))
+    with pytest.raises(
+        ValueError, match=rf"expected 10 samples .* found {10 - lost['num_samples']}"
+    ):
+        ShardIndex.open(tmp_path)
+
+
 def test_a_meta_key_that_an_index_lacks_says_what_to_do(tmp_path):
     entry = pickle.loads(pickle.dumps(ShardIndex.open(write(tmp_path)))).entries[0]
     assert (entry.meta["part"], entry.meta.get("task"), "task" in entry.meta) == (

@@ -29,7 +29,6 @@ class Clips(Kind):
     """Of addresses, among them stacks of decoders' threads until they are collected."""
 
     def make_seeds(self) -> Sequence[bytes]:
-        av.logging.set_level(av.logging.PANIC)
         return [f"{suffix}\n".encode() + data for suffix, data in self._files().items()]
 
     def mutate(self, data: bytes, random: Random) -> bytes:

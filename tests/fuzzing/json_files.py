@@ -61,7 +61,7 @@ class JsonFiles(Kind):
 
     def marks(self, data: bytes) -> Sequence[str]:
         name = data.partition(b"\n")[0].decode()
-        return (self._paths()[name].name, "sample k", "Shard ", "shard ")
+        return (self._paths()[name].name, "sample k", ".index.json", ".tar")
 
     def read(self, data: bytes) -> None:
         name, _, body = data.partition(b"\n")
@@ -138,7 +138,7 @@ def _read_prompt(path: Path, body: bytes) -> None:
 def _finite(scores: Mapping[str, float]) -> None:
     for name, value in scores.items():
         assert isinstance(value, int | float), (name, value)
-        assert 0 <= value < float("inf"), (name, value)
+        assert abs(value) < float("inf"), (name, value)
 
 
 def _read_pool(path: Path, body: bytes) -> None:

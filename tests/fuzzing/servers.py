@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import threading
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ class Servers(Kind):
 
     def make_seeds(self) -> Sequence[bytes]:
         self._server: socket.socket | None = None
-        logging.getLogger("mmemb.rationales.chat_client").setLevel(logging.ERROR)
         message = {"role": "assistant", "content": "It is France. => France", "reasoning": "why"}
         data = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": None}
         body = json.dumps(data | {"usage": {"completion_tokens": 9}}).encode()

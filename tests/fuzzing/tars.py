@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import logging
 import tarfile
 from collections.abc import Sequence
 from random import Random
@@ -33,7 +32,6 @@ class Tars(Kind):
     name: ClassVar[str] = "tars"
 
     def make_seeds(self) -> Sequence[bytes]:
-        logging.getLogger("datamodules").setLevel(logging.ERROR)
         index = ShardIndex.open(write_tiny(self.folder / "data") / "pairs/plain")
         members = [
             (f"{row.entry.key}.{name}", data)
