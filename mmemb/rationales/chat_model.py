@@ -5,12 +5,12 @@ Knows no decoding. What writes and what is fitted share it, so both read the ver
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmemb.adapters import adapter_identity, merge_adapter
