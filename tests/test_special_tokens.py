@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from transformers import AddedToken
 
 from mmemb.backbones import PromptStyle
@@ -79,7 +79,7 @@ def test_ordinary_texts_reach_a_server_as_they_are(text: str) -> None:
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
     folder = write_chat_model(tmp_path_factory.mktemp("chat"))
-    prompt = FewShotPrompt("x", "", (("a", "b", "c"),), frozenset())
+    prompt = FewShotPrompt.load(write_prompts(folder) / "tags.json")
     return ChatModel(str(folder), prompt, None, "cpu", "float32")
 
 

@@ -24,6 +24,7 @@ from mmemb.rationales.chat_reply import Reply
 from mmemb.rationales.folding import fold_candidates
 from mmemb.rationales.server import tagged
 from mmemb.records import Rationale, Side
+from tests.chat_stub import write_prompts
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_text
 from tests.tiny_backbones import TINY, build_joint
@@ -83,7 +84,7 @@ def readers(folder: Path) -> Mapping[str, Callable[[str], Any]]:
     (folder / "clip.json").write_text(json.dumps(config))
     clip = OpenClipBackbone(str(folder / "clip.json")).eval()
     joint = build_joint(folder)
-    few_shot = FewShotPrompt("x", "", (("a", "b", "c"),), frozenset())
+    few_shot = FewShotPrompt.load(write_prompts(folder) / "tags.json")
     chat = ChatModel(str(write_chat_model(folder / "chat")), few_shot, None, "cpu", "float32")
     builder = PromptBuilder(byte_tokenizer(), PromptStyle())
     judge = JudgePrompts(builder, JudgeStyle())
