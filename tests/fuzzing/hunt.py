@@ -20,7 +20,8 @@ from typing import Any, Never, final
 from tests.fuzzing.kind import Kind, fault_of
 
 WALL_S = 60.0
-"""Longest silence of a child: then it hangs where no signal reaches it."""
+"""Longest silence of a child, or five times what one input may take of the processor, which others
+may share: then it hangs where no signal reaches it."""
 
 MOST_SAVED = 20
 """Faults of one kind that are saved; then its hunt ends."""
@@ -78,8 +79,9 @@ def _watch(
 
     os.close(writer)
     number = first
+    patience = max(WALL_S, 5 * kind.cpu_s)
     with open(reader) as lines:
-        while select.select([lines], [], [], WALL_S)[0] and (line := lines.readline()):
+        while select.select([lines], [], [], patience)[0] and (line := lines.readline()):
             number, fault = json.loads(line)
             if fault is None:
                 tally.tried += 1
