@@ -5,19 +5,25 @@ Configurations name their inputs relative to the repository's root, so call thes
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
+from experiments.recorded_config import CONFIG, read_config
 from experiments.recorded_model import check_recorded
+from experiments.run import innermost
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.rationales import RationaleWorker
 from mmemb.trust import Allowed
 from mmemb.weights import read_weights
+
+_PLAIN = "plain"
+"""Mode of a parser for which a text is what it says."""
 
 
 def load_run(
@@ -49,9 +55,15 @@ def load_run(
         ValueError: it names what is not allowed, or its weights do not fit.
     """
     folder = Path(folder)
-    settings, allowed = _model_settings(folder / "config.yaml"), Allowed.to(folder, models, servers)
-    check_recorded(settings, folder, allowed, packages, trust_remote_code)
-    module = _build(settings)
+    settings, allowed = read_config(folder)["model"], Allowed.to(folder, models, servers)
+    check = partial(
+        check_recorded,
+        folder=folder,
+        allowed=allowed,
+        packages=packages,
+        trust_remote_code=trust_remote_code,
+    )
+    module = _build(settings, check, f"{folder}/{CONFIG}")
     path = Path(checkpoint) if checkpoint else _newest_checkpoint(folder / "checkpoints")
     if path is not None:
         _load_weights(module, path)
@@ -80,20 +92,30 @@ def load_adaptive(
     return AdaptiveEmbedder.from_pretrained(folder, workers, servers, models)
 
 
-def _model_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: {path.parent} is no run of `experiments.run`. Name a folder below "
-            "runs/, such as runs/pocket/embedder."
-        )
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+def _build(
+    settings: dict[str, Any], check: Callable[[Mapping[str, Any]], None], where: str
+) -> pl.LightningModule:
+    """The module of checked settings.
+
+    The recorded configuration is resolved: nothing in it is left to be looked up. So a text is a
+    text, and neither YAML nor the name of a file with more of it.
+    """
+    set_loader(_PLAIN, _as_it_is)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=_PLAIN)
+    parser.add_argument("--model", type=pl.LightningModule, required=True)
+
+    check(settings)  # before anything is imported
+    try:
+        parsed = parser.parse_object({"model": settings})
+    except ArgumentError as error:
+        said = innermost(textwrap.dedent(str(error).partition("\n")[2])) or str(error)
+        raise ValueError(f"{where} does not fit this version: {said:.500}") from None
+    check(parsed.model.as_dict())  # as the parser understood it
+    return parser.instantiate(parsed).model
 
 
-def _build(settings: dict[str, Any]) -> pl.LightningModule:
-    # The recorded configuration is resolved: the plain parser mode reads it, no `${...}` is left.
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
-    return parser.instantiate(parser.parse_object({"model": settings})).model
+def _as_it_is(text: str) -> str:
+    return text
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:

@@ -6,13 +6,14 @@ of this project are, beside what the caller allows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from experiments.recorded_config import CONFIG
 from mmemb.rationales.loading import allowed_key
 from mmemb.trust import Allowed, check_code
 
@@ -22,7 +23,9 @@ PACKAGES = ("lightning_modules", "mmemb", "torch.optim")
 _FUNCTIONS = {"load_backbone": ("folder",)}
 """Functions that stand where a class may stand -> their arguments that name a model."""
 
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_ARGUMENTS = ("init_args", "dict_kwargs")
+
+_PLAIN = (str, int, float, bool, type(None), Path)
 
 
 def check_recorded(
@@ -35,7 +38,8 @@ def check_recorded(
     """Refuses what a run's configuration may not ask for.
 
     Args:
-        settings: the key `model` of the configuration.
+        settings: the key `model` of the configuration; the caller's word for the key of a server
+            is put into it.
         folder: the run.
         allowed: models and servers outside of it.
         packages: whose classes may be named, beside `PACKAGES`.
@@ -45,22 +49,29 @@ def check_recorded(
         ValueError: it names a class of another package, a model or server that is not allowed, or
             asks for code that comes with a model.
     """
-    where = f"{folder}/config.yaml"
+    where = f"{folder}/{CONFIG}"
     if not trust_remote_code:
         check_code(settings, where, allowed.own)
 
+    texts: set[str] = set()
     for key, node in _named(settings, "model"):
         if isinstance(node, str):
-            if _would_be_imported(node):
+            if key not in texts and _would_be_imported(node):
                 _object(node, f"{where}: {key}", packages)
             continue
         kind = _object(str(node["class_path"]), f"{where}: {key}.class_path", packages)
-        arguments = node.get("init_args") or {}
+        arguments: dict[str, Any] = {}
+        for part in _ARGUMENTS:
+            if not isinstance(said := node.get(part) or {}, Mapping):
+                raise ValueError(f"{where}: {key}.{part} is no table: expected names and values.")
+            arguments |= said
+            if "url" in said:
+                key_of_server = allowed_key(said, allowed, f"{where}: {key}.{part}")
+                said["api_key_env"] = key_of_server
+        texts |= {f"{key}.init_args.{name}" for name in _text_arguments(kind)}
         for name, words in _places(kind).items():
             for value in sorted(set(_strings(arguments.get(name))) - set(words)):
                 _check_place(value, folder, allowed, f"{where}: {key}.init_args.{name}")
-        if "url" in arguments:
-            allowed_key(arguments, allowed, f"{where}: {key}")
 
 
 def _named(node: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -80,12 +91,27 @@ def _named(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _would_be_imported(text: str) -> bool:
     """Whether jsonargparse could take a text for a class; finding a package runs none of it."""
-    if not _DOTTED.fullmatch(text) or Path(text).exists():
+    first, *rest = text.split(".")
+    if not rest or not all(name.isidentifier() for name in (first, *rest)):
         return False
     try:
-        return find_spec(text.partition(".")[0]) is not None
+        return find_spec(first) is not None
     except ValueError:  # a module without a specification, such as `__main__`
         return True
+
+
+def _text_arguments(kind: Any) -> list[str]:
+    """Arguments in which a text is never taken for a class, such as the name of a file."""
+    try:
+        hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
+    except (NameError, TypeError, AttributeError):  # of a user's own class
+        return []
+    return [name for name, hint in hints.items() if hint in _PLAIN or _is_union_of_plain(hint)]
+
+
+def _is_union_of_plain(hint: Any) -> bool:
+    parts = get_args(hint)
+    return get_origin(hint) in (Union, UnionType) and all(part in _PLAIN for part in parts)
 
 
 def _object(path: str, where: str, packages: Collection[str]) -> Any:
@@ -125,8 +151,10 @@ def _places(kind: Any) -> dict[str, Collection[str]]:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         yield from (text for inner in value.values() for text in _strings(inner))
-    elif isinstance(value, str):
-        yield value
+    elif isinstance(value, list | tuple):
+        yield from (text for inner in value for text in _strings(inner))
+    elif isinstance(value, str | Path):
+        yield str(value)
 
 
 def _check_place(value: str, folder: Path, allowed: Allowed, where: str) -> None:

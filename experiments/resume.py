@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from callbacks.checkpoint_io import newest_whole
 from experiments.deciding import deciding_trainer
+from experiments.recorded_config import CONFIG, read_config
 from mmemb.lineage import RunMark
 from mmemb.schema import read_json
 
@@ -42,9 +41,9 @@ def check_resume(
         ValueError: something differs that was not allowed; all differences are listed.
     """
     run = run_of(checkpoint)
-    if not (run / "config.yaml").is_file():
+    if not (run / CONFIG).is_file():
         return
-    recorded = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    recorded = read_config(run)
     found = changes(recorded, settings) | changed_inputs(run, inputs)
     unknown = [key for key in allowed if not any(_covers(key, name) for name in found)]
     if unknown:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.model_card import Figure, Ingredient
+from experiments.recorded_config import read_config
 from experiments.report.saved_report import read_report
-from experiments.saved_backbone import Found, config_of, is_run
+from experiments.saved_backbone import Found, is_run
 from mmemb.lineage import run_mark
 from mmemb.run_files import read_environment, read_summary
 from mmemb.sample_json import QueryJson
@@ -124,7 +125,7 @@ def records(found: Found) -> dict[str, Any]:
 def _starting_points(run: Path | None) -> Iterator[tuple[Path, str]]:
     """Folders and ids of models, through all runs that this one started from."""
     while run is not None:
-        arguments = config_of(run)["model"].get("init_args") or {}
+        arguments = read_config(run)["model"].get("init_args") or {}
         backbone = arguments.get("backbone") or {"init_args": {"folder": arguments.get("embedder")}}
         given = backbone.get("init_args") or {}
         if not given.get("folder"):
@@ -148,7 +149,7 @@ def _is_reported(run: Path) -> bool:
     gate = run.parent / "gate"
     if not is_run(gate):
         return False
-    embedder = (config_of(gate)["model"].get("init_args") or {}).get("embedder")
+    embedder = (read_config(gate)["model"].get("init_args") or {}).get("embedder")
     path = _resolved(gate, str(embedder))
     return run.resolve() in {gate.resolve(), path.resolve() if path else None}
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import yaml
-
+from experiments.recorded_config import CONFIG, read_config
 from mmemb.schema import Excerpt, read_json
 
 
@@ -36,7 +35,7 @@ class Found:
     @property
     def config(self) -> Mapping[str, Any]:
         """The run's resolved configuration; empty without a run."""
-        return {} if self.run is None else config_of(self.run)
+        return {} if self.run is None else read_config(self.run)
 
 
 @final
@@ -68,12 +67,4 @@ def find_backbone(folder: Path) -> Found:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run of `experiments.run`."""
-    return (folder / "config.yaml").is_file() and (folder / "fingerprint.json").is_file()
-
-
-def config_of(run: Path) -> dict[str, Any]:
-    """The resolved configuration of a run."""
-    data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
-        raise ValueError(f"{run / 'config.yaml'} is no configuration of `experiments.run`.")
-    return data
+    return (folder / CONFIG).is_file() and (folder / "fingerprint.json").is_file()

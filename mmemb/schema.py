@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -69,6 +70,9 @@ def parse_json(data: bytes | str, kind: type[_Value], where: str, advice: str = 
     ...
     mmemb.schema.SchemaError: File f.json: Expected `int`, got `str` - at `$['a'][1]`.
     """
+    # Editors of Windows put a mark in front, which is no part of the JSON.
+    mark: Any = "\ufeff" if isinstance(data, str) else codecs.BOM_UTF8
+    data = data.removeprefix(mark)
     try:
         return _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeError) as error:

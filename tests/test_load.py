@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,76 @@ def test_a_run_imports_no_code_of_others(
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("part", ["model", "init_args", "backbone", "optimizer"])
+@pytest.mark.parametrize("text", ["{class_path: canary_of_a_run.Module}", "more.yaml"])
+def test_a_text_in_a_run_is_no_further_configuration(
+    text: str, part: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = run / "canary"
+    (run / "canary_of_a_run.py").write_text(CODE.format(canary=str(canary)))
+    (run / "more.yaml").write_text("class_path: canary_of_a_run.Module")
+    monkeypatch.syspath_prepend(run)
+    data = yaml.safe_load((run / "config.yaml").read_text())
+    within = {"model": data, "init_args": data["model"]}.get(part, data["model"]["init_args"])
+    within[part] = text.replace("more.yaml", str(run / "more.yaml"))
+    (run / "config.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(ValueError, match=r"config\.yaml.*(no table|a table|does not fit)"):
+        load_run(run, models=[str(TINY)])
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda init: init.update({"backbone.init_args.model": "/etc/clip.json"}),
+        lambda init: init["backbone"].update(dict_kwargs={"model": "/etc/clip.json"}),
+        lambda init: init["backbone"]["init_args"].update(pretrained="/etc/clip.json"),
+    ],
+    ids=["a dotted key", "dict_kwargs", "init_args"],
+)
+def test_a_place_is_the_callers_however_it_is_written(
+    edit: Callable[[dict[str, Any]], object], run: Path
+) -> None:
+    change(run, lambda model: edit(model["init_args"]))
+    with pytest.raises(ValueError, match=r"config\.yaml: model\..*names '/etc/clip\.json'"):
+        load_run(run, models=[str(TINY)])
+
+
+BOMB = "a: &a [1, 1]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
+    for old, new in itertools.pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "expected a key `model` with a table"),
+        ("[1]", "expected a key `model` with a table"),
+        ("model: x", "expected a key `model` with a table"),
+        ("model: {a: [", "no YAML in line 1"),
+        ("model: !!python/name:os.system", "no YAML in line 1"),
+        ("a: 2026-13-45", "no YAML"),
+        ("model: " + "[" * 2000, "nested too deeply"),
+        (f"{BOMB}model: {{x: *h}}", "more than 100000 values"),
+        ("model: &m {x: *m}", "more than 100000 values"),
+        ("model: " + "x" * 2**20, "more than 1024 KiB"),
+    ],
+    ids=range(10),
+)
+def test_a_configuration_that_is_none_is_one_sentence(content: str, said: str, run: Path) -> None:
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=rf"config\.yaml .*{said}.*fetch or train the run again"):
+        load_run(run)
+
+
+def test_a_file_may_be_called_like_a_module(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copyfile(TINY, run / "yaml.json")
+    change(run, lambda model: model["init_args"]["backbone"]["init_args"].update(model="yaml.json"))
+    monkeypatch.chdir(run)
+    assert load_run(run)
+
+
 def test_the_caller_may_allow_a_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "from lightning_modules import ContrastiveEmbedder\nMine = ContrastiveEmbedder\n"
     code += "class Module(ContrastiveEmbedder): pass\n"
@@ -126,6 +198,29 @@ def test_a_run_grants_itself_nothing(run: Path, monkeypatch: pytest.MonkeyPatch)
     change(run, lambda model: model["init_args"].update(backbone=looks))
     with pytest.raises(ValueError, match="trust_remote_code asks to run code"):
         load_run(run)
+
+
+def test_a_server_of_a_run_is_sent_the_key_that_the_caller_names(run: Path) -> None:
+    prompt = str(TINY.parents[1] / "pocket/few_shot.json")
+    worker = {"url": "http://elsewhere.example/v1", "model": "m", "prompt": prompt}
+    settings = {
+        "class_path": "lightning_modules.RationaleGenerator",
+        "init_args": {"workers": {"full": {"class_path": "mmemb.rationales.ServerWorker"}}},
+    }
+
+    def loaded(servers: Any, **said: Any) -> Any:
+        settings["init_args"]["workers"]["full"]["init_args"] = worker | said
+        (run / "config.yaml").write_text(yaml.safe_dump({"model": settings}))
+        return load_run(run, servers=servers, models=[prompt]).workers["full"].client.api_key_env
+
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ValueError, match="url names the server elsewhere"):
+        loaded([])
+    for said in ({}, {"api_key_env": "MMEMB_API_KEY"}, {"api_key_env": None}):
+        assert loaded(["elsewhere.example"], **said) is None
+        assert loaded({"elsewhere.example": "MINE"}, **said) == "MINE"
+    with pytest.raises(ValueError, match="names the variable 'SECRET'"):
+        loaded(["elsewhere.example"], api_key_env="SECRET")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def test_deep_nesting_is_no_recursion_error() -> None:
         parse_json(b'{"a": ' + b"[" * 100_000, dict[str, str], "F")
 
 
+def test_a_mark_of_byte_order_is_no_part_of_the_json() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"name": "a"}', _Row, "F") == _Row(name="a")
+    assert parse_json('\ufeff{"name": "a"}', _Row, "F") == _Row(name="a")
+
+
 def test_what_fits_is_read() -> None:
     assert parse_json(b'{"name": "\\ud83d\\ude00"}', _Row, "F") == _Row(name="😀")
     assert convert({"name": "a", "grade": 2}, _Row, "F").grade == 2.0

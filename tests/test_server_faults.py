@@ -26,7 +26,7 @@ from hypothesis import given
 
 from mmemb.rationales import ServerError, ServerWorker
 from mmemb.rationales.chat_client import LONGEST_RETRY_AFTER_S, seconds
-from mmemb.rationales.chat_reply import MOST_TOKENS, Reply, cut
+from mmemb.rationales.chat_reply import MOST_TOKENS, Reply, cut, read_reply
 from mmemb.records import Rationale
 from mmemb.signals import Interrupted
 from tests.chat_stub import GOOD, KEY, SEEDS, SIDES, Said, chat, serving, worker, write_prompts
@@ -295,7 +295,26 @@ def test_a_runaway_thought_is_cut_as_well() -> None:
     assert cut(Reply("\n" * 1000 + "France", "why", 5, True), 10).finished
 
 
+@pytest.mark.parametrize("said", ["stop", "eos_token", "stop_sequence", "length", "content_filter"])
+def test_servers_have_several_words_for_an_end(said: str) -> None:
+    reply = read_reply(chat("France", finish=said).body)
+    assert reply.finished == (said not in ("length", "content_filter"))
+
+
 # the key
+
+
+def test_a_server_may_be_sent_no_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMEMB_API_KEY", KEY)
+    monkeypatch.setenv("None", KEY)
+    with serving(lambda number, body: Said(b"who", 401)) as stub:
+        writer = worker(folder, stub.url, api_key_env=None)
+        message = error_of(writer)
+    assert KEY not in str(stub.heads)
+    assert message.endswith(
+        "Put a key that it accepts into a variable, and name that as "
+        "`api_key_env` (of a saved folder: servers={HOST: VARIABLE}, --server HOST=VARIABLE)."
+    )
 
 
 def test_the_key_is_in_one_header_and_nowhere_else(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import yaml
 
 from callbacks.run_record import git_state, package_versions
 from datamodules.evaluation import read_tasks
+from experiments.recorded_config import CONFIG, read_config
 from experiments.report.examples import example_cards
 from experiments.report.figure import draw
 from experiments.report.frontier import (
@@ -255,10 +255,12 @@ def flag_name(queries: QueryTable) -> dict[str, Any] | None:
 
 def gate_settings(experiment: Path) -> dict[str, Any]:
     """The gate's own settings, from the configuration that its run recorded."""
-    path = experiment / "gate" / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: fit the gate before building a report.")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
+    gate = experiment / "gate"
+    if not (gate / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{gate / CONFIG} is missing: fit the gate before building a report."
+        )
+    return read_config(gate)["model"]["init_args"]
 
 
 def to_tensorboard(folder: Path, report: dict[str, Any], figure: Any) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from experiments.recorded_config import read_config
 from experiments.report.page import markdown_table
 from experiments.resume import flattened
 from mmemb.files import is_temporary
@@ -46,7 +44,7 @@ def list_runs(folder: Path) -> str:
 
 def diff_runs(left: Path, right: Path) -> str:
     """Settings in which two runs differ, and their metrics side by side."""
-    settings = [flattened(_config(run)) for run in (left, right)]
+    settings = [flattened(read_config(run)) for run in (left, right)]
     metrics = [read_summary(run).metrics for run in (left, right)]
     changed = [
         [key, *(str(found.get(key, "-")) for found in settings)]
@@ -80,16 +78,6 @@ def _line(folder: Path, run: Path) -> list[str]:
         f"{environment.git_commit or '-'}{dirty}",
         shown[0] if shown else "-",
     ]
-
-
-def _config(run: Path) -> Any:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: {run} is no run of `experiments.run`. Name a folder below runs/, "
-            "such as runs/pocket/embedder."
-        )
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _number(value: float | None) -> str:

@@ -46,6 +46,11 @@ _REFUSED = (
 _CROWDED = "Look into its log; lower `concurrency` or raise `retries`. Finished shards are kept."
 _CHAT = "Is `url` the base of an OpenAI-compatible server? Look into its log."
 
+_NO_VARIABLE = (
+    "a variable, and name that as `api_key_env` (of a saved folder: servers={HOST: VARIABLE}, "
+    "--server HOST=VARIABLE)"
+)
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -64,8 +69,8 @@ class ChatClient:
 
     Attributes:
         url: base of the server's paths: `http://127.0.0.1:8000/v1`.
-        api_key_env: name of the environment variable that holds the key, if one is needed. The
-            key is read for every request and kept nowhere.
+        api_key_env: name of the environment variable that holds the key, or None for no key. It is
+            read for every request and kept nowhere.
         concurrency: most requests at a time.
         timeout_s: longest time of one try: from connecting to the last byte of the reply.
         retries: how often a request is sent again after a fault that may pass.
@@ -73,7 +78,7 @@ class ChatClient:
     """
 
     url: str
-    api_key_env: str
+    api_key_env: str | None
     concurrency: int
     timeout_s: float
     retries: int
@@ -81,7 +86,8 @@ class ChatClient:
 
     def __post_init__(self) -> None:
         check_url(self.url)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+        name = self.api_key_env
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(  # without the value: it may be the key itself
                 "api_key_env is no name of an environment variable (letters, digits, _). Put the "
                 "key into such a variable, and here the variable's name; never the key itself."
@@ -197,13 +203,12 @@ class ChatClient:
                 return _FaultError("passing", said, _CROWDED, pause_s)
             return _FaultError("lasting", f"{said} (asks to wait {pause_s:.0f} s)", _CROWDED)
         if status in (401, 403):
-            return _FaultError(
-                "lasting", said, f"Put a key that it accepts into ${self.api_key_env}."
-            )
+            name = f"${self.api_key_env}" if self.api_key_env else _NO_VARIABLE
+            return _FaultError("lasting", said, f"Put a key that it accepts into {name}.")
         return _FaultError("lasting", said, _MOVED if 300 <= status < 400 else _REFUSED)
 
     def _key(self) -> str:
-        key = os.environ.get(self.api_key_env, "").strip()
+        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
         if key.isascii() and key.isprintable() and " " not in key:
             return key
         raise ServerError(

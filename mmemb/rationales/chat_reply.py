@@ -15,6 +15,9 @@ CHARACTERS = 32
 MOST_TOKENS = 2**20
 """No reply has more; a server that says so does not count."""
 
+_ENDS = ("stop", "eos_token", "stop_sequence")
+"""How servers say that the model ended; older ones of text-generation-inference have two words."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def read_reply(content: bytes) -> Reply:
     counted = completion.usage.completion_tokens if completion.usage else None
     least = least_tokens(f"{thought} {said}")
     counted = min(max(counted if type(counted) is int else 0, least), MOST_TOKENS)
-    return Reply(said, thought, counted, choice.finish_reason == "stop")
+    return Reply(said, thought, counted, choice.finish_reason in _ENDS)
 
 
 # What is read of a completion. Servers add keys of their own, so others are no error.

@@ -17,9 +17,6 @@ import mmemb.rationales as package
 from mmemb.rationales.base import RationaleWorker
 from mmemb.trust import HERE, Allowed, check_code, in_folder, is_in_folder, own_path
 
-NO_KEY = "MMEMB_NO_KEY"
-"""Stands for the environment variable of a server that is sent no key; it is never set."""
-
 _OWN_KEY = "MMEMB_API_KEY"
 """The default of `ServerWorker`, which no folder needs to name."""
 
@@ -123,8 +120,8 @@ def _check_engine(engine: Any, allowed: Allowed, where: str) -> None:
         )
 
 
-def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> str:
-    """The variable with the key of a server, which the caller alone may name."""
+def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> str | None:
+    """The variable with the key of a server, which the caller alone may name; None = no key."""
     asked = urlsplit(str(arguments["url"]))
     host = asked.hostname or ""
     named = [name for name in (asked.netloc, host) if name in allowed.servers]
@@ -137,13 +134,13 @@ def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> s
 
     variable = allowed.servers[named[0]] if named else None
     said = arguments.get("api_key_env", _OWN_KEY)
-    if said not in (variable, _OWN_KEY, NO_KEY):
+    if said not in (variable, _OWN_KEY, None):
         raise ValueError(
             f"{where}.api_key_env names the variable {said!r}, whose value would be sent to {host} "
             f"as a key: allow it by servers={{{host!r}: {said!r}}} (--server {host}={said}), or "
             "hand over a worker of your own (`workers={...}`)."
         )
-    return variable or NO_KEY
+    return variable
 
 
 def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:

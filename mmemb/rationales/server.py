@@ -55,8 +55,8 @@ class ServerWorker(RationaleWorker):
         retries: how often a request is sent again after a refused connection, a reply that is
             late, or a status of 429 or 5xx; after a reply that makes no sense, once.
         backoff_s: first pause before that, doubled each time; `Retry-After` is honoured.
-        api_key_env: name of the environment variable with the key. The key is read for every
-            request, and is neither saved nor shown.
+        api_key_env: name of the environment variable with the key; null sends none. The key is read
+            for every request, and is neither saved nor shown.
     """
 
     file_arguments: ClassVar[tuple[str, ...]] = ("prompt",)
@@ -82,7 +82,7 @@ class ServerWorker(RationaleWorker):
         timeout_s: float = 120.0,
         retries: int = 5,
         backoff_s: float = 1.0,
-        api_key_env: str = "MMEMB_API_KEY",
+        api_key_env: str | None = "MMEMB_API_KEY",
     ) -> None:
         self.name, self.model, self.revision = name, model, revision
         self.prompt_path, self.prompt = str(prompt), FewShotPrompt.load(prompt)

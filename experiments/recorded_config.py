@@ -1,0 +1,67 @@
+"""The configuration that a run left, `config.yaml`: read within bounds, since a run may come from
+anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG = "config.yaml"
+
+MOST_BYTES = 2**20
+MOST_VALUES = 100_000
+"""With what stands behind every alias, as often as it is named; a whole pipeline has a thousand."""
+
+_AGAIN = "It is not what `experiments.run` writes: fetch or train the run again."
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a run; its key `model` is a table.
+
+    Raises:
+        FileNotFoundError: it is no run.
+        ValueError: the file is broken, or too large.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {run} is no run of `experiments.run`. Name a folder below runs/, "
+            "such as runs/pocket/embedder."
+        )
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} has more than {MOST_BYTES >> 10} KiB. {_AGAIN}")
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is broken: it is no UTF-8. {_AGAIN}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is broken: it is nested too deeply. {_AGAIN}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, too, is a ValueError
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path} is broken: no YAML{line} ({said:.200}). {_AGAIN}") from None
+
+    if _has_more_values(data, MOST_VALUES):
+        raise ValueError(f"{path} holds more than {MOST_VALUES} values. {_AGAIN}")
+    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+        raise ValueError(f"{path} is broken: expected a key `model` with a table. {_AGAIN}")
+    return data
+
+
+def _has_more_values(data: Any, most: int) -> bool:
+    """Whoever walks through the data meets what an alias stands for again and again, or for ever
+    if it stands for what holds it."""
+    waiting, seen = [data], 0
+    while waiting and seen <= most:
+        node = waiting.pop()
+        seen += 1
+        if isinstance(node, Mapping):
+            waiting += node.values()
+        elif isinstance(node, list | tuple):
+            waiting += node
+    return seen > most
