@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import final
 
 from datamodules.archives import BLOCK, ArchiveError, ArchiveLimits, TarMember
+from mmemb.text import printable
 
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _FOREIGN = re.compile(r"(?:^|/)(?:\.(?!\.?/)[^/]+|__MACOSX|PaxHeaders?[^/]*|__[^/]*__)(?:/|$)")
@@ -74,15 +75,6 @@ def samples_of(
             )
         seen.add(hash(key))
         yield _sample(key, group, where, limits)
-
-
-def printable(text: str) -> str:
-    r"""A name from elsewhere, as it may stand in a message.
-
-    >>> printable("flags/ä"), printable("a\nb")
-    ('flags/ä', 'a\\nb')
-    """
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _named(

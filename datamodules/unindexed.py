@@ -17,10 +17,11 @@ from datamodules.collate import pair_batch
 from datamodules.decode import ADVICE, DecodeError, OnError
 from datamodules.samples import Members, SampleReader, foreign_names
 from datamodules.stream import warn_skipped
-from datamodules.tar_samples import ForeignMembers, TarSample, printable, samples_of
+from datamodules.tar_samples import ForeignMembers, TarSample, samples_of
 from mmemb.batches import PairBatch
 from mmemb.files import file_identity
 from mmemb.records import Pair, stable_hash
+from mmemb.text import printable
 
 SHUFFLE_BUFFER, SHUFFLE_START = 1024, 100
 """Samples that are drawn from, and those that are waited for."""

@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmemb.text import printable
+
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from PIL.Image import Transpose
 
 MAX_PIXELS = 64_000_000
 """Of one picture; more are refused before they are decoded."""
@@ -32,6 +35,9 @@ _SUFFIXES = {
 }  # fmt: skip
 """By Pillow's format; MPO is a JPEG file that holds more pictures behind the first."""
 
+_MOST_PAGES = 100
+"""Of a TIFF that are looked at."""
+
 _PLAIN = {
     "1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV",
 }  # fmt: skip
@@ -39,9 +45,11 @@ _PLAIN = {
 
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SUBSAMPLING = 258, 262, 530
+_SUBFILE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SUBSAMPLING = 254, 258, 262, 530
 """Tags of TIFF."""
 _WHITE_IS_ZERO = 0
+_SMALLER, _MASK = 1, 4
+"""Bits of `_SUBFILE`: a page that belongs to another one."""
 
 
 @final
@@ -63,8 +71,8 @@ def picture_bytes(path: Path) -> bytes:
     """
     if (size := path.stat().st_size) > MAX_BYTES:
         raise PictureError(
-            f"{path.name} has {size} bytes: expected a picture, of which at most {MAX_BYTES} are "
-            "read. Save it compressed, or smaller."
+            f"{printable(path.name)} has {size} bytes: expected a picture, of which at most "
+            f"{MAX_BYTES} are read. Save it compressed, or smaller."
         )
     return path.read_bytes()
 
@@ -72,14 +80,15 @@ def picture_bytes(path: Path) -> bytes:
 def read_picture(
     data: bytes, formats: Sequence[str], where: str, longest_side: int | None = None
 ) -> Picture:
-    """Decodes the first page or frame of a picture, turned as its EXIF data say, as RGB on white.
+    """Decodes a picture, or its first frame, turned as its EXIF data say, as RGB on white.
 
     Grey of 12 or 16 bits is scaled from its range to that of 8 bits, colour of 16 bits keeps its
     higher byte, and grey in floating point must lie between 0 (black) and 1 (white), as no format
     says what else it means. Whole numbers of 32 bits or with a sign have no white at all: they are
-    refused. Alpha, transparent colours and palettes with alpha are laid on white. CMYK becomes RGB
-    by the plain formula (a JPEG is read as Adobe writes it, inverted), LAB as under the light D50.
-    Colour profiles and gammas are not applied: values count as sRGB, as in other image encoders.
+    refused, and so is a TIFF of several pages (smaller copies and masks are none). Alpha,
+    transparent colours and palettes with alpha are laid on white. CMYK becomes RGB by the plain
+    formula (a JPEG is read as Adobe writes it, inverted), LAB as under the light D50. Colour
+    profiles and gammas are not applied: values count as sRGB, as in other image encoders.
 
     Args:
         data: a file of one of the formats.
@@ -92,14 +101,16 @@ def read_picture(
         PictureError: not one of these formats, truncated, of more than `MAX_PIXELS`, or of a kind
             that has no right conversion.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=list(formats)) as image:
             _check(image)
             _scale_transparent_grey(image)
-            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            turn = _turn(image)
             rgb = to_rgb(image)
+            rgb = rgb if turn is None else rgb.transpose(turn)
     except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
         raise _unreadable(where, formats, error) from None
 
@@ -122,16 +133,30 @@ def check_picture(data: bytes, formats: Sequence[str], where: str) -> str:
     Raises:
         PictureError: see `read_picture`.
     """
-    from PIL import ExifTags, Image
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=list(formats)) as image:
             _check(image)
             image.draft(image.mode, (1, 1))  # a JPEG at an eighth: all bytes read, less arithmetic
             image.load()
-            image.getexif().get(ExifTags.Base.Orientation)
             if image.mode == "F":
                 to_rgb(image)  # whether there is a white depends on the values
+            return _SUFFIXES[str(image.format)]
+    except Exception as error:  # as above
+        raise _unreadable(where, formats, error) from None
+
+
+def picture_kind(data: bytes, formats: Sequence[str], where: str) -> str:
+    """The suffix that a picture's format has in names, from its head alone.
+
+    Raises:
+        PictureError: it is none of these formats.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
             return _SUFFIXES[str(image.format)]
     except Exception as error:  # as above
         raise _unreadable(where, formats, error) from None
@@ -143,12 +168,13 @@ def upright_size(data: bytes, formats: Sequence[str], where: str) -> tuple[int, 
     Raises:
         PictureError: the head cannot be read.
     """
-    from PIL import ExifTags, Image
+    from PIL import Image
 
+    turns = Image.Transpose
+    on_side = (turns.TRANSPOSE, turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90)
     try:
         with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.height, image.width) if is_turned else image.size
+            return (image.height, image.width) if _turn(image) in on_side else image.size
     except Exception as error:  # as above
         raise _unreadable(where, formats, error) from None
 
@@ -172,9 +198,44 @@ def _check(image: Picture) -> None:
     if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, 2) != 1:
         raise _RefusedError("colours of fewer pixels than its brightness: convert it to RGB")
 
+    if image.format == "TIFF" and _has_more_pages(image):
+        raise _RefusedError("it has several pages: save each of them as a picture of its own")
+
     # Pillow keeps the higher bytes of pixels, which do not say which of them are transparent.
     if "transparency" in image.info and _raw_mode(image).startswith("RGB;16"):
         raise _RefusedError("16-bit colours of which one is transparent: convert it to 8 bits")
+
+
+def _has_more_pages(image: Picture) -> bool:
+    """Whether a TIFF shows more than its first page; smaller copies and masks show the same."""
+    try:
+        for page in range(1, _MOST_PAGES):
+            image.seek(page)
+            if not _tag(image, _SUBFILE, 0) & (_SMALLER | _MASK):
+                return True
+    except Exception:  # behind the last one, or what stands there is no page
+        return False
+    finally:
+        image.seek(0)
+    return True
+
+
+def _turn(image: Picture) -> Transpose | None:
+    """What makes a decoded picture upright; None = nothing, or its EXIF data cannot be read.
+
+    Pillow's own function writes these data anew, and fails where others wrote them wrongly.
+    """
+    from PIL import ExifTags, Image
+
+    turns = Image.Transpose
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as above; viewers show such a picture as it is stored
+        return None
+    return {
+        2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE, 6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90,
+    }.get(said)  # fmt: skip
 
 
 def _scale_transparent_grey(image: Picture) -> None:
@@ -241,11 +302,14 @@ def _raw_mode(image: Picture) -> str:
 
 
 def _unreadable(where: str, formats: Sequence[str], error: Exception) -> PictureError:
-    if isinstance(error, _RefusedError):
-        found = str(error)
-    else:
-        # Pillow's message about an unknown format holds an address: no two would be equal.
-        said = "" if "object at 0x" in str(error) else f": {error!s:.200}"
-        found = type(error).__name__ + said
+    from PIL import UnidentifiedImageError
+
+    match error:
+        case _RefusedError():
+            found = str(error)
+        case UnidentifiedImageError():
+            found = "its bytes are none of these"
+        case _:
+            found = f"{type(error).__name__}: {printable(str(error)):.200}"
     expected = f"a whole {'/'.join(formats)} image"
-    return PictureError(f"{where} cannot be decoded: expected {expected}; {found}.")
+    return PictureError(f"{printable(where)} cannot be decoded: expected {expected}; {found}.")

@@ -52,6 +52,16 @@ def has_text(text: str) -> bool:
     )
 
 
+def printable(text: str) -> str:
+    r"""A name or text of others for a message: it cannot begin a line, move the cursor, or fail to
+    be written.
+
+    >>> printable("caf\xe9.png") == "caf\xe9.png", printable("a\n\x1b[31m\udcff")
+    (True, 'a\\n\\x1b[31m\\udcff')
+    """
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def check_template(template: str, fields: Collection[str], name: str) -> None:
     """Refuses a template with anything but plain fields, each of which stands for a text.
 

@@ -52,7 +52,7 @@ def tiff(
     extra: Sequence[int] = (),
     palette: np.ndarray | None = None,
     orientation: int | None = None,
-    pages: int = 1,
+    pages: Sequence[int] = (0,),
 ) -> bytes:
     """An uncompressed TIFF file; all pages hold the same size, later ones are black.
 
@@ -64,15 +64,16 @@ def tiff(
         extra: kinds of the samples behind the colour: 0 unknown, 1 associated alpha, 2 alpha.
         palette: uint16 (2 ** depth, 3).
         orientation: as of EXIF.
-        pages: how many.
+        pages: the kind of each: 0 one of its own, 1 a smaller copy, 2 one of several, 4 a mask.
     """
     height, width, num_samples = samples_HWC.shape
     sample_format = {"u": 1, "i": 2, "f": 3}[samples_HWC.dtype.kind]
     body = b"".join(_packed_rows(samples_HWC, depth, order))
     file, next_at = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8), 8
-    for page in range(pages):
+    for page, kind in enumerate(pages):
         tags: dict[int, tuple[int, list[int]]] = {
-            256: (_LONG, [width]), 257: (_LONG, [height]), 258: (_SHORT, [depth] * num_samples),
+            254: (_LONG, [kind]), 256: (_LONG, [width]), 257: (_LONG, [height]),
+            258: (_SHORT, [depth] * num_samples),
             259: (_SHORT, [1]), 262: (_SHORT, [photometric]), 273: (_LONG, [0]),
             277: (_SHORT, [num_samples]), 278: (_LONG, [height]), 279: (_LONG, [len(body)]),
             339: (_SHORT, [sample_format] * num_samples),
@@ -89,8 +90,8 @@ def tiff(
         # The directory, then values of more than four bytes, then the pixels.
         behind = next_at + 2 + 12 * len(tags) + 4
         entries, values = b"", b""
-        for number, (kind, numbers) in sorted(tags.items()):
-            packed = struct.pack(f"{order}{len(numbers)}{_SIZES[kind]}", *numbers)
+        for number, (size, numbers) in sorted(tags.items()):
+            packed = struct.pack(f"{order}{len(numbers)}{_SIZES[size]}", *numbers)
             if number == 273:
                 packed = b"\0\0\0\0"
             if len(packed) > 4:
@@ -98,12 +99,12 @@ def tiff(
                 values += packed
             else:
                 place = packed.ljust(4, b"\0")
-            entries += struct.pack(f"{order}HHI", number, kind, len(numbers)) + place
+            entries += struct.pack(f"{order}HHI", number, size, len(numbers)) + place
         pixels_at = behind + len(values)
         strip = struct.pack(f"{order}HHI", 273, _LONG, 1)
         entries = entries.replace(strip + b"\0\0\0\0", strip + struct.pack(f"{order}I", pixels_at))
 
-        next_at = pixels_at + len(body) if page + 1 < pages else 0
+        next_at = pixels_at + len(body) if page + 1 < len(pages) else 0
         pixels = body if page == 0 else bytes(len(body))
         file += struct.pack(f"{order}H", len(tags)) + entries
         file += struct.pack(f"{order}I", next_at) + values + pixels

@@ -178,6 +178,8 @@ def test_whole_clips_of_odd_lengths_are_read(tmp_path: Path) -> None:
     """Nothing is missing: sound may be longer, an edit list hides frames, a stream states none."""
     for name in ("sound.mp4", "sound.mkv"):
         assert numbers(write_video(tmp_path / name, seconds_of_sound=5), 3) == [0, 9, 19]
+    still = write_video(tmp_path / "still.mkv", [0], seconds_of_sound=5)
+    assert numbers(still, 3) == [0], "a song with its picture"
     late = write_video(tmp_path / "late.mp4", [5000 + time for time in EVEN])
     assert numbers(late, 3) == [0, 9, 19]
     assert numbers(shortened(write_video(tmp_path / "edited.mp4"), 10, 10), 3) == [10, 14, 19]
@@ -331,6 +333,14 @@ def test_a_picture_that_moves_is_a_clip(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"^c\.{suffix} (is cut|cannot be decoded)"):
         read_clip(path, 3)
+
+
+def test_a_picture_for_viewers_without_animation_is_no_frame(tmp_path: Path) -> None:
+    stills = [Image.fromarray(grey(number)) for number in range(4)]
+    stills[3].save(
+        tmp_path / "c.png", save_all=True, append_images=stills[:3], default_image=True, duration=9
+    )
+    assert numbers(tmp_path / "c.png", 3) == [0, 1, 2]
 
 
 def test_lengths_of_animated_frames_count(tmp_path: Path) -> None:

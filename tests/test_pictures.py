@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,7 +311,7 @@ def test_other_containers(
     assert near(rgb_of(file.getvalue(), kind), expected, tolerance)
 
 
-@pytest.mark.parametrize("kind", ["WEBP", "GIF", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "PNG"])
 def test_of_several_frames_the_first_is_read(kind: str) -> None:
     frames = [Image.new("RGB", (4, 3), colour) for colour in ("#ff0000", "#00ff00", "#0000ff")]
     file = io.BytesIO()
@@ -322,6 +323,21 @@ def test_of_several_frames_the_first_is_read(kind: str) -> None:
         **({"lossless": True} if kind == "WEBP" else {}),
     )
     assert near(rgb_of(file.getvalue(), kind), np.broadcast_to([255, 0, 0], (3, 4, 3)), 0)
+
+
+@pytest.mark.parametrize("pages", [(0, 0), (2, 2, 2), (0, 1, 0), (0, 4, 2)])
+def test_several_pages_of_a_scan_are_refused(pages: tuple[int, ...]) -> None:
+    """Of a document nobody may lose all pages but the first one."""
+    scan = tiff(samples((3, 4), 1, 8, 0), 8, 1, pages=pages)
+    for read in (read_picture, check_picture):
+        with pytest.raises(PictureError, match="it has several pages: save each"):
+            read(scan, ["TIFF"], "x")
+
+
+@pytest.mark.parametrize("pages", [(0,), (2,), (0, 1), (0, 1, 5)])
+def test_smaller_copies_and_masks_of_a_picture_are_no_pages(pages: tuple[int, ...]) -> None:
+    values = samples((3, 4), 1, 8, 0)
+    assert near(rgb_of(tiff(values, 8, 1, pages=pages), "TIFF"), values, 0)
 
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -352,6 +368,16 @@ def test_pictures_stand_upright(
         image.save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
         found = rgb_of(file.getvalue(), kind)
     assert near(found, TURNS[orientation](expected), 0.51)
+
+
+def test_a_wrong_entry_of_exif_data_does_not_hide_the_others() -> None:
+    """Editors write texts where numbers belong; viewers turn the picture all the same."""
+    turn, resolution = (0x0112, 3, 1, 6), (0x011A, 2, 2, ord("x"))
+    entries = b"".join(struct.pack("<HHII", *entry) for entry in (turn, resolution))
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
+    values, file = samples((3, 4), 3, 8, 0), io.BytesIO()
+    Image.fromarray(values.astype(np.uint8)).save(file, "PNG", exif=exif)
+    assert near(rgb_of(file.getvalue(), "PNG"), TURNS[6](values), 0)
 
 
 @FEW
@@ -385,6 +411,12 @@ def test_a_picture_without_pixels_or_with_too_many_is_refused(
     for read in (read_picture, check_picture):
         with pytest.raises(PictureError, match="x cannot be decoded.*10 x 10 pixels, at most 99"):
             read(png(np.zeros((10, 10, 1), np.uint8), 8, 0), ["PNG"], "x")
+
+
+def test_a_name_cannot_forge_a_line_of_a_message() -> None:
+    with pytest.raises(PictureError, match=r"^a\\nrow 9: \\x1b\[2J\\udcff cannot") as raised:
+        read_picture(b"", ["PNG"], "a\nrow 9: \x1b[2J\udcff")
+    assert str(raised.value).endswith("image; its bytes are none of these.")
 
 
 def test_a_file_that_is_too_long_for_a_picture_is_not_read(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from datamodules.decode import decode_image
 from datamodules.prepare.folder.media import clip_frames
@@ -35,7 +37,7 @@ def test_a_file_that_is_something_else_opens_nothing(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"list\.mp4 cannot be decoded"):
         clip_frames(tmp_path / "list.mp4", 2)
-    with pytest.raises(ValueError, match=r"code\.bmp cannot be decoded: expected a whole BMP"):
+    with pytest.raises(ValueError, match=r"code\.bmp cannot be decoded: .* none of these"):
         own_picture(tmp_path / "code.bmp")
 
 
@@ -56,6 +58,18 @@ def test_own_pictures_of_other_formats_are_right_rgb(tmp_path: Path) -> None:
     assert (suffix, decode_image(data, "x").shape) == ("png", (3, 1, 16384))
     with pytest.raises(ValueError, match=r"depth\.tif cannot be decoded.*has no white"):
         own_picture(tmp_path / "depth.tif")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.PNG", "a.bmp", "a.tif", "a.jfif", "a.webp"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_is_what_its_bytes_say(tmp_path: Path, name: str, kind: str) -> None:
+    kept = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+    Image.new("RGB", (6, 4), "#3c64c8").save(tmp_path / name, kind)
+    suffix, data = own_picture(tmp_path / name)
+    assert suffix == kept.get(kind, "webp")
+    assert (data == (tmp_path / name).read_bytes()) == (kind in kept)
+    colour = decode_image(data, "x").float().mean((1, 2))
+    assert torch.allclose(colour, torch.tensor([60.0, 100.0, 200.0]), atol=3)
 
 
 def faulty_rows() -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ from mmemb.shards import is_complete
 
 HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
 
-FORMAT = 4
+FORMAT = 5
 """Raise it whenever this code writes something else for the same table."""
 
 MANIFEST, POOL, HASHES = "manifest.json", "rationale_pool.json", "file_hashes.json"

@@ -20,6 +20,7 @@ from PIL import Image
 
 from datamodules.prepare.folder.containers import stated_size
 from mmemb.pictures import to_rgb
+from mmemb.text import printable
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -71,10 +72,10 @@ def read_clip(path: Path, num: int) -> list[Image.Image]:
         _check_size(path)
         return _animation(path, num) if _is_picture(path) else _video(path, num)
     except ClipError as error:
-        raise ValueError(f"{path.name} {error}.") from None
+        raise ValueError(f"{printable(path.name)} {error}.") from None
     except Exception as error:  # decoders raise whatever the bytes make them raise
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ValueError(f"{path.name} cannot be decoded ({reason}).") from None
+        raise ValueError(f"{printable(path.name)} cannot be decoded ({reason}).") from None
 
 
 def nearest_frames(times: Sequence[int], num: int) -> list[int]:
@@ -202,9 +203,9 @@ def _times(path: Path) -> list[int]:
             return list(range(len(seen.times)))
 
         # The stream's own length counts; that of a whole file, in which the sound may be longer,
-        # is compared with the end of all streams.
+        # is compared with the end of all streams. Matroska states no other: FFmpeg guesses.
         unit = float(stream.time_base)
-        if stream.duration is not None:
+        if stream.duration is not None and "matroska" not in video.format.name:
             _check_end(seen.times, end, stream.duration, unit)
         elif video.duration is not None:
             end = max(end, round(others / unit))
@@ -311,13 +312,15 @@ def _animation(path: Path, num: int) -> list[Image.Image]:
         check_bounds(image.size, 1)
         frames = getattr(image, "n_frames", 1)
         check_bounds(image.size, frames)
-        for number in range(frames):
+        # The picture that a PNG holds for viewers which show no animation is no part of it.
+        first = int(getattr(image, "default_image", False))
+        for number in range(first, frames):
             image.seek(number)
             seen.add(image.size, start)  # before it is decoded: a GIF's frame may exceed the GIF
             image.load()
             start += round(image.info.get("duration", 0))
 
-    chosen = nearest_frames(seen.times, num)
+    chosen = [first + number for number in nearest_frames(seen.times, num)]
     with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
         found = {}
         for number in sorted(set(chosen)):

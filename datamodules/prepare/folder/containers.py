@@ -68,7 +68,7 @@ def _riff(file: BinaryIO, actual: int) -> int | None:
         size = int.from_bytes(head[4:], "little")
         if len(head) < 8 or head[:4] != b"RIFF":
             return end
-        if size == 0:  # never finished by its writer
+        if size in (0, 2**32 - 1):  # never finished by its writer
             return None
         end += 8 + size
         if end >= actual:

@@ -20,15 +20,17 @@ from mmemb.pictures import (
     SHARD_FORMATS,
     check_picture,
     picture_bytes,
+    picture_kind,
     read_picture,
     upright_size,
 )
-from mmemb.text import limit_marks
+from mmemb.text import limit_marks, printable
 
-KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-PICTURES = {*KEPT, ".bmp", ".tif", ".tiff"}
-_CONVERTED, _WEBP_SIDE = ("BMP", "TIFF"), 16383
-"""Other formats of pictures, and the longest side of the WebP files that they become."""
+PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
+_FORMATS, _KEPT = (*SHARD_FORMATS, "GIF", "BMP", "TIFF"), ("png", "jpg", "webp")
+"""What a picture may be, whatever its name says, and the suffixes of those whose bytes are kept."""
+_WEBP_SIDE = 16383
+"""The longest side of a WebP file."""
 CLIPS = {*VIDEOS, ".gif"}
 
 
@@ -79,20 +81,21 @@ def locate(folder: Path, name: str) -> Path:
 
 
 def picture(path: Path) -> tuple[str, bytes]:
-    """Suffix and bytes; BMP and TIFF become files that keep every pixel, as RGB on white.
+    """Suffix and bytes; BMP, TIFF and GIF become files that keep every pixel, as RGB on white.
 
     Raises:
         ValueError: the picture cannot be read; `mmemb.pictures.read_picture` says what can.
     """
-    suffix = path.suffix.lower()
-    if suffix not in PICTURES:
+    if path.suffix.lower() not in PICTURES:
         expected = ", ".join(sorted(PICTURES | CLIPS))
-        raise ValueError(f"{path.name}: expected a file that ends in {expected}")
+        raise ValueError(f"{printable(path.name)}: expected a file that ends in {expected}")
+
+    # Much that is called `.jpg` on the web is something else.
     data = picture_bytes(path)
-    if suffix in KEPT:
-        check_picture(data, SHARD_FORMATS, path.name)
-        return KEPT[suffix], data
-    return _lossless(read_picture(data, _CONVERTED, path.name))
+    kind = picture_kind(data, _FORMATS, path.name)
+    if kind in _KEPT:
+        return check_picture(data, SHARD_FORMATS, path.name), data
+    return _lossless(read_picture(data, _FORMATS, path.name))
 
 
 def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
@@ -104,10 +107,10 @@ def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
     if path.is_dir():
         files = sorted((p for p in path.iterdir() if _is_frame(p.name)), key=natural_order)
         if not files:
-            raise ValueError(f"{path.name} is a folder without pictures")
+            raise ValueError(f"{printable(path.name)} is a folder without pictures")
         chosen = [files[place] for place in evenly(len(files), num)]
         frames = [picture(file) for file in chosen]
-        _check_sizes(path.name, chosen, [data for _, data in frames])
+        _check_sizes(printable(path.name), chosen, [data for _, data in frames])
         return frames
     return [_lossless(image) for image in read_clip(path, num)]
 
@@ -120,8 +123,9 @@ def _check_sizes(clip: str, files: Sequence[Path], frames: Sequence[bytes]) -> N
     ]
     for file, size in zip(files, sizes, strict=True):
         if size != (first := sizes[0]):
+            names = printable(file.name), printable(files[0].name)
             raise ValueError(
-                f"{clip}: {file.name} has {size[0]} x {size[1]} pixels, {files[0].name} "
+                f"{clip}: {names[0]} has {size[0]} x {size[1]} pixels, {names[1]} "
                 f"{first[0]} x {first[1]}: expected one size of a clip's frames; pictures of "
                 "several sizes are listed one by one"
             )
