@@ -6,6 +6,9 @@ import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmemb.trust import walk
 
 NAMES = (
     "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
@@ -68,8 +71,16 @@ def _belongs(name: str) -> bool:
 def _copy(source: Path, place: Path) -> None:
     if source.suffix == ".json":
         data = json.loads(source.read_bytes())
-        # It would send whoever loads the folder to code that was never seen here.
-        if isinstance(data, dict) and data.pop("auto_map", None):
-            place.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        # It would send whoever loads the folder to code that was never seen here. A processor's
+        # settings hold those of its parts.
+        if any(key == "auto_map" for key, _ in walk(data)):
+            text = json.dumps(_without(data, "auto_map"), indent=2)
+            place.write_text(text + "\n", encoding="utf-8")
             return
     shutil.copyfile(source, place)
+
+
+def _without(node: Any, name: str) -> Any:
+    if isinstance(node, dict):
+        return {key: _without(value, name) for key, value in node.items() if key != name}
+    return [_without(value, name) for value in node] if isinstance(node, list) else node

@@ -7,16 +7,29 @@ Here it is always told: by the caller, and never by the model. A folder is read 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
 from mmemb.trust import walk
 
 ADAPTER = "adapter_config.json"
+
+_SETTINGS = (
+    "config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+    "audio_tokenizer_config.json",
+)  # fmt: skip
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
 _KERNELS = ("attn_implementation", "experts_implementation")
+
+_PLACES = ("backbone", "architecture", "audio_tokenizer_name_or_path", "fast_tokenizer_files")
+"""Settings that name another model or a file: a part of timm or transformers, a tokenizer of
+sounds. A name without a folder is no place, but a kind of model."""
 
 
 def load_pretrained(
@@ -80,7 +93,8 @@ def check_model(folder: Path) -> None:
     """Refuses a model's folder that sends its reader elsewhere: to another model, or for code.
 
     Raises:
-        ValueError: it holds an adapter, names a kernel of a hub, or asks for pretrained parts.
+        ValueError: it holds an adapter, names a kernel of a hub, another model or a file outside of
+            it, or asks for pretrained parts.
     """
     if (folder / ADAPTER).is_file():
         raise ValueError(
@@ -88,25 +102,56 @@ def check_model(folder: Path) -> None:
             "a whole model, and this one as `adapter` of a worker."
         )
 
-    path = folder / "config.json"
-    if not path.is_file():
-        return
+    for name in _SETTINGS:
+        path = folder / name
+        for key, value in walk(_json(path)):
+            _check_setting(path, key, value)
+    for name in _INDEXES:
+        if (folder / name).is_file():
+            _check_index(folder / name)
+
+
+def _json(path: Path) -> Any:
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error!s:.100}") from None
 
-    for key, value in walk(config):
-        if key.endswith(_KERNELS) and "/" in str(value):
+
+def _check_setting(path: Path, key: str, value: Any) -> None:
+    if key.endswith(_KERNELS) and "/" in str(value):
+        raise ValueError(
+            f"{path}: {key} names {value!r}, code of a hub, which no folder may ask for: "
+            "remove the key, or name the implementation in your own configuration "
+            "(`attention`)."
+        )
+    if key == "use_pretrained_backbone" and value:
+        raise ValueError(
+            f"{path}: {key} asks for the weights of another model, which no folder may: set it "
+            "to false."
+        )
+    named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    if key in _PLACES and any(re.search("[:/\\\\]", str(name)) for name in named):
+        raise ValueError(
+            f"{path}: {key} names {value!r}, which lies outside of the folder: a model's "
+            "folder needs nothing but its own files. Remove the key, or fetch the model again."
+        )
+
+
+def _check_index(path: Path) -> None:
+    """Refuses an index that sends its reader to weights outside of its folder."""
+    index = _json(path)
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(
+            f"{path} is broken: expected a key `weight_map` with the file of each weight."
+        )
+    for weight, name in files.items():
+        place = PurePath(str(name).replace("\\", "/"))
+        if not isinstance(name, str) or place.is_absolute() or ".." in place.parts:
             raise ValueError(
-                f"{path}: {key} names {value!r}, code of a hub, which no folder may ask for: "
-                "remove the key, or name the implementation in your own configuration "
-                "(`attention`)."
-            )
-        if key == "use_pretrained_backbone" and value:
-            raise ValueError(
-                f"{path}: {key} asks for the weights of another model, which no folder may: set it "
-                "to false."
+                f"{path}: weight_map names {name!r} for {weight}, which lies outside of the "
+                "folder: a model's folder needs nothing but its own files. Fetch the model again."
             )
 
 

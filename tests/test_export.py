@@ -178,6 +178,16 @@ def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -
         export(run, "transformers", tmp_path / "other")
 
 
+def test_settings_of_a_part_ask_for_no_code_either(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/model.safetensors").write_bytes(b"")
+    parts = {"parts": [{"a": 1, "auto_map": {"AutoProcessor": "evil.Part"}}]}
+    (tmp_path / "in/processor_config.json").write_text(json.dumps(parts))
+    copy_model(tmp_path / "in", tmp_path / "out")
+    written = json.loads((tmp_path / "out/processor_config.json").read_text())
+    assert written == {"parts": [{"a": 1}]}
+
+
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments.plan.lengths import JointLengths, processor_of
 from mmemb.backbones import JointEncoder, OpenClipBackbone, VisionLanguageBackbone
 from mmemb.evaluators import YesNoEvaluator
 from mmemb.model_sizes import model_on_meta
-from mmemb.pretrained import load_pretrained
+from mmemb.pretrained import check_model, load_pretrained
 from mmemb.rationales import FewShotPrompt, LanguageModelWorker, VisionLanguageWorker
 from mmemb.rationales.chat_model import ChatModel
 from mmemb.records import Side
@@ -136,6 +137,48 @@ def test_a_folder_that_sends_its_reader_elsewhere_is_refused(tmp_path: Path) -> 
     edit(folder / "adapter_config.json", base_model_name_or_path="someone/else", peft_type="LORA")
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json, which names another"):
         LanguageModelWorker(str(folder), PROMPT).probe([Side("a")])
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("config.json", {"vision_config": {"architecture": "hf-hub:someone/vit"}}),
+        ("config.json", {"backbone": "local-dir:/outside"}),
+        ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "../x"}}),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.5.0.0.json"]}),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../outside.safetensors"}}),
+        ("model.safetensors.index.json", {"weight_map": {"a": "/outside.safetensors"}}),
+        ("pytorch_model.bin.index.json", {"weight_map": {"a": "sub/../../outside.bin"}}),
+    ],
+)
+def test_a_model_names_its_own_files_alone(
+    file: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_chat_model(tmp_path / "chat")
+    (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=rf"{re.escape(file)}: .*lies outside of the folder"):
+        load_pretrained(AutoConfig, folder)
+
+
+def test_usual_settings_of_models_are_taken(tmp_path: Path) -> None:
+    usual = {
+        "config.json": {"backbone": "resnet50", "vision_config": {"backbone": {"a": "b/c"}}},
+        "tokenizer_config.json": {"fast_tokenizer_files": ["tokenizer.4.0.json"]},
+        "model.safetensors.index.json": {
+            "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "parts/b.safetensors"}
+        },
+        "openvino_model.index.json": {"other": "things"},
+    }
+    for file, settings in usual.items():
+        (tmp_path / file).write_text(json.dumps(settings))
+    check_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_a_broken_index_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
+        check_model(tmp_path)
 
 
 def test_a_path_is_no_id_of_a_hub(tmp_path: Path) -> None:
