@@ -47,9 +47,13 @@ _KINDS: dict[bytes, Kind] = {
     tarfile.BLKTYPE: "device",
     tarfile.FIFOTYPE: "device",
 }
+_LABEL = b"V"
+"""Of GNU tar, for the name of a tape."""
+
 _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n]+)=")
 _SIZE = re.compile(rb"[0-9]{1,19}")
 _ADVICE = "Copy or make it again."
+_LIMITED = "Mend it, or raise `archive_limits`."
 _PACKED = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
 
 
@@ -171,6 +175,8 @@ class _TarReader:
             elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                 found = self._pax(header, start)
                 path, size = found.get(b"path", path), found.get(b"size", size)
+            elif header.type == _LABEL:
+                self._body(header, start)
             elif header.type == tarfile.XGLTYPE:
                 if set(self._pax(header, start)) & {b"path", b"size", b"linkpath"}:
                     raise self._fault(start, "gives one path or size to all members")
@@ -182,6 +188,8 @@ class _TarReader:
         block = self._read(BLOCK)
         if block and not block.strip(b"\0"):
             return None
+        if not block and not start:
+            raise self._fault(start, "is empty, and no tar")
         if not block:
             raise self._fault(
                 start,
@@ -192,7 +200,8 @@ class _TarReader:
             # Names that are no UTF-8 stay what they are to a reader, and can be printed.
             return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
-            raise self._fault(start, f"has a header that does not read ({error})") from None
+            what = "has a header that does not read" if start else "does not begin as a tar does"
+            raise self._fault(start, f"{what} ({error})") from None
 
     def _member(
         self, header: tarfile.TarInfo, path: bytes | None, size: bytes | None, start: int
@@ -217,6 +226,7 @@ class _TarReader:
                 start,
                 f"has a {kind} of {header.size} bytes, {name!r:.99} (the limit is "
                 f"{self._limits.member_mib} MiB for a file, none for what is no file)",
+                _LIMITED,
             )
         return TarMember(name, kind, self._data(header.size, name) if kind == "file" else b"")
 
@@ -271,7 +281,9 @@ class _TarReader:
         self._at += len(data)
         if self._packed and self._at > FREE_BYTES + self._limits.ratio * self._packed.count:
             raise self._fault(
-                self._at, f"is compressed to less than 1/{self._limits.ratio} (the limit `ratio`)"
+                self._at,
+                f"is compressed to less than 1/{self._limits.ratio} (the limit `ratio`)",
+                _LIMITED,
             )
         return data
 
@@ -288,8 +300,8 @@ class _TarReader:
             self._stream = gzip.GzipFile(fileobj=counted, mode="rb")  # type: ignore[call-overload]
         return self._stream
 
-    def _fault(self, at: int, what: str) -> ArchiveError:
-        return ArchiveError(f"{self._where}, offset {at}: it {what}.", _ADVICE)
+    def _fault(self, at: int, what: str, advice: str = _ADVICE) -> ArchiveError:
+        return ArchiveError(f"{self._where}, offset {at}: it {what}.", advice)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

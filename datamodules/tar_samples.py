@@ -13,9 +13,12 @@ from datamodules.archives import BLOCK, ArchiveError, ArchiveLimits, TarMember
 from mmemb.text import printable
 
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
-_FOREIGN = re.compile(r"(?:^|/)(?:\.(?!\.?/)[^/]+|__MACOSX|PaxHeaders?[^/]*|__[^/]*__)(?:/|$)")
-"""Hidden files, what macOS adds (`._x`, `__MACOSX`), pax headers that were unpacked as files, and
-`__x__`, which WebDataset keeps for itself."""
+_FOREIGN = re.compile(
+    r"(?:^|/)(?:\.(?!\.?/)[^/]+|__MACOSX|PaxHeaders?[^/]*|__[^/]*__|[Tt]humbs\.db|[Dd]esktop\.ini"
+    r"|[^/]*:Zone\.Identifier|@eaDir)(?:/|$)"
+)
+"""Hidden files, what macOS (`._x`, `__MACOSX`), Windows and NAS servers add, pax headers that were
+unpacked as files, and `__x__`, which WebDataset keeps for itself."""
 
 
 @final
@@ -82,8 +85,10 @@ def _named(
 ) -> Iterator[tuple[str, str, TarMember]]:
     """Members with their key and extension."""
     for member in members:
+        if member.kind == "folder":
+            continue
         match = _NAME.fullmatch(member.name)
-        if member.kind == "folder" or match is None or _FOREIGN.search(member.name):
+        if match is None or _FOREIGN.search(member.name):
             foreign.add(member.name)
         else:
             yield match[1], match[2].lower(), member

@@ -131,7 +131,10 @@ class ReplayStream:
                 except DecodeError as error:
                     self._skip(error)
             if not num_read:
-                raise ValueError(f"Not one pair could be read from {self._urls}.")
+                raise ValueError(
+                    f"Not one pair could be read from {', '.join(self._urls)[:300]}: expected "
+                    "samples as `python -m datamodules.prepare` writes them. Correct `pairs`."
+                )
 
     def _skip(self, error: DecodeError | ArchiveError, problem: str = "") -> None:
         """Warns once of what is left out, or raises."""

@@ -65,8 +65,10 @@ def _brief(value: bytes | str) -> str:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("packed", [lambda data: data, gzip.compress])
 def test_members_are_those_of_tarfile(layout: int, packed: Callable[[bytes], bytes]) -> None:
+    label = member("tape", kind=b"V")
     for wanted in (FILES, LONG[:3] if layout else FILES, [("a\u00e9\u732b.txt", b"1")]):
         tar = pack(wanted, layout)
+        assert files(packed(label + tar)) == wanted
         assert files(packed(tar)) == unpack(tar) == wanted
 
 
@@ -174,7 +176,10 @@ LONG_NAME = member("././@LongLink", b"a.json\0", b"L")
         (member("p", b"x" * 5000, b"L") + pack(FILES), "a name of 5000 letters"),
         (LONG_NAME + END, "between the headers of one member"),
         (member("a.json", kind=b"S", size=1 << 30) + END, "a member that is sparse"),
-        (member("a.json", kind=b"V") + END, "of type b'V'"),
+        (member("a.json", kind=b"M") + END, "of type b'M'"),
+        (b"", "is empty, and no tar"),
+        (b"version https://git-lfs.github.com/spec/v1", "does not begin as a tar does"),
+        (b"<!DOCTYPE html>" + bytes(600), "does not begin as a tar does"),
         (member("a.json", size=1 << 40, layout=1) + END, "a file of 1099511627776 bytes"),
         (member("a.json", size=-5, layout=1) + END, "a file of -5 bytes"),
         (member("a.t0.png", kind=b"1", size=9, linkname="b") + END, "a link of 9 bytes"),
@@ -204,11 +209,13 @@ def test_links_devices_and_folders_hold_no_data_and_are_not_followed() -> None:
 
 
 def test_sizes_numbers_and_compression_are_bounded() -> None:
-    assert "a file of 1048577 bytes" in refused(pack([("a.json", bytes(2**20 + 1))]), SMALL)
+    large = refused(pack([("a.json", bytes(2**20 + 1))]), SMALL)
+    assert "a file of 1048577 bytes" in large
+    assert "raise `archive_limits`" in large
     many = [(f"a.q{number}.png", b"") for number in range(4)]
     assert "sample a has more than 3 members" in refused(pack(many), SMALL)
-    large = [(f"a.q{number}.png", bytes(1 << 20)) for number in range(2)]
-    assert "or 2 MiB" in refused(pack(large), SMALL)
+    heavy = [(f"a.q{number}.png", bytes(1 << 20)) for number in range(2)]
+    assert "or 2 MiB" in refused(pack(heavy), SMALL)
 
     bomb = gzip.compress(pack([(f"{n}.json", bytes(1 << 20)) for n in range(20)]), 1)
     assert len(bomb) < 1 << 20
@@ -239,7 +246,8 @@ def test_samples_are_members_that_follow_each_other() -> None:
 
 def test_what_macos_and_others_add_splits_no_sample() -> None:
     names = ["._a.json", "a.json", "a.PaxHeader/x", "d/._b.png", "a.t0.png", "__MACOSX/a.json"]
-    names += [".DS_Store", "PaxHeaders.7/a.png", "README", "__meta__", "./c.json"]
+    names += [".DS_Store", "PaxHeaders.7/a.png", "README", "__meta__", "./c.json", "Thumbs.db"]
+    names += ["x/desktop.ini", "c.t0.png:Zone.Identifier", "@eaDir/c.t0.png", "thumbs.db/d.json"]
     foreign = ForeignMembers()
     tar = io.BytesIO(pack([(name, b"") for name in names]))
     found = samples_of(read_tar(tar, "Tar x", LIMITS), "Tar x", LIMITS, foreign)
@@ -247,7 +255,7 @@ def test_what_macos_and_others_add_splits_no_sample() -> None:
         ("a", ["json", "t0.png"]),
         ("./c", ["json"]),
     ]
-    assert (foreign.count, foreign.first) == (8, "._a.json")
+    assert (foreign.count, foreign.first) == (13, "._a.json")
 
 
 def test_a_pipe_that_fails_behind_the_end_is_a_fault() -> None:

@@ -171,7 +171,7 @@ def test_every_third_quote_that_is_not_closed_costs_its_row_alone(tmp_path: Path
         ('[{"id": "a"}]', "Expected `object`, got `array`"),
         ('{"id": "a", "id": "b"}', "the key 'id' occurs twice in one object"),
         ('{"query": {"text": "a", "text": "b"}}', "the key 'text' occurs twice"),
-        ('{"id": NaN}', "no JSON"),
+        ('{"id": NaN}', "NaN is no number that JSON has"),
         ('{"id": ' + "[" * 100_000, "nested too deeply"),
         ('{"id": 1e999}', "out of range"),
         ('{"query": "a"}', "query 'a': expected an object"),
