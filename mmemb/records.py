@@ -135,8 +135,13 @@ class Rationale(_Draw):
 
     @property
     def answer(self) -> str:
-        """The text between the answer tags; empty if there is none."""
-        return _between(self.text, "<answer>", "</answer>")
+        """The text between the answer tags, behind the thought; empty if there is none."""
+        text = self.text
+        if "<think>" in text.partition("<answer>")[0]:
+            # A thought may spell the tags of an answer.
+            _, closed, behind = text.partition("<think>")[2].partition("</think>")
+            text = behind if closed else text
+        return _between(text, "<answer>", "</answer>")
 
     @property
     def plain(self) -> str:

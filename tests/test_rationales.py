@@ -145,9 +145,19 @@ def test_settings_name_our_workers_only(settings: dict[str, Any]) -> None:
 def test_tags_enclose_what_the_shortest_match_would(parts: list[str]) -> None:
     text = "".join(parts)
     found = Rationale(text, "a", "b", "c", "d", "e", 0, 1)
-    for tag, said in (("think", found.thinking), ("answer", found.answer)):
-        match = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        assert said == (match[1].strip() if match else "")
+    thought = re.search("<think>(.*?)</think>", text, re.DOTALL)
+    first = "<think>" in text.partition("<answer>")[0]
+    tagged = re.compile("<answer>(.*?)</answer>", re.DOTALL)
+    answer = tagged.search(text, thought.end() if thought and first else 0)
+    assert found.thinking == (thought[1].strip() if thought else "")
+    assert found.answer == (answer[1].strip() if answer else "")
+
+
+def test_an_answer_begins_behind_the_thought() -> None:
+    thought = "<think>I write it in <answer>, or in <answer>tags</answer>.</think>"
+    assert rationale(f"{thought}<answer>Peru</answer>").answer == "Peru"
+    assert rationale(thought).answer == ""
+    assert rationale("<answer>a <think>b</think></answer>").answer == "a <think>b</think>"
 
 
 @pytest.mark.parametrize("tag", ["<think>", "<answer>", "</think>", "<think></answer>"])
