@@ -86,9 +86,13 @@ def own_path(value: str, folder: Path, where: str) -> str:
         where: the file and key that hold the value, for the error.
 
     Raises:
-        ValueError: it lies outside of the folder, by `..` or by a link.
+        ValueError: it lies outside of the folder, by `..` or by a link, or is no name of a file.
     """
     path = folder / value.removeprefix(f"{FOLDER}/")
+    try:
+        path.resolve().exists()
+    except (OSError, ValueError):  # too long, or a byte that no name has
+        raise ValueError(f"{where} names {value!r:.100}, which is no name of a file.") from None
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{where} names {value!r}, which lies outside of {folder}: a folder may name its own "

@@ -242,6 +242,36 @@ def test_a_config_of_open_clip_sends_nobody_to_a_hub(
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vision_cfg": {"timm_model_name": ["resnet18"]}},
+        {"text_cfg": {"vocab_size": 10**12}},
+        {"text_cfg": {"heads": 0}},
+        {"text_cfg": {"width": "a"}},
+        {"text_cfg": {"other": 1}},
+    ],
+)
+def test_settings_that_make_no_model_name_the_folder(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    OpenClipBackbone(TINY, tokenizer="bytes").save_pretrained(tmp_path)
+    ((part, changed),) = settings.items()
+    data = json.loads((tmp_path / "open_clip_config.json").read_text())
+    data["model_cfg"][part] |= changed
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"config\.json: no backbone can be made of it \("):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000])
+def test_what_is_no_name_of_a_file_names_its_key(name: str, tmp_path: Path) -> None:
+    OpenClipBackbone(TINY, tokenizer="bytes").save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", "init_args", model=f"${{folder}}/{name}")
+    with pytest.raises(ValueError, match=r"config\.json: model names .* no name of a file"):
+        load_backbone(str(tmp_path))
+
+
 @pytest.mark.parametrize("key", ["trust_remote_code", "bpe_path", "vocab_file"])
 def test_a_tokenizer_is_given_settings_and_no_paths(key: str, tmp_path: Path) -> None:
     config = json.loads(Path(TINY).read_text())

@@ -278,7 +278,15 @@ def load_backbone(folder: str) -> Backbone:
             f"{path} not found: {folder} is not a saved backbone, or its writing was interrupted. "
             "Give a folder that Backbone.save_pretrained wrote."
         )
-    backbone = _build(saved_spec(folder))
+    try:
+        backbone = _build(saved_spec(folder))
+    except Exception as error:  # parts of others raise whatever the settings make them raise
+        if isinstance(error, ValueError | FileNotFoundError) and str(folder) in str(error):
+            raise
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__} "
+        raise ValueError(
+            f"{path}: no backbone can be made of it ({kind}{error!s:.300}). Save it again."
+        ) from None
     own = read_weights(path.with_name(_WEIGHTS))
     try:
         missing, unknown = backbone.load_state_dict(own, strict=False)
