@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.prepare import row_files
 from datamodules.prepare.cells import MAX_LETTERS
 from datamodules.prepare.folder.check import check_cells
 from datamodules.prepare.folder.table import COLUMNS, OwnRow, read_table
@@ -165,6 +166,57 @@ def test_every_third_quote_that_is_not_closed_costs_its_row_alone(tmp_path: Path
     assert len(rows) == 300
 
 
+def test_a_row_in_two_lines_may_seem_to_close_the_quote_of_another(tmp_path: Path) -> None:
+    """Its cells are too many, and the rows between the two quotes are read."""
+    lines = [b'0,t,train,"a,x', b"1,t,train,a,x", b"2,t,train,a,x", b'3,t,train,a",b,x']
+    rows = read(tmp_path, "csv", CSV_HEADING + b"\n".join(lines))
+    assert [(row.id, bool(row.faults)) for row in rows] == [
+        ("", True), ("1", False), ("2", False), ("", True),
+    ]  # fmt: skip
+    two_lines = CSV_HEADING + b'0,t,train,"a\nb",x,y\n1,t,train,a,x'
+    assert [row.id for row in read(tmp_path, "csv", two_lines)] == ["", "1"]
+
+
+def test_quotes_that_swallow_the_rest_at_each_line_cost_no_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "_GIVEN_BACK", 1000)
+    with pytest.raises(ValueError, match="quotes are not closed at too many places"):
+        read(tmp_path, "csv", CSV_HEADING + b'x","\n' * 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("csv", b",%s\n0,a,t,train,q,x\n7,b,t,train,q,y\n"),
+        ("csv", b",Unnamed: 0,%s\n0,0,a,t,train,q,x\n1,1,b,t,train,q,y"),
+        ("csv", b"%s,,\r\na,t,train,q,x,,\r\nb,t,train,q,y,,\r\n,,,,,,\r\n"),
+        ("CSV", b"%s\ra,t,train,q,x\rb,t,train,q,y\r,,,,\r,,\r"),
+    ],
+    ids=["index", "index twice", "Excel", "macOS"],
+)
+def test_what_pandas_and_excel_add_is_no_fault(tmp_path: Path, name: str, content: bytes) -> None:
+    rows = read(tmp_path, name, content % CSV_HEADING.strip())
+    assert [(row.id, row.positives[0].text, row.faults) for row in rows] == [
+        ("a", "x", ()), ("b", "y", ()),
+    ]  # fmt: skip
+
+
+def test_empty_lines_of_json_are_no_rows_and_pandas_numbers_no_column(tmp_path: Path) -> None:
+    lines = [as_lines(GOOD | {"id": name, "__index_level_0__": 9}) or b"" for name in "ab"]
+    rows = read(tmp_path, "jsonl", b"\r\n".join([*lines, b" \n"]))
+    assert [(row.id, row.number, row.faults) for row in rows] == [("a", 1, ()), ("b", 3, ())]
+
+
+def test_a_column_without_a_name_that_says_something_is_a_fault(tmp_path: Path) -> None:
+    content = (
+        b"id,task,split,query_text,target_text,\na,t,train,q,x,words\n\n,,,,,\nb,t,train,q,x,,\n"
+    )
+    first, second = read(tmp_path, "csv", content)
+    assert first.faults == ("unknown column(s) ['Unnamed: 5']",)
+    assert (second.number, second.faults[0][:7]) == (3, "7 cells")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -252,6 +304,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "said"),
     [
         ("in/no.png", "is missing"),
+        (r"in\a.png", "is missing: expected `/` between folders"),
         ("in/a.png/b.png", "is missing"),
         ("leaves.png", "is a link that leads out of media/"),
         ("zero.png", "is a link that leads out of media/"),
@@ -304,6 +357,7 @@ def test_names_that_differ_by_form_alone_are_faults(tmp_path: Path) -> None:
     changes: list[dict[str, str]] = [{}, {"task": "T"}]
     changes += [{"concept": "é"}, {"concept": "e\u0301"}]
     changes += [{"target_text": "é"}, {"target_text": "e\u0301"}]
+    changes += [{"task": "a", "target_text": "b c"}, {"task": "a b", "target_text": "c"}]
     rows = [GOOD | {"id": f"{n}"} | change for n, change in enumerate(changes)]
     found = check_cells(list(read_table(write_lines(tmp_path / "t.jsonl", rows))), tmp_path)
     assert [number for number, _ in found] == [2, 4, 6]

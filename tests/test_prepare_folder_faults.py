@@ -127,6 +127,35 @@ def test_every_fault_is_listed_with_its_row(
     assert not (tmp_path / "out").exists()
 
 
+def test_names_of_frames_cannot_forge_lines_or_end_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Archives from Windows hold names that are no UTF-8; those of others may hold line feeds."""
+    rows = [row | {"query_media": name} for row, name in zip(flag_rows(), ["e", "n"], strict=False)]
+    for folder, name in (("e", "f\udcff.webp"), ("n", "f\nrow 7: \x1b[2J.webp")):
+        (tmp_path / "m" / folder).mkdir(parents=True)
+        (tmp_path / "m" / folder / name).write_bytes(b"")
+    rows = [row | {"target_media": "", "target_text": row["id"]} for row in rows]
+    table = write_csv(tmp_path / "t.csv", rows)
+    assert prepare(table, tmp_path / "m", tmp_path / "out") == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "row 1: query_media 'e/f\\udcff.webp' has a name that is no UTF-8: rename it"
+    assert told[1].startswith("row 2: query_media: f\\nrow 7: \\x1b[2J.webp cannot be decoded")
+
+
+def test_only_the_frames_of_a_folder_count(tmp_path: Path) -> None:
+    folder = tmp_path / "m/f"
+    folder.mkdir(parents=True)
+    (folder / "0.webp").write_bytes(picture(1))
+    row = {"id": "a", "task": "t", "split": "train", "query_media": "f", "target_text": "x"}
+    table = write_csv(tmp_path / "T.CSV", [row])
+    assert prepare(table, tmp_path / "m", tmp_path / "out") == 0
+    before = (tmp_path / "out/manifest.json").read_text()
+    (folder / "Thumbs\udcff.db").write_bytes(b"x")
+    assert prepare(table, tmp_path / "m", tmp_path / "out") == 0
+    assert (tmp_path / "out/manifest.json").read_text() == before
+
+
 def test_faulty_rows_may_be_left_out(broken_media: Path, tmp_path: Path) -> None:
     table = write_lines(tmp_path / "t.jsonl", faulty_rows())
     assert prepare(table, broken_media, tmp_path / "out", "--on-error", "skip") == 0
@@ -203,6 +232,7 @@ def test_rationales_of_every_kind_by_id(tmp_path: Path) -> None:
         {"id": "b", "rationales": ["<think>so</think>\n<answer>red</answer>"]},
     ]
     path = write_lines(tmp_path / "r.jsonl", lines)
+    path.write_text(path.read_text().replace("\n", "\n\n"))  # an empty line is none
     given = read_rationales(path, {"7", "b"})
     assert given.faults == ()
     written = {key: [(r.thinking, r.answer) for r in found] for key, found in given.by_id.items()}

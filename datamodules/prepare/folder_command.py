@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.prepare.folder.check import Faults, Found, check_cells, check_rows, lines_of
-from datamodules.prepare.folder.media import locate
+from datamodules.prepare.folder.media import PICTURES, locate
 from datamodules.prepare.folder.rationales import (
     GivenRationales,
     read_rationales,
@@ -22,11 +22,12 @@ from datamodules.prepare.folder.rationales import (
 )
 from datamodules.prepare.folder.table import OwnRow, read_table
 from datamodules.prepare.folder.write import write_data
-from datamodules.prepare.media_paths import MediaPathError
+from datamodules.prepare.media_paths import MediaPathError, find_frames
 from mmemb.file_hashes import FileHashes
 from mmemb.lineage import canonical_json, write_json
 from mmemb.schema import Excerpt, read_json
 from mmemb.shards import is_complete
+from mmemb.text import printable
 
 HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
 
@@ -131,7 +132,7 @@ def _convert(options: argparse.Namespace, rows: list[OwnRow], found: Found, mark
         raise ValueError(f"{options.table} has no row that could be written.")
     (options.out / MANIFEST).unlink(missing_ok=True)
     counts = write_data(options.out, good, options.media, options.frames, mark, faults.groups)
-    stated = {"fingerprint": mark, "table": options.table.name, "counts": counts}
+    stated = {"fingerprint": mark, "table": printable(options.table.name), "counts": counts}
     stated |= {"partial": bool(faults.lines), "skipped": list(faults.lines)}
     write_json(options.out / MANIFEST, stated)
     written = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -170,8 +171,9 @@ def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: Fi
     for name in tqdm(names, desc="hashing", disable=None, delay=2):
         try:
             path = locate(options.media, name)
-            found = sorted(path.iterdir()) if path.is_dir() else [path]
-            files[name] = [(p.name, hashes.sha256(p)) for p in found if p.is_file()]
+            is_folder = path.is_dir()
+            found = sorted(find_frames(options.media, name, PICTURES)) if is_folder else [path]
+            files[name] = [(p.name, hashes.sha256(p)) for p in found]
         except (MediaPathError, OSError):
             continue  # a fault of its row
     settings = [FORMAT, options.frames, options.on_error]

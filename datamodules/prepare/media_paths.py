@@ -102,12 +102,23 @@ def find_frames(folder: Path, name: str, suffixes: Collection[str]) -> list[Path
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix not in suffixes or entry.name.startswith("._"):
                 continue
+            if not _is_unicode(entry.name):
+                inside = f"{PurePosixPath(name)}/{entry.name}"
+                raise MediaPathError(f"{shown(inside)} has a name that is no UTF-8: rename it")
             if not entry.is_file(follow_symlinks=False):  # most are, and need no second look
                 inside = f"{PurePosixPath(name)}/{entry.name}"
                 if find_media(folder, inside).is_dir():
                     raise MediaPathError(f"{shown(inside)} is a folder, and no frame")
             found.append(path / entry.name)
     return found
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_name(name: str) -> None:
@@ -130,7 +141,8 @@ def _said(root: Path, name: str, error: OSError) -> str:
         path = root / name
         ways = [path, *path.parents[: len(PurePosixPath(name).parts) - 1]]
         is_link = any(map(os.path.islink, ways))
-        return "is a link to something that is missing" if is_link else "is missing"
+        slashes = ": expected `/` between folders" if "\\" in name else ""
+        return "is a link to something that is missing" if is_link else f"is missing{slashes}"
     return _SAID.get(error.errno or 0, f"cannot be read ({errno.errorcode.get(error.errno or 0)})")
 
 

@@ -8,7 +8,7 @@ from codecs import BOM_UTF8
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, final
+from typing import Any, final
 
 import numpy as np
 
@@ -17,21 +17,26 @@ from mmemb.lines import split_lines
 from mmemb.schema import SchemaError, parse_json
 
 _BATCH = 1024
+_GIVEN_BACK = 10_000_000
+"""Letters of a table, beside four times its own, that may be read again for quotes not closed."""
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\0")
 
 Cells = dict[str, Any]
 """A row: column -> value; a value that cannot be read is `Broken`."""
 
 
-def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken]:
+def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken | None]:
     """Rows of a CSV file with a heading; empty lines are no rows.
+
+    A row of empty cells, as Excel writes behind the last one, is None. A column without a name gets
+    the one that pandas gives it, `Unnamed: 0` and so on.
 
     Args:
         path: of a file of comma-separated UTF-8.
         expected: columns that it must have.
 
     Raises:
-        ValueError: the heading is none, or lacks a column.
+        ValueError: the heading is none, or lacks a column; or quotes are broken throughout.
     """
     with open(path, "rb") as start:
         if start.read(2).startswith(_OTHER_ENCODINGS):
@@ -39,19 +44,27 @@ def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken]:
 
     # A byte that is no UTF-8 is a fault of its cell alone.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = _csv_records(file)
+        lines = _Lines(file, path)
+        rows = _csv_records(lines)
         heading = next(rows, Broken("there is none"))
         if isinstance(heading, Broken):
             raise ValueError(f"{path}: the heading cannot be read: {heading.reason}.")
         names = [name.strip() for name in heading]
+        places = range(len(names))
+        names = [name or _unnamed(place, names) for place, name in zip(places, names, strict=True)]
         check_heading(path, names, expected)
 
         for row in rows:
             if isinstance(row, Broken):
                 yield row
+            elif not any(row):
+                yield None
             elif len(row) == len(names):
                 yield dict(zip(names, row, strict=True))
             else:
+                # Of two quotes that are not closed the second one seems to close the first.
+                if any(_is_record(line, len(names)) for line in lines.taken[1:]):
+                    lines.give_back()
                 yield Broken(
                     f"{len(row)} cells, but the heading has {len(names)}: expected a text with a "
                     "comma to stand in quotes"
@@ -74,10 +87,9 @@ def check_heading(path: Path, names: list[str], expected: Collection[str]) -> No
         raise ValueError(f"{path} has no column(s) {', '.join(missing)}: {hint}.")
 
 
-def _csv_records(file: TextIO) -> Iterator[list[str] | Broken]:
+def _csv_records(lines: _Lines) -> Iterator[list[str] | Broken]:
     """Records that are not empty; behind a broken one reading goes on at its second line, so that
     a quote that is never closed takes one row, and not the rest of the file."""
-    lines = _Lines(file)
     reader = csv.reader(lines, strict=True)
     while True:
         row = _csv_record(reader, lines)
@@ -100,24 +112,56 @@ def _csv_record(reader: Iterator[list[str]], lines: _Lines) -> list[str] | Broke
         csv.field_size_limit(limit)
 
 
+def _unnamed(place: int, names: Collection[str]) -> str:
+    """The name of a column without one, which pandas may have named already."""
+    name = f"Unnamed: {place}"
+    return name if name not in names else f"__index_level_{place}__"
+
+
+def _is_record(line: str, num_cells: int) -> bool:
+    """Whether a line by itself is a row of so many cells."""
+    try:
+        return [len(row) for row in csv.reader([line], strict=True)] == [num_cells]
+    except csv.Error:
+        return False
+
+
 @final
 class _Lines:
-    """Lines of a file, of which those of the last record can be had again."""
+    """Lines of a file, of which those of the last record can be had again.
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines, self._again = iter(lines), deque[str]()
+    All together at most four times the letters of the file are given back: each line might open a
+    quote that the last line closes.
+    """
+
+    def __init__(self, lines: Iterable[str], path: Path) -> None:
+        self._lines, self._path, self._again = iter(lines), path, deque[str]()
+        self._may_give_back = _GIVEN_BACK
         self.taken: list[str] = []
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._lines)
+        if self._again:
+            line = self._again.popleft()
+        else:
+            line = next(self._lines)
+            self._may_give_back += 4 * len(line)
         self.taken.append(line)
         return line
 
     def give_back(self) -> None:
-        """All lines of the record but its first."""
+        """All lines of the record but its first.
+
+        Raises:
+            ValueError: that were too many.
+        """
+        self._may_give_back -= sum(map(len, self.taken))
+        if self._may_give_back < 0:
+            raise ValueError(
+                f"{self._path}: quotes are not closed at too many places: save it again as CSV."
+            )
         self._again.extendleft(reversed(self.taken[1:]))
 
 

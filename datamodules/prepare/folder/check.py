@@ -141,7 +141,7 @@ def _forms(rows: Iterable[OwnRow]) -> Found:
     for row in rows:
         names = [("task", row.task, row.task.strip().casefold()), ("concept", row.concept, "")]
         sides = (*row.positives, *row.negatives)
-        names += [("target", side.name, f"{row.task} {side.name}") for side in sides]
+        names += [("target", side.name, f"{row.task}\0{side.name}") for side in sides]
         for column, name, seems in names:
             key = (column, unicodedata.normalize("NFC", limit_marks(seems or name)))
             known, number = first.setdefault(key, (name, row.number))

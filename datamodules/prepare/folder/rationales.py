@@ -75,6 +75,8 @@ def read_rationales(path: Path, ids: Collection[str]) -> GivenRationales:
     by_id: dict[str, tuple[Rationale, ...]] = {}
     faults = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             key, rationales = _line(line)
             if key in by_id:

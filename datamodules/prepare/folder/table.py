@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,13 @@ from pathlib import Path
 from typing import Any, final
 
 from datamodules.prepare.cells import Broken, CellError, is_missing, paths_of, shown, text_of
-from datamodules.prepare.row_files import Cells, check_heading, csv_rows, json_row, parquet_rows
+from datamodules.prepare.row_files import (
+    Cells,
+    check_heading,
+    csv_rows,
+    json_row,
+    parquet_rows,
+)
 from mmemb.records import PARTS
 
 COLUMNS = (
@@ -21,6 +28,9 @@ _NEEDED = ("id", "task", "split")
 _SIDES = ("query", "positives", "negatives")
 _NESTED = {*_NEEDED, *_SIDES, "concept"}
 _SIDE = ("text", "media", "instruction")
+
+_NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__|")
+"""What pandas calls columns without a name, such as that of its own numbers of rows."""
 
 _UNREAD = "?"
 """Text of a side whose cell has a fault, so that it is not told to be empty, too."""
@@ -95,16 +105,17 @@ def read_table(path: Path) -> Iterator[OwnRow]:
         what = "is no file" if path.exists() else "not found"
         raise FileNotFoundError(f"{path} {what}: the table of pairs (.csv, .parquet, .jsonl).")
     readers = {".csv": _csv, ".parquet": _parquet, ".jsonl": _json_lines}
-    if path.suffix not in readers:
+    if (kind := path.suffix.lower()) not in readers:
         raise ValueError(f"{path}: expected a table that ends in {', '.join(sorted(readers))}.")
     try:
-        for number, data in enumerate(readers[path.suffix](path), 1):
-            yield _row(number, data)
+        for number, data in enumerate(readers[kind](path), 1):
+            if data is not None:
+                yield _row(number, data)
     except PermissionError:
         raise ValueError(f"{path} cannot be read: there is no permission.") from None
 
 
-def _csv(path: Path) -> Iterator[Cells | Broken]:
+def _csv(path: Path) -> Iterator[Cells | Broken | None]:
     return csv_rows(path, _NEEDED)
 
 
@@ -127,12 +138,13 @@ def _parquet(path: Path) -> Iterator[Cells | Broken]:
         ) from None
 
 
-def _json_lines(path: Path) -> Iterator[Cells | Broken]:
+def _json_lines(path: Path) -> Iterator[Cells | Broken | None]:
+    """The rows; an empty line is None."""
     with open(path, "rb") as file:  # a line that is no UTF-8 is that line's fault
         for number, line in enumerate(file):
             text = line.removeprefix(BOM_UTF8) if number == 0 else line
             try:
-                yield json_row(text) if text.strip() else Broken("the line is empty")
+                yield json_row(text) if text.strip() else None
             except CellError as error:
                 yield Broken(str(error))
 
@@ -153,7 +165,11 @@ class _RowReader:
     """Reads the cells of one row and remembers what is wrong with them."""
 
     def __init__(self, data: Cells) -> None:
-        self._data = {name: value for name, value in data.items() if not is_missing(value)}
+        self._data = {
+            name: value
+            for name, value in data.items()
+            if not is_missing(value) and not _is_row_number(name, value)
+        }
         self._is_nested = any(name in self._data for name in _SIDES)
         self._faults: list[str] = []
 
@@ -241,3 +257,9 @@ class _RowReader:
         except CellError as error:
             self._faults.append(f"{column} {error}")
             return (_UNREAD,)
+
+
+def _is_row_number(column: str, value: Any) -> bool:
+    """Whether a cell is what pandas adds to a row, and not what someone says about it."""
+    is_whole = type(value) is int or (isinstance(value, str) and value.isdecimal())
+    return is_whole and _NAMELESS.fullmatch(column) is not None
