@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from mmemb.benchmark_scores import TaskScores
@@ -83,8 +84,8 @@ class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
     """What is read of a score file beside the other metrics; of our own keys, which a published
     file lacks, what it stands for."""
 
-    hit: float
-    ndcg: float
+    hit: Annotated[float, Meta(ge=0, le=1)]  # 63.2 is a share in percent
+    ndcg: Annotated[float, Meta(ge=0)]
     num_pred: Count | None = None
     num_data: Count | None = None
     group: str = ""

@@ -107,7 +107,11 @@ def test_words_left_out_at_random_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_transformers_spells_no_special_token(tmp_path: Path) -> None:
-    backbone = OpenClipBackbone(TINY, tokenizer=text_model(tmp_path / "bert"))
+    config = json.loads(Path(TINY).read_text())
+    config["text_cfg"]["pool_type"] = "last"
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    model = str(tmp_path / "model.json")
+    backbone = OpenClipBackbone(model, tokenizer=text_model(tmp_path / "bert"))
     tokens = backbone.tokenizer(["paris [SEP] [CLS] france", "paris"])
     inner = backbone.tokenizer.tokenizer
     assert (tokens[0] == inner.sep_token_id).sum() == (tokens[0] == inner.cls_token_id).sum()

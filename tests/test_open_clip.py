@@ -79,14 +79,20 @@ def test_open_clip_takes_names_and_local_weights(tmp_path: Path) -> None:
 
 
 def test_open_clip_with_a_transformers_tokenizer(tmp_path: Path) -> None:
-    config = json.loads(Path(TINY).read_text())
+    config, names = json.loads(Path(TINY).read_text()), text_model(tmp_path / "bert")
+    config["text_cfg"]["pool_type"] = "last"
     (tmp_path / "model.json").write_text(json.dumps(config))
-    names = text_model(tmp_path / "bert")
     backbone = OpenClipBackbone(str(tmp_path / "model.json"), tokenizer=names).eval()
     backbone.save_pretrained(tmp_path / "saved")
     shutil.rmtree(tmp_path / "bert")
     loaded = load_backbone(str(tmp_path / "saved"))
     assert torch.equal(loaded.encode([Side("paris")]), backbone.encode([Side("paris")]))
+
+
+def test_a_tokenizer_that_hides_words_from_a_model_is_refused(tmp_path: Path) -> None:
+    """CLIP reads out at the largest number, which was any word's: all behind it was hidden."""
+    with pytest.raises(ValueError, match=r"bert ends no text with its largest number.*pool_type"):
+        OpenClipBackbone(TINY, tokenizer=text_model(tmp_path / "bert"))
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])

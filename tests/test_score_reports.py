@@ -234,6 +234,7 @@ def test_values_of_a_task_are_there_once(tmp_path: Path) -> None:
         ("MSVD_score.json", "{", "MSVD_score.json"),
         ("MSVD_score.json", "{}", "required field `hit@1`"),
         ("MSVD_score.json", '{"hit@1": NaN, "ndcg_linear@5": 0}', "NaN is no number"),
+        ("MSVD_score.json", '{"hit@1": 63.2, "ndcg_linear@5": 1}', "<= 1.0 - at `$.hit@1`"),
         ("MSVD_values.json", "{}", "MSVD_values.json is broken"),
         (
             "MSVD_values.json",

@@ -93,6 +93,7 @@ class OpenClipBackbone(Backbone):
         self.model, self.spec = _load_model(model, pretrained)
         self.embedding_dim = self.spec["model_cfg"]["embed_dim"]
         self.tokenizer = _load_tokenizer(tokenizer, self.spec["model_cfg"]["text_cfg"])
+        _check_end(self.tokenizer, self.spec["model_cfg"]["text_cfg"])
         # The temperature belongs to the loss; here it would wait for a gradient for ever.
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in ("logit_scale", "logit_bias"))
@@ -364,6 +365,23 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
             context_length=length,
             tokenizer_mode=mode,
             **settings | local | {"trust_remote_code": False, "split_special_tokens": True},
+        )
+
+
+def _check_end(tokenizer: Any, text_cfg: Mapping[str, Any]) -> None:
+    """Refuses a tokenizer whose texts end with another token than the one that the model reads out.
+
+    CLIP does so at the largest number; if an ordinary word has that, all behind it is hidden.
+    """
+    inner = getattr(tokenizer, "tokenizer", None)  # of transformers; the others end with it
+    if inner is None or _TEXT in text_cfg or text_cfg.get("pool_type", "argmax") != "argmax":
+        return
+    end, largest = int(tokenizer([""]).max()), max(inner.get_vocab().values())
+    if end != largest:
+        raise ValueError(
+            f"the tokenizer {inner.name_or_path} ends no text with its largest number, {largest}, "
+            "where this open_clip model reads out, so that words would be hidden: give the "
+            "tokenizer that the model was trained with, or set `pool_type` in the model's config."
         )
 
 
