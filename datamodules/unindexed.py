@@ -164,7 +164,7 @@ class ReplayStream:
     def _read_unchanged(self, url: str) -> Iterator[TarSample]:
         """The samples of a tar; of a local one as long as it is the file that was read first."""
         self._check_unchanged(url)
-        num_read, foreign = 0, ForeignMembers()
+        num_read, foreign, is_whole = 0, ForeignMembers(), False
         try:
             members = _read_members(url, self._limits)
             for sample in samples_of(members, f"Tar {url}", self._limits, foreign):
@@ -172,6 +172,7 @@ class ReplayStream:
                     foreign.add(f"{sample.key}.{name}")
                 yield sample
                 num_read += 1
+            is_whole = True
         except ArchiveError as error:
             self._check_unchanged(url)  # it may have been written over while it was read
             self._skip(
@@ -180,9 +181,12 @@ class ReplayStream:
                 "left out",
             )
         self._check_unchanged(url)
-        self._warn_of_foreign(url, foreign)
+        self._warn(url, foreign, is_empty=is_whole and not num_read)
 
-    def _warn_of_foreign(self, url: str, foreign: ForeignMembers) -> None:
+    def _warn(self, url: str, foreign: ForeignMembers, is_empty: bool) -> None:
+        """Tells once what was passed over; a crash may leave a tar of zeros, which is an end."""
+        if is_empty and url not in self._looked_at:
+            _LOG.warning("Tar %s holds no sample: if it should, copy or make it again", url)
         if foreign.count and url not in self._looked_at:
             _LOG.warning(
                 "Tar %s: %d member(s) belong to no sample or to none of its sides and are not "

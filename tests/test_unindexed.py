@@ -193,6 +193,19 @@ def test_members_of_nobody_are_named_once(
     assert "such as .DS_Store" in warning
 
 
+def test_a_tar_of_zeros_among_others_is_told_once(
+    tar: bytes, keys: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "zeros.tar").write_bytes(bytes(len(tar) // 512 * 512))
+    both = [str(tmp_path / name) for name in ("zeros.tar", "pairs.tar")]
+    assert len(set(keys(tar, batches=40, pairs=both))) == SIXTEEN
+    (warning,) = [line for line in caplog.messages if "holds no sample" in line]
+    assert "zeros.tar" in warning
+
+    with pytest.raises(ValueError, match="Not one pair could be read from .*zeros.tar: expected"):
+        keys(tar, pairs=both[:1])
+
+
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_tar_that_is_not_sorted_by_key_is_an_error(
     tar: bytes, keys: Callable[..., list[str]], on_error: str
