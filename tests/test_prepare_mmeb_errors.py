@@ -102,7 +102,7 @@ CUT = {"videoID": "v", "enCap": ["cut \ud83d"]}
         ("x.jsonl", [VATEX, ["v", "a"]], "Expected `object`, got `array`"),
         ("x.json", [VATEX, ["v", "a"]], "['v', 'a']: expected a JSON object"),
         ("x.json", [VATEX, VATEX | {"more": math.nan}], "it holds NaN"),
-        ("x.jsonl", [VATEX, VATEX | {"more": math.nan}], "no JSON"),
+        ("x.jsonl", [VATEX, VATEX | {"more": math.nan}], "NaN is no number"),
         ("x.jsonl", [VATEX, {"videoID": "v", "enCap": [None]}], "found NoneType None"),
         ("x.parquet", [VATEX, CUT], "is no UTF-8 (byte 0xed"),
     ],
