@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import yaml
+
+from mmemb.schema import Excerpt, convert
 
 CONFIG = "config.yaml"
 
@@ -19,7 +21,7 @@ _AGAIN = "It is not what `experiments.run` writes: fetch or train the run again.
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved configuration of a run; its key `model` is a table.
+    """The resolved configuration of a run; its key `model` is a table of a class.
 
     Raises:
         FileNotFoundError: it is no run.
@@ -48,9 +50,28 @@ def read_config(run: Path) -> dict[str, Any]:
 
     if _has_more_values(data, MOST_VALUES):
         raise ValueError(f"{path} holds more than {MOST_VALUES} values. {_AGAIN}")
-    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
-        raise ValueError(f"{path} is broken: expected a key `model` with a table. {_AGAIN}")
+    convert(data, _ConfigYaml, f"{path} is broken", _AGAIN)
     return data
+
+
+@final
+class _Part(Excerpt):
+    """Of what class a part is, and made with what."""
+
+    class_path: str = ""
+    init_args: dict[str, Any] | None = None
+
+
+@final
+class _ConfigYaml(Excerpt):
+    """What is read of a configuration, beside the arguments of classes."""
+
+    model: _Part
+    data: _Part | None = None
+    trainer: dict[str, Any] | None = None
+    name: str | None = None
+    experiment: str | None = None
+    data_root: str | None = None
 
 
 def _has_more_values(data: Any, most: int) -> bool:

@@ -126,8 +126,11 @@ def _starting_points(run: Path | None) -> Iterator[tuple[Path, str]]:
     """Folders and ids of models, through all runs that this one started from."""
     while run is not None:
         arguments = read_config(run)["model"].get("init_args") or {}
-        backbone = arguments.get("backbone") or {"init_args": {"folder": arguments.get("embedder")}}
-        given = backbone.get("init_args") or {}
+        backbone = arguments.get("backbone")
+        if not isinstance(backbone, dict):
+            backbone = {"init_args": {"folder": arguments.get("embedder")}}
+        given = backbone.get("init_args")
+        given = given if isinstance(given, dict) else {}
         if not given.get("folder"):
             yield from ((run, name) for name in _names(given))
             return
@@ -140,8 +143,8 @@ def _names(arguments: Mapping[str, Any]) -> Iterator[str]:
     for key, value in arguments.items():
         if key in _MODEL_KEYS and isinstance(value, str):
             yield value
-        elif isinstance(value, dict):
-            yield from _names(value.get("init_args") or {})
+        elif isinstance(value, dict) and isinstance(value.get("init_args"), dict):
+            yield from _names(value["init_args"])
 
 
 def _is_reported(run: Path) -> bool:

@@ -283,6 +283,9 @@ class AdaptiveEmbedder:
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {error}") from None
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            said = f"{error.filename} cannot be read ({error.strerror})"
+            raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {said}.") from None
 
 
 def _encoded(

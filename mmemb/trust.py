@@ -109,7 +109,11 @@ def check_links(folder: Path) -> None:
     """
     root = folder.resolve()
     for path in root.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
+        try:
+            is_inside = not path.is_symlink() or path.resolve().is_relative_to(root)
+        except (OSError, RuntimeError):  # links that point to each other
+            is_inside = False
+        if not is_inside:
             raise ValueError(
                 f"{path} is a link to {os.readlink(path)}, outside of its folder, which no saved "
                 "folder may have: put the file itself there. A snapshot of a hub is made of files "

@@ -34,6 +34,7 @@ from mmemb.rationales import (
     write_pool,
 )
 from mmemb.records import Side
+from mmemb.trust import check_links
 from tests.tiny_backbones import BUILDERS, HELPFUL, TINY, text_model
 from tests.tiny_models import write_chat_model, write_embedder, write_facts
 from tests.vlm import folder as vision_language_model
@@ -205,6 +206,12 @@ def test_an_engine_of_a_folder_names_no_code(tmp_path: Path) -> None:
     folder = save(VllmWorker(chat, PROMPT, engine={"worker_cls": "evil.Worker"}), tmp_path / "a")
     with pytest.raises(ValueError, match=r"workers\.full\.engine: \['worker_cls'\] may name code"):
         AdaptiveEmbedder.from_pretrained(folder, models=[chat])
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="loop is a link to loop"):
+        check_links(tmp_path)
 
 
 def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:

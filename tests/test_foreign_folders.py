@@ -108,6 +108,30 @@ def test_servers_and_keys_are_the_callers(copy: Path) -> None:
     assert key({"elsewhere.example": "SOME_SECRET"}) == "SOME_SECRET"
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"concurrency": "8"}, "Expected `int`, got `str` - at .*concurrency"),
+        ({"name": [1]}, "Expected `str`, got `array` - at .*name"),
+        ({"other": 1}, r"unknown key\(s\) \['other'\]"),
+        ({"prompt": "${folder}/backbone"}, r"backbone cannot be read \(Is a directory\)"),
+        ({"url": None}, "full.url names no server"),
+        ({"url": "file:///etc/passwd"}, "full.url names no server"),
+        ({"url": "http://[::1/v1"}, "full.url names no server"),
+    ],
+    ids=str,
+)
+def test_arguments_of_a_saved_worker_have_their_types(
+    said: dict[str, Any], message: str, copy: Path
+) -> None:
+    shutil.copy(PROMPT, copy / "prompt.json")
+    usual = {"url": "http://localhost/v1", "model": "m", "prompt": "${folder}/prompt.json"}
+    worker = {"class_path": SERVER, "init_args": usual | said}
+    edit(copy / "adaptive.json", lambda data: data.update(workers={"full": worker}))
+    with pytest.raises(ValueError, match=f"is no whole AdaptiveEmbedder: .*{message}"):
+        AdaptiveEmbedder.from_pretrained(copy, servers=["localhost"])
+
+
 def test_a_search_allows_what_its_user_names(
     copy: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,7 @@ def test_a_text_in_a_run_is_no_further_configuration(
     within = {"model": data, "init_args": data["model"]}.get(part, data["model"]["init_args"])
     within[part] = text.replace("more.yaml", str(run / "more.yaml"))
     (run / "config.yaml").write_text(yaml.safe_dump(data))
-    with pytest.raises(ValueError, match=r"config\.yaml.*(no table|a table|does not fit)"):
+    with pytest.raises(ValueError, match=r"config\.yaml.*(Expected `object|does not fit)"):
         load_run(run, models=[str(TINY)])
     assert not canary.exists()
 
@@ -147,9 +147,14 @@ BOMB = "a: &a [1, 1]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "expected a key `model` with a table"),
-        ("[1]", "expected a key `model` with a table"),
-        ("model: x", "expected a key `model` with a table"),
+        ("", "Expected `object`, got `null`"),
+        ("[1]", "Expected `object`, got `array`"),
+        ("name: x", "missing required field `model`"),
+        ("model: {class_path: [a]}", r"Expected `str`, got `array` - at `\$\.model\.class_path`"),
+        (
+            "model: {class_path: a}\ndata: x",
+            r"Expected `object \| null`, got `str` - at `\$\.data`",
+        ),
         ("model: {a: [", "no YAML in line 1"),
         ("model: !!python/name:os.system", "no YAML in line 1"),
         ("a: 2026-13-45", "no YAML"),
@@ -158,7 +163,7 @@ BOMB = "a: &a [1, 1]\n" + "".join(
         ("model: &m {x: *m}", "more than 100000 values"),
         ("model: " + "x" * 2**20, "more than 1024 KiB"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_a_configuration_that_is_none_is_one_sentence(content: str, said: str, run: Path) -> None:
     (run / "config.yaml").write_text(content)

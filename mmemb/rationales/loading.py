@@ -6,7 +6,6 @@ the caller allows (`mmemb.trust.Allowed`).
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 import mmemb.rationales as package
 from mmemb.rationales.base import RationaleWorker
+from mmemb.schema import check_arguments, convert
 from mmemb.trust import HERE, Allowed, check_code, in_folder, is_in_folder, own_path
 
 _OWN_KEY = "MMEMB_API_KEY"
@@ -34,14 +34,12 @@ def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
     Args:
         settings: `class_path` (`mmemb.rationales.TableWorker`) and `init_args`.
     """
-    kind, path = _class_of(settings), settings["class_path"]
-    arguments = dict(settings.get("init_args", {}))
-    known = set(inspect.signature(kind).parameters)
-    if unknown := sorted(set(arguments) - known):
-        raise ValueError(
-            f"init_args of {path}: unknown key(s) {unknown}; known are {sorted(known)}."
-        )
-    return kind(**arguments)
+    kind, arguments = _class_of(settings), _arguments(settings)
+    check_arguments(kind, arguments, f"init_args of {settings['class_path']}")
+    try:
+        return kind(**arguments)
+    except TypeError as error:  # an argument is missing
+        raise ValueError(f"init_args of {settings['class_path']}: {error!s:.300}") from None
 
 
 def load_saved_worker(
@@ -80,7 +78,7 @@ def _checked(
     settings: Mapping[str, Any], folder: Path, allowed: Allowed, where: str
 ) -> dict[str, Any]:
     """The settings with the paths of the folder's files."""
-    kind, arguments = _class_of(settings), dict(settings.get("init_args") or {})
+    kind, arguments = _class_of(settings), _arguments(settings)
     for key, value in arguments.items():
         said = f"{where}.{key}"
         if isinstance(value, Mapping) and "class_path" in value:
@@ -92,6 +90,11 @@ def _checked(
     if "url" in arguments:
         arguments["api_key_env"] = allowed_key(arguments, allowed, where)
     return {"class_path": settings["class_path"], "init_args": arguments}
+
+
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    where = f"init_args of {settings['class_path']}"
+    return dict(convert(settings.get("init_args") or {}, dict[str, Any], where))
 
 
 def _place(value: Any, folder: Path, allowed: Allowed, where: str, is_model: bool) -> str:
@@ -122,8 +125,15 @@ def _check_engine(engine: Any, allowed: Allowed, where: str) -> None:
 
 def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> str | None:
     """The variable with the key of a server, which the caller alone may name; None = no key."""
-    asked = urlsplit(str(arguments["url"]))
-    host = asked.hostname or ""
+    try:
+        asked = urlsplit(str(arguments["url"]))
+        host = asked.hostname or ""
+    except ValueError:
+        host = ""
+    if not host:
+        raise ValueError(
+            f"{where}.url names no server: expected its base, such as http://127.0.0.1:8000/v1."
+        )
     named = [name for name in (asked.netloc, host) if name in allowed.servers]
     if not named and not (allowed.own and host in HERE):
         raise ValueError(
