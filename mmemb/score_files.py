@@ -38,6 +38,8 @@ METRICS = tuple(
 )  # fmt: skip
 """The published keys, in their order."""
 
+_Metric = Annotated[float, Meta(ge=0)]
+
 _SCORE_AGAIN = "Score the task again."
 
 _OURS = ("group", "metric", "mode", "ties", "partial", "provenance")
@@ -85,7 +87,7 @@ class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
     file lacks, what it stands for."""
 
     hit: Annotated[float, Meta(ge=0, le=1)]  # 63.2 is a share in percent
-    ndcg: Annotated[float, Meta(ge=0)]
+    ndcg: _Metric
     num_pred: Count | None = None
     num_data: Count | None = None
     group: str = ""
@@ -269,7 +271,7 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
         if task in found:
             raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
         known = {name: data[name] for name in METRICS if name in data}
-        scores = convert(known, dict[str, float], where, _SCORE_AGAIN)
+        scores: dict[str, float] = convert(known, dict[str, _Metric], where, _SCORE_AGAIN)
         counts = {"num_pred": said.num_pred, "num_data": said.num_data}
         scores |= {name: count for name, count in counts.items() if count is not None}
         ours = {name: getattr(said, name) for name in _OURS}

@@ -189,6 +189,13 @@ def test_wrong_tasks_and_folders_are_named(benchmark: Path, tmp_path: Path) -> N
         read_scores(tmp_path)
 
 
+def test_a_score_below_0_is_refused(tmp_path: Path) -> None:
+    scores = dict.fromkeys(METRICS, 0.5) | {"mrr@5": -0.5}
+    (tmp_path / "VOC2007_score.json").write_text(json.dumps(scores))
+    with pytest.raises(ValueError, match=r"VOC2007_score\.json is broken: .*>= 0.*'mrr@5'"):
+        read_scores(tmp_path)
+
+
 def test_saved_vectors_of_other_data_are_refused(
     benchmark: Path, scored: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,10 @@ class _Planted(Kind):
             case b"slow":
                 while True:
                     pass
+            case b"deaf":
+                signal.signal(signal.SIGPROF, signal.SIG_IGN)
+                while True:
+                    pass
             case b"large":
                 bytearray(2**30)
             case b"dead":
@@ -69,18 +73,19 @@ class _Planted(Kind):
 
 
 def test_planted_faults_are_found_and_saved(tmp_path: Path) -> None:
-    given = [b"fine", b"slow", b"large", b"dead", b"named", b"unnamed", b"errno", b"crash", b"fine"]
+    given = b"fine slow deaf large dead named unnamed errno crash fine".split()
     kind = _Planted(tmp_path)
     tally = hunt(kind, lambda n: given[n] if n < len(given) else None, 60.0, tmp_path / "out")
     assert tally.tried == len(given)
     said = {path.read_bytes(): fault for path, fault in tally.saved.values()}
     assert "more than 0.1 s" in said[b"slow"]
     assert "MemoryError" in said[b"large"]
-    assert f"signal {signal.SIGKILL:d}" in said[b"dead"]
+    assert "the process hangs" in said[b"deaf"]
+    assert f"died of signal {signal.SIGKILL:d}" in said[b"dead"]
     assert "names none of ['row 1']" in said[b"unnamed"]
     assert "holds '[Errno'" in said[b"errno"]
     assert said[b"crash"].startswith("KeyError in ")
-    assert len(said) == 6
+    assert len(said) == 7
 
 
 def test_the_command_replays_what_it_saved(

@@ -15,8 +15,9 @@ from datamodules.decode import decode_image
 from datamodules.prepare.folder.media import clip_frames
 from datamodules.prepare.folder.media import picture as own_picture
 from datamodules.prepare.folder.rationales import read_rationales
+from datamodules.prepare.folder.table import read_table
 from mmemb.rationales.pools import read_pool
-from tests.own_table import flag_rows, write_csv, write_lines, write_media
+from tests.own_table import flag_rows, write_csv, write_lines, write_media, write_parquet
 from tests.picture_files import tiff
 from tests.test_prepare_folder import prepare
 from tests.tiny import picture
@@ -194,6 +195,13 @@ def test_a_table_that_is_none(
     assert prepare(tmp_path / name, tmp_path, tmp_path / "out") == 1
     shown = capsys.readouterr()
     assert said in shown.out + shown.err
+
+
+def test_a_column_whose_name_is_no_text(tmp_path: Path) -> None:
+    table = write_parquet(tmp_path / "t.parquet", flag_rows())
+    table.write_bytes(table.read_bytes().replace(b"query_text", b"qu\xe5ry_text"))
+    with pytest.raises(ValueError, match=r"t\.parquet is no whole Parquet file"):
+        list(read_table(table))
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,13 @@ def parquet_rows(file: Any, columns: Collection[str], size: int = _BATCH) -> Ite
             yield dict(zip(names, cells, strict=True))
 
 
+def parquet_faults() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for a file that is broken; a column's name may be no UTF-8."""
+    from pyarrow import ArrowException
+
+    return ArrowException, OSError, UnicodeDecodeError
+
+
 def _values(column: Any) -> list[Any]:
     """The values of a column of Arrow; what Python cannot hold, as a text that is no UTF-8 or a
     date of the year 300,000, is broken by itself."""

@@ -85,8 +85,8 @@ class FewShotPrompt:
         data = parse_json(content, PromptJson, where, advice)
         try:
             return cls._of(data, hashlib.sha256(content).hexdigest()[:12])
-        except (ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError(f"{where}: {error!r}. {advice}") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: {str(error).removesuffix('.')}. {advice}") from None
 
     @classmethod
     def _of(cls, data: PromptJson, identity: str) -> FewShotPrompt:

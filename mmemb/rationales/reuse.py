@@ -180,8 +180,8 @@ class DrawBook:
             where = f"{place}: its draws cannot be read"
             try:
                 _add(page, digest, index.read(entry, {DRAWS, PROBE}), where)
-            except (ValueError, KeyError) as error:
-                said = error.problem if isinstance(error, SchemaError) else f"{where} ({error!r})."
+            except ValueError as error:
+                said = error.problem if isinstance(error, SchemaError) else f"{where} ({error})."
                 raise ValueError(
                     f"{said} A folder that a run reuses must not change meanwhile, so it cannot "
                     "be the one that the run writes."
@@ -217,5 +217,7 @@ def _add(page: _Page, digest: str, members: Mapping[str, bytes], where: str) -> 
     for name, draws in data.draws.items():
         page.draws |= {(name, seed): rationale for seed, rationale in draws}
     if data.probe is not None:
+        if PROBE not in members:
+            raise ValueError(f"it lacks {PROBE}")
         state_H = np.load(io.BytesIO(members[PROBE]), allow_pickle=False)
         page.probes[data.probe] = torch.from_numpy(state_H)

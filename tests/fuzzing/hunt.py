@@ -15,13 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Never, final
+from typing import IO, Any, Never, final
 
 from tests.fuzzing.kind import Kind, fault_of
 
-WALL_S = 60.0
-"""Longest silence of a child, or five times what one input may take of the processor, which others
-may share: then it hangs where no signal reaches it."""
+ASLEEP_S = 60.0
+"""Longest time in which a child neither says something nor computes."""
+
+MOST_TIMES = 3
+"""So often the processor's time for one input is too much for a child that no signal reaches."""
 
 MOST_SAVED = 20
 """Faults of one kind that are saved; then its hunt ends."""
@@ -79,9 +81,10 @@ def _watch(
 
     os.close(writer)
     number = first
-    patience = max(WALL_S, 5 * kind.cpu_s)
-    with open(reader) as lines:
-        while select.select([lines], [], [], patience)[0] and (line := lines.readline()):
+    with open(reader, "rb", buffering=0) as lines:  # what waits in a buffer is not selected
+        while speaks := _speaks(lines, pid, kind.cpu_s * MOST_TIMES):
+            if not (line := lines.readline()):
+                break
             number, fault = json.loads(line)
             if fault is None:
                 tally.tried += 1
@@ -94,8 +97,29 @@ def _watch(
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status) or len(tally.saved) >= MOST_SAVED:
         return None
-    _note(tally, kind, inputs(number), f"the process died: signal {os.WTERMSIG(status)}", out)
+    ended = f"died of signal {os.WTERMSIG(status)}" if speaks else "hangs"
+    _note(tally, kind, inputs(number), f"the process {ended}", out)
     return number + 1
+
+
+def _speaks(lines: IO[bytes], pid: int, cpu_s: float) -> bool:
+    """Waits until a child says something or ends; not if it hangs. Other processes may take most
+    of the clock."""
+    first = last = _cpu_s(pid)
+    awake = time.monotonic()
+    while not select.select([lines], [], [], min(cpu_s, 1.0))[0]:
+        now = _cpu_s(pid)
+        if now > last:
+            last, awake = now, time.monotonic()
+        if now - first > cpu_s or time.monotonic() - awake > ASLEEP_S:
+            return False
+    return True
+
+
+def _cpu_s(pid: int) -> float:
+    """Time of the processor that a process has taken."""
+    *_, user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _child(kind: Kind, inputs: Inputs, first: int, end: float, pipe: int) -> Never:

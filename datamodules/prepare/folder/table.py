@@ -15,6 +15,7 @@ from datamodules.prepare.row_files import (
     check_heading,
     csv_rows,
     json_row,
+    parquet_faults,
     parquet_rows,
 )
 from mmemb.records import PARTS
@@ -120,7 +121,7 @@ def _csv(path: Path) -> Iterator[Cells | Broken | None]:
 
 
 def _parquet(path: Path) -> Iterator[Cells | Broken]:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     num_read = 0
     try:
@@ -132,7 +133,7 @@ def _parquet(path: Path) -> Iterator[Cells | Broken]:
                 num_read += 1
     except PermissionError:
         raise
-    except (ArrowException, OSError) as error:
+    except parquet_faults() as error:
         raise ValueError(
             f"{path} is no whole Parquet file; {num_read} rows could be read ({error!s:.200})."
         ) from None

@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 from datamodules.prepare.cells import Broken, CellError, checked_text, shown
-from datamodules.prepare.row_files import Cells, json_rows, parquet_rows
+from datamodules.prepare.row_files import Cells, json_rows, parquet_faults, parquet_rows
 from mmemb.benchmarks.mmeb_v2 import Task
 from mmemb.schema import SchemaError, convert
 
@@ -159,15 +159,14 @@ def each_row(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Row | Ro
 def open_parquet(path: Path, columns: Sequence[str]) -> Any:
     """A `pyarrow.parquet.ParquetFile` that has these columns."""
     try:
-        from pyarrow import ArrowException  # it is needed by this command alone
-        from pyarrow.parquet import ParquetFile
+        from pyarrow.parquet import ParquetFile  # it is needed by this command alone
     except ImportError:
         raise ValueError(
             f"{path}: reading parquet needs pyarrow; run `pip install -e '.[data]'`."
         ) from None
     try:
         table = ParquetFile(path)
-    except (ArrowException, OSError) as error:
+    except parquet_faults() as error:
         said = f"{path} is no whole parquet file: {error!s:.200}. Fetch it again."
         raise ValueError(said) from None
     names = table.schema_arrow.names
@@ -178,11 +177,9 @@ def open_parquet(path: Path, columns: Sequence[str]) -> Any:
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:
     with open_parquet(path, columns) as table:
-        from pyarrow import ArrowException
-
         try:
             yield from parquet_rows(table, columns, size=128)
-        except (ArrowException, OSError) as error:
+        except parquet_faults() as error:
             said = f"{path} is no whole parquet file: {error!s:.200}. Fetch it again."
             raise ValueError(said) from None
 
