@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,6 +29,22 @@ def test_a_notebook_runs(path: Path, clip_experiment: Experiment) -> None:
         client.execute()
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     assert all(outputs), "every cell shows something"
+
+
+def test_what_notebooks_import_is_there() -> None:
+    """They run in the slow suite only."""
+    found = 0
+    for path in NOTEBOOKS:
+        cells = [
+            cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+        ]
+        nodes = (node for cell in cells for node in ast.walk(ast.parse(cell.source)))
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = import_module(node.module)
+                found += len(node.names)
+                assert [a.name for a in node.names if not hasattr(module, a.name)] == [], path.name
+    assert found > 5
 
 
 def test_notebooks_are_kept_without_their_outputs() -> None:
