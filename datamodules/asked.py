@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, final, get_args
 
-from datamodules.evaluation import TASKS, read_tasks
 from datamodules.samples import Row, SampleReader
+from mmemb.benchmark_data import TASKS, read_tasks
 from mmemb.records import Side
 
 AskedWhere = Literal["query", "target"]

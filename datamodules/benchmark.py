@@ -9,12 +9,19 @@ from typing import Any, final
 from typing_extensions import override
 
 from datamodules.decode import OnError
-from datamodules.evaluation import CANDIDATES, QUERIES, EvaluationRows, read_tasks
+from datamodules.evaluation import EvaluationRows
 from datamodules.limits import Limit
 from datamodules.loaders import FiniteLoader, ShardDataModule
 from datamodules.samples import Row
 from mmemb.batches import CandidateBatch, QueryBatch, TaskEnd
-from mmemb.benchmark_data import content_of, revision_and_losses, roots_below
+from mmemb.benchmark_data import (
+    CANDIDATES,
+    QUERIES,
+    content_of,
+    read_tasks,
+    revision_and_losses,
+    roots_below,
+)
 
 
 @final

@@ -26,11 +26,9 @@ from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.batches import CandidateBatch, QueryBatch
-from mmemb.benchmark_data import read_tasks
+from mmemb.benchmark_data import CANDIDATES, QUERIES, read_tasks
 from mmemb.records import PARTS, Query, Rationale
 from mmemb.shards import Origin, ShardIndex
-
-TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
 
 
 def has_queries(root: Path) -> bool:

@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import final
 
-from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import join_whole, read_row
+from mmemb.benchmark_data import CANDIDATES
 from mmemb.records import Candidate, stable_hash
 from mmemb.shards import Origin, ShardIndex
 from mmemb.sidecar_json import NegativeJson

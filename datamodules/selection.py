@@ -8,13 +8,14 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from datamodules.evaluation import CANDIDATES, EvaluationRows
+from datamodules.evaluation import EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.negatives import NegativeTable
 from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.batches import PairRowBatch
+from mmemb.benchmark_data import CANDIDATES
 from mmemb.records import Candidate, Pair, Query, Side, stable_hash
 from mmemb.shards import Origin
 

@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from datamodules.decode import decode_array, decode_json
-from datamodules.evaluation import QUERIES, EvaluationRows
+from datamodules.evaluation import EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.samples import Row
 from datamodules.stream import Item, StepStream
 from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.batches import UtilityBatch
+from mmemb.benchmark_data import QUERIES
 from mmemb.gate_inputs import GateInputs
 from mmemb.lineage import run_mark
 from mmemb.sample_json import check_index

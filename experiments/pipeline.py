@@ -198,10 +198,10 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
 
 def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str]) -> None:
     """Runs the cells that are not done, and writes their table."""
-    from datamodules.evaluation import read_tasks
     from experiments.ablations import in_process, read_ablations, run_cells, write_report
     from experiments.cli import parse
     from experiments.report.ablations import figures, picture, words
+    from mmemb.benchmark_data import read_tasks
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
     if options.seeds is not None:

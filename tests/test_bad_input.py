@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.evaluation import EvaluationRows, read_tasks
+from datamodules.evaluation import EvaluationRows
 from datamodules.sidecars import RationaleTable
 from experiments.run import innermost
 from mmemb.backbones import load_backbone
+from mmemb.benchmark_data import read_tasks
 from mmemb.lineage import fingerprint, read_facts
 from mmemb.records import EvaluationTask, Rationale, ScoredJson, ScoredRationale, to_json
 from mmemb.schema import parse_json

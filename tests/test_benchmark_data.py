@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.evaluation import read_tasks
-from mmemb.benchmark_data import read_benchmark
+from mmemb.benchmark_data import read_benchmark, read_tasks
 from tests.benchmark_root import TASK, write_root
 
 

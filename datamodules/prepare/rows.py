@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 from datamodules.prepare.art import Picture
-from mmemb.shard_writer import Sample
+from mmemb.shard_writer import Sample, encode_members
 
 
 @final
@@ -170,5 +169,4 @@ def _sample(
     drawn: Mapping[Picture, bytes],
 ) -> Sample:
     members = {name: drawn[picture] for name, picture in media.items()}
-    encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
-    return Sample(key, members | {"json": encoded}, meta)
+    return Sample(key, members | encode_members({"json": data}), meta)

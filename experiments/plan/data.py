@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.evaluation import CANDIDATES, QUERIES
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from experiments.plan.lengths import Lengths, SideLengths
+from mmemb.benchmark_data import CANDIDATES, QUERIES
 from mmemb.plan_work import Tokens
 from mmemb.records import Rationale, Side
 from mmemb.shards import MANIFEST, ShardIndex

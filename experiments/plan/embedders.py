@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row
 from experiments.plan.data import (
     measured,
@@ -20,6 +19,7 @@ from experiments.plan.data import (
 from experiments.plan.models import PlannedModel, planned_backbone
 from experiments.plan.settings import Settings, precision_of
 from experiments.plan.stages import Role, StagePlan
+from mmemb.benchmark_data import CANDIDATES
 from mmemb.model_sizes import efficient_net_parameters
 from mmemb.plan_layers import PRECISIONS
 from mmemb.plan_work import NO_TOKENS

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from datamodules.evaluation import CANDIDATES
 from datamodules.samples import Row
 from experiments.plan.data import (
     gallery_sizes,
@@ -24,6 +23,7 @@ from experiments.plan.stages import Role, StagePlan
 from experiments.plan.writers import BYTES_PER_TOKEN, RATIONALE_JSON
 from mmemb.backbones.chat_prompt import PromptBuilder
 from mmemb.backbones.prompt_style import PromptStyle
+from mmemb.benchmark_data import CANDIDATES
 from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.model_sizes import language_model_shape
 from mmemb.plan_work import JudgeTokens, Tokens, judge_tokens

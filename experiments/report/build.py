@@ -11,7 +11,6 @@ from typing import Any, final
 import numpy as np
 
 from callbacks.run_record import git_state, package_versions
-from datamodules.evaluation import read_tasks
 from experiments.recorded_config import CONFIG, read_config
 from experiments.report.examples import example_cards
 from experiments.report.figure import draw
@@ -45,6 +44,7 @@ from experiments.report.tables import (
     row_figures,
 )
 from mmemb.adaptive_settings import read_settings
+from mmemb.benchmark_data import read_tasks
 from mmemb.files import is_published, publish, whole_folder
 from mmemb.latency import Latency, mean_latency
 from mmemb.lineage import fingerprint, write_json

@@ -13,13 +13,13 @@ from typing import Any, final
 
 import numpy as np
 
-from datamodules.evaluation import read_tasks
 from experiments.report.page import interval, markdown_table
 from experiments.report.policies import ALWAYS, GATED, NEVER, Policy
 from experiments.report.reasoned import read_reasoned
 from experiments.report.records import Floats, QueryTable, read_queries
 from experiments.report.selection import selection_figures
 from experiments.report.tables import mean_over_tasks, of_eligible_tasks
+from mmemb.benchmark_data import read_tasks
 from mmemb.files import write_atomically
 from mmemb.lineage import write_json
 

@@ -14,7 +14,6 @@ from typing import Any, final
 
 import numpy as np
 
-from datamodules.evaluation import read_tasks
 from experiments.report.build import gate_settings
 from experiments.report.page import comparisons, interval, markdown_table
 from experiments.report.policies import policies
@@ -27,6 +26,7 @@ from experiments.report.tables import (
     recalls,
     task_mean,
 )
+from mmemb.benchmark_data import read_tasks
 from mmemb.files import write_atomically
 from mmemb.lineage import write_json
 from mmemb.shards import ShardIndex

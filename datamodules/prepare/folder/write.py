@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from tqdm import tqdm
@@ -136,7 +135,7 @@ def _candidate(
 ) -> Sample:
     task, name = key
     data = {"name": name, "gallery": task, "instruction": side.instruction, "text": side.text}
-    members = side_members(media, side.media, "c", num_frames) | _json(data)
+    members = side_members(media, side.media, "c", num_frames) | encode_members({"json": data})
     return Sample(f"{number:08d}", members, {"gallery": task, "name": name})
 
 
@@ -157,7 +156,7 @@ def _pair(row: OwnRow, media: Path, num_frames: int, groups: Mapping[str, str]) 
 
     # Judges never judge what they saw: concepts that share a pair are in one half.
     half = "ab"[stable_hash("half", groups.get(row.topic, row.topic)) % 2]
-    return Sample(row.id, members | _json(data), meta | {"half": half})
+    return Sample(row.id, members | encode_members({"json": data}), meta | {"half": half})
 
 
 def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> Sample:
@@ -167,7 +166,7 @@ def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> 
         "relevance": {side.name: 1.0 for side in row.positives},
         "answers": _answers(row),
     }
-    members = side_members(media, row.query.media, "q", num_frames) | _json(data)
+    members = side_members(media, row.query.media, "q", num_frames) | encode_members({"json": data})
     if row.negatives:
         own = dict.fromkeys(table.numbers(row.task, (*row.positives, *row.negatives)))
         members |= encode_members({"candidates.npy": np.array(list(own), dtype=np.int32)})
@@ -185,7 +184,3 @@ def _labels(row: OwnRow) -> dict[str, str]:
 
 def _answers(row: OwnRow) -> list[str]:
     return [side.text for side in row.positives if side.text]
-
-
-def _json(data: Mapping[str, Any]) -> dict[str, bytes]:
-    return {"json": json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -96,5 +95,4 @@ def _check_content(where: str, what: str, text: str, media: Mapping[str, bytes])
 def _sample(
     number: int, data: dict[str, Any], members: dict[str, bytes], meta: dict[str, str]
 ) -> Sample:
-    encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
-    return Sample(f"{number:08d}", members | {"json": encoded}, meta)
+    return Sample(f"{number:08d}", members | encode_members({"json": data}), meta)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from tqdm import tqdm
 
@@ -17,7 +16,7 @@ from datamodules.prepare.mmeb_train.media import MediaStore
 from datamodules.prepare.mmeb_train.rows import TrainRow, TrainSide, read_source
 from mmemb.benchmarks.mmeb_train import Source
 from mmemb.records import PARTS, stable_hash
-from mmemb.shard_writer import Sample, write_folder
+from mmemb.shard_writer import Sample, encode_members, write_folder
 
 SAMPLES_PER_SHARD = 512
 
@@ -189,7 +188,7 @@ def _pair(source: Source, row: TrainRow, store: MediaStore) -> Sample:
         "answers": [target.text] if target.text else [],
     }
     members = store.members(query, "q") | store.members(target, "t")
-    return Sample(_key(source, row), members | _json(data), meta | {"half": ""})
+    return Sample(_key(source, row), members | encode_members({"json": data}), meta | {"half": ""})
 
 
 def _query(source: Source, part: str, row: TrainRow, store: MediaStore) -> Sample:
@@ -200,14 +199,14 @@ def _query(source: Source, part: str, row: TrainRow, store: MediaStore) -> Sampl
         "relevance": {row.target.name: 1.0},
         "answers": [row.target.text] if row.target.text else [],
     }
-    members = store.members(row.query, "q") | _json(data)
+    members = store.members(row.query, "q") | encode_members({"json": data})
     return Sample(_key(source, row), members, labels | {"gallery": source.name})
 
 
 def _candidate(source: Source, number: int, side: TrainSide, store: MediaStore) -> Sample:
     meta = {"gallery": source.name, "name": side.name}
     data = meta | {"instruction": side.instruction, "text": side.text}
-    return Sample(f"{number:08d}", store.members(side, "c") | _json(data), meta)
+    return Sample(f"{number:08d}", store.members(side, "c") | encode_members({"json": data}), meta)
 
 
 def _labels(source: Source, row: TrainRow, part: str) -> dict[str, str]:
@@ -218,7 +217,3 @@ def _labels(source: Source, row: TrainRow, part: str) -> dict[str, str]:
 
 def _key(source: Source, row: TrainRow) -> str:
     return f"{source.name}-{row.number:07d}"
-
-
-def _json(data: Mapping[str, Any]) -> dict[str, bytes]:
-    return {"json": json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()}
