@@ -182,7 +182,8 @@ def test_a_broken_file(name: str, tmp_path: Path) -> None:
 
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["image_qa"](tmp_path)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match=r"reading parquet needs pyarrow; run `pip install"):
         plan_task(case.task, tmp_path)
 
