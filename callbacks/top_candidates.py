@@ -19,7 +19,7 @@ MOST_ROWS = 12
 """Of a benchmark with more tasks the first ones are drawn."""
 
 _LONGEST_SIDE = 512
-"""Of a picture as it is drawn; a cell of the figure has fewer pixels."""
+"""Pixels of a drawn picture; a cell of the figure has fewer."""
 
 _RIGHT, _WRONG = "#2e7d32", "#bdbdbd"
 
@@ -92,7 +92,7 @@ def _draw(axes: Any, title: str, text: str, picture: tuple[str, bytes] | None, c
         _write(axes, text)
         return
 
-    # A figure is no reason to end a training: whether a broken picture is one, its loader decides.
+    # A figure must not end a training; whether a broken picture does, is decided by its loader.
     name, data = picture
     try:
         axes.imshow(read_picture(data, SHARD_FORMATS, name, _LONGEST_SIDE))

@@ -22,19 +22,19 @@ Kind = Literal["file", "folder", "link", "device"]
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADERS = 8
-"""Headers before one member that say more about it: at most two are in use."""
+"""Most headers that describe one member; usual writers need two."""
 
 MAX_HEADER_BYTES = 64 << 10
-"""Of one such header, which may hold attributes beside a name."""
+"""Largest such header; it may hold attributes beside a name."""
 
 MAX_NAME = 4096
-"""Letters of a name: no file system has longer paths."""
+"""Most letters of a name: no file system has longer paths."""
 
 MAX_PADDING = 1 << 20
-"""Of zeros behind the end of a tar: GNU tar pads to 10,240 bytes, tapes may have larger records."""
+"""Most bytes of zeros behind the end of a tar: GNU tar pads to 10,240, tapes may have more."""
 
 FREE_BYTES = 16 << 20
-"""That any archive may hold, whatever its ratio: small texts compress well."""
+"""Bytes that any archive may hold, whatever its ratio: small texts compress well."""
 
 _KINDS: dict[bytes, Kind] = {
     tarfile.REGTYPE: "file",
@@ -48,7 +48,7 @@ _KINDS: dict[bytes, Kind] = {
     tarfile.FIFOTYPE: "device",
 }
 _LABEL = b"V"
-"""Of GNU tar, for the name of a tape."""
+"""Type of the header in which GNU tar keeps the name of a tape."""
 
 _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n]+)=")
 _SIZE = re.compile(rb"[0-9]{1,19}")
@@ -72,13 +72,13 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads a default's fields by `vars`
 class ArchiveLimits:
-    """What one archive from elsewhere may cost; the defaults are some ten times what MMEB-V2 needs.
+    """Bounds on one archive from elsewhere; the defaults are about ten times what MMEB-V2 needs.
 
     Attributes:
-        member_mib: of one member, in MiB.
-        sample_mib: of all members of one sample, in MiB.
-        num_members: of one sample.
-        ratio: bytes that come out of a compressed archive for each byte of it.
+        member_mib: largest member, in MiB.
+        sample_mib: largest sum of the members of one sample, in MiB.
+        num_members: most members of one sample.
+        ratio: most bytes that come out of a compressed archive for each byte of it.
     """
 
     member_mib: int = 64
@@ -101,7 +101,7 @@ class TarMember:
 
 
 class ByteStream(Protocol):
-    """What can be read front to back: a file, a pipe, a URL's body."""
+    """A source of bytes that is read front to back: a file, a pipe, the body of a URL."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -143,7 +143,7 @@ class _Counted:
 
 @final
 class _TarReader:
-    """One pass over a tar; `_at` is the place in what was packed."""
+    """One pass over a tar; `_at` counts its bytes, unpacked."""
 
     def __init__(self, stream: ByteStream, where: str, limits: ArchiveLimits) -> None:
         self._raw, self._where, self._limits = stream, where, limits
@@ -160,6 +160,7 @@ class _TarReader:
     def _next(self) -> TarMember | None:
         """The next member, or None behind the last one."""
         path = size = None
+
         for number in range(MAX_HEADERS + 1):
             start = self._at
             header = self._header(start)
@@ -347,7 +348,7 @@ def read_zip_member(archive: zipfile.ZipFile, name: str, limits: ArchiveLimits) 
 
 
 def words_of(error: Exception) -> str:
-    """What an error says, without a number of the operating system.
+    """The reason that an error gives, without a number of the operating system.
 
     >>> words_of(FileNotFoundError(2, "No such file or directory"))
     'No such file or directory'

@@ -88,7 +88,7 @@ class FiniteLoader:
         for number, (batch, problems) in enumerate(items, 1):
             self.skipped += problems
 
-            # Before the last batch: who knows the length does not ask for what follows it.
+            # Before the last batch: Lightning knows the length, and reads nothing behind it.
             if self.skipped and number == len(order):
                 warn_skipped(self.skipped, len(self.skipped))
             if batch is not None:

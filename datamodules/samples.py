@@ -26,7 +26,7 @@ _CONTENT = re.compile(
     r"|(?:.*\.)?(?:webp|png|jpe?g|gif|bmp|tiff?|avif|heic|jxl|svg|mp4|m4v|mov|mkv|webm|avi)",
     re.DOTALL,
 )
-"""Names of what a sample shows; one that is no `_MEDIA` is content that nobody would read."""
+"""Names of members with content; one that is no `_MEDIA` would not be read."""
 
 _Record = TypeVar("_Record")
 _Json = TypeVar("_Json", bound=Schema | Excerpt)
@@ -214,7 +214,7 @@ def media_of(names: Iterable[str], side: str) -> list[tuple[str, Literal["image"
     return [(name, "frame" if match[3] else "image") for match, name in found]
 
 
-@lru_cache(4096)  # most samples of a data set have equal names
+@lru_cache(4096)  # most samples of a data set have members of equal names
 def whole_media_of(
     names: tuple[str, ...], side: str
 ) -> tuple[tuple[str, Literal["image", "frame"]], ...]:
@@ -225,7 +225,7 @@ def whole_media_of(
         side: `q`, `t` or `c`.
 
     Raises:
-        ValueError: a picture that nobody would read, or a place without one.
+        ValueError: a picture has a name that is not read, or the numbers have a hole.
 
     >>> whole_media_of(("json", "t1.webp", "t0.png"), "t")
     (('t0.png', 'image'), ('t1.webp', 'image'))
@@ -257,7 +257,7 @@ def whole_media_of(
 
 
 def foreign_names(names: Iterable[str]) -> list[str]:
-    """Members of a sample that are neither its JSON nor of a side, and that nobody reads.
+    """Members of a sample that are neither its JSON nor of a side, so that they are not read.
 
     >>> foreign_names(["json", "q0.webp", "cls"])
     ['cls']

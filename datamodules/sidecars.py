@@ -56,11 +56,11 @@ class RationaleTable:
         return (self._index.origin(shard),) if shard in self._shards else ()
 
     def mark(self, row: Row) -> Mapping[str, str]:
-        """Whether a row was not asked about, or failed; empty for all others."""
+        """The mark of a row that was not asked about, or failed; empty for all others."""
         return mark_of(self._index.by_key[row.entry.key].meta) if self.covers(row) else {}
 
     def read(self, row: Row) -> tuple[ScoredRationale, ...]:
-        """All candidates of a row; none if the sidecar does not cover it, or nobody was asked.
+        """All candidates of a row; none if the sidecar does not cover it or it was not asked.
 
         Raises:
             DecodeError: the row failed when the sidecar was made, or holds no rationales.

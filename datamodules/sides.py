@@ -178,7 +178,7 @@ class SideDataModule(ShardDataModule):
         return self._asked.read(self._reader, row) if self._is_wanted(row) else Side()
 
     def _meta(self, row: Row) -> Mapping[str, str]:
-        """A sidecar shall tell a row without rationales from one that nobody was asked about."""
+        """Meta of a row; the mark tells a row that was not asked about from an empty one."""
         return meta_of(row) if self._is_wanted(row) else {**meta_of(row), **NOT_ASKED}
 
     def _pair_batch(self, chunk: Chunk) -> Item:

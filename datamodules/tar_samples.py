@@ -36,7 +36,7 @@ class TarSample:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files, in memory."""
+        """Bytes of all files together."""
         return sum(map(len, self.data.values()))
 
 

@@ -24,10 +24,10 @@ from mmemb.records import Pair, stable_hash
 from mmemb.text import printable
 
 SHUFFLE_BUFFER, SHUFFLE_START = 1024, 100
-"""Samples that are drawn from, and those that are waited for."""
+"""Samples that are drawn from, and how many must be there before the first draw."""
 
 SHUFFLE_BYTES = 1 << 30
-"""Of the samples that are drawn from: with large pictures there are fewer of them."""
+"""Most bytes of the samples that are drawn from: with large pictures there are fewer samples."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ def _read_members(url: str, limits: ArchiveLimits) -> Iterator[TarMember]:
     except OSError as error:
         raise ArchiveError(f"Tar {url} ended with an error: {words_of(error)}.") from None
     finally:
-        with suppress(OSError):  # of a pipe that nobody reads to its end
+        with suppress(OSError):  # of a pipe that is not read to its end
             stream.close()
 
 

@@ -56,7 +56,7 @@ def write_adapter_folder(found: Found, out: Path, models: Collection[str] = ()) 
 
 
 def _is_id(base: str) -> bool:
-    """Whether it is an id of a hub: no path of this machine is published."""
+    """Tells an id of a hub from a path, since no path of this machine is published."""
     return base.count("/") <= 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 

@@ -130,7 +130,7 @@ def export(
         # A judge that is trained from the export inherits the facts of these weights.
         write_facts(fresh / FACTS, _fitted(found))
         said = _describe(fresh, described)
-        # To the user alone: a card tells nobody what else lies on this machine.
+        # Printed, and not written into the card: other files of this machine are not published.
         named = f" Left out, as no part of a model: {', '.join(left_out)}." if left_out else ""
         return said + named
 

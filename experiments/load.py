@@ -23,7 +23,7 @@ from mmemb.trust import Allowed
 from mmemb.weights import read_weights
 
 _PLAIN = "plain"
-"""Mode of a parser for which a text is what it says."""
+"""Mode of a parser that takes texts as they are."""
 
 
 def load_run(
@@ -97,8 +97,8 @@ def _build(
 ) -> pl.LightningModule:
     """The module of checked settings.
 
-    The recorded configuration is resolved: nothing in it is left to be looked up. So a text is a
-    text, and neither YAML nor the name of a file with more of it.
+    The recorded configuration is resolved, so its texts are taken as they are: none is read as
+    YAML, or as the name of a further file.
     """
     set_loader(_PLAIN, _as_it_is)
     parser = ArgumentParser(exit_on_error=False, parser_mode=_PLAIN)

@@ -1,4 +1,4 @@
-"""Which files of a model's folder are published; nothing else of it leaves the machine."""
+"""Copies the files of a model's folder that may be published, by a list of names."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NAMES = (
     "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
-"""What transformers reads of a model, its tokenizer and its processor: weights as plain tensors,
-settings, texts."""
+"""Files that transformers reads of a model, its tokenizer and its processor: weights as plain
+tensors, settings, texts."""
 
 _TEMPLATES = "additional_chat_templates"
 
 
 def copy_model(source: Path, out: Path) -> list[str]:
-    """Copies what belongs to a model of transformers, without a word that asks for code.
+    """Copies the files of a model of transformers; `auto_map`, which names code, is left out.
 
     Args:
         source: folder of a model.
@@ -71,8 +71,8 @@ def _belongs(name: str) -> bool:
 def _copy(source: Path, place: Path) -> None:
     if source.suffix == ".json":
         data = json.loads(source.read_bytes())
-        # It would send whoever loads the folder to code that was never seen here. A processor's
-        # settings hold those of its parts.
+        # The key names code that was never seen here. A processor's settings hold those of its
+        # parts.
         if any(key == "auto_map" for key, _ in walk(data)):
             text = json.dumps(_without(data, "auto_map"), indent=2)
             place.write_text(text + "\n", encoding="utf-8")

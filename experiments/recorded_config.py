@@ -1,5 +1,4 @@
-"""The configuration that a run left, `config.yaml`: read within bounds, since a run may come from
-anywhere."""
+"""Reads the `config.yaml` of a run, within bounds, since a run may come from anywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ CONFIG = "config.yaml"
 
 MOST_BYTES = 2**20
 MOST_VALUES = 100_000
-"""With what stands behind every alias, as often as it is named; a whole pipeline has a thousand."""
+"""The values behind an alias count wherever it stands; a configuration has about a thousand."""
 
 _AGAIN = "It is not what `experiments.run` writes: fetch or train the run again."
 
@@ -56,7 +55,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 @final
 class _Part(Excerpt):
-    """Of what class a part is, and made with what."""
+    """A part of a configuration: its class and arguments."""
 
     class_path: str = ""
     init_args: dict[str, Any] | None = None
@@ -64,7 +63,7 @@ class _Part(Excerpt):
 
 @final
 class _ConfigYaml(Excerpt):
-    """What is read of a configuration, beside the arguments of classes."""
+    """The keys of a configuration that are read, beside the arguments of classes."""
 
     model: _Part
     data: _Part | None = None
@@ -75,8 +74,7 @@ class _ConfigYaml(Excerpt):
 
 
 def _has_more_values(data: Any, most: int) -> bool:
-    """Whoever walks through the data meets what an alias stands for again and again, or for ever
-    if it stands for what holds it."""
+    """Tells whether nested data has more values than `most`; an alias may hold itself."""
     waiting, seen = [data], 0
     while waiting and seen <= most:
         node = waiting.pop()

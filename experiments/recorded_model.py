@@ -90,7 +90,7 @@ def _named(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _would_be_imported(text: str) -> bool:
-    """Whether jsonargparse could take a text for a class; finding a package runs none of it."""
+    """Tells whether jsonargparse could take a text for a class; no package is imported for it."""
     first, *rest = text.split(".")
     if not rest or not all(name.isidentifier() for name in (first, *rest)):
         return False
@@ -115,7 +115,7 @@ def _is_union_of_plain(hint: Any) -> bool:
 
 
 def _object(path: str, where: str, packages: Collection[str]) -> Any:
-    """What a class path names, if it is defined in a package that is allowed."""
+    """The class behind a class path, if it is defined in a package that is allowed."""
     home, _, name = path.rpartition(".")
     known = (*PACKAGES, *packages)
     if not _is_below(home, known):

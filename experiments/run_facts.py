@@ -33,7 +33,7 @@ class _Ingredient(Excerpt):
 
 
 class _RootManifest(Excerpt):
-    """What a model card says of a data root; that of training rows has sources of another kind."""
+    """The fields of a data root's manifest for a model card; training rows have other sources."""
 
     sources: tuple[_Ingredient, ...] | dict[str, Any] = ()
     profile: str = ""

@@ -193,7 +193,7 @@ def claim_run(
 
 @final
 class _Announced(Schema):
-    """What the first rank of a launch tells the others."""
+    """The message of a launch's first rank to the others."""
 
     fingerprint: str
     run: str | None

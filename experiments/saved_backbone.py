@@ -40,7 +40,7 @@ class Found:
 
 @final
 class _Named(Excerpt):
-    """What a `config.json` says of a backbone; that of another model names no class."""
+    """The class of a saved backbone; the `config.json` of another model names none."""
 
     class_path: str | None = None
 

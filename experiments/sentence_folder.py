@@ -137,7 +137,7 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start}:0 $A:0 {end}:0", special_tokens=list(marks.items())
     )
-    # Whoever loads the folder reads no special token in a text either.
+    # So that special tokens stay text for users of the folder, too.
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
     tokenizer.save_pretrained(out)
     longest = min(sequences.max_text_tokens + len(marks), sequences.max_length)

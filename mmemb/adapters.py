@@ -157,7 +157,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> Any:
 
 @final
 class _AdapterJson(Excerpt):
-    """What is read of an `adapter_config.json`, which is peft's."""
+    """The fields of an `adapter_config.json`, which peft writes, that are read."""
 
     r: Annotated[int, msgspec.Meta(ge=1)]
     lora_alpha: Annotated[float, msgspec.Meta(gt=0)]

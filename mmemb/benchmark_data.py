@@ -210,7 +210,7 @@ def _check_candidates(
 
 @final
 class _RootManifest(Excerpt):
-    """What scores say of a data root."""
+    """The fields of a data root's manifest that scores repeat."""
 
     revision: str | None = None
     partial: bool = False

@@ -12,21 +12,22 @@ from collections.abc import Iterable
 from urllib.parse import quote, unquote
 
 MAX_BYTES = 200
-"""Of a file name. File systems take 255; a kind such as `_values.json` is added to it."""
+"""Most bytes of a file name; file systems take 255, and `_values.json` or the like is added."""
 
 _KEPT = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in '"%*/:<>?\\|')
 _EMPTY = "%"
 _RESERVED = re.compile(
     r"(con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$|clock\$) *(\..*)?", re.I
 )
-"""Devices under Windows, whatever follows the first dot."""
+"""Names of devices under Windows, whatever follows the first dot."""
 
 
 def file_name(name: str) -> str:
     r"""The name of a file that stands for a name from data.
 
-    Two names never have the same, and none leads to another folder. All are ASCII, so that no file
-    system changes their Unicode form; `check_apart` tells of those that differ in letters' case.
+    Two names never have the same file, and none leads to another folder. Files are ASCII, so that
+    no file system changes their Unicode form; `check_apart` tells of names that differ in letters'
+    case alone.
 
     Raises:
         ValueError: the file's name would be longer than `MAX_BYTES`, or half of a surrogate pair is

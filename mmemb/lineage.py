@@ -251,7 +251,7 @@ class RunMark(Schema):
 
 @final
 class _Mark(Excerpt):
-    """What counts of a manifest, of shards or of a data root, or of a run's `fingerprint.json`."""
+    """The identity in a manifest (of shards or a data root), or in a run's `fingerprint.json`."""
 
     fingerprint: str | None = None
     shards: list[dict[str, Any]] | None = None

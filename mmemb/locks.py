@@ -137,7 +137,7 @@ def _is_open_at(handle: int, path: Path) -> bool:
 
 
 class _Owner(Schema):
-    """What the holder of a lock says of itself in the file."""
+    """The holder of a lock, as it writes itself into the file."""
 
     pid: int
     host: str

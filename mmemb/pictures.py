@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from PIL.Image import Transpose
 
 MAX_PIXELS = 64_000_000
-"""Of one picture; more are refused before they are decoded."""
+"""Most pixels of a picture; one with more is refused before it is decoded."""
 
 MAX_BYTES = 8 * MAX_PIXELS
-"""Of one picture's file: as many as four numbers of 16 bits for each pixel."""
+"""Most bytes of a picture's file: four numbers of 16 bits for each pixel."""
 
 SHARD_FORMATS = ("WEBP", "PNG", "JPEG")
-"""What members of a sample may be."""
+"""Formats of the members of a sample."""
 
 _SUFFIXES = {
     "WEBP": "webp", "PNG": "png", "JPEG": "jpg", "MPO": "jpg", "GIF": "gif", "BMP": "bmp",
@@ -36,7 +36,7 @@ _SUFFIXES = {
 """By Pillow's format; MPO is a JPEG file that holds more pictures behind the first."""
 
 _MOST_PAGES = 100
-"""Of a TIFF that are looked at."""
+"""Pages of a TIFF that are looked at."""
 
 _PLAIN = {
     "1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV",
@@ -49,12 +49,12 @@ _SUBFILE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SUBSAMPLING = 254, 258, 262, 530
 """Tags of TIFF."""
 _WHITE_IS_ZERO = 0
 _SMALLER, _MASK = 1, 4
-"""Bits of `_SUBFILE`: a page that belongs to another one."""
+"""Bits of `_SUBFILE`: the page is a smaller copy or a mask of another one."""
 
 
 @final
 class PictureError(ValueError):
-    """A picture that cannot be read, or whose colours nobody can know."""
+    """A picture that cannot be read, or whose colours are not defined."""
 
 
 @final
@@ -207,7 +207,7 @@ def _check(image: Picture) -> None:
 
 
 def _has_more_pages(image: Picture) -> bool:
-    """Whether a TIFF shows more than its first page; smaller copies and masks show the same."""
+    """Tells whether a TIFF has further pages; smaller copies and masks of the first are none."""
     try:
         for page in range(1, _MOST_PAGES):
             image.seek(page)
@@ -221,7 +221,9 @@ def _has_more_pages(image: Picture) -> bool:
 
 
 def _turn(image: Picture) -> Transpose | None:
-    """What makes a decoded picture upright; None = nothing, or its EXIF data cannot be read.
+    """The transposition that makes a decoded picture upright.
+
+    None = none, or the EXIF data cannot be read.
 
     Pillow's own function writes these data anew, and fails where others wrote them wrongly.
     """
@@ -296,7 +298,7 @@ def _tag(image: Picture, number: int, default: int) -> int:
 
 
 def _raw_mode(image: Picture) -> str:
-    """How pixels are stored, as long as they are not decoded."""
+    """The mode in which pixels are stored; known only before they are decoded."""
     arguments = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 

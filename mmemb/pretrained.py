@@ -57,19 +57,19 @@ def load_pretrained(
 
 @contextmanager
 def reading(source: str | Path) -> Iterator[dict[str, Any]]:
-    """While something of transformers is read: nobody is asked, and a folder needs no network.
+    """Guards the reading of a model: transformers asks nothing, and a folder needs no network.
 
     Args:
         source: folder, or hub id.
 
     Yields:
-        What `from_pretrained` is to be given beside its own arguments.
+        Further arguments of `from_pretrained`.
     """
     is_folder = Path(source).is_dir()
     if is_folder:
         check_model(Path(source))
     elif _is_path(str(source)):
-        raise FileNotFoundError(f"there is no folder {source}")  # and nobody is asked for it
+        raise FileNotFoundError(f"there is no folder {source}")  # and no hub is asked for it
 
     from huggingface_hub import constants
 
@@ -82,7 +82,7 @@ def reading(source: str | Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def unasked() -> Iterator[None]:
-    """While other libraries read models, transformers refuses code instead of asking for it."""
+    """Makes transformers refuse code instead of asking, while other libraries read models."""
     from transformers import dynamic_module_utils
 
     with _set(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
@@ -166,5 +166,5 @@ def _set(module: ModuleType, name: str, value: Any) -> Iterator[None]:
 
 
 def _is_path(source: str) -> bool:
-    """Whether it can be no hub id, which has at most one `/` and no leading dot."""
+    """Tells a path from a hub id, which has at most one `/` and no leading dot."""
     return source.count("/") > 1 or source.startswith(("/", ".", "~"))

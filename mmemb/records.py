@@ -150,8 +150,10 @@ class Rationale(_Draw):
 
 
 def _between(text: str, opening: str, closing: str) -> str:
-    """What the first tag and the next closing one enclose; found once, so that many tags that are
-    never closed cost no more than one."""
+    """The text between the first opening tag and the next closing one.
+
+    Each is searched once, so that many tags that are never closed cost no more than one.
+    """
     _, _, behind = text.partition(opening)
     inside, closed, _ = behind.partition(closing)
     return inside.strip() if closed else ""

@@ -24,7 +24,7 @@ _MOST_WASTE = 4
 """A side whose resized length is at most so many times what is kept of it is resized whole."""
 
 _MOST_SHRINKING = 64
-"""Of a side, by torch on a GPU: a wider filter does not fit into its shared memory."""
+"""Most that torch shrinks a side on a GPU: a wider filter does not fit into its shared memory."""
 
 
 def resample(
@@ -72,7 +72,7 @@ def resample(
 
 @final
 class _Side:
-    """How one side of a picture is resized.
+    """Resizes one side of a picture.
 
     Args:
         length: before.

@@ -1,6 +1,6 @@
-"""What a sidecar says of a row that it holds nothing for: it was not asked about, or it failed.
+"""Marks of sidecar rows without content: the row was not asked about, or it failed.
 
-A row without a mark that holds nothing was asked about, and there was nothing to say. The mark
+A row without content and without a mark was asked about, and no rationale was written. The mark
 stands in the index, in the row's `meta`.
 """
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: its seconds and metrics, and what it ran with."""
+"""The files in which a run describes itself: seconds and metrics, commit and versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunSummary(Schema):
 
 @final
 class RunEnvironment(Excerpt):
-    """What is read of an `environment.json`."""
+    """The fields of an `environment.json` that are read."""
 
     git_commit: str | None = None
     uncommitted_changes: bool = False
@@ -28,12 +28,12 @@ class RunEnvironment(Excerpt):
 
 
 def read_summary(run: Path) -> RunSummary:
-    """Of a run; empty where it has none."""
+    """The summary of a run; empty where it has none."""
     path = run / "summary.json"
     return read_json(path, RunSummary, nan_is_null=True) if path.is_file() else RunSummary()
 
 
 def read_environment(run: Path) -> RunEnvironment:
-    """Of a run; empty where it has none."""
+    """The environment of a run; empty where it has none."""
     path = run / "environment.json"
     return read_json(path, RunEnvironment) if path.is_file() else RunEnvironment()

@@ -1,6 +1,6 @@
-"""What the JSON of samples holds: pairs, queries and candidates.
+"""Types of the JSON of samples: pairs, queries and candidates.
 
-`mmemb.records` has what they become together with their pictures.
+`mmemb.records` has the records that they and their pictures become.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Grade = Annotated[float, msgspec.Meta(gt=0, le=HIGHEST_GRADE)]
 
 @final
 class PairJson(Schema):
-    """Of a sample of `pairs/`; see `mmemb.records.Pair`."""
+    """The JSON of a sample of `pairs/`; see `mmemb.records.Pair`."""
 
     task: str
     part: str
@@ -37,7 +37,7 @@ class PairJson(Schema):
 
 @final
 class QueryJson(Schema):
-    """Of a sample of `queries/`; see `mmemb.records.Query`.
+    """The JSON of a sample of `queries/`; see `mmemb.records.Query`.
 
     Attributes:
         repeats: how many entries of the candidate list repeat an earlier one.
@@ -56,7 +56,7 @@ class QueryJson(Schema):
 
 @final
 class CandidateJson(Schema):
-    """Of a sample of `candidates/`; see `mmemb.records.Candidate`."""
+    """The JSON of a sample of `candidates/`; see `mmemb.records.Candidate`."""
 
     name: str
     gallery: str
@@ -66,7 +66,7 @@ class CandidateJson(Schema):
 
 @final
 class AskedJson(Excerpt):
-    """The query's side of a pair or of a query, whichever it is, and what an index repeats."""
+    """The query's side in the JSON of a pair or a query, and the fields that an index repeats."""
 
     task: str
     part: str

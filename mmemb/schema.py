@@ -24,6 +24,7 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A hash in hexadecimal digits."""
 
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
+"""One step of a path in a message of msgspec, such as `.fact`, `[3]` or `[...]`."""
 
 AGAIN = "Delete it and run the step that makes it again."
 """Advice about a file that this project writes."""
@@ -128,7 +129,7 @@ def check_arguments(
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold a value."""
+    """Tells whether JSON can hold a value."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
@@ -142,7 +143,7 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
-    """What is wrong; msgspec calls half of a surrogate pair truncated data."""
+    """The reason of an error; msgspec calls half of a surrogate pair truncated data."""
     if isinstance(error, msgspec.ValidationError):
         try:
             return _with_keys(msgspec.json.decode(data), kind, str(error))
@@ -161,9 +162,9 @@ def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
 
 
 def _with_keys(data: Any, kind: Any, message: str) -> str:
-    """The message with the key of every `[...]` in its path: msgspec names no keys of tables.
+    """The message with the keys of tables, for which msgspec writes `[...]`.
 
-    Half of the keys are left out and the rest is read again, until one is left.
+    A broken key is found by bisection: half of the keys are left out and the rest is read again.
     """
     said, at, path = message.rpartition(" - at `$")
     trail: list[str | int] = []

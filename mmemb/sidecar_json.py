@@ -1,6 +1,6 @@
-"""What the JSON of sidecars holds: utilities, decisions and mined negatives.
+"""Types of the JSON of sidecars: utilities, decisions and mined negatives.
 
-Rationales have theirs in `mmemb.records`.
+That of rationales is in `mmemb.records`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PerDraw = tuple[tuple[float, ...], ...]
 
 @final
 class UtilityJson(Schema):
-    """Of a sample of `utilities/`, as `mmemb.utilities` writes it.
+    """The JSON of a sample of `utilities/`, as `mmemb.utilities` writes it.
 
     Attributes:
         eligible: whether it has rationales.
@@ -51,7 +51,7 @@ class UtilityJson(Schema):
 
 @final
 class DecisionJson(Schema):
-    """Of a sample of `decisions/`, as `mmemb.gate_fit` writes it."""
+    """The JSON of a sample of `decisions/`, as `mmemb.gate_fit` writes it."""
 
     depth: Count
     logits: tuple[float, ...]
@@ -61,7 +61,7 @@ class DecisionJson(Schema):
 
 @final
 class NegativeJson(Schema):
-    """One item of a sample of `negatives/`; see `mmemb.negatives.HardNegative`."""
+    """One item in the JSON of a sample of `negatives/`; see `mmemb.negatives.HardNegative`."""
 
     row: Count
     name: str

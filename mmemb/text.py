@@ -15,8 +15,8 @@ _BLANK = frozenset(
 ) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 """Letters, symbols and marks by their category that are drawn as nothing all the same."""
 
-
 _MOST_MARKS = 30
+"""Marks in a row that Unicode's stream-safe format allows."""
 
 
 def check_unicode(text: str, name: str = "The text") -> None:
@@ -41,8 +41,8 @@ def check_unicode(text: str, name: str = "The text") -> None:
 
 
 def has_text(text: str) -> bool:
-    """Whether there is anything to see: a text of blanks, zero-width letters, control letters and
-    fillers alone is empty. It is read up to its first visible letter.
+    """Tells whether a text has a visible letter; blanks, zero-width and control letters and fillers
+    are none. It is read up to its first visible letter.
 
     >>> has_text(" \\t a"), has_text(""), has_text(" \\n\\u200b\\ufeff\\u3164\\x00")
     (True, False, False)

@@ -1,7 +1,7 @@
-"""What a saved folder may name: its own files, and beside them only what its caller allows.
+"""Checks what a saved folder names: its own files, and beside them only what its caller allows.
 
-A folder may come from anywhere. It says what its parts are, and has no say in where anything else
-is read, whom anything is sent to, or which code runs (docs/trust.md).
+A folder may come from anywhere. It describes its own parts; it does not decide which other files
+are read, where data is sent, or which code runs (docs/trust.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 @final
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What the caller allows a folder beside its own files.
+    """Models and servers that the caller allows a folder beside its own files.
 
     Attributes:
         models: folders, with all that lies below them, and hub ids.
@@ -46,21 +46,21 @@ class Allowed:
         models: Collection[str] = (),
         servers: Mapping[str, str | None] | Collection[str] = (),
     ) -> Allowed:
-        """What is allowed to one folder; servers without names of variables get no key."""
+        """Permissions of one folder; servers without names of variables get no key."""
         keys = servers if isinstance(servers, Mapping) else dict.fromkeys(servers)
         return cls(frozenset(map(str, models)), keys, is_own_run(folder))
 
     def model(self, value: str) -> bool:
-        """Whether a model outside of the folder may be read."""
+        """Tells whether a model outside of the folder may be read."""
         places = [Path(place) for place in self.models if Path(place).exists()]
         below = any(Path(value).resolve().is_relative_to(place.resolve()) for place in places)
         return self.own or value in self.models or below
 
 
 def is_own_run(folder: Path) -> bool:
-    """Whether a folder lies below that of all runs, and belongs to who asks.
+    """Tells whether a folder lies below that of all runs, and belongs to the user of this process.
 
-    Who puts a folder there says that it was made here.
+    A folder that lies there counts as made here.
     """
     runs, place = Path(os.environ.get(RUNS, "runs")).resolve(), folder.resolve()
     is_below = place != runs and place.is_relative_to(runs)
@@ -68,12 +68,12 @@ def is_own_run(folder: Path) -> bool:
 
 
 def in_folder(name: str) -> str:
-    """How a saved folder names a file in it."""
+    """The name that a saved folder gives to a file in it."""
     return f"{FOLDER}/{name}"
 
 
 def is_in_folder(value: Any) -> bool:
-    """Whether a setting names a file of its own folder."""
+    """Tells whether a setting names a file of its own folder."""
     return isinstance(value, str) and value.startswith(f"{FOLDER}/")
 
 

@@ -13,7 +13,7 @@ from typing import Any, final
 from mmemb.text import has_text
 
 MAX_LETTERS = 1_000_000
-"""Of a cell: a text of a page has some thousand, a quote that is never closed takes the rest."""
+"""Most letters of a cell: a page has thousands; a quote that is not closed takes the rest."""
 
 _EXACT = 2**53
 """Below it every whole number is a float of its own, and is written without a point."""
@@ -26,19 +26,19 @@ _SHORT.maxlevel = 2
 
 @final
 class CellError(ValueError):
-    """What is wrong with a cell or a row, to be read behind its name."""
+    """A fault of a cell or a row; the message follows the name of the column or row."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A cell or a row that its file does not give; `reason` says why."""
+    """Stands for a cell or a row that could not be read; `reason` says why."""
 
     reason: str
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell says nothing: null, NaN, or a text that shows nothing."""
+    """Tells whether a cell is null, NaN, or a text without a visible letter."""
     match value:
         case None:
             return True
@@ -56,7 +56,7 @@ def text_of(value: Any) -> str:
     neighbour is missing; a decimal keeps its places.
 
     Raises:
-        CellError: there is no one text of it, or none that a tokenizer reads.
+        CellError: it has no single text, or one that no tokenizer reads.
 
     >>> [text_of(value) for value in (0, 0.0, 2.5, None, math.nan, "a")]
     ['0', '0', '2.5', '', '', 'a']

@@ -17,7 +17,7 @@ from datamodules.prepare.sources import PinnedPackage
 from mmemb.files import file_sha256, sync, working_folder
 
 PINNED = ArchiveLimits(member_mib=1024)
-"""Of packages whose bytes are pinned: the largest member is a language model's weights."""
+"""Bounds of packages whose bytes are pinned; the largest member holds a language model."""
 
 
 @final

@@ -95,7 +95,7 @@ class EmojiSet:
 
 @final
 class _EmojiJson(Excerpt):
-    """What is read of an emoji in the package of names."""
+    """An emoji in the package of names."""
 
     name: str
     slug: str

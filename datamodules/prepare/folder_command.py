@@ -149,7 +149,7 @@ def _show(lines: Sequence[str]) -> None:
 
 
 class _Stated(Excerpt):
-    """What is read of the manifest of own data."""
+    """The fields of the manifest that are compared."""
 
     fingerprint: str
     counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Paths of tables to files below a folder: inside it, of a known kind, and never waited for."""
+"""Finds files that tables name below a folder; refuses paths out of it, and pipes and devices."""
 
 from __future__ import annotations
 
@@ -68,12 +68,20 @@ def find_media(folder: Path, name: str) -> Path:
 
 @lru_cache(maxsize=16)
 def _resolved(folder: Path, _working: str) -> Path:
-    """The folder without links; it is asked for once for each of a hundred thousand names."""
+    """The folder without links, kept, since it is needed for each of a hundred thousand names.
+
+    Args:
+        folder: may be relative.
+        _working: the working folder, on which the result depends.
+    """
     return folder.resolve()
 
 
 def _real(root: Path, path: Path) -> tuple[Path, int]:
-    """Where a path leads, and what is there; most hold no link, and need one look at each part."""
+    """The path without links, and the mode of what is there.
+
+    Most paths hold no link: one `lstat` for each part is faster than `realpath`.
+    """
     here = str(root)
     mode = os.lstat(here).st_mode
     for part in path.relative_to(root).parts:
@@ -136,7 +144,7 @@ def _check_name(name: str) -> None:
 
 
 def _said(root: Path, name: str, error: OSError) -> str:
-    """What is wrong, in words."""
+    """The reason of an error, in words."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         path = root / name
         ways = [path, *path.parents[: len(PurePosixPath(name).parts) - 1]]
@@ -166,7 +174,12 @@ def _other_form(root: Path, name: str) -> Path:
 
 @lru_cache(maxsize=256)
 def _names(folder: str, _changed: int) -> dict[str, list[str]]:
-    """What a folder holds by the composed form of its name; a folder that changed is read anew."""
+    """Composed form of a name -> names in a folder.
+
+    Args:
+        folder: its path.
+        _changed: when it was changed, so that a changed folder is read anew.
+    """
     found = defaultdict(list)
     for name in os.listdir(folder):
         found[unicodedata.normalize("NFC", name)].append(name)

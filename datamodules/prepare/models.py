@@ -61,7 +61,7 @@ def prepare_models(
 
 @final
 class _SourceJson(Schema):
-    """Where a model is from, and its files: name -> hash, or in older records size."""
+    """The source of a model, and its files: name -> hash, in older records the size."""
 
     package: str
     version: str

@@ -17,8 +17,10 @@ from mmemb.lines import split_lines
 from mmemb.schema import SchemaError, parse_json
 
 _BATCH = 1024
+
 _GIVEN_BACK = 10_000_000
-"""Letters of a table, beside four times its own, that may be read again for quotes not closed."""
+"""Letters that may be read again because of open quotes, beside four times those of the table."""
+
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\0")
 
 Cells = dict[str, Any]
@@ -119,7 +121,7 @@ def _unnamed(place: int, names: Collection[str]) -> str:
 
 
 def _is_record(line: str, num_cells: int) -> bool:
-    """Whether a line by itself is a row of so many cells."""
+    """Tells whether a line by itself is a row of so many cells."""
     try:
         return [len(row) for row in csv.reader([line], strict=True)] == [num_cells]
     except csv.Error:

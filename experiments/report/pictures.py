@@ -17,7 +17,7 @@ from mmemb.sample_json import CandidateJson
 from mmemb.shards import IndexEntry, ShardIndex
 
 _MOST_BYTES, _LONGEST_SIDE = 200_000, 768
-"""Of a picture that a page takes as it is; of a larger one as it is reduced."""
+"""Bytes up to which a page holds a picture as it is; pixels to which larger ones are reduced."""
 
 
 @final

@@ -20,7 +20,7 @@ class _IntervalJson(Excerpt):
 
 @final
 class _ReportJson(Excerpt):
-    """What is read of a `report.json`; the rows of the mix hold intervals and plain figures."""
+    """The fields of a `report.json` that are read; rows of the mix hold intervals and figures."""
 
     made_of: str
     eligible_queries: int

@@ -188,7 +188,9 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def check_saved(cls, arguments: Mapping[str, Any], folder: Path) -> None:
-        """Refuses further files of a saved folder that name anything outside of it.
+        """Refuses a saved folder whose further files name anything outside of it.
+
+        The default checks nothing: most backbones have no such files.
 
         Args:
             arguments: of the constructor, `sources` resolved.
@@ -226,7 +228,7 @@ class Backbone(nn.Module, ABC):
         """
         unit_BD = nn.functional.normalize(vector_BD.float(), dim=-1)
 
-        # Asked once a batch: every answer waits for the device.
+        # One question for the whole batch, since each waits for the device.
         has_direction_B = (unit_BD.detach().norm(dim=-1) - 1).abs() < _LENGTH_TOLERANCE
         if not bool(has_direction_B.all()):
             position = has_direction_B.tolist().index(False)
@@ -335,7 +337,7 @@ def saved_spec(folder: str | Path) -> dict[str, Any]:
 
 @final
 class _Spec(Schema):
-    """How a module is made."""
+    """The class of a module, and its arguments."""
 
     class_path: str
     init_args: dict[str, Any]
@@ -368,7 +370,7 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _is_spec(value: Any) -> bool:
-    """Whether an argument is a part that is made first."""
+    """Tells a part, which is made first, from a plain argument."""
     return isinstance(value, dict) and "class_path" in value
 
 

@@ -304,7 +304,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 class _ModelJson(Excerpt):
-    """What every model config of open_clip has."""
+    """The keys that every model config of open_clip has."""
 
     embed_dim: int
     vision_cfg: dict[str, Any]

@@ -28,10 +28,10 @@ _USUAL = re.compile(
     r"|</?(?:image|video|audio)(?:_soft_token|_placeholder)?>"
     r"|<</?SYS>>|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|[A-Z]{1,20}_(?:PROMPT|TOOLS|RESULTS|CALLS))\]"
 )
-"""What chat models use, for a server whose tokenizer nobody can ask."""
+"""Special tokens of usual chat models, for a server whose tokenizer is not here."""
 
 _ADDED: MutableMapping[Any, frozenset[str]] = WeakKeyDictionary()
-"""Tokenizer -> its added tokens that act: a list of some hundred is made at every look."""
+"""Tokenizer -> its added tokens that are special, kept: to list them takes a while."""
 
 
 def special_tokens(tokenizer: Any, marks: Iterable[str] = ()) -> frozenset[str]:
@@ -47,7 +47,7 @@ def special_tokens(tokenizer: Any, marks: Iterable[str] = ()) -> frozenset[str]:
 
 
 def media_marks(processor: Any) -> frozenset[str]:
-    """What stands for pictures and clips, by a processor or a tokenizer."""
+    """Tokens that stand for pictures and clips, by a processor or a tokenizer."""
     marks = (getattr(processor, name, None) for name in _MARKS)
     return frozenset(mark for mark in marks if isinstance(mark, str) and mark)
 

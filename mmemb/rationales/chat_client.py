@@ -254,7 +254,7 @@ class _FaultError(Exception):
 
 @final
 class _Call:
-    """What the requests of one call share: the way to the server, and one warning."""
+    """State that the requests of one call share: the transport, and whether they have warned."""
 
     def __init__(self, transport: httpx2.AsyncHTTPTransport) -> None:
         self.transport = transport

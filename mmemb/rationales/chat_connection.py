@@ -1,6 +1,6 @@
-"""Where a chat server is, and one exchange with it, bounded in time and in bytes.
+"""The address of a chat server, and one exchange with it, bounded in time and in bytes.
 
-Knows nothing of what is said.
+Knows nothing of the content of requests and replies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import httpx2
 
 LONGEST_CONNECT_S = 10.0
-"""Whoever has not picked up by then is not there, however long its answers may take."""
+"""Most seconds to connect; a reply may take longer."""
 
 LARGEST_REPLY = 16 * 2**20
 LARGEST_REFUSAL = 2**16
@@ -30,7 +30,7 @@ LARGEST_REFUSAL = 2**16
 @final
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: the status, the header `Retry-After`, and the body."""
+    """The answer of a server: the status, the header `Retry-After`, and the body."""
 
     status: int
     retry_after: str
@@ -38,7 +38,7 @@ class Answer:
 
 
 def open_transport(url: str) -> httpx2.AsyncHTTPTransport:
-    """What carries requests, each on a connection of its own.
+    """The transport of requests, each on a connection of its own.
 
     It is httpx2's transport without its client: so there are neither redirects nor cookies nor
     `.netrc` nor unpacking of bodies, and nothing of these needs to be switched off.
@@ -86,7 +86,7 @@ async def exchange(
     Raises:
         ConnectionError: no whole answer came; the message says why in a few words.
         ssl.SSLCertVerificationError: the server is not the one that it says it is.
-        ValueError: an answer that is too large, or packed, which nobody asked for.
+        ValueError: an answer that is too large, or packed although the request excluded it.
     """
     import anyio
     import httpx2
@@ -209,7 +209,7 @@ def _is_here(host: str) -> bool:
 
 
 def _reason(cause: BaseException) -> str:
-    """What the system, the resolver or TLS says; nothing if it was none of them."""
+    """The reason that the system, the resolver or TLS gives; "" if it was none of them."""
     if isinstance(cause, ssl.SSLError | socket.gaierror):  # numbers of their own
         return cause.strerror or ""
     if isinstance(cause, OSError) and cause.errno:
@@ -218,7 +218,7 @@ def _reason(cause: BaseException) -> str:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What happened in the socket; the layers above it only say that something did."""
+    """The error of the socket, below those of the layers above it."""
     while True:
         inner = error.__cause__ or error.__context__
         if isinstance(error, BaseExceptionGroup):  # one for each address of the host

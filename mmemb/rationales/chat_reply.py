@@ -7,7 +7,7 @@ from typing import Annotated, Any, final
 
 import msgspec
 
-from mmemb.schema import SchemaError, parse_json
+from mmemb.schema import Excerpt, SchemaError, parse_json
 
 CHARACTERS = 32
 """No text holds more characters per token than this: usual are four, and long words have ten."""
@@ -16,7 +16,7 @@ MOST_TOKENS = 2**20
 """No reply has more; a server that says so does not count."""
 
 _ENDS = ("stop", "eos_token", "stop_sequence")
-"""How servers say that the model ended; older ones of text-generation-inference have two words."""
+"""Reasons of an ended reply; the last two are of older versions of text-generation-inference."""
 
 
 @final
@@ -59,7 +59,7 @@ def cut(reply: Reply, max_tokens: int) -> Reply:
 
 
 def read_reply(content: bytes) -> Reply:
-    """What a chat completion says; of several choices the first, since one is asked for.
+    """Reads a chat completion; of several choices the first, since one is asked for.
 
     Raises:
         SchemaError: it is none; `problem` says in a few words what is wrong.
@@ -79,29 +79,28 @@ def read_reply(content: bytes) -> Reply:
     return Reply(said, thought, counted, choice.finish_reason in _ENDS)
 
 
-# What is read of a completion. Servers add keys of their own, so others are no error.
-
-
 @final
-class _Message(msgspec.Struct):
+class _Message(Excerpt):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
 @final
-class _Choice(msgspec.Struct):
+class _Choice(Excerpt):
     message: _Message
     finish_reason: str | None = None
 
 
 @final
-class _Usage(msgspec.Struct):
-    # Not believed in any case; what is no number is no count.
+class _Usage(Excerpt):
+    # Of any type, since a count is not believed in any case.
     completion_tokens: Any = None
 
 
 @final
-class _Completion(msgspec.Struct):
+class _Completion(Excerpt):
+    """The fields of a chat completion that are read."""
+
     choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
     usage: _Usage | None = None

@@ -64,7 +64,7 @@ def load_saved_worker(
 def save_worker(worker: RationaleWorker, folder: Path, name: str) -> dict[str, Any]:
     """Settings of a worker for a folder, into which the files that it read are copied.
 
-    Its models stay where they are: they are large, and may be anybody's.
+    Its models stay where they are: they are large, and may have a licence of their own.
 
     Args:
         worker: to be saved.
@@ -166,7 +166,7 @@ def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[st
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(value, folder / place)
             arguments[key] = in_folder(place)
-    # Whoever loads the folder says which key is sent.
+    # The caller who loads the folder names the key.
     arguments.pop("api_key_env", None)
     return {"class_path": settings["class_path"], "init_args": arguments}
 

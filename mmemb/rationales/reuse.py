@@ -203,7 +203,7 @@ class DrawBook:
 
 @final
 class _DrawsJson(Schema):
-    """What a row keeps of the draws that were made about its side, as `DrawBook.kept` gives it."""
+    """The draws that were made about a row's side, as `DrawBook.kept` gives them."""
 
     digest: str
     draws: dict[str, tuple[tuple[int, Rationale], ...]]

@@ -72,7 +72,7 @@ class _Country(Excerpt):
 
 @final
 class _Facts(Excerpt):
-    """What a worker needs of a table of facts."""
+    """The fields of a table of facts that a worker needs."""
 
     questions: dict[str, str]
     countries: dict[str, _Country]

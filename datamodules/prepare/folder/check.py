@@ -64,7 +64,7 @@ Found = list[tuple[int, str]]
 
 
 def check_cells(rows: Sequence[OwnRow], media: Path) -> Found:
-    """What is wrong with the cells of a table and with their paths; opens no picture and no clip.
+    """Finds the faults of a table's cells and paths; opens no picture and no clip.
 
     Args:
         rows: of the table.

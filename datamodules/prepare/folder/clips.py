@@ -31,11 +31,13 @@ ANIMATED = ("GIF", "WEBP", "PNG")
 """Formats of pictures that may move; one that does counts as a clip."""
 
 MAX_FRAMES = 216_000
-"""Of a clip: two hours at 30 a second."""
+"""Most frames of a clip: two hours at 30 a second."""
+
 MAX_FRAME_PIXELS = 16_000_000
-"""Of a frame: an action camera's 5.3K. Decoding and writing one of these takes 0.4 GB."""
+"""Most pixels of a frame: an action camera's 5.3K, which takes 0.4 GB to decode and write."""
+
 MAX_CLIP_PIXELS = 500_000_000_000
-"""Of all frames that are decoded to choose among them: two hours of full HD at 30 a second."""
+"""Most pixels of all frames of a clip: two hours of full HD at 30 a second."""
 
 _OPENED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts",
@@ -58,7 +60,7 @@ _TURNS = {
 
 @final
 class ClipError(ValueError):
-    """What is wrong with a clip; the message does not name it."""
+    """A fault of a clip; the message does not name it."""
 
 
 def read_clip(path: Path, num: int) -> list[Image.Image]:
@@ -79,7 +81,7 @@ def read_clip(path: Path, num: int) -> list[Image.Image]:
 
 
 def nearest_frames(times: Sequence[int], num: int) -> list[int]:
-    """Which frames of a clip are taken: those nearest in time to `num` evenly spaced times.
+    """Numbers of the frames that are nearest in time to `num` evenly spaced times.
 
     The first of these times is the first frame's, the last one the last frame's; of two frames that
     are equally near the earlier one is taken. A frame that stands for long may be taken more than
@@ -124,7 +126,7 @@ def is_animated(path: Path) -> bool:
 @final
 @dataclass(slots=True)
 class _Count:
-    """What was decoded so far; the bounds of this module hold for it."""
+    """Size and times of the frames decoded so far, checked against the bounds of this module."""
 
     size: tuple[int, int] = (0, 0)
     times: list[int] = field(default_factory=list)
@@ -239,7 +241,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
     import av
     from av.stream import Disposition
 
-    # Texts in it, such as a title in an old encoding, are nobody's concern.
+    # A title in an old encoding must not stop the reader: texts in the file are not used.
     with av.open(str(path), options=_OPENED, metadata_errors="replace") as video:
         pictures = video.streams.video
         streams = [s for s in pictures if not s.disposition & Disposition.attached_pic]
@@ -280,7 +282,7 @@ def _upright(frame: VideoFrame, aspect: Any) -> Image.Image:
 
 
 def turn_of(matrix: bytes) -> Image.Transpose | None:
-    """What makes a frame with this display matrix upright; None = nothing.
+    """The transposition that makes a frame with this display matrix upright; None = none.
 
     Args:
         matrix: nine 32-bit whole numbers a b u c d v x y w, by which a pixel at (x, y) is shown at

@@ -19,9 +19,9 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def stated_size(path: Path) -> int | None:
-    """Bytes that a file should have by its own account; None where it does not say.
+    """The size that a file states, in bytes; None where it states none.
 
-    The file may be longer: what stands behind the end is not read by anybody.
+    The file may be longer: readers pass over what stands behind the stated end.
     """
     actual = path.stat().st_size
     with path.open("rb") as file:

@@ -27,11 +27,17 @@ from mmemb.pictures import (
 from mmemb.text import limit_marks, printable
 
 PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
-_FORMATS, _KEPT = (*SHARD_FORMATS, "GIF", "BMP", "TIFF"), ("png", "jpg", "webp")
-"""What a picture may be, whatever its name says, and the suffixes of those whose bytes are kept."""
+CLIPS = {*VIDEOS, ".gif"}
+"""Suffixes of files that are looked at as pictures, and as clips."""
+
+_FORMATS = (*SHARD_FORMATS, "GIF", "BMP", "TIFF")
+"""Formats of pictures, whatever their suffix."""
+
+_KEPT = ("png", "jpg", "webp")
+"""Suffixes of formats whose bytes are kept."""
+
 _WEBP_SIDE = 16383
 """The longest side of a WebP file."""
-CLIPS = {*VIDEOS, ".gif"}
 
 
 def side_members(
@@ -169,7 +175,7 @@ def _normal_text(text: str) -> str:
 
 
 def _is_frame(name: str) -> bool:
-    """Whether a name is that of a picture, and not of what macOS adds to one (`._f0.png`)."""
+    """Tells a picture from the file that macOS adds to one (`._f0.png`)."""
     return Path(name).suffix.lower() in PICTURES and not name.startswith("._")
 
 

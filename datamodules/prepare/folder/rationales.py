@@ -41,7 +41,7 @@ class _Line(Schema):
 @final
 @dataclass(frozen=True, slots=True)
 class GivenRationales:
-    """What a file of rationales holds.
+    """The content of a file of rationales.
 
     Attributes:
         by_id: id of a row -> its rationales.
@@ -144,7 +144,7 @@ def _rationales(given: list[_Words | _Parts]) -> Iterator[Rationale]:
 
 
 def _parts(given: _Words | _Parts) -> tuple[str, str]:
-    """What was thought and what was answered."""
+    """Thinking and answer of a rationale."""
     match given:
         case _Parts(thinking=thinking, answer=answer):
             parts = (text_of(thinking), text_of(answer))

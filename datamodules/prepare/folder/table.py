@@ -31,7 +31,7 @@ _NESTED = {*_NEEDED, *_SIDES, "concept"}
 _SIDE = ("text", "media", "instruction")
 
 _NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__|")
-"""What pandas calls columns without a name, such as that of its own numbers of rows."""
+"""Names that pandas gives to columns without one, such as that of its row numbers."""
 
 _UNREAD = "?"
 """Text of a side whose cell has a fault, so that it is not told to be empty, too."""
@@ -76,7 +76,7 @@ class OwnRow:
 
     @property
     def media_columns(self) -> tuple[str, ...]:
-        """What the table calls the media of each of `sides`."""
+        """The table's name for the media of each of `sides`."""
         if not self.nested:
             return ("query_media", "target_media", "negative_media")
         several = (("positives", self.positives), ("negatives", self.negatives))
@@ -261,6 +261,6 @@ class _RowReader:
 
 
 def _is_row_number(column: str, value: Any) -> bool:
-    """Whether a cell is what pandas adds to a row, and not what someone says about it."""
+    """Tells whether a cell holds the row number that pandas adds."""
     is_whole = type(value) is int or (isinstance(value, str) and value.isdecimal())
     return is_whole and _NAMELESS.fullmatch(column) is not None

@@ -62,7 +62,7 @@ class TrainRow:
 
     Attributes:
         number: its place among the source's rows, empty ones counted.
-        fault: what is wrong with its annotation, which names its sides then not at all.
+        fault: of its annotation; "" if it has none. A row with a fault has empty sides.
     """
 
     number: int
