@@ -240,7 +240,7 @@ class _TarReader:
 
     def _pax(self, header: tarfile.TarInfo, start: int) -> dict[bytes, bytes]:
         """Records of a pax header: `LENGTH KEY=VALUE` and a line's end."""
-        body, at, found = self._body(header, start).rstrip(b"\0"), 0, dict[bytes, bytes]()
+        body, at, records = self._body(header, start).rstrip(b"\0"), 0, dict[bytes, bytes]()
         while at < len(body):
             match = _RECORD.match(body, at)
             end = at + int(match[1]) if match else 0
@@ -248,8 +248,8 @@ class _TarReader:
                 raise self._fault(start, "has a pax header that does not read")
             if match[2].startswith(b"GNU.sparse"):
                 raise self._fault(start, "has a member that is sparse, which is not read")
-            found[match[2]], at = body[match.end() : end - 1], end
-        return found
+            records[match[2]], at = body[match.end() : end - 1], end
+        return records
 
     def _data(self, size: int, name: str) -> bytes:
         start, data = self._at, self._read(size)
@@ -353,5 +353,5 @@ def words_of(error: Exception) -> str:
     >>> words_of(FileNotFoundError(2, "No such file or directory"))
     'No such file or directory'
     """
-    said = error.strerror if isinstance(error, OSError) else None
-    return said or f"{error!s:.300}" or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason or f"{error!s:.300}" or type(error).__name__

@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, decode_json
 from mmemb.benchmark_data import parse_query
 from mmemb.records import Candidate, Media, Pair, Query, Side
-from mmemb.sample_json import AskedJson, CandidateJson, PairJson, QueryJson, check_index
+from mmemb.sample_json import CandidateJson, PairJson, QueryJson, QuerySideJson, check_index
 from mmemb.schema import Excerpt, Schema
 from mmemb.shards import IndexEntry, ShardIndex
 from mmemb.text import has_text
@@ -179,7 +179,7 @@ class SampleReader:
         return Candidate(members.key, data.name, data.gallery, side)
 
     def _query_side(self, members: Members) -> Side:
-        data = _json(members, AskedJson)
+        data = _json(members, QuerySideJson)
         return self._side(members, "q", data.text, data.instruction)
 
     def _target_side(self, members: Members) -> Side:

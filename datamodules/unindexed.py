@@ -38,13 +38,13 @@ def is_unindexed(sources: Sequence[str]) -> bool:
     >>> is_unindexed(["pipe:cat pairs.tar"]), is_unindexed(["pairs/plain"])
     (True, False)
     """
-    found = {
+    kinds = {
         source.startswith("pipe:") or "://" in source or source.endswith((".tar", ".gz", ".tgz"))
         for source in sources
     }
-    if len(found) > 1:
+    if len(kinds) > 1:
         raise ValueError(f"pairs {list(sources)} mix indexed folders with streamed tars: give one.")
-    return found == {True}
+    return kinds == {True}
 
 
 @final

@@ -194,8 +194,8 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
         )
     use = f", prompt_name={min(prompts)!r}" if prompts else ""
     usage = _SENTENCES_USE.format(out=out.name, prompt=use)
-    said = {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
-    return said | {"left_out": left_out}
+    described = {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
+    return described | {"left_out": left_out}
 
 
 def _ending(found: Found) -> str:
@@ -214,8 +214,8 @@ def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     )
     usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))
     reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
-    said = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": notes}
-    return said | {"left_out": left_out}
+    described = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": notes}
+    return described | {"left_out": left_out}
 
 
 def _adapter(models: Collection[str], found: Found, fresh: Path, out: Path) -> dict[str, Any]:
@@ -246,8 +246,8 @@ def _prompts(found: Found) -> Any:
     from mmemb.schema import convert, read_json
 
     path = found.backbone / "config.json"
-    said = read_json(path, dict[str, Any]).get("init_args")
-    style = convert(said, dict[str, Any], f"{path} is broken").get("style")
+    arguments = read_json(path, dict[str, Any]).get("init_args")
+    style = convert(arguments, dict[str, Any], f"{path} is broken").get("style")
     processor = load_pretrained(AutoProcessor, found.backbone / "model")
     return PromptBuilder(processor, convert(style, PromptStyle, f"{path} is broken"))
 

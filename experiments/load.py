@@ -108,8 +108,8 @@ def _build(
     try:
         parsed = parser.parse_object({"model": settings})
     except ArgumentError as error:
-        said = innermost(textwrap.dedent(str(error).partition("\n")[2])) or str(error)
-        raise ValueError(f"{where} does not fit this version: {said:.500}") from None
+        reason = innermost(textwrap.dedent(str(error).partition("\n")[2])) or str(error)
+        raise ValueError(f"{where} does not fit this version: {reason:.500}") from None
     check(parsed.model.as_dict())  # as the parser understood it
     return parser.instantiate(parsed).model
 

@@ -42,10 +42,10 @@ def read_config(run: Path) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path} is broken: it is nested too deeply. {_AGAIN}") from None
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, too, is a ValueError
-        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path} is broken: no YAML{line} ({said:.200}). {_AGAIN}") from None
+        raise ValueError(f"{path} is broken: no YAML{line} ({reason:.200}). {_AGAIN}") from None
 
     if _has_more_values(data, MOST_VALUES):
         raise ValueError(f"{path} holds more than {MOST_VALUES} values. {_AGAIN}")

@@ -62,12 +62,12 @@ def check_recorded(
         kind = _object(str(node["class_path"]), f"{where}: {key}.class_path", packages)
         arguments: dict[str, Any] = {}
         for part in _ARGUMENTS:
-            if not isinstance(said := node.get(part) or {}, Mapping):
+            if not isinstance(values := node.get(part) or {}, Mapping):
                 raise ValueError(f"{where}: {key}.{part} is no table: expected names and values.")
-            arguments |= said
-            if "url" in said:
-                key_of_server = allowed_key(said, allowed, f"{where}: {key}.{part}")
-                said["api_key_env"] = key_of_server
+            arguments |= values
+            if "url" in values:
+                key_of_server = allowed_key(values, allowed, f"{where}: {key}.{part}")
+                values["api_key_env"] = key_of_server
         texts |= {f"{key}.init_args.{name}" for name in _text_arguments(kind)}
         for name, words in _places(kind).items():
             for value in sorted(set(_strings(arguments.get(name))) - set(words)):
@@ -124,14 +124,14 @@ def _object(path: str, where: str, packages: Collection[str]) -> Any:
             f"you trust that code, allow it by packages=[{path.partition('.')[0]!r}]."
         )
     try:
-        found = getattr(import_module(home), name)
+        target = getattr(import_module(home), name)
     except (ImportError, AttributeError):
         raise ValueError(f"{where}: there is no {path!r} in this version.") from None
 
-    is_named = isinstance(found, type) or name in _FUNCTIONS or _is_below(home, packages)
-    if not is_named or not _is_below(str(getattr(found, "__module__", "")), known):
+    is_named = isinstance(target, type) or name in _FUNCTIONS or _is_below(home, packages)
+    if not is_named or not _is_below(str(getattr(target, "__module__", "")), known):
         raise ValueError(f"{where} names {path!r}, which is no class of {', '.join(known)}.")
-    return found
+    return target
 
 
 def _is_below(module: str, packages: Collection[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from experiments.model_card import Figure, Ingredient
 from experiments.recorded_config import read_config
@@ -24,7 +24,8 @@ _ROWS = {"never": "direct", "gated": "gated (not in this folder)", "always": "al
 _METRICS = ("recall@1", "recall@5", "hit@1", "ndcg_linear@5")
 
 
-class _Ingredient(Excerpt):
+@final
+class _IngredientJson(Excerpt):
     """A package that something was made of."""
 
     package: str = ""
@@ -32,10 +33,11 @@ class _Ingredient(Excerpt):
     licence: str = ""
 
 
-class _RootManifest(Excerpt):
+@final
+class _ManifestJson(Excerpt):
     """The fields of a data root's manifest for a model card; training rows have other sources."""
 
-    sources: tuple[_Ingredient, ...] | dict[str, Any] = ()
+    sources: tuple[_IngredientJson, ...] | dict[str, Any] = ()
     profile: str = ""
 
 
@@ -50,8 +52,8 @@ def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
             hub += [name] if name.count("/") == 1 and not name.startswith((".", "/")) else []
             continue
         record = (path if path.is_dir() else path.parent) / "source.json"
-        said = read_json(record, _Ingredient) if record.is_file() else _Ingredient()
-        bases.append(Ingredient(said.package or path.name, said.version, said.licence))
+        source = read_json(record, _IngredientJson) if record.is_file() else _IngredientJson()
+        bases.append(Ingredient(source.package or path.name, source.version, source.licence))
     return list(dict.fromkeys(bases)), hub
 
 
@@ -68,10 +70,10 @@ def data_sources(found: Found) -> tuple[list[Ingredient], str]:
     path = root / MANIFEST if root else None
     if path is None or not path.is_file():
         return [], root.name if root else ""
-    said = read_json(path, _RootManifest)
-    rows = said.sources if isinstance(said.sources, tuple) else ()
+    manifest = read_json(path, _ManifestJson)
+    rows = manifest.sources if isinstance(manifest.sources, tuple) else ()
     sources = [Ingredient(row.package, row.version, row.licence) for row in rows]
-    profile = f", profile {said.profile}" if said.profile else ""
+    profile = f", profile {manifest.profile}" if manifest.profile else ""
     return sources, f"{root.name if root else ''}{profile}"
 
 
@@ -82,8 +84,8 @@ def instructions(found: Found, texts_only: bool) -> dict[str, str]:
         return {}
     index = ShardIndex.open(root / "queries", verify=False)
     first = {entry.meta["task"]: entry for entry in reversed(index.entries)}
-    said = {task: index.read_json(entry, QueryJson) for task, entry in first.items()}
-    kept = {task: row for task, row in said.items() if row.text or not texts_only}
+    queries = {task: index.read_json(entry, QueryJson) for task, entry in first.items()}
+    kept = {task: row for task, row in queries.items() if row.text or not texts_only}
     return {task: row.instruction for task, row in kept.items() if row.instruction}
 
 

@@ -192,7 +192,7 @@ def claim_run(
 
 
 @final
-class _Announced(Schema):
+class _AnnouncementJson(Schema):
     """The message of a launch's first rank to the others."""
 
     fingerprint: str
@@ -228,7 +228,7 @@ def announced(
     while time.monotonic() < end:
         # What an earlier launch of the same name has left is no answer to this one.
         if path.is_file() and path.stat().st_mtime > _STARTED - LAUNCH_SECONDS:
-            data = read_json(path, _Announced)
+            data = read_json(path, _AnnouncementJson)
             if data.failure or data.run is None:
                 raise ValueError(data.failure or f"{path} names no folder: start the launch again.")
             if data.fingerprint == fingerprint:

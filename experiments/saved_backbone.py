@@ -39,7 +39,7 @@ class Found:
 
 
 @final
-class _Named(Excerpt):
+class _BackboneJson(Excerpt):
     """The class of a saved backbone; the `config.json` of another model names none."""
 
     class_path: str | None = None
@@ -53,7 +53,7 @@ def find_backbone(folder: Path) -> Found:
     """
     for place in (folder, folder / "backbone", folder / "adaptive" / "backbone"):
         path = place / "config.json"
-        kind = read_json(path, _Named).class_path if path.is_file() else None
+        kind = read_json(path, _BackboneJson).class_path if path.is_file() else None
         if kind is not None:
             above = place.resolve()
             runs = [parent for parent in (above, *above.parents[:2]) if is_run(parent)]

@@ -190,16 +190,16 @@ def _of_predictions(
 
 
 @final
-class _Ranking(Excerpt):
+class _RankingJson(Excerpt):
     """A line of saved rankings: candidates, best first, and in published files the labels."""
 
     prediction: tuple[str | int, ...]
     label: Any = None
 
 
-def _read_rankings(path: Path, num_queries: int) -> list[_Ranking]:
+def _read_rankings(path: Path, num_queries: int) -> list[_RankingJson]:
     lines = [
-        parse_json(line, _Ranking, f"{path} is broken: line {number}")
+        parse_json(line, _RankingJson, f"{path} is broken: line {number}")
         for number, line in enumerate(split_lines(path.read_bytes()), 1)
         if line.strip()
     ]
@@ -212,7 +212,7 @@ def _read_rankings(path: Path, num_queries: int) -> list[_Ranking]:
 
 
 def _has_foreign_names(
-    path: Path, query: Query, line: _Ranking, among: Collection[str], skip: bool
+    path: Path, query: Query, line: _RankingJson, among: Collection[str], skip: bool
 ) -> bool:
     """True if a ranking names a candidate that the query cannot choose.
 

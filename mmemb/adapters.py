@@ -177,8 +177,10 @@ def _read_settings(folder: Path) -> LoraSettings:
             f"{path} asks for {', '.join(odd) or data.get('peft_type')}: expected plain LoRA, "
             "which can be added to the weights. Fit it again with RationaleGenerator."
         )
-    said = convert(data, _AdapterJson, f"{path} is broken", "Fit it again with RationaleGenerator.")
-    return LoraSettings(said.r, said.lora_alpha, said.target_modules)
+    settings = convert(
+        data, _AdapterJson, f"{path} is broken", "Fit it again with RationaleGenerator."
+    )
+    return LoraSettings(settings.r, settings.lora_alpha, settings.target_modules)
 
 
 def _check_is_adapter(folder: Path) -> None:

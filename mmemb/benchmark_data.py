@@ -209,7 +209,7 @@ def _check_candidates(
 
 
 @final
-class _RootManifest(Excerpt):
+class _ManifestJson(Excerpt):
     """The fields of a data root's manifest that scores repeat."""
 
     revision: str | None = None
@@ -220,7 +220,7 @@ class _RootManifest(Excerpt):
 def revision_and_losses(root: Path) -> tuple[str, str]:
     """What the manifest of a root says: the data's revision, and why rows are missing."""
     path = root / MANIFEST
-    stated = read_json(path, _RootManifest, _PREPARE) if path.is_file() else _RootManifest()
+    stated = read_json(path, _ManifestJson, _PREPARE) if path.is_file() else _ManifestJson()
     why = f"{len(stated.skipped)} rows left out by prepare" if stated.partial else ""
     return stated.revision or "", why
 

@@ -37,24 +37,24 @@ def file_name(name: str) -> str:
     ('ViDoRe_docvqa', '%2E.%2Fup', 'docs%2Fx', 'caf%C3%A9')
     """
     try:
-        found = quote(name, safe=_KEPT)
+        quoted = quote(name, safe=_KEPT)
     except UnicodeEncodeError:
         raise ValueError(
             f"The name {name!a:.100} is no valid Unicode, so no file can be named by it."
         ) from None
 
     # A hidden file, one that Windows cuts, a device.
-    if found[:1] in (" ", ".") or _RESERVED.fullmatch(found):
-        found = _escaped(found[0]) + found[1:]
-    if found[-1:] in (" ", "."):
-        found = found[:-1] + _escaped(found[-1])
+    if quoted[:1] in (" ", ".") or _RESERVED.fullmatch(quoted):
+        quoted = _escaped(quoted[0]) + quoted[1:]
+    if quoted[-1:] in (" ", "."):
+        quoted = quoted[:-1] + _escaped(quoted[-1])
 
-    if len(found) > MAX_BYTES:
+    if len(quoted) > MAX_BYTES:
         raise ValueError(
-            f"The name {name!r:.80} is too long for the name of a file: it takes {len(found)} "
+            f"The name {name!r:.80} is too long for the name of a file: it takes {len(quoted)} "
             f"bytes there, at most {MAX_BYTES} are written. Give it a shorter name."
         )
-    return found or _EMPTY
+    return quoted or _EMPTY
 
 
 def name_of_file(file: str) -> str:

@@ -36,7 +36,7 @@ class Latency(Schema):
 
 
 @final
-class _Measured(Schema):
+class _LatencyJson(Schema):
     """A `latency.json`."""
 
     queries: Annotated[tuple[Latency, ...], msgspec.Meta(min_length=1)]
@@ -85,15 +85,15 @@ def mean_latency(path: Path) -> tuple[Latency, int]:
         )
     where = f"{path} holds no live measurement"
     advice = "Delete it and run `experiments.run test` with the gate's config again."
-    rows = parse_json(path.read_bytes(), _Measured, where, advice)
+    rows = parse_json(path.read_bytes(), _LatencyJson, where, advice)
     if len({len(column) for row in rows.queries for column in (row.depth_ms, row.tokens)}) > 1:
         raise ValueError(f"{where}: expected equally many depths of every query. {advice}")
 
-    found = rows.queries
-    depth_ms = tuple(map(_mean, zip(*(row.depth_ms for row in found), strict=True)))
-    tokens = tuple(map(_mean, zip(*(row.tokens for row in found), strict=True)))
-    decided_ms = _mean([row.decided_ms for row in found])
-    return Latency("mean", decided_ms, depth_ms, tokens), len(found)
+    queries = rows.queries
+    depth_ms = tuple(map(_mean, zip(*(row.depth_ms for row in queries), strict=True)))
+    tokens = tuple(map(_mean, zip(*(row.tokens for row in queries), strict=True)))
+    decided_ms = _mean([row.decided_ms for row in queries])
+    return Latency("mean", decided_ms, depth_ms, tokens), len(queries)
 
 
 def _mean(column: Sequence[float]) -> float:

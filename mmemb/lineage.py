@@ -226,7 +226,7 @@ def _was_predicted_here(path: Path) -> bool:
     Sidecars that `prepare` writes name no command: no model is behind them.
     """
     # A data root has a manifest, too; its shards lie in folders below it.
-    if not (path / MANIFEST).is_file() or read_json(path / MANIFEST, _Mark).shards is None:
+    if not (path / MANIFEST).is_file() or read_json(path / MANIFEST, _MarkJson).shards is None:
         return False
     shards = read_manifest(path).shards
     return bool(shards and read_record(path, shards[0].name).command)
@@ -250,7 +250,7 @@ class RunMark(Schema):
 
 
 @final
-class _Mark(Excerpt):
+class _MarkJson(Excerpt):
     """The identity in a manifest (of shards or a data root), or in a run's `fingerprint.json`."""
 
     fingerprint: str | None = None
@@ -258,7 +258,7 @@ class _Mark(Excerpt):
 
 
 @final
-class _Copied(Schema):
+class _CopyJson(Schema):
     """A `copied.json`: the run whose model was copied."""
 
     fingerprint: str | None
@@ -280,7 +280,7 @@ def note_run(folder: Path, run: Path) -> None:
 def check_copied(folder: Path, run: Path) -> None:
     """Raises ValueError if a folder holds a copy of another run's model than that of `run`."""
     path = folder / "copied.json"
-    copied = read_json(path, _Copied).fingerprint if path.is_file() else None
+    copied = read_json(path, _CopyJson).fingerprint if path.is_file() else None
     found = run_mark(run)
     if copied and copied != found:
         raise ValueError(
@@ -341,7 +341,7 @@ def _folder_content(folder: Path) -> str:
 
 
 def _mark_identity(mark: Path) -> str:
-    data = read_json(mark, _Mark)
+    data = read_json(mark, _MarkJson)
     return canonical_json([data.fingerprint, data.shards])
 
 

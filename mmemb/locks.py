@@ -81,7 +81,7 @@ class FolderLock:
                 break
             os.close(handle)
 
-        owner = _Owner(os.getpid(), platform.node(), time.strftime("%F %T"))
+        owner = _OwnerJson(os.getpid(), platform.node(), time.strftime("%F %T"))
         os.truncate(handle, 0)
         os.write(handle, msgspec.json.encode(owner))
         lock = cls(folder, handle)
@@ -136,7 +136,8 @@ def _is_open_at(handle: int, path: Path) -> bool:
         return False
 
 
-class _Owner(Schema):
+@final
+class _OwnerJson(Schema):
     """The holder of a lock, as it writes itself into the file."""
 
     pid: int
@@ -146,7 +147,7 @@ class _Owner(Schema):
 
 def _taken(path: Path) -> str:
     try:
-        owner = read_json(path, _Owner)
+        owner = read_json(path, _OwnerJson)
         writer = f"process {owner.pid} on {owner.host} since {owner.since}"
     except (OSError, ValueError):
         writer = "another process"

@@ -231,13 +231,13 @@ def _turn(image: Picture) -> Transpose | None:
 
     turns = Image.Transpose
     try:
-        said = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as above; viewers show such a picture as it is stored
         return None
     return {
         2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM,
         5: turns.TRANSPOSE, 6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90,
-    }.get(said)  # fmt: skip
+    }.get(orientation)  # fmt: skip
 
 
 def _scale_transparent_grey(image: Picture) -> None:
@@ -308,10 +308,10 @@ def _unreadable(where: str, formats: Sequence[str], error: Exception) -> Picture
 
     match error:
         case _RefusedError():
-            found = str(error)
+            reason = str(error)
         case UnidentifiedImageError():
-            found = "its bytes are none of these"
+            reason = "its bytes are none of these"
         case _:
-            found = f"{type(error).__name__}: {printable(str(error)):.200}"
+            reason = f"{type(error).__name__}: {printable(str(error)):.200}"
     expected = f"a whole {'/'.join(formats)} image"
-    return PictureError(f"{printable(where)} cannot be decoded: expected {expected}; {found}.")
+    return PictureError(f"{printable(where)} cannot be decoded: expected {expected}; {reason}.")

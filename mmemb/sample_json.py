@@ -65,7 +65,7 @@ class CandidateJson(Schema):
 
 
 @final
-class AskedJson(Excerpt):
+class QuerySideJson(Excerpt):
     """The query's side in the JSON of a pair or a query, and the fields that an index repeats."""
 
     task: str
@@ -83,7 +83,7 @@ def check_index(data: Schema | Excerpt, meta: Mapping[str, str]) -> None:
         ValueError: names the field and both values.
     """
     for name, stated in meta.items():
-        if name in data.__struct_fields__ and (found := getattr(data, name)) != stated:
+        if name in data.__struct_fields__ and (value := getattr(data, name)) != stated:
             raise ValueError(
-                f"the index says {name} {stated!r}, the json {found!r}: expected the same in both."
+                f"the index says {name} {stated!r}, the json {value!r}: expected the same in both."
             )

@@ -166,7 +166,7 @@ def _with_keys(data: Any, kind: Any, message: str) -> str:
 
     A broken key is found by bisection: half of the keys are left out and the rest is read again.
     """
-    said, at, path = message.rpartition(" - at `$")
+    problem, at, path = message.rpartition(" - at `$")
     trail: list[str | int] = []
     for name, place in _STEP.findall(path):
         if place != "...":
@@ -182,7 +182,7 @@ def _with_keys(data: Any, kind: Any, message: str) -> str:
             return f"{message:.300}"
         path = path.replace("[...]", f"[{keys[0]!r:.60}]", 1)
         trail.append(keys[0])
-    return f"{said:.200}{at}{path:.200}"
+    return f"{problem:.200}{at}{path:.200}"
 
 
 def _problem(data: Any, kind: Any) -> str:

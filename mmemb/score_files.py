@@ -82,6 +82,7 @@ def task_file(folder: Path, task: str, end: str) -> Path:
     return folder / f"{file_name(task)}{end}"
 
 
+@final
 class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
     """What is read of a score file beside the other metrics; of our own keys, which a published
     file lacks, what it stands for."""
@@ -99,7 +100,7 @@ class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
 
 
 @final
-class _Embedded(Schema):
+class _DataJson(Schema):
     """A `_data.json`: the hash of the data that were embedded."""
 
     content: str
@@ -177,7 +178,7 @@ def check_embedded(folder: Path, task: str, content: str) -> None:
     path = task_file(folder, task, DATA)
     if not path.is_file():
         return
-    embedded = read_json(path, _Embedded).content
+    embedded = read_json(path, _DataJson).content
     if embedded != content:
         raise ValueError(
             f"{folder}: the vectors of {task} are of other data (content {embedded}) than the data "
@@ -267,14 +268,14 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
         task = name_of_file(path.name.removesuffix(SCORE))
         data = read_json(path, dict[str, Any], _SCORE_AGAIN)
         where = f"{path} is broken"
-        said = convert(data, _ScoreJson, where, _SCORE_AGAIN)
+        fields = convert(data, _ScoreJson, where, _SCORE_AGAIN)
         if task in found:
             raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
         known = {name: data[name] for name in METRICS if name in data}
         scores: dict[str, float] = convert(known, dict[str, _Metric], where, _SCORE_AGAIN)
-        counts = {"num_pred": said.num_pred, "num_data": said.num_data}
+        counts = {"num_pred": fields.num_pred, "num_data": fields.num_data}
         scores |= {name: count for name, count in counts.items() if count is not None}
-        ours = {name: getattr(said, name) for name in _OURS}
+        ours = {name: getattr(fields, name) for name in _OURS}
         found[task] = ScoreFile(task, scores, **ours)
     if not found:
         raise FileNotFoundError(

@@ -170,7 +170,7 @@ def read_record(folder: Path | str, shard: str) -> ShardRecord:
             f"step that makes this folder again; it fills only the holes."
         )
     where = f"{path} cannot be trusted"
-    data = parse_json(path.read_bytes(), _IndexFile, where, _MAKE_AGAIN)
+    data = parse_json(path.read_bytes(), _IndexJson, where, _MAKE_AGAIN)
     entry, here = data.shard, path.parent.resolve()
     entries = tuple(_index_entry(row, entry, where) for row in data.entries)
     origins = tuple(_origin(row, here) for row in data.made_from)
@@ -488,7 +488,7 @@ def _keys_by_shard(index: ShardIndex) -> dict[str, list[str]]:
 
 
 @final
-class _IndexRow(Schema):
+class _SampleJson(Schema):
     """A sample as an index file describes it; see `IndexEntry`."""
 
     key: str
@@ -498,7 +498,7 @@ class _IndexRow(Schema):
 
 
 @final
-class _OriginRow(Schema):
+class _OriginJson(Schema):
     """An `Origin`, its folder seen from the index's."""
 
     folder: str
@@ -507,17 +507,17 @@ class _OriginRow(Schema):
 
 
 @final
-class _IndexFile(Schema):
+class _IndexJson(Schema):
     """See `ShardRecord`."""
 
     shard: ShardEntry
     fingerprint: str
-    entries: tuple[_IndexRow, ...]
-    made_from: tuple[_OriginRow, ...] = ()
+    entries: tuple[_SampleJson, ...]
+    made_from: tuple[_OriginJson, ...] = ()
     command: str = ""
 
 
-def _index_entry(row: _IndexRow, shard: ShardEntry, where: str) -> IndexEntry:
+def _index_entry(row: _SampleJson, shard: ShardEntry, where: str) -> IndexEntry:
     if any(at + size > shard.num_bytes for at, size in row.members.values()):
         raise SchemaError(f"{where}: sample {row.key!r} lies outside its shard.", _MAKE_AGAIN)
     if lost := sorted(row.media.keys() - row.members.keys()):
@@ -530,7 +530,7 @@ def _index_entry(row: _IndexRow, shard: ShardEntry, where: str) -> IndexEntry:
     return IndexEntry(row.key, shard.name, row.members, Meta(row.meta), row.media)
 
 
-def _origin(row: _OriginRow, folder: Path) -> Origin:
+def _origin(row: _OriginJson, folder: Path) -> Origin:
     """An origin as the index in `folder` names it: seen from there, so that both may be moved."""
     return Origin(Path(os.path.normpath(folder / row.folder)), row.shard, row.sha256)
 

@@ -138,8 +138,8 @@ def checked_text(text: str) -> str:
         # A reader of bytes puts 0xDC80 + byte in place of a byte that is no UTF-8.
         code = ord(text[error.start])
         what = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ""
-        said = f"{what}, which is no UTF-8" if what else "half of a surrogate pair"
-        raise CellError(f"{shown(text)} holds {said}: mend it in the table") from None
+        fault = f"{what}, which is no UTF-8" if what else "half of a surrogate pair"
+        raise CellError(f"{shown(text)} holds {fault}: mend it in the table") from None
     return text
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from tqdm import tqdm
 
@@ -148,7 +148,8 @@ def _show(lines: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-class _Stated(Excerpt):
+@final
+class _ManifestJson(Excerpt):
     """The fields of the manifest that are compared."""
 
     fingerprint: str
@@ -158,7 +159,7 @@ class _Stated(Excerpt):
 def _is_ready(out: Path, mark: str) -> bool:
     """Says whether the data of this fingerprint are there, with every folder that they name."""
     path = out / MANIFEST
-    stated = read_json(path, _Stated) if path.is_file() else None
+    stated = read_json(path, _ManifestJson) if path.is_file() else None
     if stated is None or stated.fingerprint != mark or not (out / TASKS).is_file():
         return False
     return all(is_complete(out / name, mark) for name, count in stated.counts.items() if count)

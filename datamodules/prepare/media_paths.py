@@ -16,7 +16,7 @@ from datamodules.prepare.cells import shown
 
 _LONGEST = 3000  # bytes; a system takes 4,096 with the folder's own
 
-_SAID = {
+_REASONS = {
     errno.ELOOP: "is a link that leads back to itself",
     errno.ENAMETOOLONG: "is too long for a path",
     errno.EACCES: "cannot be read: there is no permission",
@@ -54,7 +54,7 @@ def find_media(folder: Path, name: str) -> Path:
             path = _other_form(root, name)
             real, mode = _real(root, path)
     except OSError as error:
-        raise MediaPathError(f"{shown(name)} {_said(root, name, error)}") from None
+        raise MediaPathError(f"{shown(name)} {_reason(root, name, error)}") from None
 
     if not real.is_relative_to(root):
         raise MediaPathError(f"{shown(name)} is a link that leads out of {root.name}/")
@@ -62,7 +62,7 @@ def find_media(folder: Path, name: str) -> Path:
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise MediaPathError(f"{shown(name)} is {kind}: expected a file or a folder")
     if not os.access(real, os.R_OK):
-        raise MediaPathError(f"{shown(name)} {_SAID[errno.EACCES]}")
+        raise MediaPathError(f"{shown(name)} {_REASONS[errno.EACCES]}")
     return path
 
 
@@ -104,21 +104,27 @@ def find_frames(folder: Path, name: str, suffixes: Collection[str]) -> list[Path
     path = find_media(folder, name)
     if not path.is_dir():
         raise MediaPathError(f"{shown(name)} is a file: expected a folder of frames")
-    found = []
+
+    frames = []
     with os.scandir(path) as entries:
         for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix not in suffixes or entry.name.startswith("._"):
+            if not is_frame(entry.name, suffixes):
                 continue
             if not _is_unicode(entry.name):
                 inside = f"{PurePosixPath(name)}/{entry.name}"
                 raise MediaPathError(f"{shown(inside)} has a name that is no UTF-8: rename it")
+
             if not entry.is_file(follow_symlinks=False):  # most are, and need no second look
                 inside = f"{PurePosixPath(name)}/{entry.name}"
                 if find_media(folder, inside).is_dir():
                     raise MediaPathError(f"{shown(inside)} is a folder, and no frame")
-            found.append(path / entry.name)
-    return found
+            frames.append(path / entry.name)
+    return frames
+
+
+def is_frame(name: str, suffixes: Collection[str]) -> bool:
+    """Tells a picture by its suffix; what macOS adds to a file (`._f0.png`) is none."""
+    return os.path.splitext(name)[1].lower() in suffixes and not name.startswith("._")
 
 
 def _is_unicode(name: str) -> bool:
@@ -135,7 +141,7 @@ def _check_name(name: str) -> None:
     if "\0" in name:
         raise MediaPathError(f"{shown(name)} holds a NUL")
     if len(name.encode(errors="replace")) > _LONGEST:
-        raise MediaPathError(f"{shown(name)} {_SAID[errno.ENAMETOOLONG]}")
+        raise MediaPathError(f"{shown(name)} {_REASONS[errno.ENAMETOOLONG]}")
     path = PurePosixPath(name)
     if path.is_absolute():
         raise MediaPathError(f"{shown(name)} is absolute: expected a path below the folder")
@@ -143,7 +149,7 @@ def _check_name(name: str) -> None:
         raise MediaPathError(f"{shown(name)} leads out of the folder")
 
 
-def _said(root: Path, name: str, error: OSError) -> str:
+def _reason(root: Path, name: str, error: OSError) -> str:
     """The reason of an error, in words."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         path = root / name
@@ -151,7 +157,9 @@ def _said(root: Path, name: str, error: OSError) -> str:
         is_link = any(map(os.path.islink, ways))
         slashes = ": expected `/` between folders" if "\\" in name else ""
         return "is a link to something that is missing" if is_link else f"is missing{slashes}"
-    return _SAID.get(error.errno or 0, f"cannot be read ({errno.errorcode.get(error.errno or 0)})")
+    return _REASONS.get(
+        error.errno or 0, f"cannot be read ({errno.errorcode.get(error.errno or 0)})"
+    )
 
 
 def _other_form(root: Path, name: str) -> Path:
@@ -164,8 +172,8 @@ def _other_form(root: Path, name: str) -> Path:
         known = _names(str(here), os.stat(here).st_mtime_ns) if here.is_dir() else {}
         forms = known.get(unicodedata.normalize("NFC", part), [])
         if len(forms) > 1:
-            said = f"is missing, and {len(forms)} files are so named in other Unicode forms"
-            raise MediaPathError(f"{shown(name)} {said}")
+            problem = f"is missing, and {len(forms)} files are so named in other Unicode forms"
+            raise MediaPathError(f"{shown(name)} {problem}")
         if not forms:
             return root / name
         here = here / forms[0]
@@ -180,7 +188,7 @@ def _names(folder: str, _changed: int) -> dict[str, list[str]]:
         folder: its path.
         _changed: when it was changed, so that a changed folder is read anew.
     """
-    found = defaultdict(list)
+    names_by_form = defaultdict(list)
     for name in os.listdir(folder):
-        found[unicodedata.normalize("NFC", name)].append(name)
-    return found
+        names_by_form[unicodedata.normalize("NFC", name)].append(name)
+    return names_by_form

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import yaml
 
@@ -125,6 +125,7 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     return ""
 
 
+@final
 class _ReportJson(Schema):
     """A `Report`, with the fingerprint of what it is about."""
 

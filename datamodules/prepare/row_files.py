@@ -206,8 +206,8 @@ def _value(cell: Any) -> Any:
     try:
         return cell.as_py()
     except UnicodeDecodeError as error:
-        said = f"is no UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})"
-        return Broken(f"{shown(error.object)} {said}")
+        fault = f"is no UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})"
+        return Broken(f"{shown(error.object)} {fault}")
     except Exception as error:  # as above
         return Broken(f"is a {cell.type} that cannot be read ({type(error).__name__})")
 
@@ -269,18 +269,18 @@ def json_row(data: bytes) -> Cells:
         CellError: it is none.
     """
     try:
-        found = parse_json(data, dict[str, Any], "")
+        row = parse_json(data, dict[str, Any], "")
         json.loads(data, object_pairs_hook=_unique)
     except SchemaError as error:
         raise CellError(error.problem.removeprefix(": ").removesuffix(".")) from None
     except RecursionError:
         raise CellError("the JSON is nested too deeply") from None
-    return found
+    return row
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Cells:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise CellError(f"the key {shown(twice)} occurs twice in one object")
-    return found
+    return row

@@ -114,7 +114,7 @@ def show_current(experiment: Path, data_root: str) -> bool:
 
 
 @final
-class _Products(Schema):
+class _ProductsJson(Schema):
     """The files of a report."""
 
     products: tuple[Product, ...]
@@ -124,7 +124,7 @@ def _is_whole(folder: Path) -> bool:
     path = folder / PRODUCTS
     if not path.is_file():
         return False
-    return lost_product(folder.resolve(), read_json(path, _Products).products, "") is None
+    return lost_product(folder.resolve(), read_json(path, _ProductsJson).products, "") is None
 
 
 def collect(

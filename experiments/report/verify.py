@@ -23,7 +23,7 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
     Raises:
         ValueError: the file is no such thing, or the run was scored on other data.
     """
-    model, wanted = Model.read(scores), read_json(expected, _Expected, "Correct it.")
+    model, wanted = Model.read(scores), read_json(expected, _ExpectedJson, "Correct it.")
     if wanted.data_revision not in ("", model.revision):
         raise ValueError(
             f"{expected} is about data revision {wanted.data_revision!r}, {model.name} was "
@@ -51,7 +51,7 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
 
 
 @final
-class _Points(Schema):
+class _PointsJson(Schema):
     """An expected score with a tolerance of its own."""
 
     score: float
@@ -59,10 +59,10 @@ class _Points(Schema):
 
 
 @final
-class _Expected(Schema):
+class _ExpectedJson(Schema):
     """An `expected.json`."""
 
-    scores: Annotated[dict[str, float | _Points], msgspec.Meta(min_length=1)]
+    scores: Annotated[dict[str, float | _PointsJson], msgspec.Meta(min_length=1)]
     data_revision: str = ""
     mode: str = ""
     source: str = ""
@@ -71,6 +71,6 @@ class _Expected(Schema):
     def points(self, task: str) -> tuple[float, float]:
         """Expected score and tolerance of a task."""
         entry = self.scores[task]
-        if not isinstance(entry, _Points):
+        if not isinstance(entry, _PointsJson):
             return entry, self.tolerance
         return entry.score, self.tolerance if entry.tolerance is None else entry.tolerance

@@ -336,7 +336,7 @@ def saved_spec(folder: str | Path) -> dict[str, Any]:
 
 
 @final
-class _Spec(Schema):
+class _SpecJson(Schema):
     """The class of a module, and its arguments."""
 
     class_path: str
@@ -345,7 +345,7 @@ class _Spec(Schema):
 
 def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     where = f"{folder}/{_CONFIG}"
-    convert(spec, _Spec, f"{where} is broken", "It is no saved backbone.")
+    convert(spec, _SpecJson, f"{where} is broken", "It is no saved backbone.")
     kind, arguments = _class_of(spec, where), dict(spec["init_args"])
     if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
         raise ValueError(

@@ -303,6 +303,7 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
+@final
 class _ModelJson(Excerpt):
     """The keys that every model config of open_clip has."""
 
@@ -311,6 +312,7 @@ class _ModelJson(Excerpt):
     text_cfg: dict[str, Any]
 
 
+@final
 class _SpecJson(Excerpt):
     """A saved config of open_clip."""
 

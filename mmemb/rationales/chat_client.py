@@ -123,14 +123,14 @@ class ChatClient:
     async def _replies(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
         from anyio import create_task_group
 
-        found: dict[int, Reply] = {}
+        replies: dict[int, Reply] = {}
         errors: list[Exception] = []
         waiting = iter(enumerate(requests))  # all askers take from it, one thread runs them
 
         async def ask(call: _Call) -> None:
             try:
                 for number, request in waiting:
-                    found[number] = await self._ask(request, call)
+                    replies[number] = await self._ask(request, call)
             except Exception as error:  # the first one, without a group around it
                 errors.append(error)
                 group.cancel_scope.cancel()
@@ -145,7 +145,7 @@ class ChatClient:
                 group.start_soon(ask, call)
         if errors:
             raise errors[0]
-        return [found[number] for number in range(len(requests))]
+        return [replies[number] for number in range(len(requests))]
 
     async def _ask(self, request: Mapping[str, Any], call: _Call) -> Reply:
         from anyio import sleep
@@ -159,13 +159,13 @@ class ChatClient:
             except _FaultError as fault:
                 seen[fault.kind] += 1
                 tries = f" ({seen.total()} tries)" if seen.total() > 1 else ""
-                said = f"The chat server {self.url} {fault.said}{tries}."
+                problem = f"The chat server {self.url} {fault.problem}{tries}."
                 if seen[fault.kind] > allowed[fault.kind]:
-                    raise ServerError(f"{said} {fault.advice}") from None
+                    raise ServerError(f"{problem} {fault.advice}") from None
 
                 doubled = 2.0 ** min(seen.total() - 1, 30)
                 pause = min(self.backoff_s * doubled, LONGEST_BACKOFF_S)
-                call.warn_once("%s It is asked again.", said)
+                call.warn_once("%s It is asked again.", problem)
                 await sleep(max(pause, fault.pause_s))
 
     async def _attempt(self, body: bytes, transport: httpx2.AsyncHTTPTransport) -> Reply:
@@ -196,16 +196,16 @@ class ChatClient:
             ) from None
 
     def _refused(self, status: int, retry_after: str, shown: str) -> _FaultError:
-        said = f"answered {status}: {shown}"
+        problem = f"answered {status}: {shown}"
         if status == 429 or status >= 500:
             pause_s = seconds(retry_after)
             if pause_s <= LONGEST_RETRY_AFTER_S:
-                return _FaultError("passing", said, _CROWDED, pause_s)
-            return _FaultError("lasting", f"{said} (asks to wait {pause_s:.0f} s)", _CROWDED)
+                return _FaultError("passing", problem, _CROWDED, pause_s)
+            return _FaultError("lasting", f"{problem} (asks to wait {pause_s:.0f} s)", _CROWDED)
         if status in (401, 403):
             name = f"${self.api_key_env}" if self.api_key_env else _NO_VARIABLE
-            return _FaultError("lasting", said, f"Put a key that it accepts into {name}.")
-        return _FaultError("lasting", said, _MOVED if 300 <= status < 400 else _REFUSED)
+            return _FaultError("lasting", problem, f"Put a key that it accepts into {name}.")
+        return _FaultError("lasting", problem, _MOVED if 300 <= status < 400 else _REFUSED)
 
     def _key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
@@ -224,13 +224,13 @@ def seconds(retry_after: str) -> float:
     >>> seconds("9" * 400)
     inf
     """
-    said = retry_after.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", said, re.ASCII):
-        return float(said)
-    if len(said) > LONGEST_DATE:
+    header = retry_after.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", header, re.ASCII):
+        return float(header)
+    if len(header) > LONGEST_DATE:
         return 0.0
     try:
-        until = parsedate_to_datetime(said)
+        until = parsedate_to_datetime(header)
         until = until.astimezone(UTC) if until.tzinfo else until.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return 0.0
@@ -244,12 +244,12 @@ class _FaultError(Exception):
     def __init__(
         self,
         kind: Literal["passing", "odd", "lasting"],
-        said: str,
+        problem: str,
         advice: str,
         pause_s: float = 0.0,
     ) -> None:
-        super().__init__(said)
-        self.kind, self.said, self.advice, self.pause_s = kind, said, advice, pause_s
+        super().__init__(problem)
+        self.kind, self.problem, self.advice, self.pause_s = kind, problem, advice, pause_s
 
 
 @final

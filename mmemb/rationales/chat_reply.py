@@ -64,43 +64,43 @@ def read_reply(content: bytes) -> Reply:
     Raises:
         SchemaError: it is none; `problem` says in a few words what is wrong.
     """
-    completion = parse_json(content, _Completion, "the reply")
+    completion = parse_json(content, _CompletionJson, "the reply")
     choice = completion.choices[0]
     message = choice.message
 
-    said, thought = message.content, message.reasoning_content or message.reasoning or ""
-    if said is None and not thought:  # a call of a tool, or a refusal
+    text, thought = message.content, message.reasoning_content or message.reasoning or ""
+    if text is None and not thought:  # a call of a tool, or a refusal
         raise SchemaError("the reply: it holds no text - at `$.choices[0].message.content`.")
-    said = said or ""  # cut while it was thinking: a broken draw, but a reply
+    text = text or ""  # cut while it was thinking: a broken draw, but a reply
 
     counted = completion.usage.completion_tokens if completion.usage else None
-    least = least_tokens(f"{thought} {said}")
+    least = least_tokens(f"{thought} {text}")
     counted = min(max(counted if type(counted) is int else 0, least), MOST_TOKENS)
-    return Reply(said, thought, counted, choice.finish_reason in _ENDS)
+    return Reply(text, thought, counted, choice.finish_reason in _ENDS)
 
 
 @final
-class _Message(Excerpt):
+class _MessageJson(Excerpt):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
 @final
-class _Choice(Excerpt):
-    message: _Message
+class _ChoiceJson(Excerpt):
+    message: _MessageJson
     finish_reason: str | None = None
 
 
 @final
-class _Usage(Excerpt):
+class _UsageJson(Excerpt):
     # Of any type, since a count is not believed in any case.
     completion_tokens: Any = None
 
 
 @final
-class _Completion(Excerpt):
+class _CompletionJson(Excerpt):
     """The fields of a chat completion that are read."""
 
-    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
-    usage: _Usage | None = None
+    choices: Annotated[list[_ChoiceJson], msgspec.Meta(min_length=1)]
+    usage: _UsageJson | None = None

@@ -80,13 +80,13 @@ def _checked(
     """The settings with the paths of the folder's files."""
     kind, arguments = _class_of(settings), _arguments(settings)
     for key, value in arguments.items():
-        said = f"{where}.{key}"
+        argument = f"{where}.{key}"
         if isinstance(value, Mapping) and "class_path" in value:
-            arguments[key] = _checked(value, folder, allowed, said)
+            arguments[key] = _checked(value, folder, allowed, argument)
         elif key in (*kind.file_arguments, *kind.model_arguments) and value is not None:
-            arguments[key] = _place(value, folder, allowed, said, key in kind.model_arguments)
+            arguments[key] = _place(value, folder, allowed, argument, key in kind.model_arguments)
         elif key == "engine":
-            _check_engine(value or {}, allowed, said)
+            _check_engine(value or {}, allowed, argument)
     if "url" in arguments:
         arguments["api_key_env"] = allowed_key(arguments, allowed, where)
     return {"class_path": settings["class_path"], "init_args": arguments}
@@ -143,12 +143,12 @@ def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> s
         )
 
     variable = allowed.servers[named[0]] if named else None
-    said = arguments.get("api_key_env", _OWN_KEY)
-    if said not in (variable, _OWN_KEY, None):
+    named_key = arguments.get("api_key_env", _OWN_KEY)
+    if named_key not in (variable, _OWN_KEY, None):
         raise ValueError(
-            f"{where}.api_key_env names the variable {said!r}, whose value would be sent to {host} "
-            f"as a key: allow it by servers={{{host!r}: {said!r}}} (--server {host}={said}), or "
-            "hand over a worker of your own (`workers={...}`)."
+            f"{where}.api_key_env names the variable {named_key!r}, whose value would be sent to "
+            f"{host} as a key: allow it by servers={{{host!r}: {named_key!r}}} (--server "
+            f"{host}={named_key}), or hand over a worker of your own (`workers={{...}}`)."
         )
     return variable
 

@@ -181,9 +181,9 @@ class DrawBook:
             try:
                 _add(page, digest, index.read(entry, {DRAWS, PROBE}), where)
             except ValueError as error:
-                said = error.problem if isinstance(error, SchemaError) else f"{where} ({error})."
+                problem = error.problem if isinstance(error, SchemaError) else f"{where} ({error})."
                 raise ValueError(
-                    f"{said} A folder that a run reuses must not change meanwhile, so it cannot "
+                    f"{problem} A folder that a run reuses must not change meanwhile, so it cannot "
                     "be the one that the run writes."
                 ) from None
         page.earlier = frozenset(page.draws)

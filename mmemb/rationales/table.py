@@ -66,16 +66,16 @@ class TableWorker(RationaleWorker):
 
 
 @final
-class _Country(Excerpt):
+class _CountryJson(Excerpt):
     name: str
 
 
 @final
-class _Facts(Excerpt):
+class _FactsJson(Excerpt):
     """The fields of a table of facts that a worker needs."""
 
     questions: dict[str, str]
-    countries: dict[str, _Country]
+    countries: dict[str, _CountryJson]
 
 
 def _read_facts(path: Path) -> tuple[dict[str, str], str]:
@@ -92,7 +92,7 @@ def _read_facts(path: Path) -> tuple[dict[str, str], str]:
         "Expected a JSON object with `questions` (query text -> code) and `countries` (code -> "
         "row with a name)."
     )
-    facts = parse_json(content, _Facts, where, advice)
+    facts = parse_json(content, _FactsJson, where, advice)
     if unknown := [code for code in facts.questions.values() if code not in facts.countries]:
         raise ValueError(f"{where}: it has no country {unknown[0]!r}. {advice}")
     names = {question: facts.countries[code].name for question, code in facts.questions.items()}

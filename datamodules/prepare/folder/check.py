@@ -146,8 +146,8 @@ def _forms(rows: Iterable[OwnRow]) -> Found:
             key = (column, unicodedata.normalize("NFC", limit_marks(seems or name)))
             known, number = first.setdefault(key, (name, row.number))
             if known != name:
-                said = f"is written otherwise in row {number} ({ascii(known):.60}): let one name"
-                found.append((row.number, f"{column} {ascii(name):.60} {said} have one form"))
+                fault = f"is written otherwise in row {number} ({ascii(known):.60}): let one name"
+                found.append((row.number, f"{column} {ascii(name):.60} {fault} have one form"))
     return found
 
 
@@ -173,8 +173,8 @@ def _names(rows: Iterable[OwnRow]) -> Found:
             same, number = known.setdefault((row.task, side.name), (side, row.number))
             if same != side:
                 has = "another instruction" if same.text == side.text else "other media and text"
-                said = f"target {shown(side.name)} has {has} in row {number}"
-                found.append((row.number, said))
+                fault = f"target {shown(side.name)} has {has} in row {number}"
+                found.append((row.number, fault))
     return found
 
 

@@ -102,16 +102,16 @@ def nearest_frames(times: Sequence[int], num: int) -> list[int]:
 
     # Whole numbers alone, so that nothing depends on rounding: all times are multiplied by `steps`.
     steps, first, last = max(1, num - 1), times[0], times[-1]
-    found = []
+    numbers = []
     for step in range(num):
         wanted = first * steps + (last - first) * step
         after = bisect_right(times, wanted, key=lambda time: time * steps)
         if after == len(times):
-            found.append(after - 1)
+            numbers.append(after - 1)
         else:
             is_nearer = times[after] * steps - wanted < wanted - times[after - 1] * steps
-            found.append(after if is_nearer else after - 1)
-    return found
+            numbers.append(after if is_nearer else after - 1)
+    return numbers
 
 
 def is_animated(path: Path) -> bool:
@@ -324,8 +324,8 @@ def _animation(path: Path, num: int) -> list[Image.Image]:
 
     chosen = [first + number for number in nearest_frames(seen.times, num)]
     with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
-        found = {}
+        images = {}
         for number in sorted(set(chosen)):
             image.seek(number)
-            found[number] = to_rgb(image).copy()
-    return [found[number] for number in chosen]
+            images[number] = to_rgb(image).copy()
+    return [images[number] for number in chosen]

@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
-from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
+from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media, is_frame
 from mmemb.pictures import (
     SHARD_FORMATS,
     check_picture,
@@ -111,7 +111,7 @@ def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
         ValueError: names the file that cannot be read, and says why.
     """
     if path.is_dir():
-        files = sorted((p for p in path.iterdir() if _is_frame(p.name)), key=natural_order)
+        files = sorted((p for p in path.iterdir() if is_frame(p.name, PICTURES)), key=natural_order)
         if not files:
             raise ValueError(f"{printable(path.name)} is a folder without pictures")
         chosen = [files[place] for place in evenly(len(files), num)]
@@ -172,11 +172,6 @@ def _normal_text(text: str) -> str:
     True
     """
     return " ".join(unicodedata.normalize("NFC", limit_marks(text.lower())).split())
-
-
-def _is_frame(name: str) -> bool:
-    """Tells a picture from the file that macOS adds to one (`._f0.png`)."""
-    return Path(name).suffix.lower() in PICTURES and not name.startswith("._")
 
 
 def _parts(name: str) -> list[str]:

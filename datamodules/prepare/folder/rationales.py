@@ -27,15 +27,15 @@ _Words = str | int | float | None
 
 
 @final
-class _Parts(Schema):
+class _PartsJson(Schema):
     thinking: _Words = None
     answer: _Words = None
 
 
 @final
-class _Line(Schema):
+class _LineJson(Schema):
     id: str | int
-    rationales: list[_Words | _Parts]
+    rationales: list[_Words | _PartsJson]
 
 
 @final
@@ -101,36 +101,36 @@ def write_rationales(given: GivenRationales, out: Path, path: Path) -> tuple[int
         Rows with rationales, and rows without.
     """
     sides = _sides(out)
-    found = {key: rationales for key, rationales in given.by_id.items() if key in sides}
+    joined = {key: rationales for key, rationales in given.by_id.items() if key in sides}
     pool: dict[str, tuple[Rationale, ...]] = {}
-    for key, rationales in found.items():
+    for key, rationales in joined.items():
         # Two rows may ask the same: a seed stands for one rationale of both.
         digest = sides[key].digest
         known = pool.get(digest, ())
         more = (replace(each, seed=n) for n, each in enumerate(rationales, len(known)))
         pool[digest] = (*known, *more)
     write_pool(path, pool)
-    return len(found), len(sides) - len(found)
+    return len(joined), len(sides) - len(joined)
 
 
 def _sides(out: Path) -> dict[str, Side]:
-    reader, found = SampleReader(pixels=False), {}
+    reader, sides = SampleReader(pixels=False), {}
     for folder in (PAIRS, QUERIES):
         if (out / folder / MANIFEST).is_file():
             rows = rows_of(ShardIndex.open(out / folder))
-            found |= {row.entry.key: reader.query_side(row) for row in rows}
-    return found
+            sides |= {row.entry.key: reader.query_side(row) for row in rows}
+    return sides
 
 
 def _line(data: bytes) -> tuple[str, tuple[Rationale, ...]]:
     try:
-        line = convert(json_row(data), _Line, "")
+        line = convert(json_row(data), _LineJson, "")
     except SchemaError as error:
         raise CellError(error.problem.removeprefix(": ").removesuffix(".")) from None
     return text_of(line.id), tuple(_rationales(line.rationales))
 
 
-def _rationales(given: list[_Words | _Parts]) -> Iterator[Rationale]:
+def _rationales(given: list[_Words | _PartsJson]) -> Iterator[Rationale]:
     for number, each in enumerate(given):
         try:
             thinking, answer = _parts(each)
@@ -143,10 +143,10 @@ def _rationales(given: list[_Words | _Parts]) -> Iterator[Rationale]:
         )  # fmt: skip
 
 
-def _parts(given: _Words | _Parts) -> tuple[str, str]:
+def _parts(given: _Words | _PartsJson) -> tuple[str, str]:
     """Thinking and answer of a rationale."""
     match given:
-        case _Parts(thinking=thinking, answer=answer):
+        case _PartsJson(thinking=thinking, answer=answer):
             parts = (text_of(thinking), text_of(answer))
         case words:
             text = text_of(words)
@@ -155,9 +155,9 @@ def _parts(given: _Words | _Parts) -> tuple[str, str]:
 
     if not any(parts):
         raise CellError("expected something in thinking or answer")
-    if found := _TAG.search("".join(parts)):
+    if tag := _TAG.search("".join(parts)):
         raise CellError(
-            f"{found[0]} stands inside a text: expected thinking and answer apart, or "
+            f"{tag[0]} stands inside a text: expected thinking and answer apart, or "
             "<think>...</think><answer>...</answer>"
         )
     return parts

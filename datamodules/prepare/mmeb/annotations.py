@@ -49,10 +49,10 @@ class Row:
 
     def texts(self, name: str) -> list[str]:
         """A list of texts, not empty."""
-        found = self.of_type(name, self.values[name], list, "a list of texts")
-        if not found:
+        items = self.of_type(name, self.values[name], list, "a list of texts")
+        if not items:
             raise self.error(f"a list of texts in {name!r}", "an empty one")
-        return [self._text(name, item, "a list of texts") for item in found]
+        return [self._text(name, item, "a list of texts") for item in items]
 
     def name(self, name: str) -> str:
         """An id in text form."""
@@ -167,12 +167,15 @@ def open_parquet(path: Path, columns: Sequence[str]) -> Any:
     try:
         table = ParquetFile(path)
     except parquet_faults() as error:
-        said = f"{path} is no whole parquet file: {error!s:.200}. Fetch it again."
-        raise ValueError(said) from None
+        raise _cut_parquet(path, error) from None
     names = table.schema_arrow.names
     if missing := [name for name in columns if name not in names]:
         raise ValueError(_lacking(str(path), missing, names))
     return table
+
+
+def _cut_parquet(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is no whole parquet file: {error!s:.200}. Fetch it again.")
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:
@@ -180,8 +183,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken
         try:
             yield from parquet_rows(table, columns, size=128)
         except parquet_faults() as error:
-            said = f"{path} is no whole parquet file: {error!s:.200}. Fetch it again."
-            raise ValueError(said) from None
+            raise _cut_parquet(path, error) from None
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:

@@ -158,7 +158,7 @@ def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
         turns = row.of_type("conversations", row.values["conversations"], list, "a list of turns")
         if len(turns) < 2:
             raise row.error("two turns in 'conversations'", shown(turns))
-        asked, answered = (_plain(_said(row, turn)) for turn in turns[:2])
+        asked, answered = (_plain(_turn_text(row, turn)) for turn in turns[:2])
         clip = row.name("video")
         if kind == "video_retrieval":
             return TrainSide(answered, _FIND_VIDEO), TrainSide("", _VIDEO, clip=clip)
@@ -169,7 +169,7 @@ def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
     return pair
 
 
-def _said(row: Row, turn: Any) -> str:
+def _turn_text(row: Row, turn: Any) -> str:
     turn = row.of_type("conversations", turn, dict, "an object for each turn")
     return replace(row, values={"value": turn.get("value")}).text("value")
 

@@ -139,10 +139,10 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
 
 def _leave_out(source: Source, row: TrainRow, fault: str, skips: bool, skipped: list[str]) -> None:
     """Notes a row that cannot be had, or stops at it."""
-    said = f"{source.name}, row {row.number}: {fault}"
+    problem = f"{source.name}, row {row.number}: {fault}"
     if not skips:
-        raise ValueError(said)
-    skipped.append(said)
+        raise ValueError(problem)
+    skipped.append(problem)
 
 
 def write_held_out(
