@@ -88,6 +88,11 @@ def test_planted_faults_are_found_and_saved(tmp_path: Path) -> None:
     assert len(said) == 7
 
 
+def test_an_input_that_cannot_be_made_is_no_end(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="planted behind number 0 cannot be made"):
+        hunt(_Planted(tmp_path), lambda n: [b"fine"][n], 60.0, tmp_path)
+
+
 def test_the_command_replays_what_it_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

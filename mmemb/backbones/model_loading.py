@@ -15,6 +15,12 @@ from mmemb.weights import load_whole, quiet_loading
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def reason_of(error: Exception) -> str:
+    """Why a model cannot be loaded: what transformers says, which may be of its own code alone."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+    return f'a file is missing, or holds what transformers cannot use; it says "{said}"'
+
+
 def revision_of(model: str, commit: str | None) -> str:
     """Hash (12 hex digits) of all that a local folder says of its model: weights, configuration,
     tokenizer, template; of a hub model its commit."""
@@ -67,9 +73,8 @@ def load_model(
             return loaded.eval(), load_pretrained(AutoProcessor, model, **code)
     except Exception as error:  # readers raise whatever the files make them raise
         raise FileNotFoundError(
-            f"The vision-language model {model} cannot be loaded: {type(error).__name__} "
-            f"{error!s:.300} Give the folder of a transformers model with its processor, or a hub "
-            "id."
+            f"The vision-language model {model} cannot be loaded: {reason_of(error)}. Give the "
+            "folder of a transformers model with its processor, or a hub id."
         ) from None
 
 

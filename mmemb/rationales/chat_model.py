@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmemb.adapters import adapter_identity, merge_adapter
-from mmemb.backbones.model_loading import DTYPES, revision_of
+from mmemb.backbones.model_loading import DTYPES, reason_of, revision_of
 from mmemb.generation.special_tokens import as_text
 from mmemb.pretrained import load_pretrained
 from mmemb.rationales.decoders import share_prefix
@@ -127,6 +127,7 @@ class ChatModel:
                 return load_pretrained(kind, self.model_id, **kwargs)
         except Exception as error:  # readers raise whatever the files make them raise
             raise FileNotFoundError(
-                f"The language model {self.model_id} cannot be loaded: {error}. Give the folder "
-                "of a transformers model (prepare makes ROOT/models/smollm2) or a hub id."
+                f"The language model {self.model_id} cannot be loaded: {reason_of(error)}. Give "
+                "the folder of a transformers model (prepare makes ROOT/models/smollm2) or a hub "
+                "id."
             ) from None

@@ -92,7 +92,7 @@ def _planted(body: bytes, random: Random) -> bytes:
     ))  # fmt: skip
     try:
         found: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body
     return json.dumps({**found, key: value}).encode() if isinstance(found, dict) else body
 

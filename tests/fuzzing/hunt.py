@@ -95,8 +95,10 @@ def _watch(
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
-    if os.WIFEXITED(status) or len(tally.saved) >= MOST_SAVED:
+    if status == 0 or len(tally.saved) >= MOST_SAVED:
         return None
+    if os.WIFEXITED(status):
+        raise RuntimeError(f"The input of {kind.name} behind number {number} cannot be made.")
     ended = f"died of signal {os.WTERMSIG(status)}" if speaks else "hangs"
     _note(tally, kind, inputs(number), f"the process {ended}", out)
     return number + 1
@@ -135,14 +137,16 @@ def _child(kind: Kind, inputs: Inputs, first: int, end: float, pipe: int) -> Nev
     def tell(number: int, fault: str | None) -> None:
         os.write(pipe, json.dumps([number, fault]).encode() + b"\n")
 
-    for number in itertools.count(first):
-        data = inputs(number)
-        if data is None or time.monotonic() > end:
-            break
-        tell(number, None)
-        if fault := _bounded(kind, data):
-            tell(number, fault)
-    os._exit(0)
+    try:
+        for number in itertools.count(first):
+            data = inputs(number)
+            if data is None or time.monotonic() > end:
+                os._exit(0)
+            tell(number, None)
+            if fault := _bounded(kind, data):
+                tell(number, fault)
+    finally:  # nothing of the parent's is done here
+        os._exit(1)
 
 
 def _stop(*_: Any) -> None:

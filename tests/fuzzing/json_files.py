@@ -150,6 +150,6 @@ def _read_pool(path: Path, body: bytes) -> None:
 
 def _read_rationales(path: Path, body: bytes) -> None:
     given = read_rationales(path, {"a"})
-    num = sum(1 for line in body.split(b"\n") if line.strip())
+    num = sum(1 for line in body.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip())
     assert len(given.by_id) + len(given.faults) == num, "silently fewer rows"
     check_texts((*given.faults, *(r.plain for rs in given.by_id.values() for r in rs)))

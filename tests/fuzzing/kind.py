@@ -19,7 +19,10 @@ _NEVER = re.compile(
     r"\[Errno|Traceback|object at 0x|MemoryError|RecursionError|AssertionError|NoneType|"
     r"has no attribute|keyword argument|(?:Error|Exception)\("
 )
-"""What a sentence for a user does not hold."""
+"""What a sentence for a user does not hold, beside what it quotes."""
+
+_QUOTED = re.compile(r'it says ".*?"\. ', re.DOTALL)
+"""What another library says."""
 
 
 class Kind(ABC):
@@ -89,7 +92,7 @@ def _complaint(error: Exception, marks: Sequence[str]) -> str | None:
         return f"{_place(error)}: {said:.500}"
 
     wrong = None
-    if never := _NEVER.search(said):
+    if never := _NEVER.search(_QUOTED.sub("", said)):
         wrong = f"the message holds {never[0]!r}"
     elif not any(mark in said for mark in marks):
         wrong = f"the message names none of {list(marks)}"
