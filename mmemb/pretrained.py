@@ -14,18 +14,26 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
+from mmemb.schema import convert
 from mmemb.trust import walk
 
 ADAPTER = "adapter_config.json"
 
 _SETTINGS = (
     "config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
-    "audio_tokenizer_config.json",
+    "audio_tokenizer_config.json", "generation_config.json",
 )  # fmt: skip
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 _KERNELS = ("attn_implementation", "experts_implementation")
+
+_Token = int | list[int] | None
+_TYPES = {
+    "model_max_length": int | float | None, "bos_token_id": _Token, "eos_token_id": _Token,
+    "pad_token_id": _Token,
+}  # fmt: skip
+"""Of settings that transformers takes as they are, and trips over when it reads a text."""
 
 _PLACES = ("backbone", "architecture", "audio_tokenizer_name_or_path", "fast_tokenizer_files")
 """Settings that name another model or a file: a part of timm or transformers, a tokenizer of
@@ -94,7 +102,7 @@ def check_model(folder: Path) -> None:
 
     Raises:
         ValueError: it holds an adapter, names a kernel of a hub, another model or a file outside of
-            it, or asks for pretrained parts.
+            it, asks for pretrained parts, or holds a number that is none.
     """
     if (folder / ADAPTER).is_file():
         raise ValueError(
@@ -125,6 +133,8 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
             "remove the key, or name the implementation in your own configuration "
             "(`attention`)."
         )
+    if key in _TYPES:
+        convert({key: value}, dict[str, _TYPES[key]], f"{path} is broken", "Fetch the model again.")
     if key == "use_pretrained_backbone" and value:
         raise ValueError(
             f"{path}: {key} asks for the weights of another model, which no folder may: set it "

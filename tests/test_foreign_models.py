@@ -160,10 +160,30 @@ def test_a_model_names_its_own_files_alone(
         load_pretrained(AutoConfig, folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("tokenizer_config.json", {"model_max_length": {"a": 1}}),
+        ("generation_config.json", {"eos_token_id": {"a": 2}}),
+        ("config.json", {"text_config": {"pad_token_id": "x"}}),
+    ],
+)
+def test_numbers_of_a_model_are_numbers(
+    file: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=rf"{re.escape(file)} is broken: Expected `int "):
+        check_model(tmp_path)
+
+
 def test_usual_settings_of_models_are_taken(tmp_path: Path) -> None:
     usual = {
         "config.json": {"backbone": "resnet50", "vision_config": {"backbone": {"a": "b/c"}}},
-        "tokenizer_config.json": {"fast_tokenizer_files": ["tokenizer.4.0.json"]},
+        "tokenizer_config.json": {
+            "fast_tokenizer_files": ["tokenizer.4.0.json"],
+            "model_max_length": int(1e30),
+        },
+        "generation_config.json": {"eos_token_id": [1, 2], "pad_token_id": None},
         "model.safetensors.index.json": {
             "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "parts/b.safetensors"}
         },
