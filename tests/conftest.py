@@ -51,7 +51,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     variant = item.name.partition("[")[2].removesuffix("]")
     if variant in SLOW_VARIANTS.get(item.path.name, ()):
         item.add_marker(pytest.mark.slow)
-    if item.path.name in ("test_prepare_full.py", "test_gate_state.py"):
+    if item.path.name in ("test_arrows.py", "test_prepare_full.py", "test_gate_state.py"):
         item.add_marker(pytest.mark.xdist_group(item.path.name))  # what they look at is made once
     for name in {"clip_experiment", "joint_experiment"} & {*getattr(item, "fixturenames", ())}:
         item.add_marker(pytest.mark.xdist_group(name))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from mmemb.benchmarks.mmeb_v2 import TASKS
 from mmemb.headline import complete_groups, headline_text
 from mmemb.score_files import METRICS, read_embeddings, read_scores, read_values, submission
 from mmemb.shard_writer import Sample, encode_members, write_folder
+from tests.bare_process import run_without
 from tests.tiny import picture, write_broken
 from tests.tiny_embedder import clip
-from tests.tiny_experiment import REPO
 from tests.tiny_trainer import trainer_of
 
 LOCAL = {
@@ -142,16 +142,18 @@ def test_saved_vectors_and_rankings_score_the_same(
 def test_the_scorer_needs_neither_lightning_nor_a_decoder(
     benchmark: Path, scored: Path, tmp_path: Path
 ) -> None:
-    code = (
-        "import sys; [sys.modules.__setitem__(n, None) for n in "
-        "('lightning', 'webdataset', 'open_clip', 'PIL', 'transformers')];"
-        "from experiments.score import main; main(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", code, "--data-root", str(benchmark)]
-    command += ["--embeddings", str(scored), "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "VOC2007" in done.stdout
+    def score() -> str:
+        from experiments.score import main
+
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            main(
+                ["--data-root", str(benchmark), "--embeddings", str(scored), "--out", str(tmp_path)]
+            )
+        return printed.getvalue()
+
+    refused = ("lightning", "webdataset", "open_clip", "PIL", "transformers")
+    assert "VOC2007" in run_without(refused, score)
 
 
 def test_a_skipped_query_makes_a_score_partial(
