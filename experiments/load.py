@@ -19,7 +19,7 @@ from experiments.recorded_model import check_recorded
 from experiments.run import innermost
 from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.rationales import RationaleWorker
-from mmemb.trust import Allowed
+from mmemb.trust import Permissions
 from mmemb.weights import read_weights
 
 _PLAIN = "plain"
@@ -55,11 +55,12 @@ def load_run(
         ValueError: it names what is not allowed, or its weights do not fit.
     """
     folder = Path(folder)
-    settings, allowed = read_config(folder)["model"], Allowed.to(folder, models, servers)
+    settings = read_config(folder)["model"]
+    permissions = Permissions.for_folder(folder, models, servers)
     check = partial(
         check_recorded,
         folder=folder,
-        allowed=allowed,
+        permissions=permissions,
         packages=packages,
         trust_remote_code=trust_remote_code,
     )

@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from experiments.recorded_config import CONFIG
 from mmemb.rationales.loading import allowed_key
-from mmemb.trust import Allowed, check_code
+from mmemb.trust import Permissions, check_code
 
 PACKAGES = ("lightning_modules", "mmemb", "torch.optim")
 """Whose classes a recorded configuration may name."""
@@ -31,7 +31,7 @@ _PLAIN = (str, int, float, bool, type(None), Path)
 def check_recorded(
     settings: Mapping[str, Any],
     folder: Path,
-    allowed: Allowed,
+    permissions: Permissions,
     packages: Collection[str] = (),
     trust_remote_code: bool = False,
 ) -> None:
@@ -41,7 +41,7 @@ def check_recorded(
         settings: the key `model` of the configuration; the caller's word for the key of a server
             is put into it.
         folder: the run.
-        allowed: models and servers outside of it.
+        permissions: models and servers outside of it.
         packages: whose classes may be named, beside `PACKAGES`.
         trust_remote_code: whether code that comes with a model may run.
 
@@ -51,7 +51,7 @@ def check_recorded(
     """
     where = f"{folder}/{CONFIG}"
     if not trust_remote_code:
-        check_code(settings, where, allowed.own)
+        check_code(settings, where, permissions.is_own)
 
     texts: set[str] = set()
     for key, node in _named(settings, "model"):
@@ -66,12 +66,12 @@ def check_recorded(
                 raise ValueError(f"{where}: {key}.{part} is no table: expected names and values.")
             arguments |= values
             if "url" in values:
-                key_of_server = allowed_key(values, allowed, f"{where}: {key}.{part}")
+                key_of_server = allowed_key(values, permissions, f"{where}: {key}.{part}")
                 values["api_key_env"] = key_of_server
         texts |= {f"{key}.init_args.{name}" for name in _text_arguments(kind)}
         for name, words in _places(kind).items():
             for value in sorted(set(_strings(arguments.get(name))) - set(words)):
-                _check_place(value, folder, allowed, f"{where}: {key}.init_args.{name}")
+                _check_place(value, folder, permissions, f"{where}: {key}.init_args.{name}")
 
 
 def _named(node: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -157,9 +157,9 @@ def _strings(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def _check_place(value: str, folder: Path, allowed: Allowed, where: str) -> None:
+def _check_place(value: str, folder: Path, permissions: Permissions, where: str) -> None:
     is_inside = Path(value).resolve().is_relative_to(folder.resolve())
-    if not is_inside and not allowed.model(value):
+    if not is_inside and not permissions.allows_model(value):
         raise ValueError(
             f"{where} names {value!r}, which is not in {folder}: allow it by models=[{value!r}] "
             f"(--allow-model {value}). A run of yours below $MMEMB_RUNS, else runs, needs no leave."

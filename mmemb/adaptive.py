@@ -23,7 +23,7 @@ from mmemb.generation.sampling import Sampling
 from mmemb.lineage import write_json
 from mmemb.rationales import RationaleWorker, SelfWorker, load_saved_worker, save_worker
 from mmemb.records import DIRECT, GREEDY, Rationale, Side
-from mmemb.trust import Allowed, check_links
+from mmemb.trust import Permissions, check_links
 
 
 class Encoded(NamedTuple):
@@ -264,7 +264,7 @@ class AdaptiveEmbedder:
                 f"{folder} was saved with the depths {list(saved)}, but the workers given are for "
                 f"{list(workers)}: expected one for each, in this order."
             )
-        allowed = Allowed.to(Path(folder), models, servers)
+        permissions = Permissions.for_folder(Path(folder), models, servers)
         check_links(Path(folder))
         try:
             return cls(
@@ -274,7 +274,7 @@ class AdaptiveEmbedder:
                 workers
                 or {
                     depth: load_saved_worker(
-                        saved[depth], Path(folder), allowed, f"{where}: workers.{depth}"
+                        saved[depth], Path(folder), permissions, f"{where}: workers.{depth}"
                     )
                     for depth in saved
                 },

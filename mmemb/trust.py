@@ -24,37 +24,37 @@ HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @final
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class Permissions:
     """Models and servers that the caller allows a folder beside its own files.
 
     Attributes:
         models: folders, with all that lies below them, and hub ids.
         servers: host, or host:port -> the environment variable with the key that it is sent; None
             = no key.
-        own: whether the folder is a run of this checkout (`is_own_run`): its configuration was the
-            caller's, so it may name models anywhere, and servers on this machine.
+        is_own: whether the folder is a run of this checkout (`is_own_run`): its configuration was
+            the caller's, so it may name models anywhere, and servers on this machine.
     """
 
     models: frozenset[str] = frozenset()
     servers: Mapping[str, str | None] = field(default_factory=dict)
-    own: bool = False
+    is_own: bool = False
 
     @classmethod
-    def to(
+    def for_folder(
         cls,
         folder: Path,
         models: Collection[str] = (),
         servers: Mapping[str, str | None] | Collection[str] = (),
-    ) -> Allowed:
+    ) -> Permissions:
         """Permissions of one folder; servers without names of variables get no key."""
         keys = servers if isinstance(servers, Mapping) else dict.fromkeys(servers)
         return cls(frozenset(map(str, models)), keys, is_own_run(folder))
 
-    def model(self, value: str) -> bool:
+    def allows_model(self, value: str) -> bool:
         """Tells whether a model outside of the folder may be read."""
         places = [Path(place) for place in self.models if Path(place).exists()]
         below = any(Path(value).resolve().is_relative_to(place.resolve()) for place in places)
-        return self.own or value in self.models or below
+        return self.is_own or value in self.models or below
 
 
 def is_own_run(folder: Path) -> bool:
@@ -77,7 +77,7 @@ def is_in_folder(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(f"{FOLDER}/")
 
 
-def own_path(value: str, folder: Path, where: str) -> str:
+def path_in_folder(value: str, folder: Path, where: str) -> str:
     """The path behind `${folder}/NAME`.
 
     Args:
@@ -121,13 +121,13 @@ def check_links(folder: Path) -> None:
             )
 
 
-def check_code(settings: Any, where: str, own: bool = False) -> None:
+def check_code(settings: Any, where: str, is_own: bool = False) -> None:
     """Refuses settings that ask for code of others, wherever it stands among them.
 
     Args:
         settings: plain data of a folder.
         where: the file and key that hold them, for the error.
-        own: whether it is a run of this checkout, which may name a kernel.
+        is_own: whether it is a run of this checkout, which may name a kernel.
 
     Raises:
         ValueError: they set `trust_remote_code`, or name a kernel of a hub.
@@ -138,7 +138,7 @@ def check_code(settings: Any, where: str, own: bool = False) -> None:
                 f"{where}: {key} asks to run code that comes with a model, which no folder may: "
                 "hand the part over yourself, made with trust_remote_code=True, if you trust it."
             )
-        if key == "attention" and "/" in str(value) and not own:
+        if key == "attention" and "/" in str(value) and not is_own:
             raise ValueError(
                 f"{where}: {key} names {value!r}, code of a hub, which no folder may: set it to "
                 "null there, or hand the part over yourself."

@@ -21,7 +21,7 @@ from mmemb.lineage import write_json
 from mmemb.records import Rationale, Side
 from mmemb.schema import Schema, check_arguments, convert, read_json
 from mmemb.text import check_unicode
-from mmemb.trust import check_code, check_links, is_in_folder, is_own_run, own_path
+from mmemb.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder
 from mmemb.weights import read_weights
 
 _LENGTH_TOLERANCE = 1e-3
@@ -380,7 +380,7 @@ def _own_source(value: Any, folder: Path, where: str) -> str:
             f"{where} names {value!r}, which is no file of this folder: a saved backbone needs "
             "nothing but its own files. Save it again, or make it yourself from that model."
         )
-    return own_path(value, folder, where)
+    return path_in_folder(value, folder, where)
 
 
 def _class_of(spec: Mapping[str, Any], where: str) -> Any:

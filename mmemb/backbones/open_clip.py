@@ -26,7 +26,7 @@ from mmemb.pretrained import reading, unasked
 from mmemb.records import Media, Rationale, Side
 from mmemb.schema import Excerpt, convert, read_json
 from mmemb.text import limit_marks
-from mmemb.trust import in_folder, is_in_folder, own_path
+from mmemb.trust import in_folder, is_in_folder, path_in_folder
 from mmemb.weights import save_quietly
 
 _CONFIG = "open_clip_config.json"
@@ -135,7 +135,7 @@ class OpenClipBackbone(Backbone):
                     "backbone needs nothing but its own files. Save it again."
                 )
             if value:
-                own_path(value, folder, f"{path}: {key}")
+                path_in_folder(value, folder, f"{path}: {key}")
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
         spec = copy.deepcopy(self.spec)
@@ -325,7 +325,7 @@ def _read_spec(path: Path) -> dict[str, Any]:
     spec = _read_config(path)
     text_cfg = spec["model_cfg"]["text_cfg"]
     if is_in_folder(text_cfg.get(_TEXT)):
-        text_cfg[_TEXT] = own_path(text_cfg[_TEXT], path.parent, f"{path}: {_TEXT}")
+        text_cfg[_TEXT] = path_in_folder(text_cfg[_TEXT], path.parent, f"{path}: {_TEXT}")
     return spec
 
 

@@ -1,7 +1,7 @@
 """Makes a worker from its saved settings, and writes these; only classes of this package are named.
 
 Settings of a folder that may come from anywhere name the folder's own files, and beside them what
-the caller allows (`mmemb.trust.Allowed`).
+the caller allows (`mmemb.trust.Permissions`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import mmemb.rationales as package
 from mmemb.rationales.base import RationaleWorker
 from mmemb.schema import check_arguments, convert
-from mmemb.trust import HERE, Allowed, check_code, in_folder, is_in_folder, own_path
+from mmemb.trust import HERE, Permissions, check_code, in_folder, is_in_folder, path_in_folder
 
 _OWN_KEY = "MMEMB_API_KEY"
 """The default of `ServerWorker`, which no folder needs to name."""
@@ -43,22 +43,22 @@ def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
 
 
 def load_saved_worker(
-    settings: Mapping[str, Any], folder: Path, allowed: Allowed, where: str
+    settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
 ) -> RationaleWorker:
     """`load_worker` for settings of a folder that may come from anywhere.
 
     Args:
         settings: see `load_worker`.
         folder: the saved folder, whose files they may name.
-        allowed: what they may name beside.
+        permissions: what they may name beside.
         where: the file and key that hold them, for errors.
 
     Raises:
         ValueError: they ask for code that comes with a model, or name a file or model outside of
             the folder, a server, or a key that the caller has not allowed.
     """
-    check_code(settings, where, allowed.own)
-    return load_worker(_checked(settings, folder, allowed, where))
+    check_code(settings, where, permissions.is_own)
+    return load_worker(_checked(settings, folder, permissions, where))
 
 
 def save_worker(worker: RationaleWorker, folder: Path, name: str) -> dict[str, Any]:
@@ -75,20 +75,22 @@ def save_worker(worker: RationaleWorker, folder: Path, name: str) -> dict[str, A
 
 
 def _checked(
-    settings: Mapping[str, Any], folder: Path, allowed: Allowed, where: str
+    settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
 ) -> dict[str, Any]:
     """The settings with the paths of the folder's files."""
     kind, arguments = _class_of(settings), _arguments(settings)
     for key, value in arguments.items():
         argument = f"{where}.{key}"
         if isinstance(value, Mapping) and "class_path" in value:
-            arguments[key] = _checked(value, folder, allowed, argument)
+            arguments[key] = _checked(value, folder, permissions, argument)
         elif key in (*kind.file_arguments, *kind.model_arguments) and value is not None:
-            arguments[key] = _place(value, folder, allowed, argument, key in kind.model_arguments)
+            arguments[key] = _place(
+                value, folder, permissions, argument, key in kind.model_arguments
+            )
         elif key == "engine":
-            _check_engine(value or {}, allowed, argument)
+            _check_engine(value or {}, permissions, argument)
     if "url" in arguments:
-        arguments["api_key_env"] = allowed_key(arguments, allowed, where)
+        arguments["api_key_env"] = allowed_key(arguments, permissions, where)
     return {"class_path": settings["class_path"], "init_args": arguments}
 
 
@@ -97,10 +99,10 @@ def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(convert(settings.get("init_args") or {}, dict[str, Any], where))
 
 
-def _place(value: Any, folder: Path, allowed: Allowed, where: str, is_model: bool) -> str:
+def _place(value: Any, folder: Path, permissions: Permissions, where: str, is_model: bool) -> str:
     if is_in_folder(value):
-        return own_path(value, folder, where)
-    if isinstance(value, str) and allowed.model(value):
+        return path_in_folder(value, folder, where)
+    if isinstance(value, str) and permissions.allows_model(value):
         return value
     if is_model:
         raise ValueError(
@@ -114,16 +116,16 @@ def _place(value: Any, folder: Path, allowed: Allowed, where: str, is_model: boo
     )
 
 
-def _check_engine(engine: Any, allowed: Allowed, where: str) -> None:
+def _check_engine(engine: Any, permissions: Permissions, where: str) -> None:
     unknown = sorted(set(engine) - _ENGINE) if isinstance(engine, Mapping) else [engine]
-    if unknown and not allowed.own:
+    if unknown and not permissions.is_own:
         raise ValueError(
             f"{where}: {unknown} may name code or another model, which no folder may: hand over a "
             f"worker of your own (`workers={{...}}`). Allowed are {sorted(_ENGINE)}."
         )
 
 
-def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> str | None:
+def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: str) -> str | None:
     """The variable with the key of a server, which the caller alone may name; None = no key."""
     try:
         asked = urlsplit(str(arguments["url"]))
@@ -134,15 +136,15 @@ def allowed_key(arguments: Mapping[str, Any], allowed: Allowed, where: str) -> s
         raise ValueError(
             f"{where}.url names no server: expected its base, such as http://127.0.0.1:8000/v1."
         )
-    named = [name for name in (asked.netloc, host) if name in allowed.servers]
-    if not named and not (allowed.own and host in HERE):
+    named = [name for name in (asked.netloc, host) if name in permissions.servers]
+    if not named and not (permissions.is_own and host in HERE):
         raise ValueError(
             f"{where}.url names the server {host}, which would be sent queries: allow it by "
             f"servers={{{host!r}: None}} (--server {host}; with a key: --server {host}=VARIABLE), "
             "or hand over a worker of your own (`workers={...}`)."
         )
 
-    variable = allowed.servers[named[0]] if named else None
+    variable = permissions.servers[named[0]] if named else None
     named_key = arguments.get("api_key_env", _OWN_KEY)
     if named_key not in (variable, _OWN_KEY, None):
         raise ValueError(
