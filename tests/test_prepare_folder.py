@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,24 @@ def digests(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*.tar"))
     }
+
+
+@pytest.mark.parametrize(("package", "table"), [("pyarrow", "t.parquet"), ("av", "clips.csv")])
+def test_a_package_that_is_missing_is_no_fault_of_a_row(
+    package: str, table: str, media: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write_parquet(tmp_path / "t.parquet", flag_rows())
+    clip = {"id": "a", "task": "clips", "split": "train", "query_media": "clip.mp4",
+            "target_text": "bars"}  # fmt: skip
+    write_csv(tmp_path / "clips.csv", [clip])
+
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert prepare(tmp_path / table, media, tmp_path / "out", "--on-error", "skip") == 1
+    said = capsys.readouterr().err
+    assert f"needs the package {package}, which is not installed: run `pip install" in said
 
 
 def test_all_forms_of_a_table_become_the_same_shards(media: Path, tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def read_clip(path: Path, num: int) -> list[Image.Image]:
         return _animation(path, num) if _is_picture(path) else _video(path, num)
     except ClipError as error:
         raise ValueError(f"{printable(path.name)} {error}.") from None
+    except ImportError:
+        raise  # a library that is not installed is no fault of the file
     except Exception as error:  # decoders raise whatever the bytes make them raise
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ValueError(f"{printable(path.name)} cannot be decoded ({reason}).") from None
