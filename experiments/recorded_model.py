@@ -59,6 +59,7 @@ def check_recorded(
             if key not in texts and _would_be_imported(node):
                 _object(node, f"{where}: {key}", packages)
             continue
+
         kind = _object(str(node["class_path"]), f"{where}: {key}.class_path", packages)
         arguments: dict[str, Any] = {}
         for part in _ARGUMENTS:
@@ -68,6 +69,7 @@ def check_recorded(
             if "url" in values:
                 key_of_server = allowed_key(values, permissions, f"{where}: {key}.{part}")
                 values["api_key_env"] = key_of_server
+
         texts |= {f"{key}.init_args.{name}" for name in _text_arguments(kind)}
         for name, words in _places(kind).items():
             for value in sorted(set(_strings(arguments.get(name))) - set(words)):

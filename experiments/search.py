@@ -132,6 +132,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         )
     if options.budget is not None and options.depth != AUTO:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
+
     embedder = None
     if adaptive:
         embedder = AdaptiveEmbedder.from_pretrained(
@@ -142,6 +143,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         (embedder or backbone).to(options.device)
     except RuntimeError as error:
         raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+
     identity = model_identity(found.backbone)
     everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
     candidates = everything.of_gallery(options.gallery)

@@ -264,6 +264,7 @@ class AdaptiveEmbedder:
                 f"{folder} was saved with the depths {list(saved)}, but the workers given are for "
                 f"{list(workers)}: expected one for each, in this order."
             )
+
         permissions = Permissions.for_folder(Path(folder), models, servers)
         check_links(Path(folder))
         try:

@@ -105,6 +105,7 @@ def load_head(folder: str | Path) -> DepthHead:
         raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
     where = f"{folder}/config.json"
     settings = read_json(folder / "config.json", dict[str, Any])
+
     import_module("mmemb.first_token")  # a head of ours that lives in a file of its own
     kinds = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
     if (name := str(settings.pop("class", None))) not in kinds:
@@ -112,12 +113,14 @@ def load_head(folder: str | Path) -> DepthHead:
             f"{folder}/config.json names the depth head {name!r}; known are {sorted(kinds)}. "
             "Import the module that defines it first."
         )
+
     if named := sorted(settings.keys() & set(kinds[name].sources)):
         raise ValueError(
             f"{folder}/config.json: {named[0]} names {settings[named[0]]!r}, and a saved gate "
             "needs nothing but its own files. Remove the key."
         )
     check_arguments(kinds[name], settings, where, "Fit the gate again.")
+
     try:
         head = kinds[name](**settings)
         head.load_state_dict(read_weights(folder / "weights.pt"))

@@ -128,11 +128,13 @@ def write_scores(
         )
         for query, names in zip(queries, found.predictions, strict=True)
     ]
+
     task_file(folder, found.task, SCORE).unlink(missing_ok=True)  # the others are no longer its own
     rankings = ("\n".join(lines) + "\n").encode()
     write_atomically(task_file(folder, found.task, PREDICTIONS), rankings)
     values = {"metric": found.metric, "keys": found.keys, "clusters": found.clusters}
     write_json(task_file(folder, found.task, VALUES), values | {"values": found.values})
+
     count = {"num_pred": len(found.keys), "num_data": len(queries)}
     ties = {"queries": found.ties, "worst": found.pessimistic, "best": found.optimistic}
     ours = {"group": group, "metric": found.metric, "mode": found.mode, "ties": ties}

@@ -150,11 +150,13 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     rows = {source: held_out_rows(source, folders[source], cut, skips) for source in sources}
     marks = [_fingerprint(options, cut, source) for source in sources]
     mark = hashlib.sha256("".join(marks).encode()).hexdigest()[:16]
+
     asked = {source: found for source, found in rows.items() if found}
     if asked:
         write_held_out(asked, folders, options.out, mark)
     tasks = [EvaluationTask(s.name, "validation", s.name, seen_answer=True) for s in asked]
     write_json(options.out / "tasks.json", [to_json(task) for task in tasks])
+
     weights = {source.name: source.weight for source in sources}
     pairs = [f"pairs/{name}" for name in weights]
     drawn = f"a source is drawn with probability weight / {TOTAL_WEIGHT}"
@@ -166,6 +168,7 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     for name, (says, settings) in overlays.items():
         text = yaml.safe_dump({"data": {"init_args": settings}}, sort_keys=False)
         write_atomically(options.out / name, f"# Overlay: {says}.\n{text}".encode())
+
     reports = {
         s.name: to_json(read_json(_report_path(options.out, s), _ReportJson)) for s in sources
     }

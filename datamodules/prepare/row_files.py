@@ -51,6 +51,7 @@ def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken |
         heading = next(rows, Broken("there is none"))
         if isinstance(heading, Broken):
             raise ValueError(f"{path}: the heading cannot be read: {heading.reason}.")
+
         names = [name.strip() for name in heading]
         places = range(len(names))
         names = [name or _unnamed(place, names) for place, name in zip(places, names, strict=True)]

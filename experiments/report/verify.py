@@ -35,6 +35,7 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
             f"{expected} holds scores of mode {wanted.mode!r}, {model.name} those of "
             f"{sorted(modes)}: score it with `--mode {wanted.mode}`."
         )
+
     lines, inside = [], 0
     for task in wanted.scores:
         target, tolerance = wanted.points(task)
@@ -45,6 +46,7 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
         off = "-" if found is None else f"{100 * found - target:+.2f}"
         verdict = "missing" if found is None else "inside" if good else "OUTSIDE"
         lines.append([task, f"{target:.2f}", f"{tolerance:.2f}", shown, off, verdict])
+
     headings = ("task", "expected", "tolerance", "found", "off by", "verdict")
     text = markdown_table(headings, lines)
     return f"{text}\n\n{inside} of {len(lines)} inside.", inside == len(lines)

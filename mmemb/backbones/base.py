@@ -280,6 +280,7 @@ def load_backbone(folder: str) -> Backbone:
             f"{path} not found: {folder} is not a saved backbone, or its writing was interrupted. "
             "Give a folder that Backbone.save_pretrained wrote."
         )
+
     try:
         backbone = _build(saved_spec(folder))
     except Exception as error:  # parts of others raise whatever the settings make them raise
@@ -289,6 +290,8 @@ def load_backbone(folder: str) -> Backbone:
         raise ValueError(
             f"{path}: no backbone can be made of it ({kind}{error!s:.300}). Save it again."
         ) from None
+
+    # What the class's own files hold, such as a model of transformers, is not in this one.
     own = read_weights(path.with_name(_WEIGHTS))
     try:
         missing, unknown = backbone.load_state_dict(own, strict=False)
@@ -297,12 +300,14 @@ def load_backbone(folder: str) -> Backbone:
             f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: {error!s:.300} The "
             "folder mixes two runs or two versions; save it again."
         ) from None
+
     missing = [name for name in missing if not name.startswith(backbone._files_hold)]
     if missing or unknown:
         raise ValueError(
             f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: missing {missing}, "
             f"unknown {unknown}. The folder mixes two runs or two versions; save it again."
         )
+
     backbone.folder = str(folder)
     return backbone.eval()
 

@@ -68,6 +68,7 @@ class Clips(Kind):
                     video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
                 video.mux(stream.encode())
             found[suffix] = path.read_bytes()
+
         images = [Image.fromarray(frame) for frame in frames]
         for suffix in (".gif", ".webp", ".png"):
             buffer = io.BytesIO()

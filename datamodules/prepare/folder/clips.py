@@ -324,6 +324,7 @@ def _animation(path: Path, num: int) -> list[Image.Image]:
             image.load()
             start += round(image.info.get("duration", 0))
 
+    # A GIF's frames depend on the ones before, so the chosen ones are decoded in order.
     chosen = [first + number for number in nearest_frames(seen.times, num)]
     with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
         images = {}

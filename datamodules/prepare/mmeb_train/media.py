@@ -57,6 +57,7 @@ class MediaStore:
             reason = f"{shown(name)} is a folder"
         except MediaPathError as error:
             reason = str(error)
+
         archives = self._by_member().get(name, [])
         try:
             if len({archive.getinfo(name).CRC for archive in archives}) > 1:
