@@ -150,9 +150,11 @@ ENDLESS: dict[str, Callable[[], Iterable[bytes]]] = {
 def test_a_reply_that_never_ends_is_given_up_and_the_others_go_on(folder: Path, what: str) -> None:
     """Every byte comes long before any timeout of a single read."""
 
+    endless = iter([ENDLESS[what]()])  # of the first try alone, however long others take
+
     def answer(number: int, body: dict[str, Any]) -> Said:
-        if body["seed"] == 2 and number < 8:
-            return Said(b"", drip=ENDLESS[what](), delay_s=0.01)
+        if body["seed"] == 2 and (drip := next(endless, None)) is not None:
+            return Said(b"", drip=drip, delay_s=0.01)
         return chat(f"why => {body['seed']}")
 
     with serving(answer) as stub:
@@ -161,7 +163,7 @@ def test_a_reply_that_never_ends_is_given_up_and_the_others_go_on(folder: Path, 
         assert what == "silence" or stub.hung_up.acquire(timeout=20)
     assert [draw.answer for draw in pool] == [str(seed) for seed in range(1, 9)]
     seeds = [body["seed"] for body in stub.bodies]
-    assert seeds.count(2) == 2
+    assert seeds.count(2) >= 2
     assert seeds.index(8) > len(seeds) - 3, "the others did not wait"
 
 
