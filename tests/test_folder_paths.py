@@ -88,14 +88,21 @@ def test_a_saved_backbone_needs_its_own_files_alone(
     assert torch.equal(load_backbone(str(tmp_path / "again")).encode([Side("paris")]), before)
 
 
-def workers(folder: Path) -> Mapping[str, RationaleWorker]:
-    """One of each kind, over files in a folder."""
-    chat, looks = str(write_chat_model(folder / "chat")), str(vision_language_model("qwen3_vl"))
-    facts, pool = str(write_facts(folder / "facts.json")), str(folder / "pool.json")
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the files of workers."""
+    return tmp_path_factory.mktemp("parts")
+
+
+@pytest.fixture(scope="module")
+def workers(parts: Path) -> Mapping[str, RationaleWorker]:
+    """One of each kind, over files in a folder. Read only."""
+    chat, looks = str(write_chat_model(parts / "chat")), str(vision_language_model("qwen3_vl"))
+    facts, pool = str(write_facts(parts / "facts.json")), str(parts / "pool.json")
     write_pool(pool, {"a": (HELPFUL,), "b": (HELPFUL,)})
     labels = [{"text": "paris", "instruction": "Find it."}]
-    (folder / "labels.json").write_text(json.dumps(labels))
-    embedder = str(write_embedder(folder / "trunk") / "backbone")
+    (parts / "labels.json").write_text(json.dumps(labels))
+    embedder = str(write_embedder(parts / "trunk") / "backbone")
     return {
         "table": TableWorker(facts),
         "self": SelfWorker(4),
@@ -106,7 +113,7 @@ def workers(folder: Path) -> Mapping[str, RationaleWorker]:
         "vllm": VllmWorker(chat, PROMPT),
         "server": ServerWorker("http://localhost:1/v1", "m", PROMPT),
         "bridge": LabelBridgeWorker(
-            LanguageModelWorker(chat, PROMPT), embedder, str(folder / "labels.json")
+            LanguageModelWorker(chat, PROMPT), embedder, str(parts / "labels.json")
         ),
     }
 
@@ -120,30 +127,30 @@ def save(worker: RationaleWorker, folder: Path) -> Path:
 
 
 def test_saved_workers_bring_their_files_and_models_are_allowed_by_the_caller(
-    tmp_path: Path, no_sockets: None
+    workers: Mapping[str, RationaleWorker], parts: Path, tmp_path: Path, no_sockets: None
 ) -> None:
-    (tmp_path / "parts").mkdir()
     outside = ("language model", "vision-language", "vllm", "bridge")
-    for name, worker in workers(tmp_path / "parts").items():
+    for name, worker in workers.items():
         folder = save(worker, tmp_path / name)
         if name in outside:
             with pytest.raises(ValueError, match=r"workers\.full.*names the model .*--allow-model"):
                 AdaptiveEmbedder.from_pretrained(folder, servers=HOSTS)
-        models = [str(tmp_path / "parts"), str(vision_language_model("qwen3_vl"))]
-        (tmp_path / "parts/facts.json").rename(tmp_path / "gone.json")
+        models = [str(parts), str(vision_language_model("qwen3_vl"))]
+        (parts / "facts.json").rename(tmp_path / "gone.json")
         loaded = AdaptiveEmbedder.from_pretrained(folder, servers=HOSTS, models=models)
-        (tmp_path / "gone.json").rename(tmp_path / "parts/facts.json")
+        (tmp_path / "gone.json").rename(parts / "facts.json")
         assert loaded.workers["full"].identity() == worker.identity(), name
         for key in worker.file_arguments:
             named = loaded.workers["full"].settings()["init_args"][key]
             assert Path(named).is_relative_to(folder), name
 
 
-def test_what_is_loaded_runs_without_a_socket(tmp_path: Path, no_sockets: None) -> None:
-    (tmp_path / "parts").mkdir()
+def test_what_is_loaded_runs_without_a_socket(
+    workers: Mapping[str, RationaleWorker], parts: Path, tmp_path: Path, no_sockets: None
+) -> None:
     for name in ("language model", "bridge", "table"):
-        folder = save(workers(tmp_path / "parts")[name], tmp_path / name)
-        loaded = AdaptiveEmbedder.from_pretrained(folder, models=[str(tmp_path / "parts")])
+        folder = save(workers[name], tmp_path / name)
+        loaded = AdaptiveEmbedder.from_pretrained(folder, models=[str(parts)])
         loaded.encode([Side("the flag of paris")], depth=1)
 
 
@@ -156,10 +163,9 @@ def test_judges_open_no_socket(tmp_path: Path, no_sockets: None) -> None:
 
 
 def test_a_run_of_this_checkout_names_its_models_without_leave(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: Mapping[str, RationaleWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "parts").mkdir()
-    worker = workers(tmp_path / "parts")["language model"]
+    worker = workers["language model"]
     folder = save(worker, tmp_path / "runs/pocket/gate/adaptive")
     monkeypatch.setenv("MMEMB_RUNS", str(tmp_path / "runs"))
     assert AdaptiveEmbedder.from_pretrained(folder).workers["full"].identity() == worker.identity()

@@ -80,7 +80,7 @@ def test_all_forms_of_a_table_become_the_same_shards(media: Path, tmp_path: Path
 
 def test_the_shards_are_read_as_pairs_and_queries(media: Path, tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", flag_rows())
-    prepare(table, media, tmp_path / "out", "--workers", "2")
+    prepare(table, media, tmp_path / "out")
     data = PairDataModule(str(tmp_path / "out"), ["pairs/plain"], 4, 4, {}, 0)
     batch = next(iter(data.train_dataloader()))
     assert batch.targets[0].media[0].pixels is not None
@@ -93,6 +93,14 @@ def test_the_shards_are_read_as_pairs_and_queries(media: Path, tmp_path: Path) -
     assert dict(found.queries[0].relevance) == {"flags/18.webp": 1.0}
     (gallery,) = list(candidates)
     assert len(gallery.candidates) == 24
+
+
+@pytest.mark.slow  # each of the processes imports torch
+def test_two_processes_write_what_one_does(media: Path, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", flag_rows())
+    prepare(table, media, tmp_path / "one")
+    prepare(table, media, tmp_path / "two", "--workers", "2")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
 def test_a_second_run_finds_everything_and_a_change_is_made_anew(

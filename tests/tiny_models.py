@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +74,20 @@ def write_embedder(folder: Path) -> Path:
 
 def write_tower(folder: Path) -> Path:
     """Random weights of EfficientNet-Lite0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lite0.pth").write_bytes(_tower_weights())
+    return folder
+
+
+@cache
+def _tower_weights() -> bytes:
+    """Made once per process."""
     import timm
 
-    folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "lite0.pth")
-    return folder
+        torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), file := io.BytesIO())
+    return file.getvalue()
 
 
 def write_chat_model(folder: Path) -> Path:
