@@ -127,7 +127,7 @@ def load_head(folder: str | Path) -> DepthHead:
     except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds no whole gate: config.json and weights.pt do not fit "
-            f"({error!s:.300}). Fit the gate again."
+            f"({' '.join(str(error).split()):.300}). Fit the gate again."
         ) from None
     return head
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from unittest.mock import patch
 
@@ -146,6 +147,14 @@ def test_loading_a_gate_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"class": "Popen"}')
     with pytest.raises(ValueError, match="'Popen'"):
         load_head(tmp_path)
+
+
+def test_a_gate_of_another_width_is_refused_in_one_line(tmp_path: Path) -> None:
+    save_head(MlpDepthHead(3, 2), tmp_path / "gate")
+    save_head(MlpDepthHead(4, 2), tmp_path / "other")
+    shutil.copy(tmp_path / "other/weights.pt", tmp_path / "gate")
+    with pytest.raises(ValueError, match=r"do not fit \(Error\(s\) in .* Fit the gate again"):
+        load_head(tmp_path / "gate")
 
 
 def test_oracle_takes_the_cheapest_of_the_best() -> None:

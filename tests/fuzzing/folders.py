@@ -62,7 +62,7 @@ class Folders(Kind):
         return name + b"\n" + body
 
     def marks(self, data: bytes) -> Sequence[str]:
-        return ("the_folder",)
+        return ("the_folder", "in row 0")
 
     def read(self, data: bytes) -> None:
         name, _, body = data.partition(b"\n")

@@ -17,7 +17,7 @@ LONGEST_MESSAGE = 3000
 
 _NEVER = re.compile(
     r"\[Errno|Traceback|object at 0x|MemoryError|RecursionError|AssertionError|NoneType|"
-    r"has no attribute|keyword argument|(?:Error|Exception)\("
+    r"has no attribute|keyword argument|(?:Error|Exception)\((?!s\))"
 )
 """What a sentence for a user does not hold, beside what it quotes."""
 
