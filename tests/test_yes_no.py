@@ -158,6 +158,22 @@ def test_a_judge_in_a_run_is_fitted_on_the_facts_of_the_run(tmp_path: Path) -> N
     assert YesNoEvaluator(str(tmp_path / "model")).facts == {"c/d"}
 
 
+def test_a_tokenizer_reads_no_more_of_a_text_than_may_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge = qwen(style=JudgeStyle(max_text_tokens=8))
+    encode, lengths = judge.prompts.builder.tokenizer.encode, []
+
+    def counted(text: str, **settings: Any) -> list[int]:
+        lengths.append(len(text))
+        return encode(text, **settings)
+
+    monkeypatch.setattr(judge.prompts.builder.tokenizer, "encode", counted)
+    judge.prompts.ending(Side("q"), note(f"{'a' * 100_000} the end"))
+    judge.prompts.candidate(Side("q"), Side("b" * 100_000))
+    assert 0 < max(lengths) <= 8 * 32
+
+
 def test_long_texts_are_cut() -> None:
     judge = qwen(style=JudgeStyle(max_text_tokens=8))
     decode, query = judge.prompts.builder.tokenizer.decode, Side("abcdefghijkl")

@@ -18,6 +18,9 @@ from mmemb.records import Rationale, Side
 _MARKS = ("\x01", "\x02")
 """Where the rendered conversation is cut; no text holds them."""
 
+_LETTERS = 32
+"""Of a token, more than any usual one has: what is longer than all tokens together is not read."""
+
 
 @dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
 class JudgeStyle:
@@ -111,10 +114,13 @@ class JudgePrompts:
         return pieces
 
     def _cut(self, text: str, at_end: bool = True) -> str:
+        tokenizer, most = self.builder.tokenizer, self.style.max_text_tokens
+
+        # A tokenizer may take the square of a text without blanks, so its letters are cut first.
+        text = text[: most * _LETTERS] if at_end else text[-most * _LETTERS :]
         for mark in _MARKS:
             text = text.replace(mark, " ")
         text = self.builder.plain(text)
-        tokenizer, most = self.builder.tokenizer, self.style.max_text_tokens
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) <= most:
             return text
