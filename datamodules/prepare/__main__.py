@@ -25,18 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = _parse(arguments)
     start = time.monotonic()
+
     try:
         import_module(COMMANDS[options.command]).run(options)
     except (ValueError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(
             f"prepare: {options.command} needs the package {error.name}, which is not installed: "
             "run `pip install -e '.[data]'` (of `pocket`: `.[pocket]`).",
             file=sys.stderr,
         )
         return 1
+
     print(f"{options.command} took {time.monotonic() - start:.0f} s")
     return 0
 

@@ -63,6 +63,7 @@ def text_of(value: Any) -> str:
     """
     if is_missing(value):
         return ""
+
     match value:
         case str():
             if "\0" in value:

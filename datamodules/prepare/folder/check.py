@@ -316,5 +316,6 @@ def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, Content, list
                     faults.append(f"{row.media_columns[number]}: a file of it cannot be read")
                 case _:
                     faults.append(f"{row.media_columns[number]}: {error}")
+
     content = Content(digests[0], tuple(digests[1 : 1 + len(row.positives)]))
     return row.number, content, faults

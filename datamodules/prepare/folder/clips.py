@@ -295,6 +295,7 @@ def turn_of(matrix: bytes) -> Image.Transpose | None:
     """
     if not matrix:
         return None
+
     a, b, _, c, d, *_ = struct.unpack("=9i", matrix[:36])
     straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
     if not straight and not crossed:  # players ignore it, too
