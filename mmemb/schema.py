@@ -120,7 +120,9 @@ def check_arguments(
     """
     known = signature(kind).parameters
     if unknown := sorted(set(arguments) - set(known)):
-        raise SchemaError(f"{where}: unknown key(s) {unknown}; known are {sorted(known)}.", advice)
+        raise SchemaError(
+            f"{where}: unknown key(s) {unknown!s:.300}; known are {sorted(known)}.", advice
+        )
     hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
     for name, value in arguments.items():
         if _is_plain(value) and name in hints:

@@ -230,7 +230,9 @@ def broken(change: str, path: Path) -> Path:
 )
 def test_a_template_that_fails_names_its_model(copy: Path, template: str, said: str) -> None:
     (copy / "backbone/model/chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match=rf"backbone/model cannot be used \({said}") as caught:
+    with pytest.raises(
+        ValueError, match=rf'backbone/model cannot be used; it says "{said}'
+    ) as caught:
         AdaptiveEmbedder.from_pretrained(copy).encode([Side("a")], budget=0.0)
     assert "Mend its chat_template.jinja" in str(caught.value)
 

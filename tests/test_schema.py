@@ -53,6 +53,7 @@ def test_a_constructor_gets_what_it_states() -> None:
     for arguments, words in (
         ({"width": "3"}, r"F: Expected `int`, got `str` - at `\$\['width'\]`"),
         ({"breadth": 3}, r"F: unknown key\(s\) \['breadth'\]; known are"),
+        ({"a" * 3000: 3}, r"^.{,400}$"),
     ):
         with pytest.raises(SchemaError, match=words):
             check_arguments(make, arguments, "F")

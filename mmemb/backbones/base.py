@@ -354,8 +354,8 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     kind, arguments = _class_of(spec, where), dict(spec["init_args"])
     if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
         raise ValueError(
-            f"{where}: {kind.__name__} takes no {unknown} any more; an older version saved this "
-            "backbone. Train it again, or load it with that version."
+            f"{where}: {kind.__name__} takes no {unknown!s:.300} any more; an older version "
+            "saved this backbone. Train it again, or load it with that version."
         )
 
     for key, value in arguments.items():

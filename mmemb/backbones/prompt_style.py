@@ -109,7 +109,8 @@ class PromptStyle:
                 close = get_close_matches(str(key), names, n=1)
                 hint = f" Did you mean {close[0]}?" if close else ""
                 raise ValueError(
-                    f"style: unknown key {key!r}.{hint} Valid here: {', '.join(sorted(names))}."
+                    f"style: unknown key {key!r:.100}.{hint} "
+                    f"Valid here: {', '.join(sorted(names))}."
                 )
         return cls(**(given or {}))
 

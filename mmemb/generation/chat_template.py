@@ -27,8 +27,8 @@ def conversation_text(
     except Exception as error:  # a template fails as any program does
         tokenizer = getattr(reader, "tokenizer", reader)
         model = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"The chat template of {model} cannot be used ({type(error).__name__}: "
-            f"{' '.join(str(error).split()):.300}). Mend its chat_template.jinja, or the "
-            "`chat_template` of its tokenizer_config.json."
+            f'The chat template of {model} cannot be used; it says "{reason:.300}". '
+            "Mend its chat_template.jinja, or the `chat_template` of its tokenizer_config.json."
         ) from None
