@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, final
 
+from mmemb.text import quote
+
 Kind = Literal["file", "folder", "link", "device"]
 
 BLOCK = tarfile.BLOCKSIZE
@@ -354,4 +356,4 @@ def words_of(error: Exception) -> str:
     'No such file or directory'
     """
     reason = error.strerror if isinstance(error, OSError) else None
-    return reason or f"{error!s:.300}" or type(error).__name__
+    return reason or quote(error) or type(error).__name__

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmemb.pictures import SHARD_FORMATS, PictureError, read_pixels
 from mmemb.schema import SchemaError, parse_json
+from mmemb.text import quote
 
 _Value = TypeVar("_Value")
 
@@ -79,5 +80,5 @@ def decode_json(data: bytes, kind: type[_Value], where: str, advice: str = ADVIC
 
 
 def _undecodable(where: str, expected: str, error: Exception) -> DecodeError:
-    found = f"{type(error).__name__}: {error!s:.200}"
+    found = f"{type(error).__name__}: {quote(error, 200)}"
     return DecodeError(f"{where} cannot be decoded: expected {expected}; {found}.", ADVICE)

@@ -23,6 +23,7 @@ from mmemb.backbones import Backbone
 from mmemb.backbones.model_loading import revision_of
 from mmemb.lineage import canonical_json, inherited_facts, run_mark, write_json, write_run_facts
 from mmemb.signals import exit_on_signals
+from mmemb.text import quote
 
 
 @exit_on_signals()
@@ -94,7 +95,7 @@ def _built(spec: Any, config: Path) -> Any:
     try:
         return kind(**arguments)
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{config}: {spec['class_path']}: {error!s:.300}") from None
+        raise ValueError(f"{config}: {spec['class_path']}: {quote(error)}") from None
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import nn
 from mmemb.files import file_sha256, whole_folder
 from mmemb.lineage import write_json
 from mmemb.schema import Excerpt, convert, read_json
+from mmemb.text import quote
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -74,7 +75,7 @@ def attach_lora(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.M
             tuned = LoraModel(model, {"default": config}, "default")
         except ValueError as error:
             raise ValueError(
-                f"LoRA targets {targets!r} do not fit this model: {str(error):.300} Expected "
+                f"LoRA targets {targets!r} do not fit this model: {quote(error)} Expected "
                 "`all-linear` or name endings of its linear layers, such as [q_proj, v_proj]."
             ) from None
     for parameter in lora_parameters(tuned).values():

@@ -20,6 +20,7 @@ from mmemb.files import whole_folder
 from mmemb.lineage import write_json
 from mmemb.losses import LossTerm
 from mmemb.schema import check_arguments, read_json
+from mmemb.text import quote
 from mmemb.weights import read_weights
 
 
@@ -127,7 +128,7 @@ def load_head(folder: str | Path) -> DepthHead:
     except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds no whole gate: config.json and weights.pt do not fit "
-            f"({' '.join(str(error).split()):.300}). Fit the gate again."
+            f"({quote(error)}). Fit the gate again."
         ) from None
     return head
 

@@ -17,6 +17,7 @@ from mmemb.adapters import LoraSettings
 from mmemb.layer_shapes import tower, tower_of
 from mmemb.planning import ModelShape
 from mmemb.pretrained import load_pretrained
+from mmemb.text import quote
 from mmemb.weights import quiet_loading
 
 
@@ -44,7 +45,7 @@ def model_on_meta(model: str, trust_remote_code: bool = False, **settings: Any) 
             return (AutoModel if settings else kind).from_config(config, **code, **settings)  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"The configuration of the model {model} cannot be read: {error!s:.300} Give the "
+            f"The configuration of the model {model} cannot be read: {quote(error)} Give the "
             "folder with its config.json, tokenizer and processor (docs/plan.md), or a hub id."
         ) from None
 

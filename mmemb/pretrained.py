@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from mmemb.schema import convert
+from mmemb.text import quote
 from mmemb.trust import walk
 
 ADAPTER = "adapter_config.json"
@@ -123,7 +124,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes()) if path.is_file() else None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error!s:.100}") from None
+        raise ValueError(f"{path} is no JSON: {quote(error, 100)}") from None
 
 
 def _check_setting(path: Path, key: str, value: Any) -> None:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar, final, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from mmemb.text import quote
+
 _Value = TypeVar("_Value")
 
 Count = Annotated[int, Meta(ge=0)]
@@ -150,7 +152,7 @@ def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
         try:
             return _with_keys(msgspec.json.decode(data), kind, str(error))
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return f"{error!s:.300}"
+            return quote(error)
     constants: list[str] = []
     try:
         json.dumps(json.loads(data, parse_constant=constants.append), ensure_ascii=False).encode()
@@ -160,7 +162,7 @@ def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
         return "a text holds half of a surrogate pair, so it is no valid Unicode"
     except (ValueError, RecursionError):
         pass
-    return f"no JSON ({error!s:.200})"
+    return f"no JSON ({quote(error, 200)})"
 
 
 def _with_keys(data: Any, kind: Any, message: str) -> str:

@@ -62,6 +62,15 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def quote(error: BaseException, most: int = 300) -> str:
+    r"""What another library says in an error, for a message: one line, printable and bounded.
+
+    >>> quote(ValueError("no\n  such \udcff key"), most=14)
+    'no such \\udcff'
+    """
+    return printable(" ".join(str(error).split()))[:most]
+
+
 def check_template(template: str, fields: Collection[str], name: str) -> None:
     """Refuses a template with anything but plain fields, each of which stands for a text.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mmemb.pretrained import load_pretrained
+from mmemb.text import quote
 
 
 @contextmanager
@@ -72,9 +73,8 @@ def read_weights(path: Path, *, mmap: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch's reader raises whatever the bytes make it raise
-        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{path} cannot be read: expected a whole file of plain tensors, found "
-            f"{type(error).__name__} {first:.120}. It is truncated or holds code, which "
+            f"{type(error).__name__} {quote(error, 120)}. It is truncated or holds code, which "
             "is refused: delete it and run the step that makes it again."
         ) from None

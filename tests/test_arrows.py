@@ -343,9 +343,7 @@ SPLITS_LINES = {
     "experiments/load.py": "an error's text",
     "experiments/plan/lengths.py": "an error's text",
     "experiments/search.py": "an error's text",
-    "mmemb/backbones/joint.py": "an error's text",
     "mmemb/guards.py": "/proc",
-    "mmemb/weights.py": "an error's text",
 }
 """Files with `splitlines`, and what they split: no data."""
 

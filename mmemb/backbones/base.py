@@ -20,7 +20,7 @@ from mmemb.files import whole_folder
 from mmemb.lineage import write_json
 from mmemb.records import Rationale, Side
 from mmemb.schema import Schema, check_arguments, convert, read_json
-from mmemb.text import check_unicode
+from mmemb.text import check_unicode, quote
 from mmemb.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder
 from mmemb.weights import read_weights
 
@@ -288,7 +288,7 @@ def load_backbone(folder: str) -> Backbone:
             raise
         kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__} "
         raise ValueError(
-            f"{path}: no backbone can be made of it ({kind}{error!s:.300}). Save it again."
+            f"{path}: no backbone can be made of it ({kind}{quote(error)}). Save it again."
         ) from None
 
     # What the class's own files hold, such as a model of transformers, is not in this one.
@@ -297,7 +297,7 @@ def load_backbone(folder: str) -> Backbone:
         missing, unknown = backbone.load_state_dict(own, strict=False)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: {error!s:.300} The "
+            f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: {quote(error)} The "
             "folder mixes two runs or two versions; save it again."
         ) from None
 
@@ -416,4 +416,4 @@ def _build(spec: Mapping[str, Any]) -> Any:
     try:
         return kind(**arguments)
     except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error!s:.300}") from None
+        raise ValueError(f"{kind.__name__}: {quote(error)}") from None

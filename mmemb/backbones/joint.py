@@ -21,6 +21,7 @@ from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
 from mmemb.pretrained import load_pretrained
 from mmemb.records import Media, Rationale, Side
+from mmemb.text import quote
 from mmemb.trust import in_folder
 from mmemb.weights import quiet_loading, save_quietly
 
@@ -283,7 +284,7 @@ def _load_text_model(folder: str) -> tuple[Any, Any]:
             )
     except OSError as error:
         raise FileNotFoundError(
-            f"{folder}: no text encoder with its tokenizer ({str(error).splitlines()[0]}). Run "
+            f"{folder}: no text encoder with its tokenizer ({quote(error)}). Run "
             "`python -m datamodules.prepare pocket`, or name a folder of a BERT-like model."
         ) from None
     if missing := sorted(report["missing_keys"]):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmemb.pretrained import load_pretrained
+from mmemb.text import quote
 from mmemb.weights import load_whole, quiet_loading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -17,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def reason_of(error: Exception) -> str:
     """Why a model cannot be loaded: what transformers says, which may be of its own code alone."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+    said = f"{type(error).__name__}: {quote(error)}"
     return f'a file is missing, or holds what transformers cannot use; it says "{said}"'
 
 

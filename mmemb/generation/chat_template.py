@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmemb.text import quote
+
 
 def conversation_text(
     reader: Any, messages: Sequence[Mapping[str, Any]], generates: bool = True, **arguments: Any
@@ -27,8 +29,8 @@ def conversation_text(
     except Exception as error:  # a template fails as any program does
         tokenizer = getattr(reader, "tokenizer", reader)
         model = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f'The chat template of {model} cannot be used; it says "{reason:.300}". '
+            f"The chat template of {model} cannot be used; it says "
+            f'"{type(error).__name__}: {quote(error)}". '
             "Mend its chat_template.jinja, or the `chat_template` of its tokenizer_config.json."
         ) from None

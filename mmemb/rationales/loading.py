@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import mmemb.rationales as package
 from mmemb.rationales.base import RationaleWorker
 from mmemb.schema import check_arguments, convert
+from mmemb.text import quote
 from mmemb.trust import HERE, Permissions, check_code, in_folder, is_in_folder, path_in_folder
 
 _OWN_KEY = "MMEMB_API_KEY"
@@ -39,7 +40,7 @@ def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
     try:
         return kind(**arguments)
     except TypeError as error:  # an argument is missing
-        raise ValueError(f"init_args of {settings['class_path']}: {error!s:.300}") from None
+        raise ValueError(f"init_args of {settings['class_path']}: {quote(error)}") from None
 
 
 def load_saved_worker(
