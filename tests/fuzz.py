@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from tests.fuzzing import KINDS
 from tests.fuzzing.hunt import Tally, hunt
 
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="for faults")
     parser.add_argument("--replay", type=Path, help="a saved input, tried once")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # a child would wait for threads that the fork lost
 
     if options.replay:
         name = options.replay.name.split("-")[0]
