@@ -13,14 +13,8 @@ from typing_extensions import override
 
 from callbacks.folder_writer import FolderWriter
 from callbacks.run_record import git_state
-from mmemb.batches import CandidateOutput, QueryOutput, TaskEnd
-from mmemb.benchmark_scores import Mode, TaskScores, score_embeddings
-from mmemb.distributed import gather_objects, gather_ragged
-from mmemb.file_names import check_apart
-from mmemb.headline import headline_text
-from mmemb.records import EvaluationTask, Query, Side
-from mmemb.retrieval import Galleries, gather_candidates
-from mmemb.score_files import (
+from mmemb.benchmarks.headline import headline_text
+from mmemb.benchmarks.score_files import (
     SCORE,
     read_scores,
     scored_under,
@@ -28,6 +22,12 @@ from mmemb.score_files import (
     write_embeddings,
     write_scores,
 )
+from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings
+from mmemb.distributed import gather_objects, gather_ragged
+from mmemb.records.batches import CandidateOutput, QueryOutput, TaskEnd
+from mmemb.records.file_names import check_apart
+from mmemb.records.records import EvaluationTask, Query, Side
+from mmemb.retrieval.galleries import Galleries, gather_candidates
 
 
 @final
@@ -107,7 +107,7 @@ class BenchmarkScores(FolderWriter):
         self.release()
 
     def products(self, stage: str) -> list[Path]:
-        """The score files of all roots; see `mmemb.products.Producer`."""
+        """The score files of all roots; see `mmemb.storage.products.Producer`."""
         return self._files if stage == "test" else []
 
     def _finish(self, trainer: Trainer, end: TaskEnd) -> None:

@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from mmemb.files import whole_file
-from mmemb.weights import read_weights
+from mmemb.storage.files import whole_file
+from mmemb.storage.tensor_files import read_weights
 
 PREVIOUS = ".previous"
 """Ends the name of the checkpoint that another one of the same name has replaced."""

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from typing_extensions import override
 
-from mmemb.unfinished import Unfinished
+from mmemb.storage.unfinished import Unfinished
 
 DIVERGED = (EarlyStoppingReason.NON_FINITE_METRIC, EarlyStoppingReason.DIVERGENCE_THRESHOLD)
 """Reasons of EarlyStopping by which a training has failed instead of converged."""

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from mmemb.distributed import gather_objects
-from mmemb.locks import FolderLock
+from mmemb.storage.locks import FolderLock
 
 
 class FolderWriter(Callback, ABC):

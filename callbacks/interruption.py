@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from callbacks.fit_end import accumulates, save_last, unfinished_fit
-from mmemb.signals import Interrupted, end, handle_signals
+from mmemb.storage.signals import Interrupted, end, handle_signals
 
 
 @final

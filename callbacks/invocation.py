@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from mmemb.batches import DecisionOutput, QueryOutput
+from mmemb.records.batches import DecisionOutput, QueryOutput
 
 
 @final

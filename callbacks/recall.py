@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.top_candidates import NUM_CANDIDATES, TopCandidates, TopRow
-from mmemb.batches import CandidateOutput, QueryOutput
 from mmemb.distributed import gather_objects
-from mmemb.log_media import log_figure, log_text
-from mmemb.metrics import MeanSums
-from mmemb.retrieval import Galleries, gather_candidates
+from mmemb.media.loggers import log_figure, log_text
+from mmemb.records.batches import CandidateOutput, QueryOutput
+from mmemb.retrieval.galleries import Galleries, gather_candidates
+from mmemb.retrieval.metrics import MeanSums
 
 
 @final

@@ -23,11 +23,11 @@ from typing_extensions import override
 
 from callbacks.fit_end import has_ended, unfinished_fit
 from mmemb.distributed import gather_objects
-from mmemb.files import link_atomically, write_atomically
-from mmemb.lineage import FACTS, FittedFacts, RunMark, write_json, write_run_facts
-from mmemb.locks import FolderLock
-from mmemb.products import Producer, lost_product, record_products
-from mmemb.schema import read_json
+from mmemb.records.schema import read_json
+from mmemb.storage.files import link_atomically, write_atomically
+from mmemb.storage.lineage import FACTS, FittedFacts, RunMark, write_json, write_run_facts
+from mmemb.storage.locks import FolderLock
+from mmemb.storage.products import Producer, lost_product, record_products
 
 PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
 
@@ -66,13 +66,13 @@ class RunRecord(Callback):
     """Writes config, commit, diff, versions, fingerprint and fitted facts into the run folder.
 
     The mark `finished` is the last that a run writes, after every product of its module and
-    callbacks (`mmemb.products.Producer`) is on disk and recorded.
+    callbacks (`mmemb.storage.products.Producer`) is on disk and recorded.
 
     Args:
         run: the run's folder, `<runs>/<experiment>/<time>-<name>-<commit>`.
         link: name of the link to it, made when the run has finished.
         config: the resolved configuration, as YAML text.
-        fingerprint: hash of inputs and settings (`mmemb.lineage`).
+        fingerprint: hash of inputs and settings (`mmemb.storage.lineage`).
         inputs: path -> identity of everything that the run reads.
         lock: of the folder, on the rank that writes it; given up when the run has finished.
         announcement: a file that is removed when every rank has come so far.

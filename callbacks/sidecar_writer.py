@@ -10,12 +10,18 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.folder_writer import FolderWriter
-from mmemb.batches import SidecarOutput, SidecarRow
 from mmemb.distributed import gather_objects
-from mmemb.lineage import FACTS, FittedFacts, write_facts
-from mmemb.shard_writer import Sample, encode_members, existing_shards, finish_manifest, write_shard
-from mmemb.shards import Origin
-from mmemb.unfinished import Unfinished
+from mmemb.records.batches import SidecarOutput, SidecarRow
+from mmemb.storage.lineage import FACTS, FittedFacts, write_facts
+from mmemb.storage.shard_writer import (
+    Sample,
+    encode_members,
+    existing_shards,
+    finish_manifest,
+    write_shard,
+)
+from mmemb.storage.shards import Origin
+from mmemb.storage.unfinished import Unfinished
 
 
 @final
@@ -128,7 +134,7 @@ class SidecarWriter(FolderWriter):
         self.release()
 
     def products(self, stage: str) -> list[Path]:
-        """The folder of shards and the facts behind it; see `mmemb.products.Producer`."""
+        """The folder of shards and the facts behind it; see `mmemb.storage.products.Producer`."""
         return [self.folder, self.folder / FACTS] if stage == "predict" else []
 
     def _flush(self) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from mmemb.pictures import SHARD_FORMATS, PictureError, read_picture
-from mmemb.shards import IndexEntry, ShardIndex
+from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_picture
+from mmemb.storage.shards import IndexEntry, ShardIndex
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from mmemb.batches import PairBatch
-from mmemb.diagnostics import batch_health
-from mmemb.lineage import write_json
-from mmemb.pair_vectors import PairVectors
+from mmemb.records.batches import PairBatch
+from mmemb.storage.lineage import write_json
+from mmemb.training.batch_health import batch_health
+from mmemb.training.pair_vectors import PairVectors
 
 BROKEN = "nonfinite.json"
 MOST_ROWS = 1024

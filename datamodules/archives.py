@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, final
 
-from mmemb.text import quote
+from mmemb.records.text import quote
 
 Kind = Literal["file", "folder", "link", "device"]
 

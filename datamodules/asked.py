@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, final, get_args
 
 from datamodules.samples import Row, SampleReader
-from mmemb.benchmark_data import TASKS, read_tasks
-from mmemb.records import Side
+from mmemb.benchmarks.data_roots import TASKS, read_tasks
+from mmemb.records.records import Side
 
 AskedWhere = Literal["query", "target"]
 AskedSides = Literal["query", "target", "both", "none"]

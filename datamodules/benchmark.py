@@ -13,8 +13,7 @@ from datamodules.evaluation import EvaluationRows
 from datamodules.limits import Limit
 from datamodules.loaders import FiniteLoader, ShardDataModule
 from datamodules.samples import Row
-from mmemb.batches import CandidateBatch, QueryBatch, TaskEnd
-from mmemb.benchmark_data import (
+from mmemb.benchmarks.data_roots import (
     CANDIDATES,
     QUERIES,
     content_of,
@@ -22,6 +21,7 @@ from mmemb.benchmark_data import (
     revision_and_losses,
     roots_below,
 )
+from mmemb.records.batches import CandidateBatch, QueryBatch, TaskEnd
 
 
 @final

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from mmemb.batches import PairBatch
-from mmemb.records import Candidate, Pair, Rationale, Side, stable_hash
+from mmemb.records.batches import PairBatch
+from mmemb.records.records import Candidate, Pair, Rationale, Side, stable_hash
 
 
 def pair_batch(

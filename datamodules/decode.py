@@ -1,7 +1,7 @@
 """Bytes of a shard into images, arrays and JSON data; nothing else is ever decoded or executed.
 
-Images are WebP, PNG or JPEG and bounded in pixels (`mmemb/pictures.py`), arrays are `.npy` without
-pickles, and no member name is used as a path.
+Images are WebP, PNG or JPEG and bounded in pixels (`mmemb/media/pictures.py`), arrays are `.npy`
+without pickles, and no member name is used as a path.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from mmemb.pictures import SHARD_FORMATS, PictureError, read_pixels
-from mmemb.schema import SchemaError, parse_json
-from mmemb.text import quote
+from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_pixels
+from mmemb.records.schema import SchemaError, parse_json
+from mmemb.records.text import quote
 
 _Value = TypeVar("_Value")
 
@@ -40,7 +40,7 @@ class DecodeError(ValueError):
 
 
 def decode_image(data: bytes, where: str, longest_side: int | None = None) -> Tensor:
-    """An encoded image as uint8 (3, H, W); `mmemb.pictures.read_picture` says how it is converted.
+    """Returns an encoded image as uint8 (3, H, W), converted by `read_picture`.
 
     Args:
         data: a WebP (its first frame), PNG or JPEG file.
@@ -72,7 +72,7 @@ def decode_array(data: bytes, where: str) -> Tensor:
 
 
 def decode_json(data: bytes, kind: type[_Value], where: str, advice: str = ADVICE) -> _Value:
-    """JSON data as a value of a type; see `mmemb.schema.parse_json`."""
+    """JSON data as a value of a type; see `mmemb.records.schema.parse_json`."""
     try:
         return parse_json(data, kind, where)
     except SchemaError as error:

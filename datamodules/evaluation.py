@@ -25,10 +25,10 @@ from datamodules.loaders import (
 from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.batches import CandidateBatch, QueryBatch
-from mmemb.benchmark_data import CANDIDATES, QUERIES, read_tasks
-from mmemb.records import PARTS, Query, Rationale
-from mmemb.shards import Origin, ShardIndex
+from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, read_tasks
+from mmemb.records.batches import CandidateBatch, QueryBatch
+from mmemb.records.records import PARTS, Query, Rationale
+from mmemb.storage.shards import Origin, ShardIndex
 
 
 def has_queries(root: Path) -> bool:

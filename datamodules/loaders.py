@@ -24,7 +24,7 @@ from datamodules.stream import (
     item_loader,
     warn_skipped,
 )
-from mmemb.shards import Origin, ShardIndex
+from mmemb.storage.shards import Origin, ShardIndex
 
 _Result = TypeVar("_Result")
 

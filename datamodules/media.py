@@ -13,9 +13,9 @@ from datamodules.decode import DecodeError, OnError, decode_image
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
 from datamodules.samples import Row, media_of
 from datamodules.stream import Item
-from mmemb.batches import MediaBatch
-from mmemb.records import Media
-from mmemb.shards import ShardIndex
+from mmemb.records.batches import MediaBatch
+from mmemb.records.records import Media
+from mmemb.storage.shards import ShardIndex
 
 
 @dataclass(frozen=True, slots=True)

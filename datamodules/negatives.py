@@ -10,10 +10,10 @@ from typing import final
 
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import join_whole, read_row
-from mmemb.benchmark_data import CANDIDATES
-from mmemb.records import Candidate, stable_hash
-from mmemb.shards import Origin, ShardIndex
-from mmemb.sidecar_json import NegativeJson
+from mmemb.benchmarks.data_roots import CANDIDATES
+from mmemb.records.records import Candidate, stable_hash
+from mmemb.records.sidecar_json import NegativeJson
+from mmemb.storage.shards import Origin, ShardIndex
 
 
 @final

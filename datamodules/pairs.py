@@ -21,12 +21,12 @@ from datamodules.sidecars import RationaleDraw, RationaleTable
 from datamodules.stream import Item, StartMethod, StepStream
 from datamodules.teacher import TeacherTable
 from datamodules.unindexed import ReplayStream, is_unindexed
-from mmemb.batch_plan import BatchPlan, rank_slice
-from mmemb.batches import PairRowBatch
 from mmemb.distributed import gather_objects
-from mmemb.records import Pair, ScoredRationale, Side
-from mmemb.row_marks import failed
-from mmemb.shards import Origin, ShardIndex
+from mmemb.records.batches import PairRowBatch
+from mmemb.records.records import Pair, ScoredRationale, Side
+from mmemb.records.row_marks import failed
+from mmemb.storage.shards import Origin, ShardIndex
+from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 ARCHIVE_LIMITS = ArchiveLimits()
 _LOG = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.batch_plan import BatchPlan, rank_slice
 from mmemb.rationales.supervised import ReplyBatch
-from mmemb.records import Rationale, ScoredRationale, stable_hash
+from mmemb.records.records import Rationale, ScoredRationale, stable_hash
+from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 Use = Literal["kept", "all"]
 

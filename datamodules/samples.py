@@ -13,12 +13,12 @@ from typing import Literal, TypeVar, final
 from torch import Tensor
 
 from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, decode_json
-from mmemb.benchmark_data import parse_query
-from mmemb.records import Candidate, Media, Pair, Query, Side
-from mmemb.sample_json import CandidateJson, PairJson, QueryJson, QuerySideJson, check_index
-from mmemb.schema import Excerpt, Schema
-from mmemb.shards import IndexEntry, ShardIndex
-from mmemb.text import has_text
+from mmemb.benchmarks.data_roots import parse_query
+from mmemb.records.records import Candidate, Media, Pair, Query, Side
+from mmemb.records.sample_json import CandidateJson, PairJson, QueryJson, QuerySideJson, check_index
+from mmemb.records.schema import Excerpt, Schema
+from mmemb.records.text import has_text
+from mmemb.storage.shards import IndexEntry, ShardIndex
 
 _MEDIA = re.compile(r"([qtc])([0-9]{1,6})(?:\.([0-9]{1,6}))?\.(?:webp|png|jpe?g)")
 _CONTENT = re.compile(

@@ -14,10 +14,10 @@ from datamodules.negatives import NegativeTable
 from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.batches import PairRowBatch
-from mmemb.benchmark_data import CANDIDATES
-from mmemb.records import Candidate, Pair, Query, Side, stable_hash
-from mmemb.shards import Origin
+from mmemb.benchmarks.data_roots import CANDIDATES
+from mmemb.records.batches import PairRowBatch
+from mmemb.records.records import Candidate, Pair, Query, Side, stable_hash
+from mmemb.storage.shards import Origin
 
 
 @final

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from datamodules.decode import DecodeError, decode_array
 from datamodules.samples import Row
-from mmemb.records import Rationale, ScoredJson, ScoredRationale, stable_hash
-from mmemb.row_marks import failure_of, mark_of
-from mmemb.schema import SchemaError
-from mmemb.shards import IndexEntry, Origin, ShardIndex, check_join
+from mmemb.records.records import Rationale, ScoredJson, ScoredRationale, stable_hash
+from mmemb.records.row_marks import failure_of, mark_of
+from mmemb.records.schema import SchemaError
+from mmemb.storage.shards import IndexEntry, Origin, ShardIndex, check_join
 
 _Value = TypeVar("_Value")
 

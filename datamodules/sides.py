@@ -15,10 +15,10 @@ from datamodules.reply_steps import ReplyPools, ReplySteps, Use
 from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item, StepStream
-from mmemb.batch_plan import BatchPlan, rank_slice
-from mmemb.batches import PairRowBatch, SideBatch
-from mmemb.records import Side
-from mmemb.row_marks import NOT_ASKED
+from mmemb.records.batches import PairRowBatch, SideBatch
+from mmemb.records.records import Side
+from mmemb.records.row_marks import NOT_ASKED
+from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 
 @final

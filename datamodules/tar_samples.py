@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import final
 
 from datamodules.archives import BLOCK, ArchiveError, ArchiveLimits, TarMember
-from mmemb.text import printable
+from mmemb.records.text import printable
 
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _FOREIGN = re.compile(

@@ -18,10 +18,10 @@ from datamodules.decode import ADVICE, DecodeError, OnError
 from datamodules.samples import Members, SampleReader, foreign_names
 from datamodules.stream import warn_skipped
 from datamodules.tar_samples import ForeignMembers, TarSample, samples_of
-from mmemb.batches import PairBatch
-from mmemb.files import file_identity
-from mmemb.records import Pair, stable_hash
-from mmemb.text import printable
+from mmemb.records.batches import PairBatch
+from mmemb.records.records import Pair, stable_hash
+from mmemb.records.text import printable
+from mmemb.storage.files import file_identity
 
 SHUFFLE_BUFFER, SHUFFLE_START = 1024, 100
 """Samples that are drawn from, and how many must be there before the first draw."""

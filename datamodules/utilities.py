@@ -21,14 +21,14 @@ from datamodules.evaluation import EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.samples import Row
 from datamodules.stream import Item, StepStream
-from mmemb.batch_plan import BatchPlan, rank_slice
-from mmemb.batches import UtilityBatch
-from mmemb.benchmark_data import QUERIES
-from mmemb.gate_inputs import GateInputs
-from mmemb.lineage import run_mark
-from mmemb.sample_json import check_index
-from mmemb.shards import Origin, ShardIndex, check_join
-from mmemb.sidecar_json import UtilityJson
+from mmemb.benchmarks.data_roots import QUERIES
+from mmemb.records.batches import UtilityBatch
+from mmemb.records.gate_state import GateInputs
+from mmemb.records.sample_json import check_index
+from mmemb.records.sidecar_json import UtilityJson
+from mmemb.storage.lineage import run_mark
+from mmemb.storage.shards import Origin, ShardIndex, check_join
+from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 
 class _Measured(NamedTuple):

@@ -1,57 +1,6 @@
-"""`python -m experiments.check backbone --config FILE`: does a backbone keep its promises?
+"""`python -m experiments.check`: the promises of a backbone."""
 
-FILE is that of a stage that trains an embedder, e.g. experiments/configs/pocket/trunk.yaml, with a
-further --config for a backbone of your own. Two ranks are tried by a training:
-`experiments.run fit ... --trainer.devices 2 --trainer.strategy ddp`.
-"""
-
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Sequence
-
-from experiments.run import USER_ERRORS, quieten
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a line per promise; the exit status is 1 if one is broken."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.check", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    backbone = commands.add_parser("backbone", help="the contract of mmemb.backbones.Backbone")
-    backbone.add_argument("--config", action="append", required=True, help="as for experiments.run")
-    options, rest = parser.parse_known_args(arguments)
-    configs = [word for path in options.config for word in ("--config", path)]
-    quieten()
-    try:
-        held = check_backbone(["fit", *configs, *rest])
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
-    if not held:
-        sys.exit(
-            "error: the backbone breaks a promise; mmemb/backbones/base.py says what is meant."
-        )
-
-
-def check_backbone(arguments: list[str]) -> bool:
-    """Builds the backbone of a `fit` command line and checks it; whether all holds."""
-    from experiments.cli import build
-    from mmemb.backbones.contract import check_contract
-
-    module, _ = build(arguments)
-    backbone = getattr(module, "backbone", None)
-    if backbone is None:
-        raise ValueError(
-            f"{type(module).__name__} has no backbone: name the file of a stage that trains an "
-            "embedder, such as experiments/configs/pocket/trunk.yaml."
-        )
-    print(f"{type(backbone).__name__}: reads {', '.join(sorted(backbone.modalities))}")
-    found = []
-    for finding in check_contract(backbone):
-        found.append(finding)
-        print(f"{'holds ' if finding.holds else 'BROKEN'}  {finding.promise}: {finding.seen}")
-    return all(finding.holds for finding in found)
-
+from experiments.checks.backbone import main
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -14,13 +14,13 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
-from experiments.recorded_config import CONFIG, read_config
-from experiments.recorded_model import check_recorded
 from experiments.run import innermost
-from mmemb.adaptive import AdaptiveEmbedder
+from experiments.runs.recorded_config import CONFIG, read_config
+from experiments.runs.recorded_model import check_recorded
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.rationales import RationaleWorker
-from mmemb.trust import Permissions
-from mmemb.weights import read_weights
+from mmemb.storage.tensor_files import read_weights
+from mmemb.storage.trust import Permissions
 
 _PLAIN = "plain"
 """Mode of a parser that takes texts as they are."""

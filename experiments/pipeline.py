@@ -22,11 +22,11 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
+from experiments.pipelines.stage_process import run_module
 from experiments.run import quieten
-from experiments.stage_process import run_module
-from mmemb.schema import Schema, convert
-from mmemb.signals import exit_on_signals
-from mmemb.unfinished import UNFINISHED_STATUS, Unfinished
+from mmemb.records.schema import Schema, convert
+from mmemb.storage.signals import exit_on_signals
+from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
 
 
 @final
@@ -83,7 +83,7 @@ def read_pipeline(path: Path) -> Pipeline:
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
     """Whether a finished run covers the stage. Parses the configuration, builds nothing."""
     from callbacks.run_record import is_finished
-    from experiments.cli import link_name, parse, run_fingerprint
+    from experiments.cli.experiment_cli import link_name, parse, run_fingerprint
 
     config = parse(stage.command_line(shared))
     link = Path(config.runs) / config.experiment / link_name(config.name, stage.subcommand)
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def per_seed(pipeline: Pipeline, num_seeds: int | None) -> list[Pipeline]:
     """The pipeline itself, or one for each of its seeds."""
-    from experiments.ablations import check_seeds
+    from experiments.pipelines.ablations import check_seeds
 
     if not pipeline.seeds:
         return [pipeline]
@@ -198,10 +198,10 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
 
 def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str]) -> None:
     """Runs the cells that are not done, and writes their table."""
-    from experiments.ablations import in_process, read_ablations, run_cells, write_report
-    from experiments.cli import parse
-    from experiments.report.ablations import figures, picture, words
-    from mmemb.benchmark_data import read_tasks
+    from experiments.cli.experiment_cli import parse
+    from experiments.pipelines.ablations import in_process, read_ablations, run_cells, write_report
+    from experiments.report.policies.ablations import figures, picture, words
+    from mmemb.benchmarks.data_roots import read_tasks
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
     if options.seeds is not None:
@@ -226,7 +226,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
 
 def report(stage: Stage, shared: Sequence[str]) -> None:
     """Prints the table of the experiment that `stage` belongs to; makes the report if need be."""
-    from experiments.cli import parse
+    from experiments.cli.experiment_cli import parse
     from experiments.report.build import build, show_current
 
     config = parse(stage.command_line(shared))

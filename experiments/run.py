@@ -14,9 +14,9 @@ import textwrap
 import traceback
 import warnings
 
-from experiments.explain import asked_for, explain
-from mmemb.signals import exit_on_signals
-from mmemb.unfinished import UNFINISHED_STATUS, Unfinished
+from experiments.cli.explain import asked_for, explain
+from mmemb.storage.signals import exit_on_signals
+from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError, ModuleNotFoundError)
 """What bad input raises, such as a precision whose package is not installed; their message is
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
             if key is not None:
                 print(explain(arguments, key))
                 return
-            from experiments.cli import ExperimentCLI
+            from experiments.cli.experiment_cli import ExperimentCLI
 
             ExperimentCLI(arguments)
     except Unfinished as end:

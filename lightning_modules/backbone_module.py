@@ -21,10 +21,10 @@ from typing_extensions import override
 from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import schedule, schedule_length
 from lightning_modules.sharding import gather, save_whole, shard
-from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone
-from mmemb.blocks import checkpoint_blocks, compile_blocks
-from mmemb.gradient_cache import GradientCache
+from mmemb.llm.lora import LoraSettings
+from mmemb.training.blocks import checkpoint_blocks, compile_blocks
+from mmemb.training.gradient_cache import GradientCache
 
 
 class BackboneModule(LightningModule, ABC):
@@ -131,5 +131,5 @@ class BackboneModule(LightningModule, ABC):
         save_whole(self.backbone, twin, folder, writes=self.trainer.is_global_zero)
 
     def products(self, stage: str) -> list[Path]:
-        """The trained backbone; see `mmemb.products.Producer`."""
+        """The trained backbone; see `mmemb.storage.products.Producer`."""
         return [Path(self.trainer.default_root_dir) / "backbone"] if stage == "fit" else []

@@ -18,10 +18,12 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_modules.backbone_module import BackboneModule
-from mmemb.adapters import LoraSettings
 from mmemb.backbones import Backbone, GenerativeBackbone
-from mmemb.batch_text import describe_batch
-from mmemb.batches import (
+from mmemb.llm.lora import LoraSettings
+from mmemb.losses.distillation import distillation_loss
+from mmemb.losses.infonce import LossTerm, combine
+from mmemb.media.loggers import log_text
+from mmemb.records.batches import (
     CandidateBatch,
     CandidateOutput,
     PairBatch,
@@ -30,16 +32,14 @@ from mmemb.batches import (
     SidecarOutput,
     TaskEnd,
 )
-from mmemb.distillation import distillation_loss
-from mmemb.gradient_cache import GradientCache
-from mmemb.lineage import read_facts, run_mark, trained_facts
-from mmemb.log_media import log_text
-from mmemb.losses import LossTerm, combine
-from mmemb.pair_vectors import PairVectors, pair_vectors
-from mmemb.path_losses import PathLosses
-from mmemb.records import DIRECT, FULL, drafts_at
-from mmemb.retrieval import Galleries, embed_candidates
-from mmemb.utilities import embedding_rows, guard_facts, utility_rows
+from mmemb.records.records import DIRECT, FULL, drafts_at
+from mmemb.retrieval.depth_values import embedding_rows, guard_facts, utility_rows
+from mmemb.retrieval.galleries import Galleries, embed_candidates
+from mmemb.storage.lineage import read_facts, run_mark, trained_facts
+from mmemb.training.batch_text import describe_batch
+from mmemb.training.gradient_cache import GradientCache
+from mmemb.training.pair_vectors import PairVectors, pair_vectors
+from mmemb.training.path_losses import PathLosses
 
 
 @final

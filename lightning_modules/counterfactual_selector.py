@@ -21,8 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from mmemb.batches import PairRowBatch, SidecarOutput, SidecarRow
-from mmemb.counterfactual import (
+from mmemb.distributed import gather_objects
+from mmemb.records.batches import PairRowBatch, SidecarOutput, SidecarRow
+from mmemb.records.records import scored_to_json
+from mmemb.records.schema import Schema, read_json
+from mmemb.retrieval.metrics import MeanSums
+from mmemb.selection import PairEvaluator
+from mmemb.selection.counterfactual import (
     contrasts,
     fit_temperature,
     keep,
@@ -31,13 +36,8 @@ from mmemb.counterfactual import (
     pair_score,
     weights,
 )
-from mmemb.distributed import gather_objects
-from mmemb.evaluators import PairEvaluator
-from mmemb.lineage import write_json
-from mmemb.metrics import MeanSums
-from mmemb.placebos import apart, comparable, placebo_donors
-from mmemb.records import scored_to_json
-from mmemb.schema import Schema, read_json
+from mmemb.selection.placebos import apart, comparable, placebo_donors
+from mmemb.storage.lineage import write_json
 
 Contrast = Literal["raw", "gain", "positive", "margin", "placebo_rank"]
 
@@ -175,7 +175,7 @@ class CounterfactualSelector(LightningModule):
             write_json(path, {"tau": self.tau, "eta": self.eta} | self._rule())
 
     def products(self, stage: str) -> list[Path]:
-        """The fitted tau and eta; see `mmemb.products.Producer`."""
+        """The fitted tau and eta; see `mmemb.storage.products.Producer`."""
         return [Path(self.trainer.default_root_dir) / "selection.json"] if stage == "fit" else []
 
     @override

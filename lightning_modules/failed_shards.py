@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
-from mmemb.batches import SidecarOutput
-from mmemb.rationales.chat_client import ServerError
+from mmemb.rationales.chat_api.client import ServerError
+from mmemb.records.batches import SidecarOutput
 
 MOST_FAILED = 3
 """Shards of one process: then it is not the shards."""

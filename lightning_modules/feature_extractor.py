@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from typing_extensions import override
 
-from mmemb.batches import MediaBatch, SidecarOutput, SidecarRow
+from mmemb.records.batches import MediaBatch, SidecarOutput, SidecarRow
 
 
 @final

@@ -19,9 +19,17 @@ from typing_extensions import override
 
 from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import num_training_steps
-from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import load_backbone
-from mmemb.batches import (
+from mmemb.distributed import gather_objects
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
+from mmemb.gate.budget import Thresholds, Unit, check_budget
+from mmemb.gate.gate_fit import Estimator, OldPolicy, collapse_warning, decision_rows, policy_loss
+from mmemb.gate.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
+from mmemb.gate.latency import fixed_sample, mean_latency, measure_latency
+from mmemb.losses.infonce import LossTerm, combine
+from mmemb.rationales import PrecomputedWorker, RationaleWorker
+from mmemb.rationales.writers.base import check_probe
+from mmemb.records.batches import (
     CandidateBatch,
     CandidateOutput,
     DecisionOutput,
@@ -31,20 +39,12 @@ from mmemb.batches import (
     TaskEnd,
     UtilityBatch,
 )  # fmt: skip
-from mmemb.budget import Thresholds, Unit, check_budget
-from mmemb.distributed import gather_objects
-from mmemb.files import whole_folder
-from mmemb.gate_fit import Estimator, OldPolicy, collapse_warning, decision_rows, policy_loss
-from mmemb.gate_inputs import check_parts
-from mmemb.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
-from mmemb.latency import fixed_sample, mean_latency, measure_latency
-from mmemb.lineage import check_copied, note_run, write_json
-from mmemb.losses import LossTerm, combine
-from mmemb.metrics import MeanSums
-from mmemb.rationales import PrecomputedWorker, RationaleWorker
-from mmemb.rationales.prompt_states import check_probe
-from mmemb.records import DIRECT, Query, Side, drafts_at, to_json
-from mmemb.retrieval import Galleries, embed_candidates
+from mmemb.records.gate_state import check_parts
+from mmemb.records.records import DIRECT, Query, Side, drafts_at, to_json
+from mmemb.retrieval.galleries import Galleries, embed_candidates
+from mmemb.retrieval.metrics import MeanSums
+from mmemb.storage.files import whole_folder
+from mmemb.storage.lineage import check_copied, note_run, write_json
 
 
 @final
@@ -58,7 +58,8 @@ class GatingPolicy(LightningModule):
         workers: name of a depth -> who writes at it, the cheapest first; their settings are saved
             with the embedder. `{full: ...}` is the paper's binary gate.
         head: called with the width of the state and the number of depths, direct among them.
-        state: what the gate sees, some of `embedding`, `scores` and `probe` (`mmemb.gate_inputs`).
+        state: what the gate sees, some of `embedding`, `scores` and `probe`
+        (`mmemb.records.gate_state`).
         temperature: tau of the scores whose shape a state with `scores` holds: the
             `utility_temperature` of the utilities.
         estimator: `reinforce` (leave-one-out baseline), `exact` (closed form), `grpo` (normalised
@@ -265,7 +266,7 @@ class GatingPolicy(LightningModule):
                 note_run(fresh, self.embedder)
 
     def products(self, stage: str) -> list[Path]:
-        """The gated embedder, or measured times; see `mmemb.products.Producer`."""
+        """The gated embedder, or measured times; see `mmemb.storage.products.Producer`."""
         run = Path(self.trainer.default_root_dir)
         if stage == "fit":
             return [run / "adaptive"]

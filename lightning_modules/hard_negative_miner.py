@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from mmemb.backbones import Backbone
-from mmemb.batches import CandidateOutput, SidecarOutput
-from mmemb.negatives import negative_rows
-from mmemb.retrieval import Galleries, embed_candidates
+from mmemb.records.batches import CandidateOutput, SidecarOutput
+from mmemb.retrieval.galleries import Galleries, embed_candidates
+from mmemb.retrieval.hard_negatives import negative_rows
 
 
 @final

@@ -18,17 +18,17 @@ from typing_extensions import override
 from lightning_modules.averaging import check_averaging
 from lightning_modules.failed_shards import FailedShards
 from lightning_modules.schedule import schedule, schedule_length
-from mmemb.adapters import LoraSettings
-from mmemb.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
-from mmemb.counterfactual import names_target
-from mmemb.losses import combine
-from mmemb.metrics import MeanSums
+from mmemb.llm.lora import LoraSettings
+from mmemb.losses.infonce import combine
 from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
+from mmemb.rationales.draft_cache import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.draw_seeds import DrawSeeds, SeedBy
-from mmemb.rationales.reuse import DIGEST, DRAWS, DrawBook
+from mmemb.rationales.fact_guard import check_unknowing, known_train_facts
 from mmemb.rationales.supervised import ReplyBatch
-from mmemb.rationales.withholding import check_unknowing, known_train_facts
-from mmemb.records import Rationale, ScoredRationale, Side, scored_to_json
+from mmemb.records.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
+from mmemb.records.records import Rationale, ScoredRationale, Side, scored_to_json
+from mmemb.retrieval.metrics import MeanSums
+from mmemb.selection.counterfactual import names_target
 
 if TYPE_CHECKING:
     from mmemb.rationales.supervised import ReplyTuner
@@ -170,7 +170,7 @@ class RationaleGenerator(LightningModule):
             self._tuner.save(folder)
 
     def products(self, stage: str) -> list[Path]:
-        """The trained adapter; see `mmemb.products.Producer`."""
+        """The trained adapter; see `mmemb.storage.products.Producer`."""
         return [Path(self.trainer.default_root_dir) / "generator"] if stage == "fit" else []
 
     # predict

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from mmemb.backbones import Backbone
-from mmemb.batches import PairRowBatch, SidecarOutput, SidecarRow
+from mmemb.records.batches import PairRowBatch, SidecarOutput, SidecarRow
 
 
 @final

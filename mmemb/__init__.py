@@ -1,8 +1,21 @@
 """MMEmb-R1, a reconstruction: embeddings that reason only where reasoning pays.
 
-Plain PyTorch. Importing this package is cheap; name the module that you need.
+Plain PyTorch. Importing this package is cheap: its names are loaded when they are first used.
 """
 
 from __future__ import annotations
 
+from mmemb.faces import lazy_names
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AdaptiveEmbedder": "gate.adaptive_embedder",
+    "Media": "records.records",
+    "Rationale": "records.records",
+    "Side": "records.records",
+    "load_backbone": "backbones.base",
+}
+
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_names(__name__, _HOMES)

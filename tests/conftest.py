@@ -15,7 +15,7 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")  # on a busy machine a slow example is no fault
 
 if TYPE_CHECKING:
-    from tests.tiny_experiment import Experiment
+    from tests.fixtures.tiny_experiment import Experiment
 
 
 def pytest_collection(session: pytest.Session) -> None:
@@ -67,9 +67,9 @@ def no_waiting_for_disks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set of `tests/tiny.py`, with tiny models. Read only."""
-    from tests.tiny import write_tiny
-    from tests.tiny_models import write_tiny_models
+    """The data set of `tests/fixtures/tiny_data.py`, with tiny models. Read only."""
+    from tests.fixtures.tiny_data import write_tiny
+    from tests.fixtures.tiny_models import write_tiny_models
 
     return write_tiny_models(write_tiny(tmp_path_factory.mktemp("tiny_root")))
 
@@ -89,7 +89,7 @@ def joint_experiment(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _experiment(root: Path, folder: Path, backbone: str, *arguments: str) -> Experiment:
-    from tests.tiny_experiment import STAGES, run_pipeline, write_experiment
+    from tests.fixtures.tiny_experiment import STAGES, run_pipeline, write_experiment
 
     experiment = write_experiment(folder, root, backbone)
     # `--from` the first stage: nobody asks 13 times whether something is done.

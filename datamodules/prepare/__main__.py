@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from mmemb.signals import exit_on_signals
+from mmemb.storage.signals import exit_on_signals
 
 COMMANDS = {
-    "pocket": "datamodules.prepare.pocket_command",
-    "folder": "datamodules.prepare.folder_command",
-    "mmeb-v2": "datamodules.prepare.mmeb_command",
-    "mmeb-train": "datamodules.prepare.mmeb_train_command",
-    "tiny-vlm": "datamodules.prepare.tiny_vlm_command",
+    "pocket": "datamodules.prepare.pocket.command",
+    "folder": "datamodules.prepare.folder.command",
+    "mmeb-v2": "datamodules.prepare.mmeb.command",
+    "mmeb-train": "datamodules.prepare.mmeb_train.command",
+    "tiny-vlm": "datamodules.prepare.tiny_vlm.command",
 }
 """Name -> module with `HELP`, `add_arguments(parser)` and `run(options)`."""
 

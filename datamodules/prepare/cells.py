@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any, final
 
-from mmemb.text import has_text
+from mmemb.records.text import has_text
 
 MAX_LETTERS = 1_000_000
 """Most letters of a cell: a page has thousands; a quote that is not closed takes the rest."""

@@ -13,8 +13,8 @@ from typing import Any, final
 import numpy as np
 
 from datamodules.prepare.cells import MAX_LETTERS, Broken, CellError, shown
-from mmemb.lines import split_lines
-from mmemb.schema import SchemaError, parse_json
+from mmemb.records.lines import split_lines
+from mmemb.records.schema import SchemaError, parse_json
 
 _BATCH = 1024
 

@@ -14,7 +14,7 @@ import sys
 from math import inf
 
 from experiments.run import USER_ERRORS, quieten
-from mmemb.signals import exit_on_signals
+from mmemb.storage.signals import exit_on_signals
 
 ROOM = 0.9
 """Share of a device that a plan may fill: the rest is for CUDA's own context, the workspaces of its
@@ -65,11 +65,11 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
 
 
 def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
-    from experiments.cli import parse
+    from experiments.cli.experiment_cli import parse
+    from experiments.plan.memory import GIB
     from experiments.plan.read import read_plan
     from experiments.plan.stages import savings
     from experiments.plan.table import table
-    from mmemb.planning import GIB
 
     config = parse(arguments).as_dict()
     config["name"] = config.get("name") or "stage"

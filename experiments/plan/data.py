@@ -13,10 +13,10 @@ from typing import Any
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from experiments.plan.lengths import Lengths, SideLengths
-from mmemb.benchmark_data import CANDIDATES, QUERIES
-from mmemb.plan_work import Tokens
-from mmemb.records import Rationale, Side
-from mmemb.shards import MANIFEST, ShardIndex
+from experiments.plan.work import Tokens
+from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES
+from mmemb.records.records import Rationale, Side
+from mmemb.storage.shards import MANIFEST, ShardIndex
 
 NUM_SAMPLED = 48
 """Samples whose sides are measured. The longest of them stands for the longest of all, so a folder

@@ -16,15 +16,15 @@ from experiments.plan.data import (
     spread,
     trained_rows,
 )
+from experiments.plan.layers import PRECISIONS
+from experiments.plan.memory import Contrast, ModelShape, Training
+from experiments.plan.model_sizes import efficient_net_parameters
 from experiments.plan.models import PlannedModel, planned_backbone
 from experiments.plan.settings import Settings, precision_of
 from experiments.plan.stages import Role, StagePlan
-from mmemb.benchmark_data import CANDIDATES
-from mmemb.model_sizes import efficient_net_parameters
-from mmemb.plan_layers import PRECISIONS
-from mmemb.plan_work import NO_TOKENS
-from mmemb.planning import Contrast, ModelShape, Training
-from mmemb.records import DIRECT, FULL, Side
+from experiments.plan.work import NO_TOKENS
+from mmemb.benchmarks.data_roots import CANDIDATES
+from mmemb.records.records import DIRECT, FULL, Side
 
 
 def trained_embedder(settings: Settings) -> StagePlan:

@@ -17,19 +17,19 @@ from experiments.plan.data import (
     spread,
 )
 from experiments.plan.lengths import PromptLengths, processor_of
+from experiments.plan.memory import ModelShape, Training
+from experiments.plan.model_sizes import language_model_shape
 from experiments.plan.models import planned_backbone
 from experiments.plan.settings import Settings, class_of, precision_of, record
 from experiments.plan.stages import Role, StagePlan
+from experiments.plan.work import JudgeTokens, Tokens, judge_tokens
 from experiments.plan.writers import BYTES_PER_TOKEN, RATIONALE_JSON
-from mmemb.backbones.chat_prompt import PromptBuilder
-from mmemb.backbones.prompt_style import PromptStyle
-from mmemb.benchmark_data import CANDIDATES
-from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
-from mmemb.model_sizes import language_model_shape
-from mmemb.plan_work import JudgeTokens, Tokens, judge_tokens
-from mmemb.planning import ModelShape, Training
-from mmemb.records import ScoredJson
-from mmemb.shards import MANIFEST, ShardIndex
+from mmemb.benchmarks.data_roots import CANDIDATES
+from mmemb.llm.prompts.chat_prompt import PromptBuilder
+from mmemb.llm.prompts.style import PromptStyle
+from mmemb.records.records import ScoredJson
+from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
+from mmemb.storage.shards import MANIFEST, ShardIndex
 
 _SAID = 48
 """Tokens of a rationale, in a prompt or a sidecar."""

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from mmemb.backbones.chat_prompt import PromptBuilder
-from mmemb.backbones.one_pass import whole_text
-from mmemb.backbones.prompt_style import PromptStyle
-from mmemb.plan_work import resized, vision_tokens
-from mmemb.pretrained import load_pretrained
-from mmemb.records import Media, Rationale, Side
-from mmemb.weights import quiet_loading
+from experiments.plan.work import resized, vision_tokens
+from mmemb.llm.decoding.one_pass import whole_text
+from mmemb.llm.prompts.chat_prompt import PromptBuilder
+from mmemb.llm.prompts.style import PromptStyle
+from mmemb.records.records import Media, Rationale, Side
+from mmemb.storage.pretrained import load_pretrained
+from mmemb.storage.tensor_files import quiet_loading
 
 Lengths = Mapping[str, int]
 """Tower -> tokens."""

@@ -14,18 +14,18 @@ from experiments.plan.lengths import (
     SideLengths,
     processor_of,
 )
-from experiments.plan.settings import class_of, record
-from mmemb.adapters import LoraSettings
-from mmemb.backbones.prompt_style import PromptStyle
-from mmemb.model_sizes import (
+from experiments.plan.memory import ModelShape
+from experiments.plan.model_sizes import (
     joint_shape,
     language_model_shape,
     open_clip_config,
     open_clip_shape,
     saved_backbone,
 )
-from mmemb.planning import ModelShape
-from mmemb.shards import MANIFEST, ShardIndex
+from experiments.plan.settings import class_of, record
+from mmemb.llm.lora import LoraSettings
+from mmemb.llm.prompts.style import PromptStyle
+from mmemb.storage.shards import MANIFEST, ShardIndex
 
 PLAIN_LORA = LoraSettings()
 """What is proposed where a model does not fit."""

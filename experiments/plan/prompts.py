@@ -12,13 +12,13 @@ from typing import Any, final
 
 from experiments.plan.lengths import Lengths, PromptLengths, SideLengths, processor_of
 from experiments.plan.settings import class_of
-from mmemb.generation.sampling import Sampling
-from mmemb.rationales.chat_model import ChatModel
-from mmemb.rationales.label_bridge import TEMPLATE, read_labels
-from mmemb.rationales.language_model import LanguageModelWorker
-from mmemb.rationales.loading import load_worker
-from mmemb.rationales.vision_language import VisionLanguageWorker
-from mmemb.records import Rationale, Side
+from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.prompts.chat_model import ChatModel
+from mmemb.rationales.writers.label_bridge import TEMPLATE, read_labels
+from mmemb.rationales.writers.language_model import LanguageModelWorker
+from mmemb.rationales.writers.loading import load_worker
+from mmemb.rationales.writers.vision_language import VisionLanguageWorker
+from mmemb.records.records import Rationale, Side
 
 
 @final

@@ -8,9 +8,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from mmemb.gradient_cache import GradientCache
-from mmemb.plan_layers import PRECISIONS
-from mmemb.planning import ModelShape, Training
+from experiments.plan.layers import PRECISIONS
+from experiments.plan.memory import ModelShape, Training
+from mmemb.training.gradient_cache import GradientCache
 
 _Record = TypeVar("_Record")
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import final
 
-from mmemb.plan_layers import PRECISIONS, Call
-from mmemb.plan_work import NO_TOKENS, JudgeTokens, Tokens, pass_factor, tower_flops
-from mmemb.planning import (
+from experiments.plan.layers import PRECISIONS, Call
+from experiments.plan.memory import (
     GIB,
     Contrast,
     Memory,
@@ -21,6 +20,7 @@ from mmemb.planning import (
     state_memory,
     step_memory,
 )
+from experiments.plan.work import NO_TOKENS, JudgeTokens, Tokens, pass_factor, tower_flops
 
 
 @final

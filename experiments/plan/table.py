@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from experiments.plan.memory import GIB
 from experiments.plan.stages import StagePlan
-from mmemb.planning import GIB
 
 
 def table(plan: StagePlan) -> Iterator[str]:

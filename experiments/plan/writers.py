@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from datamodules.asked import AskedTasks, part_of
 from datamodules.samples import Row, SampleReader, media_of
 from experiments.plan.data import measured, rows_below, sidecar_bytes, spread
+from experiments.plan.memory import ModelShape, Training
+from experiments.plan.model_sizes import language_model_shape
 from experiments.plan.prompts import PlannedWorker, planned_worker
 from experiments.plan.settings import Settings, precision_of, record
 from experiments.plan.stages import Generation, Role, StagePlan
-from mmemb.adapters import LoraSettings
-from mmemb.model_sizes import language_model_shape
-from mmemb.plan_work import Tokens
-from mmemb.planning import ModelShape, Training
+from experiments.plan.work import Tokens
+from mmemb.llm.lora import LoraSettings
 
 BYTES_PER_TOKEN = 5
 """Of English text in JSON."""

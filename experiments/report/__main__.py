@@ -6,17 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.report.audit import audit
+from experiments.report.audit.build import audit
 from experiments.report.build import build
-from experiments.report.rounds import write_rounds
-from experiments.report.runs import diff_runs, list_runs
-from experiments.report.score_commands import (
+from experiments.report.data.runs import diff_runs, list_runs
+from experiments.report.policies.rounds import write_rounds
+from experiments.report.policies.seeds import write_seeds
+from experiments.scoring.commands import (
     SCORE_COMMANDS,
     add_score_commands,
     run_score_command,
 )
-from experiments.report.seeds import write_seeds
-from mmemb.signals import exit_on_signals
+from mmemb.storage.signals import exit_on_signals
 
 
 @exit_on_signals()

@@ -11,31 +11,16 @@ from typing import Any, final
 import numpy as np
 
 from callbacks.run_record import git_state, package_versions
-from experiments.recorded_config import CONFIG, read_config
-from experiments.report.examples import example_cards
-from experiments.report.figure import draw
-from experiments.report.frontier import (
-    area_of,
-    at_cost,
-    budgets_of,
-    overthinking,
-    points_of,
-    policies_along,
-)
-from experiments.report.gate_study import gate_study
-from experiments.report.gates import read_parts, supervised_depths
-from experiments.report.graded import graded_against_binary
-from experiments.report.html import report_page
-from experiments.report.page import mix_table, page
-from experiments.report.picking import picking, picking_words
-from experiments.report.policies import GATED, NEVER, RULE, SHUFFLED, SUPERVISED, Policy, policies
-from experiments.report.reasoned import ReasonedQuery, read_reasoned
-from experiments.report.records import QueryTable, read_queries
-from experiments.report.saved_report import read_report
-from experiments.report.selection import selection_figures
-from experiments.report.study_page import study_words
-from experiments.report.swap import embedded_swap, judged_swap
-from experiments.report.tables import (
+from experiments.report.data.query_table import QueryTable, read_queries
+from experiments.report.data.reasoned import ReasonedQuery, read_reasoned
+from experiments.report.data.saved_report import read_report
+from experiments.report.data.selection import selection_figures
+from experiments.report.pages.examples import example_cards
+from experiments.report.pages.figure import draw
+from experiments.report.pages.html_page import report_page
+from experiments.report.pages.markdown_page import mix_table, page
+from experiments.report.pages.study_page import study_words
+from experiments.report.policies.comparisons import (
     comparison,
     comparisons,
     eligible_tasks,
@@ -43,15 +28,38 @@ from experiments.report.tables import (
     of_eligible_tasks,
     row_figures,
 )
-from mmemb.adaptive_settings import read_settings
-from mmemb.benchmark_data import read_tasks
-from mmemb.files import is_published, publish, whole_folder
-from mmemb.latency import Latency, mean_latency
-from mmemb.lineage import fingerprint, write_json
-from mmemb.locks import new_folder
-from mmemb.products import Product, lost_product, record_products
-from mmemb.records import EvaluationTask, to_json
-from mmemb.schema import Schema, read_json
+from experiments.report.policies.decisions import (
+    GATED,
+    NEVER,
+    RULE,
+    SHUFFLED,
+    SUPERVISED,
+    Policy,
+    policies,
+)
+from experiments.report.policies.frontier import (
+    area_of,
+    at_cost,
+    budgets_of,
+    overthinking,
+    points_of,
+    policies_along,
+)
+from experiments.report.policies.gate_study import gate_study
+from experiments.report.policies.gates import read_parts, supervised_depths
+from experiments.report.policies.graded import graded_against_binary
+from experiments.report.policies.picking import picking, picking_words
+from experiments.report.policies.swap import embedded_swap, judged_swap
+from experiments.runs.recorded_config import CONFIG, read_config
+from mmemb.benchmarks.data_roots import read_tasks
+from mmemb.gate.latency import Latency, mean_latency
+from mmemb.gate.saved_settings import read_settings
+from mmemb.records.records import EvaluationTask, to_json
+from mmemb.records.schema import Schema, read_json
+from mmemb.storage.files import is_published, publish, whole_folder
+from mmemb.storage.lineage import fingerprint, write_json
+from mmemb.storage.locks import new_folder
+from mmemb.storage.products import Product, lost_product, record_products
 
 LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")

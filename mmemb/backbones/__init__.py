@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from mmemb.faces import lazy_names
 
 _HOMES = {
     "Backbone": "base",
-    "load_backbone": "base",
-    "OpenClipBackbone": "open_clip",
-    "JointEncoder": "joint",
     "EfficientNetTower": "tower",
-    "ImageTower": "tower",
     "GenerativeBackbone": "generative",
-    "PromptStyle": "prompt_style",
-    "VisionLanguageBackbone": "mllm",
+    "ImageTower": "tower",
+    "JointEncoder": "joint",
+    "OpenClipBackbone": "open_clip",
+    "VisionLanguageBackbone": "vision_language",
+    "load_backbone": "base",
 }
 
-__all__ = [
-    "Backbone",
-    "EfficientNetTower",
-    "GenerativeBackbone",
-    "ImageTower",
-    "JointEncoder",
-    "OpenClipBackbone",
-    "PromptStyle",
-    "VisionLanguageBackbone",
-    "load_backbone",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -15,14 +15,15 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, Self, final
 import torch
 from torch import Tensor, nn
 
-from mmemb.adapters import LoraSettings
-from mmemb.files import whole_folder
-from mmemb.lineage import write_json
-from mmemb.records import Rationale, Side
-from mmemb.schema import Schema, check_arguments, convert, read_json
-from mmemb.text import check_unicode, quote
-from mmemb.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder
-from mmemb.weights import read_weights
+from mmemb.llm.lora import LoraSettings
+from mmemb.records.records import Rationale, Side
+from mmemb.records.schema import Schema, check_arguments, convert, read_json
+from mmemb.records.text import check_unicode, quote
+from mmemb.storage.files import whole_folder
+from mmemb.storage.lineage import write_json
+from mmemb.storage.old_names import with_new_names
+from mmemb.storage.tensor_files import read_weights
+from mmemb.storage.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder
 
 _LENGTH_TOLERANCE = 1e-3
 
@@ -337,7 +338,7 @@ def saved_spec(folder: str | Path) -> dict[str, Any]:
     check_links(folder)
     spec = read_json(folder / _CONFIG, dict[str, Any])
     check_code(spec, str(folder / _CONFIG), is_own_run(folder))
-    return _resolved(spec, folder)
+    return _resolved(with_new_names(spec, str(folder / _CONFIG)), folder)
 
 
 @final

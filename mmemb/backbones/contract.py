@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones.base import Backbone, load_backbone
-from mmemb.records import Media, Rationale, Side
+from mmemb.records.records import Media, Rationale, Side
 
 TOLERANCE = 1e-4
 ROUNDING = 2e-2

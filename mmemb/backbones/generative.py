@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmemb.backbones.base import Backbone
-from mmemb.generation.sampling import Sampling
-from mmemb.records import GREEDY, Rationale, Side
+from mmemb.llm.decoding.sampling import Sampling
+from mmemb.records.records import GREEDY, Rationale, Side
 
 Decide = Callable[[Sequence[int], Tensor], Sequence[str]]
 """Row numbers and their direct vectors -> the depth of each row."""

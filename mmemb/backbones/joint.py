@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmemb.adapters import LoraSettings, attach_lora, merged_copy
 from mmemb.backbones.base import Backbone, class_path
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
-from mmemb.pretrained import load_pretrained
-from mmemb.records import Media, Rationale, Side
-from mmemb.text import quote
-from mmemb.trust import in_folder
-from mmemb.weights import quiet_loading, save_quietly
+from mmemb.llm.lora import LoraSettings, attach_lora, merged_copy
+from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.text import quote
+from mmemb.storage.pretrained import load_pretrained
+from mmemb.storage.tensor_files import quiet_loading, save_quietly
+from mmemb.storage.trust import in_folder
 
 
 @final

@@ -22,12 +22,12 @@ from mmemb.backbones.base import Backbone, check_policy
 from mmemb.backbones.bytes_tokenizer import ByteTokenizer
 from mmemb.backbones.clip_tokenizer import ClipTokenizer
 from mmemb.backbones.pixels import prepare_pixels
-from mmemb.pretrained import reading, unasked
-from mmemb.records import Media, Rationale, Side
-from mmemb.schema import Excerpt, convert, read_json
-from mmemb.text import limit_marks
-from mmemb.trust import in_folder, is_in_folder, path_in_folder
-from mmemb.weights import save_quietly
+from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.schema import Excerpt, convert, read_json
+from mmemb.records.text import limit_marks
+from mmemb.storage.pretrained import reading, unasked
+from mmemb.storage.tensor_files import save_quietly
+from mmemb.storage.trust import in_folder, is_in_folder, path_in_folder
 
 _CONFIG = "open_clip_config.json"
 _TEXT = "hf_model_name"

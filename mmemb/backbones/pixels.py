@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmemb.resampling import Window, resample
+from mmemb.media.resampling import Window, resample
 
 
 def prepare_pixels(image: Tensor, settings: Mapping[str, Any]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmemb.backbones.base import check_policy
-from mmemb.records import Rationale, Side
+from mmemb.records.records import Rationale, Side
 
 LONG_RATIONALE = ("truncate", "drop", "error")
 

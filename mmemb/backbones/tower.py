@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmemb.resampling import resample
-from mmemb.weights import read_weights
+from mmemb.media.resampling import resample
+from mmemb.storage.tensor_files import read_weights
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _CHUNK = 64

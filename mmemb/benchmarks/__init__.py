@@ -1,0 +1,1 @@
+"""Tasks of MMEB-V2, and score files."""

@@ -1,40 +1,33 @@
-"""Stage 1: workers that write rationales about ONE side of a pair (METHOD 4).
+"""Stage 1: workers that write rationales about ONE side of a pair (docs/method.md section 4).
 
 Importing this package costs nothing: a worker's libraries load with the worker.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from mmemb.faces import lazy_names
 
 _HOMES = {
-    "RationaleWorker": "base",
-    "NO_DRAW": "base",
-    "load_saved_worker": "loading",
-    "load_worker": "loading",
-    "save_worker": "loading",
-    "LanguageModelWorker": "language_model",
-    "FewShotPrompt": "prompts",
-    "TableWorker": "table",
-    "LabelBridgeWorker": "label_bridge",
-    "ForeignWorker": "foreign",
-    "PrecomputedWorker": "precomputed",
-    "SelfWorker": "own_sequence",
-    "VisionLanguageWorker": "vision_language",
-    "ServerWorker": "server",
-    "ServerError": "chat_client",
-    "VllmWorker": "vllm",
-    "fold_candidates": "folding",
-    "collect_pool": "pools",
-    "read_pool": "pools",
-    "write_pool": "pools",
+    "ForeignWorker": "writers.placebo",
+    "LabelBridgeWorker": "writers.label_bridge",
+    "LanguageModelWorker": "writers.language_model",
+    "NO_DRAW": "writers.base",
+    "PrecomputedWorker": "writers.precomputed",
+    "RationaleWorker": "writers.base",
+    "SelfWorker": "writers.self_writer",
+    "ServerError": "chat_api.client",
+    "ServerWorker": "writers.server",
+    "TableWorker": "writers.table",
+    "VisionLanguageWorker": "writers.vision_language",
+    "VllmWorker": "writers.vllm",
+    "collect_pool": "store",
+    "fold_candidates": "merge",
+    "load_saved_worker": "writers.loading",
+    "load_worker": "writers.loading",
+    "read_pool": "store",
+    "save_worker": "writers.loading",
+    "write_pool": "store",
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

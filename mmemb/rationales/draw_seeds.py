@@ -9,8 +9,8 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from mmemb.rationales.base import NO_DRAW
-from mmemb.records import GREEDY, Side, stable_hash
+from mmemb.rationales.writers.base import NO_DRAW
+from mmemb.records.records import GREEDY, Side, stable_hash
 
 SeedBy = Literal["key", "content"]
 

@@ -14,9 +14,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mmemb.generation.padding import left_pad
-from mmemb.losses import LossTerm
-from mmemb.records import Rationale, Side
+from mmemb.llm.decoding.padding import left_pad
+from mmemb.losses.infonce import LossTerm
+from mmemb.records.records import Rationale, Side
 
 
 class ReplyTuner(ABC):

@@ -12,15 +12,15 @@ from random import Random
 from typing import Any, ClassVar, final
 from unittest import mock
 
-from mmemb.adaptive import AdaptiveEmbedder
 from mmemb.backbones import VisionLanguageBackbone
-from mmemb.budget import Thresholds
-from mmemb.gating import MlpDepthHead
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
+from mmemb.gate.budget import Thresholds
+from mmemb.gate.gating import MlpDepthHead
 from mmemb.rationales import SelfWorker
-from mmemb.records import Side
+from mmemb.records.records import Side
+from tests.fixtures.tiny_vlm import folder as vision_language_model
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_bytes, mutate_json
-from tests.vlm import folder as vision_language_model
 
 _WEIGHTS = ".safetensors"
 _CALLED = "called"

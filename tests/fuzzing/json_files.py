@@ -10,17 +10,17 @@ from typing import Any, ClassVar, final
 
 from datamodules.prepare.folder.rationales import read_rationales
 from datamodules.samples import Members, SampleReader, rows_of
-from mmemb.benchmark_data import read_benchmark
-from mmemb.lineage import read_facts
-from mmemb.rationales import FewShotPrompt
-from mmemb.rationales.pools import read_pool
-from mmemb.records import Rationale, Side, to_json
-from mmemb.score_files import METRICS, read_scores, read_values
-from mmemb.shards import ShardIndex
+from mmemb.benchmarks.data_roots import read_benchmark
+from mmemb.benchmarks.score_files import METRICS, read_scores, read_values
+from mmemb.llm import FewShotPrompt
+from mmemb.rationales.store import read_pool
+from mmemb.records.records import Rationale, Side, to_json
+from mmemb.storage.lineage import read_facts
+from mmemb.storage.shards import ShardIndex
+from tests.fixtures.tiny_data import write_tiny
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_json
 from tests.fuzzing.texts import check_texts
-from tests.tiny import write_tiny
 
 
 @final

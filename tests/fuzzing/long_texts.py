@@ -12,24 +12,24 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from mmemb.backbones import OpenClipBackbone, PromptStyle
-from mmemb.backbones.chat_prompt import PromptBuilder
-from mmemb.counterfactual import names_target
-from mmemb.evaluators.judge_prompt import JudgePrompts, JudgeStyle
-from mmemb.generation.special_tokens import as_text_anywhere
-from mmemb.near_duplicates import text_key
-from mmemb.rationales import FewShotPrompt
-from mmemb.rationales.chat_model import ChatModel
-from mmemb.rationales.chat_reply import Reply
-from mmemb.rationales.folding import fold_candidates
-from mmemb.rationales.server import tagged
-from mmemb.records import Rationale, Side
-from tests.chat_stub import write_prompts
+from experiments.scoring.near_duplicates import text_key
+from mmemb.backbones import OpenClipBackbone
+from mmemb.llm import FewShotPrompt, PromptStyle
+from mmemb.llm.prompts.chat_model import ChatModel
+from mmemb.llm.prompts.chat_prompt import PromptBuilder
+from mmemb.llm.prompts.special_tokens import as_text_anywhere
+from mmemb.rationales.chat_api.reply import Reply
+from mmemb.rationales.merge import fold_candidates
+from mmemb.rationales.writers.server import tagged
+from mmemb.records.records import Rationale, Side
+from mmemb.selection.counterfactual import names_target
+from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
+from tests.fixtures.chat_server import write_prompts
+from tests.fixtures.tiny_backbones import TINY, build_joint
+from tests.fixtures.tiny_language_model import byte_tokenizer
+from tests.fixtures.tiny_models import write_chat_model
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_text
-from tests.tiny_backbones import TINY, build_joint
-from tests.tiny_language_model import byte_tokenizer
-from tests.tiny_models import write_chat_model
 
 LETTERS = 20_000
 MOST_TIMES, NOISE_S = 2.5, 0.05

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from PIL import Image
 
-from mmemb.pictures import MAX_PIXELS, PictureError, check_picture, read_picture, read_pixels
+from mmemb.media.pictures import MAX_PIXELS, PictureError, check_picture, read_picture, read_pixels
 from tests.fuzzing.kind import Kind
 
 FORMATS = ("WEBP", "PNG", "JPEG", "GIF", "BMP", "TIFF")

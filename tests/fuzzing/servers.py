@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import ClassVar, final
 
-from mmemb.rationales.chat_client import ChatClient
-from mmemb.rationales.chat_reply import MOST_TOKENS
+from mmemb.rationales.chat_api.client import ChatClient
+from mmemb.rationales.chat_api.reply import MOST_TOKENS
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_bytes, mutate_json
 from tests.fuzzing.texts import check_texts

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, final
 
 from datamodules.prepare.folder.check import check_cells
 from datamodules.prepare.folder.table import OwnRow, read_table
+from tests.fixtures.own_table import write_csv, write_lines, write_parquet
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import NUMBERS, mutate_bytes, mutate_json, mutate_text, mutate_value
 from tests.fuzzing.texts import check_texts
-from tests.own_table import write_csv, write_lines, write_parquet
 
 
 @final

@@ -13,11 +13,11 @@ from datamodules.archives import ArchiveLimits, TarMember, read_tar
 from datamodules.samples import SampleReader, rows_of
 from datamodules.tar_samples import ForeignMembers, samples_of
 from datamodules.unindexed import ReplayStream
-from mmemb.shards import ShardIndex
+from mmemb.storage.shards import ShardIndex
+from tests.fixtures.tiny_data import write_tiny
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import STRANGE_TEXTS, mutate_bytes, mutate_json
 from tests.fuzzing.texts import check_texts
-from tests.tiny import write_tiny
 
 LIMITS = ArchiveLimits(member_mib=1, sample_mib=2, num_members=16, ratio=200)
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)

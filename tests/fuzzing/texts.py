@@ -7,13 +7,13 @@ from random import Random
 from typing import Any, ClassVar, final
 
 from datamodules.prepare.cells import CellError, text_of
-from mmemb.rationales import FewShotPrompt
-from mmemb.rationales.chat_client import seconds
-from mmemb.rationales.chat_reply import MOST_TOKENS, Reply, cut, least_tokens
-from mmemb.rationales.server import tagged
-from mmemb.records import Rationale, Side
-from mmemb.text import check_unicode, has_text
-from tests.chat_stub import write_prompts
+from mmemb.llm import FewShotPrompt
+from mmemb.rationales.chat_api.client import seconds
+from mmemb.rationales.chat_api.reply import MOST_TOKENS, Reply, cut, least_tokens
+from mmemb.rationales.writers.server import tagged
+from mmemb.records.records import Rationale, Side
+from mmemb.records.text import check_unicode, has_text
+from tests.fixtures.chat_server import write_prompts
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_text
 

@@ -19,8 +19,8 @@ from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.media import content_digest, locate, side_members
 from datamodules.prepare.folder.table import OwnRow, OwnSide
 from datamodules.prepare.media_paths import MediaPathError
-from mmemb.file_names import file_name
-from mmemb.text import limit_marks
+from mmemb.records.file_names import file_name
+from mmemb.records.text import limit_marks
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _CHUNK = 64

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, final
 from PIL import Image
 
 from datamodules.prepare.folder.containers import stated_size
-from mmemb.pictures import to_rgb
-from mmemb.text import printable
+from mmemb.media.pictures import to_rgb
+from mmemb.records.text import printable
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame

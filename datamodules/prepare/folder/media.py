@@ -16,7 +16,7 @@ from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media, is_frame
-from mmemb.pictures import (
+from mmemb.media.pictures import (
     SHARD_FORMATS,
     check_picture,
     picture_bytes,
@@ -24,7 +24,7 @@ from mmemb.pictures import (
     read_picture,
     upright_size,
 )
-from mmemb.text import limit_marks, printable
+from mmemb.records.text import limit_marks, printable
 
 PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
 CLIPS = {*VIDEOS, ".gif"}
@@ -90,7 +90,7 @@ def picture(path: Path) -> tuple[str, bytes]:
     """Suffix and bytes; BMP, TIFF and GIF become files that keep every pixel, as RGB on white.
 
     Raises:
-        ValueError: the picture cannot be read; `mmemb.pictures.read_picture` says what can.
+        ValueError: the picture cannot be read; `mmemb.media.pictures.read_picture` says what can.
     """
     if path.suffix.lower() not in PICTURES:
         expected = ", ".join(sorted(PICTURES | CLIPS))

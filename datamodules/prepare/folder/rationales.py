@@ -14,11 +14,11 @@ from datamodules.prepare.cells import CellError, shown, text_of
 from datamodules.prepare.folder.write import PAIRS, QUERIES
 from datamodules.prepare.row_files import json_row
 from datamodules.samples import SampleReader, rows_of
-from mmemb.lines import split_lines
-from mmemb.rationales.pools import write_pool
-from mmemb.records import Rationale, Side
-from mmemb.schema import Schema, SchemaError, convert
-from mmemb.shards import MANIFEST, ShardIndex
+from mmemb.rationales.store import write_pool
+from mmemb.records.lines import split_lines
+from mmemb.records.records import Rationale, Side
+from mmemb.records.schema import Schema, SchemaError, convert
+from mmemb.storage.shards import MANIFEST, ShardIndex
 
 _WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")

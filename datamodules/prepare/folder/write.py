@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from datamodules.prepare.folder.media import side_members
 from datamodules.prepare.folder.table import OwnRow, OwnSide
-from mmemb.lineage import write_json
-from mmemb.records import EvaluationTask, stable_hash, to_json
-from mmemb.shard_writer import (
+from mmemb.records.records import EvaluationTask, stable_hash, to_json
+from mmemb.storage.lineage import write_json
+from mmemb.storage.shard_writer import (
     Sample,
     drop_other_shards,
     encode_members,
@@ -22,7 +22,7 @@ from mmemb.shard_writer import (
     write_folder,
     write_shard,
 )
-from mmemb.shards import ShardIndex
+from mmemb.storage.shards import ShardIndex
 
 PAIRS, QUERIES, CANDIDATES, NEGATIVES = "pairs/plain", "queries", "candidates", "negatives"
 SAMPLES_PER_SHARD = 256

@@ -14,7 +14,7 @@ import yaml
 from datamodules.prepare.cells import Broken, CellError, checked_text, shown
 from datamodules.prepare.row_files import Cells, json_rows, parquet_faults, parquet_rows
 from mmemb.benchmarks.mmeb_v2 import Task
-from mmemb.schema import SchemaError, convert
+from mmemb.records.schema import SchemaError, convert
 
 FOLDER = "annotations"
 """Below the source: `OWNER/REPOSITORY`, as `hf download` fills it."""

@@ -17,7 +17,7 @@ from typing import IO, final
 from datamodules.prepare.mmeb.annotations import open_parquet
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
 from datamodules.prepare.mmeb.visdoc import ID, IMAGE
-from mmemb import pictures
+from mmemb.media import pictures
 
 
 @final

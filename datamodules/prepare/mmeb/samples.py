@@ -10,8 +10,8 @@ import numpy as np
 
 from datamodules.prepare.mmeb.pictures import UnreadableError
 from datamodules.prepare.mmeb.plan import TaskPlan
-from mmemb.benchmark_data import REPEATS
-from mmemb.shard_writer import Sample, encode_members
+from mmemb.benchmarks.data_roots import REPEATS
+from mmemb.storage.shard_writer import Sample, encode_members
 
 PART = "test"
 

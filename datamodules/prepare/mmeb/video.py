@@ -15,7 +15,7 @@ from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows, rep
 from datamodules.prepare.mmeb.frames import PictureFolder, first_folder
 from datamodules.prepare.mmeb.plan import PlanBuilder, TaskPlan
 from mmemb.benchmarks.mmeb_v2 import Task
-from mmemb.lines import split_lines
+from mmemb.records.lines import split_lines
 
 FRAMES = "video-tasks/frames"
 LABELS = "labels.txt"

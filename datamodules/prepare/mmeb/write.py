@@ -15,15 +15,15 @@ from datamodules.prepare.mmeb.folders import Settings, ShardFolder, write_folder
 from datamodules.prepare.mmeb.pictures import PictureReader
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
 from datamodules.prepare.mmeb.samples import Table, candidate_sample, query_sample
-from mmemb.benchmark_data import CANDIDATES, QUERIES, REPEATS, TASKS
-from mmemb.file_hashes import FileHashes
-from mmemb.files import file_sha256
-from mmemb.guards import GIB, check_disk
-from mmemb.lineage import canonical_json, write_json
-from mmemb.records import to_json
-from mmemb.schema import Schema, read_json
-from mmemb.shard_writer import Sample
-from mmemb.shards import MANIFEST, Source, check_shard, read_manifest
+from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, REPEATS, TASKS
+from mmemb.records.records import to_json
+from mmemb.records.schema import Schema, read_json
+from mmemb.storage.file_hashes import FileHashes
+from mmemb.storage.files import file_sha256
+from mmemb.storage.lineage import canonical_json, write_json
+from mmemb.storage.resources import GIB, check_disk
+from mmemb.storage.shard_writer import Sample
+from mmemb.storage.shards import MANIFEST, Source, check_shard, read_manifest
 
 FORMAT = 2
 """Raise it whenever this code writes something else for the same plan."""

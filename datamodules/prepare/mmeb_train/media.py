@@ -13,7 +13,7 @@ from datamodules.prepare.media_paths import MediaPathError, find_frames, find_me
 from datamodules.prepare.mmeb.frames import choose_frames, natural_key
 from datamodules.prepare.mmeb.pictures import UnreadableError, check_picture, picture_file
 from datamodules.prepare.mmeb_train.rows import TrainSide
-from mmemb.benchmarks.mmeb_train import FRAMES
+from datamodules.prepare.mmeb_train.sources import FRAMES
 
 _LIMITS = ArchiveLimits()
 _FRAMES = "train_300k"

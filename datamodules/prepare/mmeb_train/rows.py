@@ -11,8 +11,8 @@ from typing import Any, final
 
 from datamodules.prepare.cells import shown
 from datamodules.prepare.mmeb.annotations import Row, RowError, each_row
-from mmemb.benchmarks.mmeb_train import Source, instructions
-from mmemb.text import has_text
+from datamodules.prepare.mmeb_train.sources import Source, instructions
+from mmemb.records.text import has_text
 
 TOKENS = ("<|image_1|>", "<|image_2|>", "<image>", "<video>")
 """Where a picture stands in a stored text; each model has its own token, so none is kept."""

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from datamodules.prepare.mmeb.pictures import UnreadableError
 from datamodules.prepare.mmeb_train.media import MediaStore
 from datamodules.prepare.mmeb_train.rows import TrainRow, TrainSide, read_source
-from mmemb.benchmarks.mmeb_train import Source
-from mmemb.records import PARTS, stable_hash
-from mmemb.shard_writer import Sample, encode_members, write_folder
+from datamodules.prepare.mmeb_train.sources import Source
+from mmemb.records.records import PARTS, stable_hash
+from mmemb.storage.shard_writer import Sample, encode_members, write_folder
 
 SAMPLES_PER_SHARD = 512
 

@@ -1,0 +1,185 @@
+"""`prepare folder`: a table of pairs and a folder of media -> shards; faults are listed first."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+from tqdm import tqdm
+
+from datamodules.prepare.folder.check import Faults, Found, check_cells, check_rows, lines_of
+from datamodules.prepare.folder.media import PICTURES, locate
+from datamodules.prepare.folder.rationales import (
+    GivenRationales,
+    read_rationales,
+    write_rationales,
+)
+from datamodules.prepare.folder.table import OwnRow, read_table
+from datamodules.prepare.folder.write import write_data
+from datamodules.prepare.media_paths import MediaPathError, find_frames
+from mmemb.records.schema import Excerpt, read_json
+from mmemb.records.text import printable
+from mmemb.storage.file_hashes import FileHashes
+from mmemb.storage.lineage import canonical_json, write_json
+from mmemb.storage.shards import is_complete
+
+HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
+
+FORMAT = 5
+"""Raise it whenever this code writes something else for the same table."""
+
+MANIFEST, POOL, HASHES = "manifest.json", "rationale_pool.json", "file_hashes.json"
+TASKS = "tasks.json"
+MOST_SHOWN = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the subcommand."""
+    parser.add_argument("--table", type=Path, required=True, help=".csv, .parquet or .jsonl")
+    parser.add_argument("--media", type=Path, default=Path(), help="folder that paths start from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--frames", type=int, default=8, help="of a clip, evenly spaced")
+    parser.add_argument("--check", action="store_true", help="list the faults; write nothing")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="skip: leave faulty rows out"
+    )
+    parser.add_argument("--rationales", type=Path, help="JSON lines by id, of any origin")
+    parser.add_argument(
+        "--recheck", action="store_true", help="read all media, also those that look unchanged"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Checks, then writes."""
+    if options.frames < 1 or options.workers < 1:
+        raise ValueError("--frames and --workers: expected 1 or more.")
+
+    table = tqdm(read_table(options.table), desc="reading", disable=None, delay=2)
+    rows = list(table)
+    if not options.media.is_dir() and any(side.media for row in rows for side in row.sides):
+        raise FileNotFoundError(
+            f"--media {options.media} is no folder: expected the one that paths of the table start "
+            "from."
+        )
+    found = check_cells(rows, options.media)
+    _show(list(lines_of(found)))
+    given = _given_rationales(options, rows)
+
+    # Hashing takes minutes: nothing is hashed for a table that will not be written.
+    if options.check or (options.on_error == "raise" and (found or given.faults)):
+        _checked(options, rows, found)
+        if given.faults:
+            raise ValueError(
+                f"{options.rationales} has {len(given.faults)} fault(s), so nothing was written: "
+                "mend the lines listed above, or leave them out with --on-error skip."
+            )
+        return
+
+    hashes = FileHashes(options.out / HASHES, options.recheck)
+    mark = _fingerprint(options, rows, hashes)
+    if _is_ready(options.out, mark):
+        print(f"{options.out}: everything is there ({mark})")
+    else:
+        _convert(options, rows, found, mark)
+
+    # Hashes are remembered last: the folder that holds them may be new.
+    hashes.save()
+    if options.rationales is not None:
+        having, lacking = write_rationales(given, options.out, options.out / POOL)
+        print(f"{options.out / POOL}: rationales for {having} rows, none for {lacking}")
+
+
+def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> GivenRationales:
+    if options.rationales is None:
+        return GivenRationales({}, ())
+    given = read_rationales(options.rationales, {row.id for row in rows})
+    _show(given.faults)
+    return given
+
+
+def _checked(options: argparse.Namespace, rows: list[OwnRow], found: Found) -> Faults:
+    """All faults of a table, told.
+
+    Raises:
+        ValueError: there are some, and they do not merely leave their rows out.
+    """
+    faults = check_rows(rows, options.media, options.frames, options.workers, found)
+    known = set(lines_of(found))
+    _show([line for line in faults.lines if line not in known])
+    for notice in faults.notices:
+        print(f"note: {notice}")
+    counts = f"{len(faults.lines)} faults in {len(faults.rows)} rows"
+    print(f"{options.table}: {len(rows)} rows, {counts}", flush=True)
+    if faults.lines and (options.on_error == "raise" or options.check):
+        raise ValueError(
+            f"{options.table} has {len(faults.lines)} fault(s), so nothing was written: mend the "
+            "rows listed above, or leave them out with --on-error skip."
+        )
+    return faults
+
+
+def _convert(options: argparse.Namespace, rows: list[OwnRow], found: Found, mark: str) -> None:
+    faults = _checked(options, rows, found)
+    good = [row for row in rows if row.number not in faults.rows]
+    if not good:
+        raise ValueError(f"{options.table} has no row that could be written.")
+    (options.out / MANIFEST).unlink(missing_ok=True)
+    counts = write_data(options.out, good, options.media, options.frames, mark, faults.groups)
+    stated = {"fingerprint": mark, "table": printable(options.table.name), "counts": counts}
+    stated |= {"partial": bool(faults.lines), "skipped": list(faults.lines)}
+    write_json(options.out / MANIFEST, stated)
+    written = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    print(f"{options.out}: {written}")
+
+
+def _show(lines: Sequence[str]) -> None:
+    """Tells of faults as soon as they are found."""
+    for line in lines[:MOST_SHOWN]:
+        print(line)
+    if len(lines) > MOST_SHOWN:
+        print(f"... and {len(lines) - MOST_SHOWN} more")
+    sys.stdout.flush()
+
+
+@final
+class _ManifestJson(Excerpt):
+    """The fields of the manifest that are compared."""
+
+    fingerprint: str
+    counts: dict[str, int] = {}
+
+
+def _is_ready(out: Path, mark: str) -> bool:
+    """Says whether the data of this fingerprint are there, with every folder that they name."""
+    path = out / MANIFEST
+    stated = read_json(path, _ManifestJson) if path.is_file() else None
+    if stated is None or stated.fingerprint != mark or not (out / TASKS).is_file():
+        return False
+    return all(is_complete(out / name, mark) for name, count in stated.counts.items() if count)
+
+
+def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: FileHashes) -> str:
+    """A hash of the table, of the bytes of the media, and of the settings."""
+    files: dict[str, Any] = {}
+    names = dict.fromkeys(name for row in rows for side in row.sides for name in side.media)
+    for name in tqdm(names, desc="hashing", disable=None, delay=2):
+        try:
+            path = locate(options.media, name)
+            is_folder = path.is_dir()
+            found = sorted(find_frames(options.media, name, PICTURES)) if is_folder else [path]
+            files[name] = [(p.name, hashes.sha256(p)) for p in found]
+        except (MediaPathError, OSError):
+            continue  # a fault of its row
+    settings = [FORMAT, options.frames, options.on_error]
+    table = [asdict(row) for row in rows]
+    for row in table:
+        del row["nested"]  # a form of the table, and not of the data
+    text = canonical_json([settings, table, files])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""`prepare mmeb-train`: local copies of the training data -> pairs, and cuts that are held out."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from datamodules.prepare.mmeb_train.rows import read_source
+from datamodules.prepare.mmeb_train.sources import MIXTURE, TOTAL_WEIGHT, Source, source_named
+from datamodules.prepare.mmeb_train.write import (
+    Cut,
+    Report,
+    held_out_rows,
+    write_held_out,
+    write_pairs,
+)
+from mmemb.records.records import EvaluationTask, to_json
+from mmemb.records.schema import Schema, read_json
+from mmemb.storage.file_hashes import FileHashes
+from mmemb.storage.files import write_atomically
+from mmemb.storage.lineage import canonical_json, write_json
+from mmemb.storage.shards import is_complete
+
+HELP = "the training mixture of MMEB-V2, from local copies (docs/mmeb_train.md)"
+
+FORMAT = 3
+"""Raise it whenever this code writes something else for the same files."""
+
+MANIFEST, MIXTURE_FILE = "manifest.json", "mixture.yaml"
+MOST_SHOWN = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the subcommand."""
+    parser.add_argument("--source", type=Path, required=True, help="folder of OWNER/REPOSITORY")
+    parser.add_argument("--out", type=Path, default=Path("data/mmeb_train"))
+    parser.add_argument("--sources", nargs="+", metavar="NAME", help="default: all of the mixture")
+    parser.add_argument("--check", action="store_true", help="schema and counts; writes nothing")
+    parser.add_argument(
+        "--recheck", action="store_true", help="read all files, also those that look unchanged"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken row or picture"
+    )
+    parser.add_argument("--validation-share", type=float, default=0.01, help="of the topics")
+    parser.add_argument("--gate-share", type=float, default=0.01, help="the same of part gate")
+    parser.add_argument(
+        "--calibration-share", type=float, default=0.005, help="the same of part calibration"
+    )
+    parser.add_argument(
+        "--validation-queries", type=int, default=200, help="most of a source and part"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Checks or converts the sources."""
+    sources = [source_named(name) for name in options.sources or [s.name for s in MIXTURE]]
+    shares = (options.validation_share, options.gate_share, options.calibration_share)
+    cut = Cut(*shares, options.validation_queries)
+    if not 0 <= sum(shares) < 1 or min(shares) < 0 or options.workers < 1:
+        raise ValueError(
+            "--validation-share, --gate-share and --calibration-share: expected 0 to below 1 "
+            "together; --workers: 1 or more."
+        )
+    if options.check:
+        skips = options.on_error == "skip"
+        _tell_failures([_checked(s, options.source / s.repository, skips) for s in sources])
+        return
+    work = partial(_convert, options, cut)
+    if options.workers == 1:
+        found = list(map(work, sources))
+    else:
+        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(work, sources))
+    _tell_failures(found)
+    _finish(options, cut, sources)
+
+
+def _checked(source: Source, folder: Path, skips: bool) -> str:
+    """Reads all rows, no picture; "" or what is wrong."""
+    try:
+        rows = list(read_source(source, folder))
+    except (ValueError, OSError) as error:
+        return str(error)
+    faults = [row for row in rows if row.fault]
+    for row in faults[:MOST_SHOWN]:
+        print(f"{source.name}, row {row.number}: {row.fault}")
+    if faults and not skips:
+        return f"{source.name}: {len(faults)} row(s) cannot be read, as listed above."
+    empty = sum(row.is_empty for row in rows) - len(faults)
+    cap = "" if source.cap is None else f" of at most {source.cap:,}"
+    print(f"{source.name}: {len(rows):,} rows{cap}, {empty} with an empty side", flush=True)
+    return "" if len(rows) > empty + len(faults) else f"{source.name}: no row could be used."
+
+
+def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
+    """Writes the pairs of a source and says what became of its rows; "" or what is wrong."""
+    folder, path = options.source / source.repository, _report_path(options.out, source)
+    try:
+        mark = _fingerprint(options, cut, source)
+        known = path.is_file() and read_json(path, _ReportJson).fingerprint == mark
+        if known and is_complete(options.out / "pairs" / source.name, mark):
+            print(f"{source.name}: everything is there", flush=True)
+            return ""
+
+        skips = options.on_error == "skip"
+        report = write_pairs(source, folder, options.out, cut, mark, skips)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+    # The report is written last: it says that the shards are whole.
+    write_json(path, {"fingerprint": mark, **asdict(report)})
+    print(f"{source.name}: {_said(report)}", flush=True)
+    return ""
+
+
+@final
+class _ReportJson(Schema):
+    """A `Report`, with the fingerprint of what it is about."""
+
+    fingerprint: str
+    pairs: int
+    held_out: int
+    empty: int
+    skipped: tuple[str, ...]
+
+
+def _said(report: Report) -> str:
+    lost = f", {len(report.skipped)} left out" if report.skipped else ""
+    return (
+        f"{report.pairs:,} pairs, {report.held_out:,} rows held out, {report.empty:,} empty{lost}"
+    )
+
+
+def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) -> None:
+    """Queries, candidates, tasks, the overlay for training, and the manifest, last."""
+    folders = {source: options.source / source.repository for source in sources}
+    skips = options.on_error == "skip"
+    rows = {source: held_out_rows(source, folders[source], cut, skips) for source in sources}
+    marks = [_fingerprint(options, cut, source) for source in sources]
+    mark = hashlib.sha256("".join(marks).encode()).hexdigest()[:16]
+
+    asked = {source: found for source, found in rows.items() if found}
+    if asked:
+        write_held_out(asked, folders, options.out, mark)
+    tasks = [EvaluationTask(s.name, "validation", s.name, seen_answer=True) for s in asked]
+    write_json(options.out / "tasks.json", [to_json(task) for task in tasks])
+
+    weights = {source.name: source.weight for source in sources}
+    pairs = [f"pairs/{name}" for name in weights]
+    drawn = f"a source is drawn with probability weight / {TOTAL_WEIGHT}"
+    overlays: dict[str, tuple[str, dict[str, Any]]] = {
+        MIXTURE_FILE: (drawn, {"pairs": pairs, "group_weights": weights}),
+        "sides.yaml": ("what stage 1 writes about", {"folders": [*pairs, "queries"]}),
+        "judged.yaml": ("what stage 2 judges", {"pairs": pairs}),
+    }
+    for name, (says, settings) in overlays.items():
+        text = yaml.safe_dump({"data": {"init_args": settings}}, sort_keys=False)
+        write_atomically(options.out / name, f"# Overlay: {says}.\n{text}".encode())
+
+    reports = {
+        s.name: to_json(read_json(_report_path(options.out, s), _ReportJson)) for s in sources
+    }
+    write_json(options.out / MANIFEST, {"fingerprint": mark, "sources": reports})
+    print(f"{options.out / MIXTURE_FILE}: --config it beside a training configuration")
+
+
+def _tell_failures(found: Sequence[str]) -> None:
+    if failures := [line for line in found if line]:
+        listed = "\n".join(f"- {line}" for line in failures)
+        raise ValueError(f"{len(failures)} of {len(found)} source(s) failed:\n{listed}")
+
+
+def _report_path(out: Path, source: Source) -> Path:
+    return out / "reports" / f"{source.name}.json"
+
+
+def _fingerprint(options: argparse.Namespace, cut: Cut, source: Source) -> str:
+    """A hash of the source's row, of the cut, and of the bytes of the annotations."""
+    folder = options.source / source.repository
+    hashes = FileHashes(_report_path(options.out, source).with_suffix(".files"), options.recheck)
+    files = [(str(p.relative_to(folder)), hashes.sha256(p)) for p in _annotations(folder, source)]
+    hashes.save()
+    parts: list[Any] = [FORMAT, asdict(source), asdict(cut), options.on_error, files]
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
+
+
+def _annotations(folder: Path, source: Source) -> Iterator[Path]:
+    places = {"mmeb": source.name, "colpali": "data", "visrag": "data"}
+    inside = folder / places.get(source.layout, "video_instruction")
+    for suffix in ("parquet", "jsonl"):
+        yield from sorted(inside.rglob(f"*.{suffix}"))

@@ -1,0 +1,1 @@
+"""The pocket data set: facts, emoji and flags."""

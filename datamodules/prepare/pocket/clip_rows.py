@@ -1,0 +1,117 @@
+"""Rows of profile `full` about emoji: animated clips, and queries drawn in an untrained style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from datamodules.prepare.pocket.art import CLIP, NOTO, Picture
+from datamodules.prepare.pocket.emoji import Emoji, EmojiSet
+from datamodules.prepare.pocket.full_tasks import (
+    CLIP_GALLERY,
+    CLIP_INSTRUCTIONS,
+    NUM_FRAMES,
+    TRAIN_CLIP_GALLERY,
+)
+from datamodules.prepare.pocket.rows import CandidateRow, PairRow, QueryRow, Rows
+from datamodules.prepare.pocket.splits import EVALUATED, capped
+from datamodules.prepare.pocket.tasks import INSTRUCTIONS
+
+
+def noto_queries(emoji: EmojiSet) -> list[QueryRow]:
+    """Drawings in a style that no emoji is trained in, to be found in the gallery's style."""
+    return [
+        QueryRow(
+            task="emoji-noto",
+            part=part,
+            concept=item.concept,
+            fact=f"emoji:{item.slug}/noto",
+            gallery="emoji",
+            relevance=(item.slug,),
+            instruction=INSTRUCTIONS["emoji-style"],
+            answers=(item.name,),
+            image=item.picture(NOTO),
+        )
+        for part in EVALUATED
+        # The first of a part are those of emoji-t2i, so that the gallery holds them.
+        for item in capped(emoji.one_each(part), "emoji-noto", part)
+        if emoji.art.has(item.picture(NOTO))
+    ]
+
+
+def clip_rows(emoji: EmojiSet) -> Rows:
+    """Clip to group and name to clip: pairs of train concepts, queries of the others."""
+    pairs = [pair for item in _moving(emoji, "train") for pair in _pairs(item)]
+    queries = [
+        query
+        for part in EVALUATED
+        for item in _moving(emoji, part)
+        for query in _queries(item, part)
+    ]
+    parts = ("train", *EVALUATED)
+    everyone = sorted({item.slug: item for p in parts for item in _moving(emoji, p)}.items())
+    candidates = [CandidateRow(CLIP_GALLERY, slug, clip=_clip(item)) for slug, item in everyone]
+    return Rows(plain=pairs, queries=queries, candidates=candidates)
+
+
+def _moving(emoji: EmojiSet, part: str) -> list[Emoji]:
+    """Those of a part that move, one of a concept: its others are drawn alike."""
+    first: dict[str, Emoji] = {}
+    for item in emoji.part(part):
+        if emoji.art.has(item.picture(CLIP)):
+            first.setdefault(item.concept, item)
+    return list(first.values())
+
+
+def _clip(item: Emoji) -> tuple[Picture, ...]:
+    still = item.picture(CLIP)
+    return tuple(replace(still, frame=number) for number in range(NUM_FRAMES))
+
+
+def _pairs(item: Emoji) -> Iterator[PairRow]:
+    def pair(task: str, **fields: Any) -> PairRow:
+        return PairRow(
+            key=f"{task}-{item.slug[:50]}",
+            task=task,
+            concept=item.concept,
+            fact=f"emoji:{item.slug}/{task}",
+            instruction=CLIP_INSTRUCTIONS[task],
+            **fields,
+        )
+
+    yield pair(
+        "anim-t2v",
+        group="clips",
+        gallery=TRAIN_CLIP_GALLERY,
+        text=item.name,
+        target_name=item.slug,
+        target_clip=_clip(item),
+        answers=(item.name,),
+    )
+    yield pair(
+        "anim-group",
+        group="emoji-group",
+        gallery="emoji-groups",
+        clip=_clip(item),
+        target_name=item.group,
+        target_text=item.group,
+        answers=(item.group,),
+    )
+
+
+def _queries(item: Emoji, part: str) -> Iterator[QueryRow]:
+    def query(task: str, gallery: str, right: str, **fields: Any) -> QueryRow:
+        return QueryRow(
+            task=task,
+            part=part,
+            concept=item.concept,
+            fact=f"emoji:{item.slug}/{task}",
+            gallery=gallery,
+            relevance=(right,),
+            instruction=CLIP_INSTRUCTIONS[task],
+            **fields,
+        )
+
+    yield query("anim-t2v", CLIP_GALLERY, item.slug, text=item.name, answers=(item.name,))
+    yield query("anim-group", "emoji-groups", item.group, clip=_clip(item), answers=(item.group,))

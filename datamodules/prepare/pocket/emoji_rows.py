@@ -1,0 +1,184 @@
+"""The emoji-* rows: training pairs of train concepts, queries and candidates of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from datamodules.prepare.pocket.emoji import Emoji, EmojiSet
+from datamodules.prepare.pocket.rows import CandidateRow, PairRow, QueryRow, Rows
+from datamodules.prepare.pocket.splits import EVALUATED, capped
+from datamodules.prepare.pocket.tasks import (
+    EMOJI_GALLERY_SIZE,
+    INSTRUCTIONS,
+    TONE_TEMPLATE,
+    TONES,
+    TRAIN_EMOJI_GALLERY,
+)
+
+NUM_WORDS = 4
+TONE_EDITS = (("", "light"), ("light", "dark"), ("dark", "medium"))
+_QUERY_TASKS = ("emoji-t2i", "emoji-i2t", "emoji-style", "emoji-group")
+
+
+def emoji_rows(emoji: EmojiSet) -> Rows:
+    """All rows about emoji."""
+    train = emoji.part("train")
+    pairs = [*_text_pairs(emoji, train), *_word_pairs(emoji, train), *_style_pairs(emoji, train)]
+    pairs += [*_group_pairs(emoji, train), *_tone_pairs(emoji)]
+    queries = [*_queries(emoji), *_tone_queries(emoji)]
+    return Rows(plain=pairs, queries=queries, candidates=list(_candidates(emoji, queries)))
+
+
+def _pair(emoji: Emoji, task: str, key: str, **fields: Any) -> PairRow:
+    instruction = INSTRUCTIONS.get(task, INSTRUCTIONS["emoji-text"])
+    given = {"answers": (emoji.name,), "instruction": instruction, "concept": emoji.concept}
+    fact = f"emoji:{emoji.slug}/{task.removeprefix('emoji-')}"
+    return PairRow(key=f"{task}-{emoji.slug[:50]}{key}", task=task, fact=fact, **(given | fields))
+
+
+def _drawing(emoji: EmojiSet, item: Emoji, style: str) -> dict[str, Any]:
+    """The target fields of a pair that aims at a drawing: all drawings of the item are right."""
+    return {
+        "gallery": TRAIN_EMOJI_GALLERY,
+        "target_name": f"{item.slug}-{style}",
+        "positives": tuple(f"{item.slug}-{s}" for s in emoji.styles),
+        "target_image": item.picture(style),
+    }
+
+
+def _text_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
+    for item in train:
+        for style in emoji.styles:
+            yield _pair(
+                item,
+                "emoji-t2i",
+                f"-{style}",
+                group="emoji-text",
+                text=item.name,
+                **_drawing(emoji, item, style),
+            )
+
+
+def _word_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
+    for turn, item in enumerate(train):
+        if item.words:
+            style = emoji.styles[turn % len(emoji.styles)]
+            yield _pair(
+                item,
+                "emoji-words",
+                "",
+                text=", ".join(item.words[:NUM_WORDS]),
+                group="emoji-text",
+                **_drawing(emoji, item, style),
+            )
+
+
+def _style_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
+    for turn, item in enumerate(train if len(emoji.styles) > 1 else []):
+        one, other = emoji.styles if turn % 2 else emoji.styles[::-1]
+        yield _pair(
+            item,
+            "emoji-style",
+            "",
+            image=item.picture(one),
+            group="emoji-style",
+            **_drawing(emoji, item, other),
+        )
+
+
+def _group_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
+    for turn, item in enumerate(train):
+        picture = item.picture(emoji.styles[turn % len(emoji.styles)])
+        yield _pair(
+            item,
+            "emoji-group",
+            "",
+            group="emoji-group",
+            gallery="emoji-groups",
+            image=picture,
+            target_text=item.group,
+            target_name=item.group,
+            answers=(item.group,),
+        )
+
+
+def _tone_pairs(emoji: EmojiSet) -> Iterator[PairRow]:
+    able = [item for item in emoji.part("train") if emoji.toned(item)]
+    for item in capped(able, "emoji-tone", "train"):
+        for before, after in TONE_EDITS:
+            yield _pair(
+                item,
+                "emoji-tone",
+                f"-{after}",
+                group="emoji-tone",
+                gallery="emoji-tones",
+                text=TONE_TEMPLATE.format(after),
+                target_name=f"{item.slug}-{after}",
+                image=item.picture(emoji.gallery_style, before),
+                target_image=item.picture(emoji.gallery_style, after),
+            )
+
+
+def _queries(emoji: EmojiSet) -> Iterator[QueryRow]:
+    for task in _QUERY_TASKS:
+        if task == "emoji-style" and len(emoji.styles) < 2:
+            continue
+        for part in EVALUATED:
+            for item in capped(emoji.one_each(part), task, part):
+                yield _query(emoji, task, part, item)
+
+
+def _query(emoji: EmojiSet, task: str, part: str, item: Emoji) -> QueryRow:
+    by_text, to_group = task == "emoji-t2i", task == "emoji-group"
+    galleries = {"emoji-i2t": "emoji-names", "emoji-group": "emoji-groups"}
+    # Image to name is text to image read backwards, so there the name carries the instruction.
+    instruction = INSTRUCTIONS["emoji-text"] if by_text else INSTRUCTIONS.get(task, "")
+    return QueryRow(
+        task=task,
+        part=part,
+        concept=item.concept,
+        gallery=galleries.get(task, "emoji"),
+        fact=f"emoji:{item.slug}/{task.removeprefix('emoji-')}",
+        instruction=instruction,
+        relevance=(item.group if to_group else item.slug,),
+        answers=(item.group if to_group else item.name,),
+        text=item.name if by_text else "",
+        image=None if by_text else item.picture(emoji.query_style),
+    )
+
+
+def _tone_queries(emoji: EmojiSet) -> Iterator[QueryRow]:
+    for part in EVALUATED:
+        able = [item for item in emoji.one_each(part) if emoji.toned(item)]
+        for turn, item in enumerate(capped(able, "emoji-tone", part)):
+            before, after = TONE_EDITS[turn % len(TONE_EDITS)]
+            yield QueryRow(
+                task="emoji-tone",
+                part=part,
+                concept=item.concept,
+                gallery="emoji-tones",
+                fact=f"emoji:{item.slug}/tone",
+                relevance=(f"{item.slug}-{after}",),
+                instruction=INSTRUCTIONS["emoji-tone"],
+                text=TONE_TEMPLATE.format(after),
+                image=item.picture(emoji.gallery_style, before),
+                answers=(item.name,),
+            )
+
+
+def _candidates(emoji: EmojiSet, queries: list[QueryRow]) -> Iterator[CandidateRow]:
+    items = {item.slug: item for item in emoji.items}
+    right = {name for q in queries if q.gallery in ("emoji", "emoji-names") for name in q.relevance}
+    fill = [item.slug for item in emoji.one_each("train") if item.slug not in right]
+    for slug in sorted(right) + sorted(fill[: max(0, EMOJI_GALLERY_SIZE - len(right))]):
+        item = items[slug]
+        yield CandidateRow("emoji", slug, image=item.picture(emoji.gallery_style))
+        yield CandidateRow("emoji-names", slug, item.name, instruction=INSTRUCTIONS["emoji-text"])
+    for group in sorted({item.group for item in emoji.items}):
+        yield CandidateRow("emoji-groups", group, text=group)
+    asked = {q.relevance[0].rsplit("-", 1)[0] for q in queries if q.task == "emoji-tone"}
+    for slug in sorted(asked):
+        for tone in TONES:
+            picture = items[slug].picture(emoji.gallery_style, tone)
+            yield CandidateRow("emoji-tones", f"{slug}-{tone}", image=picture)

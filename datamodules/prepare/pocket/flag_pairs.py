@@ -1,0 +1,171 @@
+"""Training pairs of the flag-* tasks: all names and flags, questions of train countries only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datamodules.prepare.pocket.countries import Country, fold
+from datamodules.prepare.pocket.flags import (
+    TEXT_GALLERIES,
+    Flags,
+    flag_name,
+    flag_picture,
+    style_of_turn,
+    styles,
+)
+from datamodules.prepare.pocket.rows import PairRow
+from datamodules.prepare.pocket.splits import capped
+from datamodules.prepare.pocket.tasks import (
+    IMAGE_QUESTIONS,
+    INSTRUCTIONS,
+    NAME_TEMPLATE,
+    NAME_VARIANTS,
+    TRAIN_FLAG_GALLERY,
+)
+
+
+def plain_flag_pairs(flags: Flags) -> list[PairRow]:
+    """Names, drawing styles and continents: what the trunk may learn."""
+    return [*_names(flags), *_style_pairs(flags), *_continent_pairs(flags)]
+
+
+def question_pairs(flags: Flags) -> list[PairRow]:
+    """Questions about train countries; those a text-only worker can read come first."""
+    return [*_text_questions(flags), *_image_questions(flags)]
+
+
+def _names(flags: Flags) -> Iterator[PairRow]:
+    for country in flags.shown:
+        texts = [t.format(country.name) for t in NAME_VARIANTS]
+        wordings = [(style, text) for style in styles(country, flags.art) for text in texts]
+        wordings += [
+            (style_of_turn(country, flags.art, turn), NAME_TEMPLATE.format(alias))
+            for turn, alias in enumerate(country.aliases)
+        ]
+        for number, (style, text) in enumerate(wordings):
+            key = f"flag-name-{country.code}-{number}"
+            yield _text_to_flag(flags, key, "flag-name", country, "name", text, style, "flags")
+
+
+def _style_pairs(flags: Flags) -> Iterator[PairRow]:
+    for turn, country in enumerate(flags.shown):
+        available = styles(country, flags.art)
+        if len(available) < 2:
+            continue
+        one, other = (available[(turn + n) % len(available)] for n in (1, 2))
+        yield PairRow(
+            key=f"flag-style-{country.code}",
+            task="flag-style",
+            concept=country.concept,
+            fact=f"{country.concept}/style",
+            group="flags",
+            gallery=TRAIN_FLAG_GALLERY,
+            target_name=flag_name(country.code, other),
+            instruction=INSTRUCTIONS["flag-style"],
+            image=flag_picture(country, one),
+            target_image=flag_picture(country, other),
+            positives=_right_flags(flags, country),
+            answers=country.answers,
+        )
+
+
+def _continent_pairs(flags: Flags) -> Iterator[PairRow]:
+    for country in _train(flags):
+        for style in styles(country, flags.art):
+            yield PairRow(
+                key=f"flag-continent-{country.code}-{style}",
+                task="flag-continent",
+                concept=country.concept,
+                fact=f"{country.concept}/continent",
+                group="continent",
+                gallery="continents",
+                target_name=country.continents[0],
+                target_text=country.continents[0],
+                positives=country.continents,
+                instruction=INSTRUCTIONS["flag-continent"],
+                image=flag_picture(country, style),
+                answers=country.continents,
+            )
+
+
+def _train(flags: Flags) -> list[Country]:
+    return [country for country in flags.shown if flags.part(country) == "train"]
+
+
+def _text_questions(flags: Flags) -> Iterator[PairRow]:
+    for turn, question in enumerate(flags.text_questions):
+        asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == "train"]
+        for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
+            yield _text_to_flag(
+                flags,
+                f"{question.task}-{country.code}-{_slug(clue, number)}",
+                question.task,
+                country,
+                question.fact,
+                question.text(clue),
+                style_of_turn(country, flags.art, turn + number),
+                "questions",
+                flags.split.halves[country.concept],
+            )
+
+
+def _slug(clue: str, number: int) -> str:
+    plain = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in fold(clue)).split())
+    return plain[:30] or str(number)
+
+
+def _image_questions(flags: Flags) -> Iterator[PairRow]:
+    for turn, question in enumerate(IMAGE_QUESTIONS):
+        for number, country in enumerate(_train(flags)):
+            if not (right := country.clues(question.fact)):
+                continue
+            yield PairRow(
+                key=f"{question.task}-{country.code}",
+                task=question.task,
+                concept=country.concept,
+                fact=f"{country.concept}/{question.fact}",
+                group="answers",
+                gallery=TEXT_GALLERIES[question.fact],
+                target_name=right[0],
+                target_text=right[0],
+                instruction=INSTRUCTIONS["flag-answer"],
+                text=question.text(),
+                image=flag_picture(country, style_of_turn(country, flags.art, turn + number)),
+                positives=right,
+                answers=right,
+                half=flags.split.halves[country.concept],
+            )
+
+
+def _text_to_flag(
+    flags: Flags,
+    key: str,
+    task: str,
+    country: Country,
+    fact: str,
+    text: str,
+    style: str,
+    group: str,
+    half: str = "",
+) -> PairRow:
+    return PairRow(
+        key=key,
+        task=task,
+        concept=country.concept,
+        fact=f"{country.concept}/{fact}",
+        group=group,
+        gallery=TRAIN_FLAG_GALLERY,
+        target_name=flag_name(country.code, style),
+        text=text,
+        target_image=flag_picture(country, style),
+        positives=_right_flags(flags, country),
+        instruction=INSTRUCTIONS["text-flag"],
+        answers=country.answers,
+        half=half,
+    )
+
+
+def _right_flags(flags: Flags, country: Country) -> tuple[str, ...]:
+    """The country's flag in every training style, and flags that look the same there."""
+    available = styles(country, flags.art)
+    return tuple(flag_name(c, s) for s in available for c in flags.same[s][country.code])

@@ -1,0 +1,90 @@
+"""Evaluation queries of the flag-* tasks, in parts that never share a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datamodules.prepare.pocket.art import ICONS
+from datamodules.prepare.pocket.countries import Country
+from datamodules.prepare.pocket.flags import TEXT_GALLERIES, Flags, flag_picture
+from datamodules.prepare.pocket.rows import QueryRow
+from datamodules.prepare.pocket.splits import EVALUATED, capped
+from datamodules.prepare.pocket.tasks import (
+    FLAG_GALLERY,
+    IMAGE_QUESTIONS,
+    INSTRUCTIONS,
+    MIXED_QUESTIONS,
+    NAME_TEMPLATE,
+)
+
+
+def flag_queries(flags: Flags) -> list[QueryRow]:
+    """All queries about flags."""
+    return [*_questions(flags), *_mixed(flags), *_name_queries(flags), *_image_queries(flags)]
+
+
+def _flag_query(
+    flags: Flags, task: str, part: str, country: Country, fact: str, text: str
+) -> QueryRow:
+    return QueryRow(
+        task=task,
+        part=part,
+        concept=country.concept,
+        fact=f"{country.concept}/{fact}",
+        gallery=FLAG_GALLERY,
+        relevance=flags.same[ICONS][country.code],
+        instruction=INSTRUCTIONS["text-flag"],
+        text=text,
+        answers=country.answers,
+    )
+
+
+def _questions(flags: Flags) -> Iterator[QueryRow]:
+    for question in flags.text_questions:
+        for part in EVALUATED:
+            asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == part]
+            for country, clue in capped(asked, question.task, part):
+                text = question.text(clue)
+                yield _flag_query(flags, question.task, part, country, question.fact, text)
+
+
+def _mixed(flags: Flags) -> Iterator[QueryRow]:
+    """In each part as many train countries as own ones, under a wording never trained."""
+    for question in MIXED_QUESTIONS:
+        for part in EVALUATED[1:]:
+            asked = flags.clues(question)
+            own = [(c, clue) for c, clue in asked if flags.part(c) == part]
+            train = [(c, clue) for c, clue in asked if flags.split.mixed.get(c.concept) == part]
+            size = min(len(own), len(train))
+            for country, clue in own[:size] + train[:size]:
+                text = question.text(clue)
+                yield _flag_query(flags, question.task, part, country, question.fact, text)
+
+
+def _name_queries(flags: Flags) -> Iterator[QueryRow]:
+    """Names of every country; those of train count as `test`, since all names are trained."""
+    for country in flags.shown:
+        part, text = flags.part(country), NAME_TEMPLATE.format(country.name)
+        part = "test" if part == "train" else part
+        yield _flag_query(flags, "flag-name", part, country, "name", text)
+
+
+def _image_queries(flags: Flags) -> Iterator[QueryRow]:
+    asked = [(q.task, q.fact, "flag-answer", q.text()) for q in IMAGE_QUESTIONS]
+    asked += [("flag-continent", "continent", "flag-continent", "")]
+    for task, fact, instruction, text in asked:
+        for country in flags.shown:
+            part, right = flags.part(country), country.clues(fact)
+            if part in EVALUATED and right:
+                yield QueryRow(
+                    task=task,
+                    part=part,
+                    concept=country.concept,
+                    gallery=TEXT_GALLERIES[fact],
+                    fact=f"{country.concept}/{fact}",
+                    relevance=right,
+                    answers=right,
+                    instruction=INSTRUCTIONS[instruction],
+                    text=text,
+                    image=flag_picture(country, ICONS),
+                )

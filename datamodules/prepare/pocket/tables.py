@@ -1,0 +1,77 @@
+"""Small tables beside the shards: facts for scoring, few-shot countries, row counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datamodules.prepare.pocket.countries import Country
+from datamodules.prepare.pocket.flags import Flags
+from datamodules.prepare.pocket.full_tasks import TASKS
+from datamodules.prepare.pocket.rows import PairRow, QueryRow, Rows
+from datamodules.prepare.pocket.tasks import NAME_TEMPLATE
+from mmemb.records.records import PARTS, EvaluationTask
+
+
+def fact_table(
+    countries: Sequence[Country], flags: Flags | None, queries: Iterable[QueryRow]
+) -> dict[str, Any]:
+    """The honest table: every country's facts, and for each question text whom it asks for.
+
+    It serves the table worker (an upper bound, marked as one) and scoring, never training.
+    """
+    parts = flags.split.parts if flags else {}
+    rows = {c.code: c.facts() | {"part": parts.get(c.concept, "")} for c in countries}
+    asked = {
+        q.text: q.concept.removeprefix("country:")
+        for q in queries
+        if q.text and not q.image and q.concept.startswith("country:")
+    }
+    for question in flags.text_questions if flags else ():
+        asked |= {question.text(clue): c.code for c, clue in flags.clues(question)}  # type: ignore[union-attr]
+    return {"countries": rows, "questions": dict(sorted(asked.items()))}
+
+
+def few_shot_table(flags: Flags | None) -> dict[str, Any]:
+    """Countries that a few-shot prompt may name: those of `train`, without val."""
+    train = [c for c in flags.shown if flags.part(c) == "train"] if flags else []
+    return {c.concept: {"name": c.name, "capital": c.capital} for c in train}
+
+
+def label_table(pairs: Iterable[PairRow]) -> list[dict[str, str]]:
+    """What training pairs call pictures by, as they ask for them: the words of a `LabelBridge`."""
+    start = NAME_TEMPLATE.split("{}")[0]
+    named = {
+        pair.text: pair.instruction
+        for pair in pairs
+        if pair.task == "emoji-t2i" or (pair.task == "flag-name" and pair.text.startswith(start))
+    }
+    return [{"text": text, "instruction": named[text]} for text in sorted(named)]
+
+
+def count_table(rows: Rows) -> dict[str, dict[str, int]]:
+    """Task -> part -> rows; `train` counts training pairs."""
+    counts = Counter((row.task, "train") for row in rows.plain + rows.questions)
+    counts += Counter((row.task, row.part) for row in rows.queries)
+    tasks = [task.name for task in TASKS]
+    extra = sorted({task for task, _ in counts} - set(tasks))
+    return {
+        task: {part: counts[task, part] for part in PARTS}
+        for task in tasks + extra
+        if any(counts[task, part] for part in PARTS)
+    }
+
+
+def render_counts(
+    counts: Mapping[str, Mapping[str, int]], tasks: Sequence[EvaluationTask] = TASKS
+) -> str:
+    """The counts as text, with the number of "think" queries below."""
+    think = {task.name for task in tasks if task.think}
+    lines = [f"{'task':24}" + "".join(f"{part:>12}" for part in PARTS)]
+    for task, row in counts.items():
+        label = task + (" *" if task in think else "")
+        lines.append(f"{label:24}" + "".join(f"{row[part] or '-':>12}" for part in PARTS))
+    sums = [sum(row[part] for task, row in counts.items() if task in think) for part in PARTS]
+    lines.append(f"{'* think, together':24}" + "".join(f"{total:>12}" for total in sums))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Random vision-language models, to try recipes."""

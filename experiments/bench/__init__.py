@@ -1,0 +1,1 @@
+"""Timings of our code against peers and limits."""

@@ -1,0 +1,304 @@
+"""`python -m experiments.bench`: our parts against a peer or the limit, side by side in one run.
+
+Both sides of a line run in turn, several times; the median and the ratio are printed, since a
+machine's speed drifts and only ratios travel. Needs prepared data and, for the last lines, the
+runs of the pocket pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+
+from callbacks.run_record import git_state, package_versions
+from experiments.run import quieten
+from mmemb.records.records import GREEDY, Side
+from mmemb.storage.lineage import write_json
+from mmemb.storage.pretrained import load_pretrained
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One comparison.
+
+    Attributes:
+        ours: median of ours, in seconds or MB.
+        other: median of the other.
+        ratios: ours / other of every pair of runs.
+        peer: what the other is.
+        unit: `s` or `MB`.
+        bar: what the median ratio should not exceed; None = none was set.
+    """
+
+    name: str
+    ours: float
+    other: float
+    ratios: tuple[float, ...]
+    peer: str
+    unit: Literal["s", "MB"] = "s"
+    bar: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The median of the ratios."""
+        return statistics.median(self.ratios)
+
+    def __str__(self) -> str:
+        factor, unit = (1000, "ms") if self.unit == "s" else (1, "MB")
+        spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}"
+        bar = (
+            "" if self.bar is None else f"{self.bar:.2f} {'ok' if self.ratio <= self.bar else 'NO'}"
+        )
+        values = f"{factor * self.ours:>9.1f}{unit}{factor * self.other:>9.1f}{unit}"
+        return f"{self.name:<36}{values}{self.ratio:>7.2f} {spread:<10}{bar:<9}  {self.peer}"
+
+
+def heading() -> str:
+    """What stands above the lines."""
+    return f"{'what':<36}{'ours':>11}{'other':>11}{'ratio':>7} {'spread':<10}{'bar':<9}  other is"
+
+
+def compare(
+    name: str,
+    ours: Callable[[], Any],
+    peer: Callable[[], Any],
+    peer_name: str,
+    runs: int = 5,
+    bar: float | None = None,
+) -> Line:
+    """Both measured in turn after one warm-up of each."""
+    ours(), peer()
+    seconds = [(seconds_of(ours), seconds_of(peer)) for _ in range(runs)]
+    mine, theirs = (statistics.median(column) for column in zip(*seconds, strict=True))
+    return Line(name, mine, theirs, tuple(a / b for a, b in seconds), peer_name, bar=bar)
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def bench_reading(root: Path) -> Line:
+    """Pictures of the training pairs: read by offset and decode, against a plain WebDataset."""
+    import webdataset as wds
+    from PIL import Image
+
+    from datamodules.samples import SampleReader, rows_of
+    from mmemb.storage.shards import ShardIndex
+
+    index = ShardIndex.open(root / "pairs/plain", verify=False)
+    shard = index.shard_names[0]
+    rows = [row for row in rows_of(index) if row.entry.shard == shard]
+    reader = SampleReader()
+
+    def ours() -> None:
+        for row in rows:
+            reader.pair(row)
+
+    def peer() -> None:
+        for sample in wds.WebDataset(str(index.folder / shard), shardshuffle=False):
+            for name, data in sample.items():
+                if name.endswith("webp"):
+                    image = Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB")
+                    torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+
+    return compare(f"read and decode {len(rows)} pairs", ours, peer, "webdataset + Pillow")
+
+
+def bench_streaming(root: Path) -> Line:
+    """Samples of a tar without an index, checked to its end, against a plain WebDataset."""
+    import webdataset as wds
+
+    from datamodules.archives import ArchiveLimits, read_tar
+    from datamodules.tar_samples import ForeignMembers, samples_of
+
+    path, limits = sorted((root / "pairs/plain").glob("*.tar"))[0], ArchiveLimits()
+
+    def ours() -> int:
+        with path.open("rb") as stream:
+            members = read_tar(stream, str(path), limits)
+            return sum(1 for _ in samples_of(members, str(path), limits, ForeignMembers()))
+
+    def peer() -> int:
+        return sum(1 for _ in wds.WebDataset(str(path), shardshuffle=False))
+
+    return compare(f"stream {ours()} samples of a tar", ours, peer, "webdataset", runs=20, bar=1.02)
+
+
+def bench_ranking() -> Line:
+    """Exact tie-aware ranks, against the same fp64 scores sorted whole."""
+    from mmemb.retrieval.ranking import rank_positives
+
+    torch.manual_seed(0)
+    query_QD = torch.nn.functional.normalize(torch.randn(2000, 384), dim=1)
+    target_ND = torch.nn.functional.normalize(torch.randn(2000, 384), dim=1)
+    positives = [[row] for row in range(2000)]
+    return compare(
+        "rank 2,000 queries in 2,000",
+        lambda: rank_positives(query_QD, target_ND, positives),
+        lambda: (query_QD.double() @ target_ND.double().T).argsort(1),
+        "fp64 product + full sort",
+    )
+
+
+def bench_generation(root: Path, prompt: str) -> Line:
+    """Greedy rationales with the shared few-shot prefix, against `generate` of transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mmemb.rationales import LanguageModelWorker
+
+    folder = str(root / "models/smollm2")
+    worker = LanguageModelWorker(folder, prompt, batch_size=32, max_new_tokens=24)
+    sides = [
+        Side(text=f"the flag of the country whose capital is {name}")
+        for name in ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Tokyo", "Accra", "Quito")
+    ] * 4
+    model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32).eval()
+    tokenizer = load_pretrained(AutoTokenizer, folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    texts = [worker.prompt.render(tokenizer, side.text) for side in sides]
+
+    def peer() -> None:
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.inference_mode():
+            model.generate(**inputs, max_new_tokens=24, do_sample=False)
+
+    seeds_BK = torch.full((len(sides), 1), GREEDY)
+    return compare(
+        "32 greedy rationales",
+        lambda: worker.write(sides, seeds_BK),
+        peer,
+        "transformers generate, whole prompts",
+        runs=3,
+    )
+
+
+def bench_gate(adaptive: Path) -> Line:
+    """The gate's decision against the direct pass it rides on."""
+    from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
+
+    embedder = AdaptiveEmbedder.from_pretrained(adaptive)
+    sides = [Side(text=f"the flag of country number {n}") for n in range(64)]
+    keys = [side.digest for side in sides]
+    with torch.inference_mode():
+        # Any state of the right width costs the same; what it is made of is timed by gate-test.
+        state_BS = torch.zeros(len(sides), embedder.head.settings()["state_dim"])
+        return compare(
+            "gate 64 queries",
+            lambda: embedder.decide(state_BS, keys, None),
+            lambda: embedder.backbone.encode(sides),
+            "their direct embedding",
+        )
+
+
+def bench_training(trunk: Path) -> Line:
+    """Forward and backward of 64 short texts, against a matrix product of as many FLOPs."""
+    from mmemb.backbones import load_backbone
+
+    backbone = load_backbone(str(trunk)).train()
+    sides = [Side(text=f"the flag of the country whose capital is city {n}") for n in range(64)]
+    weights = [p for p in backbone.parameters() if p.requires_grad and p.ndim == 2]
+    tokens = 64 * 14
+    flops = 6 * tokens * sum(weight.numel() for weight in weights)
+    size = 1024
+    times = max(1, round(flops / (2 * size**3)))
+    left, right = torch.randn(size, size), torch.randn(size, size)
+
+    def ours() -> None:
+        backbone.zero_grad()
+        backbone.encode(sides).sum().backward()
+
+    def limit() -> None:
+        for _ in range(times):
+            left @ right
+
+    return compare("train step, 64 texts", ours, limit, f"{flops / 1e9:.0f} GFLOP of products")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the benches whose inputs exist."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__)
+    parser.add_argument("--data-root", type=Path, default=Path("data/pocket"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/pocket"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results.json"))
+    options = parser.parse_args(arguments)
+    quieten()
+    print(heading())
+    lines = []
+    for needed, bench in benches(options.data_root, options.runs):
+        if absent := [path for path in needed if not path.exists()]:
+            print(f"{absent[0]} does not exist yet: run `make demo` first; left out")
+            continue
+        lines.append(bench())
+        print(lines[-1], flush=True)
+    write_results(options.out, lines)
+
+
+def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[], Line]]]:
+    """What has to exist, and what is measured then."""
+    from experiments.bench.__main__ import training, vlm
+
+    prompt = str(Path(__file__).parents[1] / "configs/pocket/few_shot.json")
+    adaptive, trunk, features = runs / "gate/adaptive", runs / "trunk/backbone", runs / "features"
+    plain, model = root / "pairs/plain", root / "models/smollm2"
+    return [
+        ((), training.bench_loss_memory),  # first: memory that others freed would hide its peak
+        ((), training.bench_loss_time),
+        ((trunk,), lambda: training.bench_gradient_cache(trunk, 0.0)),
+        ((trunk,), lambda: training.bench_gradient_cache(trunk, 0.5)),
+        ((trunk,), lambda: training.bench_gradient_cache(trunk, 0.0, lora=True)),
+        ((trunk,), lambda: training.bench_gradient_cache(trunk, 0.5, lora=True)),
+        ((trunk,), lambda: training.bench_blocks(trunk, compiled=False)),
+        ((trunk,), lambda: training.bench_blocks(trunk, compiled=True)),
+        ((trunk, plain, features), lambda: training.bench_step(root, trunk, features)),
+        ((plain,), lambda: training.bench_loader(root)),
+        ((plain,), lambda: training.bench_resume(root)),
+        ((plain,), lambda: training.bench_state(root)),
+        ((plain,), lambda: bench_reading(root)),
+        ((plain,), lambda: bench_streaming(root)),
+        ((), training.bench_converter),
+        ((), bench_ranking),
+        ((model,), lambda: bench_generation(root, prompt)),
+        ((adaptive,), lambda: bench_gate(adaptive)),
+        ((trunk,), lambda: bench_training(trunk)),
+        ((model,), lambda: vlm.bench_judge(model, 256)),
+        ((model,), lambda: vlm.bench_judge(model, 1024)),
+        ((model,), lambda: vlm.bench_one_pass(model)),
+        ((model,), lambda: vlm.bench_decoding(model)),
+        ((model,), lambda: vlm.bench_decision(model)),
+    ]
+
+
+def write_results(path: Path, lines: Sequence[Line], peers: Sequence[str] = ()) -> None:
+    """`benchmarks/results.json`: every line, on what it was measured and with which peers."""
+    commit, diff = git_state(Path(__file__).parent)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": package_versions() | {name: metadata.version(name) for name in peers},
+        "git_commit": commit,
+        "uncommitted_changes": bool(diff),
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    rows = [asdict(line) | {"ratio": line.ratio} for line in lines]
+    write_json(path, {"machine": machine, "lines": rows})
+    print(f"{path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What a generative backbone costs: judging with shared prefixes, one pass, decoding, the gate.
+
+Measured on SmolLM2's real weights: the language model is where the time goes. Shapes: P tokens of a
+prefix, L of a rationale, K rationales of a pair.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.bench.__main__ import Line, compare, seconds_of
+from mmemb.backbones import VisionLanguageBackbone
+from mmemb.gate.gating import MlpDepthHead
+from mmemb.llm import PromptStyle
+from mmemb.llm.decoding.cached_rows import CachedRows, collate, head
+from mmemb.llm.decoding.decoders import WholePromptDecoder
+from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.decoding.text_drafts import decode
+from mmemb.llm.prompts.chat_prompt import Prompt
+from mmemb.records.records import FULL, GREEDY, Side
+
+WORDS = (
+    "the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "red",
+    "flags", "wave",
+)  # fmt: skip
+
+
+def bench_judge(model: Path, prefix: int, length: int = 64, num: int = 8) -> Line:
+    """One pair under K rationales and without, against the ideal share of the naive time: naive
+    tokens (K + 1)(P + L), shared ones P + (K + 1) L."""
+    backbone = VisionLanguageBackbone(str(model)).requires_grad_(False)
+    read = backbone.prompts.tokenizer.encode
+    ids = read(" ".join(WORDS * 200))
+    shown = Prompt(tuple(ids[:prefix]))
+    endings = [Prompt(tuple(ids[n : n + length])) for n in range(num + 1)]
+
+    @torch.inference_mode()
+    def shared() -> None:
+        rows = CachedRows(backbone.model, [shown])
+        rows = rows.fork(torch.zeros(num + 1, dtype=torch.long))
+        rows.feed_prompts(endings)
+        _ = rows.logits_RV
+
+    @torch.inference_mode()
+    def naive() -> None:
+        batch = collate(backbone.model, [shown.followed_by(e.ids) for e in endings], "right")
+        states = backbone.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        head(backbone.model)(states[torch.arange(num + 1), batch.end_R])
+
+    ideal = (num + 1) * (prefix + length) / (prefix + (num + 1) * length)
+    return _against(
+        f"judge, P = {prefix}, L = {length}, K = {num}", shared, naive, 1 / ideal, 1 / 0.85,
+        f"naive / {ideal:.1f}, the ideal",
+    )  # fmt: skip
+
+
+def _against(
+    name: str,
+    ours: Callable[[], Any],
+    peer: Callable[[], Any],
+    share: float,
+    bar: float,
+    peer_name: str,
+    runs: int = 5,
+) -> Line:
+    """`compare` with a share of the peer's time."""
+    line = compare(name, ours, peer, peer_name, runs, bar)
+    ratios = tuple(ratio / share for ratio in line.ratios)
+    return Line(name, line.ours, line.other * share, ratios, peer_name, bar=bar)
+
+
+def bench_one_pass(model: Path, rows: int = 16, length: int = 32, runs: int = 5) -> Line:
+    """What one pass saves against decoding first and embedding then, beside the second forward pass
+    that it spares. Decoding is our own loop over whole prompts, which notes no states."""
+    backbone = VisionLanguageBackbone(str(model), slots=rows).requires_grad_(False)
+    sampling, tokenizer = Sampling(length, 1.0, 1.0, 1), backbone.prompts.tokenizer
+    sides = [Side(" ".join(WORDS * 8) + f" number {n}") for n in range(rows)]
+    notes = backbone.generate(sides, FULL, sampling)
+    opening = tokenizer.encode("<think>", add_special_tokens=False)
+    prompts = [[*backbone.prompts.build(side).ids, *opening] for side in sides]
+    decoder = WholePromptDecoder(backbone.model, [])
+
+    def one_pass() -> None:
+        backbone.think_and_embed(sides, lambda found, _: [FULL] * len(found), sampling)
+
+    def only_decode() -> None:
+        greedy, numbers = [GREEDY] * rows, list(range(rows))
+        ended = lambda tokens: tokens[-1] in backbone.end_ids  # noqa: E731
+        decode(decoder, prompts, numbers, greedy, sampling, ended, slots=rows)
+
+    @torch.inference_mode()
+    def second_forward() -> None:
+        backbone.encode(sides, notes)
+
+    one_pass(), only_decode(), second_forward()
+    measured = []
+    for _ in range(runs):
+        whole, first, second = map(seconds_of, (one_pass, only_decode, second_forward))
+        measured.append((second, first + second - whole))
+    ratios = tuple(second / max(saved, 1e-9) for second, saved in measured)
+    second, saved = (statistics.median(column) for column in zip(*measured, strict=True))
+    return Line("second forward, spared", second, saved, ratios, "time saved", bar=1 / 0.9)
+
+
+def bench_decoding(model: Path, rows: int = 64, length: int = 48) -> Line:
+    """Greedy rationales behind prompts of unequal lengths, against `generate` of transformers."""
+    style = PromptStyle(system="Answer in a few words.")
+    backbone = VisionLanguageBackbone(str(model), style, slots=rows).requires_grad_(False)
+    sampling = Sampling(length, 1.0, 1.0, 1)
+    sides = [Side(f"What is {n} plus {n}? " + " ".join(WORDS * (n % 8))) for n in range(rows)]
+    opening = backbone.prompts.tokenizer.encode("<think>", add_special_tokens=False)
+    prompts = [backbone.prompts.build(side).followed_by(opening) for side in sides]
+
+    def peer() -> None:
+        inputs = dict(collate(backbone.model, prompts, "left").inputs)
+        del inputs["position_ids"]
+        with torch.inference_mode():
+            backbone.model.generate(
+                **inputs,
+                max_new_tokens=length,
+                do_sample=False,
+                eos_token_id=sorted(backbone.end_ids),
+            )
+
+    return compare(
+        f"{rows} rationales, unequal lengths", lambda: backbone.generate(sides, FULL, sampling),
+        peer, "transformers generate", runs=3, bar=1 / 1.3,
+    )  # fmt: skip
+
+
+def bench_decision(model: Path, rows: int = 32) -> Line:
+    """The gate's head over direct states, against a hundredth of the pass that makes them."""
+    backbone = VisionLanguageBackbone(str(model)).requires_grad_(False)
+    gate = MlpDepthHead(backbone.embedding_dim).eval()
+    sides = [Side(" ".join(WORDS) + f" {n}") for n in range(rows)]
+    with torch.inference_mode():
+        state = backbone.encode(sides)
+
+    @torch.inference_mode()
+    def decide() -> None:
+        gate(state)
+
+    @torch.inference_mode()
+    def direct() -> None:
+        backbone.encode(sides)
+
+    return _against(
+        f"gate, {rows} queries", decide, direct, 0.01, 1.0, "1 % of their direct embedding"
+    )

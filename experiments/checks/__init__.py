@@ -1,0 +1,1 @@
+"""Checks of a backbone, of batches, and of invariance."""

@@ -1,0 +1,135 @@
+"""`python -m experiments.invariance --config FILE`: does a model's score depend on how it is run?
+
+Evaluates with other batch sizes, reading processes and ranks, each in a process of its own through
+the command that everybody uses, and prints by how much vectors and rankings change. With a batch
+of one there is no padding, so padding is among it; `--variant NAME='ARGS'` adds another setting,
+the padding side of a generative backbone, say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import reduce
+from pathlib import Path
+
+from experiments.checks.batch_invariance import Change, change_between
+from experiments.report.pages.markdown_page import markdown_table
+from experiments.scoring.score import own_lists
+from mmemb.benchmarks.data_roots import read_benchmark
+from mmemb.benchmarks.score_files import read_embeddings, read_scores
+from mmemb.records.file_names import file_name
+from mmemb.storage.files import write_atomically
+from mmemb.storage.lineage import write_json
+from mmemb.storage.signals import exit_on_signals
+
+VARIANTS = {
+    "batches of 1": "--data.batch_size 1",
+    "batches of 7": "--data.batch_size 7",
+    "batches of 256": "--data.batch_size 256",
+    "two reading processes": "--data.num_workers 2",
+    "two ranks": "--trainer.devices 2 --trainer.strategy ddp --trainer.accelerator cpu",
+}
+
+BASE = "as configured"
+
+
+@exit_on_signals()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs every variant; ends with status 1 if a ranking changed beyond noise."""
+    options, rest = _parse(arguments)
+    variants = VARIANTS | dict(_named(text) for text in options.variant)
+    try:
+        _evaluate(options, rest, BASE, "")
+        changes = {}
+        for name, more in variants.items():
+            _evaluate(options, rest, name, more)
+            changes[name] = compare(
+                options.data_root, options.out / _slug(BASE), options.out / _slug(name)
+            )
+            print(f"{name}: {changes[name]}", flush=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    text = certificate(changes)
+    write_atomically(options.out / "invariance.md", (text + "\n").encode())
+    write_json(options.out / "invariance.json", {n: asdict(c) for n, c in changes.items()})
+    print(f"\n{text}\n\n{options.out}/invariance.md")
+    if any(change.flips for change in changes.values()):
+        sys.exit(1)
+
+
+def compare(data_root: Path, first: Path, second: Path) -> Change:
+    """Over all tasks that the first has embedded."""
+    found = []
+    scored = read_scores(first)
+    for root in read_benchmark(data_root):
+        for task in root.tasks:
+            if task.name not in scored:
+                continue
+            one = read_embeddings(first / root.path, task.name)
+            two = read_embeddings(second / root.path, task.name)
+            if one[2] != two[2]:
+                raise ValueError(f"{second}: {task.name} has its candidates in another order.")
+            asked = [query for query in root.queries if query.task == task.name]
+            found.append(change_between(one[:2], two[:2], own_lists(root, asked, one[2])))
+    return reduce(Change.__add__, found)
+
+
+def certificate(changes: Mapping[str, Change]) -> str:
+    """The table, and one sentence."""
+    lines = [
+        [name, f"{c.largest:.1e}", str(c.flips), str(c.near_flips), f"{c.pairs:,}"]
+        for name, c in changes.items()
+    ]
+    headings = ("variant", "largest change", "rank flips", "flips nearer than 1e-5", "pairs")
+    flips = sum(change.flips for change in changes.values())
+    verdict = (
+        "No ranking changes where scores are further apart than 1e-5."
+        if not flips
+        else f"{flips} pairs of candidates change places beyond the noise of fp32: scores of this "
+        "model depend on how it is run."
+    )
+    return f"{markdown_table(headings, lines)}\n\n{verdict}"
+
+
+def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more: str) -> None:
+    folder = options.out / _slug(name)
+    command = [sys.executable, "-m", "experiments.run", "test", "--config", str(options.config)]
+    command += ["--data_root", str(options.data_root), *rest, *shlex.split(more)]
+    command += ["--trainer.callbacks.init_args.folder", str(folder)]
+    command += ["--trainer.callbacks.init_args.embeddings", "true"]
+    start = time.monotonic()
+    print(f"{name} ...", end=" ", flush=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+    print(f"{time.monotonic() - start:.0f} s", flush=True)
+
+
+def _slug(name: str) -> str:
+    return file_name(name.replace(" ", "-"))
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, more = text.partition("=")
+    if not equals:
+        raise SystemExit(f"error: --variant {text!r}: expected NAME='ARGUMENTS'.")
+    return name, more
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.invariance",
+        description=__doc__,
+        epilog="Other arguments go to experiments.run.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="e.g. mmeb_v2/evaluate.yaml")
+    parser.add_argument("--data_root", type=Path, default=Path("data/pocket"))
+    parser.add_argument("--out", type=Path, default=Path("runs/invariance"))
+    parser.add_argument("--variant", action="append", default=[], help="NAME='ARGUMENTS'")
+    return parser.parse_known_args(arguments)

@@ -1,0 +1,1 @@
+"""The command line of one stage: parser, checks of settings, resume."""

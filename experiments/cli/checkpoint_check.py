@@ -1,0 +1,138 @@
+"""Whether a checkpoint may be continued: its run's settings and inputs against those of now.
+
+Lightning loads whatever it is given. A run that goes on with another batch size, or on data that
+was made again, is neither the old run nor a new one; so every difference must be allowed by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from callbacks.checkpoint_io import newest_whole
+from experiments.runs.deciding_settings import deciding_trainer
+from experiments.runs.recorded_config import CONFIG, read_config
+from mmemb.records.schema import read_json
+from mmemb.storage.lineage import RunMark
+
+MACHINE_KEYS = ("num_workers", "start_method", "archive_limits")
+"""Settings of a data module that change no result."""
+
+KEPT = "model.init_args.optimizer"
+"""Settings that the checkpoint's own state overrides: to allow their change would be a lie."""
+
+
+def check_resume(
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    allowed: Sequence[str] = (),
+) -> None:
+    """Compares a checkpoint's run with what is about to continue it.
+
+    Args:
+        checkpoint: `<run>/checkpoints/NAME.ckpt`; one that lies in no run is not compared.
+        settings: as `experiments.cli.experiment_cli.settings_of` gives them.
+        inputs: path -> identity, as `mmemb.storage.lineage.input_identities` gives them.
+        allowed: keys and paths that may differ; a key allows all below it.
+
+    Raises:
+        ValueError: something differs that was not allowed; all differences are listed.
+    """
+    run = run_of(checkpoint)
+    if not (run / CONFIG).is_file():
+        return
+    recorded = read_config(run)
+    found = changes(recorded, settings) | changed_inputs(run, inputs)
+    unknown = [key for key in allowed if not any(_covers(key, name) for name in found)]
+    if unknown:
+        raise ValueError(
+            f"--allow-change {unknown[0]}: this is no difference between {run} and the settings of "
+            f"now. They differ in: {', '.join(found) or 'nothing'}."
+        )
+    kept = [key for key in found if _covers(KEPT, key)]
+    if kept:
+        raise ValueError(
+            f"{kept[0]} {found[kept[0]]}: a checkpoint brings the state of its optimiser, learning "
+            "rates included, so this change would do nothing. Start a new run from the weights, or "
+            "leave the optimiser as it was."
+        )
+    refused = {k: v for k, v in found.items() if not any(_covers(key, k) for key in allowed)}
+    if refused:
+        lines = "".join(f"\n  {key} {words}" for key, words in refused.items())
+        keys = " ".join(refused)
+        raise ValueError(
+            f"{checkpoint} belongs to a run of other settings or inputs:{lines}\n"
+            f"To continue it all the same: --allow-change {keys}"
+        )
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that `<run>/checkpoints/NAME.ckpt` belongs to."""
+    return checkpoint.absolute().parent.parent
+
+
+def start_checkpoint(given: str | None, run: Path) -> str | None:
+    """The checkpoint from which a fit starts; None for the first step.
+
+    Args:
+        given: by the user, or None.
+        run: the folder of this run, which an earlier process may have begun.
+    """
+    if given is not None and Path(given).resolve().is_relative_to(run.resolve()):
+        return given
+
+    # An interrupted run has left the foreign checkpoint that it began with behind.
+    own = newest_whole(run / "checkpoints")
+    return given if own is None else str(own)
+
+
+def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> `was X, is Y`, for every setting of `settings` that was recorded otherwise."""
+    # An earlier Lightning may have recorded keys that today's has no more.
+    before = deciding_trainer(recorded.get("trainer") or {})
+    before = {key: value for key, value in before.items() if key in settings.get("trainer", {})}
+    recorded = {**recorded, "trainer": before}
+    now = flattened({k: v for k, v in settings.items() if k != "subcommand"})
+    then = flattened({key: recorded.get(key) for key in settings if key != "subcommand"})
+    missing = object()
+    return {
+        name: f"was {_word(then, name)}, is {_word(now, name)}"
+        for name in dict.fromkeys([*now, *then])
+        if then.get(name, missing) != now.get(name, missing)
+        and not set(name.split(".")) & set(MACHINE_KEYS)
+    }
+
+
+def changed_inputs(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Path -> what happened, for inputs whose content is not what it was."""
+    path = run / "fingerprint.json"
+    known = read_json(path, RunMark).inputs if path.is_file() else {}
+    return {
+        name: "holds other data than when the run was started"
+        for name, identity in inputs.items()
+        if known.get(name, identity) != identity
+    }
+
+
+def flattened(data: Any, name: str = "") -> dict[str, Any]:
+    """Dotted key -> value; lists count as values.
+
+    >>> flattened({"a": {"b": 1, "c": {}}, "d": [2]})
+    {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    if not isinstance(data, Mapping) or not data:
+        return {name: list(data) if isinstance(data, tuple) else data}
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flattened(value, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def _covers(key: str, name: str) -> bool:
+    return name == key or name.startswith(f"{key}.")
+
+
+def _word(values: Mapping[str, Any], name: str) -> str:
+    return f"{values[name]!r:.80}" if name in values else "not set"

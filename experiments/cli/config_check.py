@@ -1,0 +1,157 @@
+"""Finds mistyped keys and classes in YAML files before the parser does, and says where they are.
+
+jsonargparse names the bad option but neither the file nor the name that was meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar_parser import parse as parse_interpolation
+
+from mmemb.storage.old_names import CLASS_PATHS
+
+SHARED_KEYS = (
+    "seed_everything",
+    "trainer",
+    "model",
+    "data",
+    "ckpt_path",
+    "weights_only",
+    "return_predictions",
+    "verbose",
+    "name",
+    "experiment",
+    "runs",
+    "data_root",
+    "vlm",
+    "group_size",
+    "needs",
+    "allow_change",
+    "owner",
+    "tags",
+    "optimizer",
+    "lr_scheduler",
+)
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+NEEDS = ("disk_gib", "memory_gib")
+
+
+def config_files(arguments: list[str]) -> list[Path]:
+    """The files named by `--config FILE`, `--config=FILE` and `-c FILE`."""
+    files = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before in {"--config", "-c"}:
+            files.append(Path(argument))
+        elif argument.startswith("--config="):
+            files.append(Path(argument.removeprefix("--config=")))
+    return files
+
+
+def check_config_files(arguments: list[str]) -> None:
+    """Raises ValueError naming key, file and nearest valid name for the first mistake found."""
+    for path in config_files(arguments):
+        if not path.is_file():
+            near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+            raise FileNotFoundError(f"--config {path}: there is no such file.{near}")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from None
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
+        check_config(data, path)
+
+
+def check_config(data: Mapping[str, Any], path: Path) -> None:
+    """Checks one parsed file: top-level keys, trainer keys, and every class with its arguments."""
+    _check_keys(data, SHARED_KEYS, path, where="")
+    trainer = inspect.signature(pl.Trainer.__init__).parameters
+    _check_keys(data.get("trainer") or {}, [*trainer, "callbacks+"], path, where="trainer.")
+    _check_keys(data.get("needs") or {}, NEEDS, path, where="needs.")
+    _check_classes(data, path, where="")
+
+
+def _check_classes(node: Any, path: Path, where: str) -> None:
+    if isinstance(node, list):
+        for position, item in enumerate(node):
+            _check_classes(item, path, f"{where}{position}.")
+    if isinstance(node, str) and "${" in node:
+        _check_interpolation(node, path, where)
+    if not isinstance(node, Mapping):
+        return
+    if isinstance(node.get("class_path"), str):
+        _check_keys(node, CLASS_KEYS, path, where)
+        target = _load(node["class_path"], path, where)
+        names = _argument_names(target)
+        if names is not None:
+            _check_keys(node.get("init_args") or {}, names, path, f"{where}init_args.")
+    for key, value in node.items():
+        _check_classes(value, path, f"{where}{key}.")
+
+
+def _check_interpolation(text: str, path: Path, where: str) -> None:
+    try:
+        parse_interpolation(text)
+    except GrammarParseError as error:
+        raise ValueError(f"{path}: {where[:-1]}: {text!r} is no interpolation: {error}") from None
+
+
+def _load(class_path: str, path: Path, where: str) -> Any:
+    if class_path in CLASS_PATHS:
+        raise ValueError(
+            f"{path}: {where}class_path: {class_path} is now {CLASS_PATHS[class_path]}. Write that."
+        )
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        module = import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{path}: {where}class_path is {class_path}, but {module_name or 'its module'} cannot "
+            f"be imported ({error}). Write the full path of a class, such as "
+            "lightning_modules.ContrastiveEmbedder."
+        ) from None
+    if not hasattr(module, name):
+        # `__all__` where there is one: packages that load their names lazily have no others.
+        names = getattr(module, "__all__", None) or [n for n in dir(module) if n[:1] != "_"]
+        near = nearest(name, names)
+        raise ValueError(f"{path}: {where}class_path: {module_name} has no {name}.{near}")
+    return getattr(module, name)
+
+
+def _argument_names(target: Any) -> list[str] | None:
+    """Names that `target` accepts, or None where it takes any."""
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters]
+
+
+def _check_keys(given: Any, valid: Iterable[str], path: Path, where: str) -> None:
+    known = list(valid)
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path}: {where[:-1]} is {given!r:.60}; expected keys and values.")
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"{path}: unknown key {where}{key}.{nearest(key, known)} "
+                f"Valid here: {', '.join(sorted(known))}."
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an error message: ` Did you mean x?`, or nothing.
+
+    >>> nearest("temprature", ["temperature", "optimizer"])
+    ' Did you mean temperature?'
+    """
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""

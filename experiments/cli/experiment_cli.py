@@ -1,0 +1,384 @@
+"""ExperimentCLI: Lightning's CLI with interpolation, shared keys, and one folder per run."""
+
+from __future__ import annotations
+
+import getpass
+import glob
+import os
+import shlex
+import shutil
+import time
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
+
+from callbacks.checkpoint_io import keep_whole_checkpoints
+from callbacks.fit_end import StopAtStep
+from callbacks.folder_writer import FolderWriter
+from callbacks.hparams import HParams
+from callbacks.interruption import Interruption
+from callbacks.run_record import RunRecord, fingerprint_of, git_state
+from callbacks.sidecar_writer import SidecarWriter
+from callbacks.training_health import TrainingHealth
+from experiments.cli.checkpoint_check import (
+    MACHINE_KEYS,
+    check_resume,
+    flattened,
+    run_of,
+    start_checkpoint,
+)
+from experiments.cli.config_check import check_config_files
+from experiments.cli.fit_loop import WholeFitLoop
+from experiments.cli.trainer_options import check_trainer_options
+from experiments.cli.unwritable_defaults import drop_unwritable_defaults
+from experiments.run import without_secrets
+from experiments.runs.deciding_settings import deciding_trainer
+from experiments.runs.folder import RunFolder
+from experiments.runs.loggers import keep_checkpoints_in, place_loggers
+from mmemb.records.file_names import check_plain
+from mmemb.storage.lineage import FittedFacts, fingerprint, inherited_facts, input_identities
+from mmemb.storage.resources import check_disk, check_memory
+from mmemb.storage.tensor_files import read_weights
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+class ExperimentCLI(LightningCLI):
+    """Reads `base.yaml` first, then every `--config`; `RunRecord` is what a run leaves."""
+
+    claimed = RunFolder()
+
+    def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
+        # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        command = shlex.join(["python", "-m", "experiments.run", *(arguments or [])])
+        self.command = without_secrets(command)  # it is kept beside what a run writes
+        named = [argument for argument in arguments or [] if argument in SUBCOMMANDS]
+        if named:  # the other three parsers would take a third of the start
+            method = {named[0]: self.subcommands()[named[0]]}
+            self.subcommands = lambda: method
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        check_config_files(arguments or [])
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            args=with_base(arguments or []),
+            run=run,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, help="name of the stage: runs and links carry it")
+        parser.add_argument("--experiment", type=str, help="folder below `runs`")
+        parser.add_argument(
+            "--runs",
+            type=str,
+            default=os.environ.get("MMEMB_RUNS", "runs"),
+            help="folder of all runs (default: $MMEMB_RUNS or runs)",
+        )
+        parser.add_argument("--data_root", type=str, help="prepared data, e.g. data/pocket")
+        parser.add_argument(
+            "--vlm", type=str, help="folder or hub id of the vision-language model of the recipes"
+        )
+        parser.add_argument(
+            "--group_size", type=int, help="pairs of one source in a batch of the recipes"
+        )
+        parser.add_argument("--owner", type=str, default=_user(), help="recorded with the run")
+        parser.add_argument(
+            "--tags", type=str, nargs="+", default=[], help="words to find the run by"
+        )
+        parser.add_argument(
+            "--allow-change",
+            type=str,
+            nargs="+",
+            default=[],
+            help="settings that may differ from those of the checkpoint that --ckpt_path names",
+        )
+        parser.add_argument("--needs.disk_gib", type=float, default=1.0, help="checked at start")
+        parser.add_argument("--needs.memory_gib", type=float, default=1.0, help="checked at start")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        drop_unwritable_defaults(config)
+        check_trainer_options(config.trainer, self.subcommand)
+        for key in ("name", "experiment"):
+            if not config[key]:
+                raise ValueError(f"{key} is not set: give --{key}, or the key in a --config file.")
+        # Both become folders: a file of settings from elsewhere must not choose one outside `runs`.
+        check_plain(config.name, "name")
+        for part in Path(config.experiment).parts:
+            check_plain(part, f"A part of experiment {config.experiment!r}")
+        folder = Path(config.runs) / config.experiment
+        check_disk(folder, config.needs.disk_gib)
+        check_memory(config.needs.memory_gib)
+        torch.set_float32_matmul_precision("high")
+        self.fingerprint = run_fingerprint(config, self.subcommand)
+        settings = settings_of(config, self.subcommand)
+        self.inputs = input_identities(settings, own_outputs(config, self.subcommand))
+        check_reuse(config, own_outputs(config, self.subcommand))
+        given = config.get("ckpt_path")
+        if self.subcommand == "fit" and given is not None and Path(given).is_file():
+            whole = settings_of(config, self.subcommand, machine=True)
+            check_resume(Path(given), whole, self.inputs, config.allow_change)
+        self.claimed = self._claim()
+        self.run_folder = self.claimed.path
+        # Before anything is put into this folder: a run of this text has its own.
+        self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
+        config.trainer.default_root_dir = str(self.run_folder)
+        place_loggers(config.trainer, self.run_folder)
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            self.claimed.abandon()
+            raise
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self.config[self.subcommand]
+        facts = facts_behind(config, self.subcommand)
+        record = RunRecord(
+            run=str(self.run_folder),
+            link=link_name(config.name, self.subcommand),
+            config=self.config_text,
+            fingerprint=self.fingerprint,
+            inputs=self.inputs,
+            lock=self.claimed.lock,
+            announcement=self.claimed.announcement,
+            owner=config.owner or "",
+            tags=config.tags,
+            inherited_facts=facts,
+        )
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(str(self.run_folder), name="", version="")
+        trainer = super().instantiate_trainer(**kwargs)
+        keep_checkpoints_in(trainer, self.run_folder)
+        keep_whole_checkpoints(trainer)
+        if self.subcommand == "fit":
+            trainer.callbacks.insert(0, TrainingHealth())
+            trainer.callbacks.append(StopAtStep())
+            trainer.fit_loop = WholeFitLoop.of(trainer)
+        if self.subcommand in ("fit", "test"):
+            trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
+        trainer.callbacks.append(Interruption())  # last: a checkpoint holds what the others did
+        for callback in trainer.callbacks:
+            if isinstance(callback, FolderWriter):
+                callback.fingerprint = self.fingerprint
+            if isinstance(callback, SidecarWriter):
+                callback.command = self.command
+                callback.facts = facts
+        if not trainer.fast_dev_run:
+            trainer.callbacks.insert(0, record)
+        return trainer
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.trainer.fast_dev_run:
+            super()._run_subcommand(subcommand)
+            return
+
+        # Nothing that a development run makes may be taken for a product.
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if self.claimed.vanishes:
+                shutil.rmtree(self.run_folder, ignore_errors=True)
+        if self.trainer.is_global_zero:
+            count = int(self.trainer.fast_dev_run)
+            print(f"fast_dev_run: {subcommand} ran {count} batch(es), nothing is kept")
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Takes no settings from a checkpoint: Lightning would let them, and the classes that they
+        name, beat those of the user."""
+        command = self.config.get("subcommand")
+        given = self.config[command].get("ckpt_path") if command else None
+        if given is not None and Path(given).is_file():
+            read_weights(Path(given), mmap=True)  # before anything is made
+
+    @override
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True  # Lightning trusts a checkpoint that has an address
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # a SidecarWriter has them
+        if subcommand == "fit":
+            kwargs["ckpt_path"] = start_checkpoint(kwargs.get("ckpt_path"), self.run_folder)
+        return kwargs
+
+    def _claim(self) -> RunFolder:
+        config = self.config[self.subcommand]
+        if config.trainer.fast_dev_run:
+            return RunFolder.temporary()
+        name = link_name(config.name, self.subcommand)
+        commit, _ = git_state(Path(__file__).parent)
+        return RunFolder.claim(
+            Path(config.runs) / config.experiment,
+            f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{commit or 'nogit'}",
+            self.fingerprint,
+            pattern=f"*-{glob.escape(name)}-*" if self.subcommand == "fit" else None,
+        )
+
+
+def _user() -> str:
+    """Who runs this; nobody in a container without accounts."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """The resolved configuration of a command line; nothing is built."""
+    cli = _ParseOnly(arguments)
+    return cli.config[cli.subcommand]
+
+
+def build(arguments: list[str]) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """Module and data of a `fit` command line, without a trainer; nothing is run or written."""
+    cli = _BuildOnly(arguments)
+    return cli.model, cli.datamodule
+
+
+class _BuildOnly(ExperimentCLI):
+    @override
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+class _ParseOnly(_BuildOnly):
+    @override
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def sidecar_folders(config: Namespace) -> list[Path]:
+    """Where the configuration's SidecarWriters write."""
+    callbacks = config.trainer.callbacks or []
+    named = [c for c in callbacks if c.class_path.endswith("SidecarWriter")]
+    return [Path(callback.init_args.folder) for callback in named]
+
+
+def own_outputs(config: Namespace, subcommand: str) -> list[Path]:
+    """What the run writes, or a later one with the same file: no input of it, even if it exists."""
+    if subcommand == "fit":
+        link = Path(config.runs) / config.experiment / link_name(config.name, subcommand)
+        return [link, *sidecar_folders(config)]
+    return sidecar_folders(config) if subcommand == "predict" else []
+
+
+def check_reuse(config: Namespace, outputs: list[Path]) -> None:
+    """Raises ValueError if a run would reuse draws from the very folder that it writes."""
+    reused = (config.model.init_args or {}).get("reuse") or []
+    written = {output.resolve() for output in outputs}
+    if wrong := [folder for folder in reused if Path(folder).resolve() in written]:
+        raise ValueError(
+            f"model.reuse names {wrong[0]}, which this run writes. Move the old folder away first "
+            f"and name it there: mv {wrong[0]} {wrong[0]}-old, then --model.reuse "
+            f"'[{wrong[0]}-old]'."
+        )
+
+
+def with_base(arguments: list[str]) -> list[str]:
+    """Puts `--config base.yaml` behind the subcommand, in front of the user's configs."""
+    for position, argument in enumerate(arguments):
+        if argument in SUBCOMMANDS:
+            base = ["--config", str(CONFIGS / "base.yaml")]
+            return [*arguments[: position + 1], *base, *arguments[position + 1 :]]
+    return arguments
+
+
+def link_name(name: str, subcommand: str) -> str:
+    """`trunk` for `fit`, `gate-test` for `test`: what `<runs>/<experiment>/` calls the run."""
+    return name if subcommand == "fit" else f"{name}-{subcommand}"
+
+
+def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> dict[str, Any]:
+    """The part of a configuration that decides results, as plain data; with `machine` also the
+    model's `MACHINE_KEYS`, as the file of an earlier run has them."""
+    data = config.as_dict()
+    for key in MACHINE_KEYS:
+        (data["data"].get("init_args") or {}).pop(key, None)
+    trainer = deciding_trainer(data["trainer"])
+    kept = {key: data[key] for key in ("model", "data", "seed_everything")}
+    if not machine:
+        kept["model"] = without_machine_keys(kept["model"])
+    return {"subcommand": subcommand, "trainer": trainer, **kept}
+
+
+def without_machine_keys(data: Any) -> Any:
+    """`data` without the arguments whose class calls them the machine's (`MACHINE_KEYS`)."""
+    return _cut_keys(data, "MACHINE_KEYS")[0]
+
+
+def facts_behind(config: Namespace, subcommand: str) -> FittedFacts:
+    """The facts that a run inherits from the models, sidecars and checkpoint that it names."""
+    outputs = own_outputs(config, subcommand)
+    training, choosing = _cut_keys(settings_of(config, subcommand), "CALIBRATION_KEYS")
+
+    # A judge that chooses among rationales trains no weights: its facts are recorded apart.
+    facts = inherited_facts(training, outputs)
+    facts |= inherited_facts(choosing, outputs).as_calibrated()
+
+    # An earlier run of the same name is an output, but its checkpoint is where this one starts.
+    return facts | inherited_facts(config.get("ckpt_path"))
+
+
+def _cut_keys(data: Any, attribute: str) -> tuple[Any, list[Any]]:
+    """Plain data without the arguments that their class lists in `attribute`, and their values."""
+    if isinstance(data, list):
+        items = [_cut_keys(item, attribute) for item in data]
+        return [item for item, _ in items], [value for _, cut in items for value in cut]
+    if not isinstance(data, dict):
+        return data, []
+
+    path = data.get("class_path")
+    keys = getattr(locate(path), attribute, ()) if isinstance(path, str) else ()
+    init_args = data.get("init_args") or {}
+    values = [value for key, value in init_args.items() if key in keys]
+    if keys:
+        data = data | {"init_args": {k: v for k, v in init_args.items() if k not in keys}}
+
+    kept = {}
+    for key, value in data.items():
+        kept[key], cut = _cut_keys(value, attribute)
+        values += cut
+    return kept, values
+
+
+def run_fingerprint(config: Namespace, subcommand: str) -> str:
+    """Hash of the settings that decide results, of every input they name, and of the checkpoint
+    that the run starts from."""
+    settings, outputs = settings_of(config, subcommand), own_outputs(config, subcommand)
+    plain = fingerprint(settings, outputs)
+    given = config.get("ckpt_path")
+
+    # A fit that continues a run of equal settings and inputs is that run.
+    if given is None or (subcommand == "fit" and fingerprint_of(run_of(Path(given))) == plain):
+        return plain
+    return fingerprint(settings | {"ckpt_path": given}, outputs)

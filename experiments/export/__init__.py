@@ -1,0 +1,1 @@
+"""A backbone as a folder for other libraries."""

@@ -1,0 +1,279 @@
+"""`python -m experiments.export FOLDER --to transformers|sentence-transformers --out DIR`.
+
+FOLDER is a run that trained an embedder, a gate's run, or a saved backbone. What is written is the
+direct path, with a model card; whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.export.model_card import RunFacts, card
+from experiments.export.published_files import copy_model
+from experiments.run import USER_ERRORS, quieten
+from experiments.runs import facts as run_facts
+from experiments.runs.saved_backbone import Found, find_backbone
+from mmemb.backbones.base import saved_spec
+from mmemb.storage.files import whole_folder
+from mmemb.storage.lineage import FACTS, FittedFacts, inherited_facts, write_facts
+from mmemb.storage.signals import exit_on_signals
+
+TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
+
+_CHAT = "VisionLanguageBackbone"
+
+_SPECIAL = (
+    "A prompt holds special tokens, so no tokenizer can tell those that a text in it spells: put a "
+    "space behind their first letter before (`< |im_end|>`), as was done in training."
+)
+
+_SENTENCES_USE = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{out}")
+vectors = model.encode(["a text"]{prompt})
+"""
+
+_TRANSFORMERS_USE = """\
+import torch
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{out}").eval()
+processor = AutoProcessor.from_pretrained("{out}")
+prompt = {prompt!r}  # of "a text"
+inputs = processor(text=[prompt], return_tensors="pt")
+with torch.no_grad():
+    state = model(**inputs).last_hidden_state[:, -1]
+vectors = torch.nn.functional.normalize(state.float(), dim=-1)
+"""
+
+_ADAPTER_USE = """\
+from peft import PeftModel
+from transformers import {auto}
+
+model = PeftModel.from_pretrained({auto}.from_pretrained("BASE"), "{out}")
+"""
+
+
+@exit_on_signals()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exports, or says in one paragraph why not."""
+    options = _parse(arguments)
+    quieten()
+    try:
+        given = (options.adapter, options.scores, options.allow_model)
+        print(export(options.folder, options.to, options.out, *given))
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def export(
+    folder: Path,
+    to: str,
+    out: Path,
+    adapter: bool = False,
+    scores: Path | None = None,
+    models: Collection[str] = (),
+) -> str:
+    """Writes the folder `out` and says what it is.
+
+    Args:
+        folder: of a run or a backbone.
+        to: `transformers` or `sentence-transformers`.
+        out: a folder that does not exist yet, or is empty.
+        adapter: only the LoRA updates, for peft.
+        scores: folder of score files of this model, for the card.
+        models: what the configuration of a run from elsewhere may name, for `adapter`.
+
+    Raises:
+        ValueError: it cannot be exported so, or `out` is taken.
+        FileNotFoundError: there is no backbone, or a package is missing.
+    """
+    found = find_backbone(folder)
+    if not found.backbone.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{found.backbone} is a link out of {folder}, and what it points to is not published "
+            "unseen: name that folder itself."
+        )
+    saved_spec(found.backbone)  # its own files, and no links out of it
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
+    shown = found.name if folder.is_absolute() else str(folder)  # a card tells no machine's paths
+    command = ["python", "-m", "experiments.export", shown, "--to", to, "--out", out.name]
+    facts = _facts(found, scores)
+    facts |= {"export": shlex.join([*command, *(["--adapter"] if adapter else [])])}
+    if to == SENTENCES and adapter:
+        raise ValueError("--adapter is for --to transformers: peft loads it, not this package.")
+    if to == TRANSFORMERS and found.kind != _CHAT:
+        raise ValueError(
+            f"{found.backbone} holds a {found.kind}, which is no model of transformers: it mixes "
+            "pictures and texts in ways that no Auto class knows. Load it with "
+            "`mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
+        )
+    write = (
+        partial(_adapter, models)
+        if adapter
+        else {TRANSFORMERS: _transformers, SENTENCES: _sentences}[to]
+    )
+
+    def write_all(fresh: Path) -> str:
+        described = facts | write(found, fresh, out)
+        # The list of facts is written anew.
+        left_out = [name for name in described.pop("left_out", []) if name != FACTS]
+        # A judge that is trained from the export inherits the facts of these weights.
+        write_facts(fresh / FACTS, _fitted(found))
+        said = _describe(fresh, described)
+        # Printed, and not written into the card: other files of this machine are not published.
+        named = f" Left out, as no part of a model: {', '.join(left_out)}." if left_out else ""
+        return said + named
+
+    return f"{out}: {_whole(out, write_all)}"
+
+
+def _fitted(found: Found) -> FittedFacts:
+    facts = inherited_facts(str(found.backbone))
+    if not facts.unknown:
+        return facts
+    # A published folder holds no paths of this machine.
+    return replace(facts, unknown=frozenset(Path(path).name for path in facts.unknown))
+
+
+def _whole(out: Path, write: Callable[[Path], str]) -> str:
+    """Writes a folder that is in its place when all of it is written."""
+    with whole_folder(out) as fresh:
+        return write(fresh)
+
+
+def _describe(fresh: Path, facts: dict[str, Any]) -> str:
+    run = RunFacts(**facts)
+    (fresh / "README.md").write_text(card(run), encoding="utf-8")
+    return " ".join([f"{run.kind} for {run.library}, direct path.", *run.notes])
+
+
+def _facts(found: Found, scores: Path | None) -> dict[str, Any]:
+    base, hub = run_facts.base_models(found)
+    data, data_name = run_facts.data_sources(found)
+    measured, where = run_facts.figures(found, scores)
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "base": tuple(base),
+        "hub_base": tuple(hub),
+        "data": tuple(data),
+        "data_name": data_name,
+        "figures": tuple(measured),
+        "measured": where,
+        **run_facts.records(found),
+    }
+
+
+def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+    from experiments.export.sentence_folder import write_sentence_folder
+
+    prompts = run_facts.instructions(found, texts_only=found.kind != _CHAT)
+    difference, reads, left_out = write_sentence_folder(found.backbone, fresh, prompts)
+    notes = [
+        "Stock modules of sentence-transformers alone: no trust_remote_code is needed.",
+        f"Compared with the original when it was exported: largest difference {difference:.0e}, "
+        "in float32.",
+        "A text that spells a special token is read as text.",
+    ]
+    if "pictures" not in reads:
+        notes.append("Text only: no stock module reads pictures as this backbone does.")
+    if prompts:
+        notes.append(
+            f"Instructions are prompts by task, such as `prompt_name={min(prompts)!r}`; another "
+            "one is given as `prompt`" + _ending(found) + "."
+        )
+    use = f", prompt_name={min(prompts)!r}" if prompts else ""
+    usage = _SENTENCES_USE.format(out=out.name, prompt=use)
+    described = {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
+    return described | {"left_out": left_out}
+
+
+def _ending(found: Found) -> str:
+    return "" if found.kind == _CHAT else ", with a space at its end"
+
+
+def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+    from mmemb.llm.loading import DTYPES, load_model
+
+    load_model(str(found.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False)
+    left_out = copy_model(found.backbone / "model", fresh)  # whole, as was just seen
+    prompts = _prompts(found)
+    notes = (
+        "A plain model: low-rank updates, if there were any, are part of the weights.",
+        _SPECIAL,
+    )
+    usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))
+    reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
+    described = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": notes}
+    return described | {"left_out": left_out}
+
+
+def _adapter(models: Collection[str], found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+    from experiments.export.adapter_folder import write_adapter_folder
+
+    write_adapter_folder(found, fresh, models)
+    prompts = _prompts(found)
+    auto = (
+        "AutoModelForCausalLM" if prompts.modalities == {"text"} else "AutoModelForImageTextToText"
+    )
+    notes = (
+        "Low-rank updates alone; the base model is fetched from where it came from.",
+        f"A text is put to the model as {prompts.text(_example())!r}.",
+        _SPECIAL,
+    )
+    usage = _ADAPTER_USE.format(out=out.name, auto=auto)
+    reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
+    return {"library": "peft", "reads": reads, "usage": usage, "notes": notes}
+
+
+def _prompts(found: Found) -> Any:
+    """How the backbone puts sides to its model; the model itself is not loaded."""
+    from transformers import AutoProcessor
+
+    from mmemb.llm import PromptStyle
+    from mmemb.llm.prompts.chat_prompt import PromptBuilder
+    from mmemb.records.schema import convert, read_json
+    from mmemb.storage.pretrained import load_pretrained
+
+    path = found.backbone / "config.json"
+    arguments = read_json(path, dict[str, Any]).get("init_args")
+    style = convert(arguments, dict[str, Any], f"{path} is broken").get("style")
+    processor = load_pretrained(AutoProcessor, found.backbone / "model")
+    return PromptBuilder(processor, convert(style, PromptStyle, f"{path} is broken"))
+
+
+def _example() -> Any:
+    from mmemb.records.records import Side
+
+    return Side("a text")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__)
+    parser.add_argument("folder", type=Path, help="runs/pocket/embedder, or a saved backbone")
+    parser.add_argument("--to", choices=(TRANSFORMERS, SENTENCES), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--adapter", action="store_true", help="only the LoRA updates, for peft")
+    parser.add_argument("--scores", type=Path, help="score files of this model, for the card")
+    parser.add_argument(
+        "--allow-model",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="what a run from elsewhere may name as its base model, with --adapter",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The low-rank updates of a run as a folder that peft puts on the whole base model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.load import load_run
+from experiments.runs.saved_backbone import Found
+from mmemb.llm.lora import CONFIG, WEIGHTS, lora_parameters
+from mmemb.storage.files import write_atomically
+from mmemb.storage.lineage import write_json
+
+_OURS = "base_model.model."
+
+
+def write_adapter_folder(found: Found, out: Path, models: Collection[str] = ()) -> None:
+    """Writes the updates as they were before they were merged into the run's backbone.
+
+    Args:
+        found: a VisionLanguageBackbone and its run.
+        out: an empty folder, or a new one.
+        models: what the run's configuration may name outside of it (`load_run`).
+
+    Raises:
+        ValueError: the run trained no updates, or has kept none apart.
+    """
+    lora = (found.config.get("model", {}).get("init_args") or {}).get("lora")
+    kept = sorted(found.run.glob("checkpoints/*.ckpt")) if found.run else []
+    if not lora or not kept:
+        why = (
+            f"{found.run} was trained without `lora`"
+            if found.run and not lora
+            else "it has no checkpoint, and in a saved backbone they are part of the weights"
+            if found.run
+            else f"{found.backbone} belongs to no run"
+        )
+        raise ValueError(
+            f"There are no LoRA updates to write: {why}. Leave --adapter out to export the whole "
+            "model."
+        )
+    assert found.run is not None
+    backbone = load_run(found.run, models=models).backbone
+    tuned, model = backbone.updates, backbone.model
+    place = _place(model, tuned.model)
+    weights = {
+        f"{_OURS}{place}.{name.removeprefix(_OURS)}": parameter.detach().contiguous().cpu()
+        for name, parameter in lora_parameters(tuned).items()
+    }
+    layers = sorted({re.split(r"\.lora_", name)[0].removeprefix(_OURS) for name in weights})
+    _write(out, weights, lora, layers, backbone.model_id)
+
+
+def _is_id(base: str) -> bool:
+    """Tells an id of a hub from a path, since no path of this machine is published."""
+    return base.count("/") <= 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+
+
+def _place(model: nn.Module, part: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is part)
+
+
+def _write(
+    out: Path, weights: dict[str, Any], lora: dict[str, Any], layers: list[str], base: str
+) -> None:
+    from safetensors.torch import save
+
+    # Full names: a pattern of endings could match layers of the vision tower.
+    data = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base if _is_id(base) else Path(base).name,
+        "r": int(lora["rank"]),
+        "lora_alpha": float(lora["alpha"]),
+        "target_modules": layers,
+    }
+    write_atomically(out / WEIGHTS, save(weights))
+    write_json(out / CONFIG, data)

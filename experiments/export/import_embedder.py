@@ -1,0 +1,104 @@
+"""`python -m experiments.adopt --config FILE --out RUN`: a public embedder as if a run had made it.
+
+A gate asks for the run of its embedder: a saved backbone and the list of facts that it was fitted
+on. For a frozen embedder from elsewhere this list is empty as far as our data goes; whether its own
+training data held them, its card has to say (`report contamination` looks for it). An embedder that
+was exported from a run brings its list along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from mmemb.backbones import Backbone
+from mmemb.llm.loading import revision_of
+from mmemb.records.text import quote
+from mmemb.storage.lineage import (
+    canonical_json,
+    inherited_facts,
+    run_mark,
+    write_json,
+    write_run_facts,
+)
+from mmemb.storage.signals import exit_on_signals
+
+
+@exit_on_signals()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.adopt", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="YAML with `backbone`")
+    parser.add_argument("--out", type=Path, required=True, help="e.g. runs/bolt_on/embedder")
+    parser.add_argument("--model", help="folder or hub id in place of the one in the file")
+    options = parser.parse_args(arguments)
+    try:
+        adopt(options.config, options.out, options.model)
+    except (ValueError, OSError) as error:
+        print(f"adopt: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def adopt(config: Path, out: Path, model: str | None = None) -> None:
+    """Writes `<out>/backbone`, `fitted.json` and, last, `fingerprint.json`.
+
+    Args:
+        config: YAML file whose key `backbone` holds `class_path` and `init_args`.
+        out: folder of the run; what is there under the same settings stays.
+        model: replaces `init_args.model`.
+
+    Raises:
+        ValueError: the file holds no backbone.
+        FileNotFoundError: there is no such file or model.
+    """
+    if not config.is_file():
+        raise FileNotFoundError(f"{config}: there is no such file.")
+    try:
+        data = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is no YAML: {str(error).splitlines()[0]}") from None
+    spec = data.get("backbone") if isinstance(data, dict) else None
+    if not isinstance(spec, dict) or not isinstance(spec.get("init_args"), dict):
+        raise ValueError(f"{config}: expected a key `backbone` with `class_path` and `init_args`.")
+    if model:
+        spec["init_args"]["model"] = model
+    content = revision_of(str(spec["init_args"].get("model", "")), None)  # a folder may be new
+    mark = hashlib.sha256(canonical_json(["adopted", spec, content]).encode()).hexdigest()[:16]
+    if run_mark(out) == mark:
+        print(f"{out}: everything is there")
+        return
+    backbone = _built(spec, config)
+    if not isinstance(backbone, Backbone):
+        raise ValueError(f"{config}: {spec.get('class_path')} is no backbone.")
+    (out / "fingerprint.json").unlink(missing_ok=True)  # what was there is whole until now
+    backbone.save_pretrained(out / "backbone")
+    write_run_facts(out, inherited_facts(spec))
+    write_json(out / "fingerprint.json", {"fingerprint": mark, "finished": True})
+    print(f"{out}: {spec['init_args'].get('model', spec.get('class_path'))}, frozen")
+
+
+def _built(spec: Any, config: Path) -> Any:
+    """What `class_path` and `init_args` say, nested ones first; other values as they are."""
+    if not (isinstance(spec, dict) and "class_path" in spec):
+        return spec
+    home, _, name = str(spec["class_path"]).rpartition(".")
+    try:
+        kind = getattr(import_module(home), name)
+    except (ImportError, ValueError, AttributeError):
+        kind = None
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"{config}: {spec['class_path']} is no backbone, nor a part of one.")
+    arguments = {key: _built(value, config) for key, value in (spec.get("init_args") or {}).items()}
+    try:
+        return kind(**arguments)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{config}: {spec['class_path']}: {quote(error)}") from None

@@ -1,0 +1,125 @@
+"""Are the vectors of an exported folder those of the backbone? Asked of the package that loads it.
+
+Shapes: D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmemb.backbones import Backbone
+from mmemb.records.records import Media, Side
+from mmemb.storage.tensor_files import quiet_loading
+
+TOLERANCE = 1e-5
+"""Largest difference between entries of two vectors, computed in float32."""
+
+_TEXTS = ("paris", "Ein weißer Stern, über 3 Streifen?", "the flag of a country far away")
+_INSTRUCTION = "Find the flag."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """One input, and what the backbone makes of it.
+
+    Attributes:
+        side: as the backbone reads it.
+        given: as sentence-transformers takes it.
+        vector_D: the backbone's.
+    """
+
+    side: Side
+    given: Any
+    vector_D: Tensor
+
+
+def require_package() -> None:
+    """Raises FileNotFoundError, with what to install, where sentence-transformers is missing."""
+    try:
+        import sentence_transformers  # noqa: F401
+    except ImportError:
+        raise FileNotFoundError(
+            "The package sentence-transformers is not installed, and what is exported for it is "
+            "compared with the backbone first. Run: pip install -e '.[export]'"
+        ) from None
+
+
+@torch.no_grad()
+def embed_probes(backbone: Backbone, longest: int, pictures: bool) -> list[Probe]:
+    """Short texts and a long one, with and without instruction, and pictures.
+
+    Args:
+        backbone: what was exported.
+        longest: words of the long text.
+        pictures: whether the folder reads them.
+    """
+    texts = [*_TEXTS, " ".join(["flag"] * longest)]
+    given = [(Side(text, said), text) for text in texts for said in ("", _INSTRUCTION)]
+    if pictures:
+        given += [_pictured(0, ""), _pictured(1, "what is it?")]
+    return [Probe(side, plain, backbone.encode([side])[0].cpu()) for side, plain in given]
+
+
+def _pictured(seed: int, text: str) -> tuple[Side, Any]:
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(256, size=(48, 64 + 8 * seed, 3), dtype=np.uint8)
+    media = Media("image", f"probe-{seed}", torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+    plain = {"image": Image.fromarray(pixels)} | ({"text": text} if text else {})
+    return Side(text, _INSTRUCTION if text else "", (media,)), plain
+
+
+def compare(folder: Path, probes: Sequence[Probe], separator: str) -> float:
+    """The largest difference between the folder's vectors and the backbone's.
+
+    Args:
+        folder: what was written.
+        probes: of `embed_probes`.
+        separator: what a prompt ends with, behind the instruction.
+
+    Raises:
+        ValueError: it cannot be loaded, or a vector differs by more than `TOLERANCE`.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        with quiet_loading():
+            float32 = {"dtype": torch.float32}
+            model = SentenceTransformer(
+                str(folder),
+                device="cpu",
+                model_kwargs=float32,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+            found = {probe: _encode(model, probe, separator) for probe in probes}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            "sentence-transformers cannot read what was written of this backbone, so nothing is "
+            f"exported: {type(error).__name__} {error!s:.300}"
+        ) from None
+    off = {probe: float((vector - probe.vector_D).abs().max()) for probe, vector in found.items()}
+    worst = max(off, key=off.__getitem__)
+    if not off[worst] <= TOLERANCE:
+        raise ValueError(
+            f"The exported vectors would differ from the backbone's, by {off[worst]:.1e} (at most "
+            f"{TOLERANCE:.0e}) for the text {worst.side.text[:40]!r} with instruction "
+            f"{worst.side.instruction!r} and {len(worst.side.media)} picture(s), so nothing is "
+            "exported. Use `mmemb.backbones.load_backbone`."
+        )
+    return off[worst]
+
+
+def _encode(model: Any, probe: Probe, separator: str) -> Tensor:
+    prompt = probe.side.instruction and probe.side.instruction + separator
+    vectors = model.encode(
+        [probe.given], prompt=prompt or None, convert_to_tensor=True, show_progress_bar=False
+    )
+    return vectors[0].float().cpu()  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Stages as processes, ablations, selection anew from stored scores."""

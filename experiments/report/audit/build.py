@@ -1,0 +1,85 @@
+"""`audit.html` and `audit.json`: every rationale of an experiment, to look at one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, fields
+from pathlib import Path
+from typing import Any
+
+from callbacks.run_record import git_state
+from experiments.report.audit.figures import AuditFigures, audit_figures
+from experiments.report.audit.page import COLUMNS, PICTURES, SEARCHED, audit_page
+from experiments.report.audit.rows import AuditRow, read_audit
+from experiments.report.data.pictures import CandidatePictures, Shown
+from experiments.report.policies.swap import judged_swap
+from mmemb.storage.files import publish, whole_folder
+from mmemb.storage.lineage import write_json
+from mmemb.storage.locks import new_folder
+
+LINK = "audit"
+NAMES = ("audit.html", "audit.json")
+
+
+def audit(experiment: Path, data_root: str) -> AuditFigures:
+    """Writes an audit of the experiment's newest sidecars, and links to it.
+
+    Args:
+        experiment: e.g. `runs/pocket`.
+        data_root: the prepared data that the experiment was made from.
+    """
+    if not experiment.is_dir():
+        raise FileNotFoundError(
+            f"{experiment} is no experiment: name a folder such as runs/pocket."
+        )
+    root = Path(data_root)
+    rows = read_audit(experiment, root)
+    figures = audit_figures(rows, judged_swap(experiment))
+    made = provenance(experiment, data_root)
+    list_data = embedded_rows(rows, CandidatePictures.open(root))
+    content = asdict(figures) | {"rows": [asdict(row) for row in rows]}
+    commit = made["git_commit"] or "nogit"
+    folder = new_folder(experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-audit-{commit}")
+    with whole_folder(folder) as fresh:
+        (fresh / "audit.html").write_bytes(audit_page(made, figures, list_data))
+        write_json(fresh / "audit.json", made | content)
+
+    publish(folder, experiment / LINK, NAMES)
+    print(f"{len(rows)} rationales: {experiment}/audit.html, audit.json")
+    return figures
+
+
+def provenance(experiment: Path, data_root: str) -> dict[str, Any]:
+    """What made an audit."""
+    commit, diff = git_state(Path(__file__).parent)
+    return {
+        "experiment": experiment.name,
+        "data_root": data_root,
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "git_commit": commit,
+        "uncommitted_changes": bool(diff),
+    }
+
+
+def embedded_rows(rows: Sequence[AuditRow], pictures: CandidatePictures) -> dict[str, Any]:
+    """What the page's script reads: rows as lists, each picture once."""
+    places: dict[tuple[str, str], int] = {}
+    shown: list[Shown] = []
+
+    def place(gallery: str, name: str | None) -> int | None:
+        if name is not None and (gallery, name) not in places:
+            places[gallery, name] = len(shown)
+            shown.append(pictures.find(gallery, name))
+        return None if name is None else places[gallery, name]
+
+    def line(row: AuditRow) -> list[Any]:
+        return [*astuple(row), *(place(row.gallery, getattr(row, name)) for name in PICTURES)]
+
+    return {
+        "rows": [line(row) for row in rows],
+        "fields": [*(f.name for f in fields(AuditRow)), *(f"{name}_shown" for name in PICTURES)],
+        "columns": [asdict(column) for column in COLUMNS],
+        "text": SEARCHED,
+        "shown": [[one.label, one.picture] for one in shown],
+    }

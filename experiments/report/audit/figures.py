@@ -1,0 +1,188 @@
+"""What an audit says in sum: keep rates, false-helpful rates, gain by difficulty and by fit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+
+from experiments.report.audit.rows import AuditRow
+from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
+from mmemb.selection.counterfactual import false_helpful
+
+TERCILES = ("hardest", "middle", "easiest")
+NUM_RESAMPLES = 2_000
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CandidateGroup:
+    """Distinct train candidates of one worker or task; rates are shares, None of nothing."""
+
+    name: str
+    candidates: int
+    draws: int
+    kept: float
+    names_target: float
+    names_target_kept: float | None
+    false_helpful: float | None
+    false_helpful_kept: float | None
+    gain: Interval | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GainGroup:
+    """Rows of one difficulty, or fitted or not: what reasoning adds, in nats.
+
+    Attributes:
+        direct: mean log-probability of the target without a rationale.
+        helped: share of rows with a gain above 0.
+        first_before: share of test queries whose right candidate stands alone in front.
+    """
+
+    name: str
+    rows: int
+    direct: float
+    gain: Interval
+    helped: float
+    first_before: float | None
+    first_after: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AuditFigures:
+    """The head of an audit."""
+
+    swap_test: Mapping[str, float]
+    all_candidates: CandidateGroup
+    workers: tuple[CandidateGroup, ...]
+    tasks: tuple[CandidateGroup, ...]
+    train_difficulty: tuple[GainGroup, ...]
+    test_difficulty: tuple[GainGroup, ...]
+    fit: tuple[GainGroup, ...]
+
+
+def audit_figures(rows: Sequence[AuditRow], swap_test: Mapping[str, float]) -> AuditFigures:
+    """All figures of an audit.
+
+    Args:
+        rows: all rows.
+        swap_test: metrics of the selector's test run; empty if there was none.
+    """
+    train = [row for row in rows if row.kept is not None]
+    test = [row for row in rows if row.rank_before is not None]
+    if not train:
+        raise ValueError(
+            "no train pair has a candidate: run the stages `rationales` and `selected`."
+        )
+    swap = {k.removeprefix("test/"): v for k, v in swap_test.items() if k.startswith("test/swap")}
+    return AuditFigures(
+        swap_test=swap,
+        all_candidates=candidate_group("all", train),
+        workers=candidate_groups(train, lambda row: row.worker),
+        tasks=candidate_groups(train, lambda row: row.task),
+        train_difficulty=by_difficulty(train),
+        test_difficulty=by_difficulty(test),
+        fit=by_fit(test),
+    )
+
+
+def candidate_groups(
+    rows: Sequence[AuditRow], name_of: Callable[[AuditRow], str]
+) -> tuple[CandidateGroup, ...]:
+    """One group a name, in alphabetical order."""
+    groups: dict[str, list[AuditRow]] = defaultdict(list)
+    for row in rows:
+        groups[name_of(row)].append(row)
+    return tuple(candidate_group(name, groups[name]) for name in sorted(groups))
+
+
+def candidate_group(name: str, rows: Sequence[AuditRow]) -> CandidateGroup:
+    """Counts and rates of some candidates."""
+    kept = [row for row in rows if row.kept]
+    return CandidateGroup(
+        name=name,
+        candidates=len(rows),
+        draws=sum(row.count for row in rows),
+        kept=len(kept) / len(rows),
+        names_target=right_share(rows) or 0.0,
+        names_target_kept=right_share(kept),
+        false_helpful=false_helpful_share(rows),
+        false_helpful_kept=false_helpful_share(kept),
+        gain=gain_interval(rows),
+    )
+
+
+def right_share(rows: Sequence[AuditRow]) -> float | None:
+    """Share of rationales that name the target."""
+    return sum(bool(row.names_target) for row in rows) / len(rows) if rows else None
+
+
+def false_helpful_share(rows: Sequence[AuditRow]) -> float | None:
+    """Share of scored candidates that bring the target closer and its hard negatives more so."""
+    pairs = [(r.positive, r.margin) for r in rows if r.positive is not None is not r.margin]
+    if not pairs:
+        return None
+    positive_N, margin_N = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    false, scored = false_helpful(positive_N, margin_N)
+    return false / scored
+
+
+def gain_interval(rows: Sequence[AuditRow]) -> Interval | None:
+    """Mean gain; clusters are concepts. None if no row has a gain."""
+    known = [row for row in rows if row.gain is not None]
+    if not known:
+        return None
+    gains = [row.gain or 0.0 for row in known]
+    return cluster_bootstrap(gains, [row.concept for row in known], num_resamples=NUM_RESAMPLES)
+
+
+def by_difficulty(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
+    """Thirds of the rows by the target's log-probability without a rationale."""
+    known = sorted((row for row in rows if row.direct is not None), key=lambda row: row.direct or 0)
+    thirds = np.array_split(np.arange(len(known)), len(TERCILES))
+    groups = zip(TERCILES, ([known[i] for i in third] for third in thirds), strict=True)
+    return tuple(group for name, part in groups if (group := gain_group(name, part)))
+
+
+def by_fit(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
+    """Fitted against unfitted facts, within each task that has both; else nothing compares."""
+    groups: dict[str, dict[bool, list[AuditRow]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.fitted is not None:
+            groups[row.task][row.fitted].append(row)
+    found = [
+        gain_group(f"{task}, {'fitted' if fitted else 'not fitted'}", sides[fitted])
+        for task, sides in sorted(groups.items())
+        if len(sides) == 2
+        for fitted in (True, False)
+    ]
+    return tuple(group for group in found if group)
+
+
+def gain_group(name: str, rows: Sequence[AuditRow]) -> GainGroup | None:
+    """Figures of some rows; None if no row was scored."""
+    known = [row for row in rows if row.gain is not None and row.direct is not None]
+    gain = gain_interval(known)
+    if gain is None:
+        return None
+    return GainGroup(
+        name=name,
+        rows=len(known),
+        direct=float(np.mean([row.direct for row in known])),
+        gain=gain,
+        helped=sum((row.gain or 0) > 0 for row in known) / len(known),
+        first_before=first_share([row.rank_before for row in known]),
+        first_after=first_share([row.rank_after for row in known]),
+    )
+
+
+def first_share(ranks: Sequence[float | None]) -> float | None:
+    """Share of ranks that are 1; None for rows without ranks."""
+    return None if None in ranks else sum(rank == 1 for rank in ranks) / len(ranks)

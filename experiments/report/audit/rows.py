@@ -1,0 +1,171 @@
+"""The rows of an audit: every candidate of a train pair, and every test query's rationale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from datamodules.samples import Row, rows_of
+from datamodules.sidecars import RationaleTable
+from experiments.report.data.reasoned import (
+    ReasonedQuery,
+    check_covers,
+    open_stage,
+    read_pair,
+    read_reasoned,
+)
+from mmemb.records.records import Pair, ScoredRationale
+from mmemb.storage.lineage import FACTS, read_fitted
+from mmemb.storage.shards import ShardIndex
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One rationale; None is what this kind of row does not have.
+
+    Attributes:
+        log_probability: of its words, by the worker that wrote it.
+        direct: log-probability of the target without a rationale.
+        gain: what the rationale adds to `direct`: by a judge for train pairs, by the embedder for
+            test queries.
+        kept: of train pairs alone, like the other contrasts and `weight`.
+        rank_before: of test queries alone, like everything after it.
+        fitted: whether the embedder was fitted on the query's fact.
+    """
+
+    part: str
+    task: str
+    key: str
+    concept: str
+    gallery: str
+    query: str
+    thought: str
+    answer: str
+    target: str
+    worker: str
+    depth: str
+    count: int
+    tokens: int
+    log_probability: float | None
+    names_target: bool | None
+    direct: float | None
+    gain: float | None
+    raw: float | None = None
+    positive: float | None = None
+    margin: float | None = None
+    placebo_rank: float | None = None
+    kept: bool | None = None
+    weight: float | None = None
+    rank_before: float | None = None
+    rank_after: float | None = None
+    top_before: str | None = None
+    top_after: str | None = None
+    top_before_right: bool | None = None
+    top_after_right: bool | None = None
+    fitted: bool | None = None
+
+
+def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
+    """Train candidates first, then test queries.
+
+    Args:
+        experiment: e.g. `runs/pocket`, with `rationales/`, `selected/` and `utilities/`.
+        root: the prepared data that the experiment was made from.
+    """
+    selected = open_stage(experiment, "selected")
+    queries = read_reasoned(experiment, root)
+    fitted = facts_of_embedder(experiment)
+    candidates = tuple(train_rows(selected, ShardIndex.open(root / "pairs/questions")))
+    return candidates + tuple(query_row(query, fitted) for query in queries)
+
+
+def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
+    """Facts that the embedder was fitted on; None where its run left no list, or no whole one."""
+    path = experiment / "embedder" / FACTS
+    facts = read_fitted(path) if path.is_file() else None
+    return None if facts is None or facts.unknown else facts.trained
+
+
+def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
+    """One row a candidate."""
+    check_covers(source, selected)
+    table = RationaleTable(selected.folder, [source])
+    for row in rows_of(source):
+        pool = table.read(row)
+        if pool:
+            pair = read_pair(row)
+            yield from (train_row(row, pair, scored) for scored in pool)
+
+
+def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
+    """A candidate with its contrasts."""
+    written = scored.rationale
+    names = ("raw", "gain", "positive", "margin", "placebo_rank")
+    found = {name: number(scored.scores.get(name)) for name in names}
+    weight = number(scored.weight)
+    raw, gain = found["raw"], found["gain"]
+    return AuditRow(
+        part=pair.part,
+        task=pair.task,
+        key=pair.key,
+        concept=pair.concept,
+        gallery=pair.gallery,
+        query=pair.query.text,
+        thought=written.thinking,
+        answer=written.answer,
+        target=pair.target_name,
+        worker=written.worker,
+        depth=written.depth,
+        count=written.count,
+        tokens=written.num_tokens,
+        log_probability=number(written.log_probability),
+        names_target=scored.names_target,
+        direct=None if raw is None or gain is None else round(raw - gain, 4),
+        kept=scored.kept,
+        weight=weight,
+        **found,
+    )
+
+
+def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
+    """A test query's greedy rationale with what came first before and after."""
+    asked, written, before, after = query.query, query.rationale, query.before, query.after
+    return AuditRow(
+        part=asked.part,
+        task=asked.task,
+        key=asked.key,
+        concept=asked.concept,
+        gallery=asked.gallery,
+        query=asked.side.text,
+        thought=written.thinking,
+        answer=written.answer,
+        target=query.shown_right,
+        worker=written.worker,
+        depth=written.depth,
+        count=written.count,
+        tokens=written.num_tokens,
+        log_probability=number(written.log_probability),
+        names_target=query.names_target,
+        direct=number(before.utility),
+        gain=number(query.gain),
+        rank_before=before.rank,
+        rank_after=after.rank,
+        top_before=before.top,
+        top_after=after.top,
+        top_before_right=before.top in query.right,
+        top_after_right=after.top in query.right,
+        fitted=None if fitted is None else asked.fact in fitted,
+    )
+
+
+def number(value: float | None) -> float | None:
+    """Four decimals; None for what is no finite number, which JSON cannot hold.
+
+    >>> number(0.123456), number(float("nan")), number(None)
+    (0.1235, None, None)
+    """
+    return None if value is None or not math.isfinite(value) else round(value, 4)

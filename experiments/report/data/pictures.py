@@ -1,0 +1,95 @@
+"""Pictures of candidates and queries, out of the shards, as data URLs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, final
+
+from datamodules.samples import rows_of
+from experiments.report.data.reasoned import read_pair, read_query
+from experiments.report.pages.markup import data_url
+from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_picture
+from mmemb.records.records import Pair, Query
+from mmemb.records.sample_json import CandidateJson
+from mmemb.storage.shards import IndexEntry, ShardIndex
+
+_MOST_BYTES, _LONGEST_SIDE = 200_000, 768
+"""Bytes up to which a page holds a picture as it is; pixels to which larger ones are reduced."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One candidate as a page shows it: what people call it, and its picture if it has one."""
+
+    label: str
+    picture: str = ""
+
+
+@final
+class CandidatePictures:
+    """Finds a candidate's picture by gallery and name.
+
+    Args:
+        index: `candidates/` of the data root.
+        labels: (gallery, name) -> what people call it; others go by their text, or name.
+    """
+
+    def __init__(self, index: ShardIndex, labels: Mapping[tuple[str, str], str]) -> None:
+        self._index, self._labels = index, labels
+        self._entries: dict[tuple[str, str], IndexEntry] = {}
+        for entry in index.entries:
+            self._entries.setdefault((entry.meta["gallery"], entry.meta["name"]), entry)
+
+    @classmethod
+    def open(cls, root: Path) -> Self:
+        """Those of a data root, called by the answers of its questions and queries."""
+        queries = map(read_query, rows_of(ShardIndex.open(root / "queries")))
+        pairs = map(read_pair, rows_of(ShardIndex.open(root / "pairs/questions")))
+        return cls(ShardIndex.open(root / "candidates"), label_table(queries, pairs))
+
+    def find(self, gallery: str, name: str) -> Shown:
+        """The first row of that name; a candidate that is not there has no picture."""
+        entry = self._entries.get((gallery, name))
+        label = self._labels.get((gallery, name), "")
+        if entry is None:
+            return Shown(label or name)
+        if not label:
+            label = self._index.read_json(entry, CandidateJson).text or name
+        return Shown(label, picture_url(self._index, entry, "c"))
+
+
+def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[str, str], str]:
+    """(gallery, candidate) -> the first answer of a query of which it is the one right candidate,
+    or of a pair of which it is the target."""
+    labels: dict[tuple[str, str], str] = {}
+    for query in queries:
+        if len(query.relevance) == 1 and query.answers:
+            labels.setdefault((query.gallery, next(iter(query.relevance))), query.answers[0])
+    for pair in pairs:
+        if pair.answers:
+            labels.setdefault((pair.gallery, pair.target_name), pair.answers[0])
+    return labels
+
+
+def picture_url(index: ShardIndex, entry: IndexEntry, side: str) -> str:
+    """A sample's first picture of one side as a data URL, or ""."""
+    found = index.first_picture(entry, side)
+    return _small_url(*found) if found else ""
+
+
+def _small_url(name: str, data: bytes) -> str:
+    """A picture as it is, or reduced if it has many bytes: a page may hold hundreds of them."""
+    if len(data) <= _MOST_BYTES:
+        return data_url(name, data)
+    try:
+        rgb = read_picture(data, SHARD_FORMATS, name, _LONGEST_SIDE)
+    except PictureError:
+        return ""
+
+    reduced = io.BytesIO()
+    rgb.save(reduced, "WEBP", quality=90)
+    return data_url("reduced.webp", reduced.getvalue())

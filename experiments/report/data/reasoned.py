@@ -1,0 +1,156 @@
+"""Queries that were embedded without and with a rationale: how their candidates stood each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from datamodules.samples import Row, SampleReader, rows_of
+from datamodules.sidecars import RationaleTable
+from mmemb.records.records import DIRECT, Pair, Query, Rationale
+from mmemb.records.schema import SchemaError
+from mmemb.records.sidecar_json import UtilityJson
+from mmemb.selection.counterfactual import names_target
+from mmemb.storage.shards import ShardIndex, check_join
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """One query at one depth.
+
+    Attributes:
+        utility: log-probability of the right candidates.
+        rank: expected rank of the best right candidate.
+        top: name of the best candidate.
+    """
+
+    utility: float
+    rank: float
+    top: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReasonedQuery:
+    """An eligible query, what the worker wrote about it at the deepest depth, and what it changed.
+
+    Attributes:
+        right: names of the right candidates, highest grade first.
+        row: where its members lie.
+    """
+
+    query: Query
+    right: tuple[str, ...]
+    rationale: Rationale
+    before: Depth
+    after: Depth
+    row: Row
+
+    @property
+    def gain(self) -> float:
+        """What reasoning adds to the right candidates' log-probability."""
+        return self.after.utility - self.before.utility
+
+    @property
+    def climb(self) -> float:
+        """What reasoning adds to the reciprocal rank: 1 to 2 is more than 100 to 200."""
+        return 1 / self.after.rank - 1 / self.before.rank
+
+    @property
+    def names_target(self) -> bool:
+        """Whether the rationale holds one of the query's answers."""
+        return names_target(self.rationale.plain, self.query.answers)
+
+    @property
+    def shown_right(self) -> str:
+        """The right candidate to show: one that came first, if one did."""
+        tops = [top for top in (self.after.top, self.before.top) if top in self.right]
+        return (tops or self.right)[0]
+
+
+def open_stage(experiment: Path, name: str) -> ShardIndex:
+    """Opens a sidecar of an experiment; the stage that writes it has the folder's name."""
+    try:
+        return ShardIndex.open(experiment / name)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{experiment / name} is missing or not finished: run the pipeline's stage `{name}` "
+            f"(`python -m experiments.pipeline FILE --from {name}`), then this command again."
+        ) from None
+
+
+def check_covers(source: ShardIndex, sidecar: ShardIndex) -> None:
+    """Raises ValueError unless the sidecar is about this source; it may leave out shards."""
+    if not check_join(source, sidecar):
+        raise ValueError(
+            f"{sidecar.folder} says nothing about {source.folder}: it was made from other data. "
+            "Name the data root that it was made from with --data-root."
+        )
+
+
+def read_reasoned(experiment: Path, root: Path, part: str = "test") -> tuple[ReasonedQuery, ...]:
+    """The eligible queries of a part, in the order of `queries/`.
+
+    Args:
+        experiment: e.g. `runs/pocket`, with `rationales/` and `utilities/`.
+        root: the prepared data that the experiment was made from.
+        part: data part.
+    """
+    rationales, utilities = (open_stage(experiment, name) for name in ("rationales", "utilities"))
+    source = ShardIndex.open(root / "queries")
+    check_covers(source, utilities)
+    check_join(rationales, utilities)
+    table = RationaleTable(experiment / "rationales", [source])
+    rows = [row for row in rows_of(source) if row.meta["part"] == part]
+    found = [_reasoned(row, utilities, table) for row in rows if row.entry.key in utilities.by_key]
+    return tuple(query for query in found if query is not None)
+
+
+def _reasoned(row: Row, utilities: ShardIndex, table: RationaleTable) -> ReasonedQuery | None:
+    depths = read_depths(utilities, row.entry.key)
+    if depths is None:
+        return None
+    deepest = list(depths)[-1]
+    written = [r for r in table.read_rationales(row) if r.depth == deepest]
+    if not written:
+        raise ValueError(
+            f"{row.where} has utilities at depth {deepest!r}, but no such rationale: rationales/ "
+            "was made again since. Run the stage `utilities` again."
+        )
+    query = read_query(row)
+    right = sorted(query.relevance, key=lambda name: -query.relevance[name])
+    before, after = depths[DIRECT], depths[deepest]
+    return ReasonedQuery(query, tuple(right), written[0], before, after, row)
+
+
+def read_query(row: Row) -> Query:
+    """A query with its gallery and without pixels."""
+    return replace(SampleReader(pixels=False).query(row), gallery=row.meta["gallery"])
+
+
+def read_pair(row: Row) -> Pair:
+    """A train pair without pixels."""
+    return SampleReader(pixels=False).pair(row)
+
+
+def read_depths(utilities: ShardIndex, key: str) -> dict[str, Depth] | None:
+    """A query's depths by name, direct first, with the greedy draw; None if it is not eligible."""
+    entry = utilities.by_key[key]
+    where = f"{utilities.folder / entry.shard}, sample {key},"
+    again = f"Delete {utilities.folder} and run the stage `utilities` again."
+    try:
+        data = utilities.read_json(entry, UtilityJson, again)
+        if not (data.ranks and data.top):
+            raise ValueError("it lacks ranks and top, so it is older than they are")
+        greedy = [draws[0] for draws in data.utility]
+        columns = zip(greedy, data.ranks, data.top, strict=True)
+        depths = dict(zip(data.depths, (Depth(*c) for c in columns), strict=True))
+        if len(depths) < 2 or next(iter(depths)) != DIRECT:
+            raise ValueError(f"depths {list(depths)}: expected {DIRECT!r} and another one")
+        return depths if data.eligible else None
+    except SchemaError:
+        raise
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{where} is not as `predict` writes it: {error}. {again}") from None

@@ -1,0 +1,89 @@
+"""The runs below a folder, and what two of them differ in: settings first, then metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.cli.checkpoint_check import flattened
+from experiments.report.pages.markdown_page import markdown_table
+from experiments.runs.recorded_config import read_config
+from mmemb.records.schema import read_json
+from mmemb.storage.files import is_temporary
+from mmemb.storage.lineage import RunMark
+from mmemb.storage.run_files import read_environment, read_summary
+
+HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
+
+
+def list_runs(folder: Path) -> str:
+    """A table of every run below a folder, the newest first.
+
+    Args:
+        folder: `runs`, or an experiment in it.
+
+    Raises:
+        FileNotFoundError: there is no run.
+    """
+    runs = sorted(
+        {
+            path.parent
+            for path in folder.rglob("fingerprint.json")
+            if not path.parent.is_symlink() and not is_temporary(path.parent)
+        },
+        key=lambda run: run.name,
+        reverse=True,
+    )
+    if not runs:
+        raise FileNotFoundError(
+            f"{folder} holds no run: `experiments.run` writes them to runs/EXPERIMENT/."
+        )
+
+    headings = ("run", "state", "minutes", "owner", "tags", "commit", "metric")
+    return markdown_table(headings, [_line(folder, run) for run in runs])
+
+
+def diff_runs(left: Path, right: Path) -> str:
+    """Settings in which two runs differ, and their metrics side by side."""
+    settings = [flattened(read_config(run)) for run in (left, right)]
+    metrics = [read_summary(run).metrics for run in (left, right)]
+    changed = [
+        [key, *(str(found.get(key, "-")) for found in settings)]
+        for key in sorted({*settings[0], *settings[1]})
+        if settings[0].get(key, "-") != settings[1].get(key, "-")
+    ]
+    measured = [
+        [name, *(_number(found.get(name)) for found in metrics), _difference(name, metrics)]
+        for name in sorted({*metrics[0], *metrics[1]})
+    ]
+    names = (left.name, right.name)
+    parts = [
+        markdown_table(("setting", *names), changed) if changed else "No setting differs.",
+        markdown_table(("metric", *names, "difference"), measured) if measured else "No metrics.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _line(folder: Path, run: Path) -> list[str]:
+    mark = read_json(run / "fingerprint.json", RunMark)
+    summary, environment = read_summary(run), read_environment(run)
+    metrics = summary.metrics
+    shown = [f"{name} {_number(metrics[name])}" for name in HEADLINES if name in metrics]
+    dirty = "+" if environment.uncommitted_changes else ""
+    return [
+        str(run.relative_to(folder)),
+        "finished" if mark.finished else "unfinished",
+        "-" if summary.seconds is None else f"{summary.seconds / 60:.1f}",
+        environment.owner or "-",
+        ", ".join(environment.tags) or "-",
+        f"{environment.git_commit or '-'}{dirty}",
+        shown[0] if shown else "-",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _difference(name: str, metrics: list[dict[str, float | None]]) -> str:
+    values = [found.get(name) for found in metrics]
+    return "-" if None in values else f"{values[1] - values[0]:+.4g}"

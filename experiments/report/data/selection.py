@@ -1,0 +1,86 @@
+"""What selection did on part `train`: how often candidates, and kept ones, name the right target.
+
+The table of facts (`answers`) is used for this scoring only; no model reads it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmemb.records.records import ScoredJson
+from mmemb.retrieval.bootstrap import MIN_CLUSTERS
+from mmemb.storage.shards import ShardIndex
+
+
+def selection_figures(
+    experiment: Path, num_resamples: int = 4_000, seed: int = 0
+) -> dict[str, Any] | None:
+    """Keep rate and right-name rates of all and of kept candidates, counted by draw; the interval
+    of their difference is a bootstrap over concepts. The same by task and by worker, whose pool is
+    one. None where nothing was selected: an experiment may take its embedder from another one."""
+    if not (experiment / "selected").exists():
+        return None
+    index = ShardIndex.open(experiment / "selected")
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    tasks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    workers: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    for entry in index.entries:
+        for scored in index.read_json(entry, tuple[ScoredJson, ...]):
+            count = scored.count
+            right, kept = bool(scored.names_target), scored.kept
+            row = [count, count * right, count * kept, count * (kept and right)]
+            _add(sums, entry.meta["concept"], row)
+            _add(tasks, entry.meta["task"], row)
+            _add(workers, scored.worker, row)
+    counts_G4 = np.array(list(sums.values()))
+    if not len(counts_G4):
+        raise ValueError(f"{index.folder} holds no candidate: run the stages before again.")
+    rates = _rates(counts_G4.sum(0)[None])
+    gain_low, gain_high = _gain_bounds(counts_G4, num_resamples, seed)
+    return {
+        **{name: float(value[0]) for name, value in rates.items()},
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+        "candidates": int(counts_G4[:, 0].sum()),
+        "concepts": len(counts_G4),
+        "tasks": {
+            task: {name: float(v[0]) for name, v in _rates(np.array([row])).items()}
+            for task, row in sorted(tasks.items())
+            if row[0]
+        },
+        "workers": {worker: _of_worker(row) for worker, row in sorted(workers.items())},
+    }
+
+
+def _gain_bounds(
+    counts_G4: np.ndarray, num_resamples: int, seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Bounds of the 95 % interval of the gain over concepts; None where they are too few."""
+    if len(counts_G4) < MIN_CLUSTERS:
+        return None, None
+
+    shape = (num_resamples, len(counts_G4))
+    chosen = np.random.default_rng(seed).integers(0, len(counts_G4), shape)
+    draws = _rates(counts_G4[chosen].sum(1))
+    low, high = np.nanquantile(draws["gain"], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _of_worker(row: Sequence[float]) -> dict[str, int]:
+    return dict(zip(("drawn", "right", "kept", "right_kept"), map(int, row), strict=True))
+
+
+def _add(table: dict[str, list[float]], key: str, row: Sequence[float]) -> None:
+    table[key] = [a + b for a, b in zip(table[key], row, strict=True)]
+
+
+def _rates(counts_R4: np.ndarray) -> dict[str, np.ndarray]:
+    total, right, kept, kept_right = counts_R4.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = {"right": right / total, "keep_rate": kept / total, "right_kept": kept_right / kept}
+    return rates | {"gain": rates["right_kept"] - rates["right"]}

@@ -1,0 +1,1 @@
+"""Ways to decide, compared: rows, curves, studies, seeds."""

@@ -1,0 +1,185 @@
+"""From policies to figures: means with intervals, costs, comparisons (METHOD 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from experiments.report.data.query_table import METRICS, Bools, Floats, QueryTable
+from experiments.report.policies.decisions import (
+    ALWAYS,
+    DRAFT,
+    GATED,
+    NEVER,
+    RANDOM,
+    ROUTER,
+    RULE,
+    SHUFFLED,
+    SUPERVISED,
+    Policy,
+)
+from mmemb.retrieval.bootstrap import (
+    Interval,
+    cluster_bootstrap,
+    minimal_detectable_effect,
+    seed_spread,
+)
+
+NUM_RESAMPLES = 4_000
+
+
+def eligible_tasks(table: QueryTable) -> list[str]:
+    """Tasks with eligible queries, in order of appearance."""
+    return list(dict.fromkeys(t for t, e in zip(table.tasks, table.eligible_N, strict=True) if e))
+
+
+def mean_over_tasks(table: QueryTable, value_N: Floats) -> Interval:
+    """Mean over tasks of their means; clusters are concepts."""
+    return cluster_bootstrap(
+        value_N, table.concepts, tasks=table.tasks, num_resamples=NUM_RESAMPLES
+    )
+
+
+def of_eligible_tasks(table: QueryTable) -> Bools:
+    """(N,) the queries of tasks that have eligible ones."""
+    return table.in_tasks(set(eligible_tasks(table)))
+
+
+def task_mean(table: QueryTable, value_N: Floats) -> float:
+    """Mean over tasks of their means, where no interval is asked for."""
+    weight_N = table.task_weights()
+    return float((value_N * weight_N).sum() / weight_N.sum())
+
+
+def row_figures(
+    table: QueryTable, policy: Policy, milliseconds: Floats | None = None, deciding: float = 0.0
+) -> dict[str, Any]:
+    """One line of a table.
+
+    Args:
+        table: the queries that the line is about.
+        policy: what it does with them.
+        milliseconds: (A,) of each depth, measured live.
+        deciding: milliseconds that a decision about an eligible query adds.
+    """
+    figures: dict[str, Any] = {
+        name: asdict(mean_over_tasks(table, policy.value(table.metric[name]))) for name in METRICS
+    }
+    eligible_N, invoked_N = table.eligible_N, policy.invocation_N
+    figures["invocation"] = float(invoked_N[eligible_N].mean()) if eligible_N.any() else 0.0
+    figures["invocation_all"] = float(invoked_N.mean())
+    figures["reasoning_tokens"] = float(policy.cost(table.cost_NA).mean())
+    if milliseconds is not None:
+        extra_A = milliseconds - milliseconds[0]  # every query is embedded directly first
+        extra_A[0] = 0.0
+        figures["latency_ms"] = float(milliseconds[0] + policy.spend_NA.mean(0) @ extra_A)
+        figures["latency_ms"] += deciding * float(eligible_N.mean())
+    return figures
+
+
+BETTER = "the better of never and always"
+
+WANTED = (
+    ("always minus never, think tasks pooled", ALWAYS, NEVER, "think"),
+    ("always minus never", ALWAYS, NEVER, "mix"),
+    ("gated minus the better of never and always", GATED, BETTER, "mix"),
+    ("gated minus random at equal cost", GATED, RANDOM, "mix"),
+    ("gated minus per-task rule", GATED, RULE, "mix"),
+    ("gated minus per-task rule, mixed rows", GATED, RULE, "mixed"),
+    ("gated minus itself shuffled within tasks", GATED, SHUFFLED, "mix"),
+    ("gated minus itself shuffled within tasks, mixed rows", GATED, SHUFFLED, "mixed"),
+    ("gated minus always, mixed rows", GATED, ALWAYS, "mixed"),
+    ("gated minus training-free router", GATED, ROUTER, "mix"),
+    ("gated minus supervised gate", GATED, SUPERVISED, "mix"),
+    ("draft, then use or drop, minus always", DRAFT, ALWAYS, "mix"),
+)
+"""The comparisons that the method is judged by: name, left row, right row, of which queries."""
+
+
+def subsets_of(test: QueryTable, think: Sequence[str]) -> dict[str, Bools]:
+    """Name of a subset in `WANTED` -> (N,) its queries."""
+    mixed = {task for task in eligible_tasks(test) if task.endswith("-mixed")}
+    return {
+        "think": test.in_tasks(think) & test.eligible_N,
+        "mix": of_eligible_tasks(test),
+        "mixed": test.in_tasks(mixed),
+    }
+
+
+def difference_figures(
+    table: QueryTable, difference: Floats, *, pooled: bool = False
+) -> dict[str, Any]:
+    """Mean of paired differences (N,), or (S, N) of several seeds, which are averaged first, with
+    interval and minimal detectable effect; over tasks, or over all queries if `pooled`."""
+    tasks = None if pooled else table.tasks
+    interval = cluster_bootstrap(
+        difference, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
+    )
+    effect = minimal_detectable_effect(difference, table.concepts, tasks=tasks)
+    return asdict(interval) | {
+        "minimal_detectable_effect": effect,
+        "non_inferior": interval.non_inferior(),
+    }
+
+
+def comparison(table: QueryTable, left: Policy, right: Policy) -> dict[str, Any]:
+    """Left minus right in Recall@1, query by query, mean over tasks."""
+    metric = table.metric["recall@1"]
+    return difference_figures(table, left.value(metric) - right.value(metric))
+
+
+def comparisons(
+    test: QueryTable, rows: Mapping[str, Policy], think: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The figures of `WANTED`, of one run."""
+    return compared(test, [recalls(test, rows)], think)
+
+
+def recalls(test: QueryTable, rows: Mapping[str, Policy]) -> dict[str, Floats]:
+    """Row -> (N,) Recall@1 of every query."""
+    return {name: policy.value(test.metric["recall@1"]) for name, policy in rows.items()}
+
+
+def compared(
+    test: QueryTable, runs: Sequence[Mapping[str, Floats]], think: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The figures of `WANTED`. Several runs on the same queries are averaged first, and the mean of
+    each (`of_runs`) and their spread (`seed_sd`) stand beside it.
+
+    Args:
+        test: the queries; its metrics are not looked at.
+        runs: of each run, row -> (N,) Recall@1.
+        think: names of the think tasks.
+    """
+    subsets, figures = subsets_of(test, think), {}
+    mean = {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
+    best = better_constant(test, mean, subsets["mix"])
+    for name, left, named, subset in WANTED:
+        right, chosen_N = best if named == BETTER else named, subsets[subset]
+        if not ({left, right} <= set(mean) and chosen_N.any()):
+            continue
+        table, pooled = test.select(chosen_N), subset == "think"
+        difference_SN = np.stack([(run[left] - run[right])[chosen_N] for run in runs])
+        figures[name] = {
+            "left": left,
+            "right": right,
+            "queries": int(chosen_N.sum()),
+            **difference_figures(table, difference_SN, pooled=pooled),
+        }
+        if len(runs) > 1:
+            means = [x.mean() if pooled else task_mean(table, x) for x in difference_SN]
+            figures[name] |= {
+                "of_runs": [float(value) for value in means],
+                "seed_sd": seed_spread(np.array(means)[:, None]),
+            }
+    return figures
+
+
+def better_constant(test: QueryTable, recall: Mapping[str, Floats], chosen_N: Bools) -> str:
+    """`never` or `always`, whichever has the higher mean Recall@1 on these very queries."""
+    table = test.select(chosen_N)
+    means = {name: task_mean(table, recall[name][chosen_N]) for name in (NEVER, ALWAYS)}
+    return max(means, key=means.__getitem__)

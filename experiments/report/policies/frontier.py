@@ -1,0 +1,125 @@
+"""Quality against cost as the gate's price moves: bands, the area under it, overthinking.
+
+Shapes: N queries, P budgets, A depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.report.data.query_table import Floats, QueryTable
+from experiments.report.policies.comparisons import mean_over_tasks, task_mean
+from experiments.report.policies.decisions import Policy
+from mmemb.gate.budget import Thresholds
+
+NUM_BUDGETS = 21
+
+
+def budgets_of(thresholds: Thresholds) -> list[float]:
+    """Token budgets from none to all."""
+    return [float(b) for b in np.linspace(0, thresholds.dearest("tokens"), NUM_BUDGETS)]
+
+
+def policies_along(
+    table: QueryTable, logit_NA: Floats, thresholds: Thresholds, depths: Sequence[int]
+) -> list[Policy]:
+    """What the gate does at each budget, spent in full on `calibration`.
+
+    Args:
+        table: the queries.
+        logit_NA: the gate's logits of the depths that it knows.
+        thresholds: its calibration.
+        depths: numbers of these depths among those of the table: `[0, 2]` for a binary gate.
+    """
+    known, found = np.array(depths), []
+    for budget in budgets_of(thresholds):
+        depth_N = thresholds.decide(
+            torch.tensor(logit_NA), table.keys, budget, "tokens", exact=True
+        )
+        taken_N = known[depth_N.numpy()] * table.eligible_N
+        found.append(Policy.of_depths(taken_N, len(table.depths)))
+    return found
+
+
+def points_of(
+    table: QueryTable, policies: Sequence[Policy], budgets: Sequence[float]
+) -> list[dict[str, Any]]:
+    """One point for each budget, with a band over concepts."""
+    points = []
+    for budget, policy in zip(budgets, policies, strict=True):
+        value = mean_over_tasks(table, policy.value(table.metric["recall@1"]))
+        points.append(
+            {
+                "budget": budget,
+                "tokens": float(policy.cost(table.cost_NA).mean()),
+                "invocation": float(policy.invocation_N.sum() / max(table.eligible_N.sum(), 1)),
+                "recall@1": value.mean,
+                "low": value.low,
+                "high": value.high,
+                "clusters": value.clusters,
+            }
+        )
+    return points
+
+
+def area_N(table: QueryTable, policies: Sequence[Policy]) -> Floats:
+    """(N,) each query's part of the area under the frontier, normalised by its width in tokens.
+
+    The mean over tasks of it is the area, and its bootstrap the area's interval: the points' costs
+    are taken as they are.
+    """
+    order = np.argsort([policy.cost(table.cost_NA).mean() for policy in policies], kind="stable")
+    tokens_P = np.array([policies[p].cost(table.cost_NA).mean() for p in order])
+    value_PN = np.stack([policies[p].value(table.metric["recall@1"]) for p in order])
+    width = tokens_P[-1] - tokens_P[0]
+    if not width:
+        return value_PN.mean(0)
+    step_P = np.diff(tokens_P)[:, None] / width
+    return ((value_PN[1:] + value_PN[:-1]) / 2 * step_P).sum(0)
+
+
+def area_of(table: QueryTable, policies: Sequence[Policy]) -> dict[str, Any]:
+    """Area under the frontier with its interval."""
+    return asdict(mean_over_tasks(table, area_N(table, policies)))
+
+
+def at_cost(table: QueryTable, policies: Sequence[Policy], tokens: float) -> Policy:
+    """The frontier where it costs `tokens` a query: its two neighbours there, mixed by a coin.
+
+    Beyond its ends, its ends.
+    """
+    cost_P = np.array([policy.cost(table.cost_NA).mean() for policy in policies])
+    order = np.argsort(cost_P, kind="stable")
+    place = float(np.interp(tokens, cost_P[order], np.arange(len(order))))
+    low, high = (policies[order[p]] for p in (int(place), min(int(place) + 1, len(order) - 1)))
+    share = place - int(place)
+    return Policy(*((1 - share) * a + share * b for a, b in zip(low, high, strict=True)))
+
+
+def overthinking(
+    test: QueryTable,
+    calibration: QueryTable,
+    on_test: Sequence[Policy],
+    on_calibration: Sequence[Policy],
+) -> dict[str, Any]:
+    """Whether quality falls beyond some cost: the budget that is best on `calibration`, and what
+    it gains on the test over spending everything."""
+    values = [
+        task_mean(calibration, policy.value(calibration.metric["recall@1"]))
+        for policy in on_calibration
+    ]
+    best = int(np.argmax(values))
+    metric = test.metric["recall@1"]
+    most = int(np.argmax([policy.cost(test.cost_NA).mean() for policy in on_test]))
+    difference_N = on_test[best].value(metric) - on_test[most].value(metric)
+    invoked = on_test[best].invocation_N[test.eligible_N]
+    return {
+        "invocation": float(invoked.mean()) if len(invoked) else 0.0,
+        "tokens": float(on_test[best].cost(test.cost_NA).mean()),
+        "minus_all": asdict(mean_over_tasks(test, difference_N)),
+    }

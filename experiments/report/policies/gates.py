@@ -1,0 +1,88 @@
+"""Gates fitted for the report alone: the supervised row, and what each kind of state can see.
+
+Shapes: N queries, S state width, A depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.samples import rows_of
+from datamodules.utilities import UtilityTable
+from mmemb.gate.gate_fit import Estimator, fit_head
+from mmemb.gate.gating import MlpDepthHead, reward_BA
+from mmemb.records.batches import UtilityBatch
+from mmemb.records.gate_state import StatePart, check_parts
+from mmemb.records.records import stable_hash
+from mmemb.storage.shards import ShardIndex
+
+NUM_STEPS = 300
+"""Of every head, each over all queries of part `gate`: as many as the gate's own fit has."""
+
+
+def supervised_depths(parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any]) -> np.ndarray:
+    """(N,) what a gate trained with every depth's reward in sight would do on part `test`.
+
+    Args:
+        parts: `read_parts`.
+        gate: settings of the gate's own run; state, price and clip are its own.
+    """
+    logit_NA = fitted_logits(parts, check_parts(gate["state"] or ["embedding"]), gate, "supervised")
+    return logit_NA.argmax(1).numpy()
+
+
+def read_parts(experiment: Path, data_root: Path) -> dict[str, UtilityBatch]:
+    """Part -> its utilities, in the order of the query shards.
+
+    Args:
+        experiment: holds `utilities/`.
+        data_root: holds `queries/`.
+    """
+    rows = rows_of(ShardIndex.open(data_root / "queries"))
+    table = UtilityTable(str(experiment / "utilities"), rows[0].index)
+    return {
+        part: table.batch(table.of_part(rows, part)) for part in ("gate", "calibration", "test")
+    }
+
+
+def fitted_logits(
+    parts: Mapping[str, UtilityBatch],
+    state: tuple[StatePart, ...],
+    gate: Mapping[str, Any],
+    estimator: Estimator,
+    seed: int = 0,
+    *,
+    part: str = "test",
+    depths: Sequence[int] | None = None,
+) -> Tensor:
+    """(N, A) logits on a part of a head that was fitted on part `gate`.
+
+    Args:
+        parts: utilities by part.
+        state: what the head sees.
+        gate: settings of the gate's own run.
+        estimator: of the policy gradient.
+        seed: of the fit.
+        part: where the logits are wanted.
+        depths: numbers of the depths that the head chooses from; by default all.
+    """
+    batch = parts["gate"]
+    known = list(range(batch.utility_BA.shape[1])) if depths is None else list(depths)
+    reward_NA = reward_BA(
+        batch.utility_BA[:, known], batch.cost_BA[:, known], clip=gate["clip"], price=gate["price"]
+    )[batch.eligible_B]
+    state_NS = batch.inputs.state(state)[batch.eligible_B]
+
+    # A process starts with random numbers of its own: without a seed every report had other rows.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_hash("head", seed))
+        head = MlpDepthHead(state_NS.shape[1], len(known), **(gate["head"].get("init_args") or {}))
+    fit_head(head, state_NS, reward_NA, estimator, num_steps=NUM_STEPS, seed=seed)
+    with torch.inference_mode():
+        return head(parts[part].inputs.state(state))

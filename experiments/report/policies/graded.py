@@ -1,0 +1,73 @@
+"""Graded depth against a binary gate: fitted alike on the same utilities, area against area."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from experiments.report.data.query_table import Bools, QueryTable
+from experiments.report.policies.comparisons import mean_over_tasks
+from experiments.report.policies.decisions import Policy
+from experiments.report.policies.frontier import (
+    area_N,
+    area_of,
+    budgets_of,
+    points_of,
+    policies_along,
+)
+from experiments.report.policies.gates import fitted_logits
+from mmemb.gate.budget import Thresholds
+from mmemb.records.batches import UtilityBatch
+from mmemb.records.gate_state import check_parts
+
+SEEDS = (0, 1, 2)
+
+
+def graded_against_binary(
+    parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any], test: QueryTable, chosen_N: Bools
+) -> dict[str, Any]:
+    """Frontiers of the first seed, areas of all, and the paired difference of the areas.
+
+    Args:
+        parts: utilities by part; those of `test` in the order of the table that was cut by
+        chosen_N: which of them `test` holds.
+        gate: settings of the gate's own run.
+        test: the queries of tasks with eligible ones.
+    """
+    deepest = len(test.depths) - 1
+    kinds = {"graded": list(range(deepest + 1)), "binary": [0, deepest]}
+    areas, found = {}, {}
+    for name, depths in kinds.items():
+        along = [_along(parts, gate, test, chosen_N, depths, seed) for seed in SEEDS]
+        areas[name] = np.mean([area_N(test, policies) for policies, _ in along], axis=0)
+        policies, budgets = along[0]
+        found[name] = {
+            "points": points_of(test, policies, budgets),
+            "area": area_of(test, policies),
+        }
+    difference = mean_over_tasks(test, areas["graded"] - areas["binary"])
+    return found | {"graded_minus_binary": asdict(difference), "seeds": list(SEEDS)}
+
+
+def _along(
+    parts: Mapping[str, UtilityBatch],
+    gate: Mapping[str, Any],
+    test: QueryTable,
+    chosen_N: Bools,
+    depths: Sequence[int],
+    seed: int,
+) -> tuple[list[Policy], list[float]]:
+    state = check_parts(gate["state"] or ["embedding"])
+    on_test, on_calibration = (
+        fitted_logits(parts, state, gate, "exact", seed, part=part, depths=depths)
+        for part in ("test", "calibration")
+    )
+    batch = parts["calibration"]
+    cost_CA = batch.cost_BA[:, list(depths)][batch.eligible_B]
+    keys = [k for k, e in zip(batch.keys, batch.eligible_B.tolist(), strict=True) if e]
+    thresholds = Thresholds.calibrate(on_calibration[batch.eligible_B], cost_CA, keys)
+    logit_NA = on_test.numpy()[chosen_N]
+    return policies_along(test, logit_NA, thresholds, depths), budgets_of(thresholds)

@@ -1,0 +1,137 @@
+"""Rounds of EM side by side: what the generators know, what was kept, and what retrieval gains.
+
+`python -m experiments.report rounds RUN RUN...`; every run is compared with the first.
+Shapes: N queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from experiments.report.data.query_table import Floats, QueryTable, read_queries
+from experiments.report.data.reasoned import read_reasoned
+from experiments.report.data.selection import selection_figures
+from experiments.report.pages.markdown_page import interval, markdown_table
+from experiments.report.policies.comparisons import mean_over_tasks, of_eligible_tasks
+from experiments.report.policies.decisions import ALWAYS, GATED, NEVER, Policy
+from mmemb.benchmarks.data_roots import read_tasks
+from mmemb.storage.files import write_atomically
+from mmemb.storage.lineage import write_json
+
+SELECTION = {"right": "candidates right", "keep_rate": "kept", "right_kept": "kept right"}
+RIGHT = "right"
+HEADINGS = {RIGHT: "greedy draft names the answer"} | {row: row for row in (NEVER, ALWAYS, GATED)}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One run on part `test`.
+
+    Attributes:
+        eligible: its queries of tasks with eligible ones.
+        value: name of a row -> (N,) Recall@1.
+        think: the eligible queries of the think tasks whose concepts nobody was trained on.
+        right_N: 1 where the greedy draft about one of `think` holds an answer.
+        selection: what was kept on part `train`.
+    """
+
+    eligible: QueryTable
+    value: Mapping[str, Floats]
+    think: QueryTable
+    right_N: Floats
+    selection: Mapping[str, Any] | None
+
+
+def read_round(experiment: Path, root: Path) -> Round:
+    """Reads a finished run's sidecars."""
+    test = read_queries(experiment).of_parts("test")
+    unseen = {task.name for task in read_tasks(root) if task.think and not task.seen_answer}
+    is_think_N = test.in_tasks(unseen) & test.eligible_N
+    right = {q.query.key: float(q.names_target) for q in read_reasoned(experiment, root)}
+    eligible, think = test.select(of_eligible_tasks(test)), test.select(is_think_N)
+    metric_NA, depths = eligible.metric["recall@1"], len(eligible.depths)
+    deepest_N = np.where(eligible.eligible_N, depths - 1, 0)
+    taken = {NEVER: np.zeros_like(deepest_N), ALWAYS: deepest_N, GATED: eligible.depth_N}
+    return Round(
+        eligible,
+        {name: Policy.of_depths(d_N, depths).value(metric_NA) for name, d_N in taken.items()},
+        think,
+        np.array([right[key] for key in think.keys]),
+        selection_figures(experiment),
+    )
+
+
+def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
+    """The comparison as Markdown and as JSON data.
+
+    Args:
+        runs: finished experiments on the same data, the first one is the base.
+        root: the prepared data.
+
+    Raises:
+        ValueError: a single run, or runs about different queries.
+    """
+    if len({run.name for run in runs}) < max(2, len(runs)):
+        raise ValueError(
+            "give two runs or more of different names, e.g. runs/pocket runs/pocket_round2"
+        )
+    found = {run.name: read_round(run, root) for run in runs}
+    base = next(iter(found.values()))
+    for name, other in found.items():
+        if (other.eligible.keys, other.think.keys) != (base.eligible.keys, base.think.keys):
+            raise ValueError(f"{name} and {runs[0]} are about different queries: not comparable")
+    data = {name: {"rows": _rows(r), "minus_first": _minus(r, base)} for name, r in found.items()}
+    for name, other in found.items():
+        data[name]["selection"] = other.selection
+    return _words(data, len(base.eligible.keys), len(base.think.keys)), data
+
+
+def _rows(found: Round) -> dict[str, Any]:
+    values = {name: asdict(mean_over_tasks(found.eligible, v)) for name, v in found.value.items()}
+    return values | {RIGHT: asdict(mean_over_tasks(found.think, found.right_N))}
+
+
+def _minus(found: Round, base: Round) -> dict[str, Any]:
+    values = {
+        name: asdict(mean_over_tasks(found.eligible, value_N - base.value[name]))
+        for name, value_N in found.value.items()
+    }
+    right = mean_over_tasks(found.think, found.right_N - base.right_N)
+    return values | {RIGHT: asdict(right)}
+
+
+def _words(data: Mapping[str, Any], num_eligible: int, num_think: int) -> str:
+    lines, differences = [], []
+    for number, (name, row) in enumerate(data.items()):
+        kept = row["selection"]
+        rates = [f"{100 * kept[key]:.1f} %" if kept else "-" for key in SELECTION]
+        lines.append([name, *rates, *(interval(row["rows"][key]) for key in HEADINGS)])
+        if number:
+            differences.append([name, *(interval(row["minus_first"][key]) for key in HEADINGS)])
+    first = next(iter(data))
+    return "\n\n".join(
+        [
+            "# Rounds of EM",
+            f"Right countries of the greedy draft: {num_think} think queries of part test, whose "
+            f"concepts no generator was trained on. Recall@1 of never, always and gated: "
+            f"{num_eligible} queries, mean over tasks. Candidates and what was kept of them: part "
+            "train. Intervals are 95 %, over concepts.",
+            markdown_table(("run", *SELECTION.values(), *HEADINGS.values()), lines),
+            f"Minus {first}, query by query:",
+            markdown_table(("run", *HEADINGS.values()), differences),
+        ]
+    )
+
+
+def write_rounds(runs: Sequence[Path], root: Path) -> None:
+    """Prints the comparison and writes `rounds.{md,json}` into the last run's experiment."""
+    text, data = rounds(runs, root)
+    write_json(runs[-1] / "rounds.json", data)
+    write_atomically(runs[-1] / "rounds.md", text.encode())
+    print(f"{text}\n\n{runs[-1]}/rounds.md, rounds.json")

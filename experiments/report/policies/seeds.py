@@ -1,0 +1,131 @@
+"""What the gate is worth, averaged over trainings: `python -m experiments.report seeds RUN RUN...`.
+
+One training of an embedder and its gate is one draw of a lottery. METHOD 8: average over seeds
+first, then an interval over concepts; the spread of the seeds stands beside it.
+Shapes: S runs, N queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from experiments.report.build import gate_settings
+from experiments.report.data.query_table import Bools, Floats, QueryTable, read_queries
+from experiments.report.data.reasoned import check_covers
+from experiments.report.pages.markdown_page import comparisons, interval, markdown_table
+from experiments.report.policies.comparisons import (
+    NUM_RESAMPLES,
+    compared,
+    of_eligible_tasks,
+    recalls,
+    task_mean,
+)
+from experiments.report.policies.decisions import policies
+from mmemb.benchmarks.data_roots import read_tasks
+from mmemb.retrieval.bootstrap import cluster_bootstrap, seed_spread
+from mmemb.storage.files import write_atomically
+from mmemb.storage.lineage import write_json
+from mmemb.storage.shards import ShardIndex
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SeedRun:
+    """One run on part `test`.
+
+    Attributes:
+        recall: row -> (N,) Recall@1.
+        invocation: row -> (N,) how likely a query reasons.
+    """
+
+    test: QueryTable
+    recall: Mapping[str, Floats]
+    invocation: Mapping[str, Floats]
+
+
+def read_seed_run(experiment: Path) -> SeedRun:
+    """Reads a run's sidecars and what its gate was fitted with."""
+    queries, gate = read_queries(experiment), gate_settings(experiment)
+    test, tuning = queries.of_parts("test"), queries.of_parts("gate", "calibration")
+    rows = policies(test, tuning, gate["price"], gate["clip"])
+    return SeedRun(test, recalls(test, rows), {n: row.invocation_N for n, row in rows.items()})
+
+
+def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
+    """The means over runs as Markdown and as JSON data.
+
+    Args:
+        runs: finished experiments that differ in their seeds.
+        root: the prepared data.
+
+    Raises:
+        ValueError: a single run, a run given twice, or runs about different queries.
+    """
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
+        raise ValueError("give two different runs or more, e.g. runs/pocket runs/pocket_seed0")
+    found = [read_seed_run(run) for run in runs]
+    for run, other in zip(runs, found, strict=True):
+        if other.test.keys != found[0].test.keys:
+            raise ValueError(f"{run} and {runs[0]} are about different queries: not comparable")
+    source = ShardIndex.open(root / "queries")
+    for run in runs:
+        check_covers(source, ShardIndex.open(run / "utilities"))
+    test, think = found[0].test, [task.name for task in read_tasks(root) if task.think]
+    chosen_N = of_eligible_tasks(test)
+    data = {
+        "runs": [run.name for run in runs],
+        "queries": int(chosen_N.sum()),
+        "rows": {name: row_of(name, found, chosen_N) for name in found[0].recall},
+        "comparisons": compared(test, [run.recall for run in found], think),
+    }
+    return words(data), data
+
+
+def row_of(name: str, runs: Sequence[SeedRun], chosen_N: Bools) -> dict[str, Any]:
+    """Recall@1 of a row, mean over tasks, and how often it reasons."""
+    table = runs[0].test.select(chosen_N)
+    value_SN = np.stack([run.recall[name][chosen_N] for run in runs])
+    mean = cluster_bootstrap(
+        value_SN, table.concepts, tasks=table.tasks, num_resamples=NUM_RESAMPLES
+    )
+    invoked_SN = np.stack([run.invocation[name][chosen_N] for run in runs])
+    return asdict(mean) | {
+        "seed_sd": seed_spread([[task_mean(table, value_N)] for value_N in value_SN]),
+        "invocation": float(invoked_SN[:, table.eligible_N].mean()),
+    }
+
+
+def words(data: Mapping[str, Any]) -> str:
+    """The tables as Markdown."""
+    lines = [
+        [name, interval(row), f"{100 * row['seed_sd']:.1f}", f"{100 * row['invocation']:.0f} %"]
+        for name, row in data["rows"].items()
+    ]
+    single = [
+        [name, f"{100 * row['seed_sd']:.1f}", *(f"{100 * mean:.1f}" for mean in row["of_runs"])]
+        for name, row in data["comparisons"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"# {len(data['runs'])} trainings of embedder and gate",
+            f"{data['queries']} test queries. Recall@1, mean over tasks with eligible queries. "
+            "Runs are averaged first; intervals are 95 %, over concepts.",
+            markdown_table(("row", "Recall@1", "sd of runs", "inv. eligible"), lines),
+            comparisons(data["comparisons"]),
+            "Each run alone:",
+            markdown_table(("comparison", "sd", *data["runs"]), single),
+        ]
+    )
+
+
+def write_seeds(runs: Sequence[Path], root: Path) -> None:
+    """Prints the means and writes `seeds.{md,json}` into the first run's experiment."""
+    text, data = seed_means(runs, root)
+    write_json(runs[0] / "seeds.json", data)
+    write_atomically(runs[0] / "seeds.md", text.encode())
+    print(f"{text}\n\n{runs[0]}/seeds.md, seeds.json")

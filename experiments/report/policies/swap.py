@@ -1,0 +1,53 @@
+"""Swap test: is it read what a rationale says, or only that there is one (METHOD 10)?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from experiments.report.policies.comparisons import NUM_RESAMPLES
+from mmemb.records.sidecar_json import UtilityJson
+from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
+from mmemb.storage.run_files import read_summary
+from mmemb.storage.shards import ShardIndex
+
+
+def judged_swap(experiment: Path) -> dict[str, float | None]:
+    """The judges' log-probabilities, from the selector's test run; empty if there was none."""
+    return read_summary(experiment / "selection-test").metrics
+
+
+def embedded_swap(experiment: Path) -> dict[str, Any] | None:
+    """The embedder's cosines on part `test`; None where no query has a foreign rationale.
+
+    Returns:
+        `foreign` and `none`: mean with its interval over concepts, and `queries`.
+    """
+    index = ShardIndex.open(experiment / "utilities")
+    found = [
+        (entry.meta["concept"], *swap)
+        for entry in index.entries
+        if len(swap := index.read_json(entry, UtilityJson).swap) == 2
+    ]
+    if not found:
+        return None
+    concepts, *columns = zip(*found, strict=True)
+    means = {
+        name: asdict(cluster_bootstrap(values, concepts, num_resamples=NUM_RESAMPLES))
+        for name, values in zip(("foreign", "none"), columns, strict=True)
+    }
+    return means | {"queries": len(found)}
+
+
+def swap_line(found: Mapping[str, Any]) -> str:
+    """One bullet of the report."""
+    foreign, none = (
+        Interval.from_row(row).text(digits=2) for row in (found["foreign"], found["none"])
+    )
+    return (
+        f"* Swap test of the embedder, {found['queries']} queries: cosine of a query read with its "
+        f"own rationale to itself read with a foreign one {foreign}, read with none {none}. Near 1 "
+        "it would ignore what a rationale says (UME-R1 as released: 0.95 to 0.98)."
+    )

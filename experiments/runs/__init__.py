@@ -1,0 +1,1 @@
+"""Folders of runs: made, continued, read back, also where they come from elsewhere."""

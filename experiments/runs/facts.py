@@ -1,0 +1,193 @@
+"""What the records of a run say for the model card of its backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from experiments.export.model_card import Figure, Ingredient
+from experiments.report.data.saved_report import read_report
+from experiments.runs.recorded_config import read_config
+from experiments.runs.saved_backbone import Found, is_run
+from mmemb.benchmarks.score_files import read_scores, read_values
+from mmemb.records.sample_json import QueryJson
+from mmemb.records.schema import Excerpt, read_json
+from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
+from mmemb.storage.lineage import run_mark
+from mmemb.storage.run_files import read_environment, read_summary
+from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.storage.trust import is_own_run
+
+_MODEL_KEYS = ("text_model", "model", "weights", "pretrained")
+_ROWS = {"never": "direct", "gated": "gated (not in this folder)", "always": "always reasoning"}
+_METRICS = ("recall@1", "recall@5", "hit@1", "ndcg_linear@5")
+
+
+@final
+class _IngredientJson(Excerpt):
+    """A package that something was made of."""
+
+    package: str = ""
+    version: str = ""
+    licence: str = ""
+
+
+@final
+class _ManifestJson(Excerpt):
+    """The fields of a data root's manifest for a model card; training rows have other sources."""
+
+    sources: tuple[_IngredientJson, ...] | dict[str, Any] = ()
+    profile: str = ""
+
+
+def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
+    """What training started from, and which of it are ids of a hub."""
+    bases, hub = [], []
+    for run, name in _starting_points(found.run):
+        path = _resolved(run, name)
+        if path is None:
+            is_id = "/" in name and not Path(name).is_absolute()
+            bases.append(Ingredient(name if is_id else Path(name).name))
+            hub += [name] if name.count("/") == 1 and not name.startswith((".", "/")) else []
+            continue
+        record = (path if path.is_dir() else path.parent) / "source.json"
+        source = read_json(record, _IngredientJson) if record.is_file() else _IngredientJson()
+        bases.append(Ingredient(source.package or path.name, source.version, source.licence))
+    return list(dict.fromkeys(bases)), hub
+
+
+def data_root(found: Found) -> Path | None:
+    """Of the run, if it is still there."""
+    data = found.config.get("data", {})
+    root = (data.get("init_args") or {}).get("root") or found.config.get("data_root")
+    return _resolved(found.run, str(root)) if root and found.run else None
+
+
+def data_sources(found: Found) -> tuple[list[Ingredient], str]:
+    """Packages that the data was made of, and the data's name."""
+    root = data_root(found)
+    path = root / MANIFEST if root else None
+    if path is None or not path.is_file():
+        return [], root.name if root else ""
+    manifest = read_json(path, _ManifestJson)
+    rows = manifest.sources if isinstance(manifest.sources, tuple) else ()
+    sources = [Ingredient(row.package, row.version, row.licence) for row in rows]
+    profile = f", profile {manifest.profile}" if manifest.profile else ""
+    return sources, f"{root.name if root else ''}{profile}"
+
+
+def instructions(found: Found, texts_only: bool) -> dict[str, str]:
+    """Task -> the instruction of its first query, if it has one (and a text, with `texts_only`)."""
+    root = data_root(found)
+    if root is None or not (root / "queries" / MANIFEST).is_file():
+        return {}
+    index = ShardIndex.open(root / "queries", verify=False)
+    first = {entry.meta["task"]: entry for entry in reversed(index.entries)}
+    queries = {task: index.read_json(entry, QueryJson) for task, entry in first.items()}
+    kept = {task: row for task, row in queries.items() if row.text or not texts_only}
+    return {task: row.instruction for task, row in kept.items() if row.instruction}
+
+
+def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
+    """What was measured on this backbone, and where that is from: score files if they are named,
+    else the experiment's report if it is about this backbone, else the run's own validation."""
+    if scores is not None:
+        return _of_scores(scores), "From the score files of this backbone, part test."
+    if found.run is None:
+        return [], ""
+    path = found.run.parent / "report.json"
+    if path.is_file() and _is_reported(found.run):
+        report = read_report(path)
+        return _of_report(report), (
+            f"From the experiment's report: {report['eligible_queries']} eligible queries of part "
+            "test, mean over tasks; intervals resample concepts."
+        )
+    metrics = read_summary(found.run).metrics
+    measured = {name: value for name, value in metrics.items() if value is not None}
+    kept = [Figure(name, value) for name, value in measured.items() if name.startswith("val/")]
+    return [f for f in kept if f.name.removeprefix("val/") in _METRICS], "Validation of the run."
+
+
+def records(found: Found) -> dict[str, Any]:
+    """Command, commit, fingerprint, seed and versions, as fields of `RunFacts`."""
+    if found.run is None:
+        return {}
+    environment = read_environment(found.run)
+    return {
+        "training": f"python -m experiments.run fit --config runs/{found.name}/config.yaml",
+        "commit": environment.git_commit or "",
+        "dirty": environment.uncommitted_changes,
+        "fingerprint": run_mark(found.run) or "",
+        "seed": str(found.config.get("seed_everything", "")),
+        "versions": tuple(f"{name} {version}" for name, version in environment.versions.items()),
+    }
+
+
+def _starting_points(run: Path | None) -> Iterator[tuple[Path, str]]:
+    """Folders and ids of models, through all runs that this one started from."""
+    while run is not None:
+        arguments = read_config(run)["model"].get("init_args") or {}
+        backbone = arguments.get("backbone")
+        if not isinstance(backbone, dict):
+            backbone = {"init_args": {"folder": arguments.get("embedder")}}
+        given = backbone.get("init_args")
+        given = given if isinstance(given, dict) else {}
+        if not given.get("folder"):
+            yield from ((run, name) for name in _names(given))
+            return
+        above = _resolved(run, str(given["folder"]))
+        above = above.resolve() if above is not None else None
+        run = next((p for p in (above, above.parent) if is_run(p)), None) if above else None
+
+
+def _names(arguments: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in arguments.items():
+        if key in _MODEL_KEYS and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict) and isinstance(value.get("init_args"), dict):
+            yield from _names(value["init_args"])
+
+
+def _is_reported(run: Path) -> bool:
+    """Whether the experiment's gate, which its report is about, embeds by this run."""
+    gate = run.parent / "gate"
+    if not is_run(gate):
+        return False
+    embedder = (read_config(gate)["model"].get("init_args") or {}).get("embedder")
+    path = _resolved(gate, str(embedder))
+    return run.resolve() in {gate.resolve(), path.resolve() if path else None}
+
+
+def _of_report(report: Mapping[str, Any]) -> list[Figure]:
+    mix = report["mix"]
+    return [
+        Figure(f"{label}, {metric}", mix[row][metric]["mean"], Interval.from_row(mix[row][metric]))
+        for row, label in _ROWS.items()
+        for metric in _METRICS
+        if row in mix
+    ]
+
+
+def _of_scores(folder: Path) -> list[Figure]:
+    files, values, found = read_scores(folder), read_values(folder), []
+    for name, file in files.items():
+        metric = file.metric or "hit@1"
+        note = f" (partial: {file.partial})" if file.partial else ""
+        label, value = f"{name}, {metric}{note}", float(file.scores[metric])
+        if (own := values.get(name)) is None:
+            found.append(Figure(label, value))
+            continue
+        found.append(Figure(label, value, cluster_bootstrap(own.values, own.clusters)))
+    return found
+
+
+def _resolved(run: Path | None, name: str) -> Path | None:
+    """A path of a run's configuration: as it stands, or from the root that holds the runs.
+
+    What is read there may be published: a run from elsewhere has no say in what that is.
+    """
+    if run is not None and not is_own_run(run):
+        return None
+    roots = [Path(), *(run.resolve().parents[2:3] if run else ())]
+    return next((root / name for root in roots if name and (root / name).exists()), None)

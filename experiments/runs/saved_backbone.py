@@ -1,0 +1,70 @@
+"""Finds the backbone that a folder holds, and the run that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from experiments.runs.recorded_config import CONFIG, read_config
+from mmemb.records.schema import Excerpt, read_json
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A saved backbone.
+
+    Attributes:
+        backbone: its folder.
+        run: of `experiments.run`, or None.
+        kind: the backbone's class.
+    """
+
+    backbone: Path
+    run: Path | None
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """EXPERIMENT/NAME of the run, or the folder's name."""
+        said = [str(self.config[key]) for key in ("experiment", "name") if key in self.config]
+        return "/".join(said) or self.backbone.resolve().name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The run's resolved configuration; empty without a run."""
+        return {} if self.run is None else read_config(self.run)
+
+
+@final
+class _BackboneJson(Excerpt):
+    """The class of a saved backbone; the `config.json` of another model names none."""
+
+    class_path: str | None = None
+
+
+def find_backbone(folder: Path) -> Found:
+    """The backbone of a run, of a saved AdaptiveEmbedder, or the folder itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for place in (folder, folder / "backbone", folder / "adaptive" / "backbone"):
+        path = place / "config.json"
+        kind = read_json(path, _BackboneJson).class_path if path.is_file() else None
+        if kind is not None:
+            above = place.resolve()
+            runs = [parent for parent in (above, *above.parents[:2]) if is_run(parent)]
+            return Found(place, runs[0] if runs else None, kind.rpartition(".")[2])
+    raise FileNotFoundError(
+        f"{folder} holds no saved backbone: expected a run that trained one "
+        "(runs/pocket/embedder), a saved AdaptiveEmbedder (runs/pocket/gate/adaptive), or a "
+        "folder of `Backbone.save_pretrained`."
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run of `experiments.run`."""
+    return (folder / CONFIG).is_file() and (folder / "fingerprint.json").is_file()

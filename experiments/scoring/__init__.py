@@ -1,0 +1,1 @@
+"""Score files of benchmarks: written, compared, checked for contamination."""

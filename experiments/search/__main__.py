@@ -1,0 +1,218 @@
+"""`python -m experiments.search --model DIR --index SHARDS --query "text" [--image FILE]`.
+
+Searches a folder of candidates exactly. DIR is a saved AdaptiveEmbedder (a gate's run has one) or a
+backbone; SHARDS the `candidates` of a data root, embedded once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final, get_args
+
+import torch
+from torch import Tensor
+
+from experiments.run import USER_ERRORS, quieten
+from experiments.runs.saved_backbone import find_backbone
+from experiments.search.index import Candidates, load_candidates, model_identity
+from mmemb.backbones import load_backbone
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
+from mmemb.gate.budget import Unit
+from mmemb.media.pictures import SHARD_FORMATS, picture_bytes, read_pixels
+from mmemb.records.records import DIRECT, Media, Rationale, Side
+from mmemb.retrieval.exact_search import exact_top
+from mmemb.retrieval.ranking import TOLERANCE
+from mmemb.storage.signals import exit_on_signals
+
+AUTO = "auto"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was found for a query.
+
+    Attributes:
+        depth: at which it was embedded.
+        written: the rationale that it was embedded with, if it reasoned.
+        hits: score, gallery and name, best first.
+    """
+
+    depth: str
+    written: Rationale | None
+    hits: tuple[tuple[float, str, str], ...]
+
+    def lines(self) -> list[str]:
+        """As the command prints it."""
+        found = [f"depth: {self.depth}"]
+        if self.written is not None:
+            found.append(f"written ({self.written.num_tokens} tokens): {self.written.text}")
+        width = max(len(f"{gallery}/{name}") for _, gallery, name in self.hits)
+        return found + [
+            f"{rank:>4}  {score:7.4f}  {f'{gallery}/{name}':<{width}}".rstrip()
+            for rank, (score, gallery, name) in enumerate(self.hits, start=1)
+        ]
+
+
+@exit_on_signals()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints rank, score and name of the best candidates."""
+    options = _parse(arguments)
+    quieten()
+    try:
+        print("\n".join(_answer(options).lines()))
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def search_candidates(
+    embedder: AdaptiveEmbedder,
+    candidates: Candidates,
+    side: Side,
+    top: int,
+    depth: str = AUTO,
+    budget: float | None = None,
+    unit: Unit = "invocation",
+) -> Answer:
+    """Embeds a query, at the depth that the gate chooses or at a given one, and searches.
+
+    Args:
+        embedder: the inference path.
+        candidates: what is searched, embedded by the same backbone.
+        side: the query.
+        top: how many candidates are named.
+        depth: `auto`, `direct`, or a depth of the embedder.
+        budget: of the gate, with `auto`.
+        unit: what the budget counts.
+
+    Raises:
+        ValueError: there is no such depth.
+    """
+    if depth != AUTO and depth not in embedder.depths:
+        raise ValueError(f"--depth {depth!r}: the model has {', '.join((AUTO, *embedder.depths))}.")
+    forced = None if depth == AUTO else embedder.depths.index(depth)
+    encoded = embedder.encode([side], budget, unit, depth=forced, gallery=candidates.vectors_ND)
+    taken = embedder.depths[int(encoded.depths_B[0])]
+    hits = nearest(encoded.vectors_BD.cpu(), candidates, top)
+    return Answer(taken, encoded.rationales[0], hits)
+
+
+def nearest(
+    query_1D: Tensor, candidates: Candidates, top: int
+) -> tuple[tuple[float, str, str], ...]:
+    """Score, gallery and name of the best candidates."""
+    k = min(top, len(candidates.names))
+    if not query_1D.isfinite().all():
+        raise ValueError("The query's vector is not finite: the model's weights are broken.")
+    scores, rows = exact_top(query_1D.float(), candidates.vectors_ND, k, TOLERANCE)
+    pairs = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
+    return tuple((score, *candidates.names[row]) for score, row in pairs)
+
+
+def _answer(options: argparse.Namespace) -> Answer:
+    side = _side(options)
+    found = find_backbone(options.model)
+    places = (options.model, options.model / "adaptive")
+    adaptive = next((place for place in places if (place / "adaptive.json").is_file()), None)
+    if adaptive is None and any((place / "gate").is_dir() for place in places):
+        raise ValueError(
+            f"{options.model} holds a gate, but no adaptive.json: writing it was interrupted. Fit "
+            "the gate again, or name the folder `backbone` to search directly."
+        )
+    if adaptive is None and (options.depth not in (AUTO, DIRECT) or options.budget is not None):
+        raise ValueError(
+            f"{options.model} is a backbone without gate and worker, so it can only embed "
+            "directly: leave --depth and --budget out, or name a saved AdaptiveEmbedder such as "
+            "runs/pocket/gate/adaptive."
+        )
+    if options.budget is not None and options.depth != AUTO:
+        raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
+
+    embedder = None
+    if adaptive:
+        embedder = AdaptiveEmbedder.from_pretrained(
+            adaptive, servers=dict(options.server), models=options.allow_model
+        )
+    backbone = embedder.backbone if embedder else load_backbone(str(found.backbone))
+    try:
+        (embedder or backbone).to(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+
+    identity = model_identity(found.backbone)
+    everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
+    candidates = everything.of_gallery(options.gallery)
+    if embedder is None:
+        with torch.inference_mode():
+            vector_1D = backbone.encode([side]).cpu()
+        return Answer(DIRECT, None, nearest(vector_1D, candidates, options.top))
+    return search_candidates(
+        embedder, candidates, side, options.top, options.depth, options.budget, options.unit
+    )
+
+
+def _side(options: argparse.Namespace) -> Side:
+    if not options.query and not options.image:
+        raise ValueError("There is nothing to search for: give --query, --image or both.")
+    media = []
+    for path in options.image:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no picture {path}.")
+        data = picture_bytes(path)
+        digest = hashlib.sha256(data).hexdigest()
+        media.append(Media("image", digest, read_pixels(data, SHARD_FORMATS, str(path))))
+    return Side(options.query, options.instruction, tuple(media))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.search", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="e.g. runs/pocket/gate/adaptive")
+    parser.add_argument("--index", type=Path, required=True, help="e.g. data/pocket/candidates")
+    parser.add_argument("--query", default="", help="text")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="a picture file")
+    parser.add_argument("--instruction", default="", help="as the model was trained with")
+    parser.add_argument("--gallery", help="search only this one; by default all")
+    parser.add_argument("--top", type=_positive, default=10, help="how many are named")
+    parser.add_argument("--depth", default=AUTO, help="auto (the gate decides), direct, full, ...")
+    parser.add_argument("--budget", type=float, help="what the gate may spend on average")
+    parser.add_argument("--unit", choices=get_args(Unit), default="invocation", help="of --budget")
+    parser.add_argument("--cache", type=Path, help="by default `search` beside the shards")
+    parser.add_argument("--features", type=Path, help="cached features of the candidates")
+    parser.add_argument(
+        "--server",
+        type=_server,
+        action="append",
+        default=[],
+        metavar="HOST[=VARIABLE]",
+        help="a host that a saved ServerWorker may ask, and the variable with its key",
+    )
+    parser.add_argument(
+        "--allow-model",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="folder or hub id of a model that a saved worker may run, where DIR is no own run",
+    )
+    parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
+    return parser.parse_args(arguments)
+
+
+def _server(text: str) -> tuple[str, str | None]:
+    host, _, variable = text.partition("=")
+    return host, variable or None
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    main()

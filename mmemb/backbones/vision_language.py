@@ -1,0 +1,306 @@
+"""VisionLanguageBackbone: any vision-language model of transformers that has a chat template.
+
+Shapes: B sides, L tokens, H width of the model (and D).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmemb.backbones.base import Paths, check_policy
+from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts, replies_nll
+from mmemb.backbones.vision_cache import VisionCache
+from mmemb.llm.decoding.cached_rows import PaddingSide, collate, head
+from mmemb.llm.decoding.one_pass import TAGS, Writer, think, whole_text
+from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.loading import DTYPES, load_model, outside_of_text
+from mmemb.llm.lora import LoraSettings, attach_lora
+from mmemb.llm.prompts.chat_prompt import Prompt, PromptBuilder
+from mmemb.llm.prompts.special_tokens import special_tokens
+from mmemb.llm.prompts.style import PromptStyle, at_least_one
+from mmemb.records.records import GREEDY, Rationale, Side
+from mmemb.storage.tensor_files import save_quietly
+from mmemb.storage.trust import in_folder
+
+
+@final
+class VisionLanguageBackbone(GenerativeBackbone):
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and every other `AutoModelForImageTextToText` whose
+    processor has a chat template; a language model without vision reads text alone.
+
+    `h_d` is the state of the prompt's last token, `h_r` that of the rationale's last one behind the
+    same prompt, both after the final norm.
+
+    Args:
+        model: local folder or hub id.
+        style: how sides are put to the model; for a pretrained embedder as it was trained.
+        padding_side: of training and embedding; generation always pads at the left.
+        max_rationale_tokens: the most that is read of a rationale.
+        long_rationale: of a longer one the beginning is cut (`truncate`: its end stays), or it is
+            refused (`error`).
+        freeze_vision: whether the vision tower stays as it is.
+        cached_pictures: of so many pictures what a frozen tower says is kept, those seen last.
+        attention: implementation that transformers should use, such as `sdpa` or
+            `flash_attention_2`; None = its own choice.
+        dtype: of the weights.
+        slots: most prompts that are read together where rationales are written.
+        trust_remote_code: whether code that comes with the model may run. Leave it off.
+    """
+
+    sources: ClassVar[Mapping[str, Sequence[str]]] = {"model": ()}
+    _files_hold = ("model.",)
+
+    def __init__(
+        self,
+        model: str,
+        style: PromptStyle | dict[str, Any] | None = None,
+        padding_side: PaddingSide = "left",
+        max_rationale_tokens: int = 512,
+        long_rationale: Literal["truncate", "error"] = "truncate",
+        freeze_vision: bool = True,
+        attention: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        slots: int = 32,
+        trust_remote_code: bool = False,
+        cached_pictures: int = 0,
+    ) -> None:
+        super().__init__()
+        if cached_pictures < 0:
+            raise ValueError(f"cached_pictures is {cached_pictures}; expected 0 or more.")
+        if cached_pictures and not freeze_vision:
+            raise ValueError("cached_pictures needs freeze_vision: a tower that learns says anew.")
+        self._seen = VisionCache(cached_pictures) if cached_pictures else None
+        check_policy(dtype, DTYPES, "dtype")
+        self.padding_side = check_policy(padding_side, ("left", "right"), "padding_side")
+        self.long_rationale = check_policy(long_rationale, ("truncate", "error"), "long_rationale")
+        self.model_id = model
+        self.style = PromptStyle.from_mapping(style)
+        at_least_one(max_rationale_tokens=max_rationale_tokens, slots=slots)
+        self.max_rationale_tokens, self.slots = max_rationale_tokens, slots
+        self.freeze_vision, self.attention, self.dtype_name = freeze_vision, attention, dtype
+        self.trust_remote_code = trust_remote_code
+        self.model, processor = load_model(model, attention, DTYPES[dtype], trust_remote_code)
+        self.prompts = PromptBuilder(processor, self.style)
+        self.modalities = self.prompts.modalities
+        self.embedding_dim = self.model.config.get_text_config().hidden_size
+        if freeze_vision:
+            for module in outside_of_text(self.model):
+                module.requires_grad_(False)
+        self._tuned: tuple[nn.Module, ...] = ()
+
+    # what is embedded
+
+    def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
+        prompts = self._read(sides, rationales)
+        state_BLH, end_B = self._states(prompts)
+        return state_BLH[_rows(end_B), end_B].float() + self._join()
+
+    def encode_paths(
+        self,
+        sides: Sequence[Side],
+        rationales: Sequence[Rationale | None],
+        detach: bool = False,
+        writes: bool = True,
+    ) -> Paths:
+        """See `Backbone.encode_paths`; one forward pass for all of it."""
+        if self.style.rationale_in == "text":
+            if writes:
+                raise ValueError(
+                    "With rationale_in: text a rationale is no reply, so writing it cannot be "
+                    "trained: set writing_weight to 0, or rationale_in: reply."
+                )
+            return super().encode_paths(sides, rationales)
+        if writes and detach:
+            self._check_head()
+        notes = [note if note is not None and note.plain else None for note in rationales]
+        self._check_all(sides, rationales)
+        if not sides:
+            empty = self._empty()
+            return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
+        plain = self.prompts.build_all(sides)
+        said = [self._said(note) if note is not None else [] for note in notes]
+        whole = [prompt.followed_by(ids) for prompt, ids in zip(plain, said, strict=True)]
+        num_tokens_B = torch.tensor([len(ids) for ids in said], device=self.device)
+        state_BLH, end_B = self._states(whole)
+        state_BLH = state_BLH + self._join()
+        direct_BD, reasoned_BD = (
+            self._unit(state_BLH[_rows(end_B), place_B], sides)
+            for place_B in (end_B - num_tokens_B, end_B)
+        )
+        nll_B = direct_BD.new_zeros(len(sides))
+        if writes:  # a vocabulary is wide: its logits are half of a small model's memory
+            read_BLH = state_BLH.detach() if detach else state_BLH
+            nll_B = replies_nll(self.output_head, read_BLH, end_B, said)
+        return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B.float())
+
+    def _read(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> list[Prompt]:
+        if self.style.rationale_in == "text":
+            return self.prompts.build_all(list(map(_extended, sides, rationales)))
+        said = [[] if note is None else self._said(note) for note in rationales]
+        prompts = self.prompts.build_all(sides)
+        return [prompt.followed_by(ids) for prompt, ids in zip(prompts, said, strict=True)]
+
+    @property
+    def output_head(self) -> nn.Module:
+        """The layer from hidden states to logits, of the language model."""
+        return head(self.model)
+
+    def _check_head(self) -> None:
+        learns = any(p.requires_grad for p in self.output_head.parameters())
+        if torch.is_grad_enabled() and not learns:
+            raise ValueError(
+                "With detach the head alone learns to write, but it is frozen, as under LoRA: "
+                "nothing would be trained. Set detach: false, or writing_weight: 0."
+            )
+
+    def _said(self, rationale: Rationale) -> list[int]:
+        ids: list[int] = self.prompts.tokenizer.encode(
+            self.prompts.plain(whole_text(rationale)), add_special_tokens=False
+        )
+        if len(ids) > self.max_rationale_tokens and self.long_rationale == "error":
+            raise ValueError(
+                f"A rationale has {len(ids)} tokens, more than max_rationale_tokens "
+                f"{self.max_rationale_tokens} ({rationale.text[:60]!r}): raise it, or set "
+                "long_rationale: truncate."
+            )
+        return ids[-self.max_rationale_tokens :]
+
+    def _states(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        batch = collate(self.model, prompts, self.padding_side)
+        inputs: dict[str, Any] = batch.inputs
+        if self._seen is not None:
+            shown = [digest for prompt in prompts for digest in prompt.pictures]
+            inputs = self._seen.replace_pixels(self.model, inputs, shown)
+        output = self.model.base_model(**inputs, use_cache=False)
+        return output.last_hidden_state, batch.end_R
+
+    def _join(self) -> Tensor:
+        """Zero, in the graph of every trained parameter: a batch may hold no picture, and one
+        without rationales does not use the head."""
+        trained = [p.flatten()[:1].float().sum() for p in self.parameters() if p.requires_grad]
+        return 0 * torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
+
+    # what is written
+
+    @torch.inference_mode()
+    def think_and_embed(
+        self,
+        sides: Sequence[Side],
+        decide: Decide,
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        longest: Mapping[str, int] | None = None,
+    ) -> Thoughts:
+        if self.style.rationale_in == "text":
+            raise ValueError(
+                "With rationale_in: text nothing can be written in one pass: use a worker of its "
+                "own, or rationale_in: reply."
+            )
+        for position, side in enumerate(sides):
+            self._check(position, side)
+        if not sides:
+            return Thoughts(self._empty(), self._empty(), ())
+        writer = Writer(self.model, self.prompts.tokenizer, self.end_ids, sampling, longest)
+        seeds = [GREEDY] * len(sides) if seeds is None else seeds
+        direct, reasoned, written = think(
+            writer,
+            self.prompts.build_all(sides),
+            lambda rows, state_RH: decide(rows, functional.normalize(state_RH.float(), dim=-1)),
+            seeds,
+            self.slots,
+        )
+        model = Path(self.model_id).name
+        notes = [
+            writer.rationale(written[row], seeds[row], "self", model) if row in written else None
+            for row in range(len(sides))
+        ]
+        # As in `encode`, a rationale that says nothing is none.
+        read = [
+            reasoned[r] if n is not None and n.plain else direct[r] for r, n in enumerate(notes)
+        ]
+        direct_BD, vector_BD = (
+            self._unit(torch.stack(states), sides)
+            for states in ([direct[row] for row in range(len(sides))], read)
+        )
+        return Thoughts(direct_BD, vector_BD, tuple(notes))
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        tokenizer, ends = self.prompts.tokenizer, self.model.generation_config.eos_token_id
+        tags = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}  # special in some models
+        special = tokenizer.convert_tokens_to_ids([*special_tokens(tokenizer, self.prompts.marks)])
+        ends = {*special, *(ends if isinstance(ends, list) else [ends])}
+        return frozenset(ends - tags - {None})
+
+    # what a backbone is
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON data."""
+        return {
+            "model": self.model_id,
+            "style": asdict(self.style),
+            "padding_side": self.padding_side,
+            "max_rationale_tokens": self.max_rationale_tokens,
+            "long_rationale": self.long_rationale,
+            "freeze_vision": self.freeze_vision,
+            "attention": self.attention,
+            "dtype": self.dtype_name,
+            "slots": self.slots,
+            "trust_remote_code": self.trust_remote_code,
+            "cached_pictures": self._seen.most if self._seen else 0,
+        }
+
+    def describe(self, side: Side, rationale: Rationale | None = None) -> str:
+        """The prompt as text, and the rationale behind it."""
+        ending = "" if rationale is None else self.prompts.plain(whole_text(rationale))
+        return self.prompts.text(side, ending)
+
+    @property
+    def updates(self) -> nn.Module | None:
+        """The language model with its low-rank updates, as peft sees it; None if it has none."""
+        return self._tuned[0] if self._tuned else None
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers of the language model."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        decoder = self.model.get_decoder()
+        return [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
+        """Updates of the language model; the vision tower gets none."""
+        if self._tuned:
+            raise ValueError("this backbone has LoRA updates already")
+        if not self.freeze_vision:
+            raise ValueError("with LoRA only the updates learn: set freeze_vision: true.")
+        self.model.requires_grad_(False)
+        self._tuned = (attach_lora(self.model.get_decoder(), settings, seed),)
+
+    def _save_files(self, folder: Path) -> dict[str, Any]:
+        model = self.model
+        if self._tuned:  # copied together, so that the copied updates lie in the copied model
+            model, tuned = copy.deepcopy((self.model, self._tuned[0]))
+            tuned.merge_and_unload()
+        save_quietly(folder / "model", model, self.prompts.processor)
+        # A folder may come from anywhere: that its code may run is said by whoever loads it.
+        return {"model": in_folder("model"), "trust_remote_code": False}
+
+
+def _extended(side: Side, rationale: Rationale | None) -> Side:
+    """A side whose text the rationale extends."""
+    if rationale is None:
+        return side
+    return replace(side, text="\n".join(part for part in (side.text, rationale.plain) if part))
+
+
+def _rows(end_B: Tensor) -> Tensor:
+    return torch.arange(len(end_B), device=end_B.device)

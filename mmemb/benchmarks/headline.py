@@ -1,0 +1,81 @@
+"""The headline of a benchmark: plain means of tasks, and only of groups that are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmemb.benchmarks.mmeb_v2 import COUNTS, TASKS, groups_of, task_named
+from mmemb.benchmarks.score_files import ScoreFile, group_means
+
+_KNOWN = {task.name for task in TASKS}
+
+
+def headline_metrics(found: Mapping[str, ScoreFile]) -> dict[str, float]:
+    """Task -> its headline metric; MMEB-V2's own by modality, of other benchmarks the file's."""
+    return {
+        name: file.scores[task_named(name).metric if name in _KNOWN else file.metric]
+        for name, file in found.items()
+    }
+
+
+def complete_groups(found: Mapping[str, ScoreFile]) -> dict[str, float]:
+    """Group -> mean over its tasks, where all of them are there and whole.
+
+    Raises:
+        ValueError: files of different data revisions or modes are mixed.
+    """
+    whole = {name: file for name, file in found.items() if not file.partial}
+    check_alike(found)
+    return group_means(headline_metrics(whole), known_groups(found))
+
+
+def known_groups(found: Mapping[str, ScoreFile]) -> dict[str, list[str]]:
+    """Group -> all tasks that it needs; of benchmarks other than MMEB-V2, those that are there."""
+    if is_mmeb(found):
+        return groups_of()
+    groups: dict[str, list[str]] = {}
+    for name, file in found.items():
+        for group in (file.group, "all"):
+            groups.setdefault(group, []).append(name)
+    return groups
+
+
+def headline_text(found: Mapping[str, ScoreFile]) -> str:
+    """For people: means in per cent; what is missing, if anything is."""
+    means = complete_groups(found)
+    lines = [f"{group:<14} {100 * value:6.2f}" for group, value in means.items()]
+    partial = sorted(name for name, file in found.items() if file.partial)
+    if partial:
+        lines.append(f"partial, and in no mean: {', '.join(partial)}")
+    if is_mmeb(found):
+        missing = [task.name for task in TASKS if task.name not in found]
+        parts = [
+            f"{sum(t.modality == m and t.name in found for t in TASKS)} of {count} {m}"
+            for m, count in COUNTS.items()
+        ]
+        if missing:
+            lines.append(
+                f"No headline: there are {', '.join(parts)} tasks. Missing: " + ", ".join(missing)
+            )
+    ties = sum(int(file.ties.get("queries", 0)) for file in found.values())
+    lines.append(f"near ties: {ties} queries")
+    return "\n".join(lines)
+
+
+def check_alike(found: Mapping[str, ScoreFile]) -> None:
+    """Refuses to average what is not comparable."""
+    for what, values in (
+        ("modes", {file.mode for file in found.values()}),
+        ("data revisions", {r for f in found.values() if (r := f.provenance.get("revision"))}),
+        ("models", {r for f in found.values() if (r := f.provenance.get("run"))}),
+    ):
+        if len(values) > 1:
+            raise ValueError(
+                f"The score files are of different {what} ({sorted(values)}): score all tasks "
+                "alike, or name a folder of one kind."
+            )
+
+
+def is_mmeb(found: Mapping[str, ScoreFile]) -> bool:
+    """Whether these are tasks of MMEB-V2 alone."""
+    return set(found) <= _KNOWN

@@ -1,0 +1,42 @@
+"""The settings file of a saved AdaptiveEmbedder, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, final
+
+import msgspec
+
+from mmemb.gate.budget import ThresholdsJson
+from mmemb.records.schema import Schema, read_json
+
+SETTINGS = "adaptive.json"
+
+
+@final
+class AdaptiveJson(Schema):
+    """The settings.
+
+    Attributes:
+        state: parts of what the gate sees.
+        temperature: of the embedder's scores.
+        thresholds: what a budget is kept by.
+        workers: depth -> `class_path` and `init_args` of what writes at it.
+    """
+
+    state: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    thresholds: ThresholdsJson
+    workers: dict[str, dict[str, Any]]
+
+
+def read_settings(folder: Path) -> AdaptiveJson:
+    """The settings of a saved embedder; an unfinished or foreign folder is one clear error."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {folder} is not a saved AdaptiveEmbedder, or writing it was "
+            "interrupted. `experiments.run fit` with a gate config writes one to <run>/adaptive."
+        )
+    advice = "It is not what `save_pretrained` writes: fit the gate again."
+    return read_json(path, AdaptiveJson, advice)

@@ -1,1 +1,0 @@
-"""How a language model goes on: padding, one draw of a token, caches that grow or are shared."""

@@ -1,0 +1,1 @@
+"""Decoding of many drafts for one prompt, and hidden states of prompts."""

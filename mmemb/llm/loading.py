@@ -1,0 +1,87 @@
+"""A vision-language or language model of transformers with its processor."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmemb.records.text import quote
+from mmemb.storage.pretrained import load_pretrained
+from mmemb.storage.tensor_files import load_whole, quiet_loading
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def reason_of(error: Exception) -> str:
+    """Why a model cannot be loaded: what transformers says, which may be of its own code alone."""
+    said = f"{type(error).__name__}: {quote(error)}"
+    return f'a file is missing, or holds what transformers cannot use; it says "{said}"'
+
+
+def revision_of(model: str, commit: str | None) -> str:
+    """Hash (12 hex digits) of all that a local folder says of its model: weights, configuration,
+    tokenizer, template; of a hub model its commit."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return commit or "unknown"
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
+    digest = hashlib.sha256()
+    for path in sorted(path for kind in kinds for path in folder.glob(kind)):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def load_model(
+    model: str, attention: str | None, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """A model in evaluation mode and its processor; a model without vision brings its tokenizer.
+
+    Args:
+        model: local folder or hub id.
+        attention: implementation that transformers should use; None = its own choice, with
+            `grouped_attention` for `sdpa`.
+        dtype: of the weights.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        FileNotFoundError: there is no such model, or it is broken.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
+
+    from mmemb.llm.decoding.grouped_attention import group_heads
+
+    code = {"trust_remote_code": trust_remote_code}
+    try:
+        with quiet_loading():
+            config = load_pretrained(AutoConfig, model, **code)
+            sees = type(config) in AutoModelForImageTextToText._model_mapping
+            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+            settings = code | ({"attn_implementation": attention} if attention else {})
+            loaded = load_whole(kind, model, dtype=dtype, **settings)
+            if attention is None:
+                group_heads(loaded)
+            return loaded.eval(), load_pretrained(AutoProcessor, model, **code)
+    except Exception as error:  # readers raise whatever the files make them raise
+        raise FileNotFoundError(
+            f"The vision-language model {model} cannot be loaded: {reason_of(error)}. Give the "
+            "folder of a transformers model with its processor, or a hub id."
+        ) from None
+
+
+def outside_of_text(model: Any) -> list[nn.Module]:
+    """What is neither the language model nor its head: the vision tower and its projector."""
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    inside = {id(module) for part in parts for module in part.modules()}
+    found = [module for module in model.modules() if id(module) not in inside]
+    return [m for m in found if not any(id(child) in inside for child in m.modules())]

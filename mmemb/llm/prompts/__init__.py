@@ -1,0 +1,1 @@
+"""Prompts of chat models: templates, styles, pictures, examples."""

@@ -1,0 +1,165 @@
+"""The few-shot prompt of a language model: its file, its messages, and how output is read.
+
+Knows no model; a tokenizer only as something with a chat template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+from mmemb.llm.prompts.chat_template import conversation_text
+from mmemb.records.records import FULL, SHORT, Rationale, Side
+from mmemb.records.schema import Schema, parse_json
+from mmemb.records.text import check_template
+
+
+@final
+class ExampleJson(Schema):
+    """A question with the reply that the model is shown."""
+
+    query: str
+    answer: str
+    think: str = ""
+
+
+@final
+class PromptJson(Schema):
+    """A prompt file; see `FewShotPrompt`."""
+
+    system: str
+    examples: tuple[ExampleJson, ...]
+    concepts: tuple[str, ...]
+    query: str = "{text}"
+    opening: str = "<think>"
+    between: str = "</think><answer>"
+    closing: str = "</answer>"
+    depth: Literal["full", "short"] = FULL
+
+
+@dataclass(frozen=True, slots=True)
+class FewShotPrompt:
+    """A prompt file. The reply's form is the file's choice, since every token costs time.
+
+    A model is shown, and writes, `{opening}{think}{between}{answer}{closing}`; the opening is
+    put into its mouth. Whatever the form, a rationale is kept as `<think>...</think><answer>...
+    </answer>`. At depth `short` there is no thought and no `between`.
+
+    Attributes:
+        identity: hash of the file's content; recorded in every rationale as its `prompt`.
+        query: how a side is put as a question, with the fields `{instruction}` and `{text}`.
+        closing: text at which decoding stops; empty = only at the model's end token.
+        examples: (query, think, answer) triples.
+        concepts: the concepts that the examples name; they belong to part `train`.
+    """
+
+    identity: str
+    system: str
+    examples: tuple[tuple[str, str, str], ...]
+    concepts: frozenset[str]
+    query: str
+    opening: str
+    between: str
+    closing: str
+    depth: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> FewShotPrompt:
+        """Reads a prompt file (JSON)."""
+        try:
+            content = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"There is no prompt file {path}. Give the few-shot prompt of the worker, such as "
+                "experiments/configs/pocket/few_shot.json."
+            ) from None
+
+        where = f"The prompt file {path} cannot be used"
+        advice = (
+            f"Expected a JSON object with keys from {sorted(PromptJson.__struct_fields__)}, whose "
+            "examples hold query, think and answer."
+        )
+        data = parse_json(content, PromptJson, where, advice)
+        try:
+            return cls._of(data, hashlib.sha256(content).hexdigest()[:12])
+        except ValueError as error:
+            raise ValueError(f"{where}: {str(error).removesuffix('.')}. {advice}") from None
+
+    @classmethod
+    def _of(cls, data: PromptJson, identity: str) -> FewShotPrompt:
+        if data.depth == FULL and not data.between:
+            raise ValueError("between is empty, so that a thought has no end")
+        prompt = cls(
+            identity,
+            data.system,
+            tuple((shown.query, shown.think, shown.answer) for shown in data.examples),
+            frozenset(data.concepts),
+            data.query,
+            data.opening,
+            data.between,
+            data.closing,
+            data.depth,
+        )
+        check_template(prompt.query, ("instruction", "text"), "query")
+        return prompt
+
+    def reply(self, think: str, answer: str) -> str:
+        """What the model should have written for a thought and an answer."""
+        return f"{self.opening}{self._body(think, answer)}{self.closing}"
+
+    def generated(self, rationale: Rationale) -> str:
+        """What the model has to write behind the opening for a rationale: the inverse of
+        `rationale_text`."""
+        if not rationale.answer or not (rationale.thinking or self.depth == SHORT):
+            raise ValueError(
+                f"The rationale {rationale.text[:60]!r} lacks a thought or an answer, so a prompt "
+                f"of depth {self.depth} cannot teach it. Learn from the rationales of one worker "
+                "alone: set data.writer to its name."
+            )
+        return self._body(rationale.thinking, rationale.answer) + self.closing
+
+    def _body(self, think: str, answer: str) -> str:
+        return answer if self.depth == SHORT else f"{think}{self.between}{answer}"
+
+    def question(self, side: Side) -> str:
+        """The user's message for one side."""
+        return self.query.format(instruction=side.instruction, text=side.text).strip()
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """System message, examples and the question."""
+        said = [{"role": "system", "content": self.system}] if self.system else []
+        for query, think, answer in self.examples:
+            said += [{"role": "user", "content": query}]
+            said += [{"role": "assistant", "content": self.reply(think, answer)}]
+        return [*said, {"role": "user", "content": question}]
+
+    def render(self, tokenizer: Any, question: str) -> str:
+        """The whole prompt as text, up to and with the opening of the reply."""
+        return conversation_text(tokenizer, self.messages(question)) + self.opening
+
+    def shared_text(self, tokenizer: Any) -> str:
+        """The beginning that the prompts of all questions share."""
+        return os.path.commonprefix([self.render(tokenizer, probe) for probe in "ab"])
+
+    def finished(self, generated: str) -> bool:
+        """Whether the closing text has been written."""
+        return bool(self.closing) and self.closing in generated
+
+    def rationale_text(self, generated: str, complete: bool) -> str:
+        """Generated text in tags; without a closed answer where the model broke the form.
+
+        Args:
+            generated: what the model wrote after the opening, end token excluded.
+            complete: whether it came to an end; a text that was cut off gets no closing tag.
+        """
+        body = generated.split(self.closing)[0] if self.closing else generated
+        end = "</answer>" if complete else ""
+        if self.depth == SHORT:
+            return f"<answer>{body.strip()}{end}"
+        think, between, answer = body.partition(self.between)
+        if not between:
+            return f"<think>{think.strip()}"
+        return f"<think>{think.strip()}</think><answer>{answer.strip()}{end}"

@@ -1,0 +1,1 @@
+"""Pictures of any format into 8-bit RGB, resized within bounds."""

@@ -1,0 +1,1 @@
+"""A client of chat servers, with bounds of time and size."""

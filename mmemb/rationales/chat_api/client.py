@@ -1,0 +1,274 @@
+"""Chat requests to an OpenAI-compatible server over HTTP: a few at a time, tried again if need be.
+
+Knows neither sides nor rationales.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import ssl
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from mmemb.rationales.chat_api.connection import check_url, exchange, open_transport
+from mmemb.rationales.chat_api.reply import Reply, read_reply
+from mmemb.records.schema import SchemaError
+
+if TYPE_CHECKING:
+    import httpx2
+
+LONGEST_BACKOFF_S = 60.0
+LONGEST_RETRY_AFTER_S = 600.0
+"""A server that asks for more patience than this has failed."""
+
+LONGEST_DATE = 64
+"""Characters; a date of HTTP has 29."""
+
+SHOWN = 200
+"""Characters of a reply that an error shows."""
+
+_START = "Start it, or set `url` to where it listens; raise `timeout_s` if it is only slow."
+_TRUST = "Let SSL_CERT_FILE name the certificate of its authority."
+_MOVED = (
+    "Redirects are not followed, since a key must reach no other host: set `url` to the new place."
+)
+_REFUSED = (
+    "Check `url` (it ends in /v1), `model` (the name that the server knows), `max_new_tokens` "
+    "(with the prompt within its context) and `reads` (whether the model takes pictures)."
+)
+_CROWDED = "Look into its log; lower `concurrency` or raise `retries`. Finished shards are kept."
+_CHAT = "Is `url` the base of an OpenAI-compatible server? Look into its log."
+
+_NO_VARIABLE = (
+    "a variable, and name that as `api_key_env` (of a saved folder: servers={HOST: VARIABLE}, "
+    "--server HOST=VARIABLE)"
+)
+
+_LOG = logging.getLogger(__name__)
+
+
+@final
+class ServerError(ValueError):
+    """A chat server that cannot be used, in one paragraph: which, what it said, what to do."""
+
+
+@final
+@dataclass(frozen=True)
+class ChatClient:
+    """Asks a server, each request on a connection of its own.
+
+    Redirects are not followed, so a key reaches no other host; `open_transport` says which way a
+    request takes. A client is settings and nothing else: it may be pickled, and used after a fork.
+
+    Attributes:
+        url: base of the server's paths: `http://127.0.0.1:8000/v1`.
+        api_key_env: name of the environment variable that holds the key, or None for no key. It is
+            read for every request and kept nowhere.
+        concurrency: most requests at a time.
+        timeout_s: longest time of one try: from connecting to the last byte of the reply.
+        retries: how often a request is sent again after a fault that may pass.
+        backoff_s: first pause before that; each further one is twice as long, up to a minute.
+    """
+
+    url: str
+    api_key_env: str | None
+    concurrency: int
+    timeout_s: float
+    retries: int
+    backoff_s: float
+
+    def __post_init__(self) -> None:
+        check_url(self.url)
+        name = self.api_key_env
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(  # without the value: it may be the key itself
+                "api_key_env is no name of an environment variable (letters, digits, _). Put the "
+                "key into such a variable, and here the variable's name; never the key itself."
+            )
+        if self.concurrency < 1 or self.retries < 0 or self.timeout_s <= 0 or self.backoff_s < 0:
+            raise ValueError(
+                f"concurrency {self.concurrency}, retries {self.retries}, timeout_s "
+                f"{self.timeout_s}, backoff_s {self.backoff_s}: expected at least 1, at least 0, "
+                "above 0, at least 0."
+            )
+
+    def replies(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
+        """Sends every request; one that fails for good ends all others at once.
+
+        Args:
+            requests: JSON bodies of `chat/completions`.
+
+        Returns:
+            The replies in the order of the requests.
+
+        Raises:
+            ServerError: of the request that failed.
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        if not requests:
+            return []
+        # An event loop of its own, since the caller may run one already, as notebooks do. A signal
+        # interrupts the caller, and leaving the block cancels what is under way.
+        with start_blocking_portal(name="chat requests") as portal:
+            return portal.call(self._replies, requests)
+
+    async def _replies(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
+        from anyio import create_task_group
+
+        replies: dict[int, Reply] = {}
+        errors: list[Exception] = []
+        waiting = iter(enumerate(requests))  # all askers take from it, one thread runs them
+
+        async def ask(call: _Call) -> None:
+            try:
+                for number, request in waiting:
+                    replies[number] = await self._ask(request, call)
+            except Exception as error:  # the first one, without a group around it
+                errors.append(error)
+                group.cancel_scope.cancel()
+
+        try:
+            transport = open_transport(self.url)
+        except ValueError as error:
+            raise ServerError(f"The chat server {self.url} cannot be reached: {error}") from None
+        async with transport, create_task_group() as group:
+            call = _Call(transport)
+            for _ in range(min(self.concurrency, len(requests))):
+                group.start_soon(ask, call)
+        if errors:
+            raise errors[0]
+        return [replies[number] for number in range(len(requests))]
+
+    async def _ask(self, request: Mapping[str, Any], call: _Call) -> Reply:
+        from anyio import sleep
+
+        body = json.dumps(request, allow_nan=False).encode()
+        allowed = {"passing": self.retries, "odd": min(1, self.retries), "lasting": 0}
+        seen: Counter[str] = Counter()
+        while True:
+            try:
+                return await self._attempt(body, call.transport)
+            except _FaultError as fault:
+                seen[fault.kind] += 1
+                tries = f" ({seen.total()} tries)" if seen.total() > 1 else ""
+                problem = f"The chat server {self.url} {fault.problem}{tries}."
+                if seen[fault.kind] > allowed[fault.kind]:
+                    raise ServerError(f"{problem} {fault.advice}") from None
+
+                doubled = 2.0 ** min(seen.total() - 1, 30)
+                pause = min(self.backoff_s * doubled, LONGEST_BACKOFF_S)
+                call.warn_once("%s It is asked again.", problem)
+                await sleep(max(pause, fault.pause_s))
+
+    async def _attempt(self, body: bytes, transport: httpx2.AsyncHTTPTransport) -> Reply:
+        key = self._key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            answer = await exchange(transport, self.url, body, headers, self.timeout_s)
+        except ssl.SSLCertVerificationError as error:
+            raise _FaultError(
+                "lasting", f"is not trusted: {error.verify_message}", _TRUST
+            ) from None
+        except ConnectionError as error:
+            reason = _shown(str(error), key)
+            raise _FaultError("passing", f"did not answer: {reason}", _START) from None
+        except ValueError as error:
+            raise _FaultError("odd", f"answered what cannot be read: {error}", _CHAT) from None
+
+        if not 200 <= answer.status < 300:
+            shown = _shown(answer.content.decode(errors="replace"), key)
+            raise self._refused(answer.status, answer.retry_after, shown)
+        try:
+            return read_reply(answer.content)
+        except SchemaError as error:
+            shown = _shown(answer.content.decode(errors="replace"), key)
+            problem = error.problem.removesuffix(".")
+            raise _FaultError(
+                "odd", f"answered no chat completion ({problem}): {shown}", _CHAT
+            ) from None
+
+    def _refused(self, status: int, retry_after: str, shown: str) -> _FaultError:
+        problem = f"answered {status}: {shown}"
+        if status == 429 or status >= 500:
+            pause_s = seconds(retry_after)
+            if pause_s <= LONGEST_RETRY_AFTER_S:
+                return _FaultError("passing", problem, _CROWDED, pause_s)
+            return _FaultError("lasting", f"{problem} (asks to wait {pause_s:.0f} s)", _CROWDED)
+        if status in (401, 403):
+            name = f"${self.api_key_env}" if self.api_key_env else _NO_VARIABLE
+            return _FaultError("lasting", problem, f"Put a key that it accepts into {name}.")
+        return _FaultError("lasting", problem, _MOVED if 300 <= status < 400 else _REFUSED)
+
+    def _key(self) -> str:
+        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
+        if key.isascii() and key.isprintable() and " " not in key:
+            return key
+        raise ServerError(
+            f"The key in ${self.api_key_env} holds blanks or letters that no key has. Set it anew."
+        )
+
+
+def seconds(retry_after: str) -> float:
+    """How long a `Retry-After` header asks to wait: seconds or a date; 0 if it says nothing.
+
+    >>> seconds("2"), seconds("Wed, 21 Oct 2015 07:28:00 GMT"), seconds("soon"), seconds("-5")
+    (2.0, 0.0, 0.0, 0.0)
+    >>> seconds("9" * 400)
+    inf
+    """
+    header = retry_after.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", header, re.ASCII):
+        return float(header)
+    if len(header) > LONGEST_DATE:
+        return 0.0
+    try:
+        until = parsedate_to_datetime(header)
+        until = until.astimezone(UTC) if until.tzinfo else until.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return 0.0
+    return max((until - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+@final
+class _FaultError(Exception):
+    """One try that failed: whether it may pass, what happened, what to do, how long to wait."""
+
+    def __init__(
+        self,
+        kind: Literal["passing", "odd", "lasting"],
+        problem: str,
+        advice: str,
+        pause_s: float = 0.0,
+    ) -> None:
+        super().__init__(problem)
+        self.kind, self.problem, self.advice, self.pause_s = kind, problem, advice, pause_s
+
+
+@final
+class _Call:
+    """State that the requests of one call share: the transport, and whether they have warned."""
+
+    def __init__(self, transport: httpx2.AsyncHTTPTransport) -> None:
+        self.transport = transport
+        self._warned = False
+
+    def warn_once(self, message: str, *values: object) -> None:
+        if not self._warned:
+            _LOG.warning(message, *values)
+        self._warned = True
+
+
+def _shown(text: str, key: str) -> str:
+    """The beginning of what a server said, on one line and without the key."""
+    text = text.replace(key, "***") if key else text
+    text = text[: SHOWN * SHOWN]  # the rest costs time and shows nothing
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return repr(text[:SHOWN]) if text else "nothing"

@@ -1,0 +1,57 @@
+"""Which worker may write about which side: none about a train fact that it was fitted on.
+
+Shapes: W workers, B sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmemb.rationales.writers.base import RationaleWorker
+from mmemb.records.records import Side
+
+
+def known_train_facts(
+    workers: Sequence[RationaleWorker], sides: Sequence[Side], metas: Sequence[Mapping[str, str]]
+) -> Tensor:
+    """Where a worker reads a train side whose fact it was fitted on (METHOD 3).
+
+    Sides of other parts never count: no question about them is fitted, and those of mixed tasks
+    declare `seen_answer`.
+
+    Args:
+        workers: W workers.
+        sides: B sides.
+        metas: of each side, its `part` and `fact`.
+
+    Returns:
+        bool (W, B).
+    """
+    knows_WB = torch.zeros(len(workers), len(sides), dtype=torch.bool)
+    for w, worker in enumerate(workers):
+        facts = worker.fitted_facts
+        for b, (side, meta) in enumerate(zip(sides, metas, strict=True)):
+            is_known = meta["part"] == "train" and meta["fact"] in facts
+            knows_WB[w, b] = is_known and worker.can_read(side)
+    return knows_WB
+
+
+def check_unknowing(
+    knows_WB: Tensor,
+    workers: Sequence[RationaleWorker],
+    sides: Sequence[Side],
+    metas: Sequence[Mapping[str, str]],
+) -> None:
+    """Raises ValueError if no worker is left for a side that some worker knows too well."""
+    for b in knows_WB.any(0).nonzero()[:, 0].tolist():
+        knows_W = knows_WB[:, b].tolist()
+        if not any(w.can_read(sides[b]) for w, k in zip(workers, knows_W, strict=True) if not k):
+            raise ValueError(
+                f"Every worker that can write about {metas[b]['fact']} was fitted on it: what it "
+                "writes would be righter than the prior of the test. Add a worker that was fitted "
+                "on the other half of the train concepts, or pass --model.allow_fitted true and "
+                "read every figure about train rationales with that in mind."
+            )

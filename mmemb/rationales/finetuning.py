@@ -1,0 +1,79 @@
+"""Fine-tuning of a chat model on rationales: the M-step of a second EM round (METHOD 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from mmemb.llm.decoding.padding import real_positions
+from mmemb.llm.decoding.shared_prefix import read_prefix, read_rows
+from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adapter
+from mmemb.llm.prompts.chat_model import ChatModel
+from mmemb.losses.infonce import LossTerm
+from mmemb.rationales.supervised import ReplyTokens, ReplyTuner, pack_replies, reply_loss
+from mmemb.records.records import Rationale, Side
+
+
+@final
+class ChatTuner(ReplyTuner):
+    """A language model whose LoRA updates learn what it should have written.
+
+    It reads the prompt of inference. The few-shot prefix is read once a step, with gradient, and
+    shared by the rows: exact, since the updates change its keys and values at every step, and 350
+    tokens a step instead of 350 a row. The updates are no module of this object; whoever trains
+    takes `parameters`.
+
+    Args:
+        chat: the model, which is changed in place; without an adapter.
+        lora: rank, scale, layers.
+        seed: of the updates' start.
+    """
+
+    def __init__(self, chat: ChatModel, lora: LoraSettings, seed: int = 0) -> None:
+        if chat.adapter:
+            raise ValueError(
+                f"The worker to be fitted has the adapter {chat.adapter}, and a second one on top "
+                "of it could not be saved. Every EM round fits the base model anew: leave "
+                "`adapter` out and give the rationales kept in the last round."
+            )
+        self._chat, self._lora = chat, lora
+        self._shared = chat.shares_prefix  # asked before there are updates
+        self._tuned = attach_lora(chat.model, lora, seed)
+        self.parameters: dict[str, nn.Parameter] = lora_parameters(self._tuned)
+
+    def to(self, device: torch.device) -> None:
+        """See `ReplyTuner.to`."""
+        self._chat.model.to(device)
+
+    def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
+        """See `ReplyTuner.loss`; the rationales are of the prompt's depth."""
+        chat = self._chat
+        prompts = [chat.question_ids(chat.prompt.question(side)) for side in sides]
+        replies = [chat.reply_ids(rationale) for rationale in rationales]
+        if not self._shared:
+            prompts = [[*chat.prefix_ids, *prompt] for prompt in prompts]
+        tokens = pack_replies(prompts, replies, chat.model.device)
+        return reply_loss(self._logits(tokens), tokens)
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter that `LanguageModelWorker(adapter=...)` loads."""
+        save_adapter(self._tuned, self._lora, folder, self._chat.label)
+
+    def _logits(self, tokens: ReplyTokens) -> Tensor:
+        """(B, T + 1, V), from the one before the longest reply on."""
+        model, ids_BL, mask_BL = self._chat.model, tokens.ids_BL, tokens.mask_BL
+        keep = tokens.longest_reply + 1
+        if self._shared:
+            prefix = read_prefix(model, self._chat.prefix_ids)
+            return read_rows(model, ids_BL, mask_BL, prefix, None, keep)
+        return model(
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            position_ids=real_positions(mask_BL, ids_BL.shape[1]),
+            use_cache=False,
+            logits_to_keep=keep,
+        ).logits

@@ -1,0 +1,1 @@
+"""Writers of rationales: models, servers, tables, controls."""

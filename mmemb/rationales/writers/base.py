@@ -1,0 +1,158 @@
+"""The seam of stage 1: what a rationale worker must do.
+
+Knows no model. A worker sees one side and never its partner, so its rationales are `one-sided`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from mmemb.records.records import Rationale, Side, stable_hash
+
+if TYPE_CHECKING:
+    from mmemb.llm.lora import LoraSettings
+    from mmemb.rationales.supervised import ReplyTuner
+
+
+NO_DRAW = -2
+"""The seed that pads a ragged row of seeds: nothing is drawn for it."""
+
+
+class RationaleWorker(ABC):
+    """Writes candidate rationales about sides (METHOD 4).
+
+    Attributes:
+        name: recorded in every rationale as its `worker`.
+        reads: modalities it understands; a side that holds any other gets no rationale.
+        concepts: concepts that its prompt names. A rationale about one of them may be copied
+            from the prompt, so the caller drops and counts it (METHOD 5, leak).
+        file_arguments: arguments of the constructor that name a file, which a saved folder holds.
+        model_arguments: those that name a folder or hub id of a model, which stays where it is.
+    """
+
+    name: str = ""
+    reads: frozenset[str] = frozenset({"text"})
+    concepts: frozenset[str] = frozenset()
+    file_arguments: ClassVar[tuple[str, ...]] = ()
+    model_arguments: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """JSON data from which `load_worker` makes this worker again."""
+
+    @abstractmethod
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        """Draws rationales; equal calls give equal results.
+
+        Args:
+            sides: B sides.
+            seeds_BK: int64, one seed per draw; `GREEDY` asks for the greedy draw, `NO_DRAW` for
+                none. A draw depends on its side and its seed, not on its neighbours.
+
+        Returns:
+            B lists, each in the order of its seeds; empty where the side cannot be read. Broken
+            draws are among them, without an answer: `fold_candidates` drops and counts them.
+        """
+
+    def probe(self, sides: Sequence[Side]) -> Tensor:
+        """What the worker knows before it writes: its hidden state at the end of its prompt.
+
+        A prefill and no generated token, so a gate may ask for it (METHOD 7, *probe*).
+
+        Args:
+            sides: B sides that `can_read` accepts.
+
+        Returns:
+            (B, H) float32.
+        """
+        raise ValueError(
+            f"The worker {self.name or type(self).__name__!r} has no hidden state that could be "
+            "probed. Choose a gate state without `probe`, or a worker that runs a model itself."
+        )
+
+    def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
+        """What fits a copy of this worker's model on rationales; the worker itself stays as it is.
+
+        Args:
+            lora: which updates are trained.
+            seed: of their start.
+        """
+        raise ValueError(
+            f"The worker {self.name or type(self).__name__!r} has no weights that could be fitted. "
+            "Name a LanguageModelWorker in `tuned`."
+        )
+
+    @property
+    def fitted_facts(self) -> frozenset[str]:
+        """Facts whose rationales this worker was fitted on (METHOD 3); of most workers none."""
+        return frozenset()
+
+    def identity(self) -> str:
+        """Hash of all that shapes what this worker writes, for fingerprints."""
+        return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"
+
+    def draw_identity(self) -> str:
+        """Hash of what one draw depends on beside its side and seed: model, prompt and decoding.
+
+        By it an earlier draw is found again. It may leave out of `identity` what moves nothing
+        but rounding, such as how many draws are decoded together.
+        """
+        return self.identity()
+
+    def probe_identity(self) -> str:
+        """The same of `probe`: model, prompt, and where in it the state is read."""
+        return self.identity()
+
+    def can_read(self, side: Side) -> bool:
+        """Whether every modality of a side is one that this worker reads."""
+        return bool(side.modalities) and side.modalities <= self.reads
+
+
+def drawn_seeds(seeds_K: Tensor) -> list[int]:
+    """The seeds of one side without their padding."""
+    return [seed for seed in seeds_K.tolist() if seed != NO_DRAW]
+
+
+def asked_draws(
+    worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
+) -> list[tuple[int, int]]:
+    """Row and seed of every draw that is asked for, of sides that the worker can read."""
+    check_seeds(sides, seeds_BK)
+    return [
+        (row, seed)
+        for row, side in enumerate(sides)
+        if worker.can_read(side)
+        for seed in drawn_seeds(seeds_BK[row])
+    ]
+
+
+def check_reads(reads: Collection[str]) -> frozenset[str]:
+    """Modalities that a worker is told to read."""
+    if not reads or not set(reads) <= {"text", "image", "video"}:
+        raise ValueError(f"reads {sorted(reads)}: expected some of text, image, video.")
+    return frozenset(reads)
+
+
+def check_seeds(sides: Sequence[Side], seeds_BK: Tensor) -> None:
+    """Rejects seeds that do not belong to these sides."""
+    if seeds_BK.ndim != 2 or len(seeds_BK) != len(sides):
+        raise ValueError(
+            f"seeds_BK has shape {tuple(seeds_BK.shape)}; expected ({len(sides)}, K): one row of "
+            "seeds for each side, padded with NO_DRAW."
+        )
+
+
+def check_probe(worker: RationaleWorker, probed: Sequence[tuple[Side, Tensor]]) -> None:
+    """Raises ValueError if the live worker's hidden states are not those that the gate learned."""
+    for side, known_H in probed:
+        live_H = worker.probe([side])[0].cpu()
+        if live_H.shape != known_H.shape or (live_H - known_H).abs().max() > 0.02 * known_H.std():
+            raise ValueError(
+                f"The gate's worker {worker.name!r} has another hidden state about {side.text!r} "
+                "than `rationales/` holds: give the gate the model, prompt and probe_layer that "
+                "wrote them."
+            )

@@ -1,0 +1,202 @@
+"""A causal language model of transformers as a rationale worker: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from mmemb.llm.decoding.decoders import SharedPrefixDecoder, WholePromptDecoder
+from mmemb.llm.decoding.sampling import Draw, Sampling
+from mmemb.llm.decoding.text_drafts import Decoder, decode
+from mmemb.llm.lora import LoraSettings
+from mmemb.llm.prompts.chat_model import ChatModel
+from mmemb.llm.prompts.few_shot import FewShotPrompt
+from mmemb.rationales.writers.base import RationaleWorker, asked_draws
+from mmemb.records.records import Rationale, Side, stable_hash
+from mmemb.storage.lineage import trained_facts
+
+if TYPE_CHECKING:
+    from mmemb.rationales.supervised import ReplyTuner
+
+
+@final
+class LanguageModelWorker(RationaleWorker):
+    """Writes rationales with a chat model, greedy and sampled draws in one batch (METHOD 4).
+
+    The few-shot prompt is read once. The model loads at the first `write` and is no module of
+    this object, so no checkpoint ever holds it.
+
+    Args:
+        model: local folder or hub id of a causal language model.
+        prompt: path of the few-shot file (`FewShotPrompt`).
+        name: recorded as the rationales' worker.
+        max_new_tokens: longest draw; one that is cut off has no answer and is dropped later.
+        temperature: of sampled draws.
+        top_p: nucleus of sampled draws.
+        top_k: sampled draws come from this many likeliest tokens.
+        batch_size: most draws decoded together; finished ones make room for waiting ones.
+        device: torch device.
+        dtype: `float32` (fastest on most CPUs), `bfloat16` or `float16`.
+        probe_layer: block whose hidden state `probe` returns. Measured on the 30 blocks of
+            SmolLM2: those from 12 to 21 tell best whether it knows the answer.
+        adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
+            Beside it, in the run, lies the list of facts that it was fitted on.
+    """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("prompt",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("model", "adapter")
+
+    def __init__(
+        self,
+        model: str,
+        prompt: str,
+        name: str = "smollm2",
+        max_new_tokens: int = 40,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        top_k: int = 50,
+        batch_size: int = 96,
+        device: str = "cpu",
+        dtype: str = "float32",
+        probe_layer: int = -1,
+        adapter: str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+        self.name, self.prompt_path, self.model_id = name, str(prompt), str(model)
+        self.prompt = FewShotPrompt.load(prompt)
+        self.concepts = self.prompt.concepts
+        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self.batch_size, self.device, self.dtype = batch_size, device, dtype
+        self.probe_layer = probe_layer
+        self.adapter = None if adapter is None else str(adapter)
+        self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
+        self._known: dict[str, Tensor] = {}  # states of the questions read last
+
+    def settings(self) -> dict[str, Any]:
+        sampling = self.sampling
+        return {
+            "class_path": "mmemb.rationales.LanguageModelWorker",
+            "init_args": {
+                "model": self.model_id,
+                "prompt": self.prompt_path,
+                "name": self.name,
+                "max_new_tokens": sampling.max_new_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "batch_size": self.batch_size,
+                "device": self.device,
+                "dtype": self.dtype,
+                "probe_layer": self.probe_layer,
+                "adapter": self.adapter,
+            },
+        }
+
+    def identity(self) -> str:
+        """Covers the content of prompt, model and adapter, not where they lie."""
+        parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
+        parts += (self.probe_layer,)
+        return f"{stable_hash(*parts, self.batch_size, bits=64):016x}"
+
+    def draw_identity(self) -> str:
+        """As `identity`, whatever `batch_size` and the probed layer."""
+        parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
+        return f"{stable_hash(*parts, bits=64):016x}"
+
+    def probe_identity(self) -> str:
+        """See `RationaleWorker.probe_identity`; how draws are sampled has no part in it."""
+        parts = (self.prompt.identity, self.revision, self.dtype, self.probe_layer)
+        return f"{stable_hash('probe', *parts, bits=64):016x}"
+
+    @property
+    def revision(self) -> str:
+        """Of the weights, adapter included."""
+        return self._chat.revision
+
+    @cached_property
+    def fitted_facts(self) -> frozenset[str]:
+        """Those of the adapter's run and of the model; a model of the hub was fitted on none."""
+        return trained_facts(self.model_id, self.adapter)
+
+    def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
+        """See `RationaleWorker.tuner`."""
+        from mmemb.rationales.finetuning import ChatTuner
+
+        return ChatTuner(self._chat.copy(), lora, seed)
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        rows = asked_draws(self, sides, seeds_BK)
+        written: list[list[Rationale]] = [[] for _ in sides]
+        for (i, seed), draw in zip(rows, self._decode(sides, rows), strict=True):
+            written[i].append(self._rationale(draw, seed))
+        return written
+
+    @torch.inference_mode()
+    def probe(self, sides: Sequence[Side]) -> Tensor:
+        """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
+        questions = [self.prompt.question(side) for side in sides]
+        known = dict(self._known)
+        unread = [question for question in dict.fromkeys(questions) if question not in known]
+        for first in range(0, len(unread), self.batch_size):
+            chunk = unread[first : first + self.batch_size]
+            self._decoder.start([self._chat.question_ids(question) for question in chunk])
+            if self._decoder.states_UH is not None:
+                known |= zip(chunk, self._decoder.states_UH, strict=True)
+        if not set(questions) <= set(known):
+            raise ValueError(
+                f"The model {self.model_id} keeps its blocks in no ModuleList, so the end of its "
+                "prompt cannot be probed. Choose a gate state without `probe`."
+            )
+        width = self._chat.model.config.get_text_config().hidden_size
+        return torch.stack([known[q] for q in questions]) if sides else torch.zeros(0, width)
+
+    def _decode(self, sides: Sequence[Side], rows: Sequence[tuple[int, int]]) -> list[Draw]:
+        questions = [self.prompt.question(sides[i]) for i, _ in rows]
+        distinct = {question: number for number, question in enumerate(dict.fromkeys(questions))}
+        draws, states = decode(
+            self._decoder,
+            [self._chat.question_ids(question) for question in distinct],
+            [distinct[question] for question in questions],
+            [seed for _, seed in rows],
+            self.sampling,
+            self._is_complete,
+            self.batch_size,
+        )
+        self._known = {q: states[number] for q, number in distinct.items() if number in states}
+        return draws
+
+    def _rationale(self, draw: Draw, seed: int) -> Rationale:
+        generated = self._chat.tokenizer.decode(draw.tokens, skip_special_tokens=True)
+        return Rationale(
+            text=self.prompt.rationale_text(generated, draw.complete),
+            worker=self.name,
+            model=self._chat.label,
+            revision=self.revision,
+            prompt=self.prompt.identity,
+            decoding=self.sampling.describe(seed),
+            seed=seed,
+            num_tokens=len(draw.tokens),
+            log_probability=round(draw.log_probability, 4),
+            depth=self.prompt.depth,
+        )
+
+    def _is_complete(self, tokens: list[int]) -> bool:
+        if tokens[-1] in self._chat.end_ids:
+            return True
+        return bool(self.prompt.closing) and self.prompt.finished(
+            self._chat.tokenizer.decode(tokens)
+        )
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        """The fast decoder where it provably computes what the model computes, else the plain."""
+        chat = self._chat
+        if not chat.shares_prefix:
+            return WholePromptDecoder(chat.model, chat.prefix_ids, self.probe_layer)
+        room = self.sampling.max_new_tokens
+        return SharedPrefixDecoder(chat.model, chat.prefix_ids, room, self.probe_layer)

@@ -1,0 +1,201 @@
+"""Makes a worker from its saved settings, and writes these; only classes of this package are named.
+
+Settings of a folder that may come from anywhere name the folder's own files, and beside them what
+the caller allows (`mmemb.storage.trust.Permissions`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import mmemb.rationales as package
+from mmemb.rationales.writers.base import RationaleWorker
+from mmemb.records.schema import check_arguments, convert
+from mmemb.records.text import quote
+from mmemb.storage.trust import (
+    HERE,
+    Permissions,
+    check_code,
+    in_folder,
+    is_in_folder,
+    path_in_folder,
+)
+
+_OWN_KEY = "MMEMB_API_KEY"
+"""The default of `ServerWorker`, which no folder needs to name."""
+
+_ENGINE = {
+    "max_model_len", "seed", "quantization", "kv_cache_dtype", "tensor_parallel_size",
+    "pipeline_parallel_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
+    "cpu_offload_gb", "enforce_eager", "disable_log_stats",
+}  # fmt: skip
+"""Arguments of vLLM's engine that name neither code nor a place."""
+
+
+def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
+    """The inverse of `RationaleWorker.settings`.
+
+    Args:
+        settings: `class_path` (`mmemb.rationales.TableWorker`) and `init_args`.
+    """
+    kind, arguments = _class_of(settings), _arguments(settings)
+    check_arguments(kind, arguments, f"init_args of {settings['class_path']}")
+    try:
+        return kind(**arguments)
+    except TypeError as error:  # an argument is missing
+        raise ValueError(f"init_args of {settings['class_path']}: {quote(error)}") from None
+
+
+def load_saved_worker(
+    settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
+) -> RationaleWorker:
+    """`load_worker` for settings of a folder that may come from anywhere.
+
+    Args:
+        settings: see `load_worker`.
+        folder: the saved folder, whose files they may name.
+        permissions: what they may name beside.
+        where: the file and key that hold them, for errors.
+
+    Raises:
+        ValueError: they ask for code that comes with a model, or name a file or model outside of
+            the folder, a server, or a key that the caller has not allowed.
+    """
+    check_code(settings, where, permissions.is_own)
+    return load_worker(_checked(settings, folder, permissions, where))
+
+
+def save_worker(worker: RationaleWorker, folder: Path, name: str) -> dict[str, Any]:
+    """Settings of a worker for a folder, into which the files that it read are copied.
+
+    Its models stay where they are: they are large, and may have a licence of their own.
+
+    Args:
+        worker: to be saved.
+        folder: is being written.
+        name: of the folder in it for the files.
+    """
+    return _with_files(worker.settings(), folder, name)
+
+
+def _checked(
+    settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
+) -> dict[str, Any]:
+    """The settings with the paths of the folder's files."""
+    kind, arguments = _class_of(settings), _arguments(settings)
+    for key, value in arguments.items():
+        argument = f"{where}.{key}"
+        if isinstance(value, Mapping) and "class_path" in value:
+            arguments[key] = _checked(value, folder, permissions, argument)
+        elif key in (*kind.file_arguments, *kind.model_arguments) and value is not None:
+            arguments[key] = _place(
+                value, folder, permissions, argument, key in kind.model_arguments
+            )
+        elif key == "engine":
+            _check_engine(value or {}, permissions, argument)
+    if "url" in arguments:
+        arguments["api_key_env"] = allowed_key(arguments, permissions, where)
+    return {"class_path": settings["class_path"], "init_args": arguments}
+
+
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    where = f"init_args of {settings['class_path']}"
+    return dict(convert(settings.get("init_args") or {}, dict[str, Any], where))
+
+
+def _place(value: Any, folder: Path, permissions: Permissions, where: str, is_model: bool) -> str:
+    if is_in_folder(value):
+        return path_in_folder(value, folder, where)
+    if isinstance(value, str) and permissions.allows_model(value):
+        return value
+    if is_model:
+        raise ValueError(
+            f"{where} names the model {value!r}, which is not in {folder}: allow it by "
+            f"models=[{value!r}] (--allow-model {value}), or hand over a worker of your own "
+            "(`workers={...}`). A run of yours below $MMEMB_RUNS, else runs, needs no leave."
+        )
+    raise ValueError(
+        f"{where} names {value!r}, which is not in {folder}: a folder may name its own files only. "
+        "Save it again, or hand over a worker of your own (`workers={...}`)."
+    )
+
+
+def _check_engine(engine: Any, permissions: Permissions, where: str) -> None:
+    unknown = sorted(set(engine) - _ENGINE) if isinstance(engine, Mapping) else [engine]
+    if unknown and not permissions.is_own:
+        raise ValueError(
+            f"{where}: {unknown} may name code or another model, which no folder may: hand over a "
+            f"worker of your own (`workers={{...}}`). Allowed are {sorted(_ENGINE)}."
+        )
+
+
+def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: str) -> str | None:
+    """The variable with the key of a server, which the caller alone may name; None = no key."""
+    try:
+        asked = urlsplit(str(arguments["url"]))
+        host = asked.hostname or ""
+    except ValueError:
+        host = ""
+    if not host:
+        raise ValueError(
+            f"{where}.url names no server: expected its base, such as http://127.0.0.1:8000/v1."
+        )
+    named = [name for name in (asked.netloc, host) if name in permissions.servers]
+    if not named and not (permissions.is_own and host in HERE):
+        raise ValueError(
+            f"{where}.url names the server {host}, which would be sent queries: allow it by "
+            f"servers={{{host!r}: None}} (--server {host}; with a key: --server {host}=VARIABLE), "
+            "or hand over a worker of your own (`workers={...}`)."
+        )
+
+    variable = permissions.servers[named[0]] if named else None
+    named_key = arguments.get("api_key_env", _OWN_KEY)
+    if named_key not in (variable, _OWN_KEY, None):
+        raise ValueError(
+            f"{where}.api_key_env names the variable {named_key!r}, whose value would be sent to "
+            f"{host} as a key: allow it by servers={{{host!r}: {named_key!r}}} (--server "
+            f"{host}={named_key}), or hand over a worker of your own (`workers={{...}}`)."
+        )
+    return variable
+
+
+def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    if not _is_known(str(settings.get("class_path", ""))):
+        return dict(settings)  # another's worker, which no folder can make again
+
+    kind, arguments = _class_of(settings), dict(settings["init_args"])
+    for key, value in arguments.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            arguments[key] = _with_files(value, folder, f"{name}/{key}")
+        elif key in kind.file_arguments and value is not None:
+            place = f"{name}/{key}{Path(value).suffix}"
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(value, folder / place)
+            arguments[key] = in_folder(place)
+    # The caller who loads the folder names the key.
+    arguments.pop("api_key_env", None)
+    return {"class_path": settings["class_path"], "init_args": arguments}
+
+
+def _class_of(settings: Mapping[str, Any]) -> type[RationaleWorker]:
+    path, room = str(settings.get("class_path", "")), package.__name__
+    if not _is_known(path):
+        raise ValueError(
+            f"class_path {path!r} names no rationale worker. Expected {room}.NAME with NAME from "
+            f"{sorted(set(filter(_is_worker, package.__all__)))}."
+        )
+    kind: type[RationaleWorker] = getattr(package, path.rpartition(".")[2])
+    return kind
+
+
+def _is_known(path: str) -> bool:
+    home, _, name = path.rpartition(".")
+    return home == package.__name__ and name in package.__all__ and _is_worker(name)
+
+
+def _is_worker(name: str) -> bool:
+    return name.endswith("Worker") and name != RationaleWorker.__name__

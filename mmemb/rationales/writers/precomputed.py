@@ -1,0 +1,117 @@
+"""Hands out rationales that were written earlier: the inference path over written shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from mmemb.rationales.store import collect_pool, pool_identity, read_pool
+from mmemb.rationales.writers.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.records.records import GREEDY, Rationale, Side
+
+_MODALITIES = frozenset({"text", "image", "video"})
+
+
+@final
+class PrecomputedWorker(RationaleWorker):
+    """Finds rationales by the content of a side (`Side.digest`).
+
+    A seed picks the rationale that was drawn with it. Where the pool has no such draw, the first
+    one answers `GREEDY`, and another seed its number modulo the pool's size.
+
+    Args:
+        rationales: path of a file that `write_pool` wrote; `of_pool` and `over` take a pool itself.
+        on_unknown: what to do for a side that the pool lacks, `error` or `empty` (no rationale).
+        reads: modalities of the worker that wrote them; by default all.
+        name: of this worker; rationales keep the name of the one that wrote them.
+    """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("rationales",)
+
+    def __init__(
+        self,
+        rationales: str | None,
+        on_unknown: Literal["error", "empty"] = "error",
+        reads: Sequence[str] = tuple(sorted(_MODALITIES)),
+        name: str = "precomputed",
+    ) -> None:
+        if on_unknown not in ("error", "empty"):
+            raise ValueError(f"on_unknown is {on_unknown!r}; expected 'error' or 'empty'.")
+        self.path = rationales
+        self.pool = {} if rationales is None else read_pool(rationales)
+        self.on_unknown, self.reads, self.name = on_unknown, frozenset(reads), name
+        self._probes: dict[str, Tensor] = {}
+
+    @classmethod
+    def of_pool(
+        cls,
+        pool: Mapping[str, Sequence[Rationale]],
+        on_unknown: Literal["error", "empty"] = "error",
+    ) -> PrecomputedWorker:
+        """A worker over a pool in memory, which cannot be saved."""
+        worker = cls(None, on_unknown)
+        worker.pool = dict(pool)
+        return worker
+
+    @classmethod
+    def over(
+        cls,
+        sides: Sequence[Side],
+        rationales: Sequence[Sequence[Rationale]],
+        reads: frozenset[str] = _MODALITIES,
+        probes: Sequence[Tensor | None] = (),
+    ) -> PrecomputedWorker:
+        """A worker over one batch's sides, their rationales and probes; other sides get none."""
+        pairs = zip(sides, probes, strict=False)
+        worker = cls(None, "empty", sorted(reads))
+        worker.pool = collect_pool(sides, rationales)
+        worker._probes = {side.digest: probe for side, probe in pairs if probe is not None}
+        return worker
+
+    def probe(self, sides: Sequence[Side]) -> Tensor:
+        if unknown := [side for side in sides if side.digest not in self._probes]:
+            raise ValueError(
+                f"No hidden state was written about {unknown[0].text[:60]!r}: make the rationales "
+                "again with `probe` set, or choose a gate state without it."
+            )
+        probes = [self._probes[side.digest] for side in sides]
+        return torch.stack(probes) if probes else torch.zeros(0, 0)
+
+    def settings(self) -> dict[str, Any]:
+        if self.path is None:
+            raise ValueError(
+                "This PrecomputedWorker holds its rationales in memory and cannot be saved. Write "
+                "them with mmemb.rationales.write_pool and make the worker from that file."
+            )
+        arguments = {"rationales": self.path, "on_unknown": self.on_unknown}
+        arguments |= {"reads": sorted(self.reads), "name": self.name}
+        return {"class_path": "mmemb.rationales.PrecomputedWorker", "init_args": arguments}
+
+    def identity(self) -> str:
+        return pool_identity(self.pool)
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        check_seeds(sides, seeds_BK)
+        return [
+            [_pick(pool, seed) for seed in drawn_seeds(seeds_K)]
+            if self.can_read(side) and (pool := self._pool_of(side))
+            else []
+            for side, seeds_K in zip(sides, seeds_BK, strict=True)
+        ]
+
+    def _pool_of(self, side: Side) -> Sequence[Rationale]:
+        pool = self.pool.get(side.digest)
+        if pool is None and self.on_unknown == "error":
+            raise ValueError(
+                f"No rationale was written for the side {side.text[:60]!r} (digest {side.digest}) "
+                f"in {self.path or 'the given pool'}. Generate it, or set on_unknown: empty."
+            )
+        return pool or ()
+
+
+def _pick(pool: Sequence[Rationale], seed: int) -> Rationale:
+    drawn = [rationale for rationale in pool if rationale.seed == seed]
+    return drawn[0] if drawn else pool[0 if seed == GREEDY else seed % len(pool)]

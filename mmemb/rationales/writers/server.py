@@ -1,0 +1,252 @@
+"""Rationales from an OpenAI-compatible chat server: vLLM, SGLang, transformers serve, or hosted."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from torch import Tensor
+
+from mmemb.llm.prompts.few_shot import FewShotPrompt
+from mmemb.llm.prompts.pictures import pixels_of
+from mmemb.llm.prompts.special_tokens import as_text_anywhere
+from mmemb.rationales.chat_api.client import ChatClient
+from mmemb.rationales.chat_api.reply import Reply, cut
+from mmemb.rationales.writers.base import RationaleWorker, asked_draws, check_reads
+from mmemb.records.records import GREEDY, SHORT, Media, Rationale, Side, stable_hash
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+_TAGS = re.compile(r"</?(?:think|answer)>")
+_THOUGHT_END = "</think>"
+
+
+@final
+class ServerWorker(RationaleWorker):
+    """Asks a chat server, one request per draw (METHOD 4); docs/servers.md says how to start one.
+
+    Equal calls send equal requests and keep the order of their draws, whichever reply comes first.
+    Whether equal requests get equal replies is the server's affair.
+
+    If one draw fails for good, the call does (`ServerError`): its shard stays unwritten, and a
+    rerun goes on there. Servers give no log-probabilities, and have no state to probe.
+
+    Args:
+        url: base of the server, such as `http://127.0.0.1:8000/v1`.
+        model: the name by which the server knows its model.
+        prompt: path of the few-shot file (`FewShotPrompt`). Its `opening` is not sent, since few
+            servers let words be put into a model's mouth; the examples show it.
+        name: recorded as the rationales' worker.
+        revision: of the weights that are served, recorded; no server tells it.
+        max_new_tokens: longest draw, thought included. What `RationaleGenerator` keeps is bounded
+            by its own `max_tokens`.
+        temperature: of sampled draws; the greedy draw is one at 0.
+        top_p: nucleus of sampled draws.
+        reads: what the model understands, of `text`, `image`, `video` (frames, as pictures in
+            their order).
+        max_image_side: larger pictures are shrunk to this many pixels; null sends them as they are.
+        concurrency: most requests at a time, of each process.
+        timeout_s: longest time of one try: from connecting to the last byte of the reply. Servers
+            are asked for whole replies, so it holds the time that a draw takes.
+        retries: how often a request is sent again after a refused connection, a reply that is
+            late, or a status of 429 or 5xx; after a reply that makes no sense, once.
+        backoff_s: first pause before that, doubled each time; `Retry-After` is honoured.
+        api_key_env: name of the environment variable with the key; null sends none. The key is read
+            for every request, and is neither saved nor shown.
+    """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    MACHINE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"url", "concurrency", "timeout_s", "retries", "backoff_s", "api_key_env"}
+    )
+    """Where the model is served and how patiently it is asked: no fingerprint covers these."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        prompt: str,
+        name: str = "server",
+        revision: str = "",
+        max_new_tokens: int = 96,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        reads: Sequence[str] = ("text",),
+        max_image_side: int | None = None,
+        concurrency: int = 16,
+        timeout_s: float = 120.0,
+        retries: int = 5,
+        backoff_s: float = 1.0,
+        api_key_env: str | None = "MMEMB_API_KEY",
+    ) -> None:
+        self.name, self.model, self.revision = name, model, revision
+        self.prompt_path, self.prompt = str(prompt), FewShotPrompt.load(prompt)
+        self.concepts = self.prompt.concepts
+        self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
+        self.reads, self.max_image_side = check_reads(reads), max_image_side
+        self.client = ChatClient(url, api_key_env, concurrency, timeout_s, retries, backoff_s)
+        self._check()
+
+    def _check(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_p "
+                f"{self.top_p}: expected at least 1, above 0, and in (0, 1]."
+            )
+        if self.max_image_side is not None and self.max_image_side < 1:
+            raise ValueError(f"max_image_side {self.max_image_side}: expected pixels, or null.")
+
+    def settings(self) -> dict[str, Any]:
+        client = self.client
+        return {
+            "class_path": "mmemb.rationales.ServerWorker",
+            "init_args": {
+                "url": client.url,
+                "model": self.model,
+                "prompt": self.prompt_path,
+                "name": self.name,
+                "revision": self.revision,
+                "max_new_tokens": self.max_new_tokens,
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "reads": sorted(self.reads),
+                "max_image_side": self.max_image_side,
+                "concurrency": client.concurrency,
+                "timeout_s": client.timeout_s,
+                "retries": client.retries,
+                "backoff_s": client.backoff_s,
+                "api_key_env": client.api_key_env,
+            },
+        }
+
+    def identity(self) -> str:
+        """Covers what is asked of which model, not where it is served or how patiently."""
+        parts = (self.name, self.prompt.identity, self.model, self.revision, self.describe(0))
+        return f"{stable_hash(*parts, sorted(self.reads), self.max_image_side, bits=64):016x}"
+
+    def describe(self, seed: int) -> str:
+        """The `decoding` field of a rationale."""
+        if seed == GREEDY:
+            return f"greedy n={self.max_new_tokens}"
+        return f"t={self.temperature:g} p={self.top_p:g} n={self.max_new_tokens}"
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        """See `RationaleWorker.write`.
+
+        Raises:
+            ServerError: a draw failed for good; requests under way were given up.
+            ValueError: a picture was not decoded.
+        """
+        rows = asked_draws(self, sides, seeds_BK)
+        messages = {i: self._messages(sides[i]) for i in dict.fromkeys(i for i, _ in rows)}
+        requests = [self._request(messages[i], seed) for i, seed in rows]
+        written: list[list[Rationale]] = [[] for _ in sides]
+        for (i, seed), reply in zip(rows, self.client.replies(requests), strict=True):
+            written[i].append(self._rationale(reply, seed))
+        return written
+
+    def _messages(self, side: Side) -> list[dict[str, Any]]:
+        # The server's template and tokenizer are its own, and most take what a text spells for a
+        # token.
+        question = as_text_anywhere(self.prompt.question(side))
+        messages: list[dict[str, Any]] = list(self.prompt.messages(question))
+        if side.media:
+            urls = [self._picture(media) for media in side.media]
+            parts: list[dict[str, Any]] = [
+                {"type": "image_url", "image_url": {"url": url}} for url in urls
+            ]
+            said = [{"type": "text", "text": question}] if question else []
+            messages[-1] = {"role": "user", "content": parts + said}
+        return messages
+
+    def _picture(self, media: Media) -> str:
+        if media.pixels is None:
+            raise ValueError(
+                f"The worker {self.name!r} reads pictures, but they were not decoded. Set "
+                "`decode: true` of SideDataModule, or take image and video out of `reads`."
+            )
+        return data_url(pixels_of(media), self.max_image_side)
+
+    def _request(self, messages: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+        sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": short_seed(seed)}
+        return {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": self.max_new_tokens,
+            "stream": False,
+        } | ({"temperature": 0.0} if seed == GREEDY else sampled)
+
+    def _rationale(self, reply: Reply, seed: int) -> Rationale:
+        return Rationale(
+            text=tagged(self.prompt, cut(reply, self.max_new_tokens)),
+            worker=self.name,
+            model=self.model,
+            revision=self.revision,
+            prompt=self.prompt.identity,
+            decoding=self.describe(seed),
+            seed=seed,
+            num_tokens=reply.num_tokens,
+            depth=self.prompt.depth,
+        )
+
+
+def tagged(prompt: FewShotPrompt, reply: Reply) -> str:
+    """A reply as the text of a rationale (`FewShotPrompt.rationale_text`).
+
+    What the server kept apart as reasoning is the thought, whatever thought stands in the reply
+    itself. So is a thought in tags, where the prompt's form has others. At depth `short` both are
+    left out. An answer is closed if the model ended, or wrote the closing text before it was cut.
+    """
+    said, thought = reply.content.strip().removeprefix(prompt.opening), reply.reasoning
+    short = prompt.depth == SHORT
+    in_form = not short and _THOUGHT_END in prompt.between and prompt.between in said
+    if not thought and _THOUGHT_END in said and not in_form:
+        thought, _, said = said.partition(_THOUGHT_END)
+    complete = reply.finished or prompt.finished(said)
+    if not thought:
+        return prompt.rationale_text(said, complete)
+    body = said.strip().split(prompt.closing)[0] if prompt.closing else said
+    answer = _untagged(body if short else body.split(prompt.between)[-1])
+    end = "</answer>" if complete else ""
+    before = "" if short else f"<think>{_untagged(thought)}</think>"
+    return f"{before}<answer>{answer}{end}"
+
+
+def _untagged(text: str) -> str:
+    return " ".join(_TAGS.sub(" ", text).split())
+
+
+def short_seed(seed: int) -> int:
+    """A seed of 63 bits folded to the 31 that every server takes.
+
+    >>> short_seed(7), short_seed(7 << 31)
+    (7, 7)
+    """
+    return (seed ^ seed >> 31 ^ seed >> 62) & 0x7FFFFFFF
+
+
+def picture(pixels_3HW: Tensor, max_side: int | None = None) -> Picture:
+    """A picture as other libraries take it.
+
+    Args:
+        pixels_3HW: uint8.
+        max_side: longest side in pixels; a larger picture is shrunk.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(pixels_3HW.permute(1, 2, 0).contiguous().cpu().numpy())
+    if max_side is not None:
+        image.thumbnail((max_side, max_side))
+    return image
+
+
+def data_url(pixels_3HW: Tensor, max_side: int | None = None) -> str:
+    """A picture as a PNG in a URL; see `picture`."""
+    buffer = BytesIO()
+    picture(pixels_3HW, max_side).save(buffer, "PNG")
+    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,99 @@
+"""The table of facts as a worker: the honest upper bound of what a rationale can bring."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from mmemb.rationales.writers.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.records.records import GREEDY, Rationale, Side, stable_hash
+from mmemb.records.schema import Excerpt, parse_json
+
+WORKER = "table"
+
+
+@final
+class TableWorker(RationaleWorker):
+    """Looks the answer up. Its rationales carry `worker="table"`, so that no report takes them
+    for a model's.
+
+    Every draw is the same and costs no token. A side that the table does not ask about gets none.
+
+    Args:
+        facts: path of `facts.json`, as prepare writes it: `questions` maps a query text to the
+            code of the thing that it asks for, `countries` maps a code to its row with a `name`.
+    """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("facts",)
+
+    name = WORKER
+
+    def __init__(self, facts: str) -> None:
+        self.path = str(facts)
+        self._names, self._revision = _read_facts(Path(facts))
+
+    def settings(self) -> dict[str, Any]:
+        return {"class_path": "mmemb.rationales.TableWorker", "init_args": {"facts": self.path}}
+
+    def identity(self) -> str:
+        return f"{stable_hash(WORKER, self._revision, bits=64):016x}"
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        check_seeds(sides, seeds_BK)
+        return [
+            [self._rationale(side, seed) for seed in drawn_seeds(seeds_K)]
+            if self.can_read(side) and side.text in self._names
+            else []
+            for side, seeds_K in zip(sides, seeds_BK, strict=True)
+        ]
+
+    def _rationale(self, side: Side, seed: int) -> Rationale:
+        name = self._names[side.text]
+        return Rationale(
+            text=f"<think>{side.text} means {name}.</think><answer>{name}</answer>",
+            worker=WORKER,
+            model=WORKER,
+            revision=self._revision,
+            prompt="",
+            decoding="greedy" if seed == GREEDY else "constant",
+            seed=seed,
+            num_tokens=0,
+        )
+
+
+@final
+class _CountryJson(Excerpt):
+    name: str
+
+
+@final
+class _FactsJson(Excerpt):
+    """The fields of a table of facts that a worker needs."""
+
+    questions: dict[str, str]
+    countries: dict[str, _CountryJson]
+
+
+def _read_facts(path: Path) -> tuple[dict[str, str], str]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no table of facts {path}. `python -m datamodules.prepare pocket` writes it "
+            "as facts.json into its output folder."
+        ) from None
+
+    where = f"The table of facts {path} cannot be used"
+    advice = (
+        "Expected a JSON object with `questions` (query text -> code) and `countries` (code -> "
+        "row with a name)."
+    )
+    facts = parse_json(content, _FactsJson, where, advice)
+    if unknown := [code for code in facts.questions.values() if code not in facts.countries]:
+        raise ValueError(f"{where}: it has no country {unknown[0]!r}. {advice}")
+    names = {question: facts.countries[code].name for question, code in facts.questions.items()}
+    return names, hashlib.sha256(content).hexdigest()[:12]

@@ -1,0 +1,269 @@
+"""A vision-language model of transformers as a rationale worker: it sees the pictures itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from mmemb.llm.decoding.cached_rows import READ_TOGETHER, CachedRows, collate
+from mmemb.llm.decoding.hidden_states import end_states
+from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.loading import revision_of
+from mmemb.llm.lora import (
+    LoraSettings,
+    adapter_identity,
+    attach_lora,
+    lora_parameters,
+    merge_adapter,
+    save_adapter,
+)
+from mmemb.llm.prompts.chat_prompt import Prompt
+from mmemb.llm.prompts.style import PromptStyle
+from mmemb.losses.infonce import LossTerm
+from mmemb.rationales.supervised import ReplyTuner
+from mmemb.rationales.writers.base import RationaleWorker, asked_draws
+from mmemb.records.records import FULL, SHORT, Rationale, Side, stable_hash
+from mmemb.storage.lineage import trained_facts
+
+if TYPE_CHECKING:
+    from mmemb.backbones.vision_language import VisionLanguageBackbone
+    from mmemb.llm.decoding.one_pass import Writer
+
+ASK = (
+    "Think about what is asked for before you name it. Write <think>your thoughts</think>"
+    "<answer>a short description of what is asked for</answer>."
+)
+PLAIN_STYLE = PromptStyle(system=ASK)
+MOST_KNOWN = 4096
+
+
+@final
+class VisionLanguageWorker(RationaleWorker):
+    """Writes about text, pictures and clips; all draws about a side share its prompt.
+
+    Args:
+        model: folder or hub id; `backbone/model` of a trained run is such a folder.
+        style: how sides are put; the system turn asks for the form of a rationale.
+        name: recorded as the rationales' worker.
+        depth: `full`, or `short` for rationales that begin with their answer.
+        max_new_tokens: longest draw; one that is cut off is closed without an answer, and dropped.
+        temperature: of sampled draws.
+        top_p: nucleus of sampled draws.
+        top_k: sampled draws come from this many likeliest tokens.
+        batch_size: most draws under way together.
+        device: where it runs; None = a GPU if there is one.
+        dtype: of the weights.
+        attention: implementation that transformers should use; None = its own choice.
+        probe_layer: block whose state at the end of the prompt `probe` returns.
+        adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
+        trust_remote_code: whether code that comes with the model may run. Leave it off.
+    """
+
+    model_arguments: ClassVar[tuple[str, ...]] = ("model", "adapter")
+
+    def __init__(
+        self,
+        model: str,
+        style: PromptStyle | dict[str, Any] = PLAIN_STYLE,
+        name: str = "vision-language",
+        depth: Literal["full", "short"] = "full",
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        top_k: int = 50,
+        batch_size: int = 32,
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        attention: str | None = None,
+        probe_layer: int = -1,
+        adapter: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+        if depth not in (FULL, SHORT):
+            raise ValueError(f"depth {depth!r}: expected {FULL!r} or {SHORT!r}.")
+        self.model_id, self.name, self.depth = str(model), name, depth
+        self.style = PromptStyle.from_mapping(style)
+        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self.batch_size, self.device, self.dtype = batch_size, device, dtype
+        self.attention, self.probe_layer = attention, probe_layer
+        self.adapter = None if adapter is None else str(adapter)
+        self.trust_remote_code = trust_remote_code
+        self._known: dict[str, Tensor] = {}
+
+    def settings(self) -> dict[str, Any]:
+        sampling = asdict(self.sampling)
+        names = ("name", "depth", "batch_size", "device", "dtype", "attention", "probe_layer")
+        own = {name: getattr(self, name) for name in (*names, "adapter")}
+        given = {"model": self.model_id, "style": asdict(self.style)}
+        # A saved folder never asks for code: who loads it says so (`trust_remote_code`).
+        return {
+            "class_path": "mmemb.rationales.VisionLanguageWorker",
+            "init_args": given | own | sampling,
+        }
+
+    def identity(self) -> str:
+        """Covers the content of model and adapter, not where they lie."""
+        return f"{stable_hash(self.draw_identity(), self.probe_layer, bits=64):016x}"
+
+    def draw_identity(self) -> str:
+        style = sorted(asdict(self.style).items())
+        parts = (self.name, style, self.depth, self.revision, self.sampling, self.dtype)
+        return f"{stable_hash(*parts, bits=64):016x}"
+
+    def probe_identity(self) -> str:
+        style = sorted(asdict(self.style).items())
+        parts = (style, self.revision, self.dtype, self.probe_layer)
+        return f"{stable_hash('probe', *parts, bits=64):016x}"
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """What the model's processor can read."""
+        return self._backbone.modalities
+
+    @cached_property
+    def revision(self) -> str:
+        """Of the weights, adapter included."""
+        commit = None
+        if not Path(self.model_id).is_dir():
+            commit = getattr(self._backbone.model.config, "_commit_hash", None)
+        base = revision_of(self.model_id, commit)
+        return f"{base}+{adapter_identity(Path(self.adapter))}" if self.adapter else base
+
+    @cached_property
+    def fitted_facts(self) -> frozenset[str]:
+        """Those of the adapter's run and of the model; a model of the hub was fitted on none."""
+        return trained_facts(self.model_id, self.adapter)
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        from mmemb.llm.decoding.one_pass import draft
+
+        asked = asked_draws(self, sides, seeds_BK)
+        rows = list(dict.fromkeys(row for row, _ in asked))
+        draws = [(rows.index(row), self.depth, seed) for row, seed in asked]
+        prompts = self._backbone.prompts.build_all([sides[row] for row in rows])
+        names = {id(p): sides[row].digest for p, row in zip(prompts, rows, strict=True)}
+        self._forget()
+        writer, read = self._writer, partial(self._read, names)
+        writings = draft(writer, prompts, draws, self.batch_size, read)
+        written: list[list[Rationale]] = [[] for _ in sides]
+        prompt = f"{stable_hash(sorted(asdict(self.style).items()), bits=48):012x}"
+        origin = (self.name, Path(self.model_id).name, self.revision, prompt)
+        for (row, seed), writing in zip(asked, writings, strict=True):
+            written[row].append(writer.rationale(writing, seed, *origin))
+        return written
+
+    @torch.inference_mode()
+    def probe(self, sides: Sequence[Side]) -> Tensor:
+        """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
+        known = dict(self._known)
+        self._forget()
+        fresh = {side.digest: side for side in sides if side.digest not in known}
+        built = self._backbone.prompts.build_all(list(fresh.values()))
+        prompts = dict(zip(fresh, built, strict=True))
+        names = {id(prompt): name for name, prompt in prompts.items()}
+        # Neighbours are of like length: little is padded.
+        unread = sorted(prompts.values(), key=lambda prompt: -len(prompt))
+        model = self._backbone.model
+        for first in range(0, len(unread), READ_TOGETHER):
+            chunk = unread[first : first + READ_TOGETHER]
+            with self._noting(names, chunk):
+                model.base_model(**collate(model, chunk, "left").inputs, use_cache=False)
+        known |= self._known
+        states = [known[side.digest] for side in sides]
+        return torch.stack(states) if states else torch.zeros(0, self._backbone.embedding_dim)
+
+    def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
+        """See `RationaleWorker.tuner`."""
+        if self.adapter:
+            raise ValueError(
+                f"The worker to be fitted has the adapter {self.adapter}, and a second one on top "
+                "of it could not be saved: leave `adapter` out."
+            )
+        return VisionLanguageTuner(self._load(), lora, seed)
+
+    def _read(self, names: Mapping[int, str], prompts: Sequence[Prompt]) -> CachedRows:
+        with self._noting(names, prompts):
+            return CachedRows.of_sorted(self._backbone.model, prompts, self._writer.room)
+
+    @contextmanager
+    def _noting(self, names: Mapping[int, str], prompts: Sequence[Prompt]) -> Iterator[None]:
+        """While prompts are read, notes what `probe` will be asked for.
+
+        Args:
+            names: id of a prompt -> digest of its side.
+            prompts: those that are read.
+        """
+        with end_states(self._backbone.model.get_decoder(), self.probe_layer) as states:
+            yield
+        if states:
+            self._known |= zip((names[id(p)] for p in prompts), torch.cat(states), strict=True)
+
+    def _forget(self) -> None:
+        """At the start of a call: within one, all states are needed at its end."""
+        if len(self._known) > MOST_KNOWN:
+            self._known = {}
+
+    @property
+    def _writer(self) -> Writer:
+        from mmemb.llm.decoding.one_pass import Writer
+
+        backbone = self._backbone
+        return Writer(backbone.model, backbone.prompts.tokenizer, backbone.end_ids, self.sampling)
+
+    @cached_property
+    def _backbone(self) -> VisionLanguageBackbone:
+        backbone = self._load()
+        if self.adapter:
+            merge_adapter(backbone.model.get_decoder(), Path(self.adapter))
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return backbone.eval().requires_grad_(False).to(device)
+
+    def _load(self) -> VisionLanguageBackbone:
+        from mmemb.backbones.vision_language import VisionLanguageBackbone
+
+        return VisionLanguageBackbone(
+            self.model_id,
+            self.style,
+            max_rationale_tokens=4 * self.sampling.max_new_tokens,
+            attention=self.attention,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@final
+class VisionLanguageTuner(ReplyTuner):
+    """LoRA updates of the language model, fitted on rationales behind the worker's own prompt.
+
+    Args:
+        backbone: the model, which is changed in place.
+        lora: rank, scale, layers.
+        seed: of the updates' start.
+    """
+
+    def __init__(self, backbone: VisionLanguageBackbone, lora: LoraSettings, seed: int) -> None:
+        self._backbone, self._lora = backbone.requires_grad_(False), lora
+        self._tuned = attach_lora(backbone.model.get_decoder(), lora, seed)
+        self.parameters: dict[str, nn.Parameter] = lora_parameters(self._tuned)
+
+    def to(self, device: torch.device) -> None:
+        """See `ReplyTuner.to`."""
+        self._backbone.to(device)
+
+    def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
+        """See `ReplyTuner.loss`."""
+        paths = self._backbone.encode_paths(sides, list(rationales))
+        return LossTerm(paths.nll_B.sum(), paths.num_tokens_B.sum())
+
+    def save(self, folder: Path) -> None:
+        """See `ReplyTuner.save`."""
+        save_adapter(self._tuned, self._lora, folder, Path(self._backbone.model_id).name)

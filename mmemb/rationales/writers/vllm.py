@@ -1,0 +1,240 @@
+"""Rationales from vLLM in this very process: no server, and every draw of a batch in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from torch import Tensor
+
+from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.loading import revision_of
+from mmemb.llm.prompts.chat_template import conversation_text
+from mmemb.llm.prompts.few_shot import FewShotPrompt
+from mmemb.llm.prompts.pictures import pixels_of
+from mmemb.llm.prompts.special_tokens import as_text, media_marks
+from mmemb.rationales.writers.base import RationaleWorker, asked_draws, check_reads
+from mmemb.rationales.writers.server import picture, short_seed
+from mmemb.records.records import GREEDY, Rationale, Side, stable_hash
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+_OF_THE_MACHINE = {
+    "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "max_num_seqs",
+    "max_num_batched_tokens", "cpu_offload_gb", "enforce_eager", "disable_log_stats",
+}  # fmt: skip
+"""Engine arguments that move nothing but speed and rounding, and no identity."""
+
+
+@final
+class VllmWorker(RationaleWorker):
+    """Writes rationales with vLLM, prefix caching on: a few-shot prompt is read about once.
+
+    It has been tested against a stand-in with vLLM's interface (that of 0.33), and not been run
+    with vLLM itself. Equal seeds give equal text as far as vLLM does: its batching may round
+    differently. It has no state to probe. Prompt files are those of `LanguageModelWorker`, the
+    opening included.
+
+    Args:
+        model: local folder, or hub id with its `revision`.
+        prompt: path of the few-shot file (`FewShotPrompt`).
+        name: recorded as the rationales' worker.
+        revision: commit of a hub model; of a local folder the weights are hashed.
+        max_new_tokens: longest draw; one that is cut off has no answer and is dropped later.
+        temperature: of sampled draws; the greedy draw is one at 0.
+        top_p: nucleus of sampled draws.
+        top_k: sampled draws come from this many likeliest tokens.
+        reads: what the model understands, of `text`, `image`, `video` (frames, as pictures in
+            their order); its chat template must know parts of type `image`.
+        max_image_side: larger pictures are shrunk to this many pixels; null takes them as they are.
+        max_pictures: most pictures and frames of a side.
+        dtype: of the weights, as vLLM calls it.
+        engine: further arguments of `vllm.LLM`, such as `max_model_len` or
+            `tensor_parallel_size`.
+    """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("prompt",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("model",)
+
+    def __init__(
+        self,
+        model: str,
+        prompt: str,
+        name: str = "vllm",
+        revision: str | None = None,
+        max_new_tokens: int = 96,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        top_k: int = 50,
+        reads: Sequence[str] = ("text",),
+        max_image_side: int | None = None,
+        max_pictures: int = 8,
+        dtype: str = "auto",
+        engine: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self.model_id, self._commit = name, str(model), revision
+        self.prompt_path, self.prompt = str(prompt), FewShotPrompt.load(prompt)
+        self.concepts = self.prompt.concepts
+        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self.reads, self.dtype, self.engine = check_reads(reads), dtype, dict(engine or {})
+        self.max_image_side, self.max_pictures = max_image_side, max_pictures
+        self._check()
+
+    def _check(self) -> None:
+        if self.max_pictures < 1 or (self.max_image_side or 1) < 1:
+            raise ValueError(
+                f"max_pictures {self.max_pictures}, max_image_side {self.max_image_side}: expected "
+                "at least 1."
+            )
+        if self._commit is None and not Path(self.model_id).is_dir():
+            raise ValueError(
+                f"model {self.model_id!r} is no folder. If it is the id of a hub model, give its "
+                "commit in `revision`: without it nobody could tell which weights wrote."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        sampling = self.sampling
+        return {
+            "class_path": "mmemb.rationales.VllmWorker",
+            "init_args": {
+                "model": self.model_id,
+                "prompt": self.prompt_path,
+                "name": self.name,
+                "revision": self._commit,
+                "max_new_tokens": sampling.max_new_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "reads": sorted(self.reads),
+                "max_image_side": self.max_image_side,
+                "max_pictures": self.max_pictures,
+                "dtype": self.dtype,
+                "engine": dict(self.engine),
+            },
+        }
+
+    def identity(self) -> str:
+        """Covers what is asked of which weights, not how the machine is used for it."""
+        engine = sorted((k, v) for k, v in self.engine.items() if k not in _OF_THE_MACHINE)
+        parts = (self.name, self.prompt.identity, self.model, self.revision, self.sampling)
+        seen = (sorted(self.reads), self.max_image_side, self.dtype, engine)
+        return f"{stable_hash('vllm', *parts, *seen, bits=64):016x}"
+
+    @property
+    def model(self) -> str:
+        """The model's name for a reader: a local folder's without the path to it."""
+        folder = Path(self.model_id)
+        return folder.name if folder.is_dir() else self.model_id
+
+    @cached_property
+    def revision(self) -> str:
+        """Of the weights: a hash of a local folder's content, a hub model's commit."""
+        return revision_of(self.model_id, self._commit)
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        """See `RationaleWorker.write`.
+
+        Raises:
+            ValueError: vLLM is not installed, or a side's pictures are too many or not decoded.
+        """
+        rows = asked_draws(self, sides, seeds_BK)
+        written: list[list[Rationale]] = [[] for _ in sides]
+        if not rows:
+            return written
+        asked = {i: self._asked(sides[i]) for i in dict.fromkeys(i for i, _ in rows)}
+        replies = self._llm.generate(
+            [asked[i] for i, _ in rows], [self._params(seed) for _, seed in rows], use_tqdm=False
+        )
+        for (i, seed), reply in zip(rows, replies, strict=True):
+            written[i].append(self._rationale(reply.outputs[0], seed))
+        return written
+
+    def _asked(self, side: Side) -> dict[str, Any]:
+        """One prompt as vLLM takes it: tokens, so that no second start token is put before them."""
+        tokenizer, pictures = self._llm.get_tokenizer(), self._pictures(side)
+        question = as_text(self.prompt.question(side), tokenizer, media_marks(tokenizer))
+        if not pictures:
+            text = self.prompt.render(tokenizer, question)
+            return {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+        messages: list[dict[str, Any]] = list(self.prompt.messages(question))
+        said = [{"type": "text", "text": question}] if question else []
+        messages[-1] = {"role": "user", "content": [{"type": "image"} for _ in pictures] + said}
+        text = conversation_text(tokenizer, messages)
+        tokens = tokenizer.encode(text + self.prompt.opening, add_special_tokens=False)
+        return {"prompt_token_ids": tokens, "multi_modal_data": {"image": pictures}}
+
+    def _pictures(self, side: Side) -> list[Picture]:
+        if len(side.media) > self.max_pictures:
+            raise ValueError(
+                f"A side holds {len(side.media)} pictures or frames, more than max_pictures "
+                f"({self.max_pictures}) of the worker {self.name!r}. Raise it, or prepare fewer."
+            )
+        if any(media.pixels is None for media in side.media):
+            raise ValueError(
+                f"The worker {self.name!r} reads pictures, but they were not decoded. Set "
+                "`decode: true` of SideDataModule, or take image and video out of `reads`."
+            )
+        return [picture(pixels_of(media), self.max_image_side) for media in side.media]
+
+    def _params(self, seed: int) -> Any:
+        sampling = self.sampling
+        shared: dict[str, Any] = {
+            "max_tokens": sampling.max_new_tokens,
+            "stop": [self.prompt.closing] if self.prompt.closing else None,
+            "include_stop_str_in_output": True,
+            "logprobs": 0,  # of the drawn token alone, at temperature 1: without it, no sum
+        }
+        if seed == GREEDY:
+            return _vllm().SamplingParams(temperature=0.0, **shared)
+        return _vllm().SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=short_seed(seed),
+            **shared,
+        )
+
+    def _rationale(self, output: Any, seed: int) -> Rationale:
+        complete = output.finish_reason == "stop" or self.prompt.finished(output.text)
+        log_probability = output.cumulative_logprob
+        return Rationale(
+            text=self.prompt.rationale_text(output.text, complete),
+            worker=self.name,
+            model=self.model,
+            revision=self.revision,
+            prompt=self.prompt.identity,
+            decoding=self.sampling.describe(seed),
+            seed=seed,
+            num_tokens=len(output.token_ids),
+            log_probability=None if log_probability is None else round(float(log_probability), 4),
+            depth=self.prompt.depth,
+        )
+
+    @cached_property
+    def _llm(self) -> Any:
+        """Made at the first `write`, so a run that finds all its draws never starts it."""
+        looks = bool(self.reads & {"image", "video"})
+        given: Mapping[str, Any] = {
+            "model": self.model_id,
+            "revision": self._commit,
+            "dtype": self.dtype,
+            "enable_prefix_caching": True,
+            **({"limit_mm_per_prompt": {"image": self.max_pictures}} if looks else {}),
+            **self.engine,
+        }
+        return _vllm().LLM(**given)
+
+
+def _vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise ValueError(
+            f"VllmWorker needs vLLM, which cannot be imported here ({error}). Install it into an "
+            "environment of its own by `pip install -e '.[vllm]'`, or start a server and use "
+            "ServerWorker (docs/servers.md)."
+        ) from None
+    return vllm

@@ -1,0 +1,1 @@
+"""What travels between packages: sides, rationales, pairs, batches, and their JSON."""

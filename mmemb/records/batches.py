@@ -1,0 +1,307 @@
+"""Frozen records of many rows: what loaders hand to steps, and steps to callbacks.
+
+What Lightning moves to a device has `to`, without which it refuses a frozen record; only tensors
+move, since a backbone collates its own inputs. Shapes: B rows, P positives of a row, N candidates,
+D embedding width, H width of a probe, A depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmemb.records.gate_state import GateInputs
+from mmemb.records.records import (
+    DIRECT,
+    FULL,
+    Candidate,
+    EvaluationTask,
+    Media,
+    Pair,
+    Query,
+    Rationale,
+    ScoredRationale,
+    Side,
+)
+from mmemb.records.row_marks import failure_of
+
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """A training batch on one rank. `rationales[i]` is None where row i does not reason.
+
+    Attributes:
+        query_ids_B: int64 content ids of the queries; equal ids are the same query.
+        target_ids_B: int64 ids of the targets.
+        positive_ids_BP: int64 ids of every right target of a row, padded with -1.
+        target_content_B: int64 hashes of what the targets hold.
+        groups: candidate space of each row, for logs.
+        step: the global step that this batch belongs to.
+        negatives: hard negatives of each row, at most K; none at all if none are read.
+        negative_ids_BK: int64 ids of the negatives, padded with -1; K is equal on all ranks.
+        negative_content_BK: int64 hashes of what they hold.
+        teacher_B2E: a teacher's unit vectors of query and target, or None.
+        target_rationales: as `rationales`, of the targets; empty if none are read.
+    """
+
+    keys: tuple[str, ...]
+    queries: tuple[Side, ...]
+    targets: tuple[Side, ...]
+    rationales: tuple[Rationale | None, ...]
+    query_ids_B: Tensor
+    target_ids_B: Tensor
+    positive_ids_BP: Tensor
+    target_content_B: Tensor | None = None
+    groups: tuple[str, ...] = ()
+    step: int = 0
+    negatives: tuple[tuple[Side, ...], ...] = ()
+    negative_ids_BK: Tensor | None = None
+    negative_content_BK: Tensor | None = None
+    teacher_B2E: Tensor | None = None
+    target_rationales: tuple[Rationale | None, ...] = ()
+
+    def costs(self) -> list[int]:
+        """About how many tokens are read for each row: of query, target, hard negatives, and of
+        query and target once more with their rationales."""
+        tokens = []
+        for row, (query, note) in enumerate(zip(self.queries, self.rationales, strict=True)):
+            negatives = self.negatives[row] if self.negatives else ()
+            sides = (query, self.targets[row], *negatives)
+            reasoned = query.num_tokens + note.num_tokens if note else 0
+            if self.target_rationales and (thought := self.target_rationales[row]):
+                reasoned += self.targets[row].num_tokens + thought.num_tokens
+            tokens.append(sum(side.num_tokens for side in sides) + reasoned)
+        return tokens
+
+    def to(self, *args: Any, **kwargs: Any) -> PairBatch:
+        """Moves the tensors; sides stay on the host, a backbone collates its own inputs."""
+        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+
+    def pin_memory(self) -> PairBatch:
+        """Called by a DataLoader that pins memory."""
+        return _map_tensors(self, lambda x: x.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class PairRowBatch:
+    """Consecutive pairs of one shard with their candidate rationales, for `predict`.
+
+    `candidates[i]`, where a judge needs them: the target first, then every wrong candidate.
+    `marks[i]` is what a sidecar has to say of row i, see `mmemb.records.row_marks`; none at all if
+    it has nothing to say of any.
+    """
+
+    shard: str
+    pairs: tuple[Pair, ...]
+    rationales: tuple[tuple[ScoredRationale, ...], ...]
+    candidates: tuple[tuple[Side, ...], ...] = ()
+    marks: tuple[Mapping[str, str], ...] = ()
+
+    def mark(self, row: int) -> Mapping[str, str]:
+        """The mark of a row; empty if it has none."""
+        return self.marks[row] if self.marks else {}
+
+    @property
+    def readable(self) -> tuple[Pair, ...]:
+        """The pairs that did not fail: the others hold nothing that could be embedded."""
+        return tuple(p for row, p in enumerate(self.pairs) if not failure_of(self.mark(row)))
+
+    def with_failed(self, rows: Iterable[SidecarRow], empty: Any) -> tuple[SidecarRow, ...]:
+        """Rows about the readable pairs, and in the places of the others marked ones whose `json`
+        is `empty`: a sidecar keeps every key of its source."""
+        made = iter(rows)
+        return tuple(
+            SidecarRow(pair.key, {"json": empty}, mark)
+            if failure_of(mark := self.mark(row))
+            else next(made)
+            for row, pair in enumerate(self.pairs)
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> PairRowBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SideBatch:
+    """Consecutive query sides of one shard, for stage 1: what a worker may see, and no more."""
+
+    shard: str
+    keys: tuple[str, ...]
+    sides: tuple[Side, ...]
+    metas: tuple[Mapping[str, str], ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> SideBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class MediaBatch:
+    """Distinct pictures of one shard, for the feature cache."""
+
+    shard: str
+    media: tuple[Media, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> MediaBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateBatch:
+    """Rows of the candidate table.
+
+    `sizes` is the number of rows that the table has of each of their galleries; the size of an
+    absent gallery is not known.
+    """
+
+    candidates: tuple[Candidate, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def to(self, *args: Any, **kwargs: Any) -> CandidateBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBatch:
+    """Evaluation queries of one shard with their rationales (empty where none was written).
+
+    `probes[i]` is (H,) what the worker knew about row i before it wrote; None where nobody looked.
+    """
+
+    shard: str
+    queries: tuple[Query, ...]
+    rationales: tuple[tuple[Rationale, ...], ...]
+    probes: tuple[Tensor | None, ...] = ()
+
+    def to(self, *args: Any, **kwargs: Any) -> QueryBatch:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class UtilityBatch:
+    """What the gate learns from: one row per query (METHOD 7).
+
+    Attributes:
+        inputs: what a gate may see. utility_BA: log-probability of the true target at each depth.
+        cost_BA: tokens at each depth. eligible_B: whether some worker can read the query.
+        depths: names of the depths, direct first.
+    """
+
+    keys: tuple[str, ...]
+    metas: tuple[Mapping[str, str], ...]
+    inputs: GateInputs
+    utility_BA: Tensor
+    cost_BA: Tensor
+    eligible_B: Tensor
+    shard: str = ""
+    depths: tuple[str, ...] = (DIRECT, FULL)
+
+    def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
+        moved = _map_tensors(self, lambda x: x.to(*args, **kwargs))
+        return replace(moved, inputs=self.inputs.map(lambda x: x.to(*args, **kwargs)))
+
+    def pin_memory(self) -> UtilityBatch:
+        pinned = _map_tensors(self, lambda x: x.pin_memory())
+        return replace(pinned, inputs=self.inputs.map(lambda x: x.pin_memory()))
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateOutput:
+    """Embedded candidates, for callbacks: all else is parallel to the vectors.
+
+    `rows` are their numbers in the candidate table, to which local candidate lists refer; `sizes`
+    are those of `CandidateBatch`.
+    """
+
+    vectors_ND: Tensor
+    names: tuple[str, ...]
+    galleries: tuple[str, ...]
+    rows: tuple[int, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def to(self, *args: Any, **kwargs: Any) -> CandidateOutput:
+        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+
+
+@dataclass(frozen=True, slots=True)
+class QueryOutput:
+    """Embedded queries, for callbacks: vectors, and what embedding them took.
+
+    `depths_B` is the depth taken (0 = direct), `tokens_B` the reasoning tokens spent.
+    """
+
+    vectors_BD: Tensor
+    queries: tuple[Query, ...]
+    depths_B: Tensor
+    tokens_B: Tensor
+    eligible_B: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> QueryOutput:
+        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """All batches of a data root have been handed out; every rank gets one, whatever it read.
+
+    Attributes:
+        root: path of the root below the benchmark's folder, e.g. `image/ImageNet-1K`.
+        tasks: those that it holds.
+        data: fingerprint and revision of the data.
+        skipped: one sentence for each sample that this rank could not read.
+    """
+
+    root: str
+    tasks: tuple[EvaluationTask, ...]
+    data: Mapping[str, str]
+    skipped: tuple[str, ...] = ()
+
+    def to(self, *args: Any, **kwargs: Any) -> TaskEnd:
+        return self
+
+
+class DecisionOutput(NamedTuple):
+    """Decisions without vectors, for callbacks: depth taken, tokens spent, eligibility.
+
+    A tuple, since Lightning detaches what a training step returns and refuses frozen records.
+    """
+
+    depths_B: Tensor
+    tokens_B: Tensor
+    eligible_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarRow:
+    """One sample of a sidecar shard: `members` maps an extension to JSON data or an array."""
+
+    key: str
+    members: Mapping[str, Any]
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarOutput:
+    """Rows for one sidecar shard, in the order of its source shard; or, with `failure`, why they
+    cannot be made now: then the shard stays unwritten, and a rerun makes it."""
+
+    shard: str
+    rows: tuple[SidecarRow, ...]
+    failure: str = ""
+
+    def to(self, *args: Any, **kwargs: Any) -> SidecarOutput:
+        return self
+
+
+def _map_tensors(record: _Record, function: Callable[[Tensor], Tensor]) -> _Record:
+    changed = {
+        f.name: function(value)
+        for f in fields(record)  # type: ignore[arg-type]
+        if isinstance(value := getattr(record, f.name), torch.Tensor)
+    }
+    return replace(record, **changed)  # type: ignore[type-var]

@@ -1,0 +1,91 @@
+"""Types of the JSON of samples: pairs, queries and candidates.
+
+`mmemb.records.records` has the records that they and their pictures become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, final
+
+import msgspec
+
+from mmemb.records.schema import Count, Excerpt, Schema
+
+HIGHEST_GRADE = 1000
+"""NDCG with exponential gains is made of 2 ** grade, which above it is no fp64 number."""
+
+Grade = Annotated[float, msgspec.Meta(gt=0, le=HIGHEST_GRADE)]
+
+
+@final
+class PairJson(Schema):
+    """The JSON of a sample of `pairs/`; see `mmemb.records.records.Pair`."""
+
+    task: str
+    part: str
+    concept: str
+    fact: str
+    group: str
+    gallery: str
+    text: str
+    instruction: str
+    target_text: str
+    target_instruction: str
+    target_name: str
+    positives: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+@final
+class QueryJson(Schema):
+    """The JSON of a sample of `queries/`; see `mmemb.records.records.Query`.
+
+    Attributes:
+        repeats: how many entries of the candidate list repeat an earlier one.
+    """
+
+    task: str
+    part: str
+    concept: str
+    fact: str
+    text: str
+    instruction: str
+    relevance: Annotated[dict[str, Grade], msgspec.Meta(min_length=1)]
+    answers: tuple[str, ...]
+    repeats: Count = 0
+
+
+@final
+class CandidateJson(Schema):
+    """The JSON of a sample of `candidates/`; see `mmemb.records.records.Candidate`."""
+
+    name: str
+    gallery: str
+    text: str
+    instruction: str
+
+
+@final
+class QuerySideJson(Excerpt):
+    """The query's side in the JSON of a pair or a query, and the fields that an index repeats."""
+
+    task: str
+    part: str
+    concept: str
+    fact: str
+    text: str
+    instruction: str
+
+
+def check_index(data: Schema | Excerpt, meta: Mapping[str, str]) -> None:
+    """Refuses a sample whose index entry and JSON disagree in a field that both have.
+
+    Raises:
+        ValueError: names the field and both values.
+    """
+    for name, stated in meta.items():
+        if name in data.__struct_fields__ and (value := getattr(data, name)) != stated:
+            raise ValueError(
+                f"the index says {name} {stated!r}, the json {value!r}: expected the same in both."
+            )

@@ -1,0 +1,68 @@
+"""Types of the JSON of sidecars: utilities, decisions and mined negatives.
+
+That of rationales is in `mmemb.records.records`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, final
+
+import msgspec
+
+from mmemb.records.schema import Count, Schema
+
+_PerDraw = tuple[tuple[float, ...], ...]
+"""A number for each depth and draw."""
+
+
+@final
+class UtilityJson(Schema):
+    """The JSON of a sample of `utilities/`, as `mmemb.retrieval.depth_values` writes it.
+
+    Attributes:
+        eligible: whether it has rationales.
+        depths: names of A depths, `direct` first; the other lists have an entry for each.
+        utility: log-probability of the right candidate, of each draw.
+        cost: generated tokens of each draw.
+        confidence: mean log-probability of each draw, where its worker gives one.
+        metrics: of the greedy draw; an older folder may lack what follows.
+        averaged: of the mean over all draws.
+        ranks: of the best right candidate, from 1.
+        top: names of the candidates at rank 1.
+        scores: shape of the direct scores: best, lead, spread; none where it is not known.
+        swap: cosines with a foreign rationale and with none; nothing where it was not measured.
+    """
+
+    task: str
+    part: str
+    concept: str
+    eligible: bool
+    depths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    utility: _PerDraw
+    cost: _PerDraw
+    confidence: tuple[tuple[float | None, ...], ...] = ()
+    metrics: tuple[dict[str, float], ...] = ()
+    averaged: tuple[dict[str, float], ...] = ()
+    ranks: tuple[Annotated[float, msgspec.Meta(ge=1)], ...] = ()
+    top: tuple[str, ...] = ()
+    scores: Annotated[tuple[float, ...], msgspec.Meta(max_length=3)] = ()
+    swap: Annotated[tuple[float, ...], msgspec.Meta(max_length=2)] = ()
+
+
+@final
+class DecisionJson(Schema):
+    """The JSON of a sample of `decisions/`, as `mmemb.gate.gate_fit` writes it."""
+
+    depth: Count
+    logits: tuple[float, ...]
+    probability: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    cost: float | None = None
+
+
+@final
+class NegativeJson(Schema):
+    """One item in the JSON of a sample of `negatives/`; `HardNegative` is its record."""
+
+    row: Count
+    name: str
+    score: float

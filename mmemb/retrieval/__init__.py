@@ -1,0 +1,1 @@
+"""Galleries, exact ranks with ties, metrics, and values of depths."""

@@ -1,0 +1,341 @@
+"""Galleries of embedded candidates, and what ranking queries in them gives.
+
+Shapes: B queries, N candidates of a gallery, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from mmemb.backbones.base import Backbone
+from mmemb.distributed import gather_objects, gather_ragged
+from mmemb.records.batches import CandidateBatch, CandidateOutput
+from mmemb.records.gate_state import score_shape
+from mmemb.records.records import Query
+from mmemb.retrieval.metrics import metrics_by_query
+from mmemb.retrieval.ranking import TiedRanks, rank_positives, rank_scores, search
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one query's candidates stand.
+
+    Attributes:
+        rank: expected rank of the best right candidate, 1 at best; ties are in random order.
+        top: name of the best candidate; of equals the one listed first.
+    """
+
+    rank: float
+    top: str
+
+
+@final
+class Galleries:
+    """Candidates by gallery; of rows with the same name the first counts.
+
+    Raises:
+        ValueError: a gallery lacks a row of the candidate table, or has one twice.
+    """
+
+    def __init__(self, outputs: Sequence[CandidateOutput]) -> None:
+        check_complete(outputs)
+        self._columns: dict[str, dict[str, int]] = defaultdict(dict)
+        self._column_of_row: dict[str, dict[int, int]] = defaultdict(dict)
+        places: dict[str, list[int]] = defaultdict(list)
+        rows = [r for o in outputs for r in zip(o.galleries, o.names, o.rows, strict=True)]
+        for place, (gallery, name, row) in enumerate(rows):
+            columns = self._columns[gallery]
+            if name not in columns:
+                columns[name] = len(columns)
+                places[gallery].append(place)
+            self._column_of_row[gallery][row] = columns[name]
+        vectors_ND = torch.cat([out.vectors_ND for out in outputs]) if outputs else torch.empty(0)
+        self._vectors = {gallery: vectors_ND[place] for gallery, place in places.items()}
+
+    def vectors(self, gallery: str) -> Tensor:
+        """(N, D) vectors of a gallery."""
+        if gallery not in self._vectors:
+            raise ValueError(
+                f"There is no gallery {gallery!r} among the candidates (there are "
+                f"{sorted(self._vectors)}): the candidate table and tasks.json disagree; prepare "
+                "the data again."
+            )
+        return self._vectors[gallery]
+
+    def places(self, gallery: str) -> list[tuple[int, str]]:
+        """Row in the candidate table and name of each column."""
+        row_of = {column: row for row, column in reversed(self._column_of_row[gallery].items())}
+        return [(row_of[column], name) for name, column in self._columns[gallery].items()]
+
+    def named(self, gallery: str, names: Sequence[Sequence[str]]) -> Tensor:
+        """bool (B, N), which columns bear one of a row's names; unknown names are nobody's."""
+        columns = self._columns[gallery]
+        named_BN = torch.zeros(len(names), len(columns), dtype=torch.bool)
+        for row, wanted in enumerate(names):
+            named_BN[row, [columns[name] for name in wanted if name in columns]] = True
+        return named_BN
+
+    def positives(self, query: Query) -> list[int]:
+        """Columns of the query's right candidates; an absent one is an error."""
+        columns = self._columns[query.gallery]
+        missing = [name for name in query.relevance if name not in columns]
+        if missing:
+            raise ValueError(
+                f"Query {query.key} ({query.task}): right candidate {missing[0]!r} is not in "
+                f"gallery {query.gallery!r}; prepare the data again."
+            )
+        return [columns[name] for name in query.relevance]
+
+    def log_probability(self, vectors_BD: Tensor, queries: Sequence[Query], tau: float) -> Tensor:
+        """(B,) log-probability that a softmax over the gallery gives to the right candidates."""
+        values = torch.zeros(len(queries), dtype=torch.float64)
+        for row, (query, score_N) in enumerate(self._scores(vectors_BD, queries, tau)):
+            right = score_N[self.positives(query)]
+            values[row] = right.logsumexp(0) - score_N[self._columns_of(query)].logsumexp(0)
+        return values
+
+    def score_shapes(self, vectors_BD: Tensor, queries: Sequence[Query], tau: float) -> Tensor:
+        """(B, 3) `score_shape` of each query over its candidates; no target is looked at."""
+        shapes = torch.zeros(len(queries), 3)
+        for row, (query, score_N) in enumerate(self._scores(vectors_BD, queries, tau)):
+            shapes[row] = score_shape(score_N[self._columns_of(query)][None])[0]
+        return shapes
+
+    def of_query(self, query: Query) -> Tensor:
+        """(N, D) vectors of the query's candidates: its gallery's, or its own list's."""
+        return self.vectors(query.gallery)[self._columns_of(query)]
+
+    def own_lists(self, queries: Sequence[Query]) -> list[list[int]] | None:
+        """Columns of each query's own candidates, as listed; None = all have the whole gallery.
+
+        A candidate that is listed twice is there twice, as the published evaluator ranks it.
+
+        Raises:
+            ValueError: some have a list of their own and some do not.
+        """
+        local = {query.candidates is not None for query in queries}
+        if len(local) > 1:
+            raise ValueError(
+                f"Task {queries[0].task}: some queries have a list of candidates of their own and "
+                "some do not; prepare the data again."
+            )
+        return [self._listed(query) for query in queries] if True in local else None
+
+    def _scores(
+        self, vectors_BD: Tensor, queries: Sequence[Query], tau: float
+    ) -> list[tuple[Query, Tensor]]:
+        """Each query with its scores over the whole gallery, in the order of the queries."""
+        found: dict[int, Tensor] = {}
+        for (gallery, _), rows in rankable(queries).items():
+            score_BN = vectors_BD[rows].cpu().double() @ self.vectors(gallery).double().T / tau
+            found |= dict(zip(rows, score_BN, strict=True))
+        return [(query, found[row]) for row, query in enumerate(queries)]
+
+    def _columns_of(self, query: Query) -> list[int] | slice:
+        return slice(None) if query.candidates is None else self._local(query)
+
+    def metrics(
+        self, vectors_BD: Tensor, queries: Sequence[Query], cutoffs: Sequence[int]
+    ) -> list[dict[str, float]]:
+        """Tie-aware metrics of each query, in order, among its gallery or its own list."""
+        found: list[dict[str, float]] = [{} for _ in queries]
+        for (gallery, local), rows in rankable(queries).items():
+            asked = [queries[row] for row in rows]
+            ranks = self._ranks(vectors_BD[rows].cpu(), gallery, asked, self._lists(asked, local))
+            grades = [list(query.relevance.values()) for query in asked]
+            for row, values in zip(rows, metrics_by_query(ranks, grades, cutoffs), strict=True):
+                found[row] = values
+        return found
+
+    def averaged_metrics(
+        self,
+        draws: Sequence[Tensor],
+        queries: Sequence[Query],
+        tau: float,
+        cutoffs: Sequence[int],
+    ) -> list[dict[str, float]]:
+        """Metrics when the probabilities of several draws are averaged (METHOD 4).
+
+        Args:
+            draws: (B, D) vectors of each draw.
+            queries: B queries.
+            tau: temperature of the softmax over the query's candidates.
+            cutoffs: k of the metrics.
+        """
+        found = []
+        scores = [self._scores(vectors_BD, queries, tau) for vectors_BD in draws]
+        for row, query in enumerate(queries):
+            shown = list(range(len(self.vectors(query.gallery))))
+            shown = shown if query.candidates is None else self._local(query)
+            p_N = torch.stack([score[row][1][shown].softmax(0) for score in scores]).mean(0)
+            right = [shown.index(column) for column in self.positives(query)]
+            ranks = rank_scores(p_N.log()[None], torch.tensor([right]))
+            found += metrics_by_query(ranks, [list(query.relevance.values())], cutoffs)
+        return found
+
+    def standings(self, vectors_BD: Tensor, queries: Sequence[Query]) -> list[Standing]:
+        """Rank of the right candidate and name of the best one, of each query in order."""
+        found: dict[int, float] = {}
+        for (gallery, local), rows in rankable(queries).items():
+            asked, vectors_bD = [queries[row] for row in rows], vectors_BD[rows].cpu()
+            ranks = self._ranks(vectors_bD, gallery, asked, self._lists(asked, local))
+            found |= dict(zip(rows, best_rank(ranks).tolist(), strict=True))
+        tops = self.best(vectors_BD, queries, 1)
+        return [Standing(found[row], names[0]) for row, names in enumerate(tops)]
+
+    def best(self, vectors_BD: Tensor, queries: Sequence[Query], k: int) -> list[tuple[str, ...]]:
+        """Names of the k best candidates of each query in order, best first."""
+        found: dict[int, tuple[str, ...]] = {}
+        for (gallery, local), rows in rankable(queries).items():
+            lists = self._lists([queries[row] for row in rows], local)
+            vectors_bD, names = vectors_BD[rows].cpu(), list(self._columns[gallery])
+            top_bk = search(vectors_bD, self.vectors(gallery), k, local_QC=lists)[1]
+            for row, columns in zip(rows, top_bk.tolist(), strict=True):
+                found[row] = tuple(names[column] for column in columns if column >= 0)
+        return [found[row] for row in range(len(queries))]
+
+    def _ranks(
+        self,
+        vectors_BD: Tensor,
+        gallery: str,
+        asked: Sequence[Query],
+        lists: list[list[int]] | None,
+    ) -> TiedRanks:
+        positives = [self.positives(query) for query in asked]
+        return rank_positives(vectors_BD, self.vectors(gallery), positives, local_QC=lists)
+
+    def _lists(self, asked: Sequence[Query], local: bool) -> list[list[int]] | None:
+        return [self._local(query) for query in asked] if local else None
+
+    def _local(self, query: Query) -> list[int]:
+        """Columns of the query's own candidates, each once, in listed order."""
+        return list(dict.fromkeys(self._listed(query)))
+
+    def _listed(self, query: Query) -> list[int]:
+        """Columns of the query's own candidate list, repeats kept."""
+        columns, rows = self._column_of_row[query.gallery], query.candidates or ()
+
+        # A rank among candidates without the right one would mean nothing.
+        right = set(self.positives(query))
+        if absent := right - {columns[row] for row in rows if row in columns}:
+            raise ValueError(
+                f"Query {query.key} ({query.task}): its candidates.npy lacks {len(absent)} of its "
+                f"{len(right)} right candidates, so no rank of theirs exists; prepare the data "
+                "again."
+            )
+
+        if unknown := sorted(set(rows) - set(columns)):
+            raise ValueError(
+                f"Query {query.key} ({query.task}): candidates.npy lists row {unknown[0]}, which "
+                f"gallery {query.gallery!r} does not have; prepare the data again."
+            )
+        return [columns[row] for row in rows]
+
+
+def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutput:
+    """Embeds rows of the candidate table, directly."""
+    candidates = batch.candidates
+    return CandidateOutput(
+        vectors_ND=backbone([candidate.side for candidate in candidates]).detach().cpu(),
+        names=tuple(candidate.name for candidate in candidates),
+        galleries=tuple(candidate.gallery for candidate in candidates),
+        rows=tuple(int(candidate.key) for candidate in candidates),
+        sizes=batch.sizes,
+    )
+
+
+def check_complete(outputs: Sequence[CandidateOutput]) -> None:
+    """Compares embedded candidates with the sizes that the candidate table gives them.
+
+    Raises:
+        ValueError: a row is missing, or occurs twice.
+    """
+    counts = Counter(place for o in outputs for place in zip(o.galleries, o.rows, strict=True))
+    if twofold := [place for place, count in counts.items() if count > 1]:
+        gallery, row = twofold[0]
+        raise ValueError(
+            f"Gallery {gallery!r}: row {row} of the candidate table was embedded "
+            f"{counts[twofold[0]]} times ({len(twofold)} rows were embedded more than once). "
+            "Expected each once: give every rank a part of its own, as the data modules of this "
+            "project do."
+        )
+
+    embedded = Counter(gallery for gallery, _ in counts)
+    sizes = {gallery: size for o in outputs for gallery, size in o.sizes.items()}
+    for gallery, size in sizes.items():
+        if embedded[gallery] != size:
+            raise ValueError(
+                f"Gallery {gallery!r}: {embedded[gallery]} of its {size} candidates were embedded, "
+                "and ranks among a part of them would be too good. A limit on batches must cut "
+                "queries only, as `limit_val_batches` and `limit_test_batches` do with the data "
+                "modules of this project."
+            )
+
+
+def best_rank(ranks: TiedRanks) -> Tensor:
+    """(Q,) expected rank of the best right candidate when equal scores are in random order.
+
+    Of r right ones among e equals the first comes, on average, at place (e + 1) / (r + 1).
+
+    >>> from mmemb.retrieval.ranking import rank_scores
+    >>> best_rank(rank_scores(torch.tensor([[3.0, 1.0, 1.0]]), torch.tensor([[1, -1]])))
+    tensor([2.5000], dtype=torch.float64)
+    """
+    far = torch.iinfo(ranks.greater_QP.dtype).max
+    before_Q, best_Q = ranks.greater_QP.masked_fill(~ranks.valid_QP, far).min(1)
+    equal_Q = ranks.equal_QP.gather(1, best_Q[:, None])[:, 0]
+    right_Q = ((ranks.greater_QP == before_Q[:, None]) & ranks.valid_QP).sum(1)
+    return before_Q.double() + (equal_Q + 1) / (right_Q + 1).double()
+
+
+def gather_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:
+    """The candidates of all ranks, in the order of their table, so that it does not matter which
+    rank embedded which. Collective: a rank without candidates must call it too."""
+    local = merge_candidates(outputs, embedding_dim)
+    places = gather_objects([(local.galleries, local.rows)])
+    # For a gate that looks at scores every rank has embedded all: there is nothing to gather.
+    if len(places) > 1 and all(place == places[0] for place in places):
+        return local
+
+    vectors_ND = gather_ragged(local.vectors_ND)
+    names = gather_objects(list(local.names))
+    galleries = [gallery for of_rank, _ in places for gallery in of_rank]
+    rows = [row for _, of_rank in places for row in of_rank]
+    sizes = dict(gather_objects(list(local.sizes.items())))
+
+    # In the order of the table, whichever rank embedded a row.
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    return CandidateOutput(
+        vectors_ND=vectors_ND[order],
+        names=tuple(names[place] for place in order),
+        galleries=tuple(galleries[place] for place in order),
+        rows=tuple(rows[place] for place in order),
+        sizes=sizes,
+    )
+
+
+def merge_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> CandidateOutput:
+    """The candidates of one rank in one record, in the order in which they came."""
+    empty = [torch.zeros(0, embedding_dim)]
+    return CandidateOutput(
+        vectors_ND=torch.cat([*empty, *(out.vectors_ND for out in outputs)]),
+        names=tuple(name for out in outputs for name in out.names),
+        galleries=tuple(gallery for out in outputs for gallery in out.galleries),
+        rows=tuple(row for out in outputs for row in out.rows),
+        sizes={gallery: size for out in outputs for gallery, size in out.sizes.items()},
+    )
+
+
+def rankable(queries: Sequence[Query]) -> dict[tuple[str, bool], list[int]]:
+    """Row numbers of the queries by gallery, apart by whether they have their own list."""
+    rows: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    for row, query in enumerate(queries):
+        rows[query.gallery, query.candidates is not None].append(row)
+    return rows

@@ -1,0 +1,141 @@
+"""EmbeddingEvaluator: frozen embedders judge pairs that they were not fitted on.
+
+Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns, D embedding width, J judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from mmemb.backbones.base import Backbone, load_backbone
+from mmemb.records.records import Rationale, Side
+from mmemb.selection.judge import PairEvaluator
+from mmemb.storage.lineage import FACTS, read_facts, trained_facts
+
+
+@final
+class EmbeddingEvaluator(PairEvaluator):
+    """Scores `h_r(q, r) . h_d(t) / tau`, and `h_d(q) . h_d(t) / tau` in column 0 (METHOD 5).
+
+    Each pair is judged by the embedders that were not fitted on its fact, and gets the mean of
+    their scores: with two judges of half the concepts each, a training pair has one judge, any
+    other pair has both. A pair that every judge was fitted on is an error (METHOD 3).
+
+    Args:
+        judges: name to folder of a finished run: `backbone/` and `fitted.json` in it.
+        tau: temperature of the scores; 1 leaves it to who reads them.
+        allow_fitted: lets all judges score a pair that all were fitted on, for an audit.
+        batch_size: rows per call of a backbone.
+    """
+
+    model_arguments: ClassVar[tuple[str, ...]] = ("judges",)
+
+    def __init__(
+        self,
+        judges: dict[str, str],
+        tau: float = 1.0,
+        allow_fitted: bool = False,
+        batch_size: int = 128,
+    ) -> None:
+        if not judges:
+            raise ValueError("EmbeddingEvaluator needs at least one judge: name: folder of a run.")
+        if not tau > 0:
+            raise ValueError(f"tau={tau} must be above 0.")
+        self.tau, self.allow_fitted = tau, allow_fitted
+        self.judges = {name: _Judge(Path(path), batch_size) for name, path in judges.items()}
+
+    def score(
+        self,
+        queries: Sequence[Side],
+        candidates: Sequence[Sequence[Side]],
+        rationales: Sequence[Sequence[Rationale]],
+        facts: Sequence[str],
+    ) -> Tensor:
+        """See `PairEvaluator.score`; candidate vectors are kept from call to call."""
+        rows: dict[str, list[int]] = {name: [] for name in self.judges}
+        for row, fact in enumerate(facts):
+            for name in self.judges_of(fact):
+                rows[name].append(row)
+        num_candidates = max(map(len, candidates), default=0)
+        num_columns = 1 + max(map(len, rationales), default=0)
+        total_BCR = torch.zeros(len(queries), num_candidates, num_columns)
+        count_B = torch.zeros(len(queries))
+        for name, judge in self.judges.items():
+            if rows[name]:
+                found = judge.similarity(
+                    [queries[row] for row in rows[name]],
+                    [candidates[row] for row in rows[name]],
+                    [rationales[row] for row in rows[name]],
+                    (num_candidates, num_columns),
+                )
+                total_BCR[rows[name]] += found
+                count_B[rows[name]] += 1
+        return total_BCR / count_B[:, None, None] / self.tau
+
+    def judges_of(self, fact: str) -> list[str]:
+        """Names of the judges that may score pairs of this fact."""
+        free = [name for name, judge in self.judges.items() if fact not in judge.facts]
+        if free or self.allow_fitted:
+            return free or list(self.judges)
+        raise ValueError(
+            f"every judge ({', '.join(self.judges)}) was fitted on fact {fact!r}: a model may not "
+            "judge what it was trained on, there reasoning looks harmful. Score other pairs, add "
+            "a judge trained on the other half, or set allow_fitted: true for an audit."
+        )
+
+
+@final
+class _Judge:
+    """One frozen embedder, loaded when it is first asked, and the candidates it has seen."""
+
+    def __init__(self, folder: Path, batch_size: int) -> None:
+        self.folder, self.batch_size = folder, batch_size
+        # The weights may have been copied here from another run, with their own list.
+        self.facts = read_facts(folder / FACTS) | trained_facts(str(folder / "backbone"))
+        self.known: dict[str, Tensor] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return load_backbone(str(self.folder / "backbone")).to(device)
+
+    def similarity(
+        self,
+        queries: Sequence[Side],
+        candidates: Sequence[Sequence[Side]],
+        rationales: Sequence[Sequence[Rationale]],
+        shape: Sequence[int],
+    ) -> Tensor:
+        """Cosines (B, C, R), padded to `shape` = (C, R) by -inf and NaN."""
+        sides = [side for side, own in zip(queries, rationales, strict=True) for _ in (0, *own)]
+        notes = [note for own in rationales for note in [None, *own]]
+        query_D = iter(self._encode(sides, notes).split([1 + len(own) for own in rationales]))
+        self._remember(list(chain.from_iterable(candidates)))
+        score_BCR = torch.full((len(queries), *shape), -torch.inf)
+        for row, sides in enumerate(candidates):
+            target_CD = torch.stack([self.known[side.digest] for side in sides])
+            score_CR = target_CD @ next(query_D).T
+            score_BCR[row, : len(sides), : score_CR.shape[1]] = score_CR
+            score_BCR[row, :, score_CR.shape[1] :] = torch.nan
+        return score_BCR
+
+    def _remember(self, sides: Sequence[Side]) -> None:
+        new = {side.digest: side for side in sides if side.digest not in self.known}
+        vectors = self._encode(list(new.values()), [None] * len(new))
+        self.known.update(zip(new, vectors, strict=True))
+
+    @torch.inference_mode()
+    def _encode(self, sides: Sequence[Side], notes: Sequence[Rationale | None]) -> Tensor:
+        cuts = range(0, len(sides), self.batch_size)
+        parts = [
+            self.backbone.encode(sides[i : i + self.batch_size], notes[i : i + self.batch_size])
+            for i in cuts
+        ]
+        return torch.cat([part.cpu() for part in parts]) if parts else torch.zeros(0, 0)

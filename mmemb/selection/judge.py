@@ -1,0 +1,53 @@
+"""What every pair evaluator is: it scores pairs, without and with rationales (METHOD 5).
+
+Shapes: B pairs, C = 1 + N candidates (the target first), R = 1 + K columns (none first).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from mmemb.records.records import Rationale, Side
+from mmemb.selection.counterfactual import Kind
+
+
+class PairEvaluator(ABC):
+    """Judges how well a query and a candidate fit, without and with each rationale.
+
+    Log softmax, gain, margin and rank are functions of these scores
+    (`mmemb.selection.counterfactual`).
+
+    Attributes:
+        kind: what a score is, `s / tau` of an embedder or a judge's log-odds.
+        model_arguments: arguments of the constructor that name folders or hub ids of models.
+    """
+
+    kind: Kind = "similarity"
+    model_arguments: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def score(
+        self,
+        queries: Sequence[Side],
+        candidates: Sequence[Sequence[Side]],
+        rationales: Sequence[Sequence[Rationale]],
+        facts: Sequence[str],
+    ) -> Tensor:
+        """Scores every candidate under every rationale of its query.
+
+        Args:
+            queries: B queries.
+            candidates: per query its target, then N negatives; N may differ.
+            rationales: per query its K rationales (placebo donors among them); K may differ.
+            facts: per query what a model that trains on this pair learns; no judge scores a fact
+                that it was fitted on (METHOD 3).
+
+        Returns:
+            (B, 1 + N, 1 + K) float32 scores, s / tau or log-odds. Column 0 is without a rationale.
+            Columns of missing rationales are NaN throughout; in the others, missing candidates
+            are -inf.
+        """

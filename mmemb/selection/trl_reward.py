@@ -1,0 +1,105 @@
+"""The selector's contrast as a reward, for trainers that sample rationales themselves.
+
+TRL's `GRPOTrainer` calls a reward function with the sampled completions and the columns of its data
+set; this one asks a pair evaluator what each completion is worth to its pair (METHOD 5). Shapes: N
+completions, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+from mmemb.llm.decoding.one_pass import missing_tags
+from mmemb.records.records import FULL, GREEDY, SHORT, Pair, Rationale, Side
+from mmemb.selection.counterfactual import contrasts
+from mmemb.selection.judge import PairEvaluator
+
+Completion = str | Sequence[Mapping[str, Any]]
+"""Text, or the turns of a conversation, of which the last is the model's."""
+
+
+@final
+class ContrastReward:
+    """Calls like `reward(prompts=..., completions=..., pair=[...])`.
+
+    Args:
+        evaluator: judges; it must not have been fitted on the pairs (METHOD 3).
+        pairs: what the column `pair` of the data set counts.
+        candidates: of each pair, its target first, then negatives.
+        contrast: of METHOD 5.
+        clip: rewards lie between -clip and clip.
+        broken: reward of a completion without a closed answer; None = -clip.
+        num_hard: hard negatives under each path, for `margin`.
+    """
+
+    __name__ = "contrast_reward"  # trainers log a reward by its name
+
+    def __init__(
+        self,
+        evaluator: PairEvaluator,
+        pairs: Sequence[Pair],
+        candidates: Sequence[Sequence[Side]],
+        contrast: Literal["raw", "gain", "positive", "margin"] = "gain",
+        clip: float = 3.0,
+        broken: float | None = None,
+        num_hard: int = 10,
+    ) -> None:
+        if len(pairs) != len(candidates):
+            raise ValueError(f"{len(pairs)} pairs but {len(candidates)} lists of candidates.")
+        if broken is not None and broken > -clip:
+            raise ValueError(
+                f"broken {broken} is above -clip {-clip}: a policy would earn more by breaking the "
+                "form than by a rationale that harms. Lower it, or leave it out."
+            )
+        self.evaluator, self.pairs, self.candidates = evaluator, pairs, candidates
+        self.contrast, self.clip, self.num_hard = contrast, clip, num_hard
+        self.broken = -clip if broken is None else broken
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        pair: Sequence[int],
+        **columns: Any,
+    ) -> list[float]:
+        """N rewards; completions about one pair are judged together."""
+        texts = [_text(completion) for completion in completions]
+        rewards = [self.broken] * len(texts)
+        places: dict[int, list[int]] = defaultdict(list)
+        for place, (number, text) in enumerate(zip(pair, texts, strict=True)):
+            if not missing_tags(text) and _rationale(text).answer:
+                places[int(number)].append(place)
+        numbers = list(places)
+        if not numbers:
+            return rewards
+        score_BCR = self.evaluator.score(
+            [self.pairs[n].query for n in numbers],
+            [self.candidates[n] for n in numbers],
+            [[_rationale(texts[place]) for place in places[n]] for n in numbers],
+            [self.pairs[n].fact for n in numbers],
+        )
+        found = contrasts(score_BCR, kind=self.evaluator.kind, num_hard=self.num_hard)
+        for row, number in enumerate(numbers):
+            for column, place in enumerate(places[number]):
+                value = float(found[self.contrast][row, column])
+                bounded = max(-self.clip, min(self.clip, value))
+                rewards[place] = self.broken if math.isnan(value) else bounded
+        return rewards
+
+
+def _text(completion: Completion) -> str:
+    """With its opening tag, whether that was put into the model's mouth or not."""
+    said = completion if isinstance(completion, str) else str(completion[-1]["content"])
+    starts = [place for tag in ("<think>", "<answer>") if (place := said.find(tag)) >= 0]
+    opening = min(starts, default=0)
+    if starts and not said[:opening].strip():
+        return said[opening:]
+    return f"<think>{said}" if "</think>" in said else f"<answer>{said}"
+
+
+def _rationale(text: str) -> Rationale:
+    depth = FULL if text.startswith("<think>") else SHORT
+    return Rationale(text, "policy", "", "", "", "", GREEDY, len(text.split()), depth=depth)

@@ -1,0 +1,163 @@
+"""YesNoEvaluator: a generative model judges a pair by its log-odds of yes against no (METHOD 5).
+
+Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from mmemb.llm.decoding.cached_rows import CachedRows, head, is_recurrent
+from mmemb.llm.decoding.finite import check_finite
+from mmemb.llm.loading import DTYPES, load_model
+from mmemb.llm.prompts.chat_prompt import PromptBuilder
+from mmemb.llm.prompts.style import PromptStyle, at_least_one
+from mmemb.records.records import Rationale, Side
+from mmemb.records.text import check_unicode
+from mmemb.selection.counterfactual import Kind
+from mmemb.selection.judge import PairEvaluator
+from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
+from mmemb.storage.lineage import read_facts, trained_facts
+
+PLAIN_STYLE, PLAIN_PROMPT = JudgeStyle(), PromptStyle()
+
+
+@final
+class YesNoEvaluator(PairEvaluator):
+    """Scores log P(yes) - log P(no), without and with each rationale.
+
+    A query is read once for all candidates, a candidate once for all rationales, placebo donors
+    among them: P_q + C (P_t + R L) tokens instead of C R (P_q + P_t + L). A reranker's checkpoint
+    works with its own wording: its probability of yes is the sigmoid of this score.
+
+    Args:
+        model: folder or hub id of a vision-language or language model.
+        style: wording of the question.
+        prompt: budgets of pixels and frames, and arguments of the template.
+        max_rows: rows that are read together at most.
+        attention: implementation that transformers should use; None = its own choice.
+        dtype: of the weights.
+        device: where the judge runs; None = a GPU if there is one.
+        fitted: `fitted.json` of the run that trained the judge; None = the one in the model's
+            folder or run, and a model of the hub was trained on none of these facts (METHOD 3).
+        trust_remote_code: whether code that comes with the model may run. Leave it off.
+    """
+
+    model_arguments: ClassVar[tuple[str, ...]] = ("model",)
+    kind: Kind = "log_odds"
+
+    def __init__(
+        self,
+        model: str,
+        style: JudgeStyle = PLAIN_STYLE,
+        prompt: PromptStyle = PLAIN_PROMPT,
+        max_rows: int = 64,
+        attention: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        device: str | None = None,
+        fitted: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        at_least_one(max_rows=max_rows)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: expected one of {sorted(DTYPES)}.")
+        self.model_id, self.style, self.max_rows = model, style, max_rows
+        self.prompt = PromptStyle.from_mapping(prompt)
+        self.attention, self.dtype, self.trust_remote_code = attention, dtype, trust_remote_code
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.facts = read_facts(Path(fitted)) if fitted else trained_facts(model)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        queries: Sequence[Side],
+        candidates: Sequence[Sequence[Side]],
+        rationales: Sequence[Sequence[Rationale]],
+        facts: Sequence[str],
+    ) -> Tensor:
+        """See `PairEvaluator.score`."""
+        if known := sorted(self.facts.intersection(facts)):
+            raise ValueError(
+                f"the judge was fitted on fact {known[0]!r}: a model may not judge what it was "
+                "trained on (METHOD 3). Score other pairs, or use a judge that did not see it."
+            )
+        shape = (
+            max(map(len, candidates), default=0),
+            1 + max(map(len, rationales), default=0),
+        )
+        score_BCR = torch.full((len(queries), *shape), -torch.inf)
+        for row, (query, sides, notes) in enumerate(
+            zip(queries, candidates, rationales, strict=True)
+        ):
+            if not sides:
+                raise ValueError(
+                    f"query {row} of {len(queries)} (text {query.text[:60]!r}) has no candidates: "
+                    "give its target, then its negatives."
+                )
+            found_CR = self._of_query(query, sides, [None, *notes])
+            score_BCR[row, : len(sides), : found_CR.shape[1]] = found_CR
+            score_BCR[row, :, found_CR.shape[1] :] = torch.nan
+        return score_BCR
+
+    def _of_query(
+        self, query: Side, candidates: Sequence[Side], notes: Sequence[Rationale | None]
+    ) -> Tensor:
+        """(C, R) log-odds; equal candidates are read once."""
+        for side in (query, *candidates):  # before they are compared, by hashes of their texts
+            check_unicode(side.instruction + side.text)
+        distinct = list({side.digest: side for side in candidates}.values())
+        endings = [self.prompts.ending(query, note) for note in notes]
+        asked = CachedRows(self._model, [self.prompts.query(query)])
+        found: dict[str, Tensor] = {}
+        size = 1 if is_recurrent(self._model) else max(1, self.max_rows // len(notes))
+        for start in range(0, len(distinct), size):
+            chunk = distinct[start : start + size]
+            shown = asked.fork(torch.zeros(len(chunk), dtype=torch.long))
+            shown.feed_prompts([self.prompts.candidate(query, side) for side in chunk])
+            odds_CR = self._judged(shown, endings)
+            found |= zip((side.digest for side in chunk), odds_CR, strict=True)
+        odds_CR = torch.stack([found[side.digest] for side in candidates])
+        check_finite(odds_CR, self.model_id, f"the odds of yes (query {query.text[:60]!r})")
+        return odds_CR
+
+    def _judged(self, shown: CachedRows, endings: Sequence[Any]) -> Tensor:
+        """(C, R): every row of `shown` with every ending, some endings at a time."""
+        num_shown = len(shown.state_RH)
+        size = max(1, self.max_rows // num_shown)
+        parts = []
+        for start in range(0, len(endings), size):
+            chunk = endings[start : start + size]
+            rows = shown.fork(torch.arange(num_shown).repeat_interleave(len(chunk)))
+            rows.feed_prompts([*chunk] * num_shown)
+            parts.append(self._log_odds(rows.state_RH).reshape(num_shown, len(chunk)))
+        return torch.cat(parts, dim=1)
+
+    def _log_odds(self, state_RH: Tensor) -> Tensor:
+        logits_RV = head(self._model)(state_RH).float()
+        yes_R, no_R = (
+            logits_RV[:, sorted(ids)].logsumexp(1)
+            for ids in (self.prompts.yes_ids, self.prompts.no_ids)
+        )
+        return (yes_R - no_R).cpu()
+
+    @cached_property
+    def prompts(self) -> JudgePrompts:
+        """Loads the judge when it is first asked."""
+        return JudgePrompts(PromptBuilder(self._loaded[1], self.prompt), self.style)
+
+    @property
+    def _model(self) -> Any:
+        return self._loaded[0]
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        loaded = load_model(
+            self.model_id, self.attention, DTYPES[self.dtype], self.trust_remote_code
+        )
+        return loaded[0].requires_grad_(False).to(self.device), loaded[1]

@@ -1,0 +1,39 @@
+"""The files in which a run describes itself: seconds and metrics, commit and versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+from mmemb.records.schema import Excerpt, Schema, read_json
+
+
+@final
+class RunSummary(Schema):
+    """A `summary.json`; a metric that was not finite is None."""
+
+    seconds: float | None = None
+    metrics: dict[str, float | None] = {}
+
+
+@final
+class RunEnvironment(Excerpt):
+    """The fields of an `environment.json` that are read."""
+
+    git_commit: str | None = None
+    uncommitted_changes: bool = False
+    owner: str | None = None
+    tags: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+
+
+def read_summary(run: Path) -> RunSummary:
+    """The summary of a run; empty where it has none."""
+    path = run / "summary.json"
+    return read_json(path, RunSummary, nan_is_null=True) if path.is_file() else RunSummary()
+
+
+def read_environment(run: Path) -> RunEnvironment:
+    """The environment of a run; empty where it has none."""
+    path = run / "environment.json"
+    return read_json(path, RunEnvironment) if path.is_file() else RunEnvironment()

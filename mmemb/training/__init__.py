@@ -1,0 +1,1 @@
+"""A training step around the losses: batches, vectors, gradient cache, health."""

@@ -1,0 +1,109 @@
+"""The losses of an embedder's paths: direct, reasoning, across them, and writing (METHOD 6).
+
+Shapes: B rows, K hard negatives of a row, H all of them, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from mmemb.losses.infonce import LossTerm, combine, contrastive_loss
+from mmemb.records.batches import PairBatch
+from mmemb.records.records import Rationale
+from mmemb.training.pair_vectors import PairVectors
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathLosses:
+    """Weights of the losses, and how their candidates are treated.
+
+    Attributes:
+        direct: weight `a` of L_nce(h_d(q), h_d(t)).
+        reasoning: weight of L_nce(h_r(q, r), t*), t* = h_r(t) where the target has a rationale.
+        cross: weight of L_nce(h_r(q), h_d(t)) + L_nce(h_d(q), h_r(t)) where targets reason.
+        writing: weight `b` of the next-token loss, a mean over all tokens of all rationales.
+        symmetric: also target to query.
+        false_negative_margin: see `contrastive_loss`.
+        dims: prefixes of the vectors that are trained, too.
+    """
+
+    direct: float
+    reasoning: float
+    cross: float = 0.0
+    writing: float = 0.0
+    symmetric: bool = True
+    false_negative_margin: float | None = None
+    dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.cross or self.writing) and not self.reasoning:
+            raise ValueError(
+                "cross_weight and writing_weight need rationales, but reasoning_weight is 0: set "
+                "it above 0, or both of them to 0."
+            )
+
+    def of(self, vectors: PairVectors, batch: PairBatch, temperature: Tensor) -> dict[str, Tensor]:
+        """Weighted losses by name. Which ones there are depends on the weights alone, and not on
+        the batch, so that all ranks compute the same."""
+        has_query_B = _having(batch.rationales, vectors.query_BD)
+        of_targets = batch.target_rationales or [None] * len(batch.keys)
+        has_target_B = _having(of_targets, vectors.query_BD)
+        query_BD, reasoned_BD = vectors.query_BD, vectors.reasoned_BD
+        target_BD, thought_BD = vectors.target_BD, vectors.thought_BD
+        terms = {
+            "direct": (self.direct, query_BD, target_BD, None),
+            "reasoning": (self.reasoning, reasoned_BD, thought_BD, has_query_B),
+            "cross_query": (self.cross, reasoned_BD, target_BD, has_query_B & has_target_B),
+            "cross_target": (self.cross, query_BD, thought_BD, has_target_B),
+        }
+        found = {
+            name: weight
+            * combine(self._term(left_BD, right_BD, vectors, batch, temperature, valid_B))
+            for name, (weight, left_BD, right_BD, valid_B) in terms.items()
+            if weight or name == "direct"
+        }
+        if self.writing:
+            writing = LossTerm(vectors.nll_B.sum(), vectors.num_tokens_B.sum())
+            found["writing"] = self.writing * combine(writing)
+        return found
+
+    def _term(
+        self,
+        query_BD: Tensor,
+        target_BD: Tensor,
+        vectors: PairVectors,
+        batch: PairBatch,
+        temperature: Tensor,
+        valid_B: Tensor | None,
+    ) -> LossTerm:
+        has_negatives = batch.negative_ids_BK is not None
+        return contrastive_loss(
+            query_BD,
+            target_BD,
+            query_ids_B=batch.query_ids_B,
+            target_ids_B=batch.target_ids_B,
+            positive_ids_BP=batch.positive_ids_BP,
+            temperature=temperature,
+            valid_B=valid_B,
+            target_content_B=batch.target_content_B,
+            negative_HD=_flat(vectors.negative_BKD) if has_negatives else None,
+            negative_ids_H=_flat(batch.negative_ids_BK),
+            negative_content_H=_flat(batch.negative_content_BK),
+            symmetric=self.symmetric,
+            false_negative_margin=self.false_negative_margin,
+            dims=self.dims,
+        )
+
+
+def _having(rationales: Sequence[Rationale | None], like: Tensor) -> Tensor:
+    return torch.tensor([r is not None for r in rationales], device=like.device)
+
+
+def _flat(x_BK: Tensor | None) -> Tensor | None:
+    return None if x_BK is None else x_BK.flatten(0, 1)

@@ -1,0 +1,74 @@
+"""No text of a shard becomes markup or code, in either page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.report.audit.build import audit
+from experiments.report.data.reasoned import read_reasoned
+from experiments.report.pages.examples import example_cards
+from experiments.report.pages.markup import element, embedded, page_bytes
+from tests.fixtures.reports import (
+    HOSTILE,
+    PageParts,
+    check_self_contained,
+    embedded_rows,
+    poison,
+    rewrite,
+    write_sidecars,
+)
+from tests.fixtures.tiny_sidecars import record_origins
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root, runs = write_sidecars(tmp_path_factory.mktemp("hostile"))
+    for folder in (root / "queries", root / "pairs/questions", root / "candidates"):
+        rewrite(folder, poison)
+    for name in ("rationales", "selected", "utilities"):
+        rewrite(runs / name, poison)
+    for name in ("rationales", "selected"):
+        record_origins(runs / name, root / "queries", root / "pairs/questions")
+    record_origins(runs / "utilities", root / "queries", runs / "rationales")
+    return root, runs
+
+
+def test_examples(hostile: tuple[Path, Path]) -> None:
+    parts = PageParts(
+        page_bytes(HOSTILE, example_cards(read_reasoned(hostile[1], hostile[0]), hostile[0]))
+    )
+    check_self_contained(parts)
+    assert parts.scripts == []
+    assert len(parts.of_tag("article")) > 0
+    assert len(parts.of_tag("b")) == len(parts.of_tag("article")), "the answers', no other"
+    assert HOSTILE in parts.text
+
+
+def test_audit(hostile: tuple[Path, Path]) -> None:
+    root, runs = hostile
+    audit(runs, str(root))
+    parts = PageParts((runs / "audit.html").read_bytes())
+    check_self_contained(parts)
+    assert len(parts.scripts) == 2, "the data and the page's own script"
+    row = embedded_rows(parts)[0]
+    assert row["query"] == row["thought"] == row["answer"] == row["worker"] == HOSTILE
+    assert json.loads((runs / "audit.json").read_text())["rows"][0]["query"] == HOSTILE
+
+
+def test_elements_escape_what_is_no_markup() -> None:
+    made = element("p", HOSTILE, element("i", "<"), title='"><script>')
+    parts = PageParts(made.encode())
+    assert [tag for tag, _ in parts.tags] == ["p", "i"]
+    assert parts.tags[0][1] == {"title": '"><script>'}
+    assert parts.text == HOSTILE + "<"
+
+
+def test_embedded_data_cannot_end_its_element() -> None:
+    made = embedded("rows", {HOSTILE: [HOSTILE]})
+    assert made.count("<") == 2, "its own two tags"
+    assert made.isascii()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        embedded("rows", float("nan"))

@@ -1,0 +1,189 @@
+"""The probe: a language model's hidden state at the end of its prompt, and who has none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, LlamaForCausalLM
+
+from mmemb.llm import FewShotPrompt
+from mmemb.llm.decoding.decoders import (
+    SHARED_PREFIX_ATTENTION,
+    SharedPrefixDecoder,
+    WholePromptDecoder,
+)
+from mmemb.llm.decoding.hidden_states import end_states
+from mmemb.rationales import LanguageModelWorker, PrecomputedWorker, TableWorker, load_worker
+from mmemb.records.records import GREEDY, Rationale, Side
+from tests.fixtures.tiny_language_model import byte_tokenizer, tiny_gpt2, tiny_llama
+
+SIDES = [Side("Paris"), Side("the Nile delta"), Side("x"), Side("Paris")]
+DECODERS = {"shared": SharedPrefixDecoder, "whole": WholePromptDecoder}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probe")
+    tiny_llama(258).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    examples = [{"query": "Rome", "think": "It is Italy.", "answer": "Italy"}]
+    data = {"system": "Name it.", "examples": examples, "concepts": []}
+    (folder / "prompt.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.fixture(params=DECODERS)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which decoder the workers of a test use."""
+    if request.param == "whole":
+        wrong = AttentionInterface._global_mapping["sdpa"]  # ignores the prefix, so it is dropped
+        monkeypatch.setitem(AttentionInterface._global_mapping, SHARED_PREFIX_ATTENTION, wrong)
+    return request.param
+
+
+def worker(folder: Path, kind: str = "shared", layer: int = 0, **kwargs) -> LanguageModelWorker:
+    found = LanguageModelWorker(
+        str(folder), str(folder / "prompt.json"), max_new_tokens=3, probe_layer=layer, **kwargs
+    )
+    assert isinstance(found._decoder, DECODERS[kind])
+    return found
+
+
+def plain_states(folder: Path, after: int) -> Tensor:
+    """(B, H) of SIDES at the last token of a whole prompt that an untouched model reads in one go,
+    after so many blocks; -1 is the last one and the final norm."""
+    tokenizer, model = byte_tokenizer(), LlamaForCausalLM.from_pretrained(folder).eval()
+    prompt = FewShotPrompt.load(folder / "prompt.json")
+    states = []
+    for side in SIDES:
+        ids = tokenizer.encode(prompt.render(tokenizer, side.text), add_special_tokens=False)
+        with torch.no_grad():
+            read = model(torch.tensor([ids]), output_hidden_states=True)
+        states.append(read.hidden_states[after][0, -1])
+    return torch.stack(states)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_probe_is_the_state_of_a_plain_forward(folder: Path, kind: str) -> None:
+    found_BH = worker(folder, kind).probe(SIDES)
+    assert (found_BH.shape, found_BH.dtype) == ((4, 32), torch.float32)
+    close(found_BH, plain_states(folder, 1))
+
+
+@pytest.mark.parametrize("layer", [1, -1])
+def test_layers_count_from_both_ends(folder: Path, kind: str, layer: int) -> None:
+    norm = LlamaForCausalLM.from_pretrained(folder).model.norm
+    with torch.no_grad():
+        found_BH = norm(worker(folder, kind, layer).probe(SIDES))
+    close(found_BH, plain_states(folder, -1))
+
+
+def test_a_probe_does_not_depend_on_its_neighbours(folder: Path, kind: str) -> None:
+    prober = worker(folder, kind)
+    together_BH = prober.probe(SIDES)
+    close(prober.probe(SIDES[::-1]), together_BH.flip(0))
+    close(torch.cat([prober.probe([side]) for side in SIDES]), together_BH)
+    close(worker(folder, kind, batch_size=2).probe(SIDES), together_BH)
+    assert torch.equal(together_BH[0], together_BH[3]), "equal sides are read once"
+    assert not torch.allclose(together_BH[0], together_BH[1], atol=0.1)
+
+
+def test_a_probe_is_free_after_a_write(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh_BH = worker(folder, kind).probe(SIDES)
+    prober = worker(folder, kind, batch_size=3)  # the draws of one question are in two batches
+    prober.write(SIDES[:3], torch.tensor([[GREEDY, 1]] * 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(DECODERS[kind], "start", lambda *_: pytest.fail("the model is asked again"))
+        close(prober.probe(SIDES), fresh_BH)
+    prober.write(SIDES[:1], torch.tensor([[GREEDY]]))
+    close(prober.probe(SIDES), fresh_BH)  # what the last write did not read is read now
+
+
+def test_probing_changes_no_rationale(folder: Path, kind: str) -> None:
+    seeds_BK = torch.tensor([[GREEDY, 5]] * 4)
+    expected = worker(folder, kind).write(SIDES, seeds_BK)
+    prober = worker(folder, kind)
+    state = torch.get_rng_state()
+    prober.probe(SIDES)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert prober.write(SIDES, seeds_BK) == expected
+
+
+def test_nothing_in_nothing_out(folder: Path) -> None:
+    assert worker(folder).probe([]).shape == (0, 32)
+
+
+def test_settings_hold_the_layer(folder: Path) -> None:
+    saved, other = worker(folder, layer=0), worker(folder, layer=1)
+    assert load_worker(saved.settings()).probe_layer == 0
+    assert saved.identity() != other.identity(), "other rationales: their probes differ"
+
+
+# ---- the hook itself
+
+
+def test_every_forward_is_noted_and_the_model_is_left_as_it_was() -> None:
+    model, first = tiny_gpt2(), torch.tensor([[5, 6, 7], [8, 9, 10]])
+    with torch.no_grad(), end_states(model, 0) as states:
+        model(first)
+        model(torch.tensor([[1], [2]]))
+    with torch.no_grad():
+        expected = tiny_gpt2()(first, output_hidden_states=True).hidden_states[1]
+    assert len(states) == 2
+    close(states[0], expected[:, -1])
+    assert not any(block._forward_hooks for block in model.transformer.h)
+    with torch.no_grad(), end_states(model, None) as states:
+        model(first)
+    assert states == []
+
+
+def test_the_hook_goes_when_the_forward_fails() -> None:
+    model = tiny_gpt2()
+    with pytest.raises(ZeroDivisionError), end_states(model, 1):
+        _ = 1 / 0
+    assert not any(block._forward_hooks for block in model.transformer.h)
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_layer_that_the_model_lacks(folder: Path, layer: int) -> None:
+    with pytest.raises(ValueError, match=rf"probe_layer is {layer}, but the model has 2 blocks"):
+        worker(folder, layer=layer).probe(SIDES)
+
+
+# ---- other workers
+
+
+def test_a_worker_without_a_model_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text('{"questions": {}, "countries": {}}')
+    with pytest.raises(ValueError, match=r"worker 'table' has no hidden state.*without `probe`"):
+        TableWorker(str(tmp_path / "facts.json")).probe(SIDES)
+
+
+def test_written_probes_are_found_by_content() -> None:
+    pools = [[Rationale("t", "w", "m", "1", "p", "d", GREEDY, 1)]] * 3
+    probes = [torch.tensor([1.0, 2]), None, torch.tensor([3.0, 4])]
+    stored = PrecomputedWorker.over(SIDES[:3], pools, probes=probes)
+    assert stored.probe([SIDES[2], SIDES[3]]).tolist() == [[3, 4], [1, 2]]
+    with pytest.raises(ValueError, match=r"about 'the Nile delta': make the rationales again"):
+        stored.probe(SIDES)
+    with pytest.raises(ValueError, match=r"No hidden state was written about 'Paris'"):
+        PrecomputedWorker.over(SIDES[:3], pools).probe(SIDES[:1])
+
+
+def test_who_only_writes_needs_no_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = torch.full((4, 1), GREEDY)
+    expected = worker(folder).write(SIDES, seeds)
+    monkeypatch.setattr("mmemb.llm.decoding.hidden_states._blocks", lambda model, number: None)
+    writer = worker(folder)
+    assert writer.write(SIDES, seeds) == expected
+    with pytest.raises(ValueError, match="in no ModuleList.*without `probe`"):
+        writer.probe(SIDES)
