@@ -26,7 +26,8 @@ from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings
 from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.records.batches import CandidateOutput, QueryOutput, TaskEnd
 from mmemb.records.file_names import check_apart
-from mmemb.records.records import EvaluationTask, Query, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.retrieval.galleries import Galleries, gather_candidates
 
 

@@ -14,7 +14,7 @@ from mmemb.distributed import gather_objects
 from mmemb.media.loggers import log_figure, log_text
 from mmemb.records.batches import CandidateOutput, QueryOutput
 from mmemb.retrieval.galleries import Galleries, gather_candidates
-from mmemb.retrieval.metrics import MeanSums
+from mmemb.retrieval.running_means import MeanSums
 
 
 @final

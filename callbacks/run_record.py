@@ -25,9 +25,11 @@ from callbacks.fit_end import has_ended, unfinished_fit
 from mmemb.distributed import gather_objects
 from mmemb.records.schema import read_json
 from mmemb.storage.files import link_atomically, write_atomically
-from mmemb.storage.lineage import FACTS, FittedFacts, RunMark, write_json, write_run_facts
+from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import FolderLock
 from mmemb.storage.products import Producer, lost_product, record_products
+from mmemb.storage.run_marks import RunMark
+from mmemb.storage.trained_facts import FACTS, FittedFacts, write_run_facts
 
 PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
 
@@ -72,7 +74,7 @@ class RunRecord(Callback):
         run: the run's folder, `<runs>/<experiment>/<time>-<name>-<commit>`.
         link: name of the link to it, made when the run has finished.
         config: the resolved configuration, as YAML text.
-        fingerprint: hash of inputs and settings (`mmemb.storage.lineage`).
+        fingerprint: hash of inputs and settings (`mmemb.storage.fingerprints`).
         inputs: path -> identity of everything that the run reads.
         lock: of the folder, on the rank that writes it; given up when the run has finished.
         announcement: a file that is removed when every rank has come so far.

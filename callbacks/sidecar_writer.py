@@ -12,7 +12,7 @@ from typing_extensions import override
 from callbacks.folder_writer import FolderWriter
 from mmemb.distributed import gather_objects
 from mmemb.records.batches import SidecarOutput, SidecarRow
-from mmemb.storage.lineage import FACTS, FittedFacts, write_facts
+from mmemb.storage.manifests import Origin
 from mmemb.storage.shard_writer import (
     Sample,
     encode_members,
@@ -20,7 +20,7 @@ from mmemb.storage.shard_writer import (
     finish_manifest,
     write_shard,
 )
-from mmemb.storage.shards import Origin
+from mmemb.storage.trained_facts import FACTS, FittedFacts, write_facts
 from mmemb.storage.unfinished import Unfinished
 
 

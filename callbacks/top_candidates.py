@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_picture
-from mmemb.storage.shards import IndexEntry, ShardIndex
+from mmemb.storage.manifests import IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from mmemb.records.batches import PairBatch
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.training.batch_health import batch_health
 from mmemb.training.pair_vectors import PairVectors
 

@@ -9,7 +9,7 @@ from typing import Literal, final, get_args
 
 from datamodules.samples import Row, SampleReader
 from mmemb.benchmarks.data_roots import TASKS, read_tasks
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 
 AskedWhere = Literal["query", "target"]
 AskedSides = Literal["query", "target", "both", "none"]

@@ -11,7 +11,10 @@ from dataclasses import replace
 import torch
 
 from mmemb.records.batches import PairBatch
-from mmemb.records.records import Candidate, Pair, Rationale, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Candidate, Pair
+from mmemb.records.rationales import Rationale
 
 
 def pair_batch(

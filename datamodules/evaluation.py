@@ -27,8 +27,10 @@ from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, read_tasks
 from mmemb.records.batches import CandidateBatch, QueryBatch
-from mmemb.records.records import PARTS, Query, Rationale
-from mmemb.storage.shards import Origin, ShardIndex
+from mmemb.records.pairs import PARTS, Query
+from mmemb.records.rationales import Rationale
+from mmemb.storage.manifests import Origin
+from mmemb.storage.shard_index import ShardIndex
 
 
 def has_queries(root: Path) -> bool:

@@ -24,7 +24,8 @@ from datamodules.stream import (
     item_loader,
     warn_skipped,
 )
-from mmemb.storage.shards import Origin, ShardIndex
+from mmemb.storage.manifests import Origin
+from mmemb.storage.shard_index import ShardIndex
 
 _Result = TypeVar("_Result")
 

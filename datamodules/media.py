@@ -14,8 +14,8 @@ from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
 from datamodules.samples import Row, media_of
 from datamodules.stream import Item
 from mmemb.records.batches import MediaBatch
-from mmemb.records.records import Media
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Media
+from mmemb.storage.shard_index import ShardIndex
 
 
 @dataclass(frozen=True, slots=True)

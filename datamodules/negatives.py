@@ -11,9 +11,11 @@ from typing import final
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import join_whole, read_row
 from mmemb.benchmarks.data_roots import CANDIDATES
-from mmemb.records.records import Candidate, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.pairs import Candidate
 from mmemb.records.sidecar_json import NegativeJson
-from mmemb.storage.shards import Origin, ShardIndex
+from mmemb.storage.manifests import Origin
+from mmemb.storage.shard_index import ShardIndex
 
 
 @final

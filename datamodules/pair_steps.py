@@ -17,7 +17,8 @@ from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleDraw
 from datamodules.stream import Item
 from datamodules.teacher import TeacherTable
-from mmemb.records.records import Candidate, Pair, Rationale
+from mmemb.records.pairs import Candidate, Pair
+from mmemb.records.rationales import Rationale
 from mmemb.training.batch_plan import BatchPlan, balanced_parts, entry_tokens
 
 _Read = tuple[Pair, Rationale | None, tuple[Candidate, ...], Tensor | None, Rationale | None]

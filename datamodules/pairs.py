@@ -23,9 +23,12 @@ from datamodules.teacher import TeacherTable
 from datamodules.unindexed import ReplayStream, is_unindexed
 from mmemb.distributed import gather_objects
 from mmemb.records.batches import PairRowBatch
-from mmemb.records.records import Pair, ScoredRationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Pair
+from mmemb.records.rationales import ScoredRationale
 from mmemb.records.row_marks import failed
-from mmemb.storage.shards import Origin, ShardIndex
+from mmemb.storage.manifests import Origin
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 ARCHIVE_LIMITS = ArchiveLimits()

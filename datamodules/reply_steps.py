@@ -12,7 +12,8 @@ from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.rationales.supervised import ReplyBatch
-from mmemb.records.records import Rationale, ScoredRationale, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.rationales import Rationale, ScoredRationale
 from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 Use = Literal["kept", "all"]

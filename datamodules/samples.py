@@ -14,11 +14,13 @@ from torch import Tensor
 
 from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, decode_json
 from mmemb.benchmarks.data_roots import parse_query
-from mmemb.records.records import Candidate, Media, Pair, Query, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.pairs import Candidate, Pair, Query
 from mmemb.records.sample_json import CandidateJson, PairJson, QueryJson, QuerySideJson, check_index
 from mmemb.records.schema import Excerpt, Schema
 from mmemb.records.text import has_text
-from mmemb.storage.shards import IndexEntry, ShardIndex
+from mmemb.storage.manifests import IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 
 _MEDIA = re.compile(r"([qtc])([0-9]{1,6})(?:\.([0-9]{1,6}))?\.(?:webp|png|jpe?g)")
 _CONTENT = re.compile(

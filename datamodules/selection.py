@@ -16,8 +16,10 @@ from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.benchmarks.data_roots import CANDIDATES
 from mmemb.records.batches import PairRowBatch
-from mmemb.records.records import Candidate, Pair, Query, Side, stable_hash
-from mmemb.storage.shards import Origin
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Candidate, Pair, Query
+from mmemb.storage.manifests import Origin
 
 
 @final

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from datamodules.decode import DecodeError, decode_array
 from datamodules.samples import Row
-from mmemb.records.records import Rationale, ScoredJson, ScoredRationale, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.rationales import Rationale, ScoredJson, ScoredRationale
 from mmemb.records.row_marks import failure_of, mark_of
 from mmemb.records.schema import SchemaError
-from mmemb.storage.shards import IndexEntry, Origin, ShardIndex, check_join
+from mmemb.storage.joins import check_join
+from mmemb.storage.manifests import IndexEntry, Origin
+from mmemb.storage.shard_index import ShardIndex
 
 _Value = TypeVar("_Value")
 

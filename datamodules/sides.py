@@ -16,7 +16,7 @@ from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item, StepStream
 from mmemb.records.batches import PairRowBatch, SideBatch
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from mmemb.records.row_marks import NOT_ASKED
 from mmemb.training.batch_plan import BatchPlan, rank_slice
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.decode import decode_array
 from datamodules.samples import Row
 from datamodules.sidecars import check_row, join_whole
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 
 MEMBERS = ("query.npy", "target.npy")
 

@@ -19,7 +19,8 @@ from datamodules.samples import Members, SampleReader, foreign_names
 from datamodules.stream import warn_skipped
 from datamodules.tar_samples import ForeignMembers, TarSample, samples_of
 from mmemb.records.batches import PairBatch
-from mmemb.records.records import Pair, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.pairs import Pair
 from mmemb.records.text import printable
 from mmemb.storage.files import file_identity
 

@@ -26,8 +26,10 @@ from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import GateInputs
 from mmemb.records.sample_json import check_index
 from mmemb.records.sidecar_json import UtilityJson
-from mmemb.storage.lineage import run_mark
-from mmemb.storage.shards import Origin, ShardIndex, check_join
+from mmemb.storage.joins import check_join
+from mmemb.storage.manifests import Origin
+from mmemb.storage.run_marks import run_mark
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 

@@ -32,10 +32,11 @@ from mmemb.records.batches import (
     SidecarOutput,
     TaskEnd,
 )
-from mmemb.records.records import DIRECT, FULL, drafts_at
+from mmemb.records.rationales import DIRECT, FULL, drafts_at
 from mmemb.retrieval.depth_values import embedding_rows, guard_facts, utility_rows
 from mmemb.retrieval.galleries import Galleries, embed_candidates
-from mmemb.storage.lineage import read_facts, run_mark, trained_facts
+from mmemb.storage.run_marks import run_mark
+from mmemb.storage.trained_facts import read_facts, trained_facts
 from mmemb.training.batch_text import describe_batch
 from mmemb.training.gradient_cache import GradientCache
 from mmemb.training.pair_vectors import PairVectors, pair_vectors

@@ -23,9 +23,9 @@ from typing_extensions import override
 
 from mmemb.distributed import gather_objects
 from mmemb.records.batches import PairRowBatch, SidecarOutput, SidecarRow
-from mmemb.records.records import scored_to_json
+from mmemb.records.rationales import scored_to_json
 from mmemb.records.schema import Schema, read_json
-from mmemb.retrieval.metrics import MeanSums
+from mmemb.retrieval.running_means import MeanSums
 from mmemb.selection import PairEvaluator
 from mmemb.selection.counterfactual import (
     contrasts,
@@ -37,7 +37,7 @@ from mmemb.selection.counterfactual import (
     weights,
 )
 from mmemb.selection.placebos import apart, comparable, placebo_donors
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 
 Contrast = Literal["raw", "gain", "positive", "margin", "placebo_rank"]
 

@@ -23,9 +23,12 @@ from mmemb.backbones import load_backbone
 from mmemb.distributed import gather_objects
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Thresholds, Unit, check_budget
-from mmemb.gate.gate_fit import Estimator, OldPolicy, collapse_warning, decision_rows, policy_loss
-from mmemb.gate.gating import DepthHead, MlpDepthHead, reward_BA, uniform_by_key
+from mmemb.gate.collapse import collapse_warning
+from mmemb.gate.decision_rows import decision_rows
+from mmemb.gate.heads import DepthHead, MlpDepthHead
 from mmemb.gate.latency import fixed_sample, mean_latency, measure_latency
+from mmemb.gate.policy_gradients import reward_BA, uniform_by_key
+from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
 from mmemb.losses.infonce import LossTerm, combine
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
 from mmemb.rationales.writers.base import check_probe
@@ -40,11 +43,15 @@ from mmemb.records.batches import (
     UtilityBatch,
 )  # fmt: skip
 from mmemb.records.gate_state import check_parts
-from mmemb.records.records import DIRECT, Query, Side, drafts_at, to_json
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Query
+from mmemb.records.rationales import DIRECT, drafts_at
+from mmemb.records.schema import to_json
 from mmemb.retrieval.galleries import Galleries, embed_candidates
-from mmemb.retrieval.metrics import MeanSums
+from mmemb.retrieval.running_means import MeanSums
 from mmemb.storage.files import whole_folder
-from mmemb.storage.lineage import check_copied, note_run, write_json
+from mmemb.storage.json_files import write_json
+from mmemb.storage.run_marks import check_copied, note_run
 
 
 @final

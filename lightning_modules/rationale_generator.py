@@ -26,8 +26,9 @@ from mmemb.rationales.draw_seeds import DrawSeeds, SeedBy
 from mmemb.rationales.fact_guard import check_unknowing, known_train_facts
 from mmemb.rationales.supervised import ReplyBatch
 from mmemb.records.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
-from mmemb.records.records import Rationale, ScoredRationale, Side, scored_to_json
-from mmemb.retrieval.metrics import MeanSums
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
+from mmemb.retrieval.running_means import MeanSums
 from mmemb.selection.counterfactual import names_target
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptiveEmbedder": "gate.adaptive_embedder",
-    "Media": "records.records",
-    "Rationale": "records.records",
-    "Side": "records.records",
+    "Media": "records.inputs",
+    "Rationale": "records.rationales",
+    "Side": "records.inputs",
     "load_backbone": "backbones.base",
 }
 

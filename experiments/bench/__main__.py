@@ -23,8 +23,9 @@ import torch
 
 from callbacks.run_record import git_state, package_versions
 from experiments.run import quieten
-from mmemb.records.records import GREEDY, Side
-from mmemb.storage.lineage import write_json
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY
+from mmemb.storage.json_files import write_json
 from mmemb.storage.pretrained import load_pretrained
 
 
@@ -98,7 +99,7 @@ def bench_reading(root: Path) -> Line:
     from PIL import Image
 
     from datamodules.samples import SampleReader, rows_of
-    from mmemb.storage.shards import ShardIndex
+    from mmemb.storage.shard_index import ShardIndex
 
     index = ShardIndex.open(root / "pairs/plain", verify=False)
     shard = index.shard_names[0]

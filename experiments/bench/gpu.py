@@ -43,8 +43,9 @@ from experiments.bench.gpu_model import (
 from experiments.bench.gpu_training import CASES, Trained, bench_training
 from experiments.plan.memory import GIB
 from experiments.run import quieten
-from mmemb.records.records import FULL, Side
-from mmemb.storage.lineage import write_json
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import FULL
+from mmemb.storage.json_files import write_json
 
 RESULTS = Path("benchmarks/results_gpu.json")
 

@@ -20,8 +20,10 @@ import torch
 from PIL import Image
 
 from datamodules.prepare.tiny_vlm.build import TAGS, write_tiny_vlm
-from mmemb.records.records import Media, Rationale, ScoredRationale, Side, scored_to_json
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.storage.pretrained import load_pretrained
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
     encode_members,
@@ -29,7 +31,6 @@ from mmemb.storage.shard_writer import (
     write_folder,
     write_shard,
 )
-from mmemb.storage.shards import ShardIndex
 from mmemb.storage.tensor_files import quiet_loading
 
 

@@ -21,7 +21,7 @@ from experiments.bench.__main__ import Line, compare
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.infonce import combine, contrastive_loss, info_nce
 from mmemb.losses.nce_sweeps import TILE_NUMBERS
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from mmemb.training.blocks import checkpoint_blocks, compile_blocks
 from mmemb.training.gradient_cache import GradientCache, GraphMemory, embed_cached
 
@@ -229,7 +229,7 @@ def bench_loader(root: Path) -> Line:
     import webdataset as wds
 
     from datamodules import PairDataModule
-    from mmemb.storage.shards import ShardIndex
+    from mmemb.storage.shard_index import ShardIndex
 
     index = ShardIndex.open(root / "pairs/plain", verify=False)
     steps = len(index.of_shard(index.shard_names[0])) // 32

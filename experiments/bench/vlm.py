@@ -15,14 +15,15 @@ import torch
 
 from experiments.bench.__main__ import Line, compare, seconds_of
 from mmemb.backbones import VisionLanguageBackbone
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.llm import PromptStyle
 from mmemb.llm.decoding.cached_rows import CachedRows, collate, head
 from mmemb.llm.decoding.decoders import WholePromptDecoder
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.decoding.text_drafts import decode
 from mmemb.llm.prompts.chat_prompt import Prompt
-from mmemb.records.records import FULL, GREEDY, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import FULL, GREEDY
 
 WORDS = (
     "the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "red",

@@ -25,7 +25,7 @@ from mmemb.benchmarks.data_roots import read_benchmark
 from mmemb.benchmarks.score_files import read_embeddings, read_scores
 from mmemb.records.file_names import file_name
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.storage.signals import exit_on_signals
 
 VARIANTS = {

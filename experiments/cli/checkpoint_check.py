@@ -14,7 +14,7 @@ from callbacks.checkpoint_io import newest_whole
 from experiments.runs.deciding_settings import deciding_trainer
 from experiments.runs.recorded_config import CONFIG, read_config
 from mmemb.records.schema import read_json
-from mmemb.storage.lineage import RunMark
+from mmemb.storage.run_marks import RunMark
 
 MACHINE_KEYS = ("num_workers", "start_method", "archive_limits")
 """Settings of a data module that change no result."""
@@ -34,7 +34,7 @@ def check_resume(
     Args:
         checkpoint: `<run>/checkpoints/NAME.ckpt`; one that lies in no run is not compared.
         settings: as `experiments.cli.experiment_cli.settings_of` gives them.
-        inputs: path -> identity, as `mmemb.storage.lineage.input_identities` gives them.
+        inputs: path -> identity, as `mmemb.storage.fingerprints.input_identities` gives them.
         allowed: keys and paths that may differ; a key allows all below it.
 
     Raises:

@@ -43,9 +43,10 @@ from experiments.runs.deciding_settings import deciding_trainer
 from experiments.runs.folder import RunFolder
 from experiments.runs.loggers import keep_checkpoints_in, place_loggers
 from mmemb.records.file_names import check_plain
-from mmemb.storage.lineage import FittedFacts, fingerprint, inherited_facts, input_identities
+from mmemb.storage.fingerprints import fingerprint, input_identities
 from mmemb.storage.resources import check_disk, check_memory
 from mmemb.storage.tensor_files import read_weights
+from mmemb.storage.trained_facts import FittedFacts, inherited_facts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")

@@ -22,8 +22,8 @@ from experiments.runs import facts as run_facts
 from experiments.runs.saved_backbone import Found, find_backbone
 from mmemb.backbones.base import saved_spec
 from mmemb.storage.files import whole_folder
-from mmemb.storage.lineage import FACTS, FittedFacts, inherited_facts, write_facts
 from mmemb.storage.signals import exit_on_signals
+from mmemb.storage.trained_facts import FACTS, FittedFacts, inherited_facts, write_facts
 
 TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
 
@@ -253,7 +253,7 @@ def _prompts(found: Found) -> Any:
 
 
 def _example() -> Any:
-    from mmemb.records.records import Side
+    from mmemb.records.inputs import Side
 
     return Side("a text")
 

@@ -13,7 +13,7 @@ from experiments.load import load_run
 from experiments.runs.saved_backbone import Found
 from mmemb.llm.lora import CONFIG, WEIGHTS, lora_parameters
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 
 _OURS = "base_model.model."
 

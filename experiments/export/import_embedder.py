@@ -22,14 +22,10 @@ from torch import nn
 from mmemb.backbones import Backbone
 from mmemb.llm.loading import revision_of
 from mmemb.records.text import quote
-from mmemb.storage.lineage import (
-    canonical_json,
-    inherited_facts,
-    run_mark,
-    write_json,
-    write_run_facts,
-)
+from mmemb.storage.json_files import canonical_json, write_json
+from mmemb.storage.run_marks import run_mark
 from mmemb.storage.signals import exit_on_signals
+from mmemb.storage.trained_facts import inherited_facts, write_run_facts
 
 
 @exit_on_signals()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import Backbone
-from mmemb.records.records import Media, Side
+from mmemb.records.inputs import Media, Side
 from mmemb.storage.tensor_files import quiet_loading
 
 TOLERANCE = 1e-5

@@ -20,7 +20,7 @@ from experiments.export.sentence_check import compare, embed_probes, require_pac
 from experiments.export.sentence_template import sentence_template
 from mmemb.backbones import JointEncoder, VisionLanguageBackbone, load_backbone
 from mmemb.llm.prompts.special_tokens import special_tokens
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.storage.tensor_files import read_weights
 
 _MARGIN = 16.0

@@ -16,10 +16,14 @@ from typing import Any, Literal, final
 from callbacks.run_record import git_state, package_versions
 from experiments.pipelines.reselection import Pool, Reselection, Rule, of_seeds, reselect
 from mmemb.records.file_names import check_plain
-from mmemb.records.records import ScoredJson, scored_to_json, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.rationales import ScoredJson, scored_to_json
 from mmemb.storage.files import publish, whole_folder
-from mmemb.storage.lineage import FACTS, fingerprint, finite, read_fitted, write_facts
+from mmemb.storage.fingerprints import fingerprint
+from mmemb.storage.json_files import finite
 from mmemb.storage.locks import locked, new_folder
+from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
     encode_members,
@@ -27,7 +31,7 @@ from mmemb.storage.shard_writer import (
     finish_manifest,
     write_shard,
 )
-from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.storage.trained_facts import FACTS, read_fitted, write_facts
 
 Paths = Literal["always", "never", "averaged"]
 """What is compared: after the greedy draft, directly, or with several drafts averaged."""

@@ -14,7 +14,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from mmemb.records.records import ScoredRationale
+from mmemb.records.rationales import ScoredRationale
 from mmemb.selection.counterfactual import keep, keep_threshold, weights
 
 Rule = Literal["none", "raw", "gain", "positive", "margin", "placebo_gain"]

@@ -15,8 +15,10 @@ from datamodules.sidecars import RationaleTable
 from experiments.plan.lengths import Lengths, SideLengths
 from experiments.plan.work import Tokens
 from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES
-from mmemb.records.records import Rationale, Side
-from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
+from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.shard_index import ShardIndex
 
 NUM_SAMPLED = 48
 """Samples whose sides are measured. The longest of them stands for the longest of all, so a folder

@@ -24,7 +24,8 @@ from experiments.plan.settings import Settings, precision_of
 from experiments.plan.stages import Role, StagePlan
 from experiments.plan.work import NO_TOKENS
 from mmemb.benchmarks.data_roots import CANDIDATES
-from mmemb.records.records import DIRECT, FULL, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import DIRECT, FULL
 
 
 def trained_embedder(settings: Settings) -> StagePlan:

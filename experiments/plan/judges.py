@@ -27,9 +27,10 @@ from experiments.plan.writers import BYTES_PER_TOKEN, RATIONALE_JSON
 from mmemb.benchmarks.data_roots import CANDIDATES
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.style import PromptStyle
-from mmemb.records.records import ScoredJson
+from mmemb.records.rationales import ScoredJson
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
-from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.shard_index import ShardIndex
 
 _SAID = 48
 """Tokens of a rationale, in a prompt or a sidecar."""

@@ -14,7 +14,8 @@ from experiments.plan.work import resized, vision_tokens
 from mmemb.llm.decoding.one_pass import whole_text
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.style import PromptStyle
-from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.tensor_files import quiet_loading
 

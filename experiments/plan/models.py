@@ -25,7 +25,8 @@ from experiments.plan.model_sizes import (
 from experiments.plan.settings import class_of, record
 from mmemb.llm.lora import LoraSettings
 from mmemb.llm.prompts.style import PromptStyle
-from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.shard_index import ShardIndex
 
 PLAIN_LORA = LoraSettings()
 """What is proposed where a model does not fit."""

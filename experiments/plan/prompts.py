@@ -18,7 +18,8 @@ from mmemb.rationales.writers.label_bridge import TEMPLATE, read_labels
 from mmemb.rationales.writers.language_model import LanguageModelWorker
 from mmemb.rationales.writers.loading import load_worker
 from mmemb.rationales.writers.vision_language import VisionLanguageWorker
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 
 
 @final

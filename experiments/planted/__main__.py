@@ -32,7 +32,7 @@ from experiments.planted.study import (
     num_steps,
 )
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.storage.signals import exit_on_signals
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from experiments.planted.gate import PlantedGate
-from mmemb.gate.gate_fit import OLD_POLICY_STEPS, policy_loss
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
+from mmemb.gate.policy_loss import OLD_POLICY_STEPS, policy_loss
 from mmemb.losses.infonce import LossTerm
 
 Estimator = Literal["reinforce", "exact", "grpo"]

@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from mmemb.gate.gating import reward_BA
+from mmemb.gate.policy_gradients import reward_BA
 from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import GateInputs
 

@@ -17,7 +17,7 @@ from experiments.planted.estimators import ESTIMATORS, fit_gate, gradient_draws,
 from experiments.planted.gate import GATES, PlantedGate, oracle_gap, planted_gate, regret
 from experiments.planted.selection import CONTRASTS, SETTINGS, WEAK, compare, read_contrasts
 from experiments.planted.world import keep_precision, planted_world
-from mmemb.records.records import stable_hash
+from mmemb.records.hashing import stable_hash
 from mmemb.retrieval.bootstrap import Interval
 
 Advance = Callable[[], object]

@@ -54,10 +54,11 @@ from experiments.runs.recorded_config import CONFIG, read_config
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.gate.latency import Latency, mean_latency
 from mmemb.gate.saved_settings import read_settings
-from mmemb.records.records import EvaluationTask, to_json
-from mmemb.records.schema import Schema, read_json
+from mmemb.records.pairs import EvaluationTask
+from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.files import is_published, publish, whole_folder
-from mmemb.storage.lineage import fingerprint, write_json
+from mmemb.storage.fingerprints import fingerprint
+from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import new_folder
 from mmemb.storage.products import Product, lost_product, record_products
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import callbacks as lightning_callbacks
 
-from mmemb.storage.lineage import canonical_json
+from mmemb.storage.json_files import canonical_json
 
 FREE_KEYS = {
     "accelerator": "the same numbers but for rounding",

@@ -14,9 +14,10 @@ from mmemb.benchmarks.score_files import read_scores, read_values
 from mmemb.records.sample_json import QueryJson
 from mmemb.records.schema import Excerpt, read_json
 from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
-from mmemb.storage.lineage import run_mark
+from mmemb.storage.manifests import MANIFEST
 from mmemb.storage.run_files import read_environment, read_summary
-from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.storage.run_marks import run_mark
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.trust import is_own_run
 
 _MODEL_KEYS = ("text_model", "model", "weights", "pretrained")

@@ -16,10 +16,11 @@ from experiments.report.pages.markdown_page import markdown_table
 from experiments.scoring.near_duplicates import looks, most_alike, nearest, text_key
 from mmemb.backbones import Backbone, load_backbone
 from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, roots_below
-from mmemb.records.records import Media, Side
+from mmemb.records.inputs import Media, Side
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import write_json
-from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.storage.json_files import write_json
+from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.shard_index import ShardIndex
 
 NEAR_PICTURE = 0.02
 """Root mean square difference of two 16 x 16 thumbnails, colours from 0 to 1: another compression

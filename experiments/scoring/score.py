@@ -30,7 +30,7 @@ from mmemb.benchmarks.score_files import (
 from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings, score_predictions
 from mmemb.records.file_names import check_apart
 from mmemb.records.lines import split_lines
-from mmemb.records.records import EvaluationTask, Query
+from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.records.schema import Excerpt, parse_json
 from mmemb.storage.signals import exit_on_signals
 

@@ -24,7 +24,8 @@ from mmemb.backbones import load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Unit
 from mmemb.media.pictures import SHARD_FORMATS, picture_bytes, read_pixels
-from mmemb.records.records import DIRECT, Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
 from mmemb.storage.signals import exit_on_signals

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from datamodules.samples import FeatureTable, Row, SampleReader
 from mmemb.backbones import Backbone
-from mmemb.records.records import stable_hash
+from mmemb.records.hashing import stable_hash
 from mmemb.storage.files import file_sha256, write_atomically
-from mmemb.storage.lineage import canonical_json
-from mmemb.storage.shards import ShardIndex, read_manifest
+from mmemb.storage.json_files import canonical_json
+from mmemb.storage.manifests import read_manifest
+from mmemb.storage.shard_index import ShardIndex
 
 _BATCH = 64
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.llm.lora import LoraSettings
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Schema, check_arguments, convert, read_json
 from mmemb.records.text import check_unicode, quote
 from mmemb.storage.files import whole_folder
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.storage.old_names import with_new_names
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder

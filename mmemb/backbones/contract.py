@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones.base import Backbone, load_backbone
-from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale
 
 TOLERANCE = 1e-4
 ROUNDING = 2e-2

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from mmemb.backbones.base import Backbone
 from mmemb.llm.decoding.sampling import Sampling
-from mmemb.records.records import GREEDY, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
 
 Decide = Callable[[Sequence[int], Tensor], Sequence[str]]
 """Row numbers and their direct vectors -> the depth of each row."""

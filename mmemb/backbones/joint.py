@@ -19,7 +19,8 @@ from mmemb.backbones.base import Backbone, class_path
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
 from mmemb.llm.lora import LoraSettings, attach_lora, merged_copy
-from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale
 from mmemb.records.text import quote
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.tensor_files import quiet_loading, save_quietly

@@ -22,7 +22,8 @@ from mmemb.backbones.base import Backbone, check_policy
 from mmemb.backbones.bytes_tokenizer import ByteTokenizer
 from mmemb.backbones.clip_tokenizer import ClipTokenizer
 from mmemb.backbones.pixels import prepare_pixels
-from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Excerpt, convert, read_json
 from mmemb.records.text import limit_marks
 from mmemb.storage.pretrained import reading, unasked

@@ -27,7 +27,8 @@ from mmemb.llm.lora import LoraSettings, attach_lora
 from mmemb.llm.prompts.chat_prompt import Prompt, PromptBuilder
 from mmemb.llm.prompts.special_tokens import special_tokens
 from mmemb.llm.prompts.style import PromptStyle, at_least_one
-from mmemb.records.records import GREEDY, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
 from mmemb.storage.tensor_files import save_quietly
 from mmemb.storage.trust import in_folder
 

@@ -17,10 +17,12 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmemb.records.records import EvaluationTask, Media, Query, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.records.sample_json import CandidateJson, QueryJson, check_index
 from mmemb.records.schema import Excerpt, read_json
-from mmemb.storage.shards import MANIFEST, IndexEntry, ShardIndex
+from mmemb.storage.manifests import MANIFEST, IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 
 TASKS, QUERIES, CANDIDATES = "tasks.json", "queries", "candidates"
 

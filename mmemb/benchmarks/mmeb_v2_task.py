@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from mmemb.records.records import EvaluationTask
+from mmemb.records.pairs import EvaluationTask
 
 Modality = Literal["image", "video", "visdoc"]
 MODALITIES: tuple[Modality, ...] = ("image", "video", "visdoc")

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from mmemb.benchmarks.task_scores import TaskScores
 from mmemb.records.file_names import file_name, name_of_file
-from mmemb.records.records import Query
+from mmemb.records.pairs import Query
 from mmemb.records.schema import Count, Excerpt, Schema, convert, parse_json, read_json
-from mmemb.retrieval.metrics import CUTOFFS
 from mmemb.retrieval.ranking import check_finite, check_unit
+from mmemb.retrieval.ranking_metrics import CUTOFFS
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 
 METRICS = tuple(
     f"{name}@{k}"

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmemb.records.records import Query
-from mmemb.retrieval.metrics import CUTOFFS, metrics_by_query, reference_grades, score_prediction
+from mmemb.records.pairs import Query
 from mmemb.retrieval.ranking import (
     TiedRanks,
     check_finite,
@@ -22,6 +21,12 @@ from mmemb.retrieval.ranking import (
     rank_positives,
     scored_positives,
     search,
+)
+from mmemb.retrieval.ranking_metrics import (
+    CUTOFFS,
+    metrics_by_query,
+    reference_grades,
+    score_prediction,
 )
 from mmemb.retrieval.tie_bounds import tie_bounds
 
@@ -80,7 +85,7 @@ def score_embeddings(
 
     Args:
         task: its name.
-        metric: the headline's name, of `mmemb.retrieval.metrics`.
+        metric: the headline's name, of `mmemb.retrieval.ranking_metrics`.
         queries: with their right candidates.
         query_QD: their vectors.
         names: of the candidates, each once.

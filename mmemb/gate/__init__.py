@@ -7,7 +7,7 @@ from mmemb.faces import lazy_names
 _HOMES = {
     "AdaptiveEmbedder": "adaptive_embedder",
     "FirstTokenHead": "first_token",
-    "MlpDepthHead": "gating",
+    "MlpDepthHead": "heads",
 }
 
 __all__ = sorted(_HOMES)

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from mmemb.backbones import Backbone, GenerativeBackbone, load_backbone
 from mmemb.gate.budget import Thresholds, Unit, check_budget
-from mmemb.gate.gating import DepthHead, load_head, save_head
+from mmemb.gate.heads import DepthHead, load_head, save_head
 from mmemb.gate.saved_settings import SETTINGS, read_settings
 from mmemb.rationales import RationaleWorker, SelfWorker, load_saved_worker, save_worker
 from mmemb.records.gate_state import GateInputs, StatePart, check_parts, score_shape
-from mmemb.records.records import DIRECT, GREEDY, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import DIRECT, GREEDY, Rationale
 from mmemb.storage.files import whole_folder
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.storage.old_names import with_new_names
 from mmemb.storage.trust import Permissions, check_links
 

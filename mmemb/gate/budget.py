@@ -17,7 +17,7 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
-from mmemb.records.records import stable_hash
+from mmemb.records.hashing import stable_hash
 from mmemb.records.schema import Schema
 
 Unit = Literal["invocation", "tokens", "milliseconds"]

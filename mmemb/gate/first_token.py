@@ -15,7 +15,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from mmemb.gate.gating import DepthHead
+from mmemb.gate.heads import DepthHead
 
 
 @final

@@ -12,7 +12,9 @@ import msgspec
 from torch import Tensor
 
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.records.records import Query, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Query
 from mmemb.records.schema import Schema, parse_json
 
 NUM_TIMED = 32

@@ -20,7 +20,7 @@ from torch import nn
 from mmemb.records.schema import Excerpt, convert, read_json
 from mmemb.records.text import quote
 from mmemb.storage.files import file_sha256, whole_folder
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from mmemb.rationales.writers.base import NO_DRAW, RationaleWorker, drawn_seeds
-from mmemb.records.records import Rationale, Side, to_json
-from mmemb.records.schema import Schema, SchemaError, parse_json
-from mmemb.storage.shards import IndexEntry, ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
+from mmemb.records.schema import Schema, SchemaError, parse_json, to_json
+from mmemb.storage.manifests import IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 
 DRAWS, PROBE, DIGEST = "draws.json", "probe.npy", "digest"
 """Members of a sidecar's sample: all draws of its row, before they are merged and cleaned; the

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mmemb.rationales.writers.base import NO_DRAW
-from mmemb.records.records import GREEDY, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY
 
 SeedBy = Literal["key", "content"]
 

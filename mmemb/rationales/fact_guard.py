@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmemb.rationales.writers.base import RationaleWorker
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 
 
 def known_train_facts(

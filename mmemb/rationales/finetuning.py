@@ -15,7 +15,8 @@ from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adap
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.losses.infonce import LossTerm
 from mmemb.rationales.supervised import ReplyTokens, ReplyTuner, pack_replies, reply_loss
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 
 
 @final

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from mmemb.records.records import GREEDY, SHORT, Rationale
+from mmemb.records.rationales import GREEDY, SHORT, Rationale
 
 
 def fold_candidates(

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmemb.records.records import Rationale, Side, stable_hash, to_json
-from mmemb.records.schema import parse_json
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
+from mmemb.records.schema import parse_json, to_json
 from mmemb.storage.files import write_atomically
 
 Pool = dict[str, tuple[Rationale, ...]]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mmemb.llm.decoding.padding import left_pad
 from mmemb.losses.infonce import LossTerm
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 
 
 class ReplyTuner(ABC):

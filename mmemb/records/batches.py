@@ -15,18 +15,9 @@ import torch
 from torch import Tensor
 
 from mmemb.records.gate_state import GateInputs
-from mmemb.records.records import (
-    DIRECT,
-    FULL,
-    Candidate,
-    EvaluationTask,
-    Media,
-    Pair,
-    Query,
-    Rationale,
-    ScoredRationale,
-    Side,
-)
+from mmemb.records.inputs import Media, Side
+from mmemb.records.pairs import Candidate, EvaluationTask, Pair, Query
+from mmemb.records.rationales import DIRECT, FULL, Rationale, ScoredRationale
 from mmemb.records.row_marks import failure_of
 
 _Record = TypeVar("_Record")

@@ -1,6 +1,6 @@
 """Types of the JSON of samples: pairs, queries and candidates.
 
-`mmemb.records.records` has the records that they and their pictures become.
+`mmemb.records.pairs` has the records that they and their pictures become.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Grade = Annotated[float, msgspec.Meta(gt=0, le=HIGHEST_GRADE)]
 
 @final
 class PairJson(Schema):
-    """The JSON of a sample of `pairs/`; see `mmemb.records.records.Pair`."""
+    """The JSON of a sample of `pairs/`; see `mmemb.records.pairs.Pair`."""
 
     task: str
     part: str
@@ -39,7 +39,7 @@ class PairJson(Schema):
 
 @final
 class QueryJson(Schema):
-    """The JSON of a sample of `queries/`; see `mmemb.records.records.Query`.
+    """The JSON of a sample of `queries/`; see `mmemb.records.pairs.Query`.
 
     Attributes:
         repeats: how many entries of the candidate list repeat an earlier one.
@@ -58,7 +58,7 @@ class QueryJson(Schema):
 
 @final
 class CandidateJson(Schema):
-    """The JSON of a sample of `candidates/`; see `mmemb.records.records.Candidate`."""
+    """The JSON of a sample of `candidates/`; see `mmemb.records.pairs.Candidate`."""
 
     name: str
     gallery: str

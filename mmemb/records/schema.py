@@ -54,6 +54,11 @@ class Excerpt(msgspec.Struct, frozen=True):
     key that is no field is passed over."""
 
 
+def to_json(record: Schema) -> dict[str, Any]:
+    """A record (Rationale, EvaluationTask, ...) as JSON data."""
+    return msgspec.to_builtins(record)
+
+
 def parse_json(data: bytes | str, kind: type[_Value], where: str, advice: str = "") -> _Value:
     """JSON data as a value of a type.
 

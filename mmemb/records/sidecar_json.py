@@ -1,6 +1,6 @@
 """Types of the JSON of sidecars: utilities, decisions and mined negatives.
 
-That of rationales is in `mmemb.records.records`.
+That of rationales is in `mmemb.records.rationales`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class UtilityJson(Schema):
 
 @final
 class DecisionJson(Schema):
-    """The JSON of a sample of `decisions/`, as `mmemb.gate.gate_fit` writes it."""
+    """The JSON of a sample of `decisions/`, as `mmemb.gate.decision_rows` writes it."""
 
     depth: Count
     logits: tuple[float, ...]

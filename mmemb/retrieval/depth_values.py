@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mmemb.backbones import Backbone
 from mmemb.records.batches import QueryBatch, SidecarRow
-from mmemb.records.records import DIRECT, FULL, Query, Rationale, Side, drafts_at
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Query
+from mmemb.records.rationales import DIRECT, FULL, Rationale, drafts_at
 from mmemb.retrieval.galleries import Galleries, Standing
 
 

@@ -17,9 +17,9 @@ from mmemb.backbones.base import Backbone
 from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.records.batches import CandidateBatch, CandidateOutput
 from mmemb.records.gate_state import score_shape
-from mmemb.records.records import Query
-from mmemb.retrieval.metrics import metrics_by_query
+from mmemb.records.pairs import Query
 from mmemb.retrieval.ranking import TiedRanks, rank_positives, rank_scores, search
+from mmemb.retrieval.ranking_metrics import metrics_by_query
 
 
 @final

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmemb.backbones import Backbone
 from mmemb.records.batches import PairRowBatch, SidecarRow
-from mmemb.records.records import Pair
+from mmemb.records.pairs import Pair
 from mmemb.retrieval.galleries import Galleries
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones.base import Backbone, load_backbone
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.selection.judge import PairEvaluator
-from mmemb.storage.lineage import FACTS, read_facts, trained_facts
+from mmemb.storage.trained_facts import FACTS, read_facts, trained_facts
 
 
 @final

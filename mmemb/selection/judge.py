@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.selection.counterfactual import Kind
 
 

@@ -13,7 +13,8 @@ from typing import Any, final
 
 from mmemb.llm.prompts.chat_prompt import Prompt, PromptBuilder
 from mmemb.llm.prompts.style import at_least_one
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 
 _MARKS = ("\x01", "\x02")
 """Where the rendered conversation is cut; no text holds them."""

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmemb.records.records import Pair, Rationale, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.pairs import Pair
+from mmemb.records.rationales import Rationale
 
 
 def placebo_donors(

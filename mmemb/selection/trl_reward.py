@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 from mmemb.llm.decoding.one_pass import missing_tags
-from mmemb.records.records import FULL, GREEDY, SHORT, Pair, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Pair
+from mmemb.records.rationales import FULL, GREEDY, SHORT, Rationale
 from mmemb.selection.counterfactual import contrasts
 from mmemb.selection.judge import PairEvaluator
 

@@ -18,12 +18,13 @@ from mmemb.llm.decoding.finite import check_finite
 from mmemb.llm.loading import DTYPES, load_model
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.style import PromptStyle, at_least_one
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.records.text import check_unicode
 from mmemb.selection.counterfactual import Kind
 from mmemb.selection.judge import PairEvaluator
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
-from mmemb.storage.lineage import read_facts, trained_facts
+from mmemb.storage.trained_facts import read_facts, trained_facts
 
 PLAIN_STYLE, PLAIN_PROMPT = JudgeStyle(), PromptStyle()
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from mmemb.records.schema import Count, Schema, Sha256
 from mmemb.storage.files import file_sha256, is_temporary, sync
-from mmemb.storage.shards import MANIFEST, existing_shards, read_manifest
+from mmemb.storage.manifests import MANIFEST, existing_shards, read_manifest
 
 HASHED_BYTES = 64 * 2**20
 """Files up to this size are recorded, and compared, with their hash."""

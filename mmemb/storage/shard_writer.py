@@ -25,7 +25,7 @@ import torch
 from msgspec import to_builtins
 
 from mmemb.storage.files import file_sha256, whole_file, write_atomically
-from mmemb.storage.shards import (
+from mmemb.storage.manifests import (
     FORMAT_VERSION,
     MANIFEST,
     MEDIA_SUFFIXES,

@@ -13,8 +13,9 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmemb.records.records import TOKENS_PER_PICTURE, stable_hash
-from mmemb.storage.shards import IndexEntry
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import TOKENS_PER_PICTURE
+from mmemb.storage.manifests import IndexEntry
 
 MAX_CYCLE = 10_000
 

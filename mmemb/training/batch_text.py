@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mmemb.backbones.base import Backbone
 from mmemb.losses.masks import target_masks
 from mmemb.records.batches import PairBatch
-from mmemb.records.records import Media
+from mmemb.records.inputs import Media
 
 
 def describe_batch(batch: PairBatch, backbone: Backbone, rows: Sequence[int] = (0, 1)) -> str:

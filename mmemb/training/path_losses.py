@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmemb.losses.infonce import LossTerm, combine, contrastive_loss
 from mmemb.records.batches import PairBatch
-from mmemb.records.records import Rationale
+from mmemb.records.rationales import Rationale
 from mmemb.training.pair_vectors import PairVectors
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from callbacks import RecallAtK, RunRecord
 from callbacks.run_record import is_finished, is_unfinished
 from mmemb.storage.files import link_atomically
-from mmemb.storage.lineage import FittedFacts, read_fitted
+from mmemb.storage.trained_facts import FittedFacts, read_fitted
 from tests.fixtures.echo_module import (
     ONE,
     Boring,

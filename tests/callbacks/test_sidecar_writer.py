@@ -13,7 +13,8 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from callbacks import SidecarWriter
 from mmemb.records.batches import SidecarOutput, SidecarRow
 from mmemb.storage.locks import LOCK
-from mmemb.storage.shards import Origin, ShardIndex, index_path, read_manifest
+from mmemb.storage.manifests import Origin, index_path, read_manifest
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.unfinished import Unfinished
 from tests.fixtures.echo_module import (
     ONE,

@@ -13,7 +13,7 @@ from callbacks.top_candidates import NUM_CANDIDATES, TopCandidates, TopRow
 from callbacks.top_candidates import _draw as draw
 from datamodules import EvaluationDataModule
 from lightning_modules import ContrastiveEmbedder
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.ranks import run_ranks
 from tests.fixtures.tiny_data import TASKS
 from tests.fixtures.tiny_embedder import clip

@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules.evaluation import EvaluationDataModule
-from mmemb.records.records import Rationale
+from mmemb.records.rationales import Rationale
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
     encode_members,
@@ -20,7 +21,6 @@ from mmemb.storage.shard_writer import (
     write_folder,
     write_shard,
 )
-from mmemb.storage.shards import ShardIndex
 from tests.fixtures.tiny_data import write_broken, write_tiny
 from tests.fixtures.tiny_sidecars import write_tiny_features, write_tiny_rationales
 from tests.fixtures.tiny_trainer import rank_of

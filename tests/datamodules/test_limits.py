@@ -23,9 +23,10 @@ from mmemb.records.batches import (
     SidecarOutput,
     SidecarRow,
 )
-from mmemb.records.records import Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
 from mmemb.retrieval.galleries import Galleries, embed_candidates, gather_candidates
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.unfinished import Unfinished
 from tests.fixtures.echo_module import candidates
 from tests.fixtures.tiny_trainer import rank_of, trainer_of

@@ -17,10 +17,12 @@ from datamodules import PairDataModule, SelectionDataModule
 from datamodules.samples import SampleReader, rows_of
 from lightning_modules import HardNegativeMiner
 from mmemb.records.batches import CandidateOutput, PairBatch
-from mmemb.records.records import Pair, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Pair
 from mmemb.retrieval.galleries import Galleries
 from mmemb.retrieval.hard_negatives import hardest_negatives
-from mmemb.storage.shards import IndexEntry, ShardIndex
+from mmemb.storage.manifests import IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.reports import rewrite
 from tests.fixtures.tiny_embedder import clip
 from tests.fixtures.tiny_sidecars import write_sidecar, write_tiny_rationales

@@ -23,8 +23,10 @@ from datamodules import (
 from datamodules.loaders import ShardDataModule, by_shard
 from datamodules.samples import Row
 from experiments.report.data.query_table import read_queries
+from mmemb.storage.joins import check_join
+from mmemb.storage.manifests import Origin, index_path
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, finish_manifest, write_folder, write_shard
-from mmemb.storage.shards import Origin, ShardIndex, check_join, index_path
 from tests.fixtures.reports import rewrite, write_sidecars
 from tests.fixtures.tiny_experiment import Experiment, run
 from tests.fixtures.tiny_sidecars import write_sidecar, write_tiny_rationales, write_tiny_utilities

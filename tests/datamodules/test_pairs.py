@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from datamodules.pairs import PairDataModule
-from mmemb.records.records import Pair
+from mmemb.records.pairs import Pair
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, finish_manifest, write_folder, write_shard
-from mmemb.storage.shards import ShardIndex
 from tests.fixtures.tiny_data import write_tiny
 from tests.fixtures.tiny_sidecars import write_tiny_features, write_tiny_rationales
 

@@ -9,8 +9,8 @@ import pytest
 
 from datamodules.media import MediaDataModule
 from datamodules.sides import SideDataModule
-from mmemb.records.records import Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import write_broken, write_tiny
 from tests.fixtures.tiny_sidecars import write_tiny_rationales
 

@@ -16,8 +16,9 @@ from datamodules import PairDataModule, SideDataModule
 from datamodules.samples import SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from lightning_modules import RationaleGenerator
-from mmemb.records.records import GREEDY, Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import CONTINENTS, write_tiny
 from tests.fixtures.tiny_sidecars import write_tiny_rationales
 from tests.fixtures.tiny_trainer import trainer_of

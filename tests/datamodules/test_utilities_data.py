@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from datamodules.utilities import UtilityDataModule
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
+from mmemb.storage.manifests import IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, encode_members, finish_manifest, write_shard
-from mmemb.storage.shards import IndexEntry, ShardIndex
 from tests.fixtures.tiny_data import write_tiny
 from tests.fixtures.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
 from tests.fixtures.tiny_trainer import rank_of

@@ -17,9 +17,12 @@ from datamodules.sidecars import RationaleTable
 from experiments.run import innermost
 from mmemb.backbones import load_backbone
 from mmemb.benchmarks.data_roots import read_tasks
-from mmemb.records.records import EvaluationTask, Rationale, ScoredJson, ScoredRationale, to_json
-from mmemb.records.schema import parse_json
-from mmemb.storage.lineage import fingerprint, read_facts
+from mmemb.records.pairs import EvaluationTask
+from mmemb.records.rationales import Rationale, ScoredJson, ScoredRationale
+from mmemb.records.schema import parse_json, to_json
+from mmemb.storage.fingerprints import fingerprint
+from mmemb.storage.manifests import read_manifest
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
     encode_members,
@@ -27,8 +30,8 @@ from mmemb.storage.shard_writer import (
     write_folder,
     write_shard,
 )
-from mmemb.storage.shards import ShardIndex, read_manifest
 from mmemb.storage.tensor_files import read_weights
+from mmemb.storage.trained_facts import read_facts
 from tests.fixtures.tiny_data import write_tiny
 
 

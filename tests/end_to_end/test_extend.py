@@ -14,7 +14,8 @@ import torch
 
 from experiments.checks.backbone import main
 from mmemb.backbones.contract import check_contract
-from mmemb.records.records import GREEDY, Media, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import GREEDY
 from tests.fixtures.tiny_experiment import REPO, settings_kept
 
 PAGE = (REPO / "docs/extend.md").read_text(encoding="utf-8")

@@ -17,10 +17,10 @@ from experiments.search.__main__ import main as search
 from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Thresholds
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import SelfWorker, ServerWorker
-from mmemb.records.records import Side
-from mmemb.storage.lineage import check_copied, note_run
+from mmemb.records.inputs import Side
+from mmemb.storage.run_marks import check_copied, note_run
 from tests.fixtures.tiny_vlm import folder
 
 MODEL = "mmemb.rationales.VisionLanguageWorker"

@@ -10,7 +10,7 @@ import yaml
 
 from datamodules.prepare.__main__ import main as prepare
 from experiments.pipeline import read_pipeline
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.own_table import flag_rows, write_csv, write_lines, write_media
 from tests.fixtures.tiny_experiment import CONFIGS, run
 

@@ -15,8 +15,8 @@ from datamodules.prepare.tiny_vlm.build import write_tiny_vlm
 from experiments.export.import_embedder import main as adopt
 from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.records.records import Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import write_tiny
 from tests.fixtures.tiny_experiment import CONFIGS, run
 from tests.fixtures.tiny_vlm import babbling

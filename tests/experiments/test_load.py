@@ -18,9 +18,9 @@ from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Thresholds
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import TableWorker
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.fixtures.paths import CLIP_TINY as TINY
 
 SIDES = [Side("the flag of Peru"), Side("a cat")]

@@ -15,9 +15,9 @@ from unittest import mock
 from mmemb.backbones import VisionLanguageBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Thresholds
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import SelfWorker
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.fixtures.tiny_vlm import folder as vision_language_model
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_bytes, mutate_json

@@ -14,9 +14,11 @@ from mmemb.benchmarks.data_roots import read_benchmark
 from mmemb.benchmarks.score_files import METRICS, read_scores, read_values
 from mmemb.llm import FewShotPrompt
 from mmemb.rationales.store import read_pool
-from mmemb.records.records import Rationale, Side, to_json
-from mmemb.storage.lineage import read_facts
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
+from mmemb.records.schema import to_json
+from mmemb.storage.shard_index import ShardIndex
+from mmemb.storage.trained_facts import read_facts
 from tests.fixtures.tiny_data import write_tiny
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_json

@@ -21,7 +21,8 @@ from mmemb.llm.prompts.special_tokens import as_text_anywhere
 from mmemb.rationales.chat_api.reply import Reply
 from mmemb.rationales.merge import fold_candidates
 from mmemb.rationales.writers.server import tagged
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.selection.counterfactual import names_target
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
 from tests.fixtures.chat_server import write_prompts

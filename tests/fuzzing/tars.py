@@ -13,7 +13,7 @@ from datamodules.archives import ArchiveLimits, TarMember, read_tar
 from datamodules.samples import SampleReader, rows_of
 from datamodules.tar_samples import ForeignMembers, samples_of
 from datamodules.unindexed import ReplayStream
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import write_tiny
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import STRANGE_TEXTS, mutate_bytes, mutate_json

@@ -11,7 +11,8 @@ from mmemb.llm import FewShotPrompt
 from mmemb.rationales.chat_api.client import seconds
 from mmemb.rationales.chat_api.reply import MOST_TOKENS, Reply, cut, least_tokens
 from mmemb.rationales.writers.server import tagged
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.records.text import check_unicode, has_text
 from tests.fixtures.chat_server import write_prompts
 from tests.fuzzing.kind import Kind

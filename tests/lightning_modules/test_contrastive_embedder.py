@@ -17,7 +17,8 @@ from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import Backbone
 from mmemb.backbones.base import load_backbone
 from mmemb.records.batches import PairBatch
-from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale
 from mmemb.training.gradient_cache import GradientCache
 from tests.fixtures.tiny_embedder import BACKBONES, clip, evaluate, joint
 from tests.fixtures.tiny_sidecars import write_tiny_features, write_tiny_rationales

@@ -17,10 +17,12 @@ from callbacks import SidecarWriter
 from datamodules import SelectionDataModule
 from lightning_modules import CounterfactualSelector
 from mmemb.records.batches import PairRowBatch
-from mmemb.records.records import Rationale, ScoredJson, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale, ScoredJson
 from mmemb.selection import PairEvaluator, YesNoEvaluator
 from mmemb.selection.placebos import placebo_donors
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_sidecars import write_tiny_rationales
 from tests.fixtures.tiny_trainer import trainer_of
 from tests.fixtures.tiny_vlm import folder as vlm_folder

@@ -15,8 +15,8 @@ from callbacks import SidecarWriter
 from datamodules import EvaluationDataModule
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import load_backbone
-from mmemb.storage.lineage import write_json
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.json_files import write_json
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_embedder import clip, evaluate
 from tests.fixtures.tiny_sidecars import write_tiny_rationales
 from tests.fixtures.tiny_trainer import trainer_of

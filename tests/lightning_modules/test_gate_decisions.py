@@ -14,11 +14,12 @@ from torch import Tensor
 from callbacks import InvocationRatio, RecallAtK, SidecarWriter
 from datamodules import UtilityDataModule
 from lightning_modules import GatingPolicy
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import RationaleWorker
 from mmemb.rationales.writers.base import drawn_seeds
-from mmemb.records.records import Rationale, Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_models import write_embedder
 from tests.fixtures.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
 from tests.fixtures.tiny_trainer import trainer_of

@@ -16,8 +16,8 @@ from lightning_modules import ContrastiveEmbedder, GatingPolicy, RationaleGenera
 from mmemb.backbones import load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.records.batches import QueryOutput
-from mmemb.records.records import Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_knower import KNOWN, STATES, TAU, Knower, opinionated
 from tests.fixtures.tiny_models import write_embedder
 from tests.fixtures.tiny_sidecars import write_tiny_utilities

@@ -15,7 +15,7 @@ from torch import Tensor
 from callbacks import InvocationRatio
 from lightning_modules import GatingPolicy
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import SelfWorker, TableWorker
 from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import GateInputs

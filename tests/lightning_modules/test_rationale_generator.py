@@ -18,8 +18,8 @@ from datamodules import SideDataModule
 from lightning_modules import RationaleGenerator
 from mmemb.llm.lora import LoraSettings
 from mmemb.rationales import LanguageModelWorker, RationaleWorker
-from mmemb.storage.lineage import write_json
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.json_files import write_json
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.chat_server import GOOD, Said, chat, serving, write_prompts
 from tests.fixtures.chat_server import worker as server_worker
 from tests.fixtures.tiny_data import write_tiny

@@ -361,7 +361,7 @@ PARSES_JSON = {
 WRITES_NAN = {
     "mmemb/records/schema.py": "looks for halves of surrogate pairs alone",
     "experiments/export/published_files.py": "a config of transformers may hold Infinity",
-    "mmemb/storage/lineage.py": "settings that are hashed, and never read back",
+    "mmemb/storage/json_files.py": "settings that are hashed, and never read back",
 }
 """Files with a `json.dumps` that lets NaN pass, and why."""
 
@@ -388,7 +388,7 @@ def test_json_is_read_by_the_types_of_records() -> None:
 
 
 def test_nothing_writes_nan() -> None:
-    """No JSON has it, and `mmemb.records.schema` refuses it: `lineage.finite`, or an error."""
+    """No JSON has it, and `mmemb.records.schema` refuses it: `json_files.finite`, or an error."""
     found = {
         name
         for name, call in calls_of("json.dumps", "json.dump")

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from experiments.cli.config_check import _load
-from mmemb.storage.lineage import FittedFacts, read_fitted
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
+from mmemb.storage.trained_facts import FittedFacts, read_fitted
 from tests.fixtures.tiny_experiment import (
     CONFIGS,
     POCKET,

@@ -26,8 +26,8 @@ from datamodules.prepare.media_paths import MediaPathError, find_frames
 from mmemb.records.schema import Excerpt, read_json
 from mmemb.records.text import printable
 from mmemb.storage.file_hashes import FileHashes
-from mmemb.storage.lineage import canonical_json, write_json
-from mmemb.storage.shards import is_complete
+from mmemb.storage.json_files import canonical_json, write_json
+from mmemb.storage.manifests import is_complete
 
 HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
 

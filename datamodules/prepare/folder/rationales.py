@@ -15,10 +15,12 @@ from datamodules.prepare.folder.write import PAIRS, QUERIES
 from datamodules.prepare.row_files import json_row
 from datamodules.samples import SampleReader, rows_of
 from mmemb.rationales.store import write_pool
+from mmemb.records.inputs import Side
 from mmemb.records.lines import split_lines
-from mmemb.records.records import Rationale, Side
+from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Schema, SchemaError, convert
-from mmemb.storage.shards import MANIFEST, ShardIndex
+from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.shard_index import ShardIndex
 
 _WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")

@@ -18,7 +18,7 @@ from datamodules.prepare.row_files import (
     parquet_faults,
     parquet_rows,
 )
-from mmemb.records.records import PARTS
+from mmemb.records.pairs import PARTS
 
 COLUMNS = (
     "id", "task", "split", "query_text", "query_media", "target_text", "target_media",

@@ -12,8 +12,11 @@ from tqdm import tqdm
 
 from datamodules.prepare.folder.media import side_members
 from datamodules.prepare.folder.table import OwnRow, OwnSide
-from mmemb.records.records import EvaluationTask, stable_hash, to_json
-from mmemb.storage.lineage import write_json
+from mmemb.records.hashing import stable_hash
+from mmemb.records.pairs import EvaluationTask
+from mmemb.records.schema import to_json
+from mmemb.storage.json_files import write_json
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
     drop_other_shards,
@@ -22,7 +25,6 @@ from mmemb.storage.shard_writer import (
     write_folder,
     write_shard,
 )
-from mmemb.storage.shards import ShardIndex
 
 PAIRS, QUERIES, CANDIDATES, NEGATIVES = "pairs/plain", "queries", "candidates", "negatives"
 SAMPLES_PER_SHARD = 256

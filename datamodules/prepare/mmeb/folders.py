@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, final
 
 from datamodules.prepare.mmeb.pictures import UnreadableError
+from mmemb.storage.manifests import MANIFEST, Source, existing_shards, index_path, read_record
 from mmemb.storage.shard_writer import Sample, finish_manifest, write_shard
-from mmemb.storage.shards import MANIFEST, Source, existing_shards, index_path, read_record
 
 
 @final

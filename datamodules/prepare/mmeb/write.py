@@ -16,14 +16,13 @@ from datamodules.prepare.mmeb.pictures import PictureReader
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
 from datamodules.prepare.mmeb.samples import Table, candidate_sample, query_sample
 from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, REPEATS, TASKS
-from mmemb.records.records import to_json
-from mmemb.records.schema import Schema, read_json
+from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.file_hashes import FileHashes
 from mmemb.storage.files import file_sha256
-from mmemb.storage.lineage import canonical_json, write_json
+from mmemb.storage.json_files import canonical_json, write_json
+from mmemb.storage.manifests import MANIFEST, Source, check_shard, read_manifest
 from mmemb.storage.resources import GIB, check_disk
 from mmemb.storage.shard_writer import Sample
-from mmemb.storage.shards import MANIFEST, Source, check_shard, read_manifest
 
 FORMAT = 2
 """Raise it whenever this code writes something else for the same plan."""

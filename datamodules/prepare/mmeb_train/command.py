@@ -24,12 +24,12 @@ from datamodules.prepare.mmeb_train.write import (
     write_held_out,
     write_pairs,
 )
-from mmemb.records.records import EvaluationTask, to_json
-from mmemb.records.schema import Schema, read_json
+from mmemb.records.pairs import EvaluationTask
+from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.file_hashes import FileHashes
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import canonical_json, write_json
-from mmemb.storage.shards import is_complete
+from mmemb.storage.json_files import canonical_json, write_json
+from mmemb.storage.manifests import is_complete
 
 HELP = "the training mixture of MMEB-V2, from local copies (docs/mmeb_train.md)"
 

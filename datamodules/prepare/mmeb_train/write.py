@@ -15,7 +15,8 @@ from datamodules.prepare.mmeb.pictures import UnreadableError
 from datamodules.prepare.mmeb_train.media import MediaStore
 from datamodules.prepare.mmeb_train.rows import TrainRow, TrainSide, read_source
 from datamodules.prepare.mmeb_train.sources import Source
-from mmemb.records.records import PARTS, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.pairs import PARTS
 from mmemb.storage.shard_writer import Sample, encode_members, write_folder
 
 SAMPLES_PER_SHARD = 512

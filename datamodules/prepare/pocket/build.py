@@ -34,11 +34,11 @@ from datamodules.prepare.pocket.flags import Flags, flag_candidates
 from datamodules.prepare.pocket.rows import QueryRow, Rows, numbered
 from datamodules.prepare.pocket.splits import by_hash
 from datamodules.prepare.pocket.tables import count_table, fact_table, few_shot_table, label_table
-from mmemb.records.records import PARTS, EvaluationTask, to_json
-from mmemb.records.schema import Schema, read_json
-from mmemb.storage.lineage import canonical_json, write_json
+from mmemb.records.pairs import PARTS, EvaluationTask
+from mmemb.records.schema import Schema, read_json, to_json
+from mmemb.storage.json_files import canonical_json, write_json
+from mmemb.storage.manifests import Source, existing_shards, read_manifest
 from mmemb.storage.shard_writer import drop_other_shards, write_folder
-from mmemb.storage.shards import Source, existing_shards, read_manifest
 
 FORMAT = 1
 """Raise it whenever this code writes something else for the same sources and settings."""

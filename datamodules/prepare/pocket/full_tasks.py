@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from datamodules.prepare.pocket import tasks as mini
 from datamodules.prepare.pocket.tasks import FLAG_GALLERY, Question
-from mmemb.records.records import EvaluationTask
+from mmemb.records.pairs import EvaluationTask
 
 NUM_FRAMES = 8
 """Of a clip, evenly spaced over its whole length."""

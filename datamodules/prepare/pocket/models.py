@@ -14,8 +14,7 @@ import msgspec
 
 from datamodules.prepare.pocket.download import read_wheel
 from datamodules.prepare.pocket.sources import LITE0, MINILM, MODELS, SMOLLM2, PinnedPackage
-from mmemb.records.records import to_json
-from mmemb.records.schema import Schema, read_json
+from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.files import file_sha256, whole_folder
 from mmemb.storage.pretrained import load_pretrained
 

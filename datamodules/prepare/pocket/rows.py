@@ -13,7 +13,7 @@ from mmemb.storage.shard_writer import Sample, encode_members
 @final
 @dataclass(frozen=True)
 class PairRow:
-    """A training pair; the fields are those of `mmemb.records.records.Pair`."""
+    """A training pair; the fields are those of `mmemb.records.pairs.Pair`."""
 
     key: str
     task: str
@@ -64,7 +64,7 @@ class PairRow:
 @final
 @dataclass(frozen=True)
 class QueryRow:
-    """An evaluation query; the fields are those of `mmemb.records.records.Query`."""
+    """An evaluation query; the fields are those of `mmemb.records.pairs.Query`."""
 
     task: str
     part: str

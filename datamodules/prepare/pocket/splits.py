@@ -18,7 +18,7 @@ from datamodules.prepare.pocket.tasks import (
     SPLIT,
     VAL_SHARE,
 )
-from mmemb.records.records import stable_hash
+from mmemb.records.hashing import stable_hash
 
 EVALUATED = ("val", "gate", "calibration", "test")
 """Parts whose concepts are asked about; questions of these are in no training pair."""

@@ -11,7 +11,7 @@ from datamodules.prepare.pocket.flags import Flags
 from datamodules.prepare.pocket.full_tasks import TASKS
 from datamodules.prepare.pocket.rows import PairRow, QueryRow, Rows
 from datamodules.prepare.pocket.tasks import NAME_TEMPLATE
-from mmemb.records.records import PARTS, EvaluationTask
+from mmemb.records.pairs import PARTS, EvaluationTask
 
 
 def fact_table(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from mmemb.records.records import EvaluationTask
+from mmemb.records.pairs import EvaluationTask
 
 PART_SHARES = {"train": 0.35, "gate": 0.15, "calibration": 0.10, "test": 0.40}
 """Parts of the concepts of one kind, cut exactly (METHOD 3)."""

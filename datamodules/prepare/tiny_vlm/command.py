@@ -8,7 +8,7 @@ from pathlib import Path
 from datamodules.prepare.tiny_vlm.build import ARCHITECTURES, write_tiny_vlm
 from mmemb.records.schema import read_json
 from mmemb.storage.files import is_temporary, whole_folder
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 
 HELP = "random vision-language models of real architectures, to try recipes out in seconds"
 

@@ -15,7 +15,7 @@ from experiments.report.audit.rows import AuditRow, read_audit
 from experiments.report.data.pictures import CandidatePictures, Shown
 from experiments.report.policies.swap import judged_swap
 from mmemb.storage.files import publish, whole_folder
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import new_folder
 
 LINK = "audit"

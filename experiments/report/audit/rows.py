@@ -17,9 +17,10 @@ from experiments.report.data.reasoned import (
     read_pair,
     read_reasoned,
 )
-from mmemb.records.records import Pair, ScoredRationale
-from mmemb.storage.lineage import FACTS, read_fitted
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.pairs import Pair
+from mmemb.records.rationales import ScoredRationale
+from mmemb.storage.shard_index import ShardIndex
+from mmemb.storage.trained_facts import FACTS, read_fitted
 
 
 @final

@@ -12,9 +12,10 @@ from datamodules.samples import rows_of
 from experiments.report.data.reasoned import read_pair, read_query
 from experiments.report.pages.markup import data_url
 from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_picture
-from mmemb.records.records import Pair, Query
+from mmemb.records.pairs import Pair, Query
 from mmemb.records.sample_json import CandidateJson
-from mmemb.storage.shards import IndexEntry, ShardIndex
+from mmemb.storage.manifests import IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 
 _MOST_BYTES, _LONGEST_SIDE = 200_000, 768
 """Bytes up to which a page holds a picture as it is; pixels to which larger ones are reduced."""

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmemb.gate.gating import reward_BA
-from mmemb.records.records import DIRECT, FULL
+from mmemb.gate.policy_gradients import reward_BA
+from mmemb.records.rationales import DIRECT, FULL
 from mmemb.records.sample_json import check_index
 from mmemb.records.sidecar_json import DecisionJson, UtilityJson
-from mmemb.storage.shards import ShardIndex, check_join
+from mmemb.storage.joins import check_join
+from mmemb.storage.shard_index import ShardIndex
 
 METRICS = ("recall@1", "recall@5", "recall@10", "hit@1", "ndcg_linear@5")
 

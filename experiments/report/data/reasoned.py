@@ -8,11 +8,13 @@ from typing import final
 
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
-from mmemb.records.records import DIRECT, Pair, Query, Rationale
+from mmemb.records.pairs import Pair, Query
+from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.records.schema import SchemaError
 from mmemb.records.sidecar_json import UtilityJson
 from mmemb.selection.counterfactual import names_target
-from mmemb.storage.shards import ShardIndex, check_join
+from mmemb.storage.joins import check_join
+from mmemb.storage.shard_index import ShardIndex
 
 
 @final

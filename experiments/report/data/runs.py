@@ -9,8 +9,8 @@ from experiments.report.pages.markdown_page import markdown_table
 from experiments.runs.recorded_config import read_config
 from mmemb.records.schema import read_json
 from mmemb.storage.files import is_temporary
-from mmemb.storage.lineage import RunMark
 from mmemb.storage.run_files import read_environment, read_summary
+from mmemb.storage.run_marks import RunMark
 
 HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
 

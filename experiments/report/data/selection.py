@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mmemb.records.records import ScoredJson
+from mmemb.records.rationales import ScoredJson
 from mmemb.retrieval.bootstrap import MIN_CLUSTERS
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 
 
 def selection_figures(

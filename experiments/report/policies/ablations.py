@@ -24,7 +24,8 @@ from mmemb.retrieval.bootstrap import (
     paired_bootstrap,
     seed_spread,
 )
-from mmemb.storage.shards import IndexEntry, ShardIndex
+from mmemb.storage.manifests import IndexEntry
+from mmemb.storage.shard_index import ShardIndex
 
 NUM_RESAMPLES = 4_000
 EQUAL = 0.02

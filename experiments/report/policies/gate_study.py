@@ -21,7 +21,8 @@ from experiments.report.policies.comparisons import (
 )
 from experiments.report.policies.decisions import ORACLE, RULE, Policy
 from experiments.report.policies.gates import fitted_logits
-from mmemb.gate.gate_fit import Estimator, collapsed_to
+from mmemb.gate.collapse import collapsed_to
+from mmemb.gate.policy_loss import Estimator
 from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import StatePart
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from datamodules.samples import rows_of
 from datamodules.utilities import UtilityTable
-from mmemb.gate.gate_fit import Estimator, fit_head
-from mmemb.gate.gating import MlpDepthHead, reward_BA
+from mmemb.gate.fit_head import fit_head
+from mmemb.gate.heads import MlpDepthHead
+from mmemb.gate.policy_gradients import reward_BA
+from mmemb.gate.policy_loss import Estimator
 from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import StatePart, check_parts
-from mmemb.records.records import stable_hash
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.hashing import stable_hash
+from mmemb.storage.shard_index import ShardIndex
 
 NUM_STEPS = 300
 """Of every head, each over all queries of part `gate`: as many as the gate's own fit has."""

@@ -21,7 +21,7 @@ from experiments.report.policies.comparisons import mean_over_tasks, of_eligible
 from experiments.report.policies.decisions import ALWAYS, GATED, NEVER, Policy
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 
 SELECTION = {"right": "candidates right", "keep_rate": "kept", "right_kept": "kept right"}
 RIGHT = "right"

@@ -29,8 +29,8 @@ from experiments.report.policies.decisions import policies
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.retrieval.bootstrap import cluster_bootstrap, seed_spread
 from mmemb.storage.files import write_atomically
-from mmemb.storage.lineage import write_json
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.json_files import write_json
+from mmemb.storage.shard_index import ShardIndex
 
 
 @final

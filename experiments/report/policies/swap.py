@@ -11,7 +11,7 @@ from experiments.report.policies.comparisons import NUM_RESAMPLES
 from mmemb.records.sidecar_json import UtilityJson
 from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
 from mmemb.storage.run_files import read_summary
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 
 
 def judged_swap(experiment: Path) -> dict[str, float | None]:

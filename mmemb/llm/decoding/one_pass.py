@@ -18,7 +18,7 @@ from mmemb.llm.decoding.cached_rows import CachedRows
 from mmemb.llm.decoding.finite import check_finite
 from mmemb.llm.decoding.sampling import Sampling, choose_tokens, row_noise
 from mmemb.llm.prompts.chat_prompt import Prompt
-from mmemb.records.records import DIRECT, FULL, GREEDY, SHORT, Rationale
+from mmemb.records.rationales import DIRECT, FULL, GREEDY, SHORT, Rationale
 
 _COMPACT_BELOW = 0.85
 """Copying the cache costs about a sixth of a step, so not at every step."""

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mmemb.records.records import GREEDY
+from mmemb.records.rationales import GREEDY
 
 
 @dataclass(frozen=True, slots=True)

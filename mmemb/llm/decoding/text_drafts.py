@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.llm.decoding.sampling import Draw, Sampling, choose_tokens, row_noise
-from mmemb.records.records import GREEDY
+from mmemb.records.rationales import GREEDY
 
 _COMPACT_BELOW = 0.85  # copying the cache costs about a sixth of a step, so not at every step
 _REFILL_BELOW = 0.8  # a step of 2 rows costs a third of one of 128

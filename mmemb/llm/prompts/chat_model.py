@@ -18,7 +18,7 @@ from mmemb.llm.loading import DTYPES, reason_of, revision_of
 from mmemb.llm.lora import adapter_identity, merge_adapter
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.special_tokens import as_text
-from mmemb.records.records import Rationale
+from mmemb.records.rationales import Rationale
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.tensor_files import load_whole, quiet_loading
 

@@ -21,7 +21,7 @@ from mmemb.llm.prompts.chat_template import conversation_text
 from mmemb.llm.prompts.pictures import bounds_whole_clips, clip_of, pixels_of
 from mmemb.llm.prompts.special_tokens import as_text, media_marks
 from mmemb.llm.prompts.style import PromptStyle
-from mmemb.records.records import Media, Side
+from mmemb.records.inputs import Media, Side
 
 _PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
 _MOST_THREADS = 8

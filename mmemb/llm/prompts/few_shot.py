@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from mmemb.llm.prompts.chat_template import conversation_text
-from mmemb.records.records import FULL, SHORT, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import FULL, SHORT, Rationale
 from mmemb.records.schema import Schema, parse_json
 from mmemb.records.text import check_template
 

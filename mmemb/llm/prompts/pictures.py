@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.media.resampling import resample
-from mmemb.records.records import Media
+from mmemb.records.inputs import Media
 
 _MOST_RATIO = {"image": 200, "frame": 180}
 """Of the sides: processors refuse more than 200, and those of clips round before they measure."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from mmemb.records.records import Rationale, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 
 if TYPE_CHECKING:
     from mmemb.llm.lora import LoraSettings

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from mmemb.rationales.writers.base import RationaleWorker
 from mmemb.rationales.writers.loading import load_worker
-from mmemb.records.records import Media, Rationale, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Schema, parse_json
 from mmemb.records.text import check_template
-from mmemb.storage.lineage import run_mark
+from mmemb.storage.run_marks import run_mark
 
 if TYPE_CHECKING:
     from mmemb.backbones import Backbone

@@ -16,8 +16,10 @@ from mmemb.llm.lora import LoraSettings
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.rationales.writers.base import RationaleWorker, asked_draws
-from mmemb.records.records import Rationale, Side, stable_hash
-from mmemb.storage.lineage import trained_facts
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
+from mmemb.storage.trained_facts import trained_facts
 
 if TYPE_CHECKING:
     from mmemb.rationales.supervised import ReplyTuner

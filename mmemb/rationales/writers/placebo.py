@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mmemb.rationales.store import pool_identity, read_pool
 from mmemb.rationales.writers.base import RationaleWorker, check_seeds, drawn_seeds
-from mmemb.records.records import Rationale, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 
 
 @final

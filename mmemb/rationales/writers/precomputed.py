@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmemb.rationales.store import collect_pool, pool_identity, read_pool
 from mmemb.rationales.writers.base import RationaleWorker, check_seeds, drawn_seeds
-from mmemb.records.records import GREEDY, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
 
 _MODALITIES = frozenset({"text", "image", "video"})
 

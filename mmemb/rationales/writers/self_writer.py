@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.rationales.writers.base import RationaleWorker
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 
 
 @final

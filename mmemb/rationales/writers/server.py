@@ -16,7 +16,9 @@ from mmemb.llm.prompts.special_tokens import as_text_anywhere
 from mmemb.rationales.chat_api.client import ChatClient
 from mmemb.rationales.chat_api.reply import Reply, cut
 from mmemb.rationales.writers.base import RationaleWorker, asked_draws, check_reads
-from mmemb.records.records import GREEDY, SHORT, Media, Rationale, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import GREEDY, SHORT, Rationale
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

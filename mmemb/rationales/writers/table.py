@@ -10,7 +10,9 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from mmemb.rationales.writers.base import RationaleWorker, check_seeds, drawn_seeds
-from mmemb.records.records import GREEDY, Rationale, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
 from mmemb.records.schema import Excerpt, parse_json
 
 WORKER = "table"

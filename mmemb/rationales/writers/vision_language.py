@@ -29,8 +29,10 @@ from mmemb.llm.prompts.style import PromptStyle
 from mmemb.losses.infonce import LossTerm
 from mmemb.rationales.supervised import ReplyTuner
 from mmemb.rationales.writers.base import RationaleWorker, asked_draws
-from mmemb.records.records import FULL, SHORT, Rationale, Side, stable_hash
-from mmemb.storage.lineage import trained_facts
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import FULL, SHORT, Rationale
+from mmemb.storage.trained_facts import trained_facts
 
 if TYPE_CHECKING:
     from mmemb.backbones.vision_language import VisionLanguageBackbone

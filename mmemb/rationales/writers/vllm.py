@@ -17,7 +17,9 @@ from mmemb.llm.prompts.pictures import pixels_of
 from mmemb.llm.prompts.special_tokens import as_text, media_marks
 from mmemb.rationales.writers.base import RationaleWorker, asked_draws, check_reads
 from mmemb.rationales.writers.server import picture, short_seed
-from mmemb.records.records import GREEDY, Rationale, Side, stable_hash
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

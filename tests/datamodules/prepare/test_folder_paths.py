@@ -18,7 +18,7 @@ from experiments.plan.model_sizes import saved_backbone
 from mmemb.backbones import OpenClipBackbone, load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Thresholds
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import (
     ForeignWorker,
     LabelBridgeWorker,
@@ -32,7 +32,7 @@ from mmemb.rationales import (
     VllmWorker,
     write_pool,
 )
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from mmemb.selection import EmbeddingEvaluator, YesNoEvaluator
 from mmemb.storage.trust import check_links
 from tests.fixtures.tiny_backbones import BUILDERS, HELPFUL, TINY, text_model

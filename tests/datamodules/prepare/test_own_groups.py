@@ -14,7 +14,7 @@ from PIL import Image
 from datamodules.prepare.folder.check import Content, Faults, _groups, check_rows
 from datamodules.prepare.folder.media import content_digest
 from datamodules.prepare.folder.table import OwnRow, OwnSide
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.datamodules.prepare.test_prepare_folder import prepare
 from tests.fixtures.own_table import flag_rows, write_csv
 from tests.fixtures.tiny_data import picture

@@ -24,7 +24,7 @@ from datamodules.prepare.pocket.tasks import (
     TASKS,
     TEXT_QUESTIONS,
 )
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.paths import REPO
 from tests.fixtures.prepare_sources import CODES, NUM_COUNTRIES, TWINS, write_sources
 

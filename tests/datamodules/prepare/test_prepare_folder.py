@@ -14,7 +14,7 @@ import torch
 from datamodules import EvaluationDataModule, PairDataModule
 from datamodules.prepare.__main__ import main
 from mmemb.rationales import PrecomputedWorker
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.own_table import (
     flag_rows,
     nested,

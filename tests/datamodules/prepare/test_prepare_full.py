@@ -84,7 +84,7 @@ def test_a_clip_keeps_its_motion(root: Path) -> None:
     entry, query = of_task(root, "queries", "anim-group")[0]
     assert query["text"] == ""
     assert sorted(entry.media) == [f"q0.{n:03d}.webp" for n in range(NUM_FRAMES)]
-    from mmemb.storage.shards import ShardIndex
+    from mmemb.storage.shard_index import ShardIndex
 
     members = ShardIndex.open(root / "queries").read(entry)
     centres = []

@@ -14,8 +14,8 @@ from datamodules.prepare.mmeb.frames import choose_frames, natural_key
 from datamodules.prepare.mmeb.layouts import LAYOUTS, plan_task
 from datamodules.prepare.mmeb.write import write_root
 from mmemb.benchmarks.mmeb_v2 import TASKS
-from mmemb.records.records import Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.mmeb_cases import CASES
 from tests.fixtures.mmeb_sources import FRAMES, picture
 

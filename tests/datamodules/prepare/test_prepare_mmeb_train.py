@@ -20,8 +20,8 @@ from datamodules.prepare.mmeb_train.media import MediaStore
 from datamodules.prepare.mmeb_train.rows import TrainSide, read_source
 from datamodules.prepare.mmeb_train.sources import MIXTURE, TOTAL_WEIGHT, source_named
 from datamodules.samples import SampleReader, rows_of
-from mmemb.records.records import Pair
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.pairs import Pair
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import picture
 from tests.fixtures.tiny_experiment import CONFIGS, run
 

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.checks.batch import main
-from mmemb.records.records import Media, Side
+from mmemb.records.inputs import Media, Side
 from mmemb.training.batch_text import describe_batch, media_words
 from tests.datamodules.test_negatives import data
 from tests.fixtures.tiny_backbones import HELPFUL, build_joint, cached_picture

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from experiments.cli.checkpoint_check import changed_inputs, changes, check_resume, start_checkpoint
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from tests.end_to_end.test_interrupted_fit import fit_trunk, trunk  # noqa: F401  (a fixture)
 from tests.experiments.cli.test_cli_errors import message_of
 from tests.fixtures.tiny_experiment import Experiment, run

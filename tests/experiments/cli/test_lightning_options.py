@@ -35,7 +35,7 @@ from lightning_modules import ContrastiveEmbedder
 from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import num_training_steps, schedule, schedule_length
 from mmemb.backbones import load_backbone
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_embedder import clip
 from tests.fixtures.tiny_experiment import REPO, run, write_experiment
 from tests.fixtures.tiny_trainer import rank_of, trainer_of

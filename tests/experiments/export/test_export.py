@@ -23,9 +23,10 @@ from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import Backbone, VisionLanguageBackbone
 from mmemb.llm import PromptStyle
 from mmemb.llm.lora import LoraSettings
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from mmemb.retrieval.bootstrap import Interval
-from mmemb.storage.lineage import FittedFacts, trained_facts, write_facts, write_json
+from mmemb.storage.json_files import write_json
+from mmemb.storage.trained_facts import FittedFacts, trained_facts, write_facts
 from tests.fixtures.tiny_backbones import build_clip
 from tests.fixtures.tiny_vlm import folder, picture
 

@@ -19,7 +19,7 @@ from mmemb.backbones import Backbone, VisionLanguageBackbone
 from mmemb.llm import PromptStyle
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.special_tokens import special_tokens
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.experiments.export.test_export import STYLE, saved
 from tests.fixtures.tiny_backbones import build_clip, build_joint
 from tests.fixtures.tiny_models import write_chat_model

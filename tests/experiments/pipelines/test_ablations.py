@@ -25,8 +25,8 @@ from experiments.pipelines.ablations import (
     write_report,
 )
 from experiments.report.policies.ablations import CellTable, cell_figures, compare, picture, words
-from mmemb.storage.lineage import inherited_facts
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
+from mmemb.storage.trained_facts import inherited_facts
 from tests.fixtures.tiny_experiment import POCKET, Experiment
 
 FILE = POCKET / "ablations.yaml"

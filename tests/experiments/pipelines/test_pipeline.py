@@ -14,7 +14,7 @@ import yaml
 import experiments.report  # noqa: F401  (the line below finds its module)
 from experiments.pipeline import Stage, is_done, main
 from experiments.run import quieten
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.unfinished import UNFINISHED_STATUS
 from tests.fixtures.tiny_experiment import (
     Experiment,

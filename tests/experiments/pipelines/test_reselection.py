@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from experiments.pipelines.reselection import Reselection, Rule, of_seeds, reselect
 from mmemb.rationales import fold_candidates
-from mmemb.records.records import Rationale, ScoredRationale
+from mmemb.records.rationales import Rationale, ScoredRationale
 
 TEXT = "<think>It is {0}.</think><answer>{0}</answer>"
 

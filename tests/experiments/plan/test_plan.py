@@ -24,7 +24,7 @@ from mmemb.backbones import VisionLanguageBackbone
 from mmemb.backbones.sequences import SequenceBuilder
 from mmemb.llm import PromptStyle
 from mmemb.llm.lora import LoraSettings
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from mmemb.selection import YesNoEvaluator
 from tests.fixtures.tiny_backbones import (
     HELPFUL,

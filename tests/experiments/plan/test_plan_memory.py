@@ -15,7 +15,7 @@ from experiments.plan.memory import GIB, ModelShape, Replies, Training, state_me
 from experiments.plan.model_sizes import joint_shape, language_model_shape, open_clip_shape
 from mmemb.backbones import Backbone, VisionLanguageBackbone
 from mmemb.llm.lora import LoraSettings
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.fixtures.plan_memory import measured, planned, saved_bytes, under
 from tests.fixtures.tiny_backbones import (
     TINY,

@@ -17,8 +17,8 @@ from experiments.plan.stages import StagePlan
 from mmemb.backbones import VisionLanguageBackbone
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.llm.prompts.few_shot import FewShotPrompt
-from mmemb.records.records import Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_backbones import cached_picture
 from tests.fixtures.tiny_experiment import POCKET, settings_kept
 from tests.fixtures.tiny_vlm import folder

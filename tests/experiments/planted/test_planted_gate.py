@@ -25,7 +25,8 @@ from experiments.planted.gate import (
     planted_gate,
     regret,
 )
-from mmemb.gate.gating import MlpDepthHead, exact_loss, grpo_loss, reinforce_loss
+from mmemb.gate.heads import MlpDepthHead
+from mmemb.gate.policy_gradients import exact_loss, grpo_loss, reinforce_loss
 from mmemb.losses.infonce import LossTerm
 
 

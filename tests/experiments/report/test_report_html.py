@@ -23,7 +23,7 @@ from experiments.report.pages.html_page import report_page
 from experiments.report.pages.markdown_page import markdown_table
 from experiments.report.pages.markup import data_url, element
 from mmemb.media.pictures import read_picture
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.picture_files import png
 from tests.fixtures.reports import PageParts, check_self_contained, rewrite, write_sidecars
 from tests.fixtures.tiny_experiment import Experiment

@@ -11,8 +11,8 @@ import pytest
 from experiments.report.__main__ import main
 from experiments.report.data.reasoned import read_reasoned
 from experiments.report.policies.rounds import rounds
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, finish_manifest, write_shard
-from mmemb.storage.shards import ShardIndex
 from tests.fixtures.tiny_experiment import Experiment
 from tests.fixtures.tiny_sidecars import record_origins
 

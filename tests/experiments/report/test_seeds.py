@@ -17,8 +17,8 @@ from experiments.report.data.query_table import METRICS
 from experiments.report.policies.comparisons import compared, of_eligible_tasks
 from experiments.report.policies.decisions import ALWAYS, GATED, NEVER, RULE
 from experiments.report.policies.seeds import read_seed_run, row_of, seed_means
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import finish_manifest
-from mmemb.storage.shards import ShardIndex
 from tests.experiments.pipelines.test_pipeline_file import write_pipeline
 from tests.experiments.report.test_report_policies import table
 from tests.fixtures.reports import rewrite

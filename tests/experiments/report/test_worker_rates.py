@@ -9,7 +9,7 @@ import pytest
 
 from experiments.report.data.selection import selection_figures
 from experiments.report.pages.markdown_page import workers_table
-from mmemb.records.records import Rationale, ScoredRationale, scored_to_json
+from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.storage.shard_writer import Sample, encode_members, finish_manifest, write_shard
 
 Said = tuple[str, int, bool, bool]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from callbacks.run_record import fingerprint_of, mark_started
 from experiments.runs.folder import RUN_FOLDER, Launch, RunFolder, announce, announced, claim_run
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import LOCK, FolderLock
 
 

@@ -24,7 +24,8 @@ from mmemb.benchmarks.score_files import (
     write_scores,
 )
 from mmemb.benchmarks.task_scores import TaskScores
-from mmemb.records.records import Query, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Query
 
 PUBLISHED = {
     "I-CLS": (

@@ -16,11 +16,11 @@ from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.backbones import Backbone, OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Thresholds
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.rationales import SelfWorker, TableWorker
-from mmemb.records.records import Side
-from mmemb.storage.shards import ShardIndex
+from mmemb.records.inputs import Side
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import picture
 from tests.fixtures.tiny_models import CLIP_TINY
 from tests.fixtures.tiny_vlm import babbling

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import Backbone, JointEncoder, OpenClipBackbone, load_backbone
-from mmemb.records.records import Media, Side
+from mmemb.records.inputs import Media, Side
 from tests.fixtures.ranks import run_ranks
 from tests.fixtures.tiny_backbones import (
     BUILDERS,

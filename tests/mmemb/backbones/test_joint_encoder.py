@@ -11,7 +11,7 @@ import torch
 
 from mmemb.backbones import EfficientNetTower, JointEncoder
 from mmemb.backbones.sequences import SequenceBuilder
-from mmemb.records.records import Media, Side
+from mmemb.records.inputs import Media, Side
 from tests.fixtures.tiny_backbones import (
     HELPFUL,
     build_joint,

@@ -11,7 +11,7 @@ import torch
 
 from mmemb.backbones import OpenClipBackbone, load_backbone
 from mmemb.backbones.pixels import prepare_pixels
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.fixtures.tiny_backbones import (
     HELPFUL,
     TINY,

@@ -15,7 +15,7 @@ from mmemb.llm.decoding.cached_rows import CachedRows, collate
 from mmemb.llm.decoding.one_pass import whole_text
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.lora import LoraSettings
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.fixtures.tiny_models import write_chat_model
 from tests.fixtures.tiny_vlm import NOTE, ON_EACH, SIDES, looking, note, picture, qwen
 

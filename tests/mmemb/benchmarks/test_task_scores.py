@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from mmemb.benchmarks.task_scores import Mode, score_embeddings, score_predictions
-from mmemb.records.records import Query, Side
-from mmemb.retrieval.metrics import metrics_by_query, score_prediction
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Query
 from mmemb.retrieval.ranking import ABSENT, MISS, PADDING, pad_rows
+from mmemb.retrieval.ranking_metrics import metrics_by_query, score_prediction
 from mmemb.retrieval.tie_bounds import tie_bounds
 
 

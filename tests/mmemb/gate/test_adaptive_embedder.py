@@ -14,11 +14,12 @@ from torch import Tensor
 from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder, Encoded
 from mmemb.gate.budget import Thresholds
-from mmemb.gate.gating import MlpDepthHead
+from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.latency import measure_latency
 from mmemb.rationales import PrecomputedWorker, RationaleWorker, TableWorker
 from mmemb.rationales.writers.base import check_seeds, drawn_seeds
-from mmemb.records.records import Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import Rationale
 from tests.fixtures.paths import CLIP_TINY
 
 PICTURE = Media("image", "p", pixels=torch.zeros(3, 8, 8, dtype=torch.uint8))

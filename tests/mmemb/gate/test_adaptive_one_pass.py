@@ -12,12 +12,12 @@ from mmemb.backbones import VisionLanguageBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Thresholds
 from mmemb.gate.first_token import FirstTokenHead
-from mmemb.gate.gate_fit import policy_loss
-from mmemb.gate.gating import MlpDepthHead, load_head, save_head
+from mmemb.gate.heads import MlpDepthHead, load_head, save_head
+from mmemb.gate.policy_loss import policy_loss
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.losses.infonce import combine
 from mmemb.rationales import SelfWorker, TableWorker
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.fixtures.tiny_embedder import joint
 from tests.fixtures.tiny_vlm import SIDES, babbling
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mmemb.gate.baselines import best_threshold
 from mmemb.gate.budget import NATURAL, Threshold, Thresholds, ThresholdsJson, Unit, depths_at
-from mmemb.gate.gating import best_threshold
 from mmemb.records.schema import parse_json
 
 KEYS = [f"key-{i}" for i in range(200)]

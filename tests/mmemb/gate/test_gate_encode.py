@@ -14,7 +14,7 @@ from mmemb.gate.budget import Thresholds
 from mmemb.gate.latency import measure_latency
 from mmemb.rationales import RationaleWorker, TableWorker
 from mmemb.records.gate_state import score_shape
-from mmemb.records.records import Media, Side
+from mmemb.records.inputs import Media, Side
 from tests.fixtures.paths import CLIP_TINY
 from tests.fixtures.tiny_knower import KNOWN, STATES, TAU, Knower, opinionated
 

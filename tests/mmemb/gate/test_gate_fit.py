@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmemb.gate.gate_fit import Estimator, OldPolicy, collapsed_to, fit_head, policy_loss
-from mmemb.gate.gating import MlpDepthHead, exact_loss, supervised_loss
+from mmemb.gate.collapse import collapsed_to
+from mmemb.gate.fit_head import fit_head
+from mmemb.gate.heads import MlpDepthHead
+from mmemb.gate.policy_gradients import exact_loss, supervised_loss
+from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
 from mmemb.losses.infonce import combine
 
 STATE_NS = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mmemb.records.batches import CandidateOutput, UtilityBatch
 from mmemb.records.gate_state import GateInputs, check_parts, score_shape
-from mmemb.records.records import Query, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Query
 from mmemb.retrieval.galleries import Galleries
 
 INPUTS = GateInputs(torch.rand(3, 4), torch.rand(3, 3), torch.rand(3, 5).half())

@@ -12,16 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmemb.gate.gating import (
-    MlpDepthHead,
-    exact_loss,
-    load_head,
-    oracle_depth,
-    reinforce_loss,
-    reward_BA,
-    save_head,
-    uniform_by_key,
-)
+from mmemb.gate.baselines import oracle_depth
+from mmemb.gate.heads import MlpDepthHead, load_head, save_head
+from mmemb.gate.policy_gradients import exact_loss, reinforce_loss, reward_BA, uniform_by_key
 from mmemb.losses.infonce import LossTerm
 
 
@@ -168,7 +161,7 @@ def test_a_gate_that_breaks_off_leaves_the_one_before(tmp_path: Path) -> None:
     torch.nn.init.ones_(new.output.bias)
     save_head(old, tmp_path / "gate")
     with (
-        patch("mmemb.gate.gating.write_json", side_effect=OSError("no space is left")),
+        patch("mmemb.gate.heads.write_json", side_effect=OSError("no space is left")),
         pytest.raises(OSError, match="no space"),
     ):
         save_head(new, tmp_path / "gate")

@@ -13,7 +13,7 @@ from mmemb.backbones import VisionLanguageBackbone
 from mmemb.llm import PromptStyle
 from mmemb.llm.decoding.cached_rows import collate
 from mmemb.llm.decoding.one_pass import TAGS
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from tests.fixtures.tiny_vlm import ON_EACH, SIDES, folder, looking, note, picture, qwen
 
 

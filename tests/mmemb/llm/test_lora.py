@@ -10,7 +10,7 @@ import torch
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import load_backbone
 from mmemb.llm.lora import LoraSettings
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from mmemb.training.gradient_cache import GradientCache
 from tests.fixtures.tiny_backbones import HELPFUL, build_clip, build_joint, cached_picture
 from tests.fixtures.tiny_embedder import joint

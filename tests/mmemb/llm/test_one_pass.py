@@ -14,7 +14,8 @@ from mmemb.backbones.generative import Thoughts
 from mmemb.llm.decoding.cached_rows import collate
 from mmemb.llm.decoding.one_pass import whole_text
 from mmemb.llm.decoding.sampling import Sampling
-from mmemb.records.records import DIRECT, FULL, GREEDY, SHORT, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import DIRECT, FULL, GREEDY, SHORT
 from tests.fixtures.tiny_vlm import ON_EACH, SIDES, babbling
 
 SAMPLING = Sampling(max_new_tokens=24, temperature=1.0, top_p=1.0, top_k=3)

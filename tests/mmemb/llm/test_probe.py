@@ -18,7 +18,8 @@ from mmemb.llm.decoding.decoders import (
 )
 from mmemb.llm.decoding.hidden_states import end_states
 from mmemb.rationales import LanguageModelWorker, PrecomputedWorker, TableWorker, load_worker
-from mmemb.records.records import GREEDY, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
 from tests.fixtures.tiny_language_model import byte_tokenizer, tiny_gpt2, tiny_llama
 
 SIDES = [Side("Paris"), Side("the Nile delta"), Side("x"), Side("Paris")]

@@ -18,7 +18,8 @@ from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.prompts.pictures import clip_of, pixels_of
 from mmemb.llm.prompts.special_tokens import as_text
 from mmemb.rationales import VisionLanguageWorker
-from mmemb.records.records import FULL, GREEDY, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import FULL, GREEDY
 from mmemb.selection import JudgeStyle, YesNoEvaluator
 from tests.fixtures.tiny_models import write_chat_model
 from tests.fixtures.tiny_vlm import CLIP, ON_EACH, SIDES, babbling, folder, note, picture

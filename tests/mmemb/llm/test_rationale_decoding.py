@@ -18,7 +18,7 @@ from mmemb.llm.decoding.decoders import (
 from mmemb.llm.decoding.padding import causal_mask
 from mmemb.llm.decoding.sampling import Sampling, choose_tokens
 from mmemb.llm.decoding.text_drafts import Decoder, decode
-from mmemb.records.records import GREEDY
+from mmemb.records.rationales import GREEDY
 from tests.fixtures.tiny_language_model import tiny_gpt2, tiny_llama
 
 PREFIX = [7, 50, 31, 90, 11]

@@ -18,7 +18,8 @@ from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.special_tokens import as_text, as_text_anywhere, special_tokens
-from mmemb.records.records import GREEDY, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
 from tests.fixtures.chat_server import chat, serving, worker, write_prompts
 from tests.fixtures.tiny_language_model import byte_tokenizer

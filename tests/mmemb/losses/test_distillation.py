@@ -20,8 +20,8 @@ from datamodules.teacher import TeacherTable
 from lightning_modules import ContrastiveEmbedder, TeacherEmbedder
 from mmemb.losses.distillation import distillation_loss
 from mmemb.losses.infonce import combine
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, encode_members, write_folder
-from mmemb.storage.shards import ShardIndex
 from tests.datamodules.test_negatives import data
 from tests.fixtures.ranks import run_ranks
 from tests.fixtures.tiny_embedder import clip

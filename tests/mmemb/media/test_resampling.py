@@ -18,7 +18,7 @@ from experiments.scoring.near_duplicates import looks
 from mmemb.backbones.pixels import prepare_pixels
 from mmemb.llm.prompts.pictures import pixels_of
 from mmemb.media.resampling import resample
-from mmemb.records.records import Media
+from mmemb.records.inputs import Media
 from tests.fixtures.tiny_backbones import tower
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -17,9 +17,10 @@ from lightning_modules import RationaleGenerator
 from mmemb.rationales import LanguageModelWorker, RationaleWorker
 from mmemb.rationales.draft_cache import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.writers.base import drawn_seeds
-from mmemb.records.records import GREEDY, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, write_folder, write_shard
-from mmemb.storage.shards import ShardIndex
 from tests.fixtures.tiny_data import write_tiny
 from tests.fixtures.tiny_models import write_chat_model
 from tests.fixtures.tiny_trainer import trainer_of

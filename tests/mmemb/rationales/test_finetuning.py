@@ -17,8 +17,10 @@ from mmemb.llm.lora import LoraSettings
 from mmemb.losses.infonce import combine
 from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
 from mmemb.rationales.finetuning import ChatTuner
-from mmemb.records.records import GREEDY, SHORT, Rationale, Side
-from mmemb.storage.lineage import fingerprint, write_json
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, SHORT, Rationale
+from mmemb.storage.fingerprints import fingerprint
+from mmemb.storage.json_files import write_json
 from tests.fixtures.ranks import run_ranks
 from tests.fixtures.tiny_language_model import byte_tokenizer, tiny_llama
 

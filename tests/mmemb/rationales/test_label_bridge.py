@@ -12,7 +12,8 @@ import torch
 from mmemb.backbones import load_backbone
 from mmemb.llm.lora import LoraSettings
 from mmemb.rationales import NO_DRAW, LabelBridgeWorker, TableWorker, load_worker
-from mmemb.records.records import GREEDY, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY
 from tests.fixtures.tiny_backbones import build_joint, cached_picture
 
 LABELS = [{"text": text, "instruction": "find the"} for text in ("flag", "paris", "long picture")]

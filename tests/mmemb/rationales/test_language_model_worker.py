@@ -19,7 +19,9 @@ from mmemb.llm.decoding.decoders import (
     WholePromptDecoder,
 )
 from mmemb.rationales import NO_DRAW, LanguageModelWorker, fold_candidates, load_worker
-from mmemb.records.records import GREEDY, SHORT, Media, Rationale, Side, to_json
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import GREEDY, SHORT, Rationale
+from mmemb.records.schema import to_json
 from tests.fixtures.paths import POCKET_PROMPT
 from tests.fixtures.tiny_language_model import byte_tokenizer, tiny_llama
 

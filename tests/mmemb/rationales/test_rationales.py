@@ -25,7 +25,8 @@ from mmemb.rationales import (
     load_worker,
     write_pool,
 )
-from mmemb.records.records import GREEDY, SHORT, Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, SHORT, Rationale
 from tests.fixtures.paths import POCKET_PROMPT
 
 

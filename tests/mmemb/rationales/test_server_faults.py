@@ -27,7 +27,7 @@ from hypothesis import given
 from mmemb.rationales import ServerError, ServerWorker
 from mmemb.rationales.chat_api.client import LONGEST_RETRY_AFTER_S, seconds
 from mmemb.rationales.chat_api.reply import MOST_TOKENS, Reply, cut, read_reply
-from mmemb.records.records import Rationale
+from mmemb.records.rationales import Rationale
 from mmemb.storage.signals import Interrupted
 from tests.fixtures.chat_server import (
     GOOD,

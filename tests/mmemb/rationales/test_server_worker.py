@@ -22,7 +22,8 @@ from mmemb.llm import FewShotPrompt
 from mmemb.rationales import NO_DRAW, ServerWorker, load_worker
 from mmemb.rationales.chat_api.reply import Reply
 from mmemb.rationales.writers.server import tagged
-from mmemb.records.records import GREEDY, Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import GREEDY, Rationale
 from tests.fixtures.chat_server import (
     GOOD,
     KEY,

@@ -14,7 +14,8 @@ from mmemb.llm.decoding.cached_rows import collate
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.lora import LoraSettings
 from mmemb.rationales import NO_DRAW, VisionLanguageWorker, fold_candidates, load_worker
-from mmemb.records.records import FULL, GREEDY, SHORT, to_json
+from mmemb.records.rationales import FULL, GREEDY, SHORT
+from mmemb.records.schema import to_json
 from tests.fixtures.tiny_vlm import NOTE, SIDES, babbling
 
 SEEDS = torch.tensor([[GREEDY, 5, 6], [7, 8, NO_DRAW], [GREEDY, NO_DRAW, 9], [1, 2, 3], [4, 5, 6]])

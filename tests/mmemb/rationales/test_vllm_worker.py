@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from mmemb.rationales import NO_DRAW, VllmWorker, load_worker
-from mmemb.records.records import GREEDY, SHORT, Media, Rationale, Side
+from mmemb.records.inputs import Media, Side
+from mmemb.records.rationales import GREEDY, SHORT, Rationale
 
 SIDES = [Side(text="Paris"), Side(media=(Media("image", "0" * 64),)), Side(text="the Nile")]
 SEEDS = torch.tensor([[GREEDY, 21, 22], [GREEDY, 23, 24], [2**62 + 25, 26, NO_DRAW]])

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from datamodules.decode import DecodeError
 from datamodules.samples import Members, SampleReader
-from mmemb.records.records import ScoredJson, scored_to_json
+from mmemb.records.rationales import ScoredJson, scored_to_json
 from mmemb.records.sample_json import CandidateJson, PairJson, QueryJson
 from mmemb.records.schema import SchemaError, parse_json
 from mmemb.records.sidecar_json import DecisionJson, NegativeJson, UtilityJson
+from mmemb.storage.manifests import MANIFEST, Source, index_path, read_manifest, read_record
 from mmemb.storage.shard_writer import Sample, write_folder
-from mmemb.storage.shards import MANIFEST, Source, index_path, read_manifest, read_record
 
 LABELS = {"task": "t", "part": "train", "concept": "c", "fact": "f"}
 PAIR = LABELS | {

@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from experiments.cli.experiment_cli import facts_behind
-from mmemb.storage.lineage import FittedFacts, write_facts
+from mmemb.storage.trained_facts import FittedFacts, write_facts
 
 
 def config_of(model: tuple[str, Any], data: tuple[str, Any], **more: Any) -> Namespace:

@@ -23,9 +23,9 @@ from lightning_modules import (
     TeacherEmbedder,
 )
 from mmemb.records.row_marks import NOT_ASKED, failure_of, mark_of
-from mmemb.storage.lineage import write_json
+from mmemb.storage.json_files import write_json
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, write_folder
-from mmemb.storage.shards import ShardIndex
 from tests.fixtures.tiny_embedder import clip
 from tests.fixtures.tiny_knower import Knower
 from tests.fixtures.tiny_sidecars import write_tiny_rationales

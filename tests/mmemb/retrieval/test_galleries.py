@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmemb.records.batches import CandidateOutput
-from mmemb.records.records import Query, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Query
 from mmemb.retrieval.galleries import Galleries, best_rank
 from mmemb.retrieval.ranking import TiedRanks
-from mmemb.storage.shards import ShardIndex
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_experiment import Experiment
 
 NAMES = tuple("abcde")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.retrieval.metrics import CUTOFFS, score_prediction
+from mmemb.retrieval.ranking_metrics import CUTOFFS, score_prediction
 
 Run = tuple[list[str], dict[str, int]]
 """Documents, best first; right ones with their grades, of which some may not be retrieved."""

@@ -11,13 +11,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmemb.retrieval.metrics import (
-    MeanSums,
-    expected_metrics,
-    metrics_by_query,
-    score_prediction,
-)
 from mmemb.retrieval.ranking import pad_rows, rank_scores
+from mmemb.retrieval.ranking_metrics import expected_metrics, metrics_by_query, score_prediction
+from mmemb.retrieval.running_means import MeanSums
 from tests.fixtures.ranks import run_ranks
 
 

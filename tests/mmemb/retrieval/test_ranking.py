@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.retrieval.metrics import metrics_by_query, score_prediction
 from mmemb.retrieval.ranking import (
     ABSENT,
     MISS,
@@ -18,6 +17,7 @@ from mmemb.retrieval.ranking import (
     rank_scores,
     search,
 )
+from mmemb.retrieval.ranking_metrics import metrics_by_query, score_prediction
 
 
 def _vectors(seed: int, *shape: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import OpenClipBackbone
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.selection import EmbeddingEvaluator
 from tests.fixtures.paths import CLIP_TINY as TINY
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmemb.records.records import Pair, Side
+from mmemb.records.inputs import Side
+from mmemb.records.pairs import Pair
 from mmemb.selection import PairEvaluator, YesNoEvaluator
 from mmemb.selection.counterfactual import contrasts
 from mmemb.selection.trl_reward import ContrastReward

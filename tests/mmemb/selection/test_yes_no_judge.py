@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmemb.llm.decoding.cached_rows import CachedRows, collate
 from mmemb.llm.prompts.chat_prompt import Prompt
-from mmemb.records.records import Rationale, Side
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.selection import JudgeStyle, YesNoEvaluator
 from mmemb.selection.counterfactual import contrasts
 from tests.fixtures.tiny_vlm import NOTE, ON_EACH, SIDES, folder, note

@@ -11,7 +11,7 @@ import pytest
 from mmemb.storage import file_hashes
 from mmemb.storage.file_hashes import FileHashes
 from mmemb.storage.files import file_identity, file_sha256
-from mmemb.storage.shards import _hash_file
+from mmemb.storage.manifests import _hash_file
 
 OLD, NEW = b"old bytes", b"new bytes"
 

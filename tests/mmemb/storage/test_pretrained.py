@@ -21,7 +21,7 @@ from mmemb.backbones import JointEncoder, OpenClipBackbone, VisionLanguageBackbo
 from mmemb.llm import FewShotPrompt
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.rationales import LanguageModelWorker, VisionLanguageWorker
-from mmemb.records.records import Side
+from mmemb.records.inputs import Side
 from mmemb.selection import YesNoEvaluator
 from mmemb.storage.pretrained import check_model, load_pretrained
 from tests.fixtures.tiny_backbones import TINY

@@ -17,6 +17,9 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmemb.storage.joins import check_join
+from mmemb.storage.manifests import Source, existing_shards, index_path, read_manifest
+from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
     drop_other_shards,
@@ -24,14 +27,6 @@ from mmemb.storage.shard_writer import (
     finish_manifest,
     write_folder,
     write_shard,
-)
-from mmemb.storage.shards import (
-    ShardIndex,
-    Source,
-    check_join,
-    existing_shards,
-    index_path,
-    read_manifest,
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.storage.shards import IndexEntry
+from mmemb.storage.manifests import IndexEntry
 from mmemb.training.batch_plan import BatchPlan, balanced_parts, entry_tokens, rank_slice
 
 fast = settings(max_examples=40, deadline=None)

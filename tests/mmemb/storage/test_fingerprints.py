@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from mmemb.storage import file_hashes, lineage
+from mmemb.storage import file_hashes, fingerprints
 from mmemb.storage.files import file_sha256
-from mmemb.storage.lineage import (
+from mmemb.storage.fingerprints import fingerprint
+from mmemb.storage.json_files import write_json
+from mmemb.storage.manifests import MANIFEST, Origin
+from mmemb.storage.shard_writer import Sample, finish_manifest, write_folder, write_shard
+from mmemb.storage.trained_facts import (
     FACTS,
     FittedFacts,
-    fingerprint,
     inherited_facts,
     read_facts,
     trained_facts,
     write_facts,
-    write_json,
     write_run_facts,
 )
-from mmemb.storage.shard_writer import Sample, finish_manifest, write_folder, write_shard
-from mmemb.storage.shards import MANIFEST, Origin
 
 
 def write_run(folder: Path, mark: str = "one", facts: tuple[str, ...] = ()) -> Path:
@@ -140,8 +140,8 @@ def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_folder_of_very_many_files_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lineage, "MOST_FILES", 1)
-    monkeypatch.setattr(lineage, "file_content", lambda path: pytest.fail("it is read"))
+    monkeypatch.setattr(fingerprints, "MOST_FILES", 1)
+    monkeypatch.setattr(fingerprints, "file_content", lambda path: pytest.fail("it is read"))
     for name in ("a", "b"):
         (tmp_path / name).touch()
     before = fingerprint({"folder": str(tmp_path)})

@@ -1,0 +1,126 @@
+"""Heads of the gate: from a state to logits of depths; saved and loaded with a class name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from mmemb.records.schema import check_arguments, read_json
+from mmemb.records.text import quote
+from mmemb.storage.files import whole_folder
+from mmemb.storage.json_files import write_json
+from mmemb.storage.tensor_files import read_weights
+
+
+class DepthHead(nn.Module, ABC):
+    """Maps a state to logits over depths; by its signature it never sees a rationale.
+
+    Attributes:
+        sources: arguments of the constructor that say where something is read. A saved head needs
+            none of them.
+    """
+
+    sources: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def forward(self, state_BS: Tensor) -> Tensor:
+        """(B, S) states to (B, A) logits."""
+
+    @abstractmethod
+    def standardise(self, state_NS: Tensor) -> None:
+        """Learns location and scale of the states from those it will be trained on."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, to build the head again."""
+
+
+@final
+class MlpDepthHead(DepthHead):
+    """One hidden layer over standardised states; starts undecided (all logits 0).
+
+    Args:
+        state_dim: width of the state.
+        num_depths: 2 = direct or full, as in the paper.
+        hidden_dim: width of the hidden layer; 0 makes the head linear.
+        dropout: on the standardised state and the hidden layer.
+    """
+
+    mean_S: Tensor
+    scale_S: Tensor
+
+    def __init__(
+        self, state_dim: int, num_depths: int = 2, hidden_dim: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self._settings = {"state_dim": state_dim, "num_depths": num_depths}
+        self._settings |= {"hidden_dim": hidden_dim, "dropout": dropout}
+        self.register_buffer("mean_S", torch.zeros(state_dim))
+        self.register_buffer("scale_S", torch.ones(state_dim))
+        hidden: list[nn.Module] = []
+        if hidden_dim:
+            hidden = [nn.Linear(state_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout)]
+        self.hidden = nn.Sequential(nn.Dropout(dropout), *hidden)
+        self.output = nn.Linear(hidden_dim or state_dim, num_depths)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, state_BS: Tensor) -> Tensor:
+        state_BS = (state_BS.to(self.mean_S.dtype) - self.mean_S) / self.scale_S
+        return self.output(self.hidden(state_BS))
+
+    @torch.no_grad()
+    def standardise(self, state_NS: Tensor) -> None:
+        assert len(state_NS), "no state has no mean: a gate needs eligible queries"
+        self.mean_S.copy_(state_NS.mean(0))
+        scale_S = state_NS.std(0, unbiased=False)
+        self.scale_S.copy_(torch.where(scale_S > 1e-6, scale_S, 1.0))  # a constant says nothing
+
+    def settings(self) -> dict[str, Any]:
+        return dict(self._settings)
+
+
+def save_head(head: DepthHead, folder: str | Path) -> None:
+    """Writes `weights.pt` (plain tensors) and `config.json` with class and settings, together."""
+    with whole_folder(folder, keep_others=True) as fresh:
+        torch.save(head.state_dict(), fresh / "weights.pt")
+        write_json(fresh / "config.json", {"class": type(head).__name__, **head.settings()})
+
+
+def load_head(folder: str | Path) -> DepthHead:
+    """Reads what `save_head` wrote; runs no code from the folder."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
+    where = f"{folder}/config.json"
+    settings = read_json(folder / "config.json", dict[str, Any])
+
+    import_module("mmemb.gate.first_token")  # a head of ours that lives in a file of its own
+    kinds = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
+    if (name := str(settings.pop("class", None))) not in kinds:
+        raise ValueError(
+            f"{folder}/config.json names the depth head {name!r}; known are {sorted(kinds)}. "
+            "Import the module that defines it first."
+        )
+
+    if named := sorted(settings.keys() & set(kinds[name].sources)):
+        raise ValueError(
+            f"{folder}/config.json: {named[0]} names {settings[named[0]]!r}, and a saved gate "
+            "needs nothing but its own files. Remove the key."
+        )
+    check_arguments(kinds[name], settings, where, "Fit the gate again.")
+
+    try:
+        head = kinds[name](**settings)
+        head.load_state_dict(read_weights(folder / "weights.pt"))
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder} holds no whole gate: config.json and weights.pt do not fit "
+            f"({quote(error)}). Fit the gate again."
+        ) from None
+    return head

@@ -1,0 +1,68 @@
+"""The mark of a finished run, and which run a copied result comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, final
+
+from mmemb.records.schema import Excerpt, Schema, read_json
+from mmemb.storage.json_files import write_json
+from mmemb.storage.products import Product
+
+
+@final
+class RunMark(Schema):
+    """A `fingerprint.json`: whose run it is, and what the run left.
+
+    Attributes:
+        fingerprint: of settings and inputs.
+        finished: whether it came to its end.
+        inputs: path -> hash of what lay there.
+        products: see `mmemb.storage.products`; None where they were not recorded.
+    """
+
+    fingerprint: str
+    finished: bool = False
+    inputs: dict[str, str] = {}
+    products: tuple[Product, ...] | None = None
+
+
+@final
+class MarkJson(Excerpt):
+    """The identity in a manifest (of shards or a data root), or in a run's `fingerprint.json`."""
+
+    fingerprint: str | None = None
+    shards: list[dict[str, Any]] | None = None
+
+
+@final
+class _CopyJson(Schema):
+    """A `copied.json`: the run whose model was copied."""
+
+    fingerprint: str | None
+
+
+def run_mark(folder: Path) -> str | None:
+    """The fingerprint of the run whose folder this is; None if it is no run."""
+    path = folder / "fingerprint.json"
+    if not path.is_file():
+        return None
+    return read_json(path, RunMark).fingerprint
+
+
+def note_run(folder: Path, run: Path) -> None:
+    """Writes into a folder whose copy it holds."""
+    write_json(folder / "copied.json", {"fingerprint": run_mark(run)})
+
+
+def check_copied(folder: Path, run: Path) -> None:
+    """Raises ValueError if a folder holds a copy of another run's model than that of `run`."""
+    path = folder / "copied.json"
+    copied = read_json(path, _CopyJson).fingerprint if path.is_file() else None
+    found = run_mark(run)
+    if copied and copied != found:
+        raise ValueError(
+            f"{folder} holds a copy of the model of run {copied}, but {run} is "
+            f"{f'run {found}' if found else 'no finished run'}. Fit the gate again on this model, "
+            "or name the run that it was fitted on."
+        )
