@@ -21,7 +21,7 @@ from lightning_modules.backbone_module import BackboneModule
 from mmemb.backbones import Backbone, GenerativeBackbone
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.distillation import distillation_loss
-from mmemb.losses.infonce import LossTerm, combine
+from mmemb.losses.terms import LossTerm, combine
 from mmemb.media.loggers import log_text
 from mmemb.records.batches import (
     CandidateBatch,

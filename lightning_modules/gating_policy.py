@@ -29,7 +29,7 @@ from mmemb.gate.heads import DepthHead, MlpDepthHead
 from mmemb.gate.latency import fixed_sample, mean_latency, measure_latency
 from mmemb.gate.policy_gradients import reward_BA, uniform_by_key
 from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
-from mmemb.losses.infonce import LossTerm, combine
+from mmemb.losses.terms import LossTerm, combine
 from mmemb.rationales import PrecomputedWorker, RationaleWorker
 from mmemb.rationales.writers.base import check_probe
 from mmemb.records.batches import (

@@ -19,7 +19,7 @@ from lightning_modules.averaging import check_averaging
 from lightning_modules.failed_shards import FailedShards
 from lightning_modules.schedule import schedule, schedule_length
 from mmemb.llm.lora import LoraSettings
-from mmemb.losses.infonce import combine
+from mmemb.losses.terms import combine
 from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
 from mmemb.rationales.draft_cache import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.draw_seeds import DrawSeeds, SeedBy

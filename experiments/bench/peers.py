@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from experiments.bench.__main__ import Line, compare, heading, write_results
 from experiments.run import quieten
-from mmemb.losses.infonce import combine, contrastive_loss
+from mmemb.losses.infonce import contrastive_loss
+from mmemb.losses.terms import combine
 from mmemb.retrieval.ranking import search
 from mmemb.training.gradient_cache import GradientCache, embed_cached
 

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from experiments.bench.__main__ import Line, compare
 from mmemb.llm.lora import LoraSettings
-from mmemb.losses.infonce import combine, contrastive_loss, info_nce
+from mmemb.losses.infonce import contrastive_loss, info_nce
 from mmemb.losses.nce_sweeps import TILE_NUMBERS
+from mmemb.losses.terms import combine
 from mmemb.records.inputs import Side
 from mmemb.training.blocks import checkpoint_blocks, compile_blocks
 from mmemb.training.gradient_cache import GradientCache, GraphMemory, embed_cached

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmemb.gate.budget import unit_hash
-from mmemb.losses.infonce import LossTerm
+from mmemb.losses.terms import LossTerm
 
 
 def reward_BA(utility_BA: Tensor, cost_BA: Tensor, *, clip: float, price: float) -> Tensor:

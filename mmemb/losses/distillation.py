@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmemb.distributed import gather_rows
-from mmemb.losses.infonce import LossTerm
 from mmemb.losses.nce_sweeps import TILE_NUMBERS
+from mmemb.losses.terms import LossTerm
 
 
 def distillation_loss(

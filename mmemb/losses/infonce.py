@@ -1,4 +1,4 @@
-"""Contrastive losses of METHOD 6 as (sum, count); only `contrastive_loss` and `combine` know ranks.
+"""Contrastive losses of METHOD 6 as (sum, count); only `contrastive_loss` knows ranks.
 
 Shapes: B rows of this rank, M rows of all ranks, N target columns (the M targets, then hard
 negatives), H hard negatives of this rank, P positives of a row, F false negatives, D embedding.
@@ -7,15 +7,12 @@ negatives), H hard negatives of this rank, P positives of a row, F false negativ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from mmemb.distributed import gather_padded, gather_rows, rank_and_world, sum_over_ranks
+from mmemb.distributed import gather_padded, gather_rows, rank_and_world
 from mmemb.losses.masks import (
-    PADDING,
     QueryColumns,
     is_first,
     merge_contents,
@@ -25,26 +22,9 @@ from mmemb.losses.masks import (
     target_masks,
 )
 from mmemb.losses.nce_sweeps import Embeddings, Problem
+from mmemb.losses.terms import LossTerm
 from mmemb.losses.tiled_nce import nce_sum
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class LossTerm:
-    """A loss as the sum over this rank's rows and their number, so that ranks may be uneven."""
-
-    sum: Tensor
-    count: Tensor
-
-
-def combine(term: LossTerm, world: int | None = None) -> Tensor:
-    """The scalar to call backward on: `world * local_sum / global_count` (METHOD 6).
-
-    DDP averages gradients over ranks, so this is the mean over all valid rows of all ranks. It
-    stays joined to the graph, and is 0, when no rank has a valid row. Runs on every rank.
-    """
-    world = rank_and_world()[1] if world is None else world
-    return world * term.sum / sum_over_ranks(term.count).clamp(min=1)
+from mmemb.records.padding import PADDING
 
 
 def contrastive_loss(

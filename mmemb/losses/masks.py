@@ -12,8 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-PADDING = -1
-"""The id that fills up rows of ids; a column with this id is nobody's negative."""
+from mmemb.records.padding import PADDING
 
 
 @final

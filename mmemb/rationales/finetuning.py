@@ -13,7 +13,7 @@ from mmemb.llm.decoding.padding import real_positions
 from mmemb.llm.decoding.shared_prefix import read_prefix, read_rows
 from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adapter
 from mmemb.llm.prompts.chat_model import ChatModel
-from mmemb.losses.infonce import LossTerm
+from mmemb.losses.terms import LossTerm
 from mmemb.rationales.supervised import ReplyTokens, ReplyTuner, pack_replies, reply_loss
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.llm.decoding.padding import left_pad
-from mmemb.losses.infonce import LossTerm
+from mmemb.losses.terms import LossTerm
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 

@@ -14,10 +14,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from mmemb.records.padding import PADDING
 from mmemb.retrieval.exact_search import exact_top, steps
 
-PADDING, ABSENT = -1, -2
-"""Fill up a row of right candidates; mark a right one that is no candidate (a miss)."""
+ABSENT = -2
+"""Marks a right candidate that is no candidate (a miss); `PADDING` fills up a row of them."""
 
 MISS = 2**40
 """Place of a right candidate that is no candidate: behind every cutoff, however short the list."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmemb.retrieval.ranking import MISS, PADDING, TiedRanks
+from mmemb.records.padding import PADDING
+from mmemb.retrieval.ranking import MISS, TiedRanks
 
 NEAR = 1e-6
 """Scores this close may be in either order: fp32 products differ by as much between machines."""

@@ -12,7 +12,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mmemb.losses.infonce import LossTerm, combine, contrastive_loss
+from mmemb.losses.infonce import contrastive_loss
+from mmemb.losses.terms import LossTerm, combine
 from mmemb.records.batches import PairBatch
 from mmemb.records.rationales import Rationale
 from mmemb.training.pair_vectors import PairVectors

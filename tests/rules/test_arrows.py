@@ -47,7 +47,7 @@ PACKAGES: dict[str, set[str]] = {
     "records": set(),
     "storage": {"records"},
     "media": {"records"},
-    "losses": {"distributed"},
+    "losses": {"distributed", "records"},
     "llm": {"records", "storage", "media"},
     "backbones": {"records", "storage", "media", "llm"},
     "training": {"records", "storage", "losses", "backbones"},

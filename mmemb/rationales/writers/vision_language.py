@@ -26,7 +26,7 @@ from mmemb.llm.lora import (
 )
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.style import PromptStyle
-from mmemb.losses.infonce import LossTerm
+from mmemb.losses.terms import LossTerm
 from mmemb.rationales.supervised import ReplyTuner
 from mmemb.rationales.writers.base import RationaleWorker, asked_draws
 from mmemb.records.hashing import stable_hash

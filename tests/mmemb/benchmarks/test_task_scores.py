@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 
 from mmemb.benchmarks.task_scores import Mode, score_embeddings, score_predictions
 from mmemb.records.inputs import Side
+from mmemb.records.padding import PADDING
 from mmemb.records.pairs import Query
-from mmemb.retrieval.ranking import ABSENT, MISS, PADDING, pad_rows
+from mmemb.retrieval.ranking import ABSENT, MISS, pad_rows
 from mmemb.retrieval.ranking_metrics import metrics_by_query, score_prediction
 from mmemb.retrieval.tie_bounds import tie_bounds
 

@@ -15,7 +15,7 @@ from mmemb.gate.first_token import FirstTokenHead
 from mmemb.gate.heads import MlpDepthHead, load_head, save_head
 from mmemb.gate.policy_loss import policy_loss
 from mmemb.llm.decoding.sampling import Sampling
-from mmemb.losses.infonce import combine
+from mmemb.losses.terms import combine
 from mmemb.rationales import SelfWorker, TableWorker
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_embedder import joint

@@ -13,7 +13,7 @@ from mmemb.gate.fit_head import fit_head
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.policy_gradients import exact_loss, supervised_loss
 from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
-from mmemb.losses.infonce import combine
+from mmemb.losses.terms import combine
 
 STATE_NS = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
 REWARD_NA = torch.stack([torch.zeros(400), STATE_NS[:, 0], 0.5 * STATE_NS[:, 1]], dim=1)

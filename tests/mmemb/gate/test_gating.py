@@ -15,7 +15,7 @@ from torch import Tensor
 from mmemb.gate.baselines import oracle_depth
 from mmemb.gate.heads import MlpDepthHead, load_head, save_head
 from mmemb.gate.policy_gradients import exact_loss, reinforce_loss, reward_BA, uniform_by_key
-from mmemb.losses.infonce import LossTerm
+from mmemb.losses.terms import LossTerm
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -19,7 +19,7 @@ from datamodules.samples import rows_of
 from datamodules.teacher import TeacherTable
 from lightning_modules import ContrastiveEmbedder, TeacherEmbedder
 from mmemb.losses.distillation import distillation_loss
-from mmemb.losses.infonce import combine
+from mmemb.losses.terms import combine
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, encode_members, write_folder
 from tests.datamodules.test_negatives import data

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmemb.losses.infonce import LossTerm, combine, contrastive_loss, info_nce
+from mmemb.losses.infonce import contrastive_loss, info_nce
 from mmemb.losses.masks import QueryColumns
+from mmemb.losses.terms import LossTerm, combine
 from tests.fixtures.ranks import run_ranks
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmemb.losses.infonce import combine, contrastive_loss
+from mmemb.losses.infonce import contrastive_loss
 from mmemb.losses.masks import merge_contents, target_masks
+from mmemb.losses.terms import combine
 
 
 def _ids(*ids: int) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.llm.lora import LoraSettings
-from mmemb.losses.infonce import combine
+from mmemb.losses.terms import combine
 from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
 from mmemb.rationales.finetuning import ChatTuner
 from mmemb.records.inputs import Side

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmemb.records.padding import PADDING
 from mmemb.retrieval.ranking import (
     ABSENT,
     MISS,
-    PADDING,
     TiedRanks,
     pad_rows,
     rank_positives,

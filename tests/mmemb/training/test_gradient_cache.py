@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmemb.losses.infonce import LossTerm, combine, contrastive_loss
+from mmemb.losses.infonce import contrastive_loss
+from mmemb.losses.terms import LossTerm, combine
 from mmemb.training.gradient_cache import GradientCache, embed_cached
 from tests.fixtures.ranks import run_ranks
 

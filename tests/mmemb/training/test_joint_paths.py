@@ -15,7 +15,8 @@ from torch import Tensor
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.llm.lora import LoraSettings
-from mmemb.losses.infonce import combine, contrastive_loss
+from mmemb.losses.infonce import contrastive_loss
+from mmemb.losses.terms import combine
 from mmemb.records.batches import PairBatch
 from mmemb.training.gradient_cache import GradientCache
 from mmemb.training.pair_vectors import PairVectors, pair_vectors
