@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.folder_writer import FolderWriter
-from callbacks.run_record import git_state
 from mmemb.benchmarks.headline import headline_text
 from mmemb.benchmarks.score_files import (
     SCORE,
@@ -29,6 +28,7 @@ from mmemb.records.file_names import check_apart
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.retrieval.galleries import Galleries, gather_candidates
+from mmemb.storage.provenance import git_state
 
 
 @final

@@ -6,11 +6,8 @@ A run is finished when `fingerprint.json` states it and every product that it na
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
@@ -28,33 +25,9 @@ from mmemb.storage.files import link_atomically, write_atomically
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import FolderLock
 from mmemb.storage.products import Producer, lost_product, record_products
+from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.run_marks import RunMark
 from mmemb.storage.trained_facts import FACTS, FittedFacts, write_run_facts
-
-PACKAGES = ("torch", "lightning", "transformers", "webdataset", "torchmetrics", "open_clip_torch")
-
-
-def git_state(folder: Path) -> tuple[str, str]:
-    """(commit, diff) of the checkout that holds `folder`; empty strings outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout if done.returncode == 0 else ""
-
-    return git("rev-parse", "--short=10", "HEAD").strip(), git("diff", "HEAD")
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
 
 HEADLINES = ("val/recall@1", "val/reward", "train/loss")
 """Metrics that the last line of a run shows, where they were logged."""

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
-from experiments.run import innermost
+from experiments.cli.messages import innermost
 from experiments.runs.recorded_config import CONFIG, read_config
 from experiments.runs.recorded_model import check_recorded
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder

@@ -22,8 +22,8 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
+from experiments.cli.messages import quieten
 from experiments.pipelines.stage_process import run_module
-from experiments.run import quieten
 from mmemb.records.schema import Schema, convert
 from mmemb.storage.signals import exit_on_signals
 from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished

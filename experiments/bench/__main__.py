@@ -9,88 +9,17 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, final
 
 import torch
 
-from callbacks.run_record import git_state, package_versions
-from experiments.run import quieten
+from experiments.bench import training, vlm
+from experiments.bench.line import Line, compare, heading, write_results
+from experiments.cli.messages import quieten
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY
-from mmemb.storage.json_files import write_json
 from mmemb.storage.pretrained import load_pretrained
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One comparison.
-
-    Attributes:
-        ours: median of ours, in seconds or MB.
-        other: median of the other.
-        ratios: ours / other of every pair of runs.
-        peer: what the other is.
-        unit: `s` or `MB`.
-        bar: what the median ratio should not exceed; None = none was set.
-    """
-
-    name: str
-    ours: float
-    other: float
-    ratios: tuple[float, ...]
-    peer: str
-    unit: Literal["s", "MB"] = "s"
-    bar: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        """The median of the ratios."""
-        return statistics.median(self.ratios)
-
-    def __str__(self) -> str:
-        factor, unit = (1000, "ms") if self.unit == "s" else (1, "MB")
-        spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}"
-        bar = (
-            "" if self.bar is None else f"{self.bar:.2f} {'ok' if self.ratio <= self.bar else 'NO'}"
-        )
-        values = f"{factor * self.ours:>9.1f}{unit}{factor * self.other:>9.1f}{unit}"
-        return f"{self.name:<36}{values}{self.ratio:>7.2f} {spread:<10}{bar:<9}  {self.peer}"
-
-
-def heading() -> str:
-    """What stands above the lines."""
-    return f"{'what':<36}{'ours':>11}{'other':>11}{'ratio':>7} {'spread':<10}{'bar':<9}  other is"
-
-
-def compare(
-    name: str,
-    ours: Callable[[], Any],
-    peer: Callable[[], Any],
-    peer_name: str,
-    runs: int = 5,
-    bar: float | None = None,
-) -> Line:
-    """Both measured in turn after one warm-up of each."""
-    ours(), peer()
-    seconds = [(seconds_of(ours), seconds_of(peer)) for _ in range(runs)]
-    mine, theirs = (statistics.median(column) for column in zip(*seconds, strict=True))
-    return Line(name, mine, theirs, tuple(a / b for a, b in seconds), peer_name, bar=bar)
-
-
-def seconds_of(function: Callable[[], Any]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def bench_reading(root: Path) -> Line:
@@ -251,8 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[], Line]]]:
     """What has to exist, and what is measured then."""
-    from experiments.bench.__main__ import training, vlm
-
     prompt = str(Path(__file__).parents[1] / "configs/pocket/few_shot.json")
     adaptive, trunk, features = runs / "gate/adaptive", runs / "trunk/backbone", runs / "features"
     plain, model = root / "pairs/plain", root / "models/smollm2"
@@ -282,23 +209,6 @@ def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[],
         ((model,), lambda: vlm.bench_decoding(model)),
         ((model,), lambda: vlm.bench_decision(model)),
     ]
-
-
-def write_results(path: Path, lines: Sequence[Line], peers: Sequence[str] = ()) -> None:
-    """`benchmarks/results.json`: every line, on what it was measured and with which peers."""
-    commit, diff = git_state(Path(__file__).parent)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "versions": package_versions() | {name: metadata.version(name) for name in peers},
-        "git_commit": commit,
-        "uncommitted_changes": bool(diff),
-        "written": time.strftime("%Y-%m-%d %H:%M"),
-    }
-    rows = [asdict(line) | {"ratio": line.ratio} for line in lines]
-    write_json(path, {"machine": machine, "lines": rows})
-    print(f"{path}")
 
 
 if __name__ == "__main__":

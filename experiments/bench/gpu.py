@@ -25,9 +25,7 @@ from typing import Any
 
 import torch
 
-from callbacks.run_record import git_state, package_versions
 from datamodules.prepare.tiny_vlm.build import TAGS
-from experiments.bench.__main__ import Line, compare, heading
 from experiments.bench.gpu_model import (
     SIZES,
     Size,
@@ -41,11 +39,13 @@ from experiments.bench.gpu_model import (
     write_pairs,
 )
 from experiments.bench.gpu_training import CASES, Trained, bench_training
+from experiments.bench.line import Line, compare, heading
+from experiments.cli.messages import quieten
 from experiments.plan.memory import GIB
-from experiments.run import quieten
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import FULL
 from mmemb.storage.json_files import write_json
+from mmemb.storage.provenance import git_state, package_versions
 
 RESULTS = Path("benchmarks/results_gpu.json")
 

@@ -11,8 +11,8 @@ from typing import final
 
 import torch
 
-from experiments.bench.__main__ import seconds_of
 from experiments.bench.gpu_model import Size, allocated, peak_memory, synced
+from experiments.bench.line import seconds_of
 from experiments.plan.memory import GIB
 
 RECIPES = Path(__file__).parents[1] / "configs/mmeb_v2"

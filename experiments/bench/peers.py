@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from experiments.bench.__main__ import Line, compare, heading, write_results
-from experiments.run import quieten
+from experiments.bench.line import Line, compare, heading, write_results
+from experiments.cli.messages import quieten
 from mmemb.losses.infonce import contrastive_loss
 from mmemb.losses.terms import combine
 from mmemb.retrieval.ranking import search

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional
 
-from experiments.bench.__main__ import Line, compare
+from experiments.bench.line import Line, compare
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.infonce import contrastive_loss, info_nce
 from mmemb.losses.nce_sweeps import TILE_NUMBERS

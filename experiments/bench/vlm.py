@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.bench.__main__ import Line, compare, seconds_of
+from experiments.bench.line import Line, compare, seconds_of
 from mmemb.backbones import VisionLanguageBackbone
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.llm import PromptStyle

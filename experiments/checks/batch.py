@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments.run import USER_ERRORS, quieten
+from experiments.cli.messages import USER_ERRORS, quieten
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from callbacks.fit_end import StopAtStep
 from callbacks.folder_writer import FolderWriter
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
-from callbacks.run_record import RunRecord, fingerprint_of, git_state
+from callbacks.run_record import RunRecord, fingerprint_of
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 from experiments.cli.checkpoint_check import (
@@ -36,14 +36,15 @@ from experiments.cli.checkpoint_check import (
 )
 from experiments.cli.config_check import check_config_files
 from experiments.cli.fit_loop import WholeFitLoop
+from experiments.cli.messages import without_secrets
 from experiments.cli.trainer_options import check_trainer_options
 from experiments.cli.unwritable_defaults import drop_unwritable_defaults
-from experiments.run import without_secrets
 from experiments.runs.deciding_settings import deciding_trainer
 from experiments.runs.folder import RunFolder
 from experiments.runs.loggers import keep_checkpoints_in, place_loggers
 from mmemb.records.file_names import check_plain
 from mmemb.storage.fingerprints import fingerprint, input_identities
+from mmemb.storage.provenance import git_state
 from mmemb.storage.resources import check_disk, check_memory
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trained_facts import FittedFacts, inherited_facts

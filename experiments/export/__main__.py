@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.messages import USER_ERRORS, quieten
 from experiments.export.model_card import RunFacts, card
 from experiments.export.published_files import copy_model
-from experiments.run import USER_ERRORS, quieten
 from experiments.runs import facts as run_facts
 from experiments.runs.saved_backbone import Found, find_backbone
 from mmemb.backbones.base import saved_spec

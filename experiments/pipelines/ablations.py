@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from callbacks.run_record import git_state, package_versions
 from experiments.pipelines.reselection import Pool, Reselection, Rule, of_seeds, reselect
 from mmemb.records.file_names import check_plain
 from mmemb.records.hashing import stable_hash
@@ -23,6 +22,7 @@ from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.json_files import finite
 from mmemb.storage.locks import locked, new_folder
 from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from math import inf
 
-from experiments.run import USER_ERRORS, quieten
+from experiments.cli.messages import USER_ERRORS, quieten
 from mmemb.storage.signals import exit_on_signals
 
 ROOM = 0.9

@@ -33,6 +33,7 @@ from experiments.planted.study import (
 )
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
+from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.signals import exit_on_signals
 
 
@@ -42,7 +43,6 @@ def study(pairs: int, seeds: int, samples: int) -> dict[str, Any]:
         start = time.perf_counter()
         result = measure(pairs, seeds, samples, bar.update)
         seconds = time.perf_counter() - start
-    from callbacks.run_record import git_state, package_versions  # Lightning again
 
     commit, changes = git_state(Path(__file__).parent)
     made = {"pairs": pairs, "seeds": seeds, "samples": samples, "seconds": seconds}

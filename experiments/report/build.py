@@ -10,7 +10,6 @@ from typing import Any, final
 
 import numpy as np
 
-from callbacks.run_record import git_state, package_versions
 from experiments.report.data.query_table import QueryTable, read_queries
 from experiments.report.data.reasoned import ReasonedQuery, read_reasoned
 from experiments.report.data.saved_report import read_report
@@ -61,6 +60,7 @@ from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import new_folder
 from mmemb.storage.products import Product, lost_product, record_products
+from mmemb.storage.provenance import git_state, package_versions
 
 LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")

@@ -17,7 +17,7 @@ from typing import final, get_args
 import torch
 from torch import Tensor
 
-from experiments.run import USER_ERRORS, quieten
+from experiments.cli.messages import USER_ERRORS, quieten
 from experiments.runs.saved_backbone import find_backbone
 from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.backbones import load_backbone

@@ -14,7 +14,7 @@ import torch
 
 from datamodules.evaluation import EvaluationRows
 from datamodules.sidecars import RationaleTable
-from experiments.run import innermost
+from experiments.cli.messages import innermost
 from mmemb.backbones import load_backbone
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.records.pairs import EvaluationTask

@@ -100,7 +100,7 @@ def test_the_worker_writes_from_one_side(modules: list[ModuleType]) -> None:
 
 def test_its_file_takes_a_workers_place(modules: list[ModuleType], tmp_path: Path) -> None:
     from experiments.cli.experiment_cli import build
-    from experiments.run import quieten
+    from experiments.cli.messages import quieten
 
     overlay = tmp_path / "worker.yaml"
     overlay.write_text(blocks("yaml")[1], encoding="utf-8")

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,25 @@ def test_nothing_is_imported_relatively() -> None:
         if node.level
     ]
     assert not wrong, wrong
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_circle_of_imports() -> None:
+    """All imports count, those inside of functions too: a late import would only hide a circle."""
+    paths = {module_of(path): path for path in sources(*ROOMS)}
+    graph = {
+        name: {module for module, _ in imports(nodes_of(path, ast.Import, ast.ImportFrom))}
+        & paths.keys() - {name}
+        for name, path in paths.items()
+    }
+
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 def package_of(module: str) -> str:

@@ -46,7 +46,7 @@ def commands(path: Path) -> list[list[str]]:
 
 def parse(arguments: list[str]) -> Any:
     from experiments.cli.experiment_cli import parse
-    from experiments.run import quieten
+    from experiments.cli.messages import quieten
 
     quieten()
     with settings_kept():

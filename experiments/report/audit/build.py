@@ -8,7 +8,6 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
-from callbacks.run_record import git_state
 from experiments.report.audit.figures import AuditFigures, audit_figures
 from experiments.report.audit.page import COLUMNS, PICTURES, SEARCHED, audit_page
 from experiments.report.audit.rows import AuditRow, read_audit
@@ -17,6 +16,7 @@ from experiments.report.policies.swap import judged_swap
 from mmemb.storage.files import publish, whole_folder
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import new_folder
+from mmemb.storage.provenance import git_state
 
 LINK = "audit"
 NAMES = ("audit.html", "audit.json")

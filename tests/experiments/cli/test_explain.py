@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli.explain import asked_for, explain
-from experiments.run import quieten
+from experiments.cli.messages import quieten
 from tests.fixtures.tiny_experiment import POCKET, run, settings_kept
 
 EMBEDDER = ["fit", "--config", str(POCKET / "embedder.yaml")]

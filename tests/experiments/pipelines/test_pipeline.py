@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import experiments.report  # noqa: F401  (the line below finds its module)
+from experiments.cli.messages import quieten
 from experiments.pipeline import Stage, is_done, main
-from experiments.run import quieten
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.unfinished import UNFINISHED_STATUS
 from tests.fixtures.tiny_experiment import (

@@ -259,7 +259,7 @@ def test_a_run_cannot_reuse_what_it_writes(tmp_path: Path) -> None:
 
 def test_the_command_line_takes_folders() -> None:
     from experiments.cli.experiment_cli import parse
-    from experiments.run import quieten
+    from experiments.cli.messages import quieten
     from tests.fixtures.tiny_experiment import POCKET, settings_kept
 
     quieten()

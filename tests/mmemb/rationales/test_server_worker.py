@@ -203,7 +203,7 @@ def test_fingerprints_cover_what_is_asked_and_not_where() -> None:
         settings_of,
         without_machine_keys,
     )
-    from experiments.run import quieten
+    from experiments.cli.messages import quieten
     from tests.fixtures.tiny_experiment import CONFIGS, POCKET, settings_kept
 
     quieten()
