@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from experiments.cli.messages import quieten
 from experiments.pipelines.stage_process import run_module
-from mmemb.records.schema import Schema, convert
+from mmemb.records.schema import Excerpt, Schema, convert
 from mmemb.storage.signals import exit_on_signals
 from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
 
@@ -47,8 +47,8 @@ class Stage(Schema):
 class Pipeline(Schema):
     """A pipeline file: the stages, what prepares the data, and what reports.
 
-    With `seeds` everything runs once for each of them, `{seed}` in the experiment's name and in the
-    stages' arguments replaced.
+    `{experiment}` in the stages' arguments stands for the experiment's name. With `seeds`
+    everything runs once for each of them, `{seed}` in that name and in the arguments replaced.
     """
 
     experiment: str
@@ -61,23 +61,66 @@ class Pipeline(Schema):
     ablations: Mapping[str, Any] | None = None
 
     def of_seed(self, seed: int) -> Pipeline:
-        """What runs for one of the seeds."""
-        stages = tuple(
-            replace(stage, arguments=tuple(a.replace("{seed}", str(seed)) for a in stage.arguments))
-            for stage in self.stages
-        )
+        """Returns what runs for one of the seeds."""
+        stages = tuple(_filled(stage, "{seed}", str(seed)) for stage in self.stages)
         return replace(self, experiment=self.experiment.replace("{seed}", str(seed)), stages=stages)
+
+
+@final
+class _Overlay(Excerpt):
+    """A pipeline file over another one; its other keys are those of `Pipeline`.
+
+    Attributes:
+        base: the other file, which names no base itself.
+        more_arguments: name of a stage -> arguments behind its own, which therefore count.
+    """
+
+    base: str
+    more_arguments: Mapping[str, tuple[str, ...]] = {}
 
 
 def read_pipeline(path: Path) -> Pipeline:
     """Reads a pipeline file; a mistake in it is one ValueError that names file and key."""
+    data = _parsed(path)
+    if isinstance(data, dict) and "base" in data:
+        data = _over_base(data, path)
+    pipeline = convert(data, Pipeline, str(path))
+
+    stages = tuple(_filled(stage, "{experiment}", pipeline.experiment) for stage in pipeline.stages)
+    return replace(pipeline, stages=stages)
+
+
+def _parsed(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such pipeline file.")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    return convert(data, Pipeline, str(path))
+
+
+def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the keys of a file with `base`, put over those of its base."""
+    overlay = convert(data, _Overlay, str(path))
+    base = convert(_parsed(Path(overlay.base)), Pipeline, overlay.base)
+    names = [stage.name for stage in base.stages]
+    if unknown := sorted(set(overlay.more_arguments) - set(names)):
+        raise ValueError(
+            f"{path}: more_arguments names the stage {unknown[0]!r}; those of {overlay.base} are "
+            f"{', '.join(names)}."
+        )
+
+    stages = [
+        replace(stage, arguments=(*stage.arguments, *overlay.more_arguments.get(stage.name, ())))
+        for stage in base.stages
+    ]
+    own = {key: value for key, value in data.items() if key not in _Overlay.__struct_fields__}
+    return {**msgspec.to_builtins(replace(base, stages=tuple(stages))), **own}
+
+
+def _filled(stage: Stage, word: str, value: str) -> Stage:
+    """Returns a stage in whose arguments a word is replaced."""
+    return replace(stage, arguments=tuple(text.replace(word, value) for text in stage.arguments))
 
 
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:

@@ -27,30 +27,9 @@ def pytest_collection(session: pytest.Session) -> None:
         torch.set_num_threads(1)
 
 
-SLOW_VARIANTS = {
-    "test_modules.py": ["clip-valid1", "clip-valid2", "clip-valid3", "joint-valid5", "False-joint",
-                        "True-clip", "1.0-clip", "0.0-joint"],
-    "test_gating_policy.py": ["exact", "supervised"],
-    "test_gate_state.py": ["scores-0.4"],
-    "test_gate_decisions.py": ["None"],
-    "test_losses.py": ["none-3", "equal-3", "one rank has none-3", "one rank has none-2"],
-    "test_lora.py": ["0.0"],
-    "test_callbacks.py": ["3/2 queries", "all on one rank"],
-    "test_prompt_faults.py": ["size1-image"],
-    "test_server_faults.py": ["many words"],
-    "test_budget.py": ["0.1"],
-    "test_selector.py": ["7"],
-    "test_scale.py": ["fsdp2"],
-}  # fmt: skip
-"""Seconds each, of tests whose other variants run by default."""
-
-
 def pytest_itemcollected(item: pytest.Item) -> None:
     """With several processes (`pytest -n 2 --dist loadgroup`) one of them makes an experiment, and
     runs all tests that look at it."""
-    variant = item.name.partition("[")[2].removesuffix("]")
-    if variant in SLOW_VARIANTS.get(item.path.name, ()):
-        item.add_marker(pytest.mark.slow)
     if item.path.name in ("test_arrows.py", "test_prepare_full.py", "test_gate_state.py"):
         item.add_marker(pytest.mark.xdist_group(item.path.name))  # what they look at is made once
     for name in {"clip_experiment", "joint_experiment"} & {*getattr(item, "fixturenames", ())}:

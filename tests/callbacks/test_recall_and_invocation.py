@@ -32,7 +32,17 @@ def test_recall_is_what_the_ranks_say(tmp_path: Path) -> None:
     assert found["test/recall@5"] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3/2, one batch more",
+        "3/0 queries",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("3/2 queries", "all on one rank")
+        ),
+    ],
+)
 def test_ragged_ranks_give_the_figures_of_one_process(tmp_path: Path, name: str) -> None:
     callbacks = RecallAtK(k=[1, 5]), InvocationRatio()
     expected = metrics_of_test(tmp_path, 1, ONE, *callbacks)

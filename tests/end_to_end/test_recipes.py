@@ -109,7 +109,7 @@ def test_a_gate_is_bolted_on_to_a_frozen_embedder(
     stage(given, "predict", "rationales", *shared, "--data.folders", "[queries]", *SHORT,
           "--data.rationales", drafts, "--trainer.callbacks.folder", drafts)  # fmt: skip
     stage(given, "predict", "utilities", *shared)
-    stage(given, "fit", "bolt_on_gate", "--vlm", str(model))
+    stage(given, "fit", "gate", "--config", str(RECIPES / "bolt_on_gate.yaml"), "--vlm", str(model))
     adaptive = AdaptiveEmbedder.from_pretrained(folder / "gate/adaptive")
     after = adaptive.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -135,8 +135,9 @@ def test_presets_embed_and_are_scored(given: tuple[Path, Path, Path], tmp_path: 
     config = ["--config", str(RECIPES / "vlm2vec_v2.yaml"), "--model", str(model)]
     assert adopt([*config, "--out", str(out)]) == 0
     shutil.copytree(root, tmp_path / "benchmark/tiny")
-    command = ["test", "--config", str(RECIPES / "evaluate_vlm2vec_v2.yaml"), *CPU]
+    command = ["test", "--config", str(RECIPES / "evaluate_published.yaml"), *CPU]
     command += ["--data_root", str(tmp_path / "benchmark"), "--runs", str(runs)]
+    command += ["--experiment", "mmeb_v2_vlm2vec_v2"]
     run([*command, "--data.num_workers", "0"])
     assert list((runs / "mmeb_v2_vlm2vec_v2/scores").rglob("*.json"))
 

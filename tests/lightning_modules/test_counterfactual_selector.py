@@ -136,7 +136,7 @@ def test_scores_are_calibrated_on_queries_the_judges_do_not_know(
     assert two["eta"] == pytest.approx(one["eta"], rel=1e-2)
 
 
-@pytest.mark.parametrize("batch_size", [7, 16])
+@pytest.mark.parametrize("batch_size", [pytest.param(7, marks=pytest.mark.slow), 16])
 def test_two_ranks_fit_what_one_fits(
     tmp_path: Path, tiny_root: Path, rationales: Path, batch_size: int
 ) -> None:

@@ -148,7 +148,7 @@ def run_test(
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-@pytest.mark.parametrize("budget", [None, 0.5])
+@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_the_test_is_the_same_on_two_ranks(
     tmp_path: Path,
     embedder: Path,

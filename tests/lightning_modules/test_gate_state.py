@@ -113,7 +113,10 @@ def of_predict(folder: Path, made: dict[str, Path], run: Path, **kwargs: Any) ->
     return {entry.key: json.loads(index.read(entry)["json"])["depth"] for entry in entries}
 
 
-@pytest.mark.parametrize(("name", "budget"), [("probe", None), ("scores", 0.4)])
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [("probe", None), pytest.param("scores", 0.4, marks=pytest.mark.slow)],
+)
 def test_predict_and_test_decide_alike_and_a_decision_is_timed(
     tmp_path: Path,
     made: dict[str, Path],

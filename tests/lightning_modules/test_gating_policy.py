@@ -106,7 +106,14 @@ def fit(
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-@pytest.mark.parametrize("estimator", ["exact", "reinforce", "grpo", "supervised"])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        "reinforce",
+        "grpo",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("exact", "supervised")),
+    ],
+)
 def test_the_gate_opens_where_it_pays_and_stays_shut_where_it_costs(
     tmp_path: Path, embedder: Path, tiny_root: Path, estimator: str
 ) -> None:

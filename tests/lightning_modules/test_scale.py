@@ -215,7 +215,8 @@ def test_one_rank_may_embed_while_the_other_has_nothing(tmp_path: Path) -> None:
     assert run_ranks(embed) == [ROWS, 0]
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_half_precision_trains_with_a_cache(tmp_path: Path, strategy: str) -> None:
     """Mixed precision moves the weights as full precision does, to the accuracy of bf16."""
     start = tmp_path / "start"

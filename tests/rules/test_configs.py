@@ -27,7 +27,9 @@ from tests.fixtures.tiny_experiment import (
 )
 
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "base.yaml")
-PIPELINES = [path for path in FILES if "\nstages:" in path.read_text(encoding="utf-8")]
+PIPELINES = [
+    path for path in FILES if re.search(r"^(stages|base):", path.read_text(encoding="utf-8"), re.M)
+]
 ADOPTED = [path for path in FILES if "\nbackbone:" in path.read_text(encoding="utf-8")]
 RUNNABLE = [path for path in FILES if path not in PIPELINES + ADOPTED]
 

@@ -26,6 +26,34 @@ def test_a_pipeline_file_is_read(tmp_path: Path) -> None:
     assert pipeline.prepare == ("pocket",)
 
 
+def test_a_file_over_another_one_changes_what_it_names(tmp_path: Path) -> None:
+    stages = [
+        {
+            "name": name,
+            "subcommand": "fit",
+            "config": "x.yaml",
+            "arguments": ["--run", "{experiment}"],
+        }
+        for name in ("trunk", "gate")
+    ]
+    write_pipeline(tmp_path / "base.yaml", stages=stages, prepare=["pocket"])
+    overlay: dict[str, Any] = {"base": str(tmp_path / "base.yaml"), "experiment": "other"}
+    overlay["more_arguments"] = {"gate": ["--more", "1"]}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(overlay))
+
+    pipeline = read_pipeline(tmp_path / "p.yaml")
+    assert (pipeline.experiment, pipeline.prepare) == ("other", ("pocket",))
+    assert [stage.arguments for stage in pipeline.stages] == [
+        ("--run", "other"),
+        ("--run", "other", "--more", "1"),
+    ]
+
+    overlay["more_arguments"] = {"gait": []}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(overlay))
+    with pytest.raises(ValueError, match="the stage 'gait'; those of .* are trunk, gate"):
+        read_pipeline(tmp_path / "p.yaml")
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

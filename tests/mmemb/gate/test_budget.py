@@ -228,7 +228,7 @@ def test_a_constant_gate_opens_the_budget_on_new_keys() -> None:
     assert torch.equal(opened.flip(0), table.decide(logit_BA, new[::-1], 0.3))
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [pytest.param(0.1, marks=pytest.mark.slow), 0.5, 0.9])
 def test_new_queries_cost_what_was_asked_for(share: float) -> None:
     """Within two points, and within the 95 % prediction interval of both samples."""
     num = 10_000

@@ -63,7 +63,7 @@ def test_a_save_adds_the_updates_to_the_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(backbone.encode(SIDES), tuned)  # the run goes on with its own
 
 
-@pytest.mark.parametrize("retained", [0.0, 1.0])
+@pytest.mark.parametrize("retained", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_cached_gradients_on_two_ranks_equal_those_of_one(tmp_path: Path, retained: float) -> None:
     parts = [rows(0, 5), rows(ROWS, 0)]
     one = gradients(tmp_path / "one", joint, [joined(parts)], lora=LORA)
