@@ -243,7 +243,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
     """Runs the cells that are not done, and writes their table."""
     from experiments.cli.experiment_cli import parse
     from experiments.pipelines.ablations import in_process, read_ablations, run_cells, write_report
-    from experiments.report.policies.ablations import figures, picture, words
+    from experiments.report.policies.ablations import figures, page, picture
     from mmemb.benchmarks.data_roots import read_tasks
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
@@ -264,7 +264,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
     run_cells(ablations, folder, shared, run_unless_done)
     think = frozenset(task.name for task in read_tasks(Path(config.data_root)) if task.think)
     found = figures(folder, ablations, think)
-    write_report(folder, words(found, ablations.seeds), found, picture(found))
+    write_report(folder, page(found, ablations.seeds), found, picture(found))
 
 
 def report(stage: Stage, shared: Sequence[str]) -> None:

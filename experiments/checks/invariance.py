@@ -19,8 +19,8 @@ from functools import reduce
 from pathlib import Path
 
 from experiments.checks.batch_invariance import Change, change_between
-from experiments.report.pages.markdown_page import markdown_table
 from experiments.scoring.score import own_lists
+from experiments.tables import Table
 from mmemb.benchmarks.data_roots import read_benchmark
 from mmemb.benchmarks.score_files import read_embeddings, read_scores
 from mmemb.records.file_names import file_name
@@ -94,7 +94,7 @@ def certificate(changes: Mapping[str, Change]) -> str:
         else f"{flips} pairs of candidates change places beyond the noise of fp32: scores of this "
         "model depend on how it is run."
     )
-    return f"{markdown_table(headings, lines)}\n\n{verdict}"
+    return f"{Table(headings, lines).markdown()}\n\n{verdict}"
 
 
 def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more: str) -> None:

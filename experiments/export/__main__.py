@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.messages import USER_ERRORS, quieten
-from experiments.export.model_card import RunFacts, card
+from experiments.export.model_card import card
 from experiments.export.published_files import copy_model
 from experiments.runs import facts as run_facts
 from experiments.runs.saved_backbone import Found, find_backbone
@@ -152,7 +152,7 @@ def _whole(out: Path, write: Callable[[Path], str]) -> str:
 
 
 def _describe(fresh: Path, facts: dict[str, Any]) -> str:
-    run = RunFacts(**facts)
+    run = run_facts.RunFacts(**facts)
     (fresh / "README.md").write_text(card(run), encoding="utf-8")
     return " ".join([f"{run.kind} for {run.library}, direct path.", *run.notes])
 

@@ -226,7 +226,7 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
 
     Args:
         folder: of the experiment.
-        text: the tables.
+        text: the tables, which show `report.png`.
         data: the figures; when, by which commit and with which versions is added.
         picture: a PNG.
     """
@@ -244,7 +244,7 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
             finite({**origin, **data}), ensure_ascii=False, allow_nan=False, indent=1
         ).encode(),
         "report.png": picture,
-        "report.md": f"{text}\n\n![differences](report.png)\n".encode(),
+        "report.md": text.encode(),
     }
     with whole_folder(run) as fresh:
         for name, content in files.items():

@@ -14,11 +14,10 @@ from experiments.report.data.query_table import QueryTable, read_queries
 from experiments.report.data.reasoned import ReasonedQuery, read_reasoned
 from experiments.report.data.saved_report import read_report
 from experiments.report.data.selection import selection_figures
-from experiments.report.pages.examples import example_cards
+from experiments.report.pages.examples import read_examples
 from experiments.report.pages.figure import draw
-from experiments.report.pages.html_page import report_page
-from experiments.report.pages.markdown_page import mix_table, page
-from experiments.report.pages.study_page import study_words
+from experiments.report.pages.report_page import report_html, report_markdown
+from experiments.report.pages.tables import mix_table
 from experiments.report.policies.comparisons import (
     comparison,
     comparisons,
@@ -47,7 +46,7 @@ from experiments.report.policies.frontier import (
 from experiments.report.policies.gate_study import gate_study
 from experiments.report.policies.gates import read_parts, supervised_depths
 from experiments.report.policies.graded import graded_against_binary
-from experiments.report.policies.picking import picking, picking_words
+from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
 from experiments.runs.recorded_config import CONFIG, read_config
 from mmemb.benchmarks.data_roots import read_tasks
@@ -78,24 +77,22 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     queries = read_queries(experiment)
     reasoned = read_reasoned(experiment, Path(data_root))
     report = collect(experiment, data_root, queries, reasoned)
-    examples = example_cards(reasoned, Path(data_root))
+    examples = read_examples(reasoned, Path(data_root))
     stamp, commit = time.strftime("%Y%m%d-%H%M%S"), report["git_commit"] or "nogit"
     folder = new_folder(experiment, f"{stamp}-report-{commit}")
     title = f"{report['experiment']}: quality against cost, part test"
-    study = [study_words(report["gate_study"]), picking_words(report["picking"])]
-    text = page(report, "\n\n".join(study))
     with whole_folder(folder) as fresh:
         figure = draw(fresh / "report.png", report["frontiers"], report["mix"], title)
-        (fresh / "report.md").write_text(text, encoding="utf-8")
+        (fresh / "report.md").write_text(report_markdown(report), encoding="utf-8")
         write_json(fresh / "report.json", report)
-        html = report_page(text, examples, (fresh / "report.png").read_bytes())
+        html = report_html(report, examples, (fresh / "report.png").read_bytes())
         (fresh / "report.html").write_bytes(html)
         to_tensorboard(fresh, report, figure)
         files = record_products(fresh, [fresh / name for name in NAMES])
         write_json(fresh / PRODUCTS, {"products": files})
 
     publish(folder, experiment / LINK, NAMES)
-    print("\n" + mix_table(report["mix"]))
+    print("\n" + mix_table(report["mix"]).markdown())
     print(f"\n{experiment}/report.md, report.png, report.json, report.html")
     return report
 
@@ -118,7 +115,8 @@ def show_current(experiment: Path, data_root: str) -> bool:
     report = read_report(experiment / "report.json")
     if report["made_of"] != made_of(experiment, data_root):
         return False
-    print(f"\n{mix_table(report['mix'])}\n\n{experiment}/{', '.join(NAMES)}: nothing has changed")
+    print(f"\n{mix_table(report['mix']).markdown()}\n")
+    print(f"{experiment}/{', '.join(NAMES)}: nothing has changed")
     return True
 
 
@@ -278,6 +276,6 @@ def to_tensorboard(folder: Path, report: dict[str, Any], figure: Any) -> None:
 
     with SummaryWriter(str(folder)) as writer:
         writer.add_figure("report/frontier", figure, close=False)
-        writer.add_text("report/table", mix_table(report["mix"]))
+        writer.add_text("report/table", mix_table(report["mix"]).markdown())
         for name, row in report["mix"].items():
             writer.add_scalar(f"report/recall@1/{name.replace(' ', '_')}", row["recall@1"]["mean"])

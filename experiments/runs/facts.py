@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from experiments.export.model_card import Figure, Ingredient
 from experiments.report.data.saved_report import read_report
 from experiments.runs.recorded_config import read_config
 from experiments.runs.saved_backbone import Found, is_run
@@ -23,6 +23,85 @@ from mmemb.storage.trust import is_own_run
 _MODEL_KEYS = ("text_model", "model", "weights", "pretrained")
 _ROWS = {"never": "direct", "gated": "gated (not in this folder)", "always": "always reasoning"}
 _METRICS = ("recall@1", "recall@5", "hit@1", "ndcg_linear@5")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """A model or package that something was made of; empty strings where nothing is known."""
+
+    name: str
+    version: str = ""
+    licence: str = ""
+
+    @property
+    def row(self) -> list[str]:
+        """A row of a table."""
+        return [self.name, self.version or "-", self.licence or "not stated"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured share between 0 and 1, with its 95 % interval where there is one."""
+
+    name: str
+    value: float
+    interval: Interval | None = None
+
+    @property
+    def row(self) -> list[str]:
+        """A row of a table, in percent."""
+        bounds = self.interval.bounds(100, 1) if self.interval else "none"
+        return [self.name, f"{100 * self.value:.1f}", bounds]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What is known of an exported backbone.
+
+    Attributes:
+        name: of the run or folder.
+        kind: class of the backbone.
+        library: `transformers`, `sentence-transformers` or `peft`.
+        reads: what the folder can read.
+        usage: Python that makes vectors.
+        export: the command that wrote the folder.
+        notes: what is particular about this folder.
+        base: models that training started from.
+        hub_base: their ids on a hub, if they are from one.
+        data: packages that the training data was made of.
+        data_name: name of the data root, with its profile.
+        figures: measured on this backbone; those of the direct path first.
+        measured: where the figures are from.
+        training: the command that trained it.
+        commit: of the code.
+        dirty: whether there were uncommitted changes.
+        fingerprint: of settings and inputs.
+        seed: of the run.
+        versions: `package version`, of what decides numbers.
+    """
+
+    name: str
+    kind: str
+    library: str
+    reads: tuple[str, ...]
+    usage: str
+    export: str
+    notes: tuple[str, ...] = ()
+    base: tuple[Ingredient, ...] = ()
+    hub_base: tuple[str, ...] = ()
+    data: tuple[Ingredient, ...] = ()
+    data_name: str = ""
+    figures: tuple[Figure, ...] = ()
+    measured: str = ""
+    training: str = ""
+    commit: str = ""
+    dirty: bool = False
+    fingerprint: str = ""
+    seed: str = ""
+    versions: tuple[str, ...] = ()
 
 
 @final

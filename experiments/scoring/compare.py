@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report.pages.markdown_page import markdown_table
 from experiments.scoring.scored import (
     Model,
     check_comparable,
@@ -13,6 +12,7 @@ from experiments.scoring.scored import (
     over_queries,
     over_tasks,
 )
+from experiments.tables import Table
 from mmemb.benchmarks.headline import headline_text
 from mmemb.benchmarks.score_files import read_scores
 from mmemb.retrieval.bootstrap import Interval
@@ -47,7 +47,7 @@ def _against(base: Model, model: Model) -> str:
     lines = [_line(task, [task], base, model) for task in common]
     lines += [_line(f"*{name}*", tasks, base, model) for name, tasks in groups.items()]
     headings = ("task", base.name, model.name, "difference", "queries drawn anew", "separable")
-    table = markdown_table(headings, lines)
+    table = Table(headings, lines).markdown()
     note = _over_tasks(base, model, groups.get("all", common))
     return f"{model.name} minus {base.name}, points\n\n{table}\n\n{note}"
 

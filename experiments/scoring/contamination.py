@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.samples import Row, SampleReader, rows_of
-from experiments.report.pages.markdown_page import markdown_table
 from experiments.scoring.near_duplicates import looks, most_alike, nearest, text_key
+from experiments.tables import Table
 from mmemb.backbones import Backbone, load_backbone
 from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, roots_below
 from mmemb.records.inputs import Media, Side
@@ -190,7 +190,7 @@ def _page(tested: Collected, found: Found, num_pairs: int, embedder: Path | None
         shown = [str(count) for count in counts]
         shown[-1] = shown[-1] if embedder else "-"
         lines.append([task, str(len(mine)), *shown, f"{100 * len(touched) / len(mine):.1f} %"])
-    table = markdown_table(("task", "items", *KINDS, "any"), lines)
+    table = Table(("task", "items", *KINDS, "any"), lines).markdown()
     note = (
         f"Against {num_pairs:,} training pairs: their queries' texts, the pictures of both sides. "
         "Same text: equal but for case and spaces; a question about another picture counts, too. "

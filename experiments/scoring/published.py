@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from experiments.report.pages.markdown_page import markdown_table
 from experiments.scoring.scored import Model, check_comparable, differences, over_queries
+from experiments.tables import Table
 from mmemb.benchmarks.mmeb_v2 import META_TASKS, MODALITIES
 
 Format = Literal["latex", "md", "csv"]
@@ -71,7 +71,7 @@ def _cell(model: Model, group: str, bold: str) -> str:
 
 
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown_table(headings, rows)
+    return Table(headings, rows).markdown()
 
 
 def _csv(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

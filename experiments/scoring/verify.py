@@ -7,8 +7,8 @@ from typing import Annotated, final
 
 import msgspec
 
-from experiments.report.pages.markdown_page import markdown_table
 from experiments.scoring.scored import Model
+from experiments.tables import Table
 from mmemb.records.schema import Schema, read_json
 
 
@@ -48,7 +48,7 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
         lines.append([task, f"{target:.2f}", f"{tolerance:.2f}", shown, off, verdict])
 
     headings = ("task", "expected", "tolerance", "found", "off by", "verdict")
-    text = markdown_table(headings, lines)
+    text = Table(headings, lines).markdown()
     return f"{text}\n\n{inside} of {len(lines)} inside.", inside == len(lines)
 
 

@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from experiments.report.audit.figures import AuditFigures
-from experiments.report.audit.tables import summary
-from experiments.report.pages.markup import (
-    Markup,
-    bullets,
-    element,
-    embedded,
-    join,
-    page_bytes,
-    read_asset,
-)
+from experiments.report.audit.tables import candidate_table, gain_table
+from experiments.templates import html_page
 
 
 @final
@@ -71,49 +63,36 @@ FILTERS = {"part": "part", "task": "task", "kept": "kept", "names_target": "name
 def audit_page(
     made: Mapping[str, Any], figures: AuditFigures, list_data: Mapping[str, Any]
 ) -> bytes:
-    """The whole of `audit.html`.
+    """Returns the whole of `audit.html`.
 
     Args:
         made: when, where and from which commit.
         figures: shown at the top.
         list_data: what `audit.js` reads.
     """
-    title = f"{made['experiment']}: every rationale"
-    dirty = ", with uncommitted changes" if made["uncommitted_changes"] else ""
-    return page_bytes(
-        title,
-        element("h1", title),
-        summary(figures),
-        element("h2", "The list"),
-        filters(),
-        element("p", id="count", class_="note"),
-        element("div", element("table", id="table"), id="list", class_="scroll"),
-        element("button", "500 more", id="more", type="button"),
-        legend(),
-        element("noscript", element("p", "The list needs JavaScript; audit.json has its rows.")),
-        element(
-            "p",
-            f"{made['data_root']}; {made['git_commit']}{dirty}; {made['written']}.",
-            class_="note",
-        ),
-        embedded("rows", list_data),
-        script=read_asset("audit.js"),
+    return html_page(
+        "report/audit/audit.html.j2",
+        script="report/audit/audit.js",
+        made=made,
+        swap=swap_test(figures.swap_test),
+        workers=candidate_table([figures.all_candidates, *figures.workers]),
+        tasks=candidate_table(figures.tasks),
+        difficulty={
+            "Train candidates, by a judge": gain_table(figures.train_difficulty),
+            "Test queries, by the embedder": gain_table(figures.test_difficulty),
+        },
+        fit=gain_table(figures.fit) if figures.fit else None,
+        columns=COLUMNS,
+        filters=FILTERS,
+        list_data=list_data,
     )
 
 
-def filters() -> Markup:
-    """The controls above the list; the script fills the choices."""
-    every = Markup('<option value="">all</option>')
-    words = Markup('<input id="text" type="search" placeholder="all of these words" size="24">')
-    return element(
-        "div",
-        element("label", "text", words),
-        *(element("label", t, element("select", every, id=n)) for n, t in FILTERS.items()),
-        class_="filters",
-    )
+def swap_test(metrics: Mapping[str, float]) -> dict[str, float] | None:
+    """Returns the target's log-probability with the own, a foreign and no rationale.
 
-
-def legend() -> Markup:
-    """What the columns mean, for screens without a mouse."""
-    lines = [join(element("b", column.title), ": ", column.help) for column in COLUMNS]
-    return element("details", element("summary", "What the columns mean"), bullets(lines))
+    None where the selector was not tested.
+    """
+    values = {name: metrics.get(f"swap_{name}") for name in ("own", "foreign", "none")}
+    known = {name: value for name, value in values.items() if value is not None}
+    return known if len(known) == len(values) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Self, final
 
 from datamodules.samples import rows_of
 from experiments.report.data.reasoned import read_pair, read_query
-from experiments.report.pages.markup import data_url
 from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_picture
 from mmemb.records.pairs import Pair, Query
 from mmemb.records.sample_json import CandidateJson
 from mmemb.storage.manifests import IndexEntry
 from mmemb.storage.shard_index import ShardIndex
+
+MEDIA_TYPES = {"webp": "image/webp", "png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg"}
 
 _MOST_BYTES, _LONGEST_SIDE = 200_000, 768
 """Bytes up to which a page holds a picture as it is; pixels to which larger ones are reduced."""
@@ -80,6 +82,16 @@ def picture_url(index: ShardIndex, entry: IndexEntry, side: str) -> str:
     """A sample's first picture of one side as a data URL, or ""."""
     found = index.first_picture(entry, side)
     return _small_url(*found) if found else ""
+
+
+def data_url(file_name: str, data: bytes) -> str:
+    """Returns a picture's bytes as an address that needs no network.
+
+    >>> data_url("c0.webp", b"abc")
+    'data:image/webp;base64,YWJj'
+    """
+    media_type = MEDIA_TYPES[file_name.rsplit(".", 1)[-1]]
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _small_url(name: str, data: bytes) -> str:

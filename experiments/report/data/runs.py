@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.cli.checkpoint_check import flattened
-from experiments.report.pages.markdown_page import markdown_table
 from experiments.runs.recorded_config import read_config
+from experiments.tables import Table
 from mmemb.records.schema import read_json
 from mmemb.storage.files import is_temporary
 from mmemb.storage.run_files import read_environment, read_summary
@@ -39,7 +39,7 @@ def list_runs(folder: Path) -> str:
         )
 
     headings = ("run", "state", "minutes", "owner", "tags", "commit", "metric")
-    return markdown_table(headings, [_line(folder, run) for run in runs])
+    return Table(headings, [_line(folder, run) for run in runs]).markdown()
 
 
 def diff_runs(left: Path, right: Path) -> str:
@@ -57,8 +57,8 @@ def diff_runs(left: Path, right: Path) -> str:
     ]
     names = (left.name, right.name)
     parts = [
-        markdown_table(("setting", *names), changed) if changed else "No setting differs.",
-        markdown_table(("metric", *names, "difference"), measured) if measured else "No metrics.",
+        Table(("setting", *names), changed).markdown() if changed else "No setting differs.",
+        Table(("metric", *names, "difference"), measured).markdown() if measured else "No metrics.",
     ]
     return "\n\n".join(parts)
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from experiments.pipelines.ablations import Ablations, Comparison, run_name
 from experiments.report.data.query_table import Floats
-from experiments.report.pages.markdown_page import effect_points, interval, markdown_table
+from experiments.tables import Table, effect, points
+from experiments.templates import markdown_page
 from mmemb.records.sidecar_json import UtilityJson
 from mmemb.retrieval.bootstrap import (
     Interval,
@@ -30,6 +31,10 @@ from mmemb.storage.shard_index import ShardIndex
 NUM_RESAMPLES = 4_000
 EQUAL = 0.02
 """Two points: `equal` is confirmed if the whole interval lies within them."""
+
+COMPARISON_HEADINGS = (
+    "left minus right", "expected", "points", "verdict", "detectable", "seed sd",
+)  # fmt: skip
 
 
 @final
@@ -133,13 +138,13 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
     found = paired_bootstrap(
         left_SN, right_SN, left.concepts, tasks=left.tasks, num_resamples=NUM_RESAMPLES
     )
-    effect = minimal_detectable_effect(
+    smallest = minimal_detectable_effect(
         left_SN.mean(0) - right_SN.mean(0), left.concepts, tasks=left.tasks
     )
     return asdict(found) | {
         "expected": row.expected,
         "verdict": verdict(found, row.expected),
-        "minimal_detectable_effect": effect,
+        "minimal_detectable_effect": smallest,
         "seed_sd": left.spread(left_SN - right_SN),
     }
 
@@ -168,38 +173,34 @@ def title(row: Comparison) -> str:
     return f"{row.left} ({path}) minus {row.right} ({against})"
 
 
-def words(found: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
-    """The tables as Markdown."""
-    queries = next(iter(found["cells"].values()))["queries"]
-    cells = [_cell_line(name, row) for name, row in found["cells"].items()]
-    rows = [_comparison_line(name, row) for name, row in found["comparisons"].items()]
-    return "\n\n".join(
+def page(result: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
+    """Returns the tables of all cells and comparisons as Markdown."""
+    cells = [
         [
-            f"# Ablations: {len(seeds)} seeds, {queries} think queries of part test",
-            "Recall@1, mean over tasks. Seeds vary batches and draws; trunk, judges and texts are "
-            "shared. Intervals are 95 %, over concepts, of the mean over seeds.",
-            markdown_table(("cell", "never", "always", "always - never", "seed sd"), cells),
-            markdown_table(
-                ("left minus right", "expected", "points", "verdict", "detectable", "seed sd"), rows
-            ),
+            name,
+            *(points(row[path]) for path in ("never", "always", "always_minus_never")),
+            f"{100 * row['always']['seed_sd']:.1f}",
         ]
-    )
-
-
-def _cell_line(name: str, row: Mapping[str, Any]) -> list[str]:
-    means = [interval(row[path]) for path in ("never", "always")]
-    return [
-        name,
-        *means,
-        interval(row["always_minus_never"]),
-        f"{100 * row['always']['seed_sd']:.1f}",
+        for name, row in result["cells"].items()
     ]
-
-
-def _comparison_line(name: str, row: Mapping[str, Any]) -> list[str]:
-    effect = effect_points(row["minimal_detectable_effect"])
-    spread = f"{100 * row['seed_sd']:.1f}"
-    return [name, row["expected"], interval(row), row["verdict"], effect, spread]
+    comparisons = [
+        [
+            name,
+            row["expected"],
+            points(row),
+            row["verdict"],
+            effect(row["minimal_detectable_effect"]),
+            f"{100 * row['seed_sd']:.1f}",
+        ]
+        for name, row in result["comparisons"].items()
+    ]
+    return markdown_page(
+        "report/policies/ablations.md.j2",
+        num_seeds=len(seeds),
+        num_queries=next(iter(result["cells"].values()))["queries"],
+        cells=Table(("cell", "never", "always", "always - never", "seed sd"), cells),
+        comparisons=Table(COMPARISON_HEADINGS, comparisons),
+    )
 
 
 COLOURS = {

@@ -13,7 +13,6 @@ from dataclasses import asdict
 import numpy as np
 
 from experiments.report.data.query_table import Floats, QueryTable
-from experiments.report.pages.markdown_page import interval, markdown_table
 from experiments.report.policies.comparisons import mean_over_tasks
 from experiments.report.policies.decisions import Policy
 from experiments.report.policies.frontier import area_N
@@ -62,18 +61,3 @@ def picking(table: QueryTable, right: Mapping[str, bool]) -> dict[str, dict[str,
         name: asdict(mean_over_tasks(table, order_area_N(table, score_N) - coin_N))
         for name, score_N in orders.items()
     }
-
-
-def picking_words(found: Mapping[str, Mapping[str, float]]) -> str:
-    """The orders as Markdown."""
-    if not found:
-        return "No think task has eligible queries: nothing to pick from."
-    lines = [[name, interval(row)] for name, row in found.items()]
-    return "\n\n".join(
-        [
-            "Picking queries within the think tasks: points of area under the frontier that an "
-            "order of a task's queries wins over a coin which reasons as often in every task. The "
-            "last two orders are not to be had; they say what there was to win.",
-            markdown_table(("ordered by", "area over a coin's"), lines),
-        ]
-    )

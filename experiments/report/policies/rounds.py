@@ -16,9 +16,10 @@ import numpy as np
 from experiments.report.data.query_table import Floats, QueryTable, read_queries
 from experiments.report.data.reasoned import read_reasoned
 from experiments.report.data.selection import selection_figures
-from experiments.report.pages.markdown_page import interval, markdown_table
 from experiments.report.policies.comparisons import mean_over_tasks, of_eligible_tasks
 from experiments.report.policies.decisions import ALWAYS, GATED, NEVER, Policy
+from experiments.tables import Table, percent, points
+from experiments.templates import markdown_page
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
@@ -89,7 +90,7 @@ def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     data = {name: {"rows": _rows(r), "minus_first": _minus(r, base)} for name, r in found.items()}
     for name, other in found.items():
         data[name]["selection"] = other.selection
-    return _words(data, len(base.eligible.keys), len(base.think.keys)), data
+    return _page(data, len(base.eligible.keys), len(base.think.keys)), data
 
 
 def _rows(found: Round) -> dict[str, Any]:
@@ -106,26 +107,21 @@ def _minus(found: Round, base: Round) -> dict[str, Any]:
     return values | {RIGHT: asdict(right)}
 
 
-def _words(data: Mapping[str, Any], num_eligible: int, num_think: int) -> str:
-    lines, differences = [], []
-    for number, (name, row) in enumerate(data.items()):
-        kept = row["selection"]
-        rates = [f"{100 * kept[key]:.1f} %" if kept else "-" for key in SELECTION]
-        lines.append([name, *rates, *(interval(row["rows"][key]) for key in HEADINGS)])
-        if number:
-            differences.append([name, *(interval(row["minus_first"][key]) for key in HEADINGS)])
-    first = next(iter(data))
-    return "\n\n".join(
-        [
-            "# Rounds of EM",
-            f"Right countries of the greedy draft: {num_think} think queries of part test, whose "
-            f"concepts no generator was trained on. Recall@1 of never, always and gated: "
-            f"{num_eligible} queries, mean over tasks. Candidates and what was kept of them: part "
-            "train. Intervals are 95 %, over concepts.",
-            markdown_table(("run", *SELECTION.values(), *HEADINGS.values()), lines),
-            f"Minus {first}, query by query:",
-            markdown_table(("run", *HEADINGS.values()), differences),
-        ]
+def _page(data: Mapping[str, Any], num_eligible: int, num_think: int) -> str:
+    rows, differences = [], []
+    for name, figures in data.items():
+        selection = figures["selection"]
+        shares = [percent(selection[key]) if selection else "-" for key in SELECTION]
+        rows.append([name, *shares, *(points(figures["rows"][key]) for key in HEADINGS)])
+        differences.append([name, *(points(figures["minus_first"][key]) for key in HEADINGS)])
+
+    return markdown_page(
+        "report/policies/rounds.md.j2",
+        num_eligible=num_eligible,
+        num_think=num_think,
+        first=next(iter(data)),
+        rounds=Table(("run", *SELECTION.values(), *HEADINGS.values()), rows),
+        differences=Table(("run", *HEADINGS.values()), differences[1:]),  # the first minus itself
     )
 
 
@@ -134,4 +130,4 @@ def write_rounds(runs: Sequence[Path], root: Path) -> None:
     text, data = rounds(runs, root)
     write_json(runs[-1] / "rounds.json", data)
     write_atomically(runs[-1] / "rounds.md", text.encode())
-    print(f"{text}\n\n{runs[-1]}/rounds.md, rounds.json")
+    print(f"{text}\n{runs[-1]}/rounds.md, rounds.json")

@@ -17,7 +17,7 @@ import numpy as np
 from experiments.report.build import gate_settings
 from experiments.report.data.query_table import Bools, Floats, QueryTable, read_queries
 from experiments.report.data.reasoned import check_covers
-from experiments.report.pages.markdown_page import comparisons, interval, markdown_table
+from experiments.report.pages.tables import comparison_table
 from experiments.report.policies.comparisons import (
     NUM_RESAMPLES,
     compared,
@@ -26,6 +26,8 @@ from experiments.report.policies.comparisons import (
     task_mean,
 )
 from experiments.report.policies.decisions import policies
+from experiments.tables import Table, percent, points
+from experiments.templates import markdown_page
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.retrieval.bootstrap import cluster_bootstrap, seed_spread
 from mmemb.storage.files import write_atomically
@@ -83,7 +85,7 @@ def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
         "rows": {name: row_of(name, found, chosen_N) for name in found[0].recall},
         "comparisons": compared(test, [run.recall for run in found], think),
     }
-    return words(data), data
+    return page(data), data
 
 
 def row_of(name: str, runs: Sequence[SeedRun], chosen_N: Bools) -> dict[str, Any]:
@@ -100,26 +102,23 @@ def row_of(name: str, runs: Sequence[SeedRun], chosen_N: Bools) -> dict[str, Any
     }
 
 
-def words(data: Mapping[str, Any]) -> str:
-    """The tables as Markdown."""
-    lines = [
-        [name, interval(row), f"{100 * row['seed_sd']:.1f}", f"{100 * row['invocation']:.0f} %"]
+def page(data: Mapping[str, Any]) -> str:
+    """Returns `seeds.md`."""
+    rows = [
+        [name, points(row), f"{100 * row['seed_sd']:.1f}", percent(row["invocation"], 0)]
         for name, row in data["rows"].items()
     ]
-    single = [
+    singles = [
         [name, f"{100 * row['seed_sd']:.1f}", *(f"{100 * mean:.1f}" for mean in row["of_runs"])]
         for name, row in data["comparisons"].items()
     ]
-    return "\n\n".join(
-        [
-            f"# {len(data['runs'])} trainings of embedder and gate",
-            f"{data['queries']} test queries. Recall@1, mean over tasks with eligible queries. "
-            "Runs are averaged first; intervals are 95 %, over concepts.",
-            markdown_table(("row", "Recall@1", "sd of runs", "inv. eligible"), lines),
-            comparisons(data["comparisons"]),
-            "Each run alone:",
-            markdown_table(("comparison", "sd", *data["runs"]), single),
-        ]
+    return markdown_page(
+        "report/policies/seeds.md.j2",
+        num_runs=len(data["runs"]),
+        num_queries=data["queries"],
+        rows=Table(("row", "Recall@1", "sd of runs", "inv. eligible"), rows),
+        comparisons=comparison_table(data["comparisons"]),
+        singles=Table(("comparison", "sd", *data["runs"]), singles),
     )
 
 
@@ -128,4 +127,4 @@ def write_seeds(runs: Sequence[Path], root: Path) -> None:
     text, data = seed_means(runs, root)
     write_json(runs[0] / "seeds.json", data)
     write_atomically(runs[0] / "seeds.md", text.encode())
-    print(f"{text}\n\n{runs[0]}/seeds.md, seeds.json")
+    print(f"{text}\n{runs[0]}/seeds.md, seeds.json")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.report.policies.comparisons import NUM_RESAMPLES
 from mmemb.records.sidecar_json import UtilityJson
-from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
+from mmemb.retrieval.bootstrap import cluster_bootstrap
 from mmemb.storage.run_files import read_summary
 from mmemb.storage.shard_index import ShardIndex
 
@@ -39,15 +38,3 @@ def embedded_swap(experiment: Path) -> dict[str, Any] | None:
         for name, values in zip(("foreign", "none"), columns, strict=True)
     }
     return means | {"queries": len(found)}
-
-
-def swap_line(found: Mapping[str, Any]) -> str:
-    """One bullet of the report."""
-    foreign, none = (
-        Interval.from_row(row).text(digits=2) for row in (found["foreign"], found["none"])
-    )
-    return (
-        f"* Swap test of the embedder, {found['queries']} queries: cosine of a query read with its "
-        f"own rationale to itself read with a foreign one {foreign}, read with none {none}. Near 1 "
-        "it would ignore what a rationale says (UME-R1 as released: 0.95 to 0.98)."
-    )

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from experiments.export import __main__ as command
 from experiments.export.__main__ import export, main
-from experiments.export.model_card import Figure, Ingredient, RunFacts, card
+from experiments.export.model_card import card
 from experiments.export.published_files import copy_model
-from experiments.runs.facts import base_models, instructions
+from experiments.runs.facts import Figure, Ingredient, RunFacts, base_models, instructions
 from experiments.runs.saved_backbone import find_backbone
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import Backbone, VisionLanguageBackbone

@@ -24,7 +24,7 @@ from experiments.pipelines.ablations import (
     write_cell_sidecar,
     write_report,
 )
-from experiments.report.policies.ablations import CellTable, cell_figures, compare, picture, words
+from experiments.report.policies.ablations import CellTable, cell_figures, compare, page, picture
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.trained_facts import inherited_facts
 from tests.fixtures.tiny_experiment import POCKET, Experiment
@@ -138,7 +138,7 @@ def test_the_table_reads_as_text() -> None:
         "cells": {name: cell_figures(table) for name, table in cells.items()},
         "comparisons": {"good minus same": compare(row, cells)},
     }
-    text = words(found, (0, 1))
+    text = page(found, (0, 1))
     assert re.search(r"\| good minus same +\| higher +\| 10\.0", text)
     assert "confirmed" in text
     image = Image.open(io.BytesIO(picture(found)))

@@ -15,7 +15,6 @@ from experiments.report.audit.build import NAMES
 from experiments.report.audit.figures import audit_figures, by_difficulty, by_fit, candidate_group
 from experiments.report.audit.page import COLUMNS
 from experiments.report.audit.rows import AuditRow, read_audit
-from experiments.report.audit.tables import NO_FIT, NO_SWAP
 from tests.fixtures.reports import (
     PageParts,
     check_self_contained,
@@ -73,8 +72,8 @@ def test_rows_are_what_the_sidecars_say(sidecars: tuple[Path, Path]) -> None:
 
 def test_a_page_without_what_it_cannot_know_says_so(sidecars: tuple[Path, Path]) -> None:
     parts, data = audit(*sidecars)
-    assert NO_SWAP in parts.text
-    assert NO_FIT in parts.text
+    assert "Cannot be shown: there is no selection-test/summary.json" in parts.text
+    assert "Cannot be computed from these sidecars" in parts.text
     assert data["fit"] == []
     shown = json.loads(parts.scripts[0])["shown"]
     assert [label for label, picture in shown if not picture] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.report.data.pictures import _small_url as small_url
+from experiments.report.data.pictures import data_url
 from experiments.report.data.reasoned import (
     Depth,
     ReasonedQuery,
@@ -18,16 +20,27 @@ from experiments.report.data.reasoned import (
     read_depths,
     read_reasoned,
 )
-from experiments.report.pages.examples import example_cards, most_changed
-from experiments.report.pages.html_page import report_page
-from experiments.report.pages.markdown_page import markdown_table
-from experiments.report.pages.markup import data_url, element
+from experiments.report.pages.examples import Examples, most_changed, read_examples
+from experiments.report.pages.report_page import report_html, report_markdown
 from mmemb.media.pictures import read_picture
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.picture_files import png
-from tests.fixtures.reports import PageParts, check_self_contained, rewrite, write_sidecars
+from tests.fixtures.reports import (
+    PageParts,
+    check_self_contained,
+    report_figures,
+    rewrite,
+    write_sidecars,
+)
 from tests.fixtures.tiny_experiment import Experiment
 from tests.fixtures.tiny_sidecars import record_origins, write_tiny_rationales, write_tiny_utilities
+
+NOTHING_ELSE: dict[str, Any] = {
+    "told_queries": 0, "graded": None, "picking": {}, "flag_name": None, "selection": None,
+    "swap_test": {}, "swap_cosines": None, "uncommitted_changes": False, "git_commit": "",
+    "gate_study": {"states": {}, "estimators": {}, "within_tasks": {}},
+}  # fmt: skip
+"""What a report may lack."""
 
 
 def test_report_html_opens_with_examples_and_holds_what_the_report_says(
@@ -49,19 +62,23 @@ def test_report_html_opens_with_examples_and_holds_what_the_report_says(
     assert {picture[:16] for picture in pictures[:-1]} <= {"data:image/webp;"}
 
 
-def test_report_html_is_report_md() -> None:
-    """Every kind of block; text stays text."""
-    blocks = ["# A <b>", "words & more", "## B", "![picture](report.png)"]
-    blocks += [markdown_table(["", "x", ""], [["a", "1", ""], ["", "2", "<i>"]]), "* one\n* two"]
-    blocks += ["### task (R)", "| t |\n| - |\n| 3 |", "## C"]
-    parts = PageParts(report_page("\n\n".join(blocks) + "\n", element("article", "E"), b"png"))
-    found = [tag for tag, _ in parts.tags if tag in {"h1", "article", "p", "h2", "img", "details"}]
-    assert found == ["h1", "article", "h2", "p", "h2", "img", "details", "h2"]
+@pytest.mark.parametrize("changes", [{}, NOTHING_ELSE], ids=["all", "little"])
+def test_report_html_holds_all_of_report_md(changes: dict[str, Any]) -> None:
+    """Every cell and every sentence, in order; text stays text."""
+    report = report_figures("A <b> & c") | changes
+    nothing = Examples((), (), queries=0, rose=0, fell=0)
+    parts = PageParts(report_html(report, nothing, b"png"))
     assert parts.of_tag("img")[0]["src"] == data_url("report.png", b"png")
-    assert [len(parts.of_tag(tag)) for tag in ("li", "table", "tr", "td")] == [2, 2, 5, 4]
     assert not {"b", "i"} & {tag for tag, _ in parts.tags}
-    for words in ("A <b>", "words & more", "<i>", "task (R)"):
-        assert words in parts.text
+
+    # What is left of the Markdown without its signs stands in the page, block after block.
+    page = " ".join(parts.text.split())
+    place = page.index("All test queries")
+    for line in report_markdown(report).splitlines()[1:]:
+        for cell in re.sub(r"^(#+|\*) |!\[.*|^\|[ -|]*\|$", "", line).strip("|").split(" | "):
+            if cell.strip() and set(cell) - set("-| "):
+                assert cell.strip() in page[place:], cell
+                place = page.index(cell.strip(), place)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +98,8 @@ def test_a_card_shows_the_query_what_was_written_and_who_came_first(
     sidecars: tuple[Path, Path],
 ) -> None:
     changed = read_reasoned(sidecars[1], sidecars[0])
-    parts = PageParts(example_cards(changed, sidecars[0]).encode())
+    examples = read_examples(changed, sidecars[0])
+    parts = PageParts(report_html(report_figures("x"), examples, b"png"))
     helped = sum(one.climb > 0 for one in changed)
     assert len(parts.of_tag("article")) == min(helped, 5) + min(len(changed) - helped, 5)
     for words in (
@@ -89,7 +107,7 @@ def test_a_card_shows_the_query_what_was_written_and_who_came_first(
         "first without", "country-00", "names the target", "rank 1 → 3",
     ):  # fmt: skip
         assert words in parts.text
-    assert len(parts.of_tag("img")) == 3 * len(parts.of_tag("article"))
+    assert len(parts.of_tag("img")) == 3 * len(parts.of_tag("article")) + 1, "and the figure"
 
 
 def reasoned(one: ReasonedQuery, before: float, after: float, gain: float = 0) -> ReasonedQuery:

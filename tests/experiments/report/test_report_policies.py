@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.report.data.query_table import METRICS, QueryTable
-from experiments.report.pages.markdown_page import comparisons as page_comparisons
-from experiments.report.pages.markdown_page import verdict
+from experiments.report.pages.report_page import report_markdown
+from experiments.report.pages.tables import comparison_table
 from experiments.report.policies.comparisons import (
     better_constant,
     comparisons,
@@ -30,7 +30,8 @@ from experiments.report.policies.decisions import (
     policies,
 )
 from experiments.report.policies.frontier import area_N, at_cost, overthinking
-from experiments.report.policies.picking import order_area_N, picking, picking_words, share_taken
+from experiments.report.policies.picking import order_area_N, picking, share_taken
+from tests.fixtures.reports import report_figures
 
 
 def table(parts: str = "test") -> QueryTable:
@@ -94,15 +95,16 @@ def test_deciding_per_query_wants_both_intervals(
     shuffled: tuple[float | None, float | None],
     said: str,
 ) -> None:
-    few = {"mean": 0.0, "clusters": 4, "minimal_detectable_effect": 0.02}
-    rows = {
-        name: few | {"low": low, "high": high}
+    report = report_figures("x")
+    few = {"mean": 0.0, "clusters": 4}
+    report["comparisons"] = {
+        name: report["comparisons"][name] | few | {"low": low, "high": high}
         for name, (low, high) in (
             ("gated minus per-task rule", rule),
             ("gated minus itself shuffled within tasks", shuffled),
         )
     }
-    assert said in verdict(rows)
+    assert said in report_markdown(report)
 
 
 def test_a_price_changes_the_rule() -> None:
@@ -156,7 +158,7 @@ def test_comparisons_are_paired_and_leave_out_tasks_that_nobody_reasons_about() 
         assert row["low"] is row["high"] is row["minimal_detectable_effect"] is None
         assert row["clusters"] < 5
         assert row["non_inferior"] is False
-    text = page_comparisons(found)
+    text = comparison_table(found).markdown()
     assert "[no interval: 3 clusters]" in text
     assert "| no interval | -  " in text
 
@@ -218,9 +220,9 @@ def test_picking_counts_what_an_order_wins_within_tasks() -> None:
     found = picking(small, dict.fromkeys("abcd", False))
     assert found["whether the draft is right"]["mean"] == pytest.approx(0.0), "no order at all"
     assert found["the gain itself"]["mean"] == pytest.approx((best_N - coin_N).mean())
-    assert "the gain itself" in picking_words(found)
+    assert "the gain itself" in found
 
 
 def test_nothing_to_pick_from() -> None:
     assert picking(table().select(np.zeros(5, dtype=bool)), {}) == {}
-    assert "No think task" in picking_words({})
+    assert "No think task" in report_markdown(report_figures("x") | {"picking": {}})

@@ -9,14 +9,15 @@ import pytest
 
 from experiments.report.audit.build import audit
 from experiments.report.data.reasoned import read_reasoned
-from experiments.report.pages.examples import example_cards
-from experiments.report.pages.markup import element, embedded, page_bytes
+from experiments.report.pages.examples import read_examples
+from experiments.report.pages.report_page import report_html
 from tests.fixtures.reports import (
     HOSTILE,
     PageParts,
     check_self_contained,
     embedded_rows,
     poison,
+    report_figures,
     rewrite,
     write_sidecars,
 )
@@ -36,15 +37,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root, runs
 
 
-def test_examples(hostile: tuple[Path, Path]) -> None:
-    parts = PageParts(
-        page_bytes(HOSTILE, example_cards(read_reasoned(hostile[1], hostile[0]), hostile[0]))
-    )
+def test_report(hostile: tuple[Path, Path]) -> None:
+    root, runs = hostile
+    examples = read_examples(read_reasoned(runs, root), root)
+    parts = PageParts(report_html(report_figures(HOSTILE), examples, b"png"))
     check_self_contained(parts)
     assert parts.scripts == []
     assert len(parts.of_tag("article")) > 0
     assert len(parts.of_tag("b")) == len(parts.of_tag("article")), "the answers', no other"
     assert HOSTILE in parts.text
+    assert {attributes.get("alt") for attributes in parts.of_tag("img")} >= {HOSTILE}
 
 
 def test_audit(hostile: tuple[Path, Path]) -> None:
@@ -56,19 +58,3 @@ def test_audit(hostile: tuple[Path, Path]) -> None:
     row = embedded_rows(parts)[0]
     assert row["query"] == row["thought"] == row["answer"] == row["worker"] == HOSTILE
     assert json.loads((runs / "audit.json").read_text())["rows"][0]["query"] == HOSTILE
-
-
-def test_elements_escape_what_is_no_markup() -> None:
-    made = element("p", HOSTILE, element("i", "<"), title='"><script>')
-    parts = PageParts(made.encode())
-    assert [tag for tag, _ in parts.tags] == ["p", "i"]
-    assert parts.tags[0][1] == {"title": '"><script>'}
-    assert parts.text == HOSTILE + "<"
-
-
-def test_embedded_data_cannot_end_its_element() -> None:
-    made = embedded("rows", {HOSTILE: [HOSTILE]})
-    assert made.count("<") == 2, "its own two tags"
-    assert made.isascii()
-    with pytest.raises(ValueError, match="JSON compliant"):
-        embedded("rows", float("nan"))

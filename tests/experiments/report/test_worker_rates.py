@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.report.data.selection import selection_figures
-from experiments.report.pages.markdown_page import workers_table
+from experiments.report.pages.tables import workers_table
 from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.storage.shard_writer import Sample, encode_members, finish_manifest, write_shard
 
@@ -50,11 +50,10 @@ def test_rates_are_counted_by_worker_and_draw(tmp_path: Path) -> None:
         "small": {"drawn": 4, "right": 1, "kept": 1, "right_kept": 1},
     }
     assert sum(row["drawn"] for row in found["workers"].values()) == found["candidates"]
-    cells = [
-        [c.strip() for c in line.split("|")[1:-1]] for line in workers_table(found).split("\n")
-    ]
-    assert cells[0] == ["worker", "drawn", "name the target", "kept", "kept and name it"]
-    assert cells[2:] == [
+    table = workers_table(found)
+    assert table is not None
+    assert table.headings == ("worker", "drawn", "name the target", "kept", "kept and name it")
+    assert table.rows == [
         ["idle", "1", "0 (0.0 %)", "0 (0.0 %)", "0"],
         ["large", "5", "4 (80.0 %)", "3 (60.0 %)", "2 (66.7 %)"],
         ["small", "4", "1 (25.0 %)", "1 (25.0 %)", "1 (100.0 %)"],
@@ -63,4 +62,4 @@ def test_rates_are_counted_by_worker_and_draw(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("selection", [None, {}, {"workers": {"one": {}}}])
 def test_one_worker_needs_no_table(selection: Mapping[str, object] | None) -> None:
-    assert workers_table(selection) == ""
+    assert workers_table(selection) is None

@@ -273,7 +273,7 @@ WRITES_OTHERWISE = {
     "datamodules/prepare/pocket/download.py": "a file of `working_folder`, synced, renamed",
     "datamodules/prepare/pocket/models.py": "within `whole_folder`",
     "callbacks/checkpoint_io.py": "the checkpoint before, within `whole_file`",
-    "experiments/planted/__main__.py": "a picture in memory",
+    "experiments/planted/figure.py": "a picture in memory",
     "experiments/export/published_files.py": "within `whole_folder` of the export",
     "experiments/report/pages/figure.py": "within `whole_folder` of the report",
     "experiments/export/sentence_folder.py": "within `whole_folder` of the export",

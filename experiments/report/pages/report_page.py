@@ -1,0 +1,99 @@
+"""The report as `report.md` and `report.html`: two templates over the same values and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.report.data.pictures import data_url
+from experiments.report.pages.examples import Examples
+from experiments.report.pages.tables import (
+    comparison_table,
+    mix_table,
+    picking_table,
+    study_tables,
+    within_table,
+    workers_table,
+)
+from experiments.templates import html_page, markdown_page
+from mmemb.retrieval.bootstrap import FEW_CLUSTERS, MIN_CLUSTERS, Interval
+
+
+def report_markdown(report: Mapping[str, Any]) -> str:
+    """Returns the whole of `report.md`."""
+    return markdown_page("report/pages/report.md.j2", **_values(report))
+
+
+def report_html(report: Mapping[str, Any], examples: Examples, figure: bytes) -> bytes:
+    """Returns the whole of `report.html`: the examples, then all of `report.md`.
+
+    Args:
+        report: the figures of `report.json`.
+        examples: the cards that open the page.
+        figure: `report.png`.
+    """
+    return html_page(
+        "report/pages/report.html.j2",
+        **_values(report),
+        examples=examples,
+        figure=data_url("report.png", figure),
+    )
+
+
+def _values(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the sentences and the two layouts read."""
+    return {
+        "report": report,
+        "few_clusters": FEW_CLUSTERS,
+        "min_clusters": MIN_CLUSTERS,
+        "mix": mix_table(report["mix"]),
+        "is_overthinking": Interval.from_row(report["overthinking"]["minus_all"]).is_above(0),
+        "comparisons": comparison_table(report["comparisons"]),
+        "gate": gate_verdict(report["comparisons"]),
+        "study": study_tables(report["gate_study"]),
+        "within": within_table(report["gate_study"]["within_tasks"]),
+        "picking": picking_table(report["picking"]),
+        "selection_gain": selection_gain(report["selection"]),
+        "cosines": {
+            name: Interval.from_row(row)
+            for name, row in (report["swap_cosines"] or {}).items()
+            if name != "queries"
+        },
+        "workers": workers_table(report["selection"]),
+        "tasks": [
+            {"name": name, "marks": task_marks(task), "table": mix_table(task["rows"])}
+            for name, task in report["tasks"].items()
+        ],
+    }
+
+
+def gate_verdict(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns which claim about the gate its comparisons support; the sentences are a template's.
+
+    One of `no interval`, `worse`, `decides per query`, `decides per task` and `open`.
+    """
+    over_rule = Interval.from_row(comparisons["gated minus per-task rule"])
+    over_shuffled = Interval.from_row(comparisons["gated minus itself shuffled within tasks"])
+    if over_rule.low is None:
+        return "no interval"
+    if over_rule.is_below(0):
+        return "worse"
+    if not over_rule.is_above(0):
+        return "open"
+
+    # A gate can beat the rule by other depths for tasks alone; shuffling leaves it just that.
+    return "decides per query" if over_shuffled.is_above(0) else "decides per task"
+
+
+def selection_gain(selection: Mapping[str, Any] | None) -> Interval | None:
+    """Returns what selection adds to the share of candidates that name the right country."""
+    if selection is None:
+        return None
+    return Interval(*(selection[key] for key in ("gain", "gain_low", "gain_high", "concepts")))
+
+
+def task_marks(task: Mapping[str, Any]) -> list[str]:
+    """Returns the kind of a task in words, e.g. `I-RET`, `think`, `answers seen`."""
+    marks = [task["meta_task"], "derived" if task["origin"] == "D" else ""]
+    marks += ["think" if task["think"] else "", "answers seen" if task["seen_answer"] else ""]
+    return [mark for mark in marks if mark]

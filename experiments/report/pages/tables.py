@@ -1,0 +1,135 @@
+"""The tables of the report, from its figures: the same in Markdown, in HTML and on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.tables import Table, effect, percent, points
+from mmemb.retrieval.bootstrap import Interval
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""Name of a row -> its figures."""
+
+MIX_HEADINGS = (
+    "row",
+    "Recall@1",
+    "Recall@5",
+    "Recall@10",
+    "hit@1",
+    "inv. eligible",
+    "inv. all",
+    "tokens/query",
+    "ms/query",
+)
+
+
+def mix_table(policies: Rows) -> Table:
+    """Quality and cost of each policy."""
+    return Table(MIX_HEADINGS, [_mix_row(name, row) for name, row in policies.items()])
+
+
+def _mix_row(name: str, row: Mapping[str, Any]) -> list[str]:
+    quality = [points(row[metric]) for metric in ("recall@1", "recall@5", "recall@10", "hit@1")]
+    ratios = [percent(row[key], 0) for key in ("invocation", "invocation_all")]
+    milliseconds = f"{row['latency_ms']:.0f}" if "latency_ms" in row else "-"
+    return [name, *quality, *ratios, f"{row['reasoning_tokens']:.1f}", milliseconds]
+
+
+def comparison_table(comparisons: Rows) -> Table:
+    """Each paired difference, its verdict, and the smallest effect in reach."""
+    headings = ("comparison", "points", "that is", "detectable effect", "queries")
+    rows = [
+        [
+            f"{name} ({row['left']} - {row['right']})",
+            points(row),
+            verdict_word(row),
+            effect(row["minimal_detectable_effect"]),
+            str(row["queries"]),
+        ]
+        for name, row in comparisons.items()
+    ]
+    return Table(headings, rows)
+
+
+def verdict_word(row: Mapping[str, Any]) -> str:
+    """Returns what an interval shows; not inferior means by less than two points."""
+    difference = Interval.from_row(row)
+    if difference.low is None:
+        return "no interval"
+    if difference.is_above(0):
+        return "better"
+    if difference.is_below(0):
+        return "worse, by less than 2 points" if row["non_inferior"] else "worse"
+    return "not inferior" if row["non_inferior"] else "open"
+
+
+def study_tables(study: Mapping[str, Any]) -> list[Table]:
+    """The study of gates: one table of states, one of estimators."""
+    headings = ("Recall@1", "seed sd", "minus per-task rule", "invocation", "")
+    titles = {"states": "state (exact)", "estimators": "estimator (own state)"}
+    return [
+        Table((title, *headings), [_gate_row(name, row) for name, row in study[key].items()])
+        for key, title in titles.items()
+    ]
+
+
+def _gate_row(name: str, row: Mapping[str, Any]) -> list[str]:
+    depth = row["collapsed_to"]
+    return [
+        name,
+        points(row["recall@1"]),
+        f"{100 * row['seed_sd']:.1f}",
+        points(row["minus_rule"]),
+        percent(row["invocation"], 0),
+        "" if depth is None else f"collapsed to depth {depth}",
+    ]
+
+
+def within_table(tasks: Rows) -> Table | None:
+    """What each gate state sees within the tasks that have a real oracle gap; None without any."""
+    gaps = {task: row for task, row in tasks.items() if row["states"]}
+    if not gaps:
+        return None
+
+    states = list(next(iter(gaps.values()))["states"])
+    rows = []
+    for task, row in gaps.items():
+        cells = [
+            f"{row['states'][state]['auc']:.2f}, {percent(row['states'][state]['share_of_gap'], 0)}"
+            for state in states
+        ]
+        rows.append([task, points(row["oracle_gap"]), *cells])
+
+    headings = [f"{state}: AUC, share of gap" for state in states]
+    return Table(("within the task", "oracle gap", *headings), rows)
+
+
+def picking_table(orders: Rows) -> Table | None:
+    """What each order of a task's queries wins over a coin; None without think queries."""
+    rows = [[name, points(row)] for name, row in orders.items()]
+    return Table(("ordered by", "area over a coin's"), rows) if rows else None
+
+
+def workers_table(selection: Mapping[str, Any] | None) -> Table | None:
+    """What each worker gave to a pool, by draw, and what was kept; None for a single worker."""
+    workers: Rows = (selection or {}).get("workers", {})
+    if len(workers) < 2:
+        return None
+
+    headings = ("worker", "drawn", "name the target", "kept", "kept and name it")
+    rows = [
+        [
+            name,
+            str(row["drawn"]),
+            _count_and_share(row["right"], row["drawn"]),
+            _count_and_share(row["kept"], row["drawn"]),
+            _count_and_share(row["right_kept"], row["kept"]),
+        ]
+        for name, row in workers.items()
+    ]
+    return Table(headings, rows)
+
+
+def _count_and_share(count: int, whole: int) -> str:
+    return f"{count} ({percent(count / whole)})" if whole else str(count)
