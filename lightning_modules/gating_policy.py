@@ -20,18 +20,19 @@ from typing_extensions import override
 from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import num_training_steps
 from mmemb.backbones import load_backbone
+from mmemb.backbones.generative import DirectVectors
 from mmemb.distributed import gather_objects
-from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import Thresholds, Unit, check_budget
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder, Encoded
+from mmemb.gate.budget import BudgetCalibration, Unit, check_budget
 from mmemb.gate.collapse import collapse_warning
 from mmemb.gate.decision_rows import decision_rows
 from mmemb.gate.heads import DepthHead, MlpDepthHead
 from mmemb.gate.latency import fixed_sample, mean_latency, measure_latency
 from mmemb.gate.policy_gradients import reward_BA, uniform_by_key
 from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
+from mmemb.gate.reasoners import Written
 from mmemb.losses.terms import LossTerm, combine
-from mmemb.rationales import PrecomputedWorker, RationaleWorker
-from mmemb.rationales.writers.base import check_probe
+from mmemb.rationales.writers.base import RationaleSource, check_probe
 from mmemb.records.batches import (
     CandidateBatch,
     CandidateOutput,
@@ -45,7 +46,7 @@ from mmemb.records.batches import (
 from mmemb.records.gate_state import check_parts
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import Query
-from mmemb.records.rationales import DIRECT, drafts_at
+from mmemb.records.rationales import DIRECT, greedy_at
 from mmemb.records.schema import to_json
 from mmemb.retrieval.galleries import Galleries, embed_candidates
 from mmemb.retrieval.running_means import MeanSums
@@ -56,17 +57,17 @@ from mmemb.storage.run_marks import check_copied, note_run
 
 @final
 class GatingPolicy(LightningModule):
-    """fit: the gate on part `gate`, thresholds on `calibration`; predict: `decisions/`; test:
-    retrieval through `AdaptiveEmbedder`, and live milliseconds of 32 fixed queries.
+    """fit: the gate on part `gate`, prices of budgets on `calibration`; predict: `decisions/`;
+    test: retrieval through `AdaptiveEmbedder`, and live milliseconds of 32 fixed queries.
 
     Args:
         embedder: folder of the embedder's run.
         run: folder of the gate's own fit, read by predict and test.
-        workers: name of a depth -> who writes at it, the cheapest first; their settings are saved
+        workers: name of a depth -> what writes at it, the cheapest first; their settings are saved
             with the embedder. `{full: ...}` is the paper's binary gate.
         head: called with the width of the state and the number of depths, direct among them.
         state: what the gate sees, some of `embedding`, `scores` and `probe`
-        (`mmemb.records.gate_state`).
+            (`mmemb.records.gate_state`).
         temperature: tau of the scores whose shape a state with `scores` holds: the
             `utility_temperature` of the utilities.
         estimator: `reinforce` (leave-one-out baseline), `exact` (closed form), `grpo` (normalised
@@ -87,7 +88,7 @@ class GatingPolicy(LightningModule):
         self,
         embedder: str,
         run: str,
-        workers: dict[str, RationaleWorker],
+        workers: dict[str, RationaleSource],
         head: Callable[[int, int], DepthHead] = MlpDepthHead,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         estimator: Estimator = "reinforce",
@@ -105,6 +106,7 @@ class GatingPolicy(LightningModule):
         super().__init__()
         if budget is not None:
             check_budget(budget, unit)
+
         self.embedder, self.run = Path(embedder), Path(run)
         self.workers = dict(workers)  # not a ModuleDict: writers stay out of checkpoints
         self.state, self.temperature = check_parts(state or ["embedding"]), temperature
@@ -112,12 +114,16 @@ class GatingPolicy(LightningModule):
         self.estimator, self.num_samples, self.seed = estimator, num_samples, seed
         self.price, self.clip = price, clip
         self.budget, self.unit, self.measure, self.live = budget, unit, measure, live
+
+        # fit: the policy, the older one of GRPO, and rows (key, logits, costs) of the calibration.
         self.head: DepthHead | None = None
         self._old = OldPolicy()
-        self.thresholds: Thresholds | None = None
+        self.calibration: BudgetCalibration | None = None
         self._calibrated_at: int | None = None
-        self._calibration: list[tuple[str, list[float], list[float]]] = []
+        self._calibration_rows: list[tuple[str, list[float], list[float]]] = []
         self._sums = MeanSums()
+
+        # test: candidates of a data root, and queries that are embedded live at the end.
         self._candidates: list[CandidateOutput] = []
         self._galleries = Galleries([])
         self._timed: list[Query] = []
@@ -129,6 +135,8 @@ class GatingPolicy(LightningModule):
         if stage == "fit":
             self._check_depths(self.trainer.datamodule.depths)
             self.trainer.datamodule.check_embedder(self.embedder)
+
+            # All states are read before the head is made: their width and scale shape it.
             states_NS = self.trainer.datamodule.gate_inputs().state(self.state)
             if not len(states_NS):
                 raise ValueError(
@@ -144,10 +152,12 @@ class GatingPolicy(LightningModule):
             check_copied(self.run / "adaptive", self.embedder)
             self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers)
             self.adaptive.to(self.trainer.strategy.root_device)  # no submodule: moved by hand
+
+            # Times belong to a machine, so they are not saved with the gate.
             if self.unit == "milliseconds":
-                found, _ = mean_latency(Path(f"{self.run}-test") / "latency.json")
-                self.adaptive.thresholds = replace(
-                    self.adaptive.thresholds, milliseconds=found.depth_ms
+                latency, _ = mean_latency(Path(f"{self.run}-test") / "latency.json")
+                self.adaptive.calibration = replace(
+                    self.adaptive.calibration, milliseconds=latency.depth_ms
                 )
 
     def _check_depths(self, measured: Sequence[str]) -> None:
@@ -180,6 +190,7 @@ class GatingPolicy(LightningModule):
         logit_BA = self.head(state_BS)
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
         loss = combine(self._estimate(state_BS, logit_BA, reward, batch))
+
         scalars = {"train/loss": loss.detach()}
         expected_R = (logit_BA.detach().softmax(1) * reward).sum(1)[batch.eligible_B]
         if len(expected_R):  # without an eligible query there is no mean
@@ -192,6 +203,8 @@ class GatingPolicy(LightningModule):
     ) -> LossTerm:
         # Noise by key and step: equal on any number of ranks, different in every step.
         noise_BJ = uniform_by_key(batch.keys, self.num_samples, self.seed, self.global_step)
+
+        # GRPO samples from a policy some steps old, the others from the present one.
         old_BA = None
         if self.estimator == "grpo":
             old_BA = self._old.logits(self.head, state_BS, self.global_step)
@@ -214,36 +227,42 @@ class GatingPolicy(LightningModule):
         logit_BA = self.head(batch.inputs.state(self.state))
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
         decisions = self._decisions(logit_BA, batch)
-        taken_B = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
-        self._sums.add("val/reward", taken_B.sum().item(), len(taken_B))
+        taken_R = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
+        self._sums.add("val/reward", taken_R.sum().item(), len(taken_R))
+
+        # A budget is a mean over eligible queries: the others say nothing about its price.
         rows = zip(batch.keys, logit_BA.tolist(), batch.cost_BA.tolist(), strict=True)
         eligible = batch.eligible_B.tolist()
-        self._calibration += [row for row, e in zip(rows, eligible, strict=True) if e]
+        self._calibration_rows += [row for row, e in zip(rows, eligible, strict=True) if e]
         return decisions
 
     @override
     def on_validation_epoch_end(self) -> None:
-        # Thresholds of an untrained gate must not stand in for those after the fit.
+        # The calibration of an untrained gate must not stand in for that after the fit.
         if self.trainer.sanity_checking:
             self._sums.reset()
-            self._calibration = []
+            self._calibration_rows = []
             return
 
         # Sums: a rank may hold no eligible query. The means are equal on all of them.
         self.log_dict(self._sums.compute(), sync_dist=True)
         self._sums.reset()
-        rows = sorted({row[0]: row for row in gather_objects(self._calibration)}.values())
-        self._calibration = []
+
+        # By key, since a sampler may hand one query to two ranks.
+        rows = sorted({row[0]: row for row in gather_objects(self._calibration_rows)}.values())
+        self._calibration_rows = []
         keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
         self._calibrated_at = self.trainer.global_step
-        self.thresholds = Thresholds.calibrate(torch.tensor(logits), torch.tensor(costs), keys)
+        self.calibration = BudgetCalibration.calibrate(
+            torch.tensor(logits), torch.tensor(costs), keys
+        )
         self._warn_if_collapsed(keys)
 
     def _warn_if_collapsed(self, keys: Sequence[str]) -> None:
         num_steps = num_training_steps(self.trainer)
         if num_steps is None or self.trainer.global_step < num_steps:
             return
-        depth_C = self.thresholds.decide(torch.tensor(self.thresholds.logits), keys)
+        depth_C = self.calibration.decide(torch.tensor(self.calibration.logits), keys)
         if self.trainer.is_global_zero:
             print(collapse_warning(depth_C, [DIRECT, *self.workers]), end="")
 
@@ -253,7 +272,7 @@ class GatingPolicy(LightningModule):
 
     @override
     def on_train_end(self) -> None:
-        # A gate of an earlier step has other logits: its thresholds would not keep the budget.
+        # A gate of an earlier step has other logits: its prices would not keep the budget.
         step = self.trainer.global_step
         if self._calibrated_at != step:
             when = "never" if self._calibrated_at is None else f"last at step {self._calibrated_at}"
@@ -265,7 +284,7 @@ class GatingPolicy(LightningModule):
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))
             saved = AdaptiveEmbedder(
-                backbone, self.head, self.thresholds, self.workers, self.state, self.temperature
+                backbone, self.head, self.calibration, self.workers, self.state, self.temperature
             )
             (folder,) = self.products("fit")
             with whole_folder(folder) as fresh:
@@ -287,8 +306,9 @@ class GatingPolicy(LightningModule):
     ) -> SidecarOutput:
         adaptive = self.adaptive
         logit_BA = adaptive.head(batch.inputs.state(adaptive.state))
-        depths_B = adaptive.thresholds.decide(logit_BA, batch.keys, self.budget, self.unit)
-        rows = decision_rows(logit_BA, depths_B * batch.eligible_B, batch)
+        depths_B = adaptive.calibration.decide(logit_BA, batch.keys, self.budget, self.unit)
+        depths_B = depths_B.to(batch.eligible_B.device) * batch.eligible_B
+        rows = decision_rows(logit_BA, depths_B, batch)
         return SidecarOutput(batch.shard, tuple(rows))
 
     # test
@@ -308,39 +328,61 @@ class GatingPolicy(LightningModule):
         return self._embed_queries(self.adaptive, batch)
 
     def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> QueryOutput:
-        """The path of inference, with the rationales that stage 1 wrote instead of new ones."""
+        """Embeds queries through the steps of inference, live or with what stage 1 wrote."""
         sides = [query.side for query in batch.queries]
-        if not self.live:
-            adaptive.workers = self._written(batch)
         keys = [query.key for query in batch.queries]
-        shown = [self._galleries.of_query(query) for query in batch.queries]
-        encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=shown)
-        eligible = map(adaptive.can_reason, sides) if self.live else map(bool, batch.rationales)
-        eligible_B = torch.tensor(list(eligible), dtype=torch.bool)
-        if "probe" in adaptive.state:
+        galleries = [self._galleries.of_query(query) for query in batch.queries]
+        if self.live:
+            encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=galleries)
+            eligible = list(map(adaptive.can_reason, sides))
+        else:
+            encoded = self._read_written(adaptive, batch, keys, galleries)
+            eligible = list(map(bool, batch.rationales))
+
+        # Kept for the end of the test: the live worker must be the one that stage 1 asked.
+        if "probe" in adaptive.state and not self._probed:
             probes = zip(sides, batch.probes, strict=True)
-            self._probed = self._probed or [(s, p) for s, p in probes if p is not None][:1]
-        reasoning = [q for q, e in zip(batch.queries, eligible_B.tolist(), strict=True) if e]
+            self._probed = [(side, probe) for side, probe in probes if probe is not None][:1]
+
+        reasoning = [q for q, can in zip(batch.queries, eligible, strict=True) if can]
         self._timed = fixed_sample(self._timed + reasoning)
         return QueryOutput(
-            encoded.vectors_BD.cpu(), batch.queries, encoded.depths_B, encoded.tokens_B, eligible_B
+            encoded.vectors_BD.cpu(),
+            batch.queries,
+            encoded.depths_B,
+            encoded.tokens_B,
+            torch.tensor(eligible, dtype=torch.bool),
         )
 
-    def _written(self, batch: QueryBatch) -> dict[str, RationaleWorker]:
-        """Workers that hand out what stage 1 wrote about these queries."""
-        sides = [query.side for query in batch.queries]
-        pools = {d: [drafts_at(d, pool) for pool in batch.rationales] for d in self.workers}
-        return {
-            depth: PrecomputedWorker.over(sides, pools[depth], worker.reads, batch.probes)
-            for depth, worker in self.workers.items()
-        }
+    def _read_written(
+        self,
+        adaptive: AdaptiveEmbedder,
+        batch: QueryBatch,
+        keys: Sequence[str],
+        galleries: Sequence[Tensor],
+    ) -> Encoded:
+        """Takes the steps of `encode`, but reads what stage 1 wrote instead of writing."""
+        # Nothing goes on from these prompts, so a backbone that writes keeps no caches of them.
+        sides = tuple(query.side for query in batch.queries)
+        direct = DirectVectors(sides, adaptive.backbone.encode(sides))
+        depths_B = adaptive.decide(
+            direct,
+            self.budget,
+            self.unit,
+            keys=keys,
+            gallery=galleries,
+            probes=batch.probes or (None,) * len(sides),
+        )
+
+        drafts = zip(depths_B.tolist(), batch.rationales, strict=True)
+        rationales = tuple(greedy_at(adaptive.depths[number], pool) for number, pool in drafts)
+        return adaptive.read(direct, Written(depths_B, rationales))
 
     @override
     def on_test_epoch_end(self) -> None:
         queries = fixed_sample(gather_objects(self._timed))
         if self.measure and self.trainer.is_global_zero and queries:
             # The test read rationales that lie there; these milliseconds include the writing.
-            self.adaptive.workers = self.workers
             check_probe(list(self.workers.values())[-1], self._probed)
             measured = measure_latency(
                 self.adaptive,

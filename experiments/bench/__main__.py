@@ -129,7 +129,7 @@ def bench_gate(adaptive: Path) -> Line:
         state_BS = torch.zeros(len(sides), embedder.head.settings()["state_dim"])
         return compare(
             "gate 64 queries",
-            lambda: embedder.decide(state_BS, keys, None),
+            lambda: embedder.calibration.decide(embedder.logits(state_BS), keys),
             lambda: embedder.backbone.encode(sides),
             "their direct embedding",
         )

@@ -87,7 +87,7 @@ def bench_one_pass(model: Path, rows: int = 16, length: int = 32, runs: int = 5)
     decoder = WholePromptDecoder(backbone.model, [])
 
     def one_pass() -> None:
-        backbone.think_and_embed(sides, lambda found, _: [FULL] * len(found), sampling)
+        backbone.think(backbone.read_prompts(sides, sampling), [FULL] * rows, sampling)
 
     def only_decode() -> None:
         greedy, numbers = [GREEDY] * rows, list(range(rows))

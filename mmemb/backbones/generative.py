@@ -6,33 +6,48 @@ Shapes: B sides, D embedding width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mmemb.backbones.base import Backbone
+from mmemb.llm.decoding.cached_rows import CachedRows
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, Rationale
 
-Decide = Callable[[Sequence[int], Tensor], Sequence[str]]
-"""Row numbers and their direct vectors -> the depth of each row."""
+
+@final
+@dataclass(frozen=True, slots=True)
+class DirectVectors:
+    """B sides, embedded without a rationale.
+
+    Attributes:
+        sides: B sides.
+        vectors_BD: h_d, unit vectors.
+        prompts: the caches behind the prompts, from which a rationale goes on any number of times:
+            row numbers, and the cached rows of these, for prompts that were read together. Empty if
+            the vectors were made without.
+    """
+
+    sides: tuple[Side, ...]
+    vectors_BD: Tensor
+    prompts: tuple[tuple[tuple[int, ...], CachedRows], ...] = ()
 
 
 class Thoughts(NamedTuple):
-    """What one pass over B sides gives.
+    """What was written behind B prompts.
 
     Attributes:
-        direct_BD: h_d, at the end of the prompt.
         vectors_BD: h_r, at the end of the rationale, where a row reasoned and something was said;
             h_d elsewhere.
         rationales: what was written; None where a row did not reason.
     """
 
-    direct_BD: Tensor
     vectors_BD: Tensor
     rationales: tuple[Rationale | None, ...]
 
@@ -43,19 +58,28 @@ class GenerativeBackbone(Backbone, ABC):
     both in one forward pass, with the rationale's likelihood."""
 
     @abstractmethod
-    def think_and_embed(
+    def read_prompts(self, sides: Sequence[Side], sampling: Sampling) -> DirectVectors:
+        """Reads every prompt once, and keeps what a rationale needs to go on from it.
+
+        Args:
+            sides: B sides. The caches of all of them are kept, so B is bound by the memory.
+            sampling: how long rationales may become.
+        """
+
+    @abstractmethod
+    def think(
         self,
-        sides: Sequence[Side],
-        decide: Decide,
+        direct: DirectVectors,
+        depths: Sequence[str],
         sampling: Sampling,
         seeds: Sequence[int] | None = None,
         longest: Mapping[str, int] | None = None,
     ) -> Thoughts:
-        """Reads every prompt once, asks for a depth, and goes on where reasoning was asked for.
+        """Goes on from prompts where reasoning is asked for; the prompts stay as they are.
 
         Args:
-            sides: B sides.
-            decide: is called with the direct vectors of some rows at a time.
+            direct: what `read_prompts` gave, with the same sampling.
+            depths: name of the depth of each side; `direct` writes nothing.
             sampling: how long and how rationales are drawn.
             seeds: one per side; None = greedy draws.
             longest: depth -> most tokens of a rationale, where `sampling` allows more.
@@ -66,10 +90,8 @@ class GenerativeBackbone(Backbone, ABC):
         self, sides: Sequence[Side], depth: str, sampling: Sampling, seed: int = GREEDY
     ) -> tuple[Rationale | None, ...]:
         """A rationale about every side."""
-        seeds = [seed] * len(sides)
-        return self.think_and_embed(
-            sides, lambda rows, _: [depth] * len(rows), sampling, seeds
-        ).rationales
+        direct, num = self.read_prompts(sides, sampling), len(sides)
+        return self.think(direct, [depth] * num, sampling, [seed] * num).rationales
 
 
 def replies_nll(

@@ -14,13 +14,17 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mmemb.backbones.base import Paths, check_policy
-from mmemb.backbones.generative import Decide, GenerativeBackbone, Thoughts, replies_nll
+from mmemb.backbones.generative import (
+    DirectVectors,
+    GenerativeBackbone,
+    Thoughts,
+    replies_nll,
+)
 from mmemb.backbones.vision_cache import VisionCache
-from mmemb.llm.decoding.cached_rows import PaddingSide, collate, head
-from mmemb.llm.decoding.one_pass import TAGS, Writer, think, whole_text
+from mmemb.llm.decoding.cached_rows import CachedRows, PaddingSide, collate, head
+from mmemb.llm.decoding.one_pass import TAGS, Writer, whole_text
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.loading import DTYPES, load_model, outside_of_text
 from mmemb.llm.lora import LoraSettings, attach_lora
@@ -28,7 +32,7 @@ from mmemb.llm.prompts.chat_prompt import Prompt, PromptBuilder
 from mmemb.llm.prompts.special_tokens import special_tokens
 from mmemb.llm.prompts.style import PromptStyle, at_least_one
 from mmemb.records.inputs import Side
-from mmemb.records.rationales import GREEDY, Rationale
+from mmemb.records.rationales import DIRECT, GREEDY, Rationale
 from mmemb.storage.tensor_files import save_quietly
 from mmemb.storage.trust import in_folder
 
@@ -193,14 +197,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
     # what is written
 
     @torch.inference_mode()
-    def think_and_embed(
-        self,
-        sides: Sequence[Side],
-        decide: Decide,
-        sampling: Sampling,
-        seeds: Sequence[int] | None = None,
-        longest: Mapping[str, int] | None = None,
-    ) -> Thoughts:
+    def read_prompts(self, sides: Sequence[Side], sampling: Sampling) -> DirectVectors:
         if self.style.rationale_in == "text":
             raise ValueError(
                 "With rationale_in: text nothing can be written in one pass: use a worker of its "
@@ -209,30 +206,63 @@ class VisionLanguageBackbone(GenerativeBackbone):
         for position, side in enumerate(sides):
             self._check(position, side)
         if not sides:
-            return Thoughts(self._empty(), self._empty(), ())
-        writer = Writer(self.model, self.prompts.tokenizer, self.end_ids, sampling, longest)
-        seeds = [GREEDY] * len(sides) if seeds is None else seeds
-        direct, reasoned, written = think(
-            writer,
-            self.prompts.build_all(sides),
-            lambda rows, state_RH: decide(rows, functional.normalize(state_RH.float(), dim=-1)),
-            seeds,
-            self.slots,
-        )
-        model = Path(self.model_id).name
-        notes = [
-            writer.rationale(written[row], seeds[row], "self", model) if row in written else None
-            for row in range(len(sides))
+            return DirectVectors((), self._empty())
+
+        # Neighbours are of like length: little is padded.
+        prompts = self.prompts.build_all(sides)
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        groups = [
+            tuple(order[start : start + self.slots]) for start in range(0, len(order), self.slots)
         ]
+        room = self._writer(sampling).room
+        read = tuple(
+            (rows, CachedRows.of_sorted(self.model, [prompts[row] for row in rows], room))
+            for rows in groups
+        )
+
+        states = {
+            row: state_H
+            for rows, cached in read
+            for row, state_H in zip(rows, cached.state_RH, strict=True)
+        }
+        state_BH = torch.stack([states[row] for row in range(len(sides))])
+        return DirectVectors(tuple(sides), self._unit(state_BH, sides), read)
+
+    @torch.inference_mode()
+    def think(
+        self,
+        direct: DirectVectors,
+        depths: Sequence[str],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        longest: Mapping[str, int] | None = None,
+    ) -> Thoughts:
+        writer, model = self._writer(sampling, longest), Path(self.model_id).name
+        seeds = [GREEDY] * len(depths) if seeds is None else seeds
+        rationales: list[Rationale | None] = [None] * len(depths)
+        ends: dict[int, Tensor] = {}
+
+        for rows, cached in direct.prompts:
+            places = [place for place, row in enumerate(rows) if depths[row] != DIRECT]
+            if not places:
+                continue
+            # A fork: another decision may go on from the same prompts.
+            writings = [writer.begin(rows[p], depths[rows[p]], seeds[rows[p]]) for p in places]
+            ends |= writer.write(cached.fork(torch.tensor(places)), writings)
+            for writing in writings:
+                row = writing.row
+                rationales[row] = writer.rationale(writing, seeds[row], "self", model)
+
         # As in `encode`, a rationale that says nothing is none.
-        read = [
-            reasoned[r] if n is not None and n.plain else direct[r] for r, n in enumerate(notes)
-        ]
-        direct_BD, vector_BD = (
-            self._unit(torch.stack(states), sides)
-            for states in ([direct[row] for row in range(len(sides))], read)
-        )
-        return Thoughts(direct_BD, vector_BD, tuple(notes))
+        told = [row for row, note in enumerate(rationales) if note is not None and note.plain]
+        vectors_BD = direct.vectors_BD.clone()
+        if told:
+            state_RH = torch.stack([ends[row] for row in told])
+            vectors_BD[told] = self._unit(state_RH, [direct.sides[row] for row in told])
+        return Thoughts(vectors_BD, tuple(rationales))
+
+    def _writer(self, sampling: Sampling, longest: Mapping[str, int] | None = None) -> Writer:
+        return Writer(self.model, self.prompts.tokenizer, self.end_ids, sampling, longest)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

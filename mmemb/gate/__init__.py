@@ -8,6 +8,8 @@ _HOMES = {
     "AdaptiveEmbedder": "adaptive_embedder",
     "FirstTokenHead": "first_token",
     "MlpDepthHead": "heads",
+    "OnePassReasoner": "reasoners",
+    "TwoPassReasoner": "reasoners",
 }
 
 __all__ = sorted(_HOMES)

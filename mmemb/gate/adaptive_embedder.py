@@ -1,35 +1,45 @@
-"""AdaptiveEmbedder: the one inference path: embed, decide, reason, embed again.
+"""AdaptiveEmbedder: the one inference path, in four steps: embed, decide, write, read.
 
-Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, D embedding width,
-N candidates, S width of the gate's state, H width of a probe.
+Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, R eligible ones, D
+embedding width, N candidates, S width of the gate's state, A depths, H width of a probe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from mmemb.backbones import Backbone, GenerativeBackbone, load_backbone
-from mmemb.gate.budget import Thresholds, Unit, check_budget
+from mmemb.backbones import Backbone, load_backbone
+from mmemb.backbones.generative import DirectVectors
+from mmemb.gate.budget import Amounts, BudgetCalibration, Units, row_budgets
 from mmemb.gate.heads import DepthHead, load_head, save_head
+from mmemb.gate.reasoners import Written, make_reasoner
 from mmemb.gate.saved_settings import SETTINGS, read_settings
-from mmemb.rationales import RationaleWorker, SelfWorker, load_saved_worker, save_worker
+from mmemb.rationales import load_saved_worker, save_worker
+from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.gate_state import GateInputs, StatePart, check_parts, score_shape
 from mmemb.records.inputs import Side
-from mmemb.records.rationales import DIRECT, GREEDY, Rationale
+from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
 from mmemb.storage.old_names import with_new_names
 from mmemb.storage.trust import Permissions, check_links
 
 
+@final
 class Encoded(NamedTuple):
-    """Unit vectors (B, D), depths taken (B,), reasoning tokens spent (B,), and what was written:
-    None where a side was embedded directly."""
+    """B embedded sides.
+
+    Attributes:
+        vectors_BD: unit vectors.
+        depths_B: int64, the depth that was taken; 0 = direct, also where nothing was written.
+        tokens_B: int64, reasoning tokens that were spent.
+        rationales: B of them; None where a side was embedded directly.
+    """
 
     vectors_BD: Tensor
     depths_B: Tensor
@@ -41,12 +51,16 @@ class Encoded(NamedTuple):
 class AdaptiveEmbedder:
     """Embeds sides and reasons about those for which the gate says that it pays.
 
+    `encode` is four steps, each usable alone and without a state of its own: `embed` the sides,
+    `decide` on a depth for each, `write` rationales, `read` the sides with them.
+
     Args:
         backbone: embeds a side with and without a rationale.
         head: reads the state, never a rationale.
-        thresholds: the prices that keep any budget.
-        workers: name of a depth -> who writes at it, the cheapest first: `{"full": worker}`, or
-            `{"short": one, "full": other}`. A side that they cannot read is embedded directly.
+        calibration: gives the price that keeps a budget.
+        workers: name of a depth -> where its rationales come from, the cheapest first:
+            `{"full": worker}`, or `{"short": one, "full": other}`. A side that they cannot read is
+            embedded directly.
         state: what the head's state is made of. A `probe` is the last worker's.
         temperature: tau of the scores whose shape a state with `scores` holds.
     """
@@ -55,21 +69,23 @@ class AdaptiveEmbedder:
         self,
         backbone: Backbone,
         head: DepthHead,
-        thresholds: Thresholds,
-        workers: Mapping[str, RationaleWorker],
+        calibration: BudgetCalibration,
+        workers: Mapping[str, RationaleSource],
         state: Sequence[StatePart] = ("embedding",),
         temperature: float = 0.05,
     ) -> None:
-        said = head.settings().get("num_depths", 1 + len(workers))
-        if said != 1 + len(workers):
+        num_depths = head.settings().get("num_depths", 1 + len(workers))
+        if num_depths != 1 + len(workers):
             raise ValueError(
-                f"the gate chooses among {said} depths, but there are {len(workers)} workers: "
-                "expected one for every depth but the direct one."
+                f"the gate chooses among {num_depths} depths, but there are {len(workers)} "
+                "workers: expected one for every depth but the direct one."
             )
+
         self.backbone = backbone.eval()
         self.head = head.eval()
-        self.thresholds = thresholds
+        self.calibration = calibration
         self.workers = dict(workers)
+        self.reasoner = make_reasoner(self.backbone, self.workers)
         self.state, self.temperature = tuple(state), temperature
 
     @property
@@ -77,140 +93,159 @@ class AdaptiveEmbedder:
         """Names of the depths, in the order of the head's logits."""
         return (DIRECT, *self.workers)
 
-    @torch.inference_mode()
+    def can_reason(self, side: Side) -> bool:
+        """Whether the workers can read the side (METHOD 7: only these queries are eligible)."""
+        return self.reasoner.can_reason(side)
+
     def encode(
         self,
         sides: Sequence[Side],
-        budget: float | None = None,
-        unit: Unit = "invocation",
+        budget: Amounts = None,
+        unit: Units = "invocation",
         *,
         depth: int | None = None,
         keys: Sequence[str] | None = None,
         gallery: Tensor | Sequence[Tensor] | None = None,
     ) -> Encoded:
-        """Embeds `sides`.
+        """Embeds B sides: all four steps.
 
         Args:
             sides: B sides.
+            budget: see `decide`, as all that follow.
+            unit: of the budget.
+            depth: forces a depth.
+            keys: break ties.
+            gallery: vectors of the candidates.
+        """
+        direct = self.embed(sides)
+        depths_B = self.decide(direct, budget, unit, depth=depth, keys=keys, gallery=gallery)
+        written = self.write(direct, depths_B)
+        return self.read(direct, written)
+
+    @torch.inference_mode()
+    def embed(self, sides: Sequence[Side]) -> DirectVectors:
+        """Step 1: embeds B sides without a rationale.
+
+        A backbone that writes by itself keeps its caches of all B prompts in the result.
+
+        Raises:
+            ValueError: a side that the backbone cannot read.
+        """
+        return self.reasoner.embed(sides)
+
+    @torch.inference_mode()
+    def decide(
+        self,
+        direct: DirectVectors,
+        budget: Amounts = None,
+        unit: Units = "invocation",
+        *,
+        depth: int | None = None,
+        keys: Sequence[str] | None = None,
+        gallery: Tensor | Sequence[Tensor] | None = None,
+        probes: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """Step 2: asks the gate for a depth of each side; 0 (direct) where no worker can read it.
+
+        A row depends on its own budget alone.
+
+        Args:
+            direct: B sides with their vectors.
             budget: upper bound on what eligible sides cost on average, in expectation over sides
                 like those of the calibration part, on which it is never exceeded; None = no
-                bound.
-            unit: what the budget counts; `invocation` is the share that reasons.
+                bound. One for all sides, or B of them.
+            unit: what the budget counts; `invocation` is the share that reasons. One for all sides,
+                or B of them.
             depth: forces a depth for every eligible side (0 = direct); the gate is not asked.
-            keys: what breaks ties between equal gate scores; by default the content of the side.
-            gallery: (N, D) vectors of the candidates, or one such tensor per side; only a gate
-                whose state holds `scores` needs it.
+            keys: B of them, which break ties between equal gate scores; by default the content of
+                each side.
+            gallery: (N, D) vectors of the candidates, or B such tensors; only a gate whose state
+                holds `scores` needs it.
+            probes: B hidden states (H,) that were measured earlier, None of a side without one; by
+                default the last worker is asked, where the state holds a `probe`.
 
         Returns:
-            Unit vectors (B, D), depths (B,), reasoning tokens (B,) and B rationales.
+            Depths (B,) int64 on the CPU.
+
+        Raises:
+            ValueError: a budget that cannot be met; or the state holds what was not measured.
         """
-        if budget is not None:
-            check_budget(budget, unit)  # also where no side can reason and the gate is not used
-        names = [side.digest for side in sides] if keys is None else keys
+        sides = direct.sides
+        row_budgets(budget, unit, len(sides))  # a wrong one is refused also where none can reason
+        eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
+        if depth is not None:
+            if not 0 <= depth < len(self.depths):
+                raise ValueError(f"depth must be from 0 to {len(self.workers)}, got {depth}.")
+            return torch.full((len(sides),), depth) * eligible_B
+        if not eligible_B.any():
+            return torch.zeros(len(sides), dtype=torch.long)
 
-        def choose(rows: Sequence[int], direct_RD: Tensor) -> Tensor:
-            """(R,) depths of some rows, whose direct vectors are known by now."""
-            own = [sides[row] for row in rows]
-            eligible_R = torch.tensor([self.can_reason(side) for side in own], dtype=torch.bool)
-            chosen_R = torch.full((len(own),), depth or 0)
-            if depth is None and eligible_R.any():
-                every = gallery is None or isinstance(gallery, Tensor)
-                shown = gallery if every else [gallery[row] for row in rows]
-                state_RS = self.inputs(own, direct_RD, eligible_R, shown).state(self.state)
-                chosen_R = self.decide(state_RS, [names[row] for row in rows], budget, unit)
-            return chosen_R * eligible_R
+        keys = [side.digest for side in sides] if keys is None else keys
+        inputs = self._inputs(direct, eligible_B, gallery, probes)
+        logit_BA = self.logits(inputs.state(self.state))
+        return self.calibration.decide(logit_BA, keys, budget, unit) * eligible_B
 
-        if self._writes_itself:
-            return self._in_one_pass(sides, choose)
-        direct_BD = self.backbone.encode(sides)
-        return self._reason(sides, choose(range(len(sides)), direct_BD), direct_BD)
+    @torch.inference_mode()
+    def write(self, direct: DirectVectors, depths_B: Tensor) -> Written:
+        """Step 3: writes one greedy rationale about each side whose depth is not 0.
 
-    @property
-    def _writes_itself(self) -> bool:
-        kinds = {isinstance(worker, SelfWorker) for worker in self.workers.values()}
-        if kinds == {True, False} or (
-            True in kinds and not isinstance(self.backbone, GenerativeBackbone)
-        ):
-            raise ValueError(
-                "SelfWorker stands for what a VisionLanguageBackbone writes by itself, at every "
-                f"depth or at none; the backbone is a {type(self.backbone).__name__}, the workers "
-                f"are {[type(worker).__name__ for worker in self.workers.values()]}."
-            )
-        return True in kinds
+        Args:
+            direct: B sides with their vectors; they stay as they are.
+            depths_B: int64.
+        """
+        return self.reasoner.write(direct, depths_B)
 
-    def _in_one_pass(
-        self, sides: Sequence[Side], choose: Callable[[Sequence[int], Tensor], Tensor]
-    ) -> Encoded:
-        """Prompts are read once: for the direct vector, the decision, and what is written."""
-        depths_B = torch.zeros(len(sides), dtype=torch.long)
+    @torch.inference_mode()
+    def read(self, direct: DirectVectors, written: Written) -> Encoded:
+        """Step 4: embeds B sides with what was written about them, live or earlier.
 
-        def decide(rows: Sequence[int], direct_RD: Tensor) -> list[str]:
-            chosen_R = choose(rows, direct_RD)
-            depths_B[list(rows)] = chosen_R
-            return [self.depths[number] for number in chosen_R.tolist()]
+        Args:
+            direct: B sides with their vectors.
+            written: rationales about them; a side without one keeps its direct vector.
+        """
+        vectors_BD = self.reasoner.read(direct, written)
+        notes = written.rationales
 
-        samplings = {
-            depth: worker.sampling  # type: ignore[attr-defined]
-            for depth, worker in self.workers.items()
-        }
-        longest = {depth: sampling.max_new_tokens for depth, sampling in samplings.items()}
-        sampling = samplings[max(longest, key=longest.__getitem__)]
-        found = self.backbone.think_and_embed(  # type: ignore[operator]
-            sides, decide, sampling, longest=longest
-        )
-        return _encoded(found.vectors_BD, depths_B, found.rationales)
+        # A side about which the worker had nothing to say was embedded directly.
+        has_note_B = torch.tensor([note is not None for note in notes], dtype=torch.bool)
+        tokens = [note.num_tokens if note is not None else 0 for note in notes]
+        tokens_B = torch.tensor(tokens, dtype=torch.long)
+        return Encoded(vectors_BD, written.depths_B * has_note_B, tokens_B, notes)
 
-    def can_reason(self, side: Side) -> bool:
-        """Whether the workers can read the side (METHOD 7: only these queries are eligible)."""
-        return all(worker.can_read(side) for worker in self.workers.values())
+    def logits(self, state_BS: Tensor) -> Tensor:
+        """Returns the gate's logits (B, A) of states (B, S), on the CPU."""
+        device = next(self.head.parameters()).device
+        logit_BA: Tensor = self.head(state_BS.to(device))
+        return logit_BA.cpu()
 
-    def inputs(
+    def _inputs(
         self,
-        sides: Sequence[Side],
-        direct_BD: Tensor,
+        direct: DirectVectors,
         eligible_B: Tensor,
-        gallery: Tensor | Sequence[Tensor] | None = None,
+        gallery: Tensor | Sequence[Tensor] | None,
+        probes: Sequence[Tensor | None] | None,
     ) -> GateInputs:
         """Measures what the gate's state is made of, and no more."""
-        direct_BD = direct_BD.cpu()
-        nothing = GateInputs.of_embedding(direct_BD)
-        scores_B3, probe_BH = nothing.scores_B3, nothing.probe_BH
+        direct_BD = direct.vectors_BD.cpu()
+        inputs = GateInputs.of_embedding(direct_BD)
+
         if "scores" in self.state and gallery is not None:
-            galleries = [gallery] * len(sides) if isinstance(gallery, Tensor) else gallery
+            galleries = [gallery] * len(direct_BD) if isinstance(gallery, Tensor) else gallery
             scored = zip(direct_BD.split(1), galleries, strict=True)
             shapes = [score_shape(x_1D @ y_ND.cpu().T / self.temperature) for x_1D, y_ND in scored]
-            scores_B3 = torch.cat(shapes)
+            inputs = inputs._replace(scores_B3=torch.cat(shapes))
+
         if "probe" in self.state:
-            rows = eligible_B.nonzero().flatten()
-            known_RH = list(self.workers.values())[-1].probe([sides[row] for row in rows.tolist()])
-            empty_BH = torch.zeros(len(sides), known_RH.shape[1])
-            probe_BH = empty_BH.index_copy(0, rows, known_RH.cpu())
-        return GateInputs(direct_BD, scores_B3, probe_BH)
-
-    def decide(
-        self, state_BS: Tensor, keys: Sequence[str], budget: float | None, unit: Unit = "invocation"
-    ) -> Tensor:
-        """(B,) int64: the depths that the gate asks for."""
-        device = next(self.head.parameters()).device
-        logit_BA = self.head(state_BS.to(device)).cpu()
-        return self.thresholds.decide(logit_BA, keys, budget, unit)
-
-    def _reason(self, sides: Sequence[Side], chosen_B: Tensor, direct_BD: Tensor) -> Encoded:
-        depths_B, vectors_BD = torch.zeros_like(chosen_B), direct_BD.clone()
-        taken: list[Rationale | None] = [None] * len(sides)
-        for depth, worker in enumerate(self.workers.values(), start=1):
-            rows = (chosen_B == depth).nonzero().flatten().tolist()
-            if not rows:
-                continue
-            picked = [sides[row] for row in rows]
-            written = worker.write(picked, torch.full((len(picked), 1), GREEDY))
-            rationales = [draws[0] if draws else None for draws in written]
-            vectors_BD[rows] = self.backbone.encode(picked, rationales)
-            # A side about which the worker had nothing to say was embedded directly.
-            depths_B[rows] = torch.tensor([depth * (r is not None) for r in rationales])
-            for row, rationale in zip(rows, rationales, strict=True):
-                taken[row] = rationale
-        return _encoded(vectors_BD, depths_B, taken)
+            # A probe costs a prefill: sides that cannot reason are spared it.
+            row_R = eligible_B.nonzero().flatten()
+            sides = [direct.sides[row] for row in row_R.tolist()]
+            if probes is None:
+                probe_RH = self.reasoner.probe(sides).cpu()
+            else:
+                probe_RH = _stacked(sides, [probes[row] for row in row_R.tolist()])
+            empty_BH = torch.zeros(len(direct_BD), probe_RH.shape[1])
+            inputs = inputs._replace(probe_BH=empty_BH.index_copy(0, row_R, probe_RH))
+        return inputs
 
     def to(self, device: torch.device | str) -> AdaptiveEmbedder:
         """Backbone and gate move; a worker runs where it was told to."""
@@ -219,14 +254,14 @@ class AdaptiveEmbedder:
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes embedder, gate, thresholds and worker settings: all of them, or nothing.
+        """Writes embedder, gate, calibration and worker settings: all of them, or nothing.
 
         Files of workers (a prompt, a table) are copied; models that they run stay outside.
         """
         settings = {
             "state": self.state,
             "temperature": self.temperature,
-            "thresholds": self.thresholds.to_json(),
+            "thresholds": self.calibration.to_json(),
         }
         with whole_folder(folder, keep_others=True) as fresh:
             settings["workers"] = {
@@ -241,7 +276,7 @@ class AdaptiveEmbedder:
     def from_pretrained(
         cls,
         folder: str | Path,
-        workers: Mapping[str, RationaleWorker] | None = None,
+        workers: Mapping[str, RationaleSource] | None = None,
         servers: Mapping[str, str | None] | Collection[str] = (),
         models: Collection[str] = (),
     ) -> AdaptiveEmbedder:
@@ -275,7 +310,7 @@ class AdaptiveEmbedder:
             return cls(
                 load_backbone(str(Path(folder) / "backbone")),
                 load_head(Path(folder) / "gate"),
-                settings.thresholds.thresholds(),
+                settings.thresholds.calibration(),
                 workers
                 or {
                     depth: load_saved_worker(
@@ -293,8 +328,13 @@ class AdaptiveEmbedder:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {said}.") from None
 
 
-def _encoded(
-    vectors_BD: Tensor, depths_B: Tensor, rationales: Sequence[Rationale | None]
-) -> Encoded:
-    tokens = [r.num_tokens if r is not None else 0 for r in rationales]
-    return Encoded(vectors_BD, depths_B, torch.tensor(tokens, dtype=torch.long), tuple(rationales))
+def _stacked(sides: Sequence[Side], probes: Sequence[Tensor | None]) -> Tensor:
+    """Probes (R, H) that were measured earlier."""
+    known = [probe for probe in probes if probe is not None]
+    if len(known) < len(sides):
+        side = sides[[probe is None for probe in probes].index(True)]
+        raise ValueError(
+            f"No hidden state was written about {side.text[:60]!r}: make the rationales again with "
+            "`probe` set, or choose a gate state without it."
+        )
+    return torch.stack(known).cpu()

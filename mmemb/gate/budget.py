@@ -1,8 +1,8 @@
-"""Depths under a budget (docs/method.md, section 7): the prices that keep it, and their ties.
+"""Depths under a budget (docs/method.md, section 7): the price that keeps it, and who pays it.
 
-A query takes argmax_a(logit_a - price * cost_a). With two depths this is a threshold on the
-difference of the logits. Depth 0 is direct. Shapes: B queries, C of part calibration, A depths,
-R crossings of their lines.
+A query takes the depth with the largest `logit - multiplier * cost`. With two depths this is a
+threshold on the difference of the logits. Depth 0 is direct. Shapes: B queries, C queries of the
+calibration part, A depths, P pairs of depths, R crossings of their lines.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, NamedTuple, final, get_args
 
 import torch
 from torch import Tensor
@@ -23,38 +23,58 @@ from mmemb.records.schema import Schema
 Unit = Literal["invocation", "tokens", "milliseconds"]
 """What a budget counts, per eligible query: the share that reasons, tokens, or milliseconds."""
 
+Amounts = float | Sequence[float | None] | Tensor | None
+"""One budget for all rows, or one for each; None = no budget. Budgets in a tensor are float64: the
+float32 next to 0.7 is less than 0.7, and buys less."""
+
+Units = Unit | Sequence[Unit]
+"""One unit for all rows, or one for each."""
+
 _LOGIT_STEP = 1e-5
 _EQUAL = 1e-9
+_MOST_PRICES = 4096
+
+
+@final
+class Budget(NamedTuple):
+    """Upper bound on what an eligible query costs on average; `amount` None = no bound."""
+
+    amount: float | None
+    unit: Unit = "invocation"
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Threshold:
-    """A price. Among depths that are equal at this very price a query takes the dearest if the
-    tie-break of its key is above `tie`, else the cheapest.
+class Price:
+    """What a query pays for the cost of a depth.
+
+    Attributes:
+        multiplier: mu, in nats per unit of cost.
+        tie_break: among depths that are equal at this multiplier, a query takes the most expensive
+            one if the tie-break of its key is above this number, else the cheapest.
     """
 
-    price: float
-    tie: float = 1.0
+    multiplier: float
+    tie_break: float = 1.0
 
 
-NATURAL = Threshold(0.0)
-"""Without a budget: the price of a token was in the reward already."""
+NO_BUDGET = Price(0.0)
+"""Takes the arg max of the logits: the price of a token was in the reward already."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Thresholds:
-    """The calibration part as the gate sees it, which gives the price of any budget.
+class BudgetCalibration:
+    """The calibration queries as the gate sees them, from which the price of any budget follows.
 
-    What calibration spends is a step function of the price: it changes where the lines
-    `logit_a - price * cost_a` of a query cross, and nowhere else. All its steps, with the ties
-    within each, are computed once for a unit, at its first budget.
+    Their mean cost is a step function of the multiplier: it changes where the lines
+    `logit_a - multiplier * cost_a` of a query cross, and nowhere else. All its steps are computed
+    once for a unit, at its first budget; the price of a budget is searched among them once.
 
     Attributes:
         logits: (C, A) of the eligible queries.
         costs: (C, A) tokens that each would pay at each depth.
-        ties: tie-breaks of their keys: among equals a fair, repeatable share is dear.
+        ties: (C,) tie-breaks of their keys: among equals a fair, repeatable share pays more.
         milliseconds: (A,) measured live, or empty: then no budget can be given in them.
     """
 
@@ -62,7 +82,11 @@ class Thresholds:
     costs: tuple[tuple[float, ...], ...] = ()
     ties: tuple[float, ...] = ()
     milliseconds: tuple[float, ...] = ()
-    _spendings: dict[Unit, _Spending] = field(
+
+    _mean_costs: dict[Unit, _MeanCosts] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _prices: dict[tuple[Budget, bool], Price] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -73,8 +97,12 @@ class Thresholds:
         cost_CA: Tensor,
         keys: Sequence[str],
         milliseconds: Sequence[float] = (),
-    ) -> Thresholds:
-        """Makes thresholds from logits and costs of the eligible calibration queries."""
+    ) -> BudgetCalibration:
+        """Keeps logits (C, A) and token costs (C, A) of the eligible calibration queries.
+
+        Raises:
+            ValueError: there is no query, or a logit or cost is not finite.
+        """
         if not keys:
             raise ValueError(
                 "part `calibration` has no eligible query, so no threshold can be calibrated: give "
@@ -95,62 +123,85 @@ class Thresholds:
         self,
         logit_BA: Tensor,
         keys: Sequence[str],
-        budget: float | None = None,
-        unit: Unit = "invocation",
+        budget: Amounts = None,
+        unit: Units = "invocation",
         *,
         exact: bool = False,
     ) -> Tensor:
-        """(B,) int64: the depths that queries take under this budget.
-
-        Equal depths at price 0: without a budget the first one is taken, under a budget the one
-        that costs less in its unit.
-        """
-        threshold = self.at(budget, unit, exact=exact)
-        cost_A = None if budget is None else self._spending(unit).cost_A
-        return depths_at(logit_BA, cost_A, threshold, keys)
-
-    def at(
-        self, budget: float | None, unit: Unit = "invocation", *, exact: bool = False
-    ) -> Threshold:
-        """The price, and the share of its ties, under which queries like those of calibration cost
-        `budget` on average.
-
-        On calibration itself the result never costs more than the budget. Among the prices and
-        ties that keep it, the result costs most; among those of equal cost it has the least price.
-        So a larger budget never costs less.
+        """Returns the depths (B,) int64 that queries take; each depends on its own budget alone.
 
         Args:
-            budget: per eligible query, in `unit`; None = no budget, the arg max of the logits.
+            logit_BA: of the gate.
+            keys: B names of the queries, which break ties.
+            budget: one for all, or B of them. Without one, the first of equal depths is taken;
+                under one, the depth that costs less in its unit.
+            unit: what the budgets count; one for all, or B of them.
+            exact: see `price`.
+        """
+        budgets = row_budgets(budget, unit, len(logit_BA))
+        _check_finite(logit_BA)  # before rows are picked, so that the error counts all rows
+
+        depth_B = torch.zeros(len(budgets), dtype=torch.long)
+        for one in dict.fromkeys(budgets):
+            price = self.price(*one, exact=exact)
+            cost_A = None if one.amount is None else self._mean_costs_in(one.unit).cost_A
+            rows = [row for row, other in enumerate(budgets) if other == one]
+            row_keys = [keys[row] for row in rows]
+            depth_B[rows] = depths_at(logit_BA[rows], cost_A, price, row_keys)
+        return depth_B
+
+    def price(
+        self, budget: float | None, unit: Unit = "invocation", *, exact: bool = False
+    ) -> Price:
+        """Returns the price under which queries like those of calibration cost `budget` on average.
+
+        On calibration itself the result never costs more than the budget. Among the prices that
+        keep it, the result costs most; among those of equal cost it has the least multiplier. So a
+        larger budget never costs less.
+
+        Args:
+            budget: per eligible query, in `unit`; None = no budget.
             unit: `invocation` is the share that reasons.
-            exact: spend all of it (the frontier), at prices below 0, too. Otherwise it is an upper
-                bound: prices are at least 0, and the price is 0 as soon as the budget allows it.
+            exact: spend all of it (the frontier), at multipliers below 0, too. Otherwise it is an
+                upper bound: the multiplier is at least 0, and 0 as soon as the budget allows it.
 
         Raises:
             ValueError: a budget that cannot be met, or a unit that was not measured.
         """
         if budget is None:
-            return NATURAL
-        self._check(budget, unit)
-        spending = self._spending(unit)
+            return NO_BUDGET
 
-        # Under a price that is merely high, new queries with a larger gain than any of calibration
-        # would reason. With costs that fall with depth, price 0 may cost less than the highest one.
-        if budget <= spending.least + _EQUAL and (
-            exact or spending.least <= spending.natural + _EQUAL
-        ):
-            return Threshold(math.inf)
-        if not exact and spending.natural <= budget + _EQUAL:
-            return NATURAL
-        return (spending.exact if exact else spending.bounded).within(budget)
+        key = (Budget(budget, unit), exact)
+        if key not in self._prices:
+            price = self._search(budget, unit, exact)
+            # A server may be asked for any number of budgets: they must not fill its memory.
+            if len(self._prices) >= _MOST_PRICES:
+                self._prices.clear()
+            self._prices[key] = price
+        return self._prices[key]
 
-    def dearest(self, unit: Unit) -> float:
-        """Mean cost of the calibration queries if all of them take the dearest depth."""
-        return self._spending(unit).most
+    def max_cost(self, unit: Unit) -> float:
+        """Mean cost of the calibration queries if all of them take the most expensive depth."""
+        return self._mean_costs_in(unit).max
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data, which `CalibrationJson` reads."""
         names = ("logits", "costs", "ties", "milliseconds")
         return {name: getattr(self, name) for name in names}
+
+    def _search(self, budget: float, unit: Unit, exact: bool) -> Price:
+        self._check(budget, unit)
+        costs = self._mean_costs_in(unit)
+
+        # A multiplier that is merely high would let new queries reason that gain more than any of
+        # calibration. Where costs fall with depth, multiplier 0 may cost less than the highest one.
+        cheapest_keeps_it = exact or costs.min <= costs.at_zero + _EQUAL
+        if budget <= costs.min + _EQUAL and cheapest_keeps_it:
+            return Price(math.inf)
+
+        if not exact and costs.at_zero <= budget + _EQUAL:
+            return NO_BUDGET
+        return (costs.steps if exact else costs.positive_steps).within(budget)
 
     def _check(self, budget: float, unit: Unit) -> None:
         check_budget(budget, unit)
@@ -166,30 +217,31 @@ class Thresholds:
                 f"depths, but {len(self.milliseconds)} are known: run `experiments.run test` with "
                 "the gate's config first, which measures them and writes latency.json."
             )
-        least = self._spending(unit).least
+
+        least = self._mean_costs_in(unit).min
         if budget < least - _EQUAL:
             raise ValueError(
                 f"budget is {budget:g} {unit} per query, but the cheapest depth alone costs "
                 f"{least:g}: give a budget of at least {least:g}."
             )
 
-    def _spending(self, unit: Unit) -> _Spending:
-        if unit not in self._spendings:
-            self._spendings[unit] = _Spending.of(self, unit)
-        return self._spendings[unit]
+    def _mean_costs_in(self, unit: Unit) -> _MeanCosts:
+        if unit not in self._mean_costs:
+            self._mean_costs[unit] = _MeanCosts.measure(self, unit)
+        return self._mean_costs[unit]
 
 
 @final
-class ThresholdsJson(Schema):
-    """See `Thresholds`."""
+class CalibrationJson(Schema):
+    """See `BudgetCalibration`."""
 
     logits: tuple[tuple[float, ...], ...]
     costs: tuple[tuple[float, ...], ...]
     ties: tuple[float, ...]
     milliseconds: tuple[float, ...]
 
-    def thresholds(self) -> Thresholds:
-        """As a record.
+    def calibration(self) -> BudgetCalibration:
+        """Returns the record.
 
         Raises:
             ValueError: the lists tell of unequally many queries.
@@ -199,7 +251,36 @@ class ThresholdsJson(Schema):
                 f"there are logits of {len(self.logits)} queries, costs of {len(self.costs)} and "
                 f"ties of {len(self.ties)}: expected equally many."
             )
-        return Thresholds(self.logits, self.costs, self.ties, self.milliseconds)
+        return BudgetCalibration(self.logits, self.costs, self.ties, self.milliseconds)
+
+
+def row_budgets(budget: Amounts, unit: Units, num_rows: int) -> list[Budget]:
+    """Returns the budget of each row; a budget or unit that is given for all is repeated.
+
+    Raises:
+        ValueError: a budget is wrong in itself (`check_budget`), or there are not as many as rows.
+
+    >>> row_budgets([0.5, None], "tokens", 2)
+    [Budget(amount=0.5, unit='tokens'), Budget(amount=None, unit='tokens')]
+    """
+    amounts = budget.tolist() if isinstance(budget, Tensor) else budget
+    amounts, units = _per_row("budget", amounts, num_rows), _per_row("unit", unit, num_rows)
+    budgets = [Budget(*pair) for pair in zip(amounts, units, strict=True)]
+
+    for amount, of_unit in dict.fromkeys(budgets):
+        if amount is not None:
+            check_budget(amount, of_unit)
+    return budgets
+
+
+def _per_row(name: str, value: Any, num_rows: int) -> list[Any]:
+    if value is None or isinstance(value, str | float | int):
+        return [value] * num_rows
+    if len(value) != num_rows:
+        raise ValueError(
+            f"{name} must be one value, or one for each of {num_rows} rows, got {len(value)}."
+        )
+    return list(value)
 
 
 def check_budget(budget: float, unit: str) -> None:
@@ -216,174 +297,194 @@ def check_budget(budget: float, unit: str) -> None:
         raise ValueError(f"budget is {budget:g}: expected {expected} for unit {unit!r}.")
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Ladder:
-    """Distinct costs of calibration in rising order, and the least price with each of them."""
-
-    spent: tuple[float, ...]
-    thresholds: tuple[Threshold, ...]
-
-    @classmethod
-    def of(cls, states: Iterable[tuple[float, Threshold]]) -> _Ladder:
-        """Makes a ladder from (cost, threshold) in the order of falling prices."""
-        # Of equal keys a dict keeps the last value, which is the least price. Sums in another
-        # order differ in the last digits.
-        least_price = {round(spent, 9): threshold for spent, threshold in states}
-        rungs = sorted(least_price.items(), key=lambda rung: rung[0])
-        return cls(tuple(spent for spent, _ in rungs), tuple(price for _, price in rungs))
-
-    def within(self, budget: float) -> Threshold:
-        """The threshold that costs most within the budget."""
-        place = bisect_right(self.spent, budget + _EQUAL)
-        assert place, "a budget below the cheapest depth was refused before"
-        return self.thresholds[place - 1]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Spending:
-    """Mean costs of the calibration queries in one unit, at every price and tie.
-
-    Attributes:
-        cost_A: expected cost of a depth, by which prices are paid.
-        least: if all take the cheapest depth.
-        natural: at price 0, equal depths cheap.
-        most: if all take the dearest depth.
-        exact: at all prices.
-        bounded: at prices above 0.
-    """
-
-    cost_A: Tensor
-    least: float
-    natural: float
-    most: float
-    exact: _Ladder
-    bounded: _Ladder
-
-    @classmethod
-    def of(cls, table: Thresholds, unit: Unit) -> _Spending:
-        """Computes all states of one unit."""
-        step_CA = _steps(torch.tensor(table.logits, dtype=torch.float64))
-        token_CA = torch.tensor(table.costs, dtype=torch.float64)
-        expected = {
-            "invocation": [0.0] + [1.0] * (step_CA.shape[1] - 1),
-            "tokens": token_CA.mean(0).tolist(),
-            "milliseconds": table.milliseconds,
-        }
-        cost_A = torch.tensor(expected[unit], dtype=torch.float64)
-        paid_CA = token_CA if unit == "tokens" else cost_A.expand_as(step_CA)
-
-        def spent(price: float) -> float:
-            """Mean cost at a price, equal depths cheap."""
-            price_C = torch.full((len(step_CA),), price, dtype=torch.float64)
-            depth_C = _choose(step_CA, cost_A, price_C, torch.tensor(False))
-            return paid_CA.gather(1, depth_C[:, None]).mean().item()
-
-        least, most = spent(math.inf), spent(-math.inf)
-        changes = _changes(step_CA, cost_A, paid_CA, table.ties)
-        states = list(_states(changes, least, len(step_CA)))
-        positive = [state for state in states if state[1].price > 0]
-        return cls(cost_A, least, spent(0.0), most, _Ladder.of(states), _Ladder.of(positive))
-
-
-def _changes(
-    step_CA: Tensor, cost_A: Tensor, paid_CA: Tensor, ties: Sequence[float]
-) -> dict[tuple[float, float, int], float]:
-    """(price, tie-break, query) -> what the query pays more once it is dear at this price.
-
-    A query changes its depth at crossings of its own lines alone; most of its crossings lie below
-    its best line and change nothing.
-    """
-    order = cost_A.argsort(stable=True).tolist()
-    pairs = [(a, b) for a, b in combinations(order, 2) if cost_A[b] > cost_A[a]]
-    cheaper, dearer = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
-    gain_CP = step_CA[:, dearer] - step_CA[:, cheaper]
-    price_R = _crossing(gain_CP, cost_A[dearer] - cost_A[cheaper]).flatten()
-    row_R = torch.arange(len(step_CA)).repeat_interleave(len(pairs))
-
-    cheap_R = _choose(step_CA[row_R], cost_A, price_R, torch.tensor(False))
-    dear_R = _choose(step_CA[row_R], cost_A, price_R, torch.tensor(True))
-    extra_R = paid_CA[row_R, dear_R] - paid_CA[row_R, cheap_R]
-
-    # Three lines may cross in one point: one change, not three.
-    changed_R = (cheap_R != dear_R).nonzero()[:, 0]
-    columns = (column[changed_R].tolist() for column in (price_R, row_R, extra_R))
-    return {(price, ties[row], row): extra for price, row, extra in zip(*columns, strict=True)}
-
-
-def _states(
-    changes: Mapping[tuple[float, float, int], float], least: float, num: int
-) -> Iterator[tuple[float, Threshold]]:
-    """Mean cost and threshold of every state, from the highest price to the lowest.
-
-    Within a price, queries turn dear in the order of falling tie-breaks. The state that is named
-    after a change is the one just before it: `Threshold.tie` is the first that stays cheap.
-    """
-    total = least * num
-    rows = sorted(changes.items(), reverse=True)
-    for (price, tie), group in groupby(rows, key=lambda row: row[0][:2]):
-        yield total / num, Threshold(price, tie)
-        total += sum(extra for _, extra in group)
-    yield total / num, Threshold(-math.inf)
-
-
-def depths_at(
-    logit_BA: Tensor, cost_A: Tensor | None, threshold: Threshold, keys: Sequence[str]
-) -> Tensor:
-    """(B,) int64 depths at a price; equals are parted by a hash of their keys.
+def depths_at(logit_BA: Tensor, cost_A: Tensor | None, price: Price, keys: Sequence[str]) -> Tensor:
+    """Returns the depths (B,) int64 that are taken at one price.
 
     Args:
         logit_BA: of the gate.
-        cost_A: what the price is paid for; None = depths cost more the deeper they are.
-        threshold: the price, and which of the equals are dear.
+        cost_A: what the multiplier is paid for; None = depths cost more the deeper they are.
+        price: the multiplier, and which of the queries with equal depths pay more.
         keys: B names of the queries.
     """
     step_BA = _steps(logit_BA)
     cost_A = torch.arange(step_BA.shape[1]) if cost_A is None else cost_A
     assert len(cost_A) == step_BA.shape[1], "one cost for each depth"
+
     tie_B = torch.tensor([tie_break(key) for key in keys], dtype=torch.float64)
-    price_B = torch.full_like(tie_B, threshold.price)
-    return _choose(step_BA, cost_A.double(), price_B, tie_B > threshold.tie)
+    multiplier_B = torch.full_like(tie_B, price.multiplier)
+    return _choose(step_BA, cost_A.double(), multiplier_B, tie_B > price.tie_break)
 
 
-def _choose(step_BA: Tensor, cost_A: Tensor, price_B: Tensor, is_dear_B: Tensor) -> Tensor:
-    """(B,) the depth with the best `logit - price * cost`; of equals the dearest or the cheapest.
+def _choose(step_BA: Tensor, cost_A: Tensor, multiplier_B: Tensor, pays_more_B: Tensor) -> Tensor:
+    """Returns the depth (B,) with the best `logit - multiplier * cost`; of equals the most
+    expensive one where `pays_more_B`, else the cheapest.
 
-    Compares the price with crossings instead of values with one another. So a choice changes
+    Compares the multiplier with crossings instead of values with one another. So a choice changes
     exactly at the numbers that `_crossing` gives, and budgets can be counted without a tolerance.
     """
     order = cost_A.argsort(stable=True).tolist()
     best_B = torch.full((len(step_BA),), order[0])
 
+    # From the cheapest depth upwards: each one must be worth what it costs more than the best yet.
     for depth in order[1:]:
         gain_B = step_BA[:, depth] - step_BA.gather(1, best_B[:, None])[:, 0]
         extra_B = cost_A[depth] - cost_A[best_B]
         crossing_B = _crossing(gain_B, extra_B)
-        worth_B = (crossing_B > price_B) | (is_dear_B & (crossing_B == price_B))
-        # No price separates depths of equal cost; of equal ones the first stays.
+        worth_B = (crossing_B > multiplier_B) | (pays_more_B & (crossing_B == multiplier_B))
+
+        # No multiplier separates depths of equal cost; of equal ones the first stays.
         better_B = torch.where(extra_B > 0, worth_B, gain_B > 0)
         best_B = torch.where(better_B, depth, best_B)
     return best_B
 
 
 def _crossing(gain: Tensor, extra: Tensor) -> Tensor:
-    """The price at which a dearer depth is worth as much as a cheaper one."""
+    """Multiplier at which a depth that costs `extra` more is worth as much as the cheaper one."""
     return gain / extra * _LOGIT_STEP
 
 
 def _steps(logit_BA: Tensor) -> Tensor:
-    """(B, A) logits less that of depth 0, in whole steps: differences of them are exact."""
-    if not logit_BA.isfinite().all():
-        row = int((~logit_BA.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"NaN gate score in row {row}: its state is not finite; embed it again.")
+    """Logits (B, A) less that of depth 0, in whole steps: differences of them are exact."""
+    _check_finite(logit_BA)
     # Equal states get logits that differ by the batch they were computed in, about 1e-7.
     logit_BA = logit_BA.detach().cpu().double()
     return ((logit_BA - logit_BA[:, :1]) / _LOGIT_STEP).round()
 
 
+def _check_finite(logit_BA: Tensor) -> None:
+    if not logit_BA.isfinite().all():
+        row = int((~logit_BA.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"NaN gate score in row {row}: its state is not finite; embed it again.")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Distinct mean costs of calibration in rising order, and the least price with each of them."""
+
+    cost: tuple[float, ...]
+    prices: tuple[Price, ...]
+
+    @classmethod
+    def collect(cls, states: Iterable[tuple[float, Price]]) -> _Steps:
+        """Sorts (mean cost, price) that come in the order of falling multipliers."""
+        # Of equal keys a dict keeps the last value, which is the least price. Sums in another
+        # order differ in the last digits.
+        least_price = {round(cost, 9): price for cost, price in states}
+        steps = sorted(least_price.items(), key=lambda step: step[0])
+        return cls(tuple(cost for cost, _ in steps), tuple(price for _, price in steps))
+
+    def within(self, budget: float) -> Price:
+        """Returns the price that costs most within the budget."""
+        place = bisect_right(self.cost, budget + _EQUAL)
+        assert place, "a budget below the cheapest depth was refused before"
+        return self.prices[place - 1]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _MeanCosts:
+    """Mean costs of the calibration queries in one unit, at every price.
+
+    Attributes:
+        cost_A: expected cost of a depth, by which the multiplier is paid.
+        min: if all take the cheapest depth.
+        at_zero: at multiplier 0, the cheapest of equal depths.
+        max: if all take the most expensive depth.
+        steps: at all multipliers.
+        positive_steps: at multipliers above 0.
+    """
+
+    cost_A: Tensor
+    min: float
+    at_zero: float
+    max: float
+    steps: _Steps
+    positive_steps: _Steps
+
+    @classmethod
+    def measure(cls, calibration: BudgetCalibration, unit: Unit) -> _MeanCosts:
+        """Computes the mean cost at every price, in one unit."""
+        step_CA = _steps(torch.tensor(calibration.logits, dtype=torch.float64))
+        token_CA = torch.tensor(calibration.costs, dtype=torch.float64)
+
+        # The tokens of a rationale are not known before it is written: the multiplier is paid for
+        # their mean, while the budget counts what each calibration query really took.
+        expected = {
+            "invocation": [0.0] + [1.0] * (step_CA.shape[1] - 1),
+            "tokens": token_CA.mean(0).tolist(),
+            "milliseconds": calibration.milliseconds,
+        }
+        cost_A = torch.tensor(expected[unit], dtype=torch.float64)
+        paid_CA = token_CA if unit == "tokens" else cost_A.expand_as(step_CA)
+
+        def mean_cost(multiplier: float) -> float:
+            """Mean cost at a multiplier, where the cheapest of equal depths is taken."""
+            multiplier_C = torch.full((len(step_CA),), multiplier, dtype=torch.float64)
+            depth_C = _choose(step_CA, cost_A, multiplier_C, torch.tensor(False))
+            return paid_CA.gather(1, depth_C[:, None]).mean().item()
+
+        least = mean_cost(math.inf)
+        changes = _changes(step_CA, cost_A, paid_CA, calibration.ties)
+        states = list(_states(changes, least, len(step_CA)))
+        positive = [state for state in states if state[1].multiplier > 0]
+        return cls(
+            cost_A,
+            min=least,
+            at_zero=mean_cost(0.0),
+            max=mean_cost(-math.inf),
+            steps=_Steps.collect(states),
+            positive_steps=_Steps.collect(positive),
+        )
+
+
+def _changes(
+    step_CA: Tensor, cost_A: Tensor, paid_CA: Tensor, ties: Sequence[float]
+) -> dict[tuple[float, float, int], float]:
+    """(multiplier, tie-break, query) -> what the query pays more once it prefers the more
+    expensive of the depths that are equal there.
+
+    A query changes its depth at crossings of its own lines alone; most of its crossings lie below
+    its best line and change nothing.
+    """
+    order = cost_A.argsort(stable=True).tolist()
+    pairs = [(a, b) for a, b in combinations(order, 2) if cost_A[b] > cost_A[a]]
+    low_P, high_P = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+
+    gain_CP = step_CA[:, high_P] - step_CA[:, low_P]
+    multiplier_R = _crossing(gain_CP, cost_A[high_P] - cost_A[low_P]).flatten()
+    row_R = torch.arange(len(step_CA)).repeat_interleave(len(pairs))
+
+    cheap_R = _choose(step_CA[row_R], cost_A, multiplier_R, torch.tensor(False))
+    costly_R = _choose(step_CA[row_R], cost_A, multiplier_R, torch.tensor(True))
+    extra_R = paid_CA[row_R, costly_R] - paid_CA[row_R, cheap_R]
+
+    # Three lines may cross in one point: one change, not three.
+    changed_R = (cheap_R != costly_R).nonzero()[:, 0]
+    columns = (column[changed_R].tolist() for column in (multiplier_R, row_R, extra_R))
+    return {
+        (multiplier, ties[row], row): extra for multiplier, row, extra in zip(*columns, strict=True)
+    }
+
+
+def _states(
+    changes: Mapping[tuple[float, float, int], float], least: float, num_queries: int
+) -> Iterator[tuple[float, Price]]:
+    """Mean cost and price of every state, from the highest multiplier to the lowest.
+
+    At one multiplier, queries change in the order of falling tie-breaks. The state that is named
+    after a change is the one just before it: `Price.tie_break` is the first that stays cheap.
+    """
+    total = least * num_queries
+    rows = sorted(changes.items(), reverse=True)
+    for (multiplier, tie), group in groupby(rows, key=lambda row: row[0][:2]):
+        yield total / num_queries, Price(multiplier, tie)
+        total += sum(extra for _, extra in group)
+    yield total / num_queries, Price(-math.inf)
+
+
 def tie_break(key: str) -> float:
-    """A key's place among equals, in [0, 1)."""
+    """Place of a key among equals, in [0, 1)."""
     return unit_hash("gate-tie", key)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, final
 
 import msgspec
 
-from mmemb.gate.budget import ThresholdsJson
+from mmemb.gate.budget import CalibrationJson
 from mmemb.records.schema import Schema, read_json
 
 SETTINGS = "adaptive.json"
@@ -20,13 +20,13 @@ class AdaptiveJson(Schema):
     Attributes:
         state: parts of what the gate sees.
         temperature: of the embedder's scores.
-        thresholds: what a budget is kept by.
+        thresholds: the calibration, by which a budget is kept.
         workers: depth -> `class_path` and `init_args` of what writes at it.
     """
 
     state: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     temperature: Annotated[float, msgspec.Meta(gt=0)]
-    thresholds: ThresholdsJson
+    thresholds: CalibrationJson
     workers: dict[str, dict[str, Any]]
 
 

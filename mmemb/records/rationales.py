@@ -92,6 +92,13 @@ def drafts_at(depth: str, rationales: Sequence[Rationale]) -> tuple[Rationale, .
     return tuple(rationale for rationale in rationales if rationale.depth == depth)
 
 
+def greedy_at(depth: str, rationales: Sequence[Rationale]) -> Rationale | None:
+    """Returns the greedy draft of a depth, else its first one; None if there is none."""
+    drafts = drafts_at(depth, rationales)
+    greedy = (rationale for rationale in drafts if rationale.seed == GREEDY)
+    return next(greedy, drafts[0] if drafts else None)
+
+
 @final
 class ScoredRationale(Schema):
     """A rationale with its contrasts (METHOD 5) and what the selector decided.

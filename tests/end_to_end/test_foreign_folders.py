@@ -16,7 +16,7 @@ from experiments.export.import_embedder import main as adopt
 from experiments.search.__main__ import main as search
 from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import SelfWorker, ServerWorker
 from mmemb.records.inputs import Side
@@ -33,7 +33,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = VisionLanguageBackbone(str(folder("qwen3_vl")))
     lists = ((0.0, 1.0), (0.0, -1.0)), ((0.0, 1.0),) * 2, (0.1, 0.2)
     embedder = AdaptiveEmbedder(
-        backbone, MlpDepthHead(32, 2), Thresholds(*lists), {"full": SelfWorker(4)}
+        backbone, MlpDepthHead(32, 2), BudgetCalibration(*lists), {"full": SelfWorker(4)}
     )
     embedder.save_pretrained(path := tmp_path_factory.mktemp("saved"))
     return path

@@ -17,7 +17,7 @@ from experiments.load import load_adaptive, load_run
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import TableWorker
 from mmemb.records.inputs import Side
@@ -245,7 +245,7 @@ def test_the_inference_path_opens_from_the_run_or_its_folder(
     saved = AdaptiveEmbedder(
         backbone,
         MlpDepthHead(backbone.embedding_dim),
-        Thresholds(),
+        BudgetCalibration(),
         {"full": TableWorker(str(tmp_path / "facts.json"))},
     )
     saved.save_pretrained(tmp_path / "gate/adaptive")

@@ -122,14 +122,14 @@ def test_the_gate_opens_where_it_pays_and_stays_shut_where_it_costs(
     batch = planted("test", range(5000, 5200))
     with torch.inference_mode():
         logit_BA = adaptive.head(batch.inputs.embedding_BD)
-    open_B = adaptive.thresholds.decide(logit_BA, batch.keys).bool()
+    open_B = adaptive.calibration.decide(logit_BA, batch.keys).bool()
     right_B = open_B == (batch.inputs.embedding_BD[:, 0] > 0)
     assert right_B.float().mean() > 0.85
     # All that can be had is half of (1 - 20 * price), 0.45, on average; over seeds the gates of
     # `reinforce` have 0.29 with a standard deviation of 0.06, on 30 queries.
     assert found["val/reward"] > 0.17
     assert 0.3 < found["val/invocation_ratio"] < 0.7
-    assert len(adaptive.thresholds.logits) == 30, "the eligible ones of 40"
+    assert len(adaptive.calibration.logits) == 30, "the eligible ones of 40"
 
 
 def test_a_high_price_keeps_the_gate_shut(tmp_path: Path, embedder: Path, tiny_root: Path) -> None:
@@ -220,5 +220,5 @@ def test_two_ranks_learn_what_one_learns(
     assert found[1] == pytest.approx(found[0], abs=1e-3)
     for one, two in zip(heads[0].head.parameters(), heads[1].head.parameters(), strict=True):
         torch.testing.assert_close(two, one, atol=1e-3, rtol=1e-3)
-    one, two = (torch.tensor(found.thresholds.logits) for found in heads)
+    one, two = (torch.tensor(found.calibration.logits) for found in heads)
     torch.testing.assert_close(two, one, atol=2e-3, rtol=1e-3)

@@ -15,30 +15,30 @@ import torch
 from experiments.report.data.query_table import Floats, QueryTable
 from experiments.report.policies.comparisons import mean_over_tasks, task_mean
 from experiments.report.policies.decisions import Policy
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 
 NUM_BUDGETS = 21
 
 
-def budgets_of(thresholds: Thresholds) -> list[float]:
+def budgets_of(calibration: BudgetCalibration) -> list[float]:
     """Token budgets from none to all."""
-    return [float(b) for b in np.linspace(0, thresholds.dearest("tokens"), NUM_BUDGETS)]
+    return [float(b) for b in np.linspace(0, calibration.max_cost("tokens"), NUM_BUDGETS)]
 
 
 def policies_along(
-    table: QueryTable, logit_NA: Floats, thresholds: Thresholds, depths: Sequence[int]
+    table: QueryTable, logit_NA: Floats, calibration: BudgetCalibration, depths: Sequence[int]
 ) -> list[Policy]:
     """What the gate does at each budget, spent in full on `calibration`.
 
     Args:
         table: the queries.
         logit_NA: the gate's logits of the depths that it knows.
-        thresholds: its calibration.
+        calibration: the gate's, which gives the price of a budget.
         depths: numbers of these depths among those of the table: `[0, 2]` for a binary gate.
     """
     known, found = np.array(depths), []
-    for budget in budgets_of(thresholds):
-        depth_N = thresholds.decide(
+    for budget in budgets_of(calibration):
+        depth_N = calibration.decide(
             torch.tensor(logit_NA), table.keys, budget, "tokens", exact=True
         )
         taken_N = known[depth_N.numpy()] * table.eligible_N

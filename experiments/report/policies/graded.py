@@ -19,7 +19,7 @@ from experiments.report.policies.frontier import (
     policies_along,
 )
 from experiments.report.policies.gates import fitted_logits
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import check_parts
 
@@ -68,6 +68,6 @@ def _along(
     batch = parts["calibration"]
     cost_CA = batch.cost_BA[:, list(depths)][batch.eligible_B]
     keys = [k for k, e in zip(batch.keys, batch.eligible_B.tolist(), strict=True) if e]
-    thresholds = Thresholds.calibrate(on_calibration[batch.eligible_B], cost_CA, keys)
+    calibration = BudgetCalibration.calibrate(on_calibration[batch.eligible_B], cost_CA, keys)
     logit_NA = on_test.numpy()[chosen_N]
-    return policies_along(test, logit_NA, thresholds, depths), budgets_of(thresholds)
+    return policies_along(test, logit_NA, calibration, depths), budgets_of(calibration)

@@ -18,7 +18,7 @@ from mmemb.llm.decoding.cached_rows import CachedRows
 from mmemb.llm.decoding.finite import check_finite
 from mmemb.llm.decoding.sampling import Sampling, choose_tokens, row_noise
 from mmemb.llm.prompts.chat_prompt import Prompt
-from mmemb.records.rationales import DIRECT, FULL, GREEDY, SHORT, Rationale
+from mmemb.records.rationales import FULL, GREEDY, SHORT, Rationale
 
 _COMPACT_BELOW = 0.85
 """Copying the cache costs about a sixth of a step, so not at every step."""
@@ -255,45 +255,3 @@ def draft(
         writer.write(rows, writings)
         found |= zip(numbers, writings, strict=True)
     return [found[n] for n in range(len(draws))]
-
-
-@torch.inference_mode()
-def think(
-    writer: Writer,
-    prompts: Sequence[Prompt],
-    decide: Callable[[Sequence[int], Tensor], Sequence[str]],
-    seeds: Sequence[int],
-    slots: int,
-) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Writing]]:
-    """Reads prompts, and writes where `decide` asks for it.
-
-    Args:
-        writer: of rationales.
-        prompts: B of them.
-        decide: row numbers and the states (R, H) at their ends -> depths.
-        seeds: B of them.
-        slots: most prompts read together.
-
-    Returns:
-        By row, the state at the end of its prompt; and of rows that reasoned, the state at the end
-        of the rationale, and the rationale.
-    """
-    # Neighbours are of like length: little is padded.
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    direct: dict[int, Tensor] = {}
-    reasoned: dict[int, Tensor] = {}
-    written: dict[int, Writing] = {}
-    for start in range(0, len(order), slots):
-        numbers = order[start : start + slots]
-        read = [prompts[number] for number in numbers]
-        rows = CachedRows.of_sorted(writer.model, read, writer.room)
-        direct |= zip(numbers, rows.state_RH, strict=True)
-        depths = decide(numbers, rows.state_RH)
-        places = [place for place, depth in enumerate(depths) if depth != DIRECT]
-        if not places:
-            continue
-        rows.select(torch.tensor(places))
-        writings = [writer.begin(numbers[p], depths[p], seeds[numbers[p]]) for p in places]
-        reasoned |= writer.write(rows, writings)
-        written |= {writing.row: writing for writing in writings}
-    return direct, reasoned, written

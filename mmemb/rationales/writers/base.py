@@ -24,41 +24,28 @@ NO_DRAW = -2
 """The seed that pads a ragged row of seeds: nothing is drawn for it."""
 
 
-class RationaleWorker(ABC):
-    """Writes candidate rationales about sides (METHOD 4).
+class RationaleSource(ABC):
+    """Source of the rationales of a depth: a worker, or the embedder itself (`SelfWorker`).
 
     Attributes:
         name: recorded in every rationale as its `worker`.
         reads: modalities it understands; a side that holds any other gets no rationale.
-        concepts: concepts that its prompt names. A rationale about one of them may be copied
-            from the prompt, so the caller drops and counts it (METHOD 5, leak).
         file_arguments: arguments of the constructor that name a file, which a saved folder holds.
         model_arguments: those that name a folder or hub id of a model, which stays where it is.
     """
 
     name: str = ""
     reads: frozenset[str] = frozenset({"text"})
-    concepts: frozenset[str] = frozenset()
     file_arguments: ClassVar[tuple[str, ...]] = ()
     model_arguments: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """JSON data from which `load_worker` makes this worker again."""
+        """JSON data from which `load_worker` makes this source again."""
 
-    @abstractmethod
-    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        """Draws rationales; equal calls give equal results.
-
-        Args:
-            sides: B sides.
-            seeds_BK: int64, one seed per draw; `GREEDY` asks for the greedy draw, `NO_DRAW` for
-                none. A draw depends on its side and its seed, not on its neighbours.
-
-        Returns:
-            B lists, each in the order of its seeds; empty where the side cannot be read. Broken
-            draws are among them, without an answer: `fold_candidates` drops and counts them.
-        """
+    def can_read(self, side: Side) -> bool:
+        """Whether every modality of a side is one that this source reads."""
+        return bool(side.modalities) and side.modalities <= self.reads
 
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """What the worker knows before it writes: its hidden state at the end of its prompt.
@@ -75,6 +62,35 @@ class RationaleWorker(ABC):
             f"The worker {self.name or type(self).__name__!r} has no hidden state that could be "
             "probed. Choose a gate state without `probe`, or a worker that runs a model itself."
         )
+
+    def identity(self) -> str:
+        """Hash of all that shapes what this worker writes, for fingerprints."""
+        return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"
+
+
+class RationaleWorker(RationaleSource, ABC):
+    """Writes candidate rationales about sides (METHOD 4).
+
+    Attributes:
+        concepts: concepts that its prompt names. A rationale about one of them may be copied
+            from the prompt, so the caller drops and counts it (METHOD 5, leak).
+    """
+
+    concepts: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        """Draws rationales; equal calls give equal results.
+
+        Args:
+            sides: B sides.
+            seeds_BK: int64, one seed per draw; `GREEDY` asks for the greedy draw, `NO_DRAW` for
+                none. A draw depends on its side and its seed, not on its neighbours.
+
+        Returns:
+            B lists, each in the order of its seeds; empty where the side cannot be read. Broken
+            draws are among them, without an answer: `fold_candidates` drops and counts them.
+        """
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
         """What fits a copy of this worker's model on rationales; the worker itself stays as it is.
@@ -93,10 +109,6 @@ class RationaleWorker(ABC):
         """Facts whose rationales this worker was fitted on (METHOD 3); of most workers none."""
         return frozenset()
 
-    def identity(self) -> str:
-        """Hash of all that shapes what this worker writes, for fingerprints."""
-        return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"
-
     def draw_identity(self) -> str:
         """Hash of what one draw depends on beside its side and seed: model, prompt and decoding.
 
@@ -108,10 +120,6 @@ class RationaleWorker(ABC):
     def probe_identity(self) -> str:
         """The same of `probe`: model, prompt, and where in it the state is read."""
         return self.identity()
-
-    def can_read(self, side: Side) -> bool:
-        """Whether every modality of a side is one that this worker reads."""
-        return bool(side.modalities) and side.modalities <= self.reads
 
 
 def drawn_seeds(seeds_K: Tensor) -> list[int]:
@@ -148,7 +156,7 @@ def check_seeds(sides: Sequence[Side], seeds_BK: Tensor) -> None:
         )
 
 
-def check_probe(worker: RationaleWorker, probed: Sequence[tuple[Side, Tensor]]) -> None:
+def check_probe(worker: RationaleSource, probed: Sequence[tuple[Side, Tensor]]) -> None:
     """Raises ValueError if the live worker's hidden states are not those that the gate learned."""
     for side, known_H in probed:
         live_H = worker.probe([side])[0].cpu()

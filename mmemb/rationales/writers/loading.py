@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mmemb.rationales as package
-from mmemb.rationales.writers.base import RationaleWorker
+from mmemb.rationales.writers.base import RationaleSource, RationaleWorker
 from mmemb.records.schema import check_arguments, convert
 from mmemb.records.text import quote
 from mmemb.storage.trust import (
@@ -41,7 +41,20 @@ def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
 
     Args:
         settings: `class_path` (`mmemb.rationales.TableWorker`) and `init_args`.
+
+    Raises:
+        ValueError: they name no worker, or do not fit it.
     """
+    source = _load(settings)
+    if not isinstance(source, RationaleWorker):
+        raise ValueError(
+            f"{settings['class_path']} writes only inside an AdaptiveEmbedder: choose a worker "
+            "that writes by itself, such as mmemb.rationales.VisionLanguageWorker."
+        )
+    return source
+
+
+def _load(settings: Mapping[str, Any]) -> RationaleSource:
     kind, arguments = _class_of(settings), _arguments(settings)
     check_arguments(kind, arguments, f"init_args of {settings['class_path']}")
     try:
@@ -52,8 +65,8 @@ def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
 
 def load_saved_worker(
     settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
-) -> RationaleWorker:
-    """`load_worker` for settings of a folder that may come from anywhere.
+) -> RationaleSource:
+    """`load_worker` for settings of a folder that may come from anywhere; also of a `SelfWorker`.
 
     Args:
         settings: see `load_worker`.
@@ -66,10 +79,10 @@ def load_saved_worker(
             the folder, a server, or a key that the caller has not allowed.
     """
     check_code(settings, where, permissions.is_own)
-    return load_worker(_checked(settings, folder, permissions, where))
+    return _load(_checked(settings, folder, permissions, where))
 
 
-def save_worker(worker: RationaleWorker, folder: Path, name: str) -> dict[str, Any]:
+def save_worker(worker: RationaleSource, folder: Path, name: str) -> dict[str, Any]:
     """Settings of a worker for a folder, into which the files that it read are copied.
 
     Its models stay where they are: they are large, and may have a licence of their own.
@@ -181,14 +194,14 @@ def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[st
     return {"class_path": settings["class_path"], "init_args": arguments}
 
 
-def _class_of(settings: Mapping[str, Any]) -> type[RationaleWorker]:
+def _class_of(settings: Mapping[str, Any]) -> type[RationaleSource]:
     path, room = str(settings.get("class_path", "")), package.__name__
     if not _is_known(path):
         raise ValueError(
             f"class_path {path!r} names no rationale worker. Expected {room}.NAME with NAME from "
             f"{sorted(set(filter(_is_worker, package.__all__)))}."
         )
-    kind: type[RationaleWorker] = getattr(package, path.rpartition(".")[2])
+    kind: type[RationaleSource] = getattr(package, path.rpartition(".")[2])
     return kind
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
 
-import torch
 from torch import Tensor
 
-from mmemb.rationales.store import collect_pool, pool_identity, read_pool
+from mmemb.rationales.store import pool_identity, read_pool
 from mmemb.rationales.writers.base import RationaleWorker, check_seeds, drawn_seeds
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, Rationale
@@ -24,7 +23,7 @@ class PrecomputedWorker(RationaleWorker):
     one answers `GREEDY`, and another seed its number modulo the pool's size.
 
     Args:
-        rationales: path of a file that `write_pool` wrote; `of_pool` and `over` take a pool itself.
+        rationales: path of a file that `write_pool` wrote; `of_pool` takes a pool itself.
         on_unknown: what to do for a side that the pool lacks, `error` or `empty` (no rationale).
         reads: modalities of the worker that wrote them; by default all.
         name: of this worker; rationales keep the name of the one that wrote them.
@@ -44,7 +43,6 @@ class PrecomputedWorker(RationaleWorker):
         self.path = rationales
         self.pool = {} if rationales is None else read_pool(rationales)
         self.on_unknown, self.reads, self.name = on_unknown, frozenset(reads), name
-        self._probes: dict[str, Tensor] = {}
 
     @classmethod
     def of_pool(
@@ -52,34 +50,10 @@ class PrecomputedWorker(RationaleWorker):
         pool: Mapping[str, Sequence[Rationale]],
         on_unknown: Literal["error", "empty"] = "error",
     ) -> PrecomputedWorker:
-        """A worker over a pool in memory, which cannot be saved."""
+        """Returns a worker over a pool in memory, which cannot be saved."""
         worker = cls(None, on_unknown)
         worker.pool = dict(pool)
         return worker
-
-    @classmethod
-    def over(
-        cls,
-        sides: Sequence[Side],
-        rationales: Sequence[Sequence[Rationale]],
-        reads: frozenset[str] = _MODALITIES,
-        probes: Sequence[Tensor | None] = (),
-    ) -> PrecomputedWorker:
-        """A worker over one batch's sides, their rationales and probes; other sides get none."""
-        pairs = zip(sides, probes, strict=False)
-        worker = cls(None, "empty", sorted(reads))
-        worker.pool = collect_pool(sides, rationales)
-        worker._probes = {side.digest: probe for side, probe in pairs if probe is not None}
-        return worker
-
-    def probe(self, sides: Sequence[Side]) -> Tensor:
-        if unknown := [side for side in sides if side.digest not in self._probes]:
-            raise ValueError(
-                f"No hidden state was written about {unknown[0].text[:60]!r}: make the rationales "
-                "again with `probe` set, or choose a gate state without it."
-            )
-        probes = [self._probes[side.digest] for side in sides]
-        return torch.stack(probes) if probes else torch.zeros(0, 0)
 
     def settings(self) -> dict[str, Any]:
         if self.path is None:
@@ -115,4 +89,6 @@ class PrecomputedWorker(RationaleWorker):
 
 def _pick(pool: Sequence[Rationale], seed: int) -> Rationale:
     drawn = [rationale for rationale in pool if rationale.seed == seed]
-    return drawn[0] if drawn else pool[0 if seed == GREEDY else seed % len(pool)]
+    if drawn:
+        return drawn[0]
+    return pool[0 if seed == GREEDY else seed % len(pool)]

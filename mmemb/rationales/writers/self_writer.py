@@ -1,29 +1,24 @@
-"""The embedder as its own worker: it goes on in the sequence that it embeds (METHOD 6)."""
+"""The embedder as its own writer: it goes on in the sequence that it embeds (METHOD 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, final
 
-from torch import Tensor
-
 from mmemb.llm.decoding.sampling import Sampling
-from mmemb.rationales.writers.base import RationaleWorker
-from mmemb.records.inputs import Side
-from mmemb.records.rationales import Rationale
+from mmemb.rationales.writers.base import RationaleSource
 
 
 @final
-class SelfWorker(RationaleWorker):
-    """Stands for a depth at which a `GenerativeBackbone` writes by itself.
+class SelfWorker(RationaleSource):
+    """Names a depth at which a `GenerativeBackbone` writes by itself.
 
-    `AdaptiveEmbedder` reads every prompt once, decides, and goes on from the same cache; there is
-    no second pass. Rationales for training are written by `VisionLanguageWorker` with the model
-    and the style of the backbone (`backbone/model`).
+    It writes inside an AdaptiveEmbedder alone (`mmemb.gate.OnePassReasoner`), so stage 1 does not
+    take it. Rationales for training are written by `VisionLanguageWorker` with the model and the
+    style of the backbone (`backbone/model`).
 
     Args:
         max_new_tokens: longest rationale; a longer one is closed.
-        name: of this worker.
+        name: of this source.
     """
 
     reads = frozenset({"text", "image", "video"})
@@ -35,9 +30,3 @@ class SelfWorker(RationaleWorker):
     def settings(self) -> dict[str, Any]:
         arguments = {"max_new_tokens": self.sampling.max_new_tokens, "name": self.name}
         return {"class_path": "mmemb.rationales.SelfWorker", "init_args": arguments}
-
-    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        raise ValueError(
-            "SelfWorker writes only inside an AdaptiveEmbedder, in the sequence that is embedded. "
-            "For stage 1 use VisionLanguageWorker with the backbone's `model` folder and style."
-        )

@@ -17,14 +17,13 @@ import torch
 from experiments.plan.model_sizes import saved_backbone
 from mmemb.backbones import OpenClipBackbone, load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import (
     ForeignWorker,
     LabelBridgeWorker,
     LanguageModelWorker,
     PrecomputedWorker,
-    RationaleWorker,
     SelfWorker,
     ServerWorker,
     TableWorker,
@@ -32,6 +31,7 @@ from mmemb.rationales import (
     VllmWorker,
     write_pool,
 )
+from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.inputs import Side
 from mmemb.selection import EmbeddingEvaluator, YesNoEvaluator
 from mmemb.storage.trust import check_links
@@ -95,7 +95,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workers(parts: Path) -> Mapping[str, RationaleWorker]:
+def workers(parts: Path) -> Mapping[str, RationaleSource]:
     """One of each kind, over files in a folder. Read only."""
     chat, looks = str(write_chat_model(parts / "chat")), str(vision_language_model("qwen3_vl"))
     facts, pool = str(write_facts(parts / "facts.json")), str(parts / "pool.json")
@@ -118,16 +118,17 @@ def workers(parts: Path) -> Mapping[str, RationaleWorker]:
     }
 
 
-def save(worker: RationaleWorker, folder: Path) -> Path:
+def save(worker: RationaleSource, folder: Path) -> Path:
     torch.manual_seed(0)
-    backbone = OpenClipBackbone(TINY, tokenizer="bytes")
+    writes = isinstance(worker, SelfWorker)
+    backbone = qwen() if writes else OpenClipBackbone(TINY, tokenizer="bytes")
     head = MlpDepthHead(backbone.embedding_dim)
-    AdaptiveEmbedder(backbone, head, Thresholds(), {"full": worker}).save_pretrained(folder)
+    AdaptiveEmbedder(backbone, head, BudgetCalibration(), {"full": worker}).save_pretrained(folder)
     return folder
 
 
 def test_saved_workers_bring_their_files_and_models_are_allowed_by_the_caller(
-    workers: Mapping[str, RationaleWorker], parts: Path, tmp_path: Path, no_sockets: None
+    workers: Mapping[str, RationaleSource], parts: Path, tmp_path: Path, no_sockets: None
 ) -> None:
     outside = ("language model", "vision-language", "vllm", "bridge")
     for name, worker in workers.items():
@@ -146,7 +147,7 @@ def test_saved_workers_bring_their_files_and_models_are_allowed_by_the_caller(
 
 
 def test_what_is_loaded_runs_without_a_socket(
-    workers: Mapping[str, RationaleWorker], parts: Path, tmp_path: Path, no_sockets: None
+    workers: Mapping[str, RationaleSource], parts: Path, tmp_path: Path, no_sockets: None
 ) -> None:
     for name in ("language model", "bridge", "table"):
         folder = save(workers[name], tmp_path / name)
@@ -163,7 +164,7 @@ def test_judges_open_no_socket(tmp_path: Path, no_sockets: None) -> None:
 
 
 def test_a_run_of_this_checkout_names_its_models_without_leave(
-    workers: Mapping[str, RationaleWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: Mapping[str, RationaleSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = workers["language model"]
     folder = save(worker, tmp_path / "runs/pocket/gate/adaptive")

@@ -15,7 +15,7 @@ from experiments.search.__main__ import Answer, main, search_candidates
 from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.backbones import Backbone, OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.rationales import SelfWorker, TableWorker
@@ -37,8 +37,8 @@ def embedder(tiny_root: Path) -> AdaptiveEmbedder:
     with torch.no_grad():
         head.output.bias[1] = 9.0
     worker = TableWorker(str(tiny_root / "facts.json"))
-    thresholds = Thresholds(((0.0, 1.0), (0.0, -1.0)), ((0.0, 1.0),) * 2, (0.1, 0.2))
-    return AdaptiveEmbedder(backbone, head, thresholds, {"full": worker})
+    calibration = BudgetCalibration(((0.0, 1.0), (0.0, -1.0)), ((0.0, 1.0),) * 2, (0.1, 0.2))
+    return AdaptiveEmbedder(backbone, head, calibration, {"full": worker})
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_picture_finds_itself(
 def test_what_a_backbone_writes_by_itself_is_shown() -> None:
     backbone = babbling("qwen3_vl")
     workers = {"full": SelfWorker(4)}
-    embedder = AdaptiveEmbedder(backbone, MlpDepthHead(32, 2), Thresholds(), workers)
+    embedder = AdaptiveEmbedder(backbone, MlpDepthHead(32, 2), BudgetCalibration(), workers)
     vectors_ND = backbone.encode([Side(word) for word in ("hi", "no")]).detach()
     candidates = Candidates(vectors_ND, (("a", "hi"), ("a", "no")))
     found = search_candidates(embedder, candidates, Side("hi"), top=1, depth="full")

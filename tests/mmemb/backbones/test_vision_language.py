@@ -170,7 +170,7 @@ def test_a_rationale_may_extend_the_text() -> None:
     with pytest.raises(ValueError, match="set writing_weight to 0"):
         backbone.encode_paths([side], [NOTE])
     with pytest.raises(ValueError, match="nothing can be written in one pass"):
-        backbone.think_and_embed([side], lambda rows, _: ["full"], Sampling(4, 1.0, 1.0, 1))
+        backbone.read_prompts([side], Sampling(4, 1.0, 1.0, 1))
 
 
 def test_rationales_are_closed_before_they_are_read() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder, Encoded
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration, Unit
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.latency import measure_latency
-from mmemb.rationales import PrecomputedWorker, RationaleWorker, TableWorker
+from mmemb.gate.reasoners import Written
+from mmemb.rationales import RationaleWorker, TableWorker
 from mmemb.rationales.writers.base import check_seeds, drawn_seeds
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
@@ -75,8 +76,8 @@ def embedder_of(
     with torch.inference_mode():
         logit_BA = head.eval()(backbone.eval().encode(TEXTS))
     cost_BA = torch.tensor([[0.0, len(side.text)] for side in TEXTS])
-    thresholds = Thresholds.calibrate(logit_BA, cost_BA, [side.digest for side in TEXTS])
-    return AdaptiveEmbedder(backbone, head, thresholds, {"full": worker or EchoWorker()})
+    calibration = BudgetCalibration.calibrate(logit_BA, cost_BA, [side.digest for side in TEXTS])
+    return AdaptiveEmbedder(backbone, head, calibration, {"full": worker or EchoWorker()})
 
 
 def torn_head(backbone: OpenClipBackbone) -> MlpDepthHead:
@@ -238,13 +239,63 @@ def test_an_interrupted_save_leaves_what_was_there(
 def test_written_rationales_take_the_place_of_live_ones(backbone: OpenClipBackbone) -> None:
     """The test path (rationales of stage 1) equals the live path, for every budget."""
     live = embedder_of(backbone, torn_head(backbone))
-    written = EchoWorker().write(TEXTS, torch.full((len(TEXTS), 1), -1))
-    shards = PrecomputedWorker.over(TEXTS, written, live.workers["full"].reads)
-    stored = AdaptiveEmbedder(backbone, live.head, live.thresholds, {"full": shards})
+    sides = [*TEXTS, PICTURES[0]]
+    drafts = (*(echo(side, -1) for side in TEXTS), None)
+    direct = live.embed(sides)
     for budget in (None, 0.0, 0.4, 1.0):
-        assert_equal(
-            live.encode([*TEXTS, PICTURES[0]], budget), stored.encode([*TEXTS, PICTURES[0]], budget)
-        )
+        depths_B = live.decide(direct, budget)
+        taken = zip(drafts, depths_B.tolist(), strict=True)
+        written = Written(depths_B, tuple(draft if depth else None for draft, depth in taken))
+        assert_equal(live.encode(sides, budget), live.read(direct, written))
+
+
+def test_each_step_stands_alone(backbone: OpenClipBackbone) -> None:
+    worker = EchoWorker()
+    embedder = embedder_of(backbone, torn_head(backbone), worker)
+    sides = [Side("silent about this"), *TEXTS, *PICTURES]
+    direct = embedder.embed(sides)
+    with torch.inference_mode():
+        assert torch.equal(direct.vectors_BD, backbone.encode(sides))
+    assert worker.asked == [], "neither embedding nor deciding writes"
+
+    # A decision of the caller's own; a side that the worker is silent about stays direct.
+    depths_B = torch.tensor([1, 1, *[0] * 13])
+    written = embedder.write(direct, depths_B)
+    assert [note is not None for note in written.rationales] == [False, True, *[False] * 13]
+    assert worker.asked == [side.text for side in sides[:2]]
+
+    found = embedder.read(direct, written)
+    assert found.depths_B.tolist() == [0, 1, *[0] * 13]
+    with torch.inference_mode():
+        reasoned_1D = backbone.encode(TEXTS[:1], [echo(TEXTS[0], -1)])
+    torch.testing.assert_close(found.vectors_BD[1:2], reasoned_1D)
+    torch.testing.assert_close(found.vectors_BD[:1], direct.vectors_BD[:1])
+    assert torch.equal(found.vectors_BD[2:], direct.vectors_BD[2:])
+
+    # Steps leave their arguments as they are, so each may be taken again.
+    assert_equal(found, embedder.read(direct, embedder.write(direct, depths_B)))
+
+
+def test_each_row_has_its_own_budget_and_unit(backbone: OpenClipBackbone) -> None:
+    """As if every row of a budget were in a batch with rows of the same budget."""
+    embedder = embedder_of(backbone, head_of(bias=5.0))
+    budgets = [(None, 0.0, 0.3, 9.0)[row % 4] for row in range(len(TEXTS))]
+    units: list[Unit] = ["tokens" if budget == 9.0 else "invocation" for budget in budgets]
+    direct = embedder.embed(TEXTS)
+    depths_B = embedder.decide(direct, budgets, units)
+
+    for budget, unit in dict.fromkeys(zip(budgets, units, strict=True)):
+        same_B = embedder.decide(direct, budget, unit)
+        rows = [row for row, other in enumerate(budgets) if other == budget]
+        assert torch.equal(depths_B[rows], same_B[rows])
+    assert torch.equal(embedder.encode(TEXTS, budgets, units).depths_B, depths_B)
+    assert not depths_B[1::4].any()
+    assert depths_B[::4].all()
+
+
+def test_a_depth_that_no_worker_has_is_refused(backbone: OpenClipBackbone) -> None:
+    with pytest.raises(ValueError, match="depth must be from 0 to 1, got 2"):
+        embedder_of(backbone, head_of()).encode(TEXTS, depth=2)
 
 
 def test_latency_measures_both_paths_of_every_query(backbone: OpenClipBackbone) -> None:

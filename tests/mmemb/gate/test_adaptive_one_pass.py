@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from mmemb.backbones import VisionLanguageBackbone
+from mmemb.backbones.generative import DirectVectors
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.first_token import FirstTokenHead
 from mmemb.gate.heads import MlpDepthHead, load_head, save_head
 from mmemb.gate.policy_loss import policy_loss
+from mmemb.gate.reasoners import OnePassReasoner, Written
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.losses.terms import combine
-from mmemb.rationales import SelfWorker, TableWorker
+from mmemb.rationales import SelfWorker, TableWorker, load_worker
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_embedder import joint
 from tests.fixtures.tiny_vlm import SIDES, babbling
@@ -39,8 +41,8 @@ def embedder(backbone: VisionLanguageBackbone) -> AdaptiveEmbedder:
         torch.nn.init.normal_(head.output.weight)
         logits = head(direct_BD)
     costs = torch.tensor([[0.0, 9.0]] * len(MANY))
-    thresholds = Thresholds.calibrate(logits, costs, [side.digest for side in MANY])
-    return AdaptiveEmbedder(backbone, head, thresholds, {"full": SelfWorker(24)})
+    calibration = BudgetCalibration.calibrate(logits, costs, [side.digest for side in MANY])
+    return AdaptiveEmbedder(backbone, head, calibration, {"full": SelfWorker(24)})
 
 
 def test_one_pass_takes_the_gates_decisions(backbone: VisionLanguageBackbone) -> None:
@@ -48,7 +50,7 @@ def test_one_pass_takes_the_gates_decisions(backbone: VisionLanguageBackbone) ->
     found = adaptive.encode(MANY, budget=0.5)
     with torch.no_grad():
         direct = backbone.encode(MANY)
-        expected = adaptive.decide(direct, [side.digest for side in MANY], 0.5)
+        expected = adaptive.decide(DirectVectors(tuple(MANY), direct), 0.5)
     assert torch.equal(found.depths_B, expected)
     assert 0 < int(found.depths_B.sum()) < len(MANY)
     assert torch.equal(found.tokens_B > 0, found.depths_B > 0)
@@ -65,11 +67,39 @@ def test_a_budget_of_zero_is_the_base_model_bit_by_bit(backbone: VisionLanguageB
     assert not nobody.depths_B.any()
 
 
+def test_each_step_of_one_pass_stands_alone(backbone: VisionLanguageBackbone) -> None:
+    """Prompts are read once for several budgets; and what was written earlier is read again."""
+    adaptive = embedder(backbone)
+    direct = adaptive.embed(MANY)
+    for budget in (0.3, 1.0):
+        whole = adaptive.encode(MANY, budget)
+        written = adaptive.write(direct, adaptive.decide(direct, budget))
+        found = adaptive.read(direct, written)
+        assert torch.equal(found.vectors_BD, whole.vectors_BD)
+        assert found.rationales == whole.rationales
+
+    # Without the caches: vectors of another origin, and rationales that lie there.
+    bare = DirectVectors(direct.sides, direct.vectors_BD)
+    assert adaptive.write(bare, written.depths_B).rationales == written.rationales
+    again = adaptive.read(bare, Written(written.depths_B, written.rationales))
+    assert (again.vectors_BD - found.vectors_BD).abs().max() < 1e-5
+    assert torch.equal(again.tokens_B, found.tokens_B)
+
+
+def test_one_pass_reads_no_prompt_twice(
+    backbone: VisionLanguageBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adaptive = embedder(backbone)
+    monkeypatch.setattr(backbone, "_encode", None)
+    assert adaptive.encode(MANY, budget=1.0).depths_B.any()
+
+
 def test_each_depth_has_its_own_length(backbone: VisionLanguageBackbone) -> None:
     """As if its worker were the only one."""
-    adaptive = embedder(backbone)
     lengths = {"short": 6, "full": 40}
-    adaptive.workers = {depth: SelfWorker(most) for depth, most in lengths.items()}
+    workers = {depth: SelfWorker(most) for depth, most in lengths.items()}
+    head = MlpDepthHead(backbone.embedding_dim, 3)
+    adaptive = AdaptiveEmbedder(backbone, head, BudgetCalibration(), workers)
     for number, (depth, most) in enumerate(lengths.items(), 1):
         found = adaptive.encode(MANY, depth=number)
         alone = backbone.generate(MANY, depth, Sampling(most, 1.0, 1.0, 1))
@@ -87,20 +117,21 @@ def test_it_is_saved_and_loaded_with_gate_and_worker(
     assert torch.equal(before.depths_B, after.depths_B)
     assert (before.vectors_BD - after.vectors_BD).abs().max() < 1e-5
     assert torch.equal(before.tokens_B, after.tokens_B)
+    assert isinstance(again.reasoner, OnePassReasoner)
 
 
 def test_who_cannot_write_by_itself_is_refused(
     backbone: VisionLanguageBackbone, tmp_path: Path
 ) -> None:
-    head, thresholds = MlpDepthHead(32), embedder(backbone).thresholds
+    head, calibration = MlpDepthHead(32), embedder(backbone).calibration
     with pytest.raises(ValueError, match="writes by itself"):
-        AdaptiveEmbedder(joint(tmp_path), head, thresholds, {"full": SelfWorker()}).encode(MANY)
-    with pytest.raises(ValueError, match="only inside an AdaptiveEmbedder"):
-        SelfWorker().write(MANY, torch.zeros(len(MANY), 1, dtype=torch.long))
+        AdaptiveEmbedder(joint(tmp_path), head, calibration, {"full": SelfWorker()})
+    with pytest.raises(ValueError, match="only inside an AdaptiveEmbedder: choose a worker"):
+        load_worker(SelfWorker().settings())
     (tmp_path / "facts.json").write_text('{"countries": {}, "questions": {}}')
     workers = {"short": TableWorker(str(tmp_path / "facts.json")), "full": SelfWorker()}
-    with pytest.raises(ValueError, match="at every depth or at none"):
-        AdaptiveEmbedder(backbone, MlpDepthHead(32, 3), thresholds, workers).encode(MANY)
+    with pytest.raises(ValueError, match="at every depth or at none, got workers"):
+        AdaptiveEmbedder(backbone, MlpDepthHead(32, 3), calibration, workers)
 
 
 def test_the_first_token_decides_as_the_model_would(

@@ -14,21 +14,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmemb.gate.baselines import best_threshold
-from mmemb.gate.budget import NATURAL, Threshold, Thresholds, ThresholdsJson, Unit, depths_at
+from mmemb.gate.budget import NO_BUDGET, BudgetCalibration, CalibrationJson, Price, Unit, depths_at
 from mmemb.records.schema import parse_json
 
 KEYS = [f"key-{i}" for i in range(200)]
 COST_A = torch.tensor([0.0, 10.0, 40.0])
 
 
-def from_json(table: Thresholds) -> Thresholds:
-    return parse_json(json.dumps(table.to_json()), ThresholdsJson, "F").thresholds()
+def from_json(table: BudgetCalibration) -> BudgetCalibration:
+    return parse_json(json.dumps(table.to_json()), CalibrationJson, "F").calibration()
 
 
 def two_depths(scores: list[float]) -> tuple[Tensor, Tensor]:
     """Logits whose difference is the score, and a cost of 20 tokens."""
     logit_BA = torch.tensor([[0.0, score] for score in scores])
     return logit_BA, torch.tensor([[0.0, 20.0]]).expand(len(scores), 2)
+
+
+def rows_of(made: tuple[Tensor, Tensor]) -> tuple[Tensor, list[str]]:
+    """Logits, and a key for each row."""
+    return made[0], KEYS[: len(made[0])]
 
 
 def three_depths(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -43,7 +48,7 @@ def three_depths(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_an_invocation_budget_is_kept_even_among_ties(scores: list[int], budget: float) -> None:
     logit_BA, cost_BA = two_depths([float(score) for score in scores])
     keys = KEYS[: len(scores)]
-    table = Thresholds.calibrate(logit_BA, cost_BA, keys)
+    table = BudgetCalibration.calibrate(logit_BA, cost_BA, keys)
     exact = table.decide(logit_BA, keys, budget, exact=True)
     assert int(exact.sum()) == int(budget * len(scores) + 1e-7)
     bound = table.decide(logit_BA, keys, budget)
@@ -101,7 +106,7 @@ def test_a_budget_buys_the_best_that_keeps_it(
     """Never above the budget, equal to brute force, and never less for a larger budget."""
     logit_CA, token_CA, milliseconds = made
     keys = KEYS[: len(logit_CA)]
-    table = Thresholds.calibrate(logit_CA, token_CA, keys, milliseconds)
+    table = BudgetCalibration.calibrate(logit_CA, token_CA, keys, milliseconds)
 
     expected = {
         "invocation": torch.tensor([0.0] + [1.0] * (logit_CA.shape[1] - 1)).double(),
@@ -134,35 +139,48 @@ def test_a_budget_buys_the_best_that_keeps_it(
 
 def test_the_least_price_is_taken_among_those_of_equal_cost() -> None:
     """The second query pays nothing at depth 1, so opening it is free."""
-    table = Thresholds.calibrate(
+    table = BudgetCalibration.calibrate(
         torch.tensor([[0.0, 3.0], [0.0, 2.0], [0.0, 1.0]]),
         torch.tensor([[0.0, 3.0], [0.0, 0.0], [0.0, 3.0]]),
         KEYS[:3],
     )
     price = 1.0 / 2.0  # of the last query: its logit by the mean cost
-    assert table.at(1.0, "tokens") == Threshold(pytest.approx(price), table.ties[2])
+    assert table.price(1.0, "tokens") == Price(pytest.approx(price), table.ties[2])
 
 
 def test_ties_at_price_0_go_to_the_depth_that_costs_less() -> None:
     """Depth 1 costs 25 tokens and depth 2 costs 5; the gate likes them equally."""
     logit_BA, cost_BA = torch.tensor([[0.0, 1.0, 1.0]] * 4), torch.tensor([[0.0, 25.0, 5.0]] * 4)
-    table = Thresholds.calibrate(logit_BA, cost_BA, KEYS[:4])
+    table = BudgetCalibration.calibrate(logit_BA, cost_BA, KEYS[:4])
     assert table.decide(logit_BA, KEYS[:4], 5.0, "tokens").tolist() == [2, 2, 2, 2]
     assert table.decide(logit_BA, KEYS[:4]).tolist() == [1, 1, 1, 1], "without a budget the first"
 
 
-def test_steps_are_computed_once_for_a_unit() -> None:
-    table = Thresholds.calibrate(*three_depths(20), KEYS[:20])
-    table.at(4.0, "tokens")
-    known = table._spendings["tokens"]
-    table.at(7.0, "tokens", exact=True)
-    assert table._spendings == {"tokens": known}
+def test_a_price_is_searched_once_for_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean costs of a unit are computed at its first budget."""
+    table = BudgetCalibration.calibrate(*three_depths(20), KEYS[:20])
+    budgets = [4.0, 7.0, None, 4.0]
+    expected = table.decide(*rows_of(three_depths(4)), budgets, "tokens")
+
+    mean_costs = dict(table._mean_costs)
+    assert list(mean_costs) == ["tokens"]
+    monkeypatch.setattr(BudgetCalibration, "_search", None)
+    assert torch.equal(table.decide(*rows_of(three_depths(4)), budgets, "tokens"), expected)
+    assert table._mean_costs == mean_costs
     assert table == from_json(table), "what is kept is no part of the value"
+
+
+def test_few_prices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmemb.gate.budget._MOST_PRICES", 3)
+    table = BudgetCalibration.calibrate(*three_depths(20), KEYS[:20])
+    prices = [table.price(budget / 9, "invocation") for budget in range(9)]
+    assert len(table._prices) <= 3
+    assert prices == [table.price(budget / 9, "invocation") for budget in range(9)]
 
 
 def test_a_bound_never_reasons_against_the_gates_will() -> None:
     logit_BA, cost_BA = three_depths(200)
-    table = Thresholds.calibrate(logit_BA, cost_BA, KEYS)
+    table = BudgetCalibration.calibrate(logit_BA, cost_BA, KEYS)
     natural = table.decide(logit_BA, KEYS)
     assert torch.equal(natural, logit_BA.argmax(1))
     assert torch.equal(table.decide(logit_BA, KEYS, 40.0, "tokens"), natural)
@@ -172,14 +190,14 @@ def test_a_bound_never_reasons_against_the_gates_will() -> None:
 
 def test_the_ends_of_a_budget() -> None:
     logit_BA, cost_BA = two_depths([1.0, -1.0])
-    table = Thresholds.calibrate(logit_BA, cost_BA, ["a", "b"])
+    table = BudgetCalibration.calibrate(logit_BA, cost_BA, ["a", "b"])
     new, _ = two_depths([50.0, -50.0])
-    assert table.at(0.0) == Threshold(math.inf)
+    assert table.price(0.0) == Price(math.inf)
     assert table.decide(new, ["c", "d"], 0.0, exact=True).tolist() == [0, 0]
     assert table.decide(new, ["c", "d"], 1.0, exact=True).tolist() == [1, 1]
     assert table.decide(new, ["c", "d"], 1.0).tolist() == [1, 0]
     assert table.decide(new, ["c", "d"]).tolist() == [1, 0]
-    assert table.at(None) == NATURAL
+    assert table.price(None) == NO_BUDGET
 
 
 @pytest.mark.parametrize(
@@ -193,33 +211,72 @@ def test_the_ends_of_a_budget() -> None:
     ],
 )
 def test_a_budget_that_cannot_be_met_says_so(budget: float, unit: str, words: str) -> None:
-    table = Thresholds.calibrate(*two_depths([1.0, -1.0]), ["a", "b"])
+    table = BudgetCalibration.calibrate(*two_depths([1.0, -1.0]), ["a", "b"])
     with pytest.raises(ValueError, match=words):
-        table.at(budget, unit)
+        table.price(budget, unit)
     with pytest.raises(ValueError, match="The gate has no calibration queries"):
-        Thresholds().at(0.5)
+        BudgetCalibration().price(0.5)
+
+
+@given(data=st.data(), num=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_a_row_depends_on_its_own_budget_alone(data: st.DataObject, num: int) -> None:
+    """Budgets and units of a batch in one call, as if each row were asked for by itself."""
+    milliseconds = (1.0, 2.0, 9.0)
+    table = BudgetCalibration.calibrate(*three_depths(40), KEYS[:40], milliseconds)
+    logit_BA, keys = rows_of(three_depths(num, seed=3))
+
+    most = {"invocation": 1.0, "tokens": 50.0, "milliseconds": 9.0}
+    units: list[Unit] = data.draw(
+        st.lists(st.sampled_from(sorted(most)), min_size=num, max_size=num)
+    )
+    amounts = [
+        data.draw(st.none() | st.sampled_from([1.0, most[unit]]) | st.floats(1.0, most[unit]))
+        for unit in units
+    ]
+    exact = data.draw(st.booleans())
+
+    together = table.decide(logit_BA, keys, amounts, units, exact=exact).tolist()
+    for row, (amount, unit) in enumerate(zip(amounts, units, strict=True)):
+        one_row = slice(row, row + 1)
+        alone = table.decide(logit_BA[one_row], keys[one_row], amount, unit, exact=exact)
+        assert together[row] == alone.item()
+
+
+def test_a_tensor_of_budgets_is_a_budget_for_each_row() -> None:
+    table = BudgetCalibration.calibrate(*two_depths([1.0, 2.0]), ["a", "b"])
+    logit_BA, _ = two_depths([9.0, 9.0, 9.0])
+    budget_B = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    assert table.decide(logit_BA, ["c", "d", "e"], budget_B).tolist() == [0, 1, 0]
+    assert table.decide(logit_BA, ["c", "d", "e"], torch.tensor(1.0)).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="budget must be one value, or one for each of 3 rows"):
+        table.decide(logit_BA, ["c", "d", "e"], [0.5, 0.5])
+    with pytest.raises(ValueError, match="unit must be one value, or one for each of 3 rows"):
+        table.decide(logit_BA, ["c", "d", "e"], 0.5, ["tokens"])
+    with pytest.raises(ValueError, match=r"budget is 1\.5: expected a share"):
+        table.decide(logit_BA, ["c", "d", "e"], [0.5, None, 1.5])
 
 
 def test_milliseconds_count_the_direct_path() -> None:
     logit_BA, cost_BA = two_depths([float(n) for n in range(10)])
-    table = Thresholds.calibrate(logit_BA, cost_BA, KEYS[:10], milliseconds=(10.0, 110.0))
+    table = BudgetCalibration.calibrate(logit_BA, cost_BA, KEYS[:10], milliseconds=(10.0, 110.0))
     assert table.decide(logit_BA, KEYS[:10], 41.0, "milliseconds").sum() == 3
     with pytest.raises(ValueError, match="the cheapest depth alone costs 10"):
-        table.at(5.0, "milliseconds")
+        table.price(5.0, "milliseconds")
 
 
 @pytest.mark.parametrize("milliseconds", [(0.1, 5.0), (10.1, 110.0), (5.3, 2.1)])
 def test_the_cost_of_the_cheapest_depth_is_a_budget(milliseconds: tuple[float, float]) -> None:
     """Though a mean of many equal floats may exceed them in the last digit."""
-    table = Thresholds.calibrate(*two_depths([1.0] * 7), KEYS[:7], milliseconds)
+    table = BudgetCalibration.calibrate(*two_depths([1.0] * 7), KEYS[:7], milliseconds)
     cheapest = milliseconds.index(min(milliseconds))
-    assert table.at(min(milliseconds), "milliseconds") == Threshold(math.inf)
+    assert table.price(min(milliseconds), "milliseconds") == Price(math.inf)
     depth_B = table.decide(torch.zeros(7, 2), KEYS[:7], min(milliseconds), "milliseconds")
     assert depth_B.tolist() == [cheapest] * 7
 
 
 def test_a_constant_gate_opens_the_budget_on_new_keys() -> None:
-    table = Thresholds.calibrate(*two_depths([1.0] * 200), KEYS)
+    table = BudgetCalibration.calibrate(*two_depths([1.0] * 200), KEYS)
     new = [f"new-{i}" for i in range(4000)]
     logit_BA, _ = two_depths([1.0] * 4000)
     noisy = logit_BA + 1e-7 * torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
@@ -234,53 +291,53 @@ def test_new_queries_cost_what_was_asked_for(share: float) -> None:
     num = 10_000
     logit_BA, cost_BA = three_depths(2 * num, seed=7)
     keys = [f"{n}" for n in range(2 * num)]
-    table = Thresholds.calibrate(logit_BA[:num], cost_BA[:num], keys[:num])
+    table = BudgetCalibration.calibrate(logit_BA[:num], cost_BA[:num], keys[:num])
     depth_B = table.decide(logit_BA[num:], keys[num:], share, exact=True)
     achieved = (depth_B > 0).double().mean().item()
     assert abs(achieved - share) < 0.02
     assert abs(achieved - share) < 1.96 * math.sqrt(share * (1 - share) * 2 / num) + 1e-9
-    tokens = share * table.dearest("tokens")
+    tokens = share * table.max_cost("tokens")
     depth_B = table.decide(logit_BA[num:], keys[num:], tokens, "tokens", exact=True)
     paid = cost_BA[num:].gather(1, depth_B[:, None]).mean().item()
     assert paid == pytest.approx(tokens, rel=0.02)
 
 
-def test_thresholds_survive_json() -> None:
-    table = Thresholds.calibrate(*three_depths(20), KEYS[:20], milliseconds=(1.0, 2.0, 3.0))
-    assert table.dearest("milliseconds") == 3.0
+def test_a_calibration_survives_json() -> None:
+    table = BudgetCalibration.calibrate(*three_depths(20), KEYS[:20], milliseconds=(1.0, 2.0, 3.0))
+    assert table.max_cost("milliseconds") == 3.0
     again = from_json(table)
     assert again == table
-    assert again.at(4.0, "tokens", exact=True) == table.at(4.0, "tokens", exact=True)
+    assert again.price(4.0, "tokens", exact=True) == table.price(4.0, "tokens", exact=True)
     faster = replace(table, milliseconds=(1.0, 2.0, 9.0))  # after a new measurement
-    assert faster.dearest("milliseconds") == 9.0
+    assert faster.max_cost("milliseconds") == 9.0
 
 
 def test_without_a_query_there_is_no_threshold() -> None:
     with pytest.raises(ValueError, match="part `calibration` has no eligible query"):
-        Thresholds.calibrate(torch.zeros(0), torch.zeros(0), ())
+        BudgetCalibration.calibrate(torch.zeros(0), torch.zeros(0), ())
 
 
 def test_a_cost_that_is_not_finite_is_named() -> None:
     cost_CA = torch.tensor([[0.0, 1.0], [0.0, torch.nan]])
     with pytest.raises(ValueError, match="calibration query 'b' are not finite"):
-        Thresholds.calibrate(torch.zeros(2, 2), cost_CA, ["a", "b"])
+        BudgetCalibration.calibrate(torch.zeros(2, 2), cost_CA, ["a", "b"])
 
 
 def test_logits_that_are_not_finite_are_named() -> None:
     with pytest.raises(ValueError, match="row 1"):
-        depths_at(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), None, NATURAL, ["a", "b"])
+        depths_at(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), None, NO_BUDGET, ["a", "b"])
 
 
 def test_equal_depths_go_to_the_cheaper_or_by_key_to_the_dearer() -> None:
     logit_BA = torch.zeros(2, 3)
     keys = ["a", "b"]
-    assert depths_at(logit_BA, COST_A, NATURAL, keys).tolist() == [0, 0]
-    assert depths_at(logit_BA, COST_A, Threshold(0.0, -1.0), keys).tolist() == [2, 2]
+    assert depths_at(logit_BA, COST_A, NO_BUDGET, keys).tolist() == [0, 0]
+    assert depths_at(logit_BA, COST_A, Price(0.0, -1.0), keys).tolist() == [2, 2]
 
 
 def test_a_query_reasons_while_any_depth_is_worth_its_price() -> None:
     logit_BA, _ = three_depths(200)
-    opened = depths_at(logit_BA, COST_A.double(), Threshold(0.02), KEYS) > 0
+    opened = depths_at(logit_BA, COST_A.double(), Price(0.02), KEYS) > 0
     cost_A = COST_A.double()
     price_BA = (logit_BA[:, 1:] - logit_BA[:, :1]) / (cost_A[1:] - cost_A[0])
     assert torch.equal(opened, price_BA.amax(1) > 0.02)

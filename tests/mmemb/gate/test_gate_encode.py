@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmemb.backbones import Backbone, OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import Thresholds
+from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.latency import measure_latency
 from mmemb.rationales import RationaleWorker, TableWorker
 from mmemb.records.gate_state import score_shape
@@ -41,7 +41,9 @@ def adaptive(backbone: Backbone, name: str, worker: RationaleWorker) -> Adaptive
     head.mean_S[: embedding_BD.shape[1]] = {
         "probe": embedding_BD.mean(0), "scores": torch.tensor([-1.0, 0.5, 1.0])
     }[name]  # fmt: skip
-    return AdaptiveEmbedder(backbone, head, Thresholds(), {"full": worker}, STATES[name], TAU)
+    return AdaptiveEmbedder(
+        backbone, head, BudgetCalibration(), {"full": worker}, STATES[name], TAU
+    )
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -109,11 +111,26 @@ def test_latency_decides_with_the_candidates_that_it_is_given(
 ) -> None:
     embedder = adaptive(backbone, "scores", Knower())
     calibrated = torch.zeros(2, 2), torch.tensor([[0.0, 10]] * 2), ["a", "b"]
-    embedder.thresholds = Thresholds.calibrate(*calibrated)
+    embedder.calibration = BudgetCalibration.calibrate(*calibrated)
     (found,) = measure_latency(embedder, ["a"], TEXTS[:1], [gallery])
     assert found.decided_ms > 0
     with pytest.raises(ValueError, match="no `gallery` was given"):
         measure_latency(embedder, ["a"], TEXTS[:1])
+
+
+def test_probes_that_were_measured_earlier_take_the_place_of_new_ones(backbone: Backbone) -> None:
+    worker = Knower()
+    embedder = adaptive(backbone, "probe", worker)
+    sides = [PICTURE, *TEXTS]
+    direct = embedder.embed(sides)
+    expected = embedder.decide(direct)
+    worker.probed.clear()
+
+    probes = [None, *Knower().probe(TEXTS)]
+    assert torch.equal(embedder.decide(direct, probes=probes), expected)
+    assert worker.probed == []
+    with pytest.raises(ValueError, match=r"written about 'the capital of country 1': make the"):
+        embedder.decide(direct, probes=[*probes[:2], None, *probes[3:]])
 
 
 def test_a_worker_that_cannot_be_probed(backbone: Backbone, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 from msgspec.structs import replace
-from torch import Tensor
 
 from mmemb.backbones import VisionLanguageBackbone
 from mmemb.backbones.generative import Thoughts
@@ -34,16 +33,15 @@ def think(
     depths: Sequence[str],
     seeds: Sequence[int] | None = None,
 ) -> Thoughts:
-    return backbone.think_and_embed(
-        sides, lambda rows, _: [depths[row] for row in rows], SAMPLING, seeds
-    )
+    return backbone.think(backbone.read_prompts(sides, SAMPLING), depths, SAMPLING, seeds)
 
 
 @torch.no_grad()
 def test_one_pass_equals_two_calls(backbone: VisionLanguageBackbone) -> None:
-    found = think(backbone, MANY, DEPTHS, seeds=list(range(len(MANY))))
+    direct = backbone.read_prompts(MANY, SAMPLING)
+    found = backbone.think(direct, DEPTHS, SAMPLING, seeds=list(range(len(MANY))))
     assert [r is None for r in found.rationales] == [d == DIRECT for d in DEPTHS]
-    assert (found.direct_BD - backbone.encode(MANY)).abs().max() < 1e-5
+    assert (direct.vectors_BD - backbone.encode(MANY)).abs().max() < 1e-5
     again = backbone.encode(MANY, found.rationales)
     assert (found.vectors_BD - again).abs().max() < 1e-5
     kinds = {(r.text[:7], r.text[-9:]) for r in found.rationales if r is not None}
@@ -87,26 +85,19 @@ def test_neighbours_and_those_who_left_change_nothing(backbone: VisionLanguageBa
         assert len(texts) == 1, texts
         for whole in (together, in_parts):
             assert (whole.vectors_BD[row] - single.vectors_BD[0]).abs().max() < 1e-5
-            assert (whole.direct_BD[row] - single.direct_BD[0]).abs().max() < 1e-5
 
 
 @torch.no_grad()
-def test_depths_are_asked_for_once_the_direct_vectors_are_known() -> None:
-    backbone = babbling("qwen3_vl", slots=4)
-    seen: dict[int, Tensor] = {}
-
-    def decide(rows: Sequence[int], direct_RD: Tensor) -> list[str]:
-        seen.update(zip(rows, direct_RD, strict=True))
-        return [SHORT if float(vector[0]) > 0 else DIRECT for vector in direct_RD]
-
-    found = backbone.think_and_embed(MANY, decide, SAMPLING)
-    assert sorted(seen) == list(range(len(MANY)))
-    direct_BD = torch.stack([seen[row] for row in range(len(MANY))])
-    assert (direct_BD - backbone.encode(MANY)).abs().max() < 1e-5
-    reasoned = [r is not None for r in found.rationales]
-    assert reasoned == [bool(x > 0) for x in direct_BD[:, 0]]
-    assert True in reasoned
-    assert False in reasoned
+def test_prompts_may_be_gone_on_from_again(backbone: VisionLanguageBackbone) -> None:
+    """Each time as if it were the first: what is written changes no prompt."""
+    backbone.slots = 4
+    direct = backbone.read_prompts(MANY, SAMPLING)
+    backbone.think(direct, [FULL] * len(MANY), SAMPLING)
+    depths = [SHORT if float(vector[0]) > 0 else DIRECT for vector in direct.vectors_BD]
+    again, alone = backbone.think(direct, depths, SAMPLING), think(backbone, MANY, depths)
+    assert torch.equal(again.vectors_BD, alone.vectors_BD)
+    assert again.rationales == alone.rationales
+    assert 0 < sum(r is not None for r in again.rationales) < len(MANY)
 
 
 @torch.no_grad()

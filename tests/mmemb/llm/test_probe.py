@@ -17,9 +17,9 @@ from mmemb.llm.decoding.decoders import (
     WholePromptDecoder,
 )
 from mmemb.llm.decoding.hidden_states import end_states
-from mmemb.rationales import LanguageModelWorker, PrecomputedWorker, TableWorker, load_worker
+from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
 from mmemb.records.inputs import Side
-from mmemb.records.rationales import GREEDY, Rationale
+from mmemb.records.rationales import GREEDY
 from tests.fixtures.tiny_language_model import byte_tokenizer, tiny_gpt2, tiny_llama
 
 SIDES = [Side("Paris"), Side("the Nile delta"), Side("x"), Side("Paris")]
@@ -167,17 +167,6 @@ def test_a_worker_without_a_model_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text('{"questions": {}, "countries": {}}')
     with pytest.raises(ValueError, match=r"worker 'table' has no hidden state.*without `probe`"):
         TableWorker(str(tmp_path / "facts.json")).probe(SIDES)
-
-
-def test_written_probes_are_found_by_content() -> None:
-    pools = [[Rationale("t", "w", "m", "1", "p", "d", GREEDY, 1)]] * 3
-    probes = [torch.tensor([1.0, 2]), None, torch.tensor([3.0, 4])]
-    stored = PrecomputedWorker.over(SIDES[:3], pools, probes=probes)
-    assert stored.probe([SIDES[2], SIDES[3]]).tolist() == [[3, 4], [1, 2]]
-    with pytest.raises(ValueError, match=r"about 'the Nile delta': make the rationales again"):
-        stored.probe(SIDES)
-    with pytest.raises(ValueError, match=r"No hidden state was written about 'Paris'"):
-        PrecomputedWorker.over(SIDES[:3], pools).probe(SIDES[:1])
 
 
 def test_who_only_writes_needs_no_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

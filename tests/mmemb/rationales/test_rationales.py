@@ -98,7 +98,7 @@ def test_foreign_rationales_come_from_others() -> None:
 
 def test_precomputed_rationales_are_found_by_content() -> None:
     stranger = Side(text="d")
-    writer = PrecomputedWorker.over(TEXTS, list(POOL.values()), frozenset({"text"}))
+    writer = PrecomputedWorker.of_pool(POOL, "empty")
     written = writer.write([TEXTS[1], stranger], torch.tensor([[2, GREEDY], [1, NO_DRAW]]))
     assert [(r.thinking, r.seed) for r in written[0]] == [("b", 2), ("b", 1)]
     assert written[1] == []

@@ -1,0 +1,170 @@
+"""Two ways to reason about a side: workers write and the side is read again, or all in one pass.
+
+Shapes: B sides, D embedding width, H width of a probe.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from mmemb.backbones.base import Backbone
+from mmemb.backbones.generative import DirectVectors, GenerativeBackbone
+from mmemb.rationales import RationaleWorker, SelfWorker
+from mmemb.rationales.writers.base import RationaleSource
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import DIRECT, GREEDY, Rationale
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written about B sides, live or earlier.
+
+    Attributes:
+        depths_B: int64, the depth that was asked for; 0 = direct.
+        rationales: B of them; None where nothing was asked for, or nothing was written.
+        vectors_BD: unit vectors, if the writer read its rationales itself; None = they are to be
+            read.
+    """
+
+    depths_B: Tensor
+    rationales: tuple[Rationale | None, ...]
+    vectors_BD: Tensor | None = None
+
+
+class Reasoner(ABC):
+    """Embeds sides, writes about them at the depths of a gate, and reads what was written.
+
+    Holds nothing about a batch: each step takes the records of the steps before it.
+
+    Args:
+        backbone: embeds a side with and without a rationale.
+        sources: name of a depth -> where its rationales come from, the cheapest first.
+    """
+
+    def __init__(self, backbone: Backbone, sources: Mapping[str, RationaleSource]) -> None:
+        self.backbone, self.sources = backbone, dict(sources)
+
+    def can_reason(self, side: Side) -> bool:
+        """Whether a side can be read at every depth: only such queries are eligible."""
+        return all(source.can_read(side) for source in self.sources.values())
+
+    def probe(self, sides: Sequence[Side]) -> Tensor:
+        """Hidden states (B, H) of the deepest source at the ends of its prompts."""
+        return list(self.sources.values())[-1].probe(sides)
+
+    @abstractmethod
+    def embed(self, sides: Sequence[Side]) -> DirectVectors:
+        """Embeds B sides without a rationale."""
+
+    @abstractmethod
+    def write(self, direct: DirectVectors, depths_B: Tensor) -> Written:
+        """Writes one greedy rationale about each side whose depth is not 0.
+
+        Args:
+            direct: what `embed` gave.
+            depths_B: int64, numbers of depths.
+        """
+
+    def read(self, direct: DirectVectors, written: Written) -> Tensor:
+        """Returns unit vectors (B, D) of sides with their rationales, else the direct ones."""
+        if written.vectors_BD is not None:
+            return written.vectors_BD
+
+        # Rationales of one depth are of like length: little is padded. A side about which nothing
+        # was written is read among them, without one.
+        vectors_BD = direct.vectors_BD.clone()
+        for depth in range(1, 1 + len(self.sources)):
+            if rows := _rows_at(depth, written.depths_B):
+                vectors_BD[rows] = self.backbone.encode(
+                    [direct.sides[row] for row in rows], [written.rationales[row] for row in rows]
+                )
+        return vectors_BD
+
+
+@final
+class TwoPassReasoner(Reasoner):
+    """Workers write; the sides are then read once more, with their rationales."""
+
+    def __init__(self, backbone: Backbone, workers: Mapping[str, RationaleWorker]) -> None:
+        super().__init__(backbone, workers)
+        self.workers = tuple(workers.values())
+
+    def embed(self, sides: Sequence[Side]) -> DirectVectors:
+        return DirectVectors(tuple(sides), self.backbone.encode(sides))
+
+    def write(self, direct: DirectVectors, depths_B: Tensor) -> Written:
+        rationales: list[Rationale | None] = [None] * len(direct.sides)
+
+        for depth, worker in enumerate(self.workers, start=1):
+            rows = _rows_at(depth, depths_B)
+            if not rows:  # a worker may be a server that would be asked for nothing
+                continue
+            sides = [direct.sides[row] for row in rows]
+            drafts = worker.write(sides, torch.full((len(rows), 1), GREEDY))
+            for row, greedy in zip(rows, drafts, strict=True):
+                rationales[row] = greedy[0] if greedy else None
+        return Written(depths_B, tuple(rationales))
+
+
+@final
+class OnePassReasoner(Reasoner):
+    """The backbone writes by itself: it reads every prompt once, and goes on in the same sequence.
+
+    Raises:
+        ValueError: the backbone does not write.
+    """
+
+    def __init__(self, backbone: Backbone, workers: Mapping[str, SelfWorker]) -> None:
+        super().__init__(backbone, workers)
+        if not isinstance(backbone, GenerativeBackbone):
+            raise ValueError(
+                "SelfWorker stands for what a VisionLanguageBackbone writes by itself, but the "
+                f"backbone is a {type(backbone).__name__}: give it a worker of its own."
+            )
+        self.writer = backbone
+        self.depths = (DIRECT, *workers)
+
+        # The caches have room for the longest rationale of any depth.
+        samplings = {depth: worker.sampling for depth, worker in workers.items()}
+        self.longest = {depth: each.max_new_tokens for depth, each in samplings.items()}
+        self.sampling = max(samplings.values(), key=lambda each: each.max_new_tokens)
+
+    def embed(self, sides: Sequence[Side]) -> DirectVectors:
+        return self.writer.read_prompts(sides, self.sampling)
+
+    def write(self, direct: DirectVectors, depths_B: Tensor) -> Written:
+        if not direct.prompts:  # vectors that were made otherwise
+            direct = self.embed(direct.sides)
+        depths = [self.depths[number] for number in depths_B.tolist()]
+        thoughts = self.writer.think(direct, depths, self.sampling, longest=self.longest)
+        return Written(depths_B, thoughts.rationales, thoughts.vectors_BD)
+
+
+def make_reasoner(backbone: Backbone, workers: Mapping[str, RationaleSource]) -> Reasoner:
+    """Returns the reasoner that fits the workers of a gate, once for all its queries.
+
+    Raises:
+        ValueError: some depths have a `SelfWorker` and others have not, or the backbone does not
+            write.
+    """
+    apart = {d: worker for d, worker in workers.items() if isinstance(worker, RationaleWorker)}
+    inside = {d: worker for d, worker in workers.items() if isinstance(worker, SelfWorker)}
+
+    # A prompt that is read once cannot wait for what another model writes about it.
+    if inside and len(inside) < len(workers):
+        raise ValueError(
+            "SelfWorker must stand at every depth or at none, got workers "
+            f"{[type(worker).__name__ for worker in workers.values()]}."
+        )
+    return OnePassReasoner(backbone, inside) if inside else TwoPassReasoner(backbone, apart)
+
+
+def _rows_at(depth: int, depths_B: Tensor) -> list[int]:
+    return (depths_B == depth).nonzero().flatten().tolist()
