@@ -94,7 +94,7 @@ class AdaptiveEmbedder:
         return (DIRECT, *self.workers)
 
     def can_reason(self, side: Side) -> bool:
-        """Whether the workers can read the side (METHOD 7: only these queries are eligible)."""
+        """Tells if the workers can read the side: only such queries are eligible."""
         return self.reasoner.can_reason(side)
 
     def encode(
@@ -180,6 +180,7 @@ class AdaptiveEmbedder:
         if not eligible_B.any():
             return torch.zeros(len(sides), dtype=torch.long)
 
+        # By content, a side has the same tie-break in any batch and run.
         keys = [side.digest for side in sides] if keys is None else keys
         inputs = self._inputs(direct, eligible_B, gallery, probes)
         logit_BA = self.logits(inputs.state(self.state))
@@ -230,6 +231,7 @@ class AdaptiveEmbedder:
         inputs = GateInputs.of_embedding(direct_BD)
 
         if "scores" in self.state and gallery is not None:
+            # Galleries differ in size, so each row is scored by itself.
             galleries = [gallery] * len(direct_BD) if isinstance(gallery, Tensor) else gallery
             scored = zip(direct_BD.split(1), galleries, strict=True)
             shapes = [score_shape(x_1D @ y_ND.cpu().T / self.temperature) for x_1D, y_ND in scored]
@@ -248,7 +250,7 @@ class AdaptiveEmbedder:
         return inputs
 
     def to(self, device: torch.device | str) -> AdaptiveEmbedder:
-        """Backbone and gate move; a worker runs where it was told to."""
+        """Moves backbone and gate; a worker runs where it was told to."""
         self.backbone.to(device)
         self.head.to(device)
         return self
@@ -304,8 +306,10 @@ class AdaptiveEmbedder:
                 f"{list(workers)}: expected one for each, in this order."
             )
 
+        # Before anything is built: a link could lead out of the folder.
         permissions = Permissions.for_folder(Path(folder), models, servers)
         check_links(Path(folder))
+
         try:
             return cls(
                 load_backbone(str(Path(folder) / "backbone")),
@@ -324,8 +328,8 @@ class AdaptiveEmbedder:
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {error}") from None
         except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-            said = f"{error.filename} cannot be read ({error.strerror})"
-            raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {said}.") from None
+            reason = f"{error.filename} cannot be read ({error.strerror})"
+            raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {reason}.") from None
 
 
 def _stacked(sides: Sequence[Side], probes: Sequence[Tensor | None]) -> Tensor:

@@ -46,6 +46,8 @@ def best_threshold(
     """
     rows = sorted(zip(score_N, gain_N, weight_N, strict=True), reverse=True)
     below_N = [score for score, _, _ in rows[1:]] + [-math.inf] * bool(rows)
+
+    # Equal scores are taken together: a threshold between them would part them.
     best, total, threshold = 0.0, 0.0, math.inf
     for (score, gain, weight), below in zip(rows, below_N, strict=True):
         total += gain * weight

@@ -21,7 +21,7 @@ from mmemb.records.hashing import stable_hash
 from mmemb.records.schema import Schema
 
 Unit = Literal["invocation", "tokens", "milliseconds"]
-"""What a budget counts, per eligible query: the share that reasons, tokens, or milliseconds."""
+"""Counts of a budget, per eligible query: the share that reasons, tokens, or milliseconds."""
 
 Amounts = float | Sequence[float | None] | Tensor | None
 """One budget for all rows, or one for each; None = no budget. Budgets in a tensor are float64: the
@@ -46,7 +46,7 @@ class Budget(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a query pays for the cost of a depth.
+    """Price that a query pays for the cost of a depth.
 
     Attributes:
         multiplier: mu, in nats per unit of cost.

@@ -23,10 +23,12 @@ def collapsed_to(depth_N: Tensor, num_depths: int) -> int | None:
 
 
 def collapse_warning(depth_N: Tensor, depths: Sequence[str]) -> str:
-    """What to say of a gate that takes one depth for all; nothing if it does not."""
+    """Returns a warning about a gate that takes one depth for all; else an empty text."""
     depth = collapsed_to(depth_N, len(depths))
     if depth is None:
         return ""
+
+    # No error: one depth may well be best for all queries.
     return (
         f"warning: the gate has collapsed: {depths[depth]!r} for at least 98 % of the calibration "
         "queries. That is right where one depth is best for all; otherwise change the price or "

@@ -8,9 +8,11 @@ from mmemb.records.batches import SidecarRow, UtilityBatch
 
 
 def decision_rows(logit_BA: Tensor, depths_B: Tensor, batch: UtilityBatch) -> list[SidecarRow]:
-    """What `decisions/` says of B queries: depth taken, probability of thinking, logits, cost."""
+    """Returns the rows of B queries: depth taken, probability of thinking, logits, cost."""
     cost_B = batch.cost_BA.gather(1, depths_B[:, None])[:, 0]
     thinks_B = 1 - logit_BA.softmax(1)[:, 0]
+
+    # Rounded: further digits depend on the batch that the logits were computed in.
     return [
         SidecarRow(
             key,

@@ -50,6 +50,8 @@ class FirstTokenHead(DepthHead):
                 "each, the direct one first."
             )
         self._settings = {"state_dim": state_dim, "num_depths": num_depths, "tokens": tokens}
+
+        # A final norm leaves states of about this length, which a unit vector has lost.
         self.log_scale = nn.Parameter(torch.tensor(float(state_dim)).sqrt().log())
         self.output = nn.Linear(state_dim, num_depths)
         nn.init.zeros_(self.output.bias)
@@ -81,6 +83,7 @@ def _rows_of_head(folder: Path, tokens: list[str], width: int) -> Tensor:
             f"The tokens {tokens} do not differ in their first token under the tokenizer of "
             f"{folder}: choose others."
         )
+
     weight_VD = backbone.output_head.weight
     if weight_VD.shape[1] != width:
         raise ValueError(

@@ -37,16 +37,20 @@ def fit_head(
     """
     make = make_optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1.0))
     generator, old = torch.Generator().manual_seed(seed), OldPolicy()
+
+    # A report's fit must not move the random numbers of whatever runs around it.
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         head.standardise(state_NS)
         optimizer = make(head.train().parameters())
+
         for step in range(num_steps):
             noise_NJ = torch.rand(len(state_NS), num_samples, generator=generator)
             old_NA = old.logits(head, state_NS, step) if estimator == "grpo" else None
             loss = policy_loss(
                 estimator, head(state_NS), reward_NA, old_logit_BA=old_NA, uniform_BJ=noise_NJ
             )
+
             optimizer.zero_grad()
             (loss.sum / loss.count).backward()
             optimizer.step()

@@ -60,13 +60,18 @@ class MlpDepthHead(DepthHead):
         super().__init__()
         self._settings = {"state_dim": state_dim, "num_depths": num_depths}
         self._settings |= {"hidden_dim": hidden_dim, "dropout": dropout}
+
+        # Buffers, so that a saved head standardises as it did in training.
         self.register_buffer("mean_S", torch.zeros(state_dim))
         self.register_buffer("scale_S", torch.ones(state_dim))
+
         hidden: list[nn.Module] = []
         if hidden_dim:
             hidden = [nn.Linear(state_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout)]
         self.hidden = nn.Sequential(nn.Dropout(dropout), *hidden)
         self.output = nn.Linear(hidden_dim or state_dim, num_depths)
+
+        # An untrained gate prefers no depth.
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 

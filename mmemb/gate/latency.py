@@ -62,14 +62,18 @@ def measure_latency(
     """
     galleries = galleries or [None] * len(sides)
     depths = range(len(embedder.depths))
+
+    # The last side, since the prompt of the first would be known then.
     for depth in depths:
-        embedder.encode(sides[-1:], depth=depth)  # not the first: its prompt would be known then
+        embedder.encode(sides[-1:], depth=depth)
+
     measured = []
-    for key, side, shown in progress(list(zip(keys, sides, galleries, strict=True))):
-        decided_ms, _ = _timed(partial(embedder.encode, [side], 0.0, gallery=shown))
-        found = [_timed(partial(embedder.encode, [side], depth=depth)) for depth in depths]
-        tokens = tuple(float(encoded.tokens_B.sum()) for _, encoded in found)
-        measured.append(Latency(key, decided_ms, tuple(ms for ms, _ in found), tokens))
+    for key, side, gallery in progress(list(zip(keys, sides, galleries, strict=True))):
+        # A budget of 0: the gate is asked, and nothing is written.
+        decided_ms, _ = _timed(partial(embedder.encode, [side], 0.0, gallery=gallery))
+        timed = [_timed(partial(embedder.encode, [side], depth=depth)) for depth in depths]
+        tokens = tuple(float(encoded.tokens_B.sum()) for _, encoded in timed)
+        measured.append(Latency(key, decided_ms, tuple(ms for ms, _ in timed), tokens))
     return measured
 
 

@@ -15,7 +15,7 @@ from mmemb.losses.terms import LossTerm
 Estimator = Literal["reinforce", "exact", "grpo", "supervised"]
 
 OLD_POLICY_STEPS = 4
-"""How long `grpo` samples from one policy; with 1 its clipping would never act."""
+"""Steps for which `grpo` samples from one policy; with 1 its clipping would never act."""
 
 
 def policy_loss(
@@ -27,16 +27,31 @@ def policy_loss(
     uniform_BJ: Tensor | None = None,
     valid_B: Tensor | None = None,
 ) -> LossTerm:
-    """The loss of an estimator; those that sample need noise, and `grpo` an older policy."""
+    """Returns the loss of an estimator.
+
+    Args:
+        estimator: its name.
+        logit_BA: of the policy.
+        reward_BA: of every depth.
+        old_logit_BA: of an older policy; `grpo` needs it.
+        uniform_BJ: noise in [0, 1); those that sample need it.
+        valid_B: states that take part.
+
+    Raises:
+        ValueError: there is no such estimator.
+    """
+    # These two are told the reward of every depth, so they sample nothing.
     if estimator == "exact":
         return exact_loss(logit_BA, reward_BA, valid_B)
     if estimator == "supervised":
         return supervised_loss(logit_BA, reward_BA, valid_B)
+
     assert uniform_BJ is not None
     if estimator == "reinforce":
         return reinforce_loss(logit_BA, reward_BA, uniform_BJ=uniform_BJ, valid_B=valid_B)
     if estimator != "grpo":
         raise ValueError(f"estimator {estimator!r}: expected reinforce, exact, grpo or supervised")
+
     assert old_logit_BA is not None
     return grpo_loss(logit_BA, reward_BA, old_logit_BA, uniform_BJ=uniform_BJ, valid_B=valid_B)
 

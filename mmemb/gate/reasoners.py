@@ -24,7 +24,7 @@ from mmemb.records.rationales import DIRECT, GREEDY, Rationale
 @final
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written about B sides, live or earlier.
+    """Rationales about B sides, written live or earlier.
 
     Attributes:
         depths_B: int64, the depth that was asked for; 0 = direct.
@@ -52,7 +52,7 @@ class Reasoner(ABC):
         self.backbone, self.sources = backbone, dict(sources)
 
     def can_reason(self, side: Side) -> bool:
-        """Whether a side can be read at every depth: only such queries are eligible."""
+        """Tells if a side can be read at every depth: only such queries are eligible."""
         return all(source.can_read(side) for source in self.sources.values())
 
     def probe(self, sides: Sequence[Side]) -> Tensor:

@@ -44,11 +44,11 @@ class RationaleSource(ABC):
         """JSON data from which `load_worker` makes this source again."""
 
     def can_read(self, side: Side) -> bool:
-        """Whether every modality of a side is one that this source reads."""
+        """Tells if every modality of a side is one that this source reads."""
         return bool(side.modalities) and side.modalities <= self.reads
 
     def probe(self, sides: Sequence[Side]) -> Tensor:
-        """What the worker knows before it writes: its hidden state at the end of its prompt.
+        """Returns the hidden states at the ends of prompts, before anything is written.
 
         A prefill and no generated token, so a gate may ask for it (METHOD 7, *probe*).
 

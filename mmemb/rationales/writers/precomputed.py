@@ -40,6 +40,7 @@ class PrecomputedWorker(RationaleWorker):
     ) -> None:
         if on_unknown not in ("error", "empty"):
             raise ValueError(f"on_unknown is {on_unknown!r}; expected 'error' or 'empty'.")
+
         self.path = rationales
         self.pool = {} if rationales is None else read_pool(rationales)
         self.on_unknown, self.reads, self.name = on_unknown, frozenset(reads), name
