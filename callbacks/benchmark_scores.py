@@ -23,11 +23,13 @@ from mmemb.benchmarks.score_files import (
 )
 from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings
 from mmemb.distributed import gather_objects, gather_ragged
-from mmemb.records.batches import CandidateOutput, QueryOutput, TaskEnd
+from mmemb.records.batches import RankingBatch, TaskEnd
 from mmemb.records.file_names import check_apart
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import CandidateOutput, QueryOutput, step_output
 from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.retrieval.galleries import Galleries, gather_candidates
+from mmemb.storage.protocols import BenchmarkData, require
 from mmemb.storage.provenance import git_state
 
 
@@ -59,8 +61,8 @@ class BenchmarkScores(FolderWriter):
             self.lock(trainer)
 
         # Roots that are scored already are not embedded again.
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        roots = datamodule.roots()
+        data = require(trainer.datamodule, BenchmarkData, "BenchmarkScores")  # type: ignore[attr-defined]
+        roots = data.roots()
         for path, tasks in roots.items():
             check_apart(tasks, f"{self.folder / path}")
         pending = [
@@ -69,7 +71,7 @@ class BenchmarkScores(FolderWriter):
             if not scored_under(self.folder / path, tasks, self.fingerprint)
         ]
         trainer.strategy.barrier()  # no rank writes before all have seen the same holes
-        datamodule.pending_roots = pending
+        data.pending_roots = pending
 
         self._files = [
             task_file(self.folder / path, task, SCORE)
@@ -85,17 +87,20 @@ class BenchmarkScores(FolderWriter):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: RankingBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        match outputs:
-            case CandidateOutput():
-                self._candidates.append(outputs)
-            case QueryOutput():
-                self._queries.append(replace(outputs, queries=tuple(map(_light, outputs.queries))))
-            case TaskEnd():
-                self._finish(trainer, outputs)
+        output = step_output(outputs)
+        if output.candidates is not None:
+            self._candidates.append(output.candidates)
+        if output.queries is not None:
+            queries = tuple(map(_light, output.queries.queries))
+            self._queries.append(replace(output.queries, queries=queries))
+
+        # Read off the batch: a module that does not hand it on would leave a root without scores.
+        if batch.end is not None:
+            self._finish(trainer, batch.end)
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,22 +117,27 @@ class BenchmarkScores(FolderWriter):
         return self._files if stage == "test" else []
 
     def _finish(self, trainer: Trainer, end: TaskEnd) -> None:
-        """Every rank has the same in hand after the gathering, and fails alike."""
+        """Gathers what all ranks embedded of a root, so that they fail alike, and scores it."""
+        # A rank may have embedded nothing: it takes the width of the others.
         outputs = [o.vectors_ND for o in self._candidates] + [o.vectors_BD for o in self._queries]
         dims = gather_objects([outputs[0].shape[-1]] if outputs else [])
+
         galleries = Galleries([gather_candidates(self._candidates, dims[0])])
         empty = [torch.zeros(0, dims[0])]
         vectors_QD = gather_ragged(torch.cat([*empty, *(o.vectors_BD for o in self._queries)]))
         queries = gather_objects([query for o in self._queries for query in o.queries])
         skipped = gather_objects(list(end.skipped))
         self._candidates, self._queries = [], []
+
         provenance = {"run": self.fingerprint, **end.data}
         provenance["code"] = git_state(Path(__file__).parent)[0]
         for task in end.tasks:
             rows = [n for n, query in enumerate(queries) if query.task == task.name]
             rows.sort(key=lambda n: queries[n].key)
             asked = [queries[row] for row in rows]
-            found = score_task(task, asked, vectors_QD[rows], galleries, self.mode)
+            scores = score_task(task, asked, vectors_QD[rows], galleries, self.mode)
+
+            # Every rank scores, since any of them may find a fault; one writes.
             if trainer.is_global_zero and not trainer.fast_dev_run:
                 folder = self.folder / end.root
                 if self.embeddings:
@@ -136,8 +146,8 @@ class BenchmarkScores(FolderWriter):
                     content = end.data.get("content", "")
                     write_embeddings(folder, task.name, *vectors, names, content)
                 partial = f"{len(skipped)} skipped: {skipped[0]}" if skipped else ""
-                write_scores(folder, found, asked, provenance, task.meta_task, partial)
-                print(f"{task.name:<48} {task.metric:<14} {100 * found.means[task.metric]:6.2f}")
+                write_scores(folder, scores, asked, provenance, task.meta_task, partial)
+                print(f"{task.name:<48} {task.metric:<14} {100 * scores.means[task.metric]:6.2f}")
 
 
 def score_task(
@@ -160,6 +170,6 @@ def score_task(
 
 
 def _light(query: Query) -> Query:
-    """Without pixels, which nobody needs any more; the digests stay."""
+    """Returns the query without pixels, which scoring does not need; the digests stay."""
     media = tuple(replace(m, pixels=None, features=None) for m in query.side.media)
     return replace(query, side=Side(query.side.text, query.side.instruction, media))

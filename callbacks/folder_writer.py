@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from mmemb.distributed import gather_objects
 from mmemb.storage.locks import FolderLock
+from mmemb.storage.trained_facts import FittedFacts
 
 
 class FolderWriter(Callback, ABC):
@@ -20,12 +21,19 @@ class FolderWriter(Callback, ABC):
 
     Attributes:
         fingerprint: of what makes the files.
+        command: makes them; errors about them name it.
+        facts: facts behind the models that make them: a model trained on them inherits these.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.fingerprint = ""
+        self.fingerprint = self.command = ""
+        self.facts = FittedFacts()
         self._lock: FolderLock | None = None
+
+    def describe_run(self, fingerprint: str, command: str, facts: FittedFacts) -> None:
+        """Takes what makes the files; see `mmemb.storage.protocols.FolderCallback`."""
+        self.fingerprint, self.command, self.facts = fingerprint, command, facts
 
     def lock(self, trainer: Trainer) -> None:
         """Takes the lock of the folder, which is made, on the first rank.
@@ -34,6 +42,7 @@ class FolderWriter(Callback, ABC):
             ValueError: on every rank alike, if another run is writing there.
         """
         failures = []
+        # One process holds the lock, and all of them fail if it cannot be had.
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from mmemb.records.batches import DecisionOutput, QueryOutput
+from mmemb.records.outputs import step_output
 
 
 @final
@@ -54,9 +54,9 @@ class InvocationRatio(Callback):
         self.meters = {split: InvocationMeter() for split in ("train", "val", "test")}
 
     def _add(self, split: str, outputs: Any) -> None:
-        decisions = outputs.get("decisions") if isinstance(outputs, dict) else outputs
-        if isinstance(decisions, QueryOutput | DecisionOutput):
-            self.meters[split].update(decisions.depths_B, decisions.tokens_B, decisions.eligible_B)
+        decisions = step_output(outputs).decisions
+        if decisions is not None:
+            self.meters[split].update(*decisions)
 
     def _log(self, split: str, trainer: Trainer, pl_module: LightningModule) -> None:
         none = torch.zeros(0)

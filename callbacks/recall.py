@@ -12,7 +12,7 @@ from typing_extensions import override
 from callbacks.top_candidates import NUM_CANDIDATES, TopCandidates, TopRow
 from mmemb.distributed import gather_objects
 from mmemb.media.loggers import log_figure, log_text
-from mmemb.records.batches import CandidateOutput, QueryOutput
+from mmemb.records.outputs import CandidateOutput, QueryOutput, StepOutput, step_output
 from mmemb.retrieval.galleries import Galleries, gather_candidates
 from mmemb.retrieval.running_means import MeanSums
 
@@ -30,10 +30,12 @@ class RetrievalMeter:
         self.candidates: list[CandidateOutput] = []
         self.queries: list[QueryOutput] = []
 
-    def add(self, output: CandidateOutput | QueryOutput) -> None:
+    def add(self, output: StepOutput) -> None:
         """Takes what a validation or test step returned."""
-        kept = self.candidates if isinstance(output, CandidateOutput) else self.queries
-        kept.append(output)  # type: ignore[arg-type]
+        if output.candidates is not None:
+            self.candidates.append(output.candidates)
+        if output.queries is not None:
+            self.queries.append(output.queries)
 
     def galleries(self, embedding_dim: int) -> Galleries:
         """The candidates of all ranks. Collective."""
@@ -105,8 +107,7 @@ class RecallAtK(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if isinstance(outputs, CandidateOutput | QueryOutput):
-            self.meter.add(outputs)
+        self.meter.add(step_output(outputs))
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -25,6 +25,7 @@ from mmemb.storage.files import link_atomically, write_atomically
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import FolderLock
 from mmemb.storage.products import Producer, lost_product, record_products
+from mmemb.storage.protocols import FactData, having, require
 from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.run_marks import RunMark
 from mmemb.storage.trained_facts import FACTS, FittedFacts, write_run_facts
@@ -161,7 +162,7 @@ class RunRecord(Callback):
             self._note_end(trainer)
 
     def _write_facts(self, trainer: Trainer) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = require(trainer.datamodule, FactData, "RunRecord")  # type: ignore[attr-defined]
 
         # On every rank: where facts are known only by reading, the ranks join theirs.
         facts = self.inherited_facts | FittedFacts(data.fitted_facts, data.calibrated_facts)
@@ -201,8 +202,8 @@ class RunRecord(Callback):
 
         files = [self.run / name for name in ("config.yaml", "summary.json", FACTS)]
         products = [path for path in files if path.is_file()]
-        for part in (trainer.lightning_module, *trainer.callbacks):
-            products += part.products(stage) if isinstance(part, Producer) else []
+        for part in having([trainer.lightning_module, *trainer.callbacks], Producer):
+            products += part.products(stage)
 
         self._mark(finished=True, products=record_products(self.run, products))
         link_atomically(self.run.parent / self.link, self.run)

@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from callbacks.folder_writer import FolderWriter
 from mmemb.distributed import gather_objects
-from mmemb.records.batches import SidecarOutput, SidecarRow
+from mmemb.records.outputs import SidecarRow, step_output
 from mmemb.storage.manifests import Origin
+from mmemb.storage.protocols import ShardData, require
 from mmemb.storage.shard_writer import (
     Sample,
     encode_members,
@@ -20,7 +21,7 @@ from mmemb.storage.shard_writer import (
     finish_manifest,
     write_shard,
 )
-from mmemb.storage.trained_facts import FACTS, FittedFacts, write_facts
+from mmemb.storage.trained_facts import FACTS, write_facts
 from mmemb.storage.unfinished import Unfinished
 
 
@@ -36,16 +37,10 @@ class SidecarWriter(FolderWriter):
 
     Args:
         folder: where the shards go, e.g. `runs/pocket/rationales`.
-
-    Attributes:
-        command: makes them; errors about the sidecar name it.
-        facts: facts behind the models that make them: a model trained on the sidecar inherits them.
     """
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
-        self.command = ""
-        self.facts = FittedFacts()
         self._shard: str | None = None
         self._rows: list[SidecarRow] = []
         self._failed: dict[str, str] = {}
@@ -58,20 +53,21 @@ class SidecarWriter(FolderWriter):
         if stage != "predict":
             return
         self._failed, self._written = {}, []
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        self._shards = tuple(datamodule.predict_shards())
-        self._sizes = datamodule.shard_sizes()
+
+        data = require(trainer.datamodule, ShardData, "SidecarWriter")  # type: ignore[attr-defined]
+        self._shards = tuple(data.predict_shards())
+        self._sizes = data.shard_sizes()
         self._limit = trainer.limit_predict_batches
         if trainer.fast_dev_run:
             print(f"{self.folder}: fast_dev_run, so nothing is written")
             return
 
         self.lock(trainer)
-        self._made_from = datamodule.origins()
+        self._made_from = data.origins()
         existing = existing_shards(self.folder, self.fingerprint, self._made_from)
         pending = [name for name in self._shards if name not in existing]
         trainer.strategy.barrier()  # no rank writes before all have seen the same holes
-        datamodule.pending_shards = pending
+        data.pending_shards = pending
         self._written = list(existing)
         if trainer.is_global_zero:
             print(f"{self.folder}: {len(existing)} shards exist, {len(pending)} to make")
@@ -86,17 +82,19 @@ class SidecarWriter(FolderWriter):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        nothing = not isinstance(outputs, SidecarOutput) or not (outputs.rows or outputs.failure)
-        if nothing or trainer.fast_dev_run:  # candidates, for instance
+        sidecar = step_output(outputs).sidecar
+        if sidecar is None or trainer.fast_dev_run:
             return
-        if outputs.shard != self._shard:
+
+        if sidecar.shard != self._shard:
             self._flush()
-        if outputs.failure:
-            self._failed.setdefault(outputs.shard, outputs.failure)
+        if sidecar.failure:
+            self._failed.setdefault(sidecar.shard, sidecar.failure)
             self._shard, self._rows = None, []
             return
-        self._shard = outputs.shard
-        self._rows.extend(outputs.rows)
+
+        self._shard = sidecar.shard
+        self._rows.extend(sidecar.rows)
 
     @override
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

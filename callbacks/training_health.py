@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from mmemb.records.batches import PairBatch
+from mmemb.records.batches import PairBatch, as_pairs
+from mmemb.records.outputs import PairOutput, step_output
 from mmemb.storage.json_files import write_json
 from mmemb.training.batch_health import batch_health
-from mmemb.training.pair_vectors import PairVectors
 
 BROKEN = "nonfinite.json"
 MOST_ROWS = 1024
@@ -78,7 +78,7 @@ class TrainingHealth(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._batch = batch if isinstance(batch, PairBatch) else None
+        self._batch = as_pairs(batch)
         self._watch.start()
 
     @override
@@ -104,15 +104,17 @@ class TrainingHealth(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not isinstance(batch, PairBatch):
+        output = step_output(outputs).pairs
+        if output is None:
             return
+
         self._watch.stop(len(batch.keys), sum(batch.costs()))
-        vectors = outputs.get("vectors") if isinstance(outputs, dict) else None
         # The optimiser's step has counted: due are the steps that Lightning itself logs.
-        if not _is_due(trainer, trainer.global_step) or vectors is None:
+        if not _is_due(trainer, trainer.global_step):
             return
-        values = dict(self._watch.read()) | {"temperature": float(outputs["temperature"])}
-        values |= _health(vectors, batch, values["temperature"])
+
+        values = dict(self._watch.read()) | {"temperature": float(output.temperature)}
+        values |= _health(output, batch, values["temperature"])
         pl_module.log_dict(
             {f"train/{name}": value for name, value in values.items()}, batch_size=len(batch.keys)
         )
@@ -130,10 +132,10 @@ class TrainingHealth(Callback):
         )
 
 
-def _health(vectors: PairVectors, batch: PairBatch, temperature: float) -> dict[str, float]:
+def _health(output: PairOutput, batch: PairBatch, temperature: float) -> dict[str, float]:
     health = batch_health(
-        vectors.query_BD[:MOST_ROWS],
-        vectors.target_BD[:MOST_ROWS],
+        output.query_BD[:MOST_ROWS],
+        output.target_BD[:MOST_ROWS],
         target_ids_B=batch.target_ids_B[:MOST_ROWS],
         positive_ids_BP=batch.positive_ids_BP[:MOST_ROWS],
         temperature=temperature,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from typing_extensions import override
 
@@ -21,7 +21,7 @@ from mmemb.benchmarks.data_roots import (
     revision_and_losses,
     roots_below,
 )
-from mmemb.records.batches import CandidateBatch, QueryBatch, TaskEnd
+from mmemb.records.batches import RankingBatch, TaskEnd
 
 
 @final
@@ -87,9 +87,7 @@ class BenchmarkDataModule(ShardDataModule):
         self._limit = self.take_limit("test")
         return BenchmarkLoader(self)
 
-    def batches_of(
-        self, path: str, names: Sequence[str]
-    ) -> Iterator[CandidateBatch | QueryBatch | TaskEnd]:
+    def batches_of(self, path: str, names: Sequence[str]) -> Iterator[RankingBatch]:
         """All batches of one root; `limit_test_batches` leaves so many query batches of each."""
         root = self.root / path
         data = EvaluationRows(
@@ -117,7 +115,7 @@ class BenchmarkDataModule(ShardDataModule):
         if self.place[0] == 0:
             skipped += self._cut(data, rows)
         tasks = tuple(task for task in data.tasks if task.name in names)
-        yield TaskEnd(path, tasks, data_identity(root, data), skipped)
+        yield RankingBatch(end=TaskEnd(path, tasks, data_identity(root, data), skipped))
 
     def _cut(self, data: EvaluationRows, rows: Sequence[Row]) -> tuple[str, ...]:
         """One sentence if the limit cuts queries of a root."""
@@ -139,7 +137,7 @@ class BenchmarkLoader:
     def __init__(self, module: BenchmarkDataModule) -> None:
         self._module = module
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[RankingBatch]:
         pending = self._module.pending_roots
         for path, names in self._module.roots().items():
             if pending is None or path in pending:

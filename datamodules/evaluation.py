@@ -26,7 +26,7 @@ from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, read_tasks
-from mmemb.records.batches import CandidateBatch, QueryBatch
+from mmemb.records.batches import CandidateBatch, QueryBatch, RankingBatch
 from mmemb.records.pairs import PARTS, Query
 from mmemb.records.rationales import Rationale
 from mmemb.storage.manifests import Origin
@@ -169,7 +169,8 @@ class EvaluationRows:
         _, found, problems = read_rows(chunk.rows, self._reader.candidate, self._on_error)
         if not found:
             return None, problems
-        return CandidateBatch(tuple(found), self._sizes_of(chunk)), problems
+        candidates = CandidateBatch(tuple(found), self._sizes_of(chunk))
+        return RankingBatch(candidates=candidates), problems
 
     def _sizes_of(self, chunk: Chunk) -> Mapping[str, int]:
         """Size of each gallery of a chunk; not known where broken candidates are skipped."""
@@ -186,7 +187,8 @@ class EvaluationRows:
         _, found, problems = read_rows(chunk.rows, self._query, self._on_error)
         if not found:
             return None, problems
-        return QueryBatch(chunk.shard, *zip(*found, strict=True)), problems
+        queries = QueryBatch(chunk.shard, *zip(*found, strict=True))
+        return RankingBatch(queries=queries), problems
 
     def _query(self, row: Row) -> tuple[Query, tuple[Rationale, ...], Tensor | None]:
         query = self.read_query(row)

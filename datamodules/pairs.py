@@ -22,7 +22,7 @@ from datamodules.stream import Item, StartMethod, StepStream
 from datamodules.teacher import TeacherTable
 from datamodules.unindexed import ReplayStream, is_unindexed
 from mmemb.distributed import gather_objects
-from mmemb.records.batches import PairRowBatch
+from mmemb.records.batches import PairRowBatch, RankingBatch
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import Pair
 from mmemb.records.rationales import ScoredRationale
@@ -198,7 +198,8 @@ class PairDataModule(ShardDataModule):
     @override
     def predict_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
         chunks = self.predict_chunks(self._batch_size)
-        pairs = FiniteLoader(chunks, self._row_batch, self.place[1], self._num_workers)
+        build = self._ranked_rows if self._with_candidates else self._row_batch
+        pairs = FiniteLoader(chunks, build, self.place[1], self._num_workers)
         if not self._with_candidates:
             return pairs
         return [self._galleries.all_candidates(self.place[1]), pairs]
@@ -343,6 +344,10 @@ class PairDataModule(ShardDataModule):
         if weights and (unused := sorted(known - set(weights))):
             _LOG.info("group_weights: not trained on: %s", ", ".join(unused))
         return weights
+
+    def _ranked_rows(self, chunk: Chunk) -> Item:
+        pairs, problems = self._row_batch(chunk)
+        return RankingBatch(pairs=pairs), problems
 
     def _row_batch(self, chunk: Chunk) -> Item:
         found = [self._pair_and_rationales(row) for row in chunk.rows]

@@ -9,9 +9,11 @@ from typing import Any
 _HOMES = {
     "ContrastiveEmbedder": "contrastive_embedder",
     "CounterfactualSelector": "counterfactual_selector",
+    "DepthValueExporter": "depth_value_exporter",
     "FeatureExtractor": "feature_extractor",
     "GatingPolicy": "gating_policy",
     "HardNegativeMiner": "hard_negative_miner",
+    "QueryEmbedder": "query_embedder",
     "RationaleGenerator": "rationale_generator",
     "TeacherEmbedder": "teacher_embedder",
 }

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -23,20 +20,15 @@ from mmemb.llm.lora import LoraSettings
 from mmemb.losses.distillation import distillation_loss
 from mmemb.losses.terms import LossTerm, combine
 from mmemb.media.loggers import log_text
-from mmemb.records.batches import (
-    CandidateBatch,
-    CandidateOutput,
-    PairBatch,
-    QueryBatch,
+from mmemb.records.batches import PairBatch, QueryBatch, RankingBatch
+from mmemb.records.outputs import (
+    DecisionOutput,
+    PairOutput,
     QueryOutput,
-    SidecarOutput,
-    TaskEnd,
+    StepOutput,
 )
-from mmemb.records.rationales import DIRECT, FULL, drafts_at
-from mmemb.retrieval.depth_values import embedding_rows, guard_facts, utility_rows
-from mmemb.retrieval.galleries import Galleries, embed_candidates
-from mmemb.storage.run_marks import run_mark
-from mmemb.storage.trained_facts import read_facts, trained_facts
+from mmemb.records.rationales import FULL, drafts_at
+from mmemb.retrieval.galleries import embed_candidates
 from mmemb.training.batch_text import describe_batch
 from mmemb.training.gradient_cache import GradientCache
 from mmemb.training.pair_vectors import PairVectors, pair_vectors
@@ -45,7 +37,7 @@ from mmemb.training.path_losses import PathLosses
 
 @final
 class ContrastiveEmbedder(BackboneModule):
-    """fit: trunk, judges and embedder; validate, test: retrieval; predict: `utilities/`.
+    """fit: trunk, judges and embedder; validate, test: retrieval.
 
     Args:
         backbone: what is trained; `mmemb.backbones.load_backbone` starts from an earlier run.
@@ -70,15 +62,7 @@ class ContrastiveEmbedder(BackboneModule):
         compile_backend: compiles the backbone's layers, e.g. `inductor`; null = not.
         num_warmup: steps of linear warm-up.
         new_lr_scale: learning rate of the backbone's untrained parts relative to the rest.
-        reason: whether test and validation embed queries with their rationale.
-        export: what `predict` writes, `utilities` or `embeddings` (of the queries).
-        utility_temperature: tau of the utilities that `predict` exports.
-        depths: of the utilities, `direct` first; every other one needs a draft in the rationales.
-        num_draws: of the utilities, how many drafts of a depth are read at most; None = all.
-        fitted: predict: a run's `fitted.json`, the facts that may not be scored; null = the one of
-            the run that the backbone was loaded from.
-        allow_fitted: predict: score fitted facts all the same (an audit).
-        cutoffs: k of the metrics that `predict` exports.
+        reason: validation and test read a query with its first draft at depth `full`.
     """
 
     def __init__(
@@ -104,13 +88,6 @@ class ContrastiveEmbedder(BackboneModule):
         num_warmup: int = 10,
         new_lr_scale: float = 1.0,
         reason: bool = False,
-        export: Literal["utilities", "embeddings"] = "utilities",
-        utility_temperature: float = 0.05,
-        depths: Sequence[str] = (DIRECT, FULL),
-        num_draws: int | None = None,
-        fitted: str | None = None,
-        allow_fitted: bool = False,
-        cutoffs: Sequence[int] = (1, 5, 10),
     ) -> None:
         super().__init__(
             backbone,
@@ -144,22 +121,6 @@ class ContrastiveEmbedder(BackboneModule):
         self.reason = reason
         self.distillation_weight = distillation_weight
         self.teacher_temperature = teacher_temperature
-        if len(depths) < 2 or depths[0] != DIRECT or len(set(depths)) < len(depths):
-            raise ValueError(
-                f"depths {list(depths)}: expected {DIRECT!r} and then others, each once"
-            )
-        self.export, self.utility_temperature = export, utility_temperature
-        if num_draws is not None and num_draws < 1:
-            raise ValueError(f"num_draws {num_draws}: expected at least 1, or null for all")
-        self.depths, self.num_draws = tuple(depths), num_draws
-        if fitted:
-            self.fitted_facts = read_facts(Path(fitted))
-        mark = run_mark(Path(fitted).parent) if fitted else None
-        self.made_by = {"embedder": mark} if mark else {}  # a gate asks whose utilities it learns
-        self.allow_fitted = allow_fitted
-        self.cutoffs = tuple(cutoffs)
-        self._candidates: list[CandidateOutput] = []
-        self._galleries: Galleries | None = None
 
     # fit
 
@@ -190,8 +151,10 @@ class ContrastiveEmbedder(BackboneModule):
             loss = loss + self.distillation_weight * distillation
             scalars["train/distillation_loss"] = distillation.detach()
         self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
-        seen = PairVectors(*(x.detach() for x in vectors))
-        return {"loss": loss, "vectors": seen, "temperature": self.log_temperature.detach().exp()}
+
+        temperature = self.log_temperature.detach().exp()
+        pairs = PairOutput(vectors.query_BD.detach(), vectors.target_BD.detach(), temperature)
+        return StepOutput(loss=loss, pairs=pairs).as_mapping()
 
     def _distillation(self, vectors: PairVectors, batch: PairBatch) -> LossTerm:
         if batch.teacher_B2E is None:
@@ -213,60 +176,26 @@ class ContrastiveEmbedder(BackboneModule):
 
     @override
     def validation_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> CandidateOutput | QueryOutput | TaskEnd:
-        match batch:
-            case CandidateBatch():
-                return embed_candidates(self.backbone, batch)
-            case TaskEnd():
-                return batch
-        return self._embed_queries(batch)
+        self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> StepOutput:
+        if batch.candidates is not None:
+            return StepOutput(candidates=embed_candidates(self.backbone, batch.candidates))
+        if batch.queries is not None:
+            return self._embed_queries(batch.queries)
+        return StepOutput()
 
     @override
-    def test_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> CandidateOutput | QueryOutput | TaskEnd:
+    def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
-    def _embed_queries(self, batch: QueryBatch) -> QueryOutput:
-        pools = [drafts_at(self.depths[-1], rationales) for rationales in batch.rationales]
+    def _embed_queries(self, batch: QueryBatch) -> StepOutput:
+        pools = [drafts_at(FULL, rationales) for rationales in batch.rationales]
         notes = [pool[0] if pool else None for pool in pools]
         notes = notes if self.reason else [None] * len(notes)
-        tokens_B = torch.tensor([note.num_tokens if note else 0 for note in notes])
-        return QueryOutput(
-            vectors_BD=self.backbone([query.side for query in batch.queries], notes).cpu(),
-            queries=batch.queries,
+        vectors_BD = self.backbone([query.side for query in batch.queries], notes).cpu()
+        decisions = DecisionOutput(
             depths_B=torch.tensor([int(note is not None) for note in notes]),
-            tokens_B=tokens_B,
+            tokens_B=torch.tensor([note.num_tokens if note else 0 for note in notes]),
             eligible_B=torch.tensor([bool(rationales) for rationales in batch.rationales]),
         )
-
-    # predict
-
-    @cached_property
-    def fitted_facts(self) -> frozenset[str]:
-        """Facts that may not be scored: by default those of the backbone's own folder."""
-        return trained_facts(self.backbone.folder) if self.backbone.folder else frozenset()
-
-    @override
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> SidecarOutput:
-        if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
-            self._candidates.append(embed_candidates(self.backbone, batch))
-            return SidecarOutput("", ())  # nothing to write; Lightning warns about None
-        if self.export == "embeddings":
-            return SidecarOutput(batch.shard, tuple(embedding_rows(self.backbone, batch)))
-        if batch_idx == 0:
-            self._galleries = Galleries(self._candidates)
-        if not self.allow_fitted:
-            guard_facts(batch.queries, self.fitted_facts, allow_fitted=False)
-        rows = utility_rows(
-            self.backbone,
-            batch,
-            self._galleries,
-            self.utility_temperature,
-            self.cutoffs,
-            self.depths,
-            self.num_draws,
-        )
-        marked = tuple(replace(row, meta={**row.meta, **self.made_by}) for row in rows)
-        return SidecarOutput(batch.shard, marked)
+        return StepOutput(queries=QueryOutput(vectors_BD, batch.queries), decisions=decisions)

@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from mmemb.distributed import gather_objects
-from mmemb.records.batches import PairRowBatch, SidecarOutput, SidecarRow
+from mmemb.records.batches import PairRowBatch
+from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 from mmemb.records.rationales import scored_to_json
 from mmemb.records.schema import Schema, read_json
 from mmemb.retrieval.running_means import MeanSums
@@ -187,7 +188,7 @@ class CounterfactualSelector(LightningModule):
     @override
     def predict_step(
         self, batch: PairRowBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> SidecarOutput:
+    ) -> StepOutput:
         found = self._contrasts(self._score(batch))
         contrast_BK = self._chosen_by(found)
         count_BK = torch.ones_like(contrast_BK)
@@ -211,7 +212,7 @@ class CounterfactualSelector(LightningModule):
             members = {"json": [scored_to_json(candidate) for candidate in scored]}
             meta |= {"fact": pair.fact, **batch.mark(row)}
             rows.append(SidecarRow(pair.key, members, meta))
-        return SidecarOutput(batch.shard, tuple(rows))
+        return StepOutput(sidecar=SidecarOutput(batch.shard, tuple(rows)))
 
     # test
 

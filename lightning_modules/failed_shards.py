@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import final
 
 from mmemb.rationales.chat_api.client import ServerError
-from mmemb.records.batches import SidecarOutput
+from mmemb.records.outputs import SidecarOutput
 
 MOST_FAILED = 3
 """Shards of one process: then it is not the shards."""

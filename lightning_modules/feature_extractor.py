@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from typing_extensions import override
 
-from mmemb.records.batches import MediaBatch, SidecarOutput, SidecarRow
+from mmemb.records.batches import MediaBatch
+from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 
 
 @final
@@ -27,11 +28,11 @@ class FeatureExtractor(LightningModule):
     @override
     def predict_step(
         self, batch: MediaBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> SidecarOutput:
+    ) -> StepOutput:
         tokens_BTF = self.tower([media.pixels for media in batch.media])
         arrays = tokens_BTF.to("cpu", torch.float16).numpy()
         rows = [
             SidecarRow(media.digest, {"npy": array})
             for media, array in zip(batch.media, arrays, strict=True)
         ]
-        return SidecarOutput(batch.shard, tuple(rows))
+        return StepOutput(sidecar=SidecarOutput(batch.shard, tuple(rows)))

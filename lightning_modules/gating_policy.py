@@ -33,25 +33,18 @@ from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
 from mmemb.gate.reasoners import Written
 from mmemb.losses.terms import LossTerm, combine
 from mmemb.rationales.writers.base import RationaleSource, check_probe
-from mmemb.records.batches import (
-    CandidateBatch,
-    CandidateOutput,
-    DecisionOutput,
-    QueryBatch,
-    QueryOutput,
-    SidecarOutput,
-    TaskEnd,
-    UtilityBatch,
-)  # fmt: skip
+from mmemb.records.batches import QueryBatch, RankingBatch, UtilityBatch
 from mmemb.records.gate_state import check_parts
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import DecisionOutput, QueryOutput, SidecarOutput, StepOutput
 from mmemb.records.pairs import Query
 from mmemb.records.rationales import DIRECT, greedy_at
 from mmemb.records.schema import to_json
-from mmemb.retrieval.galleries import Galleries, embed_candidates
+from mmemb.retrieval.galleries import GalleryCollector, embed_candidates
 from mmemb.retrieval.running_means import MeanSums
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
+from mmemb.storage.protocols import GateData, require
 from mmemb.storage.run_marks import check_copied, note_run
 
 
@@ -124,8 +117,7 @@ class GatingPolicy(LightningModule):
         self._sums = MeanSums()
 
         # test: candidates of a data root, and queries that are embedded live at the end.
-        self._candidates: list[CandidateOutput] = []
-        self._galleries = Galleries([])
+        self._candidates = GalleryCollector()
         self._timed: list[Query] = []
         self._measured = False
         self._probed: list[tuple[Side, Tensor]] = []
@@ -133,11 +125,12 @@ class GatingPolicy(LightningModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self._check_depths(self.trainer.datamodule.depths)
-            self.trainer.datamodule.check_embedder(self.embedder)
+            data = require(self.trainer.datamodule, GateData, "GatingPolicy")
+            self._check_depths(data.depths)
+            data.check_embedder(self.embedder)
 
             # All states are read before the head is made: their width and scale shape it.
-            states_NS = self.trainer.datamodule.gate_inputs().state(self.state)
+            states_NS = data.gate_inputs().state(self.state)
             if not len(states_NS):
                 raise ValueError(
                     "Part `gate` has no eligible query, so the gate has nothing to learn from: "
@@ -196,7 +189,7 @@ class GatingPolicy(LightningModule):
         if len(expected_R):  # without an eligible query there is no mean
             scalars["train/reward"] = expected_R.mean()
         self.log_dict(scalars, batch_size=len(batch.keys))
-        return {"loss": loss, "decisions": self._decisions(logit_BA, batch)}
+        return StepOutput(loss=loss, decisions=self._decisions(logit_BA, batch)).as_mapping()
 
     def _estimate(
         self, state_BS: Tensor, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch
@@ -223,7 +216,7 @@ class GatingPolicy(LightningModule):
         return DecisionOutput(depths_B, tokens_B, batch.eligible_B)
 
     @override
-    def validation_step(self, batch: UtilityBatch, batch_idx: int) -> DecisionOutput:
+    def validation_step(self, batch: UtilityBatch, batch_idx: int) -> StepOutput:
         logit_BA = self.head(batch.inputs.state(self.state))
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
         decisions = self._decisions(logit_BA, batch)
@@ -234,7 +227,7 @@ class GatingPolicy(LightningModule):
         rows = zip(batch.keys, logit_BA.tolist(), batch.cost_BA.tolist(), strict=True)
         eligible = batch.eligible_B.tolist()
         self._calibration_rows += [row for row, e in zip(rows, eligible, strict=True) if e]
-        return decisions
+        return StepOutput(decisions=decisions)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -303,35 +296,32 @@ class GatingPolicy(LightningModule):
     @override
     def predict_step(
         self, batch: UtilityBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> SidecarOutput:
+    ) -> StepOutput:
         adaptive = self.adaptive
         logit_BA = adaptive.head(batch.inputs.state(adaptive.state))
         depths_B = adaptive.calibration.decide(logit_BA, batch.keys, self.budget, self.unit)
         depths_B = depths_B.to(batch.eligible_B.device) * batch.eligible_B
         rows = decision_rows(logit_BA, depths_B, batch)
-        return SidecarOutput(batch.shard, tuple(rows))
+        return StepOutput(sidecar=SidecarOutput(batch.shard, tuple(rows)))
 
     # test
 
     @override
-    def test_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> CandidateOutput | QueryOutput | TaskEnd:
-        match batch:
-            case CandidateBatch():
-                self._candidates.append(embed_candidates(self.adaptive.backbone, batch))
-                return self._candidates[-1]
-            case TaskEnd():
-                return batch
-        if self._candidates:  # all of a root's come before its queries
-            self._galleries, self._candidates = Galleries(self._candidates), []
-        return self._embed_queries(self.adaptive, batch)
+    def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
+        if batch.candidates is not None:
+            embedded = embed_candidates(self.adaptive.backbone, batch.candidates)
+            self._candidates.add(embedded)
+            return StepOutput(candidates=embedded)
+        if batch.queries is not None:
+            return self._embed_queries(self.adaptive, batch.queries)
+        return StepOutput()
 
-    def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> QueryOutput:
+    def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> StepOutput:
         """Embeds queries through the steps of inference, live or with what stage 1 wrote."""
         sides = [query.side for query in batch.queries]
         keys = [query.key for query in batch.queries]
-        galleries = [self._galleries.of_query(query) for query in batch.queries]
+        embedded = self._candidates.galleries()
+        galleries = [embedded.of_query(query) for query in batch.queries]
         if self.live:
             encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=galleries)
             eligible = list(map(adaptive.can_reason, sides))
@@ -346,12 +336,10 @@ class GatingPolicy(LightningModule):
 
         reasoning = [q for q, can in zip(batch.queries, eligible, strict=True) if can]
         self._timed = fixed_sample(self._timed + reasoning)
-        return QueryOutput(
-            encoded.vectors_BD.cpu(),
-            batch.queries,
-            encoded.depths_B,
-            encoded.tokens_B,
-            torch.tensor(eligible, dtype=torch.bool),
+        eligible_B = torch.tensor(eligible, dtype=torch.bool)
+        return StepOutput(
+            queries=QueryOutput(encoded.vectors_BD.cpu(), batch.queries),
+            decisions=DecisionOutput(encoded.depths_B, encoded.tokens_B, eligible_B),
         )
 
     def _read_written(
@@ -388,7 +376,7 @@ class GatingPolicy(LightningModule):
                 self.adaptive,
                 [query.key for query in queries],
                 [query.side for query in queries],
-                [self._galleries.of_query(query) for query in queries],
+                [self._candidates.galleries().of_query(query) for query in queries],
                 lambda rows: tqdm(rows, desc="live latency"),
             )
 

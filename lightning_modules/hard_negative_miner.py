@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from mmemb.backbones import Backbone
-from mmemb.records.batches import CandidateOutput, SidecarOutput
-from mmemb.retrieval.galleries import Galleries, embed_candidates
+from mmemb.records.batches import RankingBatch
+from mmemb.records.outputs import SidecarOutput, StepOutput
+from mmemb.retrieval.galleries import GalleryCollector, embed_candidates
 from mmemb.retrieval.hard_negatives import negative_rows
 
 
@@ -31,15 +32,18 @@ class HardNegativeMiner(LightningModule):
         if num_negatives < 1:
             raise ValueError(f"num_negatives {num_negatives}: expected 1 or more.")
         self.backbone, self.num_negatives, self.margin = backbone, num_negatives, margin
-        self._candidates: list[CandidateOutput] = []
-        self._galleries: Galleries | None = None
+        self._candidates = GalleryCollector()
 
     @override
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> SidecarOutput:
-        if dataloader_idx == 0:  # every rank embeds all candidates, so no rank waits for another
-            self._candidates.append(embed_candidates(self.backbone, batch))
-            return SidecarOutput("", ())
-        if batch_idx == 0:
-            self._galleries = Galleries(self._candidates)
-        rows = negative_rows(self.backbone, batch, self._galleries, self.num_negatives, self.margin)
-        return SidecarOutput(batch.shard, tuple(rows))
+    def predict_step(
+        self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> StepOutput:
+        # Every rank embeds all candidates, so that none waits for another.
+        if batch.candidates is not None:
+            self._candidates.add(embed_candidates(self.backbone, batch.candidates))
+        if batch.pairs is None:
+            return StepOutput()
+
+        galleries = self._candidates.galleries()
+        rows = negative_rows(self.backbone, batch.pairs, galleries, self.num_negatives, self.margin)
+        return StepOutput(sidecar=SidecarOutput(batch.pairs.shard, tuple(rows)))

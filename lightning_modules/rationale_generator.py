@@ -25,8 +25,9 @@ from mmemb.rationales.draft_cache import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.draw_seeds import DrawSeeds, SeedBy
 from mmemb.rationales.fact_guard import check_unknowing, known_train_facts
 from mmemb.rationales.supervised import ReplyBatch
-from mmemb.records.batches import PairRowBatch, SideBatch, SidecarOutput, SidecarRow
+from mmemb.records.batches import PairRowBatch, SideBatch
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.retrieval.running_means import MeanSums
 from mmemb.selection.counterfactual import names_target
@@ -177,10 +178,9 @@ class RationaleGenerator(LightningModule):
     # predict
 
     @override
-    def predict_step(
-        self, batch: SideBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> SidecarOutput:
-        return self._failed.attempt(batch.shard, lambda: self._predicted(batch))
+    def predict_step(self, batch: SideBatch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
+        sidecar = self._failed.attempt(batch.shard, lambda: self._predicted(batch))
+        return StepOutput(sidecar=sidecar)
 
     def _predicted(self, batch: SideBatch) -> SidecarOutput:
         seeds_BK = self.draw_seeds.of_batch(batch.keys, batch.sides, batch.metas)

@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from mmemb.backbones import Backbone
-from mmemb.records.batches import PairRowBatch, SidecarOutput, SidecarRow
+from mmemb.records.batches import PairRowBatch
+from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 
 
 @final
@@ -28,7 +29,7 @@ class TeacherEmbedder(LightningModule):
     @override
     def predict_step(
         self, batch: PairRowBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> SidecarOutput:
+    ) -> StepOutput:
         pairs = batch.readable
         sides = {
             "query.npy": [pair.query for pair in pairs],
@@ -43,4 +44,4 @@ class TeacherEmbedder(LightningModule):
             SidecarRow(pair.key, {name: vector_BE[row] for name, vector_BE in vectors.items()})
             for row, pair in enumerate(pairs)
         ]
-        return SidecarOutput(batch.shard, batch.with_failed(rows, empty=None))
+        return StepOutput(sidecar=SidecarOutput(batch.shard, batch.with_failed(rows, empty=None)))

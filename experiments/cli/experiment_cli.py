@@ -21,11 +21,9 @@ from typing_extensions import override
 
 from callbacks.checkpoint_io import keep_whole_checkpoints
 from callbacks.fit_end import StopAtStep
-from callbacks.folder_writer import FolderWriter
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
 from callbacks.run_record import RunRecord, fingerprint_of
-from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 from experiments.cli.checkpoint_check import (
     MACHINE_KEYS,
@@ -44,6 +42,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.loggers import keep_checkpoints_in, place_loggers
 from mmemb.records.file_names import check_plain
 from mmemb.storage.fingerprints import fingerprint, input_identities
+from mmemb.storage.protocols import FolderCallback, having
 from mmemb.storage.provenance import git_state
 from mmemb.storage.resources import check_disk, check_memory
 from mmemb.storage.tensor_files import read_weights
@@ -179,12 +178,8 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand in ("fit", "test"):
             trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
         trainer.callbacks.append(Interruption())  # last: a checkpoint holds what the others did
-        for callback in trainer.callbacks:
-            if isinstance(callback, FolderWriter):
-                callback.fingerprint = self.fingerprint
-            if isinstance(callback, SidecarWriter):
-                callback.command = self.command
-                callback.facts = facts
+        for callback in having(trainer.callbacks, FolderCallback):
+            callback.describe_run(self.fingerprint, self.command, facts)
         if not trainer.fast_dev_run:
             trainer.callbacks.insert(0, record)
         return trainer

@@ -25,9 +25,11 @@ def read_plan(config: Mapping[str, Any], subcommand: str, devices: int | None) -
     """
     settings = Settings.of(config, subcommand, devices)
     match settings.kind, subcommand:
-        case "ContrastiveEmbedder" | "TeacherEmbedder" | "HardNegativeMiner", "fit":
+        case "ContrastiveEmbedder", "fit":
             return trained_embedder(settings)
-        case "ContrastiveEmbedder" | "TeacherEmbedder" | "HardNegativeMiner", _:
+        case "ContrastiveEmbedder" | "DepthValueExporter" | "QueryEmbedder", _:
+            return running_embedder(settings)
+        case "TeacherEmbedder" | "HardNegativeMiner", _:
             return running_embedder(settings)
         case "RationaleGenerator", "fit":
             return tuned_writer(settings)
@@ -40,5 +42,6 @@ def read_plan(config: Mapping[str, Any], subcommand: str, devices: int | None) -
     raise ValueError(
         f"model.class_path {settings.kind} with {subcommand} runs no large model, so there is "
         "nothing to plan: name a stage of ContrastiveEmbedder, RationaleGenerator (fit, predict), "
-        "CounterfactualSelector, TeacherEmbedder, HardNegativeMiner or FeatureExtractor."
+        "CounterfactualSelector, DepthValueExporter, QueryEmbedder, TeacherEmbedder, "
+        "HardNegativeMiner or FeatureExtractor."
     )

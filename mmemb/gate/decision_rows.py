@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmemb.records.batches import SidecarRow, UtilityBatch
+from mmemb.records.batches import UtilityBatch
+from mmemb.records.outputs import SidecarRow
 
 
 def decision_rows(logit_BA: Tensor, depths_B: Tensor, batch: UtilityBatch) -> list[SidecarRow]:

@@ -1,4 +1,4 @@
-"""Frozen records of many rows: what loaders hand to steps, and steps to callbacks.
+"""Frozen records of many rows that loaders hand to steps; `outputs` has what steps return.
 
 What Lightning moves to a device has `to`, without which it refuses a frozen record; only tensors
 move, since a backbone collates its own inputs. Shapes: B rows, P positives of a row, N candidates,
@@ -7,20 +7,19 @@ D embedding width, H width of a probe, A depths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmemb.records.gate_state import GateInputs
 from mmemb.records.inputs import Media, Side
+from mmemb.records.outputs import SidecarRow
 from mmemb.records.pairs import Candidate, EvaluationTask, Pair, Query
 from mmemb.records.rationales import DIRECT, FULL, Rationale, ScoredRationale
 from mmemb.records.row_marks import failure_of
-
-_Record = TypeVar("_Record")
+from mmemb.records.tensor_fields import map_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +71,11 @@ class PairBatch:
 
     def to(self, *args: Any, **kwargs: Any) -> PairBatch:
         """Moves the tensors; sides stay on the host, a backbone collates its own inputs."""
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
+        return map_tensors(self, lambda x: x.to(*args, **kwargs))
 
     def pin_memory(self) -> PairBatch:
         """Called by a DataLoader that pins memory."""
-        return _map_tensors(self, lambda x: x.pin_memory())
+        return map_tensors(self, lambda x: x.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,47 +192,12 @@ class UtilityBatch:
     depths: tuple[str, ...] = (DIRECT, FULL)
 
     def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
-        moved = _map_tensors(self, lambda x: x.to(*args, **kwargs))
+        moved = map_tensors(self, lambda x: x.to(*args, **kwargs))
         return replace(moved, inputs=self.inputs.map(lambda x: x.to(*args, **kwargs)))
 
     def pin_memory(self) -> UtilityBatch:
-        pinned = _map_tensors(self, lambda x: x.pin_memory())
+        pinned = map_tensors(self, lambda x: x.pin_memory())
         return replace(pinned, inputs=self.inputs.map(lambda x: x.pin_memory()))
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateOutput:
-    """Embedded candidates, for callbacks: all else is parallel to the vectors.
-
-    `rows` are their numbers in the candidate table, to which local candidate lists refer; `sizes`
-    are those of `CandidateBatch`.
-    """
-
-    vectors_ND: Tensor
-    names: tuple[str, ...]
-    galleries: tuple[str, ...]
-    rows: tuple[int, ...]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-
-    def to(self, *args: Any, **kwargs: Any) -> CandidateOutput:
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
-
-
-@dataclass(frozen=True, slots=True)
-class QueryOutput:
-    """Embedded queries, for callbacks: vectors, and what embedding them took.
-
-    `depths_B` is the depth taken (0 = direct), `tokens_B` the reasoning tokens spent.
-    """
-
-    vectors_BD: Tensor
-    queries: tuple[Query, ...]
-    depths_B: Tensor
-    tokens_B: Tensor
-    eligible_B: Tensor
-
-    def to(self, *args: Any, **kwargs: Any) -> QueryOutput:
-        return _map_tensors(self, lambda x: x.to(*args, **kwargs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,43 +220,29 @@ class TaskEnd:
         return self
 
 
-class DecisionOutput(NamedTuple):
-    """Decisions without vectors, for callbacks: depth taken, tokens spent, eligibility.
+@dataclass(frozen=True, slots=True)
+class RankingBatch:
+    """A batch of what is ranked: it has one part, and the parts come in the order of the fields.
 
-    A tuple, since Lightning detaches what a training step returns and refuses frozen records.
+    Candidates, the rows that are ranked among them, and the end of a data root come in one stream,
+    so that one step serves every data module: it handles the part that is there.
+
+    Attributes:
+        candidates: rows of the candidate table.
+        queries: evaluation queries.
+        pairs: training pairs, for which hard negatives are mined.
+        end: after the last batch of a data root.
     """
 
-    depths_B: Tensor
-    tokens_B: Tensor
-    eligible_B: Tensor
+    candidates: CandidateBatch | None = None
+    queries: QueryBatch | None = None
+    pairs: PairRowBatch | None = None
+    end: TaskEnd | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class SidecarRow:
-    """One sample of a sidecar shard: `members` maps an extension to JSON data or an array."""
-
-    key: str
-    members: Mapping[str, Any]
-    meta: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SidecarOutput:
-    """Rows for one sidecar shard, in the order of its source shard; or, with `failure`, why they
-    cannot be made now: then the shard stays unwritten, and a rerun makes it."""
-
-    shard: str
-    rows: tuple[SidecarRow, ...]
-    failure: str = ""
-
-    def to(self, *args: Any, **kwargs: Any) -> SidecarOutput:
+    def to(self, *args: Any, **kwargs: Any) -> RankingBatch:
         return self
 
 
-def _map_tensors(record: _Record, function: Callable[[Tensor], Tensor]) -> _Record:
-    changed = {
-        f.name: function(value)
-        for f in fields(record)  # type: ignore[arg-type]
-        if isinstance(value := getattr(record, f.name), torch.Tensor)
-    }
-    return replace(record, **changed)  # type: ignore[type-var]
+def as_pairs(batch: object) -> PairBatch | None:
+    """Returns a training batch if it is one of pairs: a callback of every fit meets others, too."""
+    return batch if isinstance(batch, PairBatch) else None

@@ -1,4 +1,4 @@
-"""What each depth is worth to each query: the sidecar from which the gate learns (METHOD 7).
+"""Values of the reasoning depths: the sidecar from which a gate learns (docs/method.md section 7).
 
 Shapes: B queries, R of them with a rationale in some draw, D embedding width.
 """
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import Backbone
-from mmemb.records.batches import QueryBatch, SidecarRow
+from mmemb.records.batches import QueryBatch
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import SidecarRow
 from mmemb.records.pairs import Query
 from mmemb.records.rationales import DIRECT, FULL, Rationale, drafts_at
 from mmemb.retrieval.galleries import Galleries, Standing
@@ -24,17 +25,17 @@ from mmemb.retrieval.galleries import Galleries, Standing
 @final
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What one draw, or none, is worth to each of B queries."""
+    """Value of one draft, or of none, to each of B queries."""
 
     utility: list[float]
     metrics: list[dict[str, float]]
     standings: list[Standing]
 
 
-def guard_facts(queries: Sequence[Query], fitted: Collection[str], allow_fitted: bool) -> None:
-    """Raises ValueError if a query asks for a fact that the model was fitted on (METHOD 3)."""
+def guard_facts(queries: Sequence[Query], fitted: Collection[str]) -> None:
+    """Raises ValueError if a query asks for a fact that the model was fitted on."""
     for query in queries:
-        if query.fact in fitted and not (query.seen_answer or allow_fitted):
+        if query.fact in fitted and not query.seen_answer:
             raise ValueError(
                 f"Query {query.key} of task {query.task} asks for {query.fact}, on which this "
                 "model was fitted: on fitted facts reasoning looks harmful, and a gate learns the "
@@ -52,7 +53,7 @@ def utility_rows(
     depths: Sequence[str] = (DIRECT, FULL),
     num_draws: int | None = None,
 ) -> list[SidecarRow]:
-    """One row per query: what a gate may see; utility, cost, metrics and standing of every depth.
+    """Returns one row per query: the gate's inputs; utility, cost, metrics and rank of each depth.
 
     Args:
         backbone: the embedder, in eval mode.
@@ -66,28 +67,31 @@ def utility_rows(
     Raises:
         ValueError: a query has rationales, but none at one of the depths.
     """
-    sides = [query.side for query in batch.queries]
+    queries = batch.queries
+    sides = [query.side for query in queries]
     direct_BD = backbone.encode(sides)
     drafts = [_drafts(query, pool, depths, num_draws) for query, pool in _pools(batch)]
 
     def measure(vectors_BD: Tensor) -> _Measured:
-        return _measure(vectors_BD, batch.queries, galleries, temperature, cutoffs)
+        return _measure(vectors_BD, queries, galleries, temperature, cutoffs)
 
     measured = [[measure(direct_BD)]]
     averaged = [measured[0][0].metrics]
     for depth in depths[1:]:
-        notes = [found.get(depth, ()) for found in drafts]
-        picked = [[_draw(row, k) for row in notes] for k in range(max(1, *map(len, notes)))]
-        vectors = [_read(backbone, sides, row, direct_BD) for row in picked]
+        # Draft k of all queries is read in one batch; a query with fewer drafts stays direct.
+        pools = [by_depth.get(depth, ()) for by_depth in drafts]
+        columns = [[_draw(pool, k) for pool in pools] for k in range(max(1, *map(len, pools)))]
+        vectors = [_read(backbone, sides, column, direct_BD) for column in columns]
         measured.append([measure(vectors_BD) for vectors_BD in vectors])
         averaged.append(
-            galleries.averaged_metrics(vectors, batch.queries, temperature, cutoffs)
-            if len(picked) > 1
+            galleries.averaged_metrics(vectors, queries, temperature, cutoffs)
+            if len(columns) > 1
             else measured[-1][0].metrics
         )
-    deepest, own_BD = picked[0], vectors[0]  # of the last depth, the greedy drafts
-    swap_B2 = _swap_test(backbone, batch.queries, deepest, own_BD, direct_BD)
-    shape_B3 = galleries.score_shapes(direct_BD, batch.queries, temperature)
+
+    # The swap test compares the greedy drafts of the last depth, which reason the longest.
+    swap_B2 = _swap_test(backbone, queries, columns[0], vectors[0], direct_BD)
+    shape_B3 = galleries.score_shapes(direct_BD, queries, temperature)
     return [
         SidecarRow(
             query.key,
@@ -100,7 +104,7 @@ def utility_rows(
             | _probe_member(batch, row),
             _meta(query),
         )
-        for row, query in enumerate(batch.queries)
+        for row, query in enumerate(queries)
     ]
 
 
@@ -110,7 +114,7 @@ def _probe_member(batch: QueryBatch, row: int) -> dict[str, Any]:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    """Without what is not known."""
+    """Returns the values that are numbers: NaN stands for what could not be computed."""
     return [round(value, 5) for value in values.tolist() if value == value]
 
 
@@ -121,11 +125,11 @@ def _swap_test(
     own_BD: Tensor,
     direct_BD: Tensor,
 ) -> Tensor:
-    """(B, 2) cosines of h_r with that of a foreign rationale, and of none (METHOD 10); NaN where
-    there is no such rationale, and outside of part `test`, which is not worth the time.
+    """Returns (B, 2) cosines of h_r with that of a foreign rationale and with h_d; NaN where there
+    is no such rationale, and outside of part `test`, where the time is saved.
 
     The foreign one is that of the next query in the batch of the same task about another concept.
-    Near 1 is the shortcut: the model reads that there is a rationale, not what it says.
+    A cosine near 1 is the shortcut: the model uses the presence of a rationale, not its content.
     """
     swap_B2 = own_BD.new_full((len(queries), 2), torch.nan)
     donors = [_next_foreign(row, queries, notes) for row in range(len(queries))]
@@ -151,10 +155,11 @@ def _next_foreign(
 
 
 def embedding_rows(backbone: Backbone, batch: QueryBatch) -> list[SidecarRow]:
-    """One row per query: `direct.npy` (D,), and `reasoned.npy` (D,) where it has a rationale."""
+    """Returns a row per query: `direct.npy` (D,), and `reasoned.npy` (D,) if it has a rationale."""
     sides = [query.side for query in batch.queries]
     direct_BD = backbone.encode(sides)
     reasoned_BD = _read(backbone, sides, [_draw(r, 0) for r in batch.rationales], direct_BD)
+
     rows = []
     for row, query in enumerate(batch.queries):
         members = {"direct.npy": direct_BD[row].cpu().numpy().astype(np.float32)}
@@ -170,7 +175,7 @@ def _read(
     rationales: Sequence[Rationale | None],
     direct_BD: Tensor,
 ) -> Tensor:
-    """h_r where there is a rationale, h_d elsewhere."""
+    """Returns h_r where there is a rationale, h_d elsewhere."""
     rows = [row for row, rationale in enumerate(rationales) if rationale is not None]
     vectors_BD = direct_BD.clone()
     if rows:
@@ -199,8 +204,9 @@ def _row(
     measured: Sequence[Sequence[_Measured]],
     depths: Sequence[str],
 ) -> dict[str, Any]:
-    notes = [drafts.get(depth, ()) for depth in depths]
-    first = [draws[0] for draws in measured]  # metrics and standings: of the greedy draw alone
+    pools = [drafts.get(depth, ()) for depth in depths]
+    # Metrics and ranks are of the greedy draft alone, as at inference.
+    greedy = [draws[0] for draws in measured]
     return {
         "task": query.task,
         "part": query.part,
@@ -208,14 +214,14 @@ def _row(
         "eligible": bool(drafts),
         "depths": list(depths),
         "utility": [
-            [draw.utility[row] for draw in draws[: max(len(own), 1)]]
-            for draws, own in zip(measured, notes, strict=True)
+            [draw.utility[row] for draw in draws[: max(len(pool), 1)]]
+            for draws, pool in zip(measured, pools, strict=True)
         ],
-        "cost": [[draft.num_tokens for draft in own] or [0] for own in notes],
-        "confidence": [[draft.mean_log_probability for draft in own] for own in notes],
-        "metrics": [depth.metrics[row] for depth in first],
-        "ranks": [depth.standings[row].rank for depth in first],
-        "top": [depth.standings[row].top for depth in first],
+        "cost": [[draft.num_tokens for draft in pool] or [0] for pool in pools],
+        "confidence": [[draft.mean_log_probability for draft in pool] for pool in pools],
+        "metrics": [depth.metrics[row] for depth in greedy],
+        "ranks": [depth.standings[row].rank for depth in greedy],
+        "top": [depth.standings[row].top for depth in greedy],
     }
 
 
@@ -227,21 +233,22 @@ def _pools(batch: QueryBatch) -> list[tuple[Query, tuple[Rationale, ...]]]:
 def _drafts(
     query: Query, pool: Sequence[Rationale], depths: Sequence[str], num_draws: int | None
 ) -> dict[str, tuple[Rationale, ...]]:
-    """The query's drafts by depth; none at all where no worker could read it."""
+    """Returns the query's drafts by depth; none at all where no worker could read it."""
     if not pool:
         return {}
-    found = {depth: _of_first_worker(drafts_at(depth, pool))[:num_draws] for depth in depths[1:]}
-    if missing := [depth for depth, drafts in found.items() if not drafts]:
+
+    drafts = {depth: _of_first_worker(drafts_at(depth, pool))[:num_draws] for depth in depths[1:]}
+    if missing := [depth for depth, of_depth in drafts.items() if not of_depth]:
         raise ValueError(
             f"Query {query.key} of task {query.task} has rationales, but none at depth "
             f"{missing[0]!r}: give the stage `rationales` a worker that writes at it and make them "
             f"again, or leave it out of `depths`."
         )
-    return found
+    return drafts
 
 
 def _of_first_worker(drafts: Sequence[Rationale]) -> tuple[Rationale, ...]:
-    """At inference one worker writes at a depth, so its draws alone say what the depth is worth."""
+    """Returns the drafts of one worker: at inference, too, one alone writes at a depth."""
     return tuple(draft for draft in drafts if draft.worker == drafts[0].worker)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mmemb.backbones.base import Backbone
 from mmemb.distributed import gather_objects, gather_ragged
-from mmemb.records.batches import CandidateBatch, CandidateOutput
+from mmemb.records.batches import CandidateBatch
 from mmemb.records.gate_state import score_shape
+from mmemb.records.outputs import CandidateOutput
 from mmemb.records.pairs import Query
 from mmemb.retrieval.ranking import TiedRanks, rank_positives, rank_scores, search
 from mmemb.retrieval.ranking_metrics import metrics_by_query
@@ -237,6 +238,26 @@ class Galleries:
                 f"gallery {query.gallery!r} does not have; prepare the data again."
             )
         return [columns[row] for row in rows]
+
+
+@final
+class GalleryCollector:
+    """Collects candidates as they are embedded: all of a data root's come before what is ranked."""
+
+    def __init__(self) -> None:
+        self._outputs: list[CandidateOutput] = []
+        self._galleries = Galleries([])
+
+    def add(self, output: CandidateOutput) -> None:
+        """Takes the candidates of one batch."""
+        self._outputs.append(output)
+
+    def galleries(self) -> Galleries:
+        """Returns those of the candidates that came since the galleries before were asked for; the
+        same ones again if none came."""
+        if self._outputs:
+            self._galleries, self._outputs = Galleries(self._outputs), []
+        return self._galleries
 
 
 def embed_candidates(backbone: Backbone, batch: CandidateBatch) -> CandidateOutput:

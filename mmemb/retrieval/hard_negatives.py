@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import Backbone
-from mmemb.records.batches import PairRowBatch, SidecarRow
+from mmemb.records.batches import PairRowBatch
+from mmemb.records.outputs import SidecarRow
 from mmemb.records.pairs import Pair
 from mmemb.retrieval.galleries import Galleries
 

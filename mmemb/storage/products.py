@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, final
 
 from mmemb.records.schema import Count, Schema, Sha256
 from mmemb.storage.files import file_sha256, is_temporary, sync
@@ -20,7 +20,6 @@ HASHED_BYTES = 64 * 2**20
 """Files up to this size are recorded, and compared, with their hash."""
 
 
-@runtime_checkable
 class Producer(Protocol):
     """A module or callback that leaves files without which its run does not count as finished."""
 

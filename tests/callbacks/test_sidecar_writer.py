@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from callbacks import SidecarWriter
-from mmemb.records.batches import SidecarOutput, SidecarRow
+from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 from mmemb.storage.locks import LOCK
 from mmemb.storage.manifests import Origin, index_path, read_manifest
 from mmemb.storage.shard_index import ShardIndex
@@ -59,7 +59,7 @@ class _Batches:
     def __iter__(self) -> Any:
         data, trainer = self._data, self._data.trainer
         pending = [name for name in data.SHARDS if name in data.pending_shards]
-        yield SidecarOutput("", ())
+        yield StepOutput()
         for name in pending[trainer.global_rank :: trainer.world_size]:
             for half in range(2):
                 data.read.append(name)
@@ -68,7 +68,8 @@ class _Batches:
                 keys = [f"{name[0]}{2 * half + i}" for i in range(2)]
                 rows = [SidecarRow(key, {"json": {"key": key}}, {"part": "test"}) for key in keys]
                 refused = half and name == data.refuses
-                yield SidecarOutput(name, () if refused else tuple(rows), "no power." * refused)
+                written = () if refused else tuple(rows)
+                yield StepOutput(sidecar=SidecarOutput(name, written, "no power." * refused))
 
 
 def write(

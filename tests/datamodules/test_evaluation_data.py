@@ -46,19 +46,20 @@ def evaluation(root: Path, **changes) -> EvaluationDataModule:
 
 
 def keys_of(loader) -> list[str]:
-    return [query.key for batch in loader for query in batch.queries]
+    return [query.key for batch in loader for query in batch.queries.queries]
 
 
 def test_candidates_come_first_then_queries(root):
     candidates, queries = evaluation(root, rationales=str(root / "rationales")).test_dataloader()
-    galleries = Counter(c.gallery for batch in candidates for c in batch.candidates)
+    galleries = Counter(c.gallery for batch in candidates for c in batch.candidates.candidates)
     assert galleries == {"flags": 24, "continents": 3, "clips": 24}
     batches = list(queries)
-    found = {query.key: query for batch in batches for query in batch.queries}
+    found = {query.key: query for batch in batches for query in batch.queries.queries}
     assert len(found) == 24
     assert {query.part for query in found.values()} == {"test"}
     for batch in batches:
-        for query, rationales in zip(batch.queries, batch.rationales, strict=True):
+        asked = batch.queries
+        for query, rationales in zip(asked.queries, asked.rationales, strict=True):
             assert len(rationales) == (3 if query.task == "flag-capital-t2i" else 0)
             assert all(isinstance(rationale, Rationale) for rationale in rationales)
             assert set(query.relevance.values()) == {1.0}
@@ -67,13 +68,15 @@ def test_candidates_come_first_then_queries(root):
 def test_tasks_and_galleries_are_selected(root):
     module = evaluation(root, tasks=["flag-continent"], parts=["gate", "test"])
     candidates, queries = module.val_dataloader()
-    found = [query for batch in queries for query in batch.queries]
+    found = [query for batch in queries for query in batch.queries.queries]
     assert {(query.task, query.part) for query in found} == {
         ("flag-continent", "gate"),
         ("flag-continent", "test"),
     }
     assert found[0].side.modalities == {"text", "image"}
-    assert {c.gallery for batch in candidates for c in batch.candidates} == {"continents"}
+    assert {c.gallery for batch in candidates for c in batch.candidates.candidates} == {
+        "continents"
+    }
 
 
 def test_unknown_task(root):
@@ -91,7 +94,9 @@ def test_every_query_is_on_one_rank(root, world):
     parts = [on_rank(evaluation(root), rank, world).test_dataloader() for rank in range(world)]
     whole = keys_of(evaluation(root).test_dataloader()[1])
     assert sorted(key for _, queries in parts for key in keys_of(queries)) == sorted(whole)
-    candidates = [c.key for loader, _ in parts for batch in loader for c in batch.candidates]
+    candidates = [
+        c.key for loader, _ in parts for batch in loader for c in batch.candidates.candidates
+    ]
     assert len(candidates) == len(set(candidates)) == 51
 
 
@@ -101,10 +106,10 @@ def test_predict_reads_whole_shards_and_all_candidates(root, world):
     for rank in range(world):
         module = on_rank(evaluation(root, parts=None), rank, world)
         candidates, queries = module.predict_dataloader()
-        shards = list(dict.fromkeys(batch.shard for batch in queries))
+        shards = list(dict.fromkeys(batch.queries.shard for batch in queries))
         assert shards == list(module.predict_shards())[rank::world]
         if shards:
-            assert sum(len(batch.candidates) for batch in candidates) == 51
+            assert sum(len(batch.candidates.candidates) for batch in candidates) == 51
         seen += keys_of(queries)
     assert sorted(seen) == [e.key for e in ShardIndex.open(root / "queries").entries]
 
@@ -133,7 +138,8 @@ def test_only_pending_shards_are_predicted(root, world):
     for rank in range(world):
         module = on_rank(evaluation(root, parts=None), rank, world)
         module.pending_shards = pending
-        found.append(list(dict.fromkeys(b.shard for b in module.predict_dataloader()[1])))
+        queries = module.predict_dataloader()[1]
+        found.append(list(dict.fromkeys(batch.queries.shard for batch in queries)))
     assert found == [pending[rank::world] for rank in range(world)]
 
 
@@ -209,8 +215,8 @@ def test_a_rank_without_rows_still_joins_the_others(root, tmp_path):
 def test_features_instead_of_pixels(root, monkeypatch):
     monkeypatch.setattr("datamodules.samples.decode_image", None)
     candidates, queries = evaluation(root, features=str(root / "features")).test_dataloader()
-    sides = [c.side for b in candidates for c in b.candidates] + [
-        q.side for b in queries for q in b.queries
+    sides = [c.side for b in candidates for c in b.candidates.candidates] + [
+        q.side for b in queries for q in b.queries.queries
     ]
     media = [m for side in sides for m in side.media]
     assert media
@@ -245,7 +251,7 @@ def test_local_candidates_and_grades(root, tmp_path):
         samples_per_shard=1,
         fingerprint="",
     )
-    (query,) = (q for b in evaluation(tmp_path).test_dataloader()[1] for q in b.queries)
+    (query,) = (q for b in evaluation(tmp_path).test_dataloader()[1] for q in b.queries.queries)
     assert query.candidates == (4, 2)
     assert query.relevance == {"a": 2.0, "b": 0.5}
 
@@ -270,7 +276,8 @@ def write_probes(root: Path, folder: Path, probe: bytes) -> None:
 
 def test_probes_travel_with_their_queries(root, tmp_path):
     write_probes(root, tmp_path, encode_members({"npy": np.array([1, 2], np.float16)})["npy"])
-    for batch in evaluation(root, rationales=str(tmp_path)).test_dataloader()[1]:
+    batches = list(evaluation(root, rationales=str(tmp_path)).test_dataloader()[1])
+    for batch in (batch.queries for batch in batches):
         assert len(batch.probes) == len(batch.queries)
         for query, probe_H in zip(batch.queries, batch.probes, strict=True):
             if int(query.key) % 2:
@@ -283,7 +290,7 @@ def test_probes_travel_with_their_queries(root, tmp_path):
 def test_nobody_looked(root, folder):
     rationales = folder and str(root / folder)
     for batch in evaluation(root, rationales=rationales).test_dataloader()[1]:
-        assert batch.probes == (None,) * len(batch.queries)
+        assert batch.queries.probes == (None,) * len(batch.queries.queries)
 
 
 def test_a_broken_probe_names_its_member(root, tmp_path):

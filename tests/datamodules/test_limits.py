@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from callbacks import RecallAtK, SidecarWriter
 from datamodules import BenchmarkDataModule, EvaluationDataModule
 from datamodules.limits import num_batches
-from mmemb.records.batches import (
-    CandidateBatch,
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.outputs import (
     CandidateOutput,
-    QueryBatch,
     QueryOutput,
     SidecarOutput,
     SidecarRow,
+    StepOutput,
 )
-from mmemb.records.hashing import stable_hash
-from mmemb.records.inputs import Side
 from mmemb.retrieval.galleries import Galleries, embed_candidates, gather_candidates
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.unfinished import Unfinished
@@ -49,13 +48,13 @@ class TextHash(LightningModule):
         self.num_queries, self.num_candidates = 0, 0
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        if isinstance(batch, CandidateBatch):
-            self.num_candidates += len(batch.candidates)
-            return embed_candidates(vectors_of, batch)
-        self.num_queries += len(batch.queries)
-        none_B = torch.zeros(len(batch.queries), dtype=torch.long)
-        vectors_BD = vectors_of([query.side for query in batch.queries])
-        return QueryOutput(vectors_BD, batch.queries, none_B, none_B, none_B.bool())
+        if batch.candidates is not None:
+            self.num_candidates += len(batch.candidates.candidates)
+            return StepOutput(candidates=embed_candidates(vectors_of, batch.candidates))
+        queries = batch.queries.queries
+        self.num_queries += len(queries)
+        vectors_BD = vectors_of([query.side for query in queries])
+        return StepOutput(queries=QueryOutput(vectors_BD, queries))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.layer(torch.ones(1)).sum()
@@ -67,11 +66,11 @@ class TextHash(LightningModule):
         return self.test_step(batch, batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        if isinstance(batch, CandidateBatch):
-            self.num_candidates += len(batch.candidates)
-            return SidecarOutput("", ())
-        rows = [SidecarRow(query.key, {"json": {}}) for query in batch.queries]
-        return SidecarOutput(batch.shard, tuple(rows))
+        if batch.candidates is not None:
+            self.num_candidates += len(batch.candidates.candidates)
+            return StepOutput()
+        rows = [SidecarRow(query.key, {"json": {}}) for query in batch.queries.queries]
+        return StepOutput(sidecar=SidecarOutput(batch.queries.shard, tuple(rows)))
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -107,8 +106,8 @@ def measured(folder: Path, root: Path, world: int = 1, **options: Any) -> list[d
 def expected_recall(root: Path, world: int, num_queries: int) -> float:
     """Recall@5 of the first queries of every rank, in the whole gallery."""
     loaders = data_of(root).test_dataloader()
-    batches = [embed_candidates(vectors_of, batch) for batch in loaders[0]]
-    queries = [query for batch in loaders[1] for query in batch.queries]
+    batches = [embed_candidates(vectors_of, batch.candidates) for batch in loaders[0]]
+    queries = [query for batch in loaders[1] for query in batch.queries.queries]
     asked = [q for rank in range(world) for q in queries[rank::world][:num_queries]]
     metrics = Galleries(batches).metrics(vectors_of([q.side for q in asked]), asked, (5,))
     return sum(row["recall@5"] for row in metrics) / len(asked)
@@ -119,7 +118,7 @@ def test_a_limit_cuts_queries_and_no_candidate(
     tiny_root: Path, tmp_path: Path, world: int, limit: float
 ) -> None:
     found = measured(tmp_path / "limited", tiny_root, world, limit_test_batches=limit)
-    sizes = [len(batch.queries) for batch in data_of(tiny_root).test_dataloader()[1]]
+    sizes = [len(batch.queries.queries) for batch in data_of(tiny_root).test_dataloader()[1]]
     assert len(sizes) > 1, "or this test shows nothing"
     assert sum(rank["candidates"] for rank in found) == 24
     assert sum(rank["queries"] for rank in found) < sum(sizes)
@@ -208,11 +207,11 @@ def test_a_benchmark_under_a_limit_is_partial(tiny_root: Path) -> None:
     data = BenchmarkDataModule(str(tiny_root), batch_size=8)
     data.trainer = rank_of(0, 1, limit_test_batches=1)
     batches = list(data.test_dataloader())
-    (queries,) = (len(batch.queries) for batch in batches if isinstance(batch, QueryBatch))
-    assert batches[-1].skipped == (f"limit_test_batches left {queries} of 24 queries",)
+    (queries,) = (len(batch.queries.queries) for batch in batches if batch.queries)
+    assert batches[-1].end.skipped == (f"limit_test_batches left {queries} of 24 queries",)
     data.setup("test")
     data.trainer = rank_of(0, 1)
-    assert list(data.test_dataloader())[-1].skipped == ()
+    assert list(data.test_dataloader())[-1].end.skipped == ()
 
 
 def test_a_share_below_one_batch_is_refused() -> None:

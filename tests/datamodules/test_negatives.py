@@ -16,8 +16,9 @@ from callbacks import SidecarWriter
 from datamodules import PairDataModule, SelectionDataModule
 from datamodules.samples import SampleReader, rows_of
 from lightning_modules import HardNegativeMiner
-from mmemb.records.batches import CandidateOutput, PairBatch
+from mmemb.records.batches import PairBatch
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import CandidateOutput
 from mmemb.records.pairs import Pair
 from mmemb.retrieval.galleries import Galleries
 from mmemb.retrieval.hard_negatives import hardest_negatives

@@ -297,7 +297,7 @@ def test_predict_keeps_the_row_of_a_broken_pair(root, tmp_path, caplog):
 def test_validation_loaders(root):
     rationales = str(root / "rationales")
     candidates, queries = make(root, val_rationales=rationales).val_dataloader()
-    found = [query for batch in queries for query in batch.queries]
+    found = [query for batch in queries for query in batch.queries.queries]
     assert {query.part for query in found} == {"val"}
     assert len(found) == 8
-    assert sum(len(batch.candidates) for batch in candidates) == 24 + 3 + 24
+    assert sum(len(batch.candidates.candidates) for batch in candidates) == 24 + 3 + 24

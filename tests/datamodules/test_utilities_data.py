@@ -76,7 +76,7 @@ def test_utilities_of_the_other_stages(root):
         entry.key for entry in ShardIndex.open(root / "queries").entries
     ]
     assert {batch.shard for batch in everything} == set(module.predict_shards())
-    assert len([q for b in module.test_dataloader()[1] for q in b.queries]) == 24
+    assert len([q for b in module.test_dataloader()[1] for q in b.queries.queries]) == 24
     for facts, numbers in (
         (module.fitted_facts, range(10, 14)),
         (module.calibrated_facts, range(14, 18)),
@@ -247,8 +247,10 @@ def test_the_test_part_shows_every_rank_all_candidates(root):
     """A gate that looks at scores needs whole galleries; queries are still split."""
     module = utilities(root, rationales=str(root / "rationales"))
     loaders = [on_rank(module, rank, 2).test_dataloader() for rank in range(2)]
-    shown = [[c.key for batch in found[0] for c in batch.candidates] for found in loaders]
-    asked = [[q.key for batch in found[1] for q in batch.queries] for found in loaders]
+    shown = [
+        [c.key for batch in found[0] for c in batch.candidates.candidates] for found in loaders
+    ]
+    asked = [[q.key for batch in found[1] for q in batch.queries.queries] for found in loaders]
     assert shown[0] == shown[1]
     assert len(shown[0]) == 51
     assert not set(asked[0]) & set(asked[1])

@@ -12,11 +12,11 @@ from lightning.pytorch import Callback
 
 from callbacks import SidecarWriter
 from datamodules import EvaluationDataModule, SideDataModule, UtilityDataModule
-from lightning_modules import ContrastiveEmbedder, GatingPolicy, RationaleGenerator
+from lightning_modules import DepthValueExporter, GatingPolicy, RationaleGenerator
 from mmemb.backbones import load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.records.batches import QueryOutput
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import step_output
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_knower import KNOWN, STATES, TAU, Knower, opinionated
 from tests.fixtures.tiny_models import write_embedder
@@ -44,7 +44,7 @@ def made(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     backbone = load_backbone(str(folder / "backbone"))
     trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / "utilities"))])
     trainer.predict(
-        ContrastiveEmbedder(backbone, utility_temperature=TAU),
+        DepthValueExporter(backbone, utility_temperature=TAU),
         datamodule=EvaluationDataModule(
             str(tiny_root), batch_size=7, rationales=str(folder / "rationales")
         ),
@@ -91,9 +91,10 @@ class Depths(Callback):
         self.found: dict[str, int] = {}
 
     def on_test_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
-        if isinstance(outputs, QueryOutput):
-            keys = [query.key for query in outputs.queries]
-            self.found |= dict(zip(keys, outputs.depths_B.tolist(), strict=True))
+        output = step_output(outputs)
+        if output.queries is not None:
+            keys = [query.key for query in output.queries.queries]
+            self.found |= dict(zip(keys, output.decisions.depths_B.tolist(), strict=True))
 
 
 def of_test(folder: Path, made: dict[str, Path], run: Path, **kwargs: Any) -> dict[str, int]:

@@ -127,6 +127,37 @@ def test_rooms_import_along_the_arrows_only(room: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_rooms_read_one_another_through_protocols_only() -> None:
+    """The arrows of imports do not show an attribute of a trainer's data module."""
+    wrong = []
+    for path in sources("lightning_modules", "callbacks"):
+        calls = [node for node in nodes_of(path, ast.Call) if full_name(node.func) == "require"]
+        required = {id(call.args[0]) for call in calls}
+        wrong += [
+            f"{name_of(path)}:{node.lineno}"
+            for node in nodes_of(path, ast.Attribute)
+            if node.attr == "datamodule" and id(node) not in required
+        ]
+    assert not wrong, f"read it by `require` of mmemb/storage/protocols.py: {wrong}"
+
+
+def test_no_room_sorts_batches_or_outputs_by_type() -> None:
+    """They have optional fields: `StepOutput`, `RankingBatch`."""
+    records = {
+        node.name
+        for path in ("batches.py", "outputs.py")
+        for node in nodes_of(REPO / "mmemb/records" / path, ast.ClassDef)
+    }
+    wrong = []
+    for path in sources("lightning_modules", "callbacks"):
+        wrong += [f"{name_of(path)}:{node.lineno} matches" for node in nodes_of(path, ast.Match)]
+        for call in nodes_of(path, ast.Call):
+            if full_name(call.func) == "isinstance":
+                names = {node.id for node in ast.walk(call.args[1]) if isinstance(node, ast.Name)}
+                wrong += [f"{name_of(path)}:{call.lineno}"] if names & records else []
+    assert not wrong, wrong
+
+
 def test_nothing_is_imported_relatively() -> None:
     wrong = [
         f"{name_of(path)}:{node.lineno}"

@@ -88,11 +88,11 @@ def test_the_shards_are_read_as_pairs_and_queries(media: Path, tmp_path: Path) -
     candidates, queries = EvaluationDataModule(
         str(tmp_path / "out"), 100, parts=["test"]
     ).test_dataloader()
-    (found,) = list(queries)
+    found = next(iter(queries)).queries
     assert [query.key for query in found.queries] == [f"flag-{n}" for n in range(18, 24)]
     assert dict(found.queries[0].relevance) == {"flags/18.webp": 1.0}
     (gallery,) = list(candidates)
-    assert len(gallery.candidates) == 24
+    assert len(gallery.candidates.candidates) == 24
 
 
 @pytest.mark.slow  # each of the processes imports torch
@@ -179,7 +179,7 @@ def test_what_is_left_of_a_mixed_task_can_be_evaluated(
     table = write_lines(tmp_path / "t.jsonl", rows)
     assert prepare(table, media, tmp_path / "out", "--on-error", "skip") == 0
     _, queries = EvaluationDataModule(str(tmp_path / "out"), 100, parts=["test"]).test_dataloader()
-    (found,) = list(queries)
+    found = next(iter(queries)).queries
     own = {len(query.candidates or ()) for query in found.queries}
     assert (own, len(found.queries)) == (({0}, 6) if num_with == 1 else ({2}, 5))
 
@@ -210,7 +210,7 @@ def test_given_negatives_are_trained_on_and_ranked_against(media: Path, tmp_path
     batch = next(iter(data.train_dataloader()))
     assert all(len(found) == 1 for found in batch.negatives)
     _, queries = EvaluationDataModule(root, 100, parts=["test"]).test_dataloader()
-    (found,) = list(queries)
+    found = next(iter(queries)).queries
     assert found.queries[0].candidates == (18, 19)
 
 

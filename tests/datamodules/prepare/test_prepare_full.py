@@ -99,10 +99,10 @@ def test_a_clip_keeps_its_motion(root: Path) -> None:
 def test_clips_are_read_as_clips(root: Path) -> None:
     data = EvaluationDataModule(str(root), 500, parts=["test"])
     candidates, queries = data.test_dataloader()
-    shown = [c for batch in candidates for c in batch.candidates if c.gallery == "clips"]
+    shown = [c for batch in candidates for c in batch.candidates.candidates if c.gallery == "clips"]
     assert shown
     assert all(c.side.modalities == {"video"} for c in shown)
-    asked = [q for batch in queries for q in batch.queries if q.task == "anim-t2v"]
+    asked = [q for batch in queries for q in batch.queries.queries if q.task == "anim-t2v"]
     assert {name for q in asked for name in q.relevance} <= {c.name for c in shown}
 
 

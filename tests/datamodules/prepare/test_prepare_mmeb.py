@@ -28,8 +28,8 @@ def read_back(root: Path) -> tuple[list, list]:
     module = EvaluationDataModule(root=str(root), batch_size=8, parts=["test"])
     candidates, queries = module.test_dataloader()
     return (
-        [c for batch in candidates for c in batch.candidates],
-        [q for batch in queries for q in batch.queries],
+        [c for batch in candidates for c in batch.candidates.candidates],
+        [q for batch in queries for q in batch.queries.queries],
     )
 
 

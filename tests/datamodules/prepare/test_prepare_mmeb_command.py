@@ -48,8 +48,8 @@ def convert(case, source: Path, settings: Settings) -> dict:
 def rows_of(root: Path) -> tuple[list, list]:
     candidates, queries = EvaluationDataModule(root=str(root), batch_size=8).test_dataloader()
     return (
-        [c for batch in candidates for c in batch.candidates],
-        [q for batch in queries for q in batch.queries],
+        [c for batch in candidates for c in batch.candidates.candidates],
+        [q for batch in queries for q in batch.queries.queries],
     )
 
 

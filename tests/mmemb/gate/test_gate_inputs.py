@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.records.batches import CandidateOutput, UtilityBatch
+from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import GateInputs, check_parts, score_shape
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import CandidateOutput
 from mmemb.records.pairs import Query
 from mmemb.retrieval.galleries import Galleries
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.records.batches import CandidateOutput
 from mmemb.records.inputs import Side
+from mmemb.records.outputs import CandidateOutput
 from mmemb.records.pairs import Query
 from mmemb.retrieval.galleries import Galleries, best_rank
 from mmemb.retrieval.ranking import TiedRanks

@@ -1,4 +1,4 @@
-"""What `predict` of ContrastiveEmbedder exports: utilities (the guard of METHOD 3), or vectors."""
+"""DepthValueExporter, with its guard against trained facts, and QueryEmbedder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch import LightningModule
 
 from callbacks import SidecarWriter
 from datamodules import EvaluationDataModule
-from lightning_modules import ContrastiveEmbedder
+from lightning_modules import DepthValueExporter, QueryEmbedder
 from mmemb.backbones import load_backbone
 from mmemb.storage.json_files import write_json
 from mmemb.storage.shard_index import ShardIndex
@@ -31,7 +32,11 @@ def predict(
     folder: Path, root: Path, rationales: Path, facts: Sequence[str] = (), **kwargs: Any
 ) -> ShardIndex:
     write_json(folder / "fitted.json", {"facts": list(facts)})
-    module = ContrastiveEmbedder(clip(folder), fitted=str(folder / "fitted.json"), **kwargs)
+    module = DepthValueExporter(clip(folder), fitted=str(folder / "fitted.json"), **kwargs)
+    return export(folder, root, rationales, module)
+
+
+def export(folder: Path, root: Path, rationales: Path, module: LightningModule) -> ShardIndex:
     data = EvaluationDataModule(str(root), batch_size=7, rationales=str(rationales))
     writer = SidecarWriter(str(folder / "utilities"))
     trainer = trainer_of(folder, callbacks=[writer])
@@ -65,7 +70,7 @@ def test_fewer_drafts_can_be_read(tmp_path: Path, tiny_root: Path, rationales: P
     rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
     assert {len(row["utility"][1]) for row in rows if row["eligible"]} == {2}
     with pytest.raises(ValueError, match="num_draws 0"):
-        ContrastiveEmbedder(clip(tmp_path), num_draws=0)
+        DepthValueExporter(clip(tmp_path), num_draws=0)
 
 
 def test_the_metrics_of_the_utilities_are_those_of_the_test(
@@ -92,9 +97,9 @@ def test_a_fitted_fact_is_refused(tmp_path: Path, tiny_root: Path, rationales: P
 def test_a_saved_backbone_brings_the_facts_that_it_was_fitted_on(tmp_path: Path) -> None:
     clip(tmp_path).save_pretrained(tmp_path / "copy")
     write_json(tmp_path / "copy/fitted.json", {"facts": ["country:20/capital"]})
-    module = ContrastiveEmbedder(load_backbone(str(tmp_path / "copy")))
+    module = DepthValueExporter(load_backbone(str(tmp_path / "copy")))
     assert module.fitted_facts == {"country:20/capital"}
-    assert ContrastiveEmbedder(clip(tmp_path)).fitted_facts == frozenset()
+    assert DepthValueExporter(clip(tmp_path)).fitted_facts == frozenset()
 
 
 def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
@@ -106,7 +111,7 @@ def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
 
 
 def test_embeddings_are_exported(tmp_path, tiny_root, rationales):
-    index = predict(tmp_path, tiny_root, rationales, export="embeddings")
+    index = export(tmp_path, tiny_root, rationales, QueryEmbedder(clip(tmp_path)))
     assert index.entries
     for entry in index.entries:
         vectors = {k: np.load(io.BytesIO(v)) for k, v in index.read(entry).items()}
