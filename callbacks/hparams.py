@@ -87,6 +87,7 @@ class HParams(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         self.best.add(trainer.callback_metrics)
+        # Apart from the last values, which loggers show under the metric's own name.
         named = {f"best/{name}": value for name, value in self.best.values.items()}
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):

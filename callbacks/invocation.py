@@ -1,4 +1,4 @@
-"""InvocationRatio: how often the model reasoned, and how many tokens that took."""
+"""InvocationRatio: share of queries that reasoned, and the tokens that this took."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class InvocationMeter(Metric):
         """Adds one batch of decisions."""
         count = torch.tensor(len(depths_B), device=depths_B.device)
         counts = [count, eligible_B.sum(), (depths_B > 0).sum(), tokens_B.sum()]
+
         # Not in place: a tensor made in inference mode could not be added to.
         self.sums_4 = self.sums_4 + torch.stack([x.double() for x in counts]).to(self.device)
 
@@ -38,6 +39,7 @@ class InvocationMeter(Metric):
         total, eligible, reasoned, tokens = self.sums_4.tolist()
         if not total:
             return {}
+
         return {
             "invocation_ratio": reasoned / max(eligible, 1),
             "invocation_ratio_all": reasoned / total,
@@ -64,6 +66,7 @@ class InvocationRatio(Callback):
         self.meters[split].update(none, none, none)  # a rank without rows takes part, unwarned
         values = self.meters[split].compute()
         self.meters[split] = InvocationMeter()
+
         if not trainer.sanity_checking:
             named = {f"{split}/{name}": value for name, value in values.items()}
             pl_module.log_dict(named, sync_dist=True)  # equal on all ranks; Lightning cannot know

@@ -47,9 +47,11 @@ class RetrievalMeter:
         tasks = sorted({q.task for out in self.queries for q in out.queries})
         sums = MeanSums()
         for output in self.queries:
-            found = galleries.metrics(output.vectors_BD, output.queries, self.cutoffs)
-            for query, metrics in zip(output.queries, found, strict=True):
+            rows = galleries.metrics(output.vectors_BD, output.queries, self.cutoffs)
+            for query, metrics in zip(output.queries, rows, strict=True):
                 sums.add_all(metrics, prefix=f"{query.task}/")
+
+        # A rank that holds no query of a task still has to list it.
         return by_task(sums.compute(), sorted(set(gather_objects(tasks))))
 
     def first_of_each_task(self, galleries: Galleries) -> list[TopRow]:
@@ -59,13 +61,16 @@ class RetrievalMeter:
             for n, o in enumerate(self.queries)
             for b, q in enumerate(o.queries)
         ]
-        found = []
+
+        # Sorted backwards, so that the smallest key of a task is the one that stays.
+        top = []
         for task, key, n, b in {place[0]: place for place in sorted(places, reverse=True)}.values():
             output, query = self.queries[n], self.queries[n].queries[b]
             names = galleries.best(output.vectors_BD[b : b + 1], [query], NUM_CANDIDATES)[0]
             right = tuple(name in query.relevance for name in names)
-            found.append(TopRow(task, key, query.side.text, query.gallery, names, right))
-        every = sorted(gather_objects(found), key=lambda row: (row.task, row.key), reverse=True)
+            top.append(TopRow(task, key, query.side.text, query.gallery, names, right))
+
+        every = sorted(gather_objects(top), key=lambda row: (row.task, row.key), reverse=True)
         return sorted({row.task: row for row in every}.values(), key=lambda row: row.task)
 
 
@@ -132,6 +137,8 @@ class RecallAtK(Callback):
         mean = table.get("mean", {})
         shown = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
         pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks; Lightning cannot know
+
+        # Collective, so on every rank, whether it writes or not.
         rows = self.meter.first_of_each_task(galleries) if self.root is not None else []
         self.meter = RetrievalMeter(self.cutoffs)
         if not table or not trainer.is_global_zero:
@@ -150,12 +157,12 @@ class RecallAtK(Callback):
 
 
 def is_headline(name: str) -> bool:
-    """Few scalars, so that TensorBoard stays readable; the text table holds the rest."""
+    """Returns True for the few scalars that keep TensorBoard readable; a table holds the rest."""
     return name.startswith("recall@") or name in {"hit@1", "ndcg_linear@5"}
 
 
 def embedding_dim_of(meter: RetrievalMeter) -> int:
-    """D; a rank without any row learns it from the others when they gather."""
+    """Returns D; a rank without any row takes it from the others. Collective."""
     outputs = [*(o.vectors_ND for o in meter.candidates), *(o.vectors_BD for o in meter.queries)]
     dims = gather_objects([outputs[0].shape[-1]] if outputs else [])
     return dims[0] if dims else 0

@@ -1,4 +1,4 @@
-"""SidecarWriter: turns what `predict` yields into sidecar shards, and fills only the holes."""
+"""SidecarWriter: writes the rows of `predict` as sidecar shards, and fills only the holes."""
 
 from __future__ import annotations
 
@@ -88,6 +88,8 @@ class SidecarWriter(FolderWriter):
 
         if sidecar.shard != self._shard:
             self._flush()
+
+        # What came of this shard so far is dropped: a sidecar has all of its rows or none.
         if sidecar.failure:
             self._failed.setdefault(sidecar.shard, sidecar.failure)
             self._shard, self._rows = None, []
@@ -125,6 +127,7 @@ class SidecarWriter(FolderWriter):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
+        # The manifest states all shards, so it comes after the last one of every rank.
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             write_facts(self.folder / FACTS, self.facts)

@@ -1,4 +1,4 @@
-"""TrainingHealth: is the run learning, is it fed, and where did it break?"""
+"""TrainingHealth: measures of a training batch, waiting times, and a stop at a broken loss."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mmemb.training.batch_health import batch_health
 
 BROKEN = "nonfinite.json"
 MOST_ROWS = 1024
-"""Of a larger batch the first rows are measured: a look must not cost as much as a step."""
+"""Rows of a batch that are measured: measuring must not cost as much as a step."""
 
 
 @final
 class Stopwatch:
-    """How much of the time goes by between steps, in wait for data, and rows a second."""
+    """Share of the time that is spent waiting for data, and rows and tokens a second."""
 
     def __init__(self) -> None:
         self._started: float | None = None
@@ -34,20 +34,20 @@ class Stopwatch:
         self.rows = self.tokens = 0
 
     def start(self) -> None:
-        """A batch has come."""
+        """Notes that a batch has come."""
         self._started = time.perf_counter()
         if self._ended is not None:
             self.waiting += self._started - self._ended
 
     def stop(self, rows: int, tokens: int) -> None:
-        """Its step is done."""
+        """Notes that its step is done."""
         self._ended = time.perf_counter()
         if self._started is not None:
             self.working += self._ended - self._started
         self.rows, self.tokens = self.rows + rows, self.tokens + tokens
 
     def read(self) -> dict[str, float]:
-        """What happened since the last reading, of this rank."""
+        """Returns what happened on this rank since the last reading."""
         seconds = self.waiting + self.working
         found = {
             "data_wait_share": self.waiting / seconds,
@@ -64,7 +64,7 @@ class TrainingHealth(Callback):
     """Logs every `log_every_n_steps` steps of a `fit` over pairs, below `train/`:
     `in_batch_accuracy`, `positive_negative_gap`, `effective_rank`, `masked_share`, `loss/GROUP`,
     `temperature`, `grad_norm/GROUP`, `data_wait_share`, `samples_per_second`, `tokens_per_second`.
-    All are this rank's own: nobody waits for another to log, but for gradients that are sharded.
+    Values are per rank (no collective), except the norms of sharded gradients.
 
     A loss that is not finite stops the run before the optimiser sees it; `nonfinite.json` in the
     run folder says which samples the batch held.
@@ -85,6 +85,7 @@ class TrainingHealth(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
+        # Before the backward pass: afterwards every gradient would be broken, too.
         if self._batch is not None and not torch.isfinite(loss):
             self._stop(trainer, self._batch, float(loss.detach()))
 
@@ -121,6 +122,7 @@ class TrainingHealth(Callback):
 
     def _stop(self, trainer: Trainer, batch: PairBatch, loss: float) -> None:
         run = Path(trainer.default_root_dir)
+        # A file for each rank: each has rows of its own, and several may fail at once.
         path = run / (BROKEN if trainer.is_global_zero else f"rank{trainer.global_rank}-{BROKEN}")
         found = {"step": batch.step, "rank": trainer.global_rank, "loss": str(loss)}
         write_json(path, found | {"keys": list(batch.keys)})
@@ -149,6 +151,7 @@ def _is_due(trainer: Trainer, step: int) -> bool:
 
 
 def _norm(parameters: list[Tensor]) -> Tensor:
+    # A parameter without a gradient took no part in this step, such as a frozen one.
     squares = [p.grad.float().pow(2).sum() for p in parameters if p.grad is not None]
     total = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
     return total.full_tensor() if isinstance(total, DTensor) else total

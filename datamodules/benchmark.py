@@ -40,7 +40,8 @@ class BenchmarkDataModule(ShardDataModule):
         whole_galleries: every rank embeds all candidates, for a gate that looks at scores.
 
     Attributes:
-        pending_roots: set by whoever writes scores; if not None, only these roots are read.
+        pending_roots: set by the writer of scores (`mmemb.storage.protocols.BenchmarkData`); if not
+            None, only these roots are read.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class BenchmarkDataModule(ShardDataModule):
         rows = data.select(self._parts, names)
         if not rows:
             raise ValueError(f"{root}: no query of part(s) {list(self._parts)} in {list(names)}.")
+
         loaders: list[FiniteLoader] = data.loaders(
             rows, *self.place, whole_galleries=self._whole, limit=self._limit
         )
@@ -114,6 +116,7 @@ class BenchmarkDataModule(ShardDataModule):
             skipped += (left_out,)
         if self.place[0] == 0:
             skipped += self._cut(data, rows)
+
         tasks = tuple(task for task in data.tasks if task.name in names)
         yield RankingBatch(end=TaskEnd(path, tasks, data_identity(root, data), skipped))
 

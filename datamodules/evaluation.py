@@ -125,9 +125,12 @@ class EvaluationRows:
                 are ranked among are read.
         """
         shares = self.query_chunks(queries, world, limit)
+
+        # Of all ranks: a query is ranked among candidates that another rank embeds.
         kept = [row for chunks in shares for chunk in chunks for row in chunk.rows]
         candidates = self._in_galleries({row.meta["gallery"] for row in kept})
         candidates = candidates if whole_galleries else candidates[rank::world]
+
         return [self._candidate_loader(candidates, world), self.query_loader(shares[rank], world)]
 
     def query_chunks(self, queries: Sequence[Row], world: int, limit: Limit) -> list[list[Chunk]]:
@@ -256,6 +259,7 @@ class EvaluationDataModule(ShardDataModule):
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
+        # Whole shards, since a sidecar has a row for every query of its source's shard.
         asked = {row.entry.shard for row in self._data.select(self._parts, self._tasks)}
         return by_shard(row for row in self._data.queries if row.entry.shard in asked)
 

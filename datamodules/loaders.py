@@ -161,8 +161,8 @@ class ShardDataModule(LightningDataModule, ABC):
     """A data module whose `predict` loader runs over whole shards.
 
     Attributes:
-        pending_shards: set by whoever writes the output; if not None, only these are read. Rank r
-            of W predicts `pending_shards[r::W]`.
+        pending_shards: set by the writer of the output (`mmemb.storage.protocols.ShardData`); if
+            not None, only these are read. Rank r of W predicts `pending_shards[r::W]`.
     """
 
     def __init__(self, root: str) -> None:
@@ -278,6 +278,7 @@ class ShardDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: the limit is smaller than the first shard.
         """
+        # Every W-th pending shard: ranks write files of their own and never wait for one another.
         rows, (rank, world) = self.shard_rows(), self.place
         pending = rows if self.pending_shards is None else self.pending_shards
         names = [name for name in rows if name in set(pending)][rank::world]

@@ -126,7 +126,9 @@ class PairDataModule(ShardDataModule):
             weights=self._weights,
             seed=self._seed,
         )
-        rank_slice(range(self._batch_size), *self.place)  # complain here, not in a worker
+
+        # Refuses a batch that the ranks cannot share here, not in a worker.
+        rank_slice(range(self._batch_size), *self.place)
         steps = PairSteps(
             self._train_rows,
             plan,
@@ -346,6 +348,7 @@ class PairDataModule(ShardDataModule):
         return weights
 
     def _ranked_rows(self, chunk: Chunk) -> Item:
+        # In one record with the candidates, among which a miner ranks for these pairs.
         pairs, problems = self._row_batch(chunk)
         return RankingBatch(pairs=pairs), problems
 

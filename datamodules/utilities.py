@@ -1,6 +1,7 @@
 """UtilityDataModule: what the gate learns from, one row per query with its utility per depth.
 
-B rows, D embedding width, H width of a probe, A depths.
+It is the `GateData` of `mmemb/storage/protocols.py`. Shapes: B rows, D embedding width, H width of
+a probe, A depths.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ class UtilityTable:
         )
 
     def _depths(self, rows: Sequence[Row], found: Sequence[_Measured]) -> tuple[str, ...]:
+        # A batch has one column per depth, so all rows must have the same ones.
         first = found[0].data.depths
         for row, query in zip(rows, found, strict=True):
             if query.data.depths != first:
@@ -135,12 +137,14 @@ class UtilityTable:
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}"
         members = self._index.read(entry, {"state.npy", "json"})
+
         if missing := sorted({"state.npy", "json"} - set(members)):
             raise ValueError(f"{where} lacks {missing}: run the step that makes it again.")
         embedding_D = decode_array(members["state.npy"], f"{where}, member state.npy")
         json_where = f"{where}, member json"
         data = decode_json(members["json"], UtilityJson, json_where, "Make the folder again.")
         _check_agrees(data, row, where)
+
         probe_H = self._probe(row.entry.key)
         if data.eligible and self._probe_width and "probe.npy" not in entry.members:
             raise ValueError(f"{where} is eligible but lacks probe.npy: make the folder again.")
@@ -153,6 +157,7 @@ class UtilityTable:
         entry = self._index.by_key[key]
         if "probe.npy" not in entry.members:
             return torch.zeros(self._probe_width)
+
         data = self._index.read(entry, {"probe.npy"})["probe.npy"]
         return decode_array(data, f"{self._index.folder / entry.shard}, sample {key}").float()
 
@@ -255,7 +260,8 @@ class UtilityDataModule(ShardDataModule):
             weights={},
             seed=self._seed,
         )
-        rank_slice(range(self._batch_size), *self.place)  # complain before the first step
+        # Refuses a batch that the ranks cannot share before the first step, not in it.
+        rank_slice(range(self._batch_size), *self.place)
         return self.stream(UtilitySteps(rows, plan, self._table, self.place))
 
     @override

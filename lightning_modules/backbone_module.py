@@ -1,4 +1,4 @@
-"""BackboneModule: what every stage that trains a backbone needs around its losses.
+"""BackboneModule: base of the stages that train a backbone, without their losses.
 
 Low-rank updates, blocks recomputed or compiled, sharding, the optimiser's groups and schedule, and
 the folder in which the trained backbone is left.
@@ -50,9 +50,11 @@ class BackboneModule(LightningModule, ABC):
         self.backbone, self.optimizer = backbone, optimizer
         self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
         self.gradient_cache, self._recomputes = gradient_cache, gradient_checkpointing
+
         if lora is not None:
             # The seed of `seed_everything`: equal on all ranks, another start for every seed.
             backbone.attach_lora(lora, seed=int(os.environ.get("PL_GLOBAL_SEED", "0")))
+
         if (gradient_checkpointing or compile_backend) and not backbone.blocks():
             raise ValueError(
                 f"{type(backbone).__name__} names no blocks: gradient_checkpointing and "
@@ -62,6 +64,7 @@ class BackboneModule(LightningModule, ABC):
             compile_blocks(backbone.blocks(), compile_backend)
         if gradient_checkpointing:
             checkpoint_blocks(backbone.blocks())
+
         # In a tuple: the same module must not be registered twice.
         self._twin: tuple[Backbone, ...] = ()
 
@@ -81,6 +84,7 @@ class BackboneModule(LightningModule, ABC):
         check_averaging(self, self.trainer)
         if self.gradient_cache is None and not self._recomputes:
             return
+
         for name, module in self.backbone.named_modules():
             if isinstance(module, _BatchNorm) and module.training:
                 raise ValueError(
@@ -99,8 +103,11 @@ class BackboneModule(LightningModule, ABC):
         }
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
+        # Untrained parts need a higher rate than those that were trained by others.
         new = {id(p) for p in self.backbone.new_parameters()}
         trained = [p for p in self.parameters() if p.requires_grad]
+
+        # An optimiser is asked for its default: the rate stands in a partial function of the user.
         lr = self.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
         groups = [
             {"name": "old", "params": [p for p in trained if id(p) not in new]},
@@ -126,6 +133,7 @@ class BackboneModule(LightningModule, ABC):
 
     @override
     def on_train_end(self) -> None:
+        # Gathered on all ranks, written by one.
         twin = self._twin[0] if self._twin else None
         (folder,) = self.products("fit")
         save_whole(self.backbone, twin, folder, writes=self.trainer.is_global_zero)

@@ -1,12 +1,11 @@
-"""ContrastiveEmbedder: stage 3, one model that embeds with and without a rationale (METHOD 6).
+"""ContrastiveEmbedder: stage 3, one model that embeds with and without a rationale.
 
-Shapes: B rows, R of them with a rationale, D embedding width.
+docs/method.md section 6. Shapes: B rows, R of them with a rationale, D embedding width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -34,23 +33,18 @@ from mmemb.training.gradient_cache import GradientCache
 from mmemb.training.pair_vectors import PairVectors, pair_vectors
 from mmemb.training.path_losses import PathLosses
 
+LOSSES = PathLosses()
+
 
 @final
 class ContrastiveEmbedder(BackboneModule):
     """fit: trunk, judges and embedder; validate, test: retrieval.
 
     Args:
-        backbone: what is trained; `mmemb.backbones.load_backbone` starts from an earlier run.
-        reasoning_weight: weight of L_nce(h_r(q, r), t).
-        direct_weight: weight `a` of L_nce(h_d(q), h_d(t)).
-        cross_weight: weight of L_nce(h_r(q), h_d(t)) + L_nce(h_d(q), h_r(t)) where targets reason.
-        writing_weight: weight `b` of the rationales' next-token loss, of a backbone that writes.
+        backbone: the embedder; `mmemb.backbones.load_backbone` starts from an earlier run.
+        losses: weights of the losses, and how their candidates are treated.
         detach: the next-token loss trains the head alone (`Backbone.encode_paths`).
         temperature: tau; its logarithm is trained if `learn_temperature`.
-        symmetric: also target to query.
-        matryoshka_dims: prefixes of the vector that are trained beside the whole one.
-        false_negative_margin: targets whose cosine with a query exceeds that of its own target by
-            more than this do not repel it; null = all do.
         optimizer: called with the parameter groups.
         distillation_weight: weight of the KL from a teacher's in-batch similarities, whose vectors
             the batch must have; 0 = none.
@@ -69,16 +63,10 @@ class ContrastiveEmbedder(BackboneModule):
         self,
         backbone: Backbone,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        reasoning_weight: float = 1.0,
-        direct_weight: float = 1.0,
-        cross_weight: float = 0.0,
-        writing_weight: float = 0.0,
+        losses: PathLosses = LOSSES,
         detach: bool = False,
         temperature: float = 0.05,
         learn_temperature: bool = False,
-        symmetric: bool = True,
-        matryoshka_dims: Sequence[int] = (),
-        false_negative_margin: float | None = None,
         distillation_weight: float = 0.0,
         teacher_temperature: float = 0.05,
         lora: LoraSettings | None = None,
@@ -99,38 +87,33 @@ class ContrastiveEmbedder(BackboneModule):
             gradient_checkpointing=gradient_checkpointing,
             compile_backend=compile_backend,
         )
-        self.losses = PathLosses(
-            direct=direct_weight,
-            reasoning=reasoning_weight,
-            cross=cross_weight,
-            writing=writing_weight,
-            symmetric=symmetric,
-            false_negative_margin=false_negative_margin,
-            dims=tuple(matryoshka_dims),
-        )
-        self.detach = detach
-        if writing_weight and not isinstance(backbone, GenerativeBackbone):
+        if losses.writing and not isinstance(backbone, GenerativeBackbone):
             raise ValueError(
-                f"writing_weight is {writing_weight}, but {type(backbone).__name__} does not "
+                f"losses.writing is {losses.writing}, but {type(backbone).__name__} does not "
                 "write: set it to 0, or choose a VisionLanguageBackbone."
             )
         if not temperature > 0:
             raise ValueError(f"temperature {temperature}: expected a positive number")
+        self.losses, self.detach = losses, detach
+
+        # By its logarithm, so that no step of the optimiser can make it negative.
         log_temperature = torch.tensor(math.log(temperature))
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
-        self.reason = reason
         self.distillation_weight = distillation_weight
         self.teacher_temperature = teacher_temperature
+        self.reason = reason
 
     # fit
 
     @override
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        # One batch as text, so that a person sees what the model is trained on.
         if self.global_step == 0 and self.trainer.is_global_zero and self.loggers:
             log_text(self.loggers, "train/first_batch", describe_batch(batch, self.backbone), 0)
 
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Any]:
+        # By the weights alone, not by the batch: all ranks must run the same collectives.
         reasons = bool(self.losses.reasoning)
         vectors = pair_vectors(
             self.backbone,
@@ -146,10 +129,12 @@ class ContrastiveEmbedder(BackboneModule):
         if reasons:
             shares = [float(rationale is not None) for rationale in batch.rationales]
             scalars["train/reasoning_share"] = torch.tensor(shares, device=self.device).mean()
+
         if self.distillation_weight:
             distillation = combine(self._distillation(vectors, batch))
             loss = loss + self.distillation_weight * distillation
             scalars["train/distillation_loss"] = distillation.detach()
+
         self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
 
         temperature = self.log_temperature.detach().exp()
@@ -189,9 +174,11 @@ class ContrastiveEmbedder(BackboneModule):
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def _embed_queries(self, batch: QueryBatch) -> StepOutput:
+        # Draft 0 is the greedy one: a test must not depend on a seed.
         pools = [drafts_at(FULL, rationales) for rationales in batch.rationales]
         notes = [pool[0] if pool else None for pool in pools]
         notes = notes if self.reason else [None] * len(notes)
+
         vectors_BD = self.backbone([query.side for query in batch.queries], notes).cpu()
         decisions = DecisionOutput(
             depths_B=torch.tensor([int(note is not None) for note in notes]),

@@ -82,6 +82,7 @@ class DepthValueExporter(LightningModule):
         if batch.queries is None:
             return StepOutput()
 
+        # On trained facts reasoning looks harmful, and a gate would learn the wrong sign.
         if not self.allow_fitted:
             guard_facts(batch.queries.queries, self.fitted_facts)
         rows = utility_rows(

@@ -1,4 +1,4 @@
-"""FeatureExtractor: runs a frozen tower once over every picture, so that training need not."""
+"""FeatureExtractor: features of every picture by a frozen tower, so that training reads none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class FeatureExtractor(LightningModule):
         self, batch: MediaBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> StepOutput:
         tokens_BTF = self.tower([media.pixels for media in batch.media])
+        # Half precision: the cache is read in every epoch, and its size is what counts.
         arrays = tokens_BTF.to("cpu", torch.float16).numpy()
+
         rows = [
             SidecarRow(media.digest, {"npy": array})
             for media, array in zip(batch.media, arrays, strict=True)

@@ -1,4 +1,4 @@
-"""HardNegativeMiner: the wrong candidates that a trained embedder takes most for right."""
+"""HardNegativeMiner: the wrong candidates that a trained embedder ranks highest."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class HardNegativeMiner(LightningModule):
     """predict: `negatives/`, for every pair the hardest candidates of its gallery.
 
     Args:
-        backbone: the embedder that mines.
-        num_negatives: most candidates that are written for a pair.
+        backbone: the embedder that ranks.
+        num_negatives: candidates that are written for a pair at most.
         margin: a candidate whose cosine with the query exceeds the target's by more than this is
             left out, since it may be right, too; null = none is.
+
+    Raises:
+        ValueError: `num_negatives` is below 1.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""TeacherEmbedder: a stronger embedder says once what it thinks of every pair."""
+"""TeacherEmbedder: vectors of all pairs by a stronger embedder, written once."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ class TeacherEmbedder(LightningModule):
     def predict_step(
         self, batch: PairRowBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> StepOutput:
+        # A broken pair is not embedded; it gets a marked row, since a sidecar has every key.
         pairs = batch.readable
         sides = {
             "query.npy": [pair.query for pair in pairs],
             "target.npy": [pair.target for pair in pairs],
         }
         vectors = {
-            name: self.backbone(found).cpu().numpy().astype(np.float16)
-            for name, found in sides.items()
-            if found
+            name: self.backbone(of_pairs).cpu().numpy().astype(np.float16)
+            for name, of_pairs in sides.items()
+            if of_pairs
         }
+
         rows = [
             SidecarRow(pair.key, {name: vector_BE[row] for name, vector_BE in vectors.items()})
             for row, pair in enumerate(pairs)

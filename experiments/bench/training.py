@@ -180,6 +180,7 @@ def _our_steps(backbone: Any, data: Any, steps: int) -> float:
 
     from callbacks import TrainingHealth
     from lightning_modules import ContrastiveEmbedder
+    from mmemb.training.path_losses import PathLosses
 
     clock = _Clock()
     off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger")
@@ -195,7 +196,7 @@ def _our_steps(backbone: Any, data: Any, steps: int) -> float:
             callbacks=[TrainingHealth(), clock],
             **dict.fromkeys(off, False),
         )
-        module = ContrastiveEmbedder(backbone, reasoning_weight=0.0)
+        module = ContrastiveEmbedder(backbone, losses=PathLosses(reasoning=0.0))
         trainer.fit(module.train(), datamodule=data)
     return clock.times[-1] - clock.times[0]
 

@@ -17,7 +17,7 @@ import yaml
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
-from mmemb.storage.old_names import CLASS_PATHS
+from mmemb.storage.old_names import ARGUMENTS, CLASS_PATHS
 
 SHARED_KEYS = (
     "seed_everything",
@@ -92,8 +92,12 @@ def _check_classes(node: Any, path: Path, where: str) -> None:
         _check_keys(node, CLASS_KEYS, path, where)
         target = _load(node["class_path"], path, where)
         names = _argument_names(target)
+        arguments = node.get("init_args") or {}
+        for key, place in ARGUMENTS.get(node["class_path"], {}).items():
+            if key in arguments:
+                raise ValueError(f"{path}: {where}init_args.{key} is now {place}. Write that.")
         if names is not None:
-            _check_keys(node.get("init_args") or {}, names, path, f"{where}init_args.")
+            _check_keys(arguments, names, path, f"{where}init_args.")
     for key, value in node.items():
         _check_classes(value, path, f"{where}{key}.")
 

@@ -201,7 +201,7 @@ def run_cells(
                 *("--data.sidecar", str(sidecar), "--data.seed", str(seed)),
                 *("--data.prior_fraction", str(cell.prior_fraction)),
                 *("--data.soft", str(not cell.hard).lower()),
-                *("--model.direct_weight", str(cell.direct_weight)),
+                *("--model.losses.direct", str(cell.direct_weight)),
             ]
             run_stage("fit", ablations.fit, [*arguments, *shared])
             # Reading every draft takes four times as long, so only who is asked for them does.

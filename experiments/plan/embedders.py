@@ -55,8 +55,13 @@ def trained_embedder(settings: Settings) -> StagePlan:
     )
 
 
+def _losses(settings: Settings) -> dict[str, float]:
+    """Returns the weights that are set; the others are the defaults of `PathLosses`."""
+    return settings.model.get("losses") or {}
+
+
 def _reasons(settings: Settings) -> bool:
-    return bool(settings.model.get("reasoning_weight", 1.0))
+    return bool(_losses(settings).get("reasoning", 1.0))
 
 
 def _num_negatives(settings: Settings) -> int:
@@ -67,12 +72,12 @@ def _num_negatives(settings: Settings) -> int:
 def _contrast(settings: Settings, width: int) -> Contrast:
     """Which terms there are depends on the weights alone (`PathLosses`)."""
     model, reasons = settings.model, _reasons(settings)
-    terms = 1 + reasons + 2 * (reasons and bool(model.get("cross_weight")))
+    terms = 1 + reasons + 2 * (reasons and bool(_losses(settings).get("cross")))
     return Contrast(
         columns=settings.batch * (1 + _num_negatives(settings)),
         width=width,
         terms=terms + bool(model.get("distillation_weight")),
-        both=bool(model.get("symmetric", True)),
+        both=bool(_losses(settings).get("symmetric", True)),
     )
 
 
@@ -117,7 +122,7 @@ def _side_roles(
     replies, model = NO_TOKENS, settings.model
     # The head alone would be trained, and beside LoRA it is frozen: no graph is made.
     idle = model.get("detach") and planned.shape.rank
-    if model.get("writing_weight") and not idle:
+    if _losses(settings).get("writing") and not idle:
         said = [whole["text"] - direct["text"] for whole, direct in zip(read, alone, strict=True)]
         replies = measured([{"text": num} for num in said])["text"]
     return {name: Role(per_row=1, tokens=measured(read), replies=replies)}

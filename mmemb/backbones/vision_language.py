@@ -121,7 +121,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
             if writes:
                 raise ValueError(
                     "With rationale_in: text a rationale is no reply, so writing it cannot be "
-                    "trained: set writing_weight to 0, or rationale_in: reply."
+                    "trained: set losses.writing to 0, or rationale_in: reply."
                 )
             return super().encode_paths(sides, rationales)
         if writes and detach:
@@ -164,7 +164,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if torch.is_grad_enabled() and not learns:
             raise ValueError(
                 "With detach the head alone learns to write, but it is frozen, as under LoRA: "
-                "nothing would be trained. Set detach: false, or writing_weight: 0."
+                "nothing would be trained. Set detach: false, or losses.writing: 0."
             )
 
     def _said(self, rationale: Rationale) -> list[int]:

@@ -132,6 +132,7 @@ def _swap_test(
     A cosine near 1 is the shortcut: the model uses the presence of a rationale, not its content.
     """
     swap_B2 = own_BD.new_full((len(queries), 2), torch.nan)
+    # From this batch alone: rows of other batches are not in memory.
     donors = [_next_foreign(row, queries, notes) for row in range(len(queries))]
     rows = [row for row, donor in enumerate(donors) if donor is not None]
     if rows:
@@ -147,6 +148,7 @@ def _next_foreign(
     query = queries[row]
     if query.part != "test" or notes[row] is None:
         return None
+    # Around the batch from the next row on, so that donors differ from row to row.
     for other in (*range(row + 1, len(queries)), *range(row)):
         alike = queries[other].task == query.task and queries[other].concept != query.concept
         if alike and notes[other] is not None:
@@ -176,6 +178,7 @@ def _read(
     direct_BD: Tensor,
 ) -> Tensor:
     """Returns h_r where there is a rationale, h_d elsewhere."""
+    # Rows without a rationale are not encoded twice.
     rows = [row for row, rationale in enumerate(rationales) if rationale is not None]
     vectors_BD = direct_BD.clone()
     if rows:

@@ -23,6 +23,31 @@ CLASS_PATHS = {
 """Old path of a class -> its path now."""
 
 
+_EXPORTED = (
+    "an argument of lightning_modules.DepthValueExporter, the model of the stage `utilities`"
+)
+
+ARGUMENTS = {
+    "lightning_modules.ContrastiveEmbedder": {
+        "reasoning_weight": "losses.reasoning",
+        "direct_weight": "losses.direct",
+        "cross_weight": "losses.cross",
+        "writing_weight": "losses.writing",
+        "symmetric": "losses.symmetric",
+        "matryoshka_dims": "losses.dims",
+        "false_negative_margin": "losses.false_negative_margin",
+        "export": "a class of its own: lightning_modules.DepthValueExporter or QueryEmbedder",
+        "utility_temperature": _EXPORTED,
+        "depths": _EXPORTED,
+        "num_draws": _EXPORTED,
+        "fitted": _EXPORTED,
+        "allow_fitted": _EXPORTED,
+        "cutoffs": _EXPORTED,
+    },
+}
+"""Class -> an old argument of it -> where it is now."""
+
+
 def with_new_names(settings: Any, where: str) -> Any:
     """Returns saved settings in which every old class path is replaced by its new one.
 

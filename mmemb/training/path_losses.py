@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from mmemb.records.rationales import Rationale
 from mmemb.training.pair_vectors import PairVectors
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Neither slots nor `final`: jsonargparse reads the fields of a default by `vars`.
+@dataclass(frozen=True, kw_only=True)
 class PathLosses:
     """Weights of the losses, and how their candidates are treated.
 
@@ -30,12 +29,13 @@ class PathLosses:
         cross: weight of L_nce(h_r(q), h_d(t)) + L_nce(h_d(q), h_r(t)) where targets reason.
         writing: weight `b` of the next-token loss, a mean over all tokens of all rationales.
         symmetric: also target to query.
-        false_negative_margin: see `contrastive_loss`.
+        false_negative_margin: targets whose cosine with a query exceeds that of its own target by
+            more than this do not repel it; null = all do.
         dims: prefixes of the vectors that are trained, too.
     """
 
-    direct: float
-    reasoning: float
+    direct: float = 1.0
+    reasoning: float = 1.0
     cross: float = 0.0
     writing: float = 0.0
     symmetric: bool = True
@@ -45,7 +45,7 @@ class PathLosses:
     def __post_init__(self) -> None:
         if (self.cross or self.writing) and not self.reasoning:
             raise ValueError(
-                "cross_weight and writing_weight need rationales, but reasoning_weight is 0: set "
+                "losses.cross and losses.writing need rationales, but losses.reasoning is 0: set "
                 "it above 0, or both of them to 0."
             )
 

@@ -67,7 +67,7 @@ def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path], tmp_pa
     stage(given, "fit", "selection", *judged, "--trainer.limit_train_batches", "1.0")
     stage(given, "predict", "selection", *judged)
     assert ShardIndex.open(folder / "selected").entries
-    stage(given, "fit", "embedder", *PAIRS, "--model.cross_weight", "0.5")
+    stage(given, "fit", "embedder", *PAIRS, "--model.losses.cross", "0.5")
     stage(given, "predict", "drafts", *SHORT)
     stage(given, "predict", "utilities", "--model.allow_fitted", "true")
     stage(given, "fit", "gate")

@@ -20,6 +20,7 @@ from mmemb.records.batches import PairBatch
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
 from mmemb.training.gradient_cache import GradientCache
+from mmemb.training.path_losses import PathLosses
 from tests.fixtures.tiny_embedder import BACKBONES, clip, evaluate, joint
 from tests.fixtures.tiny_sidecars import write_tiny_features, write_tiny_rationales
 from tests.fixtures.tiny_trainer import Stub, trainer_of
@@ -171,8 +172,9 @@ def test_hard_negatives_of_all_ranks_push_all_queries(tmp_path: Path) -> None:
 def test_without_the_reasoning_term_no_rationale_is_read(tmp_path: Path) -> None:
     parts = [joined([rows(0, 5), rows(ROWS, 3)])]
     silent = [replace(parts[0], rationales=(None,) * len(parts[0].keys))]
-    off = gradients(tmp_path / "off", clip, parts, reasoning_weight=0.0)
-    none = gradients(tmp_path / "none", clip, silent, reasoning_weight=0.0)
+    direct = PathLosses(reasoning=0.0)
+    off = gradients(tmp_path / "off", clip, parts, losses=direct)
+    none = gradients(tmp_path / "none", clip, silent, losses=direct)
     on = gradients(tmp_path / "on", clip, parts)
     for key, expected in none.items():
         torch.testing.assert_close(off[key], expected)

@@ -302,7 +302,7 @@ def test_sidecars_of_pairs_are_made_and_trained_on(
     more += (
         ["--model.distillation_weight", "1"] if name == "teacher" else ["--data.num_negatives", "2"]
     )
-    more += ["--model.gradient_cache", "{micro_batch_size: 3}", "--model.matryoshka_dims", "[16]"]
+    more += ["--model.gradient_cache", "{micro_batch_size: 3}", "--model.losses.dims", "[16]"]
     run(clip_experiment.command("embedder", *more))
     assert (tmp_path / "tiny/embedder/backbone/weights.pt").is_file()
 

@@ -36,6 +36,7 @@ from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import num_training_steps, schedule, schedule_length
 from mmemb.backbones import load_backbone
 from mmemb.storage.shard_index import ShardIndex
+from mmemb.training.path_losses import PathLosses
 from tests.fixtures.tiny_embedder import clip
 from tests.fixtures.tiny_experiment import REPO, run, write_experiment
 from tests.fixtures.tiny_trainer import rank_of, trainer_of
@@ -285,7 +286,7 @@ def test_weights_that_would_not_be_averaged_are_refused() -> None:
 def test_the_saved_backbone_holds_the_average(
     tiny_root: Path, tmp_path: Path, callback: Callback
 ) -> None:
-    module = ContrastiveEmbedder(clip(tmp_path), num_warmup=1, reasoning_weight=0.0)
+    module = ContrastiveEmbedder(clip(tmp_path), num_warmup=1, losses=PathLosses(reasoning=0.0))
     trainer = trainer_of(tmp_path, max_epochs=3, limit_train_batches=2, callbacks=[callback])
     before = deepcopy(module.backbone.state_dict())
     trainer.fit(module.train(), datamodule=pairs(tiny_root))

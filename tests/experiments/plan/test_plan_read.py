@@ -48,7 +48,7 @@ def embedder(root: Path, backbone: Any = None, data: Any = None, **model: Any) -
 
 
 def test_writing_keeps_the_vocabulary(tiny_root: Path) -> None:
-    silent, writing = (embedder(tiny_root, writing_weight=weight) for weight in (0.0, 1.0))
+    silent, writing = (embedder(tiny_root, losses={"writing": weight}) for weight in (0.0, 1.0))
     row = 4 * silent.model.vocabulary * 64
     assert writing.memory().loss - silent.memory().loss > 4 * row + 2 * row
     assert writing.memory().activations == silent.memory().activations
@@ -57,15 +57,15 @@ def test_writing_keeps_the_vocabulary(tiny_root: Path) -> None:
 
 
 def test_writing_keeps_nothing_where_nothing_learns_it(tiny_root: Path) -> None:
-    still = {"writing_weight": 1.0, "lora": {"rank": 2}}
+    still = {"losses": {"writing": 1.0}, "lora": {"rank": 2}}
     assert embedder(tiny_root, **still).replies()
     assert not embedder(tiny_root, **still, detach=True).replies()
-    assert not embedder(tiny_root, writing_weight=1.0, reasoning_weight=0.0).replies()
+    assert not embedder(tiny_root, losses={"writing": 1.0, "reasoning": 0.0}).replies()
 
 
 def test_targets_that_reason(tiny_root: Path) -> None:
     one, both = (
-        embedder(tiny_root, data={"target_sidecar": name}, writing_weight=1.0)
+        embedder(tiny_root, data={"target_sidecar": name}, losses={"writing": 1.0})
         for name in (None, "no/where")
     )
     longest = [each.roles["targets"].tokens["text"].longest for each in (one, both)]
@@ -75,7 +75,7 @@ def test_targets_that_reason(tiny_root: Path) -> None:
 
 
 def test_terms_across_the_paths(tiny_root: Path) -> None:
-    plain, crossed = (embedder(tiny_root, cross_weight=weight) for weight in (0.0, 1.0))
+    plain, crossed = (embedder(tiny_root, losses={"cross": weight}) for weight in (0.0, 1.0))
     taught = embedder(tiny_root, distillation_weight=1.0)
     terms = [each.contrast.terms for each in (plain, crossed, taught) if each.contrast]
     assert terms == [2, 4, 3]

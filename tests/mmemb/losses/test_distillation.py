@@ -22,6 +22,7 @@ from mmemb.losses.distillation import distillation_loss
 from mmemb.losses.terms import combine
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, encode_members, write_folder
+from mmemb.training.path_losses import PathLosses
 from tests.datamodules.test_negatives import data
 from tests.fixtures.ranks import run_ranks
 from tests.fixtures.tiny_embedder import clip
@@ -138,8 +139,7 @@ def test_a_student_comes_nearer_to_its_teacher(
     student = ContrastiveEmbedder(
         clip(tmp_path),
         lambda groups: torch.optim.AdamW(groups, lr=3e-3),
-        direct_weight=0.0,
-        reasoning_weight=0.0,
+        losses=PathLosses(direct=0.0, reasoning=0.0),
         distillation_weight=1.0,
         num_warmup=1,
     )

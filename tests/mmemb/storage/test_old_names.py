@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from experiments.cli.config_check import check_config
 from experiments.runs.recorded_config import read_config
 from mmemb.backbones import VisionLanguageBackbone, load_backbone
-from mmemb.storage.old_names import CLASS_PATHS, with_new_names
+from mmemb.storage.old_names import ARGUMENTS, CLASS_PATHS, with_new_names
 from tests.fixtures.tiny_vlm import folder as vision_language_model
 
 OLD = "mmemb.backbones.mllm.VisionLanguageBackbone"
@@ -23,6 +24,17 @@ def test_new_names_are_those_of_classes(old: str) -> None:
     home, _, name = CLASS_PATHS[old].rpartition(".")
     assert isinstance(getattr(import_module(home), name), type)
     assert CLASS_PATHS[old] not in CLASS_PATHS
+
+
+def test_an_old_argument_is_refused_with_its_new_place() -> None:
+    for path, arguments in ARGUMENTS.items():
+        home, _, name = path.rpartition(".")
+        parameters = inspect.signature(getattr(import_module(home), name)).parameters
+        for old, new in arguments.items():
+            assert old not in parameters
+            model = {"class_path": path, "init_args": {old: 1}}
+            with pytest.raises(ValueError, match=rf"F\.yaml: model\.init_args\.{old} is now {new}"):
+                check_config({"model": model}, Path("F.yaml"))
 
 
 def test_a_backbone_of_an_older_version_is_loaded_with_a_warning(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tests.lightning_modules.test_scale import rank_trainer, twice, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode")
 
-ALL = {"reasoning_weight": 1.0, "cross_weight": 0.5, "writing_weight": 0.3}
+ALL = PathLosses(reasoning=1.0, cross=0.5, writing=0.3)
 TAU = torch.tensor(0.2)
 CACHES = (None, GradientCache(micro_batch_size=3))
 CELLS = list(itertools.product(("ddp", "fsdp2"), CACHES, (False, True), (False, True)))
@@ -138,9 +138,9 @@ def test_logits_are_made_only_where_writing_is_trained() -> None:
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not write"):
-        ContrastiveEmbedder(joint(tmp_path), writing_weight=1.0)
+        ContrastiveEmbedder(joint(tmp_path), losses=PathLosses(writing=1.0))
     with pytest.raises(ValueError, match="need rationales"):
-        ContrastiveEmbedder(vlm(), reasoning_weight=0.0, cross_weight=1.0)
+        PathLosses(reasoning=0.0, cross=1.0)
 
 
 def module_of(start: Path, cell: Any) -> ContrastiveEmbedder:
@@ -152,7 +152,7 @@ def module_of(start: Path, cell: Any) -> ContrastiveEmbedder:
         lora=LoraSettings(2) if lora else None,
         gradient_cache=cache,
         gradient_checkpointing=checkpointing,
-        **ALL,
+        losses=ALL,
     )
 
 
