@@ -7,7 +7,7 @@ prefix, L of a rationale, K rationales of a pair.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from mmemb.backbones import VisionLanguageBackbone
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.llm import PromptStyle
 from mmemb.llm.decoding.cached_rows import CachedRows, collate, head
-from mmemb.llm.decoding.decoders import WholePromptDecoder
+from mmemb.llm.decoding.drafts import Draft, PlainForm, write
 from mmemb.llm.decoding.sampling import Sampling
-from mmemb.llm.decoding.text_drafts import decode
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import FULL, GREEDY
@@ -77,22 +76,27 @@ def _against(
 
 def bench_one_pass(model: Path, rows: int = 16, length: int = 32, runs: int = 5) -> Line:
     """What one pass saves against decoding first and embedding then, beside the second forward pass
-    that it spares. Decoding is our own loop over whole prompts, which notes no states."""
+    that it spares. Decoding is the same loop, which does not read what it wrote to its end."""
     backbone = VisionLanguageBackbone(str(model), slots=rows).requires_grad_(False)
     sampling, tokenizer = Sampling(length, 1.0, 1.0, 1), backbone.prompts.tokenizer
     sides = [Side(" ".join(WORDS * 8) + f" number {n}") for n in range(rows)]
     notes = backbone.generate(sides, FULL, sampling)
     opening = tokenizer.encode("<think>", add_special_tokens=False)
-    prompts = [[*backbone.prompts.build(side).ids, *opening] for side in sides]
-    decoder = WholePromptDecoder(backbone.model, [])
+    prompts = [backbone.prompts.build(side).followed_by(opening) for side in sides]
 
     def one_pass() -> None:
         backbone.think(backbone.read_prompts(sides, sampling), [FULL] * rows, sampling)
 
     def only_decode() -> None:
-        greedy, numbers = [GREEDY] * rows, list(range(rows))
-        ended = lambda tokens: tokens[-1] in backbone.end_ids  # noqa: E731
-        decode(decoder, prompts, numbers, greedy, sampling, ended, slots=rows)
+        drafts = [Draft.begin(GREEDY, length) for _ in prompts]
+
+        def read(numbers: Sequence[int]) -> tuple[CachedRows, list[list[Draft]]]:
+            chosen = [prompts[number] for number in numbers]
+            cached = CachedRows.of_sorted(backbone.model, chosen, length)
+            return cached, [[drafts[number]] for number in numbers]
+
+        ends = PlainForm(lambda tokens: tokens[-1] in backbone.end_ids)
+        write(list(map(len, prompts)), [1] * rows, read, ends, sampling, slots=rows)
 
     @torch.inference_mode()
     def second_forward() -> None:

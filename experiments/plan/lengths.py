@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from experiments.plan.work import resized, vision_tokens
-from mmemb.llm.decoding.one_pass import whole_text
+from mmemb.llm.decoding.tags import whole_text
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.style import PromptStyle
 from mmemb.records.inputs import Media, Side

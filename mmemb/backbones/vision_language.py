@@ -24,8 +24,9 @@ from mmemb.backbones.generative import (
 )
 from mmemb.backbones.vision_cache import VisionCache
 from mmemb.llm.decoding.cached_rows import CachedRows, PaddingSide, collate, head
-from mmemb.llm.decoding.one_pass import TAGS, Writer, whole_text
+from mmemb.llm.decoding.drafts import Draft, write_behind
 from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.decoding.tags import TAGS, TaggedForm, whole_text
 from mmemb.llm.loading import DTYPES, load_model, outside_of_text
 from mmemb.llm.lora import LoraSettings, attach_lora
 from mmemb.llm.prompts.chat_prompt import Prompt, PromptBuilder
@@ -132,27 +133,30 @@ class VisionLanguageBackbone(GenerativeBackbone):
             empty = self._empty()
             return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
         plain = self.prompts.build_all(sides)
-        said = [self._said(note) if note is not None else [] for note in notes]
-        whole = [prompt.followed_by(ids) for prompt, ids in zip(plain, said, strict=True)]
-        num_tokens_B = torch.tensor([len(ids) for ids in said], device=self.device)
+        replies = [self._said(note) if note is not None else [] for note in notes]
+        whole = [prompt.followed_by(ids) for prompt, ids in zip(plain, replies, strict=True)]
+        num_tokens_B = torch.tensor([len(ids) for ids in replies], device=self.device)
+
+        # One sequence holds both vectors: h_d at the end of its prompt, h_r at its own.
         state_BLH, end_B = self._states(whole)
         state_BLH = state_BLH + self._join()
         direct_BD, reasoned_BD = (
             self._unit(state_BLH[_rows(end_B), place_B], sides)
             for place_B in (end_B - num_tokens_B, end_B)
         )
+
         nll_B = direct_BD.new_zeros(len(sides))
         if writes:  # a vocabulary is wide: its logits are half of a small model's memory
             read_BLH = state_BLH.detach() if detach else state_BLH
-            nll_B = replies_nll(self.output_head, read_BLH, end_B, said)
+            nll_B = replies_nll(self.output_head, read_BLH, end_B, replies)
         return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B.float())
 
     def _read(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> list[Prompt]:
         if self.style.rationale_in == "text":
             return self.prompts.build_all(list(map(_extended, sides, rationales)))
-        said = [[] if note is None else self._said(note) for note in rationales]
+        replies = [[] if note is None else self._said(note) for note in rationales]
         prompts = self.prompts.build_all(sides)
-        return [prompt.followed_by(ids) for prompt, ids in zip(prompts, said, strict=True)]
+        return [prompt.followed_by(ids) for prompt, ids in zip(prompts, replies, strict=True)]
 
     @property
     def output_head(self) -> nn.Module:
@@ -214,7 +218,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         groups = [
             tuple(order[start : start + self.slots]) for start in range(0, len(order), self.slots)
         ]
-        room = self._writer(sampling).room
+        room = self._form(sampling).room
         read = tuple(
             (rows, CachedRows.of_sorted(self.model, [prompts[row] for row in rows], room))
             for rows in groups
@@ -237,32 +241,35 @@ class VisionLanguageBackbone(GenerativeBackbone):
         seeds: Sequence[int] | None = None,
         longest: Mapping[str, int] | None = None,
     ) -> Thoughts:
-        writer, model = self._writer(sampling, longest), Path(self.model_id).name
+        form, model = self._form(sampling, longest), Path(self.model_id).name
         seeds = [GREEDY] * len(depths) if seeds is None else seeds
-        rationales: list[Rationale | None] = [None] * len(depths)
-        ends: dict[int, Tensor] = {}
+        drafts: dict[int, Draft] = {}
 
-        for rows, cached in direct.prompts:
-            places = [place for place, row in enumerate(rows) if depths[row] != DIRECT]
-            if not places:
-                continue
+        for group, cached in direct.prompts:
+            places = [place for place, row in enumerate(group) if depths[row] != DIRECT]
+            begun = {group[p]: form.begin(depths[group[p]], seeds[group[p]]) for p in places}
+            drafts |= begun
+
             # A fork: another decision may go on from the same prompts.
-            writings = [writer.begin(rows[p], depths[rows[p]], seeds[rows[p]]) for p in places]
-            ends |= writer.write(cached.fork(torch.tensor(places)), writings)
-            for writing in writings:
-                row = writing.row
-                rationales[row] = writer.rationale(writing, seeds[row], "self", model)
+            if places:
+                rows = cached.fork(torch.tensor(places))
+                write_behind(rows, list(begun.values()), form, sampling)
 
-        # As in `encode`, a rationale that says nothing is none.
+        rationales = [
+            form.rationale(drafts[row], "self", model) if row in drafts else None
+            for row in range(len(depths))
+        ]
+
+        # As in `encode`, a rationale without words is none.
         told = [row for row, note in enumerate(rationales) if note is not None and note.plain]
         vectors_BD = direct.vectors_BD.clone()
         if told:
-            state_RH = torch.stack([ends[row] for row in told])
+            state_RH = torch.stack([drafts[row].state_H for row in told])
             vectors_BD[told] = self._unit(state_RH, [direct.sides[row] for row in told])
         return Thoughts(vectors_BD, tuple(rationales))
 
-    def _writer(self, sampling: Sampling, longest: Mapping[str, int] | None = None) -> Writer:
-        return Writer(self.model, self.prompts.tokenizer, self.end_ids, sampling, longest)
+    def _form(self, sampling: Sampling, longest: Mapping[str, int] | None = None) -> TaggedForm:
+        return TaggedForm(self.prompts.tokenizer, self.end_ids, sampling, longest)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

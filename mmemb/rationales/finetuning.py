@@ -9,8 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mmemb.llm.decoding.padding import real_positions
-from mmemb.llm.decoding.shared_prefix import read_prefix, read_rows
+from mmemb.llm.decoding.text_model import read_behind, read_prefix
 from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adapter
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.losses.terms import LossTerm
@@ -66,15 +65,8 @@ class ChatTuner(ReplyTuner):
 
     def _logits(self, tokens: ReplyTokens) -> Tensor:
         """(B, T + 1, V), from the one before the longest reply on."""
-        model, ids_BL, mask_BL = self._chat.model, tokens.ids_BL, tokens.mask_BL
+        model = self._chat.model
+        prefix = read_prefix(model, self._chat.prefix_ids) if self._shared else None
         keep = tokens.longest_reply + 1
-        if self._shared:
-            prefix = read_prefix(model, self._chat.prefix_ids)
-            return read_rows(model, ids_BL, mask_BL, prefix, None, keep)
-        return model(
-            input_ids=ids_BL,
-            attention_mask=mask_BL,
-            position_ids=real_positions(mask_BL, ids_BL.shape[1]),
-            use_cache=False,
-            logits_to_keep=keep,
-        ).logits
+        output = read_behind(model, prefix, tokens.ids_BL, tokens.mask_BL, keep, use_cache=False)
+        return output.logits  # type: ignore[no-any-return]

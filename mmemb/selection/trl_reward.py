@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
-from mmemb.llm.decoding.one_pass import missing_tags
+from mmemb.llm.decoding.tags import missing_tags
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import Pair
 from mmemb.records.rationales import FULL, GREEDY, SHORT, Rationale

@@ -114,29 +114,34 @@ class YesNoEvaluator(PairEvaluator):
             check_unicode(side.instruction + side.text)
         distinct = list({side.digest: side for side in candidates}.values())
         endings = [self.prompts.ending(query, note) for note in notes]
-        asked = CachedRows(self._model, [self.prompts.query(query)])
-        found: dict[str, Tensor] = {}
+
+        # Candidates of unequal lengths are padded, and padding would enter a recurrent state.
         size = 1 if is_recurrent(self._model) else max(1, self.max_rows // len(notes))
+        query_rows = CachedRows(self._model, [self.prompts.query(query)])
+        odds: dict[str, Tensor] = {}
         for start in range(0, len(distinct), size):
             chunk = distinct[start : start + size]
-            shown = asked.fork(torch.zeros(len(chunk), dtype=torch.long))
-            shown.feed_prompts([self.prompts.candidate(query, side) for side in chunk])
-            odds_CR = self._judged(shown, endings)
-            found |= zip((side.digest for side in chunk), odds_CR, strict=True)
-        odds_CR = torch.stack([found[side.digest] for side in candidates])
+            pair_rows = query_rows.fork(torch.zeros(len(chunk), dtype=torch.long))
+            pair_rows.feed_prompts([self.prompts.candidate(query, side) for side in chunk])
+            odds_CR = self._judged(pair_rows, endings)
+            odds |= zip((side.digest for side in chunk), odds_CR, strict=True)
+
+        odds_CR = torch.stack([odds[side.digest] for side in candidates])
         check_finite(odds_CR, self.model_id, f"the odds of yes (query {query.text[:60]!r})")
         return odds_CR
 
-    def _judged(self, shown: CachedRows, endings: Sequence[Any]) -> Tensor:
-        """(C, R): every row of `shown` with every ending, some endings at a time."""
-        num_shown = len(shown.state_RH)
-        size = max(1, self.max_rows // num_shown)
+    def _judged(self, pair_rows: CachedRows, endings: Sequence[Any]) -> Tensor:
+        """(C, R): every pair that was read with every ending, some endings at a time."""
+        num_pairs = len(pair_rows.state_RH)
+        size = max(1, self.max_rows // num_pairs)
         parts = []
         for start in range(0, len(endings), size):
             chunk = endings[start : start + size]
-            rows = shown.fork(torch.arange(num_shown).repeat_interleave(len(chunk)))
-            rows.feed_prompts([*chunk] * num_shown)
-            parts.append(self._log_odds(rows.state_RH).reshape(num_shown, len(chunk)))
+
+            # The pairs stay as they are, so they need not be read again for the next endings.
+            rows = pair_rows.fork(torch.arange(num_pairs).repeat_interleave(len(chunk)))
+            rows.feed_prompts([*chunk] * num_pairs)
+            parts.append(self._log_odds(rows.state_RH).reshape(num_pairs, len(chunk)))
         return torch.cat(parts, dim=1)
 
     def _log_odds(self, state_RH: Tensor) -> Tensor:

@@ -37,8 +37,9 @@ REFUSED = (
 EAGER = {
     "mmemb/llm/decoding/grouped_attention.py": {"transformers"},
     "mmemb/llm/prompts/chat_model.py": {"transformers"},
-    "mmemb/llm/decoding/decoders.py": {"transformers"},
+    "mmemb/llm/decoding/growing_cache.py": {"transformers"},
     "mmemb/llm/decoding/shared_prefix.py": {"transformers"},
+    "mmemb/llm/decoding/text_model.py": {"transformers"},
 }
 """Modules that may import something heavy at once: only who asks for their class loads them."""
 
@@ -66,9 +67,9 @@ MOST_IMPORTED = 5
 IMPURE = {
     "backbones.bytes_tokenizer", "backbones.clip_tokenizer", "backbones.joint",
     "backbones.open_clip", "backbones.pixels", "backbones.sequences", "backbones.tower",
-    "llm.decoding.decoders", "llm.decoding.grouped_attention", "llm.decoding.shared_prefix",
-    "llm.prompts.chat_model", "rationales.finetuning", "rationales.writers.language_model",
-    "selection.embedding_judge",
+    "llm.decoding.grouped_attention", "llm.decoding.growing_cache", "llm.decoding.shared_prefix",
+    "llm.decoding.text_model", "llm.prompts.chat_model", "rationales.finetuning",
+    "rationales.writers.language_model", "selection.embedding_judge",
 }  # fmt: skip
 """Modules of `mmemb` that need more than torch, numpy and msgspec as soon as they are imported."""
 

@@ -1,1 +1,1 @@
-"""Decoding of many drafts for one prompt, and hidden states of prompts."""
+"""One engine that writes drafts behind prompts, and hidden states at the ends of prompts."""

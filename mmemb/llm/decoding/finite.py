@@ -1,4 +1,4 @@
-"""Numbers of a model that are none: a broken checkpoint must not judge or write as if it could."""
+"""A check against NaN and infinity: a broken checkpoint must neither judge nor write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def check_finite(values: Tensor, model: object, about: str) -> None:
     Args:
         values: scores or log-probabilities, of any shape.
         model: of transformers, or its folder or hub id.
-        about: what the model was asked.
+        about: the question that the model was asked.
 
     Raises:
         ValueError: some value is not finite.

@@ -27,9 +27,10 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' `sdpa`, which under a mask repeats keys and values for every head; here the
-    heads of a group are further queries instead, where that copies less: few new tokens behind a
-    long prefix, in inference. (For a backward pass every layer would keep its copy of the mask.)
+    """Computes what transformers' `sdpa` computes, without repeated keys and values under a mask.
+
+    The heads of a group are further queries instead, where that copies less: few new tokens behind
+    a long prefix, in inference. (For a backward pass every layer would keep its copy of the mask.)
 
     Args:
         module: the attention layer.
@@ -55,6 +56,8 @@ def grouped_attention(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query_RHQD, key_RGLD, value_RGLD, attention_mask, dropout, scaling, **kwargs
         )
+
+    # One mask for each head of a group, in place of keys and values for each.
     mixed = torch.nn.functional.scaled_dot_product_attention(
         query_RHQD.reshape(R, G, -1, D),
         key_RGLD,
@@ -67,7 +70,7 @@ def grouped_attention(
 
 
 def _copies_less(mask_R1QL: Tensor, key_RGLD: Tensor, group: int) -> bool:
-    """Whether `group` masks take less than the copies of keys and values for the other heads."""
+    """Compares `group` masks with the copies of keys and values for the other heads."""
     if mask_R1QL.shape[1] > 1:  # a mask of its own for every head
         return False
     masks = group * mask_R1QL.shape[2] * mask_R1QL.element_size()

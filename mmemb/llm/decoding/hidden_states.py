@@ -1,6 +1,6 @@
-"""The hidden state at the end of a prompt: what a language model knows before it writes.
+"""The hidden state of a language model at the end of a prompt, before it writes.
 
-Knows neither prompts nor tokens. Shapes: U rows, Q tokens, H width of the model.
+Shapes: U rows, Q tokens, H width of the model.
 """
 
 from __future__ import annotations
@@ -17,40 +17,43 @@ if TYPE_CHECKING:
 
 @contextmanager
 def end_states(model: PreTrainedModel, layer: int | None) -> Iterator[list[Tensor]]:
-    """Notes the last token's state behind a block, (U, H), in the forwards inside the context.
+    """Keeps the last token's state behind a block, (U, H), in the forwards inside the context.
 
-    Rows must be padded on the left. In a middle block such a state tells best what the model
-    knows: the last ones have turned to the next word.
+    Rows must be padded on the left. A state of a middle block tells best what a model can answer:
+    the last blocks have turned to the next word.
 
     Args:
         model: of transformers, with its blocks in one ModuleList.
-        layer: number of the block; negative ones count from the end; None notes nothing.
+        layer: number of the block; negative ones count from the end; None keeps nothing.
 
     Yields:
-        A list that will hold the states of each forward; it stays empty if the blocks cannot be
-        found, since who only writes must not fail for it.
+        A list that will hold the states of each forward. It stays empty if the blocks cannot be
+        told from other modules, since a model that only writes must not fail for it.
 
     Raises:
         ValueError: the model has no such block.
     """
-    found: list[Tensor] = []
+    states: list[Tensor] = []
 
-    def note(module: nn.Module, arguments: Any, output: Any) -> None:
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
         state_UQH = output[0] if isinstance(output, tuple) else output
-        found.append(state_UQH[:, -1].float().cpu())
+        states.append(state_UQH[:, -1].float().cpu())
 
     num_layers = model.config.get_text_config().num_hidden_layers
     if layer is None or (blocks := _blocks(model, num_layers)) is None:
-        yield found
+        yield states
         return
+
     if not -num_layers <= layer < num_layers:
         raise ValueError(
             f"probe_layer is {layer}, but the model has {num_layers} blocks: "
             f"choose one from 0 to {num_layers - 1}."
         )
-    handle = blocks[layer].register_forward_hook(note)
+
+    # The hook goes in any case: a model must not keep states of what is read later.
+    handle = blocks[layer].register_forward_hook(keep)
     try:
-        yield found
+        yield states
     finally:
         handle.remove()
 

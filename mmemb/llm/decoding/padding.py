@@ -1,4 +1,4 @@
-"""Rows of token ids padded on the left, their positions and their causal mask; knows no model.
+"""Rows of token ids padded on the left, and their positions; knows no model.
 
 Shapes: R rows, Q new tokens, L tokens of a row up to now.
 """
@@ -26,17 +26,3 @@ def real_positions(mask_RL: Tensor, num_new: int) -> Tensor:
     [[0, 1], [1, 2]]
     """
     return (mask_RL.cumsum(1)[:, mask_RL.shape[1] - num_new :] - 1).clamp(min=0)
-
-
-def causal_mask(mask_RL: Tensor, num_new: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask (R, 1, Q, L): a new token sees real tokens up to itself.
-
-    A padding token sees itself as well, so that no row of scores is empty.
-    """
-    L = mask_RL.shape[1]
-    rank_L = torch.arange(L, device=mask_RL.device)
-    query_Q = rank_L[L - num_new :, None]
-    seen = (rank_L <= query_Q) & (mask_RL[:, None, :].bool() | (rank_L == query_Q))
-    return torch.zeros(seen.shape, dtype=dtype, device=mask_RL.device).masked_fill(
-        ~seen, torch.finfo(dtype).min
-    )[:, None]

@@ -1,12 +1,11 @@
-"""How one token is drawn for each of many rows, greedily or by a seed of its own.
+"""Draws of one token for each of many rows, greedily or by a seed of its own.
 
 Shapes: R rows (draws), V vocabulary, K likeliest tokens, T new tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from mmemb.records.rationales import GREEDY
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: temperature, then the `top_k` likeliest, then the nucleus of them."""
+    """Settings of draws: temperature, then the `top_k` likeliest tokens, then their nucleus."""
 
     max_new_tokens: int
     temperature: float
@@ -37,20 +36,6 @@ class Sampling:
         return f"{kind} n={self.max_new_tokens}"
 
 
-@final
-@dataclass(slots=True)
-class Draw:
-    """One generated sequence, its end token included, and its log-probability at temperature 1."""
-
-    tokens: list[int] = field(default_factory=list)
-    log_probability: float = 0.0
-    complete: bool = False
-
-    def is_open(self, sampling: Sampling) -> bool:
-        """Whether it goes on."""
-        return not self.complete and len(self.tokens) < sampling.max_new_tokens
-
-
 def choose_tokens(
     logits_RV: Tensor, noise_R: Tensor, sampled_R: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
@@ -69,13 +54,18 @@ def choose_tokens(
     top = logits_RV.topk(min(sampling.top_k, logits_RV.shape[1]), dim=1)
     total_R1 = logits_RV.logsumexp(1, True).double().cpu()
     top_RK, ids_RK = top.values.cpu(), top.indices.cpu()  # a vocabulary stays where it is
+
+    # The nucleus holds a token if those before it have not reached `top_p` yet.
     probs_RK = (top_RK.double() / sampling.temperature).softmax(dim=1)
     below_RK = probs_RK.cumsum(dim=1) - probs_RK
     probs_RK = probs_RK.masked_fill(below_RK >= sampling.top_p, 0.0)
+
+    # Without noise the first token is taken, the likeliest.
     cumulative_RK = probs_RK.cumsum(dim=1)
     threshold_R1 = (noise_R * sampled_R)[:, None] * cumulative_RK[:, -1:]
     rank_R1 = (cumulative_RK <= threshold_R1).sum(dim=1, keepdim=True) * sampled_R[:, None]
     rank_R1 = rank_R1.clamp(max=int(ids_RK.shape[1]) - 1)
+
     log_probs_R1 = top_RK.gather(1, rank_R1).double() - total_R1
     return ids_RK.gather(1, rank_R1)[:, 0], log_probs_R1[:, 0]
 

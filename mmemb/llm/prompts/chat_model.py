@@ -13,7 +13,7 @@ import torch
 from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from mmemb.llm.decoding.decoders import share_prefix
+from mmemb.llm.decoding.text_model import share_prefix
 from mmemb.llm.loading import DTYPES, reason_of, revision_of
 from mmemb.llm.lora import adapter_identity, merge_adapter
 from mmemb.llm.prompts.few_shot import FewShotPrompt

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from mmemb.llm.decoding.decoders import SharedPrefixDecoder, WholePromptDecoder
-from mmemb.llm.decoding.sampling import Draw, Sampling
-from mmemb.llm.decoding.text_drafts import Decoder, decode
+from mmemb.llm.decoding.drafter import Drafter
+from mmemb.llm.decoding.drafts import Draft, PlainForm
+from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.decoding.text_model import TextModel
 from mmemb.llm.lora import LoraSettings
 from mmemb.llm.prompts.chat_model import ChatModel
+from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.rationales.writers.base import RationaleWorker, asked_draws
 from mmemb.records.hashing import stable_hash
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 @final
 class LanguageModelWorker(RationaleWorker):
-    """Writes rationales with a chat model, greedy and sampled draws in one batch (METHOD 4).
+    """Writes rationales with a chat model, greedy and sampled draws in one batch
+    (docs/method.md section 4).
 
     The few-shot prompt is read once. The model loads at the first `write` and is no module of
     this object, so no checkpoint ever holds it.
@@ -77,7 +80,6 @@ class LanguageModelWorker(RationaleWorker):
         self.probe_layer = probe_layer
         self.adapter = None if adapter is None else str(adapter)
         self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
-        self._known: dict[str, Tensor] = {}  # states of the questions read last
 
     def settings(self) -> dict[str, Any]:
         sampling = self.sampling
@@ -106,7 +108,7 @@ class LanguageModelWorker(RationaleWorker):
         return f"{stable_hash(*parts, self.batch_size, bits=64):016x}"
 
     def draw_identity(self) -> str:
-        """As `identity`, whatever `batch_size` and the probed layer."""
+        """The same as `identity`, whatever `batch_size` and the probed layer."""
         parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
         return f"{stable_hash(*parts, bits=64):016x}"
 
@@ -117,12 +119,12 @@ class LanguageModelWorker(RationaleWorker):
 
     @property
     def revision(self) -> str:
-        """Of the weights, adapter included."""
+        """Revision of the weights, adapter included."""
         return self._chat.revision
 
     @cached_property
     def fitted_facts(self) -> frozenset[str]:
-        """Those of the adapter's run and of the model; a model of the hub was fitted on none."""
+        """Facts of the adapter's run and of the model; a model of the hub was fitted on none."""
         return trained_facts(self.model_id, self.adapter)
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
@@ -132,58 +134,46 @@ class LanguageModelWorker(RationaleWorker):
         return ChatTuner(self._chat.copy(), lora, seed)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        rows = asked_draws(self, sides, seeds_BK)
+        asked = asked_draws(self, sides, seeds_BK)
+        questions = [self.prompt.question(sides[row]) for row, _ in asked]
+        drafts = [Draft.begin(seed, self.sampling.max_new_tokens) for _, seed in asked]
+
+        # Sides that put the same question share the reading of it.
+        pools: dict[str, list[Draft]] = {question: [] for question in questions}
+        for question, draft in zip(questions, drafts, strict=True):
+            pools[question].append(draft)
+        self._drafter.write(self._prompts(pools), pools)
+
         written: list[list[Rationale]] = [[] for _ in sides]
-        for (i, seed), draw in zip(rows, self._decode(sides, rows), strict=True):
-            written[i].append(self._rationale(draw, seed))
+        for (row, _), draft in zip(asked, drafts, strict=True):
+            written[row].append(self._rationale(draft))
         return written
 
-    @torch.inference_mode()
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
         questions = [self.prompt.question(side) for side in sides]
-        known = dict(self._known)
-        unread = [question for question in dict.fromkeys(questions) if question not in known]
-        for first in range(0, len(unread), self.batch_size):
-            chunk = unread[first : first + self.batch_size]
-            self._decoder.start([self._chat.question_ids(question) for question in chunk])
-            if self._decoder.states_UH is not None:
-                known |= zip(chunk, self._decoder.states_UH, strict=True)
-        if not set(questions) <= set(known):
-            raise ValueError(
-                f"The model {self.model_id} keeps its blocks in no ModuleList, so the end of its "
-                "prompt cannot be probed. Choose a gate state without `probe`."
-            )
+        states = self._drafter.probe(self._prompts(questions))
         width = self._chat.model.config.get_text_config().hidden_size
-        return torch.stack([known[q] for q in questions]) if sides else torch.zeros(0, width)
+        return torch.stack([states[q] for q in questions]) if sides else torch.zeros(0, width)
 
-    def _decode(self, sides: Sequence[Side], rows: Sequence[tuple[int, int]]) -> list[Draw]:
-        questions = [self.prompt.question(sides[i]) for i, _ in rows]
-        distinct = {question: number for number, question in enumerate(dict.fromkeys(questions))}
-        draws, states = decode(
-            self._decoder,
-            [self._chat.question_ids(question) for question in distinct],
-            [distinct[question] for question in questions],
-            [seed for _, seed in rows],
-            self.sampling,
-            self._is_complete,
-            self.batch_size,
-        )
-        self._known = {q: states[number] for q, number in distinct.items() if number in states}
-        return draws
+    def _prompts(self, questions: Iterable[str]) -> dict[str, Prompt]:
+        """Question -> the tokens that the model reads, without a prefix that it shares."""
+        chat = self._chat
+        before = () if chat.shares_prefix else chat.prefix_ids
+        return {q: Prompt((*before, *chat.question_ids(q))) for q in dict.fromkeys(questions)}
 
-    def _rationale(self, draw: Draw, seed: int) -> Rationale:
-        generated = self._chat.tokenizer.decode(draw.tokens, skip_special_tokens=True)
+    def _rationale(self, draft: Draft) -> Rationale:
+        generated = self._chat.tokenizer.decode(draft.tokens, skip_special_tokens=True)
         return Rationale(
-            text=self.prompt.rationale_text(generated, draw.complete),
+            text=self.prompt.rationale_text(generated, draft.complete),
             worker=self.name,
             model=self._chat.label,
             revision=self.revision,
             prompt=self.prompt.identity,
-            decoding=self.sampling.describe(seed),
-            seed=seed,
-            num_tokens=len(draw.tokens),
-            log_probability=round(draw.log_probability, 4),
+            decoding=self.sampling.describe(draft.seed),
+            seed=draft.seed,
+            num_tokens=len(draft.tokens),
+            log_probability=round(draft.log_probability, 4),
             depth=self.prompt.depth,
         )
 
@@ -195,10 +185,10 @@ class LanguageModelWorker(RationaleWorker):
         )
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        """The fast decoder where it provably computes what the model computes, else the plain."""
-        chat = self._chat
-        if not chat.shares_prefix:
-            return WholePromptDecoder(chat.model, chat.prefix_ids, self.probe_layer)
-        room = self.sampling.max_new_tokens
-        return SharedPrefixDecoder(chat.model, chat.prefix_ids, room, self.probe_layer)
+    def _drafter(self) -> Drafter:
+        """Writes with the prefix stored once where the model provably computes the same."""
+        chat, sampling = self._chat, self.sampling
+        model = TextModel(chat.model, chat.prefix_ids if chat.shares_prefix else ())
+        form = PlainForm(self._is_complete)
+        slots, layer = self.batch_size, self.probe_layer
+        return Drafter(model, form, sampling, sampling.max_new_tokens, slots, layer)

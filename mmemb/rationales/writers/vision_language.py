@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from mmemb.llm.decoding.cached_rows import READ_TOGETHER, CachedRows, collate
-from mmemb.llm.decoding.hidden_states import end_states
+from mmemb.llm.decoding.drafter import Drafter
+from mmemb.llm.decoding.drafts import Draft
 from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.decoding.tags import TaggedForm
 from mmemb.llm.loading import revision_of
 from mmemb.llm.lora import (
     LoraSettings,
@@ -36,14 +36,12 @@ from mmemb.storage.trained_facts import trained_facts
 
 if TYPE_CHECKING:
     from mmemb.backbones.vision_language import VisionLanguageBackbone
-    from mmemb.llm.decoding.one_pass import Writer
 
 ASK = (
     "Think about what is asked for before you name it. Write <think>your thoughts</think>"
     "<answer>a short description of what is asked for</answer>."
 )
 PLAIN_STYLE = PromptStyle(system=ASK)
-MOST_KNOWN = 4096
 
 
 @final
@@ -99,7 +97,6 @@ class VisionLanguageWorker(RationaleWorker):
         self.attention, self.probe_layer = attention, probe_layer
         self.adapter = None if adapter is None else str(adapter)
         self.trust_remote_code = trust_remote_code
-        self._known: dict[str, Tensor] = {}
 
     def settings(self) -> dict[str, Any]:
         sampling = asdict(self.sampling)
@@ -128,12 +125,12 @@ class VisionLanguageWorker(RationaleWorker):
 
     @property
     def reads(self) -> frozenset[str]:  # type: ignore[override]
-        """What the model's processor can read."""
+        """Modalities that the model's processor can read."""
         return self._backbone.modalities
 
     @cached_property
     def revision(self) -> str:
-        """Of the weights, adapter included."""
+        """Revision of the weights, adapter included."""
         commit = None
         if not Path(self.model_id).is_dir():
             commit = getattr(self._backbone.model.config, "_commit_hash", None)
@@ -142,46 +139,39 @@ class VisionLanguageWorker(RationaleWorker):
 
     @cached_property
     def fitted_facts(self) -> frozenset[str]:
-        """Those of the adapter's run and of the model; a model of the hub was fitted on none."""
+        """Facts of the adapter's run and of the model; a model of the hub was fitted on none."""
         return trained_facts(self.model_id, self.adapter)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        from mmemb.llm.decoding.one_pass import draft
-
         asked = asked_draws(self, sides, seeds_BK)
-        rows = list(dict.fromkeys(row for row, _ in asked))
-        draws = [(rows.index(row), self.depth, seed) for row, seed in asked]
-        prompts = self._backbone.prompts.build_all([sides[row] for row in rows])
-        names = {id(p): sides[row].digest for p, row in zip(prompts, rows, strict=True)}
-        self._forget()
-        writer, read = self._writer, partial(self._read, names)
-        writings = draft(writer, prompts, draws, self.batch_size, read)
-        written: list[list[Rationale]] = [[] for _ in sides]
+        form, drafter = self._drafter
+        drafts = [form.begin(self.depth, seed) for _, seed in asked]
+
+        # Equal sides share the reading of their prompt.
+        pools: dict[str, list[Draft]] = {sides[row].digest: [] for row, _ in asked}
+        for (row, _), draft in zip(asked, drafts, strict=True):
+            pools[sides[row].digest].append(draft)
+        drafter.write(self._prompts([sides[row] for row, _ in asked]), pools)
+
         prompt = f"{stable_hash(sorted(asdict(self.style).items()), bits=48):012x}"
         origin = (self.name, Path(self.model_id).name, self.revision, prompt)
-        for (row, seed), writing in zip(asked, writings, strict=True):
-            written[row].append(writer.rationale(writing, seed, *origin))
+        written: list[list[Rationale]] = [[] for _ in sides]
+        for (row, _), draft in zip(asked, drafts, strict=True):
+            written[row].append(form.rationale(draft, *origin))
         return written
 
-    @torch.inference_mode()
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
-        known = dict(self._known)
-        self._forget()
-        fresh = {side.digest: side for side in sides if side.digest not in known}
-        built = self._backbone.prompts.build_all(list(fresh.values()))
-        prompts = dict(zip(fresh, built, strict=True))
-        names = {id(prompt): name for name, prompt in prompts.items()}
-        # Neighbours are of like length: little is padded.
-        unread = sorted(prompts.values(), key=lambda prompt: -len(prompt))
-        model = self._backbone.model
-        for first in range(0, len(unread), READ_TOGETHER):
-            chunk = unread[first : first + READ_TOGETHER]
-            with self._noting(names, chunk):
-                model.base_model(**collate(model, chunk, "left").inputs, use_cache=False)
-        known |= self._known
-        states = [known[side.digest] for side in sides]
-        return torch.stack(states) if states else torch.zeros(0, self._backbone.embedding_dim)
+        states = self._drafter[1].probe(self._prompts(sides))
+        rows = [states[side.digest] for side in sides]
+        return torch.stack(rows) if rows else torch.zeros(0, self._backbone.embedding_dim)
+
+    def _prompts(self, sides: Sequence[Side]) -> dict[str, Prompt]:
+        """Digest of a side -> its prompt."""
+        distinct = {side.digest: side for side in sides}
+        return dict(
+            zip(distinct, self._backbone.prompts.build_all(list(distinct.values())), strict=True)
+        )
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
         """See `RationaleWorker.tuner`."""
@@ -192,34 +182,13 @@ class VisionLanguageWorker(RationaleWorker):
             )
         return VisionLanguageTuner(self._load(), lora, seed)
 
-    def _read(self, names: Mapping[int, str], prompts: Sequence[Prompt]) -> CachedRows:
-        with self._noting(names, prompts):
-            return CachedRows.of_sorted(self._backbone.model, prompts, self._writer.room)
-
-    @contextmanager
-    def _noting(self, names: Mapping[int, str], prompts: Sequence[Prompt]) -> Iterator[None]:
-        """While prompts are read, notes what `probe` will be asked for.
-
-        Args:
-            names: id of a prompt -> digest of its side.
-            prompts: those that are read.
-        """
-        with end_states(self._backbone.model.get_decoder(), self.probe_layer) as states:
-            yield
-        if states:
-            self._known |= zip((names[id(p)] for p in prompts), torch.cat(states), strict=True)
-
-    def _forget(self) -> None:
-        """At the start of a call: within one, all states are needed at its end."""
-        if len(self._known) > MOST_KNOWN:
-            self._known = {}
-
-    @property
-    def _writer(self) -> Writer:
-        from mmemb.llm.decoding.one_pass import Writer
-
-        backbone = self._backbone
-        return Writer(backbone.model, backbone.prompts.tokenizer, backbone.end_ids, self.sampling)
+    @cached_property
+    def _drafter(self) -> tuple[TaggedForm, Drafter]:
+        """The form of the drafts, and what writes them."""
+        backbone, sampling = self._backbone, self.sampling
+        form = TaggedForm(backbone.prompts.tokenizer, backbone.end_ids, sampling)
+        slots, layer = self.batch_size, self.probe_layer
+        return form, Drafter(backbone.model, form, sampling, form.room, slots, layer)
 
     @cached_property
     def _backbone(self) -> VisionLanguageBackbone:

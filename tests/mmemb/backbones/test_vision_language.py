@@ -12,8 +12,8 @@ from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.backbones.contract import check_contract
 from mmemb.llm import PromptStyle
 from mmemb.llm.decoding.cached_rows import CachedRows, collate
-from mmemb.llm.decoding.one_pass import whole_text
 from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.decoding.tags import whole_text
 from mmemb.llm.lora import LoraSettings
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_models import write_chat_model

@@ -12,7 +12,7 @@ import torch
 from mmemb.backbones import VisionLanguageBackbone
 from mmemb.llm import PromptStyle
 from mmemb.llm.decoding.cached_rows import collate
-from mmemb.llm.decoding.one_pass import TAGS
+from mmemb.llm.decoding.tags import TAGS
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_vlm import ON_EACH, SIDES, folder, looking, note, picture, qwen
 

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from mmemb.backbones import VisionLanguageBackbone
 from mmemb.backbones.generative import Thoughts
 from mmemb.llm.decoding.cached_rows import collate
-from mmemb.llm.decoding.one_pass import whole_text
 from mmemb.llm.decoding.sampling import Sampling
+from mmemb.llm.decoding.tags import whole_text
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import DIRECT, FULL, GREEDY, SHORT
 from tests.fixtures.tiny_vlm import ON_EACH, SIDES, babbling

@@ -11,19 +11,15 @@ from torch import Tensor
 from transformers import AttentionInterface, LlamaForCausalLM
 
 from mmemb.llm import FewShotPrompt
-from mmemb.llm.decoding.decoders import (
-    SHARED_PREFIX_ATTENTION,
-    SharedPrefixDecoder,
-    WholePromptDecoder,
-)
+from mmemb.llm.decoding.cached_rows import CachedRows
 from mmemb.llm.decoding.hidden_states import end_states
+from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY
 from tests.fixtures.tiny_language_model import byte_tokenizer, tiny_gpt2, tiny_llama
 
 SIDES = [Side("Paris"), Side("the Nile delta"), Side("x"), Side("Paris")]
-DECODERS = {"shared": SharedPrefixDecoder, "whole": WholePromptDecoder}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=DECODERS)
+@pytest.fixture(params=["shared", "whole"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which decoder the workers of a test use."""
+    """Whether the workers of a test store their prefix once."""
     if request.param == "whole":
         wrong = AttentionInterface._global_mapping["sdpa"]  # ignores the prefix, so it is dropped
         monkeypatch.setitem(AttentionInterface._global_mapping, SHARED_PREFIX_ATTENTION, wrong)
@@ -50,7 +46,7 @@ def worker(folder: Path, kind: str = "shared", layer: int = 0, **kwargs) -> Lang
     found = LanguageModelWorker(
         str(folder), str(folder / "prompt.json"), max_new_tokens=3, probe_layer=layer, **kwargs
     )
-    assert isinstance(found._decoder, DECODERS[kind])
+    assert (found._drafter.model.prefix is not None) == (kind == "shared")
     return found
 
 
@@ -103,7 +99,7 @@ def test_a_probe_is_free_after_a_write(
     prober = worker(folder, kind, batch_size=3)  # the draws of one question are in two batches
     prober.write(SIDES[:3], torch.tensor([[GREEDY, 1]] * 3))
     with monkeypatch.context() as patch:
-        patch.setattr(DECODERS[kind], "start", lambda *_: pytest.fail("the model is asked again"))
+        patch.setattr(CachedRows, "_read", lambda *_: pytest.fail("the model is asked again"))
         close(prober.probe(SIDES), fresh_BH)
     prober.write(SIDES[:1], torch.tensor([[GREEDY]]))
     close(prober.probe(SIDES), fresh_BH)  # what the last write did not read is read now

@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import final
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmemb.llm.decoding.decoders import (
-    SHARED_PREFIX_ATTENTION,
-    SharedPrefixDecoder,
-    WholePromptDecoder,
-)
-from mmemb.llm.decoding.padding import causal_mask
+from mmemb.llm.decoding.cached_rows import CachedRows
+from mmemb.llm.decoding.drafts import Draft, PlainForm, write
 from mmemb.llm.decoding.sampling import Sampling, choose_tokens
-from mmemb.llm.decoding.text_drafts import Decoder, decode
+from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
+from mmemb.llm.decoding.text_model import TextModel, read_behind, read_prefix
+from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.records.rationales import GREEDY
 from tests.fixtures.tiny_language_model import tiny_gpt2, tiny_llama
 
 PREFIX = [7, 50, 31, 90, 11]
 PROMPTS = [[5, 6, 7, 8, 9, 10], [40], [3, 80, 12]]
 SAMPLING = Sampling(max_new_tokens=9, temperature=1.2, top_p=0.9, top_k=30)
+Reader = Callable[[Sequence[Sequence[int]]], CachedRows]
 
 
-def make_decoder(kind: str, model: PreTrainedModel) -> Decoder:
-    if kind == "whole":
-        return WholePromptDecoder(model, PREFIX)
-    model.set_attn_implementation(SHARED_PREFIX_ATTENTION)
-    return SharedPrefixDecoder(model, PREFIX, SAMPLING.max_new_tokens)
+def make_reader(kind: str, model: PreTrainedModel, room: int = 9) -> Reader:
+    if kind == "shared":
+        model.set_attn_implementation(SHARED_PREFIX_ATTENTION)
+        shared = TextModel(model, PREFIX)
+        return lambda own: CachedRows(shared, [Prompt(tuple(ids)) for ids in own], room)
+    whole = TextModel(model)
+    # Without places made at once, rows are in the model's own cache, and none can join.
+    return lambda own: CachedRows(
+        whole, [Prompt((*PREFIX, *ids)) for ids in own], room if kind == "whole" else 0
+    )
 
 
-@pytest.fixture(params=[("shared", tiny_llama), ("whole", tiny_llama), ("whole", tiny_gpt2)])
-def decoding(request: pytest.FixtureRequest) -> tuple[Decoder, PreTrainedModel]:
-    """A decoder under test, and an untouched copy of its model."""
+def decode(
+    read: Reader,
+    prompts: Sequence[Sequence[int]],
+    row_prompts: Sequence[int],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    is_complete: Callable[[list[int]], bool],
+    slots: int = 96,
+) -> list[Draft]:
+    """A draft for every seed, each with a prompt of its own."""
+    drafts = [Draft.begin(seed, sampling.max_new_tokens) for seed in seeds]
+    lengths = [len(prompts[row]) for row in row_prompts]
+
+    def begin(numbers: Sequence[int]) -> tuple[CachedRows, list[list[Draft]]]:
+        rows = read([prompts[row_prompts[number]] for number in numbers])
+        return rows, [[drafts[number]] for number in numbers]
+
+    write(lengths, [1] * len(drafts), begin, PlainForm(is_complete), sampling, slots)
+    return drafts
+
+
+@pytest.fixture(
+    params=[("shared", tiny_llama), ("whole", tiny_llama), ("whole", tiny_gpt2), ("own", tiny_gpt2)]
+)
+def decoding(request: pytest.FixtureRequest) -> tuple[Reader, PreTrainedModel]:
+    """What reads prompts, and an untouched copy of its model."""
     kind, make = request.param
-    return make_decoder(kind, make()), make()
+    return make_reader(kind, make()), make()
 
 
 def never(tokens: list[int]) -> bool:
@@ -45,17 +73,17 @@ def never(tokens: list[int]) -> bool:
 
 
 def test_log_probability_is_that_of_a_full_forward(
-    decoding: tuple[Decoder, PreTrainedModel],
+    decoding: tuple[Reader, PreTrainedModel],
 ) -> None:
-    decoder, model = decoding
+    read, model = decoding
     seeds = [GREEDY, 11, GREEDY, 12, GREEDY, 13]
-    draws, _ = decode(decoder, PROMPTS, [0, 0, 1, 1, 2, 2], seeds, SAMPLING, lambda t: t[-1] < 20)
+    draws = decode(read, PROMPTS, [0, 0, 1, 1, 2, 2], seeds, SAMPLING, lambda t: t[-1] < 20)
     assert len({len(draw.tokens) for draw in draws}) > 1  # rows left at different times
     for draw, prompt, seed in zip(draws, [0, 0, 1, 1, 2, 2], seeds, strict=True):
-        read = [*PREFIX, *PROMPTS[prompt]]
+        before = [*PREFIX, *PROMPTS[prompt]]
         with torch.no_grad():
-            logits_LV = model(torch.tensor([[*read, *draw.tokens]])).logits[0].double()
-        logits_TV = logits_LV[len(read) - 1 : -1]
+            logits_LV = model(torch.tensor([[*before, *draw.tokens]])).logits[0].double()
+        logits_TV = logits_LV[len(before) - 1 : -1]
         tokens_T = torch.tensor(draw.tokens)
         expected = logits_TV.log_softmax(-1).gather(1, tokens_T[:, None]).sum()
         assert draw.log_probability == pytest.approx(expected.item(), abs=1e-4)
@@ -64,13 +92,13 @@ def test_log_probability_is_that_of_a_full_forward(
 
 
 def test_a_draw_does_not_depend_on_its_neighbours(
-    decoding: tuple[Decoder, PreTrainedModel],
+    decoding: tuple[Reader, PreTrainedModel],
 ) -> None:
-    decoder, _ = decoding
+    read, _ = decoding
     rows, seeds = [0, 1, 2, 1, 0], [GREEDY, 5, GREEDY, 6, 7]
-    together, _ = decode(decoder, PROMPTS, rows, seeds, SAMPLING, lambda t: t[-1] < 20)
+    together = decode(read, PROMPTS, rows, seeds, SAMPLING, lambda t: t[-1] < 20)
     for draw, row, seed in zip(together, rows, seeds, strict=True):
-        (alone,), _ = decode(decoder, [PROMPTS[row]], [0], [seed], SAMPLING, lambda t: t[-1] < 20)
+        (alone,) = decode(read, [PROMPTS[row]], [0], [seed], SAMPLING, lambda t: t[-1] < 20)
         assert alone.tokens == draw.tokens
         assert alone.complete == draw.complete
         assert alone.log_probability == pytest.approx(draw.log_probability, abs=1e-4)
@@ -78,28 +106,34 @@ def test_a_draw_does_not_depend_on_its_neighbours(
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 4])
 def test_waiting_rows_join_and_change_nothing(
-    decoding: tuple[Decoder, PreTrainedModel], slots: int
+    decoding: tuple[Reader, PreTrainedModel], slots: int
 ) -> None:
     """Prompts of other lengths, read while others are under way, in slots that became free."""
-    decoder, _ = decoding
+    read, _ = decoding
     rows, seeds = [0, 1, 2, 1, 0, 2, 2, 1], [GREEDY, 5, GREEDY, 6, 7, 8, 9, 10]
-    arguments = (decoder, PROMPTS, rows, seeds, SAMPLING, lambda t: t[-1] < 20)
-    expected, _ = decode(*arguments, slots=len(rows))
-    found, _ = decode(*arguments, slots=slots)
+    arguments = (read, PROMPTS, rows, seeds, SAMPLING, lambda t: t[-1] < 20)
+    expected = decode(*arguments, slots=len(rows))
+    found = decode(*arguments, slots=slots)
     assert len({len(draw.tokens) for draw in expected}) > 1
     for one, other in zip(found, expected, strict=True):
         assert (one.tokens, one.complete) == (other.tokens, other.complete)
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
 
 
-def test_slots_are_refilled_before_the_last_row_has_ended() -> None:
-    model = tiny_llama()
-    decoder = make_decoder("shared", model)
+def test_slots_are_refilled_before_the_last_row_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     steps: list[int] = []
-    step = decoder.step
-    decoder.step = lambda tokens_R: (steps.append(len(tokens_R)), step(tokens_R))[1]
-    draws, _ = decode(
-        decoder, PROMPTS, [0, 1, 2] * 4, [*range(12)], SAMPLING, lambda t: t[-1] < 30, slots=4
+    feed = CachedRows.feed
+
+    def noted(rows: CachedRows, ids_RQ: Tensor) -> Tensor:
+        steps.append(len(ids_RQ))
+        return feed(rows, ids_RQ)
+
+    monkeypatch.setattr(CachedRows, "feed", noted)
+    read = make_reader("shared", tiny_llama())
+    draws = decode(
+        read, PROMPTS, [0, 1, 2] * 4, [*range(12)], SAMPLING, lambda t: t[-1] < 30, slots=4
     )
     lengths = sorted(len(draw.tokens) for draw in draws)
     assert max(steps) <= 4
@@ -107,12 +141,12 @@ def test_slots_are_refilled_before_the_last_row_has_ended() -> None:
 
 
 def test_seeds_decide_and_the_global_generator_is_left_alone(
-    decoding: tuple[Decoder, PreTrainedModel],
+    decoding: tuple[Reader, PreTrainedModel],
 ) -> None:
-    decoder, _ = decoding
+    read, _ = decoding
     state = torch.get_rng_state()
     first, again, other = (
-        decode(decoder, PROMPTS, [0], [seed], SAMPLING, never)[0][0].tokens for seed in (1, 1, 2)
+        decode(read, PROMPTS, [0], [seed], SAMPLING, never)[0].tokens for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -122,57 +156,64 @@ def test_seeds_decide_and_the_global_generator_is_left_alone(
 def test_the_prefix_is_stored_once_and_kept() -> None:
     model = tiny_llama()
     model.set_attn_implementation(SHARED_PREFIX_ATTENTION)
-    decoder = SharedPrefixDecoder(model, PREFIX, 9)
-    keys = decoder._prefix.layers[0].keys.clone()
-    decode(decoder, PROMPTS, [0, 1, 2], [GREEDY] * 3, SAMPLING, never)
+    shared = TextModel(model, PREFIX)
+    keys = shared.prefix.layers[0].keys.clone()
+    read = lambda own: CachedRows(shared, [Prompt(tuple(ids)) for ids in own], 9)  # noqa: E731
+    decode(read, PROMPTS, [0, 1, 2], [GREEDY] * 3, SAMPLING, never)
     assert keys.shape[0] == 1
-    assert torch.equal(decoder._prefix.layers[0].keys, keys)
+    assert torch.equal(shared.prefix.layers[0].keys, keys)
 
 
 @final
-class ScriptedDecoder(Decoder):
+class ScriptedRows:
     """Row r says its script, one token a step; counts what it is fed."""
 
-    def __init__(self, scripts: list[list[int]]) -> None:
-        self.scripts = scripts
-        self.fed: list[int] = []
+    can_join, model = False, "scripted"
 
-    def start(self, prompts: Any) -> Tensor:
-        self.rows, self.time = list(range(len(prompts))), 0
-        return self._logits()
+    def __init__(self, scripts: list[list[int]]) -> None:
+        self.scripts, self.rows, self.time = scripts, list(range(len(scripts))), 0
+        self.fed: list[int] = []
 
     def select(self, rows_R: Tensor) -> None:
         self.rows = [self.rows[row] for row in rows_R.tolist()]
 
-    def step(self, tokens_R: Tensor) -> Tensor:
-        self.fed.append(len(tokens_R))
-        assert tokens_R.tolist()[-1] == self._now()[-1]
+    def feed(self, ids_RQ: Tensor) -> None:
+        self.fed.append(len(ids_RQ))
+        assert ids_RQ.tolist()[-1] == self._now()[-1:]
         self.time += 1
-        return self._logits()
+
+    def next_logits(self, rows_N: Tensor) -> Tensor:
+        tokens_N = torch.tensor(self._now())[rows_N]
+        return torch.nn.functional.one_hot(tokens_N, 10).float() * 50
 
     def _now(self) -> list[int]:
         return [self.scripts[row][min(self.time, 3)] for row in self.rows]
 
-    def _logits(self) -> Tensor:
-        return torch.nn.functional.one_hot(torch.tensor(self._now()), 10).float() * 50
-
 
 def test_finished_rows_leave_the_batch() -> None:
-    decoder = ScriptedDecoder([[9, 0, 0, 0], [3, 9, 0, 0], [3, 3, 9, 0], [3, 3, 3, 3]])
+    rows = ScriptedRows([[9, 0, 0, 0], [3, 9, 0, 0], [3, 3, 9, 0], [3, 3, 3, 3]])
     sampling = replace(SAMPLING, max_new_tokens=4)
-    draws, _ = decode(
-        decoder, [[0]] * 4, [0, 1, 2, 3], [GREEDY] * 4, sampling, lambda t: t[-1] == 9
+    draws = decode(
+        lambda own: rows, [[0]] * 4, [0, 1, 2, 3], [GREEDY] * 4, sampling, lambda t: t[-1] == 9
     )
     assert [draw.tokens for draw in draws] == [[9], [3, 9], [3, 3, 9], [3, 3, 3, 3]]
     assert [draw.complete for draw in draws] == [True, True, True, False]
-    assert decoder.fed == [3, 2, 1]
+    assert rows.fed == [3, 2, 1]
 
 
+@torch.no_grad()
 def test_padding_is_never_attended() -> None:
-    mask = causal_mask(torch.tensor([[0, 1, 1, 1]]), 2, torch.float32)
-    assert (mask[0, 0] == 0).tolist() == [[False, True, True, False], [False, True, True, True]]
-    padding = causal_mask(torch.tensor([[0, 1]]), 2, torch.float32)
-    assert (padding[0, 0] == 0).tolist() == [[True, False], [False, True]]
+    """Whatever is read at padded places, logits are those of the tokens alone."""
+    model = tiny_llama()
+    model.set_attn_implementation(SHARED_PREFIX_ATTENTION)
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    logits = [
+        read_behind(model, read_prefix(model, PREFIX), torch.tensor([ids]), mask, 3).logits
+        for ids in ([0, 0, 5, 6, 7], [81, 9, 5, 6, 7])
+    ]
+    alone = model(torch.tensor([[*PREFIX, 5, 6, 7]])).logits[:, -3:]
+    assert torch.equal(*logits)
+    assert (logits[0] - alone).abs().max() < 1e-4
 
 
 def test_choose_tokens_follows_the_nucleus() -> None:

@@ -13,11 +13,7 @@ from transformers import AttentionInterface
 
 from datamodules.prepare.pocket.splits import Split
 from mmemb.llm import FewShotPrompt
-from mmemb.llm.decoding.decoders import (
-    SHARED_PREFIX_ATTENTION,
-    SharedPrefixDecoder,
-    WholePromptDecoder,
-)
+from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.rationales import NO_DRAW, LanguageModelWorker, fold_candidates, load_worker
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
@@ -140,11 +136,11 @@ def test_a_model_that_shares_nothing_is_decoded_plainly(
     assert [[r.text for r in p] for p in writer.write(SIDES, SEEDS)] == [
         [r.text for r in p] for p in expected
     ]
-    assert isinstance(writer._decoder, WholePromptDecoder)
+    assert writer._drafter.model.prefix is None
 
 
 def test_the_fast_decoder_is_the_usual_one(folder: Path) -> None:
-    assert isinstance(worker(folder)._decoder, SharedPrefixDecoder)
+    assert worker(folder)._drafter.model.prefix is not None
 
 
 def test_identity_covers_prompt_model_and_settings(folder: Path) -> None:

@@ -103,8 +103,8 @@ def test_probes_are_kept_within_a_call_however_many_there_are(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = worker(model).probe(SIDES)
-    monkeypatch.setattr("mmemb.rationales.writers.vision_language.MOST_KNOWN", 1)
-    monkeypatch.setattr("mmemb.rationales.writers.vision_language.READ_TOGETHER", 2)
+    monkeypatch.setattr("mmemb.llm.decoding.drafter.MOST_STATES", 1)
+    monkeypatch.setattr("mmemb.llm.decoding.cached_rows.READ_TOGETHER", 2)
     writer = worker(model, batch_size=2)
     for sides in (SIDES, SIDES[::-1], SIDES[1:]):
         found = writer.probe(sides)
