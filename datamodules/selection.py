@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import ClassVar, final
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, final
 
 from typing_extensions import override
 
@@ -12,6 +15,7 @@ from datamodules.evaluation import EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.negatives import NegativeTable
 from datamodules.samples import FeatureTable, Row, SampleReader
+from datamodules.scores import ScoreTable
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.benchmarks.data_roots import CANDIDATES
@@ -19,22 +23,26 @@ from mmemb.records.batches import PairRowBatch
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import Candidate, Pair, Query
+from mmemb.selection.pair_scores import JudgedPairs, SelectionScores
 from mmemb.storage.manifests import Origin
+from mmemb.storage.shard_index import ShardIndex
 
 
 @final
 class SelectionDataModule(ShardDataModule):
-    """What a judge needs to see (METHOD 5).
+    """Pairs for a judge, and what the judge found (docs/method.md section 5).
 
-    `fit` reads the pairs once (eta) and, to validate, the queries of part `calibration` that ask
-    for the same tasks (tau); `predict` reads the pairs; `test` the pairs as selected.
+    A judge reads pairs, and the calibration queries that ask for the same tasks, each with all of
+    its candidates: `judge_loader`. Its scores lie in a sidecar. `fit` reads the scores alone,
+    `predict` the scores and the pairs' rationales, `test` the scores and the pairs as selected.
 
     Args:
         root: the data set.
-        rationales: folder of what stage 1 wrote, for pairs and queries.
+        rationales: folder of the rationales of pairs and queries.
         batch_size: pairs of a batch; donors of foreign rationales come from the same batch.
+        scores: folder of the judge's scores, made by the first command that needs them.
         pairs: folders of pairs below `<root>/pairs`.
-        selected: folder of what `predict` wrote, read by `test`.
+        selected: folder that `predict` writes, read by `test`.
         features: folder of cached features, or None to decode images.
         num_workers: processes that read ahead.
         num_negatives: how many wrong candidates a pair is judged against, the same ones always;
@@ -50,6 +58,7 @@ class SelectionDataModule(ShardDataModule):
         root: str,
         rationales: str,
         batch_size: int,
+        scores: str,
         pairs: Sequence[str] = ("pairs/questions",),
         selected: str | None = None,
         features: str | None = None,
@@ -64,7 +73,7 @@ class SelectionDataModule(ShardDataModule):
             raise ValueError("negatives is set, but not num_negatives: say how many are judged.")
         self._num_negatives, self._negatives = num_negatives, negatives
         self._rationales, self._selected, self._pairs = rationales, selected, tuple(pairs)
-        self._batch_size, self._features = batch_size, features
+        self._batch_size, self._features, self._scores = batch_size, features, Path(scores)
         self._num_workers = num_workers
 
     @override
@@ -83,48 +92,134 @@ class SelectionDataModule(ShardDataModule):
         rows = (*self._rows, *self._calibration_rows)
         return frozenset(row.meta["fact"] for row in rows)
 
-    @override
-    def train_dataloader(self) -> FiniteLoader:
-        # As many batches on every rank, if need be without pairs, or Lightning's fit would hang.
-        return self._pair_loader(self._rows, self._rationales, even=True)
+    # What a judge reads; see `mmemb.storage.protocols.JudgeData`.
+
+    def scores_folder(self) -> Path:
+        """The folder of the scores; of a development run a temporary one."""
+        return Path(self._temporary.name) if self._num_dev_batches else self._scores
+
+    def judge_settings(self) -> Mapping[str, Any]:
+        """Settings that decide what is judged, beside the content of `judge_origins`."""
+        keys = [row.entry.key for row in (*self._rows, *self._calibration_rows)]
+        return {
+            "batch_size": self._batch_size,
+            "num_negatives": self._num_negatives,
+            "features": self._features,
+            # The same shard of queries may be asked for other tasks.
+            "rows": f"{stable_hash(*keys, bits=64):016x}",
+        }
+
+    def judge_origins(self) -> Mapping[str, tuple[Origin, ...]]:
+        """Shard of the scores -> the shards and folders that it is made from."""
+        of_queries = {
+            shard: (
+                rows[0].index.origin(shard),
+                *self._query_drafts.origins(shard),
+                *self._evaluation.origins(shard),
+            )
+            for shard, rows in by_shard(self._calibration_rows).items()
+        }
+        return {**self.origins(), **of_queries}
+
+    def judge_loader(self, shards: Sequence[str]) -> FiniteLoader:
+        """Batches of whole shards with all candidates, one shard after the other."""
+        rows = by_shard((*self._rows, *self._calibration_rows))
+        chunks = chunks_of({shard: rows[shard] for shard in shards}, self._batch_size)
+        return FiniteLoader(chunks, self._judge_batch, num_workers=self._num_workers)
+
+    def _judge_batch(self, chunk: Chunk) -> Item:
+        # Queries and pairs lie in shards of different names.
+        if chunk.rows[0].index is self._evaluation.query_index:
+            return self._query_batch(chunk), ()
+        return self._pair_batch(chunk), ()
+
+    # What the steps read.
 
     @override
-    def val_dataloader(self) -> FiniteLoader:
-        rank, world = self.place
-        chunks = chunks_of(by_shard(self._calibration_rows[rank::world]), self._batch_size)
-        table = RationaleTable(self._rationales, [row.index for row in self._calibration_rows[:1]])
-        return FiniteLoader(chunks, partial(self._query_batch, table), world, self._num_workers)
+    def train_dataloader(self) -> FiniteLoader:
+        # One batch with everything, the same on every rank: a fit takes seconds.
+        return FiniteLoader([Chunk("", ())], self._all_scores)
+
+    def _all_scores(self, _: Chunk) -> Item:
+        table = ScoreTable(self.scores_folder())
+        calibration, pairs = (
+            tuple(
+                table.read([row.entry.key for row in chunk.rows])
+                for chunk in chunks_of(by_shard(rows), self._batch_size)
+            )
+            for rows in (self._calibration_rows, self._rows)
+        )
+        return SelectionScores(calibration, pairs), ()
 
     @override
     def predict_dataloader(self) -> FiniteLoader:
         chunks = self.predict_chunks(self._batch_size)
-        return FiniteLoader(
-            chunks, partial(self._pair_batch, self._drafts), self.place[1], self._num_workers
-        )
+        return self._judged_loader(self._drafts, chunks)
 
     @override
     def test_dataloader(self) -> FiniteLoader:
         if self._selected is None:
             raise ValueError("`test` reads what was selected: set data.selected to its folder.")
-        return self._pair_loader(self._rows, self._selected)
+        table = self._table(self._selected)
+        self._check_selected(ShardIndex.open(self._selected))
 
-    def _pair_loader(
-        self, rows: Sequence[Row], sidecar: str, *, even: bool = False
-    ) -> FiniteLoader:
         rank, world = self.place
-        build = partial(self._pair_batch, self._table(sidecar))
-        chunks = chunks_of(by_shard(rows), self._batch_size)
-        chunks += [Chunk("", ())] * (-len(chunks) % world) if even else []
-        return FiniteLoader(chunks[rank::world], build, world, self._num_workers)
+        chunks = chunks_of(by_shard(self._rows), self._batch_size)
+        return self._judged_loader(table, chunks[rank::world])
+
+    def _check_selected(self, selected: ShardIndex) -> None:
+        """Raises ValueError if other rationales were selected than were judged."""
+        for shard, record in selected.records.items():
+            made_from = {origin.sha256 for origin in record.made_from}
+            if not made_from.issuperset(o.sha256 for o in self._drafts.origins(shard)):
+                raise ValueError(
+                    f"Shard {selected.folder / shard} was not selected from {self._rationales}, "
+                    "which was judged. Run `predict` of the selection again."
+                )
+
+    def _judged_loader(self, table: RationaleTable, chunks: Sequence[Chunk]) -> FiniteLoader:
+        build = partial(self._judged_batch, table, ScoreTable(self.scores_folder()))
+        return FiniteLoader(chunks, build, self.place[1], self._num_workers)
+
+    def _judged_batch(self, table: RationaleTable, scores: ScoreTable, chunk: Chunk) -> Item:
+        # No candidates, and no pixels: a judge has looked at them.
+        batch = self._read_pairs(SampleReader(pixels=False), table, chunk)
+        judged = JudgedPairs(batch, scores.read([pair.key for pair in batch.pairs]))
+        judged.check_pools(table.folder)
+        return judged, ()
+
+    @override
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        if self._num_dev_batches:
+            self._temporary.cleanup()
+
+    @cached_property
+    def _temporary(self) -> TemporaryDirectory[str]:
+        return TemporaryDirectory(prefix="mmemb-judge-scores-")
+
+    @property
+    def _num_dev_batches(self) -> int:
+        """Batches of a development run, which judges no more than these; 0 = no such run."""
+        return int(self.trainer.fast_dev_run) if self.trainer else 0
+
+    def _cut(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        """The rows that a run reads: all, or the first ones of a development run."""
+        return rows[: self._num_dev_batches * self._batch_size] if self._num_dev_batches else rows
 
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
-        return self.open_rows(self._pairs)
+        return self._cut(self.open_rows(self._pairs))
 
     @cached_property
     def _drafts(self) -> RationaleTable:
-        """Rationales that stage 1 wrote about the pairs."""
+        """Rationales about the pairs."""
         return self._table(self._rationales)
+
+    @cached_property
+    def _query_drafts(self) -> RationaleTable:
+        """Rationales about the calibration queries."""
+        return RationaleTable(self._rationales, [row.index for row in self._calibration_rows[:1]])
 
     @cached_property
     def _reader(self) -> SampleReader:
@@ -138,7 +233,7 @@ class SelectionDataModule(ShardDataModule):
     def _calibration_rows(self) -> tuple[Row, ...]:
         """Calibration queries of the tasks that the pairs belong to."""
         tasks = {row.meta["task"] for row in self._rows}
-        return self._evaluation.select(["calibration"], tasks & self._known_tasks)
+        return self._cut(self._evaluation.select(["calibration"], tasks & self._known_tasks))
 
     @property
     def _known_tasks(self) -> frozenset[str]:
@@ -159,19 +254,25 @@ class SelectionDataModule(ShardDataModule):
                 galleries.setdefault(row.meta["gallery"], []).append(self._reader.candidate(row))
         return galleries
 
-    def _pair_batch(self, table: RationaleTable, chunk: Chunk) -> Item:
-        pairs = tuple(self._reader.pair(row) for row in chunk.rows)
-        rationales = tuple(table.read(row) for row in chunk.rows)
-        mined = [self._mined.draw(row, 0) if self._mined else () for row in chunk.rows]
-        candidates = tuple(map(self._candidates, pairs, mined))
-        marks = tuple(map(table.mark, chunk.rows))
-        return PairRowBatch(chunk.shard, pairs, rationales, candidates, marks), ()
+    def _read_pairs(
+        self, reader: SampleReader, table: RationaleTable, chunk: Chunk
+    ) -> PairRowBatch:
+        return PairRowBatch(
+            chunk.shard,
+            tuple(reader.pair(row) for row in chunk.rows),
+            tuple(table.read(row) for row in chunk.rows),
+            marks=tuple(map(table.mark, chunk.rows)),
+        )
 
-    def _query_batch(self, table: RationaleTable, chunk: Chunk) -> Item:
+    def _pair_batch(self, chunk: Chunk) -> PairRowBatch:
+        batch = self._read_pairs(self._reader, self._drafts, chunk)
+        mined = [self._mined.draw(row, 0) if self._mined else () for row in chunk.rows]
+        return replace(batch, candidates=tuple(map(self._candidates, batch.pairs, mined)))
+
+    def _query_batch(self, chunk: Chunk) -> PairRowBatch:
         pairs = tuple(self._as_pair(self._evaluation.read_query(row)) for row in chunk.rows)
-        rationales = tuple(table.read(row) for row in chunk.rows)
-        candidates = tuple(self._candidates(pair) for pair in pairs)
-        return PairRowBatch(chunk.shard, pairs, rationales, candidates), ()
+        rationales = tuple(self._query_drafts.read(row) for row in chunk.rows)
+        return PairRowBatch(chunk.shard, pairs, rationales, tuple(map(self._candidates, pairs)))
 
     def _as_pair(self, query: Query) -> Pair:
         """A query with its first right candidate, so that a judge can rank it like a pair."""

@@ -30,7 +30,7 @@ from mmemb.records.inputs import Side
 from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.retrieval.running_means import MeanSums
-from mmemb.selection.counterfactual import names_target
+from mmemb.selection.answers import names_target
 
 if TYPE_CHECKING:
     from mmemb.rationales.supervised import ReplyTuner

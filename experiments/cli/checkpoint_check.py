@@ -16,8 +16,8 @@ from experiments.runs.recorded_config import CONFIG, read_config
 from mmemb.records.schema import read_json
 from mmemb.storage.run_marks import RunMark
 
-MACHINE_KEYS = ("num_workers", "start_method", "archive_limits")
-"""Settings of a data module that change no result."""
+MACHINE_KEYS = ("num_workers", "start_method", "archive_limits", "scores")
+"""Settings of a data module that change no result; `scores` are made again where they are stale."""
 
 KEPT = "model.init_args.optimizer"
 """Settings that the checkpoint's own state overrides: to allow their change would be a lie."""

@@ -1,4 +1,4 @@
-"""Ablations of METHOD 4 to 6: cells that differ in one thing, from one trunk and one set of texts.
+"""Ablations: cells that differ in one thing, from one trunk, one set of texts and their scores.
 
 `experiments.pipeline` calls it for files with a block `ablations`. A cell is two ordinary stages
 (fit, predict) with a sidecar of its own, so finished cells are skipped by their fingerprints.
@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from experiments.pipelines.reselection import Pool, Reselection, Rule, of_seeds, reselect
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from datamodules.scores import ScoreTable
 from mmemb.records.file_names import check_plain
 from mmemb.records.hashing import stable_hash
-from mmemb.records.rationales import ScoredJson, scored_to_json
+from mmemb.records.rationales import ScoredJson, ScoredRationale, scored_to_json
+from mmemb.selection.fitted_selection import read_selection
+from mmemb.selection.keep_rule import Contrast, KeepRule
 from mmemb.storage.files import publish, whole_folder
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.json_files import finite
@@ -37,6 +43,9 @@ Paths = Literal["always", "never", "averaged"]
 """What is compared: after the greedy draft, directly, or with several drafts averaged."""
 
 
+ROWS = 256
+"""Pairs whose scores are read together."""
+
 DRAW_SEED = 0
 """Of the stage that drew the rationales, by which the first K of them are told."""
 
@@ -47,25 +56,32 @@ class Cell:
     """One variant; what it does not name is as in the cell `gain-30`.
 
     Attributes:
-        candidates: K, draws per question that selection may choose from; null = all.
-        rule: by which contrast.
+        contrast: the contrast that decides; `none` keeps all.
         keep_share: share of all candidates that is kept.
+        min_placebo_rank: share of foreign rationales that a kept one beats at least.
         hard: whether a pair's best takes all of its weight.
+        candidates: K, draws per question that selection may choose from; null = all.
         prior_fraction: share of reasoning rows whose rationale comes from the whole pool.
         direct_weight: a, weight of the direct loss.
     """
 
-    rule: Rule = "gain"
+    contrast: Contrast = "gain"
     keep_share: float = 0.3
+    min_placebo_rank: float = 0.0
     hard: bool = False
     candidates: int | None = None
     prior_fraction: float = 0.25
     direct_weight: float = 1.0
 
     @property
-    def choice(self) -> Reselection:
-        """How it chooses among the candidates."""
-        return Reselection(self.rule, self.keep_share, self.hard)
+    def rule(self) -> KeepRule:
+        """The keep rule of the cell."""
+        return KeepRule(
+            contrast=self.contrast,
+            keep_share=self.keep_share,
+            min_placebo_rank=self.min_placebo_rank,
+            hard=self.hard,
+        )
 
 
 @final
@@ -95,9 +111,7 @@ class Ablations:
 def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
     """The block as a record; a mistake is one ValueError that names file and key."""
     try:
-        cells = {name: Cell(**(cell or {})) for name, cell in data["cells"].items()}
-        for cell in cells.values():
-            _ = cell.choice  # complains about an unknown rule
+        cells = {name: _read_cell(cell or {}) for name, cell in data["cells"].items()}
         comparisons = tuple(Comparison(**row) for row in data["comparisons"])
         rest = {k: v for k, v in data.items() if k not in ("cells", "comparisons", "seeds")}
         seeds = tuple(data.get("seeds", (0, 1, 2)))
@@ -113,6 +127,17 @@ def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
     return found
 
 
+def _read_cell(data: Mapping[str, Any]) -> Cell:
+    if "rule" in data:
+        raise ValueError(
+            "the key `rule` of a cell is `contrast` now. `placebo_gain` is `contrast: gain` with "
+            "`min_placebo_rank: 0.5`, and `none` needs `keep_share: 1.0`."
+        )
+    cell = Cell(**data)
+    _ = cell.rule  # complains about an unknown contrast
+    return cell
+
+
 def check_seeds(seeds: Sequence[int]) -> None:
     """Rejects an empty list and repeats: a seed that counts twice narrows no interval."""
     if not seeds or len(set(seeds)) < len(seeds):
@@ -120,17 +145,18 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
-    """`selected-HASH` beside `selected/`: the same candidates, chosen as the cell says.
+    """`selected-HASH` beside `selected/`: the same candidates, chosen as the cell states.
 
-    Cells that choose alike share it.
+    Cells that choose alike share it. Nothing is judged: the selector's scores are read.
 
     Args:
         folder: of the experiment.
         cell: what to choose, and from how many draws.
     """
     source = ShardIndex.open(folder / "selected")
-    choice = {"choice": asdict(cell.choice), "candidates": cell.candidates}
-    print_of = fingerprint({"source": str(folder / "selected"), **choice})
+    settings = {"source": str(source.folder), "fitted": str(folder / "selection")}
+    settings |= {"rule": asdict(cell.rule), "candidates": cell.candidates}
+    print_of = fingerprint(settings)
     target = folder / f"selected-{stable_hash(print_of, bits=32):08x}"
 
     # What `selected` was made from counts, too: the cell's sidecar is joined with the same pairs.
@@ -146,34 +172,90 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
                 finish_manifest(target, print_of, source.shard_names)
             return target
 
-        pools = [read_pool(source, entry, cell) for entry in source.entries]
-        chosen = dict(
-            zip((e.key for e in source.entries), reselect(pools, cell.choice), strict=True)
-        )
+        chosen = choose_again(source, folder, cell)
         for shard in source.shard_names:
             samples = [
-                Sample(
-                    entry.key,
-                    encode_members(
-                        {"json": [scored_to_json(scored) for scored in chosen[entry.key]]}
-                    ),
-                    dict(entry.meta),
-                )
+                Sample(entry.key, encode_members({"json": chosen[entry.key]}), dict(entry.meta))
                 for entry in source.of_shard(shard)
             ]
             write_shard(target, shard, samples, fingerprint=print_of, made_from=origins[shard])
+
         if (facts := source.folder / FACTS).is_file():
             write_facts(target / FACTS, read_fitted(facts))  # chosen otherwise, written by the same
         finish_manifest(target, print_of, source.shard_names)
     return target
 
 
-def read_pool(source: ShardIndex, entry: Any, cell: Cell) -> Pool:
-    """A pair's candidates, as if only the cell's draws had been made."""
-    pool = tuple(row.scored for row in source.read_json(entry, tuple[ScoredJson, ...]))
+def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list[dict[str, Any]]]:
+    """Key -> the candidates of a pair as the cell chooses among them, as JSON data.
+
+    Args:
+        source: `selected/` of the experiment.
+        folder: of the experiment, with the judge's scores and the fitted tau.
+        cell: what to choose, and from how many draws.
+    """
+    fitted, table = read_selection(folder / "selection"), ScoreTable(folder / "judge-scores")
+    batches = [source.entries[i : i + ROWS] for i in range(0, len(source.entries), ROWS)]
+    pools = {
+        entry.key: [row.scored for row in source.read_json(entry, tuple[ScoredJson, ...])]
+        for entry in source.entries
+    }
+
+    values: list[Tensor] = []
+    counts: list[Tensor] = []
+    for entries in batches:
+        scores = table.read(entry.key for entry in entries)
+        value_BK = cell.rule.value(scores.contrasts(fitted.tau, fitted.num_hard))
+        count_BK = torch.zeros_like(value_BK)
+        for entry, count_K in zip(entries, count_BK, strict=True):
+            drawn = draw_counts(pools[entry.key], _seeds(entry.key, cell))
+            count_K[: len(drawn)] = torch.tensor(drawn)
+
+        # A candidate that none of the cell's draws gave is no candidate.
+        values.append(value_BK.masked_fill(count_BK == 0, torch.nan))
+        counts.append(count_BK)
+
+    # One threshold for all pairs, so it waits for the last value.
+    eta = cell.rule.eta(torch.cat([value_BK.flatten() for value_BK in values]))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entries, value_BK, count_BK in zip(batches, values, counts, strict=True):
+        rows = zip(entries, count_BK, *cell.rule.choose(value_BK, count_BK, eta), strict=True)
+        for entry, count_K, kept_K, weight_K in rows:
+            pool = pools[entry.key]
+            numbers = (x[: len(pool)].tolist() for x in (count_K, kept_K, weight_K))
+            found[entry.key] = [
+                scored_to_json(_chosen(scored, count, kept, weight))
+                for scored, count, kept, weight in zip(pool, *numbers, strict=True)
+                if count
+            ]
+    return found
+
+
+def draw_counts(pool: Sequence[ScoredRationale], seeds: Collection[int] | None) -> list[int]:
+    """How often each candidate was drawn.
+
+    Args:
+        pool: candidates of a pair, equal draws merged.
+        seeds: of the draws that count; None = all.
+    """
+    if seeds is None:
+        return [scored.rationale.count for scored in pool]
+    return [
+        sum(seed in seeds for seed in scored.rationale.seeds or (scored.rationale.seed,))
+        for scored in pool
+    ]
+
+
+def _chosen(scored: ScoredRationale, count: float, kept: bool, weight: float) -> ScoredRationale:
+    rationale = replace(scored.rationale, count=int(count))
+    return replace(scored, rationale=rationale, kept=kept, weight=weight)
+
+
+def _seeds(key: str, cell: Cell) -> frozenset[int] | None:
+    """Seeds of the draws that a cell may choose from; None = all."""
     if cell.candidates is None:
-        return pool
-    return of_seeds(pool, {stable_hash(DRAW_SEED, entry.key, k) for k in range(cell.candidates)})
+        return None
+    return frozenset(stable_hash(DRAW_SEED, key, k) for k in range(cell.candidates))
 
 
 def run_cells(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from experiments.planted.world import KIND_SHARES, PlantedWorld, keep_precision, kept_hits
 from mmemb.retrieval.bootstrap import Interval, paired_bootstrap, seed_spread
-from mmemb.selection.counterfactual import contrasts, keep_threshold
+from mmemb.selection.contrasts import contrasts
+from mmemb.selection.keep_rule import keep_threshold
 
 CONTRASTS = ("raw", "positive", "gain", "margin", "placebo_rank")
 WEAK = ("raw", "positive")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmemb.selection.counterfactual import keep, keep_threshold, log_softmax_target
+from mmemb.selection.contrasts import log_softmax_target
+from mmemb.selection.keep_rule import keep, keep_threshold
 
 HELPFUL, USELESS, FALSE_HELPFUL, LEAKING = range(4)
 """What a rationale does: moves the query to the target alone; nowhere; to the target and, more so,

@@ -18,6 +18,7 @@ from mmemb.backbones.base import Backbone, load_backbone
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.selection.judge import PairEvaluator
+from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.trained_facts import FACTS, read_facts, trained_facts
 
 
@@ -49,7 +50,7 @@ class EmbeddingEvaluator(PairEvaluator):
             raise ValueError("EmbeddingEvaluator needs at least one judge: name: folder of a run.")
         if not tau > 0:
             raise ValueError(f"tau={tau} must be above 0.")
-        self.tau, self.allow_fitted = tau, allow_fitted
+        self.tau, self.allow_fitted, self.batch_size = tau, allow_fitted, batch_size
         self.judges = {name: _Judge(Path(path), batch_size) for name, path in judges.items()}
 
     def score(
@@ -79,6 +80,12 @@ class EmbeddingEvaluator(PairEvaluator):
                 total_BCR[rows[name]] += found
                 count_B[rows[name]] += 1
         return total_BCR / count_B[:, None, None] / self.tau
+
+    def identity(self) -> str:
+        """See `PairEvaluator.identity`; a judge counts with the fingerprint of its run."""
+        settings = {"class": type(self).__name__, "tau": self.tau, "batch_size": self.batch_size}
+        settings |= {"allow_fitted": self.allow_fitted}
+        return fingerprint(settings | {"judges": [str(j.folder) for j in self.judges.values()]})
 
     def judges_of(self, fact: str) -> list[str]:
         """Names of the judges that may score pairs of this fact."""

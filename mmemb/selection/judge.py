@@ -1,4 +1,4 @@
-"""What every pair evaluator is: it scores pairs, without and with rationales (METHOD 5).
+"""PairEvaluator: scores pairs without and with rationales (docs/method.md section 5).
 
 Shapes: B pairs, C = 1 + N candidates (the target first), R = 1 + K columns (none first).
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
-from mmemb.selection.counterfactual import Kind
+from mmemb.selection.contrasts import Kind
 
 
 class PairEvaluator(ABC):
     """Judges how well a query and a candidate fit, without and with each rationale.
 
     Log softmax, gain, margin and rank are functions of these scores
-    (`mmemb.selection.counterfactual`).
+    (`mmemb.selection.contrasts`).
 
     Attributes:
         kind: what a score is, `s / tau` of an embedder or a judge's log-odds.
@@ -52,3 +52,7 @@ class PairEvaluator(ABC):
             Columns of missing rationales are NaN throughout; in the others, missing candidates
             are -inf.
         """
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Hash of all that decides a score: stored scores of another identity are made again."""

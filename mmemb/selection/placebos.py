@@ -1,6 +1,6 @@
-"""Whose rationale one is ranked among: donors of the same task, worker and depth (METHOD 5).
+"""Placebos: rationales of the same task, worker and depth about other concepts.
 
-Shapes: B pairs, K own rationales, J donors' ones.
+See docs/method.md section 5. Shapes: K own rationales of a pair, J donors' ones.
 """
 
 from __future__ import annotations
@@ -39,36 +39,10 @@ def placebo_donors(
     return donors
 
 
-def comparable(own: Sequence[Sequence[Rationale]], donors: Sequence[Sequence[Rationale]]) -> Tensor:
-    """bool (B, K, J), whether an own rationale and a donor's one are of one worker and depth."""
-    num_own, num_donors = (max(map(len, pools), default=0) for pools in (own, donors))
-    alike_BKJ = torch.zeros(len(own), num_own, num_donors, dtype=torch.bool)
-    for row, (ours, theirs) in enumerate(zip(own, donors, strict=True)):
-        for k, rationale in enumerate(ours):
-            for j, donor in enumerate(theirs):
-                alike_BKJ[row, k, j] = _kind(donor) == _kind(rationale)
-    return alike_BKJ
-
-
-def apart(score_BCR: Tensor, num_own: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Columns none, own, donors' of equal places in all rows, from rows that hold them together.
-
-    Args:
-        score_BCR: columns are none, then a row's own rationales, then its donors' ones; NaN pads.
-        num_own: how many own ones each row has.
-        shape: (K, J), the most of either kind.
-
-    Returns:
-        (B, C, 1 + K + J), NaN where a row has fewer.
-    """
-    num_rows, num_candidates, num_columns = score_BCR.shape
-    most_own, most_foreign = shape
-    found = score_BCR.new_full((num_rows, num_candidates, 1 + most_own + most_foreign), torch.nan)
-    for row, own in enumerate(num_own):
-        found[row, :, : 1 + own] = score_BCR[row, :, : 1 + own]
-        foreign = score_BCR[row, :, 1 + own : 1 + own + most_foreign]
-        found[row, :, 1 + most_own : 1 + most_own + foreign.shape[1]] = foreign
-    return found
+def comparable(own: Sequence[Rationale], donors: Sequence[Rationale]) -> Tensor:
+    """bool (K, J), whether an own rationale and a donor's one are of one worker and depth."""
+    alike = [_kind(donor) == _kind(rationale) for rationale in own for donor in donors]
+    return torch.tensor(alike, dtype=torch.bool).reshape(len(own), len(donors))
 
 
 def _kind(rationale: Rationale) -> tuple[str, str]:

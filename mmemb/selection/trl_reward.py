@@ -16,8 +16,9 @@ from mmemb.llm.decoding.tags import missing_tags
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import Pair
 from mmemb.records.rationales import FULL, GREEDY, SHORT, Rationale
-from mmemb.selection.counterfactual import contrasts
+from mmemb.selection.contrasts import contrasts
 from mmemb.selection.judge import PairEvaluator
+from mmemb.selection.keep_rule import KeepRule
 
 Completion = str | Sequence[Mapping[str, Any]]
 """Text, or the turns of a conversation, of which the last is the model's."""
@@ -57,7 +58,7 @@ class ContrastReward:
                 "form than by a rationale that harms. Lower it, or leave it out."
             )
         self.evaluator, self.pairs, self.candidates = evaluator, pairs, candidates
-        self.contrast, self.clip, self.num_hard = contrast, clip, num_hard
+        self.rule, self.clip, self.num_hard = KeepRule(contrast=contrast), clip, num_hard
         self.broken = -clip if broken is None else broken
 
     def __call__(
@@ -83,10 +84,12 @@ class ContrastReward:
             [[_rationale(texts[place]) for place in places[n]] for n in numbers],
             [self.pairs[n].fact for n in numbers],
         )
-        found = contrasts(score_BCR, kind=self.evaluator.kind, num_hard=self.num_hard)
+        value_BK = self.rule.value(
+            contrasts(score_BCR, kind=self.evaluator.kind, num_hard=self.num_hard)
+        )
         for row, number in enumerate(numbers):
             for column, place in enumerate(places[number]):
-                value = float(found[self.contrast][row, column])
+                value = float(value_BK[row, column])
                 bounded = max(-self.clip, min(self.clip, value))
                 rewards[place] = self.broken if math.isnan(value) else bounded
         return rewards

@@ -6,6 +6,7 @@ Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns, H width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -21,9 +22,10 @@ from mmemb.llm.prompts.style import PromptStyle, at_least_one
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.text import check_unicode
-from mmemb.selection.counterfactual import Kind
+from mmemb.selection.contrasts import Kind
 from mmemb.selection.judge import PairEvaluator
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
+from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.trained_facts import read_facts, trained_facts
 
 PLAIN_STYLE, PLAIN_PROMPT = JudgeStyle(), PromptStyle()
@@ -105,6 +107,12 @@ class YesNoEvaluator(PairEvaluator):
             score_BCR[row, : len(sides), : found_CR.shape[1]] = found_CR
             score_BCR[row, :, found_CR.shape[1] :] = torch.nan
         return score_BCR
+
+    def identity(self) -> str:
+        """See `PairEvaluator.identity`; the id of a model on a hub counts as text."""
+        settings = {"class": type(self).__name__, "model": self.model_id, "dtype": self.dtype}
+        settings |= {"style": asdict(self.style), "prompt": asdict(self.prompt)}
+        return fingerprint(settings | {"attention": self.attention, "max_rows": self.max_rows})
 
     def _of_query(
         self, query: Side, candidates: Sequence[Side], notes: Sequence[Rationale | None]

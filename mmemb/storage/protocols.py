@@ -8,12 +8,13 @@ protocol names, and no base class.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from typing_extensions import get_protocol_members
 
+from mmemb.records.batches import PairRowBatch
 from mmemb.records.gate_state import GateInputs
 from mmemb.storage.manifests import Origin
 from mmemb.storage.trained_facts import FittedFacts
@@ -53,6 +54,22 @@ class ShardData(Protocol):
 
     def origins(self) -> Mapping[str, tuple[Origin, ...]]:
         """Returns what the sidecar's shard of each name is made from."""
+
+
+class JudgeData(Protocol):
+    """Data that a judge reads, so that its scores can be written."""
+
+    def scores_folder(self) -> Path:
+        """Returns the folder of the scores' sidecar."""
+
+    def judge_settings(self) -> Mapping[str, Any]:
+        """Returns the settings that decide what is judged; paths count with their content."""
+
+    def judge_origins(self) -> Mapping[str, tuple[Origin, ...]]:
+        """Returns what the sidecar's shard of each name is made from."""
+
+    def judge_loader(self, shards: Sequence[str]) -> Iterable[PairRowBatch]:
+        """Returns batches of whole shards, one shard after the other."""
 
 
 class BenchmarkData(Protocol):

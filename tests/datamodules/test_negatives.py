@@ -138,11 +138,11 @@ def test_a_judge_sees_mined_ones_first(tiny_root: Path, tmp_path: Path) -> None:
     mined = write_sidecar([tiny_root / "pairs/questions"], tmp_path / "mined", members)
     written = write_tiny_rationales(tiny_root, tmp_path / "rationales")
     judged = SelectionDataModule(
-        str(tiny_root), str(written), 4, num_negatives=3, negatives=str(mined)
+        str(tiny_root), str(written), 4, "", num_negatives=3, negatives=str(mined)
     )
     assert places[7] == ("flags", "country-07")
     reader, entries = SampleReader(), rows_of(table)
-    for batch in judged.predict_dataloader():
+    for batch in judged.judge_loader(judged.predict_shards()):
         for pair, sides in zip(batch.pairs, batch.candidates, strict=True):
             own = places.index((pair.gallery, pair.target_name))
             neighbour = entries[own + 1 if (own + 1) % 8 else own - 1]

@@ -148,7 +148,7 @@ def test_what_each_stage_reads_is_recorded(tiny_root: Path, tmp_path: Path) -> N
     assert origins_of(media, "plain-000000.tar") == [("plain", "plain-000000.tar")]
 
     name = "questions-000000.tar"
-    selection = SelectionDataModule(root, rationales, 4)
+    selection = SelectionDataModule(root, rationales, 4, str(tmp_path / "scores"))
     both = [("candidates", ""), ("questions", name), ("rationales", name)]
     assert origins_of(selection, name) == both
     pairs = pairs_of(root, sidecar=rationales, with_candidates=True)
@@ -198,11 +198,11 @@ def edited(root: Path, *folders: str) -> Path:
 
 
 def selection(root: str, runs: str) -> Any:
-    return SelectionDataModule(root, f"{runs}/rationales", 4).train_dataloader()
+    return SelectionDataModule(root, f"{runs}/rationales", 4, f"{runs}/scores").origins()
 
 
 def tau(root: str, runs: str) -> Any:
-    return SelectionDataModule(root, f"{runs}/rationales", 4).val_dataloader()
+    return SelectionDataModule(root, f"{runs}/rationales", 4, f"{runs}/scores").judge_origins()
 
 
 def embedder(root: str, runs: str) -> Any:

@@ -23,7 +23,7 @@ from mmemb.rationales.merge import fold_candidates
 from mmemb.rationales.writers.server import tagged
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
-from mmemb.selection.counterfactual import names_target
+from mmemb.selection.answers import names_target
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
 from tests.fixtures.chat_server import write_prompts
 from tests.fixtures.tiny_backbones import TINY, build_joint

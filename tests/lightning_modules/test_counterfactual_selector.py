@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from callbacks import SidecarWriter
 from datamodules import SelectionDataModule
+from datamodules.scores import ScoreTable
 from lightning_modules import CounterfactualSelector
 from mmemb.records.batches import PairRowBatch
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale, ScoredJson
 from mmemb.selection import PairEvaluator, YesNoEvaluator
+from mmemb.selection.pair_scores import PairScores, judge
 from mmemb.selection.placebos import placebo_donors
 from mmemb.storage.shard_index import ShardIndex
+from tests.fixtures.reports import rewrite
 from tests.fixtures.tiny_sidecars import write_tiny_rationales
 from tests.fixtures.tiny_trainer import trainer_of
 from tests.fixtures.tiny_vlm import folder as vlm_folder
@@ -39,6 +43,10 @@ class PlantedEvaluator(PairEvaluator):
 
     def __init__(self, tau: float = 0.05) -> None:
         self.tau = tau
+        self.num_judged = 0
+
+    def identity(self) -> str:
+        return f"planted {self.tau}"
 
     def score(
         self,
@@ -47,6 +55,7 @@ class PlantedEvaluator(PairEvaluator):
         rationales: Sequence[Sequence[Rationale]],
         facts: Sequence[str],
     ) -> Tensor:
+        self.num_judged += len(queries)
         width = max(map(len, candidates))
         score_BCR = torch.full((len(queries), width, 1 + max(map(len, rationales))), torch.nan)
         for row, (sides, pool, fact) in enumerate(zip(candidates, rationales, facts, strict=True)):
@@ -69,7 +78,11 @@ def rationales(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def data_of(root: Path, rationales: Path, folder: Path, batch_size: int) -> SelectionDataModule:
     return SelectionDataModule(
-        str(root), str(rationales), batch_size, selected=str(folder / "selected")
+        str(root),
+        str(rationales),
+        batch_size,
+        str(folder / "judge-scores"),
+        selected=str(folder / "selected"),
     )
 
 
@@ -82,7 +95,7 @@ def module_of(folder: Path, **kwargs: float) -> CounterfactualSelector:
 def fit(
     folder: Path, root: Path, rationales: Path, world: int = 1, batch_size: int = 5, **kwargs: float
 ) -> dict[str, float]:
-    trainer = trainer_of(folder, world, max_epochs=1, limit_val_batches=1.0)
+    trainer = trainer_of(folder, world, max_epochs=1)
     trainer.fit(
         module_of(folder, **kwargs), datamodule=data_of(root, rationales, folder, batch_size)
     )
@@ -129,7 +142,7 @@ def test_scores_are_calibrated_on_queries_the_judges_do_not_know(
     one = fit(tmp_path / "one", tiny_root, rationales)
     module = module_of(tmp_path / "two")
     module.evaluator.tau *= 2
-    trainer = trainer_of(tmp_path / "two", max_epochs=1, limit_val_batches=1.0)
+    trainer = trainer_of(tmp_path / "two", max_epochs=1)
     trainer.fit(module, datamodule=data_of(tiny_root, rationales, tmp_path / "two", 5))
     two = json.loads((tmp_path / "two/selection.json").read_text())
     assert two["tau"] == pytest.approx(2 * one["tau"], rel=1e-3)
@@ -140,25 +153,28 @@ def test_scores_are_calibrated_on_queries_the_judges_do_not_know(
 def test_two_ranks_fit_what_one_fits(
     tmp_path: Path, tiny_root: Path, rationales: Path, batch_size: int
 ) -> None:
-    """16 pairs in batches of 7 are 2 batches on one rank and 1 on the other; in one of 16, none."""
+    """Ranks judge different shards, and all of them fit on all scores."""
     found = []
     for world in (1, 2):
         folder = tmp_path / str(world)
         folder.mkdir()
         found.append(fit(folder, tiny_root, rationales, world, batch_size))
-    for name in ("tau", "eta"):
-        assert found[1][name] == pytest.approx(found[0][name], rel=1e-6)
-
-
-def test_a_rank_without_calibration_queries_does_not_hang(
-    tmp_path: Path, tiny_root: Path, rationales: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = SelectionDataModule._calibration_rows.func
-    monkeypatch.setattr(
-        SelectionDataModule, "_calibration_rows", property(lambda data: usual(data)[:1])
+    assert found[0] == found[1]
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / world).glob("judge-scores/*.tar")}
+        for world in "12"
     )
-    found = fit(tmp_path, tiny_root, rationales, world=2)
-    assert found["tau"] > 0
+    assert len(one) > 1
+    assert one == two
+
+
+def test_a_rank_without_a_shard_does_not_hang(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    fit(tmp_path, tiny_root, rationales)
+    (tmp_path / "judge-scores/questions-000000.tar").unlink()
+    again = fit(tmp_path, tiny_root, rationales, world=2)
+    assert again == json.loads((tmp_path / "selection.json").read_text())
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -191,13 +207,81 @@ def test_without_calibration_queries_there_is_no_tau(
 ) -> None:
     data = data_of(tiny_root, rationales, tmp_path, 5)
     data._calibration_rows = ()
-    trainer = trainer_of(tmp_path, max_epochs=1, limit_val_batches=1.0)
+    trainer = trainer_of(tmp_path, max_epochs=1)
     with pytest.raises(ValueError, match="part `calibration` has no query with a rationale"):
         trainer.fit(module_of(tmp_path), datamodule=data)
-    trainer = trainer_of(tmp_path, max_epochs=1, limit_val_batches=0)
-    with pytest.raises(ValueError, match="`fit` needs its validation"):
-        trainer.fit(module_of(tmp_path), datamodule=data)
     assert not (tmp_path / "selection.json").exists()
+
+
+def test_no_pair_is_judged_twice(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
+    """Of fit, predict and test the first judges all pairs and calibration queries."""
+    evaluator = PlantedEvaluator()
+
+    def run(command: str, world: int = 1) -> int:
+        """How many pairs and queries were judged."""
+        before = evaluator.num_judged
+        module = CounterfactualSelector(evaluator, str(tmp_path), keep_share=1 / 3)
+        writer = SidecarWriter(str(tmp_path / "selected"))
+        trainer = trainer_of(tmp_path, max_epochs=1, callbacks=[writer])
+        data = data_of(tiny_root, rationales, tmp_path, 5)
+        options = {"predict": {"return_predictions": False}, "test": {"verbose": False}}
+        getattr(trainer, command)(module, datamodule=data, **options.get(command, {}))
+        return evaluator.num_judged - before
+
+    asked = data_of(tiny_root, rationales, tmp_path, 5)
+    num_rows = PAIRS + len(asked._calibration_rows)
+    assert [run(command) for command in ("fit", "predict", "test", "fit")] == [num_rows, 0, 0, 0]
+
+    # A shard that is lost is judged again, and gives the same bytes.
+    shard = tmp_path / "judge-scores/questions-000000.tar"
+    before = shard.read_bytes()
+    shard.unlink()
+    assert run("predict") == PAIRS
+    assert shard.read_bytes() == before
+
+    # Another judge, and other donors, make all scores stale.
+    evaluator.tau *= 2
+    assert run("test") == num_rows
+
+
+def test_scores_are_kept_unrounded(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
+    """With the columns of donors: what is stored is what the judge gave, to the bit."""
+    fit(tmp_path, tiny_root, rationales)
+    data = data_of(tiny_root, rationales, tmp_path, 5)
+    table = ScoreTable(tmp_path / "judge-scores")
+    for batch in data.judge_loader(data.predict_shards()):
+        judged = PairScores.stack(judge(PlantedEvaluator(), batch, 3), "similarity")
+        stored = table.read([pair.key for pair in batch.pairs])
+        for name in ("own_BCR", "placebo_BCJ", "comparable_BKJ"):
+            assert torch.equal(getattr(stored, name), getattr(judged, name)) or (
+                torch.allclose(getattr(stored, name), getattr(judged, name), 0, 0, equal_nan=True)
+            )
+
+
+def test_other_rationales_than_were_judged_are_not_tested(
+    tmp_path: Path, tiny_root: Path, rationales: Path
+) -> None:
+    fit(tmp_path, tiny_root, rationales)
+    select(tmp_path, tiny_root, rationales)
+    rewrite(tmp_path / "selected", lambda _, rows: rows[:1])
+    data = data_of(tiny_root, rationales, tmp_path, 5)
+    with pytest.raises(ValueError, match=r"has 1 rationales in .*selected, but 3 were judged"):
+        trainer_of(tmp_path).test(module_of(tmp_path), datamodule=data, verbose=False)
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "test"])
+def test_a_development_run_judges_few_pairs_and_keeps_nothing(
+    tmp_path: Path, tiny_root: Path, rationales: Path, command: str
+) -> None:
+    fit(tmp_path, tiny_root, rationales)
+    select(tmp_path, tiny_root, rationales)
+    shutil.rmtree(tmp_path / "judge-scores")
+    evaluator = PlantedEvaluator()
+    module = CounterfactualSelector(evaluator, str(tmp_path), keep_share=1 / 3)
+    trainer = trainer_of(tmp_path, fast_dev_run=1, callbacks=[SidecarWriter(str(tmp_path / "x"))])
+    getattr(trainer, command)(module, datamodule=data_of(tiny_root, rationales, tmp_path, 5))
+    assert 0 < evaluator.num_judged <= 10
+    assert not (tmp_path / "judge-scores").exists()
 
 
 def test_a_share_is_refused_before_anything_is_judged(tmp_path: Path) -> None:
@@ -211,14 +295,14 @@ def test_nan_is_the_judges_fault(tiny_root: Path, rationales: Path, tmp_path: Pa
     with pytest.raises(
         ValueError, match=r"^flag-.*: scores of the PlantedEvaluator are not finite"
     ):
-        module._score(next(iter(data.train_dataloader())))
+        judge(module.evaluator, next(iter(data.judge_loader(data.predict_shards()))), 3)
 
 
 def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> None:
     """A model is not praised for beating what a weaker one babbles about other countries."""
     folder = write_tiny_rationales(tiny_root, tmp_path / "rationales")
-    data, module = data_of(tiny_root, folder, tmp_path, 16), module_of(tmp_path, num_donors=2)
-    batch = next(iter(data.train_dataloader()))
+    data = data_of(tiny_root, folder, tmp_path, 16)
+    batch = next(iter(data.judge_loader(data.predict_shards())))
     kinds = ("one", "other")
     pools = tuple(
         tuple(
@@ -230,14 +314,14 @@ def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> Non
         for pool in batch.rationales
     )
     batch = replace(batch, rationales=pools)
-    scores = module._score(batch)
+    scores = judge(PlantedEvaluator(), batch, 2)
     own = [[scored.rationale for scored in pool] for pool in pools]
     for row, pool in enumerate(pools):
         donors = placebo_donors(batch.pairs, own, row, 2)
         assert {donor.worker for donor in donors} == set(kinds)
         for k, scored in enumerate(pool):
             same = [donor.worker == scored.rationale.worker for donor in donors]
-            assert scores.comparable_BKJ[row, k].tolist()[: len(donors)] == same
+            assert scores[row].comparable_KJ[k].tolist() == same
             assert sum(same) <= 2
 
 
@@ -254,8 +338,8 @@ def test_a_judge_may_be_shown_some_negatives(
     """The same ones always, and the target first."""
 
     def batches(**settings: Any) -> list[PairRowBatch]:
-        data = SelectionDataModule(str(tiny_root), str(rationales), 4, **settings)
-        return list(data.predict_dataloader())
+        data = SelectionDataModule(str(tiny_root), str(rationales), 4, "", **settings)
+        return list(data.judge_loader(data.predict_shards()))
 
     def digests(batch: PairRowBatch) -> list[list[str]]:
         return [[side.digest for side in sides] for sides in batch.candidates]
@@ -279,14 +363,15 @@ def test_a_generative_judge_selects_by_its_margin(
     tiny_root: Path, rationales: Path, tmp_path: Path
 ) -> None:
     """The whole stage over the real evaluator: eta keeps the stated share of the margins."""
-    data = SelectionDataModule(str(tiny_root), str(rationales), 8, num_negatives=2)
+    scores = str(tmp_path / "judge-scores")
+    data = SelectionDataModule(str(tiny_root), str(rationales), 8, scores, num_negatives=2)
     run = tmp_path / "selection"
 
     def module() -> CounterfactualSelector:
         judge = YesNoEvaluator(str(vlm_folder("qwen3_vl")))
         return CounterfactualSelector(judge, str(run), contrast="margin", keep_share=0.5)
 
-    trainer_of(run, max_epochs=1, limit_val_batches=1.0).fit(module(), datamodule=data)
+    trainer_of(run, max_epochs=1).fit(module(), datamodule=data)
     writer = SidecarWriter(str(tmp_path / "selected"))
     writer.fingerprint = "f"
     trainer_of(tmp_path / "p", callbacks=[writer]).predict(

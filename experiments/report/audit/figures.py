@@ -12,7 +12,7 @@ import torch
 
 from experiments.report.audit.rows import AuditRow
 from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
-from mmemb.selection.counterfactual import false_helpful
+from mmemb.selection.contrasts import false_helpful
 
 TERCILES = ("hardest", "middle", "easiest")
 NUM_RESAMPLES = 2_000

@@ -12,7 +12,7 @@ from mmemb.records.pairs import Pair, Query
 from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.records.schema import SchemaError
 from mmemb.records.sidecar_json import UtilityJson
-from mmemb.selection.counterfactual import names_target
+from mmemb.selection.answers import names_target
 from mmemb.storage.joins import check_join
 from mmemb.storage.shard_index import ShardIndex
 

@@ -19,12 +19,16 @@ from datamodules.sidecars import RationaleTable
 from experiments.pipelines.ablations import (
     Cell,
     Comparison,
+    choose_again,
+    draw_counts,
     read_ablations,
     run_cells,
     write_cell_sidecar,
     write_report,
 )
 from experiments.report.policies.ablations import CellTable, cell_figures, compare, page, picture
+from mmemb.rationales import fold_candidates
+from mmemb.records.rationales import Rationale, ScoredRationale
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.trained_facts import inherited_facts
 from tests.fixtures.tiny_experiment import POCKET, Experiment
@@ -35,9 +39,10 @@ BLOCK = yaml.safe_load(FILE.read_text())["ablations"]
 
 def test_the_file_names_every_row_that_was_asked_for() -> None:
     found = read_ablations(BLOCK, FILE)
-    rules = {(cell.rule, cell.keep_share) for cell in found.cells.values()}
-    for rule in ("raw", "positive", "gain", "placebo_gain", "margin"):
-        assert {(rule, 0.3), (rule, 0.5)} <= rules
+    rules = {(c.contrast, c.min_placebo_rank, c.keep_share) for c in found.cells.values()}
+    chosen = [("raw", 0), ("positive", 0), ("gain", 0), ("gain", 0.5), ("margin", 0)]
+    for contrast, rank in chosen:
+        assert {(contrast, rank, 0.3), (contrast, rank, 0.5)} <= rules
     assert {cell.candidates for cell in found.cells.values()} == {None, 1, 2, 4}
     assert {cell.prior_fraction for cell in found.cells.values()} == {0.0, 0.25, 0.5}
     assert any(cell.hard for cell in found.cells.values())
@@ -50,7 +55,8 @@ def test_the_file_names_every_row_that_was_asked_for() -> None:
     [
         ({"seeds": [0, 0]}, "each once"),
         ({"seeds": []}, "at least one"),
-        ({"cells": {"a": {"rule": "best"}}}, "rule 'best'"),
+        ({"cells": {"a": {"contrast": "best"}}}, "contrast 'best'"),
+        ({"cells": {"a": {"rule": "gain"}}}, "`rule` of a cell is `contrast` now"),
         ({"cells": {"a": {"keepshare": 1}}}, "keepshare"),
         ({"comparisons": [{"left": "gain-30", "right": "x", "expected": "higher"}]}, "'x'"),
         ({"fit": None, "extra": 1}, "extra"),
@@ -62,11 +68,19 @@ def test_a_mistake_names_file_and_key(change: dict[str, Any], words: str) -> Non
         read_ablations(BLOCK | change, FILE)
 
 
+def link_selection(experiment: Experiment, folder: Path) -> None:
+    for name in ("selected", "selection", "judge-scores"):
+        (folder / name).symlink_to(experiment.folder / name)
+
+
 def test_a_cell_has_a_sidecar_of_its_own(clip_experiment: Experiment, tmp_path: Path) -> None:
-    (tmp_path / "selected").symlink_to(clip_experiment.folder / "selected")
+    link_selection(clip_experiment, tmp_path)
     source = ShardIndex.open(clip_experiment.root / "pairs/questions")
     kept = {}
-    for name, cell in {"few": Cell(keep_share=0.1), "all": Cell(rule="none")}.items():
+    for name, cell in {
+        "few": Cell(keep_share=0.1),
+        "all": Cell(contrast="none", keep_share=1.0),
+    }.items():
         folder = write_cell_sidecar(tmp_path, cell)
         before = (folder / "manifest.json").stat().st_mtime_ns
         assert write_cell_sidecar(tmp_path, replace(cell)) == folder
@@ -79,7 +93,7 @@ def test_a_cell_has_a_sidecar_of_its_own(clip_experiment: Experiment, tmp_path: 
 
 
 def test_every_cell_runs_with_its_own_settings(clip_experiment: Experiment, tmp_path: Path) -> None:
-    (tmp_path / "selected").symlink_to(clip_experiment.folder / "selected")
+    link_selection(clip_experiment, tmp_path)
     comparison = Comparison(
         left="b", right="b", expected="higher", path="averaged", against="always"
     )
@@ -100,6 +114,39 @@ def test_every_cell_runs_with_its_own_settings(clip_experiment: Experiment, tmp_
     assert all(line.endswith("--x") for line in fits)
     measured = ["--model.num_draws" in arguments for _, arguments in ran[1::2]]
     assert measured == [True, False, True, False], "all drafts are read where they are averaged"
+
+
+def test_a_smaller_pool_is_what_fewer_draws_would_have_given() -> None:
+    text = "<think>It is {0}.</think><answer>{0}</answer>"
+    drawn = [
+        Rationale(text.format(answer), "w", "m", "1", "p", "d", seed, num_tokens=5)
+        for seed, answer in enumerate("aabacbba")
+    ]
+    whole, _ = fold_candidates(drawn)
+    pool = tuple(map(ScoredRationale, whole))
+    for num in (1, 2, 4, 8):
+        expected, _ = fold_candidates(drawn[:num])
+        counted = zip(whole, draw_counts(pool, range(num)), strict=True)
+        assert [(r.answer, count) for r, count in counted if count] == [
+            (r.answer, r.count) for r in expected
+        ]
+    assert draw_counts(pool, None) == draw_counts(pool, range(8))
+
+
+def test_the_selectors_own_rule_chooses_what_the_selector_chose(
+    clip_experiment: Experiment, tmp_path: Path
+) -> None:
+    """The keep rule of `pocket/selection.yaml`, over the stored scores."""
+    link_selection(clip_experiment, tmp_path)
+    source = ShardIndex.open(tmp_path / "selected")
+    chosen = choose_again(source, tmp_path, Cell(keep_share=0.27, min_placebo_rank=1.0))
+    for entry in source.entries:
+        selected = json.loads(source.read(entry)["json"])
+        again = chosen[entry.key]
+        assert [row["kept"] for row in again] == [row["kept"] for row in selected]
+        assert [row["weight"] for row in again] == pytest.approx(
+            [row["weight"] for row in selected], abs=1e-4
+        )
 
 
 def cell(shift: float) -> CellTable:

@@ -27,7 +27,7 @@ from experiments.planted.world import (
     planted_world,
 )
 from mmemb.retrieval.bootstrap import cluster_bootstrap, paired_bootstrap
-from mmemb.selection.counterfactual import contrasts, false_helpful, placebo_rank
+from mmemb.selection.contrasts import contrasts, false_helpful, placebo_rank
 
 NUM_PAIRS = 500
 

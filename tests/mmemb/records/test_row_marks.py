@@ -178,6 +178,6 @@ def test_a_selection_hands_the_marks_down(tiny_root: Path, tmp_path: Path) -> No
     settings = {"tau": 1.0, "eta": 0.0, "contrast": "gain", "min_placebo_rank": 0.0}
     write_json(tmp_path / "fitted/selection.json", settings | {"keep_share": 0.5})
     selector = CounterfactualSelector(PlantedEvaluator(), str(tmp_path / "fitted"), keep_share=0.5)
-    pairs = SelectionDataModule(str(tiny_root), str(folder), 5)
+    pairs = SelectionDataModule(str(tiny_root), str(folder), 5, str(tmp_path / "scores"))
     index = predict(selector, pairs, tmp_path / "selected", tmp_path)
     assert [mark_of(entry.meta) for entry in index.entries] == [NOT_ASKED, *[{}] * 15]

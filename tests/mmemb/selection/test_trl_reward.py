@@ -12,7 +12,7 @@ from torch import Tensor
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import Pair
 from mmemb.selection import PairEvaluator, YesNoEvaluator
-from mmemb.selection.counterfactual import contrasts
+from mmemb.selection.contrasts import contrasts
 from mmemb.selection.trl_reward import ContrastReward
 from tests.fixtures.tiny_vlm import babbling, folder, note
 
@@ -33,6 +33,9 @@ class ByName(PairEvaluator):
     """A rationale that names a candidate brings it closer by 2 (in log-odds)."""
 
     kind = "log_odds"
+
+    def identity(self) -> str:
+        return "by name"
 
     def score(self, queries: Any, candidates: Any, rationales: Any, facts: Any) -> Tensor:
         most = max(map(len, rationales))

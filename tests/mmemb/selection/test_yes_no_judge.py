@@ -16,7 +16,7 @@ from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.selection import JudgeStyle, YesNoEvaluator
-from mmemb.selection.counterfactual import contrasts
+from mmemb.selection.contrasts import contrasts
 from tests.fixtures.tiny_vlm import NOTE, ON_EACH, SIDES, folder, note
 
 QUERIES = [SIDES[1], SIDES[0]]

@@ -6,16 +6,10 @@ a rationale; NaN pads), K rationales, J placebo donors. Scores are s / tau or lo
 
 from __future__ import annotations
 
-import math
-import re
-import unicodedata
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-from mmemb.records.text import limit_marks
 
 Kind = Literal["similarity", "log_odds"]
 """What a score is: `s / tau` of an embedder, or a judge's log-odds of yes against no."""
@@ -129,90 +123,6 @@ def placebo_rank(raw_BK: Tensor, placebo_BKJ: Tensor) -> Tensor:
     return torch.where(raw_BK.isnan(), torch.nan, rank_BK)
 
 
-def keep_threshold(contrast: Tensor, share: float) -> float:
-    """eta, above which the stated share of the candidates lies (fewer where values tie).
-
-    Args:
-        contrast: contrasts of the cross-fitted candidates of `train`, any shape; NaN is padding.
-        share: of candidates to keep, in [0, 1].
-
-    >>> keep_threshold(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.5)
-    2.0
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"keep share {share} is not between 0 and 1")
-    value_N = contrast[~contrast.isnan()].sort(descending=True).values
-    if not len(value_N):
-        raise ValueError("no candidate was scored: a keep threshold needs at least one contrast")
-    num_kept = round(share * len(value_N))
-    return float(value_N[num_kept]) if num_kept < len(value_N) else -math.inf
-
-
-def keep(contrast_BK: Tensor, eta: float) -> Tensor:
-    """Keeps r if its contrast is above eta; padding (NaN) is never kept.
-
-    >>> keep(torch.tensor([[1.0, 2.0, float("nan")]]), 1.0)
-    tensor([[False,  True, False]])
-    """
-    return contrast_BK > eta
-
-
-def weights(
-    contrast_BK: Tensor,
-    count_BK: Tensor,
-    kept_BK: Tensor,
-    *,
-    temperature: float = 1.0,
-    hard: bool = False,
-) -> Tensor:
-    """w_k proportional to `count_k * exp(contrast_k / T)` over the kept; T = 1: the posterior.
-
-    Args:
-        contrast_BK: contrasts, NaN-padded.
-        count_BK: how many equal draws each candidate stands for.
-        kept_BK: which candidates were kept.
-        temperature: T; the smaller, the closer to `hard`.
-        hard: all weight on the largest.
-
-    Returns:
-        (B, K); rows sum to 1, or to 0 where nothing is kept.
-
-    >>> weights(torch.zeros(1, 2), torch.tensor([[3, 1]]), torch.ones(1, 2).bool())
-    tensor([[0.7500, 0.2500]])
-    """
-    log_BK = contrast_BK / temperature + count_BK.to(contrast_BK.dtype).log()
-    log_BK = log_BK.masked_fill(~kept_BK, -torch.inf)
-    if hard:
-        weight_BK = torch.zeros_like(log_BK).scatter(1, log_BK.argmax(1, keepdim=True), 1.0)
-    else:
-        weight_BK = log_BK.softmax(1)
-    return torch.where(kept_BK, weight_BK, 0.0)
-
-
-def names_target(text: str, answers: Sequence[str]) -> bool:
-    """Whether the text holds one of the answers as whole words, whatever case and accents.
-
-    Reported, never a reason to drop a one-sided rationale: a good one names the answer.
-
-    >>> names_target("It is the Côte d’Ivoire.", ["Cote d'Ivoire"])
-    True
-    >>> names_target("Nigeria", ["Niger"])
-    False
-    """
-    words = _words(text)
-    return any(
-        f" {_words(answer)} " in f" {words} " if _words(answer) else answer.strip() in text
-        for answer in answers
-        if answer.strip()
-    )
-
-
-def _words(text: str) -> str:
-    decomposed = unicodedata.normalize("NFKD", limit_marks(text.casefold()))
-    bare = "".join(c for c in decomposed if not unicodedata.combining(c))
-    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", bare)))
-
-
 def false_helpful(positive_BK: Tensor, margin_BK: Tensor) -> tuple[int, int]:
     """False-helpful rationales and all: the target came closer, its hard negatives closer still.
 
@@ -220,46 +130,3 @@ def false_helpful(positive_BK: Tensor, margin_BK: Tensor) -> tuple[int, int]:
     (1, 3)
     """
     return int(((positive_BK > 0) & (margin_BK < 0)).sum()), int((~positive_BK.isnan()).sum())
-
-
-def fit_temperature(
-    score_BC: Tensor, *, low: float = 1e-3, high: float = 1e3, tolerance: float = 1e-5
-) -> float:
-    """tau that makes the true target (column 0) most likely under softmax(score / tau).
-
-    The likelihood is concave in 1 / tau, so a golden-section search over log tau finds the one
-    maximum; where there is none (all right, all wrong) it ends at the nearer bound.
-
-    Args:
-        score_BC: similarities on part `calibration`; -inf pads, rows whose target is NaN are left
-            out. Scores that were divided by an old tau give the factor to that tau.
-        low: smallest tau.
-        high: largest tau.
-        tolerance: of log tau.
-    """
-    score_BC = score_BC[~score_BC[:, 0].isnan()].double()
-    if not len(score_BC):
-        raise ValueError("no score to fit a temperature to: part `calibration` is empty")
-
-    def loss(log_tau: float) -> float:
-        return -float((score_BC / math.exp(log_tau)).log_softmax(1)[:, 0].mean())
-
-    return math.exp(_golden_section(loss, math.log(low), math.log(high), tolerance))
-
-
-def _golden_section(
-    function: Callable[[float], float], low: float, high: float, tolerance: float
-) -> float:
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > tolerance:
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
-    return (low + high) / 2

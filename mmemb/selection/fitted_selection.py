@@ -1,0 +1,127 @@
+"""Selection: the fitted tau and eta of stage 2 (docs/method.md section 5).
+
+Both are pure functions of a judge's scores. Shapes: B pairs, C candidates, K rationales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, final
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmemb.records.schema import Schema, read_json, to_json
+from mmemb.selection.keep_rule import KeepRule
+from mmemb.selection.pair_scores import PairScores
+from mmemb.selection.temperature import fit_temperature
+from mmemb.storage.json_files import write_json
+
+FILE = "selection.json"
+
+
+@final
+class Selection(Schema):
+    """A `selection.json`: the fitted tau and eta, and the rule that eta belongs to.
+
+    Without an eta every rationale is kept.
+    """
+
+    tau: Annotated[float, msgspec.Meta(gt=0)]
+    eta: float | None
+    contrast: str
+    min_placebo_rank: float | None
+    keep_share: float
+    num_hard: int = 10
+
+    @property
+    def threshold(self) -> float:
+        """eta as a number."""
+        return -math.inf if self.eta is None else self.eta
+
+
+def fit_selection(
+    calibration: Iterable[PairScores],
+    pairs: Iterable[PairScores],
+    rule: KeepRule,
+    num_hard: int = 10,
+) -> Selection:
+    """Fits tau on calibration queries, then eta on train pairs.
+
+    Args:
+        calibration: scores of queries of part `calibration`, by batches.
+        pairs: scores of pairs of part `train`, by batches.
+        rule: what eta is fitted for.
+        num_hard: hard negatives under each path, for `margin`.
+
+    Raises:
+        ValueError: there is nothing to fit tau or eta to.
+    """
+    tau = fit_temperature(calibration_scores(calibration))
+    values = [rule.value(scores.contrasts(tau, num_hard)).flatten() for scores in pairs]
+    return Selection(
+        tau=tau,
+        eta=rule.eta(torch.cat(values)) if values else None,
+        contrast=rule.contrast,
+        min_placebo_rank=rule.min_placebo_rank,
+        keep_share=rule.keep_share,
+        num_hard=num_hard,
+    )
+
+
+def calibration_scores(batches: Iterable[PairScores]) -> Tensor:
+    """(N, C) scores of every path that will be asked for a probability: none, and own rationales.
+
+    Raises:
+        ValueError: there is no query.
+    """
+    columns = [column_BC for scores in batches for column_BC in scores.own_BCR.unbind(2)]
+    rows = [row_C for column_BC in columns for row_C in column_BC if not row_C[0].isnan()]
+    if not rows:
+        raise ValueError(
+            "part `calibration` has no query with a rationale of the tasks that the pairs ask for, "
+            "so tau cannot be fitted. Give `rationales` those of part calibration, too."
+        )
+    return pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
+
+
+def check_rule(fitted: Selection, folder: Path, rule: KeepRule, num_hard: int) -> None:
+    """Raises ValueError if eta was fitted for another rule than the one that reads it."""
+    wanted: dict[str, Any] = {
+        "contrast": rule.contrast,
+        "min_placebo_rank": rule.min_placebo_rank,
+        "keep_share": rule.keep_share,
+        "num_hard": num_hard,
+    }
+    for name, value in wanted.items():
+        if (fitted_value := getattr(fitted, name)) != value:
+            raise ValueError(
+                f"{folder / FILE} was fitted with {name} {fitted_value!r}, not {value!r}: its "
+                "threshold belongs to another rule. Give `fit`, `predict` and `test` the same "
+                "settings, `fit` first."
+            )
+
+
+def write_selection(path: Path, selection: Selection) -> None:
+    """Writes a `selection.json`."""
+    write_json(path, to_json(selection))
+
+
+def read_selection(folder: Path) -> Selection:
+    """Reads the `selection.json` of a folder.
+
+    Raises:
+        FileNotFoundError: nothing was fitted.
+        ValueError: the file is broken.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: tau and eta are not fitted yet. Run `python -m experiments.run "
+            "fit` with the same config first."
+        )
+    return read_json(path, Selection, "Run the stage's `fit` again.", nan_is_null=True)
