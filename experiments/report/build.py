@@ -211,7 +211,7 @@ def frontier_figures(
         graded: what a gate of three depths or more gains over a binary one, if it has so many.
         rule: what the per-task rule does about `test`.
     """
-    thresholds = read_settings(experiment / "gate/adaptive").thresholds.thresholds()
+    thresholds = read_settings(experiment / "gate/adaptive").thresholds.calibration()
     depths = list(range(len(test.depths)))
     on_test, on_calibration = (
         policies_along(table, table.logit_NA, thresholds, depths) for table in (test, calibration)
