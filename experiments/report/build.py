@@ -12,7 +12,6 @@ import numpy as np
 
 from experiments.report.data.query_table import QueryTable, read_queries
 from experiments.report.data.reasoned import ReasonedQuery, read_reasoned
-from experiments.report.data.saved_report import read_report
 from experiments.report.data.selection import selection_figures
 from experiments.report.pages.examples import read_examples
 from experiments.report.pages.figure import draw
@@ -49,6 +48,7 @@ from experiments.report.policies.graded import graded_against_binary
 from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
 from experiments.runs.recorded_config import CONFIG, read_config
+from experiments.runs.saved_report import read_report
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.gate.latency import Latency, mean_latency
 from mmemb.gate.saved_settings import read_settings

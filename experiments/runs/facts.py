@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from experiments.report.data.saved_report import read_report
 from experiments.runs.recorded_config import read_config
 from experiments.runs.saved_backbone import Found, is_run
+from experiments.runs.saved_report import read_report
 from mmemb.benchmarks.score_files import read_scores, read_values
 from mmemb.records.sample_json import QueryJson
 from mmemb.records.schema import Excerpt, read_json

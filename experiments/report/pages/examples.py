@@ -26,25 +26,15 @@ class Plate:
 @final
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A query with its rationale, and what came first without and with it.
+    """A query, and what came first without and with its rationale.
 
     Attributes:
         picture: the query's picture as a data URL; empty if it has none.
-        rank_before: expected rank of the right candidate without the rationale.
-        rank_after: the same with the rationale.
-        is_better: the right candidate rose.
         shelf: the right candidate, the first one without and the first one with the rationale.
     """
 
-    task: str
+    reasoned: ReasonedQuery
     picture: str
-    text: str
-    thought: str
-    answer: str
-    names_target: bool
-    rank_before: float
-    rank_after: float
-    is_better: bool
     shelf: tuple[Plate, ...]
 
 
@@ -99,15 +89,4 @@ def card(query: ReasonedQuery, pictures: CandidatePictures) -> Card:
     for title, top in (("first without", query.before.top), ("first with", query.after.top)):
         plates.append(Plate(title, pictures.find(gallery, top), is_right=top in query.right))
 
-    return Card(
-        task=query.query.task,
-        picture=picture_url(query.row.index, query.row.entry, "q"),
-        text=query.query.side.text,
-        thought=query.rationale.thinking,
-        answer=query.rationale.answer,
-        names_target=query.names_target,
-        rank_before=query.before.rank,
-        rank_after=query.after.rank,
-        is_better=query.climb > 0,
-        shelf=tuple(plates),
-    )
+    return Card(query, picture_url(query.row.index, query.row.entry, "q"), tuple(plates))
