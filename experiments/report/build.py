@@ -78,9 +78,12 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     reasoned = read_reasoned(experiment, Path(data_root))
     report = collect(experiment, data_root, queries, reasoned)
     examples = read_examples(reasoned, Path(data_root))
+
     stamp, commit = time.strftime("%Y%m%d-%H%M%S"), report["git_commit"] or "nogit"
     folder = new_folder(experiment, f"{stamp}-report-{commit}")
     title = f"{report['experiment']}: quality against cost, part test"
+
+    # Nothing of a report is seen before all of it is there.
     with whole_folder(folder) as fresh:
         figure = draw(fresh / "report.png", report["frontiers"], report["mix"], title)
         (fresh / "report.md").write_text(report_markdown(report), encoding="utf-8")
@@ -98,9 +101,11 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
 
 
 def made_of(experiment: Path, data_root: str) -> str:
-    """A hash of all that a report is made of: the newest runs and sidecars, the data, the code."""
+    """Returns a hash of what a report is made of: the newest runs and sidecars, data and code."""
     names = ("rationales", "selected", "utilities", "decisions")
     names += ("gate", "gate-test", "selection-test")
+
+    # An experiment may lack stages: it can take its embedder from another one.
     commit, diff = git_state(Path(__file__).parent)
     inputs = [str(experiment / name) for name in names if (experiment / name).exists()]
     inputs += [f"{data_root}/{name}" for name in ("tasks.json", "queries", "candidates")]
@@ -108,13 +113,17 @@ def made_of(experiment: Path, data_root: str) -> str:
 
 
 def show_current(experiment: Path, data_root: str) -> bool:
-    """Prints the table of the newest report if its inputs have not changed and its files are whole;
-    else returns False."""
+    """Prints the table of the newest report if that is still up to date.
+
+    Returns:
+        Whether its inputs have not changed and its files are whole.
+    """
     if not (is_published(experiment / LINK, NAMES) and _is_whole(experiment / LINK)):
         return False
     report = read_report(experiment / "report.json")
     if report["made_of"] != made_of(experiment, data_root):
         return False
+
     print(f"\n{mix_table(report['mix']).markdown()}\n")
     print(f"{experiment}/{', '.join(NAMES)}: nothing has changed")
     return True
@@ -137,22 +146,28 @@ def _is_whole(folder: Path) -> bool:
 def collect(
     experiment: Path, data_root: str, queries: QueryTable, reasoned: Sequence[ReasonedQuery]
 ) -> dict[str, Any]:
-    """Every figure of a report, as JSON data."""
+    """Returns every figure of a report, as JSON data."""
     tasks = read_tasks(Path(data_root))
     gate = gate_settings(experiment)
     test = queries.of_parts("test")
     tuning = queries.of_parts("gate", "calibration")
+
     parts = read_parts(experiment, Path(data_root))
     supervised_N = supervised_depths(parts, gate)
     rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
+
     latency, num_timed = mean_latency(experiment / "gate-test" / "latency.json")
     thinking = [task.name for task in tasks if task.think]
     thinking_N = test.in_tasks(thinking) & test.eligible_N
     right = {q.query.key: q.names_target for q in reasoned}
+
+    # Tasks without an eligible query have the same value in every row, and would hide differences.
     chosen_N = of_eligible_tasks(test)
     mixed = test.select(chosen_N)
     calibration = tuning.of_parts("calibration").of_tasks(eligible_tasks(test))
+
     graded = graded_against_binary(parts, gate, mixed, chosen_N) if len(test.depths) > 2 else None
+
     return {
         **origin(experiment, data_root),
         "queries": len(test.keys),
@@ -182,7 +197,7 @@ def collect(
 
 
 def origin(experiment: Path, data_root: str) -> dict[str, Any]:
-    """What the report was made of, when and with which versions."""
+    """Returns what the report was made of, when and with which versions."""
     commit, diff = git_state(Path(__file__).parent)
     return {
         "experiment": experiment.name,
@@ -201,8 +216,7 @@ def frontier_figures(
     graded: dict[str, Any] | None,
     rule: Policy,
 ) -> dict[str, Any]:
-    """Quality against cost as the gate's threshold moves, its area, overthinking, and where it
-    passes the per-task rule.
+    """Returns quality against cost as the gate's threshold moves, and what that curve shows.
 
     Args:
         experiment: holds the fitted gate.
@@ -210,28 +224,32 @@ def frontier_figures(
         calibration: the same of part `calibration`.
         graded: what a gate of three depths or more gains over a binary one, if it has so many.
         rule: what the per-task rule does about `test`.
+
+    Returns:
+        The curves, their area, overthinking, and the distance from the per-task rule at its cost.
     """
     thresholds = read_settings(experiment / "gate/adaptive").thresholds.calibration()
     depths = list(range(len(test.depths)))
     on_test, on_calibration = (
         policies_along(table, table.logit_NA, thresholds, depths) for table in (test, calibration)
     )
+
     frontiers = {"gated": points_of(test, on_test, budgets_of(thresholds))}
     if graded is not None:
         frontiers["binary gate"] = graded["binary"]["points"]
+
+    rule_cost = float(rule.cost(test.cost_NA).mean())
     return {
         "frontiers": frontiers,
         "frontier_area": area_of(test, on_test),
         "graded": graded,
         "overthinking": overthinking(test, calibration, on_test, on_calibration),
-        "at_rules_cost": comparison(
-            test, at_cost(test, on_test, float(rule.cost(test.cost_NA).mean())), rule
-        ),
+        "at_rules_cost": comparison(test, at_cost(test, on_test, rule_cost), rule),
     }
 
 
 def figures(name: str, table: QueryTable, policy: Policy, latency: Latency) -> dict[str, Any]:
-    """One line of a table; only the gated ones pay for decisions."""
+    """Returns one row of a table; only the gated ones pay for decisions."""
     decides = name in (GATED, SHUFFLED)
     deciding = max(0.0, latency.decided_ms - latency.depth_ms[0]) if decides else 0.0
     return row_figures(table, policy, np.array(latency.depth_ms), deciding)
@@ -240,28 +258,31 @@ def figures(name: str, table: QueryTable, policy: Policy, latency: Latency) -> d
 def task_figures(
     task: EvaluationTask, test: QueryTable, rows: dict[str, Policy], latency: Latency
 ) -> dict[str, Any]:
-    """The rows of one task; only `never` where nothing is eligible, since all rows are equal."""
+    """Returns the rows of one task; without eligible queries all are equal, so only `never`."""
     chosen_N = test.in_tasks({task.name})
     table = test.select(chosen_N)
-    shown = rows if table.eligible_N.any() else {NEVER: rows[NEVER]}
-    found = {
-        name: figures(name, table, row.select(chosen_N), latency) for name, row in shown.items()
+    if not table.eligible_N.any():
+        rows = {NEVER: rows[NEVER]}
+
+    figures_of_rows = {
+        name: figures(name, table, row.select(chosen_N), latency) for name, row in rows.items()
     }
-    return to_json(task) | {"queries": len(table.keys), "rows": found}
+    return to_json(task) | {"queries": len(table.keys), "rows": figures_of_rows}
 
 
 def flag_name(queries: QueryTable) -> dict[str, Any] | None:
-    """Recall@1 of `flag-name` over the names of all parts: the last hop of every chain. Names are
-    trained (in other flag styles), so no part is special."""
+    """Returns Recall@1 of `flag-name` over the names of all parts: the last hop of every chain."""
+    # Names are trained (in other flag styles), so no part is special.
     names = queries.of_tasks(["flag-name"])
     if not names.keys:
         return None
+
     direct_N = names.metric["recall@1"][:, 0]
     return asdict(mean_over_tasks(names, direct_N)) | {"queries": len(names.keys)}
 
 
 def gate_settings(experiment: Path) -> dict[str, Any]:
-    """The gate's own settings, from the configuration that its run recorded."""
+    """Returns the gate's settings, from the configuration that its run recorded."""
     gate = experiment / "gate"
     if not (gate / CONFIG).is_file():
         raise FileNotFoundError(
@@ -271,7 +292,7 @@ def gate_settings(experiment: Path) -> dict[str, Any]:
 
 
 def to_tensorboard(folder: Path, report: dict[str, Any], figure: Any) -> None:
-    """Figure and tables for TensorBoard, beside the runs."""
+    """Writes figure and tables for TensorBoard, beside the runs."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:

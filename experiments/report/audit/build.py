@@ -36,9 +36,11 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
     root = Path(data_root)
     rows = read_audit(experiment, root)
     figures = audit_figures(rows, judged_swap(experiment))
+
     made = provenance(experiment, data_root)
     list_data = embedded_rows(rows, CandidatePictures.open(root))
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}
+
     commit = made["git_commit"] or "nogit"
     folder = new_folder(experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-audit-{commit}")
     with whole_folder(folder) as fresh:
@@ -51,7 +53,7 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
 
 
 def provenance(experiment: Path, data_root: str) -> dict[str, Any]:
-    """What made an audit."""
+    """Returns what made an audit."""
     commit, diff = git_state(Path(__file__).parent)
     return {
         "experiment": experiment.name,
@@ -63,7 +65,8 @@ def provenance(experiment: Path, data_root: str) -> dict[str, Any]:
 
 
 def embedded_rows(rows: Sequence[AuditRow], pictures: CandidatePictures) -> dict[str, Any]:
-    """What the page's script reads: rows as lists, each picture once."""
+    """Returns the data of the page's script: rows as lists, each picture once."""
+    # A picture is shown by many rows, and is most of the page's bytes.
     places: dict[tuple[str, str], int] = {}
     shown: list[Shown] = []
 

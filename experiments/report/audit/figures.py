@@ -1,4 +1,4 @@
-"""What an audit says in sum: keep rates, false-helpful rates, gain by difficulty and by fit."""
+"""Figures of an audit: keep rates, false-helpful rates, gain by difficulty and by fit."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class AuditFigures:
 
 
 def audit_figures(rows: Sequence[AuditRow], swap_test: Mapping[str, float]) -> AuditFigures:
-    """All figures of an audit.
+    """Returns all figures of an audit.
 
     Args:
         rows: all rows.
@@ -96,7 +96,7 @@ def audit_figures(rows: Sequence[AuditRow], swap_test: Mapping[str, float]) -> A
 def candidate_groups(
     rows: Sequence[AuditRow], name_of: Callable[[AuditRow], str]
 ) -> tuple[CandidateGroup, ...]:
-    """One group a name, in alphabetical order."""
+    """Returns one group for each name, in alphabetical order."""
     groups: dict[str, list[AuditRow]] = defaultdict(list)
     for row in rows:
         groups[name_of(row)].append(row)
@@ -104,7 +104,7 @@ def candidate_groups(
 
 
 def candidate_group(name: str, rows: Sequence[AuditRow]) -> CandidateGroup:
-    """Counts and rates of some candidates."""
+    """Returns counts and rates of some candidates."""
     kept = [row for row in rows if row.kept]
     return CandidateGroup(
         name=name,
@@ -120,12 +120,12 @@ def candidate_group(name: str, rows: Sequence[AuditRow]) -> CandidateGroup:
 
 
 def right_share(rows: Sequence[AuditRow]) -> float | None:
-    """Share of rationales that name the target."""
+    """Returns the share of rationales that name the target."""
     return sum(bool(row.names_target) for row in rows) / len(rows) if rows else None
 
 
 def false_helpful_share(rows: Sequence[AuditRow]) -> float | None:
-    """Share of scored candidates that bring the target closer and its hard negatives more so."""
+    """Returns the share of candidates that bring the target closer, but its negatives more."""
     pairs = [(r.positive, r.margin) for r in rows if r.positive is not None is not r.margin]
     if not pairs:
         return None
@@ -135,16 +135,17 @@ def false_helpful_share(rows: Sequence[AuditRow]) -> float | None:
 
 
 def gain_interval(rows: Sequence[AuditRow]) -> Interval | None:
-    """Mean gain; clusters are concepts. None if no row has a gain."""
-    known = [row for row in rows if row.gain is not None]
-    if not known:
+    """Returns the mean gain; clusters are concepts. None if no row has a gain."""
+    scored = [row for row in rows if row.gain is not None]
+    if not scored:
         return None
-    gains = [row.gain or 0.0 for row in known]
-    return cluster_bootstrap(gains, [row.concept for row in known], num_resamples=NUM_RESAMPLES)
+
+    gains = [row.gain or 0.0 for row in scored]
+    return cluster_bootstrap(gains, [row.concept for row in scored], num_resamples=NUM_RESAMPLES)
 
 
 def by_difficulty(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
-    """Thirds of the rows by the target's log-probability without a rationale."""
+    """Returns thirds of the rows by the target's log-probability without a rationale."""
     known = sorted((row for row in rows if row.direct is not None), key=lambda row: row.direct or 0)
     thirds = np.array_split(np.arange(len(known)), len(TERCILES))
     groups = zip(TERCILES, ([known[i] for i in third] for third in thirds), strict=True)
@@ -152,22 +153,24 @@ def by_difficulty(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
 
 
 def by_fit(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
-    """Fitted against unfitted facts, within each task that has both; else nothing compares."""
+    """Compares fitted with unfitted facts, within each task that has both."""
     groups: dict[str, dict[bool, list[AuditRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row.fitted is not None:
             groups[row.task][row.fitted].append(row)
-    found = [
+
+    # Tasks differ in difficulty, so a task with rows of one kind alone would bias the comparison.
+    gains = [
         gain_group(f"{task}, {'fitted' if fitted else 'not fitted'}", sides[fitted])
         for task, sides in sorted(groups.items())
         if len(sides) == 2
         for fitted in (True, False)
     ]
-    return tuple(group for group in found if group)
+    return tuple(group for group in gains if group)
 
 
 def gain_group(name: str, rows: Sequence[AuditRow]) -> GainGroup | None:
-    """Figures of some rows; None if no row was scored."""
+    """Returns figures of some rows; None if no row was scored."""
     known = [row for row in rows if row.gain is not None and row.direct is not None]
     gain = gain_interval(known)
     if gain is None:
@@ -184,5 +187,5 @@ def gain_group(name: str, rows: Sequence[AuditRow]) -> GainGroup | None:
 
 
 def first_share(ranks: Sequence[float | None]) -> float | None:
-    """Share of ranks that are 1; None for rows without ranks."""
+    """Returns the share of ranks that are 1; None for rows without ranks."""
     return None if None in ranks else sum(rank == 1 for rank in ranks) / len(ranks)

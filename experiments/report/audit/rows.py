@@ -85,14 +85,14 @@ def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
 
 
 def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
-    """Facts that the embedder was fitted on; None where its run left no list, or no whole one."""
+    """Returns the facts that the embedder was fitted on; None without a complete list of them."""
     path = experiment / "embedder" / FACTS
     facts = read_fitted(path) if path.is_file() else None
     return None if facts is None or facts.unknown else facts.trained
 
 
 def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
-    """One row a candidate."""
+    """Yields one row for each candidate."""
     check_covers(source, selected)
     table = RationaleTable(selected.folder, [source])
     for row in rows_of(source):
@@ -103,12 +103,15 @@ def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
 
 
 def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
-    """A candidate with its contrasts."""
-    written = scored.rationale
+    """Returns the row of a candidate, with its contrasts."""
+    rationale = scored.rationale
     names = ("raw", "gain", "positive", "margin", "placebo_rank")
-    found = {name: number(scored.scores.get(name)) for name in names}
-    weight = number(scored.weight)
-    raw, gain = found["raw"], found["gain"]
+    contrasts = {name: number(scored.scores.get(name)) for name in names}
+
+    # The judge writes what a rationale adds and where it ends; the start is their difference.
+    raw, gain = contrasts["raw"], contrasts["gain"]
+    direct = None if raw is None or gain is None else round(raw - gain, 4)
+
     return AuditRow(
         part=pair.part,
         task=pair.task,
@@ -116,40 +119,40 @@ def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
         concept=pair.concept,
         gallery=pair.gallery,
         query=pair.query.text,
-        thought=written.thinking,
-        answer=written.answer,
+        thought=rationale.thinking,
+        answer=rationale.answer,
         target=pair.target_name,
-        worker=written.worker,
-        depth=written.depth,
-        count=written.count,
-        tokens=written.num_tokens,
-        log_probability=number(written.log_probability),
+        worker=rationale.worker,
+        depth=rationale.depth,
+        count=rationale.count,
+        tokens=rationale.num_tokens,
+        log_probability=number(rationale.log_probability),
         names_target=scored.names_target,
-        direct=None if raw is None or gain is None else round(raw - gain, 4),
+        direct=direct,
         kept=scored.kept,
-        weight=weight,
-        **found,
+        weight=number(scored.weight),
+        **contrasts,
     )
 
 
 def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
-    """A test query's greedy rationale with what came first before and after."""
-    asked, written, before, after = query.query, query.rationale, query.before, query.after
+    """Returns the row of a test query: its greedy rationale, and what came first."""
+    question, rationale, before, after = query.query, query.rationale, query.before, query.after
     return AuditRow(
-        part=asked.part,
-        task=asked.task,
-        key=asked.key,
-        concept=asked.concept,
-        gallery=asked.gallery,
-        query=asked.side.text,
-        thought=written.thinking,
-        answer=written.answer,
+        part=question.part,
+        task=question.task,
+        key=question.key,
+        concept=question.concept,
+        gallery=question.gallery,
+        query=question.side.text,
+        thought=rationale.thinking,
+        answer=rationale.answer,
         target=query.shown_right,
-        worker=written.worker,
-        depth=written.depth,
-        count=written.count,
-        tokens=written.num_tokens,
-        log_probability=number(written.log_probability),
+        worker=rationale.worker,
+        depth=rationale.depth,
+        count=rationale.count,
+        tokens=rationale.num_tokens,
+        log_probability=number(rationale.log_probability),
         names_target=query.names_target,
         direct=number(before.utility),
         gain=number(query.gain),
@@ -159,12 +162,12 @@ def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
         top_after=after.top,
         top_before_right=before.top in query.right,
         top_after_right=after.top in query.right,
-        fitted=None if fitted is None else asked.fact in fitted,
+        fitted=None if fitted is None else question.fact in fitted,
     )
 
 
 def number(value: float | None) -> float | None:
-    """Four decimals; None for what is no finite number, which JSON cannot hold.
+    """Returns four decimals; None for what is no finite number, which JSON cannot hold.
 
     >>> number(0.123456), number(float("nan")), number(None)
     (0.1235, None, None)

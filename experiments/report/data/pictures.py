@@ -26,7 +26,7 @@ _MOST_BYTES, _LONGEST_SIDE = 200_000, 768
 @final
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One candidate as a page shows it: what people call it, and its picture if it has one."""
+    """One candidate as a page shows it: its name in words, and its picture if it has one."""
 
     label: str
     picture: str = ""
@@ -49,13 +49,13 @@ class CandidatePictures:
 
     @classmethod
     def open(cls, root: Path) -> Self:
-        """Those of a data root, called by the answers of its questions and queries."""
+        """Opens those of a data root, named by the answers of its questions and queries."""
         queries = map(read_query, rows_of(ShardIndex.open(root / "queries")))
         pairs = map(read_pair, rows_of(ShardIndex.open(root / "pairs/questions")))
         return cls(ShardIndex.open(root / "candidates"), label_table(queries, pairs))
 
     def find(self, gallery: str, name: str) -> Shown:
-        """The first row of that name; a candidate that is not there has no picture."""
+        """Returns the first row of that name; a candidate that is missing has no picture."""
         entry = self._entries.get((gallery, name))
         label = self._labels.get((gallery, name), "")
         if entry is None:
@@ -79,9 +79,9 @@ def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[s
 
 
 def picture_url(index: ShardIndex, entry: IndexEntry, side: str) -> str:
-    """A sample's first picture of one side as a data URL, or ""."""
-    found = index.first_picture(entry, side)
-    return _small_url(*found) if found else ""
+    """Returns a sample's first picture of one side as a data URL, or ""."""
+    picture = index.first_picture(entry, side)
+    return _small_url(*picture) if picture else ""
 
 
 def data_url(file_name: str, data: bytes) -> str:

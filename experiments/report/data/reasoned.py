@@ -52,17 +52,17 @@ class ReasonedQuery:
 
     @property
     def gain(self) -> float:
-        """What reasoning adds to the right candidates' log-probability."""
+        """Returns what reasoning adds to the right candidates' log-probability."""
         return self.after.utility - self.before.utility
 
     @property
     def climb(self) -> float:
-        """What reasoning adds to the reciprocal rank: 1 to 2 is more than 100 to 200."""
+        """Returns what reasoning adds to the reciprocal rank: 1 to 2 is more than 100 to 200."""
         return 1 / self.after.rank - 1 / self.before.rank
 
     @property
     def names_target(self) -> bool:
-        """Whether the rationale holds one of the query's answers."""
+        """True if the rationale holds one of the query's answers."""
         return names_target(self.rationale.plain, self.query.answers)
 
     @property
@@ -93,7 +93,7 @@ def check_covers(source: ShardIndex, sidecar: ShardIndex) -> None:
 
 
 def read_reasoned(experiment: Path, root: Path, part: str = "test") -> tuple[ReasonedQuery, ...]:
-    """The eligible queries of a part, in the order of `queries/`.
+    """Returns the eligible queries of a part, in the order of `queries/`.
 
     Args:
         experiment: e.g. `runs/pocket`, with `rationales/` and `utilities/`.
@@ -102,43 +102,51 @@ def read_reasoned(experiment: Path, root: Path, part: str = "test") -> tuple[Rea
     """
     rationales, utilities = (open_stage(experiment, name) for name in ("rationales", "utilities"))
     source = ShardIndex.open(root / "queries")
+
+    # The data root may be another one by now, and rationales may have been made again since.
     check_covers(source, utilities)
     check_join(rationales, utilities)
+
     table = RationaleTable(experiment / "rationales", [source])
     rows = [row for row in rows_of(source) if row.meta["part"] == part]
-    found = [_reasoned(row, utilities, table) for row in rows if row.entry.key in utilities.by_key]
-    return tuple(query for query in found if query is not None)
+    queries = [
+        _reasoned(row, utilities, table) for row in rows if row.entry.key in utilities.by_key
+    ]
+    return tuple(query for query in queries if query is not None)
 
 
 def _reasoned(row: Row, utilities: ShardIndex, table: RationaleTable) -> ReasonedQuery | None:
     depths = read_depths(utilities, row.entry.key)
     if depths is None:
         return None
+
+    # The first rationale of a depth is the greedy one, which the utilities are about.
     deepest = list(depths)[-1]
-    written = [r for r in table.read_rationales(row) if r.depth == deepest]
-    if not written:
+    rationales = [r for r in table.read_rationales(row) if r.depth == deepest]
+    if not rationales:
         raise ValueError(
             f"{row.where} has utilities at depth {deepest!r}, but no such rationale: rationales/ "
             "was made again since. Run the stage `utilities` again."
         )
+
     query = read_query(row)
     right = sorted(query.relevance, key=lambda name: -query.relevance[name])
     before, after = depths[DIRECT], depths[deepest]
-    return ReasonedQuery(query, tuple(right), written[0], before, after, row)
+    return ReasonedQuery(query, tuple(right), rationales[0], before, after, row)
 
 
 def read_query(row: Row) -> Query:
-    """A query with its gallery and without pixels."""
+    """Returns a query with its gallery and without pixels."""
     return replace(SampleReader(pixels=False).query(row), gallery=row.meta["gallery"])
 
 
 def read_pair(row: Row) -> Pair:
-    """A train pair without pixels."""
+    """Returns a train pair without pixels."""
     return SampleReader(pixels=False).pair(row)
 
 
 def read_depths(utilities: ShardIndex, key: str) -> dict[str, Depth] | None:
-    """A query's depths by name, direct first, with the greedy draw; None if it is not eligible."""
+    """Returns a query's depths by name, direct first, of its greedy draw; None if not eligible."""
     entry = utilities.by_key[key]
     where = f"{utilities.folder / entry.shard}, sample {key},"
     again = f"Delete {utilities.folder} and run the stage `utilities` again."

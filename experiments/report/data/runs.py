@@ -16,7 +16,7 @@ HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
 
 
 def list_runs(folder: Path) -> str:
-    """A table of every run below a folder, the newest first.
+    """Returns a table of every run below a folder, the newest first.
 
     Args:
         folder: `runs`, or an experiment in it.
@@ -43,18 +43,20 @@ def list_runs(folder: Path) -> str:
 
 
 def diff_runs(left: Path, right: Path) -> str:
-    """Settings in which two runs differ, and their metrics side by side."""
+    """Returns the settings in which two runs differ, and their metrics side by side."""
     settings = [flattened(read_config(run)) for run in (left, right)]
     metrics = [read_summary(run).metrics for run in (left, right)]
+
     changed = [
-        [key, *(str(found.get(key, "-")) for found in settings)]
+        [key, *(str(values.get(key, "-")) for values in settings)]
         for key in sorted({*settings[0], *settings[1]})
         if settings[0].get(key, "-") != settings[1].get(key, "-")
     ]
     measured = [
-        [name, *(_number(found.get(name)) for found in metrics), _difference(name, metrics)]
+        [name, *(_number(values.get(name)) for values in metrics), _difference(name, metrics)]
         for name in sorted({*metrics[0], *metrics[1]})
     ]
+
     names = (left.name, right.name)
     parts = [
         Table(("setting", *names), changed).markdown() if changed else "No setting differs.",
@@ -85,5 +87,5 @@ def _number(value: float | None) -> str:
 
 
 def _difference(name: str, metrics: list[dict[str, float | None]]) -> str:
-    values = [found.get(name) for found in metrics]
+    values = [of_run.get(name) for of_run in metrics]
     return "-" if None in values else f"{values[1] - values[0]:+.4g}"

@@ -32,24 +32,24 @@ NUM_RESAMPLES = 4_000
 
 
 def eligible_tasks(table: QueryTable) -> list[str]:
-    """Tasks with eligible queries, in order of appearance."""
+    """Returns the tasks with eligible queries, in order of appearance."""
     return list(dict.fromkeys(t for t, e in zip(table.tasks, table.eligible_N, strict=True) if e))
 
 
 def mean_over_tasks(table: QueryTable, value_N: Floats) -> Interval:
-    """Mean over tasks of their means; clusters are concepts."""
+    """Returns the mean over tasks of their means, with an interval whose clusters are concepts."""
     return cluster_bootstrap(
         value_N, table.concepts, tasks=table.tasks, num_resamples=NUM_RESAMPLES
     )
 
 
 def of_eligible_tasks(table: QueryTable) -> Bools:
-    """(N,) the queries of tasks that have eligible ones."""
+    """Returns (N,) True for the queries of tasks that have eligible ones."""
     return table.in_tasks(set(eligible_tasks(table)))
 
 
 def task_mean(table: QueryTable, value_N: Floats) -> float:
-    """Mean over tasks of their means, where no interval is asked for."""
+    """Returns the mean over tasks of their means, without an interval."""
     weight_N = table.task_weights()
     return float((value_N * weight_N).sum() / weight_N.sum())
 
@@ -57,10 +57,10 @@ def task_mean(table: QueryTable, value_N: Floats) -> float:
 def row_figures(
     table: QueryTable, policy: Policy, milliseconds: Floats | None = None, deciding: float = 0.0
 ) -> dict[str, Any]:
-    """One line of a table.
+    """Returns one row of a table.
 
     Args:
-        table: the queries that the line is about.
+        table: the queries that the row is about.
         policy: what it does with them.
         milliseconds: (A,) of each depth, measured live.
         deciding: milliseconds that a decision about an eligible query adds.
@@ -72,8 +72,10 @@ def row_figures(
     figures["invocation"] = float(invoked_N[eligible_N].mean()) if eligible_N.any() else 0.0
     figures["invocation_all"] = float(invoked_N.mean())
     figures["reasoning_tokens"] = float(policy.cost(table.cost_NA).mean())
+
     if milliseconds is not None:
-        extra_A = milliseconds - milliseconds[0]  # every query is embedded directly first
+        # Every query is embedded directly first; a deeper path adds what is left of its time.
+        extra_A = milliseconds - milliseconds[0]
         extra_A[0] = 0.0
         figures["latency_ms"] = float(milliseconds[0] + policy.spend_NA.mean(0) @ extra_A)
         figures["latency_ms"] += deciding * float(eligible_N.mean())
@@ -100,7 +102,7 @@ WANTED = (
 
 
 def subsets_of(test: QueryTable, think: Sequence[str]) -> dict[str, Bools]:
-    """Name of a subset in `WANTED` -> (N,) its queries."""
+    """Returns the queries (N,) of each subset that `WANTED` names."""
     mixed = {task for task in eligible_tasks(test) if task.endswith("-mixed")}
     return {
         "think": test.in_tasks(think) & test.eligible_N,
@@ -112,8 +114,13 @@ def subsets_of(test: QueryTable, think: Sequence[str]) -> dict[str, Bools]:
 def difference_figures(
     table: QueryTable, difference: Floats, *, pooled: bool = False
 ) -> dict[str, Any]:
-    """Mean of paired differences (N,), or (S, N) of several seeds, which are averaged first, with
-    interval and minimal detectable effect; over tasks, or over all queries if `pooled`."""
+    """Returns the mean of paired differences with its interval and minimal detectable effect.
+
+    Args:
+        table: the queries.
+        difference: (N,), or (S, N) of several seeds, which are averaged first.
+        pooled: mean over all queries instead of over tasks.
+    """
     tasks = None if pooled else table.tasks
     interval = cluster_bootstrap(
         difference, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
@@ -126,7 +133,7 @@ def difference_figures(
 
 
 def comparison(table: QueryTable, left: Policy, right: Policy) -> dict[str, Any]:
-    """Left minus right in Recall@1, query by query, mean over tasks."""
+    """Returns left minus right in Recall@1, query by query, mean over tasks."""
     metric = table.metric["recall@1"]
     return difference_figures(table, left.value(metric) - right.value(metric))
 
@@ -134,20 +141,22 @@ def comparison(table: QueryTable, left: Policy, right: Policy) -> dict[str, Any]
 def comparisons(
     test: QueryTable, rows: Mapping[str, Policy], think: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The figures of `WANTED`, of one run."""
+    """Returns the figures of `WANTED` for one run."""
     return compared(test, [recalls(test, rows)], think)
 
 
 def recalls(test: QueryTable, rows: Mapping[str, Policy]) -> dict[str, Floats]:
-    """Row -> (N,) Recall@1 of every query."""
+    """Returns Recall@1 (N,) of every query, by row."""
     return {name: policy.value(test.metric["recall@1"]) for name, policy in rows.items()}
 
 
 def compared(
     test: QueryTable, runs: Sequence[Mapping[str, Floats]], think: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The figures of `WANTED`. Several runs on the same queries are averaged first, and the mean of
-    each (`of_runs`) and their spread (`seed_sd`) stand beside it.
+    """Returns the figures of `WANTED`.
+
+    Several runs on the same queries are averaged first; the mean of each (`of_runs`) and their
+    spread (`seed_sd`) stand beside it.
 
     Args:
         test: the queries; its metrics are not looked at.
@@ -161,6 +170,7 @@ def compared(
         right, chosen_N = best if named == BETTER else named, subsets[subset]
         if not ({left, right} <= set(mean) and chosen_N.any()):
             continue
+
         table, pooled = test.select(chosen_N), subset == "think"
         difference_SN = np.stack([(run[left] - run[right])[chosen_N] for run in runs])
         figures[name] = {
@@ -169,6 +179,7 @@ def compared(
             "queries": int(chosen_N.sum()),
             **difference_figures(table, difference_SN, pooled=pooled),
         }
+
         if len(runs) > 1:
             means = [x.mean() if pooled else task_mean(table, x) for x in difference_SN]
             figures[name] |= {
@@ -179,7 +190,7 @@ def compared(
 
 
 def better_constant(test: QueryTable, recall: Mapping[str, Floats], chosen_N: Bools) -> str:
-    """`never` or `always`, whichever has the higher mean Recall@1 on these very queries."""
+    """Returns `never` or `always`: the one with the higher mean Recall@1 on these queries."""
     table = test.select(chosen_N)
     means = {name: task_mean(table, recall[name][chosen_N]) for name in (NEVER, ALWAYS)}
     return max(means, key=means.__getitem__)

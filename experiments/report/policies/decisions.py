@@ -21,7 +21,7 @@ GATED, ORACLE = "gated", "oracle"
 
 
 class Policy(NamedTuple):
-    """What a row does.
+    """The decisions of one row.
 
     Attributes:
         take_NA: probability that a query is embedded at each depth.
@@ -50,16 +50,16 @@ class Policy(NamedTuple):
         return Policy(self.take_NA[chosen_N], self.spend_NA[chosen_N])
 
     def value(self, values_NA: Floats) -> Floats:
-        """Expected value of each query."""
+        """Returns the expected value of each query."""
         return (values_NA * self.take_NA).sum(1)
 
     def cost(self, cost_NA: Floats) -> Floats:
-        """Expected cost of each query."""
+        """Returns the expected cost of each query."""
         return (cost_NA * self.spend_NA).sum(1)
 
     @property
     def invocation_N(self) -> Floats:
-        """Probability that something is written about each query."""
+        """Returns the probability that something is written about each query."""
         return 1 - self.spend_NA[:, 0]
 
 
@@ -89,11 +89,16 @@ def policies(
         (ALWAYS if depth == depths - 1 else f"always {test.depths[depth]}"): depth
         for depth in range(1, depths)
     }
-    found = {NEVER: np.zeros(len(test.keys))}
-    found |= {name: np.full(len(test.keys), depth) for name, depth in constants.items()}
-    found |= {RULE: np.array([rule.get(task, 0) for task in test.tasks])}
-    found |= dict(others or {}) | {ORACLE: oracle_N}
-    rows = {n: Policy.of_depths(depth_N * test.eligible_N, depths) for n, depth_N in found.items()}
+    depth_of = {NEVER: np.zeros(len(test.keys))}
+    depth_of |= {name: np.full(len(test.keys), depth) for name, depth in constants.items()}
+    depth_of |= {RULE: np.array([rule.get(task, 0) for task in test.tasks])}
+    depth_of |= dict(others or {}) | {ORACLE: oracle_N}
+
+    # Depth 0 is the direct path, which ineligible queries always take.
+    rows = {
+        name: Policy.of_depths(depth_N * test.eligible_N, depths)
+        for name, depth_N in depth_of.items()
+    }
     rows[RANDOM] = Policy.of_share(equal_cost_share(test, gated) * test.eligible_N, depths)
     rows[ROUTER] = router(test, calibration, price, clip)
     rows[DRAFT] = draft(test, calibration, clip)
@@ -103,19 +108,19 @@ def policies(
 
 
 def task_rule(tuning: QueryTable, price: float, clip: float) -> dict[str, int]:
-    """The best constant depth of each task by mean reward on the tuning parts."""
+    """Returns the best constant depth of each task by mean reward on the tuning parts."""
     rows = tuning.select(tuning.eligible_N)
     return per_task_rule(torch.tensor(rows.reward(price, clip)), rows.tasks)
 
 
 def equal_cost_share(test: QueryTable, gated: Policy) -> float:
-    """The coin's probability that spends as many tokens as the gate, over eligible queries."""
+    """Returns the share of eligible queries that costs as many tokens as the gate spends."""
     full = float((test.cost_NA[:, -1] * test.eligible_N).sum())
     return min(1.0, float(gated.cost(test.cost_NA).sum()) / full) if full else 0.0
 
 
 def shuffled_within_tasks(test: QueryTable, gated: Policy) -> Policy:
-    """Each task's eligible queries take the depths as often as the gate does, whoever they are.
+    """Shuffles the gate's decisions within each task: the same depths for other eligible queries.
 
     What the gate has over this row it owes to picking queries; what this row has over the per-task
     rule, to knowing better than the rule which tasks pay. An expectation, not a draw.
@@ -129,7 +134,7 @@ def shuffled_within_tasks(test: QueryTable, gated: Policy) -> Policy:
 
 
 def router(test: QueryTable, calibration: QueryTable, price: float, clip: float) -> Policy:
-    """Training-free: full where the lead of the best direct score over the second is small."""
+    """Decides without training: full where the best direct score leads the second by little."""
     rows = calibration.select(calibration.eligible_N)
     reward_NA = rows.reward(price, clip)
     least = best_threshold(-rows.lead_N, reward_NA[:, -1] - reward_NA[:, 0], rows.task_weights())

@@ -21,14 +21,14 @@ NUM_BUDGETS = 21
 
 
 def budgets_of(calibration: BudgetCalibration) -> list[float]:
-    """Token budgets from none to all."""
+    """Returns token budgets from none to all."""
     return [float(b) for b in np.linspace(0, calibration.max_cost("tokens"), NUM_BUDGETS)]
 
 
 def policies_along(
     table: QueryTable, logit_NA: Floats, calibration: BudgetCalibration, depths: Sequence[int]
 ) -> list[Policy]:
-    """What the gate does at each budget, spent in full on `calibration`.
+    """Returns the gate's decisions at each budget, spent in full on `calibration`.
 
     Args:
         table: the queries.
@@ -36,20 +36,20 @@ def policies_along(
         calibration: the gate's, which gives the price of a budget.
         depths: numbers of these depths among those of the table: `[0, 2]` for a binary gate.
     """
-    known, found = np.array(depths), []
+    known, rows = np.array(depths), []
     for budget in budgets_of(calibration):
         depth_N = calibration.decide(
             torch.tensor(logit_NA), table.keys, budget, "tokens", exact=True
         )
         taken_N = known[depth_N.numpy()] * table.eligible_N
-        found.append(Policy.of_depths(taken_N, len(table.depths)))
-    return found
+        rows.append(Policy.of_depths(taken_N, len(table.depths)))
+    return rows
 
 
 def points_of(
     table: QueryTable, policies: Sequence[Policy], budgets: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """One point for each budget, with a band over concepts."""
+    """Returns one point for each budget, with a band over concepts."""
     points = []
     for budget, policy in zip(budgets, policies, strict=True):
         value = mean_over_tasks(table, policy.value(table.metric["recall@1"]))
@@ -68,7 +68,7 @@ def points_of(
 
 
 def area_N(table: QueryTable, policies: Sequence[Policy]) -> Floats:
-    """(N,) each query's part of the area under the frontier, normalised by its width in tokens.
+    """Returns (N,) each query's part of the area under the frontier, over its width in tokens.
 
     The mean over tasks of it is the area, and its bootstrap the area's interval: the points' costs
     are taken as they are.
@@ -84,12 +84,12 @@ def area_N(table: QueryTable, policies: Sequence[Policy]) -> Floats:
 
 
 def area_of(table: QueryTable, policies: Sequence[Policy]) -> dict[str, Any]:
-    """Area under the frontier with its interval."""
+    """Returns the area under the frontier with its interval."""
     return asdict(mean_over_tasks(table, area_N(table, policies)))
 
 
 def at_cost(table: QueryTable, policies: Sequence[Policy], tokens: float) -> Policy:
-    """The frontier where it costs `tokens` a query: its two neighbours there, mixed by a coin.
+    """Returns the frontier at a cost of `tokens` a query: its two neighbours, mixed by a coin.
 
     Beyond its ends, its ends.
     """
@@ -107,13 +107,16 @@ def overthinking(
     on_test: Sequence[Policy],
     on_calibration: Sequence[Policy],
 ) -> dict[str, Any]:
-    """Whether quality falls beyond some cost: the budget that is best on `calibration`, and what
-    it gains on the test over spending everything."""
+    """Returns the best budget on `calibration`, and its gain on the test over spending everything.
+
+    A gain above 0 is overthinking: quality falls beyond some cost.
+    """
     values = [
         task_mean(calibration, policy.value(calibration.metric["recall@1"]))
         for policy in on_calibration
     ]
     best = int(np.argmax(values))
+
     metric = test.metric["recall@1"]
     most = int(np.argmax([policy.cost(test.cost_NA).mean() for policy in on_test]))
     difference_N = on_test[best].value(metric) - on_test[most].value(metric)

@@ -41,7 +41,7 @@ def gate_study(
     test: QueryTable,
     rows: Mapping[str, Policy],
 ) -> dict[str, Any]:
-    """Figures of every state (fitted by `exact`) and of every estimator (on the gate's own state).
+    """Returns the figures of every state, fitted by `exact`, and of every estimator on one state.
 
     Args:
         parts: utilities by data part.
@@ -68,7 +68,7 @@ def gate_study(
 
 
 def is_measured(batch: UtilityBatch, state: Sequence[StatePart]) -> bool:
-    """Whether the utilities hold every part of a state."""
+    """Returns True if the utilities hold every part of a state."""
     try:
         batch.inputs.state(state)
     except ValueError:
@@ -93,7 +93,7 @@ def _policy(logit_NA: Floats, test: QueryTable) -> Policy:
 def _figures(
     logits: Sequence[Floats], test: QueryTable, rows: Mapping[str, Policy], chosen_N: Bools
 ) -> dict[str, Any]:
-    """Means over seeds first, then an interval over concepts; the seeds' spread beside it."""
+    """Returns means over seeds with an interval over concepts, and the spread of the seeds."""
     table, metric = test.select(chosen_N), test.metric["recall@1"][chosen_N]
     policies = [_policy(logit_NA, test).select(chosen_N) for logit_NA in logits]
     values = [policy.value(metric) for policy in policies]

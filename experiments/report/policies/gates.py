@@ -29,7 +29,7 @@ NUM_STEPS = 300
 
 
 def supervised_depths(parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any]) -> np.ndarray:
-    """(N,) what a gate trained with every depth's reward in sight would do on part `test`.
+    """Returns the depths (N,) on part `test` of a gate that was trained on every depth's reward.
 
     Args:
         parts: `read_parts`.
@@ -63,7 +63,7 @@ def fitted_logits(
     part: str = "test",
     depths: Sequence[int] | None = None,
 ) -> Tensor:
-    """(N, A) logits on a part of a head that was fitted on part `gate`.
+    """Returns logits (N, A) on a part of a head that was fitted on part `gate`.
 
     Args:
         parts: utilities by part.

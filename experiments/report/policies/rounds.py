@@ -55,9 +55,11 @@ def read_round(experiment: Path, root: Path) -> Round:
     unseen = {task.name for task in read_tasks(root) if task.think and not task.seen_answer}
     is_think_N = test.in_tasks(unseen) & test.eligible_N
     right = {q.query.key: float(q.names_target) for q in read_reasoned(experiment, root)}
+
     eligible, think = test.select(of_eligible_tasks(test)), test.select(is_think_N)
     metric_NA, depths = eligible.metric["recall@1"], len(eligible.depths)
     deepest_N = np.where(eligible.eligible_N, depths - 1, 0)
+
     taken = {NEVER: np.zeros_like(deepest_N), ALWAYS: deepest_N, GATED: eligible.depth_N}
     return Round(
         eligible,
@@ -69,7 +71,7 @@ def read_round(experiment: Path, root: Path) -> Round:
 
 
 def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
-    """The comparison as Markdown and as JSON data.
+    """Returns the comparison as Markdown and as JSON data.
 
     Args:
         runs: finished experiments on the same data, the first one is the base.
@@ -82,28 +84,36 @@ def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             "give two runs or more of different names, e.g. runs/pocket runs/pocket_round2"
         )
-    found = {run.name: read_round(run, root) for run in runs}
-    base = next(iter(found.values()))
-    for name, other in found.items():
+    by_run = {run.name: read_round(run, root) for run in runs}
+
+    # Rounds are compared query by query, so all must be about the same ones.
+    base = next(iter(by_run.values()))
+    for name, other in by_run.items():
         if (other.eligible.keys, other.think.keys) != (base.eligible.keys, base.think.keys):
             raise ValueError(f"{name} and {runs[0]} are about different queries: not comparable")
-    data = {name: {"rows": _rows(r), "minus_first": _minus(r, base)} for name, r in found.items()}
-    for name, other in found.items():
-        data[name]["selection"] = other.selection
+
+    data = {
+        name: {
+            "rows": _rows(other),
+            "minus_first": _minus(other, base),
+            "selection": other.selection,
+        }
+        for name, other in by_run.items()
+    }
     return _page(data, len(base.eligible.keys), len(base.think.keys)), data
 
 
-def _rows(found: Round) -> dict[str, Any]:
-    values = {name: asdict(mean_over_tasks(found.eligible, v)) for name, v in found.value.items()}
-    return values | {RIGHT: asdict(mean_over_tasks(found.think, found.right_N))}
+def _rows(one: Round) -> dict[str, Any]:
+    values = {name: asdict(mean_over_tasks(one.eligible, v)) for name, v in one.value.items()}
+    return values | {RIGHT: asdict(mean_over_tasks(one.think, one.right_N))}
 
 
-def _minus(found: Round, base: Round) -> dict[str, Any]:
+def _minus(one: Round, base: Round) -> dict[str, Any]:
     values = {
-        name: asdict(mean_over_tasks(found.eligible, value_N - base.value[name]))
-        for name, value_N in found.value.items()
+        name: asdict(mean_over_tasks(one.eligible, value_N - base.value[name]))
+        for name, value_N in one.value.items()
     }
-    right = mean_over_tasks(found.think, found.right_N - base.right_N)
+    right = mean_over_tasks(one.think, one.right_N - base.right_N)
     return values | {RIGHT: asdict(right)}
 
 

@@ -59,7 +59,7 @@ def read_seed_run(experiment: Path) -> SeedRun:
 
 
 def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
-    """The means over runs as Markdown and as JSON data.
+    """Returns the means over runs as Markdown and as JSON data.
 
     Args:
         runs: finished experiments that differ in their seeds.
@@ -70,26 +70,28 @@ def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     """
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise ValueError("give two different runs or more, e.g. runs/pocket runs/pocket_seed0")
-    found = [read_seed_run(run) for run in runs]
-    for run, other in zip(runs, found, strict=True):
-        if other.test.keys != found[0].test.keys:
+
+    seed_runs = [read_seed_run(run) for run in runs]
+    for run, other in zip(runs, seed_runs, strict=True):
+        if other.test.keys != seed_runs[0].test.keys:
             raise ValueError(f"{run} and {runs[0]} are about different queries: not comparable")
     source = ShardIndex.open(root / "queries")
     for run in runs:
         check_covers(source, ShardIndex.open(run / "utilities"))
-    test, think = found[0].test, [task.name for task in read_tasks(root) if task.think]
+
+    test, think = seed_runs[0].test, [task.name for task in read_tasks(root) if task.think]
     chosen_N = of_eligible_tasks(test)
     data = {
         "runs": [run.name for run in runs],
         "queries": int(chosen_N.sum()),
-        "rows": {name: row_of(name, found, chosen_N) for name in found[0].recall},
-        "comparisons": compared(test, [run.recall for run in found], think),
+        "rows": {name: row_of(name, seed_runs, chosen_N) for name in seed_runs[0].recall},
+        "comparisons": compared(test, [run.recall for run in seed_runs], think),
     }
     return page(data), data
 
 
 def row_of(name: str, runs: Sequence[SeedRun], chosen_N: Bools) -> dict[str, Any]:
-    """Recall@1 of a row, mean over tasks, and how often it reasons."""
+    """Returns Recall@1 of a row, mean over tasks, and how often it reasons."""
     table = runs[0].test.select(chosen_N)
     value_SN = np.stack([run.recall[name][chosen_N] for run in runs])
     mean = cluster_bootstrap(

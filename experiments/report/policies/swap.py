@@ -1,4 +1,7 @@
-"""Swap test: is it read what a rationale says, or only that there is one (METHOD 10)?"""
+"""Swap test: does a model read the words of a rationale, or only that there is one?
+
+Source: docs/method.md section 10.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,28 @@ from mmemb.storage.shard_index import ShardIndex
 
 
 def judged_swap(experiment: Path) -> dict[str, float | None]:
-    """The judges' log-probabilities, from the selector's test run; empty if there was none."""
+    """Returns the judges' log-probabilities, from the selector's test run; empty without one."""
     return read_summary(experiment / "selection-test").metrics
 
 
 def embedded_swap(experiment: Path) -> dict[str, Any] | None:
-    """The embedder's cosines on part `test`; None where no query has a foreign rationale.
+    """Returns the embedder's cosines on part `test`; None where no query has a foreign rationale.
 
     Returns:
         `foreign` and `none`: mean with its interval over concepts, and `queries`.
     """
     index = ShardIndex.open(experiment / "utilities")
-    found = [
+    rows = [
         (entry.meta["concept"], *swap)
         for entry in index.entries
         if len(swap := index.read_json(entry, UtilityJson).swap) == 2
     ]
-    if not found:
+    if not rows:
         return None
-    concepts, *columns = zip(*found, strict=True)
+
+    concepts, *columns = zip(*rows, strict=True)
     means = {
         name: asdict(cluster_bootstrap(values, concepts, num_resamples=NUM_RESAMPLES))
         for name, values in zip(("foreign", "none"), columns, strict=True)
     }
-    return means | {"queries": len(found)}
+    return means | {"queries": len(rows)}
