@@ -1,1 +1,1 @@
-"""`python -m experiments.plan`: what a stage will need, before it is started."""
+"""The plan of a stage, before it is started: `python -m experiments.plan`."""

@@ -5,7 +5,7 @@ trainer.devices), `--device-gib G`, the memory of one device, and `--tflops T`, 
 (not its peak), which gives hours. Nothing is run or written, no
 weights are loaded, no GPU is needed. With `--device-gib` the exit status is 1 if the stage needs
 more than nine tenths of it; then settings are listed that would free memory, each planned anew.
-What is counted, and how exactly, is in docs/plan.md.
+docs/plan.md lists what is counted, and how exact it is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from experiments.cli.messages import USER_ERRORS, quieten
 from mmemb.storage.signals import exit_on_signals
 
 ROOM = 0.9
-"""Share of a device that a plan may fill: the rest is for CUDA's own context, the workspaces of its
-kernels and gaps between the allocator's blocks, which no plan knows."""
+"""Share of a device that a plan may fill. The rest is for CUDA's own context, the workspaces of its
+kernels and gaps between the blocks of the allocator, which are not planned."""
 
 _OWN = ("--devices", "--device-gib", "--tflops")
 
@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         rest, own = _split(arguments)
         if not rest or rest[0] not in ("fit", "predict", "test"):
-            raise ValueError(f"{arguments[0]!r}: the first argument is fit, predict or test.")
+            raise ValueError(
+                f"The first argument must be fit, predict or test, got {arguments[0]!r}."
+            )
         fits = _print_plan(rest, own)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
-    """The arguments of `experiments.run`, and our own.
+    """Splits the arguments into those of `experiments.run` and those of this command.
 
     >>> _split(["fit", "--device-gib", "24", "--config", "a.yaml", "--devices=8"])
     (['fit', '--config', 'a.yaml'], {'--device-gib': 24.0, '--devices': 8.0})
@@ -58,17 +60,19 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
         try:
             own[name] = float(text)
         except ValueError:
-            raise ValueError(f"{name} {text!r}: expected a number, e.g. {name} 8.") from None
+            raise ValueError(f"{name} must be a number, e.g. {name} 8, got {text!r}.") from None
         if not 0 < own[name] < inf or (name == "--devices" and own[name] != int(own[name])):
-            raise ValueError(f"{name} {text}: expected a positive number, of devices a whole one.")
+            kind = "a positive whole number" if name == "--devices" else "a positive number"
+            raise ValueError(f"{name} must be {kind}, got {text}.")
     return rest, own
 
 
 def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
+    """Prints a plan, and returns whether it fits; True if no limit is given."""
     from experiments.cli.experiment_cli import parse
     from experiments.plan.memory import GIB
     from experiments.plan.read import read_plan
-    from experiments.plan.stages import savings
+    from experiments.plan.savings import savings
     from experiments.plan.table import table
 
     config = parse(arguments).as_dict()
@@ -77,16 +81,19 @@ def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
     plan = read_plan(config, arguments[0], devices)
     for line in table(plan):
         print(line)
+
     if "--tflops" in own:
         speed = own["--tflops"] * 1e12 * plan.training.devices
         hours = plan.flops() / speed / 3600
         print(f"time\n  {hours:.1f} hours at {own['--tflops']:g} TFLOP/s a device")
+
     limit, needed = own.get("--device-gib"), plan.memory().total / GIB
     if limit is None:
         return True
     fits = needed <= ROOM * limit
     verdict = "fits" if fits else "does not fit"
     print(f"\n{verdict}: {needed:.2f} GiB of {limit:g} GiB, of which {ROOM:.0%} may be planned")
+
     if not fits:
         print("\nwhat would free memory, each alone (planned anew)")
         for name, freed, then in savings(plan):

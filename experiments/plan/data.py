@@ -1,4 +1,4 @@
-"""What the prepared data says of a stage: how many samples there are, and how long their sides are.
+"""The prepared data of a stage: the number of its samples, and a few of them to measure.
 
 Counts come from manifests and indices; lengths from a few samples, spread evenly over a folder.
 """
@@ -12,8 +12,7 @@ from typing import Any
 
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
-from experiments.plan.lengths import Lengths, SideLengths
-from experiments.plan.work import Tokens
+from experiments.plan.lengths import SideLengths
 from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
@@ -30,28 +29,33 @@ members (one or two), and its entry in the index."""
 
 
 def rows_below(root: Path, folders: Iterable[str]) -> tuple[Row, ...]:
-    """All samples of some folders; shards are not hashed."""
+    """Returns all samples of some folders; shards are not hashed."""
     return tuple(
         row for folder in folders for row in rows_of(ShardIndex.open(root / folder, verify=False))
     )
 
 
 def trained_rows(root: Path, arguments: Mapping[str, Any]) -> tuple[Row, ...]:
-    """The pairs that `PairDataModule` trains on, by its arguments."""
+    """Returns the pairs that `PairDataModule` trains on, by its arguments.
+
+    Raises:
+        ValueError: the arguments leave no pair.
+    """
+    # An empty half of a pair belongs to both.
     weights, half = arguments.get("group_weights") or {}, arguments.get("half")
-    rows = rows_below(root, arguments["pairs"])
-    kept = [row for row in rows if not weights or row.meta["group"] in weights]
-    rows = tuple(r for r in kept if half is None or r.meta.get("half", "") in (half, ""))
+    whole = rows_below(root, arguments["pairs"])
+    weighted = [row for row in whole if not weights or row.meta["group"] in weights]
+    rows = tuple(r for r in weighted if half is None or r.meta.get("half", "") in (half, ""))
     if not rows:
         raise ValueError(
             f"data.pairs {arguments['pairs']} with group_weights {sorted(weights)} and half {half} "
-            "leave no pair to train on: correct one of these keys."
+            "leave no pair to train on. Correct one of these keys."
         )
     return rows
 
 
 def spread(rows: Sequence[Row], most: int = NUM_SAMPLED) -> list[Row]:
-    """A few rows, evenly spread.
+    """Returns a few rows, evenly spread.
 
     >>> len(spread(range(1000))), spread(range(9), most=3)
     (48, [0, 3, 6])
@@ -59,25 +63,15 @@ def spread(rows: Sequence[Row], most: int = NUM_SAMPLED) -> list[Row]:
     return list(rows[:: max(1, len(rows) // most)])[:most]
 
 
-def measured(found: Sequence[Lengths]) -> dict[str, Tokens]:
-    """Mean and longest by tower.
-
-    >>> measured([{"text": 2}, {"text": 4}])
-    {'text': Tokens(mean=3.0, longest=4)}
-    """
-    towers = dict.fromkeys(name for lengths in found for name in lengths)
-    columns = {name: [lengths.get(name, 0) for lengths in found] for name in towers}
-    return {name: Tokens(sum(c) / len(c), max(c)) for name, c in columns.items()}
-
-
 def sides_of(rows: Sequence[Row], lengths: SideLengths, which: str) -> list[Side]:
-    """Sides of a few rows, with pixels if their sizes matter.
+    """Returns the sides of a few rows, with pixels if their sizes matter.
 
     Args:
-        rows: of pairs, queries or candidates.
-        lengths: says whether pixels are wanted.
+        rows: pairs, queries or candidates.
+        lengths: has `reads_pixels`.
         which: `query`, `target` or `candidate`.
     """
+    # A picture is decoded only where its size decides how many tokens it takes.
     samples = SampleReader(pixels=lengths.reads_pixels)
     readers = {"target": samples.target_side, "candidate": samples.candidate_side}
     return [readers.get(which, samples.query_side)(row) for row in spread(rows)]
@@ -86,11 +80,13 @@ def sides_of(rows: Sequence[Row], lengths: SideLengths, which: str) -> list[Side
 def rationale_lengths(
     rows: Sequence[Row], sidecar: str | None, most: int
 ) -> list[Rationale | int | None]:
-    """One rationale for each row: of the sidecar, if it exists already, else `most` tokens."""
+    """Returns a rationale for each row: of the sidecar, if it exists yet, else `most` tokens."""
     if sidecar is None:
         return [None] * len(rows)
     if not (Path(sidecar) / MANIFEST).is_file():
         return [most] * len(rows)
+
+    # Of several drafts the longest decides how much memory a row needs.
     sources = {id(row.index): row.index for row in rows}.values()
     table = RationaleTable(sidecar, sources)
     pools = [table.read_rationales(row) if table.covers(row) else () for row in rows]
@@ -98,25 +94,31 @@ def rationale_lengths(
 
 
 def gallery_sizes(root: Path) -> Counter[str]:
-    """Candidates by gallery."""
+    """Returns the number of candidates, by gallery."""
+    # The plan trusts the data that it counts; the stage itself verifies it.
     index = ShardIndex.open(root / CANDIDATES, verify=False)
     return Counter(entry.meta["gallery"] for entry in index.entries)
 
 
 def num_pictures(root: Path, folders: Iterable[str]) -> int:
-    """Distinct pictures of some folders."""
+    """Returns the number of distinct pictures of some folders."""
+    # A picture that many samples share is stored and read once.
     rows = rows_below(root, folders)
     return len({digest for row in rows for digest in row.entry.media.values()})
 
 
 def query_rows(root: Path, parts: Sequence[str] | None) -> tuple[Row, ...]:
-    """The benchmark's queries of some parts; None takes all."""
+    """Returns the benchmark's queries of some parts; None takes all."""
     rows = rows_below(root, [QUERIES])
     return tuple(row for row in rows if parts is None or row.meta["part"] in parts)
 
 
 def sidecar_bytes(samples: int, content: float) -> int:
-    """Disk of a sidecar.
+    """Returns the bytes of a sidecar on disk.
+
+    Args:
+        samples: rows.
+        content: bytes of a row, without tar and index.
 
     >>> sidecar_bytes(10, 64)
     20000

@@ -1,4 +1,4 @@
-"""Plans of the stage that judges rationales: with a yes/no judge its tokens, else backbones."""
+"""Plans of the stage that judges rationales, by a yes/no judge or by an embedder."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any, final
 
 from datamodules.samples import Row
+from experiments.plan.backbones import planned_backbone
 from experiments.plan.data import (
     gallery_sizes,
-    measured,
     rows_below,
     sidecar_bytes,
     sides_of,
     spread,
 )
-from experiments.plan.lengths import PromptLengths, processor_of
+from experiments.plan.lengths import PromptLengths, Tokens, measured, processor_of
 from experiments.plan.memory import ModelShape, Training
-from experiments.plan.model_sizes import language_model_shape
-from experiments.plan.models import planned_backbone
+from experiments.plan.models import language_model_shape
 from experiments.plan.settings import Settings, class_of, precision_of, record
-from experiments.plan.stages import Role, StagePlan
-from experiments.plan.work import JudgeTokens, Tokens, judge_tokens
+from experiments.plan.stages import JudgeTokens, Role, StagePlan
 from experiments.plan.writers import BYTES_PER_TOKEN, RATIONALE_JSON
 from mmemb.benchmarks.data_roots import CANDIDATES
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
@@ -32,7 +30,7 @@ from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.storage.manifests import MANIFEST
 from mmemb.storage.shard_index import ShardIndex
 
-_SAID = 48
+_RATIONALE_TOKENS = 48
 """Tokens of a rationale, in a prompt or a sidecar."""
 
 
@@ -44,7 +42,7 @@ class _Judge:
     Attributes:
         shape: of its model.
         dtype: of its weights.
-        roles: what is read.
+        roles: of the sides that it reads.
         tokens: of one pair; None where prompts are not shared.
     """
 
@@ -55,13 +53,15 @@ class _Judge:
 
 
 def selector(settings: Settings) -> StagePlan:
-    """`CounterfactualSelector`."""
+    """Returns the plan of `CounterfactualSelector`."""
     rows = rows_below(settings.root, settings.data.get("pairs") or ["pairs/questions"])
     rationales = _pool_size(settings.data.get("rationales"))
+    # Donors of placebos are judged like the rationales themselves.
     rationales += int(settings.model.get("num_donors", 3))
+
     generative = class_of(settings.model["evaluator"]) == "YesNoEvaluator"
     judge = (_yes_no if generative else _embedding)(settings, rows, rationales)
-    content = rationales * (_SAID * BYTES_PER_TOKEN + RATIONALE_JSON + 200)
+    content = rationales * (_RATIONALE_TOKENS * BYTES_PER_TOKEN + RATIONALE_JSON + 200)
     writes = settings.subcommand == "predict"
     return StagePlan(
         name=settings.title,
@@ -79,24 +79,27 @@ def selector(settings: Settings) -> StagePlan:
 
 
 def _embedding(settings: Settings, rows: Sequence[Row], rationales: int) -> _Judge:
-    """Embedders: a query by itself and with every rationale; of several the first."""
+    """An embedder reads a query by itself and with every rationale; of several the first."""
     first = next(iter(settings.model["evaluator"]["init_args"]["judges"].values()))
+    # The judges have the same size, and run one after the other.
     folder = {"class_path": "load_backbone", "init_args": {"folder": f"{first}/backbone"}}
     planned = planned_backbone(folder, None, settings.data.get("features"))
+
     sides = sides_of(rows, planned.lengths, "query")
-    tokens = measured([planned.lengths.of(side, _SAID) for side in sides])
+    tokens = measured([planned.lengths.of(side, _RATIONALE_TOKENS) for side in sides])
     roles = {"queries": Role(per_row=1 + rationales, tokens=tokens)}
     return _Judge(shape=planned.shape, dtype=planned.dtype, roles=roles)
 
 
 def _yes_no(settings: Settings, rows: Sequence[Row], rationales: int) -> _Judge:
     judge = settings.model["evaluator"]["init_args"]
-    query, shown, ending = _pieces(settings, rows)
+    query, candidate, ending = _pieces(settings, rows)
     negatives = _num_negatives(settings, rows)
-    tokens = judge_tokens(query.mean, shown.mean, ending.mean, negatives, rationales)
+    tokens = JudgeTokens.of_pieces(query.mean, candidate.mean, ending.mean, negatives, rationales)
+
     # So many rows are read together, of one pair after the other.
     together = int(judge.get("max_rows", 64)) / settings.batch
-    longest = query.longest + shown.longest + ending.longest
+    longest = query.longest + candidate.longest + ending.longest
     read = {"text": Tokens(tokens.shared / together, longest)}
     return _Judge(
         shape=language_model_shape(
@@ -112,38 +115,43 @@ def _yes_no(settings: Settings, rows: Sequence[Row], rationales: int) -> _Judge:
 
 def _num_negatives(settings: Settings, rows: Sequence[Row]) -> int:
     """N, whatever the contrast: all candidates of a pair are scored."""
+    # Pairs without a gallery of their own are judged against the largest.
     galleries = gallery_sizes(settings.root)
-    seen = [galleries[row.meta["gallery"]] for row in rows if "gallery" in row.meta]
-    whole = (round(sum(seen) / len(seen)) if seen else max(galleries.values())) - 1
+    sizes = [galleries[row.meta["gallery"]] for row in rows if "gallery" in row.meta]
+    whole = (round(sum(sizes) / len(sizes)) if sizes else max(galleries.values())) - 1
     return min(whole, int(settings.data.get("num_negatives") or whole))
 
 
 def _pieces(settings: Settings, rows: Sequence[Row]) -> tuple[Tokens, Tokens, Tokens]:
-    """Tokens of a query's, a candidate's and a rationale's piece, by the judge's own prompts."""
+    """Tokens of the pieces of a query, a candidate and a rationale, by the prompts of the judge."""
     judge: Mapping[str, Any] = settings.model["evaluator"]["init_args"]
     processor = processor_of(str(judge["model"]), bool(judge.get("trust_remote_code")))
     prompt = record(PromptStyle, judge.get("prompt")) or PromptStyle()
     style = record(JudgeStyle, judge.get("style")) or JudgeStyle()
-    made = JudgePrompts(PromptBuilder(processor, prompt), style)
-    lengths, candidates = (
-        PromptLengths(processor, prompt, 0),
-        rows_below(settings.root, [CANDIDATES]),
-    )
+    prompts = JudgePrompts(PromptBuilder(processor, prompt), style)
+
+    # A judge's prompt is put together of pieces, so a few of each are enough.
+    lengths = PromptLengths(processor, prompt, 0)
     queries = sides_of(spread(rows, 16), lengths, "query")
-    shown = sides_of(spread(candidates, 16), lengths, "candidate")
-    counts = (
-        [len(made.query(side)) for side in queries],
-        [len(made.candidate(queries[0], side)) for side in shown],
-        [_SAID + len(made.ending(side, None)) for side in queries],
+    gallery = rows_below(settings.root, [CANDIDATES])
+    candidates = sides_of(spread(gallery, 16), lengths, "candidate")
+
+    def measure(counts: Sequence[int]) -> Tokens:
+        return measured([{"text": count} for count in counts])["text"]
+
+    return (
+        measure([len(prompts.query(side)) for side in queries]),
+        measure([len(prompts.candidate(queries[0], side)) for side in candidates]),
+        measure([_RATIONALE_TOKENS + len(prompts.ending(side, None)) for side in queries]),
     )
-    found = [measured([{"text": num} for num in count])["text"] for count in counts]
-    return found[0], found[1], found[2]
 
 
 def _pool_size(folder: str | None) -> int:
-    """Rationales of a pair: as they were written, else four."""
+    """Rationales of a pair: those that were written, else four."""
     if folder is None or not (Path(folder) / MANIFEST).is_file():
         return 4
+
+    # The first rows stand for all.
     index = ShardIndex.open(folder, verify=False)
     few = [e for e in index.entries if e.meta.get("part", "train") == "train"][:32]
     sizes = [len(index.read_json(entry, tuple[ScoredJson, ...])) for entry in few]

@@ -1,26 +1,52 @@
-"""How many tokens a side takes in each tower of a backbone: tokenizers and arithmetic, no weights.
-
-Pictures are counted from their sizes and the budgets of pixels; none passes through a processor.
-"""
+"""The tokens of a side in each tower of a backbone, by tokenizer and processor, without weights."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from experiments.plan.work import resized, vision_tokens
+from experiments.plan.models import clip_lengths
 from mmemb.llm.decoding.tags import whole_text
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.style import PromptStyle
-from mmemb.records.inputs import Media, Side
+from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.tensor_files import quiet_loading
 
 Lengths = Mapping[str, int]
 """Tower -> tokens."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The lengths of the rows of one kind.
+
+    Attributes:
+        mean: tokens of a row.
+        longest: tokens of the longest row; of a generated text, the bound.
+    """
+
+    mean: float
+    longest: int
+
+
+NO_TOKENS = Tokens(0.0, 0)
+
+
+def measured(rows: Sequence[Lengths]) -> dict[str, Tokens]:
+    """Returns mean and longest by tower.
+
+    >>> measured([{"text": 2}, {"text": 4}])
+    {'text': Tokens(mean=3.0, longest=4)}
+    """
+    towers = dict.fromkeys(name for lengths in rows for name in lengths)
+    columns = {name: [lengths.get(name, 0) for lengths in rows] for name in towers}
+    return {name: Tokens(sum(c) / len(c), max(c)) for name, c in columns.items()}
 
 
 class SideLengths(ABC):
@@ -38,25 +64,26 @@ class SideLengths(ABC):
 
     @abstractmethod
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:
-        """Tokens by tower.
+        """Returns the tokens by tower.
 
         Args:
             side: with pixels where `reads_pixels`.
-            rationale: that is read with it; a number is its length in tokens.
+            rationale: the one that is read with it; a number is its length in tokens.
         """
 
-    def picture(self, media: Media) -> int:
-        """Tokens of a picture in the text tower, where they depend on its size; else 0."""
+    def media_tokens(self, side: Side) -> int:
+        """Returns the tokens of pictures and clips in the text tower, where their number depends
+        on their sizes; else 0."""
         return 0
 
 
 @final
 class PromptLengths(SideLengths):
-    """Of a `VisionLanguageBackbone`.
+    """Lengths of the prompts of a `VisionLanguageBackbone`, each of which is built once.
 
     Args:
         processor: of the model.
-        style: how sides are put.
+        style: the form of the prompts.
         longest_rationale: `max_rationale_tokens`.
     """
 
@@ -65,72 +92,40 @@ class PromptLengths(SideLengths):
     def __init__(self, processor: Any, style: PromptStyle, longest_rationale: int) -> None:
         self.builder, self.longest_rationale = PromptBuilder(processor, style), longest_rationale
         self.one_sequence = style.rationale_in == "reply"
+        # With the side itself, so that its id is not given to another one.
+        self._lengths: dict[int, tuple[Side, int, int]] = {}
 
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:
-        builder, style = self.builder, self.builder.style
-        text = len(builder.tokenizer(builder.text(side))["input_ids"])
-        pictures = [self.picture(m) for m in side.media if m.kind == "image"]
-        groups = self._groups([m for m in side.media if m.kind == "frame"])
-        text += sum(pictures) - len(pictures)  # a picture's placeholder is one token already
-        if groups:
-            text += sum(groups) - 1 + self._times(len(groups), builder._frames(side))
-        patches = (sum(pictures) + sum(groups)) * self._merged**2
-        said = rationale if isinstance(rationale, int) else self._said(rationale)
-        return {"text": min(text, style.max_length) + said, "vision": patches}
+        # Pixels take most of the time, and a side is asked about alone and with its rationale.
+        if id(side) not in self._lengths:
+            prompt = self.builder.build(side)
+            grids = [grid for name, grid in prompt.media.items() if name.endswith("grid_thw")]
+            patches = sum(int(grid.prod(-1).sum()) for grid in grids)
+            self._lengths[id(side)] = side, len(prompt), patches
 
-    def _said(self, rationale: Rationale | None) -> int:
-        if rationale is None:
-            return 0
+        _, text, patches = self._lengths[id(side)]
+        return {"text": text + self._reply(rationale), "vision": patches}
+
+    def _reply(self, rationale: Rationale | int | None) -> int:
+        if rationale is None or isinstance(rationale, int):
+            return rationale or 0
         text = self.builder.plain(whole_text(rationale))
         ids = self.builder.tokenizer.encode(text, add_special_tokens=False)
         return min(len(ids), self.longest_rationale)
 
-    @property
-    def _merged(self) -> int:
-        return int(self.builder.processor.image_processor.merge_size)
-
-    def picture(self, media: Media) -> int:
-        images, style = self.builder.processor.image_processor, self.builder.style
-        factor = images.patch_size * images.merge_size
-        least = style.min_pixels or images.size["shortest_edge"]
-        most = style.max_pixels or images.size["longest_edge"]
-        return vision_tokens(*resized(*_size(media), factor, least, most), factor)
-
-    def _groups(self, media: list[Media]) -> list[int]:
-        """Tokens of every group of frames that a model takes as one step of time."""
-        if not media:
-            return []
-        style, videos = self.builder.style, self.builder.processor.video_processor
-        count = min(len(media), style.max_frames)
-        most = videos.size["longest_edge"] / count
-        if style.max_frame_pixels is not None:
-            most = min(most, style.max_frame_pixels)
-        factor = videos.patch_size * videos.merge_size
-        least = videos.size["shortest_edge"] / count
-        each = vision_tokens(*resized(*_size(media[0]), factor, least, most), factor)
-        return [each] * -(-count // videos.temporal_patch_size)
-
-    def _times(self, groups: int, frames: list[Media]) -> int:
-        """Models of the third generation get the time of each group, and marks around it."""
-        if not type(self.builder.processor).__name__.startswith("Qwen3"):
+    def media_tokens(self, side: Side) -> int:
+        if not side.media:
             return 0
-        size = self.builder.processor.video_processor.temporal_patch_size
-        rate, last = self.builder.style.frames_per_second, len(frames) - 1
-        tokens = 0
-        for group in range(groups):
-            times = [min(group * size + step, last) / rate for step in (0, size - 1)]
-            said = f"<{sum(times) / 2:.1f} seconds>"
-            tokens += 2 + len(self.builder.tokenizer(said)["input_ids"])
-        return tokens
+        return self.of(side)["vision"] // self.builder.processor.image_processor.merge_size**2
 
 
 @final
 class JointLengths(SideLengths):
-    """Of a `JointEncoder`.
+    """Lengths of the sequences of a `JointEncoder`.
 
     Args:
         arguments: of its constructor.
-        tokens_each: of a picture.
+        tokens_each: tokens of a picture.
     """
 
     def __init__(self, arguments: Mapping[str, Any], tokens_each: int) -> None:
@@ -143,41 +138,45 @@ class JointLengths(SideLengths):
         self.longest_rationale = int(arguments.get("max_rationale_tokens", 64))
 
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:
+        # The bound on text cuts the words, never the picture tokens before them.
         words = min(self._count(side.instruction) + self._count(side.text), self._longest_text)
         tokens = 2 + self._tokens_each * len(side.media) + words
         if rationale is None:
             return {"text": tokens}
-        said = rationale if isinstance(rationale, int) else self._count(rationale.plain)
-        return {"text": tokens + 1 + min(said, self.longest_rationale)}
+        reply = rationale if isinstance(rationale, int) else self._count(rationale.plain)
+        return {"text": tokens + 1 + min(reply, self.longest_rationale)}
 
     def _count(self, text: str) -> int:
-        said = self._tokenizer(
+        row = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )
-        return len(said["input_ids"])
+        return len(row["input_ids"])
 
 
 @final
 class ClipLengths(SideLengths):
-    """Of an `OpenClipBackbone`, whose texts and pictures all have one length.
+    """Lengths of an `OpenClipBackbone`, whose texts and pictures all have one length.
 
     Args:
-        config: of the model, as open_clip has it.
+        config: of the model, in the form of open_clip.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
-        self._context = self.longest_rationale = int(text.get("context_length", 77))
-        self._picture = (size // patch) ** 2 + 1
+        self._context, self._picture, _ = clip_lengths(config)
+        self.longest_rationale = self._context
 
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:
+        # A rationale is a text of its own, and is padded to the context like every other.
         texts = bool(side.text or side.instruction) + (rationale is not None)
         return {"text": texts * self._context, "vision": len(side.media) * self._picture}
 
 
 def processor_of(model: str, trust_remote_code: bool = False) -> Any:
-    """The processor of a model, or its tokenizer where it sees nothing."""
+    """Returns the processor of a model, or its tokenizer where it has no vision.
+
+    Raises:
+        FileNotFoundError: there is none that transformers can read.
+    """
     from transformers import AutoProcessor
 
     try:
@@ -193,8 +192,3 @@ def processor_of(model: str, trust_remote_code: bool = False) -> Any:
 
 def _first_sentence(error: Exception) -> str:
     return str(error).split(". ")[0].splitlines()[0]
-
-
-def _size(media: Media) -> tuple[int, int]:
-    assert media.pixels is not None
-    return media.pixels.shape[1], media.pixels.shape[2]

@@ -1,8 +1,7 @@
-"""How much memory a step needs: weights, gradients, optimiser, activations, losses, caches.
+"""Memory of a step on one device: weights, gradients, optimiser, activations, losses, cache.
 
-Arithmetic on the shapes that `experiments.plan.model_sizes` finds; knows neither configurations nor
-libraries.
-Units: bytes unless a name says otherwise.
+The activations come from the towers of a model (`experiments.plan.towers`); all else is arithmetic.
+Units: bytes, unless a name has another one.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import final
 
-from experiments.plan.layers import FP32, PRECISIONS, Call, Precision, Tower
+from experiments.plan.precisions import FP32, PRECISIONS, Precision
+from experiments.plan.towers import Call, Tower
 from mmemb.losses.nce_sweeps import TILE_NUMBERS
 
 GIB = 2**30
@@ -21,39 +21,30 @@ GIB = 2**30
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A model as its plan needs it.
+    """The sizes of a model, and its towers.
 
     Attributes:
-        total: parameters.
-        trainable: parameters that are trained as they are; 0 with LoRA but for what is new.
-        updates: parameters of LoRA updates, fp32 whatever the weights' type.
-        rank: of the updates; 0 = there are none.
+        total: parameters, without LoRA updates.
+        trainable: parameters that are trained as they are; with LoRA those beside the updates.
         towers: by name, `text` first.
+        hidden: width of the language model.
+        updates: parameters of the LoRA updates, fp32 whatever the type of the weights.
+        rank: of the updates; 0 = there are none.
         vocabulary: rows of the output layer; 0 = there is none.
-        picture_states: vectors that a vision tower gives for each token of a picture: its last
-            layer's, and those that a model feeds in deeper.
+        cached: numbers that the keys and values of a token take, in all layers.
+        picture_states: vectors that a vision tower gives for each token of a picture: those of its
+            last layer, and those that a model feeds in deeper.
     """
 
     total: int
     trainable: int
     towers: Mapping[str, Tower]
+    hidden: int = 0
     updates: int = 0
     rank: int = 0
     vocabulary: int = 0
+    cached: int = 0
     picture_states: int = 1
-
-    @property
-    def hidden(self) -> int:
-        """Width of the language model."""
-        return self.towers["text"].blocks[0].hidden
-
-    def copied(self, training: Training) -> int:
-        """Weights of which autocast keeps a copy until the backward pass: those of linear layers
-        that gradients pass through; of one block where blocks are computed anew."""
-        if not PRECISIONS[training.precision].casts:
-            return 0
-        trained = [tower for tower in self.towers.values() if tower.trained and tower.blocks]
-        return sum(t.weights // (len(t.blocks) if training.checkpointing else 1) for t in trained)
 
 
 @final
@@ -63,13 +54,13 @@ class Training:
 
     Attributes:
         precision: key of `PRECISIONS`.
-        checkpointing: blocks are computed twice.
-        padded: see `Block.saved`.
-        moments: numbers an optimiser keeps for each trained one: 2 for AdamW.
+        checkpointing: whether blocks are computed twice.
+        padded: whether attention gets a mask.
+        moments: numbers that an optimiser keeps for each trained one: 2 for AdamW.
         strategy: `single`, `ddp` or `fsdp2`.
         devices: ranks.
-        micro_batches: into which a rank's batch is cut; 1 = not.
-        retained_gib: of graphs that a gradient cache keeps.
+        micro_batches: into which the batch of a rank is cut; 1 = it is not cut.
+        retained_gib: memory for the graphs that a gradient cache keeps.
     """
 
     precision: str = "float32"
@@ -88,7 +79,7 @@ class Replies:
     """Ends of rows whose next-token loss is trained.
 
     Attributes:
-        call: the rows, whole.
+        call: the whole rows.
         length: tokens of a reply.
         together: whether the head reads the replies of all rows at once; else one after the other.
     """
@@ -98,26 +89,28 @@ class Replies:
     together: bool = False
 
     def kept(self, model: ModelShape, precision: Precision) -> int:
-        """Bytes until the backward pass: log-probabilities in fp32, and what the head needs.
+        """Returns the bytes that stay until the backward pass: log-probabilities in fp32, and what
+        the head needs.
 
-        >>> from experiments.plan.layers import Block
-        >>> layer = Block(hidden=8, inner=16, query=8, key=4, heads=2, gated=True, rms=True)
-        >>> text = Tower(blocks=(layer,), weights=0, trained=True)
-        >>> shape = ModelShape(total=0, trainable=0, towers={"text": text}, vocabulary=100, rank=1)
+        >>> shape = ModelShape(total=0, trainable=0, towers={}, vocabulary=100, rank=1)
         >>> Replies(Call(2, 9), 3).kept(shape, PRECISIONS["float32"])
         2400
         """
         tokens = self.call.rows * self.length
         kept, copy = FP32 * model.vocabulary * tokens, precision.compute * model.vocabulary
-        if precision.casts and model.rank:  # autocast shares no copy of weights that are frozen
+
+        if precision.autocast and model.rank:
+            # Autocast does not share its copies of frozen weights: one for every product.
             return kept + copy * model.hidden * (1 if self.together else self.call.rows)
-        if precision.casts:
+        if precision.autocast:
             return kept + (copy + precision.compute * tokens) * model.hidden
-        # A frozen head needs no input; of a trained one it is a part of all states, which stay.
-        return kept + (0 if model.rank else precision.stream * self.call.tokens * model.hidden)
+        # A frozen head needs no input. The input of a trained one is a slice of the states of
+        # whole rows, and a slice keeps all of them.
+        return kept + (0 if model.rank else precision.weight * self.call.tokens * model.hidden)
 
     def passing(self, model: ModelShape) -> int:
-        """Bytes of the gradients of log-probabilities and logits, while the head runs back."""
+        """Returns the bytes of the gradients of log-probabilities and logits, which are there only
+        while the head runs back."""
         rows = self.call.rows if self.together else 1
         return 2 * FP32 * model.vocabulary * rows * self.length
 
@@ -125,7 +118,7 @@ class Replies:
 @final
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """What the contrastive losses compare.
+    """The comparisons of the contrastive losses.
 
     Attributes:
         columns: targets of all ranks, hard negatives included.
@@ -143,7 +136,7 @@ class Contrast:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes of a device, by part; see docs/plan.md for what is in each."""
+    """Bytes of a device, by part; docs/plan.md lists what each part holds."""
 
     weights: int = 0
     gradients: int = 0
@@ -154,18 +147,21 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the most. AdamW's roots of its second moments need as much as one moment while the
-        activations are gone, so the larger of both counts."""
+        """The bytes at the highest moment.
+
+        AdamW makes the roots of its second moments when the activations are gone. They need as
+        much as one moment, so the larger of both counts.
+        """
         passing = max(self.activations + self.loss, self.optimizer // 2)
         return self.weights + self.gradients + self.optimizer + self.cache + passing
 
     def parts(self) -> dict[str, int]:
-        """By name."""
+        """Returns name -> bytes."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
 def state_memory(model: ModelShape, training: Training) -> Memory:
-    """What a step needs whatever its batch: weights, gradients, optimiser.
+    """Returns what a step needs whatever its batch is: weights, gradients, optimiser.
 
     >>> shape = ModelShape(total=100, trainable=60, towers={})
     >>> state_memory(shape, Training()).parts()["optimizer"]
@@ -175,17 +171,18 @@ def state_memory(model: ModelShape, training: Training) -> Memory:
     trained = precision.weight * model.trainable + FP32 * model.updates
     weights = precision.weight * model.total + FP32 * model.updates
     gradients, optimizer = trained, training.moments * trained
+
     if training.strategy == "fsdp2":
-        # One group: a shard at rest, all of it (in bf16 under mixed precision) during a step.
+        # The backbone is one group: a shard at rest, the whole (as it travels) during a step.
         whole = precision.compute * (model.total + model.updates)
         shard = ceil(weights / ranks)
         gathered = precision.compute * (model.trainable + model.updates)
-        summed = FP32 * (model.trainable + model.updates) if precision.casts else gathered
+        summed = FP32 * (model.trainable + model.updates) if precision.autocast else gathered
         gradients = gathered + summed + ceil(trained / ranks)
         return Memory(weights=shard + whole, gradients=gradients, optimizer=ceil(optimizer / ranks))
+
     if training.strategy == "ddp":
         gradients *= 2  # its buckets are copies
-    weights += precision.compute * model.copied(training)
     return Memory(weights=weights, gradients=gradients, optimizer=optimizer)
 
 
@@ -196,51 +193,68 @@ def step_memory(
     loss: int = 0,
     replies: Sequence[Replies] = (),
 ) -> Memory:
-    """What a training step needs at the most.
+    """Returns what a training step needs at its highest moment.
 
     Args:
-        model: its shapes.
+        model: sizes and towers.
         training: how the step is computed.
         calls: by tower, the forward calls of one micro-batch.
-        loss: bytes, of `loss_memory`.
+        loss: bytes of the contrastive losses, by `loss_memory`.
         replies: of one micro-batch.
     """
     precision = PRECISIONS[training.precision]
-    graph = sum(
-        tower.activations(
-            calls.get(name, ()),
-            precision,
-            checkpointing=training.checkpointing,
-            padded=training.padded,
-            rank=model.rank,
-        )
-        for name, tower in model.towers.items()
-    )
+    graph = _activations(model, training, calls, graphs=1)
     written = sum(reply.kept(model, precision) for reply in replies)
     passing = max((reply.passing(model) for reply in replies), default=0)
+
+    # The next-token loss is a part of every graph; what passes in the backward pass is there once.
     graphs = retained_graphs(graph + written, training.micro_batches, training.retained_gib)
     return replace(
         state_memory(model, training),
-        activations=graphs * graph,
+        activations=_activations(model, training, calls, graphs),
         loss=loss + graphs * written + passing,
     )
 
 
-def retained_graphs(graph: int, micro_batches: int, retained_gib: float) -> int:
-    """How many micro-batches have their graph in memory at once.
+def _activations(
+    model: ModelShape, training: Training, calls: Mapping[str, Sequence[Call]], graphs: int
+) -> int:
+    """Bytes that the towers keep of some micro-batches that are equally large."""
+    is_sharded = training.strategy == "fsdp2" and training.precision == "mixed"
+    precision = "sharded" if is_sharded else training.precision
 
-    As `mmemb.training.gradient_cache`: the last one's, and before it those that fit; the first of
-    these is not known before it is made.
+    def kept(copies: int) -> int:
+        return sum(
+            tower.kept(
+                tuple(calls.get(name, ())) * copies,
+                precision,
+                checkpointing=training.checkpointing,
+                padded=training.padded,
+            )
+            for name, tower in model.towers.items()
+        )
+
+    one = kept(1)
+    # A further graph is smaller than the first one, with which it shares autocast's copies.
+    return one if graphs == 1 else one + (graphs - 1) * (kept(2) - one)
+
+
+def retained_graphs(graph: int, micro_batches: int, retained_gib: float) -> int:
+    """Returns how many micro-batches have their graph in memory at once.
+
+    As in `mmemb.training.gradient_cache`: that of the last one, and before it those that fit; the
+    size of the first of these is not known before it is made.
 
     >>> [retained_graphs(2**29, 8, gib) for gib in (0.0, 0.1, 2.0, 99.0)]
     [1, 2, 5, 8]
     """
+    # The first graph is kept before its size is known, even if it alone is too large.
     kept = max(1, int(retained_gib * GIB // max(graph, 1))) if retained_gib > 0 else 0
     return min(micro_batches, 1 + kept)
 
 
 def loss_memory(rows: int, contrast: Contrast) -> int:
-    """Bytes of the contrastive losses: gathered vectors, their gradients, and two tiles.
+    """Returns the bytes of the contrastive losses: gathered vectors, their gradients, two tiles.
 
     Args:
         rows: queries of this rank.
@@ -249,25 +263,7 @@ def loss_memory(rows: int, contrast: Contrast) -> int:
     >>> loss_memory(4, Contrast(8, 2, terms=1)) == 4 * (2 * 2 * (8 + 8 + 4) + 2 * 4 * 8)
     True
     """
+    # Each term gathers its own vectors, but the tiles of one are freed before the next begins.
     vectors = contrast.columns * (2 if contrast.both else 1) + rows
     tile = 2 * min(rows * contrast.columns, max(TILE_NUMBERS, contrast.columns))
     return FP32 * (contrast.terms * 2 * vectors * contrast.width + tile)
-
-
-def cache_memory(tower: Tower, rows: int, length: int, shared: int, precision: str) -> int:
-    """Bytes of keys and values of rows under way.
-
-    Args:
-        tower: of the language model.
-        rows: under way together.
-        length: tokens of a row at its end.
-        shared: tokens of a prefix that is stored once.
-        precision: key of `PRECISIONS`.
-
-    >>> from experiments.plan.layers import Block
-    >>> layer = Block(hidden=8, inner=16, query=8, key=4, heads=2, gated=True, rms=True)
-    >>> cache_memory(Tower(blocks=(layer,), weights=0, trained=False), 3, 10, 5, "float32")
-    1120
-    """
-    keys = sum(block.key for block in tower.blocks if block.attends)
-    return PRECISIONS[precision].compute * 2 * keys * (rows * length + shared)

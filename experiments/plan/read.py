@@ -1,4 +1,4 @@
-"""From a stage's configuration and its data to its plan; nothing is built or written."""
+"""The step from the configuration of a stage and its data to its plan; nothing is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.plan.writers import tuned_writer, writer
 
 
 def read_plan(config: Mapping[str, Any], subcommand: str, devices: int | None) -> StagePlan:
-    """The plan of one stage.
+    """Returns the plan of one stage.
 
     Args:
         config: resolved, as plain data.

@@ -1,4 +1,4 @@
-"""A stage's configuration as its plan reads it: arguments, devices, precision, what is saved."""
+"""The configuration of a stage as its plan reads it: arguments, devices, precision, saved files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from experiments.plan.layers import PRECISIONS
 from experiments.plan.memory import ModelShape, Training
+from experiments.plan.precisions import FP32, PRECISIONS
 from mmemb.training.gradient_cache import GradientCache
 
 _Record = TypeVar("_Record")
@@ -18,15 +18,15 @@ _Record = TypeVar("_Record")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One stage, resolved, as plain data.
+    """The configuration of one stage, resolved, as plain data.
 
     Attributes:
         name: of the stage.
         subcommand: `fit`, `predict` or `test`.
         kind: class of the model.
-        model: its arguments.
-        data: those of the data module.
-        trainer: the trainer's.
+        model: arguments of the model.
+        data: arguments of the data module.
+        trainer: arguments of the trainer.
         ranks: devices.
     """
 
@@ -40,7 +40,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], subcommand: str, devices: int | None) -> Settings:
-        """Of a configuration; `devices` stand in place of those of the trainer."""
+        """Reads a configuration; `devices` stand in place of those of the trainer."""
         return cls(
             name=str(config["name"]),
             subcommand=subcommand,
@@ -53,48 +53,49 @@ class Settings:
 
     @property
     def title(self) -> str:
-        """Names the run."""
+        """Name of the run."""
         return f"{self.name} {self.subcommand}"
 
     @property
     def root(self) -> Path:
-        """Of the data."""
+        """Folder of the data."""
         return Path(self.data["root"])
 
     @property
     def batch(self) -> int:
-        """Rows: of `fit` over all ranks, else of each."""
+        """Rows of a batch: in `fit` of all ranks together, else of each."""
         if (size := int(self.data["batch_size"])) < 1:
-            raise ValueError(f"data.batch_size {size}: expected 1 or more.")
+            raise ValueError(f"data.batch_size must be 1 or more, got {size}.")
         return size
 
     @property
     def rows(self) -> int:
-        """Of a training batch on one rank."""
+        """Rows of a training batch on one rank."""
         return max(1, self.batch // self.ranks)
 
     @property
     def cache(self) -> GradientCache | None:
-        """How a training batch is cut."""
+        """The way a training batch is cut; None = it is not."""
         return record(GradientCache, self.model.get("gradient_cache"))
 
     def training_steps(self, samples: int) -> int:
-        """Batches of `fit`, whose epoch is one pass over so many samples unless a number says
-        otherwise."""
+        """Returns the batches of `fit`; an epoch is one pass over the samples, unless a number of
+        batches is set."""
         if (steps := int(self.trainer.get("max_steps") or -1)) > 0:
             return steps
 
+        # A whole number of `limit_train_batches` is a count, a fraction a share of the epoch.
         limit = self.trainer.get("limit_train_batches")
         of_pass = max(1, samples // self.batch)
         of_epoch = limit if isinstance(limit, int) else int(of_pass * (limit or 1.0))
         return of_epoch * int(self.trainer.get("max_epochs") or 1)
 
     def reading_steps(self, samples: int) -> int:
-        """Batches in which all ranks together read so many samples once."""
+        """Returns the batches in which all ranks together read the samples once."""
         return ceil(samples / (self.batch * self.ranks))
 
     def training(self, dtype: str, padded: bool = True) -> Training:
-        """How `fit` computes a step with weights of a type."""
+        """Returns how `fit` computes a step with weights of a type."""
         cache = self.cache
         return Training(
             precision=precision_of(dtype, self.trainer.get("precision")),
@@ -115,10 +116,13 @@ class Settings:
         return "ddp" if self.ranks > 1 else "single"
 
     def saved(self, model: ModelShape, training: Training, folder: str) -> dict[str, int]:
-        """Bytes that `fit` leaves: checkpoints, and the weights in a folder of its run."""
+        """Returns the bytes that `fit` leaves: checkpoints, and the weights in a folder of its
+        run."""
         weight = PRECISIONS[training.precision].weight
-        weights, updates = weight * model.total, 4 * model.updates
+        weights, updates = weight * model.total, FP32 * model.updates
         one = weights + updates + training.moments * (weight * model.trainable + updates)
+
+        # A checkpoint holds weights and moments; the folder of a LoRA run its updates alone.
         copies = 0
         for callback in self.trainer.get("callbacks") or []:
             if class_of(callback) == "ModelCheckpoint":
@@ -131,7 +135,7 @@ class Settings:
 
 
 def class_of(spec: Mapping[str, Any]) -> str:
-    """The last name of a `class_path`.
+    """Returns the last name of a `class_path`.
 
     >>> class_of({"class_path": "torch.optim.SGD"})
     'SGD'
@@ -140,7 +144,7 @@ def class_of(spec: Mapping[str, Any]) -> str:
 
 
 def record(kind: type[_Record], given: Any) -> _Record | None:
-    """A record from an object of it or from plain data of a configuration; None stays None.
+    """Returns a record, from an object of it or from plain data; None stays None.
 
     >>> record(GradientCache, {"init_args": {"micro_batch_size": 4}}).micro_batch_size
     4
@@ -152,7 +156,7 @@ def record(kind: type[_Record], given: Any) -> _Record | None:
 
 
 def num_devices(trainer: Mapping[str, Any]) -> int:
-    """Of `trainer.devices` times `num_nodes`; what leaves the number open counts as one.
+    """Returns `trainer.devices` times `num_nodes`; a value that leaves the number open is one.
 
     >>> num_devices({"devices": "auto"}), num_devices({"devices": [0, 1], "num_nodes": 2})
     (1, 4)
@@ -166,7 +170,7 @@ def num_devices(trainer: Mapping[str, Any]) -> int:
 
 
 def num_moments(optimizer: Any) -> int:
-    """Numbers that an optimiser keeps for each trained one; 2 unless it is known to keep fewer.
+    """Returns the numbers that an optimiser keeps for each trained one: 2, but for SGD.
 
     >>> num_moments({"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}})
     1
@@ -178,16 +182,17 @@ def num_moments(optimizer: Any) -> int:
 
 
 def precision_of(dtype: str, trainer: str | None) -> str:
-    """The key of `PRECISIONS` for weights of a type under a trainer's `precision`.
+    """Returns the key of `PRECISIONS` for weights of a type under a trainer's `precision`.
 
     >>> precision_of("float32", "bf16-mixed"), precision_of("float32", None)
     ('mixed', 'float32')
     """
-    said = str(trainer or "32-true")
-    if said.endswith("-mixed") and dtype == "float32":
+    # Weights of half precision stay so, whatever a mixed trainer casts.
+    precision = str(trainer or "32-true")
+    if precision.endswith("-mixed") and dtype == "float32":
         return "mixed"
-    if said in ("bf16-true", "bf16", "16-true"):
+    if precision in ("bf16-true", "bf16", "16-true"):
         return "bfloat16"
     if dtype not in PRECISIONS:
-        raise ValueError(f"dtype {dtype!r}: expected one of float32, bfloat16, float16.")
+        raise ValueError(f"dtype must be one of float32, bfloat16, float16, got {dtype!r}.")
     return dtype

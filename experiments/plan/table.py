@@ -9,10 +9,11 @@ from experiments.plan.stages import StagePlan
 
 
 def table(plan: StagePlan) -> Iterator[str]:
-    """The plan, line by line."""
+    """Yields the plan, line by line."""
     yield plan.name
     yield from _model(plan)
     yield from _memory(plan)
+
     yield "work"
     yield f"  samples           {plan.samples:>16,}"
     yield f"  steps             {plan.steps:>16,}  of {plan.rows} rows a device" + (
@@ -21,6 +22,7 @@ def table(plan: StagePlan) -> Iterator[str]:
     yield from _read(plan)
     yield from _written(plan)
     yield from _judged(plan)
+
     yield from _kept("disk", plan.disk)
     if plan.host:
         yield from _kept("host memory of each process", plan.host)
@@ -28,6 +30,7 @@ def table(plan: StagePlan) -> Iterator[str]:
 
 def _model(plan: StagePlan) -> Iterator[str]:
     model = plan.model
+    # A stage that only runs trains nothing, whatever its model could learn.
     trained = model.trainable + model.updates if plan.trains else 0
     yield f"  parameters        {model.total + model.updates:>16,}"
     yield f"  trained           {trained:>16,}" + (
@@ -50,12 +53,14 @@ def _read(plan: StagePlan) -> Iterator[str]:
     for name, role in plan.roles.items():
         for tower, tokens in role.tokens.items():
             rows = f"{role.per_row:.3g} a row"
-            said = f"mean {tokens.mean:.0f}, longest {tokens.longest} {tower} tokens"
-            yield f"  {name:<18}{rows:>16}: {said}" + (
+            words = f"mean {tokens.mean:.0f}, longest {tokens.longest} {tower} tokens"
+            yield f"  {name:<18}{rows:>16}: {words}" + (
                 f", of which {role.replies.longest} are learned"
                 if role.replies.longest and tower == "text"
                 else ""
             )
+
+    # The work of a stage that writes lies in its draws, not in its steps.
     if plan.roles and plan.generation is None:
         tokens, flops = plan.tokens_per_step(), plan.flops_per_step()
         yield f"  a step            {tokens:>16,.0f} tokens, {flops / 1e12:.4g} TFLOPs"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.plan.model_sizes import saved_backbone
+from experiments.plan.backbones import saved_backbone
 from mmemb.backbones import OpenClipBackbone, load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration

@@ -11,7 +11,7 @@ import pytest
 from datamodules import SideDataModule
 from datamodules.samples import SampleReader, rows_of
 from experiments.plan.__main__ import main
-from experiments.plan.prompts import planned_worker
+from experiments.plan.planned_workers import planned_worker
 from experiments.plan.read import read_plan
 from experiments.plan.stages import StagePlan
 from mmemb.backbones import VisionLanguageBackbone

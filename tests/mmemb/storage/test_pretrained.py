@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 
 from experiments.plan.lengths import JointLengths, processor_of
-from experiments.plan.model_sizes import model_on_meta
+from experiments.plan.models import model_on_meta
 from mmemb.backbones import JointEncoder, OpenClipBackbone, VisionLanguageBackbone
 from mmemb.llm import FewShotPrompt
 from mmemb.llm.prompts.chat_model import ChatModel

@@ -1,6 +1,6 @@
-"""The rationale workers that run a model here, and what they read about a side.
+"""The rationale workers that run a model here, and the lengths of their prompts.
 
-They are made from their settings, so defaults are their own; none loads a weight before it writes.
+Each is made from its settings, so its defaults hold; it loads no weights before it writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PlannedWorker:
     Attributes:
         model: folder or hub id.
         dtype: of its weights.
-        sampling: says how long a draw may be.
+        sampling: bounds the tokens of a draw.
         slots: draws under way together.
         lengths: counts the tokens of a prompt behind those that all share.
         reads_media: whether it is asked about sides with pictures.
@@ -51,12 +51,18 @@ class PlannedWorker:
 
 
 def planned_worker(spec: Mapping[str, Any]) -> PlannedWorker | None:
-    """Of `{class_path, init_args}`; None = it runs no model here."""
+    """Returns the worker that a configuration names; None = it runs no model here.
+
+    Args:
+        spec: its `{class_path, init_args}`.
+    """
     kind, arguments = class_of(spec), spec.get("init_args") or {}
     if kind == "LabelBridgeWorker":
         return _behind_bridge(arguments)
     if kind not in ("LanguageModelWorker", "VisionLanguageWorker"):
         return None
+
+    # The worker itself has the defaults of what the configuration leaves out.
     match load_worker(spec):
         case LanguageModelWorker() as worker:
             return _chat_worker(worker)
@@ -80,6 +86,7 @@ def _chat_worker(worker: LanguageModelWorker) -> PlannedWorker:
 
 
 def _seeing_worker(worker: VisionLanguageWorker) -> PlannedWorker:
+    # A prompt of a worker holds no rationale, so its length has no bound to keep.
     processor = processor_of(worker.model_id, worker.trust_remote_code)
     lengths = PromptLengths(processor, worker.style, 0)
     return PlannedWorker(
@@ -97,16 +104,17 @@ def _behind_bridge(arguments: Mapping[str, Any]) -> PlannedWorker | None:
     inner = planned_worker(arguments["worker"])
     if inner is None:
         return None
+    # Behind the bridge pictures have become words, so a worker without vision reads all rows.
     lengths = BridgeLengths(inner.lengths, arguments)
     return replace(inner, lengths=lengths, reads_media=True)
 
 
 @final
 class QuestionLengths(SideLengths):
-    """Of a question behind a few-shot prompt.
+    """Lengths of questions behind a few-shot prompt.
 
     Args:
-        chat: whose tokenizer alone is loaded.
+        chat: of which only the tokenizer is loaded.
     """
 
     longest_rationale = 0
@@ -120,11 +128,11 @@ class QuestionLengths(SideLengths):
 
 @final
 class BridgeLengths(SideLengths):
-    """Of a side whose pictures a `LabelBridgeWorker` tells as text.
+    """Lengths of sides whose pictures a `LabelBridgeWorker` puts into words.
 
     Args:
-        inner: of the worker behind the bridge.
-        arguments: of the bridge; every label is as long as the longest.
+        inner: lengths of the worker behind the bridge.
+        arguments: of the bridge; every label is taken to be as long as the longest.
     """
 
     longest_rationale = 0
@@ -137,8 +145,10 @@ class BridgeLengths(SideLengths):
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:
         if not side.media:
             return self._inner.of(side)
+
+        # A clip has one label, whatever the number of its frames is.
         kinds = [media.kind for media in side.media]
-        shown = kinds.count("image") + ("frame" in kinds)
-        labels = " and ".join([self._label] * shown)
+        count = kinds.count("image") + ("frame" in kinds)
+        labels = " and ".join([self._label] * count)
         text = self._template.format(text=side.text or side.instruction, labels=labels).strip()
         return self._inner.of(replace(side, text=text, media=()))
