@@ -141,13 +141,14 @@ class BudgetCalibration:
         budgets = row_budgets(budget, unit, len(logit_BA))
         _check_finite(logit_BA)  # before rows are picked, so that the error counts all rows
 
+        # Rows of one unit pay for the same costs, each at its own price.
+        units = [None if amount is None else of_unit for amount, of_unit in budgets]
         depth_B = torch.zeros(len(budgets), dtype=torch.long)
-        for one in dict.fromkeys(budgets):
-            price = self.price(*one, exact=exact)
-            cost_A = None if one.amount is None else self._mean_costs_in(one.unit).cost_A
-            rows = [row for row, other in enumerate(budgets) if other == one]
-            row_keys = [keys[row] for row in rows]
-            depth_B[rows] = depths_at(logit_BA[rows], cost_A, price, row_keys)
+        for one in dict.fromkeys(units):
+            rows = [row for row, other in enumerate(units) if other == one]
+            prices = [self.price(*budgets[row], exact=exact) for row in rows]
+            cost_A = None if one is None else self._mean_costs_in(one).cost_A
+            depth_B[rows] = depths_at(logit_BA[rows], cost_A, prices, [keys[row] for row in rows])
         return depth_B
 
     def price(
@@ -297,22 +298,25 @@ def check_budget(budget: float, unit: str) -> None:
         raise ValueError(f"budget is {budget:g}: expected {expected} for unit {unit!r}.")
 
 
-def depths_at(logit_BA: Tensor, cost_A: Tensor | None, price: Price, keys: Sequence[str]) -> Tensor:
-    """Returns the depths (B,) int64 that are taken at one price.
+def depths_at(
+    logit_BA: Tensor, cost_A: Tensor | None, prices: Sequence[Price], keys: Sequence[str]
+) -> Tensor:
+    """Returns the depths (B,) int64 that are taken at given prices.
 
     Args:
         logit_BA: of the gate.
         cost_A: what the multiplier is paid for; None = depths cost more the deeper they are.
-        price: the multiplier, and which of the queries with equal depths pay more.
+        prices: of the B queries.
         keys: B names of the queries.
     """
     step_BA = _steps(logit_BA)
     cost_A = torch.arange(step_BA.shape[1]) if cost_A is None else cost_A
     assert len(cost_A) == step_BA.shape[1], "one cost for each depth"
 
-    tie_B = torch.tensor([tie_break(key) for key in keys], dtype=torch.float64)
-    multiplier_B = torch.full_like(tie_B, price.multiplier)
-    return _choose(step_BA, cost_A.double(), multiplier_B, tie_B > price.tie_break)
+    multiplier_B = torch.tensor([price.multiplier for price in prices], dtype=torch.float64)
+    pairs = zip(keys, prices, strict=True)
+    pays_more_B = torch.tensor([tie_break(key) > price.tie_break for key, price in pairs])
+    return _choose(step_BA, cost_A.double(), multiplier_B, pays_more_B)
 
 
 def _choose(step_BA: Tensor, cost_A: Tensor, multiplier_B: Tensor, pays_more_B: Tensor) -> Tensor:

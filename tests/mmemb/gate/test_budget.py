@@ -325,19 +325,19 @@ def test_a_cost_that_is_not_finite_is_named() -> None:
 
 def test_logits_that_are_not_finite_are_named() -> None:
     with pytest.raises(ValueError, match="row 1"):
-        depths_at(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), None, NO_BUDGET, ["a", "b"])
+        depths_at(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), None, [NO_BUDGET] * 2, ["a", "b"])
 
 
 def test_equal_depths_go_to_the_cheaper_or_by_key_to_the_dearer() -> None:
     logit_BA = torch.zeros(2, 3)
     keys = ["a", "b"]
-    assert depths_at(logit_BA, COST_A, NO_BUDGET, keys).tolist() == [0, 0]
-    assert depths_at(logit_BA, COST_A, Price(0.0, -1.0), keys).tolist() == [2, 2]
+    assert depths_at(logit_BA, COST_A, [NO_BUDGET] * 2, keys).tolist() == [0, 0]
+    assert depths_at(logit_BA, COST_A, [Price(0.0, -1.0)] * 2, keys).tolist() == [2, 2]
 
 
 def test_a_query_reasons_while_any_depth_is_worth_its_price() -> None:
     logit_BA, _ = three_depths(200)
-    opened = depths_at(logit_BA, COST_A.double(), Price(0.02), KEYS) > 0
+    opened = depths_at(logit_BA, COST_A.double(), [Price(0.02)] * 200, KEYS) > 0
     cost_A = COST_A.double()
     price_BA = (logit_BA[:, 1:] - logit_BA[:, :1]) / (cost_A[1:] - cost_A[0])
     assert torch.equal(opened, price_BA.amax(1) > 0.02)
