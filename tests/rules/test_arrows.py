@@ -192,6 +192,21 @@ def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
+def test_packages_of_experiments_import_in_no_circle() -> None:
+    """What both a report and a run's facts need stands below the report."""
+    graph: dict[str, set[str]] = {}
+    for path in sources("experiments"):
+        name = path.relative_to(REPO / "experiments").parts[0].removesuffix(".py")
+        modules = {module for module, _ in imports(nodes_of(path, ast.Import, ast.ImportFrom))}
+        packages = {package_of(module) for module in modules if module.startswith("experiments.")}
+        graph.setdefault(name, set()).update(packages - {name})
+
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
 def test_packages_of_mmemb_import_those_above_them_in_the_table() -> None:
     """An order without circles, and few arrows to each package."""
     names = list(PACKAGES)
