@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from mmemb.losses.ids import PairIds
 from mmemb.records.batches import PairBatch, as_pairs
 from mmemb.records.outputs import PairOutput, step_output
 from mmemb.storage.json_files import write_json
@@ -138,8 +139,7 @@ def _health(output: PairOutput, batch: PairBatch, temperature: float) -> dict[st
     health = batch_health(
         output.query_BD[:MOST_ROWS],
         output.target_BD[:MOST_ROWS],
-        target_ids_B=batch.target_ids_B[:MOST_ROWS],
-        positive_ids_BP=batch.positive_ids_BP[:MOST_ROWS],
+        PairIds.from_batch(batch),
         temperature=temperature,
     )
     return dict(health.scalars(batch.groups[:MOST_ROWS]))

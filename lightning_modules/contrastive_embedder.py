@@ -123,9 +123,9 @@ class ContrastiveEmbedder(BackboneModule):
             writes=bool(self.losses.writing),
             cache=self.gradient_cache,
         )
-        found = self.losses.of(vectors, batch, self.log_temperature.exp())
-        loss = sum(found.values(), torch.zeros((), device=self.device))
-        scalars = {f"train/{name}_loss": value.detach() for name, value in found.items()}
+        losses = self.losses.compute(vectors, batch, self.log_temperature.exp())
+        loss = sum(losses.values(), torch.zeros((), device=self.device))
+        scalars = {f"train/{name}_loss": value.detach() for name, value in losses.items()}
         if reasons:
             shares = [float(rationale is not None) for rationale in batch.rationales]
             scalars["train/reasoning_share"] = torch.tensor(shares, device=self.device).mean()

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from experiments.bench.line import Line, compare, heading, write_results
 from experiments.cli.messages import quieten
+from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss
 from mmemb.losses.terms import combine
 from mmemb.retrieval.ranking import search
@@ -47,7 +48,8 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
     peer_loss = CachedMultipleNegativesRankingLoss(
         model, mini_batch_size=size, directions=("query_to_doc", "doc_to_query")
     )
-    ids, cache = torch.arange(rows), GradientCache(micro_batch_size=size, retained_gib=kept)
+    row_B, cache = torch.arange(rows), GradientCache(micro_batch_size=size, retained_gib=kept)
+    ids = PairIds(row_B, row_B, row_B[:, None])
 
     def embed(chosen: Any) -> tuple[torch.Tensor, ...]:
         cut = slice(chosen[0], chosen[-1] + 1)
@@ -60,8 +62,7 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
     def ours() -> None:
         model.zero_grad()
         vectors = embed_cached(embed, [1] * rows, cache, model.parameters)
-        ids_of = {"query_ids_B": ids, "target_ids_B": ids, "positive_ids_BP": ids[:, None]}
-        combine(contrastive_loss(*vectors, **ids_of, temperature=0.05)).backward()
+        combine(contrastive_loss(*vectors, ids, temperature=0.05)).backward()
 
     def peer() -> None:
         model.zero_grad()

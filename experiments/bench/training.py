@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from experiments.bench.line import Line, compare
 from mmemb.llm.lora import LoraSettings
-from mmemb.losses.infonce import contrastive_loss, info_nce
-from mmemb.losses.nce_sweeps import TILE_NUMBERS
+from mmemb.losses.ids import PairIds
+from mmemb.losses.infonce import contrastive_loss, kept_scores
 from mmemb.losses.terms import combine
 from mmemb.records.inputs import Side
 from mmemb.training.blocks import checkpoint_blocks, compile_blocks
@@ -29,13 +29,17 @@ from mmemb.training.gradient_cache import GradientCache, GraphMemory, embed_cach
 DIM = 512
 
 
-def _embeddings(rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _embeddings(rows: int) -> tuple[Tensor, Tensor, PairIds]:
     torch.manual_seed(0)
     query, target = (
         functional.normalize(torch.randn(rows, DIM), dim=1).requires_grad_() for _ in range(2)
     )
-    ids = torch.arange(rows)
-    return query, target, {"query_ids_B": ids, "target_ids_N": ids, "positive_ids_BP": ids[:, None]}
+    return query, target, _ids(rows)
+
+
+def _ids(rows: int) -> PairIds:
+    row_B = torch.arange(rows)
+    return PairIds(row_B, row_B, row_B[:, None])
 
 
 def bench_loss_time(rows: int = 8192) -> Line:
@@ -45,7 +49,7 @@ def bench_loss_time(rows: int = 8192) -> Line:
 
     def ours() -> None:
         query.grad = target.grad = None
-        info_nce(query, target, **ids, temperature=0.05).sum.backward()
+        contrastive_loss(query, target, ids, temperature=0.05).sum.backward()
 
     def dense() -> None:
         query.grad = target.grad = None
@@ -60,13 +64,15 @@ def bench_loss_time(rows: int = 8192) -> Line:
 def bench_loss_memory(rows: int = 16384) -> Line:
     """Peak memory of loss and backward, against embeddings, their gradients and one tile."""
     query, target, ids = _embeddings(256)
-    info_nce(query, target, **ids, temperature=0.05).sum.backward()  # what libraries keep for good
+    contrastive_loss(
+        query, target, ids, temperature=0.05
+    ).sum.backward()  # what libraries keep for good
     before = _memory("VmRSS")
     query, target, ids = _embeddings(rows)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest reading
-    info_nce(query, target, **ids, temperature=0.05).sum.backward()
+    contrastive_loss(query, target, ids, temperature=0.05).sum.backward()
     peak = _memory("VmHWM") - before
-    needed = (4 * rows * DIM + TILE_NUMBERS) * 4 / 2**20
+    needed = (4 * rows * DIM + kept_scores(rows, rows) // 2) * 4 / 2**20
     name = f"loss memory, B = {rows:,}"
     return Line(name, peak, needed, (peak / needed,), "vectors, gradients, a tile", "MB", bar=1.2)
 
@@ -104,8 +110,7 @@ def bench_gradient_cache(
     backbone, sides = load_backbone(str(trunk)).train(), _texts(2 * rows)
     if lora:
         backbone.attach_lora(LoraSettings())
-    ids = torch.arange(rows)
-    shared = {"query_ids_B": ids, "target_ids_B": ids, "positive_ids_BP": ids[:, None]}
+    ids = _ids(rows)
 
     def embed(chosen: Any) -> tuple[Tensor, ...]:
         both = [[side[n] for n in chosen] for side in (sides[:rows], sides[rows:])]
@@ -114,7 +119,7 @@ def bench_gradient_cache(
     def step(cache: GradientCache | None) -> None:
         backbone.zero_grad()
         vectors = embed_cached(embed, [1] * rows, cache, backbone.parameters)
-        combine(contrastive_loss(*vectors, **shared, temperature=0.05)).backward()
+        combine(contrastive_loss(*vectors, ids, temperature=0.05)).backward()
 
     graph = _graph_gib(embed, size, backbone)
     cache = GradientCache(micro_batch_size=size, retained_gib=graph * rows / size * retained)

@@ -13,7 +13,7 @@ from typing import final
 
 from experiments.plan.precisions import FP32, PRECISIONS, Precision
 from experiments.plan.towers import Call, Tower
-from mmemb.losses.nce_sweeps import TILE_NUMBERS
+from mmemb.losses.infonce import kept_scores
 
 GIB = 2**30
 
@@ -254,16 +254,16 @@ def retained_graphs(graph: int, micro_batches: int, retained_gib: float) -> int:
 
 
 def loss_memory(rows: int, contrast: Contrast) -> int:
-    """Returns the bytes of the contrastive losses: gathered vectors, their gradients, two tiles.
+    """Returns the bytes of the contrastive losses: gathered vectors, their gradients, scores.
 
     Args:
         rows: queries of this rank.
         contrast: what they are compared with.
 
-    >>> loss_memory(4, Contrast(8, 2, terms=1)) == 4 * (2 * 2 * (8 + 8 + 4) + 2 * 4 * 8)
+    >>> loss_memory(4, Contrast(8, 2, terms=1)) == 4 * (2 * 2 * (8 + 8 + 4) + 9 * 4 * 8)
     True
     """
-    # Each term gathers its own vectors, but the tiles of one are freed before the next begins.
+    # Each term gathers its own vectors; tiles of one are freed before the next begins.
     vectors = contrast.columns * (2 if contrast.both else 1) + rows
-    tile = 2 * min(rows * contrast.columns, max(TILE_NUMBERS, contrast.columns))
+    tile = kept_scores(rows, contrast.columns, contrast.terms)
     return FP32 * (contrast.terms * 2 * vectors * contrast.width + tile)

@@ -1,7 +1,9 @@
-"""Contrastive losses of METHOD 6 as (sum, count); only `contrastive_loss` knows ranks.
+"""InfoNCE with several positives, masks, both directions and Matryoshka prefixes.
 
-Shapes: B rows of this rank, M rows of all ranks, N target columns (the M targets, then hard
-negatives), H hard negatives of this rank, P positives of a row, F false negatives, D embedding.
+The definition of docs/method.md section 6 in plain tensors; large batches are summed in tiles
+instead (`mmemb.losses.tiled_infonce`), to the same numbers. Shapes: B rows of this rank, M rows of
+all ranks, N target columns (the M own targets of the rows, then hard negatives), C columns of one
+direction (N targets, or M queries), K positive cells, D embedding width.
 """
 
 from __future__ import annotations
@@ -9,205 +11,152 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import softplus
 
-from mmemb.distributed import gather_padded, gather_rows, rank_and_world
-from mmemb.losses.masks import (
-    QueryColumns,
-    is_first,
-    merge_contents,
-    other_positives,
-    query_masks,
-    repelled_targets,
-    target_masks,
-)
-from mmemb.losses.nce_sweeps import Embeddings, Problem
+from mmemb.losses.gathered_pairs import GatheredPairs, gather_pairs
+from mmemb.losses.ids import PairIds
+from mmemb.losses.masks import repelled_targets, target_masks
 from mmemb.losses.terms import LossTerm
-from mmemb.losses.tiled_nce import nce_sum
-from mmemb.records.padding import PADDING
+from mmemb.losses.tiled_infonce import TILE_NUMBERS, tiled_info_nce
+
+DENSE_SCORES = 2**20
+"""Rows times columns up to which all scores are made at once: 1,024 rows in one process.
+
+Measured on one core with 512 numbers a vector: the dense way takes 0.75 times as long as tiles at
+64 rows, 0.94 at 1,024 and 1.4 at 1,448. It keeps 35 MB until backward at 1,024 rows.
+"""
+
+DENSE_COPIES = 9
+"""Numbers that the dense loss keeps for each score until backward, as measured."""
 
 
 def contrastive_loss(
     query_BD: Tensor,
-    target_BD: Tensor,
+    target_ND: Tensor,
+    ids: PairIds,
     *,
-    query_ids_B: Tensor,
-    target_ids_B: Tensor,
-    positive_ids_BP: Tensor,
     temperature: Tensor | float,
     valid_B: Tensor | None = None,
-    negative_HD: Tensor | None = None,
-    negative_ids_H: Tensor | None = None,
-    target_content_B: Tensor | None = None,
-    negative_content_H: Tensor | None = None,
-    false_negative_ids_BF: Tensor | None = None,
     symmetric: bool = True,
     false_negative_margin: float | None = None,
     dims: Sequence[int] = (),
 ) -> LossTerm:
-    """InfoNCE of this rank's rows against all ranks' columns: gathers, then `info_nce`.
+    """InfoNCE of this rank's rows against the columns of all ranks.
 
-    Runs its collectives on every rank, whatever `valid_B` says; all ranks pass the same B and H
-    (pad hard negatives with id -1) and the same choice of optional arguments.
+    Runs its collectives on every rank, whatever `valid_B` says; all ranks pass equally many rows
+    and hard negatives (fill up with id -1) and the same choice of optional arguments.
 
     Args:
         query_BD: unit vectors; rows that `valid_B` excludes may hold anything.
-        target_BD: unit vectors of the rows' own targets; candidates even where a row is invalid.
-        query_ids_B: int64 content ids of the queries.
-        target_ids_B: int64 ids of the targets.
-        positive_ids_BP: ids of every right target of a row, padded with -1.
+        target_ND: unit vectors of the rows' own targets, then of this rank's hard negatives;
+            candidates even where a row is invalid.
+        ids: of these rows and columns.
         temperature: tau, a number or a 0-d tensor with gradient.
         valid_B: rows that take part (those that reason); all by default.
-        negative_HD: hard negatives, columns only.
-        negative_ids_H: their target ids.
-        target_content_B: int64 hashes of what the targets hold: equal ones are duplicates, whatever
-            their ids; None = ids alone decide.
-        negative_content_H: of the hard negatives.
-        false_negative_ids_BF: targets a row must not push away, padded with -1.
-        symmetric: also target to query.
-        false_negative_margin: columns whose cosine exceeds the own one's by more than this repel
-            nobody: they may be right as well. None = all repel.
+        symmetric: half query to target, half target to query; False = the former alone.
+        false_negative_margin: columns whose cosine exceeds the own one's by more than this do not
+            repel a row: they may be right as well. None = all repel.
         dims: Matryoshka prefixes that are trained beside the whole vector; the loss is their mean.
 
     Returns:
         The term of this rank's rows; `combine` makes it a loss.
     """
-    assert (negative_HD is None) == (negative_ids_H is None), "hard negatives need their ids"
-    clean_BD, takes_part_B = _without_invalid(query_BD, valid_B)
-    content_B = target_ids_B if target_content_B is None else target_content_B
-    id_columns = [query_ids_B, target_ids_B, takes_part_B.long(), content_B]
-    ids_MI = gather_padded(torch.cat([torch.stack(id_columns, 1), positive_ids_BP], 1), PADDING)
-    query_ids_M, target_ids_N, valid_M, content_N = ids_MI[:, :4].unbind(1)
-    target_ND, positive_ids_MP = gather_rows(target_BD), ids_MI[:, 4:]
-    if negative_HD is not None and negative_ids_H is not None:
-        content_H = negative_ids_H if negative_content_H is None else negative_content_H
-        target_ND = torch.cat([target_ND, gather_rows(negative_HD)])
-        target_ids_N = torch.cat([target_ids_N, gather_rows(negative_ids_H)])
-        content_N = torch.cat([content_N, gather_rows(content_H)])
-    if target_content_B is not None:
-        target_ids_N, positive_ids_MP = merge_contents(target_ids_N, content_N, positive_ids_MP)
-    rank, world = rank_and_world()
-    columns = None
-    if symmetric and world > 1:
-        query_MD = gather_rows(clean_BD)
-        columns = QueryColumns(query_MD, query_ids_M, positive_ids_MP, valid_M.bool())
-    return info_nce(
-        clean_BD,
-        target_ND,
-        query_ids_B=query_ids_B,
-        target_ids_N=target_ids_N,
-        positive_ids_BP=positive_ids_MP[rank * len(query_BD) : (rank + 1) * len(query_BD)],
-        temperature=temperature,
-        valid_B=valid_B,
-        offset=rank * len(query_BD),
-        false_negative_ids_BF=false_negative_ids_BF,
-        symmetric=symmetric,
-        columns=columns,
-        false_negative_margin=false_negative_margin,
-        dims=dims,
-    )
+    # All collectives are in here: what follows is the same on one rank and on many.
+    pairs = gather_pairs(query_BD, target_ND, ids, valid_B, symmetric)
+    is_small = len(pairs.query_BD) * len(pairs.target_ND) <= DENSE_SCORES
+    sum_of = info_nce if is_small else tiled_info_nce
+
+    # Under autocast the products would be bf16: three digits are too few for cosine / 0.02.
+    with torch.autocast(query_BD.device.type, enabled=False):
+        total = sum_of(pairs, temperature, false_negative_margin, dims)
+    return LossTerm(total, pairs.valid_M[pairs.rows].sum())
 
 
 def info_nce(
-    query_BD: Tensor,
-    target_ND: Tensor,
-    *,
-    query_ids_B: Tensor,
-    target_ids_N: Tensor,
-    positive_ids_BP: Tensor,
+    pairs: GatheredPairs,
     temperature: Tensor | float,
-    valid_B: Tensor | None = None,
-    offset: int = 0,
-    false_negative_ids_BF: Tensor | None = None,
-    symmetric: bool = True,
-    columns: QueryColumns | None = None,
-    false_negative_margin: float | None = None,
+    margin: float | None = None,
     dims: Sequence[int] = (),
-    tile: int | None = None,
-) -> LossTerm:
-    """InfoNCE with several positives and masks (METHOD 6), no collectives, in O(tile) memory.
+) -> Tensor:
+    """Sum of the loss over this rank's valid rows, a mean over directions and widths (0-d).
 
-    With s = cosine / temperature a row's loss is the mean over its positives p of
-    -log(exp s_p / (exp s_p + sum over its negatives n of exp s_n));
-    `tests/fixtures/dense_losses.py` has it in a few lines without tiles. A row's own target is
-    column `offset + row`. Another listed positive among the columns is a positive too, once. Both
-    directions have the same count, the valid rows: half the sum of their sums over that count is
-    half the sum of their means.
-
-    Args:
-        query_BD: this rank's queries.
-        target_ND: all candidates; column `offset + b` is row b's own.
-        query_ids_B: as in `contrastive_loss`.
-        target_ids_N: ids of the columns; -1 marks padding.
-        positive_ids_BP: as in `contrastive_loss`.
-        temperature: tau.
-        valid_B: rows that take part.
-        offset: where this rank's rows begin among the columns.
-        false_negative_ids_BF: as in `contrastive_loss`.
-        symmetric: half query to target, half target to query; False = the former alone.
-        columns: all ranks' queries; by default this rank's are all there are.
-        false_negative_margin: as in `contrastive_loss`.
-        dims: as in `contrastive_loss`.
-        tile: rows that meet all columns together; None chooses.
+    Both directions count the same rows, so half the sum of their sums over that count is half the
+    sum of their means. Arguments as in `contrastive_loss`.
     """
-    query_BD, valid_B = _without_invalid(query_BD, valid_B)
-    columns_of_back = columns or QueryColumns(query_BD, query_ids_B, positive_ids_BP, valid_B)
-    first_N = is_first(target_ids_N)
-    own_ids_B = target_ids_N[offset : offset + len(query_BD)]
-    others_BP = other_positives(positive_ids_BP, own_ids_B)
+    widths = [pairs, *(pairs.prefix(dim) for dim in dims)]
+    everyone, valid_B = slice(0, len(pairs.valid_M)), pairs.valid_M[pairs.rows]
+    symmetric = pairs.query_MD is not None
 
-    def forth(rows: slice) -> tuple[Tensor, Tensor]:
-        listed = None if false_negative_ids_BF is None else false_negative_ids_BF[rows]
-        return target_masks(target_ids_N, others_BP[rows], offset + rows.start, listed, first_N)
+    # Ids decide which cells attract and which repel, alike for every width.
+    positive_BN, negative_BN = target_masks(pairs.ids, pairs.rows)
+    if symmetric:
+        repelled_MB = repelled_targets(pairs.ids, everyone, pairs.rows, pairs.valid_M)
 
-    def back(rows: slice) -> tuple[Tensor, Tensor]:
-        return query_masks(query_ids_B[rows], target_ids_N, columns_of_back, offset + rows.start)
+    # What is nearer than the own column may be right, too; the whole vectors judge that.
+    if margin is not None:
+        cosine_BN, cosine_MB = _scores(pairs, 1.0)
+        limit_B = _own(cosine_BN, pairs) + margin
+        negative_BN &= cosine_BN <= limit_B[:, None]
+        if symmetric:
+            repelled_MB &= cosine_MB <= limit_B
 
-    def repelled(rows: slice) -> Tensor:
-        return repelled_targets(query_ids_B, target_ids_N, others_BP, valid_B, rows)
-
-    problem = Problem(
-        forth=forth,
-        back=back if symmetric else None,
-        repelled=repelled,
-        valid_B=valid_B,
-        offset=offset,
-        margin=false_negative_margin,
-        tile=tile,
-    )
-    whole = Embeddings(
-        _full(query_BD),
-        _full(target_ND),
-        _full(columns.query_MD) if columns and symmetric else None,
-    )
-    widths = [whole, *(_prefix(whole, dim) for dim in dims)]
-    scale = 1 / torch.as_tensor(
-        temperature, dtype=whole.query_BD.dtype, device=whole.query_BD.device
-    )
-    return LossTerm(nce_sum(widths, scale, problem), valid_B.sum())
+    losses = []
+    for width in widths:
+        # Rows are queries and columns targets in both, so target to query reduces over rows.
+        score_BN, score_MB = _scores(width, temperature)
+        loss_B = query_to_target(score_BN, positive_BN, negative_BN)
+        if symmetric:
+            loss_B = (loss_B + target_to_query(score_MB, _own(score_BN, pairs), repelled_MB)) / 2
+        losses.append(torch.where(valid_B, loss_B, 0.0).sum())
+    return torch.stack(losses).mean()
 
 
-def _without_invalid(query_BD: Tensor, valid_B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Zeros in rows that do not take part, since a NaN there would spread; and who takes part."""
-    if valid_B is None:  # no copy of a large batch
-        return query_BD, torch.ones(len(query_BD), dtype=torch.bool, device=query_BD.device)
-    valid_B = valid_B.bool()
-    return torch.where(valid_B[:, None], query_BD, 0.0), valid_B
+def query_to_target(score_BN: Tensor, positive_BN: Tensor, negative_BN: Tensor) -> Tensor:
+    """Loss of each query (B,): the mean over its positives p of
+    `-log(exp s_p / (exp s_p + sum over its negatives n of exp s_n))`.
+
+    >>> own = torch.tensor([[True, False, False]])
+    >>> query_to_target(torch.zeros(1, 3), own, ~own).exp()
+    tensor([3.])
+    """
+    repel_B = _masked_logsumexp(score_BN, negative_BN, 1)
+
+    # Few cells are positive: a softplus of all would be the dearest operation.
+    row_K, column_K = positive_BN.nonzero(as_tuple=True)
+    loss_K = softplus(repel_B[row_K] - score_BN[row_K, column_K])
+    num_B = row_K.bincount(minlength=len(score_BN))
+    return torch.zeros_like(repel_B).index_add(0, row_K, loss_K) / num_B
 
 
-def _prefix(whole: Embeddings, dim: int) -> Embeddings:
-    """The first `dim` numbers of every vector, of unit length again."""
-    if not 0 < dim < whole.query_BD.shape[1]:
-        raise ValueError(
-            f"Matryoshka prefix {dim}: expected less than the embedding's {whole.query_BD.shape[1]}"
-        )
-
-    def cut(x: Tensor) -> Tensor:
-        return nn.functional.normalize(x[:, :dim], dim=1)
-
-    queries = None if whole.query_MD is None else cut(whole.query_MD)
-    return Embeddings(cut(whole.query_BD), cut(whole.target_ND), queries)
+def target_to_query(score_MB: Tensor, own_B: Tensor, repelled_MB: Tensor) -> Tensor:
+    """Loss of each row's own target (B,), which has one positive: its own query."""
+    return softplus(_masked_logsumexp(score_MB, repelled_MB, 0) - own_B)
 
 
-def _full(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def _masked_logsumexp(score: Tensor, mask: Tensor, dim: int) -> Tensor:
+    # A finite floor: a row without negatives has no -inf - -inf, and its loss is 0.
+    return score.masked_fill(~mask, torch.finfo(score.dtype).min / 2).logsumexp(dim)
+
+
+def _scores(pairs: GatheredPairs, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+    """This rank's queries with all targets (B, N); all queries with this rank's targets (M, B)."""
+    score_BN = (pairs.query_BD / temperature) @ pairs.target_ND.T
+    if pairs.is_whole or pairs.query_MD is None:  # in one process both read the same scores
+        return score_BN, score_BN[:, : len(score_BN)]
+    return score_BN, (pairs.query_MD / temperature) @ pairs.own_target_BD.T
+
+
+def _own(score_BN: Tensor, pairs: GatheredPairs) -> Tensor:
+    return score_BN.diagonal(pairs.rows.start)[: len(score_BN)]
+
+
+def kept_scores(rows: int, columns: int, terms: int = 1) -> int:
+    """Numbers that losses keep beside vectors and their gradients, for plans of memory.
+
+    >>> kept_scores(8, 8), kept_scores(4096, 4096) == 2 * TILE_NUMBERS
+    (576, True)
+    """
+    if rows * columns <= DENSE_SCORES:
+        return DENSE_COPIES * terms * rows * columns
+    return 2 * max(TILE_NUMBERS, columns)

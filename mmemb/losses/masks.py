@@ -1,163 +1,96 @@
-"""Which columns of a contrastive loss attract a row and which repel it (METHOD 6), by ids alone.
+"""Which columns of a contrastive loss attract a row and which repel it, by ids alone.
 
-Shapes: B rows of this rank, M rows of all ranks, N target columns (the M targets, then hard
-negatives), P positives of a row, F false negatives, D embedding.
+docs/method.md section 6. Shapes: B rows, b of them asked about, N target columns (the B own targets
+of the rows, then hard negatives), P positives of a row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
-
 import torch
 from torch import Tensor
 
+from mmemb.losses.ids import PairIds
 from mmemb.records.padding import PADDING
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class QueryColumns:
-    """All ranks' queries, the columns of the target-to-query direction.
-
-    Attributes:
-        query_MD: embeddings; row m belongs to column m of the targets.
-        query_ids_M: int64 content ids.
-        positive_ids_MP: ids of every right target, padded with -1.
-        valid_M: whether the row has such an embedding at all (False: nobody's negative).
-    """
-
-    query_MD: Tensor
-    query_ids_M: Tensor
-    positive_ids_MP: Tensor
-    valid_M: Tensor
-
-
-def target_masks(
-    target_ids_N: Tensor,
-    positive_ids_BP: Tensor,
-    offset: int = 0,
-    false_negative_ids_BF: Tensor | None = None,
-    first_N: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Which target columns attract a query and which repel it.
-
-    Returns:
-        positive (B, N): the own column, and the first column of every other listed positive.
-        negative (B, N): columns that are no positive, no duplicate of one (same id), no listed
-        false negative and no padding.
-    """
-    own_B1 = target_ids_N[offset : offset + len(positive_ids_BP), None]
-    negative_BN = own_B1 != target_ids_N
-    positive_BN = torch.zeros_like(negative_BN)
-    if positive_ids_BP.shape[1]:
-        listed_BN = _is_listed(positive_ids_BP, target_ids_N)
-        first_N = is_first(target_ids_N) if first_N is None else first_N
-        positive_BN = listed_BN & negative_BN & first_N
-        negative_BN &= ~listed_BN
-    positive_BN.diagonal(offset).fill_(True)
-    negative_BN &= target_ids_N != PADDING
-    if false_negative_ids_BF is not None:
-        negative_BN &= ~_is_listed(false_negative_ids_BF, target_ids_N)
-    return positive_BN, negative_BN
-
-
-def query_masks(
-    query_ids_B: Tensor, target_ids_N: Tensor, columns: QueryColumns, offset: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Which queries attract a row's target (its own alone) and which repel it.
-
-    Returns:
-        positive (B, M): the own query.
-        negative (B, M): valid queries with another id for which this target is not right.
-    """
-    B, M = len(query_ids_B), len(columns.query_ids_M)
-    own_ids_B = target_ids_N[offset : offset + B]
-    same_query_BM = query_ids_B[:, None] == columns.query_ids_M
-    shares_BM = own_ids_B[:, None] == target_ids_N[:M]
-    shares_BM |= _is_listed(columns.positive_ids_MP, own_ids_B).T
-    negative_BM = columns.valid_M & ~same_query_BM & ~shares_BM
-    return _diagonal(B, M, offset, query_ids_B.device), negative_BM
-
-
-def repelled_targets(
-    query_ids_B: Tensor,
-    target_ids_N: Tensor,
-    positive_ids_BP: Tensor,
-    valid_B: Tensor,
-    rows: slice,
-) -> Tensor:
-    """The negatives of `query_masks` seen from the queries, in one process.
-
-    Returns:
-        (b, B): whether a query of `rows` repels the target of another row.
-    """
-    own_ids_B = target_ids_N[: len(query_ids_B)]
-    repelled_bB = query_ids_B[rows, None] != query_ids_B
-    repelled_bB &= own_ids_B[rows, None] != own_ids_B
-    repelled_bB &= valid_B[rows, None]
-    if positive_ids_BP.shape[1]:
-        repelled_bB &= ~_is_listed(positive_ids_BP[rows], own_ids_B)
-    return repelled_bB
-
-
-def other_positives(positive_ids_BP: Tensor, own_ids_B: Tensor) -> Tensor:
-    """The lists without columns that name nothing but the row's own target, or are padding.
-
-    >>> other_positives(torch.tensor([[5, 7, -1], [6, 6, -1]]), torch.tensor([5, 6])).tolist()
-    [[7], [6]]
-    """
-    says_BP = (positive_ids_BP != own_ids_B[:, None]) & (positive_ids_BP != PADDING)
-    return positive_ids_BP[:, says_BP.any(0)]
-
-
-def merge_contents(
-    ids_N: Tensor, content_N: Tensor, positive_ids_BP: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One id for columns of equal content, so that they are duplicates whatever they are called.
+def target_masks(ids: PairIds, rows: slice, first_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Finds the target columns that attract the queries of some rows, and those that repel them.
 
     Args:
-        ids_N: ids of all columns.
-        content_N: int64 hashes of what they hold.
-        positive_ids_BP: lists that name columns by their ids.
+        ids: of all rows and columns.
+        rows: b consecutive rows.
+        first_N: `is_first(ids.target_N)`, if it is there already.
 
     Returns:
-        The ids and the lists, in which the first column of a content stands for all of them.
-
-    >>> ids, listed = merge_contents(
-    ...     torch.tensor([5, 6, 7]), torch.tensor([1, 2, 1]), torch.tensor([[7, 9], [6, -1]]))
-    >>> ids.tolist(), listed.tolist()
-    ([5, 6, 5], [[5, 9], [6, -1]])
+        positive (b, N): the own column, and the first column of every other listed positive.
+        negative (b, N): columns that are no positive, no duplicate of one (same id), no listed
+        false negative and no padding.
     """
-    content_N = torch.where(ids_N == PADDING, PADDING, content_N)
-    contents, group_N = content_N.unique(return_inverse=True)
-    places = torch.arange(len(ids_N), device=ids_N.device)
-    far = torch.full_like(contents, len(ids_N))
-    merged_N = ids_N[far.scatter_reduce(0, group_N, places, "amin")[group_N]]
-    sorted_N, order_N = ids_N.sort(stable=True)
-    at_BP = torch.searchsorted(sorted_N, positive_ids_BP.contiguous()).clamp(max=len(ids_N) - 1)
-    known_BP = sorted_N[at_BP] == positive_ids_BP
-    return merged_N, torch.where(known_BP, merged_N[order_N[at_BP]], positive_ids_BP)
+    negative_bN = ids.target_N[rows, None] != ids.target_N
+    negative_bN &= ids.target_N != PADDING
+    positive_bN = torch.zeros_like(negative_bN)
+
+    # A positive that stands in several columns attracts once, but none of them repels.
+    if ids.positive_BP.shape[1]:
+        listed_bN = _is_listed(ids.target_N, ids.positive_BP[rows])
+        first_N = is_first(ids.target_N) if first_N is None else first_N
+        positive_bN = listed_bN & negative_bN & first_N
+        negative_bN &= ~listed_bN
+    positive_bN.diagonal(rows.start).fill_(True)
+
+    if ids.false_negative_BF is not None:
+        negative_bN &= ~_is_listed(ids.target_N, ids.false_negative_BF[rows])
+    return positive_bN, negative_bN
 
 
-def _is_listed(ids_BP: Tensor, column_ids_N: Tensor) -> Tensor:
-    listed_BN = torch.zeros(len(ids_BP), len(column_ids_N), dtype=torch.bool, device=ids_BP.device)
-    for ids_B in ids_BP.unbind(1):  # one (B, N) at a time, never (B, N, P)
-        listed_BN |= (ids_B[:, None] == column_ids_N) & (ids_B[:, None] != PADDING)
-    return listed_BN
+def query_masks(ids: PairIds, rows: slice, valid_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the queries that attract the own targets of some rows, and those that repel them.
+
+    Args:
+        ids: of all rows and columns.
+        rows: b consecutive rows.
+        valid_B: rows whose query takes part; the others repel no target.
+
+    Returns:
+        positive (b, B): the own query.
+        negative (b, B): valid queries with another id for which this target is not right.
+    """
+    negative_bB = repelled_targets(ids, slice(0, len(valid_B)), rows, valid_B).T
+    positive_bB = torch.zeros_like(negative_bB)
+    positive_bB.diagonal(rows.start).fill_(True)
+    return positive_bB, negative_bB
+
+
+def repelled_targets(ids: PairIds, queries: slice, targets: slice, valid_B: Tensor) -> Tensor:
+    """bool (rows of `queries`, rows of `targets`), whether a row's query repels a row's target."""
+    own_t = ids.target_N[targets]
+    repelled_qt = ids.query_B[queries, None] != ids.query_B[targets]
+    repelled_qt &= ids.target_N[queries, None] != own_t
+    repelled_qt &= valid_B[queries, None]
+    if ids.positive_BP.shape[1]:
+        repelled_qt &= ~_is_listed(own_t, ids.positive_BP[queries])
+    return repelled_qt
 
 
 def is_first(ids_N: Tensor) -> Tensor:
-    """bool (N,), where an id stands for the first time."""
+    """bool (N,), true where an id stands for the first time.
+
+    >>> is_first(torch.tensor([7, 5, 7])).tolist()
+    [True, True, False]
+    """
     order_N = ids_N.argsort(stable=True)
     sorted_N = ids_N[order_N]
     new_N = torch.ones_like(ids_N, dtype=torch.bool)
     new_N[1:] = sorted_N[1:] != sorted_N[:-1]
+
     first_N = torch.empty_like(new_N)
     first_N[order_N] = new_N
     return first_N
 
 
-def _diagonal(B: int, N: int, offset: int, device: torch.device) -> Tensor:
-    own_B1 = torch.arange(B, device=device)[:, None] + offset
-    return own_B1 == torch.arange(N, device=device)
+def _is_listed(ids_N: Tensor, lists_BP: Tensor) -> Tensor:
+    """bool (B, N), whether a row's list holds a column's id."""
+    listed_BN = torch.zeros(len(lists_BP), len(ids_N), dtype=torch.bool, device=ids_N.device)
+    for list_B in lists_BP.unbind(1):  # one (B, N) at a time, never (B, N, P)
+        listed_BN |= list_B[:, None] == ids_N
+    return listed_BN

@@ -1,4 +1,4 @@
-"""What a training batch tells about the health of a run, from its vectors and ids alone.
+"""BatchHealth: measures of a training batch that show a sick run, from vectors and ids alone.
 
 Shapes: B rows of this rank, D embedding width.
 """
@@ -12,13 +12,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from mmemb.losses.ids import PairIds
 from mmemb.losses.masks import target_masks
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class BatchHealth:
-    """Of one rank's rows among each other.
+    """Measures of one rank's rows among each other.
 
     Attributes:
         accuracy_B: 1 where no allowed negative comes nearer than the own target, 0 elsewhere.
@@ -35,41 +36,48 @@ class BatchHealth:
     masked: float
 
     def scalars(self, groups: Sequence[str] = ()) -> Mapping[str, float]:
-        """Name -> value, for TensorBoard; the loss also by group.
+        """Returns values by name, for TensorBoard; the loss also by group.
 
         Without any negative there is no gap, and it is left out.
         """
-        found = {
+        scalars = {
             "in_batch_accuracy": float(self.accuracy_B.mean()),
             "positive_negative_gap": float(self.gap_B.nanmean()),
             "effective_rank": self.effective_rank,
             "masked_share": self.masked,
         }
         if self.gap_B.isnan().all():
-            del found["positive_negative_gap"]
+            del scalars["positive_negative_gap"]
+
         for name in sorted(set(groups)):
             rows = [row for row, group in enumerate(groups) if group == name]
-            found[f"loss/{name}"] = float(self.loss_B[rows].mean())
-        return found
+            scalars[f"loss/{name}"] = float(self.loss_B[rows].mean())
+        return scalars
 
 
 @torch.no_grad()
 def batch_health(
-    query_BD: Tensor,
-    target_BD: Tensor,
-    *,
-    target_ids_B: Tensor,
-    positive_ids_BP: Tensor,
-    temperature: float,
+    query_BD: Tensor, target_BD: Tensor, ids: PairIds, *, temperature: float
 ) -> BatchHealth:
-    """Measures a batch of at least one row; arguments as in `contrastive_loss`."""
-    _, negative_BB = target_masks(target_ids_B, positive_ids_BP)
+    """Measures the first B rows of a batch among each other, at least one.
+
+    Args:
+        query_BD: unit vectors.
+        target_BD: unit vectors of the rows' own targets.
+        ids: of the whole batch; hard negatives and contents are not looked at.
+        temperature: tau.
+    """
+    B = len(query_BD)
+    _, negative_BN = target_masks(ids, slice(0, B))
+    negative_BB = negative_BN[:, :B]
+    num_B = negative_BB.sum(1)
+
     cosine_BB = query_BD.float() @ target_BD.float().T
     own_B = cosine_BB.diagonal()
     away_BB = cosine_BB.masked_fill(~negative_BB, -torch.inf)
-    num_B = negative_BB.sum(1)
     mean_B = torch.where(negative_BB, cosine_BB, 0.0).sum(1) / num_B
-    others = max(1, len(own_B) * (len(own_B) - 1))
+
+    # The own target among itself and the negatives: further positives do not compete.
     scaled_B1 = (own_B / temperature)[:, None]
     loss_B = torch.cat([scaled_B1, away_BB / temperature], 1).logsumexp(1) - scaled_B1[:, 0]
     return BatchHealth(
@@ -77,13 +85,13 @@ def batch_health(
         gap_B=own_B - mean_B,
         loss_B=loss_B,
         effective_rank=effective_rank(torch.cat([query_BD, target_BD])),
-        masked=1 - float(num_B.sum()) / others if len(own_B) > 1 else 0.0,
+        masked=1 - float(num_B.sum()) / (B * (B - 1)) if B > 1 else 0.0,
     )
 
 
 @torch.no_grad()
 def effective_rank(vectors_BD: Tensor) -> float:
-    """How many directions vectors use: exp of the entropy of their normalised singular values
+    """Number of directions that vectors use: exp of the entropy of their normalised singular values
     (Roy and Vetterli 2007), 1 for a collapsed batch. Not centred: a common direction counts.
 
     >>> round(effective_rank(torch.eye(4)), 3), round(effective_rank(torch.ones(4, 4)), 3)

@@ -1,27 +1,33 @@
-"""A training batch in words: what the model reads of a row, and who repels whom."""
+"""A training batch in words: the text of a row as the model reads it, and its negatives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mmemb.backbones.base import Backbone
+from mmemb.losses.ids import PairIds
 from mmemb.losses.masks import target_masks
 from mmemb.records.batches import PairBatch
 from mmemb.records.inputs import Media
 
 
 def describe_batch(batch: PairBatch, backbone: Backbone, rows: Sequence[int] = (0, 1)) -> str:
-    """Markdown about some rows of a batch, as the model sees them.
+    """Returns Markdown about some rows of a batch, as the model sees them.
 
     Args:
         batch: this rank's rows.
-        backbone: says how it reads a side.
-        rows: which of them; what the batch does not have is left out.
+        backbone: describes how it reads a side.
+        rows: their numbers; those that the batch does not have are left out.
     """
-    positive_BB, negative_BB = target_masks(batch.target_ids_B, batch.positive_ids_BP)
-    parts = [f"Step {batch.step}, {len(batch.keys)} rows; groups: {_counted(batch.groups)}."]
-    for row in [row for row in rows if row < len(batch.keys)]:
+    B = len(batch.keys)
+    # Hard negatives have lines of their own: only the rows' targets are counted.
+    masks = target_masks(PairIds.from_batch(batch), slice(0, B))
+    positive_BB, negative_BB = (mask_BN[:, :B] for mask_BN in masks)
+
+    parts = [f"Step {batch.step}, {B} rows; groups: {_counted(batch.groups)}."]
+    for row in [row for row in rows if row < B]:
         query, target, note = batch.queries[row], batch.targets[row], batch.rationales[row]
+
         reasoned = f"with its rationale: {_code(backbone.describe(query, note))}"
         hard = batch.negatives[row] if batch.negatives else ()
         lines = [
@@ -33,17 +39,17 @@ def describe_batch(batch: PairBatch, backbone: Backbone, rows: Sequence[int] = (
             *(f"target {line}" for line in map(media_words, target.media)),
             *(f"hard negative: {_code(backbone.describe(side))}" for side in hard),
             f"attracted by target(s) {_places(positive_BB[row].tolist())}, repelled by "
-            f"{int(negative_BB[row].sum())} of {len(batch.keys) - 1} others in the batch",
+            f"{int(negative_BB[row].sum())} of {B - 1} others in the batch",
         ]
         parts.append("\n\n".join(lines))
     return "\n\n".join(parts)
 
 
 def media_words(media: Media) -> str:
-    """`image 1a2b3c4d: pixels 3 x 160 x 120`, or its features, or that neither was read."""
+    """Returns `image 1a2b3c4d: pixels 3 x 160 x 120`, or its features, or `not read`."""
     kinds = {"pixels": media.pixels, "features": media.features}
-    found = [f"{n} {' x '.join(map(str, x.shape))}" for n, x in kinds.items() if x is not None]
-    return f"{media.kind} {media.digest[:8]}: {', '.join(found) or 'not read'}"
+    shapes = [f"{n} {' x '.join(map(str, x.shape))}" for n, x in kinds.items() if x is not None]
+    return f"{media.kind} {media.digest[:8]}: {', '.join(shapes) or 'not read'}"
 
 
 def _code(text: str) -> str:

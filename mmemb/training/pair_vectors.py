@@ -1,6 +1,6 @@
-"""One forward pass for all losses: the vectors of a training batch (METHOD 6).
+"""PairVectors: the vectors of a training batch, from one forward pass for all losses.
 
-Shapes: B rows, b rows of a micro-batch, K hard negatives of a row, D
+docs/method.md section 6. Shapes: B rows, b rows of a micro-batch, K hard negatives of a row, D
 embedding width.
 """
 
@@ -27,9 +27,9 @@ class PairVectors(NamedTuple):
         target_BD: h_d(t).
         reasoned_BD: h_r(q, r) where a row has a rationale, h_d(q) elsewhere.
         thought_BD: h_r(t, r) where the target has a rationale, h_d(t) elsewhere.
-        negative_BKD: of the hard negatives; zeros where a row has fewer than K.
+        negative_BKD: vectors of the hard negatives; zeros where a row has fewer than K.
         nll_B: summed negative log-likelihood of a row's rationales, of query and target.
-        num_tokens_B: how many tokens they are.
+        num_tokens_B: number of tokens of these rationales.
     """
 
     query_BD: Tensor
@@ -55,18 +55,20 @@ def pair_vectors(
     Args:
         backbone: the embedder.
         batch: this rank's rows.
-        reasons: whether rationales are read.
+        reasons: reads rationales; False = direct vectors alone.
         detach: see `Backbone.encode_paths`.
-        writes: whether the rationales' likelihood is wanted.
-        cache: how the batch is cut and what is kept in memory.
+        writes: computes the rationales' likelihood.
+        cache: size of the micro-batches, and graphs that are kept in memory.
     """
-    if cache is not None:  # what is embedded twice passes through frozen parts once
+    # A side that is embedded twice passes through the frozen parts once.
+    if cache is not None:
         batch = replace(
             batch,
             queries=tuple(backbone.with_features(batch.queries)),
             targets=tuple(backbone.with_features(batch.targets)),
             negatives=tuple(tuple(backbone.with_features(row)) for row in batch.negatives),
         )
+
     read = partial(backbone, paths=True, detach=detach, writes=writes)
     embed = partial(_embed_rows, backbone, batch, read if reasons else None)
     return PairVectors(*embed_cached(embed, batch.costs(), cache, backbone.parameters))
@@ -76,16 +78,17 @@ def _embed_rows(
     backbone: Backbone, batch: PairBatch, read: Callable[..., Paths] | None, rows: Sequence[int]
 ) -> PairVectors:
     targets, queries = ([sides[row] for row in rows] for sides in (batch.targets, batch.queries))
+
+    # Targets first: the order of forward passes decides which dropout mask each one gets.
     if batch.target_rationales and read is not None:
-        notes = [batch.target_rationales[row] for row in rows]
-        target = read(targets, notes)
+        target = read(targets, [batch.target_rationales[row] for row in rows])
     else:
         target = _direct_alone(backbone(targets))
     if read is not None:
-        notes = [batch.rationales[row] for row in rows]
-        query = read(queries, notes)
+        query = read(queries, [batch.rationales[row] for row in rows])
     else:
         query = _direct_alone(backbone(queries))
+
     return PairVectors(
         query.direct_BD,
         target.direct_BD,
@@ -107,9 +110,10 @@ def _negatives(
 ) -> Tensor:
     if batch.negative_ids_BK is None:
         return like_bD.new_zeros(len(rows), 0, like_bD.shape[1])
+    # All negatives in one pass, then each to its place: rows have unequally many.
     lists = [batch.negatives[row] for row in rows]
-    places = [(place, k) for place, found in enumerate(lists) for k in range(len(found))]
+    places = [(place, k) for place, sides in enumerate(lists) for k in range(len(sides))]
     index = torch.tensor(places, dtype=torch.long, device=like_bD.device).reshape(-1, 2)
     empty_bKD = like_bD.new_zeros(len(rows), batch.negative_ids_BK.shape[1], like_bD.shape[1])
-    vectors = backbone([side for found in lists for side in found])
+    vectors = backbone([side for sides in lists for side in sides])
     return empty_bKD.index_put(tuple(index.unbind(1)), vectors)

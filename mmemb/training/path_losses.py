@@ -1,6 +1,7 @@
-"""The losses of an embedder's paths: direct, reasoning, across them, and writing (METHOD 6).
+"""The losses of an embedder's paths: direct, reasoning, across them, and writing.
 
-Shapes: B rows, K hard negatives of a row, H all of them, D embedding width.
+docs/method.md section 6. Shapes: B rows, N target columns (B targets, then hard negatives), D
+embedding width.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss
 from mmemb.losses.terms import LossTerm, combine
 from mmemb.records.batches import PairBatch
@@ -49,62 +51,50 @@ class PathLosses:
                 "it above 0, or both of them to 0."
             )
 
-    def of(self, vectors: PairVectors, batch: PairBatch, temperature: Tensor) -> dict[str, Tensor]:
-        """Weighted losses by name. Which ones there are depends on the weights alone, and not on
-        the batch, so that all ranks compute the same."""
-        has_query_B = _having(batch.rationales, vectors.query_BD)
+    def compute(
+        self, vectors: PairVectors, batch: PairBatch, temperature: Tensor
+    ) -> dict[str, Tensor]:
+        """Returns the weighted losses by name; runs collectives on every rank.
+
+        The names depend on the weights alone, and not on the batch, so that all ranks compute the
+        same.
+        """
         of_targets = batch.target_rationales or [None] * len(batch.keys)
-        has_target_B = _having(of_targets, vectors.query_BD)
+        has_query_B = _has_rationale(batch.rationales, vectors.query_BD)
+        has_target_B = _has_rationale(of_targets, vectors.query_BD)
+
         query_BD, reasoned_BD = vectors.query_BD, vectors.reasoned_BD
         target_BD, thought_BD = vectors.target_BD, vectors.thought_BD
-        terms = {
+        paths = {
             "direct": (self.direct, query_BD, target_BD, None),
             "reasoning": (self.reasoning, reasoned_BD, thought_BD, has_query_B),
             "cross_query": (self.cross, reasoned_BD, target_BD, has_query_B & has_target_B),
             "cross_target": (self.cross, query_BD, thought_BD, has_target_B),
         }
-        found = {
-            name: weight
-            * combine(self._term(left_BD, right_BD, vectors, batch, temperature, valid_B))
-            for name, (weight, left_BD, right_BD, valid_B) in terms.items()
-            if weight or name == "direct"
-        }
+
+        # Ids and hard negatives are those of every path.
+        ids, negative_HD = PairIds.from_batch(batch), vectors.negative_BKD.flatten(0, 1)
+        losses = {}
+        for name, (weight, left_BD, right_BD, valid_B) in paths.items():
+            # The direct loss joins all parameters to the graph, even with weight 0.
+            if weight or name == "direct":
+                term = contrastive_loss(
+                    left_BD,
+                    torch.cat([right_BD, negative_HD]),
+                    ids,
+                    temperature=temperature,
+                    valid_B=valid_B,
+                    symmetric=self.symmetric,
+                    false_negative_margin=self.false_negative_margin,
+                    dims=self.dims,
+                )
+                losses[name] = weight * combine(term)
+
         if self.writing:
-            writing = LossTerm(vectors.nll_B.sum(), vectors.num_tokens_B.sum())
-            found["writing"] = self.writing * combine(writing)
-        return found
-
-    def _term(
-        self,
-        query_BD: Tensor,
-        target_BD: Tensor,
-        vectors: PairVectors,
-        batch: PairBatch,
-        temperature: Tensor,
-        valid_B: Tensor | None,
-    ) -> LossTerm:
-        has_negatives = batch.negative_ids_BK is not None
-        return contrastive_loss(
-            query_BD,
-            target_BD,
-            query_ids_B=batch.query_ids_B,
-            target_ids_B=batch.target_ids_B,
-            positive_ids_BP=batch.positive_ids_BP,
-            temperature=temperature,
-            valid_B=valid_B,
-            target_content_B=batch.target_content_B,
-            negative_HD=_flat(vectors.negative_BKD) if has_negatives else None,
-            negative_ids_H=_flat(batch.negative_ids_BK),
-            negative_content_H=_flat(batch.negative_content_BK),
-            symmetric=self.symmetric,
-            false_negative_margin=self.false_negative_margin,
-            dims=self.dims,
-        )
+            tokens = LossTerm(vectors.nll_B.sum(), vectors.num_tokens_B.sum())
+            losses["writing"] = self.writing * combine(tokens)
+        return losses
 
 
-def _having(rationales: Sequence[Rationale | None], like: Tensor) -> Tensor:
+def _has_rationale(rationales: Sequence[Rationale | None], like: Tensor) -> Tensor:
     return torch.tensor([r is not None for r in rationales], device=like.device)
-
-
-def _flat(x_BK: Tensor | None) -> Tensor | None:
-    return None if x_BK is None else x_BK.flatten(0, 1)

@@ -17,6 +17,7 @@ from callbacks import TrainingHealth
 from callbacks.training_health import Stopwatch
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones.base import Paths
+from mmemb.losses.ids import PairIds
 from mmemb.training.batch_health import batch_health, effective_rank
 from tests.datamodules.test_negatives import data
 from tests.fixtures.tiny_embedder import clip
@@ -27,9 +28,7 @@ def test_health_by_hand() -> None:
     query = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     target = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     ids = torch.tensor([5, 5, 6])  # the first two share a target
-    found = batch_health(
-        query, target, target_ids_B=ids, positive_ids_BP=ids[:, None], temperature=0.5
-    )
+    found = batch_health(query, target, PairIds(ids, ids, ids[:, None]), temperature=0.5)
     assert found.accuracy_B.tolist() == [1, 0, 1], "row 1 is nearer to the third target"
     torch.testing.assert_close(found.gap_B, torch.tensor([1.0, -0.2, 1.0]))
     assert found.loss_B[0].item() == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-6)
@@ -40,10 +39,8 @@ def test_health_by_hand() -> None:
 
 
 def test_a_batch_of_one_has_no_negatives() -> None:
-    found = batch_health(
-        torch.eye(1), torch.eye(1), target_ids_B=torch.tensor([1]),
-        positive_ids_BP=torch.tensor([[1]]), temperature=1.0,
-    )  # fmt: skip
+    ids = PairIds(torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]))
+    found = batch_health(torch.eye(1), torch.eye(1), ids, temperature=1.0)
     assert found.masked == 0
     assert found.loss_B.item() == 0
     assert "positive_negative_gap" not in found.scalars(), "a mean over none is not logged"

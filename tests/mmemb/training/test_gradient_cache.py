@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss
 from mmemb.losses.terms import LossTerm, combine
 from mmemb.training.gradient_cache import GradientCache, embed_cached
@@ -46,17 +47,12 @@ class _Tower(nn.Module):
 def losses(parts: tuple[Tensor, ...], first: int) -> Tensor:
     """Direct, reasoning, cross-mode and next-token terms together."""
     query, target, reasoned, next_token_B = parts
-    ids = torch.arange(first, first + len(query))
-    shared = {
-        "query_ids_B": ids,
-        "target_ids_B": ids,
-        "positive_ids_BP": ids[:, None],
-        "temperature": 0.2,
-    }
+    row_B = torch.arange(first, first + len(query))
+    ids = PairIds(row_B, row_B, row_B[:, None])
     terms = [
-        contrastive_loss(query, target, **shared),
-        contrastive_loss(reasoned, target, **shared, valid_B=ids % 3 != 0),
-        contrastive_loss(reasoned, query, **shared),
+        contrastive_loss(query, target, ids, temperature=0.2),
+        contrastive_loss(reasoned, target, ids, temperature=0.2, valid_B=row_B % 3 != 0),
+        contrastive_loss(reasoned, query, ids, temperature=0.2),
         LossTerm(next_token_B.sum(), torch.tensor(len(next_token_B))),
     ]
     return torch.stack([combine(term) for term in terms]).sum()

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.llm.lora import LoraSettings
+from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss
 from mmemb.losses.terms import combine
 from mmemb.records.batches import PairBatch
@@ -62,7 +63,7 @@ def gradients(backbone: VisionLanguageBackbone, loss: Tensor) -> dict[str, Tenso
 
 def total(vectors: PairVectors, batch: PairBatch, **weights: float) -> Tensor:
     losses = PathLosses(**{"direct": 1.0, "reasoning": 1.0, "cross": 0.5, "writing": 0.3} | weights)
-    return sum(losses.of(vectors, batch, TAU).values(), torch.zeros(()))
+    return sum(losses.compute(vectors, batch, TAU).values(), torch.zeros(()))
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", pytest.param("qwen3_5", marks=pytest.mark.slow)])
@@ -84,13 +85,14 @@ def test_the_losses_are_those_of_the_method() -> None:
         thought = backbone.encode(batch.targets, batch.target_rationales)
         assert (vectors.thought_BD - thought).abs().max() < 1e-5
         assert (vectors.target_BD - backbone.encode(batch.targets)).abs().max() < 1e-5
-    found = PathLosses(direct=2.0, reasoning=3.0, cross=5.0, writing=7.0).of(vectors, batch, TAU)
+    found = PathLosses(direct=2.0, reasoning=3.0, cross=5.0, writing=7.0).compute(
+        vectors, batch, TAU
+    )
 
     def term(query_BD: Tensor, target_BD: Tensor, valid: list[bool]) -> float:
-        names = ("query_ids_B", "target_ids_B", "positive_ids_BP")
-        ids = {name: getattr(batch, name) for name in names}
+        ids = PairIds(batch.query_ids_B, batch.target_ids_B, batch.positive_ids_BP)
         valid_B = torch.tensor(valid)
-        loss = contrastive_loss(query_BD, target_BD, **ids, temperature=TAU, valid_B=valid_B)
+        loss = contrastive_loss(query_BD, target_BD, ids, temperature=TAU, valid_B=valid_B)
         return float(combine(loss).detach())
 
     asked = [r is not None for r in batch.rationales]

@@ -1,9 +1,11 @@
-"""InfoNCE against closed forms, a plain loop over METHOD 6, and one process against two ranks."""
+"""InfoNCE against closed forms, plain loops over its definition, and one process against ranks."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmemb.losses.gathered_pairs import gather_pairs
+from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss, info_nce
-from mmemb.losses.masks import QueryColumns
 from mmemb.losses.terms import LossTerm, combine
+from mmemb.losses.tiled_infonce import tiled_info_nce
 from tests.fixtures.ranks import run_ranks
 
 
@@ -22,10 +26,16 @@ def _ids(*ids: int) -> Tensor:
     return torch.tensor(ids)
 
 
-def _plain(query: Tensor, target: Tensor, ids: dict[str, Any], tau: float, valid: Tensor) -> float:
-    """METHOD 6 as nested loops, from all rows of one process."""
-    q_ids, t_ids = ids["query_ids_B"].tolist(), ids["target_ids_N"].tolist()
-    positives = [[p for p in row if p != -1] for row in ids["positive_ids_BP"].tolist()]
+def numbered(rows: int) -> PairIds:
+    """Each row has a query and a target of its own."""
+    row_B = torch.arange(rows)
+    return PairIds(row_B, row_B, row_B[:, None])
+
+
+def _plain(query: Tensor, target: Tensor, ids: PairIds, tau: float, valid: Tensor) -> float:
+    """Section 6 of docs/method.md as nested loops, from all rows of one process."""
+    q_ids, t_ids = ids.query_B.tolist(), ids.target_N.tolist()
+    positives = [[p for p in row if p != -1] for row in ids.positive_BP.tolist()]
     B, s = len(q_ids), (query @ target.T / tau).tolist()
     forth = back = 0.0
     for i in (i for i in range(B) if valid[i]):
@@ -44,15 +54,12 @@ def _plain(query: Tensor, target: Tensor, ids: dict[str, Any], tau: float, valid
     return (forth + back) / 2
 
 
-def _random_batch(seed: int, B: int, H: int, P: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def random_batch(seed: int, B: int, H: int, P: int) -> tuple[Tensor, Tensor, PairIds]:
     g = torch.Generator().manual_seed(seed)
     target_ids = torch.randint(0, B, (B + H,), generator=g)  # duplicates on purpose
     positives = torch.randint(-1, B, (B, P), generator=g)
-    ids = {
-        "query_ids_B": torch.randint(0, B + 2, (B,), generator=g),
-        "target_ids_N": target_ids,
-        "positive_ids_BP": torch.cat([target_ids[:B, None], positives], 1),
-    }
+    query_ids = torch.randint(0, B + 2, (B,), generator=g)
+    ids = PairIds(query_ids, target_ids, torch.cat([target_ids[:B, None], positives], 1))
     query = nn.functional.normalize(torch.randn(B, 5, generator=g).double(), dim=1)
     target = nn.functional.normalize(torch.randn(B + H, 5, generator=g).double(), dim=1)
     return query, target, ids
@@ -61,67 +68,46 @@ def _random_batch(seed: int, B: int, H: int, P: int) -> tuple[Tensor, Tensor, di
 @given(seed=st.integers(0, 10**6), B=st.integers(1, 7), H=st.integers(0, 3), P=st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_equals_the_plain_loops(seed: int, B: int, H: int, P: int) -> None:
-    query, target, ids = _random_batch(seed, B, H, P)
+    query, target, ids = random_batch(seed, B, H, P)
     valid = torch.rand(B, generator=torch.Generator().manual_seed(seed)) > 0.3
-    term = info_nce(query, target, **ids, temperature=0.5, valid_B=valid)
+    term = contrastive_loss(query, target, ids, temperature=0.5, valid_B=valid)
+    plain = _plain(query, target, ids, 0.5, valid)
     assert term.count == valid.sum()
-    assert term.sum.item() == pytest.approx(_plain(query, target, ids, 0.5, valid), abs=1e-9)
+    assert term.sum.item() == pytest.approx(plain, abs=1e-9)
+    tiled = tiled_info_nce(gather_pairs(query, target, ids, valid), 0.5, tile=2)
+    assert tiled.item() == pytest.approx(plain, abs=1e-9)
 
 
 @given(seed=st.integers(0, 10**6), B=st.integers(2, 6))
 @settings(max_examples=25, deadline=None)
 def test_rows_may_come_in_any_order(seed: int, B: int) -> None:
-    query, target, ids = _random_batch(seed, B, 0, 2)
+    query, target, ids = random_batch(seed, B, 0, 2)
     order = torch.randperm(B, generator=torch.Generator().manual_seed(seed))
     # Without repeats: of two columns with one id the first one is the positive.
-    ids["target_ids_N"] = torch.arange(B) + 100
-    shuffled = {name: value[order] for name, value in ids.items()}
-    one = info_nce(query, target, **ids, temperature=0.2).sum
-    assert torch.allclose(
-        one, info_nce(query[order], target[order], **shuffled, temperature=0.2).sum
-    )
+    ids = replace(ids, target_N=torch.arange(B) + 100)
+    shuffled = PairIds(ids.query_B[order], ids.target_N[order], ids.positive_BP[order])
+    one = contrastive_loss(query, target, ids, temperature=0.2).sum
+    other = contrastive_loss(query[order], target[order], shuffled, temperature=0.2).sum
+    assert torch.allclose(one, other)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zero_embeddings_give_log_n(symmetric: bool) -> None:
-    ids = {"query_ids_B": torch.arange(8), "positive_ids_BP": torch.arange(8)[:, None]}
-    term = info_nce(
-        torch.zeros(8, 4),
-        torch.zeros(8, 4),
-        **ids,
-        target_ids_N=torch.arange(8),
-        temperature=0.05,
-        symmetric=symmetric,
-    )
+    zeros = torch.zeros(8, 4)
+    term = contrastive_loss(zeros, zeros, numbered(8), temperature=0.05, symmetric=symmetric)
     assert combine(term).item() == pytest.approx(math.log(8), abs=1e-6)
 
 
 def test_hard_negatives_are_columns_only() -> None:
-    zeros = torch.zeros(4, 3)
-    ids = {"query_ids_B": torch.arange(4), "target_ids_B": torch.arange(4)}
-    term = contrastive_loss(
-        zeros,
-        zeros,
-        **ids,
-        positive_ids_BP=torch.arange(4)[:, None],
-        temperature=1.0,
-        negative_HD=torch.zeros(3, 3),
-        negative_ids_H=_ids(7, 8, -1),  # the last is padding
-    )
+    ids = replace(numbered(4), target_N=_ids(0, 1, 2, 3, 7, 8, -1))  # the last is padding
+    term = contrastive_loss(torch.zeros(4, 3), torch.zeros(7, 3), ids, temperature=1.0)
     assert combine(term).item() == pytest.approx((math.log(6) + math.log(4)) / 2, abs=1e-6)
 
 
 def test_two_positives_are_averaged() -> None:
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    term = info_nce(
-        target[:1],
-        target,
-        query_ids_B=_ids(0),
-        target_ids_N=_ids(1, 2, 3),
-        positive_ids_BP=torch.tensor([[1, 2]]),
-        temperature=1.0,
-        symmetric=False,
-    )
+    ids = PairIds(_ids(0), _ids(1, 2, 3), torch.tensor([[1, 2]]))
+    term = contrastive_loss(target[:1], target, ids, temperature=1.0, symmetric=False)
     near, far = math.log(1 + math.exp(-1)), math.log(2)
     assert term.sum.item() == pytest.approx((near + far) / 2, abs=1e-6)
 
@@ -133,9 +119,7 @@ def test_invalid_rows_neither_count_nor_repel_but_their_targets_do() -> None:
     term = contrastive_loss(
         query,
         target.requires_grad_(),
-        query_ids_B=torch.arange(3),
-        target_ids_B=torch.arange(3),
-        positive_ids_BP=torch.arange(3)[:, None],
+        numbered(3),
         temperature=1.0,
         valid_B=torch.tensor([True, True, False]),
     )
@@ -151,9 +135,7 @@ def test_no_valid_row_is_zero_and_joins_the_graph() -> None:
     term = contrastive_loss(
         query,
         torch.randn(2, 3),
-        query_ids_B=_ids(0, 1),
-        target_ids_B=_ids(0, 1),
-        positive_ids_BP=torch.tensor([[0], [1]]),
+        numbered(2),
         temperature=0.1,
         valid_B=torch.zeros(2, dtype=torch.bool),
     )
@@ -165,49 +147,33 @@ def test_no_valid_row_is_zero_and_joins_the_graph() -> None:
 
 def test_a_row_without_negatives_costs_nothing() -> None:
     query = torch.randn(1, 3, requires_grad=True)
-    term = info_nce(
-        query,
-        torch.randn(1, 3),
-        query_ids_B=_ids(0),
-        target_ids_N=_ids(0),
-        positive_ids_BP=_ids(0)[:, None],
-        temperature=0.01,
-    )
+    term = contrastive_loss(query, torch.randn(1, 3), numbered(1), temperature=0.01)
     term.sum.backward()
     assert term.sum.item() == 0
     assert query.grad.isfinite().all()
 
 
 def test_autocast_and_half_precision_are_scored_in_fp32() -> None:
-    query, target, ids = _random_batch(0, 6, 0, 1)
+    query, target, ids = random_batch(0, 6, 0, 1)
     query, target = query.float(), target.float()
-    plain = info_nce(query, target, **ids, temperature=0.02).sum
+    plain = contrastive_loss(query, target, ids, temperature=0.02).sum
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert info_nce(query, target, **ids, temperature=0.02).sum == plain
-    half = info_nce(query.bfloat16(), target.bfloat16(), **ids, temperature=0.02).sum
+        assert contrastive_loss(query, target, ids, temperature=0.02).sum == plain
+    half = contrastive_loss(query.bfloat16(), target.bfloat16(), ids, temperature=0.02).sum
     assert half.dtype == torch.float32
 
 
-def test_gathered_columns_equal_the_whole() -> None:
-    query, target, ids = _random_batch(3, 6, 2, 2)
-    whole = info_nce(query, target, **ids, temperature=0.1)
-    columns = QueryColumns(
-        query, ids["query_ids_B"], ids["positive_ids_BP"], torch.ones(6, dtype=torch.bool)
-    )
+@pytest.mark.parametrize("sum_of", [info_nce, tiled_info_nce])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gathered_columns_equal_the_whole(sum_of: Callable[..., Tensor], symmetric: bool) -> None:
+    query, target, ids = random_batch(3, 6, 2, 2)
+    pairs = gather_pairs(query, target, ids, torch.arange(6) != 1, symmetric)
+    whole = sum_of(pairs, 0.1, 0.2, (3,))
     parts = [
-        info_nce(
-            query[start : start + 3],
-            target,
-            query_ids_B=ids["query_ids_B"][start : start + 3],
-            target_ids_N=ids["target_ids_N"],
-            positive_ids_BP=ids["positive_ids_BP"][start : start + 3],
-            temperature=0.1,
-            offset=start,
-            columns=columns,
-        )
-        for start in (0, 3)
+        sum_of(replace(pairs, query_BD=query[rows], rows=rows), 0.1, 0.2, (3,))
+        for rows in (slice(0, 3), slice(3, 6))
     ]
-    assert torch.allclose(whole.sum, parts[0].sum + parts[1].sum)
+    assert torch.allclose(whole, parts[0] + parts[1])
 
 
 ROWS, HARD = 12, 6
@@ -233,17 +199,15 @@ def _gradients(rank: int, case: str, world: int) -> list[Tensor]:
     hard = slice(rank * HARD // world, (rank + 1) * HARD // world)
     # Ranks differ in P: what pads rows on one rank must not matter on another.
     own_positives = positives[mine] if rank == 0 else positives[mine, :1]
+    query_ids = torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 8, 9, 10, 11])
+    columns = torch.cat([target_ids[mine], torch.arange(20, 20 + HARD)[hard]])
     embed = [lambda x, t=tower: nn.functional.normalize(t(x), dim=1) for tower in towers]
     term = contrastive_loss(
         embed[0](x_query[mine]),
-        embed[1](x_target[mine]),
-        query_ids_B=torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 8, 9, 10, 11])[mine],
-        target_ids_B=target_ids[mine],
-        positive_ids_BP=own_positives,
+        torch.cat([embed[1](x_target[mine]), embed[1](negatives[hard])]),
+        PairIds(query_ids[mine], columns, own_positives),
         temperature=log_temperature.exp(),
         valid_B=torch.tensor(VALID[case])[mine],
-        negative_HD=embed[1](negatives[hard]),
-        negative_ids_H=torch.arange(20, 20 + HARD)[hard],
     )
     combine(term).backward()
     gradients = [p.grad for p in (*towers.parameters(), log_temperature)]
@@ -252,6 +216,13 @@ def _gradients(rank: int, case: str, world: int) -> list[Tensor]:
             dist.all_reduce(gradient)
             gradient /= world
     return gradients
+
+
+def _both_ways(rank: int, case: str, world: int) -> list[list[Tensor]]:
+    """Gradients of the dense loss, and those of its tiles."""
+    dense = _gradients(rank, case, world)
+    with mock.patch("mmemb.losses.infonce.DENSE_SCORES", 0):
+        return [dense, _gradients(rank, case, world)]
 
 
 @pytest.mark.parametrize(
@@ -266,9 +237,10 @@ def _gradients(rank: int, case: str, world: int) -> list[Tensor]:
 )
 def test_ranks_equal_one_process(case: str, world: int) -> None:
     expected = _gradients(0, case, 1)
-    for gradients in run_ranks(_gradients, world, case, world):
-        for ours, theirs in zip(gradients, expected, strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
+    for both_ways in run_ranks(_both_ways, world, case, world):
+        for gradients in both_ways:
+            for ours, theirs in zip(gradients, expected, strict=True):
+                assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
     assert (case == "none") == all(not gradient.any() for gradient in expected)
 
 
