@@ -15,10 +15,11 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
 from experiments.cli.messages import innermost
-from experiments.runs.recorded_config import CONFIG, read_config
+from experiments.runs.recorded_config import read_config
 from experiments.runs.recorded_model import check_recorded
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.rationales import RationaleWorker
+from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trust import Permissions
 
@@ -64,8 +65,8 @@ def load_run(
         packages=packages,
         trust_remote_code=trust_remote_code,
     )
-    module = _build(settings, check, f"{folder}/{CONFIG}")
-    path = Path(checkpoint) if checkpoint else _newest_checkpoint(folder / "checkpoints")
+    module = _build(settings, check, str(RunFolder(folder).config))
+    path = Path(checkpoint) if checkpoint else _newest_checkpoint(RunFolder(folder))
     if path is not None:
         _load_weights(module, path)
     return module.eval()
@@ -88,7 +89,7 @@ def load_adaptive(
             may name any.
     """
     folder = Path(folder)
-    inner = folder / "adaptive"
+    inner = RunFolder(folder).adaptive.path
     folder = inner if inner.is_dir() else folder
     return AdaptiveEmbedder.from_pretrained(folder, workers, servers, models)
 
@@ -119,11 +120,10 @@ def _as_it_is(text: str) -> str:
     return text
 
 
-def _newest_checkpoint(folder: Path) -> Path | None:
-    last = folder / "last.ckpt"
-    if last.is_file():
-        return last
-    return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+def _newest_checkpoint(run: RunFolder) -> Path | None:
+    if run.last_checkpoint.is_file():
+        return run.last_checkpoint
+    return max(run.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _load_weights(module: pl.LightningModule, path: Path) -> None:

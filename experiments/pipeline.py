@@ -126,10 +126,10 @@ def _filled(stage: Stage, word: str, value: str) -> Stage:
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
     """Whether a finished run covers the stage. Parses the configuration, builds nothing."""
     from callbacks.run_record import is_finished
-    from experiments.cli.experiment_cli import link_name, parse, run_fingerprint
+    from experiments.cli.experiment_cli import experiment_folder, parse, run_fingerprint
 
     config = parse(stage.command_line(shared))
-    link = Path(config.runs) / config.experiment / link_name(config.name, stage.subcommand)
+    link = experiment_folder(config).run(config.name, stage.subcommand).path
     return is_finished(link, run_fingerprint(config, stage.subcommand))
 
 

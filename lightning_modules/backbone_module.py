@@ -23,6 +23,7 @@ from lightning_modules.schedule import schedule, schedule_length
 from lightning_modules.sharding import gather, save_whole, shard
 from mmemb.backbones import Backbone
 from mmemb.llm.lora import LoraSettings
+from mmemb.storage.run_folder import RunFolder
 from mmemb.training.blocks import checkpoint_blocks, compile_blocks
 from mmemb.training.gradient_cache import GradientCache
 
@@ -140,4 +141,4 @@ class BackboneModule(LightningModule, ABC):
 
     def products(self, stage: str) -> list[Path]:
         """The trained backbone; see `mmemb.storage.products.Producer`."""
-        return [Path(self.trainer.default_root_dir) / "backbone"] if stage == "fit" else []
+        return [RunFolder(Path(self.trainer.default_root_dir)).backbone] if stage == "fit" else []

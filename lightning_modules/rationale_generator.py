@@ -31,6 +31,7 @@ from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.retrieval.running_means import MeanSums
 from mmemb.selection.answers import names_target
+from mmemb.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mmemb.rationales.supervised import ReplyTuner
@@ -173,7 +174,7 @@ class RationaleGenerator(LightningModule):
 
     def products(self, stage: str) -> list[Path]:
         """The trained adapter; see `mmemb.storage.products.Producer`."""
-        return [Path(self.trainer.default_root_dir) / "generator"] if stage == "fit" else []
+        return [RunFolder(Path(self.trainer.default_root_dir)).generator] if stage == "fit" else []
 
     # predict
 

@@ -20,6 +20,7 @@ from experiments.cli.messages import quieten
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY
 from mmemb.storage.pretrained import load_pretrained
+from mmemb.storage.run_folder import ExperimentFolder
 
 
 def bench_reading(root: Path) -> Line:
@@ -126,7 +127,7 @@ def bench_gate(adaptive: Path) -> Line:
     keys = [side.digest for side in sides]
     with torch.inference_mode():
         # Any state of the right width costs the same; what it is made of is timed by gate-test.
-        state_BS = torch.zeros(len(sides), embedder.head.settings()["state_dim"])
+        state_BS = torch.zeros(len(sides), embedder.head.config()["state_dim"])
         return compare(
             "gate 64 queries",
             lambda: embedder.calibration.decide(embedder.logits(state_BS), keys),
@@ -181,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[], Line]]]:
     """What has to exist, and what is measured then."""
     prompt = str(Path(__file__).parents[1] / "configs/pocket/few_shot.json")
-    adaptive, trunk, features = runs / "gate/adaptive", runs / "trunk/backbone", runs / "features"
+    experiment = ExperimentFolder(runs)
+    adaptive, trunk = experiment.gate.adaptive.path, experiment.run("trunk").backbone
+    features = experiment.features
     plain, model = root / "pairs/plain", root / "models/smollm2"
     return [
         ((), training.bench_loss_memory),  # first: memory that others freed would hide its peak

@@ -23,6 +23,7 @@ from datamodules.prepare.tiny_vlm.build import TAGS, write_tiny_vlm
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.storage.pretrained import load_pretrained
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
@@ -154,8 +155,8 @@ def write_pairs(root: Path, size: Size) -> None:
         for pair, note in zip(pairs, notes, strict=True)
     ]
     name, source = "made-up-000000.tar", ShardIndex.open(root / "pairs/made-up")
-    write_shard(root / "selected", name, kept, made_from=[source.origin(name)])
-    finish_manifest(root / "selected", "", [name])
+    write_shard(ExperimentFolder(root).selected, name, kept, made_from=[source.origin(name)])
+    finish_manifest(ExperimentFolder(root).selected, "", [name])
 
 
 _META = {

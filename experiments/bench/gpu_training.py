@@ -14,6 +14,7 @@ import torch
 from experiments.bench.gpu_model import Size, allocated, peak_memory, synced
 from experiments.bench.line import seconds_of
 from experiments.plan.memory import GIB
+from mmemb.storage.run_folder import ExperimentFolder
 
 RECIPES = Path(__file__).parents[1] / "configs/mmeb_v2"
 
@@ -41,7 +42,7 @@ class Case:
         found += ["--data.pairs", "[pairs/made-up]", "--data.num_workers", "0"]
         found += [f"--data.{name}={size.rows}" for name in ("batch_size", "group_size")]
         if self.recipe == "embedder":
-            found += ["--data.sidecar", str(folder / "selected")]
+            found += ["--data.sidecar", str(ExperimentFolder(folder).selected)]
         return [*found, *self.settings]
 
 

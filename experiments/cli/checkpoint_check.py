@@ -12,8 +12,9 @@ from typing import Any
 
 from callbacks.checkpoint_io import newest_whole
 from experiments.runs.deciding_settings import deciding_trainer
-from experiments.runs.recorded_config import CONFIG, read_config
+from experiments.runs.recorded_config import read_config
 from mmemb.records.schema import read_json
+from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.run_marks import RunMark
 
 MACHINE_KEYS = ("num_workers", "start_method", "archive_limits", "scores")
@@ -41,7 +42,7 @@ def check_resume(
         ValueError: something differs that was not allowed; all differences are listed.
     """
     run = run_of(checkpoint)
-    if not (run / CONFIG).is_file():
+    if not RunFolder(run).config.is_file():
         return
     recorded = read_config(run)
     found = changes(recorded, settings) | changed_inputs(run, inputs)
@@ -84,7 +85,7 @@ def start_checkpoint(given: str | None, run: Path) -> str | None:
         return given
 
     # An interrupted run has left the foreign checkpoint that it began with behind.
-    own = newest_whole(run / "checkpoints")
+    own = newest_whole(RunFolder(run).checkpoints)
     return given if own is None else str(own)
 
 
@@ -107,7 +108,7 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 
 def changed_inputs(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
     """Path -> what happened, for inputs whose content is not what it was."""
-    path = run / "fingerprint.json"
+    path = RunFolder(run).mark
     known = read_json(path, RunMark).inputs if path.is_file() else {}
     return {
         name: "holds other data than when the run was started"

@@ -37,14 +37,15 @@ from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.messages import without_secrets
 from experiments.cli.trainer_options import check_trainer_options
 from experiments.cli.unwritable_defaults import drop_unwritable_defaults
+from experiments.runs.claim import ClaimedFolder
 from experiments.runs.deciding_settings import deciding_trainer
-from experiments.runs.folder import RunFolder
 from experiments.runs.loggers import keep_checkpoints_in, place_loggers
 from mmemb.records.file_names import check_plain
 from mmemb.storage.fingerprints import fingerprint, input_identities
 from mmemb.storage.protocols import FolderCallback, having
 from mmemb.storage.provenance import git_state
 from mmemb.storage.resources import check_disk, check_memory
+from mmemb.storage.run_folder import ExperimentFolder, link_name
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trained_facts import FittedFacts, inherited_facts
 
@@ -55,7 +56,7 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 class ExperimentCLI(LightningCLI):
     """Reads `base.yaml` first, then every `--config`; `RunRecord` is what a run leaves."""
 
-    claimed = RunFolder()
+    claimed = ClaimedFolder()
 
     def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
@@ -123,8 +124,7 @@ class ExperimentCLI(LightningCLI):
         check_plain(config.name, "name")
         for part in Path(config.experiment).parts:
             check_plain(part, f"A part of experiment {config.experiment!r}")
-        folder = Path(config.runs) / config.experiment
-        check_disk(folder, config.needs.disk_gib)
+        check_disk(experiment_folder(config).path, config.needs.disk_gib)
         check_memory(config.needs.memory_gib)
         torch.set_float32_matmul_precision("high")
         self.fingerprint = run_fingerprint(config, self.subcommand)
@@ -220,14 +220,14 @@ class ExperimentCLI(LightningCLI):
             kwargs["ckpt_path"] = start_checkpoint(kwargs.get("ckpt_path"), self.run_folder)
         return kwargs
 
-    def _claim(self) -> RunFolder:
+    def _claim(self) -> ClaimedFolder:
         config = self.config[self.subcommand]
         if config.trainer.fast_dev_run:
-            return RunFolder.temporary()
+            return ClaimedFolder.temporary()
         name = link_name(config.name, self.subcommand)
         commit, _ = git_state(Path(__file__).parent)
-        return RunFolder.claim(
-            Path(config.runs) / config.experiment,
+        return ClaimedFolder.claim(
+            experiment_folder(config).path,
             f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{commit or 'nogit'}",
             self.fingerprint,
             pattern=f"*-{glob.escape(name)}-*" if self.subcommand == "fit" else None,
@@ -281,10 +281,15 @@ def sidecar_folders(config: Namespace) -> list[Path]:
     return [Path(callback.init_args.folder) for callback in named]
 
 
+def experiment_folder(config: Namespace) -> ExperimentFolder:
+    """Returns the folder that holds the runs of a configuration's experiment."""
+    return ExperimentFolder(Path(config.runs) / config.experiment)
+
+
 def own_outputs(config: Namespace, subcommand: str) -> list[Path]:
     """What the run writes, or a later one with the same file: no input of it, even if it exists."""
     if subcommand == "fit":
-        link = Path(config.runs) / config.experiment / link_name(config.name, subcommand)
+        link = experiment_folder(config).run(config.name).path
         return [link, *sidecar_folders(config)]
     return sidecar_folders(config) if subcommand == "predict" else []
 
@@ -308,11 +313,6 @@ def with_base(arguments: list[str]) -> list[str]:
             base = ["--config", str(CONFIGS / "base.yaml")]
             return [*arguments[: position + 1], *base, *arguments[position + 1 :]]
     return arguments
-
-
-def link_name(name: str, subcommand: str) -> str:
-    """`trunk` for `fit`, `gate-test` for `test`: what `<runs>/<experiment>/` calls the run."""
-    return name if subcommand == "fit" else f"{name}-{subcommand}"
 
 
 def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> dict[str, Any]:

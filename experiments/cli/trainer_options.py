@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from mmemb.storage.run_folder import RunFolder
+
 LIMITED = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 """Subcommand -> the batches that it goes through."""
 
@@ -22,7 +24,7 @@ def check_trainer_options(trainer: Namespace, subcommand: str = "fit") -> None:
     """
     folder = trainer.default_root_dir
     # An earlier run's config.yaml may name the folder of that run.
-    if folder is not None and not (Path(folder) / "config.yaml").is_file():
+    if folder is not None and not RunFolder(Path(folder)).config.is_file():
         raise ValueError(
             f"trainer.default_root_dir is {folder}, but a run has a folder of its own: name its "
             "parents by --runs and --experiment."

@@ -14,6 +14,7 @@ from experiments.runs.saved_backbone import Found
 from mmemb.llm.lora import CONFIG, WEIGHTS, lora_parameters
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
+from mmemb.storage.run_folder import RunFolder
 
 _OURS = "base_model.model."
 
@@ -30,7 +31,7 @@ def write_adapter_folder(found: Found, out: Path, models: Collection[str] = ()) 
         ValueError: the run trained no updates, or has kept none apart.
     """
     lora = (found.config.get("model", {}).get("init_args") or {}).get("lora")
-    kept = sorted(found.run.glob("checkpoints/*.ckpt")) if found.run else []
+    kept = sorted(RunFolder(found.run).checkpoints.glob("*.ckpt")) if found.run else []
     if not lora or not kept:
         why = (
             f"{found.run} was trained without `lora`"

@@ -12,19 +12,18 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import yaml
 from torch import nn
 
 from mmemb.backbones import Backbone
 from mmemb.llm.loading import revision_of
-from mmemb.records.text import quote
 from mmemb.storage.json_files import canonical_json, write_json
+from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.run_marks import run_mark
 from mmemb.storage.signals import exit_on_signals
+from mmemb.storage.spec import build, class_at
 from mmemb.storage.trained_facts import inherited_facts, write_run_facts
 
 
@@ -72,29 +71,23 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
     if run_mark(out) == mark:
         print(f"{out}: everything is there")
         return
-    backbone = _built(spec, config)
+    try:
+        backbone = build(spec, _class_of)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from None
     if not isinstance(backbone, Backbone):
         raise ValueError(f"{config}: {spec.get('class_path')} is no backbone.")
-    (out / "fingerprint.json").unlink(missing_ok=True)  # what was there is whole until now
-    backbone.save_pretrained(out / "backbone")
+    run = RunFolder(out)
+    run.mark.unlink(missing_ok=True)  # what was there is whole until now
+    backbone.save_pretrained(run.backbone)
     write_run_facts(out, inherited_facts(spec))
-    write_json(out / "fingerprint.json", {"fingerprint": mark, "finished": True})
+    write_json(run.mark, {"fingerprint": mark, "finished": True})
     print(f"{out}: {spec['init_args'].get('model', spec.get('class_path'))}, frozen")
 
 
-def _built(spec: Any, config: Path) -> Any:
-    """What `class_path` and `init_args` say, nested ones first; other values as they are."""
-    if not (isinstance(spec, dict) and "class_path" in spec):
-        return spec
-    home, _, name = str(spec["class_path"]).rpartition(".")
-    try:
-        kind = getattr(import_module(home), name)
-    except (ImportError, ValueError, AttributeError):
-        kind = None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"{config}: {spec['class_path']} is no backbone, nor a part of one.")
-    arguments = {key: _built(value, config) for key, value in (spec.get("init_args") or {}).items()}
-    try:
-        return kind(**arguments)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{config}: {spec['class_path']}: {quote(error)}") from None
+def _class_of(path: str) -> type:
+    """Returns the class that a file of the user's own names: a backbone, or a part of one."""
+    kind = class_at(path)
+    if kind is None or not issubclass(kind, nn.Module):
+        raise ValueError(f"{path} is no backbone, nor a part of one.")
+    return kind

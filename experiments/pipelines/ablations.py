@@ -29,6 +29,7 @@ from mmemb.storage.json_files import finite
 from mmemb.storage.locks import locked, new_folder
 from mmemb.storage.manifests import MANIFEST
 from mmemb.storage.provenance import git_state, package_versions
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
     Sample,
@@ -153,7 +154,7 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
         folder: of the experiment.
         cell: what to choose, and from how many draws.
     """
-    source = ShardIndex.open(folder / "selected")
+    source = ShardIndex.open(ExperimentFolder(folder).selected)
     settings = {"source": str(source.folder), "fitted": str(folder / "selection")}
     settings |= {"rule": asdict(cell.rule), "candidates": cell.candidates}
     print_of = fingerprint(settings)
@@ -332,5 +333,5 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
         for name, content in files.items():
             (fresh / name).write_bytes(content)
 
-    publish(run, folder / "report", files)
+    publish(run, ExperimentFolder(folder).report, files)
     print(f"\n{text}\n{folder}/report.md, report.json, report.png")

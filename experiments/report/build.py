@@ -47,7 +47,7 @@ from experiments.report.policies.gates import read_parts, supervised_depths
 from experiments.report.policies.graded import graded_against_binary
 from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
-from experiments.runs.recorded_config import CONFIG, read_config
+from experiments.runs.recorded_config import read_config
 from experiments.runs.saved_report import read_report
 from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.gate.latency import Latency, mean_latency
@@ -60,6 +60,7 @@ from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import new_folder
 from mmemb.storage.products import Product, lost_product, record_products
 from mmemb.storage.provenance import git_state, package_versions
+from mmemb.storage.run_folder import RunFolder
 
 LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")
@@ -284,9 +285,9 @@ def flag_name(queries: QueryTable) -> dict[str, Any] | None:
 def gate_settings(experiment: Path) -> dict[str, Any]:
     """Returns the gate's settings, from the configuration that its run recorded."""
     gate = experiment / "gate"
-    if not (gate / CONFIG).is_file():
+    if not RunFolder(gate).config.is_file():
         raise FileNotFoundError(
-            f"{gate / CONFIG} is missing: fit the gate before building a report."
+            f"{RunFolder(gate).config} is missing: fit the gate before building a report."
         )
     return read_config(gate)["model"]["init_args"]
 

@@ -16,6 +16,7 @@ from mmemb.records.schema import Excerpt, read_json
 from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
 from mmemb.storage.manifests import MANIFEST
 from mmemb.storage.run_files import read_environment, read_summary
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.run_marks import run_mark
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.trust import is_own_run
@@ -176,7 +177,7 @@ def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
         return _of_scores(scores), "From the score files of this backbone, part test."
     if found.run is None:
         return [], ""
-    path = found.run.parent / "report.json"
+    path = ExperimentFolder(found.run.parent).report_json
     if path.is_file() and _is_reported(found.run):
         report = read_report(path)
         return _of_report(report), (
@@ -231,7 +232,7 @@ def _names(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_reported(run: Path) -> bool:
     """Whether the experiment's gate, which its report is about, embeds by this run."""
-    gate = run.parent / "gate"
+    gate = ExperimentFolder(run.parent).gate.path
     if not is_run(gate):
         return False
     embedder = (read_config(gate)["model"].get("init_args") or {}).get("embedder")

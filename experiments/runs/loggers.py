@@ -8,6 +8,8 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mmemb.storage.run_folder import RunFolder
+
 
 def place_loggers(trainer: Namespace, run_folder: Path) -> None:
     """Puts the relative `save_dir` of every configured logger below the run folder.
@@ -28,4 +30,4 @@ def keep_checkpoints_in(trainer: Trainer, run_folder: Path) -> None:
     next command looks for `checkpoints/last.ckpt` in the run folder."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(run_folder / "checkpoints")
+            callback.dirpath = str(RunFolder(run_folder).checkpoints)

@@ -10,8 +10,7 @@ import yaml
 
 from mmemb.records.schema import Excerpt, convert
 from mmemb.storage.old_names import with_new_names
-
-CONFIG = "config.yaml"
+from mmemb.storage.run_folder import RunFolder
 
 MOST_BYTES = 2**20
 MOST_VALUES = 100_000
@@ -27,7 +26,7 @@ def read_config(run: Path) -> dict[str, Any]:
         FileNotFoundError: it is no run.
         ValueError: the file is broken, or too large.
     """
-    path = run / CONFIG
+    path = RunFolder(run).config
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: {run} is no run of `experiments.run`. Name a folder below runs/, "

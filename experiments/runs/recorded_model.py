@@ -13,8 +13,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from experiments.runs.recorded_config import CONFIG
 from mmemb.rationales.writers.loading import allowed_key
+from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.trust import Permissions, check_code
 
 PACKAGES = ("lightning_modules", "mmemb", "torch.optim")
@@ -49,7 +49,7 @@ def check_recorded(
         ValueError: it names a class of another package, a model or server that is not allowed, or
             asks for code that comes with a model.
     """
-    where = f"{folder}/{CONFIG}"
+    where = str(RunFolder(folder).config)
     if not trust_remote_code:
         check_code(settings, where, permissions.is_own)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from experiments.runs.recorded_config import CONFIG, read_config
+from experiments.runs.recorded_config import read_config
 from mmemb.records.schema import Excerpt, read_json
+from mmemb.storage.run_folder import RunFolder
 
 
 @final
@@ -51,7 +52,8 @@ def find_backbone(folder: Path) -> Found:
     Raises:
         FileNotFoundError: there is none.
     """
-    for place in (folder, folder / "backbone", folder / "adaptive" / "backbone"):
+    run = RunFolder(folder)
+    for place in (folder, run.backbone, run.adaptive.backbone):
         path = place / "config.json"
         kind = read_json(path, _BackboneJson).class_path if path.is_file() else None
         if kind is not None:
@@ -67,4 +69,4 @@ def find_backbone(folder: Path) -> Found:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run of `experiments.run`."""
-    return (folder / CONFIG).is_file() and (folder / "fingerprint.json").is_file()
+    return RunFolder(folder).config.is_file() and RunFolder(folder).mark.is_file()

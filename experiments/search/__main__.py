@@ -28,6 +28,7 @@ from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
+from mmemb.storage.run_folder import AdaptiveFolder, RunFolder
 from mmemb.storage.signals import exit_on_signals
 
 AUTO = "auto"
@@ -118,9 +119,9 @@ def nearest(
 def _answer(options: argparse.Namespace) -> Answer:
     side = _side(options)
     found = find_backbone(options.model)
-    places = (options.model, options.model / "adaptive")
-    adaptive = next((place for place in places if (place / "adaptive.json").is_file()), None)
-    if adaptive is None and any((place / "gate").is_dir() for place in places):
+    places = (AdaptiveFolder(options.model), RunFolder(options.model).adaptive)
+    adaptive = next((place for place in places if place.settings.is_file()), None)
+    if adaptive is None and any(place.gate.is_dir() for place in places):
         raise ValueError(
             f"{options.model} holds a gate, but no adaptive.json: writing it was interrupted. Fit "
             "the gate again, or name the folder `backbone` to search directly."
@@ -137,7 +138,7 @@ def _answer(options: argparse.Namespace) -> Answer:
     embedder = None
     if adaptive:
         embedder = AdaptiveEmbedder.from_pretrained(
-            adaptive, servers=dict(options.server), models=options.allow_model
+            adaptive.path, servers=dict(options.server), models=options.allow_model
         )
     backbone = embedder.backbone if embedder else load_backbone(str(found.backbone))
     try:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self, final
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from mmemb.llm.lora import LoraSettings
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
-from mmemb.records.schema import Schema, check_arguments, convert, read_json
+from mmemb.records.schema import check_arguments, convert, read_json
 from mmemb.records.text import check_unicode, quote
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
 from mmemb.storage.old_names import with_new_names
+from mmemb.storage.spec import Spec, build, class_at, class_path, is_spec
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder
 
@@ -284,7 +284,7 @@ def load_backbone(folder: str) -> Backbone:
         )
 
     try:
-        backbone = _build(saved_spec(folder))
+        backbone = build(saved_spec(folder), _class_of)
     except Exception as error:  # parts of others raise whatever the settings make them raise
         if isinstance(error, ValueError | FileNotFoundError) and str(folder) in str(error):
             raise
@@ -314,11 +314,6 @@ def load_backbone(folder: str) -> Backbone:
     return backbone.eval()
 
 
-def class_path(module: nn.Module) -> str:
-    """How `config.json` and YAML files name the module's class."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
 def check_policy(value: str, choices: Iterable[str], argument: str) -> str:
     """`value`, if it is one of `choices`."""
     if value not in choices:
@@ -342,18 +337,10 @@ def saved_spec(folder: str | Path) -> dict[str, Any]:
     return _resolved(with_new_names(spec, str(folder / _CONFIG)), folder)
 
 
-@final
-class _SpecJson(Schema):
-    """The class of a module, and its arguments."""
-
-    class_path: str
-    init_args: dict[str, Any]
-
-
 def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     where = f"{folder}/{_CONFIG}"
-    convert(spec, _SpecJson, f"{where} is broken", "It is no saved backbone.")
-    kind, arguments = _class_of(spec, where), dict(spec["init_args"])
+    convert(spec, Spec, f"{where} is broken", "It is no saved backbone.")
+    kind, arguments = _class_of(str(spec["class_path"]), where), dict(spec["init_args"])
     if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
         raise ValueError(
             f"{where}: {kind.__name__} takes no {unknown!s:.300} any more; an older version "
@@ -361,7 +348,7 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         )
 
     for key, value in arguments.items():
-        if _is_spec(value):
+        if is_spec(value):
             arguments[key] = _resolved(value, folder)
         elif key in kind.sources and value is not None and value not in kind.sources[key]:
             arguments[key] = _own_source(value, folder, f"{where}: {key}")
@@ -369,16 +356,11 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{where}: {key} names a file, so {kind.__name__}.sources must list it."
             )
-    plain = {key: value for key, value in arguments.items() if not _is_spec(value)}
+    plain = {key: value for key, value in arguments.items() if not is_spec(value)}
     check_arguments(kind, plain, where, "Save the backbone again.")
     if issubclass(kind, Backbone):
         kind.check_saved(arguments, folder)
     return {"class_path": spec["class_path"], "init_args": arguments}
-
-
-def _is_spec(value: Any) -> bool:
-    """Tells a part, which is made first, from a plain argument."""
-    return isinstance(value, dict) and "class_path" in value
 
 
 def _own_source(value: Any, folder: Path, where: str) -> str:
@@ -390,32 +372,17 @@ def _own_source(value: Any, folder: Path, where: str) -> str:
     return path_in_folder(value, folder, where)
 
 
-def _class_of(spec: Mapping[str, Any], where: str) -> Any:
-    """The class that a saved backbone names, or a part of it; only our own ones."""
-    home, _, name = str(spec.get("class_path")).rpartition(".")
+def _class_of(path: str, where: str = "") -> Any:
+    """Returns the class that a saved backbone names, or a part of it; only our own ones."""
+    home = path.rpartition(".")[0]
     if not home.startswith(f"{__package__}."):
         raise ValueError(
-            f"{where}: class {spec.get('class_path')!r} is refused; a saved "
-            f"backbone may only name classes of {__package__}."
+            f"{where}: class {path!r} is refused; a saved backbone may only name classes of "
+            f"{__package__}."
         )
-    try:
-        kind = getattr(import_module(home), name, None)
-    except ModuleNotFoundError:
-        kind = None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or isabstract(kind):
-        raise ValueError(f"{where}: {spec['class_path']!r} is no class of this version.")
+    kind = class_at(path)
+    if kind is None or not issubclass(kind, nn.Module) or isabstract(kind):
+        raise ValueError(f"{where}: {path!r} is no class of this version.")
     if not hasattr(kind, "sources"):
-        raise ValueError(f"{where}: {spec['class_path']!r} is no backbone, nor a part of one.")
+        raise ValueError(f"{where}: {path!r} is no backbone, nor a part of one.")
     return kind
-
-
-def _build(spec: Mapping[str, Any]) -> Any:
-    """Instantiates a checked `{class_path, init_args}`, nested ones first."""
-    kind = _class_of(spec, "")
-    arguments = {
-        key: _build(value) if _is_spec(value) else value for key, value in spec["init_args"].items()
-    }
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {quote(error)}") from None

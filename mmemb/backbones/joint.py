@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmemb.backbones.base import Backbone, class_path
+from mmemb.backbones.base import Backbone
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
 from mmemb.llm.lora import LoraSettings, attach_lora, merged_copy
@@ -23,6 +23,7 @@ from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.text import quote
 from mmemb.storage.pretrained import load_pretrained
+from mmemb.storage.spec import class_path
 from mmemb.storage.tensor_files import quiet_loading, save_quietly
 from mmemb.storage.trust import in_folder
 

@@ -74,7 +74,7 @@ class AdaptiveEmbedder:
         state: Sequence[StatePart] = ("embedding",),
         temperature: float = 0.05,
     ) -> None:
-        num_depths = head.settings().get("num_depths", 1 + len(workers))
+        num_depths = head.config().get("num_depths", 1 + len(workers))
         if num_depths != 1 + len(workers):
             raise ValueError(
                 f"the gate chooses among {num_depths} depths, but there are {len(workers)} "

@@ -67,7 +67,7 @@ class FirstTokenHead(DepthHead):
     def standardise(self, state_NS: Tensor) -> None:
         """Nothing: the model's own head knows no other location and scale."""
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         return dict(self._settings)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib import import_module
+from functools import partial
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -14,6 +15,7 @@ from mmemb.records.schema import check_arguments, read_json
 from mmemb.records.text import quote
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
+from mmemb.storage.spec import build, class_at
 from mmemb.storage.tensor_files import read_weights
 
 
@@ -36,8 +38,8 @@ class DepthHead(nn.Module, ABC):
         """Learns location and scale of the states from those it will be trained on."""
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, to build the head again."""
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as JSON data."""
 
 
 @final
@@ -86,7 +88,7 @@ class MlpDepthHead(DepthHead):
         scale_S = state_NS.std(0, unbiased=False)
         self.scale_S.copy_(torch.where(scale_S > 1e-6, scale_S, 1.0))  # a constant says nothing
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         return dict(self._settings)
 
 
@@ -94,7 +96,7 @@ def save_head(head: DepthHead, folder: str | Path) -> None:
     """Writes `weights.pt` (plain tensors) and `config.json` with class and settings, together."""
     with whole_folder(folder, keep_others=True) as fresh:
         torch.save(head.state_dict(), fresh / "weights.pt")
-        write_json(fresh / "config.json", {"class": type(head).__name__, **head.settings()})
+        write_json(fresh / "config.json", {"class": type(head).__name__, **head.config()})
 
 
 def load_head(folder: str | Path) -> DepthHead:
@@ -103,25 +105,20 @@ def load_head(folder: str | Path) -> DepthHead:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
     where = f"{folder}/config.json"
-    settings = read_json(folder / "config.json", dict[str, Any])
+    arguments = read_json(folder / "config.json", dict[str, Any])
 
-    import_module("mmemb.gate.first_token")  # a head of ours that lives in a file of its own
-    kinds = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
-    if (name := str(settings.pop("class", None))) not in kinds:
+    name = str(arguments.pop("class", None))
+    kind = _class_of(name, where)
+    if named := sorted(arguments.keys() & set(kind.sources)):
         raise ValueError(
-            f"{folder}/config.json names the depth head {name!r}; known are {sorted(kinds)}. "
-            "Import the module that defines it first."
+            f"{where}: {named[0]} names {arguments[named[0]]!r}, and a saved gate needs nothing "
+            "but its own files. Remove the key."
         )
-
-    if named := sorted(settings.keys() & set(kinds[name].sources)):
-        raise ValueError(
-            f"{folder}/config.json: {named[0]} names {settings[named[0]]!r}, and a saved gate "
-            "needs nothing but its own files. Remove the key."
-        )
-    check_arguments(kinds[name], settings, where, "Fit the gate again.")
+    check_arguments(kind, arguments, where, "Fit the gate again.")
 
     try:
-        head = kinds[name](**settings)
+        spec = {"class_path": name, "init_args": arguments}
+        head: DepthHead = build(spec, partial(_class_of, where=where), where)
         head.load_state_dict(read_weights(folder / "weights.pt"))
     except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(
@@ -129,3 +126,18 @@ def load_head(folder: str | Path) -> DepthHead:
             f"({quote(error)}). Fit the gate again."
         ) from None
     return head
+
+
+def _class_of(name: str, where: str) -> type[DepthHead]:
+    """Returns the class of a saved head: one of this package, or one that its user has imported."""
+    kind = class_at(f"{__package__}.{name}") if name.isidentifier() else None
+    if kind is not None and issubclass(kind, DepthHead) and not isabstract(kind):
+        return kind
+
+    imported = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
+    if name not in imported:
+        raise ValueError(
+            f"{where} names the depth head {name!r}; known are {sorted(imported)}. Import the "
+            "module that defines it first."
+        )
+    return imported[name]

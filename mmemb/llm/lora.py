@@ -21,6 +21,7 @@ from mmemb.records.schema import Excerpt, convert, read_json
 from mmemb.records.text import quote
 from mmemb.storage.files import file_sha256, whole_folder
 from mmemb.storage.json_files import write_json
+from mmemb.storage.run_folder import MARK
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -113,7 +114,7 @@ def save_adapter(tuned: Any, settings: LoraSettings, folder: Path, base: str) ->
         (fresh / WEIGHTS).write_bytes(save(weights))
         write_json(fresh / CONFIG, data)
         # The folder's own mark: a configuration that names the folder counts with its content.
-        write_json(fresh / "fingerprint.json", {"fingerprint": adapter_identity(fresh)})
+        write_json(fresh / MARK, {"fingerprint": adapter_identity(fresh)})
 
 
 def adapter_identity(folder: Path) -> str:

@@ -16,6 +16,8 @@ from mmemb.records.schema import read_json
 from mmemb.storage.file_hashes import file_content
 from mmemb.storage.files import file_identity
 from mmemb.storage.json_files import canonical_json
+from mmemb.storage.manifests import MANIFEST
+from mmemb.storage.run_folder import MARK
 from mmemb.storage.run_marks import MarkJson
 
 FORMAT_VERSION = 1
@@ -24,7 +26,7 @@ FORMAT_VERSION = 1
 MOST_FILES = 10_000
 """A folder without a mark counts by its files' bytes if it holds no more files."""
 
-_MARKS = ("manifest.json", "fingerprint.json")
+_MARKS = (MANIFEST, MARK)
 
 
 def fingerprint(settings: Any, outputs: Collection[Path] = ()) -> str:
@@ -75,8 +77,8 @@ def _identity(path: Path) -> str:
     if mark is not None:
         return _mark_identity(mark)
 
-    below = sorted(path.glob("*/manifest.json")) + sorted(path.glob("*/*/manifest.json"))
-    if below or any(path.glob("*/fingerprint.json")) or any(path.glob("*/*/fingerprint.json")):
+    below = sorted(path.glob(f"*/{MANIFEST}")) + sorted(path.glob(f"*/*/{MANIFEST}"))
+    if below or any(path.glob(f"*/{MARK}")) or any(path.glob(f"*/*/{MARK}")):
         return canonical_json([_mark_identity(mark) for mark in below])
     return _folder_content(path)
 

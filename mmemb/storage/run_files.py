@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import final
 
 from mmemb.records.schema import Excerpt, Schema, read_json
+from mmemb.storage.run_folder import RunFolder
 
 
 @final
@@ -29,11 +30,11 @@ class RunEnvironment(Excerpt):
 
 def read_summary(run: Path) -> RunSummary:
     """The summary of a run; empty where it has none."""
-    path = run / "summary.json"
+    path = RunFolder(run).summary
     return read_json(path, RunSummary, nan_is_null=True) if path.is_file() else RunSummary()
 
 
 def read_environment(run: Path) -> RunEnvironment:
     """The environment of a run; empty where it has none."""
-    path = run / "environment.json"
+    path = RunFolder(run).environment
     return read_json(path, RunEnvironment) if path.is_file() else RunEnvironment()

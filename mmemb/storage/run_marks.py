@@ -8,6 +8,7 @@ from typing import Any, final
 from mmemb.records.schema import Excerpt, Schema, read_json
 from mmemb.storage.json_files import write_json
 from mmemb.storage.products import Product
+from mmemb.storage.run_folder import AdaptiveFolder, RunFolder
 
 
 @final
@@ -44,7 +45,7 @@ class _CopyJson(Schema):
 
 def run_mark(folder: Path) -> str | None:
     """The fingerprint of the run whose folder this is; None if it is no run."""
-    path = folder / "fingerprint.json"
+    path = RunFolder(folder).mark
     if not path.is_file():
         return None
     return read_json(path, RunMark).fingerprint
@@ -52,12 +53,12 @@ def run_mark(folder: Path) -> str | None:
 
 def note_run(folder: Path, run: Path) -> None:
     """Writes into a folder whose copy it holds."""
-    write_json(folder / "copied.json", {"fingerprint": run_mark(run)})
+    write_json(AdaptiveFolder(folder).copied, {"fingerprint": run_mark(run)})
 
 
 def check_copied(folder: Path, run: Path) -> None:
     """Raises ValueError if a folder holds a copy of another run's model than that of `run`."""
-    path = folder / "copied.json"
+    path = AdaptiveFolder(folder).copied
     copied = read_json(path, _CopyJson).fingerprint if path.is_file() else None
     found = run_mark(run)
     if copied and copied != found:

@@ -11,10 +11,8 @@ from mmemb.records.schema import Schema, read_json
 from mmemb.storage.fingerprints import marked_parent, named_paths
 from mmemb.storage.json_files import write_json
 from mmemb.storage.manifests import MANIFEST, read_manifest, read_record
+from mmemb.storage.run_folder import FACTS, MARK
 from mmemb.storage.run_marks import MarkJson
-
-FACTS = "fitted.json"
-"""File with the facts of a run, of a sidecar, or of the weights beside it."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -149,7 +147,7 @@ def _was_trained_here(path: Path) -> bool:
     if path.suffix == ".ckpt":
         return True
     if (path / "adapter_config.json").is_file():
-        return (path / "fingerprint.json").is_file()
+        return (path / MARK).is_file()
     config = path / "config.json"
     return config.is_file() and b'"class_path"' in config.read_bytes()
 

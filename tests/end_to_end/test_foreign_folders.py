@@ -163,7 +163,7 @@ def test_a_saved_folder_names_no_variable_and_holds_the_prompt(copy: Path) -> No
     loaded = AdaptiveEmbedder.from_pretrained(
         copy.with_name("again"), servers={"localhost": "SOME_SECRET"}
     )
-    assert loaded.workers["full"].settings()["init_args"]["api_key_env"] == "SOME_SECRET"
+    assert loaded.workers["full"].config()["api_key_env"] == "SOME_SECRET"
     assert loaded.workers["full"].identity() == worker.identity()
 
 

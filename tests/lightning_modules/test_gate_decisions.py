@@ -38,7 +38,7 @@ class TenTokens(RationaleWorker):
 
     name = "ten"
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         return {}
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:

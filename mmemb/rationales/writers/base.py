@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+import mmemb.rationales as package
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
+from mmemb.storage.spec import class_path
 
 if TYPE_CHECKING:
     from mmemb.llm.lora import LoraSettings
@@ -40,8 +42,15 @@ class RationaleSource(ABC):
     model_arguments: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """JSON data from which `load_worker` makes this source again."""
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as JSON data."""
+
+    def spec(self) -> dict[str, Any]:
+        """Returns `class_path` and `init_args`, from which `load_worker` makes it again."""
+        kind, room = type(self), package.__name__
+        is_public = kind.__module__.startswith(room) and kind.__name__ in package.__all__
+        path = f"{room}.{kind.__name__}" if is_public else class_path(self)
+        return {"class_path": path, "init_args": self.config()}
 
     def can_read(self, side: Side) -> bool:
         """Tells if every modality of a side is one that this source reads."""
@@ -65,7 +74,7 @@ class RationaleSource(ABC):
 
     def identity(self) -> str:
         """Hash of all that shapes what this worker writes, for fingerprints."""
-        return f"{stable_hash(sorted(self.settings().items()), bits=64):016x}"
+        return f"{stable_hash(sorted(self.spec().items()), bits=64):016x}"
 
 
 class RationaleWorker(RationaleSource, ABC):

@@ -71,15 +71,14 @@ class LabelBridgeWorker(RationaleWorker):
         self._said: dict[tuple[str, ...], str] = {}
         _check_template(template)
 
-    def settings(self) -> dict[str, Any]:
-        arguments = {
-            "worker": self.worker.settings(),
+    def config(self) -> dict[str, Any]:
+        return {
+            "worker": self.worker.spec(),
             "embedder": self.embedder,
             "labels": self.labels_path,
             "template": self.template,
             "device": self.device,
         }
-        return {"class_path": "mmemb.rationales.LabelBridgeWorker", "init_args": arguments}
 
     def identity(self) -> str:
         """Covers the worker, the embedder's run and the content of the labels."""

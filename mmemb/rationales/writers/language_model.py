@@ -81,24 +81,21 @@ class LanguageModelWorker(RationaleWorker):
         self.adapter = None if adapter is None else str(adapter)
         self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         sampling = self.sampling
         return {
-            "class_path": "mmemb.rationales.LanguageModelWorker",
-            "init_args": {
-                "model": self.model_id,
-                "prompt": self.prompt_path,
-                "name": self.name,
-                "max_new_tokens": sampling.max_new_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "batch_size": self.batch_size,
-                "device": self.device,
-                "dtype": self.dtype,
-                "probe_layer": self.probe_layer,
-                "adapter": self.adapter,
-            },
+            "model": self.model_id,
+            "prompt": self.prompt_path,
+            "name": self.name,
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "dtype": self.dtype,
+            "probe_layer": self.probe_layer,
+            "adapter": self.adapter,
         }
 
     def identity(self) -> str:

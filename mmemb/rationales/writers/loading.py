@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import mmemb.rationales as package
 from mmemb.rationales.writers.base import RationaleSource, RationaleWorker
 from mmemb.records.schema import check_arguments, convert
-from mmemb.records.text import quote
+from mmemb.storage.spec import build, is_spec
 from mmemb.storage.trust import (
     HERE,
     Permissions,
@@ -37,7 +37,7 @@ _ENGINE = {
 
 
 def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
-    """The inverse of `RationaleWorker.settings`.
+    """Makes a worker again; the inverse of `RationaleWorker.spec`.
 
     Args:
         settings: `class_path` (`mmemb.rationales.TableWorker`) and `init_args`.
@@ -55,12 +55,8 @@ def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
 
 
 def _load(settings: Mapping[str, Any]) -> RationaleSource:
-    kind, arguments = _class_of(settings), _arguments(settings)
-    check_arguments(kind, arguments, f"init_args of {settings['class_path']}")
-    try:
-        return kind(**arguments)
-    except TypeError as error:  # an argument is missing
-        raise ValueError(f"init_args of {settings['class_path']}: {quote(error)}") from None
+    _check(settings)
+    return build(settings, _class_of)  # type: ignore[no-any-return]
 
 
 def load_saved_worker(
@@ -92,17 +88,18 @@ def save_worker(worker: RationaleSource, folder: Path, name: str) -> dict[str, A
         folder: is being written.
         name: of the folder in it for the files.
     """
-    return _with_files(worker.settings(), folder, name)
+    return _with_files(worker.spec(), folder, name)
 
 
 def _checked(
     settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
 ) -> dict[str, Any]:
     """The settings with the paths of the folder's files."""
-    kind, arguments = _class_of(settings), _arguments(settings)
+    kind = _class_of(str(settings.get("class_path", "")))
+    arguments = _arguments(settings)
     for key, value in arguments.items():
         argument = f"{where}.{key}"
-        if isinstance(value, Mapping) and "class_path" in value:
+        if is_spec(value):
             arguments[key] = _checked(value, folder, permissions, argument)
         elif key in (*kind.file_arguments, *kind.model_arguments) and value is not None:
             arguments[key] = _place(
@@ -118,6 +115,14 @@ def _checked(
 def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     where = f"init_args of {settings['class_path']}"
     return dict(convert(settings.get("init_args") or {}, dict[str, Any], where))
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuses arguments that a writer, or one in its arguments, does not take."""
+    kind, arguments = _class_of(str(settings.get("class_path", ""))), _arguments(settings)
+    for value in filter(is_spec, arguments.values()):
+        _check(value)
+    check_arguments(kind, arguments, f"init_args of {settings['class_path']}")
 
 
 def _place(value: Any, folder: Path, permissions: Permissions, where: str, is_model: bool) -> str:
@@ -180,9 +185,9 @@ def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[st
     if not _is_known(str(settings.get("class_path", ""))):
         return dict(settings)  # another's worker, which no folder can make again
 
-    kind, arguments = _class_of(settings), dict(settings["init_args"])
+    kind, arguments = _class_of(settings["class_path"]), dict(settings["init_args"])
     for key, value in arguments.items():
-        if isinstance(value, Mapping) and "class_path" in value:
+        if is_spec(value):
             arguments[key] = _with_files(value, folder, f"{name}/{key}")
         elif key in kind.file_arguments and value is not None:
             place = f"{name}/{key}{Path(value).suffix}"
@@ -194,8 +199,9 @@ def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[st
     return {"class_path": settings["class_path"], "init_args": arguments}
 
 
-def _class_of(settings: Mapping[str, Any]) -> type[RationaleSource]:
-    path, room = str(settings.get("class_path", "")), package.__name__
+def _class_of(path: str) -> type[RationaleSource]:
+    """Returns the class that a spec names; only the public ones of this package."""
+    room = package.__name__
     if not _is_known(path):
         raise ValueError(
             f"class_path {path!r} names no rationale worker. Expected {room}.NAME with NAME from "

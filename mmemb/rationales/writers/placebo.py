@@ -34,14 +34,13 @@ class ForeignWorker(RationaleWorker):
         pool = read_pool(pool) if isinstance(pool, str) else pool
         self._donors = {digest: tuple(pool[digest]) for digest in sorted(pool) if pool[digest]}
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         if self.path is None:
             raise ValueError(
                 "This ForeignWorker holds its pool in memory and cannot be saved. Write the pool "
                 "with mmemb.rationales.write_pool and make the worker from that file."
             )
-        arguments = {"pool": self.path, "name": self.name}
-        return {"class_path": "mmemb.rationales.ForeignWorker", "init_args": arguments}
+        return {"pool": self.path, "name": self.name}
 
     def identity(self) -> str:
         return pool_identity(self._donors)

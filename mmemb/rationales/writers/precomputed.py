@@ -56,15 +56,14 @@ class PrecomputedWorker(RationaleWorker):
         worker.pool = dict(pool)
         return worker
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         if self.path is None:
             raise ValueError(
                 "This PrecomputedWorker holds its rationales in memory and cannot be saved. Write "
                 "them with mmemb.rationales.write_pool and make the worker from that file."
             )
         arguments = {"rationales": self.path, "on_unknown": self.on_unknown}
-        arguments |= {"reads": sorted(self.reads), "name": self.name}
-        return {"class_path": "mmemb.rationales.PrecomputedWorker", "init_args": arguments}
+        return arguments | {"reads": sorted(self.reads), "name": self.name}
 
     def identity(self) -> str:
         return pool_identity(self.pool)

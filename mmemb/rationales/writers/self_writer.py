@@ -27,6 +27,5 @@ class SelfWorker(RationaleSource):
         self.name = name
         self.sampling = Sampling(max_new_tokens, temperature=1.0, top_p=1.0, top_k=1)
 
-    def settings(self) -> dict[str, Any]:
-        arguments = {"max_new_tokens": self.sampling.max_new_tokens, "name": self.name}
-        return {"class_path": "mmemb.rationales.SelfWorker", "init_args": arguments}
+    def config(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.sampling.max_new_tokens, "name": self.name}

@@ -103,27 +103,24 @@ class ServerWorker(RationaleWorker):
         if self.max_image_side is not None and self.max_image_side < 1:
             raise ValueError(f"max_image_side {self.max_image_side}: expected pixels, or null.")
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         client = self.client
         return {
-            "class_path": "mmemb.rationales.ServerWorker",
-            "init_args": {
-                "url": client.url,
-                "model": self.model,
-                "prompt": self.prompt_path,
-                "name": self.name,
-                "revision": self.revision,
-                "max_new_tokens": self.max_new_tokens,
-                "temperature": self.temperature,
-                "top_p": self.top_p,
-                "reads": sorted(self.reads),
-                "max_image_side": self.max_image_side,
-                "concurrency": client.concurrency,
-                "timeout_s": client.timeout_s,
-                "retries": client.retries,
-                "backoff_s": client.backoff_s,
-                "api_key_env": client.api_key_env,
-            },
+            "url": client.url,
+            "model": self.model,
+            "prompt": self.prompt_path,
+            "name": self.name,
+            "revision": self.revision,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "reads": sorted(self.reads),
+            "max_image_side": self.max_image_side,
+            "concurrency": client.concurrency,
+            "timeout_s": client.timeout_s,
+            "retries": client.retries,
+            "backoff_s": client.backoff_s,
+            "api_key_env": client.api_key_env,
         }
 
     def identity(self) -> str:

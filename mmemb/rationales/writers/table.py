@@ -38,8 +38,8 @@ class TableWorker(RationaleWorker):
         self.path = str(facts)
         self._names, self._revision = _read_facts(Path(facts))
 
-    def settings(self) -> dict[str, Any]:
-        return {"class_path": "mmemb.rationales.TableWorker", "init_args": {"facts": self.path}}
+    def config(self) -> dict[str, Any]:
+        return {"facts": self.path}
 
     def identity(self) -> str:
         return f"{stable_hash(WORKER, self._revision, bits=64):016x}"

@@ -98,16 +98,13 @@ class VisionLanguageWorker(RationaleWorker):
         self.adapter = None if adapter is None else str(adapter)
         self.trust_remote_code = trust_remote_code
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         sampling = asdict(self.sampling)
         names = ("name", "depth", "batch_size", "device", "dtype", "attention", "probe_layer")
         own = {name: getattr(self, name) for name in (*names, "adapter")}
         given = {"model": self.model_id, "style": asdict(self.style)}
         # A saved folder never asks for code: who loads it says so (`trust_remote_code`).
-        return {
-            "class_path": "mmemb.rationales.VisionLanguageWorker",
-            "init_args": given | own | sampling,
-        }
+        return given | own | sampling
 
     def identity(self) -> str:
         """Covers the content of model and adapter, not where they lie."""

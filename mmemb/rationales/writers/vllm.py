@@ -97,25 +97,22 @@ class VllmWorker(RationaleWorker):
                 "commit in `revision`: without it nobody could tell which weights wrote."
             )
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         sampling = self.sampling
         return {
-            "class_path": "mmemb.rationales.VllmWorker",
-            "init_args": {
-                "model": self.model_id,
-                "prompt": self.prompt_path,
-                "name": self.name,
-                "revision": self._commit,
-                "max_new_tokens": sampling.max_new_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "reads": sorted(self.reads),
-                "max_image_side": self.max_image_side,
-                "max_pictures": self.max_pictures,
-                "dtype": self.dtype,
-                "engine": dict(self.engine),
-            },
+            "model": self.model_id,
+            "prompt": self.prompt_path,
+            "name": self.name,
+            "revision": self._commit,
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "reads": sorted(self.reads),
+            "max_image_side": self.max_image_side,
+            "max_pictures": self.max_pictures,
+            "dtype": self.dtype,
+            "engine": dict(self.engine),
         }
 
     def identity(self) -> str:

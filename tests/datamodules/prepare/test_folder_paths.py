@@ -142,7 +142,7 @@ def test_saved_workers_bring_their_files_and_models_are_allowed_by_the_caller(
         (tmp_path / "gone.json").rename(parts / "facts.json")
         assert loaded.workers["full"].identity() == worker.identity(), name
         for key in worker.file_arguments:
-            named = loaded.workers["full"].settings()["init_args"][key]
+            named = loaded.workers["full"].config()[key]
             assert Path(named).is_relative_to(folder), name
 
 

@@ -37,7 +37,7 @@ class EchoWorker(RationaleWorker):
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def settings(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         return {}
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:

@@ -127,7 +127,7 @@ def test_who_cannot_write_by_itself_is_refused(
     with pytest.raises(ValueError, match="writes by itself"):
         AdaptiveEmbedder(joint(tmp_path), head, calibration, {"full": SelfWorker()})
     with pytest.raises(ValueError, match="only inside an AdaptiveEmbedder: choose a worker"):
-        load_worker(SelfWorker().settings())
+        load_worker(SelfWorker().spec())
     (tmp_path / "facts.json").write_text('{"countries": {}, "questions": {}}')
     workers = {"short": TableWorker(str(tmp_path / "facts.json")), "full": SelfWorker()}
     with pytest.raises(ValueError, match="at every depth or at none, got workers"):

@@ -166,5 +166,5 @@ def test_a_gate_that_breaks_off_leaves_the_one_before(tmp_path: Path) -> None:
     ):
         save_head(new, tmp_path / "gate")
     found = load_head(tmp_path / "gate")
-    assert found.settings()["dropout"] == 0.5
+    assert found.config()["dropout"] == 0.5
     assert found.output.bias.tolist() == [0.0, 0.0]

@@ -121,7 +121,7 @@ def test_nothing_in_nothing_out(folder: Path) -> None:
 
 def test_settings_hold_the_layer(folder: Path) -> None:
     saved, other = worker(folder, layer=0), worker(folder, layer=1)
-    assert load_worker(saved.settings()).probe_layer == 0
+    assert load_worker(saved.spec()).probe_layer == 0
     assert saved.identity() != other.identity(), "other rationales: their probes differ"
 
 

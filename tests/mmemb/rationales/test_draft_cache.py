@@ -37,8 +37,8 @@ class Scribe(RationaleWorker):
         self.asked: list[tuple[str, int]] = []
         self.probed: list[str] = []
 
-    def settings(self) -> dict[str, Any]:
-        return {"class_path": "Scribe", "init_args": {"name": self.name}}
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name}
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         rows = zip(sides, seeds_BK, strict=True)

@@ -180,7 +180,7 @@ def test_a_worker_with_an_adapter_is_another_worker(folder: Path, tmp_path: Path
     assert fitted.write(SIDES, GREEDY_3)[0][0].revision == fitted.revision
     assert fitted.revision.startswith(f"{plain.revision}+")
     assert plain.identity() != fitted.identity()
-    again = load_worker(fitted.settings())
+    again = load_worker(fitted.spec())
     assert again.identity() == fitted.identity()
     assert again.write(SIDES, GREEDY_3) == fitted.write(SIDES, GREEDY_3)
     assert not torch.equal(plain.probe(SIDES), fitted.probe(SIDES))

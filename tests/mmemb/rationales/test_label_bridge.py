@@ -78,7 +78,7 @@ def test_the_worker_behind_it_writes(folder: Path) -> None:
     written = worker.write(SIDES, seeds)
     assert [[r.answer for r in pool] for pool in written] == [["France"] * 2, ["France"], [], []]
     assert {r.worker for pool in written for r in pool} == {"table"} == {worker.name}
-    again = load_worker(json.loads(json.dumps(worker.settings())))
+    again = load_worker(json.loads(json.dumps(worker.spec())))
     assert again.write(SIDES, seeds) == written
     assert again.identity() == worker.identity()
 

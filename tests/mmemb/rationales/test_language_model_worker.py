@@ -74,7 +74,7 @@ def test_equal_calls_give_equal_bytes(folder: Path) -> None:
     writer = worker(folder)
     first = writer.write(SIDES, SEEDS)
     assert as_bytes(first) == as_bytes(writer.write(SIDES, SEEDS))
-    assert as_bytes(first) == as_bytes(load_worker(writer.settings()).write(SIDES, SEEDS))
+    assert as_bytes(first) == as_bytes(load_worker(writer.spec()).write(SIDES, SEEDS))
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -116,13 +116,13 @@ def test_workers_come_back_from_their_settings(tmp_path: Path, facts: str) -> No
         PrecomputedWorker(path),
     ]
     for saved in workers:
-        loaded = load_worker(json.loads(json.dumps(saved.settings())))
+        loaded = load_worker(json.loads(json.dumps(saved.spec())))
         assert type(loaded) is type(saved)
-        assert loaded.settings() == saved.settings()
-    assert load_worker(PrecomputedWorker(path).settings()).pool == POOL
+        assert loaded.spec() == saved.spec()
+    assert load_worker(PrecomputedWorker(path).spec()).pool == POOL
     assert PrecomputedWorker.of_pool(POOL).identity() == PrecomputedWorker(path).identity()
     with pytest.raises(ValueError, match="in memory"):
-        ForeignWorker(POOL).settings()
+        ForeignWorker(POOL).spec()
 
 
 @pytest.mark.parametrize(

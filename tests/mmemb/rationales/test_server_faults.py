@@ -343,7 +343,7 @@ def test_the_key_is_in_one_header_and_nowhere_else(
         message = error_of(writer)
     assert all(head.count(KEY) == 1 for head in stub.heads)
     assert all(f"Authorization: Bearer {KEY}\n" in head for head in stub.heads)
-    shown = [message, caplog.text, json.dumps(writer.settings()), repr(vars(writer))]
+    shown = [message, caplog.text, json.dumps(writer.spec()), repr(vars(writer))]
     shown += map(json.dumps, stub.bodies)
     assert not [text for text in shown if KEY in text or KEY[:8] in text]
     assert "slow down, ***" in caplog.text

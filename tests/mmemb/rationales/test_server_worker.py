@@ -91,7 +91,7 @@ def test_equal_calls_send_equal_requests_and_keep_their_order(folder: Path) -> N
         writer = worker(folder, stub.url)
         first = writer.write(sides, seeds)
         assert stub.most_active == 4, "and never more"
-        assert first == load_worker(writer.settings()).write(sides, seeds)
+        assert first == load_worker(writer.spec()).write(sides, seeds)
     plain = [[(r.thinking, r.answer) for r in pool] for pool in first]
     assert plain == [[(f"s{n}", str(3 * n + k)) for k in range(3)] for n in range(5)]
     asked = sorted(map(json.dumps, stub.bodies))
@@ -191,7 +191,7 @@ def test_identity_covers_what_is_asked_and_not_where(folder: Path) -> None:
     ]  # fmt: skip
     found = {worker(folder, "http://127.0.0.1:1/v1", **change).identity() for change in changed}
     assert len(found | {one.identity()}) == len(changed) + 1
-    assert load_worker(same.settings()).settings() == same.settings()
+    assert load_worker(same.spec()).spec() == same.spec()
     assert one.concepts == {"country:it"}
 
 

@@ -47,7 +47,7 @@ def test_draws_depend_on_side_and_seed_alone(model: str) -> None:
     ]
     texts = [r.text for pool in first for r in pool]
     assert len(set(texts)) > len(texts) / 2
-    assert as_bytes(first) == as_bytes(load_worker(writer.settings()).write(SIDES, SEEDS))
+    assert as_bytes(first) == as_bytes(load_worker(writer.spec()).write(SIDES, SEEDS))
     alone = [
         worker(model, batch_size=2).write([s], k[None])[0]
         for s, k in zip(SIDES, SEEDS, strict=True)

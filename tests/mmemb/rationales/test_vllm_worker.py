@@ -182,7 +182,7 @@ def test_equal_calls_ask_equally_and_a_saved_worker_is_the_same(
 ) -> None:
     engine = install(monkeypatch, Engine(lambda params: f"{params.get('seed')}{GOOD}"))
     writer = worker(folder, reads=["text", "image"], engine={"max_model_len": 99}, top_k=7)
-    again = load_worker(writer.settings())
+    again = load_worker(writer.spec())
     assert writer.write(SIDES[::2], SEEDS[::2]) == again.write(SIDES[::2], SEEDS[::2])
     assert engine.calls[0] == engine.calls[1]
     assert again.identity() == writer.identity()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from callbacks.run_record import fingerprint_of, mark_started
-from experiments.runs.folder import RUN_FOLDER, Launch, RunFolder, announce, announced, claim_run
+from experiments.runs.claim import RUN_FOLDER, ClaimedFolder, Launch, announce, announced, claim_run
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import LOCK, FolderLock
 
@@ -158,10 +158,10 @@ def test_a_folder_in_which_nothing_was_written_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(RUN_FOLDER, raising=False)
-    claimed = RunFolder.claim(tmp_path, "1-trunk-x", "abc", "*-trunk-*")
+    claimed = ClaimedFolder.claim(tmp_path, "1-trunk-x", "abc", "*-trunk-*")
     claimed.abandon()
     assert list(tmp_path.iterdir()) == []
-    claimed = RunFolder.claim(tmp_path, "1-trunk-x", "abc", "*-trunk-*")
+    claimed = ClaimedFolder.claim(tmp_path, "1-trunk-x", "abc", "*-trunk-*")
     (claimed.path / "config.yaml").touch()
     claimed.abandon()
     assert fingerprint_of(claimed.path) == "abc"

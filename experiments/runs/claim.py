@@ -23,6 +23,7 @@ from callbacks.run_record import fingerprint_of, is_unfinished, mark_started
 from mmemb.records.schema import Schema, read_json
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import LOCK, FolderLock, locked, new_folder
+from mmemb.storage.run_folder import RunFolder
 
 RUN_FOLDER = "MMEMB_RUN_FOLDER"
 """Set by the first process, so that the ranks it launches write into the same folder."""
@@ -75,7 +76,7 @@ class Launch:
 
 @final
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class ClaimedFolder:
     """The folder in which a run writes.
 
     Attributes:
@@ -92,7 +93,7 @@ class RunFolder:
     vanishes: bool = False
 
     @classmethod
-    def temporary(cls) -> RunFolder:
+    def temporary(cls) -> ClaimedFolder:
         """The folder of a run that keeps nothing."""
         if given := _of_launcher():
             return cls(given)
@@ -102,7 +103,7 @@ class RunFolder:
     @classmethod
     def claim(
         cls, experiment: Path, name: str, fingerprint: str, pattern: str | None = None
-    ) -> RunFolder:
+    ) -> ClaimedFolder:
         """The folder of this process's run: as the first rank has it, or claimed by this one.
 
         See `claim_run` for the arguments.
@@ -129,7 +130,7 @@ class RunFolder:
         fingerprint: str,
         pattern: str | None,
         launch: Launch | None,
-    ) -> RunFolder:
+    ) -> ClaimedFolder:
         try:
             run, lock = claim_run(experiment, name, fingerprint, pattern=pattern)
         except ValueError as error:
@@ -143,7 +144,7 @@ class RunFolder:
         """Removes a new folder in which nothing has been written, after a mistake of the user."""
         if self.lock is None:
             return
-        mark = self.path / "fingerprint.json"
+        mark = RunFolder(self.path).mark
         if {path.name for path in self.path.iterdir()} <= {mark.name, LOCK}:
             mark.unlink(missing_ok=True)
         self.lock.release()
@@ -181,7 +182,7 @@ def claim_run(
         # Of equal runs the newest one counts: an older one that is broken was made again by it.
         if equal and is_unfinished(equal[-1], fingerprint):
             lock = take(equal[-1])
-            if not must_start_again(equal[-1] / "checkpoints"):
+            if not must_start_again(RunFolder(equal[-1]).checkpoints):
                 return equal[-1], lock
             lock.release()
 
