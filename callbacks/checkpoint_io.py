@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from mmemb.storage.files import whole_file
+from mmemb.storage.run_folder import LAST_CHECKPOINT
 from mmemb.storage.tensor_files import read_weights
 
 PREVIOUS = ".previous"
@@ -90,7 +91,7 @@ def newest_whole(folder: Path) -> Path | None:
     Raises:
         ValueError: there are checkpoints, but none can be read.
     """
-    last = folder / "last.ckpt"
+    last = folder / LAST_CHECKPOINT
     if not _has_last(folder):
         return None
 
@@ -130,7 +131,7 @@ def can_be_read(path: Path) -> bool:
 
 
 def _has_last(folder: Path) -> bool:
-    last = folder / "last.ckpt"
+    last = folder / LAST_CHECKPOINT
     return last.is_file() or _previous(last).is_file()
 
 

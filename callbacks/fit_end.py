@@ -10,12 +10,13 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from typing_extensions import override
 
+from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.unfinished import Unfinished
 
 DIVERGED = (EarlyStoppingReason.NON_FINITE_METRIC, EarlyStoppingReason.DIVERGENCE_THRESHOLD)
 """Reasons of EarlyStopping by which a training has failed instead of converged."""
 
-LAST = Path("checkpoints/last.ckpt")
+LAST = RunFolder(Path()).last_checkpoint
 """The checkpoint in a run's folder from which the same command goes on."""
 
 

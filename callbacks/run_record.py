@@ -27,8 +27,9 @@ from mmemb.storage.locks import FolderLock
 from mmemb.storage.products import Producer, lost_product, record_products
 from mmemb.storage.protocols import FactData, having, require
 from mmemb.storage.provenance import git_state, package_versions
+from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.run_marks import RunMark
-from mmemb.storage.trained_facts import FACTS, FittedFacts, write_run_facts
+from mmemb.storage.trained_facts import FittedFacts, write_run_facts
 
 HEADLINES = ("val/recall@1", "val/reward", "train/loss")
 """Metrics that the last line of a run shows, where they were logged."""
@@ -71,6 +72,7 @@ class RunRecord(Callback):
         tags: Sequence[str] = (),
     ) -> None:
         self.run = Path(run)
+        self.folder = RunFolder(self.run)
         self.link = link
         self.config = config
         self.fingerprint = fingerprint
@@ -100,12 +102,12 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         self.run.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.run / "config.yaml", self.config.encode())
+        write_atomically(self.folder.config, self.config.encode())
         commit, diff = git_state(Path(__file__).parent)
-        write_atomically(self.run / "uncommitted.diff", diff.encode())
+        write_atomically(self.folder.diff, diff.encode())
         environment = {"git_commit": commit, "uncommitted_changes": bool(diff)}
         environment |= {"owner": self.owner, "tags": self.tags}
-        write_json(self.run / "environment.json", environment | {"versions": package_versions()})
+        write_json(self.folder.environment, environment | {"versions": package_versions()})
         self._mark(finished=False)
 
     # The metrics of a checkpoint's step: a fit that goes on from its last step logs none.
@@ -198,9 +200,9 @@ class RunRecord(Callback):
 
     def _finish(self, trainer: Trainer, stage: str) -> None:
         seconds = round(time.monotonic() - self._started, 1)
-        write_json(self.run / "summary.json", {"seconds": seconds, "metrics": self._metrics})
+        write_json(self.folder.summary, {"seconds": seconds, "metrics": self._metrics})
 
-        files = [self.run / name for name in ("config.yaml", "summary.json", FACTS)]
+        files = (self.folder.config, self.folder.summary, self.folder.facts)
         products = [path for path in files if path.is_file()]
         for part in having([trainer.lightning_module, *trainer.callbacks], Producer):
             products += part.products(stage)
@@ -213,7 +215,7 @@ class RunRecord(Callback):
     def _mark(self, finished: bool, products: Sequence[Mapping[str, Any]] = ()) -> None:
         record: dict[str, Any] = {"fingerprint": self.fingerprint, "finished": finished}
         record |= {"inputs": self.inputs, "products": list(products)}
-        write_json(self.run / "fingerprint.json", record)
+        write_json(self.folder.mark, record)
 
 
 def check_finite(module: LightningModule, run: Path, step: int) -> None:
@@ -231,7 +233,7 @@ def check_finite(module: LightningModule, run: Path, step: int) -> None:
 
 def mark_started(run: Path, fingerprint: str) -> None:
     """Marks a folder as that of a run of this fingerprint, before anything else is in it."""
-    write_json(run / "fingerprint.json", {"fingerprint": fingerprint, "finished": False})
+    write_json(RunFolder(run).mark, {"fingerprint": fingerprint, "finished": False})
 
 
 def fingerprint_of(run: Path) -> str | None:
@@ -256,7 +258,7 @@ def is_unfinished(run: Path, fingerprint: str) -> bool:
 
 
 def _mark_of(run: Path) -> RunMark | None:
-    path = run / "fingerprint.json"
+    path = RunFolder(run).mark
     return read_json(path, RunMark) if path.is_file() else None
 
 

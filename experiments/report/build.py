@@ -60,7 +60,7 @@ from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import new_folder
 from mmemb.storage.products import Product, lost_product, record_products
 from mmemb.storage.provenance import git_state, package_versions
-from mmemb.storage.run_folder import RunFolder
+from mmemb.storage.run_folder import ExperimentFolder, RunFolder
 
 LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")
@@ -157,7 +157,7 @@ def collect(
     supervised_N = supervised_depths(parts, gate)
     rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
 
-    latency, num_timed = mean_latency(experiment / "gate-test" / "latency.json")
+    latency, num_timed = mean_latency(ExperimentFolder(experiment).gate_test.latency)
     thinking = [task.name for task in tasks if task.think]
     thinking_N = test.in_tasks(thinking) & test.eligible_N
     right = {q.query.key: q.names_target for q in reasoned}
@@ -284,7 +284,7 @@ def flag_name(queries: QueryTable) -> dict[str, Any] | None:
 
 def gate_settings(experiment: Path) -> dict[str, Any]:
     """Returns the gate's settings, from the configuration that its run recorded."""
-    gate = experiment / "gate"
+    gate = ExperimentFolder(experiment).gate.path
     if not RunFolder(gate).config.is_file():
         raise FileNotFoundError(
             f"{RunFolder(gate).config} is missing: fit the gate before building a report."

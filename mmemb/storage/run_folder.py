@@ -20,6 +20,8 @@ MARK = "fingerprint.json"
 FACTS = "fitted.json"
 """File with the facts of a run, of a sidecar, or of the weights beside it."""
 
+LAST_CHECKPOINT = "last.ckpt"
+
 
 def link_name(name: str, subcommand: str) -> str:
     """Returns the name of the link to the newest finished run of a stage.
@@ -111,7 +113,7 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         """The state from which an interrupted fit goes on."""
-        return self.checkpoints / "last.ckpt"
+        return self.checkpoints / LAST_CHECKPOINT
 
     @property
     def backbone(self) -> Path:

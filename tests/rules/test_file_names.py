@@ -18,23 +18,6 @@ ELSEWHERE = {
     "mmemb/selection/embedding_judge.py": {"backbone"},
     "lightning_modules/counterfactual_selector.py": {"selection.json"},
     "lightning_modules/gating_policy.py": {"backbone", "latency.json", "adaptive"},
-    "callbacks/checkpoint_io.py": {"last.ckpt"},
-    "callbacks/run_record.py": {
-        "config.yaml",
-        "fingerprint.json",
-        "summary.json",
-        "environment.json",
-        "uncommitted.diff",
-    },  # fmt: skip
-    "experiments/report/audit/rows.py": {"embedder"},
-    "experiments/report/build.py": {"gate-test", "latency.json", "gate"},
-    "experiments/report/data/query_table.py": {"utilities", "decisions"},
-    "experiments/report/data/reasoned.py": {"rationales"},
-    "experiments/report/data/runs.py": {"fingerprint.json"},
-    "experiments/report/data/selection.py": {"selected"},
-    "experiments/report/policies/gates.py": {"utilities"},
-    "experiments/report/policies/seeds.py": {"utilities"},
-    "experiments/report/policies/swap.py": {"utilities", "selection-test"},
 }
 """Files that still spell a name -> the names."""
 

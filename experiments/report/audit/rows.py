@@ -19,8 +19,9 @@ from experiments.report.data.reasoned import (
 )
 from mmemb.records.pairs import Pair
 from mmemb.records.rationales import ScoredRationale
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
-from mmemb.storage.trained_facts import FACTS, read_fitted
+from mmemb.storage.trained_facts import read_fitted
 
 
 @final
@@ -86,7 +87,7 @@ def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
 
 def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
     """Returns the facts that the embedder was fitted on; None without a complete list of them."""
-    path = experiment / "embedder" / FACTS
+    path = ExperimentFolder(experiment).embedder.facts
     facts = read_fitted(path) if path.is_file() else None
     return None if facts is None or facts.unknown else facts.trained
 

@@ -20,6 +20,7 @@ from mmemb.records.rationales import DIRECT, FULL
 from mmemb.records.sample_json import check_index
 from mmemb.records.sidecar_json import DecisionJson, UtilityJson
 from mmemb.storage.joins import check_join
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 METRICS = ("recall@1", "recall@5", "recall@10", "hit@1", "ndcg_linear@5")
@@ -106,8 +107,8 @@ class QueryTable:
 
 def read_queries(experiment: Path) -> QueryTable:
     """Reads and joins the sidecars of an experiment; decisions must cover every utility."""
-    utilities = ShardIndex.open(experiment / "utilities")
-    decisions = ShardIndex.open(experiment / "decisions")
+    utilities = ShardIndex.open(ExperimentFolder(experiment).utilities)
+    decisions = ShardIndex.open(ExperimentFolder(experiment).decisions)
     check_join(utilities, decisions)
     rows, taken = [], []
     for entry in utilities.entries:

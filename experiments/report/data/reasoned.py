@@ -14,6 +14,7 @@ from mmemb.records.schema import SchemaError
 from mmemb.records.sidecar_json import UtilityJson
 from mmemb.selection.answers import names_target
 from mmemb.storage.joins import check_join
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 
@@ -107,7 +108,7 @@ def read_reasoned(experiment: Path, root: Path, part: str = "test") -> tuple[Rea
     check_covers(source, utilities)
     check_join(rationales, utilities)
 
-    table = RationaleTable(experiment / "rationales", [source])
+    table = RationaleTable(ExperimentFolder(experiment).rationales, [source])
     rows = [row for row in rows_of(source) if row.meta["part"] == part]
     queries = [
         _reasoned(row, utilities, table) for row in rows if row.entry.key in utilities.by_key

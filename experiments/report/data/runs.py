@@ -10,6 +10,7 @@ from experiments.tables import Table
 from mmemb.records.schema import read_json
 from mmemb.storage.files import is_temporary
 from mmemb.storage.run_files import read_environment, read_summary
+from mmemb.storage.run_folder import MARK, RunFolder
 from mmemb.storage.run_marks import RunMark
 
 HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
@@ -27,7 +28,7 @@ def list_runs(folder: Path) -> str:
     runs = sorted(
         {
             path.parent
-            for path in folder.rglob("fingerprint.json")
+            for path in folder.rglob(MARK)
             if not path.parent.is_symlink() and not is_temporary(path.parent)
         },
         key=lambda run: run.name,
@@ -66,7 +67,7 @@ def diff_runs(left: Path, right: Path) -> str:
 
 
 def _line(folder: Path, run: Path) -> list[str]:
-    mark = read_json(run / "fingerprint.json", RunMark)
+    mark = read_json(RunFolder(run).mark, RunMark)
     summary, environment = read_summary(run), read_environment(run)
     metrics = summary.metrics
     shown = [f"{name} {_number(metrics[name])}" for name in HEADLINES if name in metrics]

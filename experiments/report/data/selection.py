@@ -14,6 +14,7 @@ import numpy as np
 
 from mmemb.records.rationales import ScoredJson
 from mmemb.retrieval.bootstrap import MIN_CLUSTERS
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 
@@ -23,9 +24,10 @@ def selection_figures(
     """Keep rate and right-name rates of all and of kept candidates, counted by draw; the interval
     of their difference is a bootstrap over concepts. The same by task and by worker, whose pool is
     one. None where nothing was selected: an experiment may take its embedder from another one."""
-    if not (experiment / "selected").exists():
+    selected = ExperimentFolder(experiment).selected
+    if not selected.exists():
         return None
-    index = ShardIndex.open(experiment / "selected")
+    index = ShardIndex.open(selected)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     tasks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     workers: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)

@@ -22,6 +22,7 @@ from mmemb.gate.policy_loss import Estimator
 from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import StatePart, check_parts
 from mmemb.records.hashing import stable_hash
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 NUM_STEPS = 300
@@ -47,7 +48,7 @@ def read_parts(experiment: Path, data_root: Path) -> dict[str, UtilityBatch]:
         data_root: holds `queries/`.
     """
     rows = rows_of(ShardIndex.open(data_root / "queries"))
-    table = UtilityTable(str(experiment / "utilities"), rows[0].index)
+    table = UtilityTable(str(ExperimentFolder(experiment).utilities), rows[0].index)
     return {
         part: table.batch(table.of_part(rows, part)) for part in ("gate", "calibration", "test")
     }

@@ -32,6 +32,7 @@ from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.retrieval.bootstrap import cluster_bootstrap, seed_spread
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 
@@ -77,7 +78,7 @@ def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{run} and {runs[0]} are about different queries: not comparable")
     source = ShardIndex.open(root / "queries")
     for run in runs:
-        check_covers(source, ShardIndex.open(run / "utilities"))
+        check_covers(source, ShardIndex.open(ExperimentFolder(run).utilities))
 
     test, think = seed_runs[0].test, [task.name for task in read_tasks(root) if task.think]
     chosen_N = of_eligible_tasks(test)

@@ -13,12 +13,13 @@ from experiments.report.policies.comparisons import NUM_RESAMPLES
 from mmemb.records.sidecar_json import UtilityJson
 from mmemb.retrieval.bootstrap import cluster_bootstrap
 from mmemb.storage.run_files import read_summary
+from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 
 def judged_swap(experiment: Path) -> dict[str, float | None]:
     """Returns the judges' log-probabilities, from the selector's test run; empty without one."""
-    return read_summary(experiment / "selection-test").metrics
+    return read_summary(ExperimentFolder(experiment).selection_test.path).metrics
 
 
 def embedded_swap(experiment: Path) -> dict[str, Any] | None:
@@ -27,7 +28,7 @@ def embedded_swap(experiment: Path) -> dict[str, Any] | None:
     Returns:
         `foreign` and `none`: mean with its interval over concepts, and `queries`.
     """
-    index = ShardIndex.open(experiment / "utilities")
+    index = ShardIndex.open(ExperimentFolder(experiment).utilities)
     rows = [
         (entry.meta["concept"], *swap)
         for entry in index.entries
