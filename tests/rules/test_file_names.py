@@ -16,7 +16,7 @@ ELSEWHERE = {
     "mmemb/gate/adaptive_embedder.py": {"backbone", "gate"},
     "mmemb/gate/saved_settings.py": {"adaptive.json"},
     "mmemb/selection/embedding_judge.py": {"backbone"},
-    "lightning_modules/counterfactual_selector.py": {"selection.json"},
+    "mmemb/selection/fitted_selection.py": {"selection.json"},
     "lightning_modules/gating_policy.py": {"backbone", "latency.json", "adaptive"},
 }
 """Files that still spell a name -> the names."""
