@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def pytest_collection(session: pytest.Session) -> None:
     """Forked ranks would hang in a pool of threads that the fork lost, and tiny tensors gain
     nothing. Not when this file is read: who only hands out tests to others needs no torch."""
-    if session.config.getoption("numprocesses", None) is None:
+    if not session.config.getoption("numprocesses", None):
         import torch
 
         torch.set_num_threads(1)
