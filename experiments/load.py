@@ -57,6 +57,7 @@ def load_run(
     """
     folder = Path(folder)
     settings = read_config(folder)["model"]
+
     permissions = Permissions.for_folder(folder, models, servers)
     check = partial(
         check_recorded,
@@ -65,8 +66,10 @@ def load_run(
         packages=packages,
         trust_remote_code=trust_remote_code,
     )
+
     module = _build(settings, check, str(RunFolder(folder).config))
     path = Path(checkpoint) if checkpoint else _newest_checkpoint(RunFolder(folder))
+
     if path is not None:
         _load_weights(module, path)
     return module.eval()
@@ -88,8 +91,11 @@ def load_adaptive(
         models: folders and hub ids of models that saved workers may run; a run of this checkout
             may name any.
     """
+
     folder = Path(folder)
     inner = RunFolder(folder).adaptive.path
+
+    # A gate's run holds the saved path in `adaptive`, which may also be named itself.
     folder = inner if inner.is_dir() else folder
     return AdaptiveEmbedder.from_pretrained(folder, workers, servers, models)
 
@@ -97,7 +103,7 @@ def load_adaptive(
 def _build(
     settings: dict[str, Any], check: Callable[[Mapping[str, Any]], None], where: str
 ) -> pl.LightningModule:
-    """The module of checked settings.
+    """Builds the module of checked settings.
 
     The recorded configuration is resolved, so its texts are taken as they are: none is read as
     YAML, or as the name of a further file.
@@ -111,6 +117,7 @@ def _build(
         parsed = parser.parse_object({"model": settings})
     except ArgumentError as error:
         reason = innermost(textwrap.dedent(str(error).partition("\n")[2])) or str(error)
+
         raise ValueError(f"{where} does not fit this version: {reason:.500}") from None
     check(parsed.model.as_dict())  # as the parser understood it
     return parser.instantiate(parsed).model
@@ -129,6 +136,7 @@ def _newest_checkpoint(run: RunFolder) -> Path | None:
 def _load_weights(module: pl.LightningModule, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
+
     state = read_weights(path)["state_dict"]
     try:
         module.load_state_dict(state)

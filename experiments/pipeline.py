@@ -39,7 +39,7 @@ class Stage(Schema):
     arguments: tuple[str, ...] = ()
 
     def command_line(self, shared: Sequence[str]) -> list[str]:
-        """The arguments of `experiments.run`."""
+        """Returns the arguments of `experiments.run`."""
         return [self.subcommand, "--config", self.config, *self.arguments, *shared]
 
 
@@ -103,6 +103,7 @@ def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Returns the keys of a file with `base`, put over those of its base."""
     overlay = convert(data, _Overlay, str(path))
     base = convert(_parsed(Path(overlay.base)), Pipeline, overlay.base)
+
     names = [stage.name for stage in base.stages]
     if unknown := sorted(set(overlay.more_arguments) - set(names)):
         raise ValueError(
@@ -124,7 +125,7 @@ def _filled(stage: Stage, word: str, value: str) -> Stage:
 
 
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
-    """Whether a finished run covers the stage. Parses the configuration, builds nothing."""
+    """Tells whether a finished run covers the stage; parses the configuration, builds nothing."""
     from callbacks.run_record import is_finished
     from experiments.cli.experiment_cli import experiment_folder, parse, run_fingerprint
 
@@ -135,13 +136,18 @@ def is_done(stage: Stage, shared: Sequence[str]) -> bool:
 
 def run_stage(stage: Stage, shared: Sequence[str]) -> None:
     """Runs a stage in a process of its own; its failure ends the pipeline."""
+
     arguments = stage.command_line(shared)
     print(f"$ python -m experiments.run {' '.join(arguments)}", flush=True)
     status = run_module("experiments.run", arguments)
+
+    # An interrupted stage is no failure: the caller's own status says so, and the next start
+    # goes on.
     if status == UNFINISHED_STATUS:
         raise Unfinished(
             f"stage {stage.name} was interrupted before its end. Run the pipeline again to go on."
         )
+
     if status:
         sys.exit(
             f"error: stage {stage.name} failed (exit status {status}); what it printed "
@@ -166,14 +172,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Runs the stages of a pipeline file in order and skips what is done.",
         epilog="Arguments after -- go to every stage, e.g. -- --trainer.devices 2",
     )
+
     parser.add_argument("config", type=Path, help="e.g. experiments/configs/pocket/pipeline.yaml")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and later")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--seeds", type=int, help="number of a file's seeds, from 0 on")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+
+    # Arguments that this parser does not know belong to every stage, with or without `--`.
     options, rest = parser.parse_known_args(arguments)
     quieten()
+
     shared_rest = [argument for argument in rest if argument != "--"]
+
     try:
         pipeline = read_pipeline(options.config)
         for one in per_seed(pipeline, options.seeds):
@@ -188,13 +199,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def per_seed(pipeline: Pipeline, num_seeds: int | None) -> list[Pipeline]:
-    """The pipeline itself, or one for each of its seeds."""
+    """Returns the pipeline itself, or one for each of its seeds."""
     from experiments.pipelines.ablations import check_seeds
 
     if not pipeline.seeds:
         return [pipeline]
+
     seeds = pipeline.seeds if num_seeds is None else tuple(range(num_seeds))
     check_seeds(seeds)
+
     if "{seed}" not in pipeline.experiment:
         raise ValueError(
             f"experiment is {pipeline.experiment!r}: with seeds it needs {{seed}} in its name, or "
@@ -209,19 +222,24 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
     for name in filter(None, (options.start, options.until)):
         if name not in names:
             raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(names)}.")
+
     shared = [
         *("--experiment", pipeline.experiment, "--data_root", pipeline.data_root),
         *pipeline.arguments,
         *rest,
     ]
+
     seconds: dict[str, float] = {}
     with timed(seconds, "prepare"):
         if options.dry_run:
             print(f"prepare: would make or check {pipeline.data_root}" * bool(pipeline.prepare))
         else:
             prepare(pipeline)
+
+    # With `--from` also finished stages run again, from the named one on.
     start = names.index(options.start) if options.start else len(names)
     end = names.index(options.until) if options.until else len(names)
+
     for number, stage in enumerate(pipeline.stages[: end + 1]):
         with timed(seconds, stage.name):
             if number < start and is_done(stage, shared):
@@ -230,12 +248,16 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
                 print(f"{stage.name}: would run")
             else:
                 run_stage(stage, shared)
+
+    # Both read the whole experiment, which `--until` leaves incomplete.
     if pipeline.ablations and not options.until and not options.dry_run:
         with timed(seconds, "ablations"):
             ablate(pipeline, options, shared)
+
     if pipeline.report and not options.until and not options.dry_run:
         with timed(seconds, "report"):
             report(pipeline.stages[-1], shared)
+
     print_times(seconds)
 
 
@@ -249,9 +271,12 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
     ablations = read_ablations(pipeline.ablations or {}, options.config)
     if options.seeds is not None:
         ablations = dataclasses.replace(ablations, seeds=tuple(range(options.seeds)))
+
     config = parse(pipeline.stages[-1].command_line(shared))
     folder = Path(config.runs) / config.experiment
     number = itertools.count(1)
+
+    # Each cell is a fit and a predict.
     total = 2 * len(ablations.cells) * len(ablations.seeds)
 
     def run_unless_done(subcommand: str, path: str, arguments: Sequence[str]) -> None:
@@ -264,6 +289,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
     run_cells(ablations, folder, shared, run_unless_done)
     think = frozenset(task.name for task in read_tasks(Path(config.data_root)) if task.think)
     found = figures(folder, ablations, think)
+
     write_report(folder, page(found, ablations.seeds), found, picture(found))
 
 
@@ -282,6 +308,7 @@ def report(stage: Stage, shared: Sequence[str]) -> None:
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Notes how long a part took."""
     start = time.monotonic()
+
     yield
     seconds[name] = time.monotonic() - start
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint may be continued: its run's settings and inputs against those of now.
+"""Compares the run of a checkpoint with the settings and inputs that are to continue it.
 
 Lightning loads whatever it is given. A run that goes on with another batch size, or on data that
 was made again, is neither the old run nor a new one; so every difference must be allowed by name.
@@ -44,14 +44,20 @@ def check_resume(
     run = run_of(checkpoint)
     if not RunFolder(run).config.is_file():
         return
+
     recorded = read_config(run)
     found = changes(recorded, settings) | changed_inputs(run, inputs)
+
+    # An allowed key that changes nothing is a mistyped one, and the true difference stays
+    # hidden.
     unknown = [key for key in allowed if not any(_covers(key, name) for name in found)]
     if unknown:
         raise ValueError(
             f"--allow-change {unknown[0]}: this is no difference between {run} and the settings of "
             f"now. They differ in: {', '.join(found) or 'nothing'}."
         )
+
+    # The restored optimiser state overrides these settings, so a change would have no effect.
     kept = [key for key in found if _covers(KEPT, key)]
     if kept:
         raise ValueError(
@@ -59,6 +65,7 @@ def check_resume(
             "rates included, so this change would do nothing. Start a new run from the weights, or "
             "leave the optimiser as it was."
         )
+
     refused = {k: v for k, v in found.items() if not any(_covers(key, k) for key in allowed)}
     if refused:
         lines = "".join(f"\n  {key} {words}" for key, words in refused.items())
@@ -70,12 +77,12 @@ def check_resume(
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that `<run>/checkpoints/NAME.ckpt` belongs to."""
+    """Returns the folder of the run that `<run>/checkpoints/NAME.ckpt` belongs to."""
     return checkpoint.absolute().parent.parent
 
 
 def start_checkpoint(given: str | None, run: Path) -> str | None:
-    """The checkpoint from which a fit starts; None for the first step.
+    """Returns the checkpoint from which a fit starts; None for the first step.
 
     Args:
         given: by the user, or None.
@@ -90,13 +97,16 @@ def start_checkpoint(given: str | None, run: Path) -> str | None:
 
 
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Key -> `was X, is Y`, for every setting of `settings` that was recorded otherwise."""
+    """Returns key -> `was X, is Y`, for every setting that was recorded otherwise."""
     # An earlier Lightning may have recorded keys that today's has no more.
     before = deciding_trainer(recorded.get("trainer") or {})
     before = {key: value for key, value in before.items() if key in settings.get("trainer", {})}
     recorded = {**recorded, "trainer": before}
+
     now = flattened({k: v for k, v in settings.items() if k != "subcommand"})
     then = flattened({key: recorded.get(key) for key in settings if key != "subcommand"})
+
+    # An object of its own: a recorded None differs from a key that is not there.
     missing = object()
     return {
         name: f"was {_word(then, name)}, is {_word(now, name)}"
@@ -107,9 +117,11 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 
 
 def changed_inputs(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
-    """Path -> what happened, for inputs whose content is not what it was."""
+    """Returns path -> text, for inputs whose content differs from the recorded one."""
     path = RunFolder(run).mark
     known = read_json(path, RunMark).inputs if path.is_file() else {}
+
+    # An input that the mark does not name is new to the run: `changes` reports its setting.
     return {
         name: "holds other data than when the run was started"
         for name, identity in inputs.items()
@@ -118,11 +130,13 @@ def changed_inputs(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
 
 
 def flattened(data: Any, name: str = "") -> dict[str, Any]:
-    """Dotted key -> value; lists count as values.
+    """Returns dotted key -> value; lists count as values.
 
     >>> flattened({"a": {"b": 1, "c": {}}, "d": [2]})
     {'a.b': 1, 'a.c': {}, 'd': [2]}
     """
+
+    # An empty table stays as a value, or its removal would not count as a difference.
     if not isinstance(data, Mapping) or not data:
         return {name: list(data) if isinstance(data, tuple) else data}
     found: dict[str, Any] = {}

@@ -46,7 +46,7 @@ NEEDS = ("disk_gib", "memory_gib")
 
 
 def config_files(arguments: list[str]) -> list[Path]:
-    """The files named by `--config FILE`, `--config=FILE` and `-c FILE`."""
+    """Returns the files named by `--config FILE`, `--config=FILE` and `-c FILE`."""
     files = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if before in {"--config", "-c"}:
@@ -62,10 +62,12 @@ def check_config_files(arguments: list[str]) -> None:
         if not path.is_file():
             near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
             raise FileNotFoundError(f"--config {path}: there is no such file.{near}")
+
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from None
+
         if not isinstance(data, Mapping):
             raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
         check_config(data, path)
@@ -74,8 +76,11 @@ def check_config_files(arguments: list[str]) -> None:
 def check_config(data: Mapping[str, Any], path: Path) -> None:
     """Checks one parsed file: top-level keys, trainer keys, and every class with its arguments."""
     _check_keys(data, SHARED_KEYS, path, where="")
+
+    # `callbacks+` is jsonargparse's way to append to the callbacks of an earlier file.
     trainer = inspect.signature(pl.Trainer.__init__).parameters
     _check_keys(data.get("trainer") or {}, [*trainer, "callbacks+"], path, where="trainer.")
+
     _check_keys(data.get("needs") or {}, NEEDS, path, where="needs.")
     _check_classes(data, path, where="")
 
@@ -84,20 +89,30 @@ def _check_classes(node: Any, path: Path, where: str) -> None:
     if isinstance(node, list):
         for position, item in enumerate(node):
             _check_classes(item, path, f"{where}{position}.")
+
+    # An interpolation is parsed here, since the parser would name neither the file nor the key.
     if isinstance(node, str) and "${" in node:
         _check_interpolation(node, path, where)
+
     if not isinstance(node, Mapping):
         return
+
     if isinstance(node.get("class_path"), str):
         _check_keys(node, CLASS_KEYS, path, where)
         target = _load(node["class_path"], path, where)
+
         names = _argument_names(target)
         arguments = node.get("init_args") or {}
+
+        # Arguments that moved get their new place; `nearest` would propose a name that only
+        # looks alike.
         for key, place in ARGUMENTS.get(node["class_path"], {}).items():
             if key in arguments:
                 raise ValueError(f"{path}: {where}init_args.{key} is now {place}. Write that.")
+
         if names is not None:
             _check_keys(arguments, names, path, f"{where}init_args.")
+
     for key, value in node.items():
         _check_classes(value, path, f"{where}{key}.")
 
@@ -114,6 +129,7 @@ def _load(class_path: str, path: Path, where: str) -> Any:
         raise ValueError(
             f"{path}: {where}class_path: {class_path} is now {CLASS_PATHS[class_path]}. Write that."
         )
+
     module_name, _, name = class_path.rpartition(".")
     try:
         module = import_module(module_name)
@@ -123,6 +139,7 @@ def _load(class_path: str, path: Path, where: str) -> Any:
             f"be imported ({error}). Write the full path of a class, such as "
             "lightning_modules.ContrastiveEmbedder."
         ) from None
+
     if not hasattr(module, name):
         # `__all__` where there is one: packages that load their names lazily have no others.
         names = getattr(module, "__all__", None) or [n for n in dir(module) if n[:1] != "_"]
@@ -132,7 +149,7 @@ def _load(class_path: str, path: Path, where: str) -> Any:
 
 
 def _argument_names(target: Any) -> list[str] | None:
-    """Names that `target` accepts, or None where it takes any."""
+    """Returns the names that `target` accepts, or None where it takes any."""
     parameters = inspect.signature(target).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
@@ -141,6 +158,7 @@ def _argument_names(target: Any) -> list[str] | None:
 
 def _check_keys(given: Any, valid: Iterable[str], path: Path, where: str) -> None:
     known = list(valid)
+
     if not isinstance(given, Mapping):
         raise ValueError(f"{path}: {where[:-1]} is {given!r:.60}; expected keys and values.")
     for key in given:
@@ -152,7 +170,7 @@ def _check_keys(given: Any, valid: Iterable[str], path: Path, where: str) -> Non
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an error message: ` Did you mean x?`, or nothing.
+    """Returns a hint for an error message: ` Did you mean x?`, or an empty text.
 
     >>> nearest("temprature", ["temperature", "optimizer"])
     ' Did you mean temperature?'

@@ -63,10 +63,12 @@ class ExperimentCLI(LightningCLI):
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         command = shlex.join(["python", "-m", "experiments.run", *(arguments or [])])
         self.command = without_secrets(command)  # it is kept beside what a run writes
+
         named = [argument for argument in arguments or [] if argument in SUBCOMMANDS]
         if named:  # the other three parsers would take a third of the start
             method = {named[0]: self.subcommands()[named[0]]}
             self.subcommands = lambda: method
+
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         check_config_files(arguments or [])
         super().__init__(
@@ -115,8 +117,11 @@ class ExperimentCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+
+        # The parser has made texts of defaults such as a `torch.device`, which no class accepts.
         drop_unwritable_defaults(config)
         check_trainer_options(config.trainer, self.subcommand)
+
         for key in ("name", "experiment"):
             if not config[key]:
                 raise ValueError(f"{key} is not set: give --{key}, or the key in a --config file.")
@@ -124,21 +129,28 @@ class ExperimentCLI(LightningCLI):
         check_plain(config.name, "name")
         for part in Path(config.experiment).parts:
             check_plain(part, f"A part of experiment {config.experiment!r}")
+
+        # A full disk shall stop the run now, not after hours of training.
         check_disk(experiment_folder(config).path, config.needs.disk_gib)
         check_memory(config.needs.memory_gib)
         torch.set_float32_matmul_precision("high")
+
         self.fingerprint = run_fingerprint(config, self.subcommand)
         settings = settings_of(config, self.subcommand)
         self.inputs = input_identities(settings, own_outputs(config, self.subcommand))
         check_reuse(config, own_outputs(config, self.subcommand))
+
+        # Before a folder is claimed, so that a refused checkpoint leaves none behind.
         given = config.get("ckpt_path")
         if self.subcommand == "fit" and given is not None and Path(given).is_file():
             whole = settings_of(config, self.subcommand, machine=True)
             check_resume(Path(given), whole, self.inputs, config.allow_change)
+
         self.claimed = self._claim()
         self.run_folder = self.claimed.path
         # Before anything is put into this folder: a run of this text has its own.
         self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
+
         config.trainer.default_root_dir = str(self.run_folder)
         place_loggers(config.trainer, self.run_folder)
 
@@ -166,20 +178,29 @@ class ExperimentCLI(LightningCLI):
             tags=config.tags,
             inherited_facts=facts,
         )
+
+        # Lightning's own default would put its files into `lightning_logs/version_N` below the
+        # run.
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.run_folder), name="", version="")
+
         trainer = super().instantiate_trainer(**kwargs)
         keep_checkpoints_in(trainer, self.run_folder)
         keep_whole_checkpoints(trainer)
+
         if self.subcommand == "fit":
             trainer.callbacks.insert(0, TrainingHealth())
             trainer.callbacks.append(StopAtStep())
             trainer.fit_loop = WholeFitLoop.of(trainer)
+
         if self.subcommand in ("fit", "test"):
             trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
         trainer.callbacks.append(Interruption())  # last: a checkpoint holds what the others did
+
         for callback in having(trainer.callbacks, FolderCallback):
             callback.describe_run(self.fingerprint, self.command, facts)
+
+        # A development run keeps nothing, so it has no record.
         if not trainer.fast_dev_run:
             trainer.callbacks.insert(0, record)
         return trainer
@@ -214,8 +235,10 @@ class ExperimentCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True  # Lightning trusts a checkpoint that has an address
+
         if subcommand == "predict":
             kwargs["return_predictions"] = False  # a SidecarWriter has them
+
         if subcommand == "fit":
             kwargs["ckpt_path"] = start_checkpoint(kwargs.get("ckpt_path"), self.run_folder)
         return kwargs
@@ -224,8 +247,11 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.trainer.fast_dev_run:
             return ClaimedFolder.temporary()
+
         name = link_name(config.name, self.subcommand)
         commit, _ = git_state(Path(__file__).parent)
+
+        # Only a fit can be continued; the other subcommands always get a new folder.
         return ClaimedFolder.claim(
             experiment_folder(config).path,
             f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{commit or 'nogit'}",
@@ -235,7 +261,7 @@ class ExperimentCLI(LightningCLI):
 
 
 def _user() -> str:
-    """Who runs this; nobody in a container without accounts."""
+    """Returns the name of the account; an empty text in a container without accounts."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -243,13 +269,13 @@ def _user() -> str:
 
 
 def parse(arguments: list[str]) -> Namespace:
-    """The resolved configuration of a command line; nothing is built."""
+    """Returns the resolved configuration of a command line; nothing is built."""
     cli = _ParseOnly(arguments)
     return cli.config[cli.subcommand]
 
 
 def build(arguments: list[str]) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-    """Module and data of a `fit` command line, without a trainer; nothing is run or written."""
+    """Builds module and data of a `fit` command line; runs and writes nothing."""
     cli = _BuildOnly(arguments)
     return cli.model, cli.datamodule
 
@@ -275,7 +301,7 @@ class _ParseOnly(_BuildOnly):
 
 
 def sidecar_folders(config: Namespace) -> list[Path]:
-    """Where the configuration's SidecarWriters write."""
+    """Returns the folders that the configuration's SidecarWriters write."""
     callbacks = config.trainer.callbacks or []
     named = [c for c in callbacks if c.class_path.endswith("SidecarWriter")]
     return [Path(callback.init_args.folder) for callback in named]
@@ -287,7 +313,7 @@ def experiment_folder(config: Namespace) -> ExperimentFolder:
 
 
 def own_outputs(config: Namespace, subcommand: str) -> list[Path]:
-    """What the run writes, or a later one with the same file: no input of it, even if it exists."""
+    """Returns the folders that the run or a later one writes: no input, even if they exist."""
     if subcommand == "fit":
         link = experiment_folder(config).run(config.name).path
         return [link, *sidecar_folders(config)]
@@ -298,6 +324,7 @@ def check_reuse(config: Namespace, outputs: list[Path]) -> None:
     """Raises ValueError if a run would reuse draws from the very folder that it writes."""
     reused = (config.model.init_args or {}).get("reuse") or []
     written = {output.resolve() for output in outputs}
+
     if wrong := [folder for folder in reused if Path(folder).resolve() in written]:
         raise ValueError(
             f"model.reuse names {wrong[0]}, which this run writes. Move the old folder away first "
@@ -321,6 +348,7 @@ def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> di
     data = config.as_dict()
     for key in MACHINE_KEYS:
         (data["data"].get("init_args") or {}).pop(key, None)
+
     trainer = deciding_trainer(data["trainer"])
     kept = {key: data[key] for key in ("model", "data", "seed_everything")}
     if not machine:

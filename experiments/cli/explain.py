@@ -16,7 +16,7 @@ _ABSENT = object()
 
 
 def asked_for(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """The other arguments, and the key behind `--explain`, if there is one.
+    """Returns the other arguments, and the key behind `--explain`, if there is one.
 
     >>> asked_for(["fit", "--explain", "trainer.max_steps", "--config", "a.yaml"])
     (['fit', '--config', 'a.yaml'], 'trainer.max_steps')
@@ -31,7 +31,7 @@ def asked_for(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def explain(arguments: Sequence[str], key: str) -> str:
-    """The value of a key, and what set it, the last one first.
+    """Returns the value of a key, and the files and flags that set it, the last one first.
 
     Args:
         arguments: of `experiments.run`, without `--explain KEY`.
@@ -52,10 +52,13 @@ def explain(arguments: Sequence[str], key: str) -> str:
     if value is _ABSENT:
         known = [name for name, _ in _leaves(config)]
         raise ValueError(f"there is no setting {key}.{nearest(full, known)}")
+
     found = [*_files(with_base(list(arguments)), full), *_flags(arguments, full)]
     lines = [f"{full} = {value!r}"]
+
     if not found:
         lines.append("set by no file and no flag: the default of its class")
+
     for place, (source, given) in enumerate(reversed(found)):
         lines.append(f"{'set by' if place == 0 else 'before that'} {source}: {given}")
     return "\n".join(lines)
@@ -81,13 +84,15 @@ def _flags(arguments: Sequence[str], key: str) -> Iterator[tuple[str, str]]:
 
 
 def _spelt_out(data: Any, key: str) -> str:
-    """With `init_args` where a class stands and the key does not say so."""
+    """Returns the key with `init_args` put in where a class stands and the key leaves it out."""
     node, parts = data, []
     for part in key.split("."):
+        # On the command line `--model.losses` means `model.init_args.losses`.
         inner = node.get("init_args") if isinstance(node, Mapping) else None
         if isinstance(inner, Mapping) and part not in node:
             parts.append("init_args")
             node = inner
+
         parts.append(part)
         node = node.get(part) if isinstance(node, Mapping) else None
     return ".".join(parts)

@@ -22,9 +22,10 @@ class WholeFitLoop(_FitLoop):
 
     @classmethod
     def of(cls, trainer: Trainer) -> WholeFitLoop:
-        """The loop with the limits of the trainer's own one."""
+        """Builds the loop with the limits of the trainer's own one."""
         default = trainer.fit_loop
         loop = cls(trainer, min_epochs=default.min_epochs, max_epochs=default.max_epochs)
+
         loop.epoch_loop = default.epoch_loop
         return loop
 
@@ -42,6 +43,7 @@ class WholeFitLoop(_FitLoop):
             trainer.should_stop = True
 
         super().on_run_start()
+
         if self.done and has_ended(trainer) and trainer.enable_validation:
             self._validate()
 
@@ -56,9 +58,11 @@ class WholeFitLoop(_FitLoop):
         return path is not None and Path(path).is_relative_to(self.trainer.default_root_dir)
 
     def _validate(self) -> None:
-        """The validation after the last step, which the process before may not have reached."""
+        """Validates after the last step, which the process before may not have reached."""
         trainer = self.trainer
         trainer.validating = True
+
         self.epoch_loop.val_loop.restarting = False
         self.epoch_loop.val_loop.run()
+
         trainer.training = True

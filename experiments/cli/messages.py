@@ -44,6 +44,7 @@ def without_secrets(text: str) -> str:
 def quieten() -> None:
     """Silences tips, and hints about choices made on purpose: no user can act on them."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
     for message in (
         ".*does not have many workers.*",
         ".*args parameter is intended to run from within Python.*",

@@ -29,6 +29,7 @@ def check_trainer_options(trainer: Namespace, subcommand: str = "fit") -> None:
             f"trainer.default_root_dir is {folder}, but a run has a folder of its own: name its "
             "parents by --runs and --experiment."
         )
+
     if trainer.barebones:
         raise ValueError(
             "trainer.barebones switches off the logs and checkpoints of a run: measure speed with "

@@ -41,14 +41,14 @@ from mmemb.storage.shard_writer import (
 from mmemb.storage.trained_facts import FACTS, read_fitted, write_facts
 
 Paths = Literal["always", "never", "averaged"]
-"""What is compared: after the greedy draft, directly, or with several drafts averaged."""
+"""Rationales of the compared vectors: the greedy draft, none, or several drafts averaged."""
 
 
 ROWS = 256
 """Pairs whose scores are read together."""
 
 DRAW_SEED = 0
-"""Of the stage that drew the rationales, by which the first K of them are told."""
+"""Seed of the stage that drew the rationales, which tells the first K of them."""
 
 
 @final
@@ -110,7 +110,7 @@ class Ablations:
 
 
 def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
-    """The block as a record; a mistake is one ValueError that names file and key."""
+    """Reads the block as a record; a mistake is one ValueError that names file and key."""
     try:
         cells = {name: _read_cell(cell or {}) for name, cell in data["cells"].items()}
         comparisons = tuple(Comparison(**row) for row in data["comparisons"])
@@ -119,11 +119,15 @@ def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
         found = Ablations(**rest, cells=cells, comparisons=comparisons, seeds=seeds)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}, ablations: {type(error).__name__} {error}") from None
+
     named = {name for row in comparisons for name in (row.left, row.right)}
     if unknown := sorted(named - set(cells)):
         raise ValueError(f"{path}, ablations: comparisons name unknown cell(s) {unknown}")
+
+    # Names of cells become names of run folders.
     for name in found.cells:
         check_plain(str(name), f"{path}, ablations: a cell")
+
     check_seeds(found.seeds)
     return found
 
@@ -146,7 +150,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
-    """`selected-HASH` beside `selected/`: the same candidates, chosen as the cell states.
+    """Writes `selected-HASH` beside `selected/`: the same candidates, chosen as the cell states.
 
     Cells that choose alike share it. Nothing is judged: the selector's scores are read.
 
@@ -157,6 +161,7 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
     source = ShardIndex.open(ExperimentFolder(folder).selected)
     settings = {"source": str(source.folder), "fitted": str(folder / "selection")}
     settings |= {"rule": asdict(cell.rule), "candidates": cell.candidates}
+
     print_of = fingerprint(settings)
     target = folder / f"selected-{stable_hash(print_of, bits=32):08x}"
 
@@ -174,6 +179,8 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
             return target
 
         chosen = choose_again(source, folder, cell)
+
+        # Shard for shard, so that a sidecar shard still names the shard that it was made from.
         for shard in source.shard_names:
             samples = [
                 Sample(entry.key, encode_members({"json": chosen[entry.key]}), dict(entry.meta))
@@ -197,6 +204,7 @@ def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list
     """
     fitted, table = read_selection(folder / "selection"), ScoreTable(folder / "judge-scores")
     batches = [source.entries[i : i + ROWS] for i in range(0, len(source.entries), ROWS)]
+
     pools = {
         entry.key: [row.scored for row in source.read_json(entry, tuple[ScoredJson, ...])]
         for entry in source.entries
@@ -207,6 +215,8 @@ def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list
     for entries in batches:
         scores = table.read(entry.key for entry in entries)
         value_BK = cell.rule.value(scores.contrasts(fitted.tau, fitted.num_hard))
+
+        # Columns behind a pair's own candidates keep count 0, so they are no candidates.
         count_BK = torch.zeros_like(value_BK)
         for entry, count_K in zip(entries, count_BK, strict=True):
             drawn = draw_counts(pools[entry.key], _seeds(entry.key, cell))
@@ -218,6 +228,7 @@ def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list
 
     # One threshold for all pairs, so it waits for the last value.
     eta = cell.rule.eta(torch.cat([value_BK.flatten() for value_BK in values]))
+
     found: dict[str, list[dict[str, Any]]] = {}
     for entries, value_BK, count_BK in zip(batches, values, counts, strict=True):
         rows = zip(entries, count_BK, *cell.rule.choose(value_BK, count_BK, eta), strict=True)
@@ -233,7 +244,7 @@ def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list
 
 
 def draw_counts(pool: Sequence[ScoredRationale], seeds: Collection[int] | None) -> list[int]:
-    """How often each candidate was drawn.
+    """Counts how often each candidate was drawn.
 
     Args:
         pool: candidates of a pair, equal draws merged.
@@ -241,6 +252,8 @@ def draw_counts(pool: Sequence[ScoredRationale], seeds: Collection[int] | None) 
     """
     if seeds is None:
         return [scored.rationale.count for scored in pool]
+
+    # Candidates from before draws were merged carry one seed only.
     return [
         sum(seed in seeds for seed in scored.rationale.seeds or (scored.rationale.seed,))
         for scored in pool
@@ -253,7 +266,7 @@ def _chosen(scored: ScoredRationale, count: float, kept: bool, weight: float) ->
 
 
 def _seeds(key: str, cell: Cell) -> frozenset[int] | None:
-    """Seeds of the draws that a cell may choose from; None = all."""
+    """Returns seeds of the draws that a cell may choose from; None = all."""
     if cell.candidates is None:
         return None
     return frozenset(stable_hash(DRAW_SEED, key, k) for k in range(cell.candidates))
@@ -273,11 +286,13 @@ def run_cells(
         shared: arguments of all stages.
         run_stage: runs subcommand, config and arguments unless that is done.
     """
+
     averaged = {row.left for row in ablations.comparisons if row.path == "averaged"}
     averaged |= {row.right for row in ablations.comparisons if row.against == "averaged"}
     for seed in ablations.seeds:  # so that whoever stops early has whole seeds
         for name, cell in ablations.cells.items():
             sidecar = write_cell_sidecar(folder, cell)
+
             own = ["--name", run_name(name, seed)]
             arguments = [
                 *own,
@@ -286,6 +301,7 @@ def run_cells(
                 *("--data.soft", str(not cell.hard).lower()),
                 *("--model.losses.direct", str(cell.direct_weight)),
             ]
+
             run_stage("fit", ablations.fit, [*arguments, *shared])
             # Reading every draft takes four times as long, so only who is asked for them does.
             draws = [] if name in averaged else ["--model.num_draws", "1"]
@@ -293,19 +309,19 @@ def run_cells(
 
 
 def run_name(cell: str, seed: int) -> str:
-    """The name of a cell's runs."""
+    """Returns the name of a cell's runs."""
     return f"{cell}-seed{seed}"
 
 
 def in_process(subcommand: str, config: str, arguments: Sequence[str]) -> None:
-    """A stage in this process: a hundred short ones would spend most of their time importing."""
+    """Runs a stage in this process: a hundred short ones would spend most time importing."""
     from experiments.cli.experiment_cli import ExperimentCLI
 
     ExperimentCLI([subcommand, "--config", config, *arguments])
 
 
 def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: bytes) -> None:
-    """`report.{md,json,png}` in a run folder of their own, linked from the experiment's folder.
+    """Writes `report.{md,json,png}` in a run folder, linked from the experiment's folder.
 
     Args:
         folder: of the experiment.
@@ -320,8 +336,10 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
         "uncommitted_changes": bool(diff),
         "versions": package_versions(),
     }
+
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = new_folder(folder, f"{stamp}-report-{commit or 'nogit'}")
+
     files = {
         "report.json": json.dumps(
             finite({**origin, **data}), ensure_ascii=False, allow_nan=False, indent=1
@@ -329,6 +347,7 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
         "report.png": picture,
         "report.md": text.encode(),
     }
+
     with whole_folder(run) as fresh:
         for name, content in files.items():
             (fresh / name).write_bytes(content)

@@ -29,6 +29,7 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     process = context.Process(target=_as_main, args=(module, list(arguments)))
+
     process.start()
     try:
         process.join()

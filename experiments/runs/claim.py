@@ -50,18 +50,22 @@ class Launch:
     def of(cls, environment: Mapping[str, str]) -> Launch | None:
         """Reads the variables of `torchrun`, `srun`, or a process started by hand on each node;
         None for a process that is alone, or starts its other ranks itself."""
+
         if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
             rank = int(environment["RANK"])
         elif int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
             if environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning has it
                 return None
             rank = int(environment["SLURM_PROCID"])
+
+        # A later node is never the first rank; a process with MASTER_ADDR on node 0 is.
         elif int(environment.get("NODE_RANK", environment.get("GROUP_RANK", 0))) > 0:
             rank = 1
         elif "MASTER_ADDR" in environment:
             rank = 0
         else:
             return None
+
         named = "\n".join(f"{key}={environment.get(key)}" for key in _LAUNCH_KEYS)
 
         # On one machine `torchrun` may call every launch the same, so that what an earlier one has
@@ -95,8 +99,10 @@ class ClaimedFolder:
     @classmethod
     def temporary(cls) -> ClaimedFolder:
         """The folder of a run that keeps nothing."""
+
         if given := _of_launcher():
             return cls(given)
+
         os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="mmemb-fast-dev-run-")
         return cls(Path(os.environ[RUN_FOLDER]), vanishes=True)
 
@@ -114,11 +120,14 @@ class ClaimedFolder:
         """
         if given := _of_launcher():
             return cls(given)
+
         launch = Launch.of(os.environ)
         if launch is not None and launch.rank > 0:
             claimed = cls(announced(experiment, launch, fingerprint))
         else:
             claimed = cls._claim_first(experiment, name, fingerprint, pattern, launch)
+
+        # Ranks that Lightning starts from this process inherit the variable.
         os.environ[RUN_FOLDER] = str(claimed.path)
         return claimed
 
@@ -133,10 +142,13 @@ class ClaimedFolder:
     ) -> ClaimedFolder:
         try:
             run, lock = claim_run(experiment, name, fingerprint, pattern=pattern)
+
+        # The other ranks would wait for their whole time limit, so they are told of the failure.
         except ValueError as error:
             if launch is not None:
                 announce(experiment, launch, fingerprint, None, str(error))
             raise
+
         path = None if launch is None else announce(experiment, launch, fingerprint, run)
         return cls(run, lock, path)
 
@@ -144,9 +156,11 @@ class ClaimedFolder:
         """Removes a new folder in which nothing has been written, after a mistake of the user."""
         if self.lock is None:
             return
+
         mark = RunFolder(self.path).mark
         if {path.name for path in self.path.iterdir()} <= {mark.name, LOCK}:
             mark.unlink(missing_ok=True)
+
         self.lock.release()
         with contextlib.suppress(OSError):  # of a run that goes on it is not empty
             self.path.rmdir()
@@ -210,6 +224,7 @@ def announce(
         The file, to be removed when all ranks have read it.
     """
     path = _rendezvous(experiment, launch)
+
     name = None if run is None else run.name
     write_json(path, {"fingerprint": fingerprint, "run": name, "failure": failure})
     return path
@@ -224,6 +239,7 @@ def announced(
         ValueError: the first rank failed, runs with other settings, or wrote nothing in time.
     """
     path = _rendezvous(experiment, launch)
+
     end = time.monotonic() + seconds
     other = None
     while time.monotonic() < end:
@@ -232,9 +248,13 @@ def announced(
             data = read_json(path, _AnnouncementJson)
             if data.failure or data.run is None:
                 raise ValueError(data.failure or f"{path} names no folder: start the launch again.")
+
+            # Other settings may be left from an earlier launch, so the wait goes on until the
+            # time is over.
             if data.fingerprint == fingerprint:
                 return experiment / data.run
             other = data.fingerprint
+
         time.sleep(0.1)
 
     if other is not None:
@@ -252,6 +272,8 @@ def _of_launcher() -> Path | None:
     """The folder of the process that has started this one as another rank; None for a first rank,
     also of a second run in one process."""
     given = os.environ.get(RUN_FOLDER)
+
+    # `torchrun` sets RANK in all its processes; those started by Lightning have LOCAL_RANK only.
     is_other = int(os.environ.get("LOCAL_RANK", 0)) > 0 and "RANK" not in os.environ
     return Path(given) if given and is_other else None
 

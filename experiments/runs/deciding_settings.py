@@ -54,7 +54,7 @@ FREE_CALLBACKS = {
 
 
 def deciding_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a trainer that decide results.
+    """Returns the settings of a trainer that decide results.
 
     Args:
         trainer: block `trainer` of a configuration, as plain data.
@@ -64,8 +64,11 @@ def deciding_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
         so that its content must not count as an input.
     """
     kept = {key: value for key, value in trainer.items() if key not in FREE_KEYS}
+
+    # YAML has one callback as a table, several as a list: both count alike.
     callbacks = kept.pop("callbacks", None) or []
     blocks = callbacks if isinstance(callbacks, list) else [callbacks]
+
     counted = [block for block in blocks if _class_of(block) not in FREE_CALLBACKS]
     return kept | {"callbacks": canonical_json(counted)}
 

@@ -1,4 +1,4 @@
-"""What the records of a run say for the model card of its backbone."""
+"""Collects facts from the records of a run, for the model card of its backbone."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Figure:
 @final
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What is known of an exported backbone.
+    """Facts about an exported backbone.
 
     Attributes:
         name: of the run or folder.
@@ -123,15 +123,20 @@ class _ManifestJson(Excerpt):
 
 
 def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
-    """What training started from, and which of it are ids of a hub."""
+    """Returns the models that training started from, and those that are ids of a hub."""
     bases, hub = [], []
     for run, name in _starting_points(found.run):
         path = _resolved(run, name)
+
+        # A path on this machine means nothing to a reader of the card: its last part is named.
         if path is None:
             is_id = "/" in name and not Path(name).is_absolute()
             bases.append(Ingredient(name if is_id else Path(name).name))
+
+            # A hub id is OWNER/NAME; the metadata of a card may link no other text.
             hub += [name] if name.count("/") == 1 and not name.startswith((".", "/")) else []
             continue
+
         record = (path if path.is_dir() else path.parent) / "source.json"
         source = read_json(record, _IngredientJson) if record.is_file() else _IngredientJson()
         bases.append(Ingredient(source.package or path.name, source.version, source.licence))
@@ -139,44 +144,50 @@ def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
 
 
 def data_root(found: Found) -> Path | None:
-    """Of the run, if it is still there."""
+    """Returns the data root of the run, or None if it is no longer there."""
     data = found.config.get("data", {})
     root = (data.get("init_args") or {}).get("root") or found.config.get("data_root")
     return _resolved(found.run, str(root)) if root and found.run else None
 
 
 def data_sources(found: Found) -> tuple[list[Ingredient], str]:
-    """Packages that the data was made of, and the data's name."""
+    """Returns the packages that the data was made of, and the data's name."""
     root = data_root(found)
     path = root / MANIFEST if root else None
     if path is None or not path.is_file():
         return [], root.name if root else ""
+
     manifest = read_json(path, _ManifestJson)
     rows = manifest.sources if isinstance(manifest.sources, tuple) else ()
     sources = [Ingredient(row.package, row.version, row.licence) for row in rows]
+
     profile = f", profile {manifest.profile}" if manifest.profile else ""
     return sources, f"{root.name if root else ''}{profile}"
 
 
 def instructions(found: Found, texts_only: bool) -> dict[str, str]:
-    """Task -> the instruction of its first query, if it has one (and a text, with `texts_only`)."""
+    """Returns task -> instruction of its first query, if any (and a text, with `texts_only`)."""
     root = data_root(found)
     if root is None or not (root / "queries" / MANIFEST).is_file():
         return {}
+
     index = ShardIndex.open(root / "queries", verify=False)
     first = {entry.meta["task"]: entry for entry in reversed(index.entries)}
     queries = {task: index.read_json(entry, QueryJson) for task, entry in first.items()}
+
     kept = {task: row for task, row in queries.items() if row.text or not texts_only}
     return {task: row.instruction for task, row in kept.items() if row.instruction}
 
 
 def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
-    """What was measured on this backbone, and where that is from: score files if they are named,
+    """Reads figures measured on this backbone, and their source: score files if they are named,
     else the experiment's report if it is about this backbone, else the run's own validation."""
     if scores is not None:
         return _of_scores(scores), "From the score files of this backbone, part test."
     if found.run is None:
         return [], ""
+
+    # A report measures the backbone of its gate; figures of another embedder must not be shown.
     path = ExperimentFolder(found.run.parent).report_json
     if path.is_file() and _is_reported(found.run):
         report = read_report(path)
@@ -184,6 +195,7 @@ def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
             f"From the experiment's report: {report['eligible_queries']} eligible queries of part "
             "test, mean over tasks; intervals resample concepts."
         )
+
     metrics = read_summary(found.run).metrics
     measured = {name: value for name, value in metrics.items() if value is not None}
     kept = [Figure(name, value) for name, value in measured.items() if name.startswith("val/")]
@@ -191,7 +203,7 @@ def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
 
 
 def records(found: Found) -> dict[str, Any]:
-    """Command, commit, fingerprint, seed and versions, as fields of `RunFacts`."""
+    """Returns command, commit, fingerprint, seed and versions, as fields of `RunFacts`."""
     if found.run is None:
         return {}
     environment = read_environment(found.run)
@@ -206,17 +218,21 @@ def records(found: Found) -> dict[str, Any]:
 
 
 def _starting_points(run: Path | None) -> Iterator[tuple[Path, str]]:
-    """Folders and ids of models, through all runs that this one started from."""
+    """Yields folders and ids of models, through all runs that this one started from."""
     while run is not None:
         arguments = read_config(run)["model"].get("init_args") or {}
+
         backbone = arguments.get("backbone")
         if not isinstance(backbone, dict):
+            # A gate names its trained embedder in place of a backbone.
             backbone = {"init_args": {"folder": arguments.get("embedder")}}
         given = backbone.get("init_args")
         given = given if isinstance(given, dict) else {}
+
         if not given.get("folder"):
             yield from ((run, name) for name in _names(given))
             return
+
         above = _resolved(run, str(given["folder"]))
         above = above.resolve() if above is not None else None
         run = next((p for p in (above, above.parent) if is_run(p)), None) if above else None
@@ -231,10 +247,11 @@ def _names(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_reported(run: Path) -> bool:
-    """Whether the experiment's gate, which its report is about, embeds by this run."""
+    """Tells whether the experiment's gate, which its report is about, embeds by this run."""
     gate = ExperimentFolder(run.parent).gate.path
     if not is_run(gate):
         return False
+
     embedder = (read_config(gate)["model"].get("init_args") or {}).get("embedder")
     path = _resolved(gate, str(embedder))
     return run.resolve() in {gate.resolve(), path.resolve() if path else None}
@@ -256,6 +273,8 @@ def _of_scores(folder: Path) -> list[Figure]:
         metric = file.metric or "hit@1"
         note = f" (partial: {file.partial})" if file.partial else ""
         label, value = f"{name}, {metric}{note}", float(file.scores[metric])
+
+        # Score files written without values for each query have no interval.
         if (own := values.get(name)) is None:
             found.append(Figure(label, value))
             continue
@@ -264,11 +283,12 @@ def _of_scores(folder: Path) -> list[Figure]:
 
 
 def _resolved(run: Path | None, name: str) -> Path | None:
-    """A path of a run's configuration: as it stands, or from the root that holds the runs.
+    """Returns a path of a run's configuration: as it stands, or from the root of the runs.
 
     What is read there may be published: a run from elsewhere has no say in what that is.
     """
     if run is not None and not is_own_run(run):
         return None
+
     roots = [Path(), *(run.resolve().parents[2:3] if run else ())]
     return next((root / name for root in roots if name and (root / name).exists()), None)

@@ -20,7 +20,7 @@ _AGAIN = "It is not what `experiments.run` writes: fetch or train the run again.
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved configuration of a run; its key `model` is a table of a class.
+    """Reads the resolved configuration of a run; its key `model` is a table of a class.
 
     Raises:
         FileNotFoundError: it is no run.
@@ -32,6 +32,8 @@ def read_config(run: Path) -> dict[str, Any]:
             f"{path} is missing: {run} is no run of `experiments.run`. Name a folder below runs/, "
             "such as runs/pocket/embedder."
         )
+
+    # Before parsing, as a file of any size would be read into memory.
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path} has more than {MOST_BYTES >> 10} KiB. {_AGAIN}")
 
@@ -76,9 +78,11 @@ class _ConfigYaml(Excerpt):
 def _has_more_values(data: Any, most: int) -> bool:
     """Tells whether nested data has more values than `most`; an alias may hold itself."""
     waiting, seen = [data], 0
+
     while waiting and seen <= most:
         node = waiting.pop()
         seen += 1
+
         if isinstance(node, Mapping):
             waiting += node.values()
         elif isinstance(node, list | tuple):

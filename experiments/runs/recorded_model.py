@@ -18,7 +18,7 @@ from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.trust import Permissions, check_code
 
 PACKAGES = ("lightning_modules", "mmemb", "torch.optim")
-"""Whose classes a recorded configuration may name."""
+"""Packages whose classes a recorded configuration may name."""
 
 _FUNCTIONS = {"load_backbone": ("folder",)}
 """Functions that stand where a class may stand -> their arguments that name a model."""
@@ -49,6 +49,7 @@ def check_recorded(
         ValueError: it names a class of another package, a model or server that is not allowed, or
             asks for code that comes with a model.
     """
+
     where = str(RunFolder(folder).config)
     if not trust_remote_code:
         check_code(settings, where, permissions.is_own)
@@ -61,11 +62,15 @@ def check_recorded(
             continue
 
         kind = _object(str(node["class_path"]), f"{where}: {key}.class_path", packages)
+
         arguments: dict[str, Any] = {}
         for part in _ARGUMENTS:
             if not isinstance(values := node.get(part) or {}, Mapping):
                 raise ValueError(f"{where}: {key}.{part} is no table: expected names and values.")
             arguments |= values
+
+            # A run from elsewhere must not choose the environment variable that its server is
+            # sent.
             if "url" in values:
                 key_of_server = allowed_key(values, permissions, f"{where}: {key}.{part}")
                 values["api_key_env"] = key_of_server
@@ -77,7 +82,7 @@ def check_recorded(
 
 
 def _named(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Everything that may name a class: tables with a `class_path`, and texts."""
+    """Yields everything that may name a class: tables with a `class_path`, and texts."""
     if isinstance(node, Mapping):
         if "class_path" in node:
             yield key, node
@@ -96,6 +101,7 @@ def _would_be_imported(text: str) -> bool:
     first, *rest = text.split(".")
     if not rest or not all(name.isidentifier() for name in (first, *rest)):
         return False
+
     try:
         return find_spec(first) is not None
     except ValueError:  # a module without a specification, such as `__main__`
@@ -103,7 +109,7 @@ def _would_be_imported(text: str) -> bool:
 
 
 def _text_arguments(kind: Any) -> list[str]:
-    """Arguments in which a text is never taken for a class, such as the name of a file."""
+    """Returns arguments in which a text is never a class, such as the name of a file."""
     try:
         hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
     except (NameError, TypeError, AttributeError):  # of a user's own class
@@ -117,7 +123,7 @@ def _is_union_of_plain(hint: Any) -> bool:
 
 
 def _object(path: str, where: str, packages: Collection[str]) -> Any:
-    """The class behind a class path, if it is defined in a package that is allowed."""
+    """Returns the class behind a class path, if it is defined in an allowed package."""
     home, _, name = path.rpartition(".")
     known = (*PACKAGES, *packages)
     if not _is_below(home, known):
@@ -125,11 +131,13 @@ def _object(path: str, where: str, packages: Collection[str]) -> Any:
             f"{where} names {path!r}, and a run may only name classes of {', '.join(known)}: if "
             f"you trust that code, allow it by packages=[{path.partition('.')[0]!r}]."
         )
+
     try:
         target = getattr(import_module(home), name)
     except (ImportError, AttributeError):
         raise ValueError(f"{where}: there is no {path!r} in this version.") from None
 
+    # The name alone proves nothing: an allowed module also has what it imported from others.
     is_named = isinstance(target, type) or name in _FUNCTIONS or _is_below(home, packages)
     if not is_named or not _is_below(str(getattr(target, "__module__", "")), known):
         raise ValueError(f"{where} names {path!r}, which is no class of {', '.join(known)}.")
@@ -141,7 +149,7 @@ def _is_below(module: str, packages: Collection[str]) -> bool:
 
 
 def _places(kind: Any) -> dict[str, Collection[str]]:
-    """Arguments that say where a model or a file is read, with the words that are no place."""
+    """Returns arguments that name the place of a model or file, with words that are no place."""
     names = (
         *_FUNCTIONS.get(kind.__name__, ()),
         *getattr(kind, "file_arguments", ()),

@@ -30,6 +30,7 @@ class Found:
     @property
     def name(self) -> str:
         """EXPERIMENT/NAME of the run, or the folder's name."""
+
         said = [str(self.config[key]) for key in ("experiment", "name") if key in self.config]
         return "/".join(said) or self.backbone.resolve().name
 
@@ -47,7 +48,7 @@ class _BackboneJson(Excerpt):
 
 
 def find_backbone(folder: Path) -> Found:
-    """The backbone of a run, of a saved AdaptiveEmbedder, or the folder itself.
+    """Finds the backbone of a run, of a saved AdaptiveEmbedder, or of the folder itself.
 
     Raises:
         FileNotFoundError: there is none.
@@ -56,10 +57,14 @@ def find_backbone(folder: Path) -> Found:
     for place in (folder, run.backbone, run.adaptive.backbone):
         path = place / "config.json"
         kind = read_json(path, _BackboneJson).class_path if path.is_file() else None
+
         if kind is not None:
+            # A link such as runs/pocket/embedder is followed; the run is at most two folders
+            # above.
             above = place.resolve()
             runs = [parent for parent in (above, *above.parents[:2]) if is_run(parent)]
             return Found(place, runs[0] if runs else None, kind.rpartition(".")[2])
+
     raise FileNotFoundError(
         f"{folder} holds no saved backbone: expected a run that trained one "
         "(runs/pocket/embedder), a saved AdaptiveEmbedder (runs/pocket/gate/adaptive), or a "
@@ -68,5 +73,5 @@ def find_backbone(folder: Path) -> Found:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run of `experiments.run`."""
+    """Tells whether a folder is a run of `experiments.run`."""
     return RunFolder(folder).config.is_file() and RunFolder(folder).mark.is_file()

@@ -28,7 +28,7 @@ class _ReportJson(Excerpt):
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The figures of a report, whose rows are what their readers expect.
+    """Reads the figures of a report, whose rows are what their readers expect.
 
     Raises:
         SchemaError: the file is broken.
