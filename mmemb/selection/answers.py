@@ -1,4 +1,4 @@
-"""Whether a rationale names its target: a figure for reports, never a reason to drop it."""
+"""Test of a rationale for its target's name: a figure for reports, no reason to drop it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mmemb.records.text import limit_marks
 
 
 def names_target(text: str, answers: Sequence[str]) -> bool:
-    """Whether the text holds one of the answers as whole words, whatever case and accents.
+    """Tells whether the text holds an answer as whole words, whatever case and accents.
 
-    Reported, never a reason to drop a one-sided rationale: a good one names the answer.
+    It is reported and drops nothing: a good one-sided rationale names the answer.
 
     >>> names_target("It is the Côte d’Ivoire.", ["Cote d'Ivoire"])
     True
@@ -20,6 +20,8 @@ def names_target(text: str, answers: Sequence[str]) -> bool:
     False
     """
     words = _words(text)
+
+    # An answer without letters and digits, such as an emoji, is compared as it stands.
     return any(
         f" {_words(answer)} " in f" {words} " if _words(answer) else answer.strip() in text
         for answer in answers
@@ -28,6 +30,7 @@ def names_target(text: str, answers: Sequence[str]) -> bool:
 
 
 def _words(text: str) -> str:
+    # Compatibility forms first: then an accent is a character of its own and can be left out.
     decomposed = unicodedata.normalize("NFKD", limit_marks(text.casefold()))
     bare = "".join(c for c in decomposed if not unicodedata.combining(c))
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", bare)))

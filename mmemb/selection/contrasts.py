@@ -1,4 +1,4 @@
-"""Pair-aware counterfactual contrasts (METHOD 5): pure functions of a pair evaluator's scores.
+"""Pair-aware counterfactual contrasts: pure functions of scores (docs/method.md section 5).
 
 Shapes: B pairs, C = 1 + N candidates (0 is the target; -inf pads), R = 1 + K columns (0 is without
 a rationale; NaN pads), K rationales, J placebo donors. Scores are s / tau or log-odds.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Kind = Literal["similarity", "log_odds"]
-"""What a score is: `s / tau` of an embedder, or a judge's log-odds of yes against no."""
+"""Kind of a score: `s / tau` of an embedder, or a judge's log-odds of yes against no."""
 
 
 def contrasts(
@@ -22,10 +22,10 @@ def contrasts(
     num_hard: int = 10,
     placebo_BKJ: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """All contrasts of METHOD 5 at once.
+    """Computes all contrasts at once.
 
     Args:
-        score_BCR: what `PairEvaluator.score` gives.
+        score_BCR: scores from `PairEvaluator.score`.
         kind: decides m(q, t, r): log softmax of the target, or the log-odds as they are.
         num_hard: top-k per column whose union makes the negatives of `margin`.
         placebo_BKJ: m(q, t, .) of the donors of each rationale, NaN-padded.
@@ -41,13 +41,15 @@ def contrasts(
         "positive": positive(score_BCR),
         "margin": margin(score_BCR, num_hard),
     }
+
     if placebo_BKJ is not None:
         found["placebo_rank"] = placebo_rank(raw(target_BR), placebo_BKJ)
     return found
 
 
 def pair_score(score_BCR: Tensor, kind: Kind) -> Tensor:
-    """m(q, t, .) of METHOD 5 for every column, (B, R)."""
+    """Returns m(q, t, .) for every column, (B, R)."""
+    # Log-odds of yes are a probability by themselves; similarities become one among candidates.
     return log_softmax_target(score_BCR) if kind == "similarity" else score_BCR[:, 0]
 
 
@@ -61,7 +63,7 @@ def log_softmax_target(score_BCR: Tensor) -> Tensor:
 
 
 def raw(target_BR: Tensor) -> Tensor:
-    """m(q, t, r), no counterfactual.
+    """Returns m(q, t, r), (B, K): no counterfactual.
 
     >>> raw(torch.tensor([[-1.0, -0.5, -3.0]]))
     tensor([[-0.5000, -3.0000]])
@@ -70,7 +72,7 @@ def raw(target_BR: Tensor) -> Tensor:
 
 
 def gain(target_BR: Tensor) -> Tensor:
-    """m(q, t, r) - m(q, t, none): the counterfactual do(r = none).
+    """Returns m(q, t, r) - m(q, t, none), (B, K): the counterfactual do(r = none).
 
     >>> gain(torch.tensor([[-1.0, -0.5, -3.0]]))
     tensor([[ 0.5000, -2.0000]])
@@ -79,33 +81,39 @@ def gain(target_BR: Tensor) -> Tensor:
 
 
 def positive(score_BCR: Tensor) -> Tensor:
-    """How much closer the target comes, whatever the negatives do: the weak form."""
+    """Gain of the target's score alone, (B, K): the weak form, blind to the negatives."""
     return gain(score_BCR[:, 0])
 
 
 def margin(score_BCR: Tensor, num_hard: int = 10) -> Tensor:
-    """How much closer the target comes than its hard negatives do on average, (B, K).
+    """Gain of the target's score less the mean gain of its hard negatives, (B, K).
 
-    One set of negatives per pair, so that its rationales compare. Without negatives: `positive`.
+    One set of negatives serves all rationales of a pair, so that they compare. Without negatives
+    it equals `positive`.
     """
     hard_BN = hard_negatives(score_BCR, num_hard)
     shift_BNK = score_BCR[:, 1:, 1:] - score_BCR[:, 1:, :1]
     shift_BNK = torch.where(hard_BN[:, :, None], shift_BNK, 0.0)  # -inf less -inf is NaN
+
     return positive(score_BCR) - shift_BNK.sum(1) / hard_BN.sum(1)[:, None].clamp(min=1)
 
 
 def hard_negatives(score_BCR: Tensor, num_hard: int) -> Tensor:
-    """The union of the top-k negatives under none AND under each rationale, as a (B, N) mask.
+    """Marks the union of the top-k negatives under none and under each rationale, bool (B, N).
 
-    Those of the direct score alone regress to the mean as soon as anything is read.
+    Negatives that are the top of the direct score alone would regress to the mean under any
+    rationale, and so make every margin look better.
 
     >>> score = torch.tensor([[[9.0, 9.0], [3.0, 1.0], [2.0, 2.0], [1.0, 0.0]]])
     >>> hard_negatives(score, 1)
     tensor([[ True,  True, False]])
     """
+    # topk ranks NaN above every number, so the columns of missing rationales go last.
     negative_BNR = score_BCR[:, 1:].nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     top_BkR = negative_BNR.topk(min(num_hard, negative_BNR.shape[1]), dim=1).indices
     hard_BNR = torch.zeros_like(negative_BNR, dtype=torch.bool).scatter(1, top_BkR, True)
+
+    # Where fewer than k negatives exist, padding is among the top k.
     return (hard_BNR & negative_BNR.isfinite()).any(2)
 
 
@@ -120,11 +128,15 @@ def placebo_rank(raw_BK: Tensor, placebo_BKJ: Tensor) -> Tensor:
     raw_BK1 = raw_BK[..., None]
     beats_BKJ = (raw_BK1 > placebo_BKJ).to(raw_BK.dtype) + 0.5 * (raw_BK1 == placebo_BKJ)
     rank_BK = beats_BKJ.sum(-1) / (~placebo_BKJ.isnan()).sum(-1)
+
+    # Comparisons with NaN are false, so a missing rationale would have the rank 0.
     return torch.where(raw_BK.isnan(), torch.nan, rank_BK)
 
 
 def false_helpful(positive_BK: Tensor, margin_BK: Tensor) -> tuple[int, int]:
-    """False-helpful rationales and all: the target came closer, its hard negatives closer still.
+    """Counts false-helpful rationales, and all.
+
+    In a false-helpful one the target comes closer, and its hard negatives closer still.
 
     >>> false_helpful(torch.tensor([[1.0, 1.0, -1.0]]), torch.tensor([[-1.0, 1.0, -1.0]]))
     (1, 3)

@@ -1,6 +1,7 @@
 """EmbeddingEvaluator: frozen embedders judge pairs that they were not fitted on.
 
-Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns, D embedding width, J judges.
+See docs/method.md sections 3 and 5. Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns,
+D embedding width, J judges.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from mmemb.storage.trained_facts import FACTS, read_facts, trained_facts
 
 @final
 class EmbeddingEvaluator(PairEvaluator):
-    """Scores `h_r(q, r) . h_d(t) / tau`, and `h_d(q) . h_d(t) / tau` in column 0 (METHOD 5).
+    """Scores `h_r(q, r) . h_d(t) / tau`, and `h_d(q) . h_d(t) / tau` in column 0.
 
     Each pair is judged by the embedders that were not fitted on its fact, and gets the mean of
     their scores: with two judges of half the concepts each, a training pair has one judge, any
-    other pair has both. A pair that every judge was fitted on is an error (METHOD 3).
+    other pair has both. A pair that every judge was fitted on is an error.
 
     Args:
         judges: name to folder of a finished run: `backbone/` and `fitted.json` in it.
-        tau: temperature of the scores; 1 leaves it to who reads them.
+        tau: temperature of the scores; 1 leaves the scaling to the reader of the scores.
         allow_fitted: lets all judges score a pair that all were fitted on, for an audit.
         batch_size: rows per call of a backbone.
     """
@@ -50,6 +51,7 @@ class EmbeddingEvaluator(PairEvaluator):
             raise ValueError("EmbeddingEvaluator needs at least one judge: name: folder of a run.")
         if not tau > 0:
             raise ValueError(f"tau={tau} must be above 0.")
+
         self.tau, self.allow_fitted, self.batch_size = tau, allow_fitted, batch_size
         self.judges = {name: _Judge(Path(path), batch_size) for name, path in judges.items()}
 
@@ -65,10 +67,14 @@ class EmbeddingEvaluator(PairEvaluator):
         for row, fact in enumerate(facts):
             for name in self.judges_of(fact):
                 rows[name].append(row)
+
+        # Judges see different pairs of the batch, so the shape of the whole batch is fixed
+        # before.
         num_candidates = max(map(len, candidates), default=0)
         num_columns = 1 + max(map(len, rationales), default=0)
         total_BCR = torch.zeros(len(queries), num_candidates, num_columns)
         count_B = torch.zeros(len(queries))
+
         for name, judge in self.judges.items():
             if rows[name]:
                 found = judge.similarity(
@@ -79,6 +85,8 @@ class EmbeddingEvaluator(PairEvaluator):
                 )
                 total_BCR[rows[name]] += found
                 count_B[rows[name]] += 1
+
+        # Each pair has at least one judge: `judges_of` raises otherwise.
         return total_BCR / count_B[:, None, None] / self.tau
 
     def identity(self) -> str:
@@ -90,6 +98,8 @@ class EmbeddingEvaluator(PairEvaluator):
     def judges_of(self, fact: str) -> list[str]:
         """Names of the judges that may score pairs of this fact."""
         free = [name for name, judge in self.judges.items() if fact not in judge.facts]
+
+        # An audit asks all judges only where no unfitted one is left.
         if free or self.allow_fitted:
             return free or list(self.judges)
         raise ValueError(
@@ -122,19 +132,24 @@ class _Judge:
         shape: Sequence[int],
     ) -> Tensor:
         """Cosines (B, C, R), padded to `shape` = (C, R) by -inf and NaN."""
+        # Every column of every query is one row, so that one series of batches encodes them all.
         sides = [side for side, own in zip(queries, rationales, strict=True) for _ in (0, *own)]
         notes = [note for own in rationales for note in [None, *own]]
         query_D = iter(self._encode(sides, notes).split([1 + len(own) for own in rationales]))
+
         self._remember(list(chain.from_iterable(candidates)))
+
         score_BCR = torch.full((len(queries), *shape), -torch.inf)
         for row, sides in enumerate(candidates):
             target_CD = torch.stack([self.known[side.digest] for side in sides])
             score_CR = target_CD @ next(query_D).T
             score_BCR[row, : len(sides), : score_CR.shape[1]] = score_CR
+            # A missing column is NaN over all candidates, also over those that are padding.
             score_BCR[row, :, score_CR.shape[1] :] = torch.nan
         return score_BCR
 
     def _remember(self, sides: Sequence[Side]) -> None:
+        # Pairs share candidates, and a candidate has one vector: no rationale is about it.
         new = {side.digest: side for side in sides if side.digest not in self.known}
         vectors = self._encode(list(new.values()), [None] * len(new))
         self.known.update(zip(new, vectors, strict=True))

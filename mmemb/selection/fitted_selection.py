@@ -40,7 +40,7 @@ class Selection(Schema):
 
     @property
     def threshold(self) -> float:
-        """eta as a number."""
+        """The threshold eta as a number; -inf if nothing was fitted."""
         return -math.inf if self.eta is None else self.eta
 
 
@@ -55,14 +55,17 @@ def fit_selection(
     Args:
         calibration: scores of queries of part `calibration`, by batches.
         pairs: scores of pairs of part `train`, by batches.
-        rule: what eta is fitted for.
+        rule: the keep rule that eta is fitted for.
         num_hard: hard negatives under each path, for `margin`.
 
     Raises:
         ValueError: there is nothing to fit tau or eta to.
     """
     tau = fit_temperature(calibration_scores(calibration))
+
+    # Contrasts depend on tau, so eta comes second.
     values = [rule.value(scores.contrasts(tau, num_hard)).flatten() for scores in pairs]
+
     return Selection(
         tau=tau,
         eta=rule.eta(torch.cat(values)) if values else None,
@@ -74,13 +77,14 @@ def fit_selection(
 
 
 def calibration_scores(batches: Iterable[PairScores]) -> Tensor:
-    """(N, C) scores of every path that will be asked for a probability: none, and own rationales.
+    """Collects the scores (N, C) of every path whose probability is used: none, own rationales.
 
     Raises:
         ValueError: there is no query.
     """
     columns = [column_BC for scores in batches for column_BC in scores.own_BCR.unbind(2)]
     rows = [row_C for column_BC in columns for row_C in column_BC if not row_C[0].isnan()]
+
     if not rows:
         raise ValueError(
             "part `calibration` has no query with a rationale of the tasks that the pairs ask for, "
@@ -97,6 +101,7 @@ def check_rule(fitted: Selection, folder: Path, rule: KeepRule, num_hard: int) -
         "keep_share": rule.keep_share,
         "num_hard": num_hard,
     }
+
     for name, value in wanted.items():
         if (fitted_value := getattr(fitted, name)) != value:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""PairEvaluator: scores pairs without and with rationales (docs/method.md section 5).
+"""PairEvaluator: scores pairs without and with rationales (docs/method.md sections 3 and 5).
 
 Shapes: B pairs, C = 1 + N candidates (the target first), R = 1 + K columns (none first).
 """
@@ -45,7 +45,7 @@ class PairEvaluator(ABC):
             candidates: per query its target, then N negatives; N may differ.
             rationales: per query its K rationales (placebo donors among them); K may differ.
             facts: per query what a model that trains on this pair learns; no judge scores a fact
-                that it was fitted on (METHOD 3).
+                that it was fitted on.
 
         Returns:
             (B, 1 + N, 1 + K) float32 scores, s / tau or log-odds. Column 0 is without a rationale.

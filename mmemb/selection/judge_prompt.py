@@ -1,8 +1,8 @@
-"""A pair and a rationale as the prompt of a yes/no judge, in pieces that pairs share (METHOD 5).
+"""A pair and a rationale as the prompt of a yes/no judge, in pieces that pairs share.
 
 The order is `query | candidate | rationale | question`: a query's piece is read once for all its
 candidates, a candidate's piece once for all rationales. Every piece becomes tokens by itself, so
-that the whole is the same whoever shares it.
+that the whole is the same with and without sharing (docs/method.md section 5).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 
 _MARKS = ("\x01", "\x02")
-"""Where the rendered conversation is cut; no text holds them."""
+"""Characters at which the rendered conversation is cut; `_cut` takes them out of a side's text."""
 
 _LETTERS = 32
-"""Of a token, more than any usual one has: what is longer than all tokens together is not read."""
+"""Most letters per token, above any usual one; a text is cut to so many before it is tokenized."""
 
 
 @dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
@@ -63,7 +63,7 @@ class JudgeStyle:
 
 @final
 class JudgePrompts:
-    """Makes the pieces.
+    """Makes the pieces of a prompt.
 
     Args:
         builder: of the judge's model.
@@ -76,6 +76,8 @@ class JudgePrompts:
     def __init__(self, builder: PromptBuilder, style: JudgeStyle) -> None:
         self.builder, self.style = builder, style
         self.yes_ids, self.no_ids = (self._first_tokens(words) for words in (style.yes, style.no))
+
+        # With a shared first token the two probabilities would overlap.
         if self.yes_ids & self.no_ids or not (self.yes_ids and self.no_ids):
             raise ValueError(
                 f"yes {list(style.yes)} and no {list(style.no)} begin with the same tokens (or "
@@ -83,15 +85,15 @@ class JudgePrompts:
             )
 
     def query(self, query: Side) -> Prompt:
-        """Everything up to the candidate."""
+        """Makes the piece up to the candidate."""
         return self.builder.read(self._pieces(query, Side(text="-"))[0], query)
 
     def candidate(self, query: Side, candidate: Side) -> Prompt:
-        """What stands between query and rationale."""
+        """Makes the piece between query and rationale."""
         return self.builder.read(self._pieces(query, candidate)[1], candidate)
 
     def ending(self, query: Side, rationale: Rationale | None) -> Prompt:
-        """Rationale, question, and the opening of the judge's turn."""
+        """Makes the piece with rationale, question, and the opening of the judge's turn."""
         style, said = self.style, ""
         if rationale is not None and rationale.plain:
             said = style.rationale + self._cut(rationale.plain, at_end=False)
@@ -101,11 +103,15 @@ class JudgePrompts:
         style, content = self.style, self.builder.content
         instruction = self._cut(query.instruction)
         asked = f"{style.instruction}{instruction}\n" if instruction else ""
+
         parts = [_text(asked + style.query), *content(query, self._cut(query.text))]
         parts += [_text(_MARKS[0] + style.candidate)]
         parts += [*content(candidate, self._cut(candidate.text)), _text(_MARKS[1] + style.question)]
+
         system = [{"role": "system", "content": [_text(style.system)]}] if style.system else []
         rendered = self.builder.render([*system, {"role": "user", "content": parts}])
+
+        # A template that rewrites the text of a turn may lose a mark, or repeat one.
         pieces = rendered.replace(_MARKS[1], _MARKS[0]).split(_MARKS[0])
         if len(pieces) != 3:
             raise ValueError(
@@ -119,12 +125,16 @@ class JudgePrompts:
 
         # A tokenizer may take the square of a text without blanks, so its letters are cut first.
         text = text[: most * _LETTERS] if at_end else text[-most * _LETTERS :]
+
+        # A mark in a text of the data would cut the conversation in a wrong place.
         for mark in _MARKS:
             text = text.replace(mark, " ")
         text = self.builder.plain(text)
+
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) <= most:
             return text
+
         # Tokens that were apart may read as one text again.
         return self.builder.plain(tokenizer.decode(ids[:most] if at_end else ids[-most:]))
 

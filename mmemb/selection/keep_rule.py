@@ -55,14 +55,16 @@ class KeepRule:
             )
 
     def value(self, contrasts: Mapping[str, Tensor]) -> Tensor:
-        """(B, K) the contrast that decides; -inf where too few placebos are beaten, NaN pads.
+        """Returns the contrast that decides, (B, K); NaN pads.
 
+        It is -inf where a rationale beats too few placebos.
         A rationale without placebos has the rank NaN and is not held back.
 
         Args:
             contrasts: see `mmemb.selection.contrasts.contrasts`.
         """
         if self.contrast == "none":
+            # Zeros, but NaN where there is no rationale.
             return contrasts["raw"] * 0.0
 
         value_BK = contrasts[self.contrast]
@@ -76,7 +78,7 @@ class KeepRule:
         return keep_threshold(value, self.keep_share)
 
     def choose(self, value_BK: Tensor, count_BK: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-        """What is kept, bool (B, K), and the weights (B, K).
+        """Decides which rationales are kept, bool (B, K), and their weights (B, K).
 
         Args:
             value_BK: from `value`.
@@ -102,9 +104,12 @@ def keep_threshold(contrast: Tensor, share: float) -> float:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"keep share {share} is not between 0 and 1")
+
     value_N = contrast[~contrast.isnan()].sort(descending=True).values
     if not len(value_N):
         raise ValueError("no candidate was scored: a keep threshold needs at least one contrast")
+
+    # The first value below the share is the threshold, since a kept one is strictly above it.
     num_kept = round(share * len(value_N))
     return float(value_N[num_kept]) if num_kept < len(value_N) else -math.inf
 
@@ -126,7 +131,7 @@ def weights(
     temperature: float = 1.0,
     hard: bool = False,
 ) -> Tensor:
-    """w_k proportional to `count_k * exp(contrast_k / T)` over the kept; T = 1: the posterior.
+    """Weights, proportional to `count_k * exp(contrast_k / T)` over the kept; T = 1: the posterior.
 
     Args:
         contrast_BK: contrasts, NaN-padded.
@@ -143,8 +148,11 @@ def weights(
     """
     log_BK = contrast_BK / temperature + count_BK.to(contrast_BK.dtype).log()
     log_BK = log_BK.masked_fill(~kept_BK, -torch.inf)
+
     if hard and log_BK.numel():  # a batch without rationales has no largest one
         weight_BK = torch.zeros_like(log_BK).scatter(1, log_BK.argmax(1, keepdim=True), 1.0)
     else:
         weight_BK = log_BK.softmax(1)
+
+    # A row without kept ones is softmax over -inf alone, which is NaN.
     return torch.where(kept_BK, weight_BK, 0.0)

@@ -1,7 +1,7 @@
 """Scores of a judge about pairs, at tau 1: all that fitting, keeping and testing need.
 
-Shapes: B pairs, C candidates (the target first), K own rationales, J placebo donors' ones,
-R = 1 + K columns (none first).
+See docs/method.md section 5. Shapes: B pairs, C candidates (the target first), K own
+rationales, J placebo donors' ones, R = 1 + K columns (none first).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class PairScores:
         """Pads the scores of pairs to one batch."""
         own, placebos = zip(*(row.comparable_KJ.shape for row in rows), strict=True)
         most = max(len(row.score_CR) for row in rows)
+
         own_BCR = torch.full((len(rows), most, 1 + max(own)), torch.nan)
         placebo_BCJ = torch.full((len(rows), most, max(placebos)), torch.nan)
         comparable_BKJ = torch.zeros(len(rows), max(own), max(placebos), dtype=torch.bool)
@@ -75,6 +76,7 @@ class PairScores:
                 padded_CR[number, :, : column_CR.shape[1]] = -torch.inf
                 padded_CR[number, : len(column_CR), : column_CR.shape[1]] = column_CR
             comparable_BKJ[number, :num_own, :num_placebos] = row.comparable_KJ
+
         return cls(own_BCR, placebo_BCJ, comparable_BKJ, kind)
 
     def contrasts(self, tau: float, num_hard: int = 10) -> dict[str, Tensor]:
@@ -85,6 +87,7 @@ class PairScores:
         # A last batch of one pair has no donors: the rank of its rationales is NaN.
         if not placebo_BKJ.shape[2]:
             placebo_BKJ = placebo_BKJ.new_full((*placebo_BKJ.shape[:2], 1), torch.nan)
+
         return contrasts(
             self.own_BCR / tau, kind=self.kind, num_hard=num_hard, placebo_BKJ=placebo_BKJ
         )
@@ -113,9 +116,10 @@ class JudgedPairs:
 
     @property
     def count_BK(self) -> Tensor:
-        """How many equal draws each rationale stands for; 1 pads."""
+        """Number of equal draws that each rationale stands for, float (B, K); 1 pads."""
         pools = self.batch.rationales
         count_BK = torch.ones(self.scores.own_BCR[:, 0, 1:].shape)
+
         for count_K, pool in zip(count_BK, pools, strict=True):
             count_K[: len(pool)] = torch.tensor([float(s.rationale.count) for s in pool])
         return count_BK
@@ -163,6 +167,7 @@ def judge(evaluator: PairEvaluator, batch: PairRowBatch, num_donors: int) -> lis
         [[*pool, *placebos] for pool, placebos in zip(own, donors, strict=True)],
         [pair.fact for pair in batch.pairs],
     ).cpu()
+
     rows = zip(score_BCR, batch.candidates, own, donors, strict=True)
     names = [f"{pair.key}: scores of the {type(evaluator).__name__}" for pair in batch.pairs]
     return [
@@ -176,6 +181,8 @@ def _scored_pair(
 ) -> ScoredPair:
     """The scores of one pair without the padding of its batch."""
     score_CR = score_CR[:, : 1 + len(own) + len(donors)].float().clone()
+
+    # Without padding every score must be a number: NaN would be read as a missing rationale.
     if not score_CR.isfinite().all():
         raise ValueError(
             f"{name} are not finite, so its model is broken or overflows. Try another dtype, or "

@@ -27,15 +27,20 @@ def placebo_donors(
         num_donors: of each kind that the pair's own rationales have; fewer if there are no more.
     """
     pair = pairs[row]
+
+    # The order is a hash of keys: it changes from pair to pair, and never from run to run.
     others = sorted(
         (stable_hash("donor", pair.key, other.key), number)
         for number, other in enumerate(pairs)
         if other.task == pair.task and other.concept != pair.concept
     )
+
+    # By worker and depth, since a rank among texts of another form would measure the form.
     donors: list[Rationale] = []
     for kind in dict.fromkeys(map(_kind, pools[row])):
         of_kind = ([r for r in pools[number] if _kind(r) == kind] for _, number in others)
         donors += [pool[0] for pool in of_kind if pool][:num_donors]
+
     return donors
 
 

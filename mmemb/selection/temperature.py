@@ -14,7 +14,7 @@ from torch import Tensor
 def fit_temperature(
     score_BC: Tensor, *, low: float = 1e-3, high: float = 1e3, tolerance: float = 1e-5
 ) -> float:
-    """tau that makes the true target (column 0) most likely under softmax(score / tau).
+    """Returns the tau that makes the true target (column 0) most likely under softmax(score / tau).
 
     The likelihood is concave in 1 / tau, so a golden-section search over log tau finds the one
     maximum; where there is none (all right, all wrong) it ends at the nearer bound.
@@ -39,9 +39,11 @@ def fit_temperature(
 def _golden_section(
     function: Callable[[float], float], low: float, high: float, tolerance: float
 ) -> float:
+    # With this ratio one of the two inner points serves the next, shorter bracket too.
     ratio = (math.sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     at_left, at_right = function(left), function(right)
+
     while high - low > tolerance:
         if at_left < at_right:
             high, right, at_right = right, left, at_left
@@ -51,4 +53,5 @@ def _golden_section(
             low, left, at_left = left, right, at_right
             right = low + ratio * (high - low)
             at_right = function(right)
+
     return (low + high) / 2

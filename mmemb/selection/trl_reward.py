@@ -1,8 +1,8 @@
 """The selector's contrast as a reward, for trainers that sample rationales themselves.
 
 TRL's `GRPOTrainer` calls a reward function with the sampled completions and the columns of its data
-set; this one asks a pair evaluator what each completion is worth to its pair (METHOD 5). Shapes: N
-completions, C candidates.
+set; this one asks a pair evaluator what each completion is worth to its pair (docs/method.md
+sections 3 and 5). Shapes: N completions, C candidates.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class ContrastReward:
     """Calls like `reward(prompts=..., completions=..., pair=[...])`.
 
     Args:
-        evaluator: judges; it must not have been fitted on the pairs (METHOD 3).
-        pairs: what the column `pair` of the data set counts.
+        evaluator: the judge; it must not have been fitted on the pairs.
+        pairs: pairs, by the numbers in the column `pair` of the data set.
         candidates: of each pair, its target first, then negatives.
-        contrast: of METHOD 5.
+        contrast: the contrast that is the reward.
         clip: rewards lie between -clip and clip.
         broken: reward of a completion without a closed answer; None = -clip.
         num_hard: hard negatives under each path, for `margin`.
@@ -57,6 +57,7 @@ class ContrastReward:
                 f"broken {broken} is above -clip {-clip}: a policy would earn more by breaking the "
                 "form than by a rationale that harms. Lower it, or leave it out."
             )
+
         self.evaluator, self.pairs, self.candidates = evaluator, pairs, candidates
         self.rule, self.clip, self.num_hard = KeepRule(contrast=contrast), clip, num_hard
         self.broken = -clip if broken is None else broken
@@ -68,16 +69,21 @@ class ContrastReward:
         pair: Sequence[int],
         **columns: Any,
     ) -> list[float]:
-        """N rewards; completions about one pair are judged together."""
+        """Returns N rewards; completions about one pair are judged together."""
         texts = [_text(completion) for completion in completions]
         rewards = [self.broken] * len(texts)
+
+        # A completion without a closed answer keeps the reward `broken`, and no judge reads it.
         places: dict[int, list[int]] = defaultdict(list)
         for place, (number, text) in enumerate(zip(pair, texts, strict=True)):
             if not missing_tags(text) and _rationale(text).answer:
                 places[int(number)].append(place)
+
         numbers = list(places)
         if not numbers:
             return rewards
+
+        # One row for each pair, so that the judge reads a pair once for all its completions.
         score_BCR = self.evaluator.score(
             [self.pairs[n].query for n in numbers],
             [self.candidates[n] for n in numbers],
@@ -87,6 +93,7 @@ class ContrastReward:
         value_BK = self.rule.value(
             contrasts(score_BCR, kind=self.evaluator.kind, num_hard=self.num_hard)
         )
+
         for row, number in enumerate(numbers):
             for column, place in enumerate(places[number]):
                 value = float(value_BK[row, column])
@@ -96,10 +103,11 @@ class ContrastReward:
 
 
 def _text(completion: Completion) -> str:
-    """With its opening tag, whether that was put into the model's mouth or not."""
+    """Text of a completion with its opening tag, whether the prompt or the model wrote that."""
     said = completion if isinstance(completion, str) else str(completion[-1]["content"])
     starts = [place for tag in ("<think>", "<answer>") if (place := said.find(tag)) >= 0]
     opening = min(starts, default=0)
+
     if starts and not said[:opening].strip():
         return said[opening:]
     return f"<think>{said}" if "</think>" in said else f"<answer>{said}"

@@ -1,6 +1,7 @@
-"""YesNoEvaluator: a generative model judges a pair by its log-odds of yes against no (METHOD 5).
+"""YesNoEvaluator: a generative model judges a pair by its log-odds of yes against no.
 
-Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns, H width, V vocabulary.
+See docs/method.md sections 3 and 5. Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns,
+H width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class YesNoEvaluator(PairEvaluator):
         dtype: of the weights.
         device: where the judge runs; None = a GPU if there is one.
         fitted: `fitted.json` of the run that trained the judge; None = the one in the model's
-            folder or run, and a model of the hub was trained on none of these facts (METHOD 3).
+            folder or run, and a model of the hub was trained on none of these facts.
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
 
@@ -70,9 +71,11 @@ class YesNoEvaluator(PairEvaluator):
         at_least_one(max_rows=max_rows)
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: expected one of {sorted(DTYPES)}.")
+
         self.model_id, self.style, self.max_rows = model, style, max_rows
         self.prompt = PromptStyle.from_mapping(prompt)
         self.attention, self.dtype, self.trust_remote_code = attention, dtype, trust_remote_code
+
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.facts = read_facts(Path(fitted)) if fitted else trained_facts(model)
 
@@ -90,11 +93,13 @@ class YesNoEvaluator(PairEvaluator):
                 f"the judge was fitted on fact {known[0]!r}: a model may not judge what it was "
                 "trained on (METHOD 3). Score other pairs, or use a judge that did not see it."
             )
+
         shape = (
             max(map(len, candidates), default=0),
             1 + max(map(len, rationales), default=0),
         )
         score_BCR = torch.full((len(queries), *shape), -torch.inf)
+
         for row, (query, sides, notes) in enumerate(
             zip(queries, candidates, rationales, strict=True)
         ):
@@ -103,8 +108,10 @@ class YesNoEvaluator(PairEvaluator):
                     f"query {row} of {len(queries)} (text {query.text[:60]!r}) has no candidates: "
                     "give its target, then its negatives."
                 )
+
             found_CR = self._of_query(query, sides, [None, *notes])
             score_BCR[row, : len(sides), : found_CR.shape[1]] = found_CR
+            # A missing column is NaN over all candidates, also over those that are padding.
             score_BCR[row, :, found_CR.shape[1] :] = torch.nan
         return score_BCR
 
@@ -117,7 +124,7 @@ class YesNoEvaluator(PairEvaluator):
     def _of_query(
         self, query: Side, candidates: Sequence[Side], notes: Sequence[Rationale | None]
     ) -> Tensor:
-        """(C, R) log-odds; equal candidates are read once."""
+        """Computes the (C, R) log-odds; equal candidates are read once."""
         for side in (query, *candidates):  # before they are compared, by hashes of their texts
             check_unicode(side.instruction + side.text)
         distinct = list({side.digest: side for side in candidates}.values())
@@ -125,6 +132,7 @@ class YesNoEvaluator(PairEvaluator):
 
         # Candidates of unequal lengths are padded, and padding would enter a recurrent state.
         size = 1 if is_recurrent(self._model) else max(1, self.max_rows // len(notes))
+
         query_rows = CachedRows(self._model, [self.prompts.query(query)])
         odds: dict[str, Tensor] = {}
         for start in range(0, len(distinct), size):
@@ -139,7 +147,7 @@ class YesNoEvaluator(PairEvaluator):
         return odds_CR
 
     def _judged(self, pair_rows: CachedRows, endings: Sequence[Any]) -> Tensor:
-        """(C, R): every pair that was read with every ending, some endings at a time."""
+        """Log-odds (C, R) of every pair that was read with every ending, some endings at a time."""
         num_pairs = len(pair_rows.state_RH)
         size = max(1, self.max_rows // num_pairs)
         parts = []
@@ -150,14 +158,18 @@ class YesNoEvaluator(PairEvaluator):
             rows = pair_rows.fork(torch.arange(num_pairs).repeat_interleave(len(chunk)))
             rows.feed_prompts([*chunk] * num_pairs)
             parts.append(self._log_odds(rows.state_RH).reshape(num_pairs, len(chunk)))
+
         return torch.cat(parts, dim=1)
 
     def _log_odds(self, state_RH: Tensor) -> Tensor:
         logits_RV = head(self._model)(state_RH).float()
+
+        # A word counts with all its spellings, so their probabilities are added.
         yes_R, no_R = (
             logits_RV[:, sorted(ids)].logsumexp(1)
             for ids in (self.prompts.yes_ids, self.prompts.no_ids)
         )
+
         return (yes_R - no_R).cpu()
 
     @cached_property
