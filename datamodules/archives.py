@@ -109,7 +109,7 @@ class ByteStream(Protocol):
 
 
 def read_tar(stream: ByteStream, where: str, limits: ArchiveLimits) -> Iterator[TarMember]:
-    """The members of a tar, plain or gzip, in order.
+    """Reads the members of a tar, plain or gzip, in order.
 
     An end needs two blocks of zeros, as every usual writer puts there, or one with nothing behind
     it. What stands behind the end is a fault, since `cat a.tar b.tar` would lose `b` in silence.
@@ -150,6 +150,8 @@ class _TarReader:
     def __init__(self, stream: ByteStream, where: str, limits: ArchiveLimits) -> None:
         self._raw, self._where, self._limits = stream, where, limits
         self._most = limits.member_mib << 20
+
+        # Opened by the first read, so that a fault at the start is reported like any other.
         self._stream: ByteStream | None = None
         self._packed: _Counted | None = None
         self._at = 0
@@ -166,6 +168,7 @@ class _TarReader:
         for number in range(MAX_HEADERS + 1):
             start = self._at
             header = self._header(start)
+
             if header is None and number:
                 raise self._fault(start, "ends between the headers of one member: it was cut")
             if header is None:
@@ -191,14 +194,17 @@ class _TarReader:
         block = self._read(BLOCK)
         if block and not block.strip(b"\0"):
             return None
+
         if not block and not start:
             raise self._fault(start, "is empty, and no tar")
+
         if not block:
             raise self._fault(
                 start,
                 "stops without the blocks of zeros that end a tar: it was cut, or its writer left "
                 "them out (then read it as `pipe:cat FILE; head -c 1024 /dev/zero`)",
             )
+
         try:
             # Names that are no UTF-8 stay what they are to a reader, and can be printed.
             return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
@@ -209,6 +215,7 @@ class _TarReader:
     def _member(
         self, header: tarfile.TarInfo, path: bytes | None, size: bytes | None, start: int
     ) -> TarMember:
+        # Bounded before it is used: a pax header may state a name of any length.
         name = header.name if path is None else path.decode("utf-8", "backslashreplace")
         if len(name) > MAX_NAME:
             raise self._fault(start, f"has a name of {len(name)} letters (at most {MAX_NAME})")
@@ -220,10 +227,13 @@ class _TarReader:
                 start, f"has a member that is {what}, which is not read: {name!r:.99}"
             )
 
+        # A pax size replaces the header's own field, which ends at 8 GiB.
         if size is not None:
             if not _SIZE.fullmatch(size):
                 raise self._fault(start, f"states the size {size!r:.40} of {name!r:.99}")
             header.size = int(size)
+
+        # A link or a device has no content, so that a size there is a fault.
         if not 0 <= header.size <= self._most or (header.size and kind in ("link", "device")):
             raise self._fault(
                 start,
@@ -231,9 +241,11 @@ class _TarReader:
                 f"{self._limits.member_mib} MiB for a file, none for what is no file)",
                 _LIMITED,
             )
+
         return TarMember(name, kind, self._data(header.size, name) if kind == "file" else b"")
 
     def _body(self, header: tarfile.TarInfo, start: int) -> bytes:
+        # Checked before the read, which holds the whole body in memory.
         if not 0 <= header.size <= MAX_HEADER_BYTES:
             raise self._fault(
                 start, f"has a header of {header.size} bytes (at most {MAX_HEADER_BYTES} are read)"
@@ -243,18 +255,23 @@ class _TarReader:
     def _pax(self, header: tarfile.TarInfo, start: int) -> dict[bytes, bytes]:
         """Records of a pax header: `LENGTH KEY=VALUE` and a line's end."""
         body, at, records = self._body(header, start).rstrip(b"\0"), 0, dict[bytes, bytes]()
+
         while at < len(body):
+            # A record states its own length; it must end on a line's end inside the body.
             match = _RECORD.match(body, at)
             end = at + int(match[1]) if match else 0
             if match is None or not match.end() < end <= len(body) or body[end - 1 : end] != b"\n":
                 raise self._fault(start, "has a pax header that does not read")
+
             if match[2].startswith(b"GNU.sparse"):
                 raise self._fault(start, "has a member that is sparse, which is not read")
+
             records[match[2]], at = body[match.end() : end - 1], end
         return records
 
     def _data(self, size: int, name: str) -> bytes:
         start, data = self._at, self._read(size)
+        # A body is padded to whole blocks; a tar that lacks the padding was cut, too.
         rest = -size % BLOCK
         if len(data) != size or len(self._read(rest)) != rest:
             raise self._fault(start, f"ends within {name!r:.99}: it was cut")
@@ -265,6 +282,7 @@ class _TarReader:
         start, first = self._at, self._read(BLOCK)
         if first.strip(b"\0"):
             raise self._fault(start - BLOCK, "has a block of zeros in place of a header")
+
         while rest := self._read(BLOCK << 5):
             if rest.strip(b"\0"):
                 raise self._fault(
@@ -272,6 +290,8 @@ class _TarReader:
                     "goes on behind its end: two tars in one file, or one that was written over a "
                     "longer one. Give every tar a file of its own",
                 )
+
+            # An endless pipe of zeros must end somewhere.
             if self._at - start > MAX_PADDING:
                 raise self._fault(start, f"is followed by more than {MAX_PADDING} bytes of zeros")
 
@@ -281,26 +301,34 @@ class _TarReader:
             data = stream.read(size)
         except (OSError, EOFError, zlib.error) as error:
             raise self._fault(self._at, f"cannot be read on: {words_of(error)}") from None
+
         self._at += len(data)
+
+        # Checked at every read, so that a small file cannot unpack without end.
         if self._packed and self._at > FREE_BYTES + self._limits.ratio * self._packed.count:
             raise self._fault(
                 self._at,
                 f"is compressed to less than 1/{self._limits.ratio} (the limit `ratio`)",
                 _LIMITED,
             )
+
         return data
 
     def _open(self) -> ByteStream:
         counted = _Counted(self._raw)
+
+        # The first bytes decide, since a pipe has no name and a name may be wrong.
         for magic, name in _PACKED.items():
             if counted.head.startswith(magic):
                 raise self._fault(
                     0, f"is packed by {name}: unpack it, or read it through a `pipe:`"
                 )
+
         self._stream = counted
         if counted.head.startswith(b"\x1f\x8b"):
             self._packed = counted
             self._stream = gzip.GzipFile(fileobj=counted, mode="rb")  # type: ignore[call-overload]
+
         return self._stream
 
     def _fault(self, at: int, what: str, advice: str = _ADVICE) -> ArchiveError:
@@ -316,6 +344,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
+        # An OSError, too, but an absent file is no damaged archive.
         raise
     except (OSError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise ArchiveError(
@@ -337,12 +366,17 @@ def read_zip_member(archive: zipfile.ZipFile, name: str, limits: ArchiveLimits) 
 
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ArchiveError(f"{where} is compressed in an unusual way: pack it with deflate.")
+
+    # The sizes come from the directory, so that a bomb is refused before it is unpacked.
     if info.file_size > limits.member_mib << 20:
         raise ArchiveError(
             f"{where} has {info.file_size} bytes (the limit is {limits.member_mib} MiB)."
         )
+
     if info.file_size > FREE_BYTES + limits.ratio * info.compress_size:
         raise ArchiveError(f"{where} is compressed to less than 1/{limits.ratio} (the limit).")
+
+    # Damage shows as any of these errors, by what part of the file it hits.
     try:
         return archive.read(info)
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:

@@ -83,9 +83,11 @@ class FiniteLoader:
         return len(self._items)
 
     def __iter__(self) -> Iterator[Any]:
+        # Of the latest pass only: a loader is iterated once per epoch.
         self.skipped = ()
         order = range(len(self._items))
         items = item_loader(self._items, order, self._num_workers, None)
+
         for number, (batch, problems) in enumerate(items, 1):
             self.skipped += problems
 
@@ -105,6 +107,7 @@ def read_rows(
         The rows that could be read, what was read, and one sentence for each that could not.
     """
     good, results, problems = [], [], []
+
     for row in rows:
         try:
             results.append(read(row))
@@ -113,6 +116,7 @@ def read_rows(
             if on_error == "raise":
                 raise
             problems.append(error.problem)
+
     return good, results, tuple(problems)
 
 
@@ -134,8 +138,10 @@ def chunks_of(rows_by_shard: Mapping[str, Sequence[Any]], batch_size: int) -> li
 def by_shard(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by the name of their shard, in order; two folders must not share a name."""
     found: dict[str, list[Row]] = {}
+
     for row in rows:
         found.setdefault(row.entry.shard, []).append(row)
+
         first = found[row.entry.shard][0]
         if first.index is not row.index:
             raise ValueError(
@@ -143,6 +149,7 @@ def by_shard(rows: Iterable[Row]) -> dict[str, list[Row]]:
                 f"{row.index.folder}; sidecars are joined by shard name, so expected different "
                 f"ones. Write one of the folders again with another prefix."
             )
+
     return found
 
 
@@ -173,7 +180,9 @@ class ShardDataModule(LightningDataModule, ABC):
 
     @override
     def setup(self, stage: str) -> None:
-        self._limits.give_back()  # of a run that ended in an error
+        # A run that ended in an error had no teardown.
+        self._limits.give_back()
+
         if self.trainer is None:
             return
 
@@ -248,7 +257,9 @@ class ShardDataModule(LightningDataModule, ABC):
         An endless stream has no length, so that Lightning can do neither.
         """
         limit = trainer.limit_train_batches
+        # Lightning writes "no bound on epochs" as None or as -1.
         counts_epochs = trainer.max_epochs is not None and trainer.max_epochs >= 0
+
         if isinstance(limit, int) or not (limit < 1 or counts_epochs or trainer.overfit_batches):
             return
 
@@ -261,7 +272,7 @@ class ShardDataModule(LightningDataModule, ABC):
     def stream(
         self, steps: Dataset[Item], num_workers: int = 0, start_method: StartMethod | None = None
     ) -> StepStream:
-        """The endless stream over training steps; under `overfit_batches` it repeats the first."""
+        """Returns the endless stream over training steps; `overfit_batches` repeats the first."""
         trainer = self.trainer
         if trainer is not None and trainer.overfit_batches:
             steps = RepeatedSteps(steps, trainer.limit_train_batches)
@@ -292,12 +303,14 @@ class ShardDataModule(LightningDataModule, ABC):
 
         cut = chunks[count].shard
         whole = [chunk for chunk in chunks[:count] if chunk.shard != cut]
+
         if not whole:
             needed = sum(chunk.shard == chunks[0].shard for chunk in chunks)
             raise ValueError(
                 f"trainer.limit_predict_batches is {limit}, but only whole shards are written and "
                 f"{chunks[0].shard} has {needed} batches: set it to at least {needed}."
             )
+
         return whole
 
     def open_rows(self, folders: Iterable[str]) -> tuple[Row, ...]:

@@ -1,4 +1,7 @@
-"""PairDataModule: training pairs as an endless stream, validation, and pairs to select among."""
+"""PairDataModule: training pairs as an endless stream, validation, and pairs to select among.
+
+See docs/method.md sections 3 and 6.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +51,13 @@ class PairDataModule(ShardDataModule):
         pairs: folders below the root, e.g. `[pairs/plain]`; or tars without an index (`pipe:`,
             URL, gzip), which are streamed, and replayed on resume.
         batch_size: of the global batch, over all ranks.
-        group_size: rows of a homogeneous group (METHOD 6).
+        group_size: rows of a homogeneous group.
         group_weights: candidate space -> weight; spaces that are not named are left out; empty =
             all of them, by size.
         seed: of order and draws.
         sidecar: folder of the pairs' rationales, `rationales/` or `selected/`.
         features: folder of cached features; then no image is read.
-        half: train on one half of the train concepts only (judges, METHOD 3).
+        half: train on one half of the train concepts only (judges).
         soft: draw kept rationales by weight; else the heaviest.
         prior_fraction: share of rows whose rationale is drawn from the whole pool.
         foreign_fraction: share of rows that get another concept's rationale.
@@ -67,7 +70,7 @@ class PairDataModule(ShardDataModule):
         teacher: folder of a teacher's vectors, or None.
         target_sidecar: folder of the targets' rationales (`SideDataModule(side: target)`), drawn by
             count, or None.
-        with_candidates: `predict` reads the candidate table first, for who mines negatives.
+        with_candidates: `predict` reads the candidate table first, for a miner of negatives.
         archive_limits: what a tar without an index may cost: sizes and ratio of compression.
     """
 
@@ -100,14 +103,18 @@ class PairDataModule(ShardDataModule):
         archive_limits: ArchiveLimits = ARCHIVE_LIMITS,
     ) -> None:
         super().__init__(root)
+
         self._negatives, self._num_negatives = negatives, num_negatives
         self._teacher, self._with_candidates = teacher, with_candidates
         self._target_sidecar = target_sidecar
+
         self._pairs, self._batch_size, self._group_size = pairs, batch_size, group_size
         self._group_weights, self._seed, self._half = group_weights, seed, half
         self._sidecar, self._features, self._val_rationales = sidecar, features, val_rationales
+
         self._soft, self._prior_fraction = soft, prior_fraction
         self._foreign_fraction, self._on_error = foreign_fraction, on_error
+
         self._num_workers, self._start_method = num_workers, start_method
         self._archive_limits = archive_limits
         self._replay: ReplayStream | None = None
@@ -118,6 +125,7 @@ class PairDataModule(ShardDataModule):
         if is_unindexed(self._pairs):
             self._replay = self._replay_stream()
             return self._replay
+
         entries = [row.entry for row in self._train_rows]
         plan = BatchPlan(
             entries,
@@ -129,6 +137,7 @@ class PairDataModule(ShardDataModule):
 
         # Refuses a batch that the ranks cannot share here, not in a worker.
         rank_slice(range(self._batch_size), *self.place)
+
         steps = PairSteps(
             self._train_rows,
             plan,
@@ -140,6 +149,7 @@ class PairDataModule(ShardDataModule):
             TeacherTable(self._teacher, self._sources) if self._teacher else None,
             self._draw_of_targets(),
         )
+
         return self.stream(steps, self._num_workers, self._start_method)
 
     @override
@@ -150,6 +160,8 @@ class PairDataModule(ShardDataModule):
                 "not known: set trainer.max_steps, and trainer.limit_train_batches to a whole "
                 "number, in place of max_epochs, overfit_batches or a share."
             )
+
+        # Fewer pairs than a batch still make one batch: which takes some of them again.
         return max(1, len(self._train_rows) // self._batch_size)
 
     @override
@@ -180,6 +192,7 @@ class PairDataModule(ShardDataModule):
 
     @override
     def val_dataloader(self) -> list[FiniteLoader]:
+        # Taken over from Lightning, which would cut the candidates together with the queries.
         limit = self.take_limit("val")
         return self._evaluation.loaders(self._val_queries, *self.place, limit=limit)
 
@@ -204,6 +217,8 @@ class PairDataModule(ShardDataModule):
         pairs = FiniteLoader(chunks, build, self.place[1], self._num_workers)
         if not self._with_candidates:
             return pairs
+
+        # Candidates come first: a miner ranks every pair among all of them.
         return [self._galleries.all_candidates(self.place[1]), pairs]
 
     @override
@@ -263,12 +278,14 @@ class PairDataModule(ShardDataModule):
 
     @cached_property
     def _train_rows(self) -> tuple[Row, ...]:
+        # No weights at all means that every group is drawn, by size.
         weights = self._weights
         rows = self._half_rows
         return tuple(row for row in rows if not weights or row.meta["group"] in weights)
 
     @cached_property
     def _half_rows(self) -> tuple[Row, ...]:
+        # Data that were not split in halves have none, and both judges read them.
         halves = ("a", "b", "") if self._half is None else (self._half, "")
         return tuple(row for row in self._rows if row.meta.get("half", "") in halves)
 
@@ -290,12 +307,16 @@ class PairDataModule(ShardDataModule):
     def _table_of(self, sidecar: str | None) -> RationaleTable | None:
         if sidecar is None:
             return None
+
         table = RationaleTable(sidecar, self._sources)
+
+        # A folder may lack rationales, but a sidecar that joins none of them is a wrong path.
         if not any(table.covers(row) for row in self._rows):
             raise ValueError(
                 f"Sidecar {sidecar} covers no shard of {self._pairs}: expected shards of the "
                 f"same names. Give the sidecar of these pairs, or none."
             )
+
         return table
 
     def _negative_table(self) -> NegativeTable | None:
@@ -308,6 +329,7 @@ class PairDataModule(ShardDataModule):
     def _draw(self, table: RationaleTable | None) -> RationaleDraw | None:
         if table is None:
             return None
+
         return RationaleDraw(
             table,
             self._train_rows,
@@ -318,7 +340,7 @@ class PairDataModule(ShardDataModule):
         )
 
     def _draw_of_targets(self) -> RationaleDraw | None:
-        """From the whole pool: a selection judges what queries are told, and no target."""
+        """Draws from the whole pool: a selection judges queries' rationales alone."""
         table = self._table_of(self._target_sidecar)
         if table is None:
             return None
@@ -326,25 +348,30 @@ class PairDataModule(ShardDataModule):
 
     @cached_property
     def _weights(self) -> dict[str, float]:
-        """Weights of the groups that are drawn; what is left out is said in one line.
+        """Weights of the groups that are drawn; groups that are left out are logged in one line.
 
         A source that could not be had leaves its groups out; the others keep their ratio.
         """
         known = {row.meta["group"] for row in self._half_rows}
         weights = {name: w for name, w in self._group_weights.items() if w and name in known}
+
         if self._group_weights and not weights:
             raise ValueError(
                 f"group_weights {self._group_weights} leave nothing to train on: groups of this "
                 f"data are {sorted(known)}. Name some of them, or give {{}} to draw by size."
             )
+
+        # A misspelt name and a source without data look alike here, so this warns.
         if absent := sorted(set(self._group_weights) - known):
             _LOG.warning(
                 "group_weights: no training pair belongs to %s; groups of this data are %s",
                 ", ".join(absent),
                 ", ".join(sorted(known)),
             )
+
         if weights and (unused := sorted(known - set(weights))):
             _LOG.info("group_weights: not trained on: %s", ", ".join(unused))
+
         return weights
 
     def _ranked_rows(self, chunk: Chunk) -> Item:
@@ -354,6 +381,7 @@ class PairDataModule(ShardDataModule):
 
     def _row_batch(self, chunk: Chunk) -> Item:
         found = [self._pair_and_rationales(row) for row in chunk.rows]
+
         pairs, rationales, problems = zip(*found, strict=True)
         named = tuple(problem for problem in problems if problem)
 
@@ -362,6 +390,7 @@ class PairDataModule(ShardDataModule):
             failed(problem.removeprefix(row.where).lstrip(",: ")) if problem else {}
             for row, problem in zip(chunk.rows, problems, strict=True)
         )
+
         return PairRowBatch(chunk.shard, pairs, rationales, marks=marks if named else ()), named
 
     def _pair_and_rationales(self, row: Row) -> tuple[Pair, tuple[ScoredRationale, ...], str]:
@@ -372,22 +401,26 @@ class PairDataModule(ShardDataModule):
                 raise
             # The row keeps its place, marked and without content: a sidecar has every key.
             named = {name: row.meta[name] for name in ("task", "part", "concept", "fact", "group")}
+
             empty = Pair(
                 row.entry.key, **named, gallery="", query=Side(), target=Side(), target_name=""
             )
             return empty, (), error.problem
 
     def _replay_stream(self) -> ReplayStream:
+        # Both are joined by key with an index, which a stream lacks.
         if self._sidecar or self._half:
             raise ValueError(
                 f"pairs {self._pairs} have no index, so no sidecar can be joined and no half "
                 f"taken: expected folders made by `python -m datamodules.prepare`."
             )
+
         if self.trainer is not None and self.trainer.overfit_batches:
             raise ValueError(
                 f"pairs {self._pairs} have no index, so that no batches of theirs can be repeated: "
                 "leave trainer.overfit_batches out, or prepare a folder of shards."
             )
+
         return ReplayStream(
             self._pairs,
             self._batch_size,

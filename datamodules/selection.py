@@ -30,7 +30,7 @@ from mmemb.storage.shard_index import ShardIndex
 
 @final
 class SelectionDataModule(ShardDataModule):
-    """Pairs for a judge, and what the judge found (docs/method.md section 5).
+    """Pairs for a judge, and the scores that the judge gave (docs/method.md section 5).
 
     A judge reads pairs, and the calibration queries that ask for the same tasks, each with all of
     its candidates: `judge_loader`. Its scores lie in a sidecar. `fit` reads the scores alone,
@@ -71,6 +71,7 @@ class SelectionDataModule(ShardDataModule):
             raise ValueError(f"num_negatives {num_negatives}: expected 1 or more, or null for all.")
         if negatives is not None and num_negatives is None:
             raise ValueError("negatives is set, but not num_negatives: say how many are judged.")
+
         self._num_negatives, self._negatives = num_negatives, negatives
         self._rationales, self._selected, self._pairs = rationales, selected, tuple(pairs)
         self._batch_size, self._features, self._scores = batch_size, features, Path(scores)
@@ -119,6 +120,7 @@ class SelectionDataModule(ShardDataModule):
             )
             for shard, rows in by_shard(self._calibration_rows).items()
         }
+
         return {**self.origins(), **of_queries}
 
     def judge_loader(self, shards: Sequence[str]) -> FiniteLoader:
@@ -149,6 +151,7 @@ class SelectionDataModule(ShardDataModule):
             )
             for rows in (self._calibration_rows, self._rows)
         )
+
         return SelectionScores(calibration, pairs), ()
 
     @override
@@ -160,6 +163,8 @@ class SelectionDataModule(ShardDataModule):
     def test_dataloader(self) -> FiniteLoader:
         if self._selected is None:
             raise ValueError("`test` reads what was selected: set data.selected to its folder.")
+
+        # Checked first: scores of other rationales may fit in shape, and be wrong.
         table = self._table(self._selected)
         self._check_selected(ShardIndex.open(self._selected))
 
@@ -191,6 +196,8 @@ class SelectionDataModule(ShardDataModule):
     @override
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
+
+        # A development run judges a few rows, so its scores must not be found by a later run.
         if self._num_dev_batches:
             self._temporary.cleanup()
 
@@ -232,6 +239,7 @@ class SelectionDataModule(ShardDataModule):
     @cached_property
     def _calibration_rows(self) -> tuple[Row, ...]:
         """Calibration queries of the tasks that the pairs belong to."""
+        # Pairs may belong to tasks that the benchmark does not rank: these have no queries.
         tasks = {row.meta["task"] for row in self._rows}
         return self._cut(self._evaluation.select(["calibration"], tasks & self._known_tasks))
 
@@ -248,10 +256,13 @@ class SelectionDataModule(ShardDataModule):
         galleries: dict[str, list[Candidate]] = {}
         wanted = {row.meta["gallery"] for row in self._rows if "gallery" in row.meta}
         wanted |= {row.meta["gallery"] for row in self._calibration_rows}
+        # The index of pairs need not name the gallery; the pair itself does.
         wanted |= {self._reader.pair(row).gallery for row in self._rows}
+
         for row in self._evaluation.candidates:
             if row.meta["gallery"] in wanted:
                 galleries.setdefault(row.meta["gallery"], []).append(self._reader.candidate(row))
+
         return galleries
 
     def _read_pairs(
@@ -266,6 +277,8 @@ class SelectionDataModule(ShardDataModule):
 
     def _pair_batch(self, chunk: Chunk) -> PairRowBatch:
         batch = self._read_pairs(self._reader, self._drafts, chunk)
+
+        # Always the draw of step 0, so that a pair is always judged against the same ones.
         mined = [self._mined.draw(row, 0) if self._mined else () for row in chunk.rows]
         return replace(batch, candidates=tuple(map(self._candidates, batch.pairs, mined)))
 
@@ -278,6 +291,7 @@ class SelectionDataModule(ShardDataModule):
         """A query with its first right candidate, so that a judge can rank it like a pair."""
         positives = tuple(query.relevance)
         named = {c.name: c.side for c in self._galleries[query.gallery]}
+
         return Pair(
             key=query.key,
             task=query.task,
@@ -297,6 +311,8 @@ class SelectionDataModule(ShardDataModule):
     def _mined(self) -> NegativeTable | None:
         if self._negatives is None or self._num_negatives is None:
             return None
+
+        # By identity: rows of one folder share one index, which must be joined once.
         sources = {id(row.index): row.index for row in self._rows}.values()
         return NegativeTable(
             self._negatives, sources, self.root, self._reader, self._num_negatives, seed=0
@@ -309,11 +325,16 @@ class SelectionDataModule(ShardDataModule):
                 f"Pair {pair.key}: its gallery {pair.gallery!r} is not in {self.root / CANDIDATES} "
                 f"(there are {sorted(self._galleries)}). Prepare the data again."
             )
+
         right = {pair.target_name, *pair.positives}
         wrong = [c for c in self._galleries[pair.gallery] if c.name not in right]
+
+        # Mined ones first; a hash orders the others, so that every run judges the same.
         if self._num_negatives is not None:
             hard = [c for c in mined if c.name not in right]
             names = {c.name for c in hard}
+
             wrong = sorted(wrong, key=lambda c: stable_hash("judged", pair.key, c.name))
             wrong = [*hard, *(c for c in wrong if c.name not in names)][: self._num_negatives]
+
         return (pair.target, *(c.side for c in wrong))

@@ -1,4 +1,4 @@
-"""UtilityDataModule: what the gate learns from, one row per query with its utility per depth.
+"""UtilityDataModule: the rows that the gate learns from, one per query with its utility per depth.
 
 It is the `GateData` of `mmemb/storage/protocols.py`. Shapes: B rows, D embedding width, H width of
 a probe, A depths.
@@ -68,16 +68,21 @@ class UtilityTable:
         wanted = [row for row in rows if row.meta["part"] == part]
         if not wanted:
             raise ValueError(f"No query belongs to part {part}: prepare the data again.")
+
+        # A smaller part would change the gate's numbers without a warning.
         if missing := [row for row in wanted if row.entry.shard not in self._shards]:
             raise ValueError(
                 f"{self._index.folder} does not cover {missing[0].where}, a query of part {part}: "
                 "run the stage that makes it with this part among its `data.parts`."
             )
+
         return tuple(wanted)
 
     def check_embedder(self, run: Path) -> None:
         """Raises ValueError if the utilities say that another run's embedder was measured."""
         expected, found = run_mark(run), self._index.entries[0].meta.get("embedder")
+
+        # Folders that carry no mark cannot be compared, and pass.
         if expected and found and found != expected:
             raise ValueError(
                 f"{self._index.folder} and {run} disagree: the utilities were measured with the "
@@ -86,14 +91,16 @@ class UtilityTable:
             )
 
     def batch(self, rows: Sequence[Row], shard: str = "") -> UtilityBatch:
-        """The rows as tensors; a depth that nobody could take has utility and cost NaN."""
+        """The rows as tensors; a depth that could not be taken has utility and cost NaN."""
         if not rows:
             raise ValueError(f"{self._index.folder} was asked for a batch of no query.")
+
         found = [self._read(row) for row in rows]
         depths = self._depths(rows, found)
         try:
             return self._batch(rows, found, depths, shard)
         except (RuntimeError, ValueError) as error:
+            # Stacking fails on rows of unequal widths, which no single row shows.
             raise ValueError(
                 f"{self._index.folder}, samples {rows[0].entry.key} to {rows[-1].entry.key}: "
                 f"expected a state of one width, utility, cost and eligible in each; "
@@ -146,14 +153,18 @@ class UtilityTable:
         _check_agrees(data, row, where)
 
         probe_H = self._probe(row.entry.key)
+
+        # Only a query that the worker cannot read lacks a probe, and it is not eligible.
         if data.eligible and self._probe_width and "probe.npy" not in entry.members:
             raise ValueError(f"{where} is eligible but lacks probe.npy: make the folder again.")
+
         if len(data.scores) not in (0, 3):
             raise ValueError(f"{where}: scores are {data.scores!r}, expected three numbers.")
+
         return _Measured(embedding_D, data, probe_H)
 
     def _probe(self, key: str) -> Tensor:
-        """(H,) what the worker knew; 0 where it cannot read, H = 0 where nobody was probed."""
+        """(H,) hidden state of the worker; 0 where it cannot read, H = 0 without any probe."""
         entry = self._index.by_key[key]
         if "probe.npy" not in entry.members:
             return torch.zeros(self._probe_width)
@@ -168,7 +179,7 @@ class UtilityTable:
 
 
 def _check_agrees(data: UtilityJson, row: Row, where: str) -> None:
-    """Refuses a row that was measured of another query than the index says."""
+    """Raises ValueError about a row that was measured on another query than its index names."""
     try:
         check_index(data, row.meta)
     except ValueError as error:
@@ -246,7 +257,7 @@ class UtilityDataModule(ShardDataModule):
         self._table.check_embedder(run)
 
     def gate_inputs(self) -> GateInputs:
-        """What is known of the eligible queries of part `gate`, to standardise a head with."""
+        """Inputs of the eligible queries of part `gate`, by which a head is standardised."""
         batch = self._table.batch(self._part("gate"))
         return batch.inputs.map(lambda x: x[batch.eligible_B])
 
@@ -260,8 +271,10 @@ class UtilityDataModule(ShardDataModule):
             weights={},
             seed=self._seed,
         )
+
         # Refuses a batch that the ranks cannot share before the first step, not in it.
         rank_slice(range(self._batch_size), *self.place)
+
         return self.stream(UtilitySteps(rows, plan, self._table, self.place))
 
     @override
@@ -278,6 +291,8 @@ class UtilityDataModule(ShardDataModule):
     def test_dataloader(self) -> list[FiniteLoader]:
         data = EvaluationRows(self.root, self._batch_size, self._rationales, self._features)
         queries, limit = data.select(["test"]), self.take_limit("test")
+
+        # The gate's state holds the shape of a query's scores over all candidates.
         return data.loaders(queries, *self.place, whole_galleries=True, limit=limit)
 
     @override
@@ -302,5 +317,6 @@ class UtilityDataModule(ShardDataModule):
 
 
 def _mean_over_draws(rows_BA: Sequence[Sequence[Sequence[float]]]) -> Tensor:
+    # A depth without draws is NaN and not 0, which would pass for a measured utility.
     means = [[sum(draws) / len(draws) if draws else nan for draws in row] for row in rows_BA]
     return torch.tensor(means)
