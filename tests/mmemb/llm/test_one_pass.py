@@ -93,7 +93,8 @@ def test_prompts_may_be_gone_on_from_again(backbone: VisionLanguageBackbone) -> 
     backbone.slots = 4
     direct = backbone.read_prompts(MANY, SAMPLING)
     backbone.think(direct, [FULL] * len(MANY), SAMPLING)
-    depths = [SHORT if float(vector[0]) > 0 else DIRECT for vector in direct.vectors_BD]
+    middle = direct.vectors_BD[:, 0].median()
+    depths = [SHORT if vector[0] > middle else DIRECT for vector in direct.vectors_BD]
     again, alone = backbone.think(direct, depths, SAMPLING), think(backbone, MANY, depths)
     assert torch.equal(again.vectors_BD, alone.vectors_BD)
     assert again.rationales == alone.rationales
