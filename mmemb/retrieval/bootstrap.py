@@ -1,4 +1,6 @@
-"""Intervals of METHOD 8: a bootstrap whose clusters are concepts, for means and paired differences.
+"""Bootstrap intervals whose clusters are concepts, for means and paired differences.
+
+See docs/method.md section 8.
 
 Shapes: S seeds, N queries, G clusters, T tasks, R resamples.
 """
@@ -17,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 NON_INFERIORITY_MARGIN = 0.02
-"""Two points: non-inferior means a lower bound above minus this (METHOD 8)."""
+"""Two points: non-inferior means a lower bound above minus this."""
 
 MIN_CLUSTERS = 5
 """Fewest clusters for an interval: the resamples of one cluster are all the same."""
@@ -59,7 +61,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is one at this level of confidence."""
+        """True if a difference is not 0 at this level of confidence."""
         return self.is_above(0) or self.is_below(0)
 
     def is_above(self, bound: float) -> bool:
@@ -71,7 +73,7 @@ class Interval:
         return self.high is not None and self.high < bound
 
     def non_inferior(self, margin: float = NON_INFERIORITY_MARGIN) -> bool:
-        """Whether a difference is at worst `-margin`."""
+        """True if the whole interval of a difference lies above `-margin`."""
         return self.is_above(-margin)
 
     def bounds(self, scale: float = 1.0, digits: int = 3) -> str:
@@ -82,6 +84,8 @@ class Interval:
         """
         if self.low is None or self.high is None:
             return f"[no interval: {_counted(self.clusters)}]"
+
+        # A reader has to see beside the interval that it is somewhat too narrow.
         shown = f"[{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
         is_small = self.clusters is not None and self.clusters < FEW_CLUSTERS
         return f"{shown} ({_counted(self.clusters)})" if is_small else shown
@@ -128,7 +132,9 @@ def cluster_bootstrap(
         ValueError: no values, some that are not finite, or columns of unequal length.
     """
     sums_GT, counts_GT = _cluster_sums(value, clusters, tasks)
+
     mean = float(np.mean(sums_GT.sum(0) / counts_GT.sum(0)))
+
     if len(sums_GT) < MIN_CLUSTERS:
         return Interval(mean, None, None, len(sums_GT))
 
@@ -181,11 +187,15 @@ def cluster_standard_error(
 ) -> float:
     """Closed-form standard error of the mean (linearised ratio), the bootstrap's check."""
     sums_GT, counts_GT = _cluster_sums(value, clusters, tasks)
+
+    # A mean of one task is a ratio of two random sums, so its residuals are taken around the ratio.
     counts_T = counts_GT.sum(0)
     residual_GT = (sums_GT - counts_GT * (sums_GT.sum(0) / counts_T)) / counts_T
+
     num = len(sums_GT)
     if num < 2:
         return float("nan")
+
     return float(np.sqrt(num / (num - 1) * (residual_GT.mean(1) ** 2).sum()))
 
 
@@ -204,6 +214,8 @@ def minimal_detectable_effect(
     """
     if len(set(clusters)) < MIN_CLUSTERS:
         return None
+
+    # A two-sided test needs the quantile of alpha / 2, and the power adds its own on one side.
     normal = NormalDist()
     quantiles = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
     return quantiles * cluster_standard_error(difference, clusters, tasks=tasks)
@@ -221,15 +233,20 @@ def _cluster_sums(
     value_N = _seed_mean(value)
     cluster_N, num_clusters = _numbered(clusters)
     task_N, num_tasks = _numbered(tasks if tasks is not None else [None] * len(value_N))
+
     if not len(value_N) == len(cluster_N) == len(task_N):
         raise ValueError(
             f"{len(value_N)} values, {len(cluster_N)} clusters and {len(task_N)} tasks: give one "
             "cluster and one task for each value"
         )
+
     if not len(value_N):
         raise ValueError("no values: an interval needs at least one query")
+
     if not np.isfinite(value_N).all():
         raise ValueError(f"{int((~np.isfinite(value_N)).sum())} values are not finite")
+
+    # `add.at` counts every query of a cell; an indexed += would count a repeated cell once.
     sums_GT, counts_GT = np.zeros((2, num_clusters, num_tasks))
     np.add.at(sums_GT, (cluster_N, task_N), value_N)
     np.add.at(counts_GT, (cluster_N, task_N), 1.0)
@@ -243,9 +260,10 @@ def _numbered(names: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
 
 
 def _times_drawn(num_clusters: int, num: int, seed: int) -> Iterable[Floats]:
-    """How often each cluster is in each resample, (R, G), in chunks that fit into memory."""
+    """Counts of each cluster in each resample, (R, G), in chunks that fit into memory."""
     if num * num_clusters <= _CHUNK_NUMBERS:
         return [_kept_times(num_clusters, num, seed)]
+
     generator, step = np.random.default_rng(seed), max(1, _CHUNK_NUMBERS // num_clusters)
     sizes = (min(step, num - start) for start in range(0, num, step))
     return (_multinomial(generator, num_clusters, size) for size in sizes)
@@ -253,11 +271,12 @@ def _times_drawn(num_clusters: int, num: int, seed: int) -> Iterable[Floats]:
 
 @lru_cache(maxsize=4)
 def _kept_times(num_clusters: int, num: int, seed: int) -> Floats:
-    """A report asks for hundreds of intervals over the same concepts; drawing is the slow part."""
+    """Keeps the draws: a report needs hundreds of intervals over the same concepts."""
     return _multinomial(np.random.default_rng(seed), num_clusters, num)
 
 
 def _multinomial(generator: np.random.Generator, num_clusters: int, num: int) -> Floats:
+    # As many clusters are drawn as there are, with replacement.
     shares = np.full(num_clusters, 1 / num_clusters)
     return generator.multinomial(num_clusters, shares, size=num).astype(np.float64)
 
@@ -268,6 +287,7 @@ def _resampled_means(sums_GT: Floats, counts_GT: Floats, num: int, seed: int) ->
         total_RT, count_RT = times_RG @ sums_GT, times_RG @ counts_GT
         # A task none of whose concepts was drawn is left out of that resample's mean.
         drawn_RT = count_RT > 0
+
         mean_RT = np.divide(total_RT, count_RT, out=np.zeros_like(total_RT), where=drawn_RT)
         means.append(mean_RT.sum(1) / drawn_RT.sum(1))
     return np.concatenate(means)

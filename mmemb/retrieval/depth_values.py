@@ -81,8 +81,10 @@ def utility_rows(
         # Draft k of all queries is read in one batch; a query with fewer drafts stays direct.
         pools = [by_depth.get(depth, ()) for by_depth in drafts]
         columns = [[_draw(pool, k) for pool in pools] for k in range(max(1, *map(len, pools)))]
+
         vectors = [_read(backbone, sides, column, direct_BD) for column in columns]
         measured.append([measure(vectors_BD) for vectors_BD in vectors])
+
         averaged.append(
             galleries.averaged_metrics(vectors, queries, temperature, cutoffs)
             if len(columns) > 1
@@ -135,10 +137,12 @@ def _swap_test(
     # From this batch alone: rows of other batches are not in memory.
     donors = [_next_foreign(row, queries, notes) for row in range(len(queries))]
     rows = [row for row, donor in enumerate(donors) if donor is not None]
+
     if rows:
         foreign_RD = backbone.encode([queries[r].side for r in rows], [donors[r] for r in rows])
         swap_B2[rows, 0] = (own_BD[rows] * foreign_RD).sum(1)
         swap_B2[rows, 1] = (own_BD[rows] * direct_BD[rows]).sum(1)
+
     return swap_B2
 
 
@@ -148,6 +152,7 @@ def _next_foreign(
     query = queries[row]
     if query.part != "test" or notes[row] is None:
         return None
+
     # Around the batch from the next row on, so that donors differ from row to row.
     for other in (*range(row + 1, len(queries)), *range(row)):
         alike = queries[other].task == query.task and queries[other].concept != query.concept

@@ -26,7 +26,7 @@ from mmemb.retrieval.ranking_metrics import metrics_by_query
 @final
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one query's candidates stand.
+    """Standing of one query's candidates.
 
     Attributes:
         rank: expected rank of the best right candidate, 1 at best; ties are in random order.
@@ -50,13 +50,17 @@ class Galleries:
         self._columns: dict[str, dict[str, int]] = defaultdict(dict)
         self._column_of_row: dict[str, dict[int, int]] = defaultdict(dict)
         places: dict[str, list[int]] = defaultdict(list)
+
         rows = [r for o in outputs for r in zip(o.galleries, o.names, o.rows, strict=True)]
+
+        # Rows of one name share a column, but a local list may name any of these rows.
         for place, (gallery, name, row) in enumerate(rows):
             columns = self._columns[gallery]
             if name not in columns:
                 columns[name] = len(columns)
                 places[gallery].append(place)
             self._column_of_row[gallery][row] = columns[name]
+
         vectors_ND = torch.cat([out.vectors_ND for out in outputs]) if outputs else torch.empty(0)
         self._vectors = {gallery: vectors_ND[place] for gallery, place in places.items()}
 
@@ -72,13 +76,15 @@ class Galleries:
 
     def places(self, gallery: str) -> list[tuple[int, str]]:
         """Row in the candidate table and name of each column."""
+        # Reversed, so that the first row of a name is the one that stays.
         row_of = {column: row for row, column in reversed(self._column_of_row[gallery].items())}
         return [(row_of[column], name) for name, column in self._columns[gallery].items()]
 
     def named(self, gallery: str, names: Sequence[Sequence[str]]) -> Tensor:
-        """bool (B, N), which columns bear one of a row's names; unknown names are nobody's."""
+        """bool (B, N), True where a column bears one of a row's names; others match none."""
         columns = self._columns[gallery]
         named_BN = torch.zeros(len(names), len(columns), dtype=torch.bool)
+
         for row, wanted in enumerate(names):
             named_BN[row, [columns[name] for name in wanted if name in columns]] = True
         return named_BN
@@ -162,7 +168,7 @@ class Galleries:
         tau: float,
         cutoffs: Sequence[int],
     ) -> list[dict[str, float]]:
-        """Metrics when the probabilities of several draws are averaged (METHOD 4).
+        """Metrics when the probabilities of several draws are averaged (docs/method.md section 4).
 
         Args:
             draws: (B, D) vectors of each draw.
@@ -171,12 +177,16 @@ class Galleries:
             cutoffs: k of the metrics.
         """
         found = []
+
         scores = [self._scores(vectors_BD, queries, tau) for vectors_BD in draws]
         for row, query in enumerate(queries):
             shown = list(range(len(self.vectors(query.gallery))))
             shown = shown if query.candidates is None else self._local(query)
+
             p_N = torch.stack([score[row][1][shown].softmax(0) for score in scores]).mean(0)
+
             right = [shown.index(column) for column in self.positives(query)]
+
             ranks = rank_scores(p_N.log()[None], torch.tensor([right]))
             found += metrics_by_query(ranks, [list(query.relevance.values())], cutoffs)
         return found
@@ -188,6 +198,7 @@ class Galleries:
             asked, vectors_bD = [queries[row] for row in rows], vectors_BD[rows].cpu()
             ranks = self._ranks(vectors_bD, gallery, asked, self._lists(asked, local))
             found |= dict(zip(rows, best_rank(ranks).tolist(), strict=True))
+
         tops = self.best(vectors_BD, queries, 1)
         return [Standing(found[row], names[0]) for row, names in enumerate(tops)]
 
@@ -197,6 +208,7 @@ class Galleries:
         for (gallery, local), rows in rankable(queries).items():
             lists = self._lists([queries[row] for row in rows], local)
             vectors_bD, names = vectors_BD[rows].cpu(), list(self._columns[gallery])
+
             top_bk = search(vectors_bD, self.vectors(gallery), k, local_QC=lists)[1]
             for row, columns in zip(rows, top_bk.tolist(), strict=True):
                 found[row] = tuple(names[column] for column in columns if column >= 0)
@@ -253,8 +265,8 @@ class GalleryCollector:
         self._outputs.append(output)
 
     def galleries(self) -> Galleries:
-        """Returns those of the candidates that came since the galleries before were asked for; the
-        same ones again if none came."""
+        """Returns galleries of the candidates added since the last call; if there are none, the
+        last galleries again."""
         if self._outputs:
             self._galleries, self._outputs = Galleries(self._outputs), []
         return self._galleries
@@ -311,6 +323,7 @@ def best_rank(ranks: TiedRanks) -> Tensor:
     """
     far = torch.iinfo(ranks.greater_QP.dtype).max
     before_Q, best_Q = ranks.greater_QP.masked_fill(~ranks.valid_QP, far).min(1)
+
     equal_Q = ranks.equal_QP.gather(1, best_Q[:, None])[:, 0]
     right_Q = ((ranks.greater_QP == before_Q[:, None]) & ranks.valid_QP).sum(1)
     return before_Q.double() + (equal_Q + 1) / (right_Q + 1).double()

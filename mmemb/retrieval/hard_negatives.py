@@ -42,14 +42,18 @@ def negative_rows(
     """One row of `negatives/` per pair; arguments as in `hardest_negatives`."""
     pairs = batch.readable
     mined: list[list[HardNegative]] = []
+
+    # A batch may hold failed pairs only.
     if pairs:
         query_BD = backbone.encode([pair.query for pair in pairs]).cpu()
         target_BD = backbone.encode([pair.target for pair in pairs]).cpu()
         mined = hardest_negatives(query_BD, target_BD, pairs, galleries, num, margin)
+
     rows = [
         SidecarRow(pair.key, {"json": [_member(negative) for negative in found]})
         for pair, found in zip(pairs, mined, strict=True)
     ]
+
     return list(batch.with_failed(rows, empty=[]))
 
 
@@ -75,20 +79,27 @@ def hardest_negatives(
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, pair in enumerate(pairs):
         rows_of[pair.gallery].append(row)
+
     found: list[list[HardNegative]] = [[] for _ in pairs]
+
     for gallery, rows in rows_of.items():
         score_bN = query_BD[rows] @ galleries.vectors(gallery).T
         own_b1 = (query_BD[rows] * target_BD[rows]).sum(1, keepdim=True)
+
+        # A negative must be wrong: neither listed as right nor as near as an unlisted right one.
         hidden_bN = galleries.named(gallery, [_right(pairs[row]) for row in rows])
         if margin is not None:
             hidden_bN |= score_bN > own_b1 + margin
+
         score_bN = score_bN.masked_fill(hidden_bN, -torch.inf)
         best_bK, column_bK = score_bN.topk(min(num, score_bN.shape[1]))
+
         places = galleries.places(gallery)
         for row, scores, columns in zip(rows, best_bK.tolist(), column_bK.tolist(), strict=True):
             found[row] = [
                 HardNegative(*places[column], score)
                 for score, column in zip(scores, columns, strict=True)
+                # `topk` also returns hidden columns where the gallery has too few others.
                 if score > -torch.inf
             ]
     return found

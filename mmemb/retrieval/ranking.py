@@ -35,7 +35,7 @@ _CHUNK_NUMBERS = 2**23
 @final
 @dataclass(frozen=True, slots=True)
 class TiedRanks:
-    """Where the right candidates of each query stand; iterates over queries.
+    """Places of the right candidates of each query; iterates over queries.
 
     Attributes:
         greater_QP: candidates with a higher score; `MISS` for a right one that is no candidate.
@@ -81,6 +81,7 @@ def rank_scores(score_QC: Tensor, column_QP: Tensor, tolerance: float = TOLERANC
     >>> ranks.greater_QP.item(), ranks.equal_QP.item()
     (1, 2)
     """
+    # Counting by a sorted search needs no (Q, P, C) table of comparisons.
     C = score_QC.shape[1]
     own_QP = score_QC.gather(1, column_QP.clamp(min=0))
     sorted_QC = score_QC.sort(dim=1).values
@@ -124,8 +125,11 @@ def rank_positives(
             query_QD, candidate_ND, positive_QP, local_QC=local_QC, chunk_numbers=chunk_numbers
         )
     ]
+
+    # Without queries there is nothing to join; the result keeps its shape.
     if not parts:
         positive_QP = _as_rows(positive_QP, query_QD.device)
+
         return TiedRanks(positive_QP, positive_QP, positive_QP != PADDING)
     return TiedRanks(
         torch.cat([part.greater_QP for part in parts]),
@@ -148,9 +152,11 @@ def scored_positives(
     """
     check_finite(query_QD, "query")
     check_finite(candidate_ND, "candidate")
+
     device = query_QD.device
     positive_QP = _as_rows(positive_QP, device)
     local_QC = None if local_QC is None else _as_rows(local_QC, device)
+
     for rows, score_qC, column_qC in _scored(query_QD, candidate_ND, local_QC, chunk_numbers):
         yield rows, score_qC, _columns(positive_QP[rows], column_qC)
 
@@ -178,10 +184,14 @@ def search(
     check_finite(query_QD, "query")
     check_finite(candidate_ND, "candidate")
     local_QC = None if local_QC is None else _as_rows(local_QC, query_QD.device)
+
     k = min(k, len(candidate_ND) if local_QC is None else local_QC.shape[1])
     scores, found = [query_QD.new_zeros(0, k).double()], [pad_rows([]).new_zeros(0, k)]
+
+    # Left are local lists, and results without a query or a candidate.
     if local_QC is None and k and len(query_QD):
         return exact_top(query_QD.float(), candidate_ND.float(), k, TOLERANCE, chunk_numbers)
+
     for _, score_qC, column_qC in _scored(query_QD, candidate_ND, local_QC, chunk_numbers):
         order_qk = steps(score_qC, TOLERANCE).sort(dim=1, descending=True, stable=True).indices
         order_qk = order_qk[:, :k]
@@ -193,9 +203,12 @@ def search(
 def check_finite(vector_ND: Tensor, what: str) -> None:
     """Raises a ValueError that names the rows of embeddings that are not finite."""
     suspect = (~vector_ND.sum(1).isfinite()).nonzero()[:, 0]  # without a mask as large as the data
+
+    # A sum may also overflow where every number is finite.
     bad_n = ~vector_ND[suspect].isfinite().all(1)
     if not bad_n.any():
         return
+
     rows = suspect[bad_n].tolist()
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise ValueError(
@@ -216,6 +229,7 @@ def check_unit(vector_ND: Tensor, what: str) -> None:
     wrong = ((length_N - 1).abs() > LENGTH_TOLERANCE).nonzero()[:, 0]
     if not len(wrong):
         return
+
     row = int(wrong[0])
     raise ValueError(
         f"{what}: {len(wrong)} of {len(vector_ND)} do not have length 1 (row {row} has "
@@ -232,6 +246,8 @@ def _columns(positive_qP: Tensor, column_qC: Tensor | None) -> Tensor:
     """Rows of the candidate table to columns of this chunk's scores."""
     if column_qC is None:
         return positive_qP
+
+    # A right candidate outside of the query's own list is a miss, not column 0.
     match_qPC = positive_qP[:, :, None] == column_qC[:, None, :]
     column_qP = match_qPC.to(torch.uint8).argmax(2).masked_fill(~match_qPC.any(2), ABSENT)
     return column_qP.masked_fill(positive_qP == PADDING, PADDING)
@@ -242,22 +258,29 @@ def _scored(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Chunks of queries: their rows, scores (q, C) and, for local lists, table rows (q, C)."""
     candidate_ND = candidate_ND.double()
+
+    # A local list gathers C vectors for each query; the whole gallery is shared by all.
     per_query = len(candidate_ND) if local_QC is None else local_QC.shape[1] * query_QD.shape[1]
     step = max(1, chunk_numbers // max(1, per_query))
+
     for start in range(0, len(query_QD), step):
         rows = slice(start, start + step)
         query_qD = query_QD[rows].double()
         if local_QC is None:
             yield rows, query_qD @ candidate_ND.T, None
             continue
+
         column_qC = _without_repeats(local_QC[rows])
+
         score_qC = torch.einsum("qd,qcd->qc", query_qD, candidate_ND[column_qC.clamp(min=0)])
         yield rows, score_qC.masked_fill(column_qC == PADDING, -torch.inf), column_qC
 
 
 def _without_repeats(column_qC: Tensor) -> Tensor:
+    # The sort is stable, so that the first of equal rows is the one that stays.
     sorted_qC, order_qC = column_qC.sort(dim=1, stable=True)
     repeat_qC = torch.zeros_like(column_qC, dtype=torch.bool)
     repeat_qC[:, 1:] = sorted_qC[:, 1:] == sorted_qC[:, :-1]
+
     repeat_qC = torch.zeros_like(repeat_qC).scatter(1, order_qC, repeat_qC)
     return column_qC.masked_fill(repeat_qC, PADDING)

@@ -45,17 +45,21 @@ def expected_metrics(
     greater_QP, equal_QP = ranks.greater_QP.double(), ranks.equal_QP.double()
     grades_QP = torch.ones_like(greater_QP) if grades_QP is None else grades_QP.double()
     grades_QP = torch.where(valid_QP, grades_QP.to(greater_QP.device), 0.0)
+
     num_right_Q = valid_QP.sum(1).double()
     found: dict[str, Tensor] = {}
+
     for k in cutoffs:
         place_k = torch.arange(1, k + 1, device=greater_QP.device).double()
         # (Q, P, k): probability that a right candidate stands at this place.
         at_QPk = (place_k > greater_QP[..., None]) & (place_k <= (greater_QP + equal_QP)[..., None])
         share_QPk = at_QPk / equal_QP[..., None].clamp(min=1) * valid_QP[..., None]
+
         hits_Q = share_QPk.sum((1, 2))
         found[f"precision@{k}"] = hits_Q / k
         found[f"recall@{k}"] = hits_Q / num_right_Q.clamp(min=1)
         found[f"f1@{k}"] = 2 * hits_Q / (k + num_right_Q)
+
         found[f"hit@{k}"], found[f"mrr@{k}"] = _first_hit(ranks, k)
         found[f"map@{k}"] = _average_precision(ranks, share_QPk, place_k)
         for name, gain_QP in _gains(grades_QP).items():
@@ -76,6 +80,7 @@ def metrics_by_query(
     width = ranks.greater_QP.shape[1]
     padded = [[*row, *[0.0] * (width - len(row))] for row in grades]
     grades_QP = torch.tensor(padded, dtype=torch.float64).reshape(len(padded), width)
+
     table = expected_metrics(ranks, grades_QP, cutoffs)
     rows = zip(*(values.tolist() for values in table.values()), strict=True)
     return [dict(zip(table, row, strict=True)) for row in rows]
@@ -90,6 +95,8 @@ def _ndcg(gain_QP: Tensor, share_QPk: Tensor, place_k: Tensor) -> Tensor:
     expected_Q = (gain_QP * (share_QPk @ discount_k)).sum(1)
     best_Qk = gain_QP.sort(dim=1, descending=True).values[:, : len(place_k)]
     ideal_Q = best_Qk @ discount_k[: best_Qk.shape[1]]
+
+    # `where` evaluates both sides: the clamp keeps a query without gain from dividing by 0.
     return torch.where(ideal_Q > 0, expected_Q / ideal_Q.clamp(min=1e-300), 0.0)
 
 
@@ -97,12 +104,16 @@ def _first_hit(ranks: TiedRanks, k: int) -> tuple[Tensor, Tensor]:
     """Expected hit@k and MRR@k, (Q,) each, from the best group of equals."""
     far = torch.iinfo(ranks.greater_QP.dtype).max
     before_Q, best_Q = ranks.greater_QP.masked_fill(~ranks.valid_QP, far).min(1)
+
     equal_Q = ranks.equal_QP.gather(1, best_Q[:, None])[:, 0].double()
     right_Q = ((ranks.greater_QP == before_Q[:, None]) & ranks.valid_QP).sum(1).double()
+
+    # P(first at j) = P(none among j - 1) - P(none among j).
     none_Q1 = _none_among(torch.zeros(1, device=before_Q.device).double(), right_Q, equal_Q)
     slots_k = torch.arange(1, k + 1, device=before_Q.device).double()
     none_Qk = _none_among(slots_k, right_Q, equal_Q)
     first_Qk = torch.cat([none_Q1, none_Qk[:, :-1]], 1) - none_Qk  # the first right one is j-th
+
     place_Qk = before_Q.double()[:, None] + slots_k
     first_Qk = torch.where((place_Qk <= k) & (right_Q > 0)[:, None], first_Qk, 0.0)
     return first_Qk.sum(1), (first_Qk / place_Qk).sum(1)
@@ -112,17 +123,22 @@ def _none_among(slots_k: Tensor, right_Q: Tensor, equal_Q: Tensor) -> Tensor:
     """C(e - j, r) / C(e, r) for each number of places j, (Q, k); 0 where it is impossible."""
     left_Qk = equal_Q[:, None] - slots_k
     spare_Qk = left_Qk - right_Q[:, None]
+
+    # By logarithms: the binomials of a large group of equals are no fp64 numbers.
     log_Qk = torch.lgamma(left_Qk.clamp(min=0) + 1) - torch.lgamma(spare_Qk.clamp(min=0) + 1)
     log_Q = torch.lgamma(equal_Q + 1) - torch.lgamma((equal_Q - right_Q).clamp(min=0) + 1)
     return torch.where(spare_Qk >= 0, (log_Qk - log_Q[:, None]).exp(), 0.0)
 
 
 def _average_precision(ranks: TiedRanks, share_QPk: Tensor, place_k: Tensor) -> Tensor:
+    # Padding sorts behind all places, so that it is in no group.
     greater_QP, equal_QP = ranks.greater_QP.double(), ranks.equal_QP.double()
     sorted_QP = greater_QP.masked_fill(~ranks.valid_QP, torch.inf).sort(dim=1).values
+
     better_QP = torch.searchsorted(sorted_QP, greater_QP)
     group_QP = torch.searchsorted(sorted_QP, greater_QP, right=True) - better_QP
     beside_QP = (group_QP - 1) / (equal_QP - 1).clamp(min=1)
+
     earlier_QPk = (place_k - greater_QP[..., None] - 1) * beside_QP[..., None]
     hits_QPk = better_QP[..., None] + 1 + earlier_QPk
     total_Q = (share_QPk * hits_QPk / place_k).sum((1, 2))
@@ -162,6 +178,7 @@ def score_prediction(
     labels = [labels] if isinstance(labels, str) else list(labels)
     graded = _grade_labels(labels, grades, mode)
     ranked = list(prediction) if mode == "reference" else list(dict.fromkeys(prediction))
+
     found: dict[str, float] = {}
     for k in cutoffs:
         if k < 1:
@@ -223,6 +240,8 @@ def reference_grades(graded: Mapping[_Label, float]) -> dict[_Label, float]:
     """
     if len(set(graded.values())) <= 1:
         return dict(graded)
+
+    # A bool is no label of this kind, although Python takes it for an int.
     labels = [label for label in graded if type(label) is int and label >= 0]
     if len(labels) < len(graded):
         other = next(label for label in graded if label not in labels)
@@ -235,6 +254,7 @@ def reference_grades(graded: Mapping[_Label, float]) -> dict[_Label, float]:
 
 
 def _score_top(top: list[Hashable], graded: Mapping[Hashable, float], k: int) -> dict[str, float]:
+    # A repeated name counts again in `right`, and so in map, as in the published evaluator.
     right = [place for place, name in enumerate(top, 1) if name in graded]
     num_hits, num_labels = len(set(top) & set(graded)), len(graded)
     precisions = [n / place for n, place in enumerate(right, 1)]
