@@ -1,5 +1,6 @@
-"""What every backbone is: sides in, unit vectors out, and a folder that loads again offline.
+"""The interface of every backbone: sides in, unit vectors out, a folder that loads again offline.
 
+docs/method.md sections 1 and 6.
 Shapes: B sides, D embedding width.
 """
 
@@ -50,7 +51,7 @@ class Paths(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """Maps sides to unit vectors: `h_d(x)`, and `h_r(x, r)` after reading a rationale (METHOD 1).
+    """Maps sides to unit vectors: `h_d(x)`, and `h_r(x, r)` after reading a rationale.
 
     A subclass collates its own inputs, so that one batch of records serves every backbone. It
     must let every trainable parameter take part in every call, whatever the sides hold, since
@@ -96,9 +97,12 @@ class Backbone(nn.Module, ABC):
                 f"encode got {len(sides)} sides but {len(notes)} rationales; give one per side "
                 "(None where a side has no rationale), or no list at all."
             )
+
         self._check_all(sides, notes)
         if not sides:
             return self._empty()
+
+        # A reply that broke its form has neither thought nor answer: its side is embedded directly.
         notes = [note if note is not None and note.plain else None for note in notes]
         return self._unit(self._encode(sides, notes), sides)
 
@@ -124,8 +128,10 @@ class Backbone(nn.Module, ABC):
         detach: bool = False,
         writes: bool = True,
     ) -> Paths:
-        """Both paths of training; here by two calls. Ranks may differ in how many rows reason: an
-        empty call joins the graph, so no gradient is waited for in vain.
+        """Embeds sides on both paths of training, here by two calls.
+
+        Ranks may differ in how many rows reason: an empty call joins the graph, so that no process
+        waits for a missing gradient.
 
         Args:
             sides: B sides.
@@ -137,6 +143,7 @@ class Backbone(nn.Module, ABC):
         direct_BD = self.encode(sides)
         rows = [row for row, rationale in enumerate(rationales) if rationale is not None]
         reasoned_RD = self.encode([sides[r] for r in rows], [rationales[r] for r in rows])
+
         index_R = torch.tensor(rows, dtype=torch.long, device=direct_BD.device)
         nothing_B = direct_BD.new_zeros(len(sides))
         return Paths(direct_BD, direct_BD.index_copy(0, index_R, reasoned_RD), nothing_B, nothing_B)
@@ -154,18 +161,18 @@ class Backbone(nn.Module, ABC):
         return []
 
     def with_features(self, sides: Sequence[Side]) -> list[Side]:
-        """The sides with all that frozen parts say about them, so that it is computed once however
-        often they are encoded (METHOD 6); as they are, if there are no such parts."""
+        """Returns the sides with the outputs of frozen parts, which are then computed once, however
+        often the sides are encoded; without such parts the sides as they are."""
         return list(sides)
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
-        """How the model reads a side: its text with special tokens and cuts, and its pictures."""
+        """A side as the model reads it: its text with special tokens and cuts, and its pictures."""
         note = f" | {rationale.plain}" if rationale is not None else ""
         return f"{'<picture>' * len(side.media)}{side.instruction} {side.text}{note}".strip()
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters lie, and where vectors come out."""
+        """The device of its parameters, and of the vectors that it returns."""
         return next(self.parameters()).device
 
     def new_parameters(self) -> list[nn.Parameter]:
@@ -183,8 +190,11 @@ class Backbone(nn.Module, ABC):
         """
         with whole_folder(folder, keep_others=True) as fresh:
             init_args = self.config() | self._save_files(fresh)
+
+            # What the class's own files hold is not written a second time.
             own = {k: v for k, v in self.state_dict().items() if not k.startswith(self._files_hold)}
             torch.save(own, fresh / _WEIGHTS)
+
             spec = {"class_path": class_path(self), "init_args": init_args}
             write_json(fresh / _CONFIG, spec)
 
@@ -332,6 +342,7 @@ def saved_spec(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     check_links(folder)
+
     spec = read_json(folder / _CONFIG, dict[str, Any])
     check_code(spec, str(folder / _CONFIG), is_own_run(folder))
     return _resolved(with_new_names(spec, str(folder / _CONFIG)), folder)
@@ -340,6 +351,7 @@ def saved_spec(folder: str | Path) -> dict[str, Any]:
 def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     where = f"{folder}/{_CONFIG}"
     convert(spec, Spec, f"{where} is broken", "It is no saved backbone.")
+
     kind, arguments = _class_of(str(spec["class_path"]), where), dict(spec["init_args"])
     if unknown := sorted(set(arguments) - set(signature(kind).parameters)):
         raise ValueError(
@@ -356,8 +368,11 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{where}: {key} names a file, so {kind.__name__}.sources must list it."
             )
+
+    # Arguments that are parts of their own were checked when they were resolved above.
     plain = {key: value for key, value in arguments.items() if not is_spec(value)}
     check_arguments(kind, plain, where, "Save the backbone again.")
+
     if issubclass(kind, Backbone):
         kind.check_saved(arguments, folder)
     return {"class_path": spec["class_path"], "init_args": arguments}
@@ -380,6 +395,7 @@ def _class_of(path: str, where: str = "") -> Any:
             f"{where}: class {path!r} is refused; a saved backbone may only name classes of "
             f"{__package__}."
         )
+
     kind = class_at(path)
     if kind is None or not issubclass(kind, nn.Module) or isabstract(kind):
         raise ValueError(f"{where}: {path!r} is no class of this version.")

@@ -1,4 +1,4 @@
-"""What every backbone promises, as checks that a user's own one can be put through.
+"""The promises of every backbone, as checks for a user's own one.
 
 Shapes: B sides, D embedding width.
 """
@@ -19,9 +19,10 @@ from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
 
 TOLERANCE = 1e-4
+"""Largest difference between vectors that ought to be equal, in float32."""
+
 ROUNDING = 2e-2
-"""The same of bfloat16 and float16."""
-"""Largest difference between vectors that ought to be equal, in fp32."""
+"""The same for bfloat16 and float16."""
 
 HELPFUL = Rationale(
     "<think>It is the capital of France.</think><answer>Paris</answer>", "check", "none", "1",
@@ -47,6 +48,7 @@ def check_contract(backbone: Backbone) -> Iterator[Finding]:
     left as it was.
     """
     sides = sample_sides(backbone)
+
     checks: dict[str, Callable[[Backbone, list[Side]], tuple[bool, str]]] = {
         "vectors are unit, float32, (B, embedding_dim)": _are_unit,
         "a vector does not depend on its batch": _ignore_the_batch,
@@ -57,6 +59,8 @@ def check_contract(backbone: Backbone) -> Iterator[Finding]:
         "sides that it cannot read are refused": _refuse,
         "it loads from its folder alone, to the same vectors": _load_again,
     }
+
+    # Each check gets a copy: gradients or a mode that one leaves behind must not reach the next.
     for promise, check in checks.items():
         try:
             holds, seen = check(copy.deepcopy(backbone).eval(), sides)
@@ -120,6 +124,7 @@ def _read_rationales(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     direct, reasoned, broken = (
         backbone.encode(sides, [note] * len(sides)) for note in (None, HELPFUL, EMPTY)
     )
+
     cosine = float((direct * reasoned).sum(1).max())
     same = torch.equal(direct, broken)
     seen = f"highest cosine of h_r with h_d {cosine:.5f}"
@@ -128,11 +133,14 @@ def _read_rationales(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
 
 def _join_all(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     missing: set[str] = set()
+
+    # Text alone, the last modality, nothing at all: each leaves other parts of a model idle.
     for chosen in (sides[:1], sides[-1:], []):
         backbone.zero_grad(set_to_none=True)
         backbone.train()(chosen).sum().backward()
         named = backbone.named_parameters()
         missing |= {name for name, p in named if p.requires_grad and p.grad is None}
+
     found = ", ".join(sorted(missing)[:3])
     return not missing, f"no gradient for {found}" if missing else "gradients for all of them"
 
@@ -157,6 +165,7 @@ def _close(backbone: Backbone, left: Tensor, right: Tensor) -> tuple[bool, str]:
     short = {p.dtype for p in backbone.parameters()} - {torch.float32, torch.float64}
     if not short:
         return most < TOLERANCE, f"largest difference {most:.1e}"
+
     kinds = ", ".join(sorted(map(str, short)))
     difference = f"largest difference {most:.1e} with weights of {kinds}, of which "
     return most < ROUNDING, difference + "rounding explains 1e-2: check with float32 as well"

@@ -1,6 +1,6 @@
 """The seam of backbones that write: direct vector, thought and reasoned vector in one sequence.
 
-Shapes: B sides, D embedding width.
+docs/method.md section 6. Shapes: B sides, D embedding width.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DirectVectors:
 
 
 class Thoughts(NamedTuple):
-    """What was written behind B prompts.
+    """Rationales behind B prompts, with their vectors.
 
     Attributes:
         vectors_BD: h_r, at the end of the rationale, where a row reasoned and something was said;
@@ -54,7 +54,7 @@ class Thoughts(NamedTuple):
 
 class GenerativeBackbone(Backbone, ABC):
     """A backbone that is a language model: `h_d` stands at the end of the prompt, which is the same
-    at every depth, and `h_r` at the end of the rationale behind it (METHOD 6). `encode_paths` reads
+    at every depth, and `h_r` at the end of the rationale behind it. `encode_paths` reads
     both in one forward pass, with the rationale's likelihood."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class GenerativeBackbone(Backbone, ABC):
     def generate(
         self, sides: Sequence[Side], depth: str, sampling: Sampling, seed: int = GREEDY
     ) -> tuple[Rationale | None, ...]:
-        """A rationale about every side."""
+        """Writes a rationale about every side."""
         direct, num = self.read_prompts(sides, sampling), len(sides)
         return self.think(direct, [depth] * num, sampling, [seed] * num).rationales
 
@@ -110,6 +110,8 @@ def replies_nll(
     nll = []
     for state_LH, end, reply in zip(state_BLH, end_B.tolist(), replies, strict=True):
         said_T = torch.tensor(reply, device=state_LH.device).long()
+
+        # The state one place before a token predicts it, so the reply's own last state is left out.
         logits_TV = head(state_LH[end - len(reply) : end]).float()
         nll.append(functional.cross_entropy(logits_TV, said_T, reduction="sum"))
     return torch.stack(nll)

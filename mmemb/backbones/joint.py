@@ -41,8 +41,8 @@ class JointEncoder(Backbone):
     A rationale's answer is read a second time, by itself: `[CLS] instruction, answer [SEP]`. The
     vector is then (1 - answer_share) times the unit vector of the first reading plus answer_share
     times that of the second, made of unit length. Read only together with the question, an
-    encoder trained on few concepts learns them by heart and ignores the rationale, the shortcut
-    of METHOD 1. The second reading cannot see the question. Flags by their capital, countries whose
+    encoder trained on few concepts learns them by heart and ignores the rationale. The second
+    reading cannot see the question. Flags by their capital, countries whose
     question was never trained, Recall@1 directly / with the true / with a foreign rationale after
     30 steps on 84 other countries: share 0 gave 12.7 / 13.7 / 10.8, share 0.5 12.7 / 35.3 / 4.9,
     share 0.7 10.8 / 45.1 / 1.0 (one seed).
@@ -82,12 +82,15 @@ class JointEncoder(Backbone):
         super().__init__()
         if not 0 <= answer_share < 1:
             raise ValueError(f"answer_share={answer_share} must lie in [0, 1).")
+
         self.text_model, self.max_frames = text_model, max_frames
         self.answer_share = answer_share
         self.feature_dim, self.thumbnail_dim = feature_dim, thumbnail_dim
+
         self.text, tokenizer = _load_text_model(text_model)
         self.words.requires_grad_(False)
         self._tuned: tuple[Any, ...] = ()
+
         self.sequences = SequenceBuilder(
             tokenizer=tokenizer,
             vocabulary=self.words.num_embeddings,
@@ -96,13 +99,19 @@ class JointEncoder(Backbone):
             max_rationale_tokens=max_rationale_tokens,
             long_rationale=long_rationale,
         )
+
         self.tower = tower
         self.embedding_dim = self.text.config.hidden_size
+
+        # A thumbnail is made of pixel values and not of features, so it has its own projector.
         self.grid_projector = _projector(feature_dim, self.words.weight)
         if thumbnail_dim:
             self.thumbnail_projector = _projector(thumbnail_dim, self.words.weight)
+
         self.kinds = nn.Embedding(1 + max_frames, self.embedding_dim)
         nn.init.normal_(self.kinds.weight, std=0.02)
+
+        # With a score of zero the output begins as the plain mean over all tokens.
         self.pool_score = nn.Linear(self.embedding_dim, 1, bias=False)
         nn.init.zeros_(self.pool_score.weight)
 
@@ -112,7 +121,7 @@ class JointEncoder(Backbone):
         return self.text.get_input_embeddings()
 
     def new_parameters(self) -> list[nn.Parameter]:
-        """All that the text encoder did not bring along."""
+        """Returns all trainable parameters that are no part of the pretrained text encoder."""
         named = self.named_parameters()
         return [p for name, p in named if p.requires_grad and not name.startswith("text.")]
 
@@ -145,7 +154,9 @@ class JointEncoder(Backbone):
 
     @torch.no_grad()
     def with_features(self, sides: Sequence[Side]) -> list[Side]:
-        """The tower is frozen: each picture passes through it once."""
+        """Returns the sides with the frozen tower's tokens, computed once for each picture."""
+
+        # By content: a picture that several sides show passes through the tower once.
         unread = {m.digest: m for side in sides for m in side.media if m.features is None}
         tokens = dict(zip(unread, self._run_tower(list(unread.values())), strict=True))
 
@@ -155,15 +166,18 @@ class JointEncoder(Backbone):
         return [replace(s, media=tuple(map(read, s.media))) if s.media else s for s in sides]
 
     def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
-        """Updates of the text encoder; what is new beside it is trained as before."""
+        """Adds updates to the text encoder; the new parts beside it are trained as before."""
         if self._tuned:
             raise ValueError("this encoder has LoRA updates already")
+
         # In a tuple: the same weights must not be registered twice.
         self._tuned = (attach_lora(self.text, settings, seed),)
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
+        # A copy is merged, since training goes on with the updates apart from the weights.
         text = merged_copy(self._tuned[0]) if self._tuned else self.text
         save_quietly(folder / "text_model", text, self.sequences.tokenizer)
+
         saved: dict[str, Any] = {"text_model": in_folder("text_model")}
         if self.tower is not None:
             self.tower.save_weights(folder / "tower.pt")
@@ -173,9 +187,14 @@ class JointEncoder(Backbone):
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         token_MTH = self._picture_tokens(sides)
         rows, restated = self.sequences.build(sides, rationales, token_MTH.shape[1])
+
         answers = restated if self.answer_share else {}
+
+        # One call for both readings, so that rows of like length share a pass.
         vectors = self._read([*rows, *answers.values()], token_MTH.flatten(0, 1))
         first_BH, answer_AH = functional.normalize(vectors, dim=-1).split([len(rows), len(answers)])
+
+        # A row without an answer has share 0: its vector is the first reading alone.
         index_A = torch.tensor(list(answers), dtype=torch.long, device=self.device)
         share_B1 = first_BH.new_zeros(len(rows), 1).index_fill(0, index_A, self.answer_share)
         fused_BH = (1 - share_B1) * first_BH
@@ -191,14 +210,19 @@ class JointEncoder(Backbone):
     def _read_bucket(self, rows: Sequence[Row], token_NH: Tensor) -> Tensor:
         ids_BL = pad([row.ids for row in rows], self.device)
         real_BL = pad([[1] * len(row.ids) for row in rows], self.device)
+
+        # The word table has no row for a picture token: 0 stands in until the token is put there.
         picture_BL = ids_BL >= self.sequences.vocabulary
         word_BLH = self.words(ids_BL.masked_fill(picture_BL, 0))
         picked = token_NH[ids_BL[picture_BL] - self.sequences.vocabulary]
+
         state_BLH = self.text(
             inputs_embeds=word_BLH.index_put((picture_BL,), picked.to(word_BLH.dtype)),
             attention_mask=real_BL,
             token_type_ids=pad([row.segments for row in rows], self.device),
         ).last_hidden_state.float()
+
+        # Padding has no weight, so that a vector does not depend on the other rows of its batch.
         score_BL = self.pool_score(state_BLH).squeeze(-1).float()
         share_BL = score_BL.masked_fill(real_BL == 0, -torch.inf).softmax(-1)
         return (share_BL[..., None] * state_BLH).sum(1)
@@ -210,30 +234,36 @@ class JointEncoder(Backbone):
         """
         kinds = [kind for side in sides for kind in self._kinds(side)]
         feature_MTF = self._features([m for side in sides for m in side.media])
+
         grid_MTF = feature_MTF[:, :-1] if self.thumbnail_dim else feature_MTF
         parts = [self.grid_projector(grid_MTF)]
         if self.thumbnail_dim:
             parts.append(self.thumbnail_projector(feature_MTF[:, -1:, : self.thumbnail_dim]))
+
         kind_M = torch.tensor(kinds, dtype=torch.long, device=self.device)
         return torch.cat(parts, dim=1) + self.kinds(kind_M)[:, None]
 
     def _kinds(self, side: Side) -> list[int]:
-        """0 for an image, 1 + i for the side's i-th frame."""
+        """Returns 0 for an image, 1 + i for the side's i-th frame."""
         frames = [position for position, m in enumerate(side.media) if m.kind == "frame"]
         if len(frames) > self.max_frames:
             raise ValueError(
                 f"a video has {len(frames)} frames, more than max_frames={self.max_frames}: "
                 "sample fewer frames, or raise it."
             )
+
         number = {position: 1 + i for i, position in enumerate(frames)}
         return [number.get(position, 0) for position in range(len(side.media))]
 
     def _features(self, media: Sequence[Media]) -> Tensor:
         """Tower tokens (M, T, F): cached ones where a picture has them, else fresh ones."""
         if not media:
+            # Two tokens, so that the grid and the thumbnail both have their (empty) share.
             return torch.zeros(0, 2, self.feature_dim, device=self.device)
+
         tokens = iter(self._run_tower([m for m in media if m.features is None]))
         features = [next(tokens) if m.features is None else m.features for m in media]
+
         shapes = {tuple(feature.shape) for feature in features}
         if len(shapes) > 1 or features[0].shape[-1] != self.feature_dim:
             raise ValueError(
@@ -241,11 +271,13 @@ class JointEncoder(Backbone):
                 f"(T, {self.feature_dim}): the features folder was made by another tower; "
                 "make it again, or set feature_dim and thumbnail_dim."
             )
+
         return torch.stack([feature.to(self.device).float() for feature in features])
 
     def _run_tower(self, media: Sequence[Media]) -> Tensor | tuple[()]:
         if not media:
             return ()
+
         pixels = [m.pixels for m in media if m.pixels is not None]
         if self.tower is None or len(pixels) < len(media):
             lacking = "this backbone has no tower" if self.tower is None else "no pixels either"
@@ -253,6 +285,7 @@ class JointEncoder(Backbone):
                 f"picture {media[0].digest} (or one beside it) has no features, and {lacking}: "
                 "name a features folder, or load pixels and give JointEncoder a tower."
             )
+
         return self.tower(pixels)
 
 
@@ -289,6 +322,8 @@ def _load_text_model(folder: str) -> tuple[Any, Any]:
             f"{folder}: no text encoder with its tokenizer ({quote(error)}). Run "
             "`python -m datamodules.prepare pocket`, or name a folder of a BERT-like model."
         ) from None
+
+    # transformers gives missing weights random values and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder}: the weights lack {missing[:5]}; prepare the folder again.")
     return model, tokenizer

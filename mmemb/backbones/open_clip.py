@@ -42,7 +42,7 @@ _POLICIES = ("truncate", "drop", "error")
 
 @final
 class OpenClipBackbone(Backbone):
-    """A dual encoder; towers that know nothing of each other are fused at their outputs.
+    """A dual encoder; towers that share no layer are fused at their outputs.
 
     The parts of a side, each a unit vector: its text (the instruction before it), the mean of its
     images, the mean of its frames (their order is not seen), and the rationale's thought and
@@ -88,13 +88,16 @@ class OpenClipBackbone(Backbone):
     ) -> None:
         super().__init__()
         self.long_rationale = check_policy(long_rationale, _POLICIES, "long_rationale")
+
         self.name, self.pretrained, self.tokenizer_name = model, pretrained, tokenizer
         self.text_weight, self.visual_weight = text_weight, visual_weight
         self.rationale_weight, self.read_instruction = rationale_weight, read_instruction
+
         self.model, self.spec = _load_model(model, pretrained)
         self.embedding_dim = self.spec["model_cfg"]["embed_dim"]
         self.tokenizer = _load_tokenizer(tokenizer, self.spec["model_cfg"]["text_cfg"])
         _check_end(self.tokenizer, self.spec["model_cfg"]["text_cfg"])
+
         # The temperature belongs to the loss; here it would wait for a gradient for ever.
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in ("logit_scale", "logit_bias"))
@@ -123,7 +126,10 @@ class OpenClipBackbone(Backbone):
         path = Path(arguments["model"])
         model_cfg = _read_config(path)["model_cfg"]
         text, timm = model_cfg["text_cfg"], model_cfg["vision_cfg"].get("timm_model_name")
+
         named = {_TEXT: text.get(_TEXT)}
+
+        # A tokenizer of its own replaces the config's, which is then never read.
         if arguments.get("tokenizer", "default") == "default":
             named["hf_tokenizer_name"] = text.get("hf_tokenizer_name")
         if re.search("[:/]", str(timm)):  # else an architecture of timm, built without weights
@@ -140,11 +146,15 @@ class OpenClipBackbone(Backbone):
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
         spec = copy.deepcopy(self.spec)
+
+        # open_clip builds such a text tower from its configuration, so the folder must hold it too.
         if _TEXT in spec["model_cfg"]["text_cfg"]:
             save_quietly(folder / "text_config", self.model.text.config)
             spec["model_cfg"]["text_cfg"][_TEXT] = in_folder("text_config")
+
         (folder / _CONFIG).write_text(json.dumps(spec, indent=2, allow_nan=False) + "\n")
         saved = {"model": in_folder(_CONFIG), "pretrained": None}
+
         if _uses_transformers(self.tokenizer_name, self.spec["model_cfg"]["text_cfg"]):
             self.tokenizer.save_pretrained(str(folder / "tokenizer"))
             saved["tokenizer"] = in_folder("tokenizer")
@@ -153,13 +163,21 @@ class OpenClipBackbone(Backbone):
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         texts = [self._text(side) for side in sides]
         notes = self._fit([limit_marks(note.plain) if note else "" for note in rationales])
+
         fused_BD = torch.zeros(len(sides), self.embedding_dim, device=self.device)
+
+        # Texts and rationales share one pass through the text tower; empty ones take no part.
         text_MD = self._encode_texts([text for text in (*texts, *notes) if text])
+
         rows = [i for i, text in enumerate(texts) if text]
         fused_BD = _add(fused_BD, rows, self.text_weight * text_MD[: len(rows)])
+
         noted = [i for i, note in enumerate(notes) if note]
         fused_BD = _add(fused_BD, noted, self.rationale_weight * text_MD[len(rows) :])
+
         picture_MD = self._encode_pictures([m for side in sides for m in side.media])
+
+        # Two parts of the sum, each a mean: a clip of many frames does not outweigh an image.
         for kind in ("image", "frame"):
             mean_BD = self._mean_by_side(picture_MD, sides, kind)
             fused_BD = fused_BD + self.visual_weight * mean_BD
@@ -169,6 +187,7 @@ class OpenClipBackbone(Backbone):
         """The parts that are fused, and whether the context cuts one."""
         plain = limit_marks(rationale.plain) if rationale is not None else ""
         notes = self._fit([plain]) if plain else []
+
         texts = [text for text in (self._text(side), *notes) if text]
         cut = ["" if fits else " [cut]" for fits in (self._fits(texts) if texts else ())]
         parts = [f"{text}{mark}" for text, mark in zip(texts, cut, strict=True)]
@@ -200,6 +219,7 @@ class OpenClipBackbone(Backbone):
                 f"picture {blind[0]} came without pixels: open_clip's towers read no cached "
                 "features; remove the features folder from the data's settings."
             )
+
         settings = self.spec["preprocess_cfg"]
         pixels = (m.pixels for m in media if m.pixels is not None)
         images = torch.stack([prepare_pixels(image.to(self.device), settings) for image in pixels])
@@ -213,6 +233,7 @@ class OpenClipBackbone(Backbone):
         rows = torch.zeros(0, self.embedding_dim, device=self.device)
         if not torch.is_grad_enabled():
             return rows
+
         named = self.model.named_parameters()
         tower = [p for n, p in named if p.requires_grad and n.startswith("visual.") == visual]
         return rows + torch.stack([p.flatten()[0] for p in tower]).sum().float()
@@ -250,7 +271,7 @@ class OpenClipBackbone(Backbone):
         return " ".join(words[-max(kept, 1) :])
 
     def _fits(self, texts: Sequence[str]) -> list[bool]:
-        """Whether a text keeps all its tokens, even if there were room for one more."""
+        """Tells whether a text keeps all its tokens, even if there were room for one more."""
         length = self.tokenizer.context_length
         roomy = self.tokenizer(["", *texts], context_length=length + 1)
         cut = self.tokenizer(list(texts), context_length=length)
@@ -279,16 +300,22 @@ def _load_model(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str,
         with unasked():
             model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
         return model, {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
+
     spec = _read_spec(Path(name))
+
     # open_clip takes configs by folder; its other way would change its global table of names.
     text = spec["model_cfg"]["text_cfg"].get(_TEXT)
     read = reading(text) if text else nullcontext()
+
     with tempfile.TemporaryDirectory() as folder, _without_warnings(), read:
         (Path(folder) / _CONFIG).write_text(json.dumps(spec, allow_nan=False))
         model = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
+
     if pretrained is not None:
         if not Path(pretrained).is_file():
             raise FileNotFoundError(f"{pretrained} not found: weights for {name}.")
+
+        # Strictly: a tensor that the file lacks would keep its random values without a word.
         open_clip.load_checkpoint(model, pretrained, strict=True, weights_only=True)
     return model, spec | {"preprocess_cfg": model.visual.preprocess_cfg}
 
@@ -352,6 +379,7 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
             f"tokenizer_kwargs of this open_clip model ask for {unknown}, which is refused: a "
             "config may bring settings, no path and no code. Remove the key."
         )
+
     if not _uses_transformers(name, text_cfg):
         if settings.get("reduction_mask"):
             raise ValueError(
@@ -360,6 +388,7 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
                 "call. Remove the key."
             )
         return ClipTokenizer(SimpleTokenizer(context_length=length, **settings))
+
     source = text_cfg["hf_tokenizer_name"] if name == "default" else name
     mode = text_cfg.get("tokenizer_mode")
     with reading(source) as local:
@@ -367,6 +396,7 @@ def _load_tokenizer(name: str, text_cfg: Mapping[str, Any]) -> Any:
             source,
             context_length=length,
             tokenizer_mode=mode,
+            # Last in the merge, so that no config can set them otherwise.
             **settings | local | {"trust_remote_code": False, "split_special_tokens": True},
         )
 
@@ -379,6 +409,7 @@ def _check_end(tokenizer: Any, text_cfg: Mapping[str, Any]) -> None:
     inner = getattr(tokenizer, "tokenizer", None)  # of transformers; the others end with it
     if inner is None or _TEXT in text_cfg or text_cfg.get("pool_type", "argmax") != "argmax":
         return
+
     end, largest = int(tokenizer([""]).max()), max(inner.get_vocab().values())
     if end != largest:
         raise ValueError(
@@ -389,5 +420,5 @@ def _check_end(tokenizer: Any, text_cfg: Mapping[str, Any]) -> None:
 
 
 def _uses_transformers(name: str, text_cfg: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer is one of transformers, whose files must be saved along."""
+    """Tells whether the tokenizer is one of transformers, whose files must be saved along."""
     return name != "bytes" and (name != "default" or bool(text_cfg.get("hf_tokenizer_name")))

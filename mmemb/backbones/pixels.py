@@ -27,9 +27,11 @@ def prepare_pixels(image: Tensor, settings: Mapping[str, Any]) -> Tensor:
     size = settings["size"]
     target = (size, size) if isinstance(size, int) else tuple(size)
     height, width = _resized_shape(tuple(image.shape[-2:]), target, settings["resize_mode"])
+
     kept = (_kept(height, target[0]), _kept(width, target[1]))
     resized = resample(image, (height, width), kept, settings["interpolation"])
     square = _padded(resized.clamp(0, 255) / 255.0, target, float(settings["fill_color"]) / 255.0)
+
     mean = torch.tensor(settings["mean"], device=image.device)[:, None, None]
     std = torch.tensor(settings["std"], device=image.device)[:, None, None]
     return (square - mean) / std
@@ -38,10 +40,12 @@ def prepare_pixels(image: Tensor, settings: Mapping[str, Any]) -> Tensor:
 def _resized_shape(shape: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
     if mode == "squash":
         return target
+
     ratios = (target[0] / shape[0], target[1] / shape[1])
     if mode == "shortest":
         scale = max(ratios)  # truncated, as torchvision does; the offset is for exact products
         return int(shape[0] * scale + 1e-6), int(shape[1] * scale + 1e-6)
+
     scale = min(ratios)
     return max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1)
 

@@ -1,6 +1,6 @@
 """Token sequences of the joint encoder: what is read, in which order, and with which weight.
 
-Knows no weights of a model: text and picture tokens enter as numbers.
+It needs no weights of a model: text and picture tokens enter as numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONG_RATIONALE = ("truncate", "drop", "error")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the encoder reads in one go: parallel lists over its tokens.
+    """Tokens that the encoder reads in one go: parallel lists over its tokens.
 
     Numbers in `ids` from the vocabulary's size on are picture tokens of the batch, in order.
     """
@@ -69,12 +69,17 @@ class SequenceBuilder:
         texts = self._tokenize([side.text for side in sides])
         thoughts = self._tokenize([note.thinking if note else "" for note in rationales])
         answers = self._tokenize([note.answer if note else "" for note in rationales])
+
         rows, restated, start = [], {}, self.vocabulary
         for i, side in enumerate(sides):
             end = start + tokens_each * len(side.media)
+
+            # The cut is at the end, so a text loses its own tokens before those of its instruction.
             words = (instructions[i] + texts[i])[: self.max_text_tokens]
             thought, answer = self._fit(thoughts[i], answers[i])
             rows.append(self._row([*range(start, end), *words], thought + answer))
+
+            # Without pictures and text: this reading must not see the question.
             if answer:
                 restated[i] = self._row([*instructions[i][: self.max_text_tokens], *answer], [])
             start = end
@@ -91,6 +96,7 @@ class SequenceBuilder:
 
     def _row(self, first: list[int], second: list[int]) -> Row:
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+
         head = [start, *first, end]
         tail = [*second, end] if second else []
         if len(head) + len(tail) > self.max_length:
@@ -106,12 +112,14 @@ class SequenceBuilder:
         excess = len(thought) + len(answer) - self.max_rationale_tokens
         if excess <= 0:
             return thought, answer
+
         if self.long_rationale == "error":
             raise ValueError(
                 f"a rationale has {len(thought) + len(answer)} tokens, more than "
                 f"max_rationale_tokens={self.max_rationale_tokens}: raise that, or choose "
                 "long_rationale: truncate or drop."
             )
+
         if self.long_rationale == "drop":
             return [], []
         return thought[excess:], answer[max(excess - len(thought), 0) :]
@@ -133,11 +141,15 @@ def two_buckets(lengths: Sequence[int]) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ordered = [lengths[i] for i in order]
+
+    # Tokens with padding, for each number of short rows; the last one is a single bucket.
     costs = [
         cut * ordered[cut - 1] + (len(order) - cut) * ordered[-1]
         for cut in range(1, len(order) + 1)
     ]
+
     cut = 1 + min(range(len(order)), key=costs.__getitem__)
+
     # Two passes cost more than one: split only where it saves a tenth.
     if costs[cut - 1] > 0.9 * costs[-1]:
         return [order]

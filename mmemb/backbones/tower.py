@@ -1,4 +1,4 @@
-"""A frozen image tower: pictures to a few tokens each, worth caching. Knows no text.
+"""A frozen image tower: pictures to a few tokens each, worth caching.
 
 Shapes: B pictures, T tokens a picture, F token width.
 """
@@ -78,6 +78,7 @@ class EfficientNetTower(ImageTower):
         import timm
 
         self.weights, self.image_size = weights, image_size
+
         self.network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
         self.network.load_state_dict(_match(_read_weights(Path(weights)), self.network, weights))
         self.requires_grad_(False).eval()
@@ -94,6 +95,7 @@ class EfficientNetTower(ImageTower):
                 pixels = image.to(device)
                 squares.append(_resized(pixels, self.image_size))
                 thumbnails.append(_resized(pixels, 16))
+
             tokens = self._tokens(torch.stack(squares), torch.stack(thumbnails))
             tokens_BTF[first : first + _CHUNK] = tokens
         return tokens_BTF
@@ -109,6 +111,7 @@ class EfficientNetTower(ImageTower):
     def _tokens(self, square: Tensor, thumbnail: Tensor) -> Tensor:
         grid = self.network.forward_features(square)
         quadrants = functional.adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2)
+
         padded = functional.pad(thumbnail.flatten(1), (0, self.feature_dim - self.thumbnail_dim))
         return torch.cat([grid.mean((2, 3))[:, None], quadrants, padded[:, None]], dim=1)
 
@@ -129,11 +132,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                 "run `python -m datamodules.prepare pocket`, or name the file itself."
             )
         path = files[0]
+
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} not found: the weights of EfficientNet-Lite0. "
             "Run `python -m datamodules.prepare pocket`, or name another file."
         )
+
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -146,13 +151,17 @@ def _match(loaded: dict[str, Tensor], network: nn.Module, source: str) -> dict[s
 
     The network has no classifier; the file may hold one, as its last tensors.
     """
+
     wanted = network.state_dict()
     if set(wanted) <= set(loaded):
         return {name: loaded[name] for name in wanted}
+
+    # Other libraries name the same tensors otherwise; equal shapes in order identify them.
     same = [a.shape == b.shape for a, b in zip(loaded.values(), wanted.values(), strict=False)]
     if len(same) < len(wanted) or not all(same):
         raise ValueError(
             f"{source} holds {len(loaded)} tensors that do not fit EfficientNet-Lite0's "
             f"{len(wanted)}, neither by name nor in order; give weights of that network."
         )
+
     return dict(zip(wanted, loaded.values(), strict=False))

@@ -1,4 +1,4 @@
-"""What a frozen vision tower says of pictures, computed once for each of them.
+"""Outputs of a frozen vision tower, computed once for each picture.
 
 With a gradient cache every picture is read twice in a step, and in every epoch again. Shapes: N
 pictures of a batch, T tokens of a picture, H width.
@@ -50,9 +50,13 @@ class VisionCache:
         if "pixel_values" not in inputs or "image_grid_thw" not in inputs:
             return inputs
         pixels, grid_N3 = inputs["pixel_values"], inputs["image_grid_thw"]
+
         parts = pixels.split(grid_N3.prod(1).tolist())
+
+        # By content: a picture that the batch shows twice is computed once.
         fresh = {d: n for n, d in enumerate(digests) if d not in self._seen}
         found = {d: _on(pixels.device, self._seen[d]) for d in digests if d in self._seen}
+
         if fresh:
             places = list(fresh.values())
             read = model.base_model.get_image_features(  # type: ignore[operator,union-attr]
@@ -61,13 +65,17 @@ class VisionCache:
             deep = getattr(read, "deepstack_features", None) or ()
             found |= zip(fresh, zip(read.pooler_output, _columns(deep, len(places)), strict=True),
                          strict=True)  # fmt: skip
+
         self._keep(found)
+
         kept = {name: value for name, value in inputs.items() if name != "pixel_values"}
         outputs = {"image": _output([found[digest] for digest in digests])}
+
         if "pixel_values_videos" in kept:  # the model takes pixels of neither or of both
             outputs["video"] = model.base_model.get_video_features(  # type: ignore[operator,union-attr]
                 kept.pop("pixel_values_videos"), kept["video_grid_thw"], return_dict=True
             )
+
         return kept | {"mm_encoder_outputs": outputs}
 
     def _keep(self, found: dict[str, _Seen]) -> None:
@@ -75,6 +83,7 @@ class VisionCache:
             if digest not in self._seen:  # copies: parts of a batch would keep all of it
                 self._seen[digest] = _copy(tokens_TH), tuple(map(_copy, deeper))
             self._seen.move_to_end(digest)
+
         while len(self._seen) > self.most:
             self._seen.popitem(last=False)
 

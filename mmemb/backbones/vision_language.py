@@ -84,23 +84,31 @@ class VisionLanguageBackbone(GenerativeBackbone):
             raise ValueError(f"cached_pictures is {cached_pictures}; expected 0 or more.")
         if cached_pictures and not freeze_vision:
             raise ValueError("cached_pictures needs freeze_vision: a tower that learns says anew.")
+
         self._seen = VisionCache(cached_pictures) if cached_pictures else None
+
         check_policy(dtype, DTYPES, "dtype")
         self.padding_side = check_policy(padding_side, ("left", "right"), "padding_side")
         self.long_rationale = check_policy(long_rationale, ("truncate", "error"), "long_rationale")
+
         self.model_id = model
         self.style = PromptStyle.from_mapping(style)
         at_least_one(max_rationale_tokens=max_rationale_tokens, slots=slots)
         self.max_rationale_tokens, self.slots = max_rationale_tokens, slots
+
         self.freeze_vision, self.attention, self.dtype_name = freeze_vision, attention, dtype
         self.trust_remote_code = trust_remote_code
+
         self.model, processor = load_model(model, attention, DTYPES[dtype], trust_remote_code)
         self.prompts = PromptBuilder(processor, self.style)
         self.modalities = self.prompts.modalities
         self.embedding_dim = self.model.config.get_text_config().hidden_size
+
         if freeze_vision:
             for module in outside_of_text(self.model):
                 module.requires_grad_(False)
+
+        # In a tuple: the same weights must not be registered twice.
         self._tuned: tuple[nn.Module, ...] = ()
 
     # what is embedded
@@ -125,13 +133,17 @@ class VisionLanguageBackbone(GenerativeBackbone):
                     "trained: set losses.writing to 0, or rationale_in: reply."
                 )
             return super().encode_paths(sides, rationales)
+
         if writes and detach:
             self._check_head()
+
         notes = [note if note is not None and note.plain else None for note in rationales]
         self._check_all(sides, rationales)
+
         if not sides:
             empty = self._empty()
             return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
+
         plain = self.prompts.build_all(sides)
         replies = [self._said(note) if note is not None else [] for note in notes]
         whole = [prompt.followed_by(ids) for prompt, ids in zip(plain, replies, strict=True)]
@@ -181,6 +193,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
                 f"{self.max_rationale_tokens} ({rationale.text[:60]!r}): raise it, or set "
                 "long_rationale: truncate."
             )
+
+        # The answer stands last, so a cut at the front spares it.
         return ids[-self.max_rationale_tokens :]
 
     def _states(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
@@ -189,6 +203,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if self._seen is not None:
             shown = [digest for prompt in prompts for digest in prompt.pictures]
             inputs = self._seen.replace_pixels(self.model, inputs, shown)
+
         output = self.model.base_model(**inputs, use_cache=False)
         return output.last_hidden_state, batch.end_R
 
@@ -209,6 +224,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
             )
         for position, side in enumerate(sides):
             self._check(position, side)
+
         if not sides:
             return DirectVectors((), self._empty())
 
@@ -277,6 +293,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         tags = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}  # special in some models
         special = tokenizer.convert_tokens_to_ids([*special_tokens(tokenizer, self.prompts.marks)])
         ends = {*special, *(ends if isinstance(ends, list) else [ends])}
+
+        # A tag that a model declares special must not end the rationale that contains it.
         return frozenset(ends - tags - {None})
 
     # what a backbone is
@@ -315,12 +333,14 @@ class VisionLanguageBackbone(GenerativeBackbone):
         return [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
 
     def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
-        """Updates of the language model; the vision tower gets none."""
+        """Adds updates to the language model; the vision tower gets none."""
         if self._tuned:
             raise ValueError("this backbone has LoRA updates already")
         if not self.freeze_vision:
             raise ValueError("with LoRA only the updates learn: set freeze_vision: true.")
+
         self.model.requires_grad_(False)
+
         self._tuned = (attach_lora(self.model.get_decoder(), settings, seed),)
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
@@ -328,8 +348,9 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if self._tuned:  # copied together, so that the copied updates lie in the copied model
             model, tuned = copy.deepcopy((self.model, self._tuned[0]))
             tuned.merge_and_unload()
+
         save_quietly(folder / "model", model, self.prompts.processor)
-        # A folder may come from anywhere: that its code may run is said by whoever loads it.
+        # A folder may come from anywhere: the person who loads it decides whether its code may run.
         return {"model": in_folder("model"), "trust_remote_code": False}
 
 
