@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     start = time.monotonic()
 
+    # All commands share this handling: users see one line instead of a traceback.
     try:
         import_module(COMMANDS[options.command]).run(options)
     except (ValueError, OSError) as error:

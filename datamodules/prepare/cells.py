@@ -100,11 +100,13 @@ def paths_of(value: Any, separator: str = "") -> tuple[str, ...]:
     given: Sequence[Any]
     if is_missing(value):
         return ()
+
     match value:
         case list():
             given = value
         case _:
             text = text_of(value)
+            # An empty separator means that the format has lists, and a path may hold any letter.
             given = [part.strip() for part in text.split(separator)] if separator else [text]
 
     texts = [text_of(each) for each in given]
@@ -129,6 +131,7 @@ def checked_text(text: str) -> str:
     Raises:
         CellError: half of a surrogate pair, a byte that is no UTF-8, or too many letters.
     """
+    # Beyond the bound it is most likely a quote that was never closed, not a text.
     if len(text) > MAX_LETTERS:
         raise CellError(
             f"{shown(text)} has {len(text):,} letters: expected at most {MAX_LETTERS:,}"

@@ -44,9 +44,12 @@ def find_media(folder: Path, name: str) -> Path:
         MediaPathError: it is missing, leads out of the folder, or is neither a file nor a folder
             that can be read. Nothing is opened.
     """
+    # Before any system call: an absolute path or `..` must not even be looked at.
     _check_name(name)
+
     root = _resolved(folder, os.getcwd())
     path = root / name
+
     try:
         try:
             real, mode = _real(root, path)
@@ -56,11 +59,14 @@ def find_media(folder: Path, name: str) -> Path:
     except OSError as error:
         raise MediaPathError(f"{shown(name)} {_reason(root, name, error)}") from None
 
+    # After links are resolved: a link may lead out of the folder.
     if not real.is_relative_to(root):
         raise MediaPathError(f"{shown(name)} is a link that leads out of {root.name}/")
+
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise MediaPathError(f"{shown(name)} is {kind}: expected a file or a folder")
+
     if not os.access(real, os.R_OK):
         raise MediaPathError(f"{shown(name)} {_REASONS[errno.EACCES]}")
     return path
@@ -90,6 +96,7 @@ def _real(root: Path, path: Path) -> tuple[Path, int]:
         if stat.S_ISLNK(mode):
             real = os.path.realpath(path, strict=True)
             return Path(real), os.stat(real).st_mode
+
     return path, mode
 
 
@@ -142,6 +149,7 @@ def _check_name(name: str) -> None:
         raise MediaPathError(f"{shown(name)} holds a NUL")
     if len(name.encode(errors="replace")) > _LONGEST:
         raise MediaPathError(f"{shown(name)} {_REASONS[errno.ENAMETOOLONG]}")
+
     path = PurePosixPath(name)
     if path.is_absolute():
         raise MediaPathError(f"{shown(name)} is absolute: expected a path below the folder")
@@ -157,6 +165,7 @@ def _reason(root: Path, name: str, error: OSError) -> str:
         is_link = any(map(os.path.islink, ways))
         slashes = ": expected `/` between folders" if "\\" in name else ""
         return "is a link to something that is missing" if is_link else f"is missing{slashes}"
+
     return _REASONS.get(
         error.errno or 0, f"cannot be read ({errno.errorcode.get(error.errno or 0)})"
     )
@@ -165,17 +174,21 @@ def _reason(root: Path, name: str, error: OSError) -> str:
 def _other_form(root: Path, name: str) -> Path:
     """The one path whose names are those of `name` but for their Unicode form; else as it was."""
     here = root
+    # An exact match always wins over another Unicode form.
     for part in PurePosixPath(name).parts:
         if os.path.lexists(here / part):
             here = here / part
             continue
+
         known = _names(str(here), os.stat(here).st_mtime_ns) if here.is_dir() else {}
         forms = known.get(unicodedata.normalize("NFC", part), [])
         if len(forms) > 1:
             problem = f"is missing, and {len(forms)} files are so named in other Unicode forms"
             raise MediaPathError(f"{shown(name)} {problem}")
+
         if not forms:
             return root / name
+
         here = here / forms[0]
     return here
 

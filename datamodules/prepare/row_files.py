@@ -38,8 +38,9 @@ def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken |
         expected: columns that it must have.
 
     Raises:
-        ValueError: the heading is none, or lacks a column; or quotes are broken throughout.
+        ValueError: there is no heading, or it lacks a column; or quotes are broken throughout.
     """
+    # Excel also saves UTF-16, for which the readers below have no clear message.
     with open(path, "rb") as start:
         if start.read(2).startswith(_OTHER_ENCODINGS):
             raise ValueError(f"{path} is no UTF-8, perhaps UTF-16: save it as UTF-8.")
@@ -82,6 +83,7 @@ def check_heading(path: Path, names: list[str], expected: Collection[str]) -> No
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: column(s) {shown(twice)} occur twice in the heading.")
+
     if missing := [name for name in expected if name not in names]:
         if len(names) == 1 and path.suffix.lower() == ".csv":
             hint = f"the heading is the one column {shown(names[0])}; expected commas between"
@@ -95,6 +97,7 @@ def _csv_records(lines: _Lines) -> Iterator[list[str] | Broken]:
     a quote that is never closed takes one row, and not the rest of the file."""
     reader = csv.reader(lines, strict=True)
     while True:
+        # A blank line is an empty list; only None tells the end of the file.
         row = _csv_record(reader, lines)
         if row is None:
             return
@@ -105,6 +108,7 @@ def _csv_records(lines: _Lines) -> Iterator[list[str] | Broken]:
 def _csv_record(reader: Iterator[list[str]], lines: _Lines) -> list[str] | Broken | None:
     """The next record; None behind the last one."""
     lines.taken.clear()
+    # The default limit of the csv module, 131,072 letters, is below what a cell may hold.
     limit = csv.field_size_limit(MAX_LETTERS + 1)  # of the process: it is put back at once
     try:
         return next(reader, None)
@@ -151,11 +155,12 @@ class _Lines:
         else:
             line = next(self._lines)
             self._may_give_back += 4 * len(line)
+
         self.taken.append(line)
         return line
 
     def give_back(self) -> None:
-        """All lines of the record but its first.
+        """Puts all lines of the record but its first back in front of the file.
 
         Raises:
             ValueError: that were too many.
@@ -165,6 +170,8 @@ class _Lines:
             raise ValueError(
                 f"{self._path}: quotes are not closed at too many places: save it again as CSV."
             )
+
+        # The first line is not given back: it is the broken row, and would be read again for ever.
         self._again.extendleft(reversed(self.taken[1:]))
 
 
@@ -183,7 +190,7 @@ def parquet_rows(file: Any, columns: Collection[str], size: int = _BATCH) -> Ite
 
 
 def parquet_faults() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for a file that is broken; a column's name may be no UTF-8."""
+    """Exceptions of pyarrow for a broken file; UnicodeDecodeError comes from a column's name."""
     from pyarrow import ArrowException
 
     return ArrowException, OSError, UnicodeDecodeError
@@ -195,11 +202,14 @@ def _values(column: Any) -> list[Any]:
     try:
         values = column.to_pylist()
     except Exception:  # Arrow's readers raise whatever the bytes make them raise
+        # One broken cell fails the whole column, so the cells are tried one by one.
         values = [_value(cell) for cell in column]
+
     if str(column.type) in ("float", "halffloat"):
         # The shortest decimal number that is this float: 0.1, and not 0.10000000149011612.
         short = np.float32 if str(column.type) == "float" else np.float16
         values = [None if value is None else float(str(short(value))) for value in values]
+
     return values
 
 
@@ -208,6 +218,7 @@ def _value(cell: Any) -> Any:
         return cell.as_py()
     except UnicodeDecodeError as error:
         fault = f"is no UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})"
+
         return Broken(f"{shown(error.object)} {fault}")
     except Exception as error:  # as above
         return Broken(f"is a {cell.type} that cannot be read ({type(error).__name__})")
@@ -223,8 +234,10 @@ def json_rows(data: bytes) -> Iterator[Cells | Broken]:
     if data.lstrip()[:1] == b"[":
         yield from map(_checked_row, _json_list(data))
         return
+
     for line in split_lines(data):
         if line.strip():
+            # Each line is tried by itself, so a broken one costs one row.
             try:
                 yield json_row(line)
             except CellError as error:
@@ -282,6 +295,7 @@ def json_row(data: bytes) -> Cells:
 def _unique(pairs: list[tuple[str, Any]]) -> Cells:
     row = dict(pairs)
     if len(row) < len(pairs):
+        # One key is enough for the message.
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise CellError(f"the key {shown(twice)} occurs twice in one object")
     return row

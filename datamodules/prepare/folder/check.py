@@ -1,4 +1,4 @@
-"""Every fault of a table, found before anything is written."""
+"""Finds every fault of a table before anything is written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_NAMED = 5
 @final
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What is wrong with a table.
+    """Faults of a table.
 
     Attributes:
         lines: one sentence for each fault, by row.
@@ -72,10 +72,14 @@ def check_cells(rows: Sequence[OwnRow], media: Path) -> Found:
     """
     # A row that cannot be read is left out in any case: it does not count against others.
     whole = [row for row in rows if not row.faults]
+
     found = [(row.number, fault) for row in rows for fault in row.faults]
     found += _ids(rows) + _tasks(whole) + _forms(whole) + _names(whole) + _mixed(whole)
+
+    # The loop may wait for a slow disk, so it shows its progress after two seconds.
     for row in tqdm(rows, desc="looking for media", disable=None, delay=2):
         found += _paths(row, media)
+    # A row that names a broken file twice would otherwise list one fault twice.
     return sorted(set(found))
 
 
@@ -91,16 +95,19 @@ def check_rows(
         workers: processes that decode.
         known: what `check_cells` has found.
     """
+    # The caller keeps its own list: it prints only the faults that are new.
     found = list(known)
     contents: dict[int, Content] = {}
     for number, content, faults in _decoded(rows, media, num_frames, workers):
         contents[number] = content
         found += [(number, fault) for fault in faults]
 
+    # Rows with broken cells hold placeholders, which must not be compared.
     rows = [row for row in rows if not row.faults]
     overlap = _overlap(rows, contents)
     groups, twins = _groups(rows, contents)
     notices = (*_shared_targets(rows, contents), *_shared_pairs(rows, contents, overlap), *twins)
+
     found = sorted({*found, *overlap})
     return Faults(tuple(lines_of(found)), frozenset(number for number, _ in found), notices, groups)
 
@@ -118,19 +125,22 @@ def _ids(rows: Iterable[OwnRow]) -> Found:
             found.append(
                 (row.number, f"id {shown(row.id)}: expected 1 to 80 letters, digits, `_` or `-`")
             )
+
         if row.id and first.setdefault(row.id, row.number) != row.number:
             found.append((row.number, f"id {shown(row.id)} is that of row {first[row.id]}, too"))
+
     return found
 
 
 def _tasks(rows: Iterable[OwnRow]) -> Found:
-    """A task's scores become a file of its name."""
+    """Finds tasks whose name is too long: the scores of a task become a file of its name."""
     wrong: dict[str, str] = {}
     for task in dict.fromkeys(row.task for row in rows):
         try:
             file_name(task)
         except ValueError:
             wrong[task] = f"task {shown(task)} is too long for the name of a file"
+
     return [(row.number, wrong[row.task]) for row in rows if row.task in wrong]
 
 
@@ -142,25 +152,32 @@ def _forms(rows: Iterable[OwnRow]) -> Found:
         names = [("task", row.task, row.task.strip().casefold()), ("concept", row.concept, "")]
         sides = (*row.positives, *row.negatives)
         names += [("target", side.name, f"{row.task}\0{side.name}") for side in sides]
+
+        # Two spellings of one name would silently become two tasks or two candidates.
         for column, name, seems in names:
             key = (column, unicodedata.normalize("NFC", limit_marks(seems or name)))
             known, number = first.setdefault(key, (name, row.number))
             if known != name:
                 fault = f"is written otherwise in row {number} ({ascii(known):.60}): let one name"
                 found.append((row.number, f"{column} {ascii(name):.60} {fault} have one form"))
+
     return found
 
 
 def _paths(row: OwnRow, media: Path) -> Found:
     found = []
+    # The lists may differ in length: a flat row has a column for a negative that it does not give.
     for column, side in zip(row.media_columns, row.sides, strict=False):
+        # A cell with a fault holds a placeholder path, which would be reported as missing, too.
         if any(fault.startswith(column) for fault in row.faults):
             continue
+
         for name in side.media:
             try:
                 locate(media, name)
             except MediaPathError as error:
                 found.append((row.number, f"{column} {error}"))
+
     return found
 
 
@@ -170,11 +187,13 @@ def _names(rows: Iterable[OwnRow]) -> Found:
     found = []
     for row in rows:
         for side in (*row.positives, *row.negatives):
+            # Sides are compared whole: the same media with another text is another candidate.
             same, number = known.setdefault((row.task, side.name), (side, row.number))
             if same != side:
                 has = "another instruction" if same.text == side.text else "other media and text"
                 fault = f"target {shown(side.name)} has {has} in row {number}"
                 found.append((row.number, fault))
+
     return found
 
 
@@ -182,14 +201,17 @@ def _mixed(rows: Iterable[OwnRow]) -> Found:
     """In an evaluation task all queries have negatives of their own, or none has."""
     kinds: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for row in rows:
+        # Training rows may mix both kinds: negatives are optional there.
         if row.split != "train":
             kinds[row.task][bool(row.negatives)].append(row.number)
+
     found = []
     for task, kind in kinds.items():
         fewer, more = sorted(kind, key=len)  # without the fewer ones the others are a whole task
         for number in fewer:
             both = f"task {shown(task)} has queries with negatives and without (row {more[0]})"
             found.append((number, f"{both}: give all of them some, or none"))
+
     return found
 
 
@@ -200,6 +222,7 @@ def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
     for row in rows:
         if row.split == "train":
             content = contents[row.number]
+            # The first row that holds the content is named in messages.
             queries.setdefault((row.task, content.query), row.number)
             for target in content.targets[:1]:  # the one that is trained on
                 pairs.setdefault((content.query, target), row.number)
@@ -208,17 +231,21 @@ def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
     for row in rows:
         if row.split == "train":
             continue
+
         content = contents[row.number]
         trained = [pairs.get((content.query, target)) for target in content.targets]
+        # The query counts within its task only: another task may ask about the same picture.
         if number := queries.get((row.task, content.query)):
             found.append((row.number, f"its query is that of row {number}, which is trained on"))
         elif number := next(filter(None, trained), None):
             found.append((row.number, f"its pair is that of row {number}, which is trained on"))
+
     return found
 
 
 def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Iterator[str]:
     """A notice of targets with media that are trained on and evaluated, if there are any."""
+    # Only the first right answer of a training row is trained on.
     trained = {
         target
         for row in rows
@@ -226,10 +253,12 @@ def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> 
         for target in contents[row.number].targets[:1]
     }
 
+    # A label such as a class name is shared on purpose; a picture or a clip may be a leak.
     shared = 0
     for row in rows:
         if row.split != "train" and row.positives and row.positives[0].media:
             shared += contents[row.number].targets[0] in trained
+
     if shared:
         yield f"{shared} rows for evaluation have a target with media that is trained on, too."
 
@@ -238,6 +267,7 @@ def _shared_pairs(
     rows: Iterable[OwnRow], contents: Mapping[int, Content], faults: Found
 ) -> Iterator[str]:
     """Equal pairs in two splits that are no fault, such as those that ask the other way round."""
+    # Faults were already told, and a notice for the same row would repeat them.
     faulty = {number for number, _ in faults}
     places: dict[frozenset[str], dict[str, int]] = defaultdict(dict)
     for row in rows:
@@ -255,6 +285,7 @@ def _groups(
     rows: Iterable[OwnRow], contents: Mapping[int, Content]
 ) -> tuple[dict[str, str], list[str]]:
     """Topics of training rows that share a pair, however indirectly, get the name of one group."""
+    # A row without a target has its fault already.
     train = [row for row in rows if row.split == "train" and row.positives]
     first: dict[frozenset[str], OwnRow] = {}
     parent: dict[str, str] = {}
@@ -292,22 +323,26 @@ def _decoded(
     rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int
 ) -> Iterator[tuple[int, Content, list[str]]]:
     look = partial(_look, media, num_frames)
+    # A new process takes seconds to start, so a single worker runs here.
     if workers < 2:
         yield from map(look, tqdm(rows, desc="checking", disable=None))
         return
+
+    # Spawned, not forked: decoders and torch hold threads, which a fork does not copy.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         results = pool.map(look, rows, chunksize=_CHUNK)
         yield from tqdm(results, total=len(rows), desc="checking", disable=None)
 
 
 def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, Content, list[str]]:
-    """Row number, its content, and what could not be read."""
+    """Returns the row's number, its content, and the media that could not be read."""
     digests, faults = [], []
     for number, side in enumerate(row.sides):
         try:
             members = side_members(media, side.media, "q", num_frames)
             digests.append(content_digest(side.text, members))
         except (ValueError, OSError) as error:
+            # A text of its own, so that two unreadable sides never count as equal.
             digests.append(f"unreadable {row.number} {number}")
             match error:
                 case MediaPathError():

@@ -83,7 +83,7 @@ def read_clip(path: Path, num: int) -> list[Image.Image]:
 
 
 def nearest_frames(times: Sequence[int], num: int) -> list[int]:
-    """Numbers of the frames that are nearest in time to `num` evenly spaced times.
+    """Returns the numbers of the frames that are nearest in time to `num` evenly spaced times.
 
     The first of these times is the first frame's, the last one the last frame's; of two frames that
     are equally near the earlier one is taken. A frame that stands for long may be taken more than
@@ -99,25 +99,29 @@ def nearest_frames(times: Sequence[int], num: int) -> list[int]:
     """
     if len(times) <= num:
         return list(range(len(times)))
+    # Broken writers repeat or reverse times; bisection needs rising ones.
     if any(one >= two for one, two in pairwise(times)):
         times = range(len(times))
 
     # Whole numbers alone, so that nothing depends on rounding: all times are multiplied by `steps`.
     steps, first, last = max(1, num - 1), times[0], times[-1]
+
     numbers = []
     for step in range(num):
         wanted = first * steps + (last - first) * step
         after = bisect_right(times, wanted, key=lambda time: time * steps)
+        # Behind the last frame there is nothing to compare with.
         if after == len(times):
             numbers.append(after - 1)
         else:
             is_nearer = times[after] * steps - wanted < wanted - times[after - 1] * steps
             numbers.append(after if is_nearer else after - 1)
+
     return numbers
 
 
 def is_animated(path: Path) -> bool:
-    """Says whether a picture file has several frames; False for one that cannot be read."""
+    """Tells whether a picture file has several frames; False for one that cannot be read."""
     try:
         with Image.open(path, formats=ANIMATED) as image:
             return bool(getattr(image, "is_animated", False))
@@ -134,7 +138,8 @@ class _Count:
     times: list[int] = field(default_factory=list)
 
     def add(self, size: tuple[int, int], time: int) -> None:
-        """Counts a frame."""
+        """Counts a frame and checks it."""
+        # The first frame sets the size; all others must have it.
         self.size = self.size if self.times else size
         if size != self.size:
             (width, height), (now_wide, now_high) = self.size, size
@@ -143,6 +148,8 @@ class _Count:
                 f"changes its size from {width} x {height} to {now_wide} x {now_high} pixels at "
                 f"frame {number}; expected one size"
             )
+
+        # Checked while counting, so that an endless clip stops at the bound.
         self.times.append(time)
         check_bounds(size, len(self.times))
 
@@ -154,6 +161,7 @@ def check_bounds(size: tuple[int, int], frames: int) -> None:
         raise ClipError(
             f"has frames of {size[0]} x {size[1]} pixels; at most {MAX_FRAME_PIXELS:,} are read"
         )
+
     if frames > MAX_FRAMES or frames * pixels > MAX_CLIP_PIXELS:
         raise ClipError(
             f"is too long: at most {MAX_FRAMES:,} frames and {MAX_CLIP_PIXELS:,} pixels of all "
@@ -162,9 +170,10 @@ def check_bounds(size: tuple[int, int], frames: int) -> None:
 
 
 def _is_picture(path: Path) -> bool:
-    """By its bytes: much that is called `.gif` is a video, and the other way round."""
+    """Tells a picture by its bytes: many files called `.gif` are videos, and the reverse."""
     with path.open("rb") as file:
         head = file.read(12)
+
     return head[:4] in (b"GIF8", b"\x89PNG") or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
 
 
@@ -175,15 +184,17 @@ def _check_size(path: Path) -> None:
 
 
 def _video(path: Path, num: int) -> list[Image.Image]:
-    """Two passes: the first finds the times of all frames, the second keeps the chosen ones."""
+    """Reads frames in two passes: the first finds all times, the second keeps the chosen ones."""
     chosen = nearest_frames(_times(path), num)
     frames = {}
     with _opened(path) as (video, stream):
         for number, frame in enumerate(video.decode(stream)):
             if number in chosen:
                 frames[number] = _upright(frame, stream.sample_aspect_ratio)
+            # The rest of the file need not be decoded.
             if number == chosen[-1]:
                 break
+
     return [frames[number] for number in chosen]
 
 
@@ -193,9 +204,11 @@ def _times(path: Path) -> list[int]:
     with _opened(path) as (video, stream):
         others = 0.0
         for packet in video.demux():
+            # Sound and subtitles are not decoded; only their end counts, for the check below.
             if packet.stream.index != stream.index:
                 others = max(others, _end_of(packet))
                 continue
+
             for frame in packet.decode():
                 is_timed = is_timed and frame.pts is not None
                 seen.add((frame.width, frame.height), frame.pts if is_timed else len(seen.times))
@@ -214,6 +227,7 @@ def _times(path: Path) -> list[int]:
         elif video.duration is not None:
             end = max(end, round(others / unit))
             _check_end(seen.times, end, video.duration / 1e6 / unit, unit)
+
     return seen.times
 
 
@@ -229,8 +243,10 @@ def _check_end(times: Sequence[int], end: int, stated: float, unit: float) -> No
 
     A tenth may be missing, and two frames: encoders round, and drop the last ones.
     """
+    # The longest pause between two frames is the best guess of how long the last one lasts.
     gap = max((two - one for one, two in pairwise(times)), default=0)
     reached = max(end, end - times[0])
+
     if reached + 2 * gap < 0.9 * stated:
         raise ClipError(
             f"is cut: its frames end after {reached * unit:.1f} s, it states {stated * unit:.1f} s"
@@ -251,6 +267,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
             what = "sound" if video.streams.audio else "other data"
             also = " and a picture as its cover" if pictures else ""
             raise ClipError(f"holds no video, but {what}{also}")
+
         stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
 
         if stream.codec_context is None:
@@ -273,8 +290,11 @@ def _upright(frame: VideoFrame, aspect: Any) -> Image.Image:
         image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
     else:
         image = frame.to_image()
+
+    # Anamorphic video stores pixels that are not square; models expect square ones.
     if aspect and aspect != 1:
         wide = max(1, round(image.width * aspect))
+        # The stated aspect is not trusted: it could ask for a picture of any width.
         check_bounds((wide, image.height), 1)
         image = image.resize((wide, image.height), Image.Resampling.BICUBIC)
 
@@ -284,7 +304,7 @@ def _upright(frame: VideoFrame, aspect: Any) -> Image.Image:
 
 
 def turn_of(matrix: bytes) -> Image.Transpose | None:
-    """The transposition that makes a frame with this display matrix upright; None = none.
+    """Returns the transposition that makes a frame with this display matrix upright; None = none.
 
     Args:
         matrix: nine 32-bit whole numbers a b u c d v x y w, by which a pixel at (x, y) is shown at
@@ -300,23 +320,29 @@ def turn_of(matrix: bytes) -> Image.Transpose | None:
     straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
     if not straight and not crossed:  # players ignore it, too
         return None
+
+    # Rounding leaves small entries beside the large ones; below a hundredth they count as zero.
     if straight > 100 * crossed:
         b = c = 0
     elif crossed > 100 * straight:
         a = d = 0
+
     signs = tuple((value > 0) - (value < 0) for value in (a, b, c, d))
     if signs not in _TURNS:
         raise ClipError("is turned by an angle that is no multiple of 90 degrees")
+
     return _TURNS[signs]
 
 
 def _animation(path: Path, num: int) -> list[Image.Image]:
-    """Frames of a GIF, WebP or PNG; they have a length in milliseconds each."""
+    """Returns frames of a GIF, WebP or PNG; each has a length in milliseconds."""
     data, seen, start = path.read_bytes(), _Count(), 0
     with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+        # Before `n_frames`, which may read the whole file.
         check_bounds(image.size, 1)
         frames = getattr(image, "n_frames", 1)
         check_bounds(image.size, frames)
+
         # The picture that a PNG holds for viewers which show no animation is no part of it.
         first = int(getattr(image, "default_image", False))
         for number in range(first, frames):

@@ -40,7 +40,7 @@ MOST_SHOWN = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the subcommand."""
+    """Adds the arguments of the subcommand."""
     parser.add_argument("--table", type=Path, required=True, help=".csv, .parquet or .jsonl")
     parser.add_argument("--media", type=Path, default=Path(), help="folder that paths start from")
     parser.add_argument("--out", type=Path, required=True)
@@ -63,11 +63,14 @@ def run(options: argparse.Namespace) -> None:
 
     table = tqdm(read_table(options.table), desc="reading", disable=None, delay=2)
     rows = list(table)
+    # A table of texts alone needs no media folder.
     if not options.media.is_dir() and any(side.media for row in rows for side in row.sides):
         raise FileNotFoundError(
             f"--media {options.media} is no folder: expected the one that paths of the table start "
             "from."
         )
+
+    # Cheap faults are shown first: decoding all media may take hours.
     found = check_cells(rows, options.media)
     _show(list(lines_of(found)))
     given = _given_rationales(options, rows)
@@ -99,24 +102,29 @@ def run(options: argparse.Namespace) -> None:
 def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> GivenRationales:
     if options.rationales is None:
         return GivenRationales({}, ())
+
     given = read_rationales(options.rationales, {row.id for row in rows})
     _show(given.faults)
     return given
 
 
 def _checked(options: argparse.Namespace, rows: list[OwnRow], found: Found) -> Faults:
-    """All faults of a table, told.
+    """Checks a table whole and prints all its faults and notices.
 
     Raises:
         ValueError: there are some, and they do not merely leave their rows out.
     """
     faults = check_rows(rows, options.media, options.frames, options.workers, found)
+
+    # `run` has printed the faults of cells already.
     known = set(lines_of(found))
     _show([line for line in faults.lines if line not in known])
     for notice in faults.notices:
         print(f"note: {notice}")
+
     counts = f"{len(faults.lines)} faults in {len(faults.rows)} rows"
     print(f"{options.table}: {len(rows)} rows, {counts}", flush=True)
+
     if faults.lines and (options.on_error == "raise" or options.check):
         raise ValueError(
             f"{options.table} has {len(faults.lines)} fault(s), so nothing was written: mend the "
@@ -130,21 +138,26 @@ def _convert(options: argparse.Namespace, rows: list[OwnRow], found: Found, mark
     good = [row for row in rows if row.number not in faults.rows]
     if not good:
         raise ValueError(f"{options.table} has no row that could be written.")
+
+    # Without its manifest an interrupted run counts as incomplete, and is taken up again.
     (options.out / MANIFEST).unlink(missing_ok=True)
     counts = write_data(options.out, good, options.media, options.frames, mark, faults.groups)
+
     stated = {"fingerprint": mark, "table": printable(options.table.name), "counts": counts}
     stated |= {"partial": bool(faults.lines), "skipped": list(faults.lines)}
     write_json(options.out / MANIFEST, stated)
+
     written = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     print(f"{options.out}: {written}")
 
 
 def _show(lines: Sequence[str]) -> None:
-    """Tells of faults as soon as they are found."""
+    """Prints faults as soon as they are found."""
     for line in lines[:MOST_SHOWN]:
         print(line)
     if len(lines) > MOST_SHOWN:
         print(f"... and {len(lines) - MOST_SHOWN} more")
+    # A log that is piped would keep the lines until the end of a long check.
     sys.stdout.flush()
 
 
@@ -157,29 +170,34 @@ class _ManifestJson(Excerpt):
 
 
 def _is_ready(out: Path, mark: str) -> bool:
-    """Says whether the data of this fingerprint are there, with every folder that they name."""
+    """Tells whether the data of this fingerprint exist, with every folder that they name."""
     path = out / MANIFEST
     stated = read_json(path, _ManifestJson) if path.is_file() else None
     if stated is None or stated.fingerprint != mark or not (out / TASKS).is_file():
         return False
+
     return all(is_complete(out / name, mark) for name, count in stated.counts.items() if count)
 
 
 def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: FileHashes) -> str:
     """A hash of the table, of the bytes of the media, and of the settings."""
     files: dict[str, Any] = {}
+    # A name may occur in many rows; each file is hashed once.
     names = dict.fromkeys(name for row in rows for side in row.sides for name in side.media)
     for name in tqdm(names, desc="hashing", disable=None, delay=2):
         try:
             path = locate(options.media, name)
             is_folder = path.is_dir()
+            # A file of the folder that is renamed changes the order of the frames, so names count.
             found = sorted(find_frames(options.media, name, PICTURES)) if is_folder else [path]
             files[name] = [(p.name, hashes.sha256(p)) for p in found]
         except (MediaPathError, OSError):
             continue  # a fault of its row
+
     settings = [FORMAT, options.frames, options.on_error]
     table = [asdict(row) for row in rows]
     for row in table:
         del row["nested"]  # a form of the table, and not of the data
+
     text = canonical_json([settings, table, files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Media files against the size that they state themselves: a file that was cut is found exactly.
+"""Media files against the size that they state: a file that was cut is found exactly.
 
 MP4, Matroska, RIFF (AVI, WebP) and GIF say where they end; of a transport stream only its packets
 have a known length. Nothing is decoded here, and at most `MAX_STEPS` heads are looked at.
@@ -25,8 +25,10 @@ def stated_size(path: Path) -> int | None:
     """
     actual = path.stat().st_size
     with path.open("rb") as file:
+        # Bytes decide, not the suffix: many files carry the wrong one.
         head = file.read(12)
         file.seek(0)
+
         if head[:4] == _EBML:
             return _matroska(file, actual)
         if head[:4] == b"RIFF":
@@ -35,6 +37,7 @@ def stated_size(path: Path) -> int | None:
             return _gif(file, actual)
         if head[4:8] in _FIRST_BOXES:
             return _boxes(file, actual)
+        # A transport stream states no size; whole packets are the best that can be checked.
         if head[:1] == _SYNC:
             return -(-actual // _PACKET) * _PACKET
         return None
@@ -48,11 +51,15 @@ def _boxes(file: BinaryIO, actual: int) -> int | None:
         head = file.read(16)
         if len(head) < 8 or not _is_kind(head[4:8]):  # the end, or padding
             return end
+
         size = int.from_bytes(head[:4], "big")
+        # A box beyond 4 GiB states its length in the eight bytes behind its kind.
         if size == 1 and len(head) == 16:
             size = int.from_bytes(head[8:], "big")
+
         if size < 8:  # the last box goes to the end of the file, however long that is
             return end
+
         end += size
         if end >= actual:
             return end
@@ -65,14 +72,18 @@ def _riff(file: BinaryIO, actual: int) -> int | None:
     for _ in range(MAX_STEPS):
         file.seek(end)
         head = file.read(8)
+
         size = int.from_bytes(head[4:], "little")
         if len(head) < 8 or head[:4] != b"RIFF":
             return end
+
         if size in (0, 2**32 - 1):  # never finished by its writer
             return None
+
         end += 8 + size
         if end >= actual:
             return end
+        # Chunks begin at even places.
         end += size % 2
     return None
 
@@ -84,6 +95,7 @@ def _matroska(file: BinaryIO, actual: int) -> int | None:
         size = _ebml_number(file)
         if size is None or kind not in (_EBML, _SEGMENT):
             return None
+
         end = file.tell() + size
         if kind == _SEGMENT or end > actual:
             return end
@@ -96,6 +108,7 @@ def _ebml_number(file: BinaryIO) -> int | None:
     first = file.read(1)
     if not first or not first[0]:
         return None
+    # The number of leading zero bits of the first byte gives the length.
     length = 9 - first[0].bit_length()
     rest = file.read(length - 1)
     value = int.from_bytes(bytes([first[0] & ((1 << (8 - length)) - 1)]) + rest, "big")
@@ -104,8 +117,10 @@ def _ebml_number(file: BinaryIO) -> int | None:
 
 def _gif(file: BinaryIO, actual: int) -> int | None:
     """Pictures and extensions up to the end mark; without one a byte is missing."""
+    # Behind the signature and the size of the screen.
     file.seek(10)
     _skip_colours(file, file.read(3)[:1])
+
     for _ in range(MAX_STEPS):
         kind = file.read(1)
         if kind == b";":
@@ -115,6 +130,7 @@ def _gif(file: BinaryIO, actual: int) -> int | None:
 
         if kind == b",":
             _skip_colours(file, file.read(9)[8:])
+        # One byte (a code size or a label), then blocks with their lengths; length 0 ends them.
         file.seek(1, os.SEEK_CUR)
         while (length := file.read(1)) not in (b"", b"\0"):
             file.seek(length[0], os.SEEK_CUR)

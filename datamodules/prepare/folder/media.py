@@ -65,6 +65,7 @@ def side_members(
         else:
             suffix, data = picture(path)
             members[f"{prefix}{number}.{suffix}"] = data
+
     return members
 
 
@@ -98,6 +99,7 @@ def picture(path: Path) -> tuple[str, bytes]:
 
     # Much that is called `.jpg` on the web is something else.
     data = picture_bytes(path)
+    # Formats that shards hold keep their bytes: a second JPEG encoding would lose quality.
     kind = picture_kind(data, _FORMATS, path.name)
     if kind in _KEPT:
         return check_picture(data, SHARD_FORMATS, path.name), data
@@ -111,10 +113,13 @@ def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
         ValueError: names the file that cannot be read, and says why.
     """
     if path.is_dir():
+        # `natural_order` makes frame10 follow frame9, as cameras and FFmpeg do not always pad
+        # numbers.
         files = sorted((p for p in path.iterdir() if is_frame(p.name, PICTURES)), key=natural_order)
         if not files:
             raise ValueError(f"{printable(path.name)} is a folder without pictures")
         chosen = [files[place] for place in evenly(len(files), num)]
+
         frames = [picture(file) for file in chosen]
         _check_sizes(printable(path.name), chosen, [data for _, data in frames])
         return frames
@@ -127,6 +132,8 @@ def _check_sizes(clip: str, files: Sequence[Path], frames: Sequence[bytes]) -> N
         upright_size(data, SHARD_FORMATS, file.name)
         for file, data in zip(files, frames, strict=True)
     ]
+
+    # The first frame is the reference, so the message names one file that differs from it.
     for file, size in zip(files, sizes, strict=True):
         if size != (first := sizes[0]):
             names = printable(file.name), printable(files[0].name)
@@ -149,7 +156,7 @@ def evenly(count: int, num: int) -> list[int]:
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
-    """`frame2` before `frame10`."""
+    """Key that sorts `frame2` before `frame10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(path.name)]
 
 
@@ -158,6 +165,7 @@ def content_digest(text: str, members: dict[str, bytes]) -> str:
     and the Unicode form of a text do not count, and pictures count by their pixels."""
     digest = hashlib.sha256(_normal_text(text).encode())
     for name in sorted(members):
+        # Decoded pixels make a PNG equal to the WebP of the same picture.
         pixels = decode_image(members[name], name)
         digest.update(f"{tuple(pixels.shape)}".encode())
         digest.update(hashlib.sha256(pixels.numpy().tobytes()).digest())
@@ -180,7 +188,9 @@ def _parts(name: str) -> list[str]:
 
 def _lossless(image: Image.Image) -> tuple[str, bytes]:
     """Suffix and bytes of a file that keeps every pixel."""
+    # WebP is smaller than PNG, but its sides are bounded.
     kind = "webp" if max(image.size) <= _WEBP_SIDE else "png"
+
     buffer = io.BytesIO()
     image.save(buffer, kind, lossless=True)
     return kind, buffer.getvalue()

@@ -69,6 +69,7 @@ def read_rationales(path: Path, ids: Collection[str]) -> GivenRationales:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: expected JSON lines with rationales.")
+
     try:
         lines = split_lines(path.read_bytes())
     except OSError:
@@ -79,15 +80,19 @@ def read_rationales(path: Path, ids: Collection[str]) -> GivenRationales:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+
+        # All faults of the file are collected: one bad line must not hide the others.
         try:
             key, rationales = _line(line)
             if key in by_id:
                 raise CellError(f"id {shown(key)} occurs twice")
             if key not in ids:
                 raise CellError(f"id {shown(key)} is that of no row of the table")
+
             by_id[key] = rationales
         except CellError as error:
             faults.append(f"{path.name}, line {number}: {error}")
+
     return GivenRationales(by_id, tuple(faults))
 
 
@@ -103,7 +108,9 @@ def write_rationales(given: GivenRationales, out: Path, path: Path) -> tuple[int
         Rows with rationales, and rows without.
     """
     sides = _sides(out)
+    # Rows with faults were skipped, and their rationales go with them.
     joined = {key: rationales for key, rationales in given.by_id.items() if key in sides}
+
     pool: dict[str, tuple[Rationale, ...]] = {}
     for key, rationales in joined.items():
         # Two rows may ask the same: a seed stands for one rationale of both.
@@ -111,6 +118,7 @@ def write_rationales(given: GivenRationales, out: Path, path: Path) -> tuple[int
         known = pool.get(digest, ())
         more = (replace(each, seed=n) for n, each in enumerate(rationales, len(known)))
         pool[digest] = (*known, *more)
+
     write_pool(path, pool)
     return len(joined), len(sides) - len(joined)
 
@@ -136,9 +144,12 @@ def _rationales(given: list[_Words | _PartsJson]) -> Iterator[Rationale]:
     for number, each in enumerate(given):
         try:
             thinking, answer = _parts(each)
+        # The position tells the writer of the file which of several rationales is wrong.
         except CellError as error:
             raise CellError(f"rationales[{number}]: {error}") from None
+
         text = f"<think>{thinking}</think><answer>{answer}</answer>"
+        # The origin is unknown, so no model and no prompt are named.
         yield Rationale(
             text, "given", "", "", "", "", seed=number, num_tokens=len(text.split()),
             provenance="unknown",
@@ -146,17 +157,19 @@ def _rationales(given: list[_Words | _PartsJson]) -> Iterator[Rationale]:
 
 
 def _parts(given: _Words | _PartsJson) -> tuple[str, str]:
-    """Thinking and answer of a rationale."""
+    """Splits a rationale into thinking and answer."""
     match given:
         case _PartsJson(thinking=thinking, answer=answer):
             parts = (text_of(thinking), text_of(answer))
         case words:
+            # A text without tags is an answer without thinking.
             text = text_of(words)
             whole = _WHOLE.fullmatch(text)
             parts = (whole[1].strip(), whole[2].strip()) if whole else ("", text)
 
     if not any(parts):
         raise CellError("expected something in thinking or answer")
+    # A tag inside would break the parser of `<think>` and `<answer>` in training.
     if tag := _TAG.search("".join(parts)):
         raise CellError(
             f"{tag[0]} stands inside a text: expected thinking and answer apart, or "

@@ -105,10 +105,13 @@ def read_table(path: Path) -> Iterator[OwnRow]:
     if not path.is_file():
         what = "is no file" if path.exists() else "not found"
         raise FileNotFoundError(f"{path} {what}: the table of pairs (.csv, .parquet, .jsonl).")
+
     readers = {".csv": _csv, ".parquet": _parquet, ".jsonl": _json_lines}
     if (kind := path.suffix.lower()) not in readers:
         raise ValueError(f"{path}: expected a table that ends in {', '.join(sorted(readers))}.")
+
     try:
+        # Empty lines keep their number, so that messages match what an editor shows.
         for number, data in enumerate(readers[kind](path), 1):
             if data is not None:
                 yield _row(number, data)
@@ -128,9 +131,11 @@ def _parquet(path: Path) -> Iterator[Cells | Broken]:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             check_heading(path, names, _NEEDED)
+            # Row by row, so that `num_read` is right when a later part of the file is broken.
             for row in parquet_rows(file, names):
                 yield row
                 num_read += 1
+    # It is an OSError as well, but `read_table` has a message of its own for it.
     except PermissionError:
         raise
     except parquet_faults() as error:
@@ -140,9 +145,10 @@ def _parquet(path: Path) -> Iterator[Cells | Broken]:
 
 
 def _json_lines(path: Path) -> Iterator[Cells | Broken | None]:
-    """The rows; an empty line is None."""
+    """Yields the rows; an empty line is None."""
     with open(path, "rb") as file:  # a line that is no UTF-8 is that line's fault
         for number, line in enumerate(file):
+            # Editors on Windows put a byte order mark in front of the first line only.
             text = line.removeprefix(BOM_UTF8) if number == 0 else line
             try:
                 yield json_row(text) if text.strip() else None
@@ -166,32 +172,40 @@ class _RowReader:
     """Reads the cells of one row and remembers what is wrong with them."""
 
     def __init__(self, data: Cells) -> None:
+        # Excel and pandas add empty cells and row numbers, which must not count as unknown
+        # columns.
         self._data = {
             name: value
             for name, value in data.items()
             if not is_missing(value) and not _is_row_number(name, value)
         }
+        # One object for a side is enough: flat columns beside it are then faults.
         self._is_nested = any(name in self._data for name in _SIDES)
         self._faults: list[str] = []
 
     def row(self, number: int) -> OwnRow:
+        # A misspelt column would silently leave its data out.
         known = _NESTED if self._is_nested else COLUMNS
         if unknown := sorted(set(self._data) - set(known)):
             self._faults.append(f"unknown column(s) {shown(unknown)}")
+        # A bad split has a message of its own below.
         self._faults += [f"no {name}" for name in ("id", "task") if name not in self._data]
 
         key, task, split, concept = (
             self._text(name, self._data.get(name), "") for name in (*_NEEDED, "concept")
         )
+        # An unreadable cell of the split has its fault already.
         if split not in PARTS and (split or "split" not in self._data):
             self._faults.append(f"split {shown(split)}: expected one of {list(PARTS)}")
 
         query, positives, negatives = self._nested() if self._is_nested else self._flat()
         if not positives:
             self._faults.append("no target")
+
         sides = (query, *positives, *negatives)
         empty = "an empty side (neither text nor media)"
         self._faults += [empty for side in sides if not side.name]
+
         return OwnRow(
             number, key, task, split, query, positives, negatives, concept,
             tuple(self._faults), self._is_nested,
@@ -207,6 +221,7 @@ class _RowReader:
             )
 
         target, negative = side("target"), side("negative")
+        # An instruction belongs to the query; targets of flat tables have none.
         instruction = self._text("instruction", self._data.get("instruction"))
         return side("query", instruction), (target,), (negative,) if negative.name else ()
 
@@ -227,6 +242,7 @@ class _RowReader:
                 self._faults.append(f"{name} {reason}")
             case given:
                 self._faults.append(f"{name} {shown(given)}: expected a list")
+        # A fault is on record, so the empty list only keeps the reading going.
         return []
 
     def _side(self, name: str, given: Any) -> OwnSide:
@@ -241,6 +257,7 @@ class _RowReader:
                     self._text(f"{name}.instruction", instruction),
                 )
             case _:
+                # An unknown key may be a misspelt one, so the side is refused whole.
                 expected = f"expected an object with some of {list(_SIDE)}"
                 self._faults.append(f"{name} {shown(given)}: {expected}")
         return OwnSide(_UNREAD)

@@ -39,6 +39,7 @@ class CandidateTable:
         for row in rows:
             for side in (*row.positives, *row.negatives):
                 self.sides.setdefault((row.task, side.name), side)
+        # Labels of queries and negatives refer to candidates by this number.
         self.row_of = {key: number for number, key in enumerate(self.sides)}
 
     def numbers(self, task: str, sides: Iterable[OwnSide]) -> list[int]:
@@ -70,21 +71,29 @@ def write_data(
     table = CandidateTable(rows)
     train = [row for row in rows if row.split == "train"]
     asked = [row for row in rows if row.split != "train"]
+    # Generators: the media of all samples together may exceed the memory.
     streams = {
         CANDIDATES: (_candidate(k, n, s, media, num_frames)
                      for n, (k, s) in enumerate(table.sides.items())),
         PAIRS: (_pair(row, media, num_frames, groups) for row in train),
         QUERIES: (_query(row, table, media, num_frames) for row in asked),
     }  # fmt: skip
+
     totals = {CANDIDATES: len(table.sides), PAIRS: len(train), QUERIES: len(asked)}
+
+    # Shards of an older table would be read as part of the new data.
     for folder in (*streams, NEGATIVES):
         drop_other_shards(out / folder, fingerprint)
+
     for folder, samples in streams.items():
         if totals[folder]:
             shown = tqdm(samples, total=totals[folder], desc=folder, disable=None)
             _write(out / folder, shown, fingerprint)
+
+    # After the pairs and candidates: the sidecar records the fingerprints of both.
     if any(row.negatives for row in train):
         totals[NEGATIVES] = _write_negatives(out, train, table, fingerprint)
+
     write_json(out / "tasks.json", [to_json(task) for task in _tasks(rows)])
     return totals
 
@@ -107,6 +116,7 @@ def _write_negatives(
     candidates = ShardIndex.open(out / CANDIDATES).origin()
     for shard in pairs.shard_names:
         samples = []
+        # The order of keys must be that of the pairs: readers take both side by side.
         for entry in pairs.of_shard(shard):
             row = row_of[entry.key]
             numbers = table.numbers(row.task, row.negatives)
@@ -114,20 +124,24 @@ def _write_negatives(
                 {"row": number, "name": side.name, "score": 1.0}
                 for number, side in zip(numbers, row.negatives, strict=True)
             ]
+
             samples.append(Sample(entry.key, encode_members({"json": given})))
+
         origins = (pairs.origin(shard), candidates)
         write_shard(out / NEGATIVES, shard, samples, fingerprint=fingerprint, made_from=origins)
+
     finish_manifest(out / NEGATIVES, fingerprint, pairs.shard_names)
     return len(train)
 
 
 def _tasks(rows: Iterable[OwnRow]) -> Iterator[EvaluationTask]:
-    """Those with queries; targets that are trained on, too, are labels, and may be seen."""
+    """Yields tasks with queries; targets that are also trained on are labels, and may be seen."""
     trained: dict[str, set[str]] = defaultdict(set)
     tested: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         names = (trained if row.split == "train" else tested)[row.task]
         names |= {row.topic}
+
     for task, names in tested.items():
         yield EvaluationTask(task, "own", task, seen_answer=bool(names & trained[task]))
 
@@ -153,6 +167,7 @@ def _pair(row: OwnRow, media: Path, num_frames: int, groups: Mapping[str, str]) 
         "positives": [side.name for side in row.positives],
         "answers": _answers(row),
     }
+
     members = side_members(media, row.query.media, "q", num_frames)
     members |= side_members(media, target.media, "t", num_frames)
 
@@ -169,9 +184,11 @@ def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> 
         "answers": _answers(row),
     }
     members = side_members(media, row.query.media, "q", num_frames) | encode_members({"json": data})
+    # A query with negatives of its own is ranked among these alone, each named once.
     if row.negatives:
         own = dict.fromkeys(table.numbers(row.task, (*row.positives, *row.negatives)))
         members |= encode_members({"candidates.npy": np.array(list(own), dtype=np.int32)})
+
     return Sample(row.id, members, _labels(row) | {"gallery": row.task})
 
 
