@@ -42,8 +42,10 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
+
     try:
         yield temporary
+        # The bytes reach the disk before the name, or a crash could leave an empty file under it.
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -176,6 +178,7 @@ def _temporary(path: Path) -> Path:
 def _remove_leftovers(folder: Path) -> None:
     """Removes what dead processes of this machine were writing in a folder."""
     for path in folder.glob(".*.tmp"):
+        # Of this machine only: a process id means nothing on another one.
         match = _TEMPORARY.fullmatch(path.name)
         if match is None or match["host"] != _HOST or _is_alive(int(match["pid"])):
             continue
@@ -187,6 +190,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _is_alive(pid: int) -> bool:
     try:
+        # Signal 0 reaches no process; it only asks for one.
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
@@ -198,6 +202,7 @@ def _is_alive(pid: int) -> bool:
 def _take_over(old: Path, new: Path) -> None:
     """Gives a new folder the entries of the old one that it lacks; the old one keeps them."""
     for entry in old.iterdir():
+        # What a dead or a running writer left is not content.
         place = new / entry.name
         if os.path.lexists(place) or is_temporary(entry):
             continue

@@ -1,4 +1,4 @@
-"""Where a result comes from: fingerprints of inputs and settings.
+"""Fingerprints of inputs and settings: they tell what a result comes from.
 
 A folder with a `manifest.json` (shards) or a `fingerprint.json` (a run) is an *input*: whatever
 configuration names one inherits its fingerprint, so a changed input changes everything after it. A
@@ -65,6 +65,7 @@ def named_paths(settings: Any, outputs: Collection[Path]) -> Iterator[str]:
         isinstance(settings, str) and settings and len(settings) < 4096 and Path(settings).exists()
     ):
         path = Path(settings).absolute()
+        # Outputs count by name alone: they change while the run writes them.
         if not any(path.is_relative_to(output.absolute()) for output in outputs):
             yield settings
 
@@ -73,6 +74,8 @@ def _identity(path: Path) -> str:
     """The content of a path: a mark in it or in folders of shards below, or the bytes of files."""
     if path.is_file():
         return file_content(path)
+
+    # Resolved: the mark lies above the run that a link names, not above the link.
     mark = marked_parent(path.resolve(), _MARKS)
     if mark is not None:
         return _mark_identity(mark)
@@ -95,6 +98,7 @@ def _folder_content(folder: Path) -> str:
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )
+
     if len(files) > MOST_FILES:
         return canonical_json([[str(path), *file_identity(path)] for path in files])
     return canonical_json([[str(path.relative_to(folder)), file_content(path)] for path in files])
@@ -107,6 +111,7 @@ def _mark_identity(mark: Path) -> str:
 
 def marked_parent(path: Path, names: tuple[str, ...]) -> Path | None:
     """The first of `names` in the folder or up to three folders above it."""
+    # A run keeps its weights in folders below its mark.
     for folder in [path, *path.parents][:4]:
         for name in names:
             if (folder / name).is_file():

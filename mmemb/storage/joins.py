@@ -30,6 +30,7 @@ def check_join(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
 
     for shard in sorted(covered):
         left, right = ours[shard], theirs[shard]
+
         if left != right:
             pairs = enumerate(zip_longest(left, right))
             at = next(i for i, (a, b) in pairs if a != b)
@@ -39,6 +40,7 @@ def check_join(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
                 f"{source.folder / shard}: expected key {a} at row {at}, found {b}. It was made "
                 f"from other data. {_again(sidecar, shard, source)}"
             )
+
         origin = _check_made_from(source, sidecar, shard)
         compared |= _check_folders(source, sidecar, shard, origin, compared)
     return covered
@@ -58,6 +60,7 @@ def _check_made_from(source: ShardIndex, sidecar: ShardIndex, shard: str) -> Ori
             f"cannot be joined with {source.folder / shard}: it is older than this check, or of "
             f"another tool. {_again(sidecar, shard, source)}"
         )
+
     was = ", ".join(f"{origin.folder / shard} (hash {origin.sha256:.12})" for origin in origins)
     raise ValueError(
         f"Sidecar shard {sidecar.folder / shard} was not made from {source.folder / shard} "
@@ -92,6 +95,7 @@ def _check_folders(
         present = Path(os.path.normpath(source.folder.absolute() / way))
         if (present, origin.sha256) in compared or not present.is_dir():
             continue
+
         if (sha256 := sha256_of_all(read_manifest(present))) != origin.sha256:
             raise ValueError(
                 f"Sidecar shard {sidecar.folder / shard} was also made from {origin.folder} (hash "

@@ -58,6 +58,7 @@ class FolderLock:
         """
         folder = folder.resolve()
         held = _held.get((os.getpid(), folder))
+
         if held is not None:
             return held
 
@@ -81,9 +82,11 @@ class FolderLock:
                 break
             os.close(handle)
 
+        # For the message of the next process that is refused.
         owner = _OwnerJson(os.getpid(), platform.node(), time.strftime("%F %T"))
         os.truncate(handle, 0)
         os.write(handle, msgspec.json.encode(owner))
+
         lock = cls(folder, handle)
         _held[os.getpid(), folder] = lock
         return lock
@@ -95,6 +98,7 @@ class FolderLock:
         # Removed while it is held: a process that has opened it meanwhile notices another file.
         if _is_open_at(self._handle, self.folder / LOCK):
             (self.folder / LOCK).unlink(missing_ok=True)
+
         os.close(self._handle)
         self._handle = None
 
@@ -122,6 +126,7 @@ def new_folder(parent: Path, name: str) -> Path:
     """Makes `parent/name`, or `name-2`, `name-3` ... where another one has the name already."""
     parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
+        # `mkdir` decides: of two processes that want one name, one gets it.
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir()

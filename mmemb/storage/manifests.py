@@ -1,8 +1,7 @@
 """Reads folders of shards: manifest, index (key -> shard, offset, size), joins of sidecars.
 
 A shard is a plain WebDataset tar; the index beside it (`NAME.index.json`) makes reading by key one
-`pread`, and says what a sidecar's shard was made from. Knows neither what the members mean nor who
-reads them.
+`pread`, and records what a sidecar's shard was made from. The members' meaning is their reader's.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class ShardEntry(Schema):
 
 @final
 class Manifest(Schema):
-    """What a folder holds; `fingerprint` hashes the inputs and settings that made it."""
+    """Content of a folder; `fingerprint` hashes the inputs and settings that made it."""
 
     format_version: int
     fingerprint: str
@@ -73,7 +72,7 @@ class Manifest(Schema):
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """Where one sample lies.
+    """Place of one sample in its shard.
 
     Attributes:
         members: extension (`json`, `q0.webp`) -> (offset, size) in the shard.
@@ -90,7 +89,7 @@ class IndexEntry:
 
 @final
 class Meta(dict[str, str]):
-    """What an index says of a sample; asking for what it does not say is one clear error."""
+    """Fields of a sample that its index repeats; asking for any other is one clear error."""
 
     def __missing__(self, name: str) -> str:
         raise ValueError(
@@ -150,9 +149,13 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"The shard folder {path.parent} {what}: expected {path.name} in it. "
             f"Run the step that makes this folder; a rerun keeps the shards that are whole."
         )
+
     manifest = parse_json(path.read_bytes(), Manifest, f"{path} cannot be trusted", _MAKE_AGAIN)
+
     if manifest.format_version != FORMAT_VERSION:
         raise broken(path, f"format version {FORMAT_VERSION}", manifest.format_version)
+
+    # A list of shards that was cut by hand would otherwise pass as a smaller folder.
     if (listed := sum(shard.num_samples for shard in manifest.shards)) != manifest.num_samples:
         raise broken(path, f"{manifest.num_samples} samples in its shards", listed)
     return manifest
@@ -166,12 +169,17 @@ def read_record(folder: Path | str, shard: str) -> ShardRecord:
             f"Shard {Path(folder) / shard} has no index: expected {path.name} beside it. Run the "
             f"step that makes this folder again; it fills only the holes."
         )
+
     where = f"{path} cannot be trusted"
     data = parse_json(path.read_bytes(), _IndexJson, where, _MAKE_AGAIN)
+
     entry, here = data.shard, path.parent.resolve()
     entries = tuple(_index_entry(row, entry, where) for row in data.entries)
     origins = tuple(origin_of(row, here) for row in data.made_from)
+
     record = ShardRecord(entry, data.fingerprint, entries, origins, data.command)
+
+    # An index that was copied under another name describes another shard.
     if entry.name != shard or entry.num_samples != len(entries):
         raise broken(path, f"the index of {shard}", f"{entry.name}, {len(entries)} samples")
     return record
@@ -207,6 +215,7 @@ def existing_shards(
             check_shard(folder, record.shard)
         except (ValueError, OSError):
             continue
+
         found[name] = record.shard
     return found
 
@@ -219,6 +228,8 @@ def check_shard(folder: Path | str, expected: ShardEntry, verify: bool = True) -
             f"Shard {path} is missing although its folder's manifest or index lists it. Run the "
             f"step that makes this folder again; it fills only the holes."
         )
+
+    # The size comes first: it finds a truncated shard without reading it.
     if (size := path.stat().st_size) != expected.num_bytes:
         raise broken(path, f"{expected.num_bytes} bytes (truncated or changed)", f"{size} bytes")
     if verify and (found := _hash_file(path)) != expected.sha256:
@@ -226,7 +237,7 @@ def check_shard(folder: Path | str, expected: ShardEntry, verify: bool = True) -
 
 
 def is_complete(folder: Path | str, fingerprint: str) -> bool:
-    """Says whether a folder is finished under a fingerprint and every shard and index lies there.
+    """Tells whether a folder is finished under a fingerprint, with every shard and index there.
 
     Looks at names and sizes alone: readers hash what they open.
     """
@@ -236,6 +247,7 @@ def is_complete(folder: Path | str, fingerprint: str) -> bool:
             check_shard(folder, shard, verify=False)
     except (ValueError, OSError):
         return False
+
     indexed = all(index_path(folder, shard.name).is_file() for shard in manifest.shards)
     return manifest.fingerprint == fingerprint and indexed
 
@@ -284,15 +296,20 @@ class _IndexJson(Schema):
 
 
 def _index_entry(row: _SampleJson, shard: ShardEntry, where: str) -> IndexEntry:
+    # Reading behind the end of a file gives fewer bytes and no error.
     if any(at + size > shard.num_bytes for at, size in row.members.values()):
         raise SchemaError(f"{where}: sample {row.key!r} lies outside its shard.", _MAKE_AGAIN)
+
     if lost := sorted(row.media.keys() - row.members.keys()):
         problem = f"{where}: sample {row.key!r} has no member {lost[0]!r}, whose hash is stated."
         raise SchemaError(problem, _MAKE_AGAIN)
+
+    # Cached features are found by these hashes, so no picture may lack one.
     pictures = {name for name in row.members if f".{name}".endswith(MEDIA_SUFFIXES)}
     if unknown := sorted(pictures - row.media.keys()):
         problem = f"{where}: sample {row.key!r} has no hash of its member {unknown[0]!r}."
         raise SchemaError(problem, _MAKE_AGAIN)
+
     return IndexEntry(row.key, shard.name, row.members, Meta(row.meta), row.media)
 
 
@@ -302,6 +319,7 @@ def origin_of(row: _OriginJson, folder: Path) -> Origin:
 
 
 def _hash_file(path: Path) -> str:
+    # A shard that is opened many times is hashed once, for as long as its identity is the same.
     known = (str(path.resolve()), *file_identity(path))
     if known not in _verified:
         _verified[known] = file_sha256(path)
@@ -316,5 +334,6 @@ def broken(path: Path, expected: str, found: object) -> ValueError:
 
 def same_origins(left: Collection[Origin], right: Collection[Origin]) -> bool:
     """Compares bytes, wherever they lie; a shard that names no origin is equal to none."""
+    # As sets: neither the order of the origins nor the folder that they lie in matters.
     contents = [{(origin.shard, origin.sha256) for origin in side} for side in (left, right)]
     return bool(contents[0]) and contents[0] == contents[1]

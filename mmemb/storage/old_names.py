@@ -71,12 +71,15 @@ def with_new_names(settings: Any, where: str) -> Any:
 
 def _renamed(node: Any, old: set[str]) -> Any:
     if isinstance(node, Mapping):
+        # Inner objects first; the saved settings themselves stay as they are.
         node = {key: _renamed(value, old) for key, value in node.items()}
         path = node.get("class_path")
         if isinstance(path, str) and path in CLASS_PATHS:
             old.add(path)
             node["class_path"] = CLASS_PATHS[path]
+
         return node
+
     if isinstance(node, list):
         return [_renamed(value, old) for value in node]
     return node

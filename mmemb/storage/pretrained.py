@@ -34,7 +34,7 @@ _TYPES = {
     "model_max_length": int | float | None, "bos_token_id": _Token, "eos_token_id": _Token,
     "pad_token_id": _Token,
 }  # fmt: skip
-"""Of settings that transformers takes as they are, and trips over when it reads a text."""
+"""Types of settings that transformers does not check, and that make it fail on the first text."""
 
 _PLACES = ("backbone", "architecture", "audio_tokenizer_name_or_path", "fast_tokenizer_files")
 """Settings that name another model or a file: a part of timm or transformers, a tokenizer of
@@ -44,19 +44,19 @@ sounds. A name without a folder is no place, but a kind of model."""
 def load_pretrained(
     kind: Any, source: str | Path, *, trust_remote_code: bool = False, **settings: Any
 ) -> Any:
-    """`kind.from_pretrained(source)`; code that comes with a model runs only if the caller says so.
+    """Calls `kind.from_pretrained(source)`; code beside a model runs only if the caller allows it.
 
     Args:
         kind: an Auto class of transformers.
         source: folder, or hub id.
-        trust_remote_code: whether code that comes with the model may run. It must be the caller's
-            word, never that of a file beside the model.
+        trust_remote_code: whether code that comes with the model may run. The caller decides,
+            never a file beside the model.
         **settings: of `from_pretrained`.
 
     Raises:
         ValueError: see `check_model`.
         FileNotFoundError: `source` is a path, and nothing lies there.
-        OSError: what transformers says of a folder or id that it cannot read.
+        OSError: transformers cannot read the folder or id.
     """
     with reading(source) as local:
         return kind.from_pretrained(
@@ -94,6 +94,7 @@ def unasked() -> Iterator[None]:
     """Makes transformers refuse code instead of asking, while other libraries read models."""
     from transformers import dynamic_module_utils
 
+    # Without time to answer, transformers raises its error at once.
     with _set(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
         yield
 
@@ -134,14 +135,19 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
             "remove the key, or name the implementation in your own configuration "
             "(`attention`)."
         )
+
     if key in _TYPES:
         convert({key: value}, dict[str, _TYPES[key]], f"{path} is broken", "Fetch the model again.")
+
     if key == "use_pretrained_backbone" and value:
         raise ValueError(
             f"{path}: {key} asks for the weights of another model, which no folder may: set it "
             "to false."
         )
+
+    # Most of these keys name one place, `fast_tokenizer_files` names several.
     named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+
     if key in _PLACES and any(re.search("[:/\\\\]", str(name)) for name in named):
         raise ValueError(
             f"{path}: {key} names {value!r}, which lies outside of the folder: a model's "
@@ -151,13 +157,16 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
 
 def _check_index(path: Path) -> None:
     """Refuses an index that sends its reader to weights outside of its folder."""
+    # transformers joins these names to the folder and opens the result.
     index = _json(path)
     files = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(files, dict):
         raise ValueError(
             f"{path} is broken: expected a key `weight_map` with the file of each weight."
         )
+
     for weight, name in files.items():
+        # Written under Windows, a name may have backslashes.
         place = PurePath(str(name).replace("\\", "/"))
         if not isinstance(name, str) or place.is_absolute() or ".." in place.parts:
             raise ValueError(

@@ -91,8 +91,10 @@ def lost_product(run: Path, recorded: Sequence[Product], fingerprint: str) -> st
 
 
 def _record(run: Path, path: Path) -> dict[str, Any]:
+    # A record of a file that a crash could still empty would be wrong.
     sync(path)
     sync(path.parent)
+
     size = path.stat().st_size
     sha256 = file_sha256(path) if size <= HASHED_BYTES else None
     return {"file": os.path.relpath(path, run), "bytes": size, "sha256": sha256}
@@ -101,8 +103,10 @@ def _record(run: Path, path: Path) -> dict[str, Any]:
 def _fault_of_file(path: Path, recorded: Product) -> str | None:
     if not path.is_file():
         return f"{path} is gone"
+
     if (size := path.stat().st_size) != recorded.bytes:
         return f"{path} has {size} bytes instead of {recorded.bytes}"
+
     if recorded.sha256 and file_sha256(path) != recorded.sha256:
         return f"{path} holds other bytes than were written"
     return None
@@ -113,6 +117,7 @@ def _fault_of_shards(folder: Path, fingerprint: str) -> str | None:
         names = [shard.name for shard in read_manifest(folder).shards]
     except (FileNotFoundError, ValueError):
         return f"{folder} has no manifest that can be read"
+
     whole = existing_shards(folder, fingerprint)
     lost = [name for name in names if name not in whole]
     return f"{folder / lost[0]} is gone, cut or of another run" if lost else None

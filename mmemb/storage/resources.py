@@ -10,6 +10,7 @@ GIB = 2**30
 
 def check_disk(folder: Path, needed_gib: float) -> None:
     """Raises OSError if the file system that will hold `folder` has less than `needed_gib` free."""
+    # The folder may not exist yet, so its nearest existing parent counts.
     existing = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
     free_gib = shutil.disk_usage(existing).free / GIB
     if free_gib < needed_gib:
@@ -30,9 +31,10 @@ def check_memory(needed_gib: float) -> None:
 
 
 def available_memory_gib() -> float | None:
-    """What the kernel can give to a new process; None where it does not say."""
+    """Memory that the kernel can give to a new process; None where it gives no figure."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return None
+
     lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024 / GIB

@@ -52,6 +52,7 @@ def _slot(table: list[_Slot], number: int) -> int:
     mask = len(table) - 1
     perturb = number % _MODULUS
     place = perturb & mask
+
     while True:
         # Neighbours first, if they all lie inside the table; then a jump that mixes in high bits.
         last = place + _PROBES if place + _PROBES <= mask else place
@@ -67,6 +68,7 @@ def _grown(table: list[_Slot], wanted: int) -> list[_Slot]:
     length = _SMALLEST_TABLE
     while length <= wanted:
         length *= 2
+
     new: list[_Slot] = [None] * length
     for number in table:
         if number is not None:

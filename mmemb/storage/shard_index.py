@@ -77,7 +77,7 @@ class ShardIndex:
         return cls(Path(folder), manifest, records, states)
 
     def read(self, entry: IndexEntry, members: Collection[str] | None = None) -> dict[str, bytes]:
-        """The bytes of a sample's members; all of them unless `members` names some.
+        """Reads the bytes of a sample's members; all of them unless `members` names some.
 
         Raises:
             ValueError: the shard is another one than was opened, or shorter.
@@ -124,6 +124,7 @@ class ShardIndex:
         """
         where = f"Shard {self.folder / entry.shard}, sample {entry.key}, member json"
         advice = advice or f"Run the step that makes {self.folder} again."
+
         data = self.read(entry, {"json"})
         if "json" not in data:
             raise SchemaError(f"{where} is missing.", advice)
@@ -131,6 +132,7 @@ class ShardIndex:
 
     def origin(self, shard: str = "") -> Origin:
         """One shard, or with "" the whole folder, as something that a sidecar is made from."""
+        # Kept, since a join and a loader both ask for it and it hashes a whole index.
         if shard not in self._origins:
             record = self.records[shard] if shard else None
             sha256 = sha256_of_record(record) if record else sha256_of_all(self.manifest)
@@ -146,6 +148,8 @@ class ShardIndex:
                 f"SHA-256 {expected:.12} when it was opened, and has {found:.12} now. "
                 f"{START_AGAIN}"
             )
+
+        # Only the times differ, as after a copy or a touch: the next read accepts the new ones.
         self._states[shard] = state
 
     def of_shard(self, shard: str) -> tuple[IndexEntry, ...]:
@@ -154,6 +158,7 @@ class ShardIndex:
 
 
 def _check_unique(folder: Path, entries: list[IndexEntry]) -> None:
+    # A key that occurs twice would hide one of its samples in `by_key`.
     first: dict[str, str] = {}
     for entry in entries:
         if entry.key in first:

@@ -75,11 +75,14 @@ def write_folder(
     """
     if manifest := _covered(folder, fingerprint):
         return manifest
+
+    # Numbers count chunks, not holes, so each chunk has the same name in every rerun.
     whole, names, rest = existing_shards(folder, fingerprint), [], iter(samples)
     while chunk := list(islice(rest, samples_per_shard)):
         names.append(f"{prefix}-{len(names):06d}.tar")
         if names[-1] not in whole:
             write_shard(folder, names[-1], chunk, fingerprint=fingerprint)
+
     return finish_manifest(folder, fingerprint, names, sources)
 
 
@@ -105,9 +108,11 @@ def write_shard(
     """
     if not SHARD_NAME.fullmatch(name):
         raise ValueError(f"Shard name {name!r}: expected letters, digits, `_`, `-`, then `.tar`.")
+
     with whole_file(Path(folder) / name) as temporary:
         rows = _write_tar(temporary, samples)
         entry = ShardEntry(name, file_sha256(temporary), temporary.stat().st_size, len(rows))
+
         index: dict[str, Any] = {"shard": to_builtins(entry), "fingerprint": fingerprint}
         index |= {"entries": rows}
         if origins := [_origin_row(origin, Path(folder)) for origin in made_from]:
@@ -143,13 +148,16 @@ def finish_manifest(
         ValueError: some shard is missing, broken or of another fingerprint.
     """
     whole, names = existing_shards(folder, fingerprint, made_from), list(shard_names)
+
     if missing := [name for name in names if name not in whole]:
         raise ValueError(
             f"{folder} is not complete: shard(s) {', '.join(missing)} are missing, broken or made "
             f"with other settings or from other data. Run the step that makes this folder again; "
             "it fills the holes."
         )
+
     _report_strangers(Path(folder), names)
+
     shards = tuple(whole[name] for name in names)
     total = sum(shard.num_samples for shard in shards)
     manifest = Manifest(FORMAT_VERSION, fingerprint, total, shards, tuple(sources))
@@ -161,9 +169,11 @@ def drop_other_shards(folder: Path | str, fingerprint: str) -> None:
     """Removes what was made with other settings, so that no later reader meets it."""
     if not Path(folder).is_dir():
         return
+
     kept = existing_shards(folder, fingerprint)
     for shard in Path(folder).glob("*.tar"):
         if shard.name not in kept:
+            # The manifest goes first: without it no reader opens a folder that is losing shards.
             (Path(folder) / MANIFEST).unlink(missing_ok=True)
             shard.unlink()
             index_path(folder, shard.name).unlink(missing_ok=True)
@@ -191,6 +201,7 @@ def _write_tar(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
 
 
 def _add_sample(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
+    # In the order of the names, so that equal content gives equal bytes.
     offsets, media = {}, {}
     for extension, data in sorted(sample.members.items()):
         info = tarfile.TarInfo(f"{sample.key}.{extension}")  # times and owners are 0 by default
@@ -199,6 +210,7 @@ def _add_sample(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
         tar.addfile(info, io.BytesIO(data))
         if f".{extension}".endswith(MEDIA_SUFFIXES):
             media[extension] = hashlib.sha256(data).hexdigest()
+
     meta = {str(k): str(v) for k, v in sorted(sample.meta.items())}
     return {"key": sample.key, "members": offsets, "meta": meta, "media": media}
 
@@ -215,8 +227,11 @@ def _check_sample(sample: Sample, seen: Collection[str]) -> None:
             f"Sample key {sample.key!r}: expected 1 to 80 letters, digits, `_` or `-` (WebDataset "
             f"cuts keys at the first dot); put names and paths into the json member."
         )
+
     if sample.key in seen:
         raise ValueError(f"Sample key {sample.key!r} occurs twice; expected different keys.")
+
+    # 80 letters of a key, a dot and 19 letters are the 100 that a name in a USTAR header has.
     for extension in sample.members:
         if not _EXTENSION.fullmatch(extension) or len(extension) > 19:
             raise ValueError(
@@ -230,6 +245,8 @@ def _covered(folder: Path | str, fingerprint: str) -> Manifest | None:
         manifest = read_manifest(folder)
     except (OSError, ValueError):
         return None
+
+    # Shards may have been lost or changed since the manifest was written.
     whole = existing_shards(folder, fingerprint)
     same = manifest.fingerprint == fingerprint
     return manifest if same and all(whole.get(s.name) == s for s in manifest.shards) else None
@@ -258,6 +275,8 @@ def _to_json(data: Any, indent: int | None = None) -> bytes:
 
 def _to_npy(value: Any) -> bytes:
     array = value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)
+
+    # Without pickle: an array of objects would run code where it is read.
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

@@ -69,10 +69,13 @@ def build(spec: Mapping[str, Any], class_of: ClassOf, where: str = "") -> Any:
     """
     path = str(spec["class_path"])
     kind = class_of(path)
+
+    # The class comes first: no argument is built for one that is refused.
     arguments = {
         key: build(value, class_of, where) if is_spec(value) else value
         for key, value in (spec.get("init_args") or {}).items()
     }
+
     try:
         return kind(**arguments)
     except (TypeError, AttributeError) as error:  # one is missing, unknown, or of another kind

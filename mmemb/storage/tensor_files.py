@@ -15,12 +15,13 @@ from mmemb.storage.pretrained import load_pretrained
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """transformers loads models without bars and advice; settings are put back behind it."""
+    """Keeps transformers from printing bars and advice; the settings are put back afterwards."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
     try:
         yield
     finally:
@@ -30,9 +31,9 @@ def quiet_loading() -> Iterator[None]:
 
 
 def load_whole(kind: Any, model: str, **settings: Any) -> Any:
-    """`from_pretrained` of transformers without bars and advice, all weights from the files.
+    """Loads a model of transformers without bars and advice, all weights from the files.
 
-    transformers makes up what a file lacks, and says so where nobody looks.
+    transformers initialises at random what a file lacks, and only logs it.
 
     Args:
         kind: an Auto class of models.
@@ -44,6 +45,7 @@ def load_whole(kind: Any, model: str, **settings: Any) -> Any:
     """
     with quiet_loading():
         loaded, found = load_pretrained(kind, model, output_loading_info=True, **settings)
+
     broken = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if broken or found["error_msgs"]:
         raise ValueError(
@@ -51,6 +53,7 @@ def load_whole(kind: Any, model: str, **settings: Any) -> Any:
             f"{(broken or found['error_msgs'])[0]}: the files belong to another model, or some are "
             "missing."
         )
+
     return loaded
 
 
@@ -62,7 +65,7 @@ def save_quietly(folder: Path, *parts: Any) -> None:
 
 
 def read_weights(path: Path, *, mmap: bool = False) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors and plain data, nothing that executes.
+    """Reads what `torch.save` wrote, onto the CPU: tensors and plain data, nothing that executes.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,4 +1,7 @@
-"""Facts that a model was trained on, recorded beside it so that it does not judge them."""
+"""Facts that a model was trained on, recorded beside it so that it does not judge them.
+
+See docs/method.md section 3.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class FittedFacts:
     """Facts behind a model, or behind what a model wrote.
 
     Attributes:
-        trained: facts that weights were trained on: the model may not judge them (METHOD 3).
+        trained: facts that weights were trained on: the model may not judge them.
         calibrated: facts that only chose, validated or set a number (tau, eta, a threshold): they
             bar nothing.
         unknown: weights and sidecars that came without a list, so that their facts cannot be told.
@@ -108,6 +111,7 @@ def trained_facts(model: str, adapter: str | None = None) -> frozenset[str]:
     facts = _known(inherited_facts(model), model)
     if adapter is None:
         return facts
+
     beside = Path(adapter) / FACTS
     return facts | read_facts(beside if beside.is_file() else Path(adapter).parent / FACTS)
 
@@ -146,8 +150,12 @@ def _was_trained_here(path: Path) -> bool:
     """True for weights that this project wrote: a model of the hub saw none of our facts."""
     if path.suffix == ".ckpt":
         return True
+
+    # Adapters of other projects have this file, too; the mark is ours alone.
     if (path / "adapter_config.json").is_file():
         return (path / MARK).is_file()
+
+    # Our backbones name their class; configurations of transformers do not.
     config = path / "config.json"
     return config.is_file() and b'"class_path"' in config.read_bytes()
 

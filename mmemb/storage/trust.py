@@ -52,6 +52,7 @@ class Permissions:
 
     def allows_model(self, value: str) -> bool:
         """Tells whether a model outside of the folder may be read."""
+        # A place may be an id of a hub, which is compared as a name only.
         places = [Path(place) for place in self.models if Path(place).exists()]
         below = any(Path(value).resolve().is_relative_to(place.resolve()) for place in places)
         return self.is_own or value in self.models or below
@@ -62,7 +63,9 @@ def is_own_run(folder: Path) -> bool:
 
     A folder that lies there counts as made here.
     """
+    # Resolved: a link below the runs may lead to a folder from elsewhere.
     runs, place = Path(os.environ.get(RUNS, "runs")).resolve(), folder.resolve()
+
     is_below = place != runs and place.is_relative_to(runs)
     return is_below and place.is_dir() and place.stat().st_uid == os.getuid()
 
@@ -89,10 +92,13 @@ def path_in_folder(value: str, folder: Path, where: str) -> str:
         ValueError: it lies outside of the folder, by `..` or by a link, or is no name of a file.
     """
     path = folder / value.removeprefix(f"{FOLDER}/")
+
     try:
         path.resolve().exists()
     except (OSError, ValueError):  # too long, or a byte that no name has
         raise ValueError(f"{where} names {value!r:.100}, which is no name of a file.") from None
+
+    # Compared as resolved, so that neither `..` nor a link leads out.
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{where} names {value!r}, which lies outside of {folder}: a folder may name its own "
@@ -113,6 +119,7 @@ def check_links(folder: Path) -> None:
             is_inside = not path.is_symlink() or path.resolve().is_relative_to(root)
         except (OSError, RuntimeError):  # links that point to each other
             is_inside = False
+
         if not is_inside:
             raise ValueError(
                 f"{path} is a link to {os.readlink(path)}, outside of its folder, which no saved "
@@ -133,11 +140,14 @@ def check_code(settings: Any, where: str, is_own: bool = False) -> None:
         ValueError: they set `trust_remote_code`, or name a kernel of a hub.
     """
     for key, value in walk(settings):
+        # Anywhere in the settings: a part hands its arguments on to the model that it loads.
         if key == "trust_remote_code" and value:
             raise ValueError(
                 f"{where}: {key} asks to run code that comes with a model, which no folder may: "
                 "hand the part over yourself, made with trust_remote_code=True, if you trust it."
             )
+
+        # An implementation with a slash is fetched from a hub and run.
         if key == "attention" and "/" in str(value) and not is_own:
             raise ValueError(
                 f"{where}: {key} names {value!r}, code of a hub, which no folder may: set it to "
