@@ -194,7 +194,6 @@ class _TarReader:
         block = self._read(BLOCK)
         if block and not block.strip(b"\0"):
             return None
-
         if not block and not start:
             raise self._fault(start, "is empty, and no tar")
 
@@ -265,7 +264,6 @@ class _TarReader:
 
             if match[2].startswith(b"GNU.sparse"):
                 raise self._fault(start, "has a member that is sparse, which is not read")
-
             records[match[2]], at = body[match.end() : end - 1], end
         return records
 
@@ -301,7 +299,6 @@ class _TarReader:
             data = stream.read(size)
         except (OSError, EOFError, zlib.error) as error:
             raise self._fault(self._at, f"cannot be read on: {words_of(error)}") from None
-
         self._at += len(data)
 
         # Checked at every read, so that a small file cannot unpack without end.
@@ -328,7 +325,6 @@ class _TarReader:
         if counted.head.startswith(b"\x1f\x8b"):
             self._packed = counted
             self._stream = gzip.GzipFile(fileobj=counted, mode="rb")  # type: ignore[call-overload]
-
         return self._stream
 
     def _fault(self, at: int, what: str, advice: str = _ADVICE) -> ArchiveError:

@@ -1,4 +1,4 @@
-"""Which side of which rows a worker is asked about: queries, or targets and candidates."""
+"""Rows and sides that a worker is asked about: queries, or targets and candidates."""
 
 from __future__ import annotations
 
@@ -56,18 +56,23 @@ class AskedTasks:
                 f"{wrong[0].where} is one of {what}, but data.side is {self.side}. Give folders of "
                 "pairs and queries for `query`, of pairs and candidates for `target`."
             )
+
         asked = {row.meta["task"] for row in rows if of_target is _is_pair(row)}
+        # Candidates name no task: the tasks that rank their gallery stand for them.
         if of_target and any(map(_is_candidate, rows)):
             asked |= set(self._galleries_of)
         if unknown := sorted(set(self._tasks or ()) - asked):
             raise ValueError(f"Unknown task(s) {unknown}; {folders} have {sorted(asked)}.")
+
+        # One mapping serves the runs over queries and over targets, so tasks of either are known.
         known = {row.meta["task"] for row in rows if not _is_candidate(row)}
         known |= set(self._galleries_of)
         if unknown := sorted(set(self._sides) - known):
             raise ValueError(f"sides names unknown task(s) {unknown}; there are {sorted(known)}.")
 
     def includes(self, row: Row) -> bool:
-        """Whether a worker is asked about this row, as far as its task goes."""
+        """Tells whether a worker is asked about this row, as far as its task decides."""
+        # One task that wants a shared gallery is enough for its candidates.
         if _is_candidate(row):
             gallery = row.meta["gallery"]
             rankers = [task for task, name in self._galleries_of.items() if name == gallery]
@@ -76,7 +81,7 @@ class AskedTasks:
         return self._wants(row.meta["task"], any_task)
 
     def read(self, reader: SampleReader, row: Row) -> Side:
-        """What a worker may see of a row."""
+        """Reads the one side of a row that a worker may see."""
         if _is_candidate(row):
             return reader.candidate_side(row)
         return reader.query_side(row) if self.side == "query" else reader.target_side(row)
@@ -99,7 +104,7 @@ def part_of(row: Row) -> str | None:
 
 
 def meta_of(row: Row) -> Mapping[str, str]:
-    """What the index says of a row; a candidate's part is empty, so it gets what a test gets."""
+    """The meta of a row; a candidate's part is empty, so that it is drawn as for a test."""
     return {**row.meta, "part": ""} if _is_candidate(row) else row.meta
 
 

@@ -65,7 +65,7 @@ class BenchmarkDataModule(ShardDataModule):
         self._limit: Limit = 1.0
 
     def roots(self) -> dict[str, tuple[str, ...]]:
-        """Path below `root` -> the asked-for tasks there, in order of path.
+        """Maps a path below `root` to the asked-for tasks there, in order of path.
 
         Raises:
             FileNotFoundError: nothing was prepared there.
@@ -73,14 +73,17 @@ class BenchmarkDataModule(ShardDataModule):
         """
         paths = roots_below(self.root)
         held = {path: [task.name for task in read_tasks(path)] for path in paths}
+
         known = {name for names in held.values() for name in names}
         if unknown := sorted(set(self._tasks or ()) - known):
             raise ValueError(f"{self.root} has no task(s) {unknown}; it has {sorted(known)}.")
+
         asked = known if self._tasks is None else set(self._tasks)
         found = {
             str(path.relative_to(self.root)): tuple(name for name in names if name in asked)
             for path, names in held.items()
         }
+
         return {path: names for path, names in found.items() if names}
 
     @override
@@ -99,6 +102,7 @@ class BenchmarkDataModule(ShardDataModule):
             self._on_error,
             self._num_workers,
         )
+
         rows = data.select(self._parts, names)
         if not rows:
             raise ValueError(f"{root}: no query of part(s) {list(self._parts)} in {list(names)}.")
@@ -112,6 +116,7 @@ class BenchmarkDataModule(ShardDataModule):
         # What makes a score partial: rows that this rank skipped, that preparing the data left
         # out, that the limit cuts.
         skipped = tuple(sentence for loader in loaders for sentence in loader.skipped)
+        # Stated once, by the first rank: the sentences of all ranks are gathered and counted.
         if self.place[0] == 0 and (left_out := revision_and_losses(root)[1]):
             skipped += (left_out,)
         if self.place[0] == 0:

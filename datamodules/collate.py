@@ -1,5 +1,7 @@
 """Records into batches: content ids of queries and targets, padded lists of positives.
 
+See docs/method.md section 6.
+
 B rows, P positives of a row.
 """
 
@@ -20,7 +22,7 @@ from mmemb.records.rationales import Rationale
 def pair_batch(
     pairs: Sequence[Pair], rationales: Sequence[Rationale | None], step: int = 0
 ) -> PairBatch:
-    """Collates training pairs (METHOD 6: what the masks of the loss need)."""
+    """Collates training pairs, with the ids that the masks of the loss need."""
     positives = [_positive_ids(pair) for pair in pairs]
     width = max(map(len, positives), default=0)
     return PairBatch(
@@ -41,6 +43,7 @@ def with_negatives(
     batch: PairBatch, negatives: Sequence[Sequence[Candidate]], num: int
 ) -> PairBatch:
     """The batch with hard negatives, at most `num` a row; ids are padded to it on every rank."""
+    # Named like targets, so that a mined candidate that is a row's positive is masked.
     ids = [[stable_hash("target", c.gallery, c.name) for c in row] for row in negatives]
     contents = [[content_id(candidate.side) for candidate in row] for row in negatives]
     return replace(
@@ -52,6 +55,7 @@ def with_negatives(
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    # No id is negative, so -1 equals none.
     padded = [[*row, *[-1] * (width - len(row))] for row in rows]
     return torch.tensor(padded, dtype=torch.int64).reshape(len(padded), width)
 
@@ -71,5 +75,6 @@ def _target_id(pair: Pair, name: str) -> int:
 
 
 def _positive_ids(pair: Pair) -> list[int]:
+    # The target is always among its positives, and once, though the data may list it again.
     names = dict.fromkeys((pair.target_name, *pair.positives))
     return [_target_id(pair, name) for name in names]

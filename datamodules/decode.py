@@ -59,15 +59,20 @@ def decode_image(data: bytes, where: str, longest_side: int | None = None) -> Te
 def decode_array(data: bytes, where: str) -> Tensor:
     """A `.npy` file as a tensor; a header that promises more than the bytes hold is an error."""
     try:
+        # The header is checked first: `numpy.load` would allocate whatever it promises.
         file = io.BytesIO(data)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         shape, is_fortran, dtype = read_header[npy.read_magic(file)](file)
+
         body = data[file.tell() :]
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(body):
             raise ValueError(f"{dtype} {shape} in {len(body)} bytes")
+
         array = np.frombuffer(body, dtype).reshape(shape, order="F" if is_fortran else "C")
+        # Copied, since a tensor over the read-only bytes would warn.
         return torch.from_numpy(np.array(array, order="C"))
     except Exception as error:
+        # Broken headers raise many kinds of errors, some of them from Python's parser.
         raise _undecodable(where, "a plain numeric .npy array", error) from None
 
 

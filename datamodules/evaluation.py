@@ -47,7 +47,7 @@ class EvaluationRows:
         batch_size: rows of a batch.
         rationales: folder of the queries' rationales, or None.
         features: folder of cached features; then no image is read.
-        on_error: what an undecodable sample means.
+        on_error: `raise`, or `skip`: leave out a sample that cannot be decoded.
         num_workers: processes that read ahead.
     """
 
@@ -74,15 +74,18 @@ class EvaluationRows:
         self.query_index = ShardIndex.open(root / QUERIES)
         self.gallery_index = ShardIndex.open(root / CANDIDATES)
         self.queries, self.candidates = rows_of(self.query_index), rows_of(self.gallery_index)
+
         self._batch_size, self._num_workers = batch_size, num_workers
         self._reader = SampleReader(FeatureTable(features) if features else None)
         self._table = None
+
+        # Without a query there is no source that the rationales could be joined with.
         if rationales and self.queries:
             self._table = RationaleTable(rationales, [self.queries[0].index])
         self._on_error = on_error
 
     def origins(self, shard: str) -> tuple[Origin, ...]:
-        """All candidates, and the rationales of a shard of queries if they are read."""
+        """Origins of all candidates, and of a shard's rationales if they are read."""
         written = self._table.origins(shard) if self._table else ()
         return (self.gallery_index.origin(), *written)
 
@@ -98,6 +101,7 @@ class EvaluationRows:
             raise ValueError(f"Unknown part(s) {unknown}; expected some of {list(PARTS)}.")
         if tasks is not None and (unknown := sorted(set(tasks) - set(self._task_of))):
             raise ValueError(f"Unknown task(s) {unknown}; tasks.json has {sorted(self._task_of)}.")
+
         return tuple(
             row
             for row in self.queries
@@ -154,7 +158,7 @@ class EvaluationRows:
         return [self._candidate_loader(candidates, world), self.query_loader(chunks, world)]
 
     def all_candidates(self, world: int = 1) -> FiniteLoader:
-        """The whole candidate table on every rank, for who mines negatives in it."""
+        """Loads the whole candidate table on every rank, for mining negatives in it."""
         return self._candidate_loader(self.candidates, world)
 
     def query_loader(self, chunks: Sequence[Chunk], world: int = 1) -> FiniteLoader:
@@ -177,6 +181,7 @@ class EvaluationRows:
 
     def _sizes_of(self, chunk: Chunk) -> Mapping[str, int]:
         """Size of each gallery of a chunk; not known where broken candidates are skipped."""
+        # A gallery that lost a candidate would never reach its stated size.
         if self._on_error == "skip":
             return {}
         galleries = sorted({row.meta["gallery"] for row in chunk.rows})
@@ -200,13 +205,15 @@ class EvaluationRows:
         return query, self._table.read_rationales(row), self._table.read_probe(row)
 
     def read_query(self, row: Row) -> Query:
-        """A query that knows its task's gallery and whether its answer may have been seen."""
+        """Reads a query and adds its gallery, and whether its answer may have been seen."""
         task = self._task_of.get(row.meta["task"])
         if task is None:
             raise ValueError(
                 f"{row.where} belongs to task {row.meta['task']!r}, which tasks.json lacks (it has "
                 f"{sorted(self._task_of)}); prepare the data again."
             )
+
+        # The sample lacks both: the gallery stands in the index, the mark in tasks.json.
         query = self._reader.query(row)
         return replace(query, gallery=row.meta["gallery"], seen_answer=task.seen_answer)
 

@@ -31,13 +31,14 @@ class BatchLimits:
             return 1.0
 
         name = f"limit_{stage}_batches"
+        # At a second call the trainer holds the replacement already.
         if name not in self._taken:
             self._taken[name] = (trainer, getattr(trainer, name))
             setattr(trainer, name, left)
         return self._taken[name][1]
 
     def give_back(self) -> None:
-        """Sets the limits of the trainers to what they were."""
+        """Restores the limits of the trainers."""
         for name, (trainer, limit) in self._taken.items():
             setattr(trainer, name, limit)
         self._taken = {}

@@ -138,7 +138,6 @@ def chunks_of(rows_by_shard: Mapping[str, Sequence[Any]], batch_size: int) -> li
 def by_shard(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by the name of their shard, in order; two folders must not share a name."""
     found: dict[str, list[Row]] = {}
-
     for row in rows:
         found.setdefault(row.entry.shard, []).append(row)
 

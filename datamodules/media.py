@@ -20,7 +20,7 @@ from mmemb.storage.shard_index import ShardIndex
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Where a picture lies."""
+    """Place of a picture: its row and the name of its member."""
 
     row: Row
     name: str
@@ -79,6 +79,7 @@ class MediaDataModule(ShardDataModule):
 
     @cached_property
     def _pictures(self) -> dict[str, list[Picture]]:
+        # One picture may occur in many rows, but the tower looks at each digest once.
         seen: set[str] = set()
         found: dict[str, list[Picture]] = {}
         for shard, rows in by_shard(self.open_rows(self._folders)).items():
@@ -90,6 +91,7 @@ class MediaDataModule(ShardDataModule):
 
     def _batch(self, chunk: Chunk) -> Item:
         media, problems = [], []
+
         for picture in chunk.rows:
             try:
                 media.append(self._decode(picture))
@@ -97,6 +99,8 @@ class MediaDataModule(ShardDataModule):
                 if self._on_error == "raise":
                     raise
                 problems.append(error.problem)
+
+        # A batch without any picture is no batch: the loader passes None over.
         return MediaBatch(chunk.shard, tuple(media)) if media else None, tuple(problems)
 
     def _decode(self, picture: Picture) -> Media:

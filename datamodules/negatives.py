@@ -66,11 +66,14 @@ class NegativeTable:
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member json"
         mined = read_row(self._index, entry.key, tuple[NegativeJson, ...])
+
+        # Seeded by step and key, so that a resumed run draws the same ones.
         random = Random(stable_hash(self._seed, "negatives", step, row.entry.key))
         chosen = random.sample(mined, min(self.num, len(mined)))
         return tuple(self._candidate(item.row, item.name, where) for item in chosen)
 
     def _candidate(self, number: int, name: str, where: str) -> Candidate:
+        # In a table that was made again a row number may point at another candidate.
         found = self._reader.candidate(self._rows[number]) if number < len(self._rows) else None
         if found is None or int(found.key) != number or found.name != name:
             raise ValueError(

@@ -53,11 +53,16 @@ class PairSteps(Dataset[Item]):
         problems: list[str] = []
         rank, world = self._place
         batch = self._plan.positions(step)
+
+        # Rows are dealt by their tokens, so that no rank waits long for another one's texts.
         costs = [entry_tokens(self._rows[position].entry) for position in batch]
         positions = balanced_parts(batch, costs, world)[rank]
+
         found = [self._read_or_replace(position, step, problems) for position in positions]
         pairs, rationales, negatives, vectors, thoughts = zip(*found, strict=True)
         batch = pair_batch(pairs, rationales, step)
+
+        # By what is configured, not by what was read: every rank's batch has the same fields.
         if self._negatives is not None:
             batch = with_negatives(batch, negatives, self._negatives.num)
         if self._teacher is not None:
@@ -73,11 +78,13 @@ class PairSteps(Dataset[Item]):
             if self._on_error == "raise":
                 raise
             problems.append(error.problem)
+
         for substitute in self._plan.substitutes(position):
             try:
                 return self._read(substitute, step)
             except DecodeError as error:
                 problems.append(error.problem)
+
         raise ValueError(
             f"No sample of group {self._rows[position].meta['group']!r} can be decoded; the first: "
             f"{problems[0]}"
@@ -89,4 +96,6 @@ class PairSteps(Dataset[Item]):
         negatives = self._negatives.draw(row, step) if self._negatives else ()
         teacher = self._teacher.read(row) if self._teacher else None
         thought = self._target_draw.draw(row, step) if self._target_draw else None
+
+        # The pictures come last: a row whose sidecars fail costs no decoding.
         return self._reader.pair(row), rationale, negatives, teacher, thought

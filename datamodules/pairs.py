@@ -161,7 +161,7 @@ class PairDataModule(ShardDataModule):
                 "number, in place of max_epochs, overfit_batches or a share."
             )
 
-        # Fewer pairs than a batch still make one batch: which takes some of them again.
+        # Fewer pairs than a batch still make one batch, which takes some of them again.
         return max(1, len(self._train_rows) // self._batch_size)
 
     @override
@@ -307,7 +307,6 @@ class PairDataModule(ShardDataModule):
     def _table_of(self, sidecar: str | None) -> RationaleTable | None:
         if sidecar is None:
             return None
-
         table = RationaleTable(sidecar, self._sources)
 
         # A folder may lack rationales, but a sidecar that joins none of them is a wrong path.
@@ -371,7 +370,6 @@ class PairDataModule(ShardDataModule):
 
         if weights and (unused := sorted(known - set(weights))):
             _LOG.info("group_weights: not trained on: %s", ", ".join(unused))
-
         return weights
 
     def _ranked_rows(self, chunk: Chunk) -> Item:
@@ -381,7 +379,6 @@ class PairDataModule(ShardDataModule):
 
     def _row_batch(self, chunk: Chunk) -> Item:
         found = [self._pair_and_rationales(row) for row in chunk.rows]
-
         pairs, rationales, problems = zip(*found, strict=True)
         named = tuple(problem for problem in problems if problem)
 

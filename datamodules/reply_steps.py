@@ -76,10 +76,12 @@ class ReplySteps(Dataset[Item]):
 def weighed(
     pool: Sequence[ScoredRationale], use: Use, writer: str | None
 ) -> list[tuple[Rationale, float]]:
-    """The rationales of a row that may be learned, and how often one is drawn against another."""
+    """The rationales of a row that may be learned, with their weights in a draw."""
     shares = [
         (scored.rationale, scored.weight if use == "kept" else float(scored.rationale.count))
         for scored in pool
         if (scored.kept or use == "all") and writer in (None, scored.rationale.worker)
     ]
+
+    # A weight of 0 is never drawn, and a row of such weights alone has nothing to learn.
     return [(rationale, weight) for rationale, weight in shares if weight > 0]

@@ -43,12 +43,12 @@ class Row:
 
     @property
     def where(self) -> str:
-        """Names the sample in errors."""
+        """Name of the sample in errors."""
         return f"Shard {self.index.folder / self.entry.shard}, sample {self.entry.key}"
 
     @property
     def meta(self) -> Mapping[str, str]:
-        """What the index says of the sample: part, task, concept, fact, ..."""
+        """Fields of the index entry: part, task, concept, fact, ..."""
         return self.entry.meta
 
 
@@ -95,6 +95,7 @@ class FeatureTable:
                 f"{where}: {self._index.folder} holds no features of this picture ({digest}).",
                 "Make the features again from this data, or leave out `features`.",
             )
+
         return decode_array(
             self._index.read(entry, {"npy"})["npy"], f"{self._index.folder / entry.shard} {digest}"
         )
@@ -111,6 +112,7 @@ class SampleReader:
 
     def __init__(self, features: FeatureTable | None = None, pixels: bool = True) -> None:
         self._features = features
+        # Features replace pixels: nothing is decoded where a tower has seen the picture.
         self._pixels = pixels and features is None
 
     def pair(self, row: Row) -> Pair:
@@ -126,7 +128,7 @@ class SampleReader:
         return _checked(self._candidate, self._members(row, "c"))
 
     def query_side(self, row: Row) -> Side:
-        """What a worker may see: the query's side of a pair or query, and no more."""
+        """The one side that a worker may see: the query's, of a pair or query."""
         return _checked(self._query_side, self._members(row, "q"))
 
     def target_side(self, row: Row) -> Side:
@@ -142,6 +144,7 @@ class SampleReader:
         return _checked(self._pair, members)
 
     def _members(self, row: Row, sides: str) -> Members:
+        # Media of the other side are not even read: a worker for one side must not see the other.
         wanted = {"json", "candidates.npy"}
         if self._pixels:
             wanted |= {name for name in row.entry.members if name[:1] in sides}
@@ -169,6 +172,8 @@ class SampleReader:
     def _query(self, members: Members) -> Query:
         data = _json(members, QueryJson)
         side = self._side(members, "q", data.text, data.instruction)
+
+        # Most tasks rank a whole gallery; only some queries list candidates of their own.
         listed = members.data.get("candidates.npy")
         if listed is None:
             return parse_query(members.key, data, members.meta, side, None)
@@ -181,6 +186,7 @@ class SampleReader:
         return Candidate(members.key, data.name, data.gallery, side)
 
     def _query_side(self, members: Members) -> Side:
+        # A schema without the target's fields, so that they are not even parsed.
         data = _json(members, QuerySideJson)
         return self._side(members, "q", data.text, data.instruction)
 
@@ -191,10 +197,13 @@ class SampleReader:
     def _side(self, members: Members, side: str, text: str, instruction: str) -> Side:
         named = whole_media_of(members.names, side)
         found = Side(text, instruction, tuple(self._media(members, *media) for media in named))
+
+        # An empty side would be embedded all the same, as a vector of the instruction alone.
         if not (found.media or has_text(text)):
             raise DecodeError(
                 f"{members.where}: side {side} is empty: expected text, pictures or both.", ADVICE
             )
+
         return found
 
     def _media(self, members: Members, name: str, kind: Literal["image", "frame"]) -> Media:
@@ -212,6 +221,7 @@ def media_of(names: Iterable[str], side: str) -> list[tuple[str, Literal["image"
     [('q0.000.webp', 'frame'), ('q0.001.webp', 'frame'), ('q1.webp', 'image')]
     """
     found = [(m, name) for name in names if (m := _MEDIA.fullmatch(name)) and m[1] == side]
+    # By number, since names sort "q10" before "q2".
     found.sort(key=lambda pair: (int(pair[0][2]), int(pair[0][3] or 0)))
     return [(name, "frame" if match[3] else "image") for match, name in found]
 
@@ -233,6 +243,7 @@ def whole_media_of(
     (('t0.png', 'image'), ('t1.webp', 'image'))
     """
     others = {"q": "c", "t": "c", "c": "qt"}[side]  # no sample holds a candidate and another side
+
     for name in names:
         content = _CONTENT.fullmatch(name)
         if (
@@ -249,6 +260,8 @@ def whole_media_of(
     frames: dict[int, list[int | None]] = {}
     for match in filter(None, (_MEDIA.fullmatch(name) for name, _ in found)):
         frames.setdefault(int(match[2]), []).append(int(match[3]) if match[3] else None)
+
+    # A hole means that a member was lost: an image stands alone, frames count from 0.
     is_whole = all(held in ([None], [*range(len(held))]) for held in frames.values())
     if list(frames) != [*range(len(frames))] or not is_whole:
         raise ValueError(
@@ -273,6 +286,7 @@ def _json(members: Members, kind: type[_Json]) -> _Json:
     if "json" not in members.data:
         raise DecodeError(f"{members.where} lacks its member json.", ADVICE)
     data = decode_json(members.data["json"], kind, f"{members.where}, member json")
+    # Rows are chosen by the index, so a sample that differs from it would be in the wrong part.
     check_index(data, members.meta)
     return data
 
@@ -283,4 +297,5 @@ def _checked(read: Callable[[Members], _Record], members: Members) -> _Record:
     except DecodeError:
         raise
     except ValueError as error:
+        # Faults that a record finds itself; `on_error` is about DecodeError alone.
         raise DecodeError(f"{members.where}: {error}", ADVICE) from None

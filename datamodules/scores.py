@@ -25,13 +25,17 @@ class ScoreTable:
     def read(self, keys: Iterable[str]) -> PairScores:
         """The scores of a batch of rows, in order."""
         entries = [self._index.by_key[key] for key in keys]
+
         rows = []
         for entry in entries:
             where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}"
             members = self._index.read(entry)
+
             score_CR, comparable_KJ = (
                 decode_array(members[name], f"{where}, member {name}")
                 for name in ("scores.npy", "comparable.npy")
             )
             rows.append(ScoredPair(score_CR, comparable_KJ))
+
+        # One judge made the whole sidecar, so the first row's kind is that of all.
         return PairScores.stack(rows, entries[0].meta["kind"])

@@ -262,7 +262,6 @@ class SelectionDataModule(ShardDataModule):
         for row in self._evaluation.candidates:
             if row.meta["gallery"] in wanted:
                 galleries.setdefault(row.meta["gallery"], []).append(self._reader.candidate(row))
-
         return galleries
 
     def _read_pairs(
@@ -278,7 +277,7 @@ class SelectionDataModule(ShardDataModule):
     def _pair_batch(self, chunk: Chunk) -> PairRowBatch:
         batch = self._read_pairs(self._reader, self._drafts, chunk)
 
-        # Always the draw of step 0, so that a pair is always judged against the same ones.
+        # The draw of step 0 in every run, so that a pair is always judged against the same ones.
         mined = [self._mined.draw(row, 0) if self._mined else () for row in chunk.rows]
         return replace(batch, candidates=tuple(map(self._candidates, batch.pairs, mined)))
 
@@ -336,5 +335,4 @@ class SelectionDataModule(ShardDataModule):
 
             wrong = sorted(wrong, key=lambda c: stable_hash("judged", pair.key, c.name))
             wrong = [*hard, *(c for c in wrong if c.name not in names)][: self._num_negatives]
-
         return (pair.target, *(c.side for c in wrong))

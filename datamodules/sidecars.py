@@ -1,4 +1,7 @@
-"""Rationales of a sidecar, joined with their source by key, and the draw of the one to train on."""
+"""Rationales of a sidecar, joined with their source by key, and the draw of the one to train on.
+
+See docs/method.md section 6.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +50,11 @@ class RationaleTable:
 
     @property
     def folder(self) -> Path:
-        """Of the sidecar."""
+        """Folder of the sidecar."""
         return self._index.folder
 
     def covers(self, row: Row) -> bool:
-        """Whether a worker was asked about this row."""
+        """Tells whether a worker was asked about this row."""
         return row.entry.shard in self._shards
 
     def origins(self, shard: str) -> tuple[Origin, ...]:
@@ -74,7 +77,7 @@ class RationaleTable:
         return tuple(found.scored for found in rows)
 
     def read_probe(self, row: Row) -> Tensor | None:
-        """(H,) what the worker knew about the row before it wrote; None if nobody looked."""
+        """(H,) hidden state of the worker before it wrote about the row; None if none was kept."""
         if not self.covers(row):
             return None
         entry = self._index.by_key[row.entry.key]
@@ -83,7 +86,7 @@ class RationaleTable:
         return decode_array(members["probe.npy"], where).float() if members else None
 
     def read_rationales(self, row: Row) -> tuple[Rationale, ...]:
-        """All candidates of a row without what a selector said about them."""
+        """All candidates of a row without the scores of a selector."""
         return tuple(scored.rationale for scored in self.read(row))
 
 
@@ -113,18 +116,21 @@ def read_row(sidecar: ShardIndex, key: str, kind: type[_Value]) -> _Value:
 def join_whole(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
     """`check_join`, and a source that is covered must be covered whole."""
     covered = check_join(source, sidecar)
+
+    # A sidecar may cover several folders, so one of them alone may be absent, but not in part.
     if covered and (missing := sorted(set(source.shard_names) - covered)):
         raise ValueError(
             f"Sidecar {sidecar.folder} does not cover shard {source.folder / missing[0]} "
             f"({len(missing)} in all), though it covers {sorted(covered)[0]}. It was made from "
             f"other data: run the step that makes {sidecar.folder} again."
         )
+
     return covered
 
 
 @final
 class RationaleDraw:
-    """Draws the rationale that a row is trained with (METHOD 6), equal for equal (step, key).
+    """Draws the rationale that a row is trained with, equal for equal (step, key).
 
     Args:
         table: the candidates.
@@ -152,20 +158,26 @@ class RationaleDraw:
         for name, share in {"prior": prior_fraction, "foreign": foreign_fraction}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}_fraction {share}: expected a share between 0 and 1.")
+
         self._table, self._seed, self._soft = table, seed, soft
+        # These words are part of every draw's seed: another word would change all draws.
         self._salt = {"query": "rationale", "target": "target"}[of]
         self._prior_fraction, self._foreign_fraction = prior_fraction, foreign_fraction
+
         self._donors: dict[str, list[Row]] = {}
         for row in rows:
             if table.covers(row):
                 self._donors.setdefault(row.meta["task"], []).append(row)
-        if prior_fraction < 1:  # else nobody asks what was kept
+
+        # Draws from the whole pool alone never ask which candidates were kept.
+        if prior_fraction < 1:
             check_judged(table, [row for row in rows if table.covers(row)])
 
     def draw(self, row: Row, step: int) -> Rationale | None:
         """The rationale of a row at a step; None where the row does not reason."""
         random = Random(stable_hash(self._seed, self._salt, step, row.entry.key))
         use_prior = random.random() < self._prior_fraction
+        # Both numbers are drawn in any case, so that a changed share moves no other draw.
         use_foreign = random.random() < self._foreign_fraction
         own = self._pick(self._table.read(row), use_prior, random)
         return self._foreign(row, random) if use_foreign and own is not None else own
@@ -173,6 +185,7 @@ class RationaleDraw:
     def _pick(
         self, pool: Sequence[ScoredRationale], use_prior: bool, random: Random
     ) -> Rationale | None:
+        # The prior of the test has no selection, so it draws by count.
         if use_prior:
             return _weighted(pool, [scored.rationale.count for scored in pool], random)
         kept = [scored for scored in pool if scored.kept]
@@ -182,6 +195,8 @@ class RationaleDraw:
 
     def _foreign(self, row: Row, random: Random) -> Rationale | None:
         donors = self._donors.get(row.meta["task"], [])
+
+        # Bounded: a task may hold a single concept, which has no foreign rationale.
         for _ in range(MAX_DONORS):
             donor = random.choice(donors)
             if donor.meta["concept"] == row.meta["concept"]:
@@ -193,13 +208,15 @@ class RationaleDraw:
 
 def check_judged(table: RationaleTable, rows: Sequence[Row]) -> None:
     """Rejects what stage 1 wrote where a selector's choice is read: nothing in it is kept, so rows
-    would train without reasoning and nobody would notice. A selection that keeps nothing passes."""
+    would train without reasoning and without an error. A selection that keeps nothing passes."""
     found: list[ScoredRationale] = []
     for row in rows[:LOOKED_AT]:
         with suppress(DecodeError):  # whether to go on without a broken row is `on_error`'s affair
             found += table.read(row)
         if any(scored.scores or scored.kept for scored in found):
             return
+
+    # A pool without any candidate has nothing to judge, and passes.
     if found:
         raise ValueError(
             f"Sidecar {table.folder} holds unjudged rationales (no scores, none kept), of which "

@@ -1,4 +1,7 @@
-"""SideDataModule: one side of each row for stage 1, whose workers must not see anything else."""
+"""SideDataModule: one side of each row for stage 1, whose workers must not see anything else.
+
+See docs/method.md sections 3 and 4.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class SideDataModule(ShardDataModule):
             drawn by count.
         writer: `fit` learns from the rationales of this worker alone; None = of every one.
         half: `fit` learns from one half of the train concepts alone, so that the other half can be
-            written about (METHOD 3).
+            written about.
         seed: of order and draws of `fit`.
         side: `query`, or `target`: the targets of pairs, and the rows of `candidates` (folders of
             queries have none). The two share their shard names, so each needs a sidecar of its own.
@@ -74,9 +77,11 @@ class SideDataModule(ShardDataModule):
         super().__init__(root)
         if use not in get_args(Use):
             raise ValueError(f"use {use!r}: expected one of {', '.join(get_args(Use))}.")
+
         self._folders, self._batch_size = folders, batch_size
         self._parts: Collection[str] | None = parts
         self._rationales, self._num_workers = rationales, num_workers
+
         self._use, self._writer, self._half, self._seed = use, writer, half, seed
         self._decode, self._features = decode, features
         self._asked = AskedTasks(self.root, side, tasks, sides or {})
@@ -92,9 +97,13 @@ class SideDataModule(ShardDataModule):
                 f"data.side is {self._asked.side!r}, but `fit` teaches a worker to write about "
                 "queries, as the test asks it to: set data.side to query."
             )
-        rank_slice(range(self._batch_size), *self.place)  # complain here, not in a worker
+
+        # Refuses a batch that the ranks cannot share here, not in a loader's process.
+        rank_slice(range(self._batch_size), *self.place)
         rows = self._pools.rows
-        entries = [replace(row.entry, meta={}) for row in rows]  # of one group: nobody contrasts
+
+        # Without meta all rows are of one group: no loss contrasts them.
+        entries = [replace(row.entry, meta={}) for row in rows]
         plan = BatchPlan(
             entries,
             batch_size=self._batch_size,
@@ -102,6 +111,7 @@ class SideDataModule(ShardDataModule):
             weights={},
             seed=self._seed,
         )
+
         reader = SampleReader(pixels=self._decode)
         steps = ReplySteps(self._pools, plan, reader, self._seed, self.place)
         return self.stream(steps, self._num_workers)
@@ -122,6 +132,7 @@ class SideDataModule(ShardDataModule):
 
     @override
     def test_dataloader(self) -> FiniteLoader:
+        # Only pairs have a group: `test` reads pairs alone.
         rank, world = self.place
         rows = [row for row in self._rows if self._is_wanted(row) and "group" in row.meta]
         chunks = chunks_of(by_shard(rows[rank::world]), self._batch_size)
@@ -135,9 +146,11 @@ class SideDataModule(ShardDataModule):
 
     @cached_property
     def _pools(self) -> ReplyPools:
+        # Part train alone is learned from, so that no fact of the other parts is fitted.
         halves = ("a", "b", "") if self._half is None else (self._half, "")
         pairs = [row for row in self._rows if "group" in row.meta and row.meta["part"] == "train"]
         rows = [row for row in pairs if row.meta.get("half", "") in halves]
+
         pools = ReplyPools(self._table, rows, self._use, self._writer)
         if not pools.rows:
             of_whom = f" of {self._writer}" if self._writer else ""
@@ -146,6 +159,7 @@ class SideDataModule(ShardDataModule):
                 f"{len(rows)} train pairs of {self._folders}, so there is nothing to learn. `kept` "
                 "needs what the selector wrote (`selected`); `use: all` takes any candidates."
             )
+
         return pools
 
     @cached_property
@@ -162,6 +176,7 @@ class SideDataModule(ShardDataModule):
         return SampleReader(table, pixels=self._decode)
 
     def _is_wanted(self, row: Row) -> bool:
+        # Candidates belong to no part and are written about for every one.
         of_part = self._parts is None or part_of(row) in {None, *self._parts}
         return of_part and self._asked.includes(row)
 
@@ -175,6 +190,7 @@ class SideDataModule(ShardDataModule):
         return batch, ()
 
     def _side(self, row: Row) -> Side:
+        # A row that is not asked about keeps its place, as an empty side.
         return self._asked.read(self._reader, row) if self._is_wanted(row) else Side()
 
     def _meta(self, row: Row) -> Mapping[str, str]:

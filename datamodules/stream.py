@@ -57,6 +57,7 @@ class StepStream:
         return self
 
     def __next__(self) -> Any:
+        # Opened by the first batch: a state that is loaded before it decides where to start.
         if self._source is None:
             self._source = self._read_from(self._batches)
         batch, problems = next(self._source)
@@ -76,11 +77,14 @@ class StepStream:
     def _read_from(self, step: int) -> Iterator[Item]:
         if self._num_workers == 0:
             return map(self._steps.__getitem__, count(step))
+
+        # A sampler must be finite, so the range has an end, which no training reaches.
         return iter(
             item_loader(self._steps, range(step, _LAST_STEP), self._num_workers, self._start_method)
         )
 
     def _report(self, problems: Sequence[str]) -> None:
+        # A stream meets a broken sample in every epoch, but warns of it once.
         fresh = [problem for problem in dict.fromkeys(problems) if problem not in self._skipped]
         self._skipped |= dict.fromkeys(fresh)
         if fresh:
@@ -123,7 +127,7 @@ def item_loader(
 
 
 def warn_skipped(problems: Sequence[str], total: int) -> None:
-    """The one warning about skipped samples: how many, and which."""
+    """Warns once about skipped samples: their number, and the first ten."""
     _LOG.warning(
         "on_error: skip left out %d sample(s), %d so far: %s",
         len(problems),

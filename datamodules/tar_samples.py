@@ -49,7 +49,7 @@ class ForeignMembers:
         self.first = ""
 
     def add(self, name: str) -> None:
-        """Notes one of them."""
+        """Counts one of them, and keeps the name of the first."""
         self.first = self.first or name
         self.count += 1
 
@@ -69,7 +69,9 @@ def samples_of(
         ArchiveError: a sample is beyond the limits; or one of `members`.
         SplitSampleError: a key comes back, so that a sample was handed out without all members.
     """
-    seen: set[int] = set()  # hashes: names may be long, and a tar may have millions of samples
+    # Hashes, since names may be long and a tar may have millions of samples.
+    seen: set[int] = set()
+
     for key, group in groupby(_named(members, foreign), key=itemgetter(0)):
         if hash(key) in seen:
             raise SplitSampleError(
@@ -77,6 +79,7 @@ def samples_of(
                 "whole. Pack the tar again, sorted by key, such as by `tar --sort=name`."
             )
         seen.add(hash(key))
+
         yield _sample(key, group, where, limits)
 
 
@@ -85,8 +88,10 @@ def _named(
 ) -> Iterator[tuple[str, str, TarMember]]:
     """Members with their key and extension."""
     for member in members:
+        # Tars made by `tar DIR` hold the folders, too, which are no content.
         if member.kind == "folder":
             continue
+
         match = _NAME.fullmatch(member.name)
         if match is None or _FOREIGN.search(member.name):
             foreign.add(member.name)
@@ -99,7 +104,9 @@ def _sample(
 ) -> TarSample:
     data: dict[str, bytes] = {}
     problem, size = "", 0
+
     for number, (_, name, member) in enumerate(group, 1):
+        # A header counts as well, so that millions of empty members reach the limit.
         size += BLOCK + len(member.data)
         if number > limits.num_members or size > limits.sample_mib << 20:
             raise ArchiveError(
@@ -114,4 +121,5 @@ def _sample(
         elif name in data:
             problem = f"member {printable(name)} is there twice"
         data[name] = member.data
+
     return TarSample(key, data, problem)

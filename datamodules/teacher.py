@@ -31,6 +31,8 @@ class TeacherTable:
 
     def __init__(self, folder: Path | str, sources: Iterable[ShardIndex]) -> None:
         self._index = ShardIndex.open(folder)
+
+        # Pairs without a teacher would train on another loss than the rest.
         for source in sources:
             if not join_whole(source, self._index):
                 raise ValueError(
@@ -48,6 +50,7 @@ class TeacherTable:
         """
         entry = self._index.by_key[row.entry.key]
         where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}"
+
         check_row(entry, where)
         members = self._index.read(entry, set(MEMBERS))
         if missing := sorted(set(MEMBERS) - set(members)):
@@ -55,6 +58,7 @@ class TeacherTable:
                 f"{where} lacks {missing[0]}: it is no teacher's sidecar. Run the step that makes "
                 f"{self._index.folder} again."
             )
+
         vectors = [decode_array(members[name], f"{where}, member {name}") for name in MEMBERS]
         for name, vector_E in zip(MEMBERS, vectors, strict=True):
             # Normalised, a vector of zeros would stay one and silently teach nothing.
@@ -63,4 +67,5 @@ class TeacherTable:
                     f"{where}, member {name}: the teacher's vector is zero or not finite. Run the "
                     f"step that makes {self._index.folder} again."
                 )
+
         return torch.nn.functional.normalize(torch.stack(vectors).float(), dim=1)

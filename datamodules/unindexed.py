@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def is_unindexed(sources: Sequence[str]) -> bool:
-    """Whether these are tars to stream rather than folders of indexed shards.
+    """Tells whether these are tars to stream rather than folders of indexed shards.
 
     >>> is_unindexed(["pipe:cat pairs.tar"]), is_unindexed(["pairs/plain"])
     (True, False)
@@ -52,7 +52,7 @@ def is_unindexed(sources: Sequence[str]) -> bool:
 class ReplayStream:
     """Endless batches from tars that can only be read front to back.
 
-    Ranks split the tars (here, since a spawned worker does not know its rank); groups of one task
+    Ranks split the tars (here, since a spawned process has no rank); groups of one task
     cannot be planned without an index. To resume, everything before is read again.
 
     With `on_error: skip` a sample that cannot be read is left out, and of a tar that cannot be read
@@ -81,18 +81,23 @@ class ReplayStream:
     ) -> None:
         self._urls = [tar for url in urls for tar in wds.shardlists.expand_urls(url)]
         self._rank, self._world = place
+
         if len(self._urls) < self._world or batch_size % self._world:
             raise ValueError(
                 f"{len(self._urls)} tars without an index and batch_size {batch_size} on "
                 f"{self._world} ranks: expected at least one tar for each rank, and a batch_size "
                 f"that the ranks divide."
             )
+
         self._batch_size, self._seed = batch_size // self._world, seed
         self._reader, self._on_error, self._limits = reader, on_error, limits
+
         self._skipped: dict[str, None] = {}
         self._looked_at: set[str] = set()
         self._identities: dict[str, tuple[int, ...]] = {}
+
         self._batches, self._source, self._facts = 0, None, set[str]()
+
         _LOG.warning(
             "%s has no index: streaming through webdataset; batches are not grouped by task, and "
             "resuming replays the stream from its start.",
@@ -110,6 +115,7 @@ class ReplayStream:
     def __next__(self) -> PairBatch:
         if self._source is None:
             self._source = self._read_batches()
+            # No tar can be entered in its middle, so a resumed stream reads all batches again.
             for _ in range(self._batches):
                 next(self._source)
         batch = next(self._source)
@@ -140,6 +146,8 @@ class ReplayStream:
                     num_read += 1
                 except DecodeError as error:
                     self._skip(error)
+
+            # An epoch without a pair would repeat for ever, without a batch or an error.
             if not num_read:
                 raise ValueError(
                     f"Not one pair could be read from {', '.join(self._urls)[:300]}: expected "
@@ -151,6 +159,8 @@ class ReplayStream:
         if self._on_error == "raise":
             raise error
         problem = problem or error.problem
+
+        # Every epoch meets the same fault again; it is reported once.
         if problem not in self._skipped:
             self._skipped[problem] = None
             warn_skipped([problem], len(self._skipped))
@@ -159,7 +169,9 @@ class ReplayStream:
         # The order of the tars is the same on all ranks, so that their shares are disjoint.
         order = Random(stable_hash(self._seed, "tars", epoch)).sample(self._urls, len(self._urls))
         random = Random(stable_hash(self._seed, "samples", epoch, self._rank))
+
         tars = order[self._rank :: self._world]
+
         for url, sample in _shuffled(self._tar_samples(tars), random):
             where = f"Tar {url}, sample {printable(sample.key)}"
             if sample.problem:
@@ -174,6 +186,7 @@ class ReplayStream:
     def _read_unchanged(self, url: str) -> Iterator[TarSample]:
         """The samples of a tar; of a local one as long as it is the file that was read first."""
         self._check_unchanged(url)
+
         num_read, foreign, is_whole = 0, ForeignMembers(), False
         try:
             members = _read_members(url, self._limits)
@@ -182,14 +195,17 @@ class ReplayStream:
                     foreign.add(f"{sample.key}.{name}")
                 yield sample
                 num_read += 1
+
             is_whole = True
         except ArchiveError as error:
-            self._check_unchanged(url)  # it may have been written over while it was read
+            # A file that was written over while it was read explains the fault better.
+            self._check_unchanged(url)
             self._skip(
                 error,
                 f"{error.problem} Its first {num_read} sample(s) were read, all that follow are "
                 "left out",
             )
+
         self._check_unchanged(url)
         self._warn(url, foreign, is_empty=is_whole and not num_read)
 
@@ -197,12 +213,14 @@ class ReplayStream:
         """Tells once what was passed over; a crash may leave a tar of zeros, which is an end."""
         if is_empty and url not in self._looked_at:
             _LOG.warning("Tar %s holds no sample: if it should, copy or make it again", url)
+
         if foreign.count and url not in self._looked_at:
             _LOG.warning(
                 "Tar %s: %d member(s) belong to no sample or to none of its sides and are not "
                 "read, such as %s",
                 *(url, foreign.count, printable(foreign.first)),
             )
+
         self._looked_at.add(url)
 
     def _check_unchanged(self, url: str) -> None:
@@ -224,6 +242,7 @@ class ReplayStream:
                 f"Tar {url} was changed while it was being read. The data were prepared again "
                 "meanwhile: start the command again, which reads the new ones."
             )
+
         if not same_ctime:
             _LOG.warning("The permissions or links of %s changed while it was being read.", url)
         self._identities[url] = identity
@@ -261,9 +280,11 @@ def _shuffled(
     """Draws from a buffer, as webdataset's `shuffle` does, which may hold only so many bytes."""
     held: list[tuple[str, TarSample]] = []
     num_bytes = 0
+
     for sample in samples:
         held.append(sample)
         num_bytes += sample[1].num_bytes
+        # Two come in for one that goes out until the buffer is full, as webdataset does it.
         if len(held) < SHUFFLE_BUFFER and num_bytes < SHUFFLE_BYTES:
             held += (more := list(islice(samples, 1)))
             num_bytes += sum(found.num_bytes for _, found in more)
@@ -272,11 +293,13 @@ def _shuffled(
             drawn = _draw(held, random)
             num_bytes -= drawn[1].num_bytes
             yield drawn
+
     while held:
         yield _draw(held, random)
 
 
 def _draw(held: list[tuple[str, TarSample]], random: Random) -> tuple[str, TarSample]:
+    # Swapped with the last one: to delete from the middle would move all that follow.
     number = random.randint(0, len(held) - 1)
     held[number], held[-1] = held[-1], held[number]
     return held.pop()

@@ -160,7 +160,6 @@ class UtilityTable:
 
         if len(data.scores) not in (0, 3):
             raise ValueError(f"{where}: scores are {data.scores!r}, expected three numbers.")
-
         return _Measured(embedding_D, data, probe_H)
 
     def _probe(self, key: str) -> Tensor:
@@ -274,7 +273,6 @@ class UtilityDataModule(ShardDataModule):
 
         # Refuses a batch that the ranks cannot share before the first step, not in it.
         rank_slice(range(self._batch_size), *self.place)
-
         return self.stream(UtilitySteps(rows, plan, self._table, self.place))
 
     @override
