@@ -24,27 +24,36 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+
     making = commands.add_parser("build", help="make a report of an experiment's newest runs")
     making.add_argument("run", type=Path, help="e.g. runs/pocket")
     making.add_argument("--data-root", default="data/pocket", help="prepared data")
+
     showing = commands.add_parser("show", help="print the newest report")
     showing.add_argument("run", type=Path, help="e.g. runs/pocket")
+
     auditing = commands.add_parser("audit", help="make a page of every rationale")
     auditing.add_argument("run", type=Path, help="e.g. runs/pocket")
     auditing.add_argument("--data-root", default="data/pocket", help="prepared data")
+
     comparing = commands.add_parser("rounds", help="compare rounds of EM with the first one")
     comparing.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_round2")
     comparing.add_argument("--data-root", default="data/pocket", help="prepared data")
+
     averaging = commands.add_parser("seeds", help="average runs that differ in their seeds")
     averaging.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_seed0")
     averaging.add_argument("--data-root", default="data/pocket", help="prepared data")
+
     listing = commands.add_parser("list", help="every run below a folder, the newest first")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+
     differing = commands.add_parser("diff", help="settings and metrics of two runs")
     differing.add_argument("left", type=Path, help="e.g. runs/pocket/trunk")
     differing.add_argument("right", type=Path, help="e.g. runs/pocket/embedder")
+
     add_score_commands(commands)
     options = parser.parse_args(arguments)
+
     try:
         if options.command == "build":
             build(options.run, options.data_root)

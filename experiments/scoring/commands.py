@@ -27,19 +27,24 @@ def add_score_commands(commands: Any) -> None:
     showing = commands.add_parser("headline", help="means of a benchmark, or what is missing")
     showing.add_argument("scores", type=Path, help="folder of score files")
     comparing = commands.add_parser("compare", help="is one model better? paired intervals")
+
     comparing.add_argument("scores", nargs="+", help=_MODEL)
     verifying = commands.add_parser("verify", help="scores against those that were promised")
+
     verifying.add_argument("scores", help=_MODEL)
     verifying.add_argument("--expected", type=Path, required=True, help="an expected.json")
     tabling = commands.add_parser("table", help="models side by side, for a paper")
+
     tabling.add_argument("scores", nargs="+", help=_MODEL)
     tabling.add_argument("--baselines", type=Path, help="folder with a folder for each model")
     tabling.add_argument("--format", choices=("latex", "md", "csv"), default="md")
     handing = commands.add_parser("submission", help="the JSON file that a leaderboard takes")
+
     handing.add_argument("scores", type=Path, help="folder of score files, all 78 of them")
     handing.add_argument("--metadata", type=_metadata, default={}, help="JSON: model_name, ...")
     handing.add_argument("--out", type=Path, required=True, help="file to write")
     looking = commands.add_parser("contamination", help="test queries that were trained on")
+
     looking.add_argument("train", type=Path, help="data root with pairs/")
     looking.add_argument("tests", type=Path, nargs="+", help="data roots, or folders of such")
     looking.add_argument("--out", type=Path, help="folder for contamination.{json,md}")

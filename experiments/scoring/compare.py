@@ -19,12 +19,12 @@ from mmemb.retrieval.bootstrap import Interval
 
 
 def headline(folder: Path) -> str:
-    """The means of a folder of score files, or what is missing."""
+    """Returns the means of a folder of score files, or a text about those that are missing."""
     return headline_text(read_scores(folder))
 
 
 def compare(texts: Sequence[str]) -> str:
-    """Tables of every model against the first, in points.
+    """Returns tables of every model against the first, in points.
 
     Args:
         texts: `FOLDER` or `NAME=FOLDER,FOLDER` (seeds), two or more.
@@ -34,6 +34,7 @@ def compare(texts: Sequence[str]) -> str:
     """
     if len(texts) < 2:
         raise ValueError("compare: name two or more folders of score files.")
+
     models = [Model.read(text) for text in texts]
     check_comparable(models)
     return "\n\n".join(_against(models[0], model) for model in models[1:])
@@ -43,9 +44,12 @@ def _against(base: Model, model: Model) -> str:
     common = [task for task in base.tasks if task in model.tasks]
     if not common:
         raise ValueError(f"{base.name} and {model.name} have no task in common.")
+
+    # A group's mean is comparable only if both models have scored all of its tasks.
     groups = {n: tasks for n, tasks in base.groups.items() if set(tasks) <= set(common)}
     lines = [_line(task, [task], base, model) for task in common]
     lines += [_line(f"*{name}*", tasks, base, model) for name, tasks in groups.items()]
+
     headings = ("task", base.name, model.name, "difference", "queries drawn anew", "separable")
     table = Table(headings, lines).markdown()
     note = _over_tasks(base, model, groups.get("all", common))
@@ -55,10 +59,13 @@ def _against(base: Model, model: Model) -> str:
 def _line(title: str, tasks: Sequence[str], base: Model, model: Model) -> list[str]:
     left, right = base.mean(tasks), model.mean(tasks)
     numbers = [f"{100 * left:.2f}", f"{100 * right:.2f}", f"{100 * (right - left):+.2f}"]
+
     found = differences(model, base, tasks)
     if found is None:
         return [title, *numbers, "no values by query", "-"]
     interval = over_queries(model, tasks, found)
+
+    # Too few clusters for bounds: the difference is shown, and no verdict.
     if interval.low is None:
         return [title, *numbers, points(interval), "-"]
     return [title, *numbers, points(interval), "yes" if interval.excludes_zero else "no"]
@@ -78,5 +85,5 @@ def _over_tasks(base: Model, model: Model, tasks: Sequence[str]) -> str:
 
 
 def points(interval: Interval) -> str:
-    """`[-1.20, 0.40]`"""
+    """Returns `[-1.20, 0.40]`."""
     return interval.bounds(100, 2)

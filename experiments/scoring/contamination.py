@@ -60,7 +60,7 @@ class Collected:
 def contamination(
     train: Path, tests: Sequence[Path], out: Path | None = None, embedder: Path | None = None
 ) -> str:
-    """A table by task, and examples.
+    """Returns a table by task, and examples.
 
     Args:
         train: data root whose `pairs/` were trained on.
@@ -69,17 +69,22 @@ def contamination(
         embedder: a saved backbone, for near vectors.
     """
     backbone = load_backbone(str(embedder)) if embedder else None
+
     folders = sorted(path.parent for path in (train / "pairs").rglob(MANIFEST))
     if not folders:
         raise FileNotFoundError(f"{train}/pairs holds no shards: name a data root with pairs.")
     trained = collect(folders, train, pair_items, backbone)
+
     roots = [root for folder in tests for root in roots_below(folder)]
     tested = collect([root / QUERIES for root in roots], Path(), query_items, backbone)
     if not tested.keys:
         raise ValueError(f"{', '.join(map(str, tests))}: no query of part test.")
+
+    # Candidates join the same collection, so that one pass compares both.
     tested = collect([root / CANDIDATES for root in roots], Path(), candidate_items, None, tested)
     found = compare(tested, trained)
     text = _page(tested, found, len(trained.keys), embedder)
+
     if out is not None:
         write_atomically(out / "contamination.md", (text + "\n").encode())
         write_json(out / "contamination.json", _data(tested, trained, found))
@@ -91,20 +96,24 @@ Found = dict[str, dict[int, tuple[int, float]]]
 
 
 def compare(tested: Collected, trained: Collected) -> Found:
-    """Every kind of copy; of several the nearest."""
+    """Finds every kind of copy; of several the nearest."""
+    # From the end, so that the first pair with a text or picture stays in the table.
     by_text = {text: n for n, text in reversed(list(enumerate(trained.texts))) if text}
     by_digest = {d: n for n, ds in reversed(list(enumerate(trained.digests))) for d in ds}
     found: Found = {kind: {} for kind in KINDS}
+
     for n, (text, digests) in enumerate(zip(tested.texts, tested.digests, strict=True)):
         if text in by_text:
             found["same text"][n] = by_text[text], 0.0
         if shared := [digest for digest in digests if digest in by_digest]:
             found["same picture"][n] = by_digest[shared[0]], 0.0
+
     if tested.looks and trained.looks:
         distance_N, row_N = nearest(torch.stack(tested.looks), torch.stack(trained.looks))
         for owner, distance, row in zip(tested.owners, distance_N.tolist(), row_N, strict=True):
             if distance <= NEAR_PICTURE:
                 found["near picture"].setdefault(owner, (trained.owners[int(row)], distance))
+
     if tested.vectors and trained.vectors:
         cosine_N, row_N = most_alike(torch.cat(tested.vectors), torch.cat(trained.vectors))
         for n, (cosine, row) in enumerate(zip(cosine_N.tolist(), row_N.tolist(), strict=True)):
@@ -118,13 +127,13 @@ Item = tuple[str, Side, tuple[Media, ...]]
 
 
 def pair_items(row: Row, reader: SampleReader) -> Item:
-    """A training pair: its query, and the pictures of both sides."""
+    """Returns a training pair: its query, and the pictures of both sides."""
     pair = reader.pair(row)
     return pair.task, pair.query, (*pair.query.media, *pair.target.media)
 
 
 def query_items(row: Row, reader: SampleReader) -> Item | None:
-    """A test query."""
+    """Returns a test query; None for a query of another part."""
     if row.meta["part"] != "test":
         return None
     side = reader.query_side(row)
@@ -132,7 +141,7 @@ def query_items(row: Row, reader: SampleReader) -> Item | None:
 
 
 def candidate_items(row: Row, reader: SampleReader) -> Item | None:
-    """The pictures of a candidate; a label is no copy of anything."""
+    """Returns the pictures of a candidate; a label is no copy of anything."""
     side = reader.candidate(row).side
     return (f"{row.meta['gallery']} (candidates)", Side(""), side.media) if side.media else None
 
@@ -151,11 +160,13 @@ def collect(
             item = items(row, reader)
             if item is None:
                 continue
+
             _add(found, row, base, *item)
             waiting += [item[1]] if backbone is not None else []
             if backbone is not None and len(waiting) == _BATCH:
                 found.vectors.append(_embedded(backbone, waiting))
                 waiting = []
+
     if backbone is not None and waiting:
         found.vectors.append(_embedded(backbone, waiting))
     return found
@@ -175,6 +186,7 @@ def _add(
     found.tasks.append(line)
     found.texts.append(text_key(side.text))
     found.digests.append(tuple(m.digest for m in media))
+
     for m in media:
         if m.pixels is not None:
             found.owners.append(number)
@@ -187,9 +199,11 @@ def _page(tested: Collected, found: Found, num_pairs: int, embedder: Path | None
         mine = {n for n, name in enumerate(tested.tasks) if name == task}
         counts = [len(mine & set(found[kind])) for kind in KINDS]
         touched = set().union(*(mine & set(found[kind]) for kind in KINDS))
+
         shown = [str(count) for count in counts]
         shown[-1] = shown[-1] if embedder else "-"
         lines.append([task, str(len(mine)), *shown, f"{100 * len(touched) / len(mine):.1f} %"])
+
     table = Table(("task", "items", *KINDS, "any"), lines).markdown()
     note = (
         f"Against {num_pairs:,} training pairs: their queries' texts, the pictures of both sides. "

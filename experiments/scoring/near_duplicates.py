@@ -1,4 +1,4 @@
-"""Which items of one set are copies, or nearly, of items of another: by bytes, looks, or vectors.
+"""Finds items of one set that are copies, or nearly, of others: by bytes, looks, or vectors.
 
 Shapes: N items that are asked about, M items they may come from, D numbers of an item.
 """
@@ -17,7 +17,7 @@ _BLOCK_NUMBERS = 2**24
 
 
 def looks(picture: Tensor) -> Tensor:
-    """What a picture looks like from afar: 16 x 16 colours between 0 and 1, (768,).
+    """Returns the looks of a picture from afar: 16 x 16 colours between 0 and 1, (768,).
 
     Another size, format or compression changes it by some hundredths at most; a crop, a border or a
     mirror image changes it more, and is not found by it.
@@ -30,7 +30,7 @@ def looks(picture: Tensor) -> Tensor:
 
 
 def text_key(text: str) -> str:
-    """A hash of a text that letters' case and spaces do not change; "" of none.
+    """Returns a hash of a text that letters' case and spaces do not change; "" of none.
 
     >>> text_key("A  flag ") == text_key("a flag")
     True
@@ -40,7 +40,7 @@ def text_key(text: str) -> str:
 
 
 def nearest(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest item of the source, in blocks.
+    """Finds the nearest item of the source, in blocks.
 
     Args:
         item_ND: fp32.
@@ -51,7 +51,10 @@ def nearest(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
     """
     best_N = torch.full((len(item_ND),), torch.inf)
     row_N = torch.zeros(len(item_ND), dtype=torch.long)
+
+    # The distances of a block are at most 2^24 numbers, 64 MiB of fp32.
     step = max(1, _BLOCK_NUMBERS // max(1, len(item_ND)))
+
     for start in range(0, len(source_MD), step):
         block_mD = source_MD[start : start + step]
         square_Nm = torch.cdist(item_ND, block_mD, compute_mode="use_mm_for_euclid_dist").square()
@@ -62,7 +65,7 @@ def nearest(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def most_alike(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest cosine with a vector of the source (N,), and its row (N,).
+    """Returns the highest cosine with a vector of the source (N,), and its row (N,).
 
     Args:
         item_ND: unit vectors.
@@ -70,6 +73,7 @@ def most_alike(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
     """
     best_N = torch.full((len(item_ND),), -torch.inf)
     row_N = torch.zeros(len(item_ND), dtype=torch.long)
+
     step = max(1, _BLOCK_NUMBERS // max(1, len(item_ND)))
     for start in range(0, len(source_MD), step):
         most_N, place_N = (item_ND @ source_MD[start : start + step].T).max(1)

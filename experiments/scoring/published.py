@@ -18,7 +18,7 @@ COLUMNS = (*META_TASKS, *MODALITIES, "all")
 
 
 def table(texts: Sequence[str], baselines: Path | None = None, form: Format = "md") -> str:
-    """A row for each model, a column for each group that some model has complete.
+    """Returns a row for each model, a column for each group that some model has complete.
 
     Args:
         texts: `FOLDER` or `NAME=FOLDER,FOLDER` (seeds).
@@ -28,10 +28,12 @@ def table(texts: Sequence[str], baselines: Path | None = None, form: Format = "m
     named = [] if baselines is None else sorted(p for p in baselines.iterdir() if p.is_dir())
     models = [Model.read(f"{path.name}={path}") for path in named]
     models += [Model.read(text) for text in texts]
+
     check_comparable(models)
     columns = [name for name in COLUMNS if any(name in model.groups for model in models)]
     best = {name: separable_best(models, name) for name in columns}
     bold = {"latex": r"\textbf{%s}", "md": "**%s**", "csv": "%s"}[form]
+
     rows = [
         [
             model.name,
@@ -43,13 +45,14 @@ def table(texts: Sequence[str], baselines: Path | None = None, form: Format = "m
 
 
 def separable_best(models: Sequence[Model], group: str) -> Model | None:
-    """The best model of a group, if its lead over every other one is more than chance.
+    """Finds the best model of a group, if its lead over every other one is more than chance.
 
-    None where values by query are missing: of published files nobody can tell.
+    None where values by query are missing: published files do not have them.
     """
     having = [model for model in models if group in model.groups]
     if len(having) < 2:
         return None
+
     first = max(having, key=lambda model: model.mean(model.groups[group]))
     for other in having:
         tasks = first.groups[group]
@@ -62,8 +65,10 @@ def separable_best(models: Sequence[Model], group: str) -> Model | None:
 def _cell(model: Model, group: str, bold: str) -> str:
     if group not in model.groups:
         return "-"
+
     tasks = model.groups[group]
     shown = bold % f"{100 * model.mean(tasks):.1f}"
+
     interval = model.interval(tasks)
     if interval is None:
         return shown

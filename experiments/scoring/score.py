@@ -59,12 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if found is None:
                     print(f"{task.name:<48} nothing saved in {_saved(options) / root.path}")
                     continue
+
                 provenance = {"run": options.model, "revision": root.revision}
                 partial = "; ".join(filter(None, (root.left_out, found.partial)))
+
                 folder = options.out / root.path
                 write_scores(
                     folder, found.scores, found.queries, provenance, task.meta_task, partial
                 )
+
                 value = found.scores.means[task.metric]
                 print(f"{task.name:<48} {task.metric:<14} {100 * value:6.2f}")
         print(headline_text(read_scores(options.out)))
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _score(
     options: argparse.Namespace, root: BenchmarkRoot, task: EvaluationTask, asked: list[Query]
 ) -> Scored | None:
-    """None if nothing was saved for the task."""
+    """Scores one task; None if nothing was saved for it."""
     folder = _saved(options) / root.path
     skip = options.on_error == "skip"
     if options.predictions is not None:
@@ -85,8 +88,11 @@ def _score(
     # One file alone is a mistake, such as a name that is written otherwise.
     if not any(task_file(folder, task.name, end).is_file() for end in VECTORS):
         return None
+
+    # Vectors of other data in the same order would pass for these.
     check_embedded(folder, task.name, root.content)
     query_QD, candidate_ND, names = read_embeddings(folder, task.name, options.normalise)
+
     if len(query_QD) != len(asked):
         raise ValueError(
             f"{folder}: {task.name}_qry.npy holds {len(query_QD)} vectors, the data "
@@ -106,6 +112,7 @@ def _score(
     if not rows:
         raise ValueError(f"{folder}: no query of {task.name} has vectors of its right candidates.")
     kept = [asked[row] for row in rows]
+
     scores = score_embeddings(
         task.name, task.metric, kept, query_QD[rows], known, candidate_ND[columns],
         own_lists(root, kept, known, lost), options.mode,
@@ -118,7 +125,7 @@ def _saved(options: argparse.Namespace) -> Path:
 
 
 def _what_is_missing(where: str, gallery: Sequence[str], names: Sequence[str], skip: bool) -> str:
-    """Names without a vector and vectors without a name, for a partial file; "" = none.
+    """Returns names without a vector and vectors without a name, for a partial file; "" = none.
 
     Raises:
         ValueError: there are such names, and they are not to be skipped.
@@ -142,7 +149,7 @@ def _what_is_missing(where: str, gallery: Sequence[str], names: Sequence[str], s
 def own_lists(
     root: BenchmarkRoot, asked: Sequence[Query], names: Sequence[str], lost: Collection[str] = ()
 ) -> list[list[int]] | None:
-    """Rows of the saved candidates that each query chooses from; None = all.
+    """Returns rows of the saved candidates that each query chooses from; None = all.
 
     Args:
         root: the data.
@@ -152,6 +159,7 @@ def own_lists(
     """
     if not asked or asked[0].candidates is None:
         return None
+
     row_of = {name: row for row, name in enumerate(names)}
     lists = []
     for query in asked:
@@ -177,6 +185,7 @@ def _of_predictions(
     if not path.is_file():
         return None
     lines = _read_rankings(path, len(asked))
+
     gallery, num_foreign = set(root.names(task.gallery)), 0
     for query, line in zip(asked, lines, strict=True):
         rows = query.candidates
@@ -214,7 +223,7 @@ def _read_rankings(path: Path, num_queries: int) -> list[_RankingJson]:
 def _has_foreign_names(
     path: Path, query: Query, line: _RankingJson, among: Collection[str], skip: bool
 ) -> bool:
-    """True if a ranking names a candidate that the query cannot choose.
+    """Tells whether a ranking names a candidate that the query cannot choose.
 
     Raises:
         ValueError: there is such a name, and it is not to be skipped; or the line is another

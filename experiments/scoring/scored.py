@@ -39,11 +39,12 @@ class Model:
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """`FOLDER`, or `NAME=FOLDER,FOLDER...` with a folder for each seed."""
+        """Reads `FOLDER`, or `NAME=FOLDER,FOLDER...` with a folder for each seed."""
         name, _, folders = text.rpartition("=")
         paths = [Path(folder) for folder in folders.split(",") if folder]
         if not paths:
             raise ValueError(f"{text!r} names no folder: expected FOLDER, or NAME=FOLDER,FOLDER...")
+
         files = tuple(read_scores(path) for path in paths)
         for found in files:
             check_alike(found)
@@ -51,13 +52,13 @@ class Model:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """Those that every seed has scored whole, in order."""
+        """Tasks that every seed has scored whole, in order."""
         whole = [{name for name, f in found.items() if not f.partial} for found in self.files]
         return tuple(name for name in self.files[0] if all(name in names for names in whole))
 
     @cached_property
     def revision(self) -> str:
-        """Of the data; "" where the files do not say."""
+        """Revision of the data; "" where the files do not say."""
         found = {f.provenance.get("revision", "") for seed in self.files for f in seed.values()}
         return max(found)
 
@@ -74,18 +75,18 @@ class Model:
         return {n: tasks for n, tasks in groups.items() if set(tasks) <= set(self.tasks)}
 
     def of_task(self, task: str) -> Floats | None:
-        """(S, N) values of a task, seed by seed; None if they were not kept."""
+        """Returns (S, N) values of a task, seed by seed; None if they were not kept."""
         found = [seed.get(task) for seed in self.values]
         if any(values is None for values in found):
             return None
         return np.array([values.values for values in found if values is not None])
 
     def mean(self, tasks: Sequence[str]) -> float:
-        """Plain mean of tasks."""
+        """Returns the plain mean of tasks."""
         return float(np.mean([self.scores[task] for task in tasks]))
 
     def interval(self, tasks: Sequence[str]) -> Interval | None:
-        """Mean of tasks, resampling queries by what they are about; None without values."""
+        """Returns the mean of tasks, queries resampled by their clusters; None without values."""
         columns = [self.of_task(task) for task in tasks]
         if any(column is None for column in columns):
             return None
@@ -102,6 +103,7 @@ def check_comparable(models: Sequence[Model]) -> None:
     revisions = {model.name: model.revision for model in models if model.revision}
     graded = {task.name for task in TASKS if task.graded}
     modes = {m.name: f.mode for m in models for n, f in m.files[0].items() if n in graded}
+
     for what, found in (("data revisions", revisions), ("modes in graded tasks", modes)):
         if len(set(found.values())) > 1:
             raise ValueError(
@@ -110,7 +112,7 @@ def check_comparable(models: Sequence[Model]) -> None:
 
 
 def differences(left: Model, right: Model, tasks: Sequence[str]) -> list[Floats] | None:
-    """(N,) of each task, left minus right, query by query, seeds averaged.
+    """Returns (N,) of each task, left minus right, query by query, seeds averaged.
 
     Raises:
         ValueError: the two have other queries.
@@ -120,29 +122,33 @@ def differences(left: Model, right: Model, tasks: Sequence[str]) -> list[Floats]
         ours, theirs = left.of_task(task), right.of_task(task)
         if ours is None or theirs is None:
             return None
+
         if left.values[0][task].keys != right.values[0][task].keys:
             raise ValueError(
                 f"{left.name} and {right.name} have other queries in {task}: score both on the "
                 "same data."
             )
+
         found.append(ours.mean(0) - theirs.mean(0))
     return found
 
 
 def over_queries(left: Model, tasks: Sequence[str], difference: Sequence[Floats]) -> Interval:
-    """Mean over tasks of differences, when queries are drawn anew and tasks stay."""
+    """Returns the mean over tasks of differences, when queries are drawn anew and tasks stay."""
     return _interval(left, tasks, difference)
 
 
 def over_tasks(difference: Sequence[Floats]) -> Interval:
-    """The same mean when tasks are drawn anew: whether it holds for tasks like these."""
+    """Returns the same mean when tasks are drawn anew: does it hold for tasks like these?"""
     means = [float(np.mean(values)) for values in difference]
     return cluster_bootstrap(means, range(len(means)), num_resamples=NUM_RESAMPLES)
 
 
 def _interval(model: Model, tasks: Sequence[str], columns: Sequence[Floats]) -> Interval:
     seeds = [np.atleast_2d(column) for column in columns]
+
     names = [task for task, column in zip(tasks, seeds, strict=True) for _ in column[0]]
     clusters = [name for task in tasks for name in model.values[0][task].clusters]
+
     value_SN = np.concatenate(seeds, axis=1)
     return cluster_bootstrap(value_SN, clusters, tasks=names, num_resamples=NUM_RESAMPLES)

@@ -13,7 +13,7 @@ from mmemb.records.schema import Schema, read_json
 
 
 def verify(scores: str, expected: Path) -> tuple[str, bool]:
-    """A line for each expected task, and whether all are inside.
+    """Returns a line for each expected task, and whether all are inside.
 
     Args:
         scores: folder of score files, or `NAME=FOLDER,FOLDER` for a mean over seeds.
@@ -24,11 +24,14 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
         ValueError: the file is no such thing, or the run was scored on other data.
     """
     model, wanted = Model.read(scores), read_json(expected, _ExpectedJson, "Correct it.")
+
+    # An expectation holds for one revision of the data and one way to rank grades.
     if wanted.data_revision not in ("", model.revision):
         raise ValueError(
             f"{expected} is about data revision {wanted.data_revision!r}, {model.name} was "
             f"scored on {model.revision!r}: prepare the data of that revision."
         )
+
     modes = {file.mode for file in model.files[0].values()}
     if wanted.mode and modes != {wanted.mode}:
         raise ValueError(
@@ -71,7 +74,7 @@ class _ExpectedJson(Schema):
     tolerance: float = 1.0
 
     def points(self, task: str) -> tuple[float, float]:
-        """Expected score and tolerance of a task."""
+        """Returns the expected score and tolerance of a task."""
         entry = self.scores[task]
         if not isinstance(entry, _PointsJson):
             return entry, self.tolerance

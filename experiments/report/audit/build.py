@@ -33,6 +33,7 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
         raise FileNotFoundError(
             f"{experiment} is no experiment: name a folder such as runs/pocket."
         )
+
     root = Path(data_root)
     rows = read_audit(experiment, root)
     figures = audit_figures(rows, judged_swap(experiment))

@@ -75,12 +75,15 @@ def audit_figures(rows: Sequence[AuditRow], swap_test: Mapping[str, float]) -> A
         rows: all rows.
         swap_test: metrics of the selector's test run; empty if there was none.
     """
+    # Only train candidates were selected, and only test queries were ranked.
     train = [row for row in rows if row.kept is not None]
     test = [row for row in rows if row.rank_before is not None]
+
     if not train:
         raise ValueError(
             "no train pair has a candidate: run the stages `rationales` and `selected`."
         )
+
     swap = {k.removeprefix("test/"): v for k, v in swap_test.items() if k.startswith("test/swap")}
     return AuditFigures(
         swap_test=swap,
@@ -126,9 +129,11 @@ def right_share(rows: Sequence[AuditRow]) -> float | None:
 
 def false_helpful_share(rows: Sequence[AuditRow]) -> float | None:
     """Returns the share of candidates that bring the target closer, but its negatives more."""
+    # A chain of two tests: neither contrast is None.
     pairs = [(r.positive, r.margin) for r in rows if r.positive is not None is not r.margin]
     if not pairs:
         return None
+
     positive_N, margin_N = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     false, scored = false_helpful(positive_N, margin_N)
     return false / scored
@@ -147,6 +152,7 @@ def gain_interval(rows: Sequence[AuditRow]) -> Interval | None:
 def by_difficulty(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
     """Returns thirds of the rows by the target's log-probability without a rationale."""
     known = sorted((row for row in rows if row.direct is not None), key=lambda row: row.direct or 0)
+
     thirds = np.array_split(np.arange(len(known)), len(TERCILES))
     groups = zip(TERCILES, ([known[i] for i in third] for third in thirds), strict=True)
     return tuple(group for name, part in groups if (group := gain_group(name, part)))
@@ -175,6 +181,7 @@ def gain_group(name: str, rows: Sequence[AuditRow]) -> GainGroup | None:
     gain = gain_interval(known)
     if gain is None:
         return None
+
     return GainGroup(
         name=name,
         rows=len(known),

@@ -72,7 +72,7 @@ class AuditRow:
 
 
 def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
-    """Train candidates first, then test queries.
+    """Reads train candidates first, then test queries.
 
     Args:
         experiment: e.g. `runs/pocket`, with `rationales/`, `selected/` and `utilities/`.
@@ -81,6 +81,7 @@ def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
     selected = open_stage(experiment, "selected")
     queries = read_reasoned(experiment, root)
     fitted = facts_of_embedder(experiment)
+
     candidates = tuple(train_rows(selected, ShardIndex.open(root / "pairs/questions")))
     return candidates + tuple(query_row(query, fitted) for query in queries)
 
@@ -94,6 +95,7 @@ def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
 
 def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
     """Yields one row for each candidate."""
+    # A sidecar of other data would be joined by keys alone, and say wrong things.
     check_covers(source, selected)
     table = RationaleTable(selected.folder, [source])
     for row in rows_of(source):
@@ -139,6 +141,7 @@ def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
 def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
     """Returns the row of a test query: its greedy rationale, and what came first."""
     question, rationale, before, after = query.query, query.rationale, query.before, query.after
+
     return AuditRow(
         part=question.part,
         task=question.task,

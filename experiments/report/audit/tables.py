@@ -17,7 +17,7 @@ RANK_HEADINGS = ("first before", "first after")
 
 
 def candidate_table(groups: Sequence[CandidateGroup]) -> Table:
-    """Counts and rates of each group."""
+    """Returns counts and rates of each group."""
     rows = [
         [
             group.name,
@@ -36,7 +36,7 @@ def candidate_table(groups: Sequence[CandidateGroup]) -> Table:
 
 
 def gain_table(groups: Sequence[GainGroup]) -> Table:
-    """What reasoning adds in each group; ranks only where there are some."""
+    """Returns the gain by reasoning in each group; ranks only where there are some."""
     rows = [
         [
             group.name,
@@ -49,6 +49,8 @@ def gain_table(groups: Sequence[GainGroup]) -> Table:
         ]
         for group in groups
     ]
+
+    # Train candidates were never ranked, so their table has no columns of ranks.
     if any(group.first_before is not None for group in groups):
         return Table((*GAIN_HEADINGS, *RANK_HEADINGS), rows)
     return Table(GAIN_HEADINGS, [row[: len(GAIN_HEADINGS)] for row in rows])

@@ -1,1 +1,1 @@
-"""What reports read: sidecars, runs, pictures."""
+"""Data of reports: sidecars, runs, pictures."""

@@ -49,7 +49,7 @@ class CandidatePictures:
 
     @classmethod
     def open(cls, root: Path) -> Self:
-        """Opens those of a data root, named by the answers of its questions and queries."""
+        """Opens the candidates of a data root, named by answers of questions and queries."""
         queries = map(read_query, rows_of(ShardIndex.open(root / "queries")))
         pairs = map(read_pair, rows_of(ShardIndex.open(root / "pairs/questions")))
         return cls(ShardIndex.open(root / "candidates"), label_table(queries, pairs))
@@ -58,20 +58,25 @@ class CandidatePictures:
         """Returns the first row of that name; a candidate that is missing has no picture."""
         entry = self._entries.get((gallery, name))
         label = self._labels.get((gallery, name), "")
+
         if entry is None:
             return Shown(label or name)
+
         if not label:
             label = self._index.read_json(entry, CandidateJson).text or name
         return Shown(label, picture_url(self._index, entry, "c"))
 
 
 def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[str, str], str]:
-    """(gallery, candidate) -> the first answer of a query of which it is the one right candidate,
+    """Returns (gallery, candidate) -> the first answer of a query with that one right candidate,
     or of a pair of which it is the target."""
     labels: dict[tuple[str, str], str] = {}
+
+    # With several right candidates an answer would name only one of them.
     for query in queries:
         if len(query.relevance) == 1 and query.answers:
             labels.setdefault((query.gallery, next(iter(query.relevance))), query.answers[0])
+
     for pair in pairs:
         if pair.answers:
             labels.setdefault((pair.gallery, pair.target_name), pair.answers[0])
@@ -95,7 +100,7 @@ def data_url(file_name: str, data: bytes) -> str:
 
 
 def _small_url(name: str, data: bytes) -> str:
-    """A picture as it is, or reduced if it has many bytes: a page may hold hundreds of them."""
+    """Returns a picture as it is, or reduced: a page may hold hundreds of them."""
     if len(data) <= _MOST_BYTES:
         return data_url(name, data)
     try:

@@ -1,4 +1,4 @@
-"""What a report is made of: every query's value and cost at each depth, read from the sidecars.
+"""Table of every query's value and cost at each depth, read from the sidecars.
 
 Shapes: N queries, A depths (0 = direct, 1 = reason).
 """
@@ -60,7 +60,7 @@ class QueryTable:
     depths: tuple[str, ...] = (DIRECT, FULL)
 
     def select(self, chosen_N: Bools) -> QueryTable:
-        """The rows where `chosen_N` holds."""
+        """Returns the rows where `chosen_N` holds."""
         rows = np.flatnonzero(chosen_N)
 
         def pick(values: Sequence[str]) -> tuple[str, ...]:
@@ -83,25 +83,25 @@ class QueryTable:
         )
 
     def reward(self, price: float, clip: float) -> Floats:
-        """(N, A) reward of each depth (METHOD 7)."""
+        """Returns the (N, A) reward of each depth."""
         utility_NA, cost_NA = torch.tensor(self.utility_NA), torch.tensor(self.cost_NA)
         return reward_BA(utility_NA, cost_NA, clip=clip, price=price).numpy()
 
     def task_weights(self) -> Floats:
-        """(N,) weights under which every task counts the same."""
+        """Returns (N,) weights under which every task counts the same."""
         counts = Counter(self.tasks)
         return np.array([1 / counts[task] for task in self.tasks])
 
     def of_parts(self, *parts: str) -> QueryTable:
-        """The queries of some data parts."""
+        """Returns the queries of some data parts."""
         return self.select(np.array([part in parts for part in self.parts], dtype=bool))
 
     def of_tasks(self, tasks: Sequence[str]) -> QueryTable:
-        """The queries of some tasks."""
+        """Returns the queries of some tasks."""
         return self.select(self.in_tasks(tasks))
 
     def in_tasks(self, tasks: Collection[str]) -> Bools:
-        """(N,) which queries belong to some tasks."""
+        """Returns (N,) True for the queries of some tasks."""
         return np.array([task in tasks for task in self.tasks], dtype=bool)
 
 
@@ -110,6 +110,7 @@ def read_queries(experiment: Path) -> QueryTable:
     utilities = ShardIndex.open(ExperimentFolder(experiment).utilities)
     decisions = ShardIndex.open(ExperimentFolder(experiment).decisions)
     check_join(utilities, decisions)
+
     rows, taken = [], []
     for entry in utilities.entries:
         if entry.key not in decisions.by_key:
@@ -119,6 +120,8 @@ def read_queries(experiment: Path) -> QueryTable:
             )
         rows.append(utilities.read_json(entry, UtilityJson))
         taken.append(decisions.read_json(decisions.by_key[entry.key], DecisionJson))
+
+    # Rows can parse and still lack a metric or a depth.
     try:
         return _table(utilities, rows, taken)
     except (KeyError, IndexError, ValueError) as error:
@@ -133,6 +136,7 @@ def _table(
 ) -> QueryTable:
     for entry, row in zip(utilities.entries, rows, strict=True):
         check_index(row, entry.meta)
+
     return QueryTable(
         keys=tuple(entry.key for entry in utilities.entries),
         tasks=tuple(row.task for row in rows),
@@ -154,7 +158,7 @@ def _table(
 
 
 def _confidence(row: UtilityJson) -> float:
-    """Of the first draft at the last depth."""
+    """Returns the log-probability of the first draft at the last depth; NaN without one."""
     known = row.confidence[-1] if row.confidence else ()
     return known[0] if known and known[0] is not None else float("nan")
 

@@ -53,22 +53,22 @@ class ReasonedQuery:
 
     @property
     def gain(self) -> float:
-        """Returns what reasoning adds to the right candidates' log-probability."""
+        """Log-probability of the right candidates that reasoning adds."""
         return self.after.utility - self.before.utility
 
     @property
     def climb(self) -> float:
-        """Returns what reasoning adds to the reciprocal rank: 1 to 2 is more than 100 to 200."""
+        """Reciprocal rank that reasoning adds: 1 to 2 is more than 100 to 200."""
         return 1 / self.after.rank - 1 / self.before.rank
 
     @property
     def names_target(self) -> bool:
-        """True if the rationale holds one of the query's answers."""
+        """Tells whether the rationale holds one of the query's answers."""
         return names_target(self.rationale.plain, self.query.answers)
 
     @property
     def shown_right(self) -> str:
-        """The right candidate to show: one that came first, if one did."""
+        """Name of the right candidate to show: one that came first, if one did."""
         tops = [top for top in (self.after.top, self.before.top) if top in self.right]
         return (tops or self.right)[0]
 
@@ -153,14 +153,20 @@ def read_depths(utilities: ShardIndex, key: str) -> dict[str, Depth] | None:
     again = f"Delete {utilities.folder} and run the stage `utilities` again."
     try:
         data = utilities.read_json(entry, UtilityJson, again)
+
         if not (data.ranks and data.top):
             raise ValueError("it lacks ranks and top, so it is older than they are")
+
+        # Draws after the first are samples; ranks and top are those of the greedy one.
         greedy = [draws[0] for draws in data.utility]
         columns = zip(greedy, data.ranks, data.top, strict=True)
         depths = dict(zip(data.depths, (Depth(*c) for c in columns), strict=True))
+
         if len(depths) < 2 or next(iter(depths)) != DIRECT:
             raise ValueError(f"depths {list(depths)}: expected {DIRECT!r} and another one")
         return depths if data.eligible else None
+
+    # It names file and field already, so it is not wrapped a second time.
     except SchemaError:
         raise
     except (IndexError, ValueError) as error:

@@ -25,6 +25,7 @@ def list_runs(folder: Path) -> str:
     Raises:
         FileNotFoundError: there is no run.
     """
+    # Links such as `embedder` point to runs that are listed under their own name.
     runs = sorted(
         {
             path.parent
@@ -70,8 +71,10 @@ def _line(folder: Path, run: Path) -> list[str]:
     mark = read_json(RunFolder(run).mark, RunMark)
     summary, environment = read_summary(run), read_environment(run)
     metrics = summary.metrics
+
     shown = [f"{name} {_number(metrics[name])}" for name in HEADLINES if name in metrics]
     dirty = "+" if environment.uncommitted_changes else ""
+
     return [
         str(run.relative_to(folder)),
         "finished" if mark.finished else "unfinished",

@@ -1,4 +1,4 @@
-"""What selection did on part `train`: how often candidates, and kept ones, name the right target.
+"""Figures of selection on part `train`: how often candidates and kept ones name the target.
 
 The table of facts (`answers`) is used for this scoring only; no model reads it.
 """
@@ -21,29 +21,36 @@ from mmemb.storage.shard_index import ShardIndex
 def selection_figures(
     experiment: Path, num_resamples: int = 4_000, seed: int = 0
 ) -> dict[str, Any] | None:
-    """Keep rate and right-name rates of all and of kept candidates, counted by draw; the interval
+    """Returns keep rate and right-name rates of all and of kept candidates, by draw; the interval
     of their difference is a bootstrap over concepts. The same by task and by worker, whose pool is
     one. None where nothing was selected: an experiment may take its embedder from another one."""
     selected = ExperimentFolder(experiment).selected
     if not selected.exists():
         return None
+
     index = ShardIndex.open(selected)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     tasks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     workers: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+
     for entry in index.entries:
         for scored in index.read_json(entry, tuple[ScoredJson, ...]):
+            # Equal draws were merged, so each candidate counts as often as it was drawn.
             count = scored.count
             right, kept = bool(scored.names_target), scored.kept
             row = [count, count * right, count * kept, count * (kept and right)]
+
             _add(sums, entry.meta["concept"], row)
             _add(tasks, entry.meta["task"], row)
             _add(workers, scored.worker, row)
+
     counts_G4 = np.array(list(sums.values()))
     if not len(counts_G4):
         raise ValueError(f"{index.folder} holds no candidate: run the stages before again.")
+
     rates = _rates(counts_G4.sum(0)[None])
     gain_low, gain_high = _gain_bounds(counts_G4, num_resamples, seed)
+
     return {
         **{name: float(value[0]) for name, value in rates.items()},
         "gain_low": gain_low,

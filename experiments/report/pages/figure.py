@@ -39,20 +39,24 @@ def draw(
             axes.fill_between(tokens, low, high, alpha=0.12, color=colour)
         values = [100 * point["recall@1"] for point in points]
         axes.plot(tokens, values, "-", color=colour, label=f"{name}, 95 % over concepts")
+
     ends = [
         (rows[name]["reasoning_tokens"], 100 * rows[name]["recall@1"]["mean"])
         for name in (NEVER, ALWAYS)
     ]
+
     axes.plot(*zip(*ends, strict=True), "--", color="grey", label="random")
     markers = "osD^*PvX<>"
     for marker, (name, row) in zip(markers, rows.items(), strict=False):
         value = 100 * row["recall@1"]["mean"]
         axes.plot(row["reasoning_tokens"], value, marker, markersize=9, label=name)
+
     axes.set_xlabel("reasoning tokens per query")
     axes.set_ylabel("Recall@1, mean over tasks (%)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return figure

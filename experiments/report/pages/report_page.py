@@ -41,7 +41,7 @@ def report_html(report: Mapping[str, Any], examples: Examples, figure: bytes) ->
 
 
 def _values(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the sentences and the two layouts read."""
+    """Collects everything that the sentences and the two layouts read."""
     return {
         "report": report,
         "few_clusters": FEW_CLUSTERS,
@@ -74,6 +74,7 @@ def gate_verdict(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     """
     over_rule = Interval.from_row(comparisons["gated minus per-task rule"])
     over_shuffled = Interval.from_row(comparisons["gated minus itself shuffled within tasks"])
+
     if over_rule.low is None:
         return "no interval"
     if over_rule.is_below(0):

@@ -25,7 +25,7 @@ MIX_HEADINGS = (
 
 
 def mix_table(policies: Rows) -> Table:
-    """Quality and cost of each policy."""
+    """Returns quality and cost of each policy."""
     return Table(MIX_HEADINGS, [_mix_row(name, row) for name, row in policies.items()])
 
 
@@ -37,7 +37,7 @@ def _mix_row(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def comparison_table(comparisons: Rows) -> Table:
-    """Each paired difference, its verdict, and the smallest effect in reach."""
+    """Returns each paired difference, its verdict, and the smallest effect in reach."""
     headings = ("comparison", "points", "that is", "detectable effect", "queries")
     rows = [
         [
@@ -55,6 +55,7 @@ def comparison_table(comparisons: Rows) -> Table:
 def verdict_word(row: Mapping[str, Any]) -> str:
     """Returns what an interval shows; not inferior means by less than two points."""
     difference = Interval.from_row(row)
+
     if difference.low is None:
         return "no interval"
     if difference.is_above(0):
@@ -65,7 +66,7 @@ def verdict_word(row: Mapping[str, Any]) -> str:
 
 
 def study_tables(study: Mapping[str, Any]) -> list[Table]:
-    """The study of gates: one table of states, one of estimators."""
+    """Returns the study of gates: one table of states, one of estimators."""
     headings = ("Recall@1", "seed sd", "minus per-task rule", "invocation", "")
     titles = {"states": "state (exact)", "estimators": "estimator (own state)"}
     return [
@@ -87,7 +88,7 @@ def _gate_row(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def within_table(tasks: Rows) -> Table | None:
-    """What each gate state sees within the tasks that have a real oracle gap; None without any."""
+    """Returns the view of each gate state within tasks of a real oracle gap; None without any."""
     gaps = {task: row for task, row in tasks.items() if row["states"]}
     if not gaps:
         return None
@@ -106,13 +107,13 @@ def within_table(tasks: Rows) -> Table | None:
 
 
 def picking_table(orders: Rows) -> Table | None:
-    """What each order of a task's queries wins over a coin; None without think queries."""
+    """Returns the gain of each order of queries over a coin; None without think queries."""
     rows = [[name, points(row)] for name, row in orders.items()]
     return Table(("ordered by", "area over a coin's"), rows) if rows else None
 
 
 def workers_table(selection: Mapping[str, Any] | None) -> Table | None:
-    """What each worker gave to a pool, by draw, and what was kept; None for a single worker."""
+    """Returns each worker's share of a pool, by draw, and the kept part; None for one worker."""
     workers: Rows = (selection or {}).get("workers", {})
     if len(workers) < 2:
         return None

@@ -57,7 +57,7 @@ class CellTable:
     made_from: frozenset[str] = frozenset()
 
     def spread(self, value_SN: Floats) -> float:
-        """Standard deviation over seeds of the mean over tasks; NaN for a single seed."""
+        """Returns the deviation over seeds of the mean over tasks; NaN for a single seed."""
         names = np.array(self.tasks)
         of_tasks = [value_SN[:, names == name].mean(1) for name in dict.fromkeys(self.tasks)]
         return seed_spread(np.mean(of_tasks, axis=0)[:, None])
@@ -79,8 +79,10 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
             tuple(row.task for row in rows),
             tuple(row.concept for row in rows),
         )
+
         origins = (origin for record in index.records.values() for origin in record.made_from)
         columns.add((*named, frozenset(origin.sha256 for origin in origins)))
+
         by_path["never"].append([row.metrics[0]["recall@1"] for row in rows])
         by_path["always"].append([row.metrics[-1]["recall@1"] for row in rows])
         by_path["averaged"].append([row.averaged[-1]["recall@1"] for row in rows])
@@ -90,21 +92,24 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
             f"{folder}: the seeds of cell {name} were measured on different queries. Delete its "
             "folders utilities-* and run the ablations again."
         )
+
     values = {path: np.array(rows) for path, rows in by_path.items()}
     return CellTable(values, *columns.pop())
 
 
 def _rows(index: ShardIndex, think: frozenset[str]) -> tuple[list[IndexEntry], list[UtilityJson]]:
-    """The eligible test queries of the think tasks."""
+    """Returns the eligible test queries of the think tasks."""
     entries = [e for e in index.entries if e.meta["part"] == "test" and e.meta["task"] in think]
+
     found = [(entry, index.read_json(entry, UtilityJson)) for entry in entries]
     eligible = [pair for pair in found if pair[1].eligible]
     return [entry for entry, _ in eligible], [row for _, row in eligible]
 
 
 def figures(folder: Path, ablations: Ablations, think: frozenset[str]) -> dict[str, dict[str, Any]]:
-    """Every cell and every comparison, as JSON data."""
+    """Returns every cell and every comparison, as JSON data."""
     cells = {name: read_cell(folder, name, ablations.seeds, think) for name in ablations.cells}
+
     return {
         "cells": {name: cell_figures(cell) for name, cell in cells.items()},
         "comparisons": {title(row): compare(row, cells) for row in ablations.comparisons},
@@ -112,35 +117,45 @@ def figures(folder: Path, ablations: Ablations, think: frozenset[str]) -> dict[s
 
 
 def cell_figures(cell: CellTable) -> dict[str, Any]:
-    """Recall@1 of each path with interval and spread over seeds, and always minus never."""
+    """Returns Recall@1 of each path with interval and spread, and always minus never."""
     found: dict[str, Any] = {}
+
     for path, value_SN in cell.value.items():
+        # Seeds are averaged within a query first, so the interval is about concepts alone.
         mean = cluster_bootstrap(
             value_SN, cell.concepts, tasks=cell.tasks, num_resamples=NUM_RESAMPLES
         )
         found[path] = asdict(mean) | {"seed_sd": cell.spread(value_SN)}
+
     gain = paired_bootstrap(
         cell.value["always"], cell.value["never"], cell.concepts, tasks=cell.tasks,
         num_resamples=NUM_RESAMPLES,
     )  # fmt: skip
+
     return found | {"always_minus_never": asdict(gain), "queries": len(cell.tasks)}
 
 
 def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
-    """One paired difference, its verdict, and the smallest effect in reach."""
+    """Returns one paired difference, its verdict, and the smallest effect in reach."""
     left, right = cells[row.left], cells[row.right]
+
+    # Cells may stem from different runs of the experiment, after data or rationales were made
+    # again.
     if (left.keys, left.made_from) != (right.keys, right.made_from):
         raise ValueError(
             f"The cells {row.left} and {row.right} were measured on different queries: delete the "
             "folders utilities-* of the experiment and run the ablations again."
         )
+
     left_SN, right_SN = left.value[row.path], right.value[row.against or row.path]
     found = paired_bootstrap(
         left_SN, right_SN, left.concepts, tasks=left.tasks, num_resamples=NUM_RESAMPLES
     )
+
     smallest = minimal_detectable_effect(
         left_SN.mean(0) - right_SN.mean(0), left.concepts, tasks=left.tasks
     )
+
     return asdict(found) | {
         "expected": row.expected,
         "verdict": verdict(found, row.expected),
@@ -150,7 +165,7 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
 
 
 def verdict(found: Interval, expected: str) -> str:
-    """Whether an interval confirms what was expected.
+    """Tells whether an interval confirms the expectation.
 
     >>> verdict(Interval(0.05, 0.01, 0.09), "higher"), verdict(Interval(0.0, -0.01, 0.01), "equal")
     ('confirmed', 'confirmed')
@@ -159,10 +174,14 @@ def verdict(found: Interval, expected: str) -> str:
     """
     if found.low is None or found.high is None:
         return "no interval"
+
+    # Absence of an effect needs the whole interval near 0: an interval that holds 0 shows
+    # nothing.
     if expected == "equal":
         if found.low >= -EQUAL and found.high <= EQUAL:
             return "confirmed"
         return "opposite" if found.excludes_zero else "not seen"
+
     low, high = (found.low, found.high) if expected == "higher" else (-found.high, -found.low)
     return "confirmed" if low > 0 else "opposite" if high < 0 else "not seen"
 
@@ -183,6 +202,7 @@ def page(result: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
         ]
         for name, row in result["cells"].items()
     ]
+
     comparisons = [
         [
             name,
@@ -194,6 +214,7 @@ def page(result: Mapping[str, Any], seeds: tuple[int, ...]) -> str:
         ]
         for name, row in result["comparisons"].items()
     ]
+
     return markdown_page(
         "report/policies/ablations.md.j2",
         num_seeds=len(seeds),
@@ -212,12 +233,13 @@ COLOURS = {
 
 
 def picture(found: Mapping[str, Any]) -> bytes:
-    """A PNG of every comparison with its interval, coloured by its verdict."""
+    """Draws a PNG of every comparison with its interval, coloured by its verdict."""
     from matplotlib.figure import Figure
 
     rows = found["comparisons"]
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
+
     for place, row in enumerate(rows.values()):
         difference = Interval.from_row(row)
         reach = None
@@ -225,19 +247,24 @@ def picture(found: Mapping[str, Any]) -> bytes:
             # Rounding goes below 0.
             left, right = difference.mean - difference.low, difference.high - difference.mean
             reach = [[100 * max(0.0, left)], [100 * max(0.0, right)]]
+
         axes.errorbar(
             100 * difference.mean, place, xerr=reach, fmt="o",
             color=COLOURS[row["verdict"]], capsize=3,
         )  # fmt: skip
+
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvspan(-100 * EQUAL, 100 * EQUAL, color="black", alpha=0.06, label="equal")
+
     labels = [f"{name}: expected {row['expected']}" for name, row in rows.items()]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("difference in Recall@1, points (95 % over concepts)")
+
     for verdict_, colour in COLOURS.items():
         axes.plot([], [], "o", color=colour, label=verdict_)
     figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

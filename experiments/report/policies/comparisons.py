@@ -1,4 +1,7 @@
-"""From policies to figures: means with intervals, costs, comparisons (METHOD 8)."""
+"""From policies to figures: means with intervals, costs, comparisons.
+
+Statistics: docs/method.md section 8.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,7 @@ def row_figures(
     figures: dict[str, Any] = {
         name: asdict(mean_over_tasks(table, policy.value(table.metric[name]))) for name in METRICS
     }
+
     eligible_N, invoked_N = table.eligible_N, policy.invocation_N
     figures["invocation"] = float(invoked_N[eligible_N].mean()) if eligible_N.any() else 0.0
     figures["invocation_all"] = float(invoked_N.mean())
@@ -125,6 +129,7 @@ def difference_figures(
     interval = cluster_bootstrap(
         difference, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
     )
+
     effect = minimal_detectable_effect(difference, table.concepts, tasks=tasks)
     return asdict(interval) | {
         "minimal_detectable_effect": effect,
@@ -165,9 +170,14 @@ def compared(
     """
     subsets, figures = subsets_of(test, think), {}
     mean = {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
+
+    # The better constant is chosen on the mean of all runs, or each run would have a row of its
+    # own.
     best = better_constant(test, mean, subsets["mix"])
     for name, left, named, subset in WANTED:
         right, chosen_N = best if named == BETTER else named, subsets[subset]
+
+        # A run may lack rows, such as the supervised gate, and a mix may have no mixed task.
         if not ({left, right} <= set(mean) and chosen_N.any()):
             continue
 

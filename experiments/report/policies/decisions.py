@@ -1,5 +1,6 @@
-"""The rows of every table (METHOD 7): for each way to decide, how likely a query takes each depth.
+"""The rows of every table: for each way to decide, how likely a query takes each depth.
 
+The rows are those of docs/method.md section 7.
 Shapes: N queries, A depths (0 = direct, the last one = full).
 """
 
@@ -34,19 +35,20 @@ class Policy(NamedTuple):
 
     @classmethod
     def of_depths(cls, depth_N: np.ndarray, num_depths: int) -> Policy:
-        """One depth for each query."""
+        """Makes a policy of one depth for each query."""
         take_NA = np.eye(num_depths)[depth_N.astype(int)]
         return cls(take_NA, take_NA)
 
     @classmethod
     def of_share(cls, share_N: Floats, num_depths: int) -> Policy:
-        """Full with a probability, else direct."""
+        """Makes a policy that takes the full depth with a probability, else the direct one."""
         take_NA = np.zeros((len(share_N), num_depths))
+
         take_NA[:, 0], take_NA[:, -1] = 1 - share_N, share_N
         return cls(take_NA, take_NA)
 
     def select(self, chosen_N: Bools) -> Policy:
-        """The rows where `chosen_N` holds."""
+        """Returns the rows where `chosen_N` holds."""
         return Policy(self.take_NA[chosen_N], self.spend_NA[chosen_N])
 
     def value(self, values_NA: Floats) -> Floats:
@@ -70,7 +72,7 @@ def policies(
     clip: float,
     others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Policy]:
-    """Row -> policy on the test queries; ineligible queries are always embedded directly.
+    """Returns row -> policy on the test queries; ineligible ones are always embedded directly.
 
     Args:
         test: the queries of part `test`.
@@ -82,13 +84,16 @@ def policies(
     """
     depths = len(test.depths)
     calibration = tuning.of_parts("calibration")
+
     gated = Policy.of_depths(test.depth_N * test.eligible_N, depths)
     rule = task_rule(tuning, price, clip)
     oracle_N = oracle_depth(torch.tensor(test.utility_NA), torch.tensor(test.cost_NA)).numpy()
+
     constants = {
         (ALWAYS if depth == depths - 1 else f"always {test.depths[depth]}"): depth
         for depth in range(1, depths)
     }
+
     depth_of = {NEVER: np.zeros(len(test.keys))}
     depth_of |= {name: np.full(len(test.keys), depth) for name, depth in constants.items()}
     depth_of |= {RULE: np.array([rule.get(task, 0) for task in test.tasks])}
@@ -103,6 +108,8 @@ def policies(
     rows[ROUTER] = router(test, calibration, price, clip)
     rows[DRAFT] = draft(test, calibration, clip)
     rows[GATED], rows[SHUFFLED] = gated, shuffled_within_tasks(test, gated)
+
+    # The order of the rows in every table of a report.
     order = [NEVER, *constants, RULE, RANDOM, ROUTER, SUPERVISED, DRAFT, SHUFFLED, GATED, ORACLE]
     return {name: rows[name] for name in order if name in rows}
 
@@ -137,6 +144,8 @@ def router(test: QueryTable, calibration: QueryTable, price: float, clip: float)
     """Decides without training: full where the best direct score leads the second by little."""
     rows = calibration.select(calibration.eligible_N)
     reward_NA = rows.reward(price, clip)
+
+    # Thresholds come from `calibration` alone: the test queries decide nothing.
     least = best_threshold(-rows.lead_N, reward_NA[:, -1] - reward_NA[:, 0], rows.task_weights())
     open_N = (-test.lead_N > least) & test.eligible_N
     return Policy.of_share(open_N.astype(float), len(test.depths))
@@ -145,10 +154,14 @@ def router(test: QueryTable, calibration: QueryTable, price: float, clip: float)
 def draft(test: QueryTable, calibration: QueryTable, clip: float) -> Policy:
     """Writes about every eligible query, and uses what the worker was sure of (mean
     log-probability). It protects quality and saves no token."""
+    # Drafts without a log-probability have no confidence, and cannot place the threshold.
     rows = calibration.select(calibration.eligible_N & np.isfinite(calibration.confidence_N))
     gain_N = rows.reward(0.0, clip)[:, -1]
+
     least = best_threshold(rows.confidence_N, gain_N, rows.task_weights())
     used_N = (np.nan_to_num(test.confidence_N, nan=-np.inf) > least) & test.eligible_N
+
+    # The draft is written in any case, so it is paid for also where it is dropped.
     taken = Policy.of_share(used_N.astype(float), len(test.depths))
     paid = Policy.of_share(test.eligible_N.astype(float), len(test.depths))
     return Policy(taken.take_NA, paid.spend_NA)

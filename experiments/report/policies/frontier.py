@@ -41,6 +41,8 @@ def policies_along(
         depth_N = calibration.decide(
             torch.tensor(logit_NA), table.keys, budget, "tokens", exact=True
         )
+
+        # A binary gate counts its depths 0 and 1, the table may have three.
         taken_N = known[depth_N.numpy()] * table.eligible_N
         rows.append(Policy.of_depths(taken_N, len(table.depths)))
     return rows
@@ -73,12 +75,17 @@ def area_N(table: QueryTable, policies: Sequence[Policy]) -> Floats:
     The mean over tasks of it is the area, and its bootstrap the area's interval: the points' costs
     are taken as they are.
     """
+    # Policies come in the order of budgets, and the area needs the order of costs.
     order = np.argsort([policy.cost(table.cost_NA).mean() for policy in policies], kind="stable")
     tokens_P = np.array([policies[p].cost(table.cost_NA).mean() for p in order])
     value_PN = np.stack([policies[p].value(table.metric["recall@1"]) for p in order])
+
     width = tokens_P[-1] - tokens_P[0]
+
+    # All budgets cost the same, for instance where no query is eligible.
     if not width:
         return value_PN.mean(0)
+
     step_P = np.diff(tokens_P)[:, None] / width
     return ((value_PN[1:] + value_PN[:-1]) / 2 * step_P).sum(0)
 
@@ -95,8 +102,10 @@ def at_cost(table: QueryTable, policies: Sequence[Policy], tokens: float) -> Pol
     """
     cost_P = np.array([policy.cost(table.cost_NA).mean() for policy in policies])
     order = np.argsort(cost_P, kind="stable")
+
     place = float(np.interp(tokens, cost_P[order], np.arange(len(order))))
     low, high = (policies[order[p]] for p in (int(place), min(int(place) + 1, len(order) - 1)))
+
     share = place - int(place)
     return Policy(*((1 - share) * a + share * b for a, b in zip(low, high, strict=True)))
 

@@ -1,4 +1,4 @@
-"""What a gate can see, and which estimator trains it: heads fitted for the report, several seeds.
+"""Compares gate states and estimators: heads fitted for the report, with several seeds.
 
 Within a task a gate is worth only what it knows beyond the task. Shapes: N queries, A depths.
 """
@@ -51,14 +51,18 @@ def gate_study(
     """
     chosen_N = of_eligible_tasks(test)
     own = tuple(gate["state"] or ["embedding"])
+
     states = [state for state in STATES if is_measured(parts["gate"], state)]
     by_state = {" + ".join(state): _logits(parts, state, gate, "exact") for state in states}
+
+    # The head on the own state by `exact` is among the states, and is not fitted twice.
     by_estimator = {
         name: known
         if name == "exact" and (known := by_state.get(" + ".join(own)))
         else _logits(parts, own, gate, name)
         for name in get_args(Estimator)
     }
+
     return {
         "states": {n: _figures(x, test, rows, chosen_N) for n, x in by_state.items()},
         "estimators": {n: _figures(x, test, rows, chosen_N) for n, x in by_estimator.items()},
@@ -97,9 +101,11 @@ def _figures(
     table, metric = test.select(chosen_N), test.metric["recall@1"][chosen_N]
     policies = [_policy(logit_NA, test).select(chosen_N) for logit_NA in logits]
     values = [policy.value(metric) for policy in policies]
+
     mean_N = np.mean(values, axis=0)
     rule_N = rows[RULE].select(chosen_N).value(metric)
     depth_N = torch.tensor(logits[0].argmax(1)[test.eligible_N])
+
     return {
         "recall@1": asdict(mean_over_tasks(table, mean_N)),
         "minus_rule": asdict(mean_over_tasks(table, mean_N - rule_N)),
@@ -114,18 +120,21 @@ def _figures(
 def within_tasks(
     by_state: Mapping[str, Sequence[Floats]], test: QueryTable, rows: Mapping[str, Policy]
 ) -> dict[str, Any]:
-    """Task -> the oracle's gap over the best constant depth and, where its interval excludes 0,
+    """Returns task -> the oracle's gap over the best constant depth and, if that is above 0,
     per state the AUC of the gate against the sign of the gain, and its share of the gap."""
     found = {}
     for task in eligible_tasks(test):
         chosen_N = test.in_tasks({task}) & test.eligible_N
         table = test.select(chosen_N)
         metric = table.metric["recall@1"]
+
         constant_N = metric[:, metric.mean(0).argmax()]
         gap = mean_over_tasks(table, rows[ORACLE].select(chosen_N).value(metric) - constant_N)
+
         found[task] = {"oracle_gap": asdict(gap), "states": {}}
         if not gap.is_above(0):
             continue
+
         gain_N = table.utility_NA[:, 1:].max(1) - table.utility_NA[:, 0]
         for state, logits in by_state.items():
             score = [x[chosen_N][:, 1:].max(1) - x[chosen_N][:, 0] for x in logits]
@@ -133,6 +142,7 @@ def within_tasks(
                 (_policy(x, test).select(chosen_N).value(metric) - constant_N).mean()
                 for x in logits
             ]
+
             found[task]["states"][state] = {
                 "auc": float(np.mean([auc(s, gain_N > 0) for s in score])),
                 "share_of_gap": float(np.mean(won) / gap.mean),

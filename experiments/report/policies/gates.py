@@ -26,7 +26,7 @@ from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 NUM_STEPS = 300
-"""Of every head, each over all queries of part `gate`: as many as the gate's own fit has."""
+"""Steps of every head, each over all queries of part `gate`, as in the gate's own fit."""
 
 
 def supervised_depths(parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any]) -> np.ndarray:
@@ -41,7 +41,7 @@ def supervised_depths(parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any]
 
 
 def read_parts(experiment: Path, data_root: Path) -> dict[str, UtilityBatch]:
-    """Part -> its utilities, in the order of the query shards.
+    """Returns part -> its utilities, in the order of the query shards.
 
     Args:
         experiment: holds `utilities/`.
@@ -86,6 +86,7 @@ def fitted_logits(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_hash("head", seed))
         head = MlpDepthHead(state_NS.shape[1], len(known), **(gate["head"].get("init_args") or {}))
+
     fit_head(head, state_NS, reward_NA, estimator, num_steps=NUM_STEPS, seed=seed)
     with torch.inference_mode():
         return head(parts[part].inputs.state(state))

@@ -29,7 +29,7 @@ SEEDS = (0, 1, 2)
 def graded_against_binary(
     parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any], test: QueryTable, chosen_N: Bools
 ) -> dict[str, Any]:
-    """Frontiers of the first seed, areas of all, and the paired difference of the areas.
+    """Returns frontiers of the first seed, areas of all, and the paired difference of the areas.
 
     Args:
         parts: utilities by part; those of `test` in the order of the table that was cut by
@@ -43,11 +43,13 @@ def graded_against_binary(
     for name, depths in kinds.items():
         along = [_along(parts, gate, test, chosen_N, depths, seed) for seed in SEEDS]
         areas[name] = np.mean([area_N(test, policies) for policies, _ in along], axis=0)
+
         policies, budgets = along[0]
         found[name] = {
             "points": points_of(test, policies, budgets),
             "area": area_of(test, policies),
         }
+
     difference = mean_over_tasks(test, areas["graded"] - areas["binary"])
     return found | {"graded_minus_binary": asdict(difference), "seeds": list(SEEDS)}
 
@@ -65,9 +67,12 @@ def _along(
         fitted_logits(parts, state, gate, "exact", seed, part=part, depths=depths)
         for part in ("test", "calibration")
     )
+
+    # Calibration knows eligible queries only: the others are never put to the gate.
     batch = parts["calibration"]
     cost_CA = batch.cost_BA[:, list(depths)][batch.eligible_B]
     keys = [k for k, e in zip(batch.keys, batch.eligible_B.tolist(), strict=True) if e]
     calibration = BudgetCalibration.calibrate(on_calibration[batch.eligible_B], cost_CA, keys)
+
     logit_NA = on_test.numpy()[chosen_N]
     return policies_along(test, logit_NA, calibration, depths), budgets_of(calibration)

@@ -1,4 +1,4 @@
-"""What it is worth to pick the right queries of a task, and how much of that an order of them wins.
+"""Measures the worth of picking the right queries of a task, and the part that an order wins.
 
 An order lets the same share of every task reason, its first queries first. The area under its
 frontier minus that of a coin, which spends the same share on whichever queries, owes nothing to
@@ -21,7 +21,7 @@ NUM_SHARES = 21
 
 
 def share_taken(score_N: Floats, share: float) -> Floats:
-    """(N,) probability that a query is among the first `share` of them by score; ties share.
+    """Returns (N,) probability that a query is among the first `share` by score; ties share.
 
     >>> share_taken(np.array([2.0, 1.0, 1.0, 0.0]), 0.5).tolist()
     [1.0, 0.5, 0.5, 0.0]
@@ -32,17 +32,20 @@ def share_taken(score_N: Floats, share: float) -> Floats:
 
 
 def order_area_N(table: QueryTable, score_N: Floats) -> Floats:
-    """(N,) each query's part of the area under the frontier of an order within tasks."""
+    """Returns (N,) each query's part of the area under the frontier of an order within tasks."""
     shares_P = np.linspace(0, 1, NUM_SHARES)
     share_PN = np.zeros((NUM_SHARES, len(score_N)))
+
+    # Every task reasons about the same share, so knowing the tasks wins nothing.
     for task in dict.fromkeys(table.tasks):
         rows_N = table.in_tasks({task})
         share_PN[:, rows_N] = [share_taken(score_N[rows_N], share) for share in shares_P]
+
     return area_N(table, [Policy.of_share(share_N, len(table.depths)) for share_N in share_PN])
 
 
 def picking(table: QueryTable, right: Mapping[str, bool]) -> dict[str, dict[str, float]]:
-    """Order -> area over the coin's in Recall@1, with its interval.
+    """Returns order -> area over the coin's in Recall@1, with its interval.
 
     Args:
         table: eligible queries of the think tasks; without any there is nothing to say.
@@ -50,12 +53,15 @@ def picking(table: QueryTable, right: Mapping[str, bool]) -> dict[str, dict[str,
     """
     if not table.keys:
         return {}
+
     orders = {
         "the gate, before anything is written": table.logit_NA[:, -1] - table.logit_NA[:, 0],
         "the draft's mean log-probability": np.nan_to_num(table.confidence_N, nan=-np.inf),
         "whether the draft is right": np.array([float(right[key]) for key in table.keys]),
         "the gain itself": table.metric["recall@1"][:, -1] - table.metric["recall@1"][:, 0],
     }
+
+    # Equal scores share every place, which is what a coin does on average.
     coin_N = order_area_N(table, np.zeros(len(table.keys)))
     return {
         name: asdict(mean_over_tasks(table, order_area_N(table, score_N) - coin_N))

@@ -37,7 +37,7 @@ class Round:
     Attributes:
         eligible: its queries of tasks with eligible ones.
         value: name of a row -> (N,) Recall@1.
-        think: the eligible queries of the think tasks whose concepts nobody was trained on.
+        think: the eligible queries of the think tasks whose concepts were never trained on.
         right_N: 1 where the greedy draft about one of `think` holds an answer.
         selection: what was kept on part `train`.
     """
@@ -80,6 +80,8 @@ def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: a single run, or runs about different queries.
     """
+    # The name stands for a run in tables and JSON, so two runs of one name would overwrite each
+    # other.
     if len({run.name for run in runs}) < max(2, len(runs)):
         raise ValueError(
             "give two runs or more of different names, e.g. runs/pocket runs/pocket_round2"

@@ -1,7 +1,8 @@
-"""What the gate is worth, averaged over trainings: `python -m experiments.report seeds RUN RUN...`.
+"""Worth of a gate, averaged over trainings: `python -m experiments.report seeds RUN RUN...`.
 
-One training of an embedder and its gate is one draw of a lottery. METHOD 8: average over seeds
-first, then an interval over concepts; the spread of the seeds stands beside it.
+One training of an embedder and its gate is one draw of a lottery. So seeds are averaged
+first, then comes an interval over concepts, with the spread of the seeds beside it
+(docs/method.md section 8).
 Shapes: S runs, N queries.
 """
 
@@ -76,12 +77,15 @@ def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     for run, other in zip(runs, seed_runs, strict=True):
         if other.test.keys != seed_runs[0].test.keys:
             raise ValueError(f"{run} and {runs[0]} are about different queries: not comparable")
+
+    # Equal keys are not enough: the data may have been made again under the same keys.
     source = ShardIndex.open(root / "queries")
     for run in runs:
         check_covers(source, ShardIndex.open(ExperimentFolder(run).utilities))
 
     test, think = seed_runs[0].test, [task.name for task in read_tasks(root) if task.think]
     chosen_N = of_eligible_tasks(test)
+
     data = {
         "runs": [run.name for run in runs],
         "queries": int(chosen_N.sum()),
@@ -95,9 +99,11 @@ def row_of(name: str, runs: Sequence[SeedRun], chosen_N: Bools) -> dict[str, Any
     """Returns Recall@1 of a row, mean over tasks, and how often it reasons."""
     table = runs[0].test.select(chosen_N)
     value_SN = np.stack([run.recall[name][chosen_N] for run in runs])
+
     mean = cluster_bootstrap(
         value_SN, table.concepts, tasks=table.tasks, num_resamples=NUM_RESAMPLES
     )
+
     invoked_SN = np.stack([run.invocation[name][chosen_N] for run in runs])
     return asdict(mean) | {
         "seed_sd": seed_spread([[task_mean(table, value_N)] for value_N in value_SN]),
@@ -111,10 +117,12 @@ def page(data: Mapping[str, Any]) -> str:
         [name, points(row), f"{100 * row['seed_sd']:.1f}", percent(row["invocation"], 0)]
         for name, row in data["rows"].items()
     ]
+
     singles = [
         [name, f"{100 * row['seed_sd']:.1f}", *(f"{100 * mean:.1f}" for mean in row["of_runs"])]
         for name, row in data["comparisons"].items()
     ]
+
     return markdown_page(
         "report/policies/seeds.md.j2",
         num_runs=len(data["runs"]),
