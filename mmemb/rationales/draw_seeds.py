@@ -1,4 +1,4 @@
-"""The seeds of a row's draws: how many it gets, and what they are made of. Knows no worker."""
+"""Seeds of a row's draws: their number, and what they are made of (docs/method.md section 4)."""
 
 from __future__ import annotations
 
@@ -44,20 +44,23 @@ class DrawSeeds:
     def of_batch(
         self, keys: Sequence[str], sides: Sequence[Side], metas: Sequence[Mapping[str, str]]
     ) -> Tensor:
-        """int64 (B, K), padded with `NO_DRAW`.
+        """Returns the seeds of B rows, int64 (B, K), padded with `NO_DRAW`.
 
         Args:
-            keys: of B rows.
-            sides: of the same rows.
-            metas: of the same rows, with their `part`.
+            keys: keys of B rows.
+            sides: sides of the same rows.
+            metas: metadata of the same rows, with their `part`.
         """
         names = keys if self.seed_by == "key" else [side.digest for side in sides]
         rows = [self._of_row(n, meta["part"]) for n, meta in zip(names, metas, strict=True)]
+
         width = max(map(len, rows), default=0)
         return torch.tensor([row + [NO_DRAW] * (width - len(row)) for row in rows])
 
     def _of_row(self, name: str, part: str) -> list[int]:
         if part == "train":
             return [stable_hash(self.seed, name, k) for k in range(self.num_candidates)]
+
+        # From 1: the greedy draw stands for number 0.
         sampled = [stable_hash(self.seed, name, k) for k in range(1, self.num_test_draws)]
         return [GREEDY, *sampled]

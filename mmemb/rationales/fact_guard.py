@@ -1,6 +1,6 @@
-"""Which worker may write about which side: none about a train fact that it was fitted on.
+"""Guard of facts: no worker writes about a train fact that it was fitted on.
 
-Shapes: W workers, B sides.
+See docs/method.md section 3. Shapes: W workers, B sides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmemb.records.inputs import Side
 def known_train_facts(
     workers: Sequence[RationaleWorker], sides: Sequence[Side], metas: Sequence[Mapping[str, str]]
 ) -> Tensor:
-    """Where a worker reads a train side whose fact it was fitted on (METHOD 3).
+    """Marks where a worker reads a train side whose fact it was fitted on.
 
     Sides of other parts never count: no question about them is fitted, and those of mixed tasks
     declare `seen_answer`.
@@ -31,6 +31,7 @@ def known_train_facts(
         bool (W, B).
     """
     knows_WB = torch.zeros(len(workers), len(sides), dtype=torch.bool)
+
     for w, worker in enumerate(workers):
         facts = worker.fitted_facts
         for b, (side, meta) in enumerate(zip(sides, metas, strict=True)):
@@ -45,7 +46,7 @@ def check_unknowing(
     sides: Sequence[Side],
     metas: Sequence[Mapping[str, str]],
 ) -> None:
-    """Raises ValueError if no worker is left for a side that some worker knows too well."""
+    """Raises ValueError if every worker for a side was fitted on its fact."""
     for b in knows_WB.any(0).nonzero()[:, 0].tolist():
         knows_W = knows_WB[:, b].tolist()
         if not any(w.can_read(sides[b]) for w, k in zip(workers, knows_W, strict=True) if not k):

@@ -1,4 +1,7 @@
-"""Fine-tuning of a chat model on rationales: the M-step of a second EM round (METHOD 2)."""
+"""Fine-tuning of a chat model on rationales: the M-step of a second EM round.
+
+See docs/method.md section 2.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ class ChatTuner(ReplyTuner):
 
     It reads the prompt of inference. The few-shot prefix is read once a step, with gradient, and
     shared by the rows: exact, since the updates change its keys and values at every step, and 350
-    tokens a step instead of 350 a row. The updates are no module of this object; whoever trains
-    takes `parameters`.
+    tokens a step instead of 350 a row. The updates are no module of this object; the
+    trainer takes `parameters`.
 
     Args:
         chat: the model, which is changed in place; without an adapter.
@@ -40,6 +43,7 @@ class ChatTuner(ReplyTuner):
                 "of it could not be saved. Every EM round fits the base model anew: leave "
                 "`adapter` out and give the rationales kept in the last round."
             )
+
         self._chat, self._lora = chat, lora
         self._shared = chat.shares_prefix  # asked before there are updates
         self._tuned = attach_lora(chat.model, lora, seed)
@@ -56,6 +60,7 @@ class ChatTuner(ReplyTuner):
         replies = [chat.reply_ids(rationale) for rationale in rationales]
         if not self._shared:
             prompts = [[*chat.prefix_ids, *prompt] for prompt in prompts]
+
         tokens = pack_replies(prompts, replies, chat.model.device)
         return reply_loss(self._logits(tokens), tokens)
 
@@ -64,7 +69,7 @@ class ChatTuner(ReplyTuner):
         save_adapter(self._tuned, self._lora, folder, self._chat.label)
 
     def _logits(self, tokens: ReplyTokens) -> Tensor:
-        """(B, T + 1, V), from the one before the longest reply on."""
+        """Computes the logits (B, T + 1, V), from the column before the longest reply on."""
         model = self._chat.model
         prefix = read_prefix(model, self._chat.prefix_ids) if self._shared else None
         keep = tokens.longest_reply + 1

@@ -1,4 +1,7 @@
-"""Turns the raw draws of one side into its pool: equal texts merged, broken ones dropped."""
+"""Turns the raw draws of one side into its pool: equal texts merged, broken ones dropped.
+
+See docs/method.md section 4.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from mmemb.records.rationales import GREEDY, SHORT, Rationale
 def fold_candidates(
     rationales: Sequence[Rationale], *, max_tokens: int = 96
 ) -> tuple[list[Rationale], Counter[str]]:
-    """Merges equal draws and drops those that no embedder should read (METHOD 4).
+    """Merges equal draws and drops those that no embedder should read.
 
     Draws are equal if worker, depth and text are. Of equal draws the greedy one stays, else the
     first, since its seed and log-probability are those of a real draw.
@@ -32,12 +35,14 @@ def fold_candidates(
         if reason := _fault(rationale, max_tokens):
             dropped[reason] += rationale.count
             continue
+
         key = (rationale.worker, rationale.depth, rationale.text)
         merged[key] = _merge(merged[key], rationale) if key in merged else rationale
     return list(merged.values()), dropped
 
 
 def _fault(rationale: Rationale, max_tokens: int) -> str:
+    # A draw that was cut off has no closed answer; only depth `short` may lack a thought.
     if not rationale.answer or not (rationale.thinking or rationale.depth == SHORT):
         return "malformed"
     return "over_long" if rationale.num_tokens > max_tokens else ""

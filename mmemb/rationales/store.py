@@ -16,7 +16,7 @@ Pool = dict[str, tuple[Rationale, ...]]
 
 
 def collect_pool(sides: Sequence[Side], rationales: Sequence[Sequence[Rationale]]) -> Pool:
-    """A pool over sides and what was written about each."""
+    """Makes a pool of sides and of the rationales about each."""
     return {s.digest: tuple(pool) for s, pool in zip(sides, rationales, strict=True)}
 
 
@@ -28,6 +28,7 @@ def pool_identity(pool: Mapping[str, Sequence[Rationale]]) -> str:
 
 def write_pool(path: str | Path, pool: Mapping[str, Sequence[Rationale]]) -> None:
     """Writes a pool as JSON: digest -> list of rationales."""
+    # Sorted, so that equal pools give equal bytes.
     rows = {digest: [to_json(r) for r in pool[digest]] for digest in sorted(pool)}
     text = json.dumps(rows, ensure_ascii=False, allow_nan=False, indent=1)
     write_atomically(path, f"{text}\n".encode())

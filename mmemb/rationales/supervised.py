@@ -1,4 +1,4 @@
-"""Next-token loss on replies alone, as (sum, count); knows neither models nor tokenizers.
+"""Next-token loss on replies alone, as (sum, count), for any model and tokenizer.
 
 Shapes: B rows, L tokens of the longest row, T tokens of the longest reply, V vocabulary.
 """
@@ -21,7 +21,7 @@ from mmemb.records.rationales import Rationale
 
 
 class ReplyTuner(ABC):
-    """A model whose updates learn what it should have written; no module of whoever trains it.
+    """A model whose updates learn what it should have written; no module of its trainer.
 
     Attributes:
         parameters: the updates, by the names that peft saves.
@@ -35,7 +35,7 @@ class ReplyTuner(ABC):
 
     @abstractmethod
     def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
-        """Next-token loss of replies.
+        """Computes the next-token loss of replies.
 
         Args:
             sides: B sides that the worker can read.
@@ -84,14 +84,14 @@ class ReplyTokens:
 
     @property
     def longest_reply(self) -> int:
-        """T."""
+        """The number T of tokens in the longest reply."""
         return self.scored_BT.shape[1]
 
 
 def pack_replies(
     prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], device: torch.device
 ) -> ReplyTokens:
-    """Rows of a prompt and a reply each.
+    """Packs rows of a prompt and a reply each.
 
     >>> packed = pack_replies([[5, 6], [7]], [[1], [2, 3]], torch.device("cpu"))
     >>> packed.ids_BL.tolist(), packed.scored_BT.tolist()
@@ -104,6 +104,7 @@ def pack_replies(
     """
     rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
     ids_BL, mask_BL = left_pad(rows, device)
+    # The replies end in the last column too, so their own mask says which tokens are theirs.
     _, scored_BT = left_pad(replies, device)
     return ReplyTokens(ids_BL, mask_BL, scored_BT.bool())
 
@@ -118,6 +119,7 @@ def reply_loss(logits_BKV: Tensor, tokens: ReplyTokens) -> LossTerm:
     """
     T = tokens.longest_reply
     scored_BT, targets_BT = tokens.scored_BT, tokens.ids_BL[:, -T:]
+
     # Chosen first: most places of a ragged batch are prompt, and a vocabulary is wide.
     logits_NV = logits_BKV[:, :T][scored_BT].float()
     total = nn.functional.cross_entropy(logits_NV, targets_BT[scored_BT], reduction="sum")

@@ -1,6 +1,6 @@
-"""Chat requests to an OpenAI-compatible server over HTTP: a few at a time, tried again if need be.
+"""Chat requests to an OpenAI-compatible server over HTTP: a few at a time, with retries.
 
-Knows neither sides nor rationales.
+This module depends on neither sides nor rationales.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _LOG = logging.getLogger(__name__)
 
 @final
 class ServerError(ValueError):
-    """A chat server that cannot be used, in one paragraph: which, what it said, what to do."""
+    """A chat server that cannot be used, with the server, its answer, and advice."""
 
 
 @final
@@ -115,6 +115,7 @@ class ChatClient:
 
         if not requests:
             return []
+
         # An event loop of its own, since the caller may run one already, as notebooks do. A signal
         # interrupts the caller, and leaving the block cancels what is under way.
         with start_blocking_portal(name="chat requests") as portal:
@@ -139,10 +140,12 @@ class ChatClient:
             transport = open_transport(self.url)
         except ValueError as error:
             raise ServerError(f"The chat server {self.url} cannot be reached: {error}") from None
+
         async with transport, create_task_group() as group:
             call = _Call(transport)
             for _ in range(min(self.concurrency, len(requests))):
                 group.start_soon(ask, call)
+
         if errors:
             raise errors[0]
         return [replies[number] for number in range(len(requests))]
@@ -152,7 +155,10 @@ class ChatClient:
 
         body = json.dumps(request, allow_nan=False).encode()
         allowed = {"passing": self.retries, "odd": min(1, self.retries), "lasting": 0}
+
+        # Each kind of fault has its own bound; the pause grows with all of them.
         seen: Counter[str] = Counter()
+
         while True:
             try:
                 return await self._attempt(body, call.transport)
@@ -163,8 +169,10 @@ class ChatClient:
                 if seen[fault.kind] > allowed[fault.kind]:
                     raise ServerError(f"{problem} {fault.advice}") from None
 
+                # The exponent is bounded, since a float overflows at 2^1024.
                 doubled = 2.0 ** min(seen.total() - 1, 30)
                 pause = min(self.backoff_s * doubled, LONGEST_BACKOFF_S)
+
                 call.warn_once("%s It is asked again.", problem)
                 await sleep(max(pause, fault.pause_s))
 
@@ -197,18 +205,22 @@ class ChatClient:
 
     def _refused(self, status: int, retry_after: str, shown: str) -> _FaultError:
         problem = f"answered {status}: {shown}"
+        # Crowded and broken servers recover; any other refusal would come again.
         if status == 429 or status >= 500:
             pause_s = seconds(retry_after)
             if pause_s <= LONGEST_RETRY_AFTER_S:
                 return _FaultError("passing", problem, _CROWDED, pause_s)
             return _FaultError("lasting", f"{problem} (asks to wait {pause_s:.0f} s)", _CROWDED)
+
         if status in (401, 403):
             name = f"${self.api_key_env}" if self.api_key_env else _NO_VARIABLE
             return _FaultError("lasting", problem, f"Put a key that it accepts into {name}.")
+
         return _FaultError("lasting", problem, _MOVED if 300 <= status < 400 else _REFUSED)
 
     def _key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
+
         if key.isascii() and key.isprintable() and " " not in key:
             return key
         raise ServerError(
@@ -217,7 +229,9 @@ class ChatClient:
 
 
 def seconds(retry_after: str) -> float:
-    """How long a `Retry-After` header asks to wait: seconds or a date; 0 if it says nothing.
+    """Returns the seconds that a `Retry-After` header asks to wait; 0 if it names no time.
+
+    The header holds a number of seconds or a date.
 
     >>> seconds("2"), seconds("Wed, 21 Oct 2015 07:28:00 GMT"), seconds("soon"), seconds("-5")
     (2.0, 0.0, 0.0, 0.0)
@@ -227,10 +241,13 @@ def seconds(retry_after: str) -> float:
     header = retry_after.strip()
     if re.fullmatch(r"\d+(\.\d+)?", header, re.ASCII):
         return float(header)
+
+    # A server may send a header of any length, and no date is so long.
     if len(header) > LONGEST_DATE:
         return 0.0
     try:
         until = parsedate_to_datetime(header)
+        # A date of HTTP is in GMT, also where it does not name the zone.
         until = until.astimezone(UTC) if until.tzinfo else until.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return 0.0
@@ -239,7 +256,11 @@ def seconds(retry_after: str) -> float:
 
 @final
 class _FaultError(Exception):
-    """One try that failed: whether it may pass, what happened, what to do, how long to wait."""
+    """A failed try: its kind, the problem, an advice, and the seconds that the server asks for.
+
+    A `passing` fault is tried again up to `retries` times, an `odd` one once, a `lasting` one
+    never.
+    """
 
     def __init__(
         self,
@@ -267,7 +288,8 @@ class _Call:
 
 
 def _shown(text: str, key: str) -> str:
-    """The beginning of what a server said, on one line and without the key."""
+    """The beginning of a server's answer, on one line and without the key."""
+    # First of all: a server may repeat the request, and a cut key would not be found.
     text = text.replace(key, "***") if key else text
     text = text[: SHOWN * SHOWN]  # the rest costs time and shows nothing
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())

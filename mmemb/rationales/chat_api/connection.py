@@ -1,6 +1,6 @@
 """The address of a chat server, and one exchange with it, bounded in time and in bytes.
 
-Knows nothing of the content of requests and replies.
+It does not depend on the content of requests and replies.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Answer:
 
 
 def open_transport(url: str) -> httpx2.AsyncHTTPTransport:
-    """The transport of requests, each on a connection of its own.
+    """Opens a transport of requests, each on a connection of its own.
 
     It is httpx2's transport without its client: so there are neither redirects nor cookies nor
     `.netrc` nor unpacking of bodies, and nothing of these needs to be switched off.
@@ -56,9 +56,11 @@ def open_transport(url: str) -> httpx2.AsyncHTTPTransport:
     import httpx2
 
     parts = urlsplit(url)
+
     # Reading the certificates of all authorities takes a while, and plain http needs none.
     secure = parts.scheme == "https"
     trust = ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
     return httpx2.AsyncHTTPTransport(
         verify=trust,
         trust_env=False,
@@ -95,6 +97,7 @@ async def exchange(
     # of a handshake that is late by its own timeout, and not of one that is cancelled.
     patience = min(timeout_s / 3, LONGEST_CONNECT_S)
     limits = httpx2.Timeout(None, connect=patience).as_dict()
+
     plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     try:
         # One clock around everything: a timeout of a single read starts again with every byte that
@@ -107,6 +110,7 @@ async def exchange(
                 content=body,
                 extensions={"timeout": limits},
             )
+
             response = await transport.handle_async_request(request)
             async with aclosing(response):
                 content = await _body(response)
@@ -137,9 +141,11 @@ async def _body(response: httpx2.Response) -> bytes:
     assert isinstance(response.stream, httpx2.AsyncByteStream)
     good = response.is_success
     packing = response.headers.get("Content-Encoding", "").strip().lower()
+    # Nothing here unpacks bodies: a few packed bytes may hold any number of plain ones.
     if good and packing not in ("", "identity"):
         raise ValueError("it is packed, though plain text was asked for")
 
+    # A refusal is only shown, so its beginning is enough; an answer that is too long is an error.
     content, most = bytearray(), LARGEST_REPLY if good else LARGEST_REFUSAL
     async for piece in response.stream:
         content += piece
@@ -147,6 +153,7 @@ async def _body(response: httpx2.Response) -> bytes:
             if good:
                 raise ValueError(f"it has more than {most >> 20} MiB")
             break
+
     return bytes(content[:most])
 
 
@@ -168,7 +175,7 @@ def check_url(url: str) -> None:
 
 
 def _endpoint(url: str) -> httpx2.URL:
-    """Made of the parts that `check_url` saw: a second parser may find another host in a string."""
+    """URL made of the parts that `check_url` saw: a second parser may find another host."""
     import httpx2
 
     parts = urlsplit(url)
@@ -185,17 +192,22 @@ def _proxy_of(host: str, trust: ssl.SSLContext) -> httpx2.Proxy | None:
     named = getproxies().get("https", "")
     if not named or _is_here(host) or proxy_bypass(host):
         return None
+
+    # curl and others take HOST:PORT without a scheme, and so may the variable.
     named = named if "://" in named else f"http://{named}"
     try:
         _ = urlsplit(named).port  # complains about one that is too large, httpx2 does not
         proxy = httpx2.Proxy(named)
     except (ValueError, httpx2.InvalidURL):
         proxy = None
+
     if proxy is None or proxy.url.scheme not in ("http", "https") or not proxy.url.host:
         raise ValueError(  # without the value, which may hold a password
             "HTTPS_PROXY names no proxy that can be used: expected http://HOST:PORT. Set it anew, "
             "or name the chat server's host in NO_PROXY."
         )
+
+    # A proxy reached by TLS is checked against the same authorities as the server.
     if proxy.url.scheme == "https":
         proxy.ssl_context = trust
     return proxy

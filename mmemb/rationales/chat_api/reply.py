@@ -1,4 +1,4 @@
-"""What a chat completion says: its JSON as a record. Knows no server."""
+"""Chat completions: their JSON as records, without any server."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Reply:
     """One answer of the server.
 
     Attributes:
-        content: what the model said.
-        reasoning: what it thought before, where the server keeps that apart; else empty.
+        content: the text that the model gave as its reply.
+        reasoning: its thought before that, where the server keeps that apart; else empty.
         num_tokens: generated tokens, both together, as the server counts hidden ones too; no
             fewer than `least_tokens`, no more than `MOST_TOKENS`.
         finished: whether the model came to its end, instead of to a limit.
@@ -39,7 +39,7 @@ class Reply:
 
 
 def least_tokens(text: str) -> int:
-    """A number of tokens below which no text of this length is written: its words, at least.
+    """Returns the fewest tokens that a text of this length takes: its words, at least.
 
     >>> least_tokens("It is France."), least_tokens("x" * 320)
     (3, 10)
@@ -48,12 +48,15 @@ def least_tokens(text: str) -> int:
 
 
 def cut(reply: Reply, max_tokens: int) -> Reply:
-    """The reply without what a server wrote beyond the tokens that it was asked for at most; so
-    that a runaway reply fills no shard. A reply that is cut has not come to its end."""
+    """Cuts off what a server wrote beyond the number of tokens that it was asked for.
+
+    So a runaway reply fills no shard. A reply that is cut is not `finished`.
+    """
     longest = max_tokens * CHARACTERS
     content, reasoning = reply.content.strip(), reply.reasoning.strip()
     if len(content) <= longest and len(reasoning) <= longest:
         return reply
+
     content, reasoning = content[:longest], reasoning[:longest]
     return replace(reply, content=content, reasoning=reasoning, finished=False)
 
@@ -62,7 +65,7 @@ def read_reply(content: bytes) -> Reply:
     """Reads a chat completion; of several choices the first, since one is asked for.
 
     Raises:
-        SchemaError: it is none; `problem` says in a few words what is wrong.
+        SchemaError: it is none; `problem` names the fault in a few words.
     """
     completion = parse_json(content, _CompletionJson, "the reply")
     choice = completion.choices[0]
@@ -74,6 +77,7 @@ def read_reply(content: bytes) -> Reply:
     text = text or ""  # cut while it was thinking: a broken draw, but a reply
 
     counted = completion.usage.completion_tokens if completion.usage else None
+    # A count is corrected, not believed: of type int alone, since JSON's true is one in Python.
     least = least_tokens(f"{thought} {text}")
     counted = min(max(counted if type(counted) is int else 0, least), MOST_TOKENS)
     return Reply(text, thought, counted, choice.finish_reason in _ENDS)
