@@ -33,7 +33,7 @@ class ClipTokenizer:
         self._tokenizer = tokenizer
         self.context_length: int = tokenizer.context_length
 
-        # Its pattern begins with the special tokens, and its cache knows them as whole words. The
+        # Its pattern begins with the special tokens, and its cache holds them as whole words. The
         # text is cleaned before, and cleaning makes the token of `&lt;end_of_text&gt;`.
         special = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
         ordinary = tokenizer.pat.pattern.removeprefix("|".join(special) + "|")

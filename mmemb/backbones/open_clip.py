@@ -55,8 +55,8 @@ class OpenClipBackbone(Backbone):
     stays), ignored (`drop`) or refused (`error`).
 
     Args:
-        model: a name that open_clip knows, or the path of a JSON config (a bare model config, or
-            an `open_clip_config.json`).
+        model: a name of `open_clip.list_models()`, or the path of a JSON config (a bare model
+            config, or an `open_clip_config.json`).
         pretrained: path of weights; for a name also a tag, which downloads. None: random weights.
         tokenizer: `default` (open_clip's own choice for the model; a hub id in its config
             downloads), `bytes`, or the folder of a transformers tokenizer.

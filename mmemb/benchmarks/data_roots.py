@@ -1,4 +1,4 @@
-"""What is right in a prepared benchmark: queries, labels and candidate lists, without a picture.
+"""The truth of a prepared benchmark: queries, labels and candidate lists, without a picture.
 
 Reads the shards' JSON and candidate lists alone, so that scores need neither a model nor a decoder.
 `parse_query` is the one reader of grades and lists: the data modules read theirs through it, too.
@@ -42,7 +42,7 @@ class BenchmarkRoot:
         tasks: that it holds.
         queries: of part `test`, in the order of the data.
         name_of_row: candidate table row -> gallery and name.
-        revision: of the data, where its converter knows of several.
+        revision: of the data, where its converter has several.
         left_out: why rows are missing, if `prepare` left some out.
         content: hash of all queries and candidates, see `content_of`.
     """
@@ -84,7 +84,9 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
     """
     for root in roots_below(folder):
         tasks = read_tasks(root)
+
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
+        # The part is chosen by the index alone, so that samples of other parts are never read.
         entries = [entry for entry in index.entries if entry.meta["part"] == part]
         queries = tuple(_query(index, entry) for entry in entries)
         names = tuple(_gallery_and_name(table, entry) for entry in table.entries)
@@ -96,7 +98,7 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
 
 
 def content_of(queries: ShardIndex, candidates: ShardIndex) -> str:
-    """Hash (16 hex digits) of the bytes of a root: saved vectors belong to one of them."""
+    """Hash (16 hex digits) of the bytes of a root, which ties saved vectors to these data."""
     both = queries.origin().sha256 + candidates.origin().sha256
     return hashlib.sha256(both.encode()).hexdigest()[:16]
 
@@ -114,8 +116,11 @@ def read_tasks(root: Path) -> tuple[EvaluationTask, ...]:
             f"{path} is missing: expected a list of evaluation tasks. Run "
             f"`python -m datamodules.prepare` first, or correct `root`."
         )
+
     tasks = read_json(path, tuple[EvaluationTask, ...], _PREPARE)
     names = [task.name for task in tasks]
+
+    # Scores are filed by task name: of two tasks of one name, one would be lost.
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(
             f"{path} is broken: task {twice[0]!r} stands twice, expected every task once. "
@@ -220,8 +225,9 @@ class _ManifestJson(Excerpt):
 
 
 def revision_and_losses(root: Path) -> tuple[str, str]:
-    """What the manifest of a root says: the data's revision, and why rows are missing."""
+    """Reads the data's revision from the manifest of a root, and why rows are missing."""
     path = root / MANIFEST
+
     stated = read_json(path, _ManifestJson, _PREPARE) if path.is_file() else _ManifestJson()
     why = f"{len(stated.skipped)} rows left out by prepare" if stated.partial else ""
     return stated.revision or "", why
@@ -230,6 +236,8 @@ def revision_and_losses(root: Path) -> tuple[str, str]:
 def _query(index: ShardIndex, entry: IndexEntry) -> Query:
     data = index.read_json(entry, QueryJson, _PREPARE)
     listed = index.read(entry, {"candidates.npy"}).get("candidates.npy")
+
+    # Contents alone, without pixels: scores need no picture.
     media = tuple(Media("image", digest) for digest in entry.media.values())
     try:
         return parse_query(

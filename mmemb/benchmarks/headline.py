@@ -25,6 +25,7 @@ def complete_groups(found: Mapping[str, ScoreFile]) -> dict[str, float]:
         ValueError: files of different data revisions or modes are mixed.
     """
     whole = {name: file for name, file in found.items() if not file.partial}
+
     check_alike(found)
     return group_means(headline_metrics(whole), known_groups(found))
 
@@ -33,6 +34,8 @@ def known_groups(found: Mapping[str, ScoreFile]) -> dict[str, list[str]]:
     """Group -> all tasks that it needs; of benchmarks other than MMEB-V2, those that are there."""
     if is_mmeb(found):
         return groups_of()
+
+    # Other benchmarks have no published list of tasks, so nothing can be missing from theirs.
     groups: dict[str, list[str]] = {}
     for name, file in found.items():
         for group in (file.group, "all"):
@@ -44,26 +47,32 @@ def headline_text(found: Mapping[str, ScoreFile]) -> str:
     """For people: means in per cent; what is missing, if anything is."""
     means = complete_groups(found)
     lines = [f"{group:<14} {100 * value:6.2f}" for group, value in means.items()]
+
     partial = sorted(name for name, file in found.items() if file.partial)
     if partial:
         lines.append(f"partial, and in no mean: {', '.join(partial)}")
+
     if is_mmeb(found):
         missing = [task.name for task in TASKS if task.name not in found]
         parts = [
             f"{sum(t.modality == m and t.name in found for t in TASKS)} of {count} {m}"
             for m, count in COUNTS.items()
         ]
+
         if missing:
             lines.append(
                 f"No headline: there are {', '.join(parts)} tasks. Missing: " + ", ".join(missing)
             )
+
     ties = sum(int(file.ties.get("queries", 0)) for file in found.values())
     lines.append(f"near ties: {ties} queries")
     return "\n".join(lines)
 
 
 def check_alike(found: Mapping[str, ScoreFile]) -> None:
-    """Refuses to average what is not comparable."""
+    """Refuses to average scores that are not comparable."""
+
+    # Files of published scores state neither revision nor model, and these pass.
     for what, values in (
         ("modes", {file.mode for file in found.values()}),
         ("data revisions", {r for f in found.values() if (r := f.provenance.get("revision"))}),
@@ -77,5 +86,5 @@ def check_alike(found: Mapping[str, ScoreFile]) -> None:
 
 
 def is_mmeb(found: Mapping[str, ScoreFile]) -> bool:
-    """Whether these are tasks of MMEB-V2 alone."""
+    """Tells whether these are tasks of MMEB-V2 alone."""
     return set(found) <= _KNOWN

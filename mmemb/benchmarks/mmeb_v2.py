@@ -1,6 +1,6 @@
 """MMEB-V2 as data: 78 tasks, one row each, in published order (arXiv 2507.04590).
 
-A new task, of MMEB-V3 say, is a new row; what a row says is in `mmeb_v2_task`.
+A new task, such as one of MMEB-V3, is a new row; `mmeb_v2_task` explains the fields of a row.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def tasks_of(revision: str = REVISIONS[-1]) -> tuple[Task, ...]:
     """The benchmark with the page sets of a revision; the two are not comparable."""
     if revision not in REVISIONS:
         raise ValueError(f"revision {revision!r}: expected one of {list(REVISIONS)}.")
+
     if revision == REVISIONS[-1]:
         return TASKS
     return tuple(
@@ -61,6 +62,7 @@ def groups_of(tasks: Iterable[Task] = TASKS) -> dict[str, list[str]]:
         names = [task.meta_task, task.modality, "all"]
         if task.modality == "image":
             names.append("image-OOD" if task.out_of_domain else "image-IND")
+
         for name in names:
             groups.setdefault(name, []).append(task.name)
     return groups

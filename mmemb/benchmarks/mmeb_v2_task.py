@@ -1,4 +1,4 @@
-"""One row of MMEB-V2, and what a row may say."""
+"""One row of MMEB-V2, with the meaning of its fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Modality = Literal["image", "video", "visdoc"]
 MODALITIES: tuple[Modality, ...] = ("image", "video", "visdoc")
 
 REVISIONS = ("2025-06-03", "2025-11-03")
-"""Of the page sets of ViDoSeek and MMLongBench: page numbers off by one, and mended."""
+"""Page sets of ViDoSeek and MMLongBench, by date: page numbers off by one, then corrected."""
 
 
 @final
@@ -64,5 +64,5 @@ class Task:
 
     @property
     def evaluation(self) -> EvaluationTask:
-        """The row as our data modules know it; candidates form a gallery of the task's name."""
+        """The row as our data modules take it; candidates form a gallery of the task's name."""
         return EvaluationTask(self.name, self.meta_task, self.name, self.metric)

@@ -1,4 +1,4 @@
-"""Score files of a model: one per task in the published form, and what is made of all of them.
+"""Score files of a model, one per task in the published form, with means and a submission.
 
 `<folder>/<modality>/<task>_score.json` holds the published keys, then our own: `mode`, `ties`,
 `partial`, `provenance`; `<task>_pred.jsonl` the rankings, `<task>_values.json` the headline metric
@@ -54,7 +54,7 @@ SCORE, PREDICTIONS, VALUES, DATA = "_score.json", "_pred.jsonl", "_values.json",
 @final
 @dataclass(frozen=True, slots=True)
 class ScoreFile:
-    """What was read back of one task.
+    """Contents of one task's score file.
 
     Attributes:
         task: its name.
@@ -84,8 +84,8 @@ def task_file(folder: Path, task: str, end: str) -> Path:
 
 @final
 class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
-    """What is read of a score file beside the other metrics; of our own keys, which a published
-    file lacks, what it stands for."""
+    """Keys of a score file beside the other metrics; a default stands for one of our own keys,
+    which a published file lacks."""
 
     hit: Annotated[float, Meta(ge=0, le=1)]  # 63.2 is a share in percent
     ndcg: _Metric
@@ -144,10 +144,11 @@ def write_scores(
 
 
 def scored_under(folder: Path, tasks: Iterable[str], fingerprint: str) -> bool:
-    """Whether all of these tasks were scored, whole, by a run of this fingerprint."""
+    """Tells whether all of these tasks were scored, whole, by a run of this fingerprint."""
     paths = [task_file(folder, task, SCORE) for task in tasks]
     if not fingerprint or not all(path.is_file() for path in paths):
         return False
+
     files = [read_json(path, _ScoreJson, _SCORE_AGAIN) for path in paths]
     return all(file.provenance.get("run") == fingerprint and not file.partial for file in files)
 
@@ -160,15 +161,23 @@ def write_embeddings(
     names: Sequence[str],
     content: str = "",
 ) -> None:
-    """Vectors of a task, for `read_embeddings`: two fp32 `.npy`, the candidates' names, and the
-    hash of the data that were embedded (`benchmark_data.content_of`) where it is known."""
+    """Writes vectors of a task for `read_embeddings`, as two fp32 `.npy`.
+
+    Beside them lie the candidates' names, and the hash of the data that were embedded
+    (`data_roots.content_of`) where it is known.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+
+    # The names go first and come last: without them `read_embeddings` refuses the folder, so that
+    # vectors of two runs are never read together.
     of_queries, of_candidates, of_names = (task_file(folder, task, end) for end in VECTORS)
     of_names.unlink(missing_ok=True)
+
     for path, vectors in ((of_queries, query_QD), (of_candidates, candidate_ND)):
         buffer = io.BytesIO()
         np.save(buffer, vectors.float().numpy(), allow_pickle=False)
         write_atomically(path, buffer.getvalue())
+
     write_json(of_names, list(names))
     if content:
         write_json(task_file(folder, task, DATA), {"content": content})
@@ -180,6 +189,7 @@ def check_embedded(folder: Path, task: str, content: str) -> None:
     path = task_file(folder, task, DATA)
     if not path.is_file():
         return
+
     embedded = read_json(path, _DataJson).content
     if embedded != content:
         raise ValueError(
@@ -211,7 +221,9 @@ def read_embeddings(
             f"{missing[0]} is missing: expected fp32 arrays {stem}_qry.npy (queries in the order "
             f"of the data), {stem}_tgt.npy, and {stem}_names.json, the candidates' names."
         )
+
     query_QD, candidate_ND = (_read_vectors(path, normalise) for path in paths[:2])
+
     names = _read_names(paths[2])
     if len(names) != len(candidate_ND) or query_QD.shape[1] != candidate_ND.shape[1]:
         raise ValueError(
@@ -228,6 +240,7 @@ def _read_vectors(path: Path, normalise: bool) -> Tensor:
         raise ValueError(f"{path} is no plain array: {error}.") from None
     if array.ndim != 2 or array.dtype.kind != "f":
         raise ValueError(f"{path}: expected numbers (rows, D), got {array.dtype} {array.shape}.")
+
     # Scaled in fp64: lengths far from 1 may have no fp32 number, or only a rough one.
     vector_ND = torch.from_numpy(array.astype(np.float64))
     check_finite(vector_ND, f"{path}:")
@@ -271,14 +284,20 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
         data = read_json(path, dict[str, Any], _SCORE_AGAIN)
         where = f"{path} is broken"
         fields = convert(data, _ScoreJson, where, _SCORE_AGAIN)
+
+        # Task names alone tell files apart: two models below one folder would be mixed.
         if task in found:
             raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
+
         known = {name: data[name] for name in METRICS if name in data}
         scores: dict[str, float] = convert(known, dict[str, _Metric], where, _SCORE_AGAIN)
+
         counts = {"num_pred": fields.num_pred, "num_data": fields.num_data}
         scores |= {name: count for name, count in counts.items() if count is not None}
+
         ours = {name: getattr(fields, name) for name in _OURS}
         found[task] = ScoreFile(task, scores, **ours)
+
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no score file (*{SCORE}): run the evaluation first, or name the "
@@ -307,6 +326,7 @@ def read_values(folder: Path) -> dict[str, Values]:
     for path in sorted(folder.rglob(f"*{VALUES}")):
         task = name_of_file(path.name.removesuffix(VALUES))
         data = read_json(path, Values, _SCORE_AGAIN)
+
         keys, clusters, values = data.keys, data.clusters, data.values
         if not len(set(keys)) == len(keys) == len(clusters) == len(values):
             raise ValueError(
@@ -314,6 +334,7 @@ def read_values(folder: Path) -> dict[str, Values]:
                 f"there are {len(keys)} keys ({len(set(keys))} distinct), {len(clusters)} clusters "
                 f"and {len(values)} values. Score the task again."
             )
+
         if task in found:
             raise ValueError(f"{folder} holds two value files of {task}: name one model's folder.")
         found[task] = data
@@ -338,15 +359,17 @@ def group_means(
 def submission(
     found: Mapping[str, ScoreFile], modality_of: Mapping[str, str], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a leaderboard takes: metadata, and the published keys by modality and task.
+    """Returns a leaderboard's form: metadata, and the published keys by modality and task.
 
     Raises:
         ValueError: a task is partial or missing.
     """
     if missing := [name for name in modality_of if name not in found]:
         raise ValueError(f"{len(missing)} tasks are missing: {', '.join(missing)}.")
+
     if partial := [name for name in modality_of if found[name].partial]:
         raise ValueError(f"{len(partial)} tasks are partial: {', '.join(partial)}.")
+
     metrics: dict[str, dict[str, Any]] = {}
     for name, modality in modality_of.items():
         metrics.setdefault(modality, {})[name] = dict(found[name].scores)

@@ -1,4 +1,4 @@
-"""Scores of one task of a benchmark from embeddings or predictions, with what ties could change.
+"""Scores of one task of a benchmark from embeddings or predictions, with bounds from ties.
 
 Shapes: Q queries, N candidates, D embedding.
 """
@@ -42,7 +42,7 @@ _COLLAPSED = 1e-6
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScores:
-    """What one model reaches in one task.
+    """Scores of one model in one task.
 
     Attributes:
         task: its name.
@@ -81,7 +81,7 @@ def score_embeddings(
     lists: Sequence[Sequence[int]] | None = None,
     mode: Mode = "correct",
 ) -> TaskScores:
-    """Ranks and scores.
+    """Ranks candidates by their vectors and scores the ranks.
 
     Args:
         task: its name.
@@ -100,23 +100,31 @@ def score_embeddings(
     """
     check_spread(query_QD, f"{task}: query vectors", len({q.side.digest for q in queries}))
     check_spread(candidate_ND, f"{task}: candidate vectors", len(set(names)))
+
     row_of = {name: row for row, name in enumerate(names)}
     positives = [[_row(row_of, name, query, task) for name in query.relevance] for query in queries]
     grades = [_grades(query, mode) for query in queries]
+
     ranks = rank_positives(query_QD, candidate_ND, positives, local_QC=lists)
     bounds, ties = _bounds(query_QD, candidate_ND, positives, grades, lists)
+
+    # One query may tie by chance even in a tiny task; half of them are a collapse.
     if ties > max(1, len(queries) // 2):
         raise ValueError(
             f"{task}: in {ties} of {len(queries)} queries a right and a wrong candidate have the "
             "same score: the embeddings have collapsed, and any number would be made of ties. Use "
             "an earlier checkpoint, or look for candidates that are the same."
         )
+
     k = NUM_PREDICTED if lists is None else max(map(len, lists))
     top_Qk = search(query_QD, candidate_ND, k, local_QC=lists)[1].tolist()
     predictions = tuple(tuple(names[row] for row in rows if row >= 0) for rows in top_Qk)
+
     rows = metrics_by_query(ranks, grades)
     if mode == "reference":
         rows = _reference(queries, query_QD, names, candidate_ND, lists)
+
+    # The lucky bound comes first, so the reversed pair gives low before high.
     low, high = ([row[metric] for row in metrics_by_query(b, grades)] for b in bounds[::-1])
     return TaskScores(
         task=task,
@@ -144,6 +152,7 @@ def score_predictions(
     rows = [
         _score_names(names, query, mode) for query, names in zip(queries, predictions, strict=True)
     ]
+
     values = tuple(row[metric] for row in rows)
     return TaskScores(
         task=task,
@@ -175,6 +184,8 @@ def check_spread(vector_ND: Tensor, what: str, num_different: int) -> None:
     """
     check_finite(vector_ND, what)
     check_unit(vector_ND, what)
+
+    # In fp64: near a collapse the differences are below the steps of fp32.
     mean_D = vector_ND.double().mean(0)
     variance = float((vector_ND.double() - mean_D).pow(2).sum(1).mean())
     if num_different > 1 and variance < _COLLAPSED:
@@ -194,8 +205,11 @@ def _bounds(
 ) -> tuple[tuple[TiedRanks, TiedRanks], int]:
     """Lucky and unlucky ranks, and the number of queries in which they differ."""
     width = max(map(len, positives))
+
+    # A grade of 0 for places that are only padding, so that they count nowhere.
     padded = [[*row, *[0.0] * (width - len(row))] for row in grades]
     grades_QP = torch.tensor(padded, dtype=torch.float64)
+
     parts = [
         tie_bounds(score_qC, column_qP, grades_QP[rows])
         for rows, score_qC, column_qP in scored_positives(
@@ -229,6 +243,7 @@ def _reference(
     for number, asked in enumerate(queries):
         listed = np.arange(len(names)) if lists is None else np.array(lists[number])
         order = listed[np.argsort(-(query[number] @ candidate[listed].T))]
+
         ranked = [names[row] for row in order[: max(NUM_PREDICTED, max(CUTOFFS))]]
         rows.append(_score_names(ranked, asked, "reference"))
     return rows

@@ -17,20 +17,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def reason_of(error: Exception) -> str:
-    """Why a model cannot be loaded: what transformers says, which may be of its own code alone."""
+    """The reason why a model cannot be loaded, with the message of transformers."""
     said = f"{type(error).__name__}: {quote(error)}"
     return f'a file is missing, or holds what transformers cannot use; it says "{said}"'
 
 
 def revision_of(model: str, commit: str | None) -> str:
-    """Hash (12 hex digits) of all that a local folder says of its model: weights, configuration,
-    tokenizer, template; of a hub model its commit."""
+    """Hash (12 hex digits) of all files of a local model: weights, configuration, tokenizer,
+    template; the commit of a hub model."""
     folder = Path(model)
     if not folder.is_dir():
         return commit or "unknown"
+
     kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
     digest = hashlib.sha256()
     for path in sorted(path for kind in kinds for path in folder.glob(kind)):
+        # The name as well: a file under another name is read otherwise.
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -65,6 +67,9 @@ def load_model(
     try:
         with quiet_loading():
             config = load_pretrained(AutoConfig, model, **code)
+
+            # By the table of transformers, without loading: only some configurations have a vision
+            # part.
             sees = type(config) in AutoModelForImageTextToText._model_mapping
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             settings = code | ({"attn_implementation": attention} if attention else {})
@@ -80,8 +85,11 @@ def load_model(
 
 
 def outside_of_text(model: Any) -> list[nn.Module]:
-    """What is neither the language model nor its head: the vision tower and its projector."""
+    """Modules outside of the language model and its head: the vision tower and its projector."""
     parts = (model.get_decoder(), model.get_output_embeddings())
     inside = {id(module) for part in parts for module in part.modules()}
+
     found = [module for module in model.modules() if id(module) not in inside]
+
+    # A parent of the language model holds it, so it cannot be frozen as a whole.
     return [m for m in found if not any(id(child) in inside for child in m.modules())]

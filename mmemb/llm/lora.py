@@ -34,7 +34,7 @@ _NEUTRAL = {
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads a default's fields by `vars`
 class LoraSettings:
-    """Which low-rank updates are trained: W + alpha / rank * B A.
+    """Settings of low-rank updates: W + alpha / rank * B A.
 
     Attributes:
         rank: of the updates.
@@ -70,6 +70,8 @@ def attach_lora(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.M
         lora_alpha=settings.alpha,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
+
+    # Matrix A is drawn at random; the run's own sequence of random numbers must not move.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -79,6 +81,7 @@ def attach_lora(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.M
                 f"LoRA targets {targets!r} do not fit this model: {quote(error)} Expected "
                 "`all-linear` or name endings of its linear layers, such as [q_proj, v_proj]."
             ) from None
+
     for parameter in lora_parameters(tuned).values():
         parameter.data = parameter.data.float()  # whatever the model's type: steps are small
     return tuned
@@ -90,13 +93,13 @@ def merged_copy(tuned: Any) -> Any:
 
 
 def lora_parameters(tuned: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by the names that peft saves."""
+    """Trained parameters by the names that peft saves."""
     found = {name: p for name, p in tuned.named_parameters() if ".lora_" in name}
     return {f"base_model.{name.replace('.default.', '.')}": p for name, p in found.items()}
 
 
 def save_adapter(tuned: Any, settings: LoraSettings, folder: Path, base: str) -> None:
-    """Writes what `merge_adapter`, and peft itself, read.
+    """Writes an adapter that `merge_adapter` and peft itself can read.
 
     Args:
         tuned: what `attach_lora` returned.
@@ -107,12 +110,15 @@ def save_adapter(tuned: Any, settings: LoraSettings, folder: Path, base: str) ->
     from safetensors.torch import save
 
     layers = sorted(tuned.peft_config["default"].target_modules)
+
     data = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     data |= {"r": settings.rank, "lora_alpha": settings.alpha, "target_modules": layers}
     weights = {name: p.detach().contiguous().cpu() for name, p in lora_parameters(tuned).items()}
+
     with whole_folder(folder, keep_others=True) as fresh:
         (fresh / WEIGHTS).write_bytes(save(weights))
         write_json(fresh / CONFIG, data)
+
         # The folder's own mark: a configuration that names the folder counts with its content.
         write_json(fresh / MARK, {"fingerprint": adapter_identity(fresh)})
 
@@ -139,18 +145,22 @@ def merge_adapter(model: nn.Module, folder: Path) -> Any:
     from safetensors.torch import load_file
 
     _check_is_adapter(folder)
+
     tuned = attach_lora(model, _read_settings(folder))
     expected = lora_parameters(tuned)
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is no whole safetensors file: {error}.") from None
+
+    # Compared before any weight changes, so that no model is left with a part of an adapter.
     shapes = [{name: x.shape for name, x in named.items()} for named in (expected, weights)]
     if wrong := sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}):
         raise ValueError(
             f"{folder / WEIGHTS} was made for another model: {wrong[0]} ({len(wrong)} in all) is "
             "missing, unknown, or has another shape. Give the base model that it was fitted from."
         )
+
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
@@ -171,14 +181,18 @@ def _read_settings(folder: Path) -> LoraSettings:
 
     path = folder / CONFIG
     data = read_json(path, dict[str, Any], "Fit it again with RationaleGenerator.")
+
+    # A setting that has its usual value changes nothing; all others could change what is computed.
     usual = LoraConfig().to_dict() | dict.fromkeys(_NEUTRAL)
     known = {"peft_type", "r", "lora_alpha", "target_modules"} | _NEUTRAL
     odd = sorted(k for k, v in data.items() if k not in known and v and v != usual.get(k))
+
     if data.get("peft_type") != "LORA" or odd:
         raise ValueError(
             f"{path} asks for {', '.join(odd) or data.get('peft_type')}: expected plain LoRA, "
             "which can be added to the weights. Fit it again with RationaleGenerator."
         )
+
     settings = convert(
         data, _AdapterJson, f"{path} is broken", "Fit it again with RationaleGenerator."
     )

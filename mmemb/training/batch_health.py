@@ -73,8 +73,11 @@ def batch_health(
     num_B = negative_BB.sum(1)
 
     cosine_BB = query_BD.float() @ target_BD.float().T
+
     own_B = cosine_BB.diagonal()
     away_BB = cosine_BB.masked_fill(~negative_BB, -torch.inf)
+
+    # Without any negative this is 0 / 0: NaN marks a row that has no gap.
     mean_B = torch.where(negative_BB, cosine_BB, 0.0).sum(1) / num_B
 
     # The own target among itself and the negatives: further positives do not compete.

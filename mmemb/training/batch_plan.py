@@ -1,6 +1,7 @@
-"""Which samples form the global batch of a step: a pure function that knows no rank.
+"""Samples of the global batch of each step, as a pure function of the step.
 
-A batch is made of homogeneous groups (METHOD 6); rank r of W takes the r-th of W equal slices.
+A batch is made of homogeneous groups (docs/method.md section 6); rank r of W takes the r-th of W
+equal slices.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_CYCLE = 10_000
 
 @final
 class BatchPlan:
-    """The endless sequence of global batches; any step can be asked for, at the same price.
+    """The endless sequence of global batches; every step can be computed directly, at equal cost.
 
     Which candidate space a homogeneous group comes from is read off a shuffled cycle that holds
     every space exactly in proportion to its weight. A space runs through epochs: each epoch takes
@@ -53,13 +54,18 @@ class BatchPlan:
                 f"batch_size {batch_size} and group_size {group_size}: expected positive numbers, "
                 f"batch_size a multiple of group_size."
             )
+
         self._slots, self._group_size = batch_size // group_size, group_size
         self._seed, self._window = seed, window
+
         self._members = _positions_by_group(entries)
         self._shares = _whole_shares(weights, self._members, group_size)
         self._names = sorted(self._shares)
+
         shards = {name: i for i, name in enumerate(dict.fromkeys(e.shard for e in entries))}
         self._shard_of = np.array([shards[e.shard] for e in entries], dtype=np.int64)
+
+        # Few are kept: an old turn or epoch can be made again from its seed.
         self._epochs: dict[tuple[str, int], NDArray[np.int64]] = {}
         self._cycles: dict[int, NDArray[np.int64]] = {}
 
@@ -83,6 +89,8 @@ class BatchPlan:
         turn, at = divmod(slot, sum(self._shares.values()))
         cycle = self._cycle(turn)
         name = self._names[cycle[at]]
+
+        # Earlier groups of the same space, so that a step needs no state of the steps before it.
         before = turn * self._shares[name] + int((cycle[:at] == cycle[at]).sum())
         first = before * self._group_size
         return [self._member(name, i) for i in range(first, first + self._group_size)]
@@ -104,6 +112,8 @@ class BatchPlan:
             order = _windowed_shuffle(
                 self._members[name], self._shard_of[self._members[name]], random, self._window
             )
+
+            # Two per space: a group may begin in one epoch and end in the next.
             _remember(self._epochs, (name, epoch), order, 2 * len(self._names))
         return self._epochs[name, epoch]
 
@@ -119,13 +129,14 @@ def rank_slice(positions: Sequence[int], rank: int, world: int) -> list[int]:
     """
     if len(positions) % world:
         raise ValueError(f"A batch of {len(positions)} cannot be split evenly over {world} ranks.")
+
     size = len(positions) // world
     return list(positions[rank * size : (rank + 1) * size])
 
 
 def balanced_parts(positions: Sequence[int], costs: Sequence[int], world: int) -> list[list[int]]:
     """The parts of all ranks: equally many samples, and tokens as equal as a greedy choice makes
-    them. A rank with the videos of a batch would keep the others waiting, who got its texts.
+    them. A rank with all videos of a batch would keep the ranks with its texts waiting.
 
     Args:
         positions: of the global batch.
@@ -138,6 +149,9 @@ def balanced_parts(positions: Sequence[int], costs: Sequence[int], world: int) -
     size = len(rank_slice(positions, 0, world))
     parts: list[list[int]] = [[] for _ in range(world)]
     tokens = [0] * world
+
+    # The most expensive samples first, each to the rank with the fewest tokens that has room; ties
+    # by number, so that all ranks compute the same parts.
     for number in sorted(range(len(positions)), key=lambda n: (-costs[n], n)):
         rank = min((r for r in range(world) if len(parts[r]) < size), key=lambda r: (tokens[r], r))
         parts[rank].append(number)
@@ -162,17 +176,23 @@ def _whole_shares(
 ) -> dict[str, int]:
     if not members:
         raise ValueError("No sample to train on: every one was filtered out, or none was given.")
+
     if not weights:
         weights = {name: max(1, round(len(rows) / group_size)) for name, rows in members.items()}
+
     if set(weights) != set(members) or min(weights.values()) < 0 or not any(weights.values()):
         raise ValueError(
             f"Group weights {dict(weights)}: expected one weight >= 0 (0 leaves a group out), not "
             f"all 0, for each of {sorted(members)}."
         )
+
+    # Exact fractions: 0.1 as a float has no small denominator, and its cycle would be endless.
     exact = {name: Fraction(str(weight)) for name, weight in weights.items() if weight}
     scale = lcm(*(weight.denominator for weight in exact.values()))
+
     counts = {name: int(weight * scale) for name, weight in exact.items()}
     shares = {name: count // gcd(*counts.values()) for name, count in counts.items()}
+
     if sum(shares.values()) > MAX_CYCLE:
         raise ValueError(f"Group weights {dict(weights)}: use short decimals or whole numbers.")
     return shares
@@ -185,7 +205,10 @@ def _windowed_shuffle(
     window: int,
 ) -> NDArray[np.int64]:
     shards = random.permutation(np.unique(shard_of))
+
     order = np.concatenate([positions[shard_of == shard] for shard in shards])
+
+    # A window bounds how far apart the reads of neighbouring samples lie.
     windows = [order[i : i + window] for i in range(0, len(order), window)]
     return np.concatenate([random.permutation(part) for part in windows])
 

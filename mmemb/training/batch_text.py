@@ -20,6 +20,7 @@ def describe_batch(batch: PairBatch, backbone: Backbone, rows: Sequence[int] = (
         rows: their numbers; those that the batch does not have are left out.
     """
     B = len(batch.keys)
+
     # Hard negatives have lines of their own: only the rows' targets are counted.
     masks = target_masks(PairIds.from_batch(batch), slice(0, B))
     positive_BB, negative_BB = (mask_BN[:, :B] for mask_BN in masks)

@@ -36,6 +36,9 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str) -> None:
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise ValueError(f"compile_backend {backend!r} is unknown; choose one of {known}.")
+
+    # `dynamic` from the start: batches differ in length, and the first length would be compiled
+    # alone.
     for block in blocks:
         block.forward = torch.compile(block.forward, backend=backend, dynamic=True)
 
@@ -43,6 +46,7 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str) -> None:
 def _checkpointed(forward: Any) -> Any:
     @wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
+        # Nothing is kept for a backward pass here, so a checkpoint would save nothing.
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,10 +1,11 @@
-"""Exact gradients of a large batch in the memory of a small one (arXiv 2101.06983, METHOD 6).
+"""Exact gradients of a large batch in the memory of a small one (arXiv 2101.06983).
 
+See docs/method.md section 6.
 A contrastive loss needs the vectors of all rows together, but not the graphs behind them.
 Micro-batches are embedded one after the other; each lies in a non-reentrant checkpoint, which keeps
 its inputs and makes its graph again when the backward pass comes by, with the same random numbers.
 So there is one loss and one backward: automatic optimisation, clipping, accumulation, autocast and
-DDP see nothing of it. Graphs that fit into memory are kept: that saves their second forward pass.
+DDP need no change. Graphs that fit into memory are kept: that saves their second forward pass.
 Shapes: B rows.
 """
 
@@ -29,7 +30,7 @@ Embed = Callable[[Sequence[int]], tuple[Tensor, ...]]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientCache:
-    """How a batch is cut, and what may stay in memory.
+    """Bounds of micro-batches, and of the memory for graphs.
 
     Attributes:
         micro_batch_size: most rows of a micro-batch; None = no bound.
@@ -49,13 +50,17 @@ class GradientCache:
             "micro_batch_size": self.micro_batch_size,
             "micro_batch_tokens": self.micro_batch_tokens,
         }
+
         if all(value is None for value in bounds.values()):
             raise ValueError(
                 "gradient_cache: give micro_batch_size (rows) or micro_batch_tokens (tokens)."
             )
+
         for name, value in bounds.items():
             if value is not None and value < 1:
                 raise ValueError(f"gradient_cache: {name} {value}: expected 1 or more.")
+
+        # Negated, so that NaN is refused too.
         if not self.retained_gib >= 0:
             raise ValueError(
                 f"gradient_cache: retained_gib {self.retained_gib}: expected 0 or more."
@@ -70,6 +75,9 @@ class GradientCache:
         found, start, tokens = [], 0, 0
         for row, cost in enumerate(costs):
             size = row - start
+
+            # The row in hand opens the next micro-batch: its own cost is in the test, not yet in
+            # the sum.
             full = self.micro_batch_size is not None and size >= self.micro_batch_size
             heavy = self.micro_batch_tokens is not None and tokens + cost > self.micro_batch_tokens
             if size and (full or heavy):
@@ -85,7 +93,7 @@ def embed_cached(
     cache: GradientCache | None,
     parameters: Callable[[], Iterable[Tensor]] = tuple,
 ) -> tuple[Tensor, ...]:
-    """What `embed` returns for all rows, in a graph that `cache` keeps small.
+    """Returns the outputs of `embed` for all rows, in a graph that `cache` keeps small.
 
     Bitwise the same as with all graphs retained, and as one call for the whole batch up to
     rounding: `embed` must treat every row by itself.
@@ -100,8 +108,11 @@ def embed_cached(
     """
     if cache is None or not torch.is_grad_enabled():
         return embed(range(len(costs)))
+
     memory = GraphMemory(cache.retained_gib * _GIB, parameters)
     parts = []
+
+    # Without rows there is still one call: an idle rank must join the graph.
     *earlier, last = cache.micro_batches(costs) or [range(0)]
     for rows in earlier:
         if memory.has_room():
@@ -109,6 +120,7 @@ def embed_cached(
                 parts.append(embed(rows))
         else:
             parts.append(checkpoint(embed, rows, use_reentrant=False, preserve_rng_state=True))
+
     # The backward pass begins with it, before it makes any other graph again: keeping it is free.
     parts.append(embed(last))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -123,7 +135,7 @@ class GraphMemory:
         self._parameters = parameters
 
     def has_room(self) -> bool:
-        """Whether one more graph may be kept."""
+        """Tells whether one more graph may be kept."""
         return self.allowed > 0 and self.used + self.largest <= self.allowed
 
     @contextmanager
@@ -132,14 +144,17 @@ class GraphMemory:
         sizes: dict[int, int] = {}
 
         def note(x: Tensor) -> Tensor:
+            # By storage: views of one tensor take its memory once.
             storage = x.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
             return x
 
         with saved_tensors_hooks(note, _as_it_is):
             yield
+
         for parameter in self._parameters():
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
+
         size = sum(sizes.values())
         self.used, self.largest = self.used + size, max(self.largest, size)
 

@@ -110,10 +110,12 @@ def _negatives(
 ) -> Tensor:
     if batch.negative_ids_BK is None:
         return like_bD.new_zeros(len(rows), 0, like_bD.shape[1])
+
     # All negatives in one pass, then each to its place: rows have unequally many.
     lists = [batch.negatives[row] for row in rows]
     places = [(place, k) for place, sides in enumerate(lists) for k in range(len(sides))]
     index = torch.tensor(places, dtype=torch.long, device=like_bD.device).reshape(-1, 2)
+
     empty_bKD = like_bD.new_zeros(len(rows), batch.negative_ids_BK.shape[1], like_bD.shape[1])
     vectors = backbone([side for sides in lists for side in sides])
     return empty_bKD.index_put(tuple(index.unbind(1)), vectors)

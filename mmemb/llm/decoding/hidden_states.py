@@ -36,6 +36,7 @@ def end_states(model: PreTrainedModel, layer: int | None) -> Iterator[list[Tenso
     states: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        # The last place of every row is real, since rows are padded on the left.
         state_UQH = output[0] if isinstance(output, tuple) else output
         states.append(state_UQH[:, -1].float().cpu())
 

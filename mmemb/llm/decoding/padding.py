@@ -1,4 +1,4 @@
-"""Rows of token ids padded on the left, and their positions; knows no model.
+"""Rows of token ids padded on the left, and their positions; it needs no model.
 
 Shapes: R rows, Q new tokens, L tokens of a row up to now.
 """

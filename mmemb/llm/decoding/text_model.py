@@ -94,7 +94,7 @@ def read_behind(
     position_RQ = real_positions(mask_RL, ids_RQ.shape[1])
     if prefix is not None:
         position_RQ = position_RQ + prefix.get_seq_length()
-        arguments["shared_prefix"] = prefix  # no other model than those that share knows the word
+        arguments["shared_prefix"] = prefix  # only models that share a prefix take this argument
     return model(
         input_ids=ids_RQ,
         attention_mask=mask_RL,
@@ -125,6 +125,7 @@ def share_prefix(
     whole = [Prompt((*prefix, *probe)) for probe in probes]
     expected = CachedRows(TextModel(model), whole).logits_RV.float()
 
+    # The shared way is tried on the real model and undone if any logit differs.
     usual = model.config._attn_implementation
     model.set_attn_implementation(SHARED_PREFIX_ATTENTION)
     own = [Prompt(tuple(probe)) for probe in probes]

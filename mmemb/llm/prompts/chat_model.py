@@ -1,6 +1,6 @@
 """A chat model with its few-shot prompt: its weights, and the tokens of questions and replies.
 
-Knows no decoding. What writes and what is fitted share it, so both read the very same prompt.
+It holds no decoding. Generation and fitting share it, so both read the same prompt.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class ChatModel:
 
     @cached_property
     def shares_prefix(self) -> bool:
-        """Whether the model provably computes the same with the prefix stored once."""
+        """Tells whether the model provably computes the same with the prefix stored once."""
+
+        # Of unequal lengths, so that the comparison covers padding.
         probes = [self.question_ids(question) for question in ("a", "a longer question")]
         tolerance = 1e-3 if self.dtype == "float32" else 0.2
         return share_prefix(self.model, self.prefix_ids, probes, tolerance)
@@ -93,6 +95,7 @@ class ChatModel:
     def question_ids(self, question: str) -> list[int]:
         """Tokens between the prefix and the first generated token."""
         question = as_text(question, self.tokenizer)
+
         own = self.prompt.render(self.tokenizer, question)[len(self._shared_text) :]
         return self.tokenizer.encode(own, add_special_tokens=False)
 
@@ -101,6 +104,8 @@ class ChatModel:
         rationale = replace(rationale, text=as_text(rationale.text, self.tokenizer))
         text = self.prompt.generated(rationale)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
+
+        # Without a closing text only the end token stops the model, so it must learn to write that.
         return ids if self.prompt.closing else [*ids, self.tokenizer.eos_token_id]
 
     @cached_property

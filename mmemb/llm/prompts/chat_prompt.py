@@ -1,7 +1,7 @@
 """A side as the prompt of a vision-language model, through its own template and processor.
 
-The prompt is the same at every depth (METHOD 6): it ends where the model would begin to answer, and
-nothing in it says whether an answer will follow. Shapes: L tokens.
+The prompt is the same at every depth (docs/method.md section 6): it ends where the model would
+begin to answer, and nothing in it says whether an answer will follow. Shapes: L tokens.
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ class PromptBuilder:
     def __init__(self, processor: Any, style: PromptStyle) -> None:
         self.processor, self.style = processor, style
         self.tokenizer = getattr(processor, "tokenizer", processor)
+
         own = set() if style.chat else {style.image_mark, style.video_mark} - {""}
         self.marks = media_marks(processor) | own
         has_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
+
         if style.chat and not has_template:
             raise ValueError(
                 "The model's processor has no chat template, so no prompt can be made. Use an "
@@ -82,7 +84,7 @@ class PromptBuilder:
 
     @property
     def modalities(self) -> frozenset[str]:
-        """What the processor can read."""
+        """The modalities that the processor can read."""
         kinds = {"image": "image_processor", "video": "video_processor"}
         found = {k for k, name in kinds.items() if getattr(self.processor, name, None) is not None}
         return frozenset({"text"} | found)
@@ -100,17 +102,21 @@ class PromptBuilder:
         prompt = self._build(side, ending)
         if (excess := len(prompt) - self.style.max_length) <= 0:
             return prompt
+
         if self.style.long_text == "error":
             raise ValueError(
                 f"A prompt has {len(prompt)} tokens, more than max_length {self.style.max_length} "
                 f"(text {side.text[:60]!r}): raise it, or set long_text: truncate."
             )
+
+        # Only the side's text is cut; a template, a suffix and pictures must stay whole.
         ids = self.tokenizer.encode(self.plain(side.text), add_special_tokens=False)
         while ids and len(prompt) > self.style.max_length:
             ids = ids[: max(0, len(ids) - excess)]
             shorter = self.tokenizer.decode(ids, skip_special_tokens=True)
             prompt = self._build(replace(side, text=shorter), ending)
             excess = max(1, len(prompt) - self.style.max_length)  # a cut word may become two
+
         if len(prompt) > self.style.max_length:
             raise ValueError(
                 f"A prompt has {len(prompt)} tokens without its text, more than max_length "
@@ -120,9 +126,10 @@ class PromptBuilder:
         return prompt
 
     def build_all(self, sides: Sequence[Side]) -> list[Prompt]:
-        """The prompts of many sides; several pictures are prepared at once: 40 ms for a megapixel
-        are more than a fast device takes to read it."""
+        """Builds the prompts of many sides; several pictures are prepared at once: 40 ms for a
+        megapixel are more than a fast device takes to read it."""
         threads = min(_MOST_THREADS, os.cpu_count() or 1, sum(bool(side.media) for side in sides))
+
         if threads < 2:
             return [self.build(side) for side in sides]
         with ThreadPoolExecutor(threads) as pool:
@@ -141,6 +148,7 @@ class PromptBuilder:
     def _unframed(self, side: Side) -> str:
         style = self.style
         self._check(side)
+
         parts = [style.image_mark for media in side.media if media.kind == "image"]
         parts += [style.video_mark] if self._frames(side) else []
         parts += [side.instruction or style.default_instruction, side.text]
@@ -148,11 +156,13 @@ class PromptBuilder:
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as text, by the model's template; no thought is opened."""
+
         if self.modalities == {"text"}:  # templates of language models know no parts
             messages = [
                 {**message, "content": "".join(part["text"] for part in message["content"])}
                 for message in messages
             ]
+
         style = self.style
         rendered = conversation_text(
             self.processor, messages, style.add_generation_prompt, **style.template_arguments
@@ -180,20 +190,27 @@ class PromptBuilder:
     def read(self, text: str, side: Side) -> Prompt:
         """Text with a placeholder for each of a side's pictures, and for its clip, as tokens."""
         pictures = [pixels_of(m) for m in side.media if m.kind == "image"]
+
         frames = [pixels_of(m) for m in self._frames(side)]
         given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         if pictures:
             given |= {"images": pictures, "images_kwargs": self.image_bounds(self.style.max_pixels)}
+
         if frames:
             least = getattr(self.processor.video_processor, "temporal_patch_size", None) or 1
             settings = self._clip(len(frames), max(len(frames), least))
             given |= {"videos": [clip_of(frames, least)], "videos_kwargs": settings}
+
+        # A prompt stands alone here, so its mask is all ones; batches make their own.
         read = dict(self.processor(**given))
         read.pop("attention_mask", None)
+
         ids = tuple(read.pop("input_ids")[0].tolist())
         kinds = {name: read.pop(name)[0] for name in _PER_TOKEN if name in read}
+
         if self.style.positions == "plain":
             kinds.pop("mm_token_type_ids", None)  # by it the axes would be counted
+
         media = {name: value for name, value in read.items() if isinstance(value, Tensor)}
         shown = tuple(m.digest for m in side.media if m.kind == "image")
         return Prompt(ids, kinds, media, shown)
@@ -201,8 +218,10 @@ class PromptBuilder:
     def _messages(self, side: Side) -> list[dict[str, Any]]:
         style, instruction = self.style, side.instruction or self.style.default_instruction
         in_system = style.instruction_in == "system"
+
         system = instruction if in_system and instruction else style.system
         said = [instruction] if instruction and not in_system else []
+
         content = self.content(side, "\n".join([*said, *([side.text] if side.text else [])]))
         messages = [{"role": "system", "content": [{"type": "text", "text": system}]}]
         return [*(messages if system else ()), {"role": "user", "content": content}]
@@ -211,6 +230,8 @@ class PromptBuilder:
         frames = [media for media in side.media if media.kind == "frame"]
         if len(frames) <= self.style.max_frames:
             return frames
+
+        # Evenly spaced with both ends, so that a clip's last frame is always shown.
         places = np.linspace(0, len(frames) - 1, self.style.max_frames).astype(int)
         return [frames[place] for place in places]
 
@@ -218,17 +239,20 @@ class PromptBuilder:
         """As the processors of Qwen take bounds on pixels; nothing, where none is set."""
         if most is None and self.style.min_pixels is None:
             return {}
+
         usual = dict(self.processor.image_processor.size)
         if not {"shortest_edge", "longest_edge"} <= usual.keys():
             raise ValueError(
                 f"The model's processor bounds pictures by {sorted(usual)}, not by their pixels: "
                 "leave min_pixels and max_pixels out."
             )
+
+        # The processor takes both bounds at once; the one that is not set keeps its own value.
         least = self.style.min_pixels or usual["shortest_edge"]
         return {"size": {"shortest_edge": least, "longest_edge": most or usual["longest_edge"]}}
 
     def _clip(self, count: int, shown: int) -> dict[str, Any]:
-        """How the processor is to take a clip of `count` frames, the last one repeated up to
+        """Settings of the processor for a clip of `count` frames, the last one repeated up to
         `shown`; it stands at the same time again, as in clips that processors fill up."""
         from transformers.video_utils import VideoMetadata
 
@@ -237,7 +261,10 @@ class PromptBuilder:
             fps=self.style.frames_per_second,
             frames_indices=[min(frame, count - 1) for frame in range(shown)],
         )
+
+        # Frames were chosen before: the processor must not sample them a second time.
         settings: dict[str, Any] = {"do_sample_frames": False, "video_metadata": [metadata]}
+
         if self.style.max_frame_pixels is not None:
             videos = self.processor.video_processor
             times = shown if bounds_whole_clips(videos) else 1

@@ -11,7 +11,7 @@ from mmemb.records.text import quote
 def conversation_text(
     reader: Any, messages: Sequence[Mapping[str, Any]], generates: bool = True, **arguments: Any
 ) -> str:
-    """A conversation as text, by the template of a model.
+    """Renders a conversation as text by the template of a model.
 
     Args:
         reader: a tokenizer or processor of transformers.

@@ -1,6 +1,6 @@
 """The few-shot prompt of a language model: its file, its messages, and how output is read.
 
-Knows no model; a tokenizer only as something with a chat template.
+It needs no model, and of a tokenizer the chat template alone.
 """
 
 from __future__ import annotations
@@ -108,11 +108,11 @@ class FewShotPrompt:
         return prompt
 
     def reply(self, think: str, answer: str) -> str:
-        """What the model should have written for a thought and an answer."""
+        """The whole reply of a model for a thought and an answer."""
         return f"{self.opening}{self._body(think, answer)}{self.closing}"
 
     def generated(self, rationale: Rationale) -> str:
-        """What the model has to write behind the opening for a rationale: the inverse of
+        """The text behind the opening that a model has to write for a rationale: the inverse of
         `rationale_text`."""
         if not rationale.answer or not (rationale.thinking or self.depth == SHORT):
             raise ValueError(
@@ -146,7 +146,7 @@ class FewShotPrompt:
         return os.path.commonprefix([self.render(tokenizer, probe) for probe in "ab"])
 
     def finished(self, generated: str) -> bool:
-        """Whether the closing text has been written."""
+        """Tells whether the closing text has been written."""
         return bool(self.closing) and self.closing in generated
 
     def rationale_text(self, generated: str, complete: bool) -> str:

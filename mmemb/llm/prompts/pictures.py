@@ -18,7 +18,7 @@ from mmemb.media.resampling import resample
 from mmemb.records.inputs import Media
 
 _MOST_RATIO = {"image": 200, "frame": 180}
-"""Of the sides: processors refuse more than 200, and those of clips round before they measure."""
+"""Largest ratio of the sides: processors refuse more than 200, those of clips after rounding."""
 _BENT_RATIO = 180
 
 
@@ -36,12 +36,14 @@ def pixels_of(media: Media) -> Tensor:
             f"picture {media.digest} has no pixels, which a vision-language model reads: leave out "
             "`features` of the data, or set decode: true."
         )
+
     height, width = media.pixels.shape[1:]
     if not height or not width:
         raise ValueError(
             f"picture {media.digest} is empty: {width} x {height} pixels. Leave its sample out, or "
             "prepare the data again from the original picture."
         )
+
     is_thin = max(height, width) > _MOST_RATIO[media.kind] * min(height, width)
     return _bent(media.pixels) if is_thin else media.pixels
 
@@ -54,19 +56,24 @@ def clip_of(frames: Sequence[Tensor], least: int) -> Tensor:
         least: of fewer frames the last one is repeated; some processors refuse a still picture.
     """
     size = frames[0].shape[1:]
+
     equal = [frame if frame.shape[1:] == size else _resized(frame, size) for frame in frames]
     return torch.stack([*equal, *equal[-1:] * (least - len(equal))])
 
 
 def bounds_whole_clips(processor: Any) -> bool:
-    """Whether a video processor's `longest_edge` bounds the pixels of all frames together, as in
-    the third generation of Qwen; before it, those of each frame."""
+    """Tells whether a video processor's `longest_edge` bounds the pixels of all frames together.
+
+    It does in the third generation of Qwen; before it, the bound is for each frame.
+    """
     resize = getattr(sys.modules[type(processor).__module__], "smart_resize", None)
     return resize is None or "num_frames" in inspect.signature(resize).parameters
 
 
 def _bent(pixels: Tensor) -> Tensor:
     height, width = pixels.shape[1:]
+
+    # The area is kept, and `short` is rounded up, so that the ratio stays within the bound.
     long = math.isqrt(_BENT_RATIO * height * width)
     short = -(-long // _BENT_RATIO)
     return _resized(pixels, (long, short) if height > width else (short, long))

@@ -35,7 +35,7 @@ _ADDED: MutableMapping[Any, frozenset[str]] = WeakKeyDictionary()
 
 
 def special_tokens(tokenizer: Any, marks: Iterable[str] = ()) -> frozenset[str]:
-    """What no text of data may spell: tokens that a tokenizer names as special, those that it
+    """Tokens that no text of data may spell: those that a tokenizer names as special, those that it
     merely adds as such or whose chat template writes them, and more marks; not the tags of
     rationales.
 
@@ -90,6 +90,7 @@ def _spaced(found: re.Match[str]) -> str:
 def _added(tokenizer: Any) -> frozenset[str]:
     found = _ADDED.get(tokenizer)
     if found is None:
+        # Some templates write tokens that their tokenizer does not declare special.
         template = str(getattr(tokenizer, "chat_template", None) or "")
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         found = _ADDED[tokenizer] = frozenset(

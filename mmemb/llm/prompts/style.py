@@ -1,4 +1,6 @@
-"""How sides are put to a vision-language model."""
+"""The style of prompts: settings by which a vision-language model is shown a side.
+
+See docs/method.md section 6."""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 @dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
 class PromptStyle:
-    """How sides are put to a model; what an embedder was trained with must be kept.
+    """Settings of prompts; an embedder must keep those with which it was trained.
 
     Attributes:
         system: of every conversation; empty = no system turn.
@@ -36,7 +38,7 @@ class PromptStyle:
         positions: `model` = as the model counts them, in time, height and width; `plain` = one by
             one, as models were trained whose prompts lacked the marks of pictures (VLM2Vec).
         rationale_in: `reply` = a rationale stands where the model answers, behind the prompt
-            (METHOD 6); `text` = it extends the side's text, for embedders that were trained to read
+            `text` = it extends the side's text, for embedders that were trained to read
             nothing behind their prompt.
         suffix: text behind the generation prompt, such as an end token that is pooled.
         add_generation_prompt: whether the turn of the model is opened.
@@ -73,15 +75,19 @@ class PromptStyle:
     def __post_init__(self) -> None:
         for known in fields(self):
             _check_type(known.name, str(known.type), getattr(self, known.name))
+
         at_least_one(max_frames=self.max_frames, max_length=self.max_length)
         for name in ("min_pixels", "max_pixels", "max_frame_pixels"):
             if getattr(self, name) is not None:
                 at_least_one(**{name: getattr(self, name)})
+
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}: swap "
                 "them, or leave one out."
             )
+
+        # NaN fails this comparison too, as it must.
         if not 0 < self.frames_per_second < math.inf:
             raise ValueError(
                 f"frames_per_second is {self.frames_per_second}; expected a number above 0."
@@ -103,7 +109,10 @@ class PromptStyle:
             raise ValueError(
                 f"style is {given!r:.60}; expected keys and values, such as {{max_length: 2048}}."
             )
+
         names = [known.name for known in fields(cls)]
+
+        # Checked here: the error of the constructor would show no valid keys.
         for key in given or {}:
             if key not in names:
                 close = get_close_matches(str(key), names, n=1)
@@ -135,6 +144,8 @@ def _check_type(name: str, annotation: str, value: Any) -> None:
         fits, expected = value in choices, " or ".join(choices)
     else:
         types, expected = _TYPES[annotation]
+
+        # In Python True is an int, but it is no count of pixels.
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
     if not fits:
         raise ValueError(f"{name} {value!r}: expected {expected}.")
