@@ -38,7 +38,7 @@ class Row:
     values: Mapping[str, Any]
 
     def text(self, name: str) -> str:
-        """A text; what is missing is the empty one."""
+        """Returns a text; what is missing is the empty one."""
         match self.values[name]:
             case None:
                 return ""
@@ -65,12 +65,13 @@ class Row:
     def index(self, name: str, length: int) -> int:
         """A whole number from 0 to `length` - 1, which may be written as text."""
         text = str(self.values[name])
+        # The length is bounded first, as `int` raises for thousands of digits.
         if not (text.isdecimal() and len(text) < 10) or int(text) >= length:
             raise self.error(f"a whole number below {length} in {name!r}", shown(text))
         return int(text)
 
     def error(self, expected: str, found: str) -> RowError:
-        """Says what is wrong with the row."""
+        """Returns the error of the row, which names the file and the row."""
         return RowError(
             f"{self.where}: expected {expected:.300}; found {found:.100}. Fetch the file again; "
             "if it stays, the published data has changed."
@@ -116,8 +117,10 @@ def find_files(task: Task, source: Path, config: str = "") -> tuple[Path, ...]:
         FileNotFoundError: there are none.
     """
     folder = repository(task, source)
+    # The README wins: repositories hold files of other configs with similar names.
     if found := _stated(folder, config, task.split) or _named(folder, config, task.split):
         return found
+
     what = f"config {config!r}, split {task.split!r}" if config else f"split {task.split!r}"
     raise FileNotFoundError(
         f"{task.name}: {folder} holds no data of {what}: expected files like "
@@ -145,6 +148,7 @@ def each_row(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Row | Ro
     """As `read_rows`, with the error in place of a row that is none."""
     for path in files:
         rows = _parquet_rows if path.suffix == ".parquet" else _json_rows
+        # One broken row is yielded as an error, so that callers may skip it.
         for number, values in enumerate(rows(path, columns)):
             row = Row(f"{path}, row {number}", {})
             match values:
@@ -164,10 +168,12 @@ def open_parquet(path: Path, columns: Sequence[str]) -> Any:
         raise ValueError(
             f"{path}: reading parquet needs pyarrow; run `pip install -e '.[data]'`."
         ) from None
+
     try:
         table = ParquetFile(path)
     except parquet_faults() as error:
         raise _cut_parquet(path, error) from None
+
     names = table.schema_arrow.names
     if missing := [name for name in columns if name not in names]:
         raise ValueError(_lacking(str(path), missing, names))
@@ -180,6 +186,7 @@ def _cut_parquet(path: Path, error: Exception) -> ValueError:
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:
     with open_parquet(path, columns) as table:
+        # Damage inside a row group shows only when it is read.
         try:
             yield from parquet_rows(table, columns, size=128)
         except parquet_faults() as error:
@@ -204,21 +211,26 @@ def _lacking(where: str, missing: Sequence[str], found: Iterable[str]) -> str:
 
 
 def _stated(folder: Path, config: str, split: str) -> tuple[Path, ...]:
-    """What the front matter of README.md says: `configs`, each with `data_files`."""
+    """Reads the front matter of README.md: `configs`, each with `data_files`."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     if not text.startswith("---"):
         return ()
+
     try:
         configs = yaml.safe_load(text.split("---", 2)[1])["configs"]
+        # Without a name the config `default` counts, or else the first one.
         wanted = [c for c in configs if c["config_name"] == (config or "default")]
         wanted = wanted or ([] if config else configs[:1])
         patterns = [p for c in wanted for p in _patterns(c["data_files"], split)]
         patterns = convert(patterns, list[_Pattern], str(readme))
     except (yaml.YAMLError, KeyError, TypeError, IndexError, SchemaError, RecursionError):
         return ()  # most repositories state nothing, or not this
+
+    # The README comes from elsewhere: a pattern must not reach out of the repository.
     if any(Path(pattern).is_absolute() or ".." in Path(pattern).parts for pattern in patterns):
         raise ValueError(f"{readme} names files outside its repository: {patterns}.")
+
     return tuple(path for pattern in patterns for path in sorted(folder.glob(pattern)))
 
 
@@ -236,9 +248,13 @@ def _named(folder: Path, config: str, split: str) -> tuple[Path, ...]:
         patterns += [f"{config}.*", f"*/{config}.*", f"{config}[-_]{split}*"]
     else:
         patterns = [f"data/{split}*", f"{split}*", f"*{split}*", f"data/*{split}*"]
+
+    # Patterns go from narrow to wide, so that the split's own file is found before others.
     for pattern in patterns:
         for suffix in _SUFFIXES:
             if found := tuple(sorted(p for p in folder.glob(pattern) if p.suffix == suffix)):
                 return found
+
+    # A single file holds everything only if no config was asked for.
     single = [p for p in folder.rglob("*") if p.suffix in _SUFFIXES]
     return tuple(single) if len(single) == 1 and not config else ()

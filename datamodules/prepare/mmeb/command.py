@@ -18,7 +18,7 @@ HELP = "the 78 tasks of MMEB-V2, from local copies (docs/mmeb_v2.md)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the subcommand."""
+    """Adds the arguments of the subcommand."""
     parser.add_argument("--source", type=Path, required=True, help="folder of the local copies")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="default: all 78")
     parser.add_argument("--out", type=Path, default=Path("data/mmeb_v2"))
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
             f"--source {options.source} is no folder: expected the local copies of MMEB-V2; "
             "docs/mmeb_v2.md says how to get them."
         )
+
     tasks = tasks_of(options.revision)
     if options.tasks:
         tasks = tuple(task_named(name, tasks) for name in options.tasks)
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
-    """Task by task; one that cannot be had does not keep the others from being written.
+    """Prepares task by task; a task that fails does not keep the others from being written.
 
     Raises:
         ValueError: at the end, with what is wrong with each of those.
@@ -59,6 +60,7 @@ def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
     failures = []
     for number, task in enumerate(tasks, 1):
         label = f"[{number}/{len(tasks)}] {task.modality}/{task.name}"
+        # One missing archive must not stop the other tasks: failures are told at the end.
         try:
             plan = plan_task(task, options.source)
             line = _check(plan, options) if options.check else _write(plan, label, options)
@@ -66,6 +68,7 @@ def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
             failures.append(str(error))
             line = "NOT " + ("as published" if options.check else "written")
         print(f"{label}: {line}", flush=True)
+
     if failures:
         listed = "\n".join(f"- {failure}" for failure in failures)
         raise ValueError(f"{len(failures)} of {len(tasks)} task(s) failed:\n{listed}")
@@ -78,12 +81,14 @@ def _check(plan: TaskPlan, options: argparse.Namespace) -> str:
             f"{plan.task.name}: {len(problems)} file(s) or folder(s) cannot be had; the first: "
             f"{problems[0]}"
         )
+
     missing = f", {len(problems)} missing" if problems else ""
     return f"{len(plan.queries)} queries, {len(plan.candidates)} candidates{missing}: as published"
 
 
 def _write(plan: TaskPlan, label: str, options: argparse.Namespace) -> str:
     def tell(folder: str, done: int, total: int) -> None:
+        # A log file would hold thousands of such lines, so only a terminal shows them.
         if sys.stderr.isatty():
             end = "\n" if done == total else ""
             print(f"\r{label}: {folder} {done}/{total} shards", end=end, file=sys.stderr)
@@ -91,6 +96,7 @@ def _write(plan: TaskPlan, label: str, options: argparse.Namespace) -> str:
     root = options.out / plan.task.modality / plan.task.name
     settings = Settings(options.workers, options.on_error, tell, options.recheck)
     manifest = write_root(plan, root, settings)
+
     counts = manifest["counts"]
     partial = f", PARTIAL: {len(manifest['skipped'])} left out" if manifest["partial"] else ""
     return f"{counts['queries']} queries, {counts['candidates']} candidates{partial}"

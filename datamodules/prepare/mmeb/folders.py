@@ -16,7 +16,7 @@ from mmemb.storage.shard_writer import Sample, finish_manifest, write_shard
 @final
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How roots are written.
+    """Settings of a writer of roots.
 
     Attributes:
         workers: shards that are written at once, a thread each.
@@ -57,6 +57,8 @@ def write_folder(folder: ShardFolder, settings: Settings) -> tuple[list[int], li
     """Fills the holes of a folder; returns the rows that it holds, and why others are missing."""
     whole = _drop_others(folder, settings)
     shards = folder.shards
+
+    # Threads are enough: decoding and hashing release Python's lock.
     pool = ThreadPoolExecutor(settings.workers)
     try:
         jobs = [
@@ -64,12 +66,16 @@ def write_folder(folder: ShardFolder, settings: Settings) -> tuple[list[int], li
             for name, rows in shards.items()
             if name not in whole
         ]
+
         for done, job in enumerate(as_completed(jobs), len(shards) - len(jobs) + 1):
             job.result()
             settings.tell(folder.path.name, done, len(shards))
     finally:
+        # At an error shards that are not begun are dropped; finished ones stay for the next run.
         pool.shutdown(cancel_futures=True)
+
     finish_manifest(folder.path, folder.mark, shards, folder.sources)
+    # The records tell what was written; shards of a former run are not made again.
     kept = [int(e.key) for name in shards for e in read_record(folder.path, name).entries]
     return kept, [_why(folder, n) for n in sorted(set(range(folder.count)) - set(kept))]
 
@@ -77,13 +83,17 @@ def write_folder(folder: ShardFolder, settings: Settings) -> tuple[list[int], li
 def _drop_others(folder: ShardFolder, settings: Settings) -> set[str]:
     """Removes shards of other settings, and those with holes if none are wanted; names the rest."""
     folder.path.mkdir(parents=True, exist_ok=True)
+    # Without a manifest no reader opens the folder until it is whole again.
     (folder.path / MANIFEST).unlink(missing_ok=True)
+
     found, shards = existing_shards(folder.path, folder.mark), folder.shards
+    # After `skip` a shard may have holes; a run that wants all rows must write it anew.
     whole = {
         name
         for name, rows in shards.items()
         if name in found and (settings.on_error == "skip" or found[name].num_samples == len(rows))
     }
+
     for path in folder.path.glob("*.tar"):
         if path.name not in whole:
             path.unlink()
@@ -94,6 +104,7 @@ def _drop_others(folder: ShardFolder, settings: Settings) -> set[str]:
 def _write_one(folder: ShardFolder, name: str, rows: range, settings: Settings) -> None:
     def samples() -> Iterator[Sample]:
         for number in rows:
+            # A row without its picture is passed over; the shard keeps the other rows.
             try:
                 sample = folder.sample(number)
             except UnreadableError:
@@ -106,6 +117,7 @@ def _write_one(folder: ShardFolder, name: str, rows: range, settings: Settings) 
 
 
 def _why(folder: ShardFolder, number: int) -> str:
+    # Decoded once more for its reason: a former run did not keep it.
     try:
         folder.sample(number)
     except UnreadableError as error:

@@ -26,7 +26,7 @@ def natural_key(name: str) -> list[str | int]:
 
 
 def choose_frames(count: int, wanted: int | None) -> list[int]:
-    """Which of `count` saved frames are taken: evenly spaced, rounded down; all if they are few.
+    """Chooses frames of `count` saved ones: evenly spaced, rounded down; all if they are few.
 
     >>> choose_frames(64, 8)
     [0, 9, 18, 27, 36, 45, 54, 63]
@@ -69,6 +69,7 @@ class PictureFolder:
 
     def image(self, name: str) -> Media:
         """One image."""
+        # A name that leads elsewhere raises here; a missing file is only a problem of its row.
         self.path(name)
         try:
             path = self._below_root(find_media(self._root, name))
@@ -81,6 +82,7 @@ class PictureFolder:
 
     def frames(self, name: str) -> Media:
         """The chosen frames of a clip."""
+        # Many rows of a task ask about one clip, and listing a folder is slow.
         if name not in self._known:
             self._known[name] = self._read_folder(name)
         return self._known[name]
@@ -90,8 +92,9 @@ class PictureFolder:
         return path.relative_to(self._source).as_posix()
 
     def path(self, name: str) -> Path:
-        """Where a name of the annotations points; never out of the folder."""
+        """Path of a name of the annotations; never out of the folder."""
         parts = PurePosixPath(name).parts
+        # Names come from a downloaded table; file systems take at most 255 bytes for one part.
         if (
             not name
             or "\0" in name
@@ -108,13 +111,16 @@ class PictureFolder:
             found, reason = find_frames(self._root, name, _FRAME_SUFFIXES), ""
         except MediaPathError as error:
             found, reason = [], f" ({error})"
+
         if not found:
             expected = "/".join(_FRAME_SUFFIXES)
             problem = f"{path} holds no frames: expected a folder of {expected}{reason}"
             return Media(problem=f"{problem}. Was the archive unpacked whole?")
 
+        # A file system lists names in any order.
         found.sort(key=lambda frame: natural_key(frame.name))
         chosen = [found[n] for n in choose_frames(len(found), self._wanted)]
+
         pictures = (self._picture(self._below_root(p), p.stat().st_size) for p in chosen)
         return Media(tuple(pictures), moving=True)
 

@@ -12,7 +12,7 @@ from datamodules.prepare.mmeb.plan import NO_MEDIA, Media, PlanBuilder, TaskPlan
 from mmemb.benchmarks.mmeb_v2 import Task
 
 PLACES = ("image-tasks/MMEB", "image-tasks")
-"""Where the names of the annotations start, with the archive's top folder or without."""
+"""Folders that image names start from, with the archive's top folder or without."""
 
 _TOKEN = "<|image_1|>"
 _QUERY_COLUMNS = ("qry_inst", "qry_text", "qry_img_path")
@@ -46,9 +46,11 @@ class _Reader:
     def _add(self, row: Row) -> None:
         texts = row.texts("tgt_text")
         names = self._add_pictures(row, texts) if "I" in self._task.outputs else texts
+        # Texts are their own names: equal labels of several rows are one candidate.
         if "I" not in self._task.outputs:
             for name in names:
                 self._builder.candidate(row.where, name, name)
+
         media, concept = self._query_media(row)
         self._builder.query(
             row.where,
@@ -72,10 +74,12 @@ class _Reader:
         if len(paths) != len(captions):
             raise row.error(f"a caption for each of {len(paths)} pictures", f"{len(captions)}")
         captioned = bool(captions[0].strip())  # the first decides for all of the row
+
         instruction, names = _plain(row.text("tgt_inst")), []
         for path, caption in zip(paths, captions, strict=True):
             names.append(self._name(path, caption))
             text = _plain(caption) if captioned else ""
+            # Two rows may give one picture two captions: the first one wins, as in the benchmark.
             if names[-1] in self._builder:
                 self._builder.repeat(names[-1], text, instruction)
             else:
@@ -84,8 +88,8 @@ class _Reader:
         return names
 
     def _name(self, path: str, caption: str) -> str:
-        """What the benchmark tells candidates apart by: objects in one picture by their captions,
-        but pages and news pictures by the picture alone."""
+        """Identity of a candidate in the benchmark: objects in one picture differ by captions,
+        pages and news pictures by the picture alone."""
         if self._task.layout == "image_t2i":
             return path
         return f"{path}:" + caption.strip('"')

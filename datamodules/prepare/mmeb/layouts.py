@@ -1,4 +1,4 @@
-"""What reads which layout, and whether the benchmark was read: counts, files that are missing."""
+"""Table of the readers of all layouts, and checks of a plan: counts and missing files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYOUTS: Mapping[str, Callable[[Task, Path], TaskPlan]] = {
     "beir": visdoc.plan_pages,
     "visrag": visdoc.plan_pages,
 }
-"""`Task.layout` -> what reads it."""
+"""`Task.layout` -> its reader."""
 
 _SHORTER_LISTS = {"image_qa", "image_i2t", "image_t2i", "image_i2i_vg"}
 """Layouts with one right candidate and up to so many sampled wrong ones."""
@@ -56,6 +56,7 @@ def check_counts(plan: TaskPlan) -> None:
     _expect(task, "queries", len(plan.queries), task.num_queries)
     if task.num_candidates is None:
         return
+
     if not task.local:
         hint = (
             f" Class names that no query has go into {video.LABELS}, one a line (docs/mmeb_v2.md)."
@@ -64,17 +65,21 @@ def check_counts(plan: TaskPlan) -> None:
         )
         _expect(task, "candidates", len(plan.candidates), task.num_candidates, hint)
         return
+
+    # A query whose frames are missing is judged by `media_problems` instead.
     whole = [q for q in plan.queries if not q.media.problem and q.candidates is not None]
     lengths = {len(query.candidates): query.where for query in whole}  # type: ignore[arg-type]
     if lengths:
         _expect(task, f"candidates ({lengths[max(lengths)]})", max(lengths), task.num_candidates)
+        # Lists of these layouts may be shorter, so only the longest has a known length.
         if task.layout not in _SHORTER_LISTS:
             where = lengths[min(lengths)]
             _expect(task, f"candidates ({where})", min(lengths), task.num_candidates)
 
 
 def media_problems(plan: TaskPlan) -> list[str]:
-    """Why sides of the plan cannot be had, as far as that shows without decoding."""
+    """Lists the problems of the plan's media, as far as they show without decoding."""
+    # Many sides share one clip: its problem is told once.
     sides = [*plan.queries, *plan.candidates]
     return list(dict.fromkeys(side.media.problem for side in sides if side.media.problem))
 

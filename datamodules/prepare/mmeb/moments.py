@@ -22,17 +22,22 @@ def plan_moments(task: Task, source: Path) -> TaskPlan:
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
     files = find_files(task, source, task.config)
     builder.read(files)
+
     for row in read_rows(files, ("query", "video_path")):
         video = PurePosixPath(row.name("video_path")).stem
         clips, media = _clips(folder.path(video)), folder.frames(f"{video}/{_QUERY}")
+
         names = [folder.name_of(clip) for clip in clips]
         for clip, name in zip(clips, names, strict=True):
             frames = folder.frames(f"{video}/{clip.name}")
             builder.candidate(row.where, name, "", frames, task.target_instruction)
+
         right = {
             n: 1.0 for clip, n in zip(clips, names, strict=True) if clip.name.startswith(_POSITIVE)
         }
+
         if not clips:
+            # A problem of the media and not an error: `--on-error skip` leaves such a query out.
             media = Media(problem=f"{folder.path(video)} holds no folders of clips.")
         text = row.text("query")
         builder.query(row.where, names, right, text=text, media=media, concept=video)
@@ -48,8 +53,10 @@ def plan_momentseeker(task: Task, source: Path) -> TaskPlan:
     for row in read_rows(files, columns):
         right, wrong = (_listed(row, c) for c in columns[1:3])
         names = [folder.name_of(folder.path(clip)) for clip in right + wrong]
+        # Right clips come first, so that the slice below finds them.
         for clip, name in zip(right + wrong, names, strict=True):
             builder.candidate(row.where, name, "", folder.frames(clip), task.target_instruction)
+
         kind, media = _asked(row, folder)
         builder.query(
             row.where,
@@ -63,6 +70,7 @@ def plan_momentseeker(task: Task, source: Path) -> TaskPlan:
 
 
 def _clips(video: Path) -> list[Path]:
+    # An archive that is not unpacked shows as a query without clips.
     if not video.is_dir():
         return []
     found = [path for path in video.iterdir() if path.is_dir() and path.name != _QUERY]
@@ -70,6 +78,7 @@ def _clips(video: Path) -> list[Path]:
 
 
 def _listed(row: Row, column: str) -> list[str]:
+    # The column is nested and comes from elsewhere, so any type may stand at any depth.
     try:
         paths = [entry["output_path"] for entry in row.values[column]]
         return [_clip_folder(path) for path in paths]
@@ -85,7 +94,7 @@ def _clip_folder(path: str) -> str:
 
 
 def _asked(row: Row, folder: PictureFolder) -> tuple[str, Media]:
-    """What the query holds beside its text: a letter of the registry, and the media."""
+    """Returns a letter of the registry for the query's kind, and its media beside the text."""
     name = row.text("input_frames")
     if name.endswith(".mp4"):
         return "VT", folder.frames(_clip_folder(name))

@@ -80,7 +80,9 @@ class PictureReader:
         """
         if media.problem:
             raise UnreadableError(media.problem)
+
         found = {}
+        # One image is `q0.jpg`; frames have a place of three digits, so that names sort by time.
         for number, picture in enumerate(media.pictures):
             where, data = self._read(picture)
             extension = check_picture(data, where)
@@ -93,18 +95,22 @@ class PictureReader:
         if picture.row >= 0:
             where = f"{self._plan.task.name}, page {picture.name!r}"
             return where, self._page(picture)
+
         path = self._plan.source / picture.name
+        # A missing file is a fault of its row, which `--on-error skip` may leave out.
         try:
             return str(path), picture_file(path)
         except OSError as error:
             raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from None
 
     def _page(self, picture: Picture) -> bytes:
+        # Several threads may ask for the first page at once; only one copies the table.
         with self._lock:
             if self._pages is None:
                 scratch = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 (`__exit__` closes it)
                 file = self._open.enter_context(scratch)
                 self._pages = _Pages(file, self._plan)
+        # Outside the lock: `pread` needs no shared position, so threads read at the same time.
         return self._pages.read(picture.row)
 
 
@@ -115,22 +121,26 @@ class _Pages:
     def __init__(self, file: IO[bytes], plan: TaskPlan) -> None:
         self._file, self._spans = file, list[tuple[int, int]]()
         self._problem = ""
+        # A problem is kept and raised at every read: other threads would read a half-filled file.
         try:
             for data in _corpus(plan.corpus):
                 self._spans.append((file.tell(), len(data)))
                 file.write(data)
         except (OSError, ValueError) as error:
             self._problem = f"{plan.task.name}: the pages of the corpus cannot be copied: {error}."
+
         file.flush()
         self._compare(plan)
 
     def read(self, row: int) -> bytes:
         if self._problem:
             raise ValueError(self._problem)
+
         start, size = self._spans[row]
         return os.pread(self._file.fileno(), size, start)
 
     def _compare(self, plan: TaskPlan) -> None:
+        # Rows with one name may be repeated pages, but only if their pictures are equal.
         for first, second in plan.twins:
             if not self._problem and self.read(first) != self.read(second):
                 self._problem = (

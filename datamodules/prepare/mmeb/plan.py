@@ -1,4 +1,4 @@
-"""What a task will consist of, before a picture is read: queries, candidate table, sources.
+"""Plan of a task before a picture is read: queries, candidate table, sources.
 
 Layouts fill a `PlanBuilder`; `write` turns the finished plan into shards.
 """
@@ -125,6 +125,7 @@ class PlanBuilder:
 
     def read(self, files: Iterable[Path]) -> None:
         """Remembers files as sources."""
+        # A dict keeps the order of files, which the manifest lists.
         self._files |= dict.fromkeys(files)
 
     def candidate(
@@ -135,10 +136,12 @@ class PlanBuilder:
         Raises:
             ValueError: a known name with other content; see `repeat` for where that may be.
         """
+        # Order of arrival gives the row, which is the candidate's identity in shards.
         if name not in self._row_of:
             self._row_of[name] = len(self._candidates)
             self._candidates.append(CandidatePlan(where, name, instruction, text, media))
             return
+
         first = self._candidates[self._row_of[name]]
         if (first.text, first.media, first.instruction) != (text, media, instruction):
             raise ValueError(
@@ -175,6 +178,7 @@ class PlanBuilder:
             concept: what the query is about; empty = its first right candidate.
             answers: texts that name the right candidate.
         """
+        # int32 as in the shards: a list may repeat a name, and the repeats are kept.
         rows = np.array([self._row_of[name] for name in names], np.int32)
         query = QueryPlan(
             where=where,
@@ -186,6 +190,7 @@ class PlanBuilder:
             answers=tuple(answers),
             candidates=rows if self.task.local else None,
         )
+
         self._check_positives(query, names)
         self._queries.append(query)
 
@@ -205,10 +210,13 @@ class PlanBuilder:
         )
 
     def _check_positives(self, query: QueryPlan, names: Sequence[str]) -> None:
+        # A query without its frames is left out, so its candidates may be missing, too.
         if query.media.problem:
             return
+
         known = set(names) if self.task.local else self._row_of
         lost = [name for name in query.relevance if name not in known]
+        # A query without a right candidate would count as a miss for every model.
         if lost or not query.relevance:
             what = f"{lost[0]!r} is not among" if lost else "none is named of"
             raise ValueError(

@@ -38,7 +38,7 @@ class Table:
 
 
 def query_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes], table: Table) -> Sample:
-    """A query.
+    """Returns the sample of a query.
 
     Args:
         plan: of its task.
@@ -51,9 +51,11 @@ def query_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes], table:
     """
     query = plan.queries[number]
     _check_content(query.where, "query", query.text, media)
+    # Candidates without a picture were left out, and a grade for them would name no row.
     relevance = {name: g for name, g in query.relevance.items() if name not in table.lost}
     if not relevance:
         raise UnreadableError(f"{query.where}: none of the query's right candidates is left.")
+
     concept = f"{plan.task.name}:{query.concept}"
     data = {
         "task": plan.task.name,
@@ -65,8 +67,10 @@ def query_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes], table:
         "relevance": relevance,
         "answers": list(query.answers),
     }
+
     meta = {k: data[k] for k in ("task", "part", "concept", "fact")} | {"gallery": plan.task.name}
     members = dict(media)
+    # Rows of the written table, not of the plan: rows that were left out shift all later ones.
     if query.candidates is not None:
         rows = [table.row_of[n] for n in query.candidates.tolist() if n in table.row_of]
         members |= encode_members({"candidates.npy": np.array(rows, np.int32)})

@@ -19,7 +19,7 @@ from mmemb.records.lines import split_lines
 
 FRAMES = "video-tasks/frames"
 LABELS = "labels.txt"
-"""In a classification repository: class names that no query has, one a line."""
+"""Name of a file in a classification repository: class names that no query has, one a line."""
 
 MVBENCH = (
     "episodic_reasoning", "action_sequence", "action_prediction", "action_antonym",
@@ -36,14 +36,16 @@ _YES_NO = ("yes", "no")
 
 
 def frame_folder(task: Task, source: Path) -> PictureFolder:
-    """Where a task's frames lie, as the archives unpack or tidied up."""
+    """Folder of a task's frames, as the archives unpack or tidied up."""
     group, name = _GROUPS[task.meta_task], _FOLDERS.get(task.name, task.name)
+    # Some archives hold folders of their makers' disks; these forms and a tidy one count.
     places = (
         f"{FRAMES}/{group}/{name}",
         f"{FRAMES}/{group}/{group}/{name}",
         f"{FRAMES}/{group}/data/ziyan/video_retrieval/{name}/frames",
         f"{FRAMES}/data/ziyan/video_retrieval/{name}/frames",
     )
+
     root = first_folder(source, places, task.name, f"{FRAMES}/{group}.tar.gz")
     return PictureFolder(source, root, task.frames)
 
@@ -53,11 +55,15 @@ def plan_classes(task: Task, source: Path) -> TaskPlan:
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
     files = find_files(task, source, task.config)
     builder.read(files)
+
     for row in read_rows(files, ("video_id", "pos_text")):
         video, label = row.name("video_id"), row.name("pos_text")
         builder.candidate(row.where, label, label)
+
         media = folder.frames(video)
         builder.query(row.where, (), {label: 1.0}, media=media, concept=video, answers=(label,))
+
+    # Classes without a query are candidates as well: the benchmark counts all of them.
     labels = repository(task, source) / LABELS
     if labels.is_file():
         builder.read([labels])
@@ -72,10 +78,12 @@ def plan_listed_classes(task: Task, source: Path) -> TaskPlan:
     files = find_files(task, source, task.config)
     builder.read(files)
     rows = read_rows(files, ("video_id", "pos_text", "neg_text"))
+
     for row in islice(rows, task.num_queries):
         video, label, names = row.name("video_id"), row.name("pos_text"), row.texts("neg_text")
         for name in names:
             builder.candidate(row.where, name, name)
+
         media = folder.frames(video)
         builder.query(row.where, names, {label: 1.0}, media=media, concept=video, answers=(label,))
     return builder.finish()
@@ -94,7 +102,7 @@ def _class_names(path: Path) -> list[str]:
 @final
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a row of question answering asks: names and texts of the options may differ."""
+    """One row of question answering; names and texts of the options may differ."""
 
     video: str
     text: str
@@ -108,13 +116,16 @@ def plan_questions(task: Task, source: Path) -> TaskPlan:
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
     columns, read = _QUESTIONS[task.layout]
     subsets = MVBENCH if task.layout == "mvbench" else (task.config,)
+
     for subset in subsets:
         files = find_files(task, source, subset)
         builder.read(files)
         for row in read_rows(files, columns):
             asked = read(row)
+
             for name, text in zip(asked.names, asked.texts, strict=True):
                 builder.candidate(row.where, name, text)
+            # Frames of MVBench lie in a folder for each subset.
             video = f"{subset}/{asked.video}" if task.layout == "mvbench" else asked.video
             builder.query(
                 row.where,
@@ -134,6 +145,7 @@ def plan_retrieval(task: Task, source: Path) -> TaskPlan:
     columns, read = _CAPTIONS[task.layout]
     files = find_files(task, source, task.config)
     builder.read(files)
+
     for row in read_rows(files, columns):
         name, text = read(row)
         media = folder.frames(name)
@@ -143,6 +155,7 @@ def plan_retrieval(task: Task, source: Path) -> TaskPlan:
 
 
 def _lettered(question: str, options: Sequence[str]) -> tuple[str, list[str]]:
+    # The letters are part of what the benchmark encodes.
     lettered = [f"({chr(ord('A') + n)}) {option}" for n, option in enumerate(options)]
     return "\n".join([question, "Options:", *lettered]).rstrip(), lettered
 

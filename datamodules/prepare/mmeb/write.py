@@ -42,9 +42,11 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
         ValueError: a picture cannot be had, and `on_error` is `raise`.
     """
     sources = _sources(plan)
+
     hashes = FileHashes(root / HASHES, settings.recheck)
     mark = plan_mark(plan, sources, hashes)
     hashes.save()
+
     if manifest := finished(root, mark, settings):
         return manifest
 
@@ -56,6 +58,7 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
 
     with PictureReader(plan, root) as reader:
         manifest = _Writer(plan, root, mark, sources, reader, settings).write()
+    # The manifest is the last file: it states that the root is whole.
     write_json(root / TASKS, [to_json(plan.task.evaluation)])
     write_json(root / MANIFEST, manifest)
     return manifest
@@ -79,6 +82,7 @@ class _ManifestJson(Schema):
 
 def finished(root: Path, mark: str, settings: Settings) -> dict[str, Any] | None:
     """The manifest of a root that is whole and of this fingerprint; else None."""
+    # Whatever is broken or missing here, writing again repairs it.
     try:
         manifest = read_json(root / MANIFEST, _ManifestJson)
         for folder in (root / CANDIDATES, root / QUERIES):
@@ -86,6 +90,7 @@ def finished(root: Path, mark: str, settings: Settings) -> dict[str, Any] | None
                 check_shard(folder, shard, verify=False)  # readers hash what they open
     except (OSError, ValueError):
         return None
+
     good_enough = settings.on_error == "skip" or not manifest.partial
     whole = manifest.fingerprint == mark and (root / TASKS).is_file()
     return to_json(manifest) if whole and good_enough else None
@@ -103,16 +108,20 @@ def plan_mark(plan: TaskPlan, sources: Sequence[Source], hashes: FileHashes) -> 
     parts += [[source.package, source.sha256] for source in sources]
     for part in parts:
         digest.update(canonical_json(part).encode())
+
     for query in plan.queries:
         rows = query.candidates if query.candidates is None else query.candidates.tolist()
         grades = list(query.relevance.items())
         text = (query.concept, query.instruction, query.text, query.answers)
+        # Only lists with repeats are marked, so all other fingerprints stay as they were.
         repeats = [REPEATS] if rows and len(set(rows)) < len(rows) else []
         labels = [text, files(query.media), grades, rows, *repeats]
         digest.update(canonical_json(labels).encode())
+
     for row in plan.candidates:
         data = (row.name, row.instruction, row.text, files(row.media))
         digest.update(canonical_json(data).encode())
+
     return digest.hexdigest()[:16]
 
 
@@ -137,6 +146,7 @@ def _sources(plan: TaskPlan) -> tuple[Source, ...]:
 def _needed_bytes(plan: TaskPlan) -> int:
     media = [side.media for side in (*plan.queries, *plan.candidates)]
     pictures: Iterable[Picture] = (p for m in media for p in m.pictures)
+    # Pages of a corpus lie in the scratch file and in the shards at once, hence twice.
     return sum(p.size for p in pictures) + 2 * sum(path.stat().st_size for path in plan.corpus)
 
 
@@ -152,8 +162,10 @@ class _Writer:
 
     def write(self) -> dict[str, Any]:
         """Writes both folders; returns the manifest of the root."""
+        # Candidates first: the lists of queries refer to rows that were really written.
         kept, lost = self._write_candidates()
         num_queries, skipped = self._write_queries(Table.of(self.plan, kept))
+
         counts = {
             "queries": num_queries,
             "candidates": len(kept),
@@ -161,6 +173,7 @@ class _Writer:
             "shadowed": self.plan.shadowed,
             "repeated_pages": len(self.plan.twins),
         }
+
         return {
             "format_version": FORMAT,
             "benchmark": "MMEB-V2",
@@ -198,6 +211,7 @@ class _Writer:
     def _write_folder(
         self, name: str, mark: str, media: Sequence[Media], sample: Callable[[int], Sample]
     ) -> tuple[list[int], list[str]]:
+        # Texts are small: more of them share a shard than pictures.
         heavy = any(m.pictures or m.problem for m in media)
         size = _WITH_MEDIA if heavy else _TEXT_ONLY
         folder = ShardFolder(self.root / name, mark, len(media), size, self.sources, sample)

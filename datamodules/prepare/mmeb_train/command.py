@@ -41,7 +41,7 @@ MOST_SHOWN = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the subcommand."""
+    """Adds the arguments of the subcommand."""
     parser.add_argument("--source", type=Path, required=True, help="folder of OWNER/REPOSITORY")
     parser.add_argument("--out", type=Path, default=Path("data/mmeb_train"))
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="default: all of the mixture")
@@ -66,24 +66,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Checks or converts the sources."""
     sources = [source_named(name) for name in options.sources or [s.name for s in MIXTURE]]
+
     shares = (options.validation_share, options.gate_share, options.calibration_share)
     cut = Cut(*shares, options.validation_queries)
+    # Above a sum of 1 the cuts would overlap, and nothing would be trained on.
     if not 0 <= sum(shares) < 1 or min(shares) < 0 or options.workers < 1:
         raise ValueError(
             "--validation-share, --gate-share and --calibration-share: expected 0 to below 1 "
             "together; --workers: 1 or more."
         )
+
     if options.check:
         skips = options.on_error == "skip"
         _tell_failures([_checked(s, options.source / s.repository, skips) for s in sources])
         return
+
     work = partial(_convert, options, cut)
     if options.workers == 1:
         found = list(map(work, sources))
     else:
+        # Spawned, as a fork of a process with threads may hang.
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             found = list(pool.map(work, sources))
+
     _tell_failures(found)
+    # After all sources: the overlay lists them all, and must not name one that failed.
     _finish(options, cut, sources)
 
 
@@ -93,13 +100,17 @@ def _checked(source: Source, folder: Path, skips: bool) -> str:
         rows = list(read_source(source, folder))
     except (ValueError, OSError) as error:
         return str(error)
+
     faults = [row for row in rows if row.fault]
     for row in faults[:MOST_SHOWN]:
         print(f"{source.name}, row {row.number}: {row.fault}")
     if faults and not skips:
         return f"{source.name}: {len(faults)} row(s) cannot be read, as listed above."
+
+    # An unreadable row has empty sides as well, and is not counted twice.
     empty = sum(row.is_empty for row in rows) - len(faults)
     cap = "" if source.cap is None else f" of at most {source.cap:,}"
+
     print(f"{source.name}: {len(rows):,} rows{cap}, {empty} with an empty side", flush=True)
     return "" if len(rows) > empty + len(faults) else f"{source.name}: no row could be used."
 
@@ -108,6 +119,7 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     """Writes the pairs of a source and says what became of its rows; "" or what is wrong."""
     folder, path = options.source / source.repository, _report_path(options.out, source)
     try:
+        # The fingerprint reads the annotations, so errors of theirs are caught here, too.
         mark = _fingerprint(options, cut, source)
         known = path.is_file() and read_json(path, _ReportJson).fingerprint == mark
         if known and is_complete(options.out / "pairs" / source.name, mark):
@@ -147,6 +159,7 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     """Queries, candidates, tasks, the overlay for training, and the manifest, last."""
     folders = {source: options.source / source.repository for source in sources}
     skips = options.on_error == "skip"
+    # The held-out rows are found anew, since a source that was complete is not read above.
     rows = {source: held_out_rows(source, folders[source], cut, skips) for source in sources}
     marks = [_fingerprint(options, cut, source) for source in sources]
     mark = hashlib.sha256("".join(marks).encode()).hexdigest()[:16]
@@ -189,14 +202,17 @@ def _report_path(out: Path, source: Source) -> Path:
 def _fingerprint(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     """A hash of the source's row, of the cut, and of the bytes of the annotations."""
     folder = options.source / source.repository
+    # Hashes lie beside the report: each source has its own process, and none shares a file.
     hashes = FileHashes(_report_path(options.out, source).with_suffix(".files"), options.recheck)
     files = [(str(p.relative_to(folder)), hashes.sha256(p)) for p in _annotations(folder, source)]
     hashes.save()
+
     parts: list[Any] = [FORMAT, asdict(source), asdict(cut), options.on_error, files]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
 
 
 def _annotations(folder: Path, source: Source) -> Iterator[Path]:
+    # Only annotations are hashed; the pictures are too many.
     places = {"mmeb": source.name, "colpali": "data", "visrag": "data"}
     inside = folder / places.get(source.layout, "video_instruction")
     for suffix in ("parquet", "jsonl"):

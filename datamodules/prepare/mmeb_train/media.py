@@ -44,12 +44,15 @@ class MediaStore:
         if side.content:
             where = f"{self._folder}, the picture of {side.text[:40]!r}"
             return {f"{prefix}0.{check_picture(side.content, where)}": side.content}
+        # A side without media is a text.
         if not side.picture:
             return {}
+
         data = self._read(side.picture)
         return {f"{prefix}0.{check_picture(data, f'{self._folder}/{side.picture}')}": data}
 
     def _read(self, name: str) -> bytes:
+        # An unpacked file wins over archives, which must be listed first.
         try:
             path = find_media(self._folder, name)
             if path.is_file():
@@ -59,6 +62,7 @@ class MediaStore:
             reason = str(error)
 
         archives = self._by_member().get(name, [])
+        # Archives may repeat a member, and only equal copies leave no doubt about which is meant.
         try:
             if len({archive.getinfo(name).CRC for archive in archives}) > 1:
                 raise ArchiveError(f"{name!r} is another picture in each of {_names(archives)}.")
@@ -66,6 +70,7 @@ class MediaStore:
                 return read_zip_member(archives[0], name, _LIMITS)
         except ArchiveError as error:
             raise UnreadableError(f"{error} Or leave it out with `--on-error skip`.") from None
+
         raise UnreadableError(
             f"{self._folder}: {reason}, and no archive below it holds {shown(name)}: unpack or "
             f"fetch it again, or leave such rows out with `--on-error skip`. {self._broken}".strip()
@@ -74,14 +79,17 @@ class MediaStore:
     def _by_member(self) -> dict[str, list[zipfile.ZipFile]]:
         """Name -> the archives that hold it; a broken archive counts as absent, until something is
         looked for in vain."""
+        # Listing all archives takes long, and sources that were unpacked never need it.
         if self._archives is None:
             self._archives = {}
+
             for path in sorted(self._folder.rglob("*.zip")):
                 try:
                     archive = open_zip(path)
                 except ArchiveError as error:
                     self._broken += f"{error} "
                     continue
+
                 for name in dict.fromkeys(archive.namelist()):
                     self._archives.setdefault(name, []).append(archive)
         return self._archives
@@ -97,6 +105,7 @@ class MediaStore:
             )
 
         frames = sorted(found, key=lambda path: natural_key(path.name))
+        # The same frames as in evaluation, so that training and test show clips alike.
         members = {}
         for place, number in enumerate(choose_frames(len(frames), FRAMES)):
             data = picture_file(frames[number])

@@ -15,7 +15,7 @@ from datamodules.prepare.mmeb_train.sources import Source, instructions
 from mmemb.records.text import has_text
 
 TOKENS = ("<|image_1|>", "<|image_2|>", "<image>", "<video>")
-"""Where a picture stands in a stored text; each model has its own token, so none is kept."""
+"""Placeholders of a picture in stored texts; each model has its own token, so none is kept."""
 
 _PAGE = "Understand the content of the provided document image."
 _FIND_PAGE = "Find a document image that matches the given query:"
@@ -77,7 +77,7 @@ class TrainRow:
 
     @property
     def topic(self) -> str:
-        """What must not lie on both sides of a cut: a picture, or the query's text."""
+        """Key of a cut, which must not lie on both sides of it: a picture, or the query's text."""
         return self.query.shows or self.target.shows or self.query.text
 
 
@@ -98,7 +98,9 @@ def read_source(source: Source, folder: Path) -> Iterator[TrainRow]:
             f"{source.name}: {folder} holds no annotations of it (docs/mmeb_train.md says which "
             "files are expected where). Was the download complete?"
         )
+
     for number, row in enumerate(islice(each_row(files, columns), source.cap)):
+        # The number counts all rows, also broken ones, as it is the key of the pair.
         try:
             match row:
                 case RowError():
@@ -115,6 +117,7 @@ Layout = tuple[list[Path], tuple[str, ...], Callable[[Row], tuple[TrainSide, Tra
 
 
 def _mmeb(source: Source, folder: Path) -> Layout:
+    # `original` files hold the published pairs; other files of the folder are variants.
     files = sorted((folder / source.name).glob("original*.parquet"))
 
     def pair(row: Row) -> tuple[TrainSide, TrainSide]:
@@ -158,8 +161,10 @@ def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
         turns = row.of_type("conversations", row.values["conversations"], list, "a list of turns")
         if len(turns) < 2:
             raise row.error("two turns in 'conversations'", shown(turns))
+
         asked, answered = (_plain(_turn_text(row, turn)) for turn in turns[:2])
         clip = row.name("video")
+        # The caption looks for its video, so the answer of the turn becomes the query.
         if kind == "video_retrieval":
             return TrainSide(answered, _FIND_VIDEO), TrainSide("", _VIDEO, clip=clip)
         if kind == "video_qa":
@@ -177,6 +182,7 @@ def _turn_text(row: Row, turn: Any) -> str:
 def _stored(text: str, picture: str) -> TrainSide:
     """A side of MMEB-train, whose instruction stands in front of its text."""
     text = _plain(text)
+    # The longest instruction first: a shorter one may be the beginning of it.
     for instruction in instructions():
         if text.startswith(instruction):
             return TrainSide(text[len(instruction) :].strip(), instruction, picture)

@@ -72,7 +72,8 @@ _VG = "Select the portion of the image that isolates the object labeled as"
 
 @cache
 def instructions() -> tuple[str, ...]:
-    """What a stored text may begin with, the longest first: then it is kept apart from the text."""
+    """Instructions that stored texts may begin with, the longest first."""
+    # Training rows use the instructions of the benchmark, and `_VG` beside them.
     known = {t.query_instruction for t in TASKS} | {t.target_instruction for t in TASKS} | {_VG}
     return tuple(sorted(known - {""}, key=len, reverse=True))
 

@@ -28,7 +28,7 @@ Held = tuple[str, TrainRow]
 @final
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which rows are held out: by hash of what they show, so that no picture lies in two parts.
+    """Rule for rows that are held out: by hash of what they show, so no picture lies in two parts.
 
     Attributes:
         share: of the topics, for part `val`.
@@ -49,6 +49,7 @@ class Cut:
 
     def part(self, row: TrainRow) -> str:
         """The part that the row's topic belongs to."""
+        # By hash and not by place, so that another cap or order moves no topic to another part.
         place, end = stable_hash("mmeb-train validation", row.topic) % 10_000, 0.0
         for name, share in self.shares.items():
             end += 10_000 * share
@@ -60,7 +61,7 @@ class Cut:
 @final
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of a source's rows.
+    """Counts of a source's rows by what became of them.
 
     Attributes:
         pairs: written.
@@ -84,10 +85,12 @@ def write_pairs(
 
     def samples() -> Iterator[Sample]:
         for row in tqdm(read_source(source, folder), desc=source.name, disable=None):
+            # The fault comes first: a row with a fault has empty sides as well.
             if row.fault:
                 _leave_out(source, row, row.fault, skips, skipped)
             elif row.is_empty:
                 counts["empty"] += 1
+            # All held-out topics stay out of training, also beyond `Cut.most`.
             elif cut.part(row) != "train":
                 counts["held_out"] += 1
             else:
@@ -122,19 +125,25 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
         if row.fault:
             _leave_out(source, row, row.fault, skips, [])
             continue
+
         part = cut.part(row)
+        # One row for each topic: equal queries would count several times.
         if row.is_empty or row.topic in found or part == "train" or counts[part] >= cut.most:
             continue
+        # The media are decoded here, so that a query never fails after it was counted.
         try:
             for side in (row.query, row.target):
                 store.members(side, "q")
         except UnreadableError as error:
             _leave_out(source, row, str(error), skips, [])
             continue
+
         found[row.topic] = (part, row)
         counts[part] += 1
+        # All cuts are full: the rest of a large source need not be read.
         if all(counts[held] >= cut.most for held, share in cut.shares.items() if share):
             break
+
     return sorted(found.values(), key=lambda held: PARTS.index(held[0]))
 
 
@@ -150,10 +159,13 @@ def write_held_out(
     rows: Mapping[Source, list[Held]], folders: Mapping[Source, Path], out: Path, mark: str
 ) -> None:
     """Writes `queries/` and `candidates/`: each source is a task, its targets are the gallery."""
+    # A target of several rows is one candidate of its source.
     candidates = {
         (source, row.target.name): row.target for source, found in rows.items() for _, row in found
     }
+
     stores = {source: MediaStore(folder) for source, folder in folders.items()}
+    # Generators: media are read shard by shard.
     tables: dict[str, Iterable[Sample]] = {
         "candidates": (
             _candidate(source, number, side, stores[source])
@@ -165,6 +177,7 @@ def write_held_out(
             for part, row in found
         ),
     }
+
     for name, samples in tables.items():
         write_folder(
             out / name,
@@ -188,6 +201,7 @@ def _pair(source: Source, row: TrainRow, store: MediaStore) -> Sample:
         "positives": [target.name],
         "answers": [target.text] if target.text else [],
     }
+
     members = store.members(query, "q") | store.members(target, "t")
     return Sample(_key(source, row), members | encode_members({"json": data}), meta | {"half": ""})
 
@@ -200,6 +214,7 @@ def _query(source: Source, part: str, row: TrainRow, store: MediaStore) -> Sampl
         "relevance": {row.target.name: 1.0},
         "answers": [row.target.text] if row.target.text else [],
     }
+
     members = store.members(row.query, "q") | encode_members({"json": data})
     return Sample(_key(source, row), members, labels | {"gallery": source.name})
 
@@ -211,6 +226,7 @@ def _candidate(source: Source, number: int, side: TrainSide, store: MediaStore) 
 
 
 def _labels(source: Source, row: TrainRow, part: str) -> dict[str, str]:
+    # A hash, as a topic may be a long text.
     concept = f"{stable_hash(source.name, row.topic, bits=64):016x}"
     fact = f"{source.name}/{concept}"
     return {"task": source.name, "part": part, "concept": concept, "fact": fact}
