@@ -1,6 +1,7 @@
-"""The seam of stage 1: what a rationale worker must do.
+"""The seam of stage 1: the interface of a rationale worker.
 
-Knows no model. A worker sees one side and never its partner, so its rationales are `one-sided`.
+It depends on no model. A worker sees one side and never its partner, so its rationales are
+`one-sided`. Terms are those of docs/method.md sections 3, 4, 5 (leak) and 7 (probe).
 """
 
 from __future__ import annotations
@@ -47,19 +48,20 @@ class RationaleSource(ABC):
 
     def spec(self) -> dict[str, Any]:
         """Returns `class_path` and `init_args`, from which `load_worker` makes it again."""
+        # A public class goes by its name in the package, so that it may move to another module.
         kind, room = type(self), package.__name__
         is_public = kind.__module__.startswith(room) and kind.__name__ in package.__all__
         path = f"{room}.{kind.__name__}" if is_public else class_path(self)
         return {"class_path": path, "init_args": self.config()}
 
     def can_read(self, side: Side) -> bool:
-        """Tells if every modality of a side is one that this source reads."""
+        """Tells whether every modality of a side is one that this source reads."""
         return bool(side.modalities) and side.modalities <= self.reads
 
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """Returns the hidden states at the ends of prompts, before anything is written.
 
-        A prefill and no generated token, so a gate may ask for it (METHOD 7, *probe*).
+        It costs a prefill and no generated token, so a gate may ask for it.
 
         Args:
             sides: B sides that `can_read` accepts.
@@ -73,16 +75,16 @@ class RationaleSource(ABC):
         )
 
     def identity(self) -> str:
-        """Hash of all that shapes what this worker writes, for fingerprints."""
+        """Hash of all that shapes the rationales of this worker, for fingerprints."""
         return f"{stable_hash(sorted(self.spec().items()), bits=64):016x}"
 
 
 class RationaleWorker(RationaleSource, ABC):
-    """Writes candidate rationales about sides (METHOD 4).
+    """Writes candidate rationales about sides.
 
     Attributes:
         concepts: concepts that its prompt names. A rationale about one of them may be copied
-            from the prompt, so the caller drops and counts it (METHOD 5, leak).
+            from the prompt, so the caller drops and counts it as a leak.
     """
 
     concepts: frozenset[str] = frozenset()
@@ -102,11 +104,11 @@ class RationaleWorker(RationaleSource, ABC):
         """
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
-        """What fits a copy of this worker's model on rationales; the worker itself stays as it is.
+        """Makes a tuner, which fits a copy of this worker's model; the worker stays as it is.
 
         Args:
-            lora: which updates are trained.
-            seed: of their start.
+            lora: rank, scale and layers of the updates.
+            seed: seed of their start.
         """
         raise ValueError(
             f"The worker {self.name or type(self).__name__!r} has no weights that could be fitted. "
@@ -115,19 +117,19 @@ class RationaleWorker(RationaleSource, ABC):
 
     @property
     def fitted_facts(self) -> frozenset[str]:
-        """Facts whose rationales this worker was fitted on (METHOD 3); of most workers none."""
+        """Facts whose rationales this worker was fitted on; of most workers none."""
         return frozenset()
 
     def draw_identity(self) -> str:
         """Hash of what one draw depends on beside its side and seed: model, prompt and decoding.
 
-        By it an earlier draw is found again. It may leave out of `identity` what moves nothing
-        but rounding, such as how many draws are decoded together.
+        An earlier draw is found again by it. It may leave out what changes rounding alone, such as
+        the number of draws that are decoded together.
         """
         return self.identity()
 
     def probe_identity(self) -> str:
-        """The same of `probe`: model, prompt, and where in it the state is read."""
+        """Hash of what `probe` depends on: model, prompt, and the block that is read."""
         return self.identity()
 
 
@@ -139,7 +141,7 @@ def drawn_seeds(seeds_K: Tensor) -> list[int]:
 def asked_draws(
     worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
 ) -> list[tuple[int, int]]:
-    """Row and seed of every draw that is asked for, of sides that the worker can read."""
+    """Lists row and seed of every draw that is asked for, of sides that the worker can read."""
     check_seeds(sides, seeds_BK)
     return [
         (row, seed)
@@ -150,14 +152,14 @@ def asked_draws(
 
 
 def check_reads(reads: Collection[str]) -> frozenset[str]:
-    """Modalities that a worker is told to read."""
+    """Returns the modalities that a worker is told to read; ValueError for any other."""
     if not reads or not set(reads) <= {"text", "image", "video"}:
         raise ValueError(f"reads {sorted(reads)}: expected some of text, image, video.")
     return frozenset(reads)
 
 
 def check_seeds(sides: Sequence[Side], seeds_BK: Tensor) -> None:
-    """Rejects seeds that do not belong to these sides."""
+    """Raises ValueError if the seeds do not belong to these sides."""
     if seeds_BK.ndim != 2 or len(seeds_BK) != len(sides):
         raise ValueError(
             f"seeds_BK has shape {tuple(seeds_BK.shape)}; expected ({len(sides)}, K): one row of "
@@ -169,6 +171,7 @@ def check_probe(worker: RationaleSource, probed: Sequence[tuple[Side, Tensor]]) 
     """Raises ValueError if the live worker's hidden states are not those that the gate learned."""
     for side, known_H in probed:
         live_H = worker.probe([side])[0].cpu()
+        # Stored states are float16, and batches of other sizes round differently.
         if live_H.shape != known_H.shape or (live_H - known_H).abs().max() > 0.02 * known_H.std():
             raise ValueError(
                 f"The gate's worker {worker.name!r} has another hidden state about {side.text!r} "

@@ -46,8 +46,8 @@ class LabelBridgeWorker(RationaleWorker):
         embedder: folder of a backbone (`runs/.../trunk/backbone`).
         labels: `labels.json` of the data: a list of objects with `text` and `instruction`, as
             training queries ask for pictures.
-        template: what the worker is asked, with the fields `{text}` and `{labels}`.
-        device: of the embedder.
+        template: the question to the worker, with the fields `{text}` and `{labels}`.
+        device: device of the embedder.
     """
 
     file_arguments: ClassVar[tuple[str, ...]] = ("labels",)
@@ -67,6 +67,7 @@ class LabelBridgeWorker(RationaleWorker):
         self.name, self.concepts = self.worker.name, self.worker.concepts
         self.embedder, self.labels_path = str(embedder), str(labels)
         self.template, self.device = template, device
+
         self.labels, self._revision = read_labels(Path(labels))
         self._said: dict[tuple[str, ...], str] = {}
         _check_template(template)
@@ -91,6 +92,7 @@ class LabelBridgeWorker(RationaleWorker):
         return self._identity(self.worker.probe_identity())
 
     def _identity(self, of_worker: str) -> str:
+        # A run counts by its fingerprint, wherever it lies; any other folder or id by its name.
         run = run_mark(Path(self.embedder).parent) or self.embedder
         return f"{stable_hash(of_worker, run, self._revision, self.template, bits=64):016x}"
 
@@ -113,17 +115,21 @@ class LabelBridgeWorker(RationaleWorker):
 
     @torch.inference_mode()
     def told(self, sides: Sequence[Side]) -> list[Side]:
-        """The sides as text; those without pictures stay as they are."""
+        """Puts the sides as text; those without pictures stay as they are."""
+        # Equal pictures are encoded once in the life of this worker.
         unseen = {_key(shown): shown for side in sides for shown in _shown(side)}
         unseen = {key: shown for key, shown in unseen.items() if key not in self._said}
+
         if unseen:
             picture_MD = self._backbone.encode([Side(media=shown) for shown in unseen.values()])
             nearest_M = (picture_MD @ self._label_ND.T).argmax(1).tolist()
             self._said |= zip(unseen, (self.labels[n].text for n in nearest_M), strict=True)
+
         return [self._as_text(side) if side.media else side for side in sides]
 
     def _as_text(self, side: Side) -> Side:
         labels = " and ".join(self._said[_key(shown)] for shown in _shown(side))
+        # A side with neither text nor instruction leaves a blank at the beginning.
         text = self.template.format(text=side.text or side.instruction, labels=labels)
         return replace(side, text=text.strip(), media=())
 
@@ -168,7 +174,7 @@ _Labels = Annotated[tuple[LabelJson, ...], msgspec.Meta(min_length=1)]
 
 
 def read_labels(path: Path) -> tuple[list[Side], str]:
-    """The labels of a file, and a hash (12 hex digits) of it.
+    """Reads the labels of a file, and returns them with a hash of it (12 hex digits).
 
     Raises:
         FileNotFoundError: there is none.
@@ -181,11 +187,13 @@ def read_labels(path: Path) -> tuple[list[Side], str]:
             f"There is no file of labels {path}. `python -m datamodules.prepare pocket --profile "
             "full` writes it as labels.json into its output folder."
         ) from None
+
     rows = parse_json(
         content,
         _Labels,
         f"The labels {path} cannot be used",
         "Expected a JSON list of objects with `text` and `instruction`.",
     )
+
     labels = [Side(text=row.text, instruction=row.instruction) for row in rows]
     return labels, hashlib.sha256(content).hexdigest()[:12]

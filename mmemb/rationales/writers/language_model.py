@@ -1,4 +1,7 @@
-"""A causal language model of transformers as a rationale worker: text in, text out."""
+"""A causal language model of transformers as a rationale worker: text in, text out.
+
+See docs/method.md section 4.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,7 @@ if TYPE_CHECKING:
 
 @final
 class LanguageModelWorker(RationaleWorker):
-    """Writes rationales with a chat model, greedy and sampled draws in one batch
-    (docs/method.md section 4).
+    """Writes rationales with a chat model, greedy and sampled draws in one batch.
 
     The few-shot prompt is read once. The model loads at the first `write` and is no module of
     this object, so no checkpoint ever holds it.
@@ -38,7 +40,7 @@ class LanguageModelWorker(RationaleWorker):
     Args:
         model: local folder or hub id of a causal language model.
         prompt: path of the few-shot file (`FewShotPrompt`).
-        name: recorded as the rationales' worker.
+        name: name that is recorded as the rationales' worker.
         max_new_tokens: longest draw; one that is cut off has no answer and is dropped later.
         temperature: of sampled draws.
         top_p: nucleus of sampled draws.
@@ -47,7 +49,7 @@ class LanguageModelWorker(RationaleWorker):
         device: torch device.
         dtype: `float32` (fastest on most CPUs), `bfloat16` or `float16`.
         probe_layer: block whose hidden state `probe` returns. Measured on the 30 blocks of
-            SmolLM2: those from 12 to 21 tell best whether it knows the answer.
+            SmolLM2: those from 12 to 21 tell best whether it has the answer.
         adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
             Beside it, in the run, lies the list of facts that it was fitted on.
     """
@@ -72,13 +74,16 @@ class LanguageModelWorker(RationaleWorker):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+
         self.name, self.prompt_path, self.model_id = name, str(prompt), str(model)
         self.prompt = FewShotPrompt.load(prompt)
         self.concepts = self.prompt.concepts
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self.probe_layer = probe_layer
         self.adapter = None if adapter is None else str(adapter)
+
         self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
 
     def config(self) -> dict[str, Any]:
@@ -105,7 +110,7 @@ class LanguageModelWorker(RationaleWorker):
         return f"{stable_hash(*parts, self.batch_size, bits=64):016x}"
 
     def draw_identity(self) -> str:
-        """The same as `identity`, whatever `batch_size` and the probed layer."""
+        """Covers what `identity` does, except `batch_size` and the probed layer."""
         parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
         return f"{stable_hash(*parts, bits=64):016x}"
 
@@ -154,7 +159,7 @@ class LanguageModelWorker(RationaleWorker):
         return torch.stack([states[q] for q in questions]) if sides else torch.zeros(0, width)
 
     def _prompts(self, questions: Iterable[str]) -> dict[str, Prompt]:
-        """Question -> the tokens that the model reads, without a prefix that it shares."""
+        """Maps each question to the tokens that the model reads, without a shared prefix."""
         chat = self._chat
         before = () if chat.shares_prefix else chat.prefix_ids
         return {q: Prompt((*before, *chat.question_ids(q))) for q in dict.fromkeys(questions)}
@@ -177,13 +182,14 @@ class LanguageModelWorker(RationaleWorker):
     def _is_complete(self, tokens: list[int]) -> bool:
         if tokens[-1] in self._chat.end_ids:
             return True
+        # The closing text may end within a token, so it is sought in the decoded text.
         return bool(self.prompt.closing) and self.prompt.finished(
             self._chat.tokenizer.decode(tokens)
         )
 
     @cached_property
     def _drafter(self) -> Drafter:
-        """Writes with the prefix stored once where the model provably computes the same."""
+        """Drafter that stores the prefix once where the model provably computes the same."""
         chat, sampling = self._chat, self.sampling
         model = TextModel(chat.model, chat.prefix_ids if chat.shares_prefix else ())
         form = PlainForm(self._is_complete)

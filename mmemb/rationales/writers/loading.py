@@ -62,12 +62,12 @@ def _load(settings: Mapping[str, Any]) -> RationaleSource:
 def load_saved_worker(
     settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
 ) -> RationaleSource:
-    """`load_worker` for settings of a folder that may come from anywhere; also of a `SelfWorker`.
+    """Makes a worker as `load_worker` does, from a folder of any origin; also a `SelfWorker`.
 
     Args:
         settings: see `load_worker`.
         folder: the saved folder, whose files they may name.
-        permissions: what they may name beside.
+        permissions: further places that they may name.
         where: the file and key that hold them, for errors.
 
     Raises:
@@ -79,14 +79,14 @@ def load_saved_worker(
 
 
 def save_worker(worker: RationaleSource, folder: Path, name: str) -> dict[str, Any]:
-    """Settings of a worker for a folder, into which the files that it read are copied.
+    """Returns the settings of a worker for a folder, and copies the files that it read into it.
 
     Its models stay where they are: they are large, and may have a licence of their own.
 
     Args:
-        worker: to be saved.
-        folder: is being written.
-        name: of the folder in it for the files.
+        worker: the worker to be saved.
+        folder: the folder that is being written.
+        name: name of the folder in it for the files.
     """
     return _with_files(worker.spec(), folder, name)
 
@@ -94,12 +94,14 @@ def save_worker(worker: RationaleSource, folder: Path, name: str) -> dict[str, A
 def _checked(
     settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
 ) -> dict[str, Any]:
-    """The settings with the paths of the folder's files."""
+    """Returns the settings with the paths of the folder's files, or raises ValueError."""
     kind = _class_of(str(settings.get("class_path", "")))
     arguments = _arguments(settings)
+
     for key, value in arguments.items():
         argument = f"{where}.{key}"
         if is_spec(value):
+            # A worker behind a worker is of its own class, with its own file arguments.
             arguments[key] = _checked(value, folder, permissions, argument)
         elif key in (*kind.file_arguments, *kind.model_arguments) and value is not None:
             arguments[key] = _place(
@@ -107,6 +109,7 @@ def _checked(
             )
         elif key == "engine":
             _check_engine(value or {}, permissions, argument)
+
     if "url" in arguments:
         arguments["api_key_env"] = allowed_key(arguments, permissions, where)
     return {"class_path": settings["class_path"], "init_args": arguments}
@@ -126,10 +129,12 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 
 def _place(value: Any, folder: Path, permissions: Permissions, where: str, is_model: bool) -> str:
+    # A path within the folder needs no leave, but it may not lead out of it.
     if is_in_folder(value):
         return path_in_folder(value, folder, where)
     if isinstance(value, str) and permissions.allows_model(value):
         return value
+
     if is_model:
         raise ValueError(
             f"{where} names the model {value!r}, which is not in {folder}: allow it by "
@@ -152,16 +157,23 @@ def _check_engine(engine: Any, permissions: Permissions, where: str) -> None:
 
 
 def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: str) -> str | None:
-    """The variable with the key of a server, which the caller alone may name; None = no key."""
+    """Returns the variable with a server's key, which the caller alone names; None = no key.
+
+    Raises:
+        ValueError: the settings name no server, or a server or key that is not allowed.
+    """
     try:
         asked = urlsplit(str(arguments["url"]))
         host = asked.hostname or ""
     except ValueError:
         host = ""
+
     if not host:
         raise ValueError(
             f"{where}.url names no server: expected its base, such as http://127.0.0.1:8000/v1."
         )
+
+    # With the port first: a caller may allow one server of a host, with a key of its own.
     named = [name for name in (asked.netloc, host) if name in permissions.servers]
     if not named and not (permissions.is_own and host in HERE):
         raise ValueError(
@@ -190,11 +202,13 @@ def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[st
         if is_spec(value):
             arguments[key] = _with_files(value, folder, f"{name}/{key}")
         elif key in kind.file_arguments and value is not None:
+            # By the name of the argument, since two files may have the same name.
             place = f"{name}/{key}{Path(value).suffix}"
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(value, folder / place)
             arguments[key] = in_folder(place)
-    # The caller who loads the folder names the key.
+
+    # The caller that loads the folder names the key.
     arguments.pop("api_key_env", None)
     return {"class_path": settings["class_path"], "init_args": arguments}
 

@@ -1,4 +1,7 @@
-"""Control: every side gets a rationale that was written about another side."""
+"""Control: every side gets a rationale that was written about another side.
+
+See docs/method.md section 10.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from mmemb.records.rationales import Rationale
 
 @final
 class ForeignWorker(RationaleWorker):
-    """Whoever profits from it reads the look of a rationale, not its content (METHOD 10).
+    """Hands out rationales about other sides.
+
+    A model that profits from them uses the look of a rationale, not its content.
 
     Args:
         pool: other sides' rationales by digest, or path of a file that `write_pool` wrote.
@@ -58,8 +63,10 @@ class ForeignWorker(RationaleWorker):
         own = {rationale.text for rationale in self._donors.get(side.digest, ())}
         donors = list(self._donors)
         first = stable_hash(self.name, side.digest, seed)
-        for step in range(len(donors)):  # the next donor, where one is the side itself or says
-            digest = donors[(first + step) % len(donors)]  # the very same
+
+        # The next donor serves where one is the side itself or has the very same text.
+        for step in range(len(donors)):
+            digest = donors[(first + step) % len(donors)]
             chosen = self._donors[digest][first % len(self._donors[digest])]
             if digest != side.digest and chosen.text not in own:
                 return replace(chosen, worker=self.name, seed=seed, count=1)

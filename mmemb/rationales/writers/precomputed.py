@@ -25,8 +25,8 @@ class PrecomputedWorker(RationaleWorker):
     Args:
         rationales: path of a file that `write_pool` wrote; `of_pool` takes a pool itself.
         on_unknown: what to do for a side that the pool lacks, `error` or `empty` (no rationale).
-        reads: modalities of the worker that wrote them; by default all.
-        name: of this worker; rationales keep the name of the one that wrote them.
+        reads: modalities that the writer of the rationales could read; by default all.
+        name: name of this worker; rationales keep the name of the one that wrote them.
     """
 
     file_arguments: ClassVar[tuple[str, ...]] = ("rationales",)

@@ -1,4 +1,7 @@
-"""The embedder as its own writer: it goes on in the sequence that it embeds (METHOD 6)."""
+"""The embedder as its own writer: it goes on in the sequence that it embeds.
+
+See docs/method.md section 6.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,14 @@ class SelfWorker(RationaleSource):
 
     Args:
         max_new_tokens: longest rationale; a longer one is closed.
-        name: of this source.
+        name: name of this source.
     """
 
     reads = frozenset({"text", "image", "video"})
 
     def __init__(self, max_new_tokens: int = 256, name: str = "self") -> None:
         self.name = name
+        # With top_k 1 every draw is the greedy one.
         self.sampling = Sampling(max_new_tokens, temperature=1.0, top_p=1.0, top_k=1)
 
     def config(self) -> dict[str, Any]:

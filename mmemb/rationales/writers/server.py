@@ -1,4 +1,7 @@
-"""Rationales from an OpenAI-compatible chat server: vLLM, SGLang, transformers serve, or hosted."""
+"""Rationales from an OpenAI-compatible chat server: vLLM, SGLang, transformers serve, or hosted.
+
+See docs/method.md section 4.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _THOUGHT_END = "</think>"
 
 @final
 class ServerWorker(RationaleWorker):
-    """Asks a chat server, one request per draw (METHOD 4); docs/servers.md says how to start one.
+    """Asks a chat server, one request per draw; docs/servers.md shows how to start one.
 
     Equal calls send equal requests and keep the order of their draws, whichever reply comes first.
     Whether equal requests get equal replies is the server's affair.
@@ -39,11 +42,11 @@ class ServerWorker(RationaleWorker):
 
     Args:
         url: base of the server, such as `http://127.0.0.1:8000/v1`.
-        model: the name by which the server knows its model.
+        model: name of the model on the server.
         prompt: path of the few-shot file (`FewShotPrompt`). Its `opening` is not sent, since few
             servers let words be put into a model's mouth; the examples show it.
         name: recorded as the rationales' worker.
-        revision: of the weights that are served, recorded; no server tells it.
+        revision: revision of the served weights, recorded; no server tells it.
         max_new_tokens: longest draw, thought included. What `RationaleGenerator` keeps is bounded
             by its own `max_tokens`.
         temperature: of sampled draws; the greedy draw is one at 0.
@@ -66,7 +69,7 @@ class ServerWorker(RationaleWorker):
     MACHINE_KEYS: ClassVar[frozenset[str]] = frozenset(
         {"url", "concurrency", "timeout_s", "retries", "backoff_s", "api_key_env"}
     )
-    """Where the model is served and how patiently it is asked: no fingerprint covers these."""
+    """Arguments about the place of the server and the patience with it: in no fingerprint."""
 
     def __init__(
         self,
@@ -89,8 +92,10 @@ class ServerWorker(RationaleWorker):
         self.name, self.model, self.revision = name, model, revision
         self.prompt_path, self.prompt = str(prompt), FewShotPrompt.load(prompt)
         self.concepts = self.prompt.concepts
+
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
         self.reads, self.max_image_side = check_reads(reads), max_image_side
+
         self.client = ChatClient(url, api_key_env, concurrency, timeout_s, retries, backoff_s)
         self._check()
 
@@ -100,6 +105,7 @@ class ServerWorker(RationaleWorker):
                 f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_p "
                 f"{self.top_p}: expected at least 1, above 0, and in (0, 1]."
             )
+
         if self.max_image_side is not None and self.max_image_side < 1:
             raise ValueError(f"max_image_side {self.max_image_side}: expected pixels, or null.")
 
@@ -129,7 +135,7 @@ class ServerWorker(RationaleWorker):
         return f"{stable_hash(*parts, sorted(self.reads), self.max_image_side, bits=64):016x}"
 
     def describe(self, seed: int) -> str:
-        """The `decoding` field of a rationale."""
+        """Returns the `decoding` field of a rationale."""
         if seed == GREEDY:
             return f"greedy n={self.max_new_tokens}"
         return f"t={self.temperature:g} p={self.top_p:g} n={self.max_new_tokens}"
@@ -142,8 +148,10 @@ class ServerWorker(RationaleWorker):
             ValueError: a picture was not decoded.
         """
         rows = asked_draws(self, sides, seeds_BK)
+        # Once for all draws about a side: pictures are encoded here.
         messages = {i: self._messages(sides[i]) for i in dict.fromkeys(i for i, _ in rows)}
         requests = [self._request(messages[i], seed) for i, seed in rows]
+
         written: list[list[Rationale]] = [[] for _ in sides]
         for (i, seed), reply in zip(rows, self.client.replies(requests), strict=True):
             written[i].append(self._rationale(reply, seed))
@@ -154,6 +162,7 @@ class ServerWorker(RationaleWorker):
         # token.
         question = as_text_anywhere(self.prompt.question(side))
         messages: list[dict[str, Any]] = list(self.prompt.messages(question))
+
         if side.media:
             urls = [self._picture(media) for media in side.media]
             parts: list[dict[str, Any]] = [
@@ -195,7 +204,7 @@ class ServerWorker(RationaleWorker):
 
 
 def tagged(prompt: FewShotPrompt, reply: Reply) -> str:
-    """A reply as the text of a rationale (`FewShotPrompt.rationale_text`).
+    """Writes a reply as the text of a rationale (`FewShotPrompt.rationale_text`).
 
     What the server kept apart as reasoning is the thought, whatever thought stands in the reply
     itself. So is a thought in tags, where the prompt's form has others. At depth `short` both are
@@ -204,13 +213,18 @@ def tagged(prompt: FewShotPrompt, reply: Reply) -> str:
     said, thought = reply.content.strip().removeprefix(prompt.opening), reply.reasoning
     short = prompt.depth == SHORT
     in_form = not short and _THOUGHT_END in prompt.between and prompt.between in said
+
+    # Not in the prompt's own form, where the tags are part of it and `rationale_text` reads them.
     if not thought and _THOUGHT_END in said and not in_form:
         thought, _, said = said.partition(_THOUGHT_END)
+
     complete = reply.finished or prompt.finished(said)
     if not thought:
         return prompt.rationale_text(said, complete)
+
     body = said.strip().split(prompt.closing)[0] if prompt.closing else said
     answer = _untagged(body if short else body.split(prompt.between)[-1])
+
     end = "</answer>" if complete else ""
     before = "" if short else f"<think>{_untagged(thought)}</think>"
     return f"{before}<answer>{answer}{end}"
@@ -221,7 +235,7 @@ def _untagged(text: str) -> str:
 
 
 def short_seed(seed: int) -> int:
-    """A seed of 63 bits folded to the 31 that every server takes.
+    """Folds a seed of 63 bits to the 31 that every server takes.
 
     >>> short_seed(7), short_seed(7 << 31)
     (7, 7)
@@ -230,22 +244,23 @@ def short_seed(seed: int) -> int:
 
 
 def picture(pixels_3HW: Tensor, max_side: int | None = None) -> Picture:
-    """A picture as other libraries take it.
+    """Makes an image of Pillow, as other libraries take it.
 
     Args:
-        pixels_3HW: uint8.
+        pixels_3HW: uint8 colours of the picture.
         max_side: longest side in pixels; a larger picture is shrunk.
     """
     from PIL import Image
 
     image = Image.fromarray(pixels_3HW.permute(1, 2, 0).contiguous().cpu().numpy())
     if max_side is not None:
+        # `thumbnail` keeps the proportions, and enlarges no picture.
         image.thumbnail((max_side, max_side))
     return image
 
 
 def data_url(pixels_3HW: Tensor, max_side: int | None = None) -> str:
-    """A picture as a PNG in a URL; see `picture`."""
+    """Returns a picture as a PNG in a URL; see `picture`."""
     buffer = BytesIO()
     picture(pixels_3HW, max_side).save(buffer, "PNG")
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"

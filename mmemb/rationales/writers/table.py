@@ -20,8 +20,9 @@ WORKER = "table"
 
 @final
 class TableWorker(RationaleWorker):
-    """Looks the answer up. Its rationales carry `worker="table"`, so that no report takes them
-    for a model's.
+    """Looks the answer up in a table.
+
+    Its rationales carry `worker="table"`, so that no report takes them for a model's.
 
     Every draw is the same and costs no token. A side that the table does not ask about gets none.
 
@@ -95,7 +96,9 @@ def _read_facts(path: Path) -> tuple[dict[str, str], str]:
         "row with a name)."
     )
     facts = parse_json(content, _FactsJson, where, advice)
+
     if unknown := [code for code in facts.questions.values() if code not in facts.countries]:
         raise ValueError(f"{where}: it has no country {unknown[0]!r}. {advice}")
+
     names = {question: facts.countries[code].name for question, code in facts.questions.items()}
     return names, hashlib.sha256(content).hexdigest()[:12]

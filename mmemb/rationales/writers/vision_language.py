@@ -1,4 +1,7 @@
-"""A vision-language model of transformers as a rationale worker: it sees the pictures itself."""
+"""A vision-language model of transformers as a rationale worker: it sees the pictures itself.
+
+See docs/method.md section 4.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ class VisionLanguageWorker(RationaleWorker):
 
     Args:
         model: folder or hub id; `backbone/model` of a trained run is such a folder.
-        style: how sides are put; the system turn asks for the form of a rationale.
+        style: wording of the prompts; the system turn asks for the form of a rationale.
         name: recorded as the rationales' worker.
         depth: `full`, or `short` for rationales that begin with their answer.
         max_new_tokens: longest draw; one that is cut off is closed without an answer, and dropped.
@@ -58,8 +61,8 @@ class VisionLanguageWorker(RationaleWorker):
         top_p: nucleus of sampled draws.
         top_k: sampled draws come from this many likeliest tokens.
         batch_size: most draws under way together.
-        device: where it runs; None = a GPU if there is one.
-        dtype: of the weights.
+        device: torch device; None = a GPU if there is one.
+        dtype: type of the weights.
         attention: implementation that transformers should use; None = its own choice.
         probe_layer: block whose state at the end of the prompt `probe` returns.
         adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
@@ -90,9 +93,11 @@ class VisionLanguageWorker(RationaleWorker):
             raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
         if depth not in (FULL, SHORT):
             raise ValueError(f"depth {depth!r}: expected {FULL!r} or {SHORT!r}.")
+
         self.model_id, self.name, self.depth = str(model), name, depth
         self.style = PromptStyle.from_mapping(style)
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self.attention, self.probe_layer = attention, probe_layer
         self.adapter = None if adapter is None else str(adapter)
@@ -103,7 +108,8 @@ class VisionLanguageWorker(RationaleWorker):
         names = ("name", "depth", "batch_size", "device", "dtype", "attention", "probe_layer")
         own = {name: getattr(self, name) for name in (*names, "adapter")}
         given = {"model": self.model_id, "style": asdict(self.style)}
-        # A saved folder never asks for code: who loads it says so (`trust_remote_code`).
+
+        # A saved folder never asks for code: its user alone may, by `trust_remote_code`.
         return given | own | sampling
 
     def identity(self) -> str:
@@ -128,9 +134,11 @@ class VisionLanguageWorker(RationaleWorker):
     @cached_property
     def revision(self) -> str:
         """Revision of the weights, adapter included."""
+        # A hub id may move to other weights; transformers records the commit that it loaded.
         commit = None
         if not Path(self.model_id).is_dir():
             commit = getattr(self._backbone.model.config, "_commit_hash", None)
+
         base = revision_of(self.model_id, commit)
         return f"{base}+{adapter_identity(Path(self.adapter))}" if self.adapter else base
 
@@ -150,8 +158,10 @@ class VisionLanguageWorker(RationaleWorker):
             pools[sides[row].digest].append(draft)
         drafter.write(self._prompts([sides[row] for row, _ in asked]), pools)
 
+        # The style stands for the prompt in the record of a rationale.
         prompt = f"{stable_hash(sorted(asdict(self.style).items()), bits=48):012x}"
         origin = (self.name, Path(self.model_id).name, self.revision, prompt)
+
         written: list[list[Rationale]] = [[] for _ in sides]
         for (row, _), draft in zip(asked, drafts, strict=True):
             written[row].append(form.rationale(draft, *origin))
@@ -164,7 +174,7 @@ class VisionLanguageWorker(RationaleWorker):
         return torch.stack(rows) if rows else torch.zeros(0, self._backbone.embedding_dim)
 
     def _prompts(self, sides: Sequence[Side]) -> dict[str, Prompt]:
-        """Digest of a side -> its prompt."""
+        """Maps the digest of each side to its prompt."""
         distinct = {side.digest: side for side in sides}
         return dict(
             zip(distinct, self._backbone.prompts.build_all(list(distinct.values())), strict=True)
@@ -181,7 +191,7 @@ class VisionLanguageWorker(RationaleWorker):
 
     @cached_property
     def _drafter(self) -> tuple[TaggedForm, Drafter]:
-        """The form of the drafts, and what writes them."""
+        """The form of the drafts, and the drafter that writes them."""
         backbone, sampling = self._backbone, self.sampling
         form = TaggedForm(backbone.prompts.tokenizer, backbone.end_ids, sampling)
         slots, layer = self.batch_size, self.probe_layer
@@ -192,6 +202,7 @@ class VisionLanguageWorker(RationaleWorker):
         backbone = self._load()
         if self.adapter:
             merge_adapter(backbone.model.get_decoder(), Path(self.adapter))
+
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return backbone.eval().requires_grad_(False).to(device)
 
@@ -215,10 +226,11 @@ class VisionLanguageTuner(ReplyTuner):
     Args:
         backbone: the model, which is changed in place.
         lora: rank, scale, layers.
-        seed: of the updates' start.
+        seed: seed of the updates' start.
     """
 
     def __init__(self, backbone: VisionLanguageBackbone, lora: LoraSettings, seed: int) -> None:
+        # Frozen before the updates are attached, so that these alone are trained.
         self._backbone, self._lora = backbone.requires_grad_(False), lora
         self._tuned = attach_lora(backbone.model.get_decoder(), lora, seed)
         self.parameters: dict[str, nn.Parameter] = lora_parameters(self._tuned)

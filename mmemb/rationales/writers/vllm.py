@@ -1,4 +1,7 @@
-"""Rationales from vLLM in this very process: no server, and every draw of a batch in one call."""
+"""Rationales from vLLM in this very process: no server, and every draw of a batch in one call.
+
+See docs/method.md section 4.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _OF_THE_MACHINE = {
     "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "max_num_seqs",
     "max_num_batched_tokens", "cpu_offload_gb", "enforce_eager", "disable_log_stats",
 }  # fmt: skip
-"""Engine arguments that move nothing but speed and rounding, and no identity."""
+"""Engine arguments that change speed and rounding alone, and are left out of the identity."""
 
 
 @final
@@ -53,7 +56,7 @@ class VllmWorker(RationaleWorker):
             their order); its chat template must know parts of type `image`.
         max_image_side: larger pictures are shrunk to this many pixels; null takes them as they are.
         max_pictures: most pictures and frames of a side.
-        dtype: of the weights, as vLLM calls it.
+        dtype: type of the weights, by its name in vLLM.
         engine: further arguments of `vllm.LLM`, such as `max_model_len` or
             `tensor_parallel_size`.
     """
@@ -80,9 +83,11 @@ class VllmWorker(RationaleWorker):
         self.name, self.model_id, self._commit = name, str(model), revision
         self.prompt_path, self.prompt = str(prompt), FewShotPrompt.load(prompt)
         self.concepts = self.prompt.concepts
+
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
         self.reads, self.dtype, self.engine = check_reads(reads), dtype, dict(engine or {})
         self.max_image_side, self.max_pictures = max_image_side, max_pictures
+
         self._check()
 
     def _check(self) -> None:
@@ -91,6 +96,7 @@ class VllmWorker(RationaleWorker):
                 f"max_pictures {self.max_pictures}, max_image_side {self.max_image_side}: expected "
                 "at least 1."
             )
+
         if self._commit is None and not Path(self.model_id).is_dir():
             raise ValueError(
                 f"model {self.model_id!r} is no folder. If it is the id of a hub model, give its "
@@ -130,7 +136,7 @@ class VllmWorker(RationaleWorker):
 
     @cached_property
     def revision(self) -> str:
-        """Of the weights: a hash of a local folder's content, a hub model's commit."""
+        """Hash of a local folder's weights, or the commit of a hub model."""
         return revision_of(self.model_id, self._commit)
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
@@ -143,24 +149,31 @@ class VllmWorker(RationaleWorker):
         written: list[list[Rationale]] = [[] for _ in sides]
         if not rows:
             return written
+
+        # Once for all draws about a side: its pictures are shrunk here.
         asked = {i: self._asked(sides[i]) for i in dict.fromkeys(i for i, _ in rows)}
         replies = self._llm.generate(
             [asked[i] for i, _ in rows], [self._params(seed) for _, seed in rows], use_tqdm=False
         )
+
         for (i, seed), reply in zip(rows, replies, strict=True):
             written[i].append(self._rationale(reply.outputs[0], seed))
         return written
 
     def _asked(self, side: Side) -> dict[str, Any]:
-        """One prompt as vLLM takes it: tokens, so that no second start token is put before them."""
+        """Makes a prompt for vLLM: tokens, so that no second start token is put before them."""
         tokenizer, pictures = self._llm.get_tokenizer(), self._pictures(side)
         question = as_text(self.prompt.question(side), tokenizer, media_marks(tokenizer))
+
         if not pictures:
             text = self.prompt.render(tokenizer, question)
             return {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+        # vLLM puts the tokens of each picture where the template has left its place.
         messages: list[dict[str, Any]] = list(self.prompt.messages(question))
         said = [{"type": "text", "text": question}] if question else []
         messages[-1] = {"role": "user", "content": [{"type": "image"} for _ in pictures] + said}
+
         text = conversation_text(tokenizer, messages)
         tokens = tokenizer.encode(text + self.prompt.opening, add_special_tokens=False)
         return {"prompt_token_ids": tokens, "multi_modal_data": {"image": pictures}}
@@ -171,11 +184,13 @@ class VllmWorker(RationaleWorker):
                 f"A side holds {len(side.media)} pictures or frames, more than max_pictures "
                 f"({self.max_pictures}) of the worker {self.name!r}. Raise it, or prepare fewer."
             )
+
         if any(media.pixels is None for media in side.media):
             raise ValueError(
                 f"The worker {self.name!r} reads pictures, but they were not decoded. Set "
                 "`decode: true` of SideDataModule, or take image and video out of `reads`."
             )
+
         return [picture(pixels_of(media), self.max_image_side) for media in side.media]
 
     def _params(self, seed: int) -> Any:
@@ -186,6 +201,7 @@ class VllmWorker(RationaleWorker):
             "include_stop_str_in_output": True,
             "logprobs": 0,  # of the drawn token alone, at temperature 1: without it, no sum
         }
+
         if seed == GREEDY:
             return _vllm().SamplingParams(temperature=0.0, **shared)
         return _vllm().SamplingParams(
@@ -214,7 +230,7 @@ class VllmWorker(RationaleWorker):
 
     @cached_property
     def _llm(self) -> Any:
-        """Made at the first `write`, so a run that finds all its draws never starts it."""
+        """The engine, made at the first `write`: a run that finds all its draws never starts it."""
         looks = bool(self.reads & {"image", "video"})
         given: Mapping[str, Any] = {
             "model": self.model_id,
@@ -222,6 +238,7 @@ class VllmWorker(RationaleWorker):
             "dtype": self.dtype,
             "enable_prefix_caching": True,
             **({"limit_mm_per_prompt": {"image": self.max_pictures}} if looks else {}),
+            # Last, so that the arguments of the user win.
             **self.engine,
         }
         return _vllm().LLM(**given)
