@@ -1,1 +1,1 @@
-"""What travels between packages: sides, rationales, pairs, batches, and their JSON."""
+"""Records that travel between packages: sides, rationales, pairs, batches, and their JSON."""

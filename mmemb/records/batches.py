@@ -2,7 +2,7 @@
 
 What Lightning moves to a device has `to`, without which it refuses a frozen record; only tensors
 move, since a backbone collates its own inputs. Shapes: B rows, P positives of a row, N candidates,
-D embedding width, H width of a probe, A depths.
+D embedding width, H width of a probe, A depths. The gate's rows: docs/method.md section 7.
 """
 
 from __future__ import annotations
@@ -57,15 +57,18 @@ class PairBatch:
     target_rationales: tuple[Rationale | None, ...] = ()
 
     def costs(self) -> list[int]:
-        """About how many tokens are read for each row: of query, target, hard negatives, and of
+        """Estimates the tokens that are read for each row: of query, target, hard negatives, and of
         query and target once more with their rationales."""
+        # A rationale is read together with its side, in a second pass beside the direct one.
         tokens = []
         for row, (query, note) in enumerate(zip(self.queries, self.rationales, strict=True)):
             negatives = self.negatives[row] if self.negatives else ()
             sides = (query, self.targets[row], *negatives)
             reasoned = query.num_tokens + note.num_tokens if note else 0
+
             if self.target_rationales and (thought := self.target_rationales[row]):
                 reasoned += self.targets[row].num_tokens + thought.num_tokens
+
             tokens.append(sum(side.num_tokens for side in sides) + reasoned)
         return tokens
 
@@ -83,8 +86,8 @@ class PairRowBatch:
     """Consecutive pairs of one shard with their candidate rationales, for `predict`.
 
     `candidates[i]`, where a judge needs them: the target first, then every wrong candidate.
-    `marks[i]` is what a sidecar has to say of row i, see `mmemb.records.row_marks`; none at all if
-    it has nothing to say of any.
+    `marks[i]` is the mark that a sidecar gives row i, see `mmemb.records.row_marks`; none at all if
+    no row has one.
     """
 
     shard: str
@@ -106,6 +109,8 @@ class PairRowBatch:
         """Rows about the readable pairs, and in the places of the others marked ones whose `json`
         is `empty`: a sidecar keeps every key of its source."""
         made = iter(rows)
+
+        # `rows` holds no entry for a failed pair, so it is consumed only at the others.
         return tuple(
             SidecarRow(pair.key, {"json": empty}, mark)
             if failure_of(mark := self.mark(row))
@@ -119,7 +124,7 @@ class PairRowBatch:
 
 @dataclass(frozen=True, slots=True)
 class SideBatch:
-    """Consecutive query sides of one shard, for stage 1: what a worker may see, and no more."""
+    """Consecutive query sides of one shard, for stage 1: a worker may see nothing else."""
 
     shard: str
     keys: tuple[str, ...]
@@ -145,8 +150,8 @@ class MediaBatch:
 class CandidateBatch:
     """Rows of the candidate table.
 
-    `sizes` is the number of rows that the table has of each of their galleries; the size of an
-    absent gallery is not known.
+    `sizes` is the number of rows that the table has of each of their galleries; an absent gallery
+    has an unknown size.
     """
 
     candidates: tuple[Candidate, ...]
@@ -160,7 +165,7 @@ class CandidateBatch:
 class QueryBatch:
     """Evaluation queries of one shard with their rationales (empty where none was written).
 
-    `probes[i]` is (H,) what the worker knew about row i before it wrote; None where nobody looked.
+    `probes[i]` is the worker's hidden state (H,) before it wrote about row i; None if not measured.
     """
 
     shard: str
@@ -174,10 +179,10 @@ class QueryBatch:
 
 @dataclass(frozen=True, slots=True)
 class UtilityBatch:
-    """What the gate learns from: one row per query (METHOD 7).
+    """Rows that the gate learns from, one per query.
 
     Attributes:
-        inputs: what a gate may see. utility_BA: log-probability of the true target at each depth.
+        inputs: the inputs of a gate. utility_BA: log-probability of the true target at each depth.
         cost_BA: tokens at each depth. eligible_B: whether some worker can read the query.
         depths: names of the depths, direct first.
     """
@@ -192,6 +197,8 @@ class UtilityBatch:
     depths: tuple[str, ...] = (DIRECT, FULL)
 
     def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
+
+        # `inputs` is a record of its own, whose tensors `map_tensors` does not reach.
         moved = map_tensors(self, lambda x: x.to(*args, **kwargs))
         return replace(moved, inputs=self.inputs.map(lambda x: x.to(*args, **kwargs)))
 
@@ -202,7 +209,7 @@ class UtilityBatch:
 
 @dataclass(frozen=True, slots=True)
 class TaskEnd:
-    """All batches of a data root have been handed out; every rank gets one, whatever it read.
+    """End of a data root, after its last batch; every rank gets one, whatever it read.
 
     Attributes:
         root: path of the root below the benchmark's folder, e.g. `image/ImageNet-1K`.

@@ -36,6 +36,7 @@ def file_name(name: str) -> str:
     >>> file_name("ViDoRe_docvqa"), file_name("../up"), file_name("docs/x"), file_name("caf\xe9")
     ('ViDoRe_docvqa', '%2E.%2Fup', 'docs%2Fx', 'caf%C3%A9')
     """
+    # `quote` encodes as UTF-8, which has no half of a surrogate pair.
     try:
         quoted = quote(name, safe=_KEPT)
     except UnicodeEncodeError:
@@ -65,8 +66,10 @@ def name_of_file(file: str) -> str:
     """
     if file == _EMPTY:
         return ""
+
     try:
         name = unquote(file, errors="strict")
+        # Only the spelling that `file_name` would write is decoded, so `50%` stays `50%`.
         return name if file_name(name) == file else file
     except ValueError:
         return file

@@ -1,4 +1,6 @@
-"""What a gate may see of a query before anything is written (METHOD 7), and how it is put together.
+"""The gate's view of a query before anything is written, and the state that is made from it.
+
+See docs/method.md section 7.
 
 Shapes: B queries, N candidates, D embedding width, H width of a probe, S width of the state.
 """
@@ -17,7 +19,7 @@ worker's hidden state at the end of its prompt (a prefill, no generated token)."
 
 
 class GateInputs(NamedTuple):
-    """What was measured of B queries; a part that nobody measured has width 0.
+    """Measured parts of the state of B queries; a part that was not measured has width 0.
 
     Attributes:
         embedding_BD: the direct embedding.
@@ -39,9 +41,11 @@ class GateInputs(NamedTuple):
         """The parts side by side, (B, S) float32.
 
         Raises:
-            ValueError: a part that nobody measured.
+            ValueError: a part was not measured.
         """
         found = [self._part(part) for part in parts]
+
+        # Saved probes are fp16; a head reads float32.
         return torch.cat([x.float() for x in found], dim=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> GateInputs:
@@ -69,6 +73,7 @@ def check_parts(parts: Sequence[str]) -> tuple[StatePart, ...]:
     >>> check_parts(["embedding", "probe"])
     ('embedding', 'probe')
     """
+    # A part named twice would count twice in the state's width.
     known = get_args(StatePart)
     if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(known):
         raise ValueError(f"state {list(parts)}: expected some of {list(known)}, each once")
@@ -86,6 +91,7 @@ def score_shape(score_BN: Tensor) -> Tensor:
     >>> score_shape(torch.tensor([[2.0, 2.0]])).tolist()[0][1]
     0.0
     """
+    # A single candidate has no second one, and a lead of 0.
     log_p_BN = score_BN.double().log_softmax(1)
     top_B2 = log_p_BN.topk(min(2, log_p_BN.shape[1]), dim=1).values
     entropy_B = -(log_p_BN.exp() * log_p_BN).sum(1)

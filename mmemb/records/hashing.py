@@ -13,7 +13,9 @@ def stable_hash(*parts: object, bits: int = 63) -> int:
     >>> stable_hash("country:fr") == stable_hash("country:fr")
     True
     """
+    # The separator keeps ("ab", "c") and ("a", "bc") apart.
     text = "\x1f".join(map(str, parts))
     check_unicode(text)
+
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - bits)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmemb.records.hashing import stable_hash
 
 TOKENS_PER_PICTURE = 64
-"""What a picture counts where tokens are only estimated, to balance batches and to cut them."""
+"""Tokens of a picture where they are only estimated, to balance batches and to cut them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,14 @@ class Side:
 
     @property
     def num_tokens(self) -> int:
-        """About how many tokens a model reads: what batches are balanced and cut by. Not a count
-        of any tokenizer: four letters are one token, a picture is 64."""
+        """Estimates the tokens that a model reads, by which batches are balanced and cut. It is not
+        the count of any tokenizer: four letters are one token, a picture is 64."""
         letters = len(self.instruction) + len(self.text)
         return 1 + letters // 4 + TOKENS_PER_PICTURE * len(self.media)
 
     @property
     def digest(self) -> str:
         """Content hash (16 hex digits): equal content is equal wherever it comes from."""
+        # Pictures count by the hash of their bytes: the digest needs no pixels.
         parts = (self.instruction, self.text, *(f"{m.kind}:{m.digest}" for m in self.media))
         return f"{stable_hash(*parts, bits=64):016x}"

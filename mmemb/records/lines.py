@@ -14,6 +14,8 @@ def split_lines(data: bytes) -> list[bytes]:
     True
     """
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+
+    # A file that ends with a line feed has no empty line behind it.
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix(b"\r") for line in lines]

@@ -78,8 +78,8 @@ class SidecarRow:
 @final
 @dataclass(frozen=True, slots=True)
 class SidecarOutput:
-    """Rows for one sidecar shard, in the order of its source shard; or, with `failure`, why they
-    cannot be made now: then the shard stays unwritten, and a rerun makes it."""
+    """Rows for one sidecar shard, in the order of its source shard; or, with `failure`, the reason
+    why they cannot be made now: then the shard stays unwritten, and a rerun makes it."""
 
     shard: str
     rows: tuple[SidecarRow, ...]
@@ -90,7 +90,7 @@ class SidecarOutput:
 
 
 class StepOutput(NamedTuple):
-    """What any step returns: a callback reads the field that it needs, and None means none.
+    """Result of any step: a callback reads the field that it needs, and None means none.
 
     A tuple, since Lightning detaches what a training step returns and refuses frozen records.
 
@@ -120,6 +120,7 @@ def step_output(outputs: object) -> StepOutput:
 
     A callback also meets modules of other projects, whose steps return whatever they like.
     """
+    # The record of a training step comes inside the mapping, see `as_mapping`.
     if isinstance(outputs, Mapping):
         outputs = outputs.get(OUTPUT)
     return outputs if isinstance(outputs, StepOutput) else StepOutput()

@@ -1,4 +1,7 @@
-"""Records of data: pairs to train on, queries and candidates to rank, and tasks."""
+"""Records of data: pairs to train on, queries and candidates to rank, and tasks.
+
+See docs/method.md section 3 for the parts and for who may judge whom.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from mmemb.records.inputs import Side
 from mmemb.records.schema import Schema
 
 PARTS = ("train", "val", "gate", "calibration", "test")
-"""Data parts: who may judge whom (METHOD 3)."""
+"""Data parts, which decide who may judge whom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +22,8 @@ class Pair:
 
     Attributes:
         key: sample id, unique in the data set.
-        concept: what splits and bootstrap clusters are made of (`country:fr`).
-        fact: what a model that trains on this pair learns (`country:fr/capital`).
+        concept: the unit of splits and of bootstrap clusters (`country:fr`).
+        fact: the fact that a model learns from this pair (`country:fr/capital`).
         group: candidate space; a homogeneous group of a batch comes from one.
         target_name: name of the target in `gallery`; equal names are the same target.
         positives: names of every right target, `target_name` among them.
@@ -83,7 +86,7 @@ class EvaluationTask(Schema):
         origin: `R`, real as shipped, or `D`, derived by us.
         think: whether a rationale was expected, beforehand, to carry information.
         seen_answer: the task's answers may have been trained on (names, mixed rows); without it
-            scoring a fitted fact is an error (METHOD 3).
+            scoring a fitted fact is an error.
     """
 
     name: str

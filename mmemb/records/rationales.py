@@ -1,4 +1,7 @@
-"""Rationales: what a model wrote about one side, and what a judge said of it."""
+"""Rationales: texts that a model wrote about one side, and a judge's scores of them.
+
+See docs/method.md section 4 for rationales and depths, section 5 for contrasts.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import msgspec
 from mmemb.records.schema import Count, Schema, to_json
 
 DIRECT, SHORT, FULL = "direct", "short", "full"
-"""Names of the depths at which a query can be embedded (METHOD 4)."""
+"""Names of the depths at which a query can be embedded."""
 
 GREEDY = -1
 """The seed that asks a worker for its one greedy draw instead of a sample."""
@@ -36,7 +39,7 @@ class _Draw(Schema):
 
 @final
 class Rationale(_Draw):
-    """What a worker wrote about one side, with all that is needed to write it again.
+    """A text that a worker wrote about one side, with all that is needed to write it again.
 
     Attributes:
         text: the whole of it, tags included: `<think>...</think><answer>...</answer>`.
@@ -51,7 +54,7 @@ class Rationale(_Draw):
 
     @property
     def mean_log_probability(self) -> float | None:
-        """Per token: how sure the worker was of its own words; None where it gives no figure."""
+        """Mean over the generated tokens; None where the worker gives no figure."""
         if self.log_probability is None:
             return None
         return round(self.log_probability / max(self.num_tokens, 1), 4)
@@ -101,7 +104,7 @@ def greedy_at(depth: str, rationales: Sequence[Rationale]) -> Rationale | None:
 
 @final
 class ScoredRationale(Schema):
-    """A rationale with its contrasts (METHOD 5) and what the selector decided.
+    """A rationale with its contrasts and the selector's decision.
 
     `scores` holds `raw`, `gain`, `positive`, `margin`, `placebo_rank`, as far as computed; an
     unscored candidate has none, is not kept and weighs 0.
@@ -116,7 +119,7 @@ class ScoredRationale(Schema):
 
 @final
 class ScoredJson(_Draw):
-    """A candidate of `rationales/` or `selected/`: a rationale, and what a selector said of it."""
+    """A candidate of `rationales/` or `selected/`: a rationale and the selector's decision."""
 
     scores: dict[str, float | None] = {}
     names_target: bool | None = None
@@ -126,6 +129,7 @@ class ScoredJson(_Draw):
     @property
     def scored(self) -> ScoredRationale:
         """As a record."""
+        # The fields of a rationale come first in both records, in the same order.
         values, num = msgspec.structs.astuple(self), len(Rationale.__struct_fields__)
         return ScoredRationale(Rationale(*values[:num]), *values[num:])
 
@@ -133,6 +137,8 @@ class ScoredJson(_Draw):
 def scored_to_json(scored: ScoredRationale) -> dict[str, Any]:
     """One candidate of `rationales/` or `selected/` as flat JSON data; see `ScoredJson`."""
     data = to_json(scored.rationale)
+
+    # A draft that no selector has seen is saved without a decision.
     if scored.scores:
         data |= {"scores": dict(scored.scores), "names_target": scored.names_target}
         data |= {"kept": scored.kept, "weight": scored.weight}

@@ -24,7 +24,7 @@ def failed(reason: str) -> Mapping[str, str]:
 
 
 def failure_of(meta: Mapping[str, str]) -> str:
-    """Why a row failed; "" if it did not."""
+    """Returns the reason why a row failed; "" if it did not."""
     return (meta.get(_REASON) or "unknown") if meta.get(_STATE) == "failed" else ""
 
 

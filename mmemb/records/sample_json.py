@@ -84,6 +84,7 @@ def check_index(data: Schema | Excerpt, meta: Mapping[str, str]) -> None:
     Raises:
         ValueError: names the field and both values.
     """
+    # Rows are chosen by the index and read from the JSON: both have to mean the same row.
     for name, stated in meta.items():
         if name in data.__struct_fields__ and (value := getattr(data, name)) != stated:
             raise ValueError(

@@ -46,7 +46,7 @@ class SchemaError(ValueError):
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of the records that say what a JSON object holds; a key that is no field is an error."""
+    """Base of the records that describe a JSON object; a key that is no field is an error."""
 
 
 class Excerpt(msgspec.Struct, frozen=True):
@@ -81,6 +81,7 @@ def parse_json(data: bytes | str, kind: type[_Value], where: str, advice: str = 
     # Editors of Windows put a mark in front, which is no part of the JSON.
     mark: Any = "\ufeff" if isinstance(data, str) else codecs.BOM_UTF8
     data = data.removeprefix(mark)
+
     try:
         return _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeError) as error:
@@ -104,6 +105,7 @@ def read_json(
     if nan_is_null and (b"NaN" in data or b"Infinity" in data):
         with suppress(ValueError, RecursionError):  # told of by `parse_json`
             return convert(json.loads(data, parse_constant=lambda _: None), kind, where, advice)
+
     return parse_json(data, kind, where, advice)
 
 
@@ -130,6 +132,7 @@ def check_arguments(
         raise SchemaError(
             f"{where}: unknown key(s) {unknown!s:.300}; known are {sorted(known)}.", advice
         )
+
     hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
     for name, value in arguments.items():
         if _is_plain(value) and name in hints:
@@ -148,6 +151,7 @@ def _is_plain(value: Any) -> bool:
 
 @cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    # A decoder compiles its type, so each type has one for the whole process.
     return msgspec.json.Decoder(kind)
 
 
@@ -158,6 +162,8 @@ def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
             return _with_keys(msgspec.json.decode(data), kind, str(error))
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             return quote(error)
+
+    # Python's reader tells apart what msgspec reports alike: NaN, half of a pair, and no JSON.
     constants: list[str] = []
     try:
         json.dumps(json.loads(data, parse_constant=constants.append), ensure_ascii=False).encode()
@@ -167,6 +173,7 @@ def _reason(data: bytes | str, error: Exception, kind: Any) -> str:
         return "a text holds half of a surrogate pair, so it is no valid Unicode"
     except (ValueError, RecursionError):
         pass
+
     return f"no JSON ({quote(error, 200)})"
 
 
@@ -181,14 +188,18 @@ def _with_keys(data: Any, kind: Any, message: str) -> str:
         if place != "...":
             trail.append(name or int(place))
             continue
+
         table = _inside(data, trail)
         keys = list(table) if isinstance(table, dict) else []
         while len(keys) > 1:
             half = keys[: len(keys) // 2]
             trial = _changed(data, trail, {key: table[key] for key in half})
             keys = half if _problem(trial, kind) == message else keys[len(half) :]
+
+        # The message must come from this key alone, or the path would name the wrong one.
         if not keys or _problem(_changed(data, trail, {keys[0]: table[keys[0]]}), kind) != message:
             return f"{message:.300}"
+
         path = path.replace("[...]", f"[{keys[0]!r:.60}]", 1)
         trail.append(keys[0])
     return f"{problem:.200}{at}{path:.200}"

@@ -13,6 +13,7 @@ _Record = TypeVar("_Record")
 
 def map_tensors(record: _Record, function: Callable[[Tensor], Tensor]) -> _Record:
     """Returns a copy of a dataclass in which every tensor is replaced by `function` of it."""
+    # Fields of other types stay as they are, nested records among them.
     changed = {
         f.name: function(value)
         for f in fields(record)  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ def check_unicode(text: str, name: str = "The text") -> None:
     """
     if text.isascii():
         return
+
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -41,8 +42,8 @@ def check_unicode(text: str, name: str = "The text") -> None:
 
 
 def has_text(text: str) -> bool:
-    """Tells whether a text has a visible letter; blanks, zero-width and control letters and fillers
-    are none. It is read up to its first visible letter.
+    """True if a text has a visible letter, which blanks, zero-width and control letters and
+    fillers are not. It is read up to its first visible letter.
 
     >>> has_text(" \\t a"), has_text(""), has_text(" \\n\\u200b\\ufeff\\u3164\\x00")
     (True, False, False)
@@ -63,7 +64,7 @@ def printable(text: str) -> str:
 
 
 def quote(error: BaseException, most: int = 300) -> str:
-    r"""What another library says in an error, for a message: one line, printable and bounded.
+    r"""Text of another library's error, for a message: one line, printable and bounded.
 
     >>> quote(ValueError("no\n  such \udcff key"), most=14)
     'no such \\udcff'
@@ -88,6 +89,7 @@ def check_template(template: str, fields: Collection[str], name: str) -> None:
         parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError:  # a brace without its other half
         parts = [("", "", None)]
+
     if any(field not in fields or form or shown for field, form, shown in parts):
         expected = " and ".join(f"{{{known}}}" for known in fields)
         raise ValueError(f"{name} {template[:60]!r}: expected the fields {expected}, only.")
@@ -102,8 +104,10 @@ def limit_marks(text: str) -> str:
     """
     if text.isascii():
         return text
+
     kept, run = [], 0
     for letter in text:
+        # Category M are the marks; any other letter ends the run.
         run = run + 1 if unicodedata.category(letter)[0] == "M" else 0
         if run <= _MOST_MARKS:
             kept.append(letter)
