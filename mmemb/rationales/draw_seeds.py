@@ -23,7 +23,7 @@ class DrawSeeds:
     """Training rows get samples alone; others one greedy draw, and samples behind it.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         num_candidates: samples of a training row.
         num_test_draws: draws of any other row, the greedy one among them.
         seed_by: a sample's seed comes from the row's `key`, or from the `content` of its side:

@@ -25,7 +25,7 @@ def known_train_facts(
     Args:
         workers: W workers.
         sides: B sides.
-        metas: of each side, its `part` and `fact`.
+        metas: metadata of each side, with its `part` and `fact`.
 
     Returns:
         bool (W, B).

@@ -33,7 +33,7 @@ class ChatTuner(ReplyTuner):
     Args:
         chat: the model, which is changed in place; without an adapter.
         lora: rank, scale, layers.
-        seed: of the updates' start.
+        seed: seed of the updates' start.
     """
 
     def __init__(self, chat: ChatModel, lora: LoraSettings, seed: int = 0) -> None:

@@ -100,7 +100,7 @@ def pack_replies(
     Args:
         prompts: B token sequences; none is empty, since a reply's first token is predicted too.
         replies: B token sequences; none is empty.
-        device: where the tensors go.
+        device: device of the tensors.
     """
     rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
     ids_BL, mask_BL = left_pad(rows, device)
@@ -115,7 +115,7 @@ def reply_loss(logits_BKV: Tensor, tokens: ReplyTokens) -> LossTerm:
     Args:
         logits_BKV: logits at the last K = T + 1 columns; column k predicts column k + 1, and the
             very last one predicts nothing.
-        tokens: what was read.
+        tokens: the prompts and replies that were read.
     """
     T = tokens.longest_reply
     scored_BT, targets_BT = tokens.scored_BT, tokens.ids_BL[:, -T:]

@@ -83,6 +83,7 @@ def calibration_scores(batches: Iterable[PairScores]) -> Tensor:
         ValueError: there is no query.
     """
     columns = [column_BC for scores in batches for column_BC in scores.own_BCR.unbind(2)]
+    # Pairs with fewer rationales than the widest of a batch have NaN columns.
     rows = [row_C for column_BC in columns for row_C in column_BC if not row_C[0].isnan()]
 
     if not rows:

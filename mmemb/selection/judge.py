@@ -23,7 +23,7 @@ class PairEvaluator(ABC):
     (`mmemb.selection.contrasts`).
 
     Attributes:
-        kind: what a score is, `s / tau` of an embedder or a judge's log-odds.
+        kind: kind of a score, `s / tau` of an embedder or a judge's log-odds.
         model_arguments: arguments of the constructor that name folders or hub ids of models.
     """
 

@@ -28,16 +28,16 @@ class JudgeStyle:
     """Wording of the question; of a reranker's checkpoint, the one that it was trained with.
 
     Attributes:
-        system: of the conversation; empty = none.
+        system: system turn of the conversation; empty = none.
         instruction: stands before the query's instruction, if it has one.
         query: stands before the query.
         candidate: stands before the candidate.
         rationale: stands before the rationale, where there is one.
-        question: is asked at the end.
+        question: question at the end.
         yes: words for yes; the probability is that of their first tokens together. In YAML quote
             the keys and the words, `"yes": ["yes"]`: without quotes they are true and false.
         no: words for no, `"no": ["no"]`.
-        max_text_tokens: of a query's, a candidate's and a rationale's text; what is longer is cut
+        max_text_tokens: longest text of a query, a candidate or a rationale; a longer one is cut
             at its end, a rationale at its beginning.
     """
 
@@ -66,7 +66,7 @@ class JudgePrompts:
     """Makes the pieces of a prompt.
 
     Args:
-        builder: of the judge's model.
+        builder: prompt builder of the judge's model.
         style: wording.
 
     Raises:

@@ -82,7 +82,7 @@ class KeepRule:
 
         Args:
             value_BK: from `value`.
-            count_BK: how many equal draws each rationale stands for.
+            count_BK: number of equal draws that each rationale stands for.
             eta: from `eta`.
         """
         kept_BK = keep(value_BK, eta)
@@ -97,7 +97,7 @@ def keep_threshold(contrast: Tensor, share: float) -> float:
 
     Args:
         contrast: contrasts of the cross-fitted candidates of `train`, any shape; NaN is padding.
-        share: of candidates to keep, in [0, 1].
+        share: share of candidates to keep, in [0, 1].
 
     >>> keep_threshold(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.5)
     2.0
@@ -135,8 +135,8 @@ def weights(
 
     Args:
         contrast_BK: contrasts, NaN-padded.
-        count_BK: how many equal draws each candidate stands for.
-        kept_BK: which candidates were kept.
+        count_BK: number of equal draws that each candidate stands for.
+        kept_BK: True for the candidates that were kept.
         temperature: T; the smaller, the closer to `hard`.
         hard: all weight on the largest.
 

@@ -49,7 +49,7 @@ class PairScores:
             candidate.
         placebo_BCJ: the same of the placebos.
         comparable_BKJ: bool, whether an own rationale may be ranked among a placebo.
-        kind: what a score is.
+        kind: kind of a score.
     """
 
     own_BCR: Tensor
@@ -128,7 +128,7 @@ class JudgedPairs:
         """Raises ValueError if a pair has another number of rationales than was judged.
 
         Args:
-            folder: where the rationales lie.
+            folder: folder of the rationales, for the error.
         """
         judged_B = (~self.scores.own_BCR[:, 0, 1:].isnan()).sum(1).tolist()
         for pair, pool, judged in zip(

@@ -21,10 +21,11 @@ def placebo_donors(
     """Rationales about other concepts, drawn by key: `num_donors` of each worker and depth.
 
     Args:
-        pairs: of a batch.
+        pairs: pairs of a batch.
         pools: their rationales.
         row: the pair that they are for.
-        num_donors: of each kind that the pair's own rationales have; fewer if there are no more.
+        num_donors: donors for each worker and depth among the pair's own rationales; fewer if
+            there are no more.
     """
     pair = pairs[row]
 

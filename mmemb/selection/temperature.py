@@ -24,7 +24,7 @@ def fit_temperature(
             out. Scores that were divided by an old tau give the factor to that tau.
         low: smallest tau.
         high: largest tau.
-        tolerance: of log tau.
+        tolerance: width of the bracket in log tau at which the search ends.
     """
     score_BC = score_BC[~score_BC[:, 0].isnan()].double()
     if not len(score_BC):

@@ -31,7 +31,7 @@ class ContrastReward:
     Args:
         evaluator: the judge; it must not have been fitted on the pairs.
         pairs: pairs, by the numbers in the column `pair` of the data set.
-        candidates: of each pair, its target first, then negatives.
+        candidates: candidates of each pair: its target, then negatives.
         contrast: the contrast that is the reward.
         clip: rewards lie between -clip and clip.
         broken: reward of a completion without a closed answer; None = -clip.

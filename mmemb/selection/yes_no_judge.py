@@ -46,8 +46,8 @@ class YesNoEvaluator(PairEvaluator):
         prompt: budgets of pixels and frames, and arguments of the template.
         max_rows: rows that are read together at most.
         attention: implementation that transformers should use; None = its own choice.
-        dtype: of the weights.
-        device: where the judge runs; None = a GPU if there is one.
+        dtype: type of the weights.
+        device: torch device; None = a GPU if there is one.
         fitted: `fitted.json` of the run that trained the judge; None = the one in the model's
             folder or run, and a model of the hub was trained on none of these facts.
         trust_remote_code: whether code that comes with the model may run. Leave it off.

@@ -73,7 +73,7 @@ class ChatClient:
             read for every request and kept nowhere.
         concurrency: most requests at a time.
         timeout_s: longest time of one try: from connecting to the last byte of the reply.
-        retries: how often a request is sent again after a fault that may pass.
+        retries: number of times that a request is sent again after a fault that may pass.
         backoff_s: first pause before that; each further one is twice as long, up to a minute.
     """
 
@@ -109,7 +109,7 @@ class ChatClient:
             The replies in the order of the requests.
 
         Raises:
-            ServerError: of the request that failed.
+            ServerError: a request failed; the first error of all.
         """
         from anyio.from_thread import start_blocking_portal
 

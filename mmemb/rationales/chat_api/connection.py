@@ -48,7 +48,7 @@ def open_transport(url: str) -> httpx2.AsyncHTTPTransport:
     directly.
 
     Args:
-        url: of the server; `check_url` accepted it.
+        url: base of the server; `check_url` accepted it.
 
     Raises:
         ValueError: the environment names a proxy of another kind than http.

@@ -98,7 +98,7 @@ class LabelBridgeWorker(RationaleWorker):
 
     @property
     def fitted_facts(self) -> frozenset[str]:
-        """Those of the worker behind it; the embedder was fitted on names alone."""
+        """Facts of the worker behind it; the embedder was fitted on names alone."""
         return self.worker.fitted_facts
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:

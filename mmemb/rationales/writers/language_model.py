@@ -42,7 +42,7 @@ class LanguageModelWorker(RationaleWorker):
         prompt: path of the few-shot file (`FewShotPrompt`).
         name: name that is recorded as the rationales' worker.
         max_new_tokens: longest draw; one that is cut off has no answer and is dropped later.
-        temperature: of sampled draws.
+        temperature: temperature of sampled draws.
         top_p: nucleus of sampled draws.
         top_k: sampled draws come from this many likeliest tokens.
         batch_size: most draws decoded together; finished ones make room for waiting ones.

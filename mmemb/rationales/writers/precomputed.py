@@ -24,7 +24,7 @@ class PrecomputedWorker(RationaleWorker):
 
     Args:
         rationales: path of a file that `write_pool` wrote; `of_pool` takes a pool itself.
-        on_unknown: what to do for a side that the pool lacks, `error` or `empty` (no rationale).
+        on_unknown: result for a side that the pool lacks, `error` or `empty` (no rationale).
         reads: modalities that the writer of the rationales could read; by default all.
         name: name of this worker; rationales keep the name of the one that wrote them.
     """

@@ -49,16 +49,16 @@ class ServerWorker(RationaleWorker):
         revision: revision of the served weights, recorded; no server tells it.
         max_new_tokens: longest draw, thought included. What `RationaleGenerator` keeps is bounded
             by its own `max_tokens`.
-        temperature: of sampled draws; the greedy draw is one at 0.
+        temperature: temperature of sampled draws; the greedy draw is one at 0.
         top_p: nucleus of sampled draws.
-        reads: what the model understands, of `text`, `image`, `video` (frames, as pictures in
-            their order).
+        reads: modalities that the model understands, of `text`, `image`, `video` (frames, as
+            pictures in their order).
         max_image_side: larger pictures are shrunk to this many pixels; null sends them as they are.
         concurrency: most requests at a time, of each process.
         timeout_s: longest time of one try: from connecting to the last byte of the reply. Servers
             are asked for whole replies, so it holds the time that a draw takes.
-        retries: how often a request is sent again after a refused connection, a reply that is
-            late, or a status of 429 or 5xx; after a reply that makes no sense, once.
+        retries: number of times that a request is sent again after a refused connection, a late
+            reply, or a status of 429 or 5xx; after a reply that makes no sense, once.
         backoff_s: first pause before that, doubled each time; `Retry-After` is honoured.
         api_key_env: name of the environment variable with the key; null sends none. The key is read
             for every request, and is neither saved nor shown.

@@ -57,7 +57,7 @@ class VisionLanguageWorker(RationaleWorker):
         name: recorded as the rationales' worker.
         depth: `full`, or `short` for rationales that begin with their answer.
         max_new_tokens: longest draw; one that is cut off is closed without an answer, and dropped.
-        temperature: of sampled draws.
+        temperature: temperature of sampled draws.
         top_p: nucleus of sampled draws.
         top_k: sampled draws come from this many likeliest tokens.
         batch_size: most draws under way together.

@@ -49,11 +49,11 @@ class VllmWorker(RationaleWorker):
         name: recorded as the rationales' worker.
         revision: commit of a hub model; of a local folder the weights are hashed.
         max_new_tokens: longest draw; one that is cut off has no answer and is dropped later.
-        temperature: of sampled draws; the greedy draw is one at 0.
+        temperature: temperature of sampled draws; the greedy draw is one at 0.
         top_p: nucleus of sampled draws.
         top_k: sampled draws come from this many likeliest tokens.
-        reads: what the model understands, of `text`, `image`, `video` (frames, as pictures in
-            their order); its chat template must know parts of type `image`.
+        reads: modalities that the model understands, of `text`, `image`, `video` (frames, as
+            pictures in their order); its chat template must know parts of type `image`.
         max_image_side: larger pictures are shrunk to this many pixels; null takes them as they are.
         max_pictures: most pictures and frames of a side.
         dtype: type of the weights, by its name in vLLM.
