@@ -117,7 +117,7 @@ class BenchmarkScores(FolderWriter):
         return self._files if stage == "test" else []
 
     def _finish(self, trainer: Trainer, end: TaskEnd) -> None:
-        """Gathers what all ranks embedded of a root, so that they fail alike, and scores it."""
+        """Gathers the vectors of a root from all ranks, so that they fail alike, and scores it."""
         # A rank may have embedded nothing: it takes the width of the others.
         outputs = [o.vectors_ND for o in self._candidates] + [o.vectors_BD for o in self._queries]
         dims = gather_objects([outputs[0].shape[-1]] if outputs else [])
@@ -127,11 +127,14 @@ class BenchmarkScores(FolderWriter):
         vectors_QD = gather_ragged(torch.cat([*empty, *(o.vectors_BD for o in self._queries)]))
         queries = gather_objects([query for o in self._queries for query in o.queries])
         skipped = gather_objects(list(end.skipped))
+        # Emptied here, since the next root begins with the next batch.
         self._candidates, self._queries = [], []
 
         provenance = {"run": self.fingerprint, **end.data}
+
         provenance["code"] = git_state(Path(__file__).parent)[0]
         for task in end.tasks:
+            # Sorted by key, so that score files do not depend on the number of ranks.
             rows = [n for n, query in enumerate(queries) if query.task == task.name]
             rows.sort(key=lambda n: queries[n].key)
             asked = [queries[row] for row in rows]
@@ -145,6 +148,7 @@ class BenchmarkScores(FolderWriter):
                     vectors = vectors_QD[rows], galleries.vectors(task.gallery)
                     content = end.data.get("content", "")
                     write_embeddings(folder, task.name, *vectors, names, content)
+
                 partial = f"{len(skipped)} skipped: {skipped[0]}" if skipped else ""
                 write_scores(folder, scores, asked, provenance, task.meta_task, partial)
                 print(f"{task.name:<48} {task.metric:<14} {100 * scores.means[task.metric]:6.2f}")
@@ -160,10 +164,13 @@ def score_task(
     """Scores the queries of one task among the candidates of its gallery."""
     if not queries:
         raise ValueError(f"{task.name}: no query could be read, so there is nothing to score.")
+
+    # A task ranks one gallery, so the first query names that of all.
     gallery = queries[0].gallery
     names = [name for _, name in galleries.places(gallery)]
     lists = galleries.own_lists(queries)
     candidates = galleries.vectors(gallery)
+
     return score_embeddings(
         task.name, task.metric, queries, vectors_QD, names, candidates, lists, mode
     )

@@ -37,17 +37,22 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        if "://" in str(path) or storage_options is not None:  # no local file: left to Lightning
+        # What is no local file is left to Lightning.
+        if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+
         path = Path(path)
         # First, so that there are never three. A broken one takes the place of no whole one.
-        if zipfile.is_zipfile(path):  # half a file lacks its end, by which this is known
+        # Half a file lacks the end by which a zip file is recognised.
+        if zipfile.is_zipfile(path):
             _previous(path).unlink(missing_ok=True)
 
         with whole_file(path) as temporary:
             torch.save(checkpoint, temporary)
+            # Read back before the rename: a damaged file must not take the place of a whole one.
             torch.load(temporary, map_location="cpu", weights_only=False, mmap=True)
+
             if path.is_file() and not _previous(path).exists():
                 _keep(path)
 
@@ -73,6 +78,8 @@ def keep_whole_checkpoints(trainer: Trainer) -> None:
             "a kill can mix and from which no command goes on. Set save_distributed_checkpoint: "
             "false (or state_dict_type: full) in its init_args, which leaves one file."
         )
+
+    # The exact type: another IO, also one derived from Lightning's, was chosen by the user.
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeCheckpointIO()
 
@@ -97,7 +104,9 @@ def newest_whole(folder: Path) -> Path | None:
 
     others = [path for path in folder.glob("*.ckpt") if path != last]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    # In the order of preference: the last, the one that it replaced, then the newest.
     checkpoints = [path for path in (last, _previous(last), *others) if path.is_file()]
+
     for path in checkpoints:
         if can_be_read(path):
             if path != last:
@@ -105,6 +114,7 @@ def newest_whole(folder: Path) -> Path | None:
                     f"{last} is missing or broken: going on from {path.name}, the newest whole one."
                 )
             return path
+
     read_weights(checkpoints[0], mmap=True)  # raises the error that names its fault
     raise ValueError(
         f"{checkpoints[0]} has damaged bytes, and no other checkpoint beside it is whole: delete "
@@ -125,6 +135,7 @@ def can_be_read(path: Path) -> bool:
     try:
         read_weights(path, mmap=True)
         with zipfile.ZipFile(path) as parts:
+            # Loading by mmap reads no tensor, so the checksums are compared apart.
             return parts.testzip() is None
     except (OSError, ValueError, zipfile.BadZipFile):
         return False

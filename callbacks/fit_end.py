@@ -27,6 +27,7 @@ def has_ended(trainer: Trainer) -> bool:
     from the end of a training batch on.
     """
     loop = trainer.fit_loop
+    # Lightning writes "no bound" as -1.
     if 0 <= trainer.max_steps <= trainer.global_step:
         return True
 
@@ -80,6 +81,7 @@ def save_last(trainer: Trainer) -> None:
     Without `save_last` the fit starts again: what some stages collect, such as scores, is in no
     checkpoint.
     """
+    # Before the first step there is nothing to go on from.
     keeps = any(getattr(callback, "save_last", None) for callback in trainer.checkpoint_callbacks)
     if keeps and trainer.global_step > 0:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
@@ -89,6 +91,8 @@ def accumulates(trainer: Trainer) -> bool:
     """True if micro-batches of the running step are still to come."""
     if trainer.accumulate_grad_batches == 1:
         return False
+
+    # Lightning's own rule, which also ends a window at the last batch of an epoch.
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 

@@ -22,7 +22,7 @@ class FolderWriter(Callback, ABC):
     Attributes:
         fingerprint: of what makes the files.
         command: makes them; errors about them name it.
-        facts: facts behind the models that make them: a model trained on them inherits these.
+        facts: facts behind the models that make the files; a model trained on these inherits them.
     """
 
     def __init__(self, folder: str) -> None:
@@ -49,6 +49,7 @@ class FolderWriter(Callback, ABC):
                 self._lock = FolderLock.take(self.folder)
             except ValueError as error:
                 failures = [str(error)]
+
         if failures := gather_objects(failures):
             raise ValueError(failures[0])
 

@@ -37,9 +37,10 @@ class BestMetrics:
         self.values: dict[str, float] = {}
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Notes what is known now; what is no number counts as nothing."""
+        """Adds the present values; a value that is not a number is left out."""
         for name, value in metrics.items():
             number = float(value)
+            # NaN alone differs from itself; as a best value it would stay for ever.
             if number != number:
                 continue
             best = max if any(word in name for word in HIGHER) else min
@@ -66,6 +67,7 @@ class HParams(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
+            # TensorBoard gets the settings at the end, in one summary with the best metrics.
             if isinstance(logger, TensorBoardLogger):
                 if trainer.is_global_zero:
                     logger.experiment.add_custom_scalars(LAYOUT)
@@ -96,6 +98,7 @@ class HParams(Callback):
                 self._write_tab(logger, named, trainer.global_step)
 
     def _write_tab(self, logger: TensorBoardLogger, named: Mapping[str, float], step: int) -> None:
+        # Imported here, since a run with other loggers may lack TensorBoard.
         from torch.utils.tensorboard.summary import hparams
 
         writer = logger.experiment

@@ -51,6 +51,7 @@ class Interruption(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        # From here to the batch's end the weights may be changed in part, so they are not saved.
         self._stepping = True
 
     @override
@@ -58,6 +59,8 @@ class Interruption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stepping = False
+
+        # Only a whole step is a place to go on from.
         if not accumulates(trainer):
             self._loop_state = trainer.fit_loop.state_dict()
             self._stop_on_signal(trainer)

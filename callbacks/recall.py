@@ -31,7 +31,7 @@ class RetrievalMeter:
         self.queries: list[QueryOutput] = []
 
     def add(self, output: StepOutput) -> None:
-        """Takes what a validation or test step returned."""
+        """Keeps the output of a validation or test step."""
         if output.candidates is not None:
             self.candidates.append(output.candidates)
         if output.queries is not None:
@@ -78,6 +78,7 @@ def by_task(means: dict[str, float], tasks: Sequence[str]) -> dict[str, dict[str
     """Splits `task/metric` names and adds the mean over tasks."""
     table: dict[str, dict[str, float]] = {task: {} for task in tasks}
     for name, value in means.items():
+        # From the right: a task's name may hold a slash, a metric's does not.
         task, metric = name.rsplit("/", 1)
         table[task][metric] = value
     names = {metric for row in table.values() for metric in row}

@@ -1,4 +1,4 @@
-"""RunRecord: what a run was, beside its results, and the link to the newest finished run.
+"""RunRecord: settings and state of a run beside its results, and a link to the newest finished one.
 
 A run is finished when `fingerprint.json` states it and every product that it names is still there
 (`is_finished`): the one rule for the pipeline, for resuming, for ablations and for seeds.
@@ -53,7 +53,7 @@ class RunRecord(Callback):
         inputs: path -> identity of everything that the run reads.
         lock: of the folder, on the rank that writes it; given up when the run has finished.
         announcement: a file that is removed when every rank has come so far.
-        owner: who started it.
+        owner: name of the person who started it.
         tags: words to find it by.
         inherited_facts: facts behind the models and sidecars that this run starts from.
     """
@@ -77,37 +77,46 @@ class RunRecord(Callback):
         self.config = config
         self.fingerprint = fingerprint
         self.inherited_facts, self.inputs = inherited_facts, dict(inputs or {})
+
         self.owner, self.tags = owner, list(tags)
         self.lock, self.announcement = lock, announcement
+
         self._started = time.monotonic()
         self._metrics: dict[str, float] = {}
         self._at_end = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Before anything is written: other settings on one rank would train a mixture in silence.
         marks = gather_objects([self.fingerprint])
         if len(set(marks)) > 1:
             raise ValueError(
                 f"Ranks run with different settings or data (fingerprints by rank: {marks}): start "
                 "all of them with the same command, on the same files."
             )
+
         folders = gather_objects([self.run.name])
         if len(set(folders)) > 1:
             raise ValueError(
                 f"Ranks have different run folders (by rank: {folders}), so they were not started "
                 "by one launch: start all of them with one torchrun or srun."
             )
+
+        # The gathers above have passed, so every rank has come this far.
         if self.announcement is not None:
             self.announcement.unlink(missing_ok=True)
+
         if not trainer.is_global_zero:
             return
         self.run.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder.config, self.config.encode())
+
         commit, diff = git_state(Path(__file__).parent)
         write_atomically(self.folder.diff, diff.encode())
         environment = {"git_commit": commit, "uncommitted_changes": bool(diff)}
         environment |= {"owner": self.owner, "tags": self.tags}
         write_json(self.folder.environment, environment | {"versions": package_versions()})
+
         self._mark(finished=False)
 
     # The metrics of a checkpoint's step: a fit that goes on from its last step logs none.
@@ -188,8 +197,10 @@ class RunRecord(Callback):
         """Finishes the run: later than every hook in which a callback may still write."""
         if self._at_end and trainer.is_global_zero:
             self._finish(trainer, stage)
+            # Released last: a waiting command then finds the run finished.
             if self.lock is not None:
                 self.lock.release()
+        # Teardown follows an exception, too, and must not finish the run.
         self._at_end = False
 
     @override
@@ -207,8 +218,10 @@ class RunRecord(Callback):
         for part in having([trainer.lightning_module, *trainer.callbacks], Producer):
             products += part.products(stage)
 
+        # The mark names all products, so it follows them; the link never shows an unfinished run.
         self._mark(finished=True, products=record_products(self.run, products))
         link_atomically(self.run.parent / self.link, self.run)
+
         shown = [f", {n} {self._metrics[n]:.3f}" for n in HEADLINES if n in self._metrics]
         print(f"{self.run.parent / self.link}: {seconds:.0f} s{''.join(shown)}")
 
@@ -221,6 +234,7 @@ class RunRecord(Callback):
 def check_finite(module: LightningModule, run: Path, step: int) -> None:
     """Raises ValueError if a weight is not a finite number: such a training has diverged."""
     for name, weight in module.named_parameters():
+        # Each rank checks the part that it holds: no collective, which a failing rank would miss.
         local = weight.to_local() if isinstance(weight, DTensor) else weight
         if not local.is_meta and not torch.isfinite(local).all():
             raise ValueError(

@@ -147,6 +147,7 @@ class SidecarWriter(FolderWriter):
         # A limit on batches may stop within a shard: then it stays a hole.
         if len(rows) != self._sizes.get(name, len(rows)):
             return
+
         samples = [Sample(row.key, encode_members(row.members), dict(row.meta)) for row in rows]
         write_shard(
             self.folder,
@@ -156,4 +157,5 @@ class SidecarWriter(FolderWriter):
             made_from=self._made_from[name],
             command=self.command,
         )
+
         self._written.append(name)

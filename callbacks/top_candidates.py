@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NUM_CANDIDATES = 5
 MOST_ROWS = 12
-"""Of a benchmark with more tasks the first ones are drawn."""
+"""Most tasks that are drawn; of a benchmark with more these are the first ones."""
 
 _LONGEST_SIDE = 512
 """Pixels of a drawn picture; a cell of the figure has fewer."""
@@ -28,7 +28,7 @@ _RIGHT, _WRONG = "#2e7d32", "#bdbdbd"
 @final
 @dataclass(frozen=True, slots=True)
 class TopRow:
-    """One query and what came first for it.
+    """One query and its best candidates.
 
     Attributes:
         task: of the benchmark.
@@ -59,26 +59,34 @@ class TopCandidates:
         self._queries = ShardIndex.open(root / "queries")
         self._candidates = ShardIndex.open(root / "candidates")
         self._entries: dict[tuple[str, str], IndexEntry] = {}
+
+        # Of equal names in a gallery the first one is drawn.
         for entry in self._candidates.entries:
             self._entries.setdefault((entry.meta["gallery"], entry.meta["name"]), entry)
 
     def figure(self, rows: Sequence[TopRow]) -> Figure:
         """A line for each query; a right candidate has a green frame."""
+        # Imported here, since only a run that draws needs matplotlib.
         from matplotlib.figure import Figure
 
         rows = rows[:MOST_ROWS]
         figure = Figure(figsize=(2 * (1 + NUM_CANDIDATES), 1.7 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), 1 + NUM_CANDIDATES, squeeze=False)
+
         for cells, row in zip(axes, rows, strict=True):
             entry = self._queries.by_key.get(row.key)
             asked = entry and self._queries.first_picture(entry, "q")
             _draw(cells[0], row.task, row.text, asked, "#ffffff")
+
             for cell, name, right in zip(cells[1:], row.names, row.right, strict=False):
                 entry = self._entries.get((row.gallery, name))
                 picture = entry and self._candidates.first_picture(entry, "c")
                 _draw(cell, "", name, picture, _RIGHT if right else _WRONG)
+
+            # A small gallery leaves cells empty, and axes without a picture would show a frame.
             for cell in cells[1 + len(row.names) :]:
                 cell.set_axis_off()
+
         return figure
 
 

@@ -48,15 +48,17 @@ class Stopwatch:
         self.rows, self.tokens = self.rows + rows, self.tokens + tokens
 
     def read(self) -> dict[str, float]:
-        """Returns what happened on this rank since the last reading."""
+        """Returns the measures of this rank since the last reading, and starts anew."""
         seconds = self.waiting + self.working
         found = {
             "data_wait_share": self.waiting / seconds,
             "samples_per_second": self.rows / seconds,
             "tokens_per_second": self.tokens / seconds,
         }
+
         self.waiting = self.working = 0.0
         self.rows = self.tokens = 0
+        # Empty where no step was timed since the last reading.
         return found if seconds > 0 else {}
 
 
@@ -96,6 +98,8 @@ class TrainingHealth(Callback):
     ) -> None:
         if self._batch is None or not _is_due(trainer, trainer.global_step + 1):
             return
+
+        # Lightning clips after this hook, so these are the norms before clipping.
         norms = {
             f"train/grad_norm/{group.get('name', number)}": _norm(group["params"])
             for number, group in enumerate(optimizer.param_groups)
@@ -125,8 +129,10 @@ class TrainingHealth(Callback):
         run = Path(trainer.default_root_dir)
         # A file for each rank: each has rows of its own, and several may fail at once.
         path = run / (BROKEN if trainer.is_global_zero else f"rank{trainer.global_rank}-{BROKEN}")
+
         found = {"step": batch.step, "rank": trainer.global_rank, "loss": str(loss)}
         write_json(path, found | {"keys": list(batch.keys)})
+
         raise ValueError(
             f"The loss of step {batch.step} is {loss}: no weight was changed by it. The keys of "
             f"its samples are in {path}. Look at them with `python -m experiments.show batch "

@@ -1,4 +1,4 @@
-"""Averages of weights over a training, by Lightning's callbacks: what they can and cannot average.
+"""Averages of weights over a training, by Lightning's callbacks, and the limits of these.
 
 `StochasticWeightAveraging` and `WeightAveraging` put their averages into the module before it saves
 what it has trained, so that a saved model holds them.
@@ -15,7 +15,7 @@ from lightning_modules.schedule import num_training_steps
 
 
 def check_averaging(module: LightningModule, trainer: Trainer) -> None:
-    """Refuses callbacks that would leave weights without their average.
+    """Raises ValueError about callbacks that would leave weights without their average.
 
     Args:
         module: at the start of its fit.
@@ -32,6 +32,7 @@ def check_averaging(module: LightningModule, trainer: Trainer) -> None:
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise ValueError(f"{name} averages no weights that are spread over ranks: use ddp.")
 
+        # Parameters made later than the copy show as a difference in number.
         copied = list(callback._average_model.parameters())
         if len(copied) != len(list(module.parameters())):
             raise ValueError(
@@ -48,6 +49,8 @@ def _check_epochs(callback: StochasticWeightAveraging, trainer: Trainer) -> None
     """Weights are averaged once an epoch, and moved into the module after the last of them."""
     epochs, first = trainer.max_epochs, callback.swa_start
     cut = trainer.max_steps >= 0 and num_training_steps(trainer) == trainer.max_steps
+
+    # `max_steps` may end the fit within the last epoch, which then would never be averaged.
     if epochs is None or epochs < max(2, first + 1) or cut:
         raise ValueError(
             f"StochasticWeightAveraging averages once an epoch, here from epoch {first} of "
@@ -59,6 +62,7 @@ def _check_epochs(callback: StochasticWeightAveraging, trainer: Trainer) -> None
 
 def _check_batch_norms(module: LightningModule) -> None:
     for name, part in module.named_modules():
+        # The callback runs the data once more to fill statistics, also those that were frozen.
         if isinstance(part, _BatchNorm) and not part.training:
             raise ValueError(
                 f"StochasticWeightAveraging would reset the statistics of {name}, a batch "

@@ -123,9 +123,11 @@ class ContrastiveEmbedder(BackboneModule):
             writes=bool(self.losses.writing),
             cache=self.gradient_cache,
         )
+
         losses = self.losses.compute(vectors, batch, self.log_temperature.exp())
         loss = sum(losses.values(), torch.zeros((), device=self.device))
         scalars = {f"train/{name}_loss": value.detach() for name, value in losses.items()}
+
         if reasons:
             shares = [float(rationale is not None) for rationale in batch.rationales]
             scalars["train/reasoning_share"] = torch.tensor(shares, device=self.device).mean()
@@ -147,6 +149,7 @@ class ContrastiveEmbedder(BackboneModule):
                 "distillation_weight is set, but the batch has no teacher's vectors: set "
                 "data.teacher to a folder that TeacherEmbedder wrote, or distillation_weight to 0."
             )
+
         return distillation_loss(
             vectors.query_BD,
             vectors.target_BD,

@@ -62,9 +62,11 @@ class DepthValueExporter(LightningModule):
         self.allow_fitted = allow_fitted
         if fitted:
             self.fitted_facts = read_facts(Path(fitted))
+
         # A gate refuses utilities that were measured with another embedder than its own.
         mark = run_mark(Path(fitted).parent) if fitted else None
         self.made_by = {"embedder": mark} if mark else {}
+
         self._candidates = GalleryCollector()
 
     @cached_property
@@ -85,6 +87,7 @@ class DepthValueExporter(LightningModule):
         # On trained facts reasoning looks harmful, and a gate would learn the wrong sign.
         if not self.allow_fitted:
             guard_facts(batch.queries.queries, self.fitted_facts)
+
         rows = utility_rows(
             self.backbone,
             batch.queries,

@@ -9,26 +9,27 @@ from mmemb.rationales.chat_api.client import ServerError
 from mmemb.records.outputs import SidecarOutput
 
 MOST_FAILED = 3
-"""Shards of one process: then it is not the shards."""
+"""Failed shards of one process at which the server itself is taken to be at fault."""
 
 
 @final
 class FailedShards:
-    """Remembers them, since a failed shard comes in further batches."""
+    """Remembers failed shards, since the rows of one come in several batches."""
 
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
 
     def attempt(self, shard: str, make: Callable[[], SidecarOutput]) -> SidecarOutput:
-        """What `make` returns, or why it cannot be made now.
+        """Returns the output of `make`, or the reason why it cannot be made now.
 
         Args:
-            shard: what the rows belong to.
+            shard: name of the shard that the rows belong to.
             make: asks workers.
 
         Raises:
             ServerError: too many shards have failed.
         """
+        # A shard that failed is not asked again: one absent row makes it a hole in any case.
         if shard not in self._said:
             try:
                 return make()

@@ -1,6 +1,6 @@
-"""GatingPolicy: stage 4, which queries are worth a rationale (METHOD 7).
+"""GatingPolicy: stage 4, the choice of the queries that are worth a rationale.
 
-Shapes: B queries, S state width, A depths.
+See docs/method.md section 7. Shapes: B queries, S state width, A depths.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ class GatingPolicy(LightningModule):
     Args:
         embedder: folder of the embedder's run.
         run: folder of the gate's own fit, read by predict and test.
-        workers: name of a depth -> what writes at it, the cheapest first; their settings are saved
+        workers: name of a depth -> the worker that writes at it, cheapest first; settings are saved
             with the embedder. `{full: ...}` is the paper's binary gate.
         head: called with the width of the state and the number of depths, direct among them.
-        state: what the gate sees, some of `embedding`, `scores` and `probe`
+        state: inputs of the gate, some of `embedding`, `scores` and `probe`
             (`mmemb.records.gate_state`).
         temperature: tau of the scores whose shape a state with `scores` holds: the
             `utility_temperature` of the utilities.
         estimator: `reinforce` (leave-one-out baseline), `exact` (closed form), `grpo` (normalised
             within the group, clipped against a policy some steps old), or `supervised`.
         num_samples: actions per state of `reinforce`.
-        price: lambda, what a token costs, in nats of utility.
+        price: lambda, the price of a token, in nats of utility.
         clip: c, bound on the utility difference.
         budget: upper bound on what an eligible query costs on average; null = none.
-        unit: what the budget counts: `invocation` (a share), `tokens` or `milliseconds`; the last
+        unit: unit of the budget: `invocation` (a share), `tokens` or `milliseconds`; the last
             one needs the latency.json of an earlier `test`.
         seed: of the actions' noise.
         measure: whether `test` measures milliseconds.
         live: whether `test` lets the workers write, as for a benchmark that stage 1 never saw,
-            instead of reading what it wrote.
+            instead of reading the rationales of stage 1.
     """
 
     def __init__(
@@ -182,6 +182,7 @@ class GatingPolicy(LightningModule):
         state_BS = torch.where(batch.eligible_B[:, None], batch.inputs.state(self.state), 0.0)
         logit_BA = self.head(state_BS)
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
+
         loss = combine(self._estimate(state_BS, logit_BA, reward, batch))
 
         scalars = {"train/loss": loss.detach()}
@@ -219,6 +220,7 @@ class GatingPolicy(LightningModule):
     def validation_step(self, batch: UtilityBatch, batch_idx: int) -> StepOutput:
         logit_BA = self.head(batch.inputs.state(self.state))
         reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
+
         decisions = self._decisions(logit_BA, batch)
         taken_R = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
         self._sums.add("val/reward", taken_R.sum().item(), len(taken_R))
@@ -227,6 +229,7 @@ class GatingPolicy(LightningModule):
         rows = zip(batch.keys, logit_BA.tolist(), batch.cost_BA.tolist(), strict=True)
         eligible = batch.eligible_B.tolist()
         self._calibration_rows += [row for row, e in zip(rows, eligible, strict=True) if e]
+
         return StepOutput(decisions=decisions)
 
     @override
@@ -245,6 +248,7 @@ class GatingPolicy(LightningModule):
         rows = sorted({row[0]: row for row in gather_objects(self._calibration_rows)}.values())
         self._calibration_rows = []
         keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
+
         self._calibrated_at = self.trainer.global_step
         self.calibration = BudgetCalibration.calibrate(
             torch.tensor(logits), torch.tensor(costs), keys
@@ -317,11 +321,12 @@ class GatingPolicy(LightningModule):
         return StepOutput()
 
     def _embed_queries(self, adaptive: AdaptiveEmbedder, batch: QueryBatch) -> StepOutput:
-        """Embeds queries through the steps of inference, live or with what stage 1 wrote."""
+        """Embeds queries by the steps of inference, live or with the rationales of stage 1."""
         sides = [query.side for query in batch.queries]
         keys = [query.key for query in batch.queries]
         embedded = self._candidates.galleries()
         galleries = [embedded.of_query(query) for query in batch.queries]
+
         if self.live:
             encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=galleries)
             eligible = list(map(adaptive.can_reason, sides))
@@ -334,8 +339,10 @@ class GatingPolicy(LightningModule):
             probes = zip(sides, batch.probes, strict=True)
             self._probed = [(side, probe) for side, probe in probes if probe is not None][:1]
 
+        # Only queries that can reason are timed: the others cost the same at every depth.
         reasoning = [q for q, can in zip(batch.queries, eligible, strict=True) if can]
         self._timed = fixed_sample(self._timed + reasoning)
+
         eligible_B = torch.tensor(eligible, dtype=torch.bool)
         return StepOutput(
             queries=QueryOutput(encoded.vectors_BD.cpu(), batch.queries),
@@ -349,7 +356,7 @@ class GatingPolicy(LightningModule):
         keys: Sequence[str],
         galleries: Sequence[Tensor],
     ) -> Encoded:
-        """Takes the steps of `encode`, but reads what stage 1 wrote instead of writing."""
+        """Takes the steps of `encode`, but reads the rationales of stage 1 instead of writing."""
         # Nothing goes on from these prompts, so a backbone that writes keeps no caches of them.
         sides = tuple(query.side for query in batch.queries)
         direct = DirectVectors(sides, adaptive.backbone.encode(sides))

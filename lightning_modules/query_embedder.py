@@ -30,6 +30,7 @@ class QueryEmbedder(LightningModule):
     def predict_step(
         self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> StepOutput:
+        # The data module yields candidates, too, which have no part in this stage.
         if batch.queries is None:
             return StepOutput()
         rows = embedding_rows(self.backbone, batch.queries)

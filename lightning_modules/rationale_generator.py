@@ -1,4 +1,7 @@
-"""RationaleGenerator: stage 1, the prior. Workers write from one side only (METHOD 4)."""
+"""RationaleGenerator: stage 1, the prior. Workers write from one side only.
+
+See docs/method.md sections 2 to 4. Shapes: B rows, K draws, W workers, H width of a probe.
+"""
 
 from __future__ import annotations
 
@@ -42,25 +45,25 @@ _LOG = logging.getLogger(__name__)
 
 @final
 class RationaleGenerator(LightningModule):
-    """predict: `rationales/`; test: format, tokens and leaks of what was written; fit: a worker's
-    language model learns the rationales that were kept (the M-step of METHOD 2).
+    """predict: `rationales/`; test: format, tokens and leaks of the rationales; fit: a worker's
+    language model learns the rationales that were kept (the M-step).
 
     Training pairs get `num_candidates` samples of every worker; queries of the other parts get
-    what the test will have: one greedy draw, and further sampled ones if `num_test_draws` > 1.
+    the draws of the test: a greedy one, and further sampled ones if `num_test_draws` > 1.
 
-    A fitted worker knows the train facts of its `fitted.json` better than it will know any fact of
-    the test. What it writes about their pairs is righter than the prior of the test, and whoever
-    learns from it (the selector's eta, the embedder) learns to trust rationales too much; `gate`,
+    A fitted worker has learned the train facts of its `fitted.json`, and no fact of the test. Its
+    rationales about their pairs are right more often than the prior of the test, so a model that
+    learns from them (the selector's eta, the embedder) learns to trust rationales too much; `gate`,
     `calibration` and `test` stay clean, since no question about them is ever fitted. So a fitted
-    worker writes about no train pair whose fact it knows (METHOD 3): fit two, each on one half of
-    the train concepts, and every pair is written about by the one that does not know it.
+    worker writes about no train pair of a fact that it was fitted on: fit two, each on one half of
+    the train concepts, and every pair is written about by the worker of the other half.
     `allow_fitted` lifts this, warns, and `test` then counts such rationales as `fitted_...`.
 
     With `reuse` or `seed_by: content` every draw is made once and found again by content
-    (docs/rationales.md): what is needed for this is kept in each sample as `draws.json`.
+    (docs/rationales.md), by the file `draws.json` of each sample.
 
     Args:
-        workers: name -> worker; the union of what they write is the pool.
+        workers: name -> worker; the union of their rationales is the pool.
         num_candidates: K, samples per training query and worker.
         num_test_draws: draws per evaluation query; draw 0 is greedy.
         test_worker: name of the worker that alone writes about parts other than train; null = all.
@@ -76,7 +79,7 @@ class RationaleGenerator(LightningModule):
         allow_fitted: predict: let workers write about train facts that they were fitted on.
         reuse: folders of rationales of other runs, whose draws and probes are copied instead of
             made again; an empty list reuses none, and lets later runs reuse these.
-        seed_by: what stands in a sample's seed for its row, the `key` or the side's `content`.
+        seed_by: part of a sample's seed that stands for its row, the `key` or the side's `content`.
             Sampled draws coincide across data sets by content alone, greedy ones always.
     """
 
@@ -101,20 +104,25 @@ class RationaleGenerator(LightningModule):
         if max_tokens < 1:
             raise ValueError(f"max_tokens {max_tokens}: expected 1 or more, or no draw is kept.")
         self.draw_seeds = DrawSeeds(seed, num_candidates, num_test_draws, seed_by)
+
         for role, name in (("probe", probe), ("tuned", tuned), ("test_worker", test_worker)):
             if name is not None and name not in workers:
                 raise ValueError(f"{role} {name!r} names no worker; they are {sorted(workers)}")
+
         self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
         self.probe, self.test_worker = probe, test_worker
         self.max_tokens, self.seed = max_tokens, seed
+
         self.counts: Counter[str] = Counter()
         self._drawn: Counter[tuple[str, str]] = Counter()  # by part and worker
         self._usable: Counter[tuple[str, str]] = Counter()
         self.sums = MeanSums()
+
         self.tuned, self.lora, self.allow_fitted = tuned, lora, allow_fitted
         self.optimizer, self.num_warmup = optimizer, num_warmup
         self.adapter = nn.ParameterDict()  # the updates alone: no checkpoint holds the whole model
         self._tuner: ReplyTuner | None = None
+
         self.reuse, self._book, self._failed = reuse, None, FailedShards()
 
     # fit
@@ -127,6 +135,7 @@ class RationaleGenerator(LightningModule):
             return
         self._check_tuned()
         self._tuner = self.workers[self.tuned].tuner(self.lora, self.seed)
+        # A ParameterDict takes no dots in its keys.
         named = self._tuner.parameters.items()
         self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in named})
 
@@ -185,18 +194,23 @@ class RationaleGenerator(LightningModule):
 
     def _predicted(self, batch: SideBatch) -> SidecarOutput:
         seeds_BK = self.draw_seeds.of_batch(batch.keys, batch.sides, batch.metas)
+
+        # NO_DRAW in place of a seed keeps the shape: every worker gets the whole batch.
         asked = [
             (worker, seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW))
             for worker, withheld_B in zip(self.workers.values(), self._withheld(batch), strict=True)
         ]
+
         pools: list[list[Rationale]] = [[] for _ in batch.keys]
         for worker, seeds in asked:
             for pool, written in zip(pools, self._write(worker, batch.sides, seeds), strict=True):
                 pool.extend(written)
+
         members: list[dict[str, Any]] = [
             {"json": self._candidates(pool, meta)}
             for pool, meta in zip(pools, batch.metas, strict=True)
         ]
+
         for row, state_H in self._probed(batch).items():
             members[row]["probe.npy"] = state_H.numpy().astype(np.float16)
         rows = map(SidecarRow, batch.keys, members, self._recorded(batch, asked, members))
@@ -208,6 +222,8 @@ class RationaleGenerator(LightningModule):
         if self._book is not None:
             return self._book.write(worker, sides, seeds_BK)
         written = worker.write(sides, seeds_BK)
+
+        # The book counts its own tokens, since a draw that it copies costs none.
         tokens = sum(rationale.num_tokens for pool in written for rationale in pool)
         self.counts["generated tokens"] += tokens
         return written
@@ -218,22 +234,25 @@ class RationaleGenerator(LightningModule):
         asked: Sequence[tuple[RationaleWorker, Tensor]],
         members: Sequence[dict[str, Any]],
     ) -> Sequence[Mapping[str, str]]:
-        """Puts what a later run needs to find the draws into `members`, and returns the metas."""
+        """Adds to `members` the file by which a later run finds the draws; returns the metas."""
         if self._book is None:
             return batch.metas
         metas: list[Mapping[str, str]] = []
+
         for row, (side, meta) in enumerate(zip(batch.sides, batch.metas, strict=True)):
             probed = self.workers[self.probe] if "probe.npy" in members[row] else None
             seeds = [(worker, seeds_BK[row]) for worker, seeds_BK in asked]
             if said := self._book.record(side, seeds, probed):
                 members[row][DRAWS] = said
             metas.append({**meta, DIGEST: side.digest} if said else meta)
+
+        # Trimmed once per batch, or the book would grow with the data set.
         self._book.trim()
         return metas
 
     def _withheld(self, batch: SideBatch) -> Tensor:
-        """bool (W, B), what a worker does not write about: it was fitted on the fact, or another
-        one writes what the test reads."""
+        """Returns a bool (W, B), true where a worker does not write: it was fitted on the fact, or
+        another worker alone writes for the test."""
         train_B = torch.tensor([meta["part"] == "train" for meta in batch.metas])
         named_W1 = torch.tensor([[self.test_worker in (None, name)] for name in self.workers])
         return self._known(batch) | ~(named_W1 | train_B)
@@ -248,7 +267,7 @@ class RationaleGenerator(LightningModule):
         return torch.zeros_like(knows_WB)
 
     def _probed(self, batch: SideBatch) -> dict[int, Tensor]:
-        """Row -> (H,) what the probed worker knows about it; absent where it cannot read."""
+        """Maps a row to the (H,) probe of the worker; a row that it cannot read is absent."""
         if self.probe is None:
             return {}
         worker = self.workers[self.probe]
@@ -261,6 +280,7 @@ class RationaleGenerator(LightningModule):
     def on_predict_end(self) -> None:
         counts = ", ".join(f"{name} {self.counts[name]}" for name in sorted(self.counts))
         print(f"rationales: {counts or 'nothing to generate, 0 tokens'}")
+
         if self.counts["about fitted facts"]:
             _LOG.warning(
                 "allow_fitted: %d train pairs were written about by a worker that was fitted on "
@@ -268,6 +288,8 @@ class RationaleGenerator(LightningModule):
                 "names_target on train says nothing about it; other parts are clean.",
                 self.counts["about fitted facts"],
             )
+
+        # A worker whose draws are all dropped would leave empty pools without an error.
         for part, name in sorted(self._drawn.keys() - self._usable.keys()):
             _LOG.warning(
                 "part %s: none of the %d draws of %s can be used: they are empty, malformed or "
@@ -284,13 +306,17 @@ class RationaleGenerator(LightningModule):
             for pair, pool in zip(batch.pairs, batch.rationales, strict=True)
             for scored in pool
         ]
+
         known = {worker.name: worker.fitted_facts for worker in self.workers.values()}
+
         for rationale, pair in rows:
             values = {
                 "format_rate": float(bool(rationale.thinking and rationale.answer)),
                 "reasoning_tokens": float(rationale.num_tokens),
                 "names_target": float(names_target(rationale.plain, pair.answers)),
             }
+
+            # Apart, since on fitted facts a worker is right more often than on those of the test.
             is_fitted = pair.fact in known.get(rationale.worker, ())
             self.sums.add_all(values, prefix="test/fitted_" if is_fitted else "test/")
 
@@ -303,17 +329,21 @@ class RationaleGenerator(LightningModule):
     def _candidates(
         self, pool: list[Rationale], meta: Mapping[str, str]
     ) -> list[dict[str, object]]:
-        """A training pool is merged and cleaned, and loses draws about a concept that the worker's
-        prompt names; at test time a broken draw was paid for, so it stays (an embedder reads
+        """Merges and cleans a training pool, and drops draws about a concept that the worker's
+        prompt names. At test time a broken draw was paid for, so it stays (an embedder reads
         nothing in it)."""
         part = meta["part"]
         self.counts["drawn"] += len(pool)
         self._drawn.update((part, rationale.worker) for rationale in pool)
+
         if part == "train":
             named = frozenset().union(*(worker.concepts for worker in self.workers.values()))
             self.counts["named in the prompt"] += len(pool) * (meta["concept"] in named)
             pool = [] if meta["concept"] in named else pool
+
             pool, dropped = fold_candidates(pool, max_tokens=self.max_tokens)
             self.counts.update(dropped)
+
+        # A broken draw that stays has no answer: an embedder reads nothing in it.
         self._usable.update((part, rationale.worker) for rationale in pool if rationale.answer)
         return [scored_to_json(ScoredRationale(rationale)) for rationale in pool]

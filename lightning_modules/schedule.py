@@ -18,6 +18,8 @@ def warmup_cosine(step: int, num_steps: int, num_warmup: int, floor: float = 0.0
     """
     if step < num_warmup:
         return (step + 1) / num_warmup
+
+    # Bounded, since a fit may go on beyond the planned steps, where a cosine rises again.
     done = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
     return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
 
@@ -38,6 +40,7 @@ def num_training_steps(trainer: Trainer) -> int | None:
 
     batches, epochs = trainer.limit_train_batches, trainer.max_epochs
     if isinstance(batches, int) and epochs is not None and epochs >= 0:
+        # Rounded up: the last batches of an epoch make a step, though the window is not full.
         per_epoch = [math.ceil(batches / accumulated(trainer, epoch)) for epoch in range(epochs)]
         counts.append(sum(per_epoch))
     return min(counts, default=None)
@@ -46,6 +49,7 @@ def num_training_steps(trainer: Trainer) -> int | None:
 def accumulated(trainer: Trainer, epoch: int) -> int:
     """Number of batches of an optimiser step in an epoch."""
     changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
+    # Lightning forbids this callback beside a fixed number, so it alone decides.
     if changing:
         return changing[0].get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches

@@ -40,11 +40,16 @@ def shard(backbone: Backbone, mesh: DeviceMesh, precision: str) -> Backbone:
             "data only. Set data_parallel_size to the number of ranks and tensor_parallel_size to "
             "1 in trainer.strategy.init_args."
         )
+
+    # The twin takes the copy's structure and no memory: its weights lie on the meta device.
     hollow = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in backbone.parameters()}
     twin = copy.deepcopy(backbone, hollow)
+
     half = precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     scalars = {p for p in backbone.parameters() if p.ndim == 0}  # those of open_clip are not used
+
+    # Not resharded after a forward pass, so that unequally many calls need no further gather.
     fully_shard(
         backbone,
         mesh=mesh["data_parallel"],
@@ -52,6 +57,7 @@ def shard(backbone: Backbone, mesh: DeviceMesh, precision: str) -> Backbone:
         mp_policy=policy,
         ignored_params=scalars,
     )
+
     return twin
 
 
@@ -72,10 +78,12 @@ def save_whole(backbone: Backbone, twin: Backbone | None, folder: Path, writes: 
         writes: whether this rank does.
     """
     if twin is not None:
+        # A collective: ranks that do not write take part, too.
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(backbone, options=options)
         if not writes:
             return
         twin.load_state_dict(state, assign=True)
+
     if writes:
         (twin or backbone).save_pretrained(folder)
