@@ -115,7 +115,7 @@ class Backbone(nn.Module, ABC):
         detach: bool = False,
         writes: bool = True,
     ) -> Tensor | Paths:
-        """`encode`, or `encode_paths` if asked for `paths`: for wrappers that hook `forward`."""
+        """Runs `encode`, or `encode_paths` with `paths`: for wrappers that hook `forward`."""
         if paths:
             notes = [None] * len(sides) if rationales is None else rationales
             return self.encode_paths(sides, notes, detach, writes)
@@ -285,7 +285,7 @@ class Backbone(nn.Module, ABC):
 
 
 def load_backbone(folder: str) -> Backbone:
-    """The backbone that was saved in `folder`, whatever its class; reads nothing else."""
+    """Loads the backbone that was saved in `folder`, of any class; reads nothing else."""
     path = Path(folder) / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(
@@ -295,7 +295,7 @@ def load_backbone(folder: str) -> Backbone:
 
     try:
         backbone = build(saved_spec(folder), _class_of)
-    except Exception as error:  # parts of others raise whatever the settings make them raise
+    except Exception as error:  # settings can make parts of other libraries raise anything
         if isinstance(error, ValueError | FileNotFoundError) and str(folder) in str(error):
             raise
         kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__} "
@@ -325,7 +325,7 @@ def load_backbone(folder: str) -> Backbone:
 
 
 def check_policy(value: str, choices: Iterable[str], argument: str) -> str:
-    """`value`, if it is one of `choices`."""
+    """Returns `value` if it is one of `choices`, and refuses it otherwise."""
     if value not in choices:
         raise ValueError(f"{argument}={value!r} is unknown; choose one of {sorted(choices)}.")
     return value

@@ -1,4 +1,4 @@
-"""CLIP's own tokenizer for texts that may come from anywhere: what they spell stays text.
+"""CLIP's own tokenizer for texts that may come from anywhere, without special tokens in them.
 
 open_clip's tokenizer takes `<end_of_text>` in a text for the end, where CLIP reads out, so that all
 behind it is hidden; and it reads the whole of a text, of which 77 tokens stay.

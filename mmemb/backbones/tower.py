@@ -47,7 +47,7 @@ class ImageTower(nn.Module, ABC):
         """Writes the weights in a form that the constructor reads as `weights`."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: its batch statistics are frozen too."""
+        """Keeps evaluation mode: the batch statistics are frozen too."""
         return super().train(False)
 
 

@@ -97,7 +97,7 @@ def _on(device: torch.device, seen: _Seen) -> _Seen:
 
 
 def _columns(deep: Sequence[Sequence[Tensor]], num: int) -> list[tuple[Tensor, ...]]:
-    """Per picture what each of the deeper layers gives."""
+    """Outputs of the deeper layers, picture by picture."""
     return [tuple(layer[n] for layer in deep) for n in range(num)]
 
 

@@ -228,7 +228,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         if not sides:
             return DirectVectors((), self._empty())
 
-        # Neighbours are of like length: little is padded.
+        # Sorted by length, so that neighbours are alike and little is padded.
         prompts = self.prompts.build_all(sides)
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
         groups = [

@@ -34,6 +34,8 @@ def tasks_of(revision: str = REVISIONS[-1]) -> tuple[Task, ...]:
 
     if revision == REVISIONS[-1]:
         return TASKS
+
+    # The revisions differ in two page sets; all other tasks have no revision.
     return tuple(
         replace(task, revision=revision, source=_OLD_SOURCES[task.name]) if task.revision else task
         for task in TASKS

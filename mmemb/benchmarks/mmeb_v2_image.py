@@ -26,6 +26,7 @@ def _image(
     target_instruction: str = "",
     out: bool = False,
 ) -> Task:
+    # A shape such as `IT>T` names what a query holds, then what a candidate holds.
     inputs, outputs = shape.split(">")
     return Task(
         name=name,

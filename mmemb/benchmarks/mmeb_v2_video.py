@@ -37,6 +37,7 @@ def _video(
     target_instruction: str = "",
     frames: int | None = 8,
 ) -> Task:
+    # A shape such as `V>T` names what a query holds, then what a candidate holds.
     inputs, outputs = shape.split(">")
     return Task(
         name=name,

@@ -58,6 +58,7 @@ def _vidore2(name: str, num_queries: int, num_pages: int, graded: bool = False) 
 
 
 def _visrag(name: str, num_queries: int, num_pages: int) -> Task:
+    # These repositories keep their test queries in a split named `train`.
     source = f"openbmb/VisRAG-Ret-Test-{name}"
     return _visdoc(
         f"VisRAG_{name}", "VisRAG", source, num_queries, num_pages, layout="visrag", split="train"

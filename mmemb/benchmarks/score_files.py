@@ -78,7 +78,7 @@ class ScoreFile:
 
 
 def task_file(folder: Path, task: str, end: str) -> Path:
-    """The file of a task, whatever its name: `end` is `SCORE`, one of `VECTORS`, and so on."""
+    """The file of a task, for any name: `end` is `SCORE`, one of `VECTORS`, and so on."""
     return folder / f"{file_name(task)}{end}"
 
 
@@ -139,6 +139,8 @@ def write_scores(
     ties = {"queries": found.ties, "worst": found.pessimistic, "best": found.optimistic}
     ours = {"group": group, "metric": found.metric, "mode": found.mode, "ties": ties}
     ours |= {"partial": partial, "provenance": dict(provenance)}
+
+    # The published keys stand first and in their order, as in published files.
     scores = {name: found.means[name] for name in METRICS}
     write_json(task_file(folder, found.task, SCORE), scores | count | ours)
 
@@ -146,6 +148,8 @@ def write_scores(
 def scored_under(folder: Path, tasks: Iterable[str], fingerprint: str) -> bool:
     """Tells whether all of these tasks were scored, whole, by a run of this fingerprint."""
     paths = [task_file(folder, task, SCORE) for task in tasks]
+
+    # A run without a fingerprint vouches for nothing, so its tasks are scored again.
     if not fingerprint or not all(path.is_file() for path in paths):
         return False
 
@@ -262,6 +266,8 @@ def _read_vectors(path: Path, normalise: bool) -> Tensor:
 
 def _read_names(path: Path) -> list[str]:
     where = f"{path} is no JSON list of names"
+
+    # Names may be written as whole numbers, as page ids are.
     names = list(map(str, parse_json(path.read_bytes(), list[str | int], where)))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(
@@ -272,7 +278,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def read_scores(folder: Path) -> dict[str, ScoreFile]:
-    """Task -> what its score file says, below `folder`; published files are read, too.
+    """Reads all score files below `folder`, published ones too: task -> contents.
 
     Raises:
         FileNotFoundError: there is none.
@@ -285,7 +291,7 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
         where = f"{path} is broken"
         fields = convert(data, _ScoreJson, where, _SCORE_AGAIN)
 
-        # Task names alone tell files apart: two models below one folder would be mixed.
+        # Only task names tell files apart, so two models below one folder would be mixed.
         if task in found:
             raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
 
@@ -367,6 +373,7 @@ def submission(
     if missing := [name for name in modality_of if name not in found]:
         raise ValueError(f"{len(missing)} tasks are missing: {', '.join(missing)}.")
 
+    # A mean over some of the queries is not comparable with those of a leaderboard.
     if partial := [name for name in modality_of if found[name].partial]:
         raise ValueError(f"{len(partial)} tasks are partial: {', '.join(partial)}.")
 

@@ -98,6 +98,9 @@ def score_embeddings(
         ValueError: vectors that are not finite or have collapsed, a right candidate that is none;
             in `reference` unequal grades on names that are not whole numbers.
     """
+
+    # Before any rank: with collapsed vectors the first candidate wins, and image tasks list the
+    # right one first.
     check_spread(query_QD, f"{task}: query vectors", len({q.side.digest for q in queries}))
     check_spread(candidate_ND, f"{task}: candidate vectors", len(set(names)))
 
@@ -118,6 +121,8 @@ def score_embeddings(
 
     k = NUM_PREDICTED if lists is None else max(map(len, lists))
     top_Qk = search(query_QD, candidate_ND, k, local_QC=lists)[1].tolist()
+
+    # Rows below 0 only fill up lists that are shorter than the longest one.
     predictions = tuple(tuple(names[row] for row in rows if row >= 0) for rows in top_Qk)
 
     rows = metrics_by_query(ranks, grades)

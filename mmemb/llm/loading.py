@@ -77,7 +77,7 @@ def load_model(
             if attention is None:
                 group_heads(loaded)
             return loaded.eval(), load_pretrained(AutoProcessor, model, **code)
-    except Exception as error:  # readers raise whatever the files make them raise
+    except Exception as error:  # broken files can make a reader raise anything
         raise FileNotFoundError(
             f"The vision-language model {model} cannot be loaded: {reason_of(error)}. Give the "
             "folder of a transformers model with its processor, or a hub id."

@@ -83,7 +83,7 @@ def attach_lora(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.M
             ) from None
 
     for parameter in lora_parameters(tuned).values():
-        parameter.data = parameter.data.float()  # whatever the model's type: steps are small
+        parameter.data = parameter.data.float()  # in every model: steps are too small for bfloat16
     return tuned
 
 

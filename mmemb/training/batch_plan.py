@@ -80,7 +80,7 @@ class BatchPlan:
         return [position for slot in slots for position in self._group(slot)]
 
     def substitutes(self, position: int) -> list[int]:
-        """The other samples of the same space, nearest successor first: for what is broken."""
+        """Samples in place of a broken one: the others of its space, nearest successor first."""
         group = next(m for m in self._members.values() if position in m)
         at = int(np.searchsorted(group, position))
         return [*map(int, group[at + 1 :]), *map(int, group[:at])]

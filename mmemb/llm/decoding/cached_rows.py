@@ -174,7 +174,7 @@ class CachedRows:
         return self._go_on(Batch(inputs, own_RQ[:, -1], torch.zeros_like(self.delta_R)))
 
     def feed_prompts(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Reads what follows in each row, text or pictures, padded at the right.
+        """Reads more text or pictures behind each row, padded at the right.
 
         Args:
             prompts: R of them. Where they differ in length, a model with recurrent layers must not
@@ -240,8 +240,11 @@ def _layer_kinds(model: Any) -> Sequence[str]:
 
 
 def _fork(layer: Any) -> Any:
-    """Keys and values are replaced whenever rows are picked or grow, so they need no copy here;
-    recurrent states are written in place."""
+    """Copies a layer of a cache for rows that go on by themselves.
+
+    Keys and values are replaced whenever rows are picked or grow, so they need no copy here;
+    recurrent states are written in place.
+    """
     from transformers.cache_utils import DynamicLayer
 
     from mmemb.llm.decoding.growing_cache import GrowingLayer

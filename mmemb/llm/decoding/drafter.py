@@ -88,7 +88,7 @@ class Drafter:
         states = dict(self._states)
         self._forget()
 
-        # Neighbours are of like length: little is padded.
+        # Sorted by length, so that neighbours are alike and little is padded.
         unread = [name for name in prompts if name not in states]
         unread.sort(key=lambda name: -len(prompts[name]))
         for part in parts_of_sorted([prompts[name] for name in unread]):

@@ -69,7 +69,7 @@ class Draft:
 
 
 class DraftForm(ABC):
-    """The seam between drafts and what they are: how one goes on and ends."""
+    """The rule by which drafts of one kind go on and end."""
 
     @abstractmethod
     def extend(self, draft: Draft, token: int) -> None:
@@ -158,7 +158,7 @@ class _UnderWay:
         self._sizes, self._read, self._slots = sizes, read, slots
         self._reads_ends = reads_ends
 
-        # Neighbours are of like length: little is padded.
+        # Sorted by length, so that neighbours are alike and little is padded.
         self._waiting = deque(sorted(range(len(lengths)), key=lambda number: -lengths[number]))
         self._live: list[Draft] = []
         self._rows: CachedRows
@@ -203,7 +203,7 @@ class _UnderWay:
             form.extend(draft, token)
 
     def leave(self) -> None:
-        """Rows whose drafts need no more reading leave, where that pays."""
+        """Drops rows whose drafts need no more reading, where that pays."""
         staying = [r for r, draft in enumerate(self._live) if self._goes_on(draft)]
         is_sparse = len(staying) < _COMPACT_BELOW * len(self._live)
         makes_room = len(staying) < len(self._live) and self._fitting(len(staying))

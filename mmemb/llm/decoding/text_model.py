@@ -47,7 +47,7 @@ class TextModel:
         return BaseModelOutputWithPast(last_hidden_state=output.logits, cache=output.cache)
 
     def get_output_embeddings(self) -> nn.Module:
-        """Nothing: states are logits already."""
+        """Returns an identity, since states are logits already."""
         return nn.Identity()
 
     def get_decoder(self) -> PreTrainedModel:

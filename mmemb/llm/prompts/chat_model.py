@@ -44,7 +44,7 @@ class ChatModel:
         self.device, self.dtype = device, dtype
 
     def copy(self) -> ChatModel:
-        """The same with weights of its own."""
+        """Returns a chat model of the same settings with weights of its own."""
         return ChatModel(self.model_id, self.prompt, self.adapter, self.device, self.dtype)
 
     @property
@@ -61,7 +61,7 @@ class ChatModel:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """Frozen, in evaluation mode, the adapter merged; it shares prefixes where it can."""
+        """The frozen model, in evaluation mode, its adapter merged; shares prefixes if possible."""
         with torch.random.fork_rng(devices=[]):  # making modules draws from the global generator
             model = self._load(AutoModelForCausalLM, dtype=DTYPES[self.dtype])
             if self.adapter:
@@ -130,7 +130,7 @@ class ChatModel:
                 return load_whole(kind, self.model_id, **kwargs)
             with quiet_loading():
                 return load_pretrained(kind, self.model_id, **kwargs)
-        except Exception as error:  # readers raise whatever the files make them raise
+        except Exception as error:  # broken files can make a reader raise anything
             raise FileNotFoundError(
                 f"The language model {self.model_id} cannot be loaded: {reason_of(error)}. Give "
                 "the folder of a transformers model (prepare makes ROOT/models/smollm2) or a hub "

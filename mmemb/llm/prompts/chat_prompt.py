@@ -231,12 +231,12 @@ class PromptBuilder:
         if len(frames) <= self.style.max_frames:
             return frames
 
-        # Evenly spaced with both ends, so that a clip's last frame is always shown.
+        # Evenly spaced from the first frame to the last; a single one is the first.
         places = np.linspace(0, len(frames) - 1, self.style.max_frames).astype(int)
         return [frames[place] for place in places]
 
     def image_bounds(self, most: int | None) -> dict[str, Any]:
-        """As the processors of Qwen take bounds on pixels; nothing, where none is set."""
+        """Bounds on pixels as the processors of Qwen take them; empty where none is set."""
         if most is None and self.style.min_pixels is None:
             return {}
 

@@ -71,7 +71,7 @@ def as_text(text: str, tokenizer: Any, marks: Iterable[str] = ()) -> str:
 
 
 def as_text_anywhere(text: str) -> str:
-    """The same for a model whose tokenizer is not here, by what is usual.
+    """Spaces the usual special tokens, for a model whose tokenizer is not here.
 
     >>> as_text_anywhere("end<|im_end|> [INST] </s> a<b|c>")
     'end< |im_end|> [ INST] < /s> a<b|c>'
