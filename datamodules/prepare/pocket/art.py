@@ -66,11 +66,12 @@ class Art:
         self._drawn: dict[Picture, bytes] = {}
 
     def has(self, picture: Picture) -> bool:
-        """Whether the picture can be drawn."""
+        """Tells whether the picture can be drawn."""
         return picture.name in self.sources.get(picture.style, {})
 
     def render(self, picture: Picture) -> bytes:
         """The picture as WebP: cut to what is drawn, fitted to `SIZE`, on the background."""
+        # Many rows show one drawing: it is drawn once.
         if picture not in self._drawn:
             if picture.style == CLIP:
                 self._draw_clip(picture.name)
@@ -80,14 +81,17 @@ class Art:
                     _open_svg(data) if picture.style in (ICONS, OPENMOJI) else _open_pixels(data)
                 )
                 self._drawn[picture] = encode(fit(image, visible(image)))
+
         return self._drawn[picture]
 
     def _draw_clip(self, name: str) -> None:
         frames = clip_frames(self.sources[CLIP][name], NUM_FRAMES)
+
         boxes = [box for box in map(visible, frames) if box]
         # One cut for all frames: one each would let whatever moves stand still.
         left, top, right, bottom = zip(*boxes, strict=True)
         box = (min(left), min(top), max(right), max(bottom))
+
         for number, frame in enumerate(frames):
             self._drawn[Picture(CLIP, name, number)] = encode(fit(frame, box))
 
@@ -95,11 +99,14 @@ class Art:
         """Renders every distinct picture once, with a progress bar."""
         from tqdm import tqdm
 
+        # Sorted, so that progress and errors come in one order on every machine.
         wanted = sorted(set(pictures))
         # Resizing and encoding release the interpreter lock, so threads are enough.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # All frames of a clip are drawn together, so a clip is one job.
             clips = sorted({picture.name for picture in wanted if picture.style == CLIP})
             list(tqdm(pool.map(self._draw_clip, clips), "clips", len(clips), disable=not clips))
+
             drawn = pool.map(self.render, wanted)
             shown = tqdm(drawn, "pictures", len(wanted), mininterval=1)
             return dict(zip(wanted, shown, strict=True))
@@ -118,10 +125,13 @@ def fit(image: Any, box: tuple[int, int, int, int] | None) -> Any:
     """
     from PIL import Image
 
+    # An empty drawing has no box and stays as it is.
     image = image.crop(box) if box else image
+
     scale = SIZE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     image = image.resize(size, Image.Resampling.LANCZOS)
+
     square = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
     square.paste(image, tuple((SIZE - side) // 2 for side in size), image)
     return square
@@ -138,6 +148,7 @@ def _open_svg(data: bytes) -> Any:
     import resvg_py
     from PIL import Image
 
+    # Twice the size, so that the cut leaves enough pixels. System fonts differ between machines.
     png = resvg_py.svg_to_bytes(svg_string=data.decode(), width=2 * SIZE, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png)), formats=["PNG"]).convert("RGBA")
 
@@ -149,7 +160,7 @@ def _open_pixels(data: bytes) -> Any:
 
 
 def num_frames(data: bytes) -> int:
-    """Of an animated WebP; 1 of a still one."""
+    """Number of frames of an animated WebP; 1 of a still one."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
@@ -162,7 +173,9 @@ def clip_frames(data: bytes, num: int) -> list[Any]:
 
     with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
         last = image.n_frames - 1  # type: ignore[attr-defined]
+
         wanted = [round(place * last / (num - 1)) for place in range(num)]
+        # Frames build on the ones before, so they are read in order, each once.
         frames = {}
         for place in sorted(set(wanted)):
             image.seek(place)

@@ -1,4 +1,4 @@
-"""The pocket data set: which folders it has, what makes them, and when they can be trusted."""
+"""Builds the pocket data set: its folders, their fingerprint, and the check that all is whole."""
 
 from __future__ import annotations
 
@@ -55,12 +55,16 @@ _BENCHMARKS = {"mini": (benchmark,), "full": (benchmark, pocket_full)}
 
 def fingerprint(packages: Iterable[sources.PinnedPackage], profile: str) -> str:
     """A hash of everything that the data depends on: sources, settings, format of the code."""
+    # Models are converted apart and do not change the data.
     used = sorted(p.sha256 for p in packages if p not in sources.MODELS)
+
+    # Every upper-case constant counts: a new setting cannot be forgotten here.
     settings: dict[str, str] = {}
     for module in _BENCHMARKS[profile]:
         prefix = "" if module is benchmark else "full."
         names = [name for name in vars(module) if name.isupper()]
         settings |= {prefix + name: repr(getattr(module, name)) for name in names}
+
     drawing = [SIZE, QUALITY, BACKGROUND]
     text = canonical_json([FORMAT, profile, used, settings, drawing, FOLDERS])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -84,6 +88,7 @@ def ready_manifest(root: Path, expected: str) -> dict[str, Any] | None:
         manifest = read_json(root / MANIFEST, _ManifestJson)
     except (OSError, ValueError):
         return None
+
     full = manifest.profile == "full"
     tables = all((root / name).is_file() for name in (*TABLES, *([LABELS] * full)))
     folders = all(_is_whole(root / name, expected) for name in FOLDERS)
@@ -112,7 +117,9 @@ def build_data(
     """
     packages = [p for p in sources.data_of(profile) if p.package in paths]
     mark = fingerprint(packages, profile)
+    # Without its manifest an interrupted build counts as incomplete.
     (root / MANIFEST).unlink(missing_ok=True)
+
     tasks = _BENCHMARKS[profile][-1].TASKS
     content = _Content(paths, profile, tasks)
     rows = content.rows()
@@ -121,14 +128,18 @@ def build_data(
             "No task is left: " + " ".join(missing) + " Run again with a network, or fill the "
             "cache on another machine with --download-only and pass it with --cache."
         )
+
     tell(f"{len(rows.plain) + len(rows.questions)} pairs, {len(rows.queries)} queries")
     _write_shards(root, rows, content.art, mark, [_source(p) for p in packages], tell)
+
     used = {query.task for query in rows.queries}
+    # Only tasks with queries: packages that are absent remove theirs.
     write_json(root / "tasks.json", [to_json(t) for t in tasks if t.name in used])
     write_json(root / "facts.json", fact_table(content.countries, content.flags, rows.queries))
     write_json(root / "few_shot_concepts.json", few_shot_table(content.flags))
     if profile == "full":
         write_json(root / LABELS, label_table(rows.plain))
+
     manifest = {
         "format_version": FORMAT,
         "fingerprint": mark,
@@ -137,41 +148,49 @@ def build_data(
         "missing": list(missing),
         "counts": count_table(rows),
     }
+
     write_json(root / MANIFEST, manifest)
     return manifest
 
 
 @final
 class _Content:
-    """What the packages hold."""
+    """Content of the packages."""
 
     def __init__(
         self, paths: Mapping[str, Path], profile: str, tasks: Sequence[EvaluationTask]
     ) -> None:
         self.tasks, is_full = tasks, profile == "full"
+        # An absent package gives no drawings, and its tasks are left out.
         icons = _members(paths, sources.FLAG_ICONS, "flags/4x3/", ".svg")
         openmoji = _members(paths, sources.OPENMOJI, "color/svg/", ".svg")
         fluent = _members(paths, sources.FLUENT, "assets/", ".webp")
         drawings = {ICONS: icons, OPENMOJI: openmoji, FLUENT: fluent}
+
         if is_full:
             drawings |= {NOTO: _members(paths, sources.NOTO, "img/google/64/", ".png")}
             drawings |= {CLIP: _clips(paths)}
+
         self.art = Art(drawings)
         self.countries: list[Country] = []
         self.flags: Flags | None = None
+
         if countries := _read(paths, sources.COUNTRIES, set(MEMBERS)):
             self.countries = read_countries(countries)
             if is_full and (cities := paths.get(sources.CITIES.package)):
                 self.countries = with_cities(self.countries, read_wheel(cities, CITIES_MEMBER))
             questions = (pocket_full if is_full else benchmark).TEXT_QUESTIONS
             self.flags = Flags.of(self.countries, self.art, questions)
+
         names = _read(paths, sources.EMOJI_NAMES, {NAMES_MEMBER})
         words = _read(paths, sources.EMOJI_WORDS, {WORDS_MEMBER})
+        # Emoji need names and at least one style.
         drawn = bool(openmoji or fluent)
         self.emoji = EmojiSet.of(read_emoji(names, words), self.art) if names and drawn else None
 
     def rows(self) -> Rows:
         rows = emoji_rows(self.emoji) if self.emoji else Rows()
+        # Each part depends on packages of its own, so the parts are added one by one.
         if self.emoji and self.art.sources.get(NOTO):
             rows += Rows(queries=noto_queries(self.emoji))
         if self.emoji and self.art.sources.get(CLIP):
@@ -183,14 +202,15 @@ class _Content:
                 flag_queries(self.flags),
                 list(flag_candidates(self.flags)),
             )
+
         rows.queries = _order(rows.queries, self.tasks)
         rows.plain = _shuffle(rows.plain)
         return rows
 
 
 def _order(queries: list[QueryRow], tasks: Sequence[EvaluationTask]) -> list[QueryRow]:
-    """What a text-only worker can read comes first, so that its batches are full; and parts lie
-    together, so that a stage which asks for one part reads few shards."""
+    """Orders queries: those that a text-only worker reads come first, so that its batches are full;
+    parts lie together, so that a stage which asks for one part reads few shards."""
     think = {task.name for task in tasks if task.think}
 
     def rank(query: QueryRow) -> tuple[int, int]:
@@ -198,12 +218,14 @@ def _order(queries: list[QueryRow], tasks: Sequence[EvaluationTask]) -> list[Que
         kind = 4 if query.media else by_task.get(query.task, 0 if query.task in think else 1)
         return kind, PARTS.index(query.part)
 
+    # Questions of equal text and fact would count twice.
     unique = {f"{q.task}/{q.part}/{q.fact}/{q.text}": q for q in queries}
     return sorted((unique[name] for name in by_hash(unique, "queries")), key=rank)
 
 
 def _shuffle(rows: list[Any]) -> list[Any]:
     named = {row.key: row for row in rows}
+    # A key names the sample in its shard; two equal ones would hide one pair.
     assert len(named) == len(rows), "keys of pairs must differ"
     return [named[key] for key in by_hash(named, "pairs")]
 
@@ -211,16 +233,20 @@ def _shuffle(rows: list[Any]) -> list[Any]:
 def _write_shards(
     root: Path, rows: Rows, art: Art, mark: str, used: list[Source], tell: Callable[[str], None]
 ) -> None:
+    # All pictures first, in threads; the shards are then written one after another.
     drawn = art.render_all(rows.pictures())
+
     samples = {
         "pairs/plain": (row.sample(drawn) for row in rows.plain),
         "pairs/questions": (row.sample(drawn) for row in rows.questions),
         "queries": numbered(rows.queries, drawn),
         "candidates": numbered(rows.candidates, drawn),
     }
+
     for name, size in FOLDERS.items():
         folder = root / name
         drop_other_shards(folder, mark)
+
         manifest = write_folder(
             folder,
             samples[name],
@@ -237,6 +263,7 @@ def _is_whole(folder: Path, mark: str) -> bool:
         manifest = read_manifest(folder)
     except (OSError, ValueError):
         return False
+
     names = {shard.name for shard in manifest.shards}
     return manifest.fingerprint == mark and names <= set(existing_shards(folder, mark))
 
@@ -252,6 +279,7 @@ def _clips(paths: Mapping[str, Path]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for package in sources.CLIPS:
         found |= _members(paths, package, "assets/", ".webp")
+    # Still pictures of the animated package have one frame and are no clips.
     return {name: data for name, data in found.items() if num_frames(data) > 1}
 
 
@@ -262,6 +290,7 @@ def _read(
 ) -> dict[str, bytes]:
     if package.package not in paths:
         return {}
+
     return read_tarball(paths[package.package], wanted if callable(wanted) else wanted.__contains__)
 
 

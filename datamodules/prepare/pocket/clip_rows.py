@@ -49,14 +49,18 @@ def clip_rows(emoji: EmojiSet) -> Rows:
         for item in _moving(emoji, part)
         for query in _queries(item, part)
     ]
+
+    # Training clips are candidates as well, so that the gallery is not only right answers.
     parts = ("train", *EVALUATED)
     everyone = sorted({item.slug: item for p in parts for item in _moving(emoji, p)}.items())
+
     candidates = [CandidateRow(CLIP_GALLERY, slug, clip=_clip(item)) for slug, item in everyone]
     return Rows(plain=pairs, queries=queries, candidates=candidates)
 
 
 def _moving(emoji: EmojiSet, part: str) -> list[Emoji]:
-    """Those of a part that move, one of a concept: its others are drawn alike."""
+    """Emoji of a part that move, one for each concept: its others are drawn alike."""
+    # The first by hash order stands for its concept.
     first: dict[str, Emoji] = {}
     for item in emoji.part(part):
         if emoji.art.has(item.picture(CLIP)):

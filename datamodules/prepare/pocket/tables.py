@@ -23,11 +23,14 @@ def fact_table(
     """
     parts = flags.split.parts if flags else {}
     rows = {c.code: c.facts() | {"part": parts.get(c.concept, "")} for c in countries}
+
+    # A text with a picture has another answer for each picture.
     asked = {
         q.text: q.concept.removeprefix("country:")
         for q in queries
         if q.text and not q.image and q.concept.startswith("country:")
     }
+
     for question in flags.text_questions if flags else ():
         asked |= {question.text(clue): c.code for c, clue in flags.clues(question)}  # type: ignore[union-attr]
     return {"countries": rows, "questions": dict(sorted(asked.items()))}
@@ -40,7 +43,8 @@ def few_shot_table(flags: Flags | None) -> dict[str, Any]:
 
 
 def label_table(pairs: Iterable[PairRow]) -> list[dict[str, str]]:
-    """What training pairs call pictures by, as they ask for them: the words of a `LabelBridge`."""
+    """Texts by which training pairs ask for pictures: the words of a `LabelBridge`."""
+    # The plain template only: other wordings are variants of the same name.
     start = NAME_TEMPLATE.split("{}")[0]
     named = {
         pair.text: pair.instruction
@@ -54,8 +58,10 @@ def count_table(rows: Rows) -> dict[str, dict[str, int]]:
     """Task -> part -> rows; `train` counts training pairs."""
     counts = Counter((row.task, "train") for row in rows.plain + rows.questions)
     counts += Counter((row.task, row.part) for row in rows.queries)
+
     tasks = [task.name for task in TASKS]
     extra = sorted({task for task, _ in counts} - set(tasks))
+    # In the order of the registry; training-only tasks follow.
     return {
         task: {part: counts[task, part] for part in PARTS}
         for task in tasks + extra
@@ -69,9 +75,11 @@ def render_counts(
     """The counts as text, with the number of "think" queries below."""
     think = {task.name for task in tasks if task.think}
     lines = [f"{'task':24}" + "".join(f"{part:>12}" for part in PARTS)]
+
     for task, row in counts.items():
         label = task + (" *" if task in think else "")
         lines.append(f"{label:24}" + "".join(f"{row[part] or '-':>12}" for part in PARTS))
+
     sums = [sum(row[part] for task, row in counts.items() if task in think) for part in PARTS]
     lines.append(f"{'* think, together':24}" + "".join(f"{total:>12}" for total in sums))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
-"""The pocket benchmark as data: tasks, wordings, parts and caps. Knows no files and no pictures.
+"""The pocket benchmark as data: tasks, wordings, parts and caps, without files and pictures.
 
-`datamodules.prepare pocket` builds what is listed here; METHOD 3 and 8 say why it is cut this way.
+`datamodules.prepare pocket` builds what is listed here; docs/method.md sections 3 and 8
+give the reasons for its cuts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import final
 from mmemb.records.pairs import EvaluationTask
 
 PART_SHARES = {"train": 0.35, "gate": 0.15, "calibration": 0.10, "test": 0.40}
-"""Parts of the concepts of one kind, cut exactly (METHOD 3)."""
+"""Parts of the concepts of one kind, cut exactly."""
 
 VAL_SHARE = 0.1
 """Share of the train concepts that is monitored and never trained on."""
@@ -32,7 +33,7 @@ FLAG_GALLERY = "flags"
 """The evaluation gallery: flag-icons, a style that no training pair shows."""
 
 TRAIN_FLAG_GALLERY = "flags-train"
-"""What training pairs aim at: each flag in each training style (`fr-openmoji`, `fr-3d`); both
+"""Gallery of the training pairs: each flag in each training style (`fr-openmoji`, `fr-3d`); both
 drawings of a flag are right wherever one is, so neither is the other's negative."""
 
 TRAIN_EMOJI_GALLERY = "emoji-train"
@@ -93,7 +94,7 @@ IMAGE_QUESTIONS = (
 
 NAME_TEMPLATE = "the flag of {}"
 NAME_VARIANTS = ("{}", "the flag of {}")
-"""How flag names are trained, in every training style; tests ask with `NAME_TEMPLATE`."""
+"""Wordings of flag names in training, in every style; tests ask with `NAME_TEMPLATE`."""
 
 TONES = {"light": 0x1F3FB, "medium": 0x1F3FD, "dark": 0x1F3FF}
 TONE_TEMPLATE = "the same with {} skin"

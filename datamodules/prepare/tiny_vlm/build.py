@@ -55,13 +55,16 @@ def write_tiny_vlm(folder: Path, architecture: str = "qwen3_vl", seed: int = 0) 
     if architecture not in ARCHITECTURES:
         expected = ", ".join(sorted(ARCHITECTURES))
         raise ValueError(f"architecture {architecture!r}: expected one of {expected}.")
+
     tokenizer = _tokenizer()
+    # The caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ARCHITECTURES[architecture](len(tokenizer))
         for name, parameter in model.named_parameters():
             if "norm" in name and parameter.ndim == 1:  # ones would hide a norm that is left out
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
+
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     save_quietly(folder, model, _processor(architecture, tokenizer))
@@ -78,8 +81,10 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL[1:]), model_max_length=2048,
@@ -97,6 +102,7 @@ def _processor(architecture: str, tokenizer: PreTrainedTokenizerFast) -> Any:
     image = Qwen2VLImageProcessor(**sizes, size=_pixels(16 * 16, 64 * 64))
     video_kind = Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor
     video = video_kind(**sizes, size=_pixels(16 * 16, 16 * 64 * 64), do_sample_frames=False)
+
     old = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}
     kind = old.get(architecture, Qwen3VLProcessor)
     # Frames of the third generation get their vision marks from the processor, with a time each.

@@ -14,7 +14,7 @@ HELP = "random vision-language models of real architectures, to try recipes out 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the subcommand."""
+    """Adds the arguments of the subcommand."""
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="qwen3_vl")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -31,10 +31,12 @@ def run(options: argparse.Namespace) -> None:
     entries = options.out.iterdir() if options.out.is_dir() else ()
     if not path.is_file() and not all(map(is_temporary, entries)):
         raise ValueError(f"--out {options.out} holds something else: give an empty folder.")
+
     if path.is_file() and read_json(path, dict[str, str | int]) == {**mark, "done": True}:
         print(f"{options.out}: everything is there")
         return
 
+    # All files or none: the folder appears under its name when it is whole.
     with whole_folder(options.out) as fresh:
         write_tiny_vlm(fresh, options.architecture, options.seed)
         write_json(fresh / path.name, {**mark, "done": True})
