@@ -91,7 +91,7 @@ def _between(text: str, opening: str, closing: str) -> str:
 
 
 def drafts_at(depth: str, rationales: Sequence[Rationale]) -> tuple[Rationale, ...]:
-    """Those that were written at a depth, in order."""
+    """Returns the rationales that were written at a depth, in order."""
     return tuple(rationale for rationale in rationales if rationale.depth == depth)
 
 
@@ -128,7 +128,7 @@ class ScoredJson(_Draw):
 
     @property
     def scored(self) -> ScoredRationale:
-        """As a record."""
+        """The candidate as a record."""
         # The fields of a rationale come first in both records, in the same order.
         values, num = msgspec.structs.astuple(self), len(Rationale.__struct_fields__)
         return ScoredRationale(Rationale(*values[:num]), *values[num:])

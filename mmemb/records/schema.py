@@ -122,7 +122,7 @@ def check_arguments(
 ) -> None:
     """Refuses arguments that a class or function does not take, or that are of another type.
 
-    Types that msgspec does not know, such as a tower, are left to the class.
+    Types that msgspec cannot check, such as a tower, are left to the class.
 
     Raises:
         SchemaError: names the argument.

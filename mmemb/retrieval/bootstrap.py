@@ -134,7 +134,6 @@ def cluster_bootstrap(
     sums_GT, counts_GT = _cluster_sums(value, clusters, tasks)
 
     mean = float(np.mean(sums_GT.sum(0) / counts_GT.sum(0)))
-
     if len(sums_GT) < MIN_CLUSTERS:
         return Interval(mean, None, None, len(sums_GT))
 

@@ -169,7 +169,7 @@ class _Survivors:
         """fp64 scores (Q, k) and rows (Q, k); of overflown queries zeros."""
         exact_S = _dots(query_QD, candidate_ND, self._query_S, self._row_S)
 
-        # The last of three stable sorts counts most: query, then score, then row of the table.
+        # The last of the three sorts counts most: query, then score, then row of the table.
         order_S = self._row_S.argsort()
         order_S = order_S[steps(exact_S[order_S], tolerance).argsort(descending=True, stable=True)]
         order_S = order_S[self._query_S[order_S].argsort(stable=True)]

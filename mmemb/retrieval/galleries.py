@@ -81,7 +81,7 @@ class Galleries:
         return [(row_of[column], name) for name, column in self._columns[gallery].items()]
 
     def named(self, gallery: str, names: Sequence[Sequence[str]]) -> Tensor:
-        """bool (B, N), True where a column bears one of a row's names; others match none."""
+        """bool (B, N), True where a column bears one of a row's names; others are ignored."""
         columns = self._columns[gallery]
         named_BN = torch.zeros(len(names), len(columns), dtype=torch.bool)
 
@@ -184,7 +184,6 @@ class Galleries:
             shown = shown if query.candidates is None else self._local(query)
 
             p_N = torch.stack([score[row][1][shown].softmax(0) for score in scores]).mean(0)
-
             right = [shown.index(column) for column in self.positives(query)]
 
             ranks = rank_scores(p_N.log()[None], torch.tensor([right]))

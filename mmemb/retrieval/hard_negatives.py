@@ -81,12 +81,11 @@ def hardest_negatives(
         rows_of[pair.gallery].append(row)
 
     found: list[list[HardNegative]] = [[] for _ in pairs]
-
     for gallery, rows in rows_of.items():
         score_bN = query_BD[rows] @ galleries.vectors(gallery).T
         own_b1 = (query_BD[rows] * target_BD[rows]).sum(1, keepdim=True)
 
-        # A negative must be wrong: neither listed as right nor as near as an unlisted right one.
+        # Hidden is what is listed as right, and what is so near that it may be right unlisted.
         hidden_bN = galleries.named(gallery, [_right(pairs[row]) for row in rows])
         if margin is not None:
             hidden_bN |= score_bN > own_b1 + margin

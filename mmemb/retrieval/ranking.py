@@ -271,7 +271,6 @@ def _scored(
             continue
 
         column_qC = _without_repeats(local_QC[rows])
-
         score_qC = torch.einsum("qd,qcd->qc", query_qD, candidate_ND[column_qC.clamp(min=0)])
         yield rows, score_qC.masked_fill(column_qC == PADDING, -torch.inf), column_qC
 

@@ -54,7 +54,7 @@ class FileHashes:
 
     def save(self) -> None:
         """Writes the hashes that were used, except of files that have only just changed."""
-        # A file that changes twice within one step of the clock keeps its identity.
+        # A file that changes twice within one step of the clock may keep its identity.
         newest = self._started - _CLOCK_TICK_NS
         settled = {name: row for name, row in self._used.items() if row[-1] < newest}
         if settled != self._known:

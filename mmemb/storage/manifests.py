@@ -151,7 +151,6 @@ def read_manifest(folder: Path | str) -> Manifest:
         )
 
     manifest = parse_json(path.read_bytes(), Manifest, f"{path} cannot be trusted", _MAKE_AGAIN)
-
     if manifest.format_version != FORMAT_VERSION:
         raise broken(path, f"format version {FORMAT_VERSION}", manifest.format_version)
 

@@ -1,4 +1,4 @@
-"""The mark of a finished run, and which run a copied result comes from."""
+"""The mark of a finished run, and the run that a copied result comes from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmemb.storage.run_folder import AdaptiveFolder, RunFolder
 
 @final
 class RunMark(Schema):
-    """A `fingerprint.json`: whose run it is, and what the run left.
+    """A `fingerprint.json`: the identity of a run, and the files that it left.
 
     Attributes:
         fingerprint: of settings and inputs.
@@ -52,7 +52,7 @@ def run_mark(folder: Path) -> str | None:
 
 
 def note_run(folder: Path, run: Path) -> None:
-    """Writes into a folder whose copy it holds."""
+    """Records in a folder the run whose model was copied into it."""
     write_json(AdaptiveFolder(folder).copied, {"fingerprint": run_mark(run)})
 
 

@@ -157,7 +157,6 @@ def finish_manifest(
         )
 
     _report_strangers(Path(folder), names)
-
     shards = tuple(whole[name] for name in names)
     total = sum(shard.num_samples for shard in shards)
     manifest = Manifest(FORMAT_VERSION, fingerprint, total, shards, tuple(sources))

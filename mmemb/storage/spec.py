@@ -1,6 +1,6 @@
 """Objects as JSON, `{class_path, init_args}`, and the one way back.
 
-A folder may come from anywhere. So who reads one says which classes it may name, and checks what
+A folder may come from anywhere. So its reader states which classes it may name, and checks what
 their arguments name, before anything is imported or built for it (docs/trust.md).
 """
 

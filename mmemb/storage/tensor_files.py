@@ -34,7 +34,6 @@ def load_whole(kind: Any, model: str, **settings: Any) -> Any:
     """Loads a model of transformers without bars and advice, all weights from the files.
 
     transformers initialises at random what a file lacks, and only logs it.
-
     Args:
         kind: an Auto class of models.
         model: folder or hub id.
