@@ -24,7 +24,7 @@ from mmemb.storage.run_folder import ExperimentFolder
 
 
 def bench_reading(root: Path) -> Line:
-    """Pictures of the training pairs: read by offset and decode, against a plain WebDataset."""
+    """Compares reading and decoding pictures of training pairs with a plain WebDataset."""
     import webdataset as wds
     from PIL import Image
 
@@ -51,7 +51,7 @@ def bench_reading(root: Path) -> Line:
 
 
 def bench_streaming(root: Path) -> Line:
-    """Samples of a tar without an index, checked to its end, against a plain WebDataset."""
+    """Compares a checked stream of a tar without an index with a plain WebDataset."""
     import webdataset as wds
 
     from datamodules.archives import ArchiveLimits, read_tar
@@ -71,13 +71,14 @@ def bench_streaming(root: Path) -> Line:
 
 
 def bench_ranking() -> Line:
-    """Exact tie-aware ranks, against the same fp64 scores sorted whole."""
+    """Compares exact tie-aware ranks with the same fp64 scores sorted whole."""
     from mmemb.retrieval.ranking import rank_positives
 
     torch.manual_seed(0)
     query_QD = torch.nn.functional.normalize(torch.randn(2000, 384), dim=1)
     target_ND = torch.nn.functional.normalize(torch.randn(2000, 384), dim=1)
     positives = [[row] for row in range(2000)]
+
     return compare(
         "rank 2,000 queries in 2,000",
         lambda: rank_positives(query_QD, target_ND, positives),
@@ -87,17 +88,19 @@ def bench_ranking() -> Line:
 
 
 def bench_generation(root: Path, prompt: str) -> Line:
-    """Greedy rationales with the shared few-shot prefix, against `generate` of transformers."""
+    """Compares greedy rationales behind a shared prefix with `generate` of transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from mmemb.rationales import LanguageModelWorker
 
     folder = str(root / "models/smollm2")
     worker = LanguageModelWorker(folder, prompt, batch_size=32, max_new_tokens=24)
+
     sides = [
         Side(text=f"the flag of the country whose capital is {name}")
         for name in ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Tokyo", "Accra", "Quito")
     ] * 4
+
     model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32).eval()
     tokenizer = load_pretrained(AutoTokenizer, folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -119,12 +122,13 @@ def bench_generation(root: Path, prompt: str) -> Line:
 
 
 def bench_gate(adaptive: Path) -> Line:
-    """The gate's decision against the direct pass it rides on."""
+    """Compares the gate's decision with the direct pass that it follows."""
     from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 
     embedder = AdaptiveEmbedder.from_pretrained(adaptive)
     sides = [Side(text=f"the flag of country number {n}") for n in range(64)]
     keys = [side.digest for side in sides]
+
     with torch.inference_mode():
         # Any state of the right width costs the same; what it is made of is timed by gate-test.
         state_BS = torch.zeros(len(sides), embedder.head.config()["state_dim"])
@@ -137,14 +141,17 @@ def bench_gate(adaptive: Path) -> Line:
 
 
 def bench_training(trunk: Path) -> Line:
-    """Forward and backward of 64 short texts, against a matrix product of as many FLOPs."""
+    """Compares forward and backward of 64 short texts with a matrix product of as many FLOPs."""
     from mmemb.backbones import load_backbone
 
     backbone = load_backbone(str(trunk)).train()
     sides = [Side(text=f"the flag of the country whose capital is city {n}") for n in range(64)]
+
+    # A weight costs 2 FLOPs a token in the forward pass and 4 in the backward one.
     weights = [p for p in backbone.parameters() if p.requires_grad and p.ndim == 2]
     tokens = 64 * 14
     flops = 6 * tokens * sum(weight.numel() for weight in weights)
+
     size = 1024
     times = max(1, round(flops / (2 * size**3)))
     left, right = torch.randn(size, size), torch.randn(size, size)
@@ -167,25 +174,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args(arguments)
+
     quieten()
     print(heading())
+
     lines = []
     for needed, bench in benches(options.data_root, options.runs):
         if absent := [path for path in needed if not path.exists()]:
             print(f"{absent[0]} does not exist yet: run `make demo` first; left out")
             continue
+
         lines.append(bench())
         print(lines[-1], flush=True)
+
     write_results(options.out, lines)
 
 
 def benches(root: Path, runs: Path) -> list[tuple[tuple[Path, ...], Callable[[], Line]]]:
-    """What has to exist, and what is measured then."""
+    """Returns the inputs that have to exist, and the bench that reads them."""
     prompt = str(Path(__file__).parents[1] / "configs/pocket/few_shot.json")
+
     experiment = ExperimentFolder(runs)
     adaptive, trunk = experiment.gate.adaptive.path, experiment.run("trunk").backbone
     features = experiment.features
     plain, model = root / "pairs/plain", root / "models/smollm2"
+
     return [
         ((), training.bench_loss_memory),  # first: memory that others freed would hide its peak
         ((), training.bench_loss_time),

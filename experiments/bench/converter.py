@@ -24,13 +24,14 @@ _SIDE = (640, 480)
 def converter_and_plain(
     tmp: Path, num_pictures: int = 200
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Both as functions that may be called again; the pictures are written below `tmp` first.
+    """Returns both as functions that may be called again; writes the pictures below `tmp` first.
 
     The plain loop decodes each picture and puts its bytes into one tar; the converter also reads
     the annotations, checks counts, hashes, and writes indices and candidates.
     """
     source, numbers = tmp / "source", count()
     task = _write_source(source, num_pictures)
+
     paths = sorted((source / "image-tasks").iterdir())
 
     def ours() -> object:
@@ -53,19 +54,24 @@ def _write_source(source: Path, num_pictures: int) -> Task:
     from pyarrow import Table, parquet  # a library of this command alone
 
     task = replace(task_named("VOC2007"), num_queries=num_pictures, num_candidates=2)
+
     folder = source / FOLDER / task.source / task.config
     for path in (folder, source / "image-tasks"):
         path.mkdir(parents=True, exist_ok=True)
+
     random = np.random.default_rng(0)
     names = [f"{n:06d}.jpg" for n in range(num_pictures)]
+
     for name in names:
         coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), np.uint8))
         coarse.resize(_SIDE).save(source / "image-tasks" / name, quality=90)
+
     columns = {
         "qry_inst": [task.query_instruction] * num_pictures,
         "qry_text": [""] * num_pictures,
         "qry_img_path": names,
         "tgt_text": [["cat", "dog"]] * num_pictures,
     }
+
     parquet.write_table(Table.from_pydict(columns), folder / "test-00000-of-00001.parquet")
     return task

@@ -58,8 +58,10 @@ def bench_generation(folder: Path, size: Size, device: torch.device) -> Line:
     from mmemb.llm.decoding.sampling import Sampling
 
     backbone = VisionLanguageBackbone(str(folder), dtype="bfloat16", slots=size.draws)
+
     backbone.requires_grad_(False).to(device)
     sampling = Sampling(size.new_tokens, 1.0, 1.0, 1)
+
     sides = [shown(size, seed) for seed in range(size.draws)]
     opening = backbone.prompts.tokenizer.encode("<think>", add_special_tokens=False)
 
@@ -71,11 +73,15 @@ def bench_generation(folder: Path, size: Size, device: torch.device) -> Line:
     def peer() -> None:
         prompts = [backbone.prompts.build(side).followed_by(opening) for side in sides]
         inputs = dict(collate(backbone.model, prompts, "left").inputs)
+
+        # `generate` makes positions of its own.
         del inputs["position_ids"]
+
         ends, width = sorted(backbone.end_ids), inputs["input_ids"].shape[1]
         ids = backbone.model.generate(
             **inputs, max_new_tokens=size.new_tokens, do_sample=False, eos_token_id=ends
         )
+
         assert ids.shape[1] == width + size.new_tokens
 
     name = f"{size.draws} draws of {size.new_tokens} tokens"
@@ -98,8 +104,11 @@ def bench_judge(folder: Path, size: Size, device: torch.device) -> Line:
     model = load_model(str(folder), None, DTYPES["bfloat16"], False)[0].to(device)
     prompts, query, candidate = evaluator.prompts, Side("q"), Side("c")
     least = len(prompts.query(query)) + len(prompts.candidate(query, candidate))
+
+    # The wording takes part of P and L, so the texts fill up what is left.
     query = Side(letters(size.prefix - least + 1, 0))
     least = len(prompts.ending(query, thought(3, 0)))
+
     notes = [thought(size.ending - least + 3, seed) for seed in range(size.rationales)]
 
     def ours() -> None:
@@ -119,19 +128,24 @@ def bench_judge(folder: Path, size: Size, device: torch.device) -> Line:
 
 
 def measure(size: Size, device: torch.device, peak: float | None) -> Iterator[dict[str, Any]]:
-    """Results by name, as soon as there are some."""
+    """Yields results by name, as soon as there are some."""
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as name:
         folder = Path(name)
+
         print("a model of random weights ...", flush=True)
         parameters = write_model(folder / "model", size, device)
         write_pairs(folder, size)
         yield {"parameters": parameters, "sizes": asdict(size)}
+
         trained: list[Trained] = []
+
         for case in CASES:
             trained.append(bench_training(case, folder, size, device, peak))
             print(trained[-1], flush=True)
             yield {"training": [asdict(found) for found in trained]}
+
         print(heading())
+
         lines: list[Line] = []
         benches: tuple[Callable[..., Line], ...] = (bench_generation, bench_judge)
         for bench in benches:
@@ -139,19 +153,23 @@ def measure(size: Size, device: torch.device, peak: float | None) -> Iterator[di
             lines.append(bench(folder / "model", size, device))
             print(lines[-1], flush=True)
             yield {"lines": [asdict(line) | {"ratio": line.ratio} for line in lines]}
+
         drawn = size.draws * size.new_tokens
         rates = {"ours": drawn / lines[0].ours, "transformers": drawn / lines[0].other}
         print("generation, tokens/s: " + ", ".join(f"{k} {v:,.0f}" for k, v in rates.items()))
+
         yield {"generation_tokens_per_s": rates}
 
 
 def machine(device: torch.device, peak: float | None) -> dict[str, Any]:
-    """On what it was measured."""
+    """Describes the machine and the versions of a measurement."""
     commit, diff = git_state(Path(__file__).parent)
+
     name, memory = platform.processor() or platform.machine(), None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory / GIB
+
     return {
         "device": name, "memory_gib": memory, "peak_tflops": peak, "torch": torch.__version__,
         "cuda": torch.version.cuda, "versions": package_versions(), "git_commit": commit,
@@ -169,23 +187,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="2b", help="of the model (default: 2b)")
     parser.add_argument("--peak-tflops", type=float, help="of the device, dense bfloat16, for MFU")
     parser.add_argument("--out", type=Path, help=f"default of size 2b: {RESULTS}; of tiny: none")
+
     options = parser.parse_args(arguments)
+
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
             "error: a GPU is needed, and torch sees none here; --device cpu --size tiny tries the "
             "command without one."
         )
+
     if options.device == "cpu" and options.size != "tiny":
         sys.exit(f"error: on a CPU size {options.size} would take hours; add --size tiny.")
+
     quieten()
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a seed for every build
+
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = options.peak_tflops or peak_tflops(name)
+
     out = options.out or (RESULTS if options.size == "2b" else None)
+
     results = {"machine": machine(device, peak), "size": options.size}
     for found in measure(SIZES[options.size], device, peak):
         results |= found
         if out is not None:
             write_json(out, results)
+
     print(out or "nothing was written: a tiny model's figures say nothing; --out FILE keeps them")

@@ -1,4 +1,4 @@
-"""What `experiments.bench_gpu` measures on: a model of random weights, made-up sides, a device.
+"""Model of random weights, made-up sides and a device for `experiments.bench_gpu`.
 
 The tokenizer is that of the tiny models, so a letter is a token; the vocabulary has its full size.
 """
@@ -38,7 +38,7 @@ from mmemb.storage.tensor_files import quiet_loading
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How large the model is, and what it reads.
+    """Size of the model and of its inputs.
 
     Attributes:
         text: settings of the language model that differ from the tiny one's.
@@ -115,25 +115,32 @@ def write_model(folder: Path, size: Size, device: torch.device) -> int:
         write_tiny_vlm(folder)
         processor: Any = load_pretrained(AutoProcessor, folder)
         data = load_pretrained(AutoConfig, folder).to_dict()
+
     data["text_config"] |= {**size.text, "tie_word_embeddings": size.tied}
     data["vision_config"] |= size.vision
     config = AutoConfig.for_model(**data | {"tie_word_embeddings": size.tied})
+
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+
     tokenizer = processor.tokenizer
     ends = [*tokenizer.all_special_ids, *tokenizer.convert_tokens_to_ids(list(TAGS))]
     with torch.no_grad():
         model.get_output_embeddings().weight[ends] *= 0.01
+
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+
     with quiet_loading():
         model.save_pretrained(folder)
+
     for part in (processor.image_processor, processor.video_processor):
         part.patch_size = config.vision_config.patch_size
     processor.image_processor.size = {"shortest_edge": 256, "longest_edge": size.edge**2}
     tokenizer.model_max_length = config.get_text_config().max_position_embeddings
     processor.save_pretrained(folder)
+
     return sum(p.numel() for p in model.parameters())
 
 
@@ -144,16 +151,20 @@ def write_pairs(root: Path, size: Size) -> None:
     pairs = [
         Sample(f"{row:05d}", _pair(size, row), _META | {"half": ""}) for row in range(size.rows)
     ]
+
     settings = {"prefix": "made-up", "samples_per_shard": size.rows, "fingerprint": "made-up"}
     write_folder(root / "pairs/made-up", pairs, **settings)
+
     notes = [
         ScoredRationale(thought(size.thought, row), {"gain": 1.0}, kept=True, weight=1.0)
         for row in range(size.rows)
     ]
+
     kept = [
         Sample(pair.key, encode_members({"json": [scored_to_json(note)]}))
         for pair, note in zip(pairs, notes, strict=True)
     ]
+
     name, source = "made-up-000000.tar", ShardIndex.open(root / "pairs/made-up")
     write_shard(ExperimentFolder(root).selected, name, kept, made_from=[source.origin(name)])
     finish_manifest(ExperimentFolder(root).selected, "", [name])
@@ -171,6 +182,7 @@ def _pair(size: Size, row: int) -> dict[str, bytes]:
         "target_text": letters(size.letters, -1 - row), "target_name": target,
         "positives": [target], "answers": [target],
     }  # fmt: skip
+
     pixels, picture = query.media[0].pixels, io.BytesIO()
     assert pixels is not None
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(picture, "WEBP", quality=100)
@@ -178,12 +190,12 @@ def _pair(size: Size, row: int) -> dict[str, bytes]:
 
 
 def letters(number: int, seed: int) -> str:
-    """A text of so many tokens."""
+    """Returns a text of so many tokens."""
     return "".join(Random(seed).choices(ascii_lowercase, k=number))
 
 
 def shown(size: Size, seed: int) -> Side:
-    """A picture and a text."""
+    """Returns a side of a picture and a text."""
     generator = torch.Generator().manual_seed(seed)
     shape = (3, size.edge, size.edge)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
@@ -191,7 +203,7 @@ def shown(size: Size, seed: int) -> Side:
 
 
 def thought(number: int, seed: int) -> Rationale:
-    """A rationale of so many letters between its tags."""
+    """Returns a rationale of so many letters between its tags."""
     text = f"<think>{letters(number - 2, seed)}</think><answer>ok</answer>"
     return Rationale(text, "made-up", "", "", "", "", seed=seed, num_tokens=number + 4)
 
@@ -206,7 +218,7 @@ _PEAKS = (
 
 
 def peak_tflops(name: str) -> float | None:
-    """What a device can do at the most; None = not known.
+    """Returns the peak of a device in TFLOPS; None = not known.
 
     >>> peak_tflops("NVIDIA H100 80GB HBM3"), peak_tflops("NVIDIA H100 PCIe"), peak_tflops("L40")
     (989.0, 756.0, None)
@@ -214,12 +226,13 @@ def peak_tflops(name: str) -> float | None:
     words = name.replace("-", " ").split()
     if {"MIG", "Laptop", "D"} & {*words}:  # a share of a device, or a slower one of its name
         return None
+
     whole = f" {' '.join(words)} "
     return next((float(peak) for known, peak in _PEAKS if f" {known} " in whole), None)
 
 
 def synced(run: Callable[[], Any], device: torch.device) -> Callable[[], None]:
-    """`run`, and then the wait for all that it has put into the device's queue."""
+    """Returns a call of `run` that waits for all that it has put into the device's queue."""
 
     def waits() -> None:
         run()
@@ -230,16 +243,17 @@ def synced(run: Callable[[], Any], device: torch.device) -> Callable[[], None]:
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes that tensors hold on a GPU now, after a clean-up; 0 on a CPU."""
+    """Returns the bytes that tensors hold on a GPU now, after a clean-up; 0 on a CPU."""
     gc.collect()
     if device.type != "cuda":
         return 0
+
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated(device)
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device, held: int, before: int) -> int:
-    """Bytes at the highest moment of a call, gaps of the allocator not included.
+    """Returns the bytes at the highest moment of a call, gaps of the allocator not included.
 
     Args:
         run: the call.
@@ -251,14 +265,20 @@ def peak_memory(run: Callable[[], Any], device: torch.device, held: int, before:
         torch.cuda.reset_peak_memory_stats(device)
         synced(run, device)()
         return torch.cuda.max_memory_allocated(device) - before
+
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else it complains that there is no GPU
     activities = [torch.profiler.ProfilerActivity.CPU]
+
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         run()
+
     found: Any = profiler.profiler
     events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
+
+    # A CPU has no counter of its peak, so the profiler's changes are summed in their order.
     now = peak = held
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
+
     return peak

@@ -35,14 +35,17 @@ class Case:
     settings: tuple[str, ...] = ()
 
     def arguments(self, folder: Path, size: Size) -> list[str]:
-        """Of `experiments.run`, for the model and the pairs in a folder."""
+        """Returns arguments of `experiments.run`, for the model and the pairs in a folder."""
         found = ["fit", "--config", f"{RECIPES / self.recipe}.yaml"]
         found += ["--config", f"{RECIPES / 'gpu.yaml'}", "--vlm", f"{folder / 'model'}"]
         found += ["--data_root", str(folder), "--runs", str(folder / "runs")]
+
         found += ["--data.pairs", "[pairs/made-up]", "--data.num_workers", "0"]
         found += [f"--data.{name}={size.rows}" for name in ("batch_size", "group_size")]
+
         if self.recipe == "embedder":
             found += ["--data.sidecar", str(ExperimentFolder(folder).selected)]
+
         return [*found, *self.settings]
 
 
@@ -60,7 +63,7 @@ CASES = (
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a training step costs; None where it was not measured.
+    """Cost of a training step; None where it was not measured.
 
     Attributes:
         name: recipe, and what is trained.
@@ -92,6 +95,7 @@ class Trained:
         if self.measured_gib is None or self.tokens_per_s is None:
             return f"{self.name}: {self.fault}; planned {self.planned_gib:.3g} GiB"
         share = "" if self.mfu is None else f", MFU {self.mfu:.1%}, with repetitions {self.hfu:.1%}"
+
         return (
             f"{self.name}: {statistics.median(self.seconds):.3g} s a step, "
             f"{self.tokens_per_s:,.0f} tokens/s{share}; memory planned {self.planned_gib:.3g} GiB, "
@@ -102,7 +106,7 @@ class Trained:
 def bench_training(
     case: Case, folder: Path, size: Size, device: torch.device, peak: float | None
 ) -> Trained:
-    """Steps of a recipe's own module and data, without a trainer.
+    """Measures steps of a recipe's own module and data, without a trainer.
 
     Args:
         case: what is trained.
@@ -115,19 +119,26 @@ def bench_training(
     from experiments.plan.read import read_plan
 
     arguments = case.arguments(folder, size)
+
     plan = read_plan(parse(arguments).as_dict(), "fit", 1)
     tokens, total = round(plan.tokens_per_step()), plan.memory().total
     found = Trained(name=case.name, tokens=tokens, planned_gib=total / GIB)
+
+    # That a recipe does not fit is a result of its own.
     try:
         seconds, loss, used = _run_steps(arguments, size, device)
     except torch.OutOfMemoryError:
         return replace(found, fault="does not fit into the device's memory")
+
     median = statistics.median(seconds)
+
+    # MFU counts each pass once, HFU also what blocks and micro-batches compute again.
     once = replace(plan.training, checkpointing=False)
     shares = [
         each.flops_per_step() / median / (peak * 1e12) if peak else None
         for each in (replace(plan, training=once, micro_rows=plan.rows), plan)
     ]
+
     return replace(
         found, seconds=seconds, loss=loss, tokens_per_s=tokens / median, mfu=shares[0],
         hfu=shares[1], measured_gib=used / GIB, ratio=total / used,
@@ -137,13 +148,15 @@ def bench_training(
 def _run_steps(
     arguments: Sequence[str], size: Size, device: torch.device
 ) -> tuple[tuple[float, ...], float, int]:
-    """Seconds of each step, the last loss, and the peak memory of one more step, in bytes."""
+    """Returns seconds of each step, the last loss, and peak memory of one more step, in bytes."""
     from experiments.cli.experiment_cli import build
 
     before = allocated(device)
     module, data = build(list(arguments))
+
     batch = next(iter(data.train_dataloader())).to(device)
     optimizer = module.to(device).optimizer([p for p in module.parameters() if p.requires_grad])
+
     losses = []
 
     def step() -> None:
@@ -158,7 +171,9 @@ def _run_steps(
 
     for _ in range(2):  # kernels are chosen, the optimiser's moments made
         synced(step, device)()
+
     seconds = tuple(seconds_of(synced(step, device)) for _ in range(size.steps))
+
     states = [x for state in optimizer.state.values() for x in state.values()]
     held = sum(x.nbytes for x in (*module.parameters(), *states))
     return seconds, float(losses[-1]), peak_memory(step, device, held, before)

@@ -42,15 +42,17 @@ class Line:
 
     @property
     def ratio(self) -> float:
-        """The median of the ratios."""
+        """Median of the ratios."""
         return statistics.median(self.ratios)
 
     def __str__(self) -> str:
         factor, unit = (1000, "ms") if self.unit == "s" else (1, "MB")
+
         spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}"
         verdict = "ok" if self.bar is None or self.ratio <= self.bar else "NO"
         bar = "" if self.bar is None else f"{self.bar:.2f} {verdict}"
         values = f"{factor * self.ours:>9.1f}{unit}{factor * self.other:>9.1f}{unit}"
+
         return f"{self.name:<36}{values}{self.ratio:>7.2f} {spread:<10}{bar:<9}  {self.peer}"
 
 
@@ -77,8 +79,10 @@ def compare(
         runs: pairs of measurements.
         bar: see `Line`.
     """
+    # In turn, not one after the other: a machine's speed drifts, and only ratios travel.
     ours(), peer()
     seconds = [(seconds_of(ours), seconds_of(peer)) for _ in range(runs)]
+
     mine, theirs = (statistics.median(column) for column in zip(*seconds, strict=True))
     return Line(name, mine, theirs, tuple(a / b for a, b in seconds), peer_name, bar=bar)
 
@@ -108,6 +112,7 @@ def write_results(path: Path, lines: Sequence[Line], peers: Sequence[str] = ()) 
         "uncommitted_changes": bool(diff),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
+
     rows = [asdict(line) | {"ratio": line.ratio} for line in lines]
     write_json(path, {"machine": machine, "lines": rows})
     print(f"{path}")

@@ -27,7 +27,7 @@ from mmemb.training.gradient_cache import GradientCache, embed_cached
 
 
 def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: float = 0.0) -> Line:
-    """One backward pass through encoder, loss and cache.
+    """Compares one backward pass through encoder, loss and cache with the other library's.
 
     Args:
         encoder: folder of a BERT-like model.
@@ -45,9 +45,11 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
         model.preprocess([f"{words} {n}" for n in range(rows)])
         for words in ("the flag of the country whose capital is city", "the flag of country number")
     ]
+
     peer_loss = CachedMultipleNegativesRankingLoss(
         model, mini_batch_size=size, directions=("query_to_doc", "doc_to_query")
     )
+
     row_B, cache = torch.arange(rows), GradientCache(micro_batch_size=size, retained_gib=kept)
     ids = PairIds(row_B, row_B, row_B[:, None])
 
@@ -73,15 +75,17 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
 
 
 def bench_search(queries: int = 1000, candidates: int = 1_000_000, dim: int = 512) -> Line:
-    """The ten best of a million, exact and with ties in order, against faiss's flat index."""
+    """Compares the ten best of a million, exact and with ties in order, with faiss's flat index."""
     import faiss
 
     torch.manual_seed(0)
     query_QD, candidate_ND = (
         functional.normalize(torch.randn(rows, dim), dim=1) for rows in (queries, candidates)
     )
+
     index = faiss.IndexFlatIP(dim)
     index.add(candidate_ND.numpy())
+
     name = f"10 best of {candidates:,}, {queries:,} queries"
     return compare(
         name,
@@ -98,16 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", type=Path, default=Path("data/pocket/models/minilm"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.json"))
     options = parser.parse_args(arguments)
+
+    # Before the search, which takes long, a missing library ends the command.
     try:
         import faiss  # noqa: F401
         import sentence_transformers  # noqa: F401
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed here; `make bench-peers` does it.")
+
     quieten()
     print(heading())
+
     lines = [bench_search()]
     print(lines[0], flush=True)
     for kept in (0.0, 1.0):
         lines.append(bench_cached_loss(options.encoder, kept=kept))
         print(lines[-1], flush=True)
+
     write_results(options.out, lines, ("sentence-transformers", "faiss-cpu"))

@@ -1,4 +1,4 @@
-"""What the training engine costs: the loss, the gradient cache, a step, the loader, the resume."""
+"""Costs of the training engine: the loss, the gradient cache, a step, the loader, the resume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _ids(rows: int) -> PairIds:
 
 
 def bench_loss_time(rows: int = 8192) -> Line:
-    """Both directions with all masks, against two plain cross entropies over one dense matrix."""
+    """Compares the masked loss of both directions with two cross entropies over a dense matrix."""
     query, target, ids = _embeddings(rows)
     labels = torch.arange(rows)
 
@@ -62,23 +62,27 @@ def bench_loss_time(rows: int = 8192) -> Line:
 
 
 def bench_loss_memory(rows: int = 16384) -> Line:
-    """Peak memory of loss and backward, against embeddings, their gradients and one tile."""
+    """Compares peak memory of loss and backward with that of vectors, gradients and one tile."""
+    # A small loss first: libraries allocate at their first call.
     query, target, ids = _embeddings(256)
     contrastive_loss(
         query, target, ids, temperature=0.05
     ).sum.backward()  # what libraries keep for good
+
     before = _memory("VmRSS")
     query, target, ids = _embeddings(rows)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest reading
+
     contrastive_loss(query, target, ids, temperature=0.05).sum.backward()
     peak = _memory("VmHWM") - before
+
     needed = (4 * rows * DIM + kept_scores(rows, rows) // 2) * 4 / 2**20
     name = f"loss memory, B = {rows:,}"
     return Line(name, peak, needed, (peak / needed,), "vectors, gradients, a tile", "MB", bar=1.2)
 
 
 def _memory(key: str) -> float:
-    """MB of this process (Linux)."""
+    """Reads an amount of memory of this process in MB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
@@ -93,7 +97,7 @@ def _texts(number: int) -> list[Side]:
 def bench_gradient_cache(
     trunk: Path, retained: float, rows: int = 256, size: int = 64, lora: bool = False
 ) -> Line:
-    """A training step in micro-batches, against the whole batch at once.
+    """Compares a training step in micro-batches with the whole batch at once.
 
     A forward pass costs 1, a backward pass 2, with frozen weights 1; so embedding all twice costs
     4 / 3, or 3 / 2 with LoRA: the floor of other caches. Ours always keeps the last micro-batch.
@@ -108,8 +112,10 @@ def bench_gradient_cache(
     from mmemb.backbones import load_backbone
 
     backbone, sides = load_backbone(str(trunk)).train(), _texts(2 * rows)
+
     if lora:
         backbone.attach_lora(LoraSettings())
+
     ids = _ids(rows)
 
     def embed(chosen: Any) -> tuple[Tensor, ...]:
@@ -123,8 +129,10 @@ def bench_gradient_cache(
 
     graph = _graph_gib(embed, size, backbone)
     cache = GradientCache(micro_batch_size=size, retained_gib=graph * rows / size * retained)
+
     floor = 1 + (1 - retained) / (2 if lora else 3)
     bar = 1.25 if retained and not lora else 1.15 * floor
+
     name = f"gradient cache{', LoRA' * lora}, {100 * retained:.0f} % of graphs kept"
     peer = f"one batch of {rows}; floor {floor:.2f}"
     return compare(name, lambda: step(cache), lambda: step(None), peer, bar=bar)
@@ -138,7 +146,7 @@ def _graph_gib(embed: Callable[[Any], Any], size: int, backbone: Any) -> float:
 
 
 def bench_blocks(trunk: Path, compiled: bool, rows: int = 64) -> Line:
-    """A step with blocks that are compiled, or computed twice, against the blocks as they are."""
+    """Compares a step with compiled or repeated blocks with the blocks as they are."""
     from mmemb.backbones import load_backbone
 
     sides = _texts(rows)
@@ -155,6 +163,7 @@ def bench_blocks(trunk: Path, compiled: bool, rows: int = 64) -> Line:
         compile_blocks(changed.blocks(), "inductor")
     else:
         checkpoint_blocks(changed.blocks())
+
     name = f"{rows} texts, blocks {'compiled' if compiled else 'computed twice'}"
     return compare(name, step_of(changed), step_of(plain), "as they are")
 
@@ -168,6 +177,8 @@ def bench_step(root: Path, trunk: Path, features: Path, steps: int = 10, runs: i
     groups = {"flags": 1.0}
     data = PairDataModule(str(root), ["pairs/plain"], 32, 16, groups, 0, features=str(features))
     start = load_backbone(str(trunk)).train()
+
+    # The first pair is a warm-up, so it is left out.
     pairs = [
         (
             _our_steps(copy.deepcopy(start), data, steps),
@@ -175,6 +186,7 @@ def bench_step(root: Path, trunk: Path, features: Path, steps: int = 10, runs: i
         )
         for _ in range(runs + 1)
     ][1:]
+
     ours, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = tuple(a / b for a, b in pairs)
     return Line(f"{steps} training steps of 32", ours, bare, ratios, "a bare loop", bar=1 / 0.95)
@@ -188,7 +200,9 @@ def _our_steps(backbone: Any, data: Any, steps: int) -> float:
     from mmemb.training.path_losses import PathLosses
 
     clock = _Clock()
+
     off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger")
+
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
@@ -201,6 +215,7 @@ def _our_steps(backbone: Any, data: Any, steps: int) -> float:
             callbacks=[TrainingHealth(), clock],
             **dict.fromkeys(off, False),
         )
+
         module = ContrastiveEmbedder(backbone, losses=PathLosses(reasoning=0.0))
         trainer.fit(module.train(), datamodule=data)
     return clock.times[-1] - clock.times[0]
@@ -208,11 +223,13 @@ def _our_steps(backbone: Any, data: Any, steps: int) -> float:
 
 def _bare_steps(backbone: Any, data: Any, steps: int) -> float:
     optimizer = torch.optim.AdamW([p for p in backbone.parameters() if p.requires_grad])
+
     times = []
     for batch in islice(data.train_dataloader(), steps + 1):
         query, target = backbone(batch.queries), backbone(batch.targets)
         score, labels = query @ target.T / 0.05, torch.arange(len(query))
         loss = functional.cross_entropy(score, labels) + functional.cross_entropy(score.T, labels)
+
         optimizer.zero_grad()
         (loss / 2).backward()
         optimizer.step()
@@ -222,7 +239,7 @@ def _bare_steps(backbone: Any, data: Any, steps: int) -> float:
 
 @final
 class _Clock(Callback):
-    """When each step was done."""
+    """Notes the time at which each step was done."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -232,7 +249,7 @@ class _Clock(Callback):
 
 
 def bench_loader(root: Path) -> Line:
-    """Training batches from shards, pictures decoded, against raw WebDataset and its decoder."""
+    """Compares training batches from shards with raw WebDataset and its decoder."""
     import webdataset as wds
 
     from datamodules import PairDataModule
@@ -240,6 +257,7 @@ def bench_loader(root: Path) -> Line:
 
     index = ShardIndex.open(root / "pairs/plain", verify=False)
     steps = len(index.of_shard(index.shard_names[0])) // 32
+
     data = PairDataModule(str(root), ["pairs/plain"], 32, 32, {}, 0)
     pictures = sum(
         len(side.media)
@@ -252,8 +270,10 @@ def bench_loader(root: Path) -> Line:
             pass
 
     def raw() -> None:
+        # Both sides decode the same number of pictures.
         read = 0
         shards = [str(index.folder / name) for name in index.shard_names]
+
         for sample in wds.WebDataset(shards, shardshuffle=False).decode("torchrgb8"):
             read += sum(name.endswith("webp") for name in sample)
             if read >= pictures:
@@ -264,7 +284,7 @@ def bench_loader(root: Path) -> Line:
 
 
 def bench_resume(root: Path) -> Line:
-    """The first batch of a stream that resumes at step 100,000, against one that starts."""
+    """Compares the first batch of a stream at step 100,000 with that of a stream at step 0."""
     from datamodules import PairDataModule
 
     data = PairDataModule(str(root), ["pairs/plain"], 32, 32, {}, 0)
@@ -282,20 +302,22 @@ def bench_resume(root: Path) -> Line:
 
 
 def bench_state(root: Path) -> Line:
-    """Capturing the state of a stream, against a millisecond."""
+    """Compares capturing the state of a stream with a millisecond."""
     from datamodules import PairDataModule
 
     stream = PairDataModule(str(root), ["pairs/plain"], 32, 32, {}, 0).train_dataloader()
     next(stream)
+
     start, rounds = time.perf_counter(), 1000
     for _ in range(rounds):
         torch.save(stream.state_dict(), io.BytesIO())
     seconds = (time.perf_counter() - start) / rounds
+
     return Line("capture a stream's state", seconds, 1e-3, (seconds / 1e-3,), "1 ms", bar=1.0)
 
 
 def bench_converter() -> Line:
-    """Pictures of a published data set into shards, against plain decoding and one tar."""
+    """Compares pictures of a data set put into shards with plain decoding and one tar."""
     from experiments.bench.converter import converter_and_plain
 
     with tempfile.TemporaryDirectory() as folder:

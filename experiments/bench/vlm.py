@@ -1,4 +1,4 @@
-"""What a generative backbone costs: judging with shared prefixes, one pass, decoding, the gate.
+"""Costs of a generative backbone: judging with shared prefixes, one pass, decoding, the gate.
 
 Measured on SmolLM2's real weights: the language model is where the time goes. Shapes: P tokens of a
 prefix, L of a rationale, K rationales of a pair.
@@ -31,11 +31,13 @@ WORDS = (
 
 
 def bench_judge(model: Path, prefix: int, length: int = 64, num: int = 8) -> Line:
-    """One pair under K rationales and without, against the ideal share of the naive time: naive
-    tokens (K + 1)(P + L), shared ones P + (K + 1) L."""
+    """Compares one pair under K rationales and without with the ideal share of the naive time:
+    naive tokens (K + 1)(P + L), shared ones P + (K + 1) L."""
     backbone = VisionLanguageBackbone(str(model)).requires_grad_(False)
+
     read = backbone.prompts.tokenizer.encode
     ids = read(" ".join(WORDS * 200))
+
     shown = Prompt(tuple(ids[:prefix]))
     endings = [Prompt(tuple(ids[n : n + length])) for n in range(num + 1)]
 
@@ -68,19 +70,21 @@ def _against(
     peer_name: str,
     runs: int = 5,
 ) -> Line:
-    """`compare` with a share of the peer's time."""
+    """Compares with a share of the peer's time."""
     line = compare(name, ours, peer, peer_name, runs, bar)
     ratios = tuple(ratio / share for ratio in line.ratios)
     return Line(name, line.ours, line.other * share, ratios, peer_name, bar=bar)
 
 
 def bench_one_pass(model: Path, rows: int = 16, length: int = 32, runs: int = 5) -> Line:
-    """What one pass saves against decoding first and embedding then, beside the second forward pass
-    that it spares. Decoding is the same loop, which does not read what it wrote to its end."""
+    """Compares the time that one pass saves over decoding and then embedding with the second
+    forward pass that it spares. Decoding is the same loop, without reading the text to its end."""
     backbone = VisionLanguageBackbone(str(model), slots=rows).requires_grad_(False)
     sampling, tokenizer = Sampling(length, 1.0, 1.0, 1), backbone.prompts.tokenizer
     sides = [Side(" ".join(WORDS * 8) + f" number {n}") for n in range(rows)]
+
     notes = backbone.generate(sides, FULL, sampling)
+
     opening = tokenizer.encode("<think>", add_special_tokens=False)
     prompts = [backbone.prompts.build(side).followed_by(opening) for side in sides]
 
@@ -103,21 +107,25 @@ def bench_one_pass(model: Path, rows: int = 16, length: int = 32, runs: int = 5)
         backbone.encode(sides, notes)
 
     one_pass(), only_decode(), second_forward()
+
     measured = []
     for _ in range(runs):
         whole, first, second = map(seconds_of, (one_pass, only_decode, second_forward))
         measured.append((second, first + second - whole))
+
     ratios = tuple(second / max(saved, 1e-9) for second, saved in measured)
     second, saved = (statistics.median(column) for column in zip(*measured, strict=True))
     return Line("second forward, spared", second, saved, ratios, "time saved", bar=1 / 0.9)
 
 
 def bench_decoding(model: Path, rows: int = 64, length: int = 48) -> Line:
-    """Greedy rationales behind prompts of unequal lengths, against `generate` of transformers."""
+    """Compares greedy rationales behind unequal prompts with `generate` of transformers."""
     style = PromptStyle(system="Answer in a few words.")
     backbone = VisionLanguageBackbone(str(model), style, slots=rows).requires_grad_(False)
+
     sampling = Sampling(length, 1.0, 1.0, 1)
     sides = [Side(f"What is {n} plus {n}? " + " ".join(WORDS * (n % 8))) for n in range(rows)]
+
     opening = backbone.prompts.tokenizer.encode("<think>", add_special_tokens=False)
     prompts = [backbone.prompts.build(side).followed_by(opening) for side in sides]
 
@@ -139,10 +147,11 @@ def bench_decoding(model: Path, rows: int = 64, length: int = 48) -> Line:
 
 
 def bench_decision(model: Path, rows: int = 32) -> Line:
-    """The gate's head over direct states, against a hundredth of the pass that makes them."""
+    """Compares the gate's head over direct states with a hundredth of the pass before it."""
     backbone = VisionLanguageBackbone(str(model)).requires_grad_(False)
     gate = MlpDepthHead(backbone.embedding_dim).eval()
     sides = [Side(" ".join(WORDS) + f" {n}") for n in range(rows)]
+
     with torch.inference_mode():
         state = backbone.encode(sides)
 

@@ -18,15 +18,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a line per promise; the exit status is 1 if one is broken."""
     parser = argparse.ArgumentParser(prog="python -m experiments.check", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+
     backbone = commands.add_parser("backbone", help="the contract of mmemb.backbones.Backbone")
     backbone.add_argument("--config", action="append", required=True, help="as for experiments.run")
+
     options, rest = parser.parse_known_args(arguments)
     configs = [word for path in options.config for word in ("--config", path)]
+
     quieten()
     try:
         held = check_backbone(["fit", *configs, *rest])
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
+
     if not held:
         sys.exit(
             "error: the backbone breaks a promise; mmemb/backbones/base.py says what is meant."
@@ -34,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_backbone(arguments: list[str]) -> bool:
-    """Builds the backbone of a `fit` command line and checks it; whether all holds."""
+    """Builds the backbone of a `fit` command line and checks it; tells whether all holds."""
     from experiments.cli.experiment_cli import build
     from mmemb.backbones.contract import check_contract
 
@@ -45,9 +49,12 @@ def check_backbone(arguments: list[str]) -> bool:
             f"{type(module).__name__} has no backbone: name the file of a stage that trains an "
             "embedder, such as experiments/configs/pocket/trunk.yaml."
         )
+
     print(f"{type(backbone).__name__}: reads {', '.join(sorted(backbone.modalities))}")
     found = []
+
     for finding in check_contract(backbone):
         found.append(finding)
         print(f"{'holds ' if finding.holds else 'BROKEN'}  {finding.promise}: {finding.seen}")
+
     return all(finding.holds for finding in found)

@@ -17,12 +17,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog="Other arguments are those of `experiments.run fit`, e.g. --data.half b",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+
     batch = commands.add_parser("batch", help="what a step of a fit over pairs reads")
     batch.add_argument("--config", action="append", required=True, help="as for experiments.run")
     batch.add_argument("--step", type=int, default=0, help="number of the step, from 0 on")
     batch.add_argument("--rows", type=int, default=2, help="how many of its samples")
+
     options, rest = parser.parse_known_args(arguments)
     configs = [word for path in options.config for word in ("--config", path)]
+
     quieten()
     try:
         print(show_batch(["fit", *configs, *rest], options.step, options.rows))
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show_batch(arguments: list[str], step: int = 0, rows: int = 2) -> str:
-    """Text about the batch that a `fit` with these arguments reads at a step.
+    """Describes the batch that a `fit` with these arguments reads at a step.
 
     Args:
         arguments: of `experiments.run`.
@@ -47,13 +50,18 @@ def show_batch(arguments: list[str], step: int = 0, rows: int = 2) -> str:
 
     if step < 0 or rows < 1:
         raise ValueError(f"--step {step}, --rows {rows}: expected 0 or more, and 1 or more.")
+
     module, data = build(arguments)
     stream = data.train_dataloader()
+
+    # The stream's own state leads to the step without reading the batches before it.
     stream.load_state_dict({"batches": step})
     batch = next(iter(stream))
+
     if not isinstance(batch, PairBatch):
         raise ValueError(
             f"this stage trains on a {type(batch).__name__}: `show batch` is for embedders, such "
             "as experiments/configs/pocket/embedder.yaml."
         )
+
     return describe_batch(batch, module.backbone, range(rows))

@@ -1,4 +1,4 @@
-"""How much two embeddings of the same data differ, and whether any ranking changes by it.
+"""Measures the difference of two embeddings of the same data, and changes of rankings by it.
 
 Shapes: Q queries, N candidates, D embedding, k places.
 """
@@ -23,7 +23,7 @@ _PLACES = 11
 @final
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What differs from the first embedding.
+    """Difference from the first embedding.
 
     Attributes:
         largest: change of a number of a vector.
@@ -64,12 +64,20 @@ def change_between(
     shapes = [[tuple(x.shape) for x in pair] for pair in (first, second)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{shapes[0]} against {shapes[1]}: expected the same queries and names.")
+
     largest = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+
+    # Neighbours in the first ranking: for no change of order it is enough that none of them
+    # swap.
     row_Qk = search(*first, _PLACES, local_QC=lists)[1]
     score_Qk, other_Qk = (_scores(query, candidate, row_Qk) for query, candidate in (first, second))
+
+    # Rows of -1 fill lists that are shorter than the number of places.
     valid_Qk = (row_Qk[:, 1:] >= 0) & (row_Qk[:, :-1] >= 0)
     gap_Qk, after_Qk = -score_Qk.diff(dim=1), -other_Qk.diff(dim=1)
     flipped_Qk = (after_Qk < 0) & valid_Qk
+
+    # A change among near scores is noise of fp32 sums, one among others is not.
     far_Qk = gap_Qk > GAP
     return Change(
         largest,
@@ -80,5 +88,6 @@ def change_between(
 
 
 def _scores(query_QD: Tensor, candidate_ND: Tensor, row_Qk: Tensor) -> Tensor:
+    # In float64, so that the scores themselves add no noise.
     picked_QkD = candidate_ND.double()[row_Qk.clamp(min=0)]
     return torch.einsum("qd,qkd->qk", query_QD.double(), picked_QkD)

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs every variant; ends with status 1 if a ranking changed beyond noise."""
     options, rest = _parse(arguments)
     variants = VARIANTS | dict(_named(text) for text in options.variant)
+
     try:
         _evaluate(options, rest, BASE, "")
         changes = {}
@@ -55,45 +56,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: {changes[name]}", flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
     text = certificate(changes)
     write_atomically(options.out / "invariance.md", (text + "\n").encode())
     write_json(options.out / "invariance.json", {n: asdict(c) for n, c in changes.items()})
     print(f"\n{text}\n\n{options.out}/invariance.md")
+
     if any(change.flips for change in changes.values()):
         sys.exit(1)
 
 
 def compare(data_root: Path, first: Path, second: Path) -> Change:
-    """Over all tasks that the first has embedded."""
+    """Compares all tasks that the first has embedded."""
     found = []
     scored = read_scores(first)
     for root in read_benchmark(data_root):
         for task in root.tasks:
+            # A skipped task of a partial run has no vectors.
             if task.name not in scored:
                 continue
+
             one = read_embeddings(first / root.path, task.name)
             two = read_embeddings(second / root.path, task.name)
+
+            # Rows are compared by number, so both must have the names in one order.
             if one[2] != two[2]:
                 raise ValueError(f"{second}: {task.name} has its candidates in another order.")
+
             asked = [query for query in root.queries if query.task == task.name]
             found.append(change_between(one[:2], two[:2], own_lists(root, asked, one[2])))
     return reduce(Change.__add__, found)
 
 
 def certificate(changes: Mapping[str, Change]) -> str:
-    """The table, and one sentence."""
+    """Returns the table, and one sentence."""
     lines = [
         [name, f"{c.largest:.1e}", str(c.flips), str(c.near_flips), f"{c.pairs:,}"]
         for name, c in changes.items()
     ]
+
     headings = ("variant", "largest change", "rank flips", "flips nearer than 1e-5", "pairs")
     flips = sum(change.flips for change in changes.values())
+
     verdict = (
         "No ranking changes where scores are further apart than 1e-5."
         if not flips
         else f"{flips} pairs of candidates change places beyond the noise of fp32: scores of this "
         "model depend on how it is run."
     )
+
     return f"{Table(headings, lines).markdown()}\n\n{verdict}"
 
 
@@ -103,11 +114,14 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more:
     command += ["--data_root", str(options.data_root), *rest, *shlex.split(more)]
     command += ["--trainer.callbacks.init_args.folder", str(folder)]
     command += ["--trainer.callbacks.init_args.embeddings", "true"]
+
     start = time.monotonic()
     print(f"{name} ...", end=" ", flush=True)
+
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
@@ -128,6 +142,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         description=__doc__,
         epilog="Other arguments go to experiments.run.",
     )
+
     parser.add_argument("--config", type=Path, required=True, help="e.g. mmeb_v2/evaluate.yaml")
     parser.add_argument("--data_root", type=Path, default=Path("data/pocket"))
     parser.add_argument("--out", type=Path, default=Path("runs/invariance"))

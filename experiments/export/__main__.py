@@ -64,7 +64,7 @@ model = PeftModel.from_pretrained({auto}.from_pretrained("BASE"), "{out}")
 
 @exit_on_signals()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exports, or says in one paragraph why not."""
+    """Exports, or prints in one paragraph why it cannot."""
     options = _parse(arguments)
     quieten()
     try:
@@ -82,7 +82,7 @@ def export(
     scores: Path | None = None,
     models: Collection[str] = (),
 ) -> str:
-    """Writes the folder `out` and says what it is.
+    """Writes the folder `out` and returns a sentence about it.
 
     Args:
         folder: of a run or a backbone.
@@ -97,26 +97,33 @@ def export(
         FileNotFoundError: there is no backbone, or a package is missing.
     """
     found = find_backbone(folder)
+
     if not found.backbone.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{found.backbone} is a link out of {folder}, and what it points to is not published "
             "unseen: name that folder itself."
         )
+
     saved_spec(found.backbone)  # its own files, and no links out of it
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
+
     shown = found.name if folder.is_absolute() else str(folder)  # a card tells no machine's paths
     command = ["python", "-m", "experiments.export", shown, "--to", to, "--out", out.name]
     facts = _facts(found, scores)
     facts |= {"export": shlex.join([*command, *(["--adapter"] if adapter else [])])}
+
     if to == SENTENCES and adapter:
         raise ValueError("--adapter is for --to transformers: peft loads it, not this package.")
+
     if to == TRANSFORMERS and found.kind != _CHAT:
         raise ValueError(
             f"{found.backbone} holds a {found.kind}, which is no model of transformers: it mixes "
             "pictures and texts in ways that no Auto class knows. Load it with "
             "`mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
         )
+
     write = (
         partial(_adapter, models)
         if adapter
@@ -129,6 +136,7 @@ def export(
         left_out = [name for name in described.pop("left_out", []) if name != FACTS]
         # A judge that is trained from the export inherits the facts of these weights.
         write_facts(fresh / FACTS, _fitted(found))
+
         said = _describe(fresh, described)
         # Printed, and not written into the card: other files of this machine are not published.
         named = f" Left out, as no part of a model: {', '.join(left_out)}." if left_out else ""
@@ -139,6 +147,7 @@ def export(
 
 def _fitted(found: Found) -> FittedFacts:
     facts = inherited_facts(str(found.backbone))
+
     if not facts.unknown:
         return facts
     # A published folder holds no paths of this machine.
@@ -160,7 +169,9 @@ def _describe(fresh: Path, facts: dict[str, Any]) -> str:
 def _facts(found: Found, scores: Path | None) -> dict[str, Any]:
     base, hub = run_facts.base_models(found)
     data, data_name = run_facts.data_sources(found)
+
     measured, where = run_facts.figures(found, scores)
+
     return {
         "name": found.name,
         "kind": found.kind,
@@ -185,15 +196,19 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
         "in float32.",
         "A text that spells a special token is read as text.",
     ]
+
     if "pictures" not in reads:
         notes.append("Text only: no stock module reads pictures as this backbone does.")
+
     if prompts:
         notes.append(
             f"Instructions are prompts by task, such as `prompt_name={min(prompts)!r}`; another "
             "one is given as `prompt`" + _ending(found) + "."
         )
+
     use = f", prompt_name={min(prompts)!r}" if prompts else ""
     usage = _SENTENCES_USE.format(out=out.name, prompt=use)
+
     described = {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
     return described | {"left_out": left_out}
 
@@ -205,15 +220,19 @@ def _ending(found: Found) -> str:
 def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     from mmemb.llm.loading import DTYPES, load_model
 
+    # Loaded once before it is copied: a folder that cannot be opened is not published.
     load_model(str(found.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False)
     left_out = copy_model(found.backbone / "model", fresh)  # whole, as was just seen
+
     prompts = _prompts(found)
     notes = (
         "A plain model: low-rank updates, if there were any, are part of the weights.",
         _SPECIAL,
     )
+
     usage = _TRANSFORMERS_USE.format(out=out.name, prompt=prompts.text(_example()))
     reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
+
     described = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": notes}
     return described | {"left_out": left_out}
 
@@ -226,18 +245,20 @@ def _adapter(models: Collection[str], found: Found, fresh: Path, out: Path) -> d
     auto = (
         "AutoModelForCausalLM" if prompts.modalities == {"text"} else "AutoModelForImageTextToText"
     )
+
     notes = (
         "Low-rank updates alone; the base model is fetched from where it came from.",
         f"A text is put to the model as {prompts.text(_example())!r}.",
         _SPECIAL,
     )
+
     usage = _ADAPTER_USE.format(out=out.name, auto=auto)
     reads = ("text", *(f"{kind}s" for kind in sorted(prompts.modalities - {"text"})))
     return {"library": "peft", "reads": reads, "usage": usage, "notes": notes}
 
 
 def _prompts(found: Found) -> Any:
-    """How the backbone puts sides to its model; the model itself is not loaded."""
+    """Returns the builder of the backbone's prompts; the model itself is not loaded."""
     from transformers import AutoProcessor
 
     from mmemb.llm import PromptStyle
@@ -248,6 +269,7 @@ def _prompts(found: Found) -> Any:
     path = found.backbone / "config.json"
     arguments = read_json(path, dict[str, Any]).get("init_args")
     style = convert(arguments, dict[str, Any], f"{path} is broken").get("style")
+
     processor = load_pretrained(AutoProcessor, found.backbone / "model")
     return PromptBuilder(processor, convert(style, PromptStyle, f"{path} is broken"))
 

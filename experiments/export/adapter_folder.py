@@ -32,6 +32,7 @@ def write_adapter_folder(found: Found, out: Path, models: Collection[str] = ()) 
     """
     lora = (found.config.get("model", {}).get("init_args") or {}).get("lora")
     kept = sorted(RunFolder(found.run).checkpoints.glob("*.ckpt")) if found.run else []
+
     if not lora or not kept:
         why = (
             f"{found.run} was trained without `lora`"
@@ -44,14 +45,20 @@ def write_adapter_folder(found: Found, out: Path, models: Collection[str] = ()) 
             f"There are no LoRA updates to write: {why}. Leave --adapter out to export the whole "
             "model."
         )
+
     assert found.run is not None
     backbone = load_run(found.run, models=models).backbone
+
     tuned, model = backbone.updates, backbone.model
     place = _place(model, tuned.model)
+
+    # peft loads the updates into the whole model, so names get the place of the tuned part in
+    # it.
     weights = {
         f"{_OURS}{place}.{name.removeprefix(_OURS)}": parameter.detach().contiguous().cpu()
         for name, parameter in lora_parameters(tuned).items()
     }
+
     layers = sorted({re.split(r"\.lora_", name)[0].removeprefix(_OURS) for name in weights})
     _write(out, weights, lora, layers, backbone.model_id)
 
@@ -79,5 +86,6 @@ def _write(
         "lora_alpha": float(lora["alpha"]),
         "target_modules": layers,
     }
+
     write_atomically(out / WEIGHTS, save(weights))
     write_json(out / CONFIG, data)

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="YAML with `backbone`")
     parser.add_argument("--out", type=Path, required=True, help="e.g. runs/bolt_on/embedder")
     parser.add_argument("--model", help="folder or hub id in place of the one in the file")
+
     options = parser.parse_args(arguments)
     try:
         adopt(options.config, options.out, options.model)
@@ -57,28 +58,37 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
     """
     if not config.is_file():
         raise FileNotFoundError(f"{config}: there is no such file.")
+
     try:
         data = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{config} is no YAML: {str(error).splitlines()[0]}") from None
+
     spec = data.get("backbone") if isinstance(data, dict) else None
     if not isinstance(spec, dict) or not isinstance(spec.get("init_args"), dict):
         raise ValueError(f"{config}: expected a key `backbone` with `class_path` and `init_args`.")
+
     if model:
         spec["init_args"]["model"] = model
     content = revision_of(str(spec["init_args"].get("model", "")), None)  # a folder may be new
     mark = hashlib.sha256(canonical_json(["adopted", spec, content]).encode()).hexdigest()[:16]
+
     if run_mark(out) == mark:
         print(f"{out}: everything is there")
         return
+
     try:
         backbone = build(spec, _class_of)
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from None
+
     if not isinstance(backbone, Backbone):
         raise ValueError(f"{config}: {spec.get('class_path')} is no backbone.")
+
+    # The mark goes first and returns last: a folder with it is whole.
     run = RunFolder(out)
     run.mark.unlink(missing_ok=True)  # what was there is whole until now
+
     backbone.save_pretrained(run.backbone)
     write_run_facts(out, inherited_facts(spec))
     write_json(run.mark, {"fingerprint": mark, "finished": True})

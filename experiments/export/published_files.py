@@ -39,16 +39,21 @@ def copy_model(source: Path, out: Path) -> list[str]:
     left_out, copied = [], []
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
+
+        # A link could publish any file of this machine under a harmless name.
         if path.is_symlink():
             raise ValueError(
                 f"{path} is a link, and what it points to is not published unseen: put the file "
                 "itself there, or delete the link."
             )
+
         if path.is_dir():
             continue
+
         if not _belongs(name) or not path.is_file():
             left_out.append(name)
             continue
+
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         _copy(path, out / name)
         copied.append(name)
@@ -77,6 +82,7 @@ def _copy(source: Path, place: Path) -> None:
             text = json.dumps(_without(data, "auto_map"), indent=2)
             place.write_text(text + "\n", encoding="utf-8")
             return
+
     shutil.copyfile(source, place)
 
 

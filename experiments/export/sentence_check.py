@@ -53,7 +53,7 @@ def require_package() -> None:
 
 @torch.no_grad()
 def embed_probes(backbone: Backbone, longest: int, pictures: bool) -> list[Probe]:
-    """Short texts and a long one, with and without instruction, and pictures.
+    """Embeds short texts and a long one, with and without instruction, and pictures.
 
     Args:
         backbone: what was exported.
@@ -62,6 +62,7 @@ def embed_probes(backbone: Backbone, longest: int, pictures: bool) -> list[Probe
     """
     texts = [*_TEXTS, " ".join(["flag"] * longest)]
     given = [(Side(text, said), text) for text in texts for said in ("", _INSTRUCTION)]
+
     if pictures:
         given += [_pictured(0, ""), _pictured(1, "what is it?")]
     return [Probe(side, plain, backbone.encode([side])[0].cpu()) for side, plain in given]
@@ -77,7 +78,7 @@ def _pictured(seed: int, text: str) -> tuple[Side, Any]:
 
 
 def compare(folder: Path, probes: Sequence[Probe], separator: str) -> float:
-    """The largest difference between the folder's vectors and the backbone's.
+    """Returns the largest difference between the folder's vectors and the backbone's.
 
     Args:
         folder: what was written.
@@ -105,8 +106,11 @@ def compare(folder: Path, probes: Sequence[Probe], separator: str) -> float:
             "sentence-transformers cannot read what was written of this backbone, so nothing is "
             f"exported: {type(error).__name__} {error!s:.300}"
         ) from None
+
     off = {probe: float((vector - probe.vector_D).abs().max()) for probe, vector in found.items()}
     worst = max(off, key=off.__getitem__)
+
+    # `not <=` also refuses NaN, which is neither larger nor smaller.
     if not off[worst] <= TOLERANCE:
         raise ValueError(
             f"The exported vectors would differ from the backbone's, by {off[worst]:.1e} (at most "
@@ -114,6 +118,7 @@ def compare(folder: Path, probes: Sequence[Probe], separator: str) -> float:
             f"{worst.side.instruction!r} and {len(worst.side.media)} picture(s), so nothing is "
             "exported. Use `mmemb.backbones.load_backbone`."
         )
+
     return off[worst]
 
 

@@ -31,7 +31,7 @@ _WIDEST = 20.0
 
 
 class Written(NamedTuple):
-    """What a folder can do.
+    """Abilities of a written folder.
 
     Attributes:
         longest: tokens that are read of a text.
@@ -76,19 +76,24 @@ def write_sentence_folder(
             f"Exported are {' and '.join(sorted(_WRITERS))}; load yours with "
             "`mmemb.backbones.load_backbone`."
         )
+
     written = write(backbone, source, out)
+
     spaced = {name: text + written.separator for name, text in prompts.items() if text}
     settings = {"prompts": spaced, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(out / "config_sentence_transformers.json", settings)
+
+    # Beyond what is cut where the backbone cuts, well below its limit where it refuses.
     longest = written.longest + 8 if written.cuts else written.longest // 2
     probes = embed_probes(backbone, longest, written.pictures)
     del backbone  # two large models at once may be too many
+
     reads = ("text", "pictures") if written.pictures else ("text",)
     return compare(out, probes, written.separator), reads, written.left_out
 
 
 def gate_weights(score_H: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """A linear layer (2H, H) behind which `torch.nn.GLU` gives exp(s) h, where s = score_H . h.
+    """Builds a linear layer (2H, H); behind it `torch.nn.GLU` gives exp(s) h, s = score_H . h.
 
     A mean of h weighted by softmax(s) has the direction of the plain mean of exp(s) h, and only
     the direction is kept. GLU multiplies by a sigmoid, which far to the left is an exponential:
@@ -114,8 +119,11 @@ def gate_weights(score_H: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def score_bound(text: nn.Module, score_H: Tensor) -> float:
-    """The largest |score_H . h| that the last LayerNorm of a BERT-like encoder lets through."""
+    """Returns the largest |score_H . h| that the last LayerNorm of a BERT-like encoder allows."""
     last = [module for module in text.modules() if isinstance(module, nn.LayerNorm)][-1]
+
+    # A normalised vector has the length sqrt(H), so Cauchy-Schwarz bounds its product with the
+    # scores.
     spread = (score_H * last.weight).norm() * len(score_H) ** 0.5
     return float(spread + (score_H @ last.bias).abs())
 
@@ -130,7 +138,9 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
             f"{source}: the scores of its pooling may reach {bound:.0f}, more than {_WIDEST:.0f}, "
             "where float32 loses the small weights. Use `mmemb.backbones.load_backbone`."
         )
+
     left_out = copy_model(source / "text_model", out)
+
     sequences, tokenizer = backbone.sequences, backbone.sequences.tokenizer
     marks = {name: tokenizer.convert_tokens_to_ids(name) for name in _ends(tokenizer)}
     start, end = marks
@@ -140,9 +150,11 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
     # So that special tokens stay text for users of the folder, too.
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
     tokenizer.save_pretrained(out)
+
     longest = min(sequences.max_text_tokens + len(marks), sequences.max_length)
     _write_reader(out, ["text"], longest, model_kwargs={"add_pooling_layer": False})
     _write_steps(out, backbone.embedding_dim, "mean", gate_weights(score_H, bound))
+
     cuts = sequences.max_text_tokens + len(marks) <= sequences.max_length
     return Written(longest - len(marks), cuts, " ", False, left_out)
 
@@ -154,26 +166,34 @@ def _ends(tokenizer: Any) -> tuple[str, str]:
 def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Written:
     left_out = copy_model(source / "model", out)
     prompts, style = backbone.prompts, backbone.style
+
     own = getattr(prompts.processor, "chat_template", None) or prompts.tokenizer.chat_template
     prompts.tokenizer.padding_side = "right"  # what stands behind a causal row cannot change it
     prompts.tokenizer.pad_token = prompts.tokenizer.pad_token or prompts.tokenizer.eos_token
+
     said = {"add_generation_prompt": style.add_generation_prompt, **style.template_arguments}
     processing: dict[str, Any] = {"chat_template": said}
     pictures = "image" in backbone.modalities
     if pictures and (size := prompts.image_bounds(style.max_pixels)):
         processing["image"] = size
+
     kinds = ["text", "message", *(["image", "image+text"] if pictures else [])]
     _write_reader(out, kinds, style.max_length, processing_kwargs=processing)
     _write_steps(out, backbone.embedding_dim, "lasttoken")
+
+    # The folder's template must write texts as the backbone does, so special tokens stay text in
+    # it.
     special = special_tokens(prompts.tokenizer, prompts.marks)
     prompts.processor.chat_template = sentence_template(own, style, special)
     prompts.processor.save_pretrained(out)
     prompts.processor.chat_template = own  # the backbone goes on with its own
+
     return Written(style.max_length, style.long_text == "truncate", "", pictures, left_out)
 
 
 def _write_reader(out: Path, kinds: Sequence[str], longest: int, **more: Any) -> None:
     read = {"method": "forward", "method_output_name": "last_hidden_state"}
+
     turns = {"message": {"format": "structured"}}
     settings = {
         "transformer_task": "feature-extraction",
@@ -195,6 +215,7 @@ def _write_steps(
         "Pooling": {"embedding_dimension": width, "pooling_mode": pooling, "include_prompt": True},
         "Normalize": dict.fromkeys(_NAMES, "sentence_embedding"),
     }
+
     steps = [name for name, config in configs.items() if config or name == "Transformer"]
     listed = []
     for place, name in enumerate(steps):
@@ -205,6 +226,7 @@ def _write_steps(
             write_json(out / folder / "config.json", configs[name])
         if name == "Dense" and gate is not None:
             _save_gate(out / folder, gate)
+
     (out / "modules.json").write_text(
         json.dumps(listed, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )

@@ -62,7 +62,7 @@ _END = """\
 
 
 def sentence_template(template: str, style: PromptStyle, tokens: Iterable[str] = ()) -> str:
-    """The template that renders a plain turn as `PromptBuilder(processor, style)` renders a side.
+    """Returns the template that renders a plain turn as `PromptBuilder` renders a side.
 
     Args:
         template: the model's own, for turns whose content is a list of parts.

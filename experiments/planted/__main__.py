@@ -1,4 +1,4 @@
-"""`python -m experiments.planted`: what the method finds where the truth is known (METHOD 10).
+"""`python -m experiments.planted`: what the method finds where the truth is known.
 
 Three questions, without a model in between: which contrast finds the helpful rationales at one keep
 rate; which estimator brings the gate how near its optimum, and how noisy its gradient is; how often
@@ -28,7 +28,7 @@ from mmemb.storage.signals import exit_on_signals
 
 
 def study(pairs: int, seeds: int, samples: int) -> dict[str, Any]:
-    """Everything that the page and the figure show, as JSON data: `measure`, and what made it."""
+    """Measures all that the page and the figure show, as JSON data, and records its origin."""
     with tqdm(total=num_steps(seeds), desc="planted", unit="step") as bar:
         start = time.perf_counter()
         result = measure(pairs, seeds, samples, bar.update)
@@ -48,21 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
     parser.add_argument("--pairs", type=int, default=2000, help="of a world (default: 2000)")
     parser.add_argument("--seeds", type=int, default=3, help="worlds of a setting (default: 3)")
     parser.add_argument(
         "--samples", type=int, default=800,
         help="of a coverage at 40 clusters, fewer at more (default: 800)",
     )  # fmt: skip
+
     parser.add_argument("--out", type=Path, default=Path("runs/planted"), help="folder to write")
     options = parser.parse_args(arguments)
+
     try:
         result = study(options.pairs, options.seeds, options.samples)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
     write_atomically(options.out / "planted.png", draw(result))
     write_atomically(options.out / "planted.md", page(result).encode())
     write_json(options.out / "planted.json", result)
+
     for bar, missed in result["bars"].items():
         print(f"{'holds' if not missed else 'FAILS'}: {bar}", *missed, sep="\n    ")
     print(f"{options.out}/planted.md, planted.png, planted.json")

@@ -37,7 +37,10 @@ def unequal_sizes(num_clusters: int, generator: np.random.Generator) -> Sample:
     size_G = generator.geometric(_SIZE_RATE, num_clusters)
     effect_G = 0.1 * size_G + generator.normal(size=num_clusters)
     cluster_N = np.repeat(np.arange(num_clusters), size_G)
+
     value_N = effect_G[cluster_N] + generator.normal(size=len(cluster_N))
+
+    # E[size * effect] / E[size], since each cluster counts by its size.
     return Sample(value_N, cluster_N, truth=0.1 * (2 - _SIZE_RATE) / _SIZE_RATE)
 
 
@@ -47,6 +50,8 @@ def mean_over_tasks(num_clusters: int, generator: np.random.Generator) -> Sample
     task_N = generator.choice(3, len(cluster_N), p=[0.6, 0.3, 0.1])
     effect_N = generator.normal(size=num_clusters)[cluster_N]
     value_N = np.array([0.0, 1.0, 3.0])[task_N] + effect_N + generator.normal(size=len(cluster_N))
+
+    # The plain mean of the tasks' levels 0, 1 and 3.
     return Sample(value_N, cluster_N, truth=4 / 3, task_N=task_N)
 
 
@@ -68,9 +73,11 @@ def heavy_tailed(num_clusters: int, generator: np.random.Generator) -> Sample:
 def paired_hits(num_clusters: int, generator: np.random.Generator) -> Sample:
     """Hits of two systems on the same queries, 0 or 1 each: what a paired Recall@1 is made of."""
     cluster_N = _clusters(num_clusters, generator)
+
     ease_N = generator.normal(size=num_clusters)[cluster_N] + generator.normal(size=len(cluster_N))
     own_2N = 0.5 * generator.normal(size=(2, len(cluster_N)))
     left_N, right_N = ease_N + own_2N + np.array([[0.4], [0.2]]) > 0
+
     normal = NormalDist(sigma=1.5)  # of ease and system's own noise together
     value_N = left_N.astype(float) - right_N
     return Sample(value_N, cluster_N, truth=normal.cdf(0.4) - normal.cdf(0.2))
@@ -96,7 +103,7 @@ def coverage(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How often `cluster_bootstrap` holds the truth.
+    """Measures how often the interval of `cluster_bootstrap` holds the truth.
 
     Args:
         design: draws a sample and knows its truth.
@@ -112,16 +119,20 @@ def coverage(
     """
     if num_samples < 1:
         raise ValueError(f"coverage over {num_samples} samples: expected at least 1")
+
     if num_clusters < MIN_CLUSTERS:
         raise ValueError(
             f"coverage with {num_clusters} clusters: below {MIN_CLUSTERS} there is no interval"
         )
+
     generator = np.random.default_rng([seed, num_clusters])
     bounds, truths = [], []
     for number in range(num_samples):
         sample = design(num_clusters, generator)
+
         tasks = None if sample.task_N is None else sample.task_N.tolist()
         clusters = sample.cluster_N.tolist()
+
         found = cluster_bootstrap(
             sample.value_N,
             clusters,
@@ -130,10 +141,13 @@ def coverage(
             level=level,
             seed=number,
         )
+
         bounds.append((found.low, found.high))
         truths.append(sample.truth)
+
     low_M, high_M = np.array(bounds).T
     below, above = float(np.mean(high_M < truths)), float(np.mean(low_M > truths))
+
     low, high = wilson(1 - below - above, num_samples)
     return {
         "coverage": 1 - below - above,

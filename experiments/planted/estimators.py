@@ -1,4 +1,4 @@
-"""How a gate learns in its planted world: three estimators, and the noise of their gradients.
+"""Fits a gate in its planted world by three estimators, and measures their gradients' noise.
 
 Shapes: B queries, S state width, A depths, J sampled actions, M minibatches, N their rows,
 P parameters.
@@ -28,8 +28,9 @@ def estimate(
     old_logit_BA: Tensor | None = None,
     num_samples: int = 4,
 ) -> LossTerm:
-    """The loss of one estimator; `grpo` samples from the old policy, by default the same one."""
+    """Returns the loss of one estimator; `grpo` samples from the old policy, by default this."""
     uniform_BJ = torch.rand(len(logit_BA), num_samples, generator=generator)
+
     return policy_loss(
         estimator,
         logit_BA,
@@ -47,16 +48,18 @@ def fit_gate(
     num_steps: int = 150,
     learning_rate: float = 0.1,
 ) -> MlpDepthHead:
-    """A linear head trained on the observed rewards, all queries in every step."""
+    """Fits a linear head on the observed rewards, all queries in every step."""
     state_BS, reward = gate.batch.inputs.embedding_BD, gate.observed_reward
     head = MlpDepthHead(state_BS.shape[1], num_depths=reward.shape[1], hidden_dim=0)
     head.standardise(state_BS)
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
+
     for step in range(num_steps):
         logit_BA = head(state_BS)
         # With a policy of this very step, clipping would never act.
         if step % OLD_POLICY_STEPS == 0:
             old_BA = logit_BA.detach()
+
         term = estimate(estimator, logit_BA, reward, generator, old_BA)
         optimizer.zero_grad()
         (term.sum / term.count).backward()
@@ -73,7 +76,7 @@ def gradient_draws(
     num_draws: int = 1000,
     batch_size: int = 64,
 ) -> Tensor:
-    """(M, P) gradients of a linear head on random minibatches, all at one policy.
+    """Returns (M, P) gradients of a linear head on random minibatches, all at one policy.
 
     Args:
         gate: states and rewards.
@@ -84,11 +87,16 @@ def gradient_draws(
         batch_size: queries of a minibatch, drawn with replacement.
     """
     row_N = torch.randint(len(logit_BA), (num_draws * batch_size,), generator=generator)
+
+    # The head is linear, so its gradient is the slope at the logits times the input: no loop
+    # over M.
     drawn_NA = logit_BA.detach()[row_N].requires_grad_()
     term = estimate(estimator, drawn_NA, gate.observed_reward[row_N], generator)
     slope_NA = torch.autograd.grad(term.sum / batch_size, drawn_NA)[0]
+
     state_NS = gate.batch.inputs.embedding_BD[row_N]
     input_NS = torch.cat([state_NS, torch.ones(len(row_N), 1)], 1)  # weights and bias
+
     product_MAS = slope_NA.view(num_draws, batch_size, -1).mT @ input_NS.view(
         num_draws, batch_size, -1
     )
@@ -96,7 +104,7 @@ def gradient_draws(
 
 
 def noise_to_signal(gradient_MP: Tensor) -> float:
-    """Total variance of a gradient by the squared length of its mean.
+    """Returns the total variance of a gradient by the squared length of its mean.
 
     >>> noise_to_signal(torch.tensor([[0.0], [2.0]]))
     2.0

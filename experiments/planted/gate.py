@@ -1,7 +1,7 @@
-"""The gate's planted world (METHOD 10): its best depth is known, what is observed of it is noisy.
+"""The planted world of the gate: its best depth is known, what is observed of it is noisy.
 
-It does not know how a gate learns (`planted_estimators.py`). Shapes: B queries, S state width,
-A depths.
+Source: docs/method.md section 10. How a gate learns stands in `estimators.py`. Shapes:
+B queries, S state width, A depths.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmemb.records.gate_state import GateInputs
 
 FULL_COST = 40.0
 PRICE = 0.01
-"""What a token costs, as in the pocket configurations: the deepest pays where it gains over 0.4."""
+"""Price of a token, as in the pocket configurations: the deepest pays where it gains over 0.4."""
 
 GATES: dict[str, dict[str, Any]] = {
     "2 depths, no noise": {},
@@ -35,7 +35,7 @@ a standard deviation of 1.9."""
 @final
 @dataclass(frozen=True, slots=True)
 class PlantedGate:
-    """What a gate may learn from, and what it should have learned.
+    """States that a gate may learn from, and the policy that it should find.
 
     Attributes:
         batch: states, and utilities as one draw of a rationale shows them.
@@ -90,11 +90,14 @@ def planted_gate(
             f"a planted gate of {num_queries} queries, width {dim}, {num_depths} depths, noise "
             f"{noise} and luck {luck}: expected at least 1, 2, 2 and 0, and luck between 0 and 1"
         )
+
     state_BS = torch.randn(num_queries, dim, generator=generator)
     true_BA = -1 - torch.rand(num_queries, 1, generator=generator)
     true_BA = true_BA + state_BS @ gain_directions(dim, num_depths)
+
     noise_BA = noise * _unit_noise(true_BA.shape, luck, generator)
     noise_BA[:, 0] = 0
+
     batch = UtilityBatch(
         keys=tuple(f"planted-{i}" for i in range(num_queries)),
         metas=tuple({"task": "planted", "concept": str(i)} for i in range(num_queries)),
@@ -109,6 +112,7 @@ def planted_gate(
 def _unit_noise(shape: torch.Size, luck: float | None, generator: torch.Generator) -> Tensor:
     if luck is None:
         return torch.randn(shape, generator=generator)
+
     is_up_BA = torch.rand(shape, generator=generator) < luck
     return torch.where(is_up_BA, math.sqrt((1 - luck) / luck), -math.sqrt(luck / (1 - luck)))
 
@@ -128,7 +132,7 @@ def gain_directions(dim: int, num_depths: int) -> Tensor:
 
 
 def regret(logit_BA: Tensor, reward_BA: Tensor) -> float:
-    """What the policy's choice loses against the best depth of every query, on average.
+    """Returns the average loss of the policy's choice against the best depth of each query.
 
     >>> regret(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     2.0
@@ -138,7 +142,7 @@ def regret(logit_BA: Tensor, reward_BA: Tensor) -> float:
 
 
 def oracle_gap(reward_BA: Tensor) -> float:
-    """What the best depth of every query wins over the best constant depth, on average.
+    """Returns the average gain of each query's best depth over the best constant depth.
 
     >>> oracle_gap(torch.tensor([[0.0, 2.0], [0.0, -1.0]]))
     0.5

@@ -39,7 +39,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def contrast_table(settings: Rows) -> Table:
-    """The share of helpful rationales among the kept, between chance and the oracle."""
+    """Returns the share of helpful rationales among the kept, between chance and the oracle."""
 
     def cells(row: Mapping[str, Any]) -> list[str]:
         precisions = [np.mean(row["precision"][name]) for name in CONTRASTS]
@@ -49,7 +49,7 @@ def contrast_table(settings: Rows) -> Table:
 
 
 def difference_table(settings: Rows) -> Table:
-    """The margin's precision minus that of each other contrast."""
+    """Returns the margin's precision minus that of each other contrast."""
     others = [name for name in CONTRASTS if name != "margin"]
 
     def cells(row: Mapping[str, Any]) -> list[str]:
@@ -70,7 +70,7 @@ def _by_keep_rate(
 
 
 def reading_table(readings: Rows) -> Table:
-    """The precision of each contrast where the scores were read in other ways."""
+    """Returns the precision of each contrast where the scores were read in other ways."""
     rows = [
         [name, *(f"{100 * row[contrast]:.1f}" for contrast in CONTRASTS)]
         for name, row in readings.items()
@@ -79,7 +79,7 @@ def reading_table(readings: Rows) -> Table:
 
 
 def gate_table(gates: Rows) -> Table:
-    """Regret and gradient of each estimator on each gate."""
+    """Returns regret and gradient of each estimator on each gate."""
     rows = []
     for name, by_estimator in gates.items():
         exact_noise = np.array(by_estimator["exact"]["noise"])
@@ -96,7 +96,7 @@ def gate_table(gates: Rows) -> Table:
 
 
 def coverage_table(designs: Rows) -> Table:
-    """How many intervals hold the truth, and on which side the others lie."""
+    """Returns the share of intervals that hold the truth, and the side where the others lie."""
     rows = [
         [name, *(_coverage(row[str(number)]) for number in NUM_CLUSTERS)]
         for name, row in designs.items()

@@ -1,6 +1,6 @@
-"""Which contrast of METHOD 5 finds the planted truth, at one keep rate; knows no model.
+"""Compares contrasts at one keep rate by the planted truth, without a model.
 
-Shapes: B pairs, K rationales, J donors.
+Contrasts: docs/method.md section 5. Shapes: B pairs, K rationales, J donors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmemb.selection.keep_rule import keep_threshold
 
 CONTRASTS = ("raw", "positive", "gain", "margin", "placebo_rank")
 WEAK = ("raw", "positive")
-"""What `margin` must beat (METHOD 10)."""
+"""Contrasts that `margin` must beat (docs/method.md section 10)."""
 
 CONTROL = "no false-helpful"
 SETTINGS = {
@@ -43,23 +43,25 @@ def read_contrasts(
     num_hard: int = 10,
     num_donors: int = 16,
 ) -> dict[str, Tensor]:
-    """Every contrast of a world, (B, K) each; NaN where provenance drops a leak.
+    """Reads every contrast of a world, (B, K) each; NaN where provenance drops a leak.
 
     Ranks tie, and a threshold keeps fewer where values tie. So ties of `placebo_rank` are broken
     at random: all contrasts are compared at exactly one keep rate.
     """
     placebo_BKJ = world.placebo(num_donors, generator, temperature)
     found = contrasts(world.score(temperature), num_hard=num_hard, placebo_BKJ=placebo_BKJ)
+
     step = 1 / (2 * num_donors**2)  # two ranks a / 2m and b / 2n differ by at least this, or not
     noise_BK = torch.rand(world.kind_BK.shape, generator=generator)
     found["placebo_rank"] = found["placebo_rank"] + 0.99 * step * noise_BK
+
     return {name: found[name].masked_fill(world.names_target, torch.nan) for name in CONTRASTS}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How a share setting came out at one keep rate, over several worlds.
+    """Result of a share setting at one keep rate, over several worlds.
 
     Attributes:
         precision: of each contrast, a number per world: helpful ones among the kept.
@@ -87,12 +89,15 @@ def compare(
         share: of the rationales to keep.
     """
     pairs = list(zip(worlds, found, strict=True))
+
     precision = {
         name: [keep_precision(values[name], world.helpful, share) for world, values in pairs]
         for name in CONTRASTS
     }
+
     base = float(np.mean([_base_rate(world) for world in worlds]))
     others = [name for name in CONTRASTS if name != "margin"]
+
     return Finding(
         precision=precision,
         ceiling=min(1.0, base / share),
@@ -113,20 +118,24 @@ def difference(
     num_resamples: int = 2000,
 ) -> Interval:
     """Precision of one contrast minus another's, at one keep rate; clusters are concepts."""
+    # Both contrasts keep the same share, so neither wins by keeping fewer.
     left = [pair_precision(values[strong], world.helpful, share) for world, values in pairs]
     right = [pair_precision(values[weak], world.helpful, share) for world, values in pairs]
+
+    # Worlds draw concepts of their own, so a number of two worlds names two clusters.
     clusters = [
         (number, concept)
         for number, (world, _) in enumerate(pairs)
         for concept in world.concept_B.tolist()
     ]
+
     return paired_bootstrap(
         torch.cat(left), torch.cat(right), clusters, num_resamples=num_resamples
     )
 
 
 def pair_precision(contrast_BK: Tensor, helpful_BK: Tensor, share: float) -> Tensor:
-    """What each pair adds to the precision at a keep rate, (B,): its mean is the precision.
+    """Returns the part of each pair in the precision at a keep rate, (B,): its mean is that.
 
     The plain sum of hits would be the wrong thing to resample: where concepts that keep much are
     drawn, the threshold rises, and what lies at the threshold goes. So each rationale kept above
@@ -135,13 +144,15 @@ def pair_precision(contrast_BK: Tensor, helpful_BK: Tensor, share: float) -> Ten
     """
     hits_B, kept_B = kept_hits(contrast_BK, helpful_BK, share)
     scored_B = (~contrast_BK.isnan()).sum(1).double()
+
     due_B = kept_B.sum() / scored_B.sum() * scored_B
     lost = _edge_rate(contrast_BK, helpful_BK, share)
+
     return (hits_B - lost * (kept_B - due_B)) / kept_B.double().mean()
 
 
 def _edge_rate(contrast_BK: Tensor, helpful_BK: Tensor, share: float, width: float = 0.05) -> float:
-    """Share of helpful ones among the candidates whose rank is near the threshold's."""
+    """Returns the share of helpful ones among candidates whose rank is near the threshold's."""
     low = keep_threshold(contrast_BK, min(1.0, share + width / 2))
     high = keep_threshold(contrast_BK, max(0.0, share - width / 2))
     near_BK = (contrast_BK > low) & (contrast_BK <= high)
@@ -149,5 +160,5 @@ def _edge_rate(contrast_BK: Tensor, helpful_BK: Tensor, share: float, width: flo
 
 
 def _base_rate(world: PlantedWorld) -> float:
-    """Share of helpful ones among what provenance leaves over."""
+    """Returns the share of helpful ones among what provenance leaves over."""
     return float(world.helpful.sum() / (~world.names_target).sum())

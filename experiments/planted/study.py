@@ -1,4 +1,4 @@
-"""The planted world's three questions, measured at size as plain data; knows no file, no figure.
+"""The planted world's three questions (docs/method.md section 10), measured as plain data.
 
 Shapes: B queries, S state width, A depths, P parameters.
 """
@@ -44,12 +44,12 @@ MAX_REGRET, COVERAGE_BAR = 0.05, (0.90, 0.98)
 
 
 def num_steps(seeds: int) -> int:
-    """How often `measure` calls `advance`."""
+    """Returns the number of times that `measure` calls `advance`."""
     return len(SETTINGS) + len(READINGS) + seeds * len(GATES) + len(DESIGNS) * len(NUM_CLUSTERS)
 
 
 def measure(pairs: int, seeds: int, samples: int, advance: Advance) -> dict[str, Any]:
-    """All three questions, and which bars hold.
+    """Measures all three questions, and which bars hold.
 
     Args:
         pairs: of a world, and queries that a gate learns from; at least 10.
@@ -62,22 +62,24 @@ def measure(pairs: int, seeds: int, samples: int, advance: Advance) -> dict[str,
             f"{pairs} pairs, {seeds} seeds, {samples} samples: expected at least 10 pairs, 1 seed "
             "and 1 sample"
         )
+
     result = {
         "contrasts": measure_contrasts(pairs, seeds, advance),
         "readings": measure_readings(pairs, advance),
         "gates": measure_gates(pairs, seeds, advance),
         "coverage": measure_coverage(samples, advance),
     }
+
     return result | {"bars": judge(result)}
 
 
 def seeded(*parts: object) -> torch.Generator:
-    """A generator of its own for every draw, whatever else is drawn."""
+    """Returns a generator of its own for every draw, whatever else is drawn."""
     return torch.Generator().manual_seed(stable_hash("planted", *parts))
 
 
 def measure_contrasts(num_pairs: int, seeds: int, advance: Advance) -> dict[str, Any]:
-    """Precision of every contrast and differences, per share setting and keep rate."""
+    """Measures precision of every contrast and differences, per share setting and keep rate."""
     rows: dict[str, Any] = {}
     for name, shares in SETTINGS.items():
         worlds = [
@@ -89,6 +91,7 @@ def measure_contrasts(num_pairs: int, seeds: int, advance: Advance) -> dict[str,
             )
             for seed in range(seeds)
         ]
+
         found = [read_contrasts(w, seeded(name, s, "donors")) for s, w in enumerate(worlds)]
         rows[name] = {str(rate): asdict(compare(worlds, found, rate)) for rate in KEEP_RATES}
         advance()
@@ -96,8 +99,9 @@ def measure_contrasts(num_pairs: int, seeds: int, advance: Advance) -> dict[str,
 
 
 def measure_readings(num_pairs: int, advance: Advance) -> dict[str, dict[str, float]]:
-    """Precision at the lower keep rate in one mixed world, read in other ways."""
+    """Measures precision at the lower keep rate in one mixed world, read in other ways."""
     world = planted_world(num_pairs, generator=seeded("readings"))
+
     rows = {}
     for name, how in READINGS.items():
         found = read_contrasts(world, seeded("readings", "donors"), **how)
@@ -107,13 +111,14 @@ def measure_readings(num_pairs: int, advance: Advance) -> dict[str, dict[str, fl
 
 
 def measure_gates(num_queries: int, seeds: int, advance: Advance) -> dict[str, Any]:
-    """Regrets as shares of the oracle gap, and gradients; one number per seed each."""
+    """Measures regrets as shares of the oracle gap, and gradients; one number per seed each."""
     rows: dict[str, Any] = {}
     for name, how in GATES.items():
         rows[name] = {e: {"regret": [], "noise": [], "cosine": []} for e in ESTIMATORS}
         for seed in range(seeds):
             gate = planted_gate(num_queries, generator=seeded(name, seed), **how)
             test = planted_gate(NUM_TEST_QUERIES, generator=seeded(name, seed, "test"), **how)
+
             for estimator, values in _gate(gate, test, seed).items():
                 for key, value in values.items():
                     rows[name][estimator][key].append(value)
@@ -123,12 +128,16 @@ def measure_gates(num_queries: int, seeds: int, advance: Advance) -> dict[str, A
 
 def _gate(gate: PlantedGate, test: PlantedGate, seed: int) -> dict[str, dict[str, float]]:
     gap = oracle_gap(test.true_reward)
+
+    # All gradients are taken at one policy, or their noise could not be compared.
     begun = fit_gate(gate, "exact", seeded(seed), num_steps=POLICY_STEPS)
     logit_BA = begun(gate.batch.inputs.embedding_BD)
+
     gradient = {
         e: gradient_draws(gate, e, logit_BA, seeded(seed), num_draws=NUM_GRADIENTS)
         for e in ESTIMATORS
     }
+
     exact_P, rows = gradient["exact"].mean(0), {}
     for name in ESTIMATORS:
         head = fit_gate(gate, name, seeded(seed, "actions"))
@@ -142,11 +151,12 @@ def _gate(gate: PlantedGate, test: PlantedGate, seed: int) -> dict[str, dict[str
 
 
 def measure_coverage(samples: int, advance: Advance) -> dict[str, Any]:
-    """Coverage per design and number of clusters; fewer samples where each costs more."""
+    """Measures coverage per design and number of clusters; fewer samples where each costs more."""
     rows: dict[str, Any] = {}
     for name, design in DESIGNS.items():
         rows[name] = {}
         for clusters in NUM_CLUSTERS:
+            # A sample costs more with more clusters; the root leaves about a third of them at 400.
             num = max(1, round(samples * (NUM_CLUSTERS[0] / clusters) ** 0.5))
             rows[name][str(clusters)] = coverage(design, clusters, num) | {"samples": num}
             advance()
@@ -154,7 +164,7 @@ def measure_coverage(samples: int, advance: Advance) -> dict[str, Any]:
 
 
 def judge(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The bars of METHOD 10, and what misses each: an empty list is a bar that holds."""
+    """Returns the bars, and what misses each: an empty list is a bar that holds."""
     contrasts = [
         f"{name} at {rate}: margin - {weak} {Interval(**row['differences'][weak])}"
         for name, rates in result["contrasts"].items()
@@ -162,18 +172,21 @@ def judge(result: Mapping[str, Any]) -> dict[str, list[str]]:
         for weak in WEAK
         if not Interval(**row["differences"][weak]).is_above(0)
     ]
+
     regrets = [
         f"{name}, {estimator}: {np.mean(row[estimator]['regret']):.3f} of the gap"
         for name, row in result["gates"].items()
         for estimator in ("reinforce", "exact")
         if np.mean(row[estimator]["regret"]) >= MAX_REGRET
     ]
+
     covered = [
         f"{name}, {clusters} clusters: {Interval(row['coverage'], row['low'], row['high'])}"
         for name, rows in result["coverage"].items()
         for clusters, row in rows.items()
         if not COVERAGE_BAR[0] <= row["coverage"] <= COVERAGE_BAR[1]
     ]
+
     return {
         "margin beats raw and positive, intervals above 0": contrasts,
         "regret of reinforce and exact under 5 % of the oracle gap": regrets,

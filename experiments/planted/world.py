@@ -1,8 +1,8 @@
-"""The planted world of METHOD 10: synthetic pairs whose rationales are known to help or not.
+"""The planted world: synthetic pairs whose rationales are known to help or not.
 
-No model stands in between: what a contrast finds here is what the contrast can find. Shapes:
-B pairs, C concepts or candidates, H look-alikes, N negatives, K rationales, R readings, J donors,
-D width.
+Source: docs/method.md section 10. No model stands in between: what a contrast finds here is all
+that it can find. Shapes: B pairs, C concepts or candidates, H look-alikes, N negatives, K
+rationales, R readings, J donors, D width.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mmemb.selection.contrasts import log_softmax_target
 from mmemb.selection.keep_rule import keep, keep_threshold
 
 HELPFUL, USELESS, FALSE_HELPFUL, LEAKING = range(4)
-"""What a rationale does: moves the query to the target alone; nowhere; to the target and, more so,
-its look-alikes; to the target because a two-sided worker copied it."""
+"""Kinds of rationales: one moves the query to the target alone; nowhere; to the target and, more
+so, its look-alikes; to the target because a two-sided worker copied it."""
 
 KIND_SHARES = (0.3, 0.4, 0.2, 0.1)
 
@@ -52,12 +52,12 @@ class PlantedWorld:
 
     @property
     def helpful(self) -> Tensor:
-        """(B, K): the planted truth."""
+        """(B, K) True for helpful rationales: the planted truth."""
         return self.kind_BK == HELPFUL
 
     @property
     def names_target(self) -> Tensor:
-        """(B, K) leaks: two-sided ones are dropped by provenance, before any contrast is read."""
+        """(B, K) True for leaks: provenance drops them before any contrast is read."""
         return self.kind_BK == LEAKING
 
     def score(self, temperature: float = 0.2) -> Tensor:
@@ -79,10 +79,14 @@ class PlantedWorld:
         """
         num_pairs, num_rationales = self.kind_BK.shape
         shape = (num_pairs, num_donors)
+
         donor_BJ = torch.randint(num_pairs, shape, generator=generator)
         slot_BJ = torch.randint(num_rationales, shape, generator=generator)
+
         foreign_BJD = self._read(self.move_BKD[donor_BJ, slot_BJ])
         placebo_BJ = log_softmax_target(self._score(foreign_BJD, temperature))
+
+        # A rationale about the same concept is no placebo, as it may help.
         same_BJ = self.concept_B[donor_BJ] == self.concept_B[:, None]
         placebo_BJ[same_BJ | self.names_target[donor_BJ, slot_BJ]] = torch.nan
         return placebo_BJ[:, None].expand(-1, num_rationales, -1)
@@ -125,29 +129,40 @@ def planted_world(
     concept_B = torch.arange(num_pairs)
     if num_concepts is not None:
         concept_B = torch.randint(num_concepts, (num_pairs,), generator=generator)
+
+    # Target and look-alikes share a family, so a look-alike is nearer than a random negative.
     family_CD = noise(num_concepts or num_pairs)
     target_BD = normalize(family_CD + noise(len(family_CD)), dim=-1)[concept_B]
     alike_CHD = normalize(family_CD[:, None] + noise(len(family_CD), _NUM_HARD), dim=-1)
     alike_BHD = alike_CHD[concept_B]
+
     negative_BND = torch.cat([alike_BHD, noise(num_pairs, num_negatives - _NUM_HARD)], 1)
+
+    # From 0, a query that points nowhere, to 1.5, one near its target.
     ease_B1 = 1.5 * torch.rand(num_pairs, 1, generator=generator)
     query_BD = normalize(ease_B1 * target_BD + noise(num_pairs), dim=-1)
+
     share_B4 = torch.tensor(shares, dtype=torch.float).expand(num_pairs, -1)
     kind_BK = torch.multinomial(share_B4, num_rationales, replacement=True, generator=generator)
+
     move_BKD = _STEP * _moves(target_BD, alike_BHD, kind_BK)
     move_BKD = move_BKD + _JITTER * noise(num_pairs, num_rationales)
+
     return PlantedWorld(query_BD, target_BD, negative_BND, move_BKD, kind_BK, concept_B)
 
 
 def _moves(target_BD: Tensor, alike_BHD: Tensor, kind_BK: Tensor) -> Tensor:
-    """Where a rationale of each kind points, (B, K, D)."""
+    """Returns the direction of a rationale of each kind, (B, K, D)."""
     alike_BD = alike_BHD.mean(1)
+
+    # Away from the look-alikes, nowhere, to both with the look-alikes nearer, to the target.
     of_kind = {
         HELPFUL: target_BD - alike_BD,
         USELESS: torch.zeros_like(target_BD),
         FALSE_HELPFUL: 2 * alike_BD,
         LEAKING: 2 * target_BD,
     }
+
     move_B4D = torch.stack([of_kind[kind] for kind in sorted(of_kind)], 1)
     return move_B4D.gather(1, kind_BK[..., None].expand(-1, -1, move_B4D.shape[-1]))
 
@@ -172,9 +187,9 @@ def _check(
 
 
 def kept_hits(contrast_BK: Tensor, helpful_BK: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Helpful kept and all kept rationales per pair, (B,) each, at a keep rate of `share`.
+    """Counts helpful kept and all kept rationales per pair, (B,) each, at a keep rate of `share`.
 
-    Contrasts are compared at one keep rate (METHOD 5), so the difference of hits per pair is a
+    Contrasts are compared at one keep rate, so the difference of hits per pair is a
     paired statistic for the bootstrap.
     """
     kept_BK = keep(contrast_BK, keep_threshold(contrast_BK, share))
@@ -182,7 +197,7 @@ def kept_hits(contrast_BK: Tensor, helpful_BK: Tensor, share: float) -> tuple[Te
 
 
 def keep_precision(contrast_BK: Tensor, helpful_BK: Tensor, share: float) -> float:
-    """Share of helpful ones among the kept, at a keep rate of `share`.
+    """Returns the share of helpful ones among the kept, at a keep rate of `share`.
 
     Args:
         contrast_BK: a contrast; NaN leaves a rationale out (dropped leaks, padding).

@@ -37,7 +37,7 @@ AUTO = "auto"
 @final
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was found for a query.
+    """Result of the search for a query.
 
     Attributes:
         depth: at which it was embedded.
@@ -50,10 +50,12 @@ class Answer:
     hits: tuple[tuple[float, str, str], ...]
 
     def lines(self) -> list[str]:
-        """As the command prints it."""
+        """Returns the lines that the command prints."""
         found = [f"depth: {self.depth}"]
+
         if self.written is not None:
             found.append(f"written ({self.written.num_tokens} tokens): {self.written.text}")
+
         width = max(len(f"{gallery}/{name}") for _, gallery, name in self.hits)
         return found + [
             f"{rank:>4}  {score:7.4f}  {f'{gallery}/{name}':<{width}}".rstrip()
@@ -98,8 +100,10 @@ def search_candidates(
     if depth != AUTO and depth not in embedder.depths:
         raise ValueError(f"--depth {depth!r}: the model has {', '.join((AUTO, *embedder.depths))}.")
     forced = None if depth == AUTO else embedder.depths.index(depth)
+
     encoded = embedder.encode([side], budget, unit, depth=forced, gallery=candidates.vectors_ND)
     taken = embedder.depths[int(encoded.depths_B[0])]
+
     hits = nearest(encoded.vectors_BD.cpu(), candidates, top)
     return Answer(taken, encoded.rationales[0], hits)
 
@@ -107,10 +111,12 @@ def search_candidates(
 def nearest(
     query_1D: Tensor, candidates: Candidates, top: int
 ) -> tuple[tuple[float, str, str], ...]:
-    """Score, gallery and name of the best candidates."""
+    """Returns score, gallery and name of the best candidates."""
     k = min(top, len(candidates.names))
+
     if not query_1D.isfinite().all():
         raise ValueError("The query's vector is not finite: the model's weights are broken.")
+
     scores, rows = exact_top(query_1D.float(), candidates.vectors_ND, k, TOLERANCE)
     pairs = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
     return tuple((score, *candidates.names[row]) for score, row in pairs)
@@ -119,19 +125,25 @@ def nearest(
 def _answer(options: argparse.Namespace) -> Answer:
     side = _side(options)
     found = find_backbone(options.model)
+
+    # A gate's run holds the saved path in `adaptive`, which may also be named itself.
     places = (AdaptiveFolder(options.model), RunFolder(options.model).adaptive)
     adaptive = next((place for place in places if place.settings.is_file()), None)
+
+    # Its backbone alone would answer, without the gate that the user asked for.
     if adaptive is None and any(place.gate.is_dir() for place in places):
         raise ValueError(
             f"{options.model} holds a gate, but no adaptive.json: writing it was interrupted. Fit "
             "the gate again, or name the folder `backbone` to search directly."
         )
+
     if adaptive is None and (options.depth not in (AUTO, DIRECT) or options.budget is not None):
         raise ValueError(
             f"{options.model} is a backbone without gate and worker, so it can only embed "
             "directly: leave --depth and --budget out, or name a saved AdaptiveEmbedder such as "
             "runs/pocket/gate/adaptive."
         )
+
     if options.budget is not None and options.depth != AUTO:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
 
@@ -141,18 +153,22 @@ def _answer(options: argparse.Namespace) -> Answer:
             adaptive.path, servers=dict(options.server), models=options.allow_model
         )
     backbone = embedder.backbone if embedder else load_backbone(str(found.backbone))
+
     try:
         (embedder or backbone).to(options.device)
     except RuntimeError as error:
         raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
+    # Vectors are kept under the model's content, so another model never reads them.
     identity = model_identity(found.backbone)
     everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
     candidates = everything.of_gallery(options.gallery)
+
     if embedder is None:
         with torch.inference_mode():
             vector_1D = backbone.encode([side]).cpu()
         return Answer(DIRECT, None, nearest(vector_1D, candidates, options.top))
+
     return search_candidates(
         embedder, candidates, side, options.top, options.depth, options.budget, options.unit
     )
@@ -165,8 +181,10 @@ def _side(options: argparse.Namespace) -> Side:
     for path in options.image:
         if not path.is_file():
             raise FileNotFoundError(f"There is no picture {path}.")
+
         data = picture_bytes(path)
         digest = hashlib.sha256(data).hexdigest()
+
         media.append(Media("image", digest, read_pixels(data, SHARD_FORMATS, str(path))))
     return Side(options.query, options.instruction, tuple(media))
 

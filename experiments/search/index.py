@@ -30,7 +30,7 @@ _BATCH = 64
 @final
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What is searched.
+    """Candidates that are searched.
 
     Attributes:
         vectors_ND: float32 unit vectors.
@@ -41,17 +41,19 @@ class Candidates:
     names: tuple[tuple[str, str], ...]
 
     def of_gallery(self, gallery: str | None) -> Candidates:
-        """Those of one gallery; None = all.
+        """Returns the candidates of one gallery; None = all.
 
         Raises:
             ValueError: there is no such gallery.
         """
         if gallery is None:
             return self
+
         rows = [row for row, (home, _) in enumerate(self.names) if home == gallery]
         if not rows:
             known = sorted({home for home, _ in self.names})
             raise ValueError(f"There is no gallery {gallery!r}; there are {known}.")
+
         return Candidates(self.vectors_ND[rows], tuple(self.names[row] for row in rows))
 
 
@@ -72,25 +74,32 @@ def load_candidates(
         ValueError: a sample is no candidate, or a shard is broken.
     """
     index = _open(shards)
+
+    # Everything that decides a vector names the folder: model, shards and cached features.
     manifest = index.manifest
     made_of = [identity, manifest.fingerprint, [shard.sha256 for shard in manifest.shards]]
     made_of.append(read_manifest(features).fingerprint if features else "")
     mark = f"{stable_hash(canonical_json(made_of), bits=64):016x}"
+
     folder = (cache or shards.resolve().parent / "search") / mark
     reader = SampleReader(FeatureTable(features) if features else None)
+
     parts, missing = {}, []
     for shard in index.shard_names:
         kept = _read(folder / f"{shard}.npy", len(index.of_shard(shard)), backbone.embedding_dim)
         parts[shard] = kept
         missing += [shard] if kept is None else []
+
+    # Each shard is written when it is done, so an interrupted call goes on behind it.
     for shard, vectors_nD in _embed(backbone, reader, index, missing):
         _write(folder / f"{shard}.npy", vectors_nD)
         parts[shard] = vectors_nD
+
     return _once(index, [part for part in parts.values() if part is not None])
 
 
 def model_identity(folder: Path) -> str:
-    """Hash of every file of a saved model."""
+    """Returns a hash of every file of a saved model."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     content = [[str(path.relative_to(folder)), file_sha256(path)] for path in files]
     return f"{stable_hash(canonical_json(content), bits=64):016x}"
@@ -119,22 +128,26 @@ def _embed(
                 with torch.inference_mode():
                     parts.append(backbone.encode(sides).cpu())
                 bar.update(len(sides))
+
+            # A broken model shall end here: NaN kept in the cache would outlive its repair.
             vectors_nD = torch.cat(parts).clone()
             if not vectors_nD.isfinite().all():
                 raise ValueError(
                     f"{shard}: vectors are not finite: the model's weights are broken."
                 )
+
             yield shard, vectors_nD
 
 
 def _read(path: Path, num: int, width: int) -> Tensor | None:
-    """What an earlier call kept; a file that is not what it should be is made again."""
+    """Reads the vectors that an earlier call kept; None where a file does not fit."""
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     if array.shape != (num, width) or array.dtype != np.float32:
         return None
+
     is_unit = np.abs(np.linalg.norm(array, axis=1) - 1) < 1e-3
     return torch.from_numpy(array) if is_unit.all() else None
 
@@ -146,8 +159,10 @@ def _write(path: Path, vectors_nD: Tensor) -> None:
 
 
 def _once(index: ShardIndex, parts: Sequence[Tensor]) -> Candidates:
-    """Of candidates of one gallery and name the first counts, as in evaluation."""
+    """Keeps the first of candidates of one gallery and name, as in evaluation."""
     names = [(entry.meta["gallery"], entry.meta["name"]) for entry in index.entries]
+
+    # From the end, so that the first of equal names stays.
     first = {name: row for row, name in reversed(list(enumerate(names)))}
     rows = sorted(first.values())
     return Candidates(torch.cat(list(parts))[rows], tuple(names[row] for row in rows))
