@@ -155,7 +155,6 @@ class JointEncoder(Backbone):
     @torch.no_grad()
     def with_features(self, sides: Sequence[Side]) -> list[Side]:
         """Returns the sides with the frozen tower's tokens, computed once for each picture."""
-
         # By content: a picture that several sides show passes through the tower once.
         unread = {m.digest: m for side in sides for m in side.media if m.features is None}
         tokens = dict(zip(unread, self._run_tower(list(unread.values())), strict=True))

@@ -151,7 +151,6 @@ def _match(loaded: dict[str, Tensor], network: nn.Module, source: str) -> dict[s
 
     The network has no classifier; the file may hold one, as its last tensors.
     """
-
     wanted = network.state_dict()
     if set(wanted) <= set(loaded):
         return {name: loaded[name] for name in wanted}

@@ -149,7 +149,6 @@ def parse_query(
         ValueError: an index that differs, a list that is no list of rows or that repeats a
             candidate without stating it.
     """
-
     # The index chose this sample by part and task: a JSON that differs is of another sample.
     check_index(data, meta)
     return Query(
@@ -191,7 +190,6 @@ def _check_candidates(
     names: Sequence[tuple[str, str]],
 ) -> None:
     """Refuses queries whose task, right candidates or listed rows the root does not have."""
-
     # Names are compared with their gallery: the same name may stand in several galleries.
     gallery_of = {task.name: task.gallery for task in tasks}
     places = set(names)

@@ -44,7 +44,7 @@ def known_groups(found: Mapping[str, ScoreFile]) -> dict[str, list[str]]:
 
 
 def headline_text(found: Mapping[str, ScoreFile]) -> str:
-    """For people: means in per cent; what is missing, if anything is."""
+    """A text for people: means in per cent, and the names of missing tasks if there are any."""
     means = complete_groups(found)
     lines = [f"{group:<14} {100 * value:6.2f}" for group, value in means.items()]
 
@@ -71,7 +71,6 @@ def headline_text(found: Mapping[str, ScoreFile]) -> str:
 
 def check_alike(found: Mapping[str, ScoreFile]) -> None:
     """Refuses to average scores that are not comparable."""
-
     # Files of published scores state neither revision nor model, and these pass.
     for what, values in (
         ("modes", {file.mode for file in found.values()}),

@@ -98,7 +98,6 @@ def score_embeddings(
         ValueError: vectors that are not finite or have collapsed, a right candidate that is none;
             in `reference` unequal grades on names that are not whole numbers.
     """
-
     # Before any rank: with collapsed vectors the first candidate wins, and image tasks list the
     # right one first.
     check_spread(query_QD, f"{task}: query vectors", len({q.side.digest for q in queries}))

@@ -82,7 +82,6 @@ class GrowingLayer(CacheLayerMixin):
 
 def _last(state_RGLD: Tensor, end: int, length: int, capacity: int) -> Tensor:
     """(R, G, capacity, D): the last `length` of `end` tokens, behind zeros if there are fewer."""
-
     # Tokens stand next to the place of the one that follows; a mask hides the zeros in front.
     kept = state_RGLD[:, :, max(end - length, 0) : end]
     return pad(kept, (0, 0, length - kept.shape[2], capacity - length))

@@ -71,7 +71,6 @@ class ChatModel:
     @cached_property
     def shares_prefix(self) -> bool:
         """Tells whether the model provably computes the same with the prefix stored once."""
-
         # Of unequal lengths, so that the comparison covers padding.
         probes = [self.question_ids(question) for question in ("a", "a longer question")]
         tolerance = 1e-3 if self.dtype == "float32" else 0.2

@@ -156,7 +156,6 @@ class PromptBuilder:
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as text, by the model's template; no thought is opened."""
-
         if self.modalities == {"text"}:  # templates of language models know no parts
             messages = [
                 {**message, "content": "".join(part["text"] for part in message["content"])}

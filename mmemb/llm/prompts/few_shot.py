@@ -45,9 +45,9 @@ class PromptJson(Schema):
 class FewShotPrompt:
     """A prompt file. The reply's form is the file's choice, since every token costs time.
 
-    A model is shown, and writes, `{opening}{think}{between}{answer}{closing}`; the opening is
-    put into its mouth. Whatever the form, a rationale is kept as `<think>...</think><answer>...
-    </answer>`. At depth `short` there is no thought and no `between`.
+    A model is shown, and writes, `{opening}{think}{between}{answer}{closing}`; the opening
+    is given. In every form a rationale is kept as `<think>...</think><answer>...</answer>`. At
+    depth `short` there is no thought and no `between`.
 
     Attributes:
         identity: hash of the file's content; recorded in every rationale as its `prompt`.
@@ -83,6 +83,7 @@ class FewShotPrompt:
             f"Expected a JSON object with keys from {sorted(PromptJson.__struct_fields__)}, whose "
             "examples hold query, think and answer."
         )
+
         data = parse_json(content, PromptJson, where, advice)
         try:
             return cls._of(data, hashlib.sha256(content).hexdigest()[:12])
@@ -93,6 +94,7 @@ class FewShotPrompt:
     def _of(cls, data: PromptJson, identity: str) -> FewShotPrompt:
         if data.depth == FULL and not data.between:
             raise ValueError("between is empty, so that a thought has no end")
+
         prompt = cls(
             identity,
             data.system,
@@ -104,6 +106,8 @@ class FewShotPrompt:
             data.closing,
             data.depth,
         )
+
+        # The template comes from a file: formats and attributes in its fields are refused.
         check_template(prompt.query, ("instruction", "text"), "query")
         return prompt
 
@@ -143,6 +147,7 @@ class FewShotPrompt:
 
     def shared_text(self, tokenizer: Any) -> str:
         """The beginning that the prompts of all questions share."""
+        # Two questions without a common beginning: only the fixed part of their prompts is shared.
         return os.path.commonprefix([self.render(tokenizer, probe) for probe in "ab"])
 
     def finished(self, generated: str) -> bool:
@@ -156,11 +161,16 @@ class FewShotPrompt:
             generated: what the model wrote after the opening, end token excluded.
             complete: whether it came to an end; a text that was cut off gets no closing tag.
         """
+        # A model may go on behind its closing text; only the first reply counts.
         body = generated.split(self.closing)[0] if self.closing else generated
         end = "</answer>" if complete else ""
+
         if self.depth == SHORT:
             return f"<answer>{body.strip()}{end}"
+
         think, between, answer = body.partition(self.between)
+
+        # A thought without an end has no answer: its tag stays open, which marks the broken form.
         if not between:
             return f"<think>{think.strip()}"
         return f"<think>{think.strip()}</think><answer>{answer.strip()}{end}"

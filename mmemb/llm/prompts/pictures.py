@@ -58,6 +58,8 @@ def clip_of(frames: Sequence[Tensor], least: int) -> Tensor:
     size = frames[0].shape[1:]
 
     equal = [frame if frame.shape[1:] == size else _resized(frame, size) for frame in frames]
+
+    # The last frame again, and not an empty one: a still picture stays a still clip.
     return torch.stack([*equal, *equal[-1:] * (least - len(equal))])
 
 
