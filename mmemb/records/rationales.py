@@ -57,6 +57,7 @@ class Rationale(_Draw):
         """Mean over the generated tokens; None where the worker gives no figure."""
         if self.log_probability is None:
             return None
+        # An empty draft has 0 tokens.
         return round(self.log_probability / max(self.num_tokens, 1), 4)
 
     @property

@@ -1,4 +1,4 @@
-"""Hard negatives: the wrong candidates that a model takes most for right (METHOD 6).
+"""Hard negatives: wrong candidates that a model takes most for right (docs/method.md section 6).
 
 Shapes: B pairs, b of them in one gallery, N candidates of it, D embedding width, K negatives.
 """
