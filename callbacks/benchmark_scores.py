@@ -41,7 +41,7 @@ class BenchmarkScores(FolderWriter):
     a folder at a time. A development run (`fast_dev_run`) writes nothing.
 
     Args:
-        folder: where the files go, e.g. `runs/mmeb_v2/scores`.
+        folder: folder of the files, e.g. `runs/mmeb_v2/scores`.
         mode: `correct`, or `reference`: what the published evaluator computes.
         embeddings: keep the vectors, too, for `python -m experiments.score`.
     """

@@ -90,7 +90,7 @@ def newest_whole(folder: Path) -> Path | None:
     Prints one line if `last.ckpt` is broken and another one is taken.
 
     Args:
-        folder: of the checkpoints of one run.
+        folder: folder of the checkpoints of one run.
 
     Returns:
         None if the run has kept no last state: it starts again.

@@ -17,11 +17,11 @@ class FolderWriter(Callback, ABC):
     """Holds the lock of a folder that all ranks of a run write, from `lock` to `release`.
 
     Args:
-        folder: where the files go.
+        folder: folder of the files.
 
     Attributes:
-        fingerprint: of what makes the files.
-        command: makes them; errors about them name it.
+        fingerprint: hash of the inputs and settings that make the files.
+        command: command that makes the files; errors about them name it.
         facts: facts behind the models that make the files; a model trained on these inherits them.
     """
 

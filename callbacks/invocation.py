@@ -69,7 +69,7 @@ class InvocationRatio(Callback):
 
         if not trainer.sanity_checking:
             named = {f"{split}/{name}": value for name, value in values.items()}
-            pl_module.log_dict(named, sync_dist=True)  # equal on all ranks; Lightning cannot know
+            pl_module.log_dict(named, sync_dist=True)  # equal on all ranks, or Lightning warns
 
     @override
     def on_train_batch_end(

@@ -137,7 +137,7 @@ class RecallAtK(Callback):
         table = self.meter.compute(galleries)
         mean = table.get("mean", {})
         shown = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
-        pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks; Lightning cannot know
+        pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks, or Lightning warns
 
         # Collective, so on every rank, whether it writes or not.
         rows = self.meter.first_of_each_task(galleries) if self.root is not None else []

@@ -51,7 +51,7 @@ class RunRecord(Callback):
         config: the resolved configuration, as YAML text.
         fingerprint: hash of inputs and settings (`mmemb.storage.fingerprints`).
         inputs: path -> identity of everything that the run reads.
-        lock: of the folder, on the rank that writes it; given up when the run has finished.
+        lock: lock of the folder, on the rank that writes it; released when the run has finished.
         announcement: a file that is removed when every rank has come so far.
         owner: name of the person who started it.
         tags: words to find it by.

@@ -36,7 +36,7 @@ class SidecarWriter(FolderWriter):
     writes nothing.
 
     Args:
-        folder: where the shards go, e.g. `runs/pocket/rationales`.
+        folder: folder of the shards, e.g. `runs/pocket/rationales`.
     """
 
     def __init__(self, folder: str) -> None:

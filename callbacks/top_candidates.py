@@ -31,11 +31,11 @@ class TopRow:
     """One query and its best candidates.
 
     Attributes:
-        task: of the benchmark.
-        key: of the query in `queries/`.
-        text: of the query.
-        gallery: where its candidates come from.
-        names: of its best candidates, best first.
+        task: name of its task.
+        key: its key in `queries/`.
+        text: its text.
+        gallery: gallery of its candidates.
+        names: names of its best candidates, best first.
         right: for each name, whether it is a right one.
     """
 

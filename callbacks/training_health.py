@@ -70,7 +70,7 @@ class TrainingHealth(Callback):
     Values are per rank (no collective), except the norms of sharded gradients.
 
     A loss that is not finite stops the run before the optimiser sees it; `nonfinite.json` in the
-    run folder says which samples the batch held.
+    run folder lists the samples of the batch.
     """
 
     def __init__(self) -> None:

@@ -115,7 +115,7 @@ def read_tar(stream: ByteStream, where: str, limits: ArchiveLimits) -> Iterator[
     it. What stands behind the end is a fault, since `cat a.tar b.tar` would lose `b` in silence.
 
     Args:
-        stream: read to its end, so that a pipe can say how it ended.
+        stream: read to its end, so that the exit status of a pipe is seen.
         where: names the tar in errors, such as `Tar pairs.tar`.
         limits: on sizes and compression.
 
@@ -174,7 +174,7 @@ class _TarReader:
             if header is None:
                 return None
 
-            # A long name or a pax header says something about the member that follows it.
+            # A long name or a pax header describes the member that follows it.
             if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
                 name = self._body(header, start).split(b"\0")[0]
                 path = name if header.type == tarfile.GNUTYPE_LONGNAME else path

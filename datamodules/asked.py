@@ -25,7 +25,8 @@ class AskedTasks:
     Args:
         root: the data set.
         side: `query`: of pairs and queries. `target`: of pairs, and the rows of `candidates`.
-        tasks: of queries to ask about, or None for all; with `target` of pairs and of candidates.
+        tasks: tasks whose queries are asked about, or None for all; with `target`
+            it holds for pairs and candidates.
         sides: task -> the sides that are asked about; of other tasks both.
 
     Raises:

@@ -94,6 +94,7 @@ class BenchmarkDataModule(ShardDataModule):
     def batches_of(self, path: str, names: Sequence[str]) -> Iterator[RankingBatch]:
         """All batches of one root; `limit_test_batches` leaves so many query batches of each."""
         root = self.root / path
+        # Opened root by root: a benchmark has many, and memory holds one of them at a time.
         data = EvaluationRows(
             root,
             self._batch_size,

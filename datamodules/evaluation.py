@@ -166,6 +166,7 @@ class EvaluationRows:
         return FiniteLoader(chunks, self._query_batch, world, self._num_workers)
 
     def _candidate_loader(self, rows: Sequence[Row], world: int) -> FiniteLoader:
+        # One name for all shards, since candidates are ranked and not written shard by shard.
         chunks = chunks_of({CANDIDATES: rows}, self._batch_size)
         return FiniteLoader(chunks, self._candidate_batch, world, self._num_workers)
 

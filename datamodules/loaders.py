@@ -91,7 +91,7 @@ class FiniteLoader:
         for number, (batch, problems) in enumerate(items, 1):
             self.skipped += problems
 
-            # Before the last batch: Lightning knows the length, and reads nothing behind it.
+            # Before the last batch: Lightning reads nothing after the length is reached.
             if self.skipped and number == len(order):
                 warn_skipped(self.skipped, len(self.skipped))
             if batch is not None:
@@ -141,6 +141,7 @@ def by_shard(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row.entry.shard, []).append(row)
 
+        # Compared by identity: one index object stands for one opened folder.
         first = found[row.entry.shard][0]
         if first.index is not row.index:
             raise ValueError(

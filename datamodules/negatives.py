@@ -27,8 +27,8 @@ class NegativeTable:
         sources: folders of pairs; each is covered whole or not at all.
         root: the data set, whose candidate table the sidecar's rows point into.
         reader: reads candidates.
-        num: how many are drawn for a pair and step.
-        seed: of the draws.
+        num: number of negatives drawn for a pair and step.
+        seed: seed of the draws.
 
     Raises:
         ValueError: the sidecar was mined from other pairs.

@@ -43,18 +43,18 @@ class PairDataModule(ShardDataModule):
     """Training pairs.
 
     `fit` trains on an endless stream and validates on part `val`; `predict` yields every pair with
-    its candidate rationales, for selection. An epoch is what `limit_train_batches` says; with
+    its candidate rationales, for selection. An epoch has `limit_train_batches` batches; with
     `max_epochs` and no such number it has as many batches as the pairs fill.
 
     Args:
         root: the data set.
         pairs: folders below the root, e.g. `[pairs/plain]`; or tars without an index (`pipe:`,
             URL, gzip), which are streamed, and replayed on resume.
-        batch_size: of the global batch, over all ranks.
+        batch_size: rows of the global batch, over all ranks.
         group_size: rows of a homogeneous group.
         group_weights: candidate space -> weight; spaces that are not named are left out; empty =
             all of them, by size.
-        seed: of order and draws.
+        seed: seed of order and draws.
         sidecar: folder of the pairs' rationales, `rationales/` or `selected/`.
         features: folder of cached features; then no image is read.
         half: train on one half of the train concepts only (judges).
@@ -64,14 +64,14 @@ class PairDataModule(ShardDataModule):
         on_error: `raise`, or `skip` with a warning that counts and names the samples.
         num_workers: processes that read ahead.
         val_rationales: folder of the validation queries' rationales.
-        start_method: of the workers.
+        start_method: start method of these processes.
         negatives: folder of mined hard negatives, or None.
-        num_negatives: how many of them a pair is trained with at a step.
+        num_negatives: number of these that a pair is trained with at a step.
         teacher: folder of a teacher's vectors, or None.
         target_sidecar: folder of the targets' rationales (`SideDataModule(side: target)`), drawn by
             count, or None.
         with_candidates: `predict` reads the candidate table first, for a miner of negatives.
-        archive_limits: what a tar without an index may cost: sizes and ratio of compression.
+        archive_limits: bounds on a tar without an index: sizes and ratio of compression.
     """
 
     # No weight is trained on what is validated.
@@ -223,7 +223,7 @@ class PairDataModule(ShardDataModule):
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
-        # All rows, whatever `half` says: a sidecar has a row for every pair of its source.
+        # All rows, for any `half`: a sidecar has a row for every pair of its source.
         return by_shard(self._rows)
 
     @override

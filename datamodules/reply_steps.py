@@ -42,6 +42,7 @@ class ReplyPools:
     def draw(self, row: Row, seed: int, step: int) -> Rationale:
         """The rationale of a row at a step, equal for equal (seed, step, key)."""
         random = Random(stable_hash(seed, "reply", step, row.entry.key))
+        # Not empty: rows without shares were left out when the pools were read.
         rationales, weights = zip(*self._shares[row.entry.key], strict=True)
         return random.choices(rationales, weights)[0]
 

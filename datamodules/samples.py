@@ -233,7 +233,7 @@ def whole_media_of(
     """`media_of` of a sample that has lost nothing.
 
     Args:
-        names: of all members.
+        names: names of all members.
         side: `q`, `t` or `c`.
 
     Raises:

@@ -16,7 +16,7 @@ class ScoreTable:
     """Reads the sidecar that `mmemb.selection.score_shards` writes.
 
     Args:
-        folder: of the sidecar.
+        folder: the sidecar.
     """
 
     def __init__(self, folder: Path | str) -> None:

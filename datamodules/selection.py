@@ -45,7 +45,7 @@ class SelectionDataModule(ShardDataModule):
         selected: folder that `predict` writes, read by `test`.
         features: folder of cached features, or None to decode images.
         num_workers: processes that read ahead.
-        num_negatives: how many wrong candidates a pair is judged against, the same ones always;
+        num_negatives: number of wrong candidates that a pair is judged against, always the same;
             None = all of its gallery, which is too many for a generative judge.
         negatives: folder of mined hard negatives, which come first; needs `num_negatives`.
     """

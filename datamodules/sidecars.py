@@ -135,11 +135,11 @@ class RationaleDraw:
     Args:
         table: the candidates.
         rows: the rows trained on, where donors of foreign rationales come from.
-        seed: of the run.
+        seed: seed of the run.
         soft: draw the kept ones by weight; else always the heaviest.
         prior_fraction: share drawn by count from the whole pool instead.
         foreign_fraction: share that gets a rationale of another concept, same task.
-        of: what the rationales are about; draws about queries and targets are independent.
+        of: subject of the rationales; draws about queries and targets are independent.
 
     Raises:
         ValueError: kept ones shall be drawn, but no selector has judged the table.

@@ -33,11 +33,11 @@ class SideDataModule(ShardDataModule):
 
     Args:
         root: the data set.
-        folders: of pairs and queries below the root.
+        folders: folders of pairs and queries below the root.
         batch_size: sides of a batch; in `fit` of the global batch, over all ranks.
         parts: data parts to write about, or None for all. Rows of other parts travel as empty
             sides that no worker can read, and are marked: the sidecar has every key of its source.
-        tasks: of queries to write about, or None for all; pairs are written about in any case.
+        tasks: tasks of the queries to write about; None = all. Pairs are written about in any case.
             With `side: target` of pairs, and of the candidates that such tasks rank.
         rationales: `test` and `fit` read this folder.
         decode: decode images, for workers that look at them.
@@ -48,7 +48,7 @@ class SideDataModule(ShardDataModule):
         writer: `fit` learns from the rationales of this worker alone; None = of every one.
         half: `fit` learns from one half of the train concepts alone, so that the other half can be
             written about.
-        seed: of order and draws of `fit`.
+        seed: seed of order and draws of `fit`.
         side: `query`, or `target`: the targets of pairs, and the rows of `candidates` (folders of
             queries have none). The two share their shard names, so each needs a sidecar of its own.
         sides: for each task the side that is written about, `query`, `target`, `both` or `none`;

@@ -25,14 +25,14 @@ _LOG = logging.getLogger(__name__)
 class StepStream:
     """Hands out `steps[0], steps[1], ...`; has no length, state as Lightning wants it.
 
-    It is its own iterator and goes on where it stopped, so an epoch is whatever
-    `limit_train_batches` says; with `max_epochs` a data module sets it to one pass over its rows.
-    `steps` is never shuffled or split: it knows its rank already.
+    It is its own iterator and goes on where it stopped, so an epoch has `limit_train_batches`
+    batches; with `max_epochs` a data module sets this to one pass over its rows.
+    `steps` is never shuffled or split: it is made for one rank.
 
     Args:
         steps: step -> batch of this rank and what was skipped.
         num_workers: processes that prefetch; 0 reads in this one.
-        start_method: of these processes; None is Python's default.
+        start_method: start method of these processes; None is Python's default.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RepeatedSteps(Dataset[Item]):
 
     Args:
         steps: step -> batch.
-        num: how many of them are repeated.
+        num: number of steps that are repeated.
     """
 
     def __init__(self, steps: Dataset[Item], num: int) -> None:

@@ -28,7 +28,7 @@ class SplitSampleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TarSample:
-    """The files of one key; `problem` says what is wrong with them, if anything is."""
+    """The files of one key; `problem` names a fault of them, or is empty."""
 
     key: str
     data: dict[str, bytes]
@@ -60,7 +60,7 @@ def samples_of(
     """Groups members as WebDataset does: the key ends at the first dot of the file's name.
 
     Args:
-        members: of one tar, in order.
+        members: members of one tar, in order.
         where: names the tar in errors.
         limits: on the members and bytes of a sample.
         foreign: counts the members that are no sample's.

@@ -56,13 +56,13 @@ class ReplayStream:
     cannot be planned without an index. To resume, everything before is read again.
 
     With `on_error: skip` a sample that cannot be read is left out, and of a tar that cannot be read
-    on the rest; the warning says how many of its samples were read. A tar that is not sorted by key
+    on the rest; the warning counts its samples that were read. A tar that is not sorted by key
     is an error in any case: when this is noticed, incomplete samples have been handed out.
 
     Args:
         urls: tars, pipes (`pipe:cat FILE`) or URLs, as WebDataset expands them.
         batch_size: pairs of a batch, over all ranks.
-        seed: of the order of tars and samples.
+        seed: seed of the order of tars and samples.
         place: this rank, and the number of ranks.
         reader: makes pairs of samples.
         on_error: see above.

@@ -79,7 +79,7 @@ class UtilityTable:
         return tuple(wanted)
 
     def check_embedder(self, run: Path) -> None:
-        """Raises ValueError if the utilities say that another run's embedder was measured."""
+        """Raises ValueError if the utilities were measured with another run's embedder."""
         expected, found = run_mark(run), self._index.entries[0].meta.get("embedder")
 
         # Folders that carry no mark cannot be compared, and pass.
@@ -209,7 +209,7 @@ class UtilityDataModule(ShardDataModule):
         root: the data set.
         utilities: folder of the queries' utilities.
         batch_size: rows of a (global) batch.
-        seed: of the training order.
+        seed: seed of the training order.
         rationales: folder of the queries' rationales, for `test`.
         features: folder of cached features, for `test`.
     """

@@ -18,8 +18,8 @@ def check_averaging(module: LightningModule, trainer: Trainer) -> None:
     """Raises ValueError about callbacks that would leave weights without their average.
 
     Args:
-        module: at the start of its fit.
-        trainer: of the fit.
+        module: the module at the start of its fit.
+        trainer: trainer of the fit.
 
     Raises:
         ValueError: the fit is too short, the weights are made after the callbacks copied the

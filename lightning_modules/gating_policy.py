@@ -71,9 +71,9 @@ class GatingPolicy(LightningModule):
         budget: upper bound on what an eligible query costs on average; null = none.
         unit: unit of the budget: `invocation` (a share), `tokens` or `milliseconds`; the last
             one needs the latency.json of an earlier `test`.
-        seed: of the actions' noise.
-        measure: whether `test` measures milliseconds.
-        live: whether `test` lets the workers write, as for a benchmark that stage 1 never saw,
+        seed: seed of the actions' noise.
+        measure: true if `test` measures milliseconds.
+        live: true if `test` lets the workers write, as for a benchmark that stage 1 never saw,
             instead of reading the rationales of stage 1.
     """
 
@@ -225,7 +225,7 @@ class GatingPolicy(LightningModule):
         taken_R = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
         self._sums.add("val/reward", taken_R.sum().item(), len(taken_R))
 
-        # A budget is a mean over eligible queries: the others say nothing about its price.
+        # A budget is a mean over eligible queries: the others have no part in its price.
         rows = zip(batch.keys, logit_BA.tolist(), batch.cost_BA.tolist(), strict=True)
         eligible = batch.eligible_B.tolist()
         self._calibration_rows += [row for row, e in zip(rows, eligible, strict=True) if e]

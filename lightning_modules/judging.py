@@ -27,7 +27,7 @@ def judge_missing(
 
     Args:
         trainer: its ranks share the work, and its precision is the judge's.
-        data: what is judged.
+        data: the pairs and queries to judge.
         evaluator: the judge.
         num_donors: donors of each pair, writer and depth.
     """

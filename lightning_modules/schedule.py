@@ -56,10 +56,10 @@ def accumulated(trainer: Trainer, epoch: int) -> int:
 
 
 def schedule_length(trainer: Trainer) -> int:
-    """`num_training_steps`, which a schedule must know.
+    """Returns `num_training_steps`, or raises if a schedule cannot have it.
 
     Raises:
-        ValueError: it is not known.
+        ValueError: neither steps nor epochs are bounded.
     """
     num_steps = num_training_steps(trainer)
     if num_steps is None:

@@ -25,7 +25,7 @@ def shard(backbone: Backbone, mesh: DeviceMesh, precision: str) -> Backbone:
     Args:
         backbone: whole, the same on every rank.
         mesh: Lightning's, all of its ranks along `data_parallel`.
-        precision: of the trainer; with `bf16-mixed` the weights travel as bf16, and gradients are
+        precision: the trainer's; with `bf16-mixed` the weights travel as bf16, and gradients are
             summed in fp32.
 
     Returns:
@@ -62,7 +62,7 @@ def shard(backbone: Backbone, mesh: DeviceMesh, precision: str) -> Backbone:
 
 
 def gather(backbone: nn.Module) -> None:
-    """Every rank holds all weights until the next backward pass, so that ranks may embed
+    """Gathers all weights on every rank until the next backward pass, so that ranks may embed
     unequally many batches; nothing to do for a backbone that is not sharded."""
     if isinstance(backbone, FSDPModule):
         backbone.unshard()
@@ -73,9 +73,9 @@ def save_whole(backbone: Backbone, twin: Backbone | None, folder: Path, writes: 
 
     Args:
         backbone: with the weights.
-        twin: what `shard` returned; None = the backbone is whole.
-        folder: where `Backbone.save_pretrained` writes.
-        writes: whether this rank does.
+        twin: result of `shard`; None = the backbone is whole.
+        folder: folder that `Backbone.save_pretrained` writes.
+        writes: true on the rank that writes.
     """
     if twin is not None:
         # A collective: ranks that do not write take part, too.
