@@ -79,6 +79,8 @@ def paired_hits(num_clusters: int, generator: np.random.Generator) -> Sample:
     left_N, right_N = ease_N + own_2N + np.array([[0.4], [0.2]]) > 0
 
     normal = NormalDist(sigma=1.5)  # of ease and system's own noise together
+
+    # Both read the same ease, so the difference varies less than either side.
     value_N = left_N.astype(float) - right_N
     return Sample(value_N, cluster_N, truth=normal.cdf(0.4) - normal.cdf(0.2))
 

@@ -96,6 +96,8 @@ def planted_gate(
     true_BA = true_BA + state_BS @ gain_directions(dim, num_depths)
 
     noise_BA = noise * _unit_noise(true_BA.shape, luck, generator)
+
+    # Direct embedding draws no rationale, so nothing in it depends on luck.
     noise_BA[:, 0] = 0
 
     batch = UtilityBatch(
@@ -114,6 +116,8 @@ def _unit_noise(shape: torch.Size, luck: float | None, generator: torch.Generato
         return torch.randn(shape, generator=generator)
 
     is_up_BA = torch.rand(shape, generator=generator) < luck
+
+    # Two values with mean 0 and variance 1, whatever the luck.
     return torch.where(is_up_BA, math.sqrt((1 - luck) / luck), -math.sqrt(luck / (1 - luck)))
 
 

@@ -53,6 +53,8 @@ def read_contrasts(
 
     step = 1 / (2 * num_donors**2)  # two ranks a / 2m and b / 2n differ by at least this, or not
     noise_BK = torch.rand(world.kind_BK.shape, generator=generator)
+
+    # Less than the smallest step between two ranks, so no order is turned.
     found["placebo_rank"] = found["placebo_rank"] + 0.99 * step * noise_BK
 
     return {name: found[name].masked_fill(world.names_target, torch.nan) for name in CONTRASTS}

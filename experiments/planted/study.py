@@ -117,6 +117,8 @@ def measure_gates(num_queries: int, seeds: int, advance: Advance) -> dict[str, A
         rows[name] = {e: {"regret": [], "noise": [], "cosine": []} for e in ESTIMATORS}
         for seed in range(seeds):
             gate = planted_gate(num_queries, generator=seeded(name, seed), **how)
+
+            # Regret is measured on queries that no head has seen.
             test = planted_gate(NUM_TEST_QUERIES, generator=seeded(name, seed, "test"), **how)
 
             for estimator, values in _gate(gate, test, seed).items():
@@ -127,6 +129,7 @@ def measure_gates(num_queries: int, seeds: int, advance: Advance) -> dict[str, A
 
 
 def _gate(gate: PlantedGate, test: PlantedGate, seed: int) -> dict[str, dict[str, float]]:
+    # A share of the gap compares worlds whose rewards have other scales.
     gap = oracle_gap(test.true_reward)
 
     # All gradients are taken at one policy, or their noise could not be compared.

@@ -121,6 +121,8 @@ def show_current(experiment: Path, data_root: str) -> bool:
     """
     if not (is_published(experiment / LINK, NAMES) and _is_whole(experiment / LINK)):
         return False
+
+    # Whole files are not enough: they may describe runs that are no longer the newest.
     report = read_report(experiment / "report.json")
     if report["made_of"] != made_of(experiment, data_root):
         return False
@@ -155,6 +157,8 @@ def collect(
 
     parts = read_parts(experiment, Path(data_root))
     supervised_N = supervised_depths(parts, gate)
+
+    # The rule, thresholds and router come from `tuning`: nothing is tuned on the test queries.
     rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
 
     latency, num_timed = mean_latency(ExperimentFolder(experiment).gate_test.latency)
@@ -239,6 +243,8 @@ def frontier_figures(
     if graded is not None:
         frontiers["binary gate"] = graded["binary"]["points"]
 
+    # The frontier is read at the cost of the rule, or the dearer of the two would be ahead by
+    # its tokens.
     rule_cost = float(rule.cost(test.cost_NA).mean())
     return {
         "frontiers": frontiers,
@@ -252,6 +258,8 @@ def frontier_figures(
 def figures(name: str, table: QueryTable, policy: Policy, latency: Latency) -> dict[str, Any]:
     """Returns one row of a table; only the gated ones pay for decisions."""
     decides = name in (GATED, SHUFFLED)
+
+    # Both are measured live, so noise can put a decided query below a direct one.
     deciding = max(0.0, latency.decided_ms - latency.depth_ms[0]) if decides else 0.0
     return row_figures(table, policy, np.array(latency.depth_ms), deciding)
 

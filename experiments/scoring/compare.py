@@ -52,6 +52,8 @@ def _against(base: Model, model: Model) -> str:
 
     headings = ("task", base.name, model.name, "difference", "queries drawn anew", "separable")
     table = Table(headings, lines).markdown()
+
+    # Over all tasks if both models have them, else over those that they share.
     note = _over_tasks(base, model, groups.get("all", common))
     return f"{model.name} minus {base.name}, points\n\n{table}\n\n{note}"
 

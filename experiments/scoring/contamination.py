@@ -68,6 +68,8 @@ def contamination(
         out: a folder for `contamination.{json,md}`.
         embedder: a saved backbone, for near vectors.
     """
+    # Vectors find reworded questions; they cost a pass over the queries of both sides, so they
+    # are optional.
     backbone = load_backbone(str(embedder)) if embedder else None
 
     folders = sorted(path.parent for path in (train / "pairs").rglob(MANIFEST))
@@ -108,6 +110,7 @@ def compare(tested: Collected, trained: Collected) -> Found:
         if shared := [digest for digest in digests if digest in by_digest]:
             found["same picture"][n] = by_digest[shared[0]], 0.0
 
+    # Looks find copies that were compressed anew, whose bytes differ.
     if tested.looks and trained.looks:
         distance_N, row_N = nearest(torch.stack(tested.looks), torch.stack(trained.looks))
         for owner, distance, row in zip(tested.owners, distance_N.tolist(), row_N, strict=True):
@@ -184,6 +187,8 @@ def _add(
     place = folder.relative_to(base) if folder.is_relative_to(base) else folder
     found.keys.append(f"{place}/{row.entry.key}")
     found.tasks.append(line)
+
+    # Of a candidate the text is empty: a label is no copy of anything.
     found.texts.append(text_key(side.text))
     found.digests.append(tuple(m.digest for m in media))
 
@@ -198,6 +203,8 @@ def _page(tested: Collected, found: Found, num_pairs: int, embedder: Path | None
     for task in sorted(set(tested.tasks)):
         mine = {n for n, name in enumerate(tested.tasks) if name == task}
         counts = [len(mine & set(found[kind])) for kind in KINDS]
+
+        # One item may be found in several ways, and counts once.
         touched = set().union(*(mine & set(found[kind]) for kind in KINDS))
 
         shown = [str(count) for count in counts]

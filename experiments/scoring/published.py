@@ -29,6 +29,7 @@ def table(texts: Sequence[str], baselines: Path | None = None, form: Format = "m
     models = [Model.read(f"{path.name}={path}") for path in named]
     models += [Model.read(text) for text in texts]
 
+    # A table puts numbers side by side, so all must be of the same data.
     check_comparable(models)
     columns = [name for name in COLUMNS if any(name in model.groups for model in models)]
     best = {name: separable_best(models, name) for name in columns}
@@ -53,6 +54,7 @@ def separable_best(models: Sequence[Model], group: str) -> Model | None:
     if len(having) < 2:
         return None
 
+    # Bold means separable from every other model, not only the highest number.
     first = max(having, key=lambda model: model.mean(model.groups[group]))
     for other in having:
         tasks = first.groups[group]

@@ -53,6 +53,7 @@ class Model:
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """Tasks that every seed has scored whole, in order."""
+        # A partial score leaves out queries, so its mean is one of other queries.
         whole = [{name for name, f in found.items() if not f.partial} for found in self.files]
         return tuple(name for name in self.files[0] if all(name in names for names in whole))
 
@@ -102,6 +103,8 @@ def check_comparable(models: Sequence[Model]) -> None:
     """
     revisions = {model.name: model.revision for model in models if model.revision}
     graded = {task.name for task in TASKS if task.graded}
+
+    # Only graded tasks depend on the mode: a mixture elsewhere does no harm.
     modes = {m.name: f.mode for m in models for n, f in m.files[0].items() if n in graded}
 
     for what, found in (("data revisions", revisions), ("modes in graded tasks", modes)):
@@ -147,6 +150,7 @@ def over_tasks(difference: Sequence[Floats]) -> Interval:
 def _interval(model: Model, tasks: Sequence[str], columns: Sequence[Floats]) -> Interval:
     seeds = [np.atleast_2d(column) for column in columns]
 
+    # A task's weight must not grow with its queries, hence the names beside the values.
     names = [task for task, column in zip(tasks, seeds, strict=True) for _ in column[0]]
     clusters = [name for task in tasks for name in model.values[0][task].clusters]
 

@@ -43,6 +43,8 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
     for task in wanted.scores:
         target, tolerance = wanted.points(task)
         found = model.scores.get(task)
+
+        # A missing task is a failure: a promise of a score is one of a whole evaluation.
         good = found is not None and abs(100 * found - target) <= tolerance
         inside += good
         shown = "-" if found is None else f"{100 * found:.2f}"

@@ -101,6 +101,8 @@ def search_candidates(
         raise ValueError(f"--depth {depth!r}: the model has {', '.join((AUTO, *embedder.depths))}.")
     forced = None if depth == AUTO else embedder.depths.index(depth)
 
+    # The gate's state may hold the scores of the gallery, so it gets the vectors that are
+    # searched.
     encoded = embedder.encode([side], budget, unit, depth=forced, gallery=candidates.vectors_ND)
     taken = embedder.depths[int(encoded.depths_B[0])]
 

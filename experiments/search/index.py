@@ -49,6 +49,7 @@ class Candidates:
         if gallery is None:
             return self
 
+        # A benchmark's galleries are searched one at a time; a name may stand in several.
         rows = [row for row, (home, _) in enumerate(self.names) if home == gallery]
         if not rows:
             known = sorted({home for home, _ in self.names})
@@ -145,6 +146,8 @@ def _read(path: Path, num: int, width: int) -> Tensor | None:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
+
+    # A cut or foreign file is embedded again: the cache is a copy, never the source.
     if array.shape != (num, width) or array.dtype != np.float32:
         return None
 

@@ -38,6 +38,7 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
     rows = read_audit(experiment, root)
     figures = audit_figures(rows, judged_swap(experiment))
 
+    # All is computed before the folder is made, so a failure leaves no empty one.
     made = provenance(experiment, data_root)
     list_data = embedded_rows(rows, CandidatePictures.open(root))
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}

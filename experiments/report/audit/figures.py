@@ -154,6 +154,8 @@ def by_difficulty(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
     known = sorted((row for row in rows if row.direct is not None), key=lambda row: row.direct or 0)
 
     thirds = np.array_split(np.arange(len(known)), len(TERCILES))
+
+    # Hardest first: the lower the log-probability without a rationale, the harder the query.
     groups = zip(TERCILES, ([known[i] for i in third] for third in thirds), strict=True)
     return tuple(group for name, part in groups if (group := gain_group(name, part)))
 

@@ -109,6 +109,8 @@ def read_queries(experiment: Path) -> QueryTable:
     """Reads and joins the sidecars of an experiment; decisions must cover every utility."""
     utilities = ShardIndex.open(ExperimentFolder(experiment).utilities)
     decisions = ShardIndex.open(ExperimentFolder(experiment).decisions)
+
+    # Both sidecars have to be about the same shards, or keys would join rows of different data.
     check_join(utilities, decisions)
 
     rows, taken = [], []

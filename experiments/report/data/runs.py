@@ -73,6 +73,8 @@ def _line(folder: Path, run: Path) -> list[str]:
     metrics = summary.metrics
 
     shown = [f"{name} {_number(metrics[name])}" for name in HEADLINES if name in metrics]
+
+    # A commit alone does not say which code ran if there were changes on top of it.
     dirty = "+" if environment.uncommitted_changes else ""
 
     return [

@@ -93,6 +93,7 @@ def within_table(tasks: Rows) -> Table | None:
     if not gaps:
         return None
 
+    # The study leaves out states that were not measured, so the columns come from its figures.
     states = list(next(iter(gaps.values()))["states"])
     rows = []
     for task, row in gaps.items():

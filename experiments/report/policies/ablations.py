@@ -80,6 +80,7 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
             tuple(row.concept for row in rows),
         )
 
+        # Cells are paired query by query, so data or rationales of another origin have to show.
         origins = (origin for record in index.records.values() for origin in record.made_from)
         columns.add((*named, frozenset(origin.sha256 for origin in origins)))
 
@@ -152,6 +153,7 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
         left_SN, right_SN, left.concepts, tasks=left.tasks, num_resamples=NUM_RESAMPLES
     )
 
+    # Of the mean over seeds, as the difference above.
     smallest = minimal_detectable_effect(
         left_SN.mean(0) - right_SN.mean(0), left.concepts, tasks=left.tasks
     )
@@ -256,6 +258,7 @@ def picture(found: Mapping[str, Any]) -> bytes:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvspan(-100 * EQUAL, 100 * EQUAL, color="black", alpha=0.06, label="equal")
 
+    # The expectation was written before the runs, so it stands beside what came out.
     labels = [f"{name}: expected {row['expected']}" for name, row in rows.items()]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()

@@ -41,6 +41,7 @@ def eligible_tasks(table: QueryTable) -> list[str]:
 
 def mean_over_tasks(table: QueryTable, value_N: Floats) -> Interval:
     """Returns the mean over tasks of their means, with an interval whose clusters are concepts."""
+    # Queries about one concept depend on each other, and large tasks must not drown small ones.
     return cluster_bootstrap(
         value_N, table.concepts, tasks=table.tasks, num_resamples=NUM_RESAMPLES
     )
@@ -130,6 +131,7 @@ def difference_figures(
         difference, table.concepts, tasks=tasks, num_resamples=NUM_RESAMPLES
     )
 
+    # A null result comes with the smallest effect that could have been found.
     effect = minimal_detectable_effect(difference, table.concepts, tasks=tasks)
     return asdict(interval) | {
         "minimal_detectable_effect": effect,

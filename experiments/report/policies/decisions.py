@@ -85,6 +85,7 @@ def policies(
     depths = len(test.depths)
     calibration = tuning.of_parts("calibration")
 
+    # Ineligible queries have a decision as well, which is never used.
     gated = Policy.of_depths(test.depth_N * test.eligible_N, depths)
     rule = task_rule(tuning, price, clip)
     oracle_N = oracle_depth(torch.tensor(test.utility_NA), torch.tensor(test.cost_NA)).numpy()
@@ -122,6 +123,7 @@ def task_rule(tuning: QueryTable, price: float, clip: float) -> dict[str, int]:
 
 def equal_cost_share(test: QueryTable, gated: Policy) -> float:
     """Returns the share of eligible queries that costs as many tokens as the gate spends."""
+    # No random share can spend more than to reason about every eligible query.
     full = float((test.cost_NA[:, -1] * test.eligible_N).sum())
     return min(1.0, float(gated.cost(test.cost_NA).sum()) / full) if full else 0.0
 
@@ -136,6 +138,8 @@ def shuffled_within_tasks(test: QueryTable, gated: Policy) -> Policy:
     for task in dict.fromkeys(test.tasks):
         rows_N = test.in_tasks({task}) & test.eligible_N
         if rows_N.any():
+            # The mean over a task is the expectation over all its permutations: no seed is
+            # needed.
             take_NA[rows_N] = gated.take_NA[rows_N].mean(0)
     return Policy(take_NA, take_NA)
 

@@ -103,6 +103,8 @@ def _figures(
     values = [policy.value(metric) for policy in policies]
 
     mean_N = np.mean(values, axis=0)
+
+    # The rule knows tasks alone: what a state has over it, it owes to single queries.
     rule_N = rows[RULE].select(chosen_N).value(metric)
     depth_N = torch.tensor(logits[0].argmax(1)[test.eligible_N])
 
@@ -128,6 +130,8 @@ def within_tasks(
         table = test.select(chosen_N)
         metric = table.metric["recall@1"]
 
+        # The best constant depth is chosen on these same queries, which favours the constant,
+        # not the oracle.
         constant_N = metric[:, metric.mean(0).argmax()]
         gap = mean_over_tasks(table, rows[ORACLE].select(chosen_N).value(metric) - constant_N)
 
@@ -135,6 +139,7 @@ def within_tasks(
         if not gap.is_above(0):
             continue
 
+        # Without a gap there is nothing that a state could see.
         gain_N = table.utility_NA[:, 1:].max(1) - table.utility_NA[:, 0]
         for state, logits in by_state.items():
             score = [x[chosen_N][:, 1:].max(1) - x[chosen_N][:, 0] for x in logits]

@@ -42,6 +42,8 @@ def graded_against_binary(
     areas, found = {}, {}
     for name, depths in kinds.items():
         along = [_along(parts, gate, test, chosen_N, depths, seed) for seed in SEEDS]
+
+        # One fit is a draw of its seed: areas are averaged over seeds before they are compared.
         areas[name] = np.mean([area_N(test, policies) for policies, _ in along], axis=0)
 
         policies, budgets = along[0]

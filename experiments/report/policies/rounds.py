@@ -52,12 +52,16 @@ class Round:
 def read_round(experiment: Path, root: Path) -> Round:
     """Reads a finished run's sidecars."""
     test = read_queries(experiment).of_parts("test")
+
+    # A generator that was trained on an answer would show memory, not reasoning.
     unseen = {task.name for task in read_tasks(root) if task.think and not task.seen_answer}
     is_think_N = test.in_tasks(unseen) & test.eligible_N
     right = {q.query.key: float(q.names_target) for q in read_reasoned(experiment, root)}
 
     eligible, think = test.select(of_eligible_tasks(test)), test.select(is_think_N)
     metric_NA, depths = eligible.metric["recall@1"], len(eligible.depths)
+
+    # Ineligible queries have no deeper vector.
     deepest_N = np.where(eligible.eligible_N, depths - 1, 0)
 
     taken = {NEVER: np.zeros_like(deepest_N), ALWAYS: deepest_N, GATED: eligible.depth_N}

@@ -104,6 +104,7 @@ def row_of(name: str, runs: Sequence[SeedRun], chosen_N: Bools) -> dict[str, Any
         value_SN, table.concepts, tasks=table.tasks, num_resamples=NUM_RESAMPLES
     )
 
+    # Only eligible queries can reason, so the share is one of these.
     invoked_SN = np.stack([run.invocation[name][chosen_N] for run in runs])
     return asdict(mean) | {
         "seed_sd": seed_spread([[task_mean(table, value_N)] for value_N in value_SN]),
