@@ -42,10 +42,10 @@ class JointEncoder(Backbone):
     vector is then (1 - answer_share) times the unit vector of the first reading plus answer_share
     times that of the second, made of unit length. Read only together with the question, an
     encoder trained on few concepts learns them by heart and ignores the rationale. The second
-    reading cannot see the question. Flags by their capital, countries whose
-    question was never trained, Recall@1 directly / with the true / with a foreign rationale after
-    30 steps on 84 other countries: share 0 gave 12.7 / 13.7 / 10.8, share 0.5 12.7 / 35.3 / 4.9,
-    share 0.7 10.8 / 45.1 / 1.0 (one seed).
+    reading cannot see the question. Flags by their capital, countries whose question was never
+    trained, Recall@1 directly / with the true / with a foreign rationale after 30 steps on 84 other
+    countries: share 0 gave 12.7 / 13.7 / 10.8, share 0.5 12.7 / 35.3 / 4.9, share 0.7 10.8 / 45.1 /
+    1.0 (one seed).
 
     The word embeddings are frozen (half of the parameters, and rare names keep their meaning).
     Picture tokens come from `Media.features` where given, else from `tower`.
@@ -186,7 +186,6 @@ class JointEncoder(Backbone):
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         token_MTH = self._picture_tokens(sides)
         rows, restated = self.sequences.build(sides, rationales, token_MTH.shape[1])
-
         answers = restated if self.answer_share else {}
 
         # One call for both readings, so that rows of like length share a pass.

@@ -340,7 +340,6 @@ class VisionLanguageBackbone(GenerativeBackbone):
             raise ValueError("with LoRA only the updates learn: set freeze_vision: true.")
 
         self.model.requires_grad_(False)
-
         self._tuned = (attach_lora(self.model.get_decoder(), settings, seed),)
 
     def _save_files(self, folder: Path) -> dict[str, Any]:

@@ -110,7 +110,6 @@ def save_adapter(tuned: Any, settings: LoraSettings, folder: Path, base: str) ->
     from safetensors.torch import save
 
     layers = sorted(tuned.peft_config["default"].target_modules)
-
     data = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     data |= {"r": settings.rank, "lora_alpha": settings.alpha, "target_modules": layers}
     weights = {name: p.detach().contiguous().cpu() for name, p in lora_parameters(tuned).items()}
@@ -145,7 +144,6 @@ def merge_adapter(model: nn.Module, folder: Path) -> Any:
     from safetensors.torch import load_file
 
     _check_is_adapter(folder)
-
     tuned = attach_lora(model, _read_settings(folder))
     expected = lora_parameters(tuned)
     try:
@@ -186,7 +184,6 @@ def _read_settings(folder: Path) -> LoraSettings:
     usual = LoraConfig().to_dict() | dict.fromkeys(_NEUTRAL)
     known = {"peft_type", "r", "lora_alpha", "target_modules"} | _NEUTRAL
     odd = sorted(k for k, v in data.items() if k not in known and v and v != usual.get(k))
-
     if data.get("peft_type") != "LORA" or odd:
         raise ValueError(
             f"{path} asks for {', '.join(odd) or data.get('peft_type')}: expected plain LoRA, "

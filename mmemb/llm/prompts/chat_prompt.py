@@ -75,7 +75,6 @@ class PromptBuilder:
         own = set() if style.chat else {style.image_mark, style.video_mark} - {""}
         self.marks = media_marks(processor) | own
         has_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
-
         if style.chat and not has_template:
             raise ValueError(
                 "The model's processor has no chat template, so no prompt can be made. Use an "
@@ -129,7 +128,6 @@ class PromptBuilder:
         """Builds the prompts of many sides; several pictures are prepared at once: 40 ms for a
         megapixel are more than a fast device takes to read it."""
         threads = min(_MOST_THREADS, os.cpu_count() or 1, sum(bool(side.media) for side in sides))
-
         if threads < 2:
             return [self.build(side) for side in sides]
         with ThreadPoolExecutor(threads) as pool:
