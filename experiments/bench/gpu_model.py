@@ -126,6 +126,8 @@ def write_model(folder: Path, size: Size, device: torch.device) -> int:
 
     tokenizer = processor.tokenizer
     ends = [*tokenizer.all_special_ids, *tokenizer.convert_tokens_to_ids(list(TAGS))]
+
+    # Rows of tokens that would end a draw become small, so that such a token hardly ever wins.
     with torch.no_grad():
         model.get_output_embeddings().weight[ends] *= 0.01
 
@@ -135,6 +137,7 @@ def write_model(folder: Path, size: Size, device: torch.device) -> int:
     with quiet_loading():
         model.save_pretrained(folder)
 
+    # The processor of the tiny model cuts other patches than this vision tower reads.
     for part in (processor.image_processor, processor.video_processor):
         part.patch_size = config.vision_config.patch_size
     processor.image_processor.size = {"shortest_edge": 256, "longest_edge": size.edge**2}

@@ -54,6 +54,7 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
     ids = PairIds(row_B, row_B, row_B[:, None])
 
     def embed(chosen: Any) -> tuple[torch.Tensor, ...]:
+        # Micro-batches are runs of rows, so a slice copies nothing.
         cut = slice(chosen[0], chosen[-1] + 1)
         found = [
             model({k: v[cut] if torch.is_tensor(v) else v for k, v in side.items()})

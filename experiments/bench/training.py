@@ -188,6 +188,8 @@ def bench_step(root: Path, trunk: Path, features: Path, steps: int = 10, runs: i
     ][1:]
 
     ours, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
+
+    # Ratios of neighbouring runs, since the machine's speed drifts between them.
     ratios = tuple(a / b for a, b in pairs)
     return Line(f"{steps} training steps of 32", ours, bare, ratios, "a bare loop", bar=1 / 0.95)
 

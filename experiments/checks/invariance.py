@@ -113,11 +113,15 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more:
     command = [sys.executable, "-m", "experiments.run", "test", "--config", str(options.config)]
     command += ["--data_root", str(options.data_root), *rest, *shlex.split(more)]
     command += ["--trainer.callbacks.init_args.folder", str(folder)]
+
+    # Vectors are kept, since scores alone hide changes that flip no hit.
     command += ["--trainer.callbacks.init_args.embeddings", "true"]
 
     start = time.monotonic()
     print(f"{name} ...", end=" ", flush=True)
 
+    # A process of its own for each variant: threads, caches and ranks of one must not touch
+    # another.
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -18,6 +18,7 @@ def draw(result: Mapping[str, Any]) -> bytes:
     """Draws precision, differences, regrets and coverage as PNG."""
     import matplotlib as mpl
 
+    # Before pyplot: the study also runs on machines without a screen.
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

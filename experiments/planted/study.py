@@ -168,6 +168,7 @@ def measure_coverage(samples: int, advance: Advance) -> dict[str, Any]:
 
 def judge(result: Mapping[str, Any]) -> dict[str, list[str]]:
     """Returns the bars, and what misses each: an empty list is a bar that holds."""
+    # Each bar lists what misses it, so that a failed bar names its cells.
     contrasts = [
         f"{name} at {rate}: margin - {weak} {Interval(**row['differences'][weak])}"
         for name, rates in result["contrasts"].items()

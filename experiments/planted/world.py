@@ -78,6 +78,9 @@ class PlantedWorld:
         provenance has dropped there as well.
         """
         num_pairs, num_rationales = self.kind_BK.shape
+
+        # One draw of donors serves all rationales of a pair, so that they are ranked among the
+        # same.
         shape = (num_pairs, num_donors)
 
         donor_BJ = torch.randint(num_pairs, shape, generator=generator)

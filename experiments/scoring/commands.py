@@ -70,6 +70,8 @@ def run_score_command(options: argparse.Namespace) -> None:
         print(contamination(options.train, options.tests, options.out, options.embedder))
     elif options.command == "submission":
         found = read_scores(options.scores)
+
+        # The leaderboard's file groups tasks by modality.
         modality_of = {task.name: task.modality for task in TASKS}
         data = submission(found, modality_of, options.metadata)
         write_atomically(options.out, json.dumps(data, indent=4, allow_nan=False).encode())

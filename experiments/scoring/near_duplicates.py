@@ -61,6 +61,8 @@ def nearest(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
         least_N, place_N = square_Nm.min(1)
         row_N = torch.where(least_N < best_N, place_N + start, row_N)
         best_N = torch.minimum(least_N, best_N)
+
+    # The root comes last: squares keep the order, and one root per item is enough.
     return (best_N / item_ND.shape[1]).sqrt(), row_N
 
 

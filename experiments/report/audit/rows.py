@@ -90,6 +90,8 @@ def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
     """Returns the facts that the embedder was fitted on; None without a complete list of them."""
     path = ExperimentFolder(experiment).embedder.facts
     facts = read_fitted(path) if path.is_file() else None
+
+    # With an unknown part every fact may have been trained on, so the list says nothing.
     return None if facts is None or facts.unknown else facts.trained
 
 

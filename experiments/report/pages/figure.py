@@ -27,6 +27,7 @@ def draw(
     """
     import matplotlib as mpl
 
+    # Before pyplot: a report is also made on machines without a screen.
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -40,6 +41,7 @@ def draw(
         values = [100 * point["recall@1"] for point in points]
         axes.plot(tokens, values, "-", color=colour, label=f"{name}, 95 % over concepts")
 
+    # Random choices of the same price lie on the line between never and always.
     ends = [
         (rows[name]["reasoning_tokens"], 100 * rows[name]["recall@1"]["mean"])
         for name in (NEVER, ALWAYS)
@@ -58,5 +60,7 @@ def draw(
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
 
     figure.savefig(path, dpi=120)
+
+    # pyplot keeps every open figure, and with it its memory, to the end of the process.
     plt.close(figure)
     return figure

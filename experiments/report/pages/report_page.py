@@ -75,6 +75,7 @@ def gate_verdict(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     over_rule = Interval.from_row(comparisons["gated minus per-task rule"])
     over_shuffled = Interval.from_row(comparisons["gated minus itself shuffled within tasks"])
 
+    # With too few concepts there is no interval, and thus no claim.
     if over_rule.low is None:
         return "no interval"
     if over_rule.is_below(0):

@@ -60,6 +60,8 @@ def verdict_word(row: Mapping[str, Any]) -> str:
         return "no interval"
     if difference.is_above(0):
         return "better"
+
+    # A difference below 0 can still lie wholly within two points.
     if difference.is_below(0):
         return "worse, by less than 2 points" if row["non_inferior"] else "worse"
     return "not inferior" if row["non_inferior"] else "open"

@@ -124,6 +124,8 @@ def overthinking(
         task_mean(calibration, policy.value(calibration.metric["recall@1"]))
         for policy in on_calibration
     ]
+
+    # Chosen on `calibration`, so that the best budget is no lucky one of the test.
     best = int(np.argmax(values))
 
     metric = test.metric["recall@1"]

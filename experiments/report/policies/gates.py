@@ -36,6 +36,7 @@ def supervised_depths(parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any]
         parts: `read_parts`.
         gate: settings of the gate's own run; state, price and clip are its own.
     """
+    # The state is that of the method's own gate, so the rows differ in the estimator alone.
     logit_NA = fitted_logits(parts, check_parts(gate["state"] or ["embedding"]), gate, "supervised")
     return logit_NA.argmax(1).numpy()
 
