@@ -126,7 +126,6 @@ class OpenClipBackbone(Backbone):
         path = Path(arguments["model"])
         model_cfg = _read_config(path)["model_cfg"]
         text, timm = model_cfg["text_cfg"], model_cfg["vision_cfg"].get("timm_model_name")
-
         named = {_TEXT: text.get(_TEXT)}
 
         # A tokenizer of its own replaces the config's, which is then never read.
@@ -163,7 +162,6 @@ class OpenClipBackbone(Backbone):
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         texts = [self._text(side) for side in sides]
         notes = self._fit([limit_marks(note.plain) if note else "" for note in rationales])
-
         fused_BD = torch.zeros(len(sides), self.embedding_dim, device=self.device)
 
         # Texts and rationales share one pass through the text tower; empty ones take no part.

@@ -23,7 +23,7 @@ LONG_RATIONALE = ("truncate", "drop", "error")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens that the encoder reads in one go: parallel lists over its tokens.
+    """Tokens that the encoder reads in one go, as parallel lists.
 
     Numbers in `ids` from the vocabulary's size on are picture tokens of the batch, in order.
     """
@@ -96,7 +96,6 @@ class SequenceBuilder:
 
     def _row(self, first: list[int], second: list[int]) -> Row:
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-
         head = [start, *first, end]
         tail = [*second, end] if second else []
         if len(head) + len(tail) > self.max_length:

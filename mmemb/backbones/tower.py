@@ -78,7 +78,6 @@ class EfficientNetTower(ImageTower):
         import timm
 
         self.weights, self.image_size = weights, image_size
-
         self.network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
         self.network.load_state_dict(_match(_read_weights(Path(weights)), self.network, weights))
         self.requires_grad_(False).eval()

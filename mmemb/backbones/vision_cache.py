@@ -50,7 +50,6 @@ class VisionCache:
         if "pixel_values" not in inputs or "image_grid_thw" not in inputs:
             return inputs
         pixels, grid_N3 = inputs["pixel_values"], inputs["image_grid_thw"]
-
         parts = pixels.split(grid_N3.prod(1).tolist())
 
         # By content: a picture that the batch shows twice is computed once.

@@ -84,8 +84,8 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
     """
     for root in roots_below(folder):
         tasks = read_tasks(root)
-
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
+
         # The part is chosen by the index alone, so that samples of other parts are never read.
         entries = [entry for entry in index.entries if entry.meta["part"] == part]
         queries = tuple(_query(index, entry) for entry in entries)
@@ -190,8 +190,9 @@ def _check_candidates(
     names: Sequence[tuple[str, str]],
 ) -> None:
     """Refuses queries whose task, right candidates or listed rows the root does not have."""
-    # Names are compared with their gallery: the same name may stand in several galleries.
     gallery_of = {task.name: task.gallery for task in tasks}
+
+    # Names are compared with their gallery: the same name may stand in several galleries.
     places = set(names)
     for query in queries:
         where = f"{root / QUERIES}, sample {query.key}"
@@ -229,7 +230,6 @@ class _ManifestJson(Excerpt):
 def revision_and_losses(root: Path) -> tuple[str, str]:
     """Reads the data's revision from the manifest of a root, and why rows are missing."""
     path = root / MANIFEST
-
     stated = read_json(path, _ManifestJson, _PREPARE) if path.is_file() else _ManifestJson()
     why = f"{len(stated.skipped)} rows left out by prepare" if stated.partial else ""
     return stated.revision or "", why

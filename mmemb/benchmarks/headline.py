@@ -25,7 +25,6 @@ def complete_groups(found: Mapping[str, ScoreFile]) -> dict[str, float]:
         ValueError: files of different data revisions or modes are mixed.
     """
     whole = {name: file for name, file in found.items() if not file.partial}
-
     check_alike(found)
     return group_means(headline_metrics(whole), known_groups(found))
 

@@ -51,7 +51,6 @@ def task_named(name: str, tasks: Iterable[Task] = TASKS) -> Task:
     known = {task.name: task for task in tasks}
     if name not in known:
         raise ValueError(f"MMEB-V2 has no task {name!r}; it has {sorted(known)}.")
-
     return known[name]
 
 
