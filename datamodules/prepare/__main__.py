@@ -1,4 +1,4 @@
-"""Command line: python -m datamodules.prepare COMMAND ..., one module `*_command` each."""
+"""Command line: python -m datamodules.prepare COMMAND ..., one `command` module each."""
 
 from __future__ import annotations
 

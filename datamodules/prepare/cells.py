@@ -1,4 +1,4 @@
-"""Cells of tables from elsewhere: texts and paths as their type says, else what is wrong."""
+"""Cells of tables from elsewhere, read as texts and paths by their type, or as errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any) -> str:
-    """A cell of a column of texts; what is missing is the empty text.
+    """Returns the text of a cell; a missing cell is the empty text.
 
     A number is its digits, a whole one without a point, as tables turn 7 into 7.0 where a
     neighbour is missing; a decimal keeps its places.
@@ -85,7 +85,7 @@ def text_of(value: Any) -> str:
 
 
 def paths_of(value: Any, separator: str = "") -> tuple[str, ...]:
-    """A cell of a column of paths: one, or a list of several.
+    """Returns the paths of a cell: one, or a list of several.
 
     Args:
         value: of the cell.
@@ -116,7 +116,7 @@ def paths_of(value: Any, separator: str = "") -> tuple[str, ...]:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, and printable whatever it holds."""
+    """Returns a value as it stands in messages: short, and always printable."""
     match value:
         case bytes():
             return f"{value[:16]!r}{'...' if len(value) > 16 else ''}"
@@ -126,7 +126,7 @@ def shown(value: Any) -> str:
 
 
 def checked_text(text: str) -> str:
-    """The text as it is, if a tokenizer reads it and a file holds it.
+    """Returns the text unchanged if a tokenizer reads it and a file holds it.
 
     Raises:
         CellError: half of a surrogate pair, a byte that is no UTF-8, or too many letters.

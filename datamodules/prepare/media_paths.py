@@ -35,7 +35,7 @@ class MediaPathError(ValueError):
 
 
 def find_media(folder: Path, name: str) -> Path:
-    """The file or folder of that name below a folder.
+    """Returns the file or folder of that name below a folder.
 
     A name that is there in another Unicode form alone is found: macOS stores an accent behind its
     letter, most tables hold both as one.
@@ -101,7 +101,7 @@ def _real(root: Path, path: Path) -> tuple[Path, int]:
 
 
 def find_frames(folder: Path, name: str, suffixes: Collection[str]) -> list[Path]:
-    """The frames in a folder of that name, in no order; none if it has none.
+    """Returns the frames in a folder of that name, in no order; none if it has none.
 
     What macOS adds to a file (`._f0.png`) is no frame.
 
@@ -172,7 +172,7 @@ def _reason(root: Path, name: str, error: OSError) -> str:
 
 
 def _other_form(root: Path, name: str) -> Path:
-    """The one path whose names are those of `name` but for their Unicode form; else as it was."""
+    """Returns the one path that differs from `name` in Unicode form only; else `root / name`."""
     here = root
     # An exact match always wins over another Unicode form.
     for part in PurePosixPath(name).parts:

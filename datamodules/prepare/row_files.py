@@ -1,4 +1,4 @@
-"""Rows of CSV, Parquet and JSON files: one that is broken is named, and the next one is read."""
+"""Rows of CSV, Parquet and JSON files; a broken row is named, and reading goes on behind it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _csv_records(lines: _Lines) -> Iterator[list[str] | Broken]:
 
 
 def _csv_record(reader: Iterator[list[str]], lines: _Lines) -> list[str] | Broken | None:
-    """The next record; None behind the last one."""
+    """Returns the next record; None behind the last one."""
     lines.taken.clear()
     # The default limit of the csv module, 131,072 letters, is below what a cell may hold.
     limit = csv.field_size_limit(MAX_LETTERS + 1)  # of the process: it is put back at once
@@ -135,7 +135,7 @@ def _is_record(line: str, num_cells: int) -> bool:
 
 @final
 class _Lines:
-    """Lines of a file, of which those of the last record can be had again.
+    """Lines of a file; the lines of the last record can be read again.
 
     All together at most four times the letters of the file are given back: each line might open a
     quote that the last line closes.
@@ -277,7 +277,7 @@ def _checked_row(row: Any) -> Cells | Broken:
 
 
 def json_row(data: bytes) -> Cells:
-    """One JSON object, each key once.
+    """Returns one JSON object, which holds each key once.
 
     Raises:
         CellError: it is none.

@@ -198,7 +198,7 @@ def _names(rows: Iterable[OwnRow]) -> Found:
 
 
 def _mixed(rows: Iterable[OwnRow]) -> Found:
-    """In an evaluation task all queries have negatives of their own, or none has."""
+    """Finds evaluation tasks in which some queries have negatives of their own, and others none."""
     kinds: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for row in rows:
         # Training rows may mix both kinds: negatives are optional there.
@@ -244,7 +244,7 @@ def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
 
 
 def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Iterator[str]:
-    """A notice of targets with media that are trained on and evaluated, if there are any."""
+    """Yields a notice of targets with media that are trained on and evaluated, if there are any."""
     # Only the first right answer of a training row is trained on.
     trained = {
         target
@@ -266,8 +266,8 @@ def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> 
 def _shared_pairs(
     rows: Iterable[OwnRow], contents: Mapping[int, Content], faults: Found
 ) -> Iterator[str]:
-    """Equal pairs in two splits that are no fault, such as those that ask the other way round."""
-    # Faults were already told, and a notice for the same row would repeat them.
+    """Yields a notice of equal pairs in two splits that are no fault, such as reversed ones."""
+    # Faults are listed already, and a notice for the same row would repeat them.
     faulty = {number for number, _ in faults}
     places: dict[frozenset[str], dict[str, int]] = defaultdict(dict)
     for row in rows:

@@ -43,7 +43,7 @@ _OPENED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts",
     "protocol_whitelist": "file",
 }
-"""A file is what its bytes say, not its name: a playlist called `.mp4` would open other files."""
+"""The bytes of a file decide, not its name: a playlist called `.mp4` would open other files."""
 
 _TURNS = {
     (1, 0, 0, 1): None,
@@ -273,7 +273,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
         if stream.codec_context is None:
             raise ClipError("is stored in a way that nothing here decodes; convert it to H.264")
 
-        # Frames may be larger than the file's head says, so the decoder knows a bound, too: twice
+        # Frames may be larger than the file's head says, so the decoder gets a bound, too: twice
         # ours, as it counts margins of the frame.
         check_bounds((stream.width, stream.height), 1)
         stream.codec_context.options = {"max_pixels": str(2 * MAX_FRAME_PIXELS)}

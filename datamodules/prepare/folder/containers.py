@@ -1,6 +1,6 @@
 """Media files against the size that they state: a file that was cut is found exactly.
 
-MP4, Matroska, RIFF (AVI, WebP) and GIF say where they end; of a transport stream only its packets
+MP4, Matroska, RIFF (AVI, WebP) and GIF state their end; of a transport stream only its packets
 have a known length. Nothing is decoded here, and at most `MAX_STEPS` heads are looked at.
 """
 
@@ -19,7 +19,7 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def stated_size(path: Path) -> int | None:
-    """The size that a file states, in bytes; None where it states none.
+    """Returns the size that a file states, in bytes; None where it states none.
 
     The file may be longer: readers pass over what stands behind the stated end.
     """

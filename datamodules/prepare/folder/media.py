@@ -43,7 +43,7 @@ _WEBP_SIDE = 16383
 def side_members(
     folder: Path, media: Sequence[str], prefix: str, num_frames: int
 ) -> dict[str, bytes]:
-    """`q0.png` for a picture, `q1.000.webp`, `q1.001.webp`, ... for a clip.
+    """Returns members: `q0.png` for a picture, `q1.000.webp`, `q1.001.webp`, ... for a clip.
 
     A picture that moves (GIF, WebP, PNG) is a clip.
 
@@ -161,8 +161,8 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def content_digest(text: str, members: dict[str, bytes]) -> str:
-    """A hash of what a side says and shows: names and formats of its files, letters' case, spaces
-    and the Unicode form of a text do not count, and pictures count by their pixels."""
+    """Returns a hash of a side's text and pixels; names and formats of files do not count, nor do
+    the case, the spaces and the Unicode form of the text."""
     digest = hashlib.sha256(_normal_text(text).encode())
     for name in sorted(members):
         # Decoded pixels make a PNG equal to the WebP of the same picture.

@@ -144,8 +144,8 @@ def _rationales(given: list[_Words | _PartsJson]) -> Iterator[Rationale]:
     for number, each in enumerate(given):
         try:
             thinking, answer = _parts(each)
-        # The position tells the writer of the file which of several rationales is wrong.
         except CellError as error:
+            # The position shows which of several rationales is wrong.
             raise CellError(f"rationales[{number}]: {error}") from None
 
         text = f"<think>{thinking}</think><answer>{answer}</answer>"

@@ -1,4 +1,4 @@
-"""Tables of pairs (CSV, Parquet, JSON lines) as rows; what a row says wrongly becomes a fault."""
+"""Tables of pairs (CSV, Parquet, JSON lines) as rows; errors of a row become its faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__|")
 """Names that pandas gives to columns without one, such as that of its row numbers."""
 
 _UNREAD = "?"
-"""Text of a side whose cell has a fault, so that it is not told to be empty, too."""
+"""Text of a side whose cell has a fault, so that the side does not count as empty, too."""
 
 
 @final
@@ -95,7 +95,7 @@ class OwnRow:
 
 
 def read_table(path: Path) -> Iterator[OwnRow]:
-    """The rows of a table; one that cannot be read has its fault, and the next one is read.
+    """Yields the rows of a table; a row that cannot be read has its fault, and reading goes on.
 
     Raises:
         FileNotFoundError: there is no such file.

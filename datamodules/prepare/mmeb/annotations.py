@@ -145,7 +145,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Row]:
 
 
 def each_row(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Row | RowError]:
-    """As `read_rows`, with the error in place of a row that is none."""
+    """Yields rows as `read_rows` does, with the error in place of a broken row."""
     for path in files:
         rows = _parquet_rows if path.suffix == ".parquet" else _json_rows
         # One broken row is yielded as an error, so that callers may skip it.
@@ -242,7 +242,7 @@ def _patterns(data_files: Any, split: str) -> list[str]:
 
 
 def _named(folder: Path, config: str, split: str) -> tuple[Path, ...]:
-    """By the usual names: `CONFIG/SPLIT-*`, `CONFIG.*`, `data/SPLIT-*`, and the only file."""
+    """Finds files by name: `CONFIG/SPLIT-*`, `CONFIG.*`, `data/SPLIT-*`, or the only file."""
     if config:
         patterns = [f"{config}/{split}*", f"data/{config}/{split}*", f"{config}/*{split}*"]
         patterns += [f"{config}.*", f"*/{config}.*", f"{config}[-_]{split}*"]

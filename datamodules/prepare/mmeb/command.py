@@ -60,7 +60,7 @@ def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
     failures = []
     for number, task in enumerate(tasks, 1):
         label = f"[{number}/{len(tasks)}] {task.modality}/{task.name}"
-        # One missing archive must not stop the other tasks: failures are told at the end.
+        # One missing archive must not stop the other tasks: failures are listed at the end.
         try:
             plan = plan_task(task, options.source)
             line = _check(plan, options) if options.check else _write(plan, label, options)

@@ -75,7 +75,7 @@ def write_folder(folder: ShardFolder, settings: Settings) -> tuple[list[int], li
         pool.shutdown(cancel_futures=True)
 
     finish_manifest(folder.path, folder.mark, shards, folder.sources)
-    # The records tell what was written; shards of a former run are not made again.
+    # Read from the records, as shards of a former run are not made again.
     kept = [int(e.key) for name in shards for e in read_record(folder.path, name).entries]
     return kept, [_why(folder, n) for n in sorted(set(range(folder.count)) - set(kept))]
 

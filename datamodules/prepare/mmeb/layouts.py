@@ -79,7 +79,7 @@ def check_counts(plan: TaskPlan) -> None:
 
 def media_problems(plan: TaskPlan) -> list[str]:
     """Lists the problems of the plan's media, as far as they show without decoding."""
-    # Many sides share one clip: its problem is told once.
+    # Many sides share one clip: its problem is listed once.
     sides = [*plan.queries, *plan.candidates]
     return list(dict.fromkeys(side.media.problem for side in sides if side.media.problem))
 

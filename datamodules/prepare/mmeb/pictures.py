@@ -22,7 +22,7 @@ from mmemb.media import pictures
 
 @final
 class UnreadableError(ValueError):
-    """A row whose pictures cannot be had: the one thing that `--on-error skip` is about."""
+    """A row has no readable pictures; `--on-error skip` leaves out such rows only."""
 
 
 def check_picture(data: bytes, where: str) -> str:
@@ -116,7 +116,7 @@ class PictureReader:
 
 @final
 class _Pages:
-    """The pictures of a corpus in one file; what is wrong with the corpus is said at every read."""
+    """The pictures of a corpus in one file; every read raises the fault of the corpus, if any."""
 
     def __init__(self, file: IO[bytes], plan: TaskPlan) -> None:
         self._file, self._spans = file, list[tuple[int, int]]()

@@ -31,7 +31,7 @@ class Table:
 
     @classmethod
     def of(cls, plan: TaskPlan, kept: Sequence[int]) -> Table:
-        """With the numbers of the candidates that are in it, in order."""
+        """Builds the table from the numbers of the candidates that it holds, in order."""
         row_of = {number: row for row, number in enumerate(kept)}
         lost = (c.name for n, c in enumerate(plan.candidates) if n not in row_of)
         return cls(row_of, frozenset(lost))

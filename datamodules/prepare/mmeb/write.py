@@ -66,7 +66,7 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
 
 @final
 class _ManifestJson(Schema):
-    """The manifest of a task's data root; `counts` may hold lists of what is told of."""
+    """The manifest of a task's data root; `counts` holds numbers, and `list_lengths` as a pair."""
 
     format_version: int
     benchmark: str

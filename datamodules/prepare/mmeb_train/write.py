@@ -148,7 +148,7 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
 
 
 def _leave_out(source: Source, row: TrainRow, fault: str, skips: bool, skipped: list[str]) -> None:
-    """Notes a row that cannot be had, or stops at it."""
+    """Notes a row that cannot be read, or raises at once without `skips`."""
     problem = f"{source.name}, row {row.number}: {fault}"
     if not skips:
         raise ValueError(problem)

@@ -58,7 +58,7 @@ def normal_name(file_name: str) -> str:
 
 @final
 class Art:
-    """The drawings of all styles that could be had."""
+    """The drawings of all styles whose packages are available."""
 
     def __init__(self, sources: Mapping[str, Mapping[str, bytes]]) -> None:
         """Takes style -> name -> SVG, WebP or PNG bytes."""
@@ -138,7 +138,7 @@ def fit(image: Any, box: tuple[int, int, int, int] | None) -> Any:
 
 
 def encode(image: Any) -> bytes:
-    """Equal images give equal bytes."""
+    """Encodes an image as WebP; equal images give equal bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=QUALITY, method=4)
     return buffer.getvalue()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 from mmemb.records.schema import Excerpt, parse_json
 
 FUND_CODES = frozenset({"BOV", "CHE", "CHW", "CLF", "COU", "MXV", "USN", "UYI"})
-"""Units of account that the source lists as currencies; nobody pays with them."""
+"""Units of account that the source lists as currencies, although no country pays with them."""
 
 SHARED_FLAGS = (frozenset({"bv", "no", "sj"}),)
 """Equal flags that the gallery draws a little differently; others are found by their pixels."""

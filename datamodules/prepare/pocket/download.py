@@ -22,7 +22,7 @@ PINNED = ArchiveLimits(member_mib=1024)
 
 @final
 class SourceUnavailableError(Exception):
-    """A package could not be had, or is not the file that was pinned; the text says which."""
+    """A package is not available, or is not the pinned file; the message names the reason."""
 
 
 def fetch_all(

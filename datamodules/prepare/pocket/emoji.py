@@ -121,7 +121,7 @@ def read_emoji(names: Mapping[str, bytes], words: Mapping[str, bytes]) -> list[E
 
 
 def family(name: str) -> str:
-    """The concept of a name: who does it, and facing where, does not make another one.
+    """Concept of a name, without the person who acts and the direction that it faces.
 
     >>> family("woman in steamy room"), family("family man, boy"), family("red apple")
     ('steamy room', 'family', 'red apple')

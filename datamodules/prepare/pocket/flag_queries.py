@@ -50,7 +50,7 @@ def _questions(flags: Flags) -> Iterator[QueryRow]:
 
 
 def _mixed(flags: Flags) -> Iterator[QueryRow]:
-    """In each part as many train countries as own ones, under a wording never trained."""
+    """Yields, for each part, as many train countries as its own, under a wording never trained."""
     for question in MIXED_QUESTIONS:
         for part in EVALUATED[1:]:
             asked = flags.clues(question)

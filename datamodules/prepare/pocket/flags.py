@@ -81,7 +81,7 @@ class Flags:
 
 
 def styles(country: Country, art: Art) -> list[str]:
-    """Training styles in which the country's flag can be had."""
+    """Training styles that hold a drawing of the country's flag."""
     return [s for s in TRAIN_STYLES if art.has(Picture(s, flag_sequence(country.code)))]
 
 

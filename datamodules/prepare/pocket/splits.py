@@ -38,7 +38,7 @@ def by_hash(names: Iterable[str], salt: str) -> list[str]:
 
 
 def pinned_first(names: Iterable[str], salt: str) -> list[str]:
-    """As `by_hash`, but what the few-shot prompt names comes first: the first label is its own."""
+    """Sorts by hash, the concepts of the few-shot prompt first: they get the first label."""
     return sorted(by_hash(names, salt), key=lambda name: name not in PROMPT_CONCEPTS)
 
 

@@ -17,7 +17,7 @@ from mmemb.records.pairs import PARTS, EvaluationTask
 def fact_table(
     countries: Sequence[Country], flags: Flags | None, queries: Iterable[QueryRow]
 ) -> dict[str, Any]:
-    """The honest table: every country's facts, and for each question text whom it asks for.
+    """Table of facts: the facts of every country, and for each question text its country.
 
     It serves the table worker (an upper bound, marked as one) and scoring, never training.
     """
