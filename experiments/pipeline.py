@@ -314,7 +314,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def print_times(seconds: dict[str, float]) -> None:
-    """One line a part, and the sum."""
+    """Prints one line for each part, and the sum."""
     print("\nminutes of each part")
     for name, value in [*seconds.items(), ("all", sum(seconds.values()))]:
         print(f"  {name:<16}{value / 60:6.1f}")

@@ -51,7 +51,7 @@ RESULTS = Path("benchmarks/results_gpu.json")
 
 
 def bench_generation(folder: Path, size: Size, device: torch.device) -> Line:
-    """Greedy draws about a picture and a text each, against `generate` of transformers; both make
+    """Compares greedy draws about a picture and a text with `generate` of transformers; both make
     their prompts of sides, and draw as many tokens."""
     from mmemb.backbones import VisionLanguageBackbone
     from mmemb.llm.decoding.cached_rows import collate
@@ -91,8 +91,8 @@ def bench_generation(folder: Path, size: Size, device: torch.device) -> Line:
 
 
 def bench_judge(folder: Path, size: Size, device: torch.device) -> Line:
-    """`YesNoEvaluator` on one pair under K rationales and without, against a batch of K + 1 whole
-    prompts; the other column is what it actually took, not its ideal share."""
+    """Compares `YesNoEvaluator` on one pair under K rationales and without with a batch of K + 1
+    whole prompts; the other column is what it actually took, not its ideal share."""
     from mmemb.llm.decoding.cached_rows import collate, head
     from mmemb.llm.loading import DTYPES, load_model
     from mmemb.selection import YesNoEvaluator

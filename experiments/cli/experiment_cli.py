@@ -343,7 +343,7 @@ def with_base(arguments: list[str]) -> list[str]:
 
 
 def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> dict[str, Any]:
-    """The part of a configuration that decides results, as plain data; with `machine` also the
+    """Returns the part of a configuration that decides results; with `machine` also the
     model's `MACHINE_KEYS`, as the file of an earlier run has them."""
     data = config.as_dict()
     for key in MACHINE_KEYS:
@@ -357,12 +357,12 @@ def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> di
 
 
 def without_machine_keys(data: Any) -> Any:
-    """`data` without the arguments whose class calls them the machine's (`MACHINE_KEYS`)."""
+    """Returns `data` without arguments whose class calls them the machine's (`MACHINE_KEYS`)."""
     return _cut_keys(data, "MACHINE_KEYS")[0]
 
 
 def facts_behind(config: Namespace, subcommand: str) -> FittedFacts:
-    """The facts that a run inherits from the models, sidecars and checkpoint that it names."""
+    """Returns the facts that a run inherits from models, sidecars and checkpoint that it names."""
     outputs = own_outputs(config, subcommand)
     training, choosing = _cut_keys(settings_of(config, subcommand), "CALIBRATION_KEYS")
 
@@ -375,7 +375,7 @@ def facts_behind(config: Namespace, subcommand: str) -> FittedFacts:
 
 
 def _cut_keys(data: Any, attribute: str) -> tuple[Any, list[Any]]:
-    """Plain data without the arguments that their class lists in `attribute`, and their values."""
+    """Returns data without the arguments that a class lists in `attribute`, and their values."""
     if isinstance(data, list):
         items = [_cut_keys(item, attribute) for item in data]
         return [item for item, _ in items], [value for _, cut in items for value in cut]
@@ -397,7 +397,7 @@ def _cut_keys(data: Any, attribute: str) -> tuple[Any, list[Any]]:
 
 
 def run_fingerprint(config: Namespace, subcommand: str) -> str:
-    """Hash of the settings that decide results, of every input they name, and of the checkpoint
+    """Returns a hash of the settings that decide results, of their inputs, and of the checkpoint
     that the run starts from."""
     settings, outputs = settings_of(config, subcommand), own_outputs(config, subcommand)
     plain = fingerprint(settings, outputs)

@@ -1,4 +1,4 @@
-"""A model's chat template with a `PromptStyle` written into it, for whoever knows no style.
+"""A model's chat template with a `PromptStyle` written into it, for users without a style.
 
 sentence-transformers hands over a user's turn of text and pictures, and its `prompt` as a system
 turn. The template makes of them the turns that `PromptBuilder` makes of a side.

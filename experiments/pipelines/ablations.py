@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def rule(self) -> KeepRule:
-        """The keep rule of the cell."""
+        """Keep rule of the cell."""
         return KeepRule(
             contrast=self.contrast,
             keep_share=self.keep_share,
@@ -195,7 +195,7 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
 
 
 def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list[dict[str, Any]]]:
-    """Key -> the candidates of a pair as the cell chooses among them, as JSON data.
+    """Returns key -> the candidates of a pair as the cell chooses among them, as JSON data.
 
     Args:
         source: `selected/` of the experiment.
@@ -289,7 +289,7 @@ def run_cells(
 
     averaged = {row.left for row in ablations.comparisons if row.path == "averaged"}
     averaged |= {row.right for row in ablations.comparisons if row.against == "averaged"}
-    for seed in ablations.seeds:  # so that whoever stops early has whole seeds
+    for seed in ablations.seeds:  # so that an early stop leaves whole seeds
         for name, cell in ablations.cells.items():
             sidecar = write_cell_sidecar(folder, cell)
 

@@ -33,7 +33,7 @@ class Sample:
 
 
 def unequal_sizes(num_clusters: int, generator: np.random.Generator) -> Sample:
-    """Clusters of unequal size, and the larger the better: the mean is a ratio of two sums."""
+    """Draws clusters of unequal size, the larger the better: the mean is a ratio of two sums."""
     size_G = generator.geometric(_SIZE_RATE, num_clusters)
     effect_G = 0.1 * size_G + generator.normal(size=num_clusters)
     cluster_N = np.repeat(np.arange(num_clusters), size_G)
@@ -45,7 +45,7 @@ def unequal_sizes(num_clusters: int, generator: np.random.Generator) -> Sample:
 
 
 def mean_over_tasks(num_clusters: int, generator: np.random.Generator) -> Sample:
-    """Three tasks of 60, 30 and 10 % of the queries that weigh alike; concepts run through all."""
+    """Draws three tasks of 60, 30 and 10 % of the queries, weighed alike, with shared concepts."""
     cluster_N = _clusters(num_clusters, generator)
     task_N = generator.choice(3, len(cluster_N), p=[0.6, 0.3, 0.1])
     effect_N = generator.normal(size=num_clusters)[cluster_N]
@@ -56,14 +56,14 @@ def mean_over_tasks(num_clusters: int, generator: np.random.Generator) -> Sample
 
 
 def skewed(num_clusters: int, generator: np.random.Generator) -> Sample:
-    """Exponential effects of clusters: skewness 2."""
+    """Draws exponential effects of clusters: skewness 2."""
     cluster_N = _clusters(num_clusters, generator)
     effect_N = generator.exponential(size=num_clusters)[cluster_N]
     return Sample(effect_N + generator.normal(size=len(cluster_N)), cluster_N, truth=1.0)
 
 
 def heavy_tailed(num_clusters: int, generator: np.random.Generator) -> Sample:
-    """Lognormal effects of clusters: skewness 6, a stress test."""
+    """Draws lognormal effects of clusters: skewness 6, a stress test."""
     cluster_N = _clusters(num_clusters, generator)
     effect_N = generator.lognormal(size=num_clusters)[cluster_N]
     value_N = effect_N + generator.normal(size=len(cluster_N))
@@ -71,7 +71,7 @@ def heavy_tailed(num_clusters: int, generator: np.random.Generator) -> Sample:
 
 
 def paired_hits(num_clusters: int, generator: np.random.Generator) -> Sample:
-    """Hits of two systems on the same queries, 0 or 1 each: what a paired Recall@1 is made of."""
+    """Draws hits of two systems on the same queries, 0 or 1 each, as in a paired Recall@1."""
     cluster_N = _clusters(num_clusters, generator)
 
     ease_N = generator.normal(size=num_clusters)[cluster_N] + generator.normal(size=len(cluster_N))
@@ -108,7 +108,7 @@ def coverage(
     """Measures how often the interval of `cluster_bootstrap` holds the truth.
 
     Args:
-        design: draws a sample and knows its truth.
+        design: draws a sample with its truth.
         num_clusters: G.
         num_samples: how many samples are drawn, at least 1.
         num_resamples: of each bootstrap.

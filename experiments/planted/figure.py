@@ -40,7 +40,7 @@ def draw(result: Mapping[str, Any]) -> bytes:
 
 
 def _finish(axis: Any, title: str, columns: int, names: Sequence[str] = ()) -> None:
-    """Title and legend; with names, one row of the panel each, from the top, set apart by lines."""
+    """Adds title and legend; with names, one row of the panel each, set apart by lines."""
     axis.set_title(title, pad=12)
     axis.legend(
         ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False,

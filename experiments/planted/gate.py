@@ -53,7 +53,7 @@ class PlantedGate:
 
     @property
     def true_reward(self) -> Tensor:
-        """(B, A) expected rewards: a policy's regret is read off them."""
+        """(B, A) expected rewards, by which a policy's regret is measured."""
         return _priced(self.true_utility_BA, self.batch.cost_BA)
 
 
@@ -70,7 +70,7 @@ def planted_gate(
     luck: float | None = None,
     generator: torch.Generator,
 ) -> PlantedGate:
-    """Queries whose state tells exactly how much each depth gains on average: linear functions.
+    """Draws queries whose state tells how much each depth gains on average, by linear functions.
 
     A linear head can therefore hold the optimum. The deepest costs 40 tokens, the others evenly
     less; each depth is the best one of many queries.
@@ -122,7 +122,7 @@ def _unit_noise(shape: torch.Size, luck: float | None, generator: torch.Generato
 
 
 def gain_directions(dim: int, num_depths: int) -> Tensor:
-    """(S, A): a depth's mean gain over direct is the state times its column.
+    """Returns (S, A): a depth's mean gain over direct is the state times its column.
 
     The deepest rises along the state's coordinates; a shallower one shares in it by its depth and
     adds a wave of its own.

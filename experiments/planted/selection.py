@@ -119,7 +119,7 @@ def difference(
     share: float,
     num_resamples: int = 2000,
 ) -> Interval:
-    """Precision of one contrast minus another's, at one keep rate; clusters are concepts."""
+    """Returns one contrast's precision minus another's, at one keep rate; clusters are concepts."""
     # Both contrasts keep the same share, so neither wins by keeping fewer.
     left = [pair_precision(values[strong], world.helpful, share) for world, values in pairs]
     right = [pair_precision(values[weak], world.helpful, share) for world, values in pairs]

@@ -61,7 +61,7 @@ class PlantedWorld:
         return self.kind_BK == LEAKING
 
     def score(self, temperature: float = 0.2) -> Tensor:
-        """(B, 1 + N, 1 + K) s / tau, laid out as by `PairEvaluator.score`.
+        """Returns (B, 1 + N, 1 + K) s / tau, laid out as by `PairEvaluator.score`.
 
         The colder, the more `gain` saturates on easy pairs (no log-probability passes 0): below
         0.1 it is hardly better than `raw`, while `margin` does not care.
@@ -72,7 +72,7 @@ class PlantedWorld:
     def placebo(
         self, num_donors: int, generator: torch.Generator, temperature: float = 0.2
     ) -> Tensor:
-        """m(q, t, .) of other concepts' rationales, (B, K, J): one draw of donors per pair.
+        """Returns m(q, t, .) of other concepts' rationales, (B, K, J): one draw of donors a pair.
 
         NaN where the drawn pair asks about the same concept or its rationale is a leak, which
         provenance has dropped there as well.

@@ -98,7 +98,7 @@ class ClaimedFolder:
 
     @classmethod
     def temporary(cls) -> ClaimedFolder:
-        """The folder of a run that keeps nothing."""
+        """Makes the folder of a run that keeps nothing."""
 
         if given := _of_launcher():
             return cls(given)
@@ -110,7 +110,7 @@ class ClaimedFolder:
     def claim(
         cls, experiment: Path, name: str, fingerprint: str, pattern: str | None = None
     ) -> ClaimedFolder:
-        """The folder of this process's run: as the first rank has it, or claimed by this one.
+        """Returns the folder of this process's run: that of the first rank, or claimed here.
 
         See `claim_run` for the arguments.
 
@@ -175,7 +175,7 @@ def claim_run(
     take: Callable[[Path], FolderLock] = FolderLock.take,
     starting: Callable[[Path], AbstractContextManager[None]] = locked,
 ) -> tuple[Path, FolderLock]:
-    """The folder of an interrupted run of this fingerprint, else a new one; and its lock.
+    """Returns the folder of an interrupted run of this fingerprint, else a new one; and its lock.
 
     Starters take turns, so that of two that are equal the second finds the first one's folder.
 
@@ -233,7 +233,7 @@ def announce(
 def announced(
     experiment: Path, launch: Launch, fingerprint: str, seconds: float = LAUNCH_SECONDS
 ) -> Path:
-    """The folder that the first rank of the launch has named; waits for it.
+    """Waits for the folder that the first rank of the launch names, and returns it.
 
     Raises:
         ValueError: the first rank failed, runs with other settings, or wrote nothing in time.
@@ -269,8 +269,8 @@ def announced(
 
 
 def _of_launcher() -> Path | None:
-    """The folder of the process that has started this one as another rank; None for a first rank,
-    also of a second run in one process."""
+    """Returns the folder of the process that started this one as another rank; None for a first
+    rank, also of a second run in one process."""
     given = os.environ.get(RUN_FOLDER)
 
     # `torchrun` sets RANK in all its processes; those started by Lightning have LOCAL_RANK only.

@@ -36,7 +36,7 @@ class Found:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The run's resolved configuration; empty without a run."""
+        """Resolved configuration of the run; empty without one."""
         return {} if self.run is None else read_config(self.run)
 
 

@@ -189,7 +189,7 @@ def verdict(found: Interval, expected: str) -> str:
 
 
 def title(row: Comparison) -> str:
-    """`gain-30 minus raw-30`, with the path where it is not `always`."""
+    """Returns `gain-30 minus raw-30`, with the path where it is not `always`."""
     path, against = row.path, row.against or row.path
     return f"{row.left} ({path}) minus {row.right} ({against})"
 

@@ -104,7 +104,7 @@ def _figures(
 
     mean_N = np.mean(values, axis=0)
 
-    # The rule knows tasks alone: what a state has over it, it owes to single queries.
+    # The rule tells tasks apart and no queries: a state is worth what it adds to that.
     rule_N = rows[RULE].select(chosen_N).value(metric)
     depth_N = torch.tensor(logits[0].argmax(1)[test.eligible_N])
 
@@ -156,7 +156,7 @@ def within_tasks(
 
 
 def auc(score_N: Floats, positive_N: Bools) -> float:
-    """Probability that a positive is scored above a negative, ties half; NaN without either.
+    """Returns the probability of a positive above a negative, ties half; NaN without either.
 
     >>> auc(np.array([0.0, 1.0, 1.0]), np.array([False, True, False]))
     0.75

@@ -70,7 +70,7 @@ def _along(
         for part in ("test", "calibration")
     )
 
-    # Calibration knows eligible queries only: the others are never put to the gate.
+    # Calibration reads eligible queries only: the others are never put to the gate.
     batch = parts["calibration"]
     cost_CA = batch.cost_BA[:, list(depths)][batch.eligible_B]
     keys = [k for k, e in zip(batch.keys, batch.eligible_B.tolist(), strict=True) if e]
