@@ -110,6 +110,7 @@ def _group_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
 
 def _tone_pairs(emoji: EmojiSet) -> Iterator[PairRow]:
     able = [item for item in emoji.part("train") if emoji.toned(item)]
+
     for item in capped(able, "emoji-tone", "train"):
         for before, after in TONE_EDITS:
             yield _pair(
@@ -130,6 +131,7 @@ def _queries(emoji: EmojiSet) -> Iterator[QueryRow]:
         # With one style the query would be its own answer.
         if task == "emoji-style" and len(emoji.styles) < 2:
             continue
+
         for part in EVALUATED:
             for item in capped(emoji.one_each(part), task, part):
                 yield _query(emoji, task, part, item)

@@ -99,6 +99,8 @@ def _text_questions(flags: Flags) -> Iterator[PairRow]:
     for turn, question in enumerate(flags.text_questions):
         # Questions of other parts are never trained, or the test would measure memory.
         asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == "train"]
+
+        # The half of the country decides which of the two judges is trained on the question.
         for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
             yield _text_to_flag(
                 flags,
@@ -125,6 +127,7 @@ def _image_questions(flags: Flags) -> Iterator[PairRow]:
             # A country may lack the fact, such as a capital.
             if not (right := country.clues(question.fact)):
                 continue
+
             yield PairRow(
                 key=f"{question.task}-{country.code}",
                 task=question.task,

@@ -56,6 +56,7 @@ def _mixed(flags: Flags) -> Iterator[QueryRow]:
             asked = flags.clues(question)
             own = [(c, clue) for c, clue in asked if flags.part(c) == part]
             train = [(c, clue) for c, clue in asked if flags.split.mixed.get(c.concept) == part]
+
             # Equal numbers, so that seen and unseen countries weigh the same.
             size = min(len(own), len(train))
             for country, clue in own[:size] + train[:size]:

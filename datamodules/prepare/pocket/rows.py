@@ -128,6 +128,7 @@ class CandidateRow:
             "instruction": self.instruction,
             "text": self.text,
         }
+
         meta = {"gallery": self.gallery, "name": self.name}
         return _sample(f"{number:08d}", data, self.media, meta, drawn)
 

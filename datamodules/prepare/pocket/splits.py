@@ -86,7 +86,8 @@ class Split:
         train = [name for name, part in parts.items() if part == "train"]
         parts |= cut(train, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, f"{kind}/val")
         train = [name for name, part in parts.items() if part == "train"]
-        # Val has left `train`, so the halves hold trained concepts only.
+        # Val has left `train`: halves hold trained concepts only. Each judge is trained on one half
+        # and judges the other.
         halves = cut(train, {"a": 0.5, "b": 0.5}, f"{kind}/halves")
         return cls(parts, halves, cut(train, MIXED_SHARES, f"{kind}/mixed"))
 
