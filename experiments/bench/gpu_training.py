@@ -151,6 +151,7 @@ def _run_steps(
     """Returns seconds of each step, the last loss, and peak memory of one more step, in bytes."""
     from experiments.cli.experiment_cli import build
 
+    # Bytes that the cases before have left are not counted as this one's.
     before = allocated(device)
     module, data = build(list(arguments))
 

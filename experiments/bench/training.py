@@ -203,6 +203,7 @@ def _our_steps(backbone: Any, data: Any, steps: int) -> float:
 
     clock = _Clock()
 
+    # Only steps are timed, so Lightning's files and bars are off.
     off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger")
 
     with tempfile.TemporaryDirectory() as folder:

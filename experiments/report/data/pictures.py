@@ -45,6 +45,7 @@ class CandidatePictures:
         self._index, self._labels = index, labels
         self._entries: dict[tuple[str, str], IndexEntry] = {}
         for entry in index.entries:
+            # Of equal names the first row counts, as in evaluation.
             self._entries.setdefault((entry.meta["gallery"], entry.meta["name"]), entry)
 
     @classmethod

@@ -75,6 +75,8 @@ def _gain_bounds(
 
     shape = (num_resamples, len(counts_G4))
     chosen = np.random.default_rng(seed).integers(0, len(counts_G4), shape)
+
+    # Concepts are drawn with all of their counts, so a rate stays a ratio of two sums.
     draws = _rates(counts_G4[chosen].sum(1))
     low, high = np.nanquantile(draws["gain"], [0.025, 0.975])
     return float(low), float(high)
@@ -90,6 +92,8 @@ def _add(table: dict[str, list[float]], key: str, row: Sequence[float]) -> None:
 
 def _rates(counts_R4: np.ndarray) -> dict[str, np.ndarray]:
     total, right, kept, kept_right = counts_R4.T
+
+    # A resample can hold no kept candidate: 0 / 0 is NaN, which the quantiles leave out.
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = {"right": right / total, "keep_rate": kept / total, "right_kept": kept_right / kept}
     return rates | {"gain": rates["right_kept"] - rates["right"]}

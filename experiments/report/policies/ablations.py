@@ -239,6 +239,8 @@ def picture(found: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     rows = found["comparisons"]
+
+    # Without pyplot, whose backend may need a screen.
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
 

@@ -184,6 +184,8 @@ def compared(
             continue
 
         table, pooled = test.select(chosen_N), subset == "think"
+
+        # Left and right are paired within a run, so what is hard for both cancels.
         difference_SN = np.stack([(run[left] - run[right])[chosen_N] for run in runs])
         figures[name] = {
             "left": left,
