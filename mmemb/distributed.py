@@ -50,7 +50,7 @@ def gather_rows(x: Tensor) -> Tensor:
 
     Returns:
         (W * B, ...). Gradients that ranks send to one row are summed, so that after DDP's average
-        they equal those of one process on the whole batch (METHOD 6).
+        they equal those of one process on the whole batch (docs/method.md section 6).
     """
     if rank_and_world()[1] == 1:
         return x

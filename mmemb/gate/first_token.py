@@ -1,4 +1,4 @@
-"""The decision as the first generated token: the second-hand reading of the paper (METHOD 7).
+"""The decision as the first generated token: docs/method.md section 7, read at second hand.
 
 A model that decides by itself whether to think does so by the token behind its prompt. Its logits
 for the few tokens that open a depth are a linear map of the very state that is the direct

@@ -12,7 +12,7 @@ from mmemb.losses.terms import LossTerm
 
 
 def reward_BA(utility_BA: Tensor, cost_BA: Tensor, *, clip: float, price: float) -> Tensor:
-    """clip(u_a - u_0, -c, c) - lambda * cost(a), METHOD 7.
+    """clip(u_a - u_0, -c, c) - lambda * cost(a), docs/method.md section 7.
 
     >>> reward_BA(torch.tensor([[-5.0, -1.0]]), torch.tensor([[0.0, 40.0]]), clip=3.0, price=0.01)
     tensor([[0.0000, 2.6000]])

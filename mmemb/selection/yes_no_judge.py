@@ -91,7 +91,8 @@ class YesNoEvaluator(PairEvaluator):
         if known := sorted(self.facts.intersection(facts)):
             raise ValueError(
                 f"the judge was fitted on fact {known[0]!r}: a model may not judge what it was "
-                "trained on (METHOD 3). Score other pairs, or use a judge that did not see it."
+                "trained on (docs/method.md section 3). Score other pairs, or use a judge that did "
+                "not see it."
             )
 
         shape = (

@@ -280,7 +280,7 @@ def test_a_run_stays_below_the_folder_of_runs(
 def test_a_fitted_fact_stops_the_utilities_stage(
     clip_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The guard of METHOD 3 through the command line, as the pocket's file sets it."""
+    """The guard of trained facts through the command line, as the pocket's file sets it."""
     fitted = tmp_path / "fitted.json"
     fitted.write_text(json.dumps({"facts": ["country:18/capital"]}))
     more = ["--runs", str(clip_experiment.runs), "--model.fitted", str(fitted)]

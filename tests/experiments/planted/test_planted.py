@@ -1,4 +1,4 @@
-"""METHOD 10: where the helpful rationales are known, the contrasts must find them."""
+"""Where the helpful rationales are known, the contrasts must find them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""METHOD 10: where the gate's optimum is known, estimators must find it; their closed forms."""
+"""Where the gate's optimum is known, estimators must find it; their closed forms."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_where_luck_is_rare_grpo_stays_away_from_the_optimum() -> None:
 @pytest.mark.parametrize("estimator", ["reinforce", "exact"])
 @pytest.mark.parametrize("name", [name for name, how in GATES.items() if "noise" in how])
 def test_regret_falls_with_the_number_of_queries(estimator: Estimator, name: str) -> None:
-    """It goes to 0 (METHOD 10): noise is all that stands between a gate and its optimum."""
+    """It goes to 0: noise is all that stands between a gate and its optimum."""
     test = planted_gate(10_000, generator=_generator(99), **GATES[name])
     gap, means = oracle_gap(test.true_reward), []
     for num_queries in (500, 8000):
