@@ -253,7 +253,7 @@ def draw_counts(pool: Sequence[ScoredRationale], seeds: Collection[int] | None) 
     if seeds is None:
         return [scored.rationale.count for scored in pool]
 
-    # Candidates from before draws were merged carry one seed only.
+    # A candidate that was drawn once has its one seed alone.
     return [
         sum(seed in seeds for seed in scored.rationale.seeds or (scored.rationale.seed,))
         for scored in pool

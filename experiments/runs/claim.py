@@ -273,7 +273,7 @@ def _of_launcher() -> Path | None:
     rank, also of a second run in one process."""
     given = os.environ.get(RUN_FOLDER)
 
-    # `torchrun` sets RANK in all its processes; those started by Lightning have LOCAL_RANK only.
+    # `torchrun` sets RANK in all its processes; those of Lightning have LOCAL_RANK without it.
     is_other = int(os.environ.get("LOCAL_RANK", 0)) > 0 and "RANK" not in os.environ
     return Path(given) if given and is_other else None
 
