@@ -69,8 +69,7 @@ def check_recorded(
                 raise ValueError(f"{where}: {key}.{part} is no table: expected names and values.")
             arguments |= values
 
-            # A run from elsewhere must not choose the environment variable that its server is
-            # sent.
+            # A run from elsewhere must not choose which variable of the environment a server gets.
             if "url" in values:
                 key_of_server = allowed_key(values, permissions, f"{where}: {key}.{part}")
                 values["api_key_env"] = key_of_server
