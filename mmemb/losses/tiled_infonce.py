@@ -58,7 +58,7 @@ def tiled_info_nce(
 @final
 @dataclass(frozen=True, slots=True)
 class TileWalk:
-    """What a walk over tiles needs beside the vectors of its width.
+    """Inputs of a walk over tiles, beside the vectors of its width.
 
     Attributes:
         whole: ids, rows, and the whole vectors, which judge who is a false negative.
