@@ -64,7 +64,8 @@ def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path], tmp_pa
     folder = stage(given, "predict", "rationales", *folders, *SHORT)
     assert ShardIndex.open(folder / "rationales").entries
     judged = (*PAIRS, "--data.num_negatives", "2", "--trainer.max_steps", "-1")
-    stage(given, "fit", "selection", *judged, "--trainer.limit_train_batches", "1.0")
+    stage(given, "fit", "selection", *judged, "--trainer.limit_train_batches", "1.0",
+          "--trainer.val_check_interval", "1")  # fmt: skip
     stage(given, "predict", "selection", *judged)
     assert ShardIndex.open(folder / "selected").entries
     stage(given, "fit", "embedder", *PAIRS, "--model.losses.cross", "0.5")
@@ -110,7 +111,7 @@ def test_a_gate_is_bolted_on_to_a_frozen_embedder(
           "--data.rationales", drafts, "--trainer.callbacks.folder", drafts)  # fmt: skip
     stage(given, "predict", "utilities", *shared)
     stage(given, "fit", "gate", "--config", str(RECIPES / "bolt_on_gate.yaml"), "--vlm", str(model))
-    adaptive = AdaptiveEmbedder.from_pretrained(folder / "gate/adaptive")
+    adaptive = AdaptiveEmbedder.from_pretrained(folder / "gate/adaptive", models=[str(model)])
     after = adaptive.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     sides = [Side(f"the flag of {n}", "Find it.") for n in range(4)]

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     if not path.is_file() and not all(map(is_temporary, entries)):
         raise ValueError(f"--out {options.out} holds something else: give an empty folder.")
 
-    if path.is_file() and read_json(path, dict[str, str | int]) == {**mark, "done": True}:
+    if path.is_file() and read_json(path, dict[str, bool | int | str]) == {**mark, "done": True}:
         print(f"{options.out}: everything is there")
         return
 
