@@ -107,7 +107,10 @@ def keep_threshold(contrast: Tensor, share: float) -> float:
 
     value_N = contrast[~contrast.isnan()].sort(descending=True).values
     if not len(value_N):
-        raise ValueError("no candidate was scored: a keep threshold needs at least one contrast")
+        raise ValueError(
+            "no candidate of part train was scored: the keep threshold needs at least one. Stage "
+            "rationales says how many draws were dropped, and why."
+        )
 
     # The first value below the share is the threshold, since a kept one is strictly above it.
     num_kept = round(share * len(value_N))

@@ -50,8 +50,9 @@ def stage(given: tuple[Path, Path, Path], subcommand: str, name: str, *more: str
 
 
 PAIRS = ("--data.pairs", "[pairs/questions]")
-SHORT = ("--model.workers.self.init_args.max_new_tokens", "12",
-         "--model.workers.self.init_args.top_k", "3")  # fmt: skip
+# A model that babbles needs some length and variety to write a whole rationale now and then.
+SHORT = ("--model.workers.self.init_args.max_new_tokens", "24",
+         "--model.workers.self.init_args.top_k", "8")  # fmt: skip
 
 
 def test_the_direct_baseline_trains(given: tuple[Path, Path, Path]) -> None:
