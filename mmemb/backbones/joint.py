@@ -23,7 +23,7 @@ from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.text import quote
 from mmemb.storage.pretrained import load_pretrained
-from mmemb.storage.spec import class_path
+from mmemb.storage.spec import arguments_of, class_path
 from mmemb.storage.tensor_files import quiet_loading, save_quietly
 from mmemb.storage.trust import in_folder
 
@@ -133,18 +133,9 @@ class JointEncoder(Backbone):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
-        builder = self.sequences
-        return {
-            "text_model": self.text_model,
-            "tower": _tower_spec(self.tower),
-            "feature_dim": self.feature_dim,
-            "thumbnail_dim": self.thumbnail_dim,
-            "max_frames": self.max_frames,
-            "max_text_tokens": builder.max_text_tokens,
-            "max_rationale_tokens": builder.max_rationale_tokens,
-            "long_rationale": builder.long_rationale,
-            "answer_share": self.answer_share,
-        }
+        names = ("max_text_tokens", "max_rationale_tokens", "long_rationale")
+        held = {name: getattr(self.sequences, name) for name in names}
+        return arguments_of(self, tower=_tower_spec(self.tower), **held)
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The tokens of every reading; a picture's tokens are counted."""

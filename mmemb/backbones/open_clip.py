@@ -27,6 +27,7 @@ from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Excerpt, convert, read_json
 from mmemb.records.text import limit_marks
 from mmemb.storage.pretrained import reading, unasked
+from mmemb.storage.spec import arguments_of
 from mmemb.storage.tensor_files import save_quietly
 from mmemb.storage.trust import in_folder, is_in_folder, path_in_folder
 
@@ -109,16 +110,7 @@ class OpenClipBackbone(Backbone):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
-        return {
-            "model": self.name,
-            "pretrained": self.pretrained,
-            "tokenizer": self.tokenizer_name,
-            "text_weight": self.text_weight,
-            "visual_weight": self.visual_weight,
-            "rationale_weight": self.rationale_weight,
-            "long_rationale": self.long_rationale,
-            "read_instruction": self.read_instruction,
-        }
+        return arguments_of(self, model=self.name, tokenizer=self.tokenizer_name)
 
     @classmethod
     def check_saved(cls, arguments: Mapping[str, Any], folder: Path) -> None:

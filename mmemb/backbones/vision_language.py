@@ -34,6 +34,7 @@ from mmemb.llm.prompts.special_tokens import special_tokens
 from mmemb.llm.prompts.style import PromptStyle, at_least_one
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import DIRECT, GREEDY, Rationale
+from mmemb.storage.spec import arguments_of
 from mmemb.storage.tensor_files import save_quietly
 from mmemb.storage.trust import in_folder
 
@@ -301,19 +302,9 @@ class VisionLanguageBackbone(GenerativeBackbone):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
-        return {
-            "model": self.model_id,
-            "style": asdict(self.style),
-            "padding_side": self.padding_side,
-            "max_rationale_tokens": self.max_rationale_tokens,
-            "long_rationale": self.long_rationale,
-            "freeze_vision": self.freeze_vision,
-            "attention": self.attention,
-            "dtype": self.dtype_name,
-            "slots": self.slots,
-            "trust_remote_code": self.trust_remote_code,
-            "cached_pictures": self._seen.most if self._seen else 0,
-        }
+        pictures = self._seen.most if self._seen else 0
+        held = {"model": self.model_id, "style": asdict(self.style), "dtype": self.dtype_name}
+        return arguments_of(self, **held, cached_pictures=pictures)
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The prompt as text, and the rationale behind it."""

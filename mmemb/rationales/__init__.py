@@ -8,11 +8,11 @@ from __future__ import annotations
 from mmemb.faces import lazy_names
 
 _HOMES = {
-    "ForeignWorker": "writers.placebo",
+    "ForeignWorker": "writers.pool",
     "LabelBridgeWorker": "writers.label_bridge",
     "LanguageModelWorker": "writers.language_model",
     "NO_DRAW": "writers.base",
-    "PrecomputedWorker": "writers.precomputed",
+    "PrecomputedWorker": "writers.pool",
     "RationaleWorker": "writers.base",
     "SelfWorker": "writers.self_writer",
     "ServerError": "chat_api.client",
@@ -20,7 +20,6 @@ _HOMES = {
     "TableWorker": "writers.table",
     "VisionLanguageWorker": "writers.vision_language",
     "VllmWorker": "writers.vllm",
-    "collect_pool": "store",
     "fold_candidates": "merge",
     "load_saved_worker": "writers.loading",
     "load_worker": "writers.loading",

@@ -7,17 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmemb.records.hashing import stable_hash
-from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import parse_json, to_json
 from mmemb.storage.files import write_atomically
 
 Pool = dict[str, tuple[Rationale, ...]]
-
-
-def collect_pool(sides: Sequence[Side], rationales: Sequence[Sequence[Rationale]]) -> Pool:
-    """Makes a pool of sides and of the rationales about each."""
-    return {s.digest: tuple(pool) for s, pool in zip(sides, rationales, strict=True)}
 
 
 def pool_identity(pool: Mapping[str, Sequence[Rationale]]) -> str:

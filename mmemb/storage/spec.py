@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any, final
 
 from mmemb.records.schema import Schema
@@ -32,6 +33,17 @@ def is_spec(value: Any) -> bool:
     (True, False)
     """
     return isinstance(value, Mapping) and "class_path" in value
+
+
+def arguments_of(thing: object, **others: Any) -> dict[str, Any]:
+    """Returns the arguments of an object's constructor, from attributes of the same names.
+
+    Args:
+        thing: the object.
+        **others: values of arguments that it holds under another name or in another form.
+    """
+    names = signature(type(thing)).parameters
+    return {name: others[name] if name in others else getattr(thing, name) for name in names}
 
 
 def class_path(thing: object) -> str:

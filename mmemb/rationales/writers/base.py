@@ -133,22 +133,39 @@ class RationaleWorker(RationaleSource, ABC):
         return self.identity()
 
 
+class DrawingWorker(RationaleWorker, ABC):
+    """Makes a list of single draws, whichever sides and seeds they belong to."""
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        """See `RationaleWorker.write`."""
+        check_seeds(sides, seeds_BK)
+        asked = [
+            (row, seed)
+            for row, side in enumerate(sides)
+            if self.can_read(side)
+            for seed in drawn_seeds(seeds_BK[row])
+        ]
+
+        # One call for all rows, since a model makes many draws at the cost of few.
+        draws = self._draw([(sides[row], seed) for row, seed in asked])
+        written: list[list[Rationale]] = [[] for _ in sides]
+        for (row, _), rationale in zip(asked, draws, strict=True):
+            if rationale is not None:
+                written[row].append(rationale)
+        return written
+
+    @abstractmethod
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> Sequence[Rationale | None]:
+        """Makes a draw for each side and seed, in order; None where there is none.
+
+        Args:
+            asked: sides that can be read, each with a seed; a side stands once for each draw.
+        """
+
+
 def drawn_seeds(seeds_K: Tensor) -> list[int]:
     """The seeds of one side without their padding."""
     return [seed for seed in seeds_K.tolist() if seed != NO_DRAW]
-
-
-def asked_draws(
-    worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
-) -> list[tuple[int, int]]:
-    """Lists row and seed of every draw that is asked for, of sides that the worker can read."""
-    check_seeds(sides, seeds_BK)
-    return [
-        (row, seed)
-        for row, side in enumerate(sides)
-        if worker.can_read(side)
-        for seed in drawn_seeds(seeds_BK[row])
-    ]
 
 
 def check_reads(reads: Collection[str]) -> frozenset[str]:

@@ -24,6 +24,7 @@ from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Schema, parse_json
 from mmemb.records.text import check_template
 from mmemb.storage.run_marks import run_mark
+from mmemb.storage.spec import arguments_of
 
 if TYPE_CHECKING:
     from mmemb.backbones import Backbone
@@ -73,13 +74,7 @@ class LabelBridgeWorker(RationaleWorker):
         _check_template(template)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "worker": self.worker.spec(),
-            "embedder": self.embedder,
-            "labels": self.labels_path,
-            "template": self.template,
-            "device": self.device,
-        }
+        return arguments_of(self, worker=self.worker.spec(), labels=self.labels_path)
 
     def identity(self) -> str:
         """Covers the worker, the embedder's run and the content of the labels."""

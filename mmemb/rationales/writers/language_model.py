@@ -6,6 +6,7 @@ See docs/method.md section 4.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -20,10 +21,11 @@ from mmemb.llm.lora import LoraSettings
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.few_shot import FewShotPrompt
-from mmemb.rationales.writers.base import RationaleWorker, asked_draws
+from mmemb.rationales.writers.base import DrawingWorker
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
+from mmemb.storage.spec import arguments_of
 from mmemb.storage.trained_facts import trained_facts
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @final
-class LanguageModelWorker(RationaleWorker):
+class LanguageModelWorker(DrawingWorker):
     """Writes rationales with a chat model, greedy and sampled draws in one batch.
 
     The few-shot prompt is read once. The model loads at the first `write` and is no module of
@@ -87,21 +89,8 @@ class LanguageModelWorker(RationaleWorker):
         self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
 
     def config(self) -> dict[str, Any]:
-        sampling = self.sampling
-        return {
-            "model": self.model_id,
-            "prompt": self.prompt_path,
-            "name": self.name,
-            "max_new_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "batch_size": self.batch_size,
-            "device": self.device,
-            "dtype": self.dtype,
-            "probe_layer": self.probe_layer,
-            "adapter": self.adapter,
-        }
+        held = {"model": self.model_id, "prompt": self.prompt_path}
+        return arguments_of(self, **held, **asdict(self.sampling))
 
     def identity(self) -> str:
         """Covers the content of prompt, model and adapter, not where they lie."""
@@ -135,21 +124,15 @@ class LanguageModelWorker(RationaleWorker):
 
         return ChatTuner(self._chat.copy(), lora, seed)
 
-    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        asked = asked_draws(self, sides, seeds_BK)
-        questions = [self.prompt.question(sides[row]) for row, _ in asked]
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
         drafts = [Draft.begin(seed, self.sampling.max_new_tokens) for _, seed in asked]
 
         # Sides that put the same question share the reading of it.
-        pools: dict[str, list[Draft]] = {question: [] for question in questions}
-        for question, draft in zip(questions, drafts, strict=True):
-            pools[question].append(draft)
+        pools: dict[str, list[Draft]] = {}
+        for (side, _), draft in zip(asked, drafts, strict=True):
+            pools.setdefault(self.prompt.question(side), []).append(draft)
         self._drafter.write(self._prompts(pools), pools)
-
-        written: list[list[Rationale]] = [[] for _ in sides]
-        for (row, _), draft in zip(asked, drafts, strict=True):
-            written[row].append(self._rationale(draft))
-        return written
+        return [self._rationale(draft) for draft in drafts]
 
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""

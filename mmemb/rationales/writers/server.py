@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import asdict
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -18,10 +19,11 @@ from mmemb.llm.prompts.pictures import pixels_of
 from mmemb.llm.prompts.special_tokens import as_text_anywhere
 from mmemb.rationales.chat_api.client import ChatClient
 from mmemb.rationales.chat_api.reply import Reply, cut
-from mmemb.rationales.writers.base import RationaleWorker, asked_draws, check_reads
+from mmemb.rationales.writers.base import DrawingWorker, check_reads
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
+from mmemb.storage.spec import arguments_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -31,7 +33,7 @@ _THOUGHT_END = "</think>"
 
 
 @final
-class ServerWorker(RationaleWorker):
+class ServerWorker(DrawingWorker):
     """Asks a chat server, one request per draw; docs/servers.md shows how to start one.
 
     Equal calls send equal requests and keep the order of their draws, whichever reply comes first.
@@ -110,24 +112,8 @@ class ServerWorker(RationaleWorker):
             raise ValueError(f"max_image_side {self.max_image_side}: expected pixels, or null.")
 
     def config(self) -> dict[str, Any]:
-        client = self.client
-        return {
-            "url": client.url,
-            "model": self.model,
-            "prompt": self.prompt_path,
-            "name": self.name,
-            "revision": self.revision,
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "reads": sorted(self.reads),
-            "max_image_side": self.max_image_side,
-            "concurrency": client.concurrency,
-            "timeout_s": client.timeout_s,
-            "retries": client.retries,
-            "backoff_s": client.backoff_s,
-            "api_key_env": client.api_key_env,
-        }
+        held = {"prompt": self.prompt_path, "reads": sorted(self.reads)}
+        return arguments_of(self, **held, **asdict(self.client))
 
     def identity(self) -> str:
         """Covers what is asked of which model, not where it is served or how patiently."""
@@ -140,22 +126,20 @@ class ServerWorker(RationaleWorker):
             return f"greedy n={self.max_new_tokens}"
         return f"t={self.temperature:g} p={self.top_p:g} n={self.max_new_tokens}"
 
-    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        """See `RationaleWorker.write`.
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
+        """Asks for each draw.
 
         Raises:
             ServerError: a draw failed for good; requests under way were given up.
             ValueError: a picture was not decoded.
         """
-        rows = asked_draws(self, sides, seeds_BK)
         # Once for all draws about a side: pictures are encoded here.
-        messages = {i: self._messages(sides[i]) for i in dict.fromkeys(i for i, _ in rows)}
-        requests = [self._request(messages[i], seed) for i, seed in rows]
-
-        written: list[list[Rationale]] = [[] for _ in sides]
-        for (i, seed), reply in zip(rows, self.client.replies(requests), strict=True):
-            written[i].append(self._rationale(reply, seed))
-        return written
+        sides = {side.digest: side for side, _ in asked}
+        messages = {digest: self._messages(side) for digest, side in sides.items()}
+        replies = self.client.replies(
+            [self._request(messages[side.digest], seed) for side, seed in asked]
+        )
+        return [self._rationale(r, seed) for r, (_, seed) in zip(replies, asked, strict=True)]
 
     def _messages(self, side: Side) -> list[dict[str, Any]]:
         # The server's template and tokenizer are its own, and most take what a text spells for a

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from torch import Tensor
-
-from mmemb.rationales.writers.base import RationaleWorker, check_seeds, drawn_seeds
+from mmemb.rationales.writers.base import DrawingWorker
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, Rationale
@@ -19,7 +17,7 @@ WORKER = "table"
 
 
 @final
-class TableWorker(RationaleWorker):
+class TableWorker(DrawingWorker):
     """Looks the answer up in a table.
 
     Its rationales carry `worker="table"`, so that no report takes them for a model's.
@@ -45,19 +43,15 @@ class TableWorker(RationaleWorker):
     def identity(self) -> str:
         return f"{stable_hash(WORKER, self._revision, bits=64):016x}"
 
-    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        check_seeds(sides, seeds_BK)
-        return [
-            [self._rationale(side, seed) for seed in drawn_seeds(seeds_K)]
-            if self.can_read(side) and side.text in self._names
-            else []
-            for side, seeds_K in zip(sides, seeds_BK, strict=True)
-        ]
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale | None]:
+        return [self._rationale(side.text, seed) for side, seed in asked]
 
-    def _rationale(self, side: Side, seed: int) -> Rationale:
-        name = self._names[side.text]
+    def _rationale(self, text: str, seed: int) -> Rationale | None:
+        name = self._names.get(text)
+        if name is None:
+            return None
         return Rationale(
-            text=f"<think>{side.text} means {name}.</think><answer>{name}</answer>",
+            text=f"<think>{text} means {name}.</think><answer>{name}</answer>",
             worker=WORKER,
             model=WORKER,
             revision=self._revision,

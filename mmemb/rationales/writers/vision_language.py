@@ -31,10 +31,11 @@ from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.style import PromptStyle
 from mmemb.losses.terms import LossTerm
 from mmemb.rationales.supervised import ReplyTuner
-from mmemb.rationales.writers.base import RationaleWorker, asked_draws
+from mmemb.rationales.writers.base import DrawingWorker
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import FULL, SHORT, Rationale
+from mmemb.storage.spec import arguments_of
 from mmemb.storage.trained_facts import trained_facts
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ PLAIN_STYLE = PromptStyle(system=ASK)
 
 
 @final
-class VisionLanguageWorker(RationaleWorker):
+class VisionLanguageWorker(DrawingWorker):
     """Writes about text, pictures and clips; all draws about a side share its prompt.
 
     Args:
@@ -104,13 +105,12 @@ class VisionLanguageWorker(RationaleWorker):
         self.trust_remote_code = trust_remote_code
 
     def config(self) -> dict[str, Any]:
-        sampling = asdict(self.sampling)
-        names = ("name", "depth", "batch_size", "device", "dtype", "attention", "probe_layer")
-        own = {name: getattr(self, name) for name in (*names, "adapter")}
-        given = {"model": self.model_id, "style": asdict(self.style)}
+        held = {"model": self.model_id, "style": asdict(self.style)}
+        arguments = arguments_of(self, **held, **asdict(self.sampling))
 
-        # A saved folder never asks for code: its user alone may, by `trust_remote_code`.
-        return given | own | sampling
+        # A saved folder never asks for code: its user alone may.
+        del arguments["trust_remote_code"]
+        return arguments
 
     def identity(self) -> str:
         """Covers the content of model and adapter, not where they lie."""
@@ -147,25 +147,20 @@ class VisionLanguageWorker(RationaleWorker):
         """Facts of the adapter's run and of the model; a model of the hub was fitted on none."""
         return trained_facts(self.model_id, self.adapter)
 
-    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        asked = asked_draws(self, sides, seeds_BK)
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
         form, drafter = self._drafter
         drafts = [form.begin(self.depth, seed) for _, seed in asked]
 
         # Equal sides share the reading of their prompt.
-        pools: dict[str, list[Draft]] = {sides[row].digest: [] for row, _ in asked}
-        for (row, _), draft in zip(asked, drafts, strict=True):
-            pools[sides[row].digest].append(draft)
-        drafter.write(self._prompts([sides[row] for row, _ in asked]), pools)
+        pools: dict[str, list[Draft]] = {}
+        for (side, _), draft in zip(asked, drafts, strict=True):
+            pools.setdefault(side.digest, []).append(draft)
+        drafter.write(self._prompts([side for side, _ in asked]), pools)
 
         # The style stands for the prompt in the record of a rationale.
         prompt = f"{stable_hash(sorted(asdict(self.style).items()), bits=48):012x}"
         origin = (self.name, Path(self.model_id).name, self.revision, prompt)
-
-        written: list[list[Rationale]] = [[] for _ in sides]
-        for (row, _), draft in zip(asked, drafts, strict=True):
-            written[row].append(form.rationale(draft, *origin))
-        return written
+        return [form.rationale(draft, *origin) for draft in drafts]
 
     def probe(self, sides: Sequence[Side]) -> Tensor:
         """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""

@@ -6,11 +6,10 @@ See docs/method.md section 4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
-
-from torch import Tensor
 
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.loading import revision_of
@@ -18,11 +17,12 @@ from mmemb.llm.prompts.chat_template import conversation_text
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.pictures import pixels_of
 from mmemb.llm.prompts.special_tokens import as_text, media_marks
-from mmemb.rationales.writers.base import RationaleWorker, asked_draws, check_reads
+from mmemb.rationales.writers.base import DrawingWorker, check_reads
 from mmemb.rationales.writers.server import picture, short_seed
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, Rationale
+from mmemb.storage.spec import arguments_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -35,7 +35,7 @@ _OF_THE_MACHINE = {
 
 
 @final
-class VllmWorker(RationaleWorker):
+class VllmWorker(DrawingWorker):
     """Writes rationales with vLLM, prefix caching on: a few-shot prompt is read about once.
 
     It has been tested against a stand-in with vLLM's interface (that of 0.33), and not been run
@@ -104,22 +104,8 @@ class VllmWorker(RationaleWorker):
             )
 
     def config(self) -> dict[str, Any]:
-        sampling = self.sampling
-        return {
-            "model": self.model_id,
-            "prompt": self.prompt_path,
-            "name": self.name,
-            "revision": self._commit,
-            "max_new_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "reads": sorted(self.reads),
-            "max_image_side": self.max_image_side,
-            "max_pictures": self.max_pictures,
-            "dtype": self.dtype,
-            "engine": dict(self.engine),
-        }
+        held = {"model": self.model_id, "prompt": self.prompt_path, "revision": self._commit}
+        return arguments_of(self, **held, reads=sorted(self.reads), **asdict(self.sampling))
 
     def identity(self) -> str:
         """Covers what is asked of which weights, not how the machine is used for it."""
@@ -139,26 +125,25 @@ class VllmWorker(RationaleWorker):
         """Hash of a local folder's weights, or the commit of a hub model."""
         return revision_of(self.model_id, self._commit)
 
-    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        """See `RationaleWorker.write`.
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
+        """Makes all draws in one call.
 
         Raises:
             ValueError: vLLM is not installed, or a side's pictures are too many or not decoded.
         """
-        rows = asked_draws(self, sides, seeds_BK)
-        written: list[list[Rationale]] = [[] for _ in sides]
-        if not rows:
-            return written
+        if not asked:
+            return []
 
         # Once for all draws about a side: its pictures are shrunk here.
-        asked = {i: self._asked(sides[i]) for i in dict.fromkeys(i for i, _ in rows)}
+        sides = {side.digest: side for side, _ in asked}
+        prompts = {digest: self._asked(side) for digest, side in sides.items()}
         replies = self._llm.generate(
-            [asked[i] for i, _ in rows], [self._params(seed) for _, seed in rows], use_tqdm=False
+            [prompts[side.digest] for side, _ in asked],
+            [self._params(seed) for _, seed in asked],
+            use_tqdm=False,
         )
-
-        for (i, seed), reply in zip(rows, replies, strict=True):
-            written[i].append(self._rationale(reply.outputs[0], seed))
-        return written
+        rows = zip(replies, asked, strict=True)
+        return [self._rationale(reply.outputs[0], seed) for reply, (_, seed) in rows]
 
     def _asked(self, side: Side) -> dict[str, Any]:
         """Makes a prompt for vLLM: tokens, so that no second start token is put before them."""

@@ -20,11 +20,11 @@ from mmemb.rationales import (
     PrecomputedWorker,
     RationaleWorker,
     TableWorker,
-    collect_pool,
     fold_candidates,
     load_worker,
     write_pool,
 )
+from mmemb.rationales.store import pool_identity
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
 from tests.fixtures.paths import POCKET_PROMPT
@@ -79,31 +79,31 @@ def test_a_broken_table_is_named(tmp_path: Path) -> None:
 
 
 TEXTS = [Side(text=name) for name in ("a", "b", "c")]
-POOL = collect_pool(
-    TEXTS, [[rationale(f"<think>{s.text}</think>", k) for k in (1, 2)] for s in TEXTS]
-)
+POOL = {s.digest: tuple(rationale(f"<think>{s.text}</think>", k) for k in (1, 2)) for s in TEXTS}
 
 
-def test_foreign_rationales_come_from_others() -> None:
-    control = ForeignWorker(POOL)
+def test_foreign_rationales_come_from_others(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool.json", POOL)
+    control = ForeignWorker(str(tmp_path / "pool.json"))
     written = control.write(TEXTS, torch.tensor([[GREEDY, 3, 4]] * 3))
     assert written == control.write(TEXTS, torch.tensor([[GREEDY, 3, 4]] * 3))
     for side, pool in zip(TEXTS, written, strict=True):
         assert all(r.thinking != side.text and r.worker == "foreign" for r in pool)
+    write_pool(tmp_path / "own.json", {TEXTS[0].digest: POOL[TEXTS[0].digest]})
+    alone = ForeignWorker(str(tmp_path / "own.json"))
     with pytest.raises(ValueError, match="holds no rationale that is foreign"):
-        ForeignWorker({TEXTS[0].digest: POOL[TEXTS[0].digest]}).write(
-            TEXTS[:1], torch.tensor([[1]])
-        )
+        alone.write(TEXTS[:1], torch.tensor([[1]]))
 
 
-def test_precomputed_rationales_are_found_by_content() -> None:
-    stranger = Side(text="d")
-    writer = PrecomputedWorker.of_pool(POOL, "empty")
+def test_precomputed_rationales_are_found_by_content(tmp_path: Path) -> None:
+    stranger, path = Side(text="d"), str(tmp_path / "pool.json")
+    write_pool(path, POOL)
+    writer = PrecomputedWorker(path, "empty")
     written = writer.write([TEXTS[1], stranger], torch.tensor([[2, GREEDY], [1, NO_DRAW]]))
     assert [(r.thinking, r.seed) for r in written[0]] == [("b", 2), ("b", 1)]
     assert written[1] == []
     with pytest.raises(ValueError, match="No rationale was written"):
-        PrecomputedWorker.of_pool(POOL).write([stranger], torch.tensor([[1]]))
+        PrecomputedWorker(path).write([stranger], torch.tensor([[1]]))
 
 
 def test_workers_come_back_from_their_settings(tmp_path: Path, facts: str) -> None:
@@ -120,9 +120,7 @@ def test_workers_come_back_from_their_settings(tmp_path: Path, facts: str) -> No
         assert type(loaded) is type(saved)
         assert loaded.spec() == saved.spec()
     assert load_worker(PrecomputedWorker(path).spec()).pool == POOL
-    assert PrecomputedWorker.of_pool(POOL).identity() == PrecomputedWorker(path).identity()
-    with pytest.raises(ValueError, match="in memory"):
-        ForeignWorker(POOL).spec()
+    assert pool_identity(POOL) == PrecomputedWorker(path).identity()
 
 
 @pytest.mark.parametrize(

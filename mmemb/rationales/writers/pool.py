@@ -1,0 +1,127 @@
+"""Workers that hand out rationales of a pool, a file that was written earlier.
+
+See docs/method.md section 10 for the control.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, final
+
+from msgspec.structs import replace
+
+from mmemb.rationales.store import pool_identity, read_pool
+from mmemb.rationales.writers.base import DrawingWorker
+from mmemb.records.hashing import stable_hash
+from mmemb.records.inputs import Side
+from mmemb.records.rationales import GREEDY, Rationale
+from mmemb.storage.spec import arguments_of
+
+_MODALITIES = ("image", "text", "video")
+
+
+class PoolWorker(DrawingWorker, ABC):
+    """Reads a pool: the rationales about each side, by its digest.
+
+    Args:
+        path: path of a file that `write_pool` wrote.
+        name: name of this worker.
+        reads: modalities that the writer of the rationales could read.
+    """
+
+    def __init__(self, path: str, name: str, reads: Sequence[str] = _MODALITIES) -> None:
+        self.path, self.name, self.reads = path, name, frozenset(reads)
+        self.pool = read_pool(path)
+
+    def identity(self) -> str:
+        return pool_identity(self.pool)
+
+
+@final
+class PrecomputedWorker(PoolWorker):
+    """Finds rationales by the content of a side (`Side.digest`).
+
+    A seed picks the rationale that was drawn with it. Where the pool has no such draw, the first
+    one answers `GREEDY`, and another seed its number modulo the pool's size.
+
+    Args:
+        rationales: path of a file that `write_pool` wrote.
+        on_unknown: result for a side that the pool lacks, `error` or `empty` (no rationale).
+        reads: modalities that the writer of the rationales could read; by default all.
+        name: name of this worker; rationales keep the name of the one that wrote them.
+    """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("rationales",)
+
+    def __init__(
+        self,
+        rationales: str,
+        on_unknown: Literal["error", "empty"] = "error",
+        reads: Sequence[str] = _MODALITIES,
+        name: str = "precomputed",
+    ) -> None:
+        if on_unknown not in ("error", "empty"):
+            raise ValueError(f"on_unknown is {on_unknown!r}; expected 'error' or 'empty'.")
+
+        super().__init__(rationales, name, reads)
+        self.on_unknown = on_unknown
+
+    def config(self) -> dict[str, Any]:
+        return arguments_of(self, rationales=self.path, reads=sorted(self.reads))
+
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale | None]:
+        return [self._pick(side, seed) for side, seed in asked]
+
+    def _pick(self, side: Side, seed: int) -> Rationale | None:
+        pool = self.pool.get(side.digest)
+        if pool is None and self.on_unknown == "error":
+            raise ValueError(
+                f"No rationale was written for the side {side.text[:60]!r} (digest {side.digest}) "
+                f"in {self.path}. Generate it, or set on_unknown: empty."
+            )
+        if not pool:
+            return None
+
+        drawn = [rationale for rationale in pool if rationale.seed == seed]
+        return drawn[0] if drawn else pool[0 if seed == GREEDY else seed % len(pool)]
+
+
+@final
+class ForeignWorker(PoolWorker):
+    """Control: every side gets a rationale that was written about another side.
+
+    A model that profits from them uses the look of a rationale, not its content.
+
+    Args:
+        pool: path of a file that `write_pool` wrote, with other sides' rationales.
+        name: recorded as the rationales' worker.
+    """
+
+    file_arguments: ClassVar[tuple[str, ...]] = ("pool",)
+
+    def __init__(self, pool: str, name: str = "foreign") -> None:
+        super().__init__(pool, name)
+        self.pool = {digest: self.pool[digest] for digest in sorted(self.pool) if self.pool[digest]}
+
+    def config(self) -> dict[str, Any]:
+        return arguments_of(self, pool=self.path)
+
+    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
+        return [self._foreign(side, seed) for side, seed in asked]
+
+    def _foreign(self, side: Side, seed: int) -> Rationale:
+        own = {rationale.text for rationale in self.pool.get(side.digest, ())}
+        donors = list(self.pool)
+        first = stable_hash(self.name, side.digest, seed)
+
+        # The next donor serves where one is the side itself or has the very same text.
+        for step in range(len(donors)):
+            digest = donors[(first + step) % len(donors)]
+            chosen = self.pool[digest][first % len(self.pool[digest])]
+            if digest != side.digest and chosen.text not in own:
+                return replace(chosen, worker=self.name, seed=seed, count=1)
+        raise ValueError(
+            f"The pool of {len(donors)} side(s) holds no rationale that is foreign to "
+            f"{side.text[:60]!r}. Give a pool with rationales of several sides."
+        )
