@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.records.padding import PADDING
-from mmemb.retrieval.exact_search import exact_top, steps
+from mmemb.retrieval.exact_search import best_first, exact_top
 
 ABSENT = -2
 """Marks a right candidate that is no candidate (a miss); `PADDING` fills up a row of them."""
@@ -193,9 +193,8 @@ def search(
         return exact_top(query_QD.float(), candidate_ND.float(), k, TOLERANCE, chunk_numbers)
 
     for _, score_qC, column_qC in _scored(query_QD, candidate_ND, local_QC, chunk_numbers):
-        order_qk = steps(score_qC, TOLERANCE).sort(dim=1, descending=True, stable=True).indices
-        order_qk = order_qk[:, :k]
-        scores.append(score_qC.gather(1, order_qk))
+        score_qk, order_qk = best_first(score_qC, k, TOLERANCE)
+        scores.append(score_qk)
         found.append(order_qk if column_qC is None else column_qC.gather(1, order_qk))
     return torch.cat(scores), torch.cat([part.to(query_QD.device) for part in found])
 
