@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, final, get_args
 
+from datamodules.data_roots import TASKS, read_tasks
 from datamodules.samples import Row, SampleReader
-from mmemb.benchmarks.data_roots import TASKS, read_tasks
 from mmemb.records.inputs import Side
 
 AskedWhere = Literal["query", "target"]

@@ -8,12 +8,7 @@ from typing import final
 
 from typing_extensions import override
 
-from datamodules.decode import OnError
-from datamodules.evaluation import EvaluationRows
-from datamodules.limits import Limit
-from datamodules.loaders import FiniteLoader, ShardDataModule
-from datamodules.samples import Row
-from mmemb.benchmarks.data_roots import (
+from datamodules.data_roots import (
     CANDIDATES,
     QUERIES,
     content_of,
@@ -21,6 +16,11 @@ from mmemb.benchmarks.data_roots import (
     revision_and_losses,
     roots_below,
 )
+from datamodules.decode import OnError
+from datamodules.evaluation import EvaluationRows
+from datamodules.limits import Limit
+from datamodules.loaders import FiniteLoader, ShardDataModule
+from datamodules.samples import Row
 from mmemb.records.batches import RankingBatch, TaskEnd
 
 

@@ -12,6 +12,7 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from datamodules.data_roots import CANDIDATES, QUERIES, read_tasks
 from datamodules.decode import OnError
 from datamodules.limits import Limit, num_batches
 from datamodules.loaders import (
@@ -25,7 +26,6 @@ from datamodules.loaders import (
 from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, read_tasks
 from mmemb.records.batches import CandidateBatch, QueryBatch, RankingBatch
 from mmemb.records.pairs import PARTS, Query
 from mmemb.records.rationales import Rationale

@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import final
 
+from datamodules.data_roots import CANDIDATES
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import join_whole, read_row
-from mmemb.benchmarks.data_roots import CANDIDATES
 from mmemb.records.hashing import stable_hash
 from mmemb.records.pairs import Candidate
 from mmemb.records.sidecar_json import NegativeJson

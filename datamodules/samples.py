@@ -12,11 +12,11 @@ from typing import Literal, TypeVar, final
 
 from torch import Tensor
 
+from datamodules.data_roots import parse_query
 from datamodules.decode import ADVICE, DecodeError, decode_array, decode_image, decode_json
-from mmemb.benchmarks.data_roots import parse_query
+from datamodules.sample_json import CandidateJson, PairJson, QueryJson, QuerySideJson, check_index
 from mmemb.records.inputs import Media, Side
 from mmemb.records.pairs import Candidate, Pair, Query
-from mmemb.records.sample_json import CandidateJson, PairJson, QueryJson, QuerySideJson, check_index
 from mmemb.records.schema import Excerpt, Schema
 from mmemb.records.text import has_text
 from mmemb.storage.manifests import IndexEntry

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, final
 
 from typing_extensions import override
 
+from datamodules.data_roots import CANDIDATES
 from datamodules.evaluation import EvaluationRows
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.negatives import NegativeTable
@@ -18,7 +19,6 @@ from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.scores import ScoreTable
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
-from mmemb.benchmarks.data_roots import CANDIDATES
 from mmemb.records.batches import PairRowBatch
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side

@@ -14,12 +14,12 @@ from typing import Literal, TypeVar, final
 from torch import Tensor
 
 from datamodules.decode import DecodeError, decode_array
+from datamodules.joins import check_join
 from datamodules.samples import Row
 from mmemb.records.hashing import stable_hash
 from mmemb.records.rationales import Rationale, ScoredJson, ScoredRationale
 from mmemb.records.row_marks import failure_of, mark_of
 from mmemb.records.schema import SchemaError
-from mmemb.storage.joins import check_join
 from mmemb.storage.manifests import IndexEntry, Origin
 from mmemb.storage.shard_index import ShardIndex
 

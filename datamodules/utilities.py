@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from datamodules.data_roots import QUERIES
 from datamodules.decode import decode_array, decode_json
 from datamodules.evaluation import EvaluationRows
+from datamodules.joins import check_join
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
+from datamodules.sample_json import check_index
 from datamodules.samples import Row
 from datamodules.stream import Item, StepStream
-from mmemb.benchmarks.data_roots import QUERIES
 from mmemb.records.batches import UtilityBatch
 from mmemb.records.gate_state import GateInputs
-from mmemb.records.sample_json import check_index
 from mmemb.records.sidecar_json import UtilityJson
-from mmemb.storage.joins import check_join
 from mmemb.storage.manifests import Origin
 from mmemb.storage.run_marks import run_mark
 from mmemb.storage.shard_index import ShardIndex

@@ -263,10 +263,10 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
 
 def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str]) -> None:
     """Runs the cells that are not done, and writes their table."""
+    from datamodules.data_roots import read_tasks
     from experiments.cli.experiment_cli import parse
     from experiments.pipelines.ablations import in_process, read_ablations, run_cells, write_report
     from experiments.report.policies.ablations import figures, page, picture
-    from mmemb.benchmarks.data_roots import read_tasks
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
     if options.seeds is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from mmemb.retrieval.bootstrap import Interval
+from experiments.bootstrap import Interval
 
 
 @final

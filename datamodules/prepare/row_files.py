@@ -12,8 +12,8 @@ from typing import Any, final
 
 import numpy as np
 
+from datamodules.lines import split_lines
 from datamodules.prepare.cells import MAX_LETTERS, Broken, CellError, shown
-from mmemb.records.lines import split_lines
 from mmemb.records.schema import SchemaError, parse_json
 
 _BATCH = 1024

@@ -18,11 +18,12 @@ from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 
+from datamodules.data_roots import read_benchmark
 from experiments.checks.batch_invariance import Change, change_between
+from experiments.scoring.embeddings import read_embeddings
 from experiments.scoring.score import own_lists
 from experiments.tables import Table
-from mmemb.benchmarks.data_roots import read_benchmark
-from mmemb.benchmarks.score_files import read_embeddings, read_scores
+from mmemb.benchmarks.score_files import read_scores
 from mmemb.records.file_names import file_name
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json

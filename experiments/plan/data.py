@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.data_roots import CANDIDATES, QUERIES
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from experiments.plan.lengths import SideLengths
-from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.storage.manifests import MANIFEST

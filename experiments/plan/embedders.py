@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from datamodules.data_roots import CANDIDATES
 from datamodules.samples import Row
 from experiments.plan.backbones import PlannedBackbone, planned_backbone
 from experiments.plan.data import (
@@ -22,7 +23,6 @@ from experiments.plan.models import efficient_net_parameters
 from experiments.plan.precisions import PRECISIONS
 from experiments.plan.settings import Settings, precision_of
 from experiments.plan.stages import Role, StagePlan
-from mmemb.benchmarks.data_roots import CANDIDATES
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import DIRECT, FULL
 

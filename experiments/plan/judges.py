@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from datamodules.data_roots import CANDIDATES
 from datamodules.samples import Row
 from experiments.plan.backbones import planned_backbone
 from experiments.plan.data import (
@@ -22,7 +23,6 @@ from experiments.plan.models import language_model_shape
 from experiments.plan.settings import Settings, class_of, precision_of, record
 from experiments.plan.stages import JudgeTokens, Role, StagePlan
 from experiments.plan.writers import BYTES_PER_TOKEN, RATIONALE_JSON
-from mmemb.benchmarks.data_roots import CANDIDATES
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.style import PromptStyle
 from mmemb.records.rationales import ScoredJson

@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmemb.retrieval.bootstrap import MIN_CLUSTERS, cluster_bootstrap
+from experiments.bootstrap import MIN_CLUSTERS, cluster_bootstrap
 
 Floats = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.bootstrap import Interval, paired_bootstrap, seed_spread
 from experiments.planted.world import KIND_SHARES, PlantedWorld, keep_precision, kept_hits
-from mmemb.retrieval.bootstrap import Interval, paired_bootstrap, seed_spread
 from mmemb.selection.contrasts import contrasts
 from mmemb.selection.keep_rule import keep_threshold
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.bootstrap import Interval
 from experiments.planted.coverage import DESIGNS, NUM_CLUSTERS, coverage
 from experiments.planted.estimators import ESTIMATORS, fit_gate, gradient_draws, noise_to_signal
 from experiments.planted.gate import GATES, PlantedGate, oracle_gap, planted_gate, regret
 from experiments.planted.selection import CONTRASTS, SETTINGS, WEAK, compare, read_contrasts
 from experiments.planted.world import keep_precision, planted_world
 from mmemb.records.hashing import stable_hash
-from mmemb.retrieval.bootstrap import Interval
 
 Advance = Callable[[], object]
 """Called after every step, for a progress bar."""

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
+from datamodules.data_roots import read_tasks
 from experiments.report.data.query_table import QueryTable, read_queries
 from experiments.report.data.reasoned import ReasonedQuery, read_reasoned
 from experiments.report.data.selection import selection_figures
@@ -49,7 +50,6 @@ from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
 from experiments.runs.recorded_config import read_config
 from experiments.runs.saved_report import read_report
-from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.gate.latency import Latency, mean_latency
 from mmemb.gate.saved_settings import read_settings
 from mmemb.records.pairs import EvaluationTask

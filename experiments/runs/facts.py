@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from datamodules.sample_json import QueryJson
+from experiments.bootstrap import Interval, cluster_bootstrap
 from experiments.runs.recorded_config import read_config
+from experiments.runs.run_files import read_environment, read_summary
 from experiments.runs.saved_backbone import Found, is_run
 from experiments.runs.saved_report import read_report
 from mmemb.benchmarks.score_files import read_scores, read_values
-from mmemb.records.sample_json import QueryJson
 from mmemb.records.schema import Excerpt, read_json
-from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
 from mmemb.storage.manifests import MANIFEST
-from mmemb.storage.run_files import read_environment, read_summary
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.run_marks import run_mark
 from mmemb.storage.shard_index import ShardIndex

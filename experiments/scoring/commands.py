@@ -11,9 +11,10 @@ from typing import Any
 from experiments.scoring.compare import compare, headline
 from experiments.scoring.contamination import contamination
 from experiments.scoring.published import table
+from experiments.scoring.submission import submission
 from experiments.scoring.verify import verify
 from mmemb.benchmarks.mmeb_v2 import TASKS
-from mmemb.benchmarks.score_files import read_scores, submission
+from mmemb.benchmarks.score_files import read_scores
 from mmemb.records.schema import SchemaError, parse_json
 from mmemb.storage.files import write_atomically
 

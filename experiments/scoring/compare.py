@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.bootstrap import Interval
 from experiments.scoring.scored import (
     Model,
     check_comparable,
@@ -15,7 +16,6 @@ from experiments.scoring.scored import (
 from experiments.tables import Table
 from mmemb.benchmarks.headline import headline_text
 from mmemb.benchmarks.score_files import read_scores
-from mmemb.retrieval.bootstrap import Interval
 
 
 def headline(folder: Path) -> str:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.data_roots import CANDIDATES, QUERIES, roots_below
 from datamodules.samples import Row, SampleReader, rows_of
 from experiments.scoring.near_duplicates import looks, most_alike, nearest, text_key
 from experiments.tables import Table
 from mmemb.backbones import Backbone, load_backbone
-from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, roots_below
 from mmemb.records.inputs import Media, Side
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json

@@ -16,20 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from mmemb.benchmarks.data_roots import BenchmarkRoot, read_benchmark
+from datamodules.data_roots import BenchmarkRoot, read_benchmark
+from datamodules.lines import split_lines
+from experiments.scoring.embeddings import check_embedded, read_embeddings
 from mmemb.benchmarks.headline import headline_text
-from mmemb.benchmarks.score_files import (
-    PREDICTIONS,
-    VECTORS,
-    check_embedded,
-    read_embeddings,
-    read_scores,
-    task_file,
-    write_scores,
-)
+from mmemb.benchmarks.score_files import PREDICTIONS, VECTORS, read_scores, task_file, write_scores
 from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings, score_predictions
 from mmemb.records.file_names import check_apart
-from mmemb.records.lines import split_lines
 from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.records.schema import Excerpt, parse_json
 from mmemb.storage.signals import exit_on_signals

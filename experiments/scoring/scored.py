@@ -11,10 +11,10 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.bootstrap import Interval, cluster_bootstrap
 from mmemb.benchmarks.headline import check_alike, headline_metrics, known_groups
 from mmemb.benchmarks.mmeb_v2 import TASKS
 from mmemb.benchmarks.score_files import ScoreFile, Values, read_scores, read_values
-from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
 
 Floats = NDArray[np.float64]
 

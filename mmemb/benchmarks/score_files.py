@@ -1,4 +1,4 @@
-"""Score files of a model, one per task in the published form, with means and a submission.
+"""Score files of a model, one per task in the published form, with means.
 
 `<folder>/<modality>/<task>_score.json` holds the published keys, then our own: `mode`, `ties`,
 `partial`, `provenance`; `<task>_pred.jsonl` the rankings, `<task>_values.json` the headline metric
@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
 
 import numpy as np
-import torch
 from msgspec import Meta
 from torch import Tensor
 
 from mmemb.benchmarks.task_scores import TaskScores
 from mmemb.records.file_names import file_name, name_of_file
 from mmemb.records.pairs import Query
-from mmemb.records.schema import Count, Excerpt, Schema, convert, parse_json, read_json
-from mmemb.retrieval.ranking import check_finite, check_unit
+from mmemb.records.schema import Count, Excerpt, Schema, convert, read_json
 from mmemb.retrieval.ranking_metrics import CUTOFFS
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
@@ -99,13 +96,6 @@ class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
     provenance: dict[str, str] = {}
 
 
-@final
-class _DataJson(Schema):
-    """A `_data.json`: the hash of the data that were embedded."""
-
-    content: str
-
-
 def write_scores(
     folder: Path,
     found: TaskScores,
@@ -165,7 +155,7 @@ def write_embeddings(
     names: Sequence[str],
     content: str = "",
 ) -> None:
-    """Writes vectors of a task for `read_embeddings`, as two fp32 `.npy`.
+    """Writes vectors of a task for `experiments.scoring.embeddings`, as two fp32 `.npy`.
 
     Beside them lie the candidates' names, and the hash of the data that were embedded
     (`data_roots.content_of`) where it is known.
@@ -185,96 +175,6 @@ def write_embeddings(
     write_json(of_names, list(names))
     if content:
         write_json(task_file(folder, task, DATA), {"content": content})
-
-
-def check_embedded(folder: Path, task: str, content: str) -> None:
-    """Raises ValueError if saved vectors are marked as those of other data; vectors of other tools
-    have no mark and pass."""
-    path = task_file(folder, task, DATA)
-    if not path.is_file():
-        return
-
-    embedded = read_json(path, _DataJson).content
-    if embedded != content:
-        raise ValueError(
-            f"{folder}: the vectors of {task} are of other data (content {embedded}) than the data "
-            f"root (content {content}), though their numbers are equal: the data were prepared "
-            "again. Embed them again, or name the data root that was embedded."
-        )
-
-
-def read_embeddings(
-    folder: Path, task: str, normalise: bool = False
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Queries (Q, D), candidates (N, D) and the candidates' names, each once.
-
-    Args:
-        folder: where the files lie.
-        task: its name.
-        normalise: scales vectors to length 1; without it other lengths are refused.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, the files do not fit each other, a name occurs twice, or a
-            vector is zero, not finite or not of length 1.
-    """
-    paths = [task_file(folder, task, end) for end in VECTORS]
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        stem = file_name(task)
-        raise FileNotFoundError(
-            f"{missing[0]} is missing: expected fp32 arrays {stem}_qry.npy (queries in the order "
-            f"of the data), {stem}_tgt.npy, and {stem}_names.json, the candidates' names."
-        )
-
-    query_QD, candidate_ND = (_read_vectors(path, normalise) for path in paths[:2])
-
-    names = _read_names(paths[2])
-    if len(names) != len(candidate_ND) or query_QD.shape[1] != candidate_ND.shape[1]:
-        raise ValueError(
-            f"{folder}: {len(names)} names, candidates {tuple(candidate_ND.shape)} and queries "
-            f"{tuple(query_QD.shape)} of {task} do not fit each other."
-        )
-    return query_QD, candidate_ND, names
-
-
-def _read_vectors(path: Path, normalise: bool) -> Tensor:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is no plain array: {error}.") from None
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise ValueError(f"{path}: expected numbers (rows, D), got {array.dtype} {array.shape}.")
-
-    # Scaled in fp64: lengths far from 1 may have no fp32 number, or only a rough one.
-    vector_ND = torch.from_numpy(array.astype(np.float64))
-    check_finite(vector_ND, f"{path}:")
-
-    # A vector of zeros has no direction: it ties with everything, and nothing can normalise it.
-    if len(zeros := (~vector_ND.any(1)).nonzero()[:, 0]):
-        raise ValueError(
-            f"{path}: {len(zeros)} of {len(vector_ND)} vectors are zero (row {int(zeros[0])} is "
-            "the first): expected an embedding for each."
-        )
-    if not normalise:
-        check_unit(vector_ND, f"vectors of {path}")
-        return vector_ND.float()
-
-    # By the largest number first, so that no square is out of range.
-    vector_ND = vector_ND / vector_ND.abs().amax(1, keepdim=True)
-    return (vector_ND / vector_ND.norm(dim=1, keepdim=True)).float()
-
-
-def _read_names(path: Path) -> list[str]:
-    where = f"{path} is no JSON list of names"
-
-    # Names may be written as whole numbers, as page ids are.
-    names = list(map(str, parse_json(path.read_bytes(), list[str | int], where)))
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(
-            f"{path} names {twice[0]!r} more than once ({len(twice)} such names): expected every "
-            "candidate once, with one vector."
-        )
-    return names
 
 
 def read_scores(folder: Path) -> dict[str, ScoreFile]:
@@ -360,24 +260,3 @@ def group_means(
         for group, names in groups.items()
         if all(name in scores for name in names)
     }
-
-
-def submission(
-    found: Mapping[str, ScoreFile], modality_of: Mapping[str, str], metadata: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns a leaderboard's form: metadata, and the published keys by modality and task.
-
-    Raises:
-        ValueError: a task is partial or missing.
-    """
-    if missing := [name for name in modality_of if name not in found]:
-        raise ValueError(f"{len(missing)} tasks are missing: {', '.join(missing)}.")
-
-    # A mean over some of the queries is not comparable with those of a leaderboard.
-    if partial := [name for name in modality_of if found[name].partial]:
-        raise ValueError(f"{len(partial)} tasks are partial: {', '.join(partial)}.")
-
-    metrics: dict[str, dict[str, Any]] = {}
-    for name, modality in modality_of.items():
-        metrics.setdefault(modality, {})[name] = dict(found[name].scores)
-    return {"metadata": dict(metadata), "metrics": metrics}

@@ -99,7 +99,7 @@ def best_first(score_QC: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tens
 def _nearest(
     query_QD: Tensor, candidate_ND: Tensor, num: int, block_numbers: int
 ) -> tuple[Tensor, Tensor]:
-    """fp32 scores (Q, w), best first, and rows (Q, w) of the nearest candidates: w = `num`, or N."""
+    """fp32 scores (Q, w), best first, and rows (Q, w) of the `num` nearest candidates, or all."""
     Q, N = len(query_QD), len(candidate_ND)
     step = _SPAN * max(1, block_numbers // (_SPAN * max(1, Q)))
     out_Qn = query_QD.new_empty(Q, min(step, N))

@@ -13,13 +13,15 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from mmemb.records.sample_json import HIGHEST_GRADE
 from mmemb.retrieval.ranking import TiedRanks
 from mmemb.storage.set_order import set_order
 
 _Label = TypeVar("_Label", bound=Hashable)
 
 CUTOFFS = (1, 5, 10)
+
+HIGHEST_GRADE = 1000
+"""NDCG with exponential gains is made of 2 ** grade, which above it is no fp64 number."""
 
 
 def expected_metrics(

@@ -20,10 +20,10 @@ from datamodules import (
     SideDataModule,
     UtilityDataModule,
 )
+from datamodules.joins import check_join
 from datamodules.loaders import ShardDataModule, by_shard
 from datamodules.samples import Row
 from experiments.report.data.query_table import read_queries
-from mmemb.storage.joins import check_join
 from mmemb.storage.manifests import Origin, index_path
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, finish_manifest, write_folder, write_shard

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.data_roots import read_tasks
 from datamodules.evaluation import EvaluationRows
 from datamodules.sidecars import RationaleTable
 from experiments.cli.messages import innermost
 from mmemb.backbones import load_backbone
-from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.records.pairs import EvaluationTask
 from mmemb.records.rationales import Rationale, ScoredJson, ScoredRationale
 from mmemb.records.schema import parse_json, to_json

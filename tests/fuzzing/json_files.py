@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, final
 
+from datamodules.data_roots import read_benchmark
 from datamodules.prepare.folder.rationales import read_rationales
 from datamodules.samples import Members, SampleReader, rows_of
-from mmemb.benchmarks.data_roots import read_benchmark
 from mmemb.benchmarks.score_files import METRICS, read_scores, read_values
 from mmemb.llm import FewShotPrompt
 from mmemb.rationales.store import read_pool

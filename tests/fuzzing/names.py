@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar, final
 
+from datamodules.lines import split_lines
 from mmemb.benchmarks.score_files import SCORE, task_file
 from mmemb.records.file_names import check_apart, check_plain, file_name, name_of_file
-from mmemb.records.lines import split_lines
 from tests.fuzzing.kind import Kind
 from tests.fuzzing.mutations import mutate_bytes, mutate_text
 

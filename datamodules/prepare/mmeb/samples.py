@@ -8,9 +8,9 @@ from typing import Any, final
 
 import numpy as np
 
+from datamodules.data_roots import REPEATS
 from datamodules.prepare.mmeb.pictures import UnreadableError
 from datamodules.prepare.mmeb.plan import TaskPlan
-from mmemb.benchmarks.data_roots import REPEATS
 from mmemb.storage.shard_writer import Sample, encode_members
 
 PART = "test"

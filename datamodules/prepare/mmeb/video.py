@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import final
 
+from datamodules.lines import split_lines
 from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows, repository
 from datamodules.prepare.mmeb.frames import PictureFolder, first_folder
 from datamodules.prepare.mmeb.plan import PlanBuilder, TaskPlan
 from mmemb.benchmarks.mmeb_v2 import Task
-from mmemb.records.lines import split_lines
 
 FRAMES = "video-tasks/frames"
 LABELS = "labels.txt"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from datamodules.data_roots import CANDIDATES, QUERIES, REPEATS, TASKS
 from datamodules.prepare.mmeb.folders import Settings, ShardFolder, write_folder
 from datamodules.prepare.mmeb.pictures import PictureReader
 from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
 from datamodules.prepare.mmeb.samples import Table, candidate_sample, query_sample
-from mmemb.benchmarks.data_roots import CANDIDATES, QUERIES, REPEATS, TASKS
 from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.file_hashes import FileHashes
 from mmemb.storage.files import file_sha256

@@ -10,8 +10,8 @@ from typing import final
 import numpy as np
 import torch
 
+from experiments.bootstrap import Interval, cluster_bootstrap
 from experiments.report.audit.rows import AuditRow
-from mmemb.retrieval.bootstrap import Interval, cluster_bootstrap
 from mmemb.selection.contrasts import false_helpful
 
 TERCILES = ("hardest", "middle", "easiest")

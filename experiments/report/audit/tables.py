@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.bootstrap import Interval
 from experiments.report.audit.figures import CandidateGroup, GainGroup
 from experiments.tables import Table, percent
-from mmemb.retrieval.bootstrap import Interval
 
 CANDIDATE_HEADINGS = (
     "", "candidates", "draws", "kept", "name the target", "of the kept", "false-helpful",

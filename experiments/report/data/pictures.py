@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, final
 
+from datamodules.sample_json import CandidateJson
 from datamodules.samples import rows_of
 from experiments.report.data.reasoned import read_pair, read_query
 from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_picture
 from mmemb.records.pairs import Pair, Query
-from mmemb.records.sample_json import CandidateJson
 from mmemb.storage.manifests import IndexEntry
 from mmemb.storage.shard_index import ShardIndex
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from datamodules.joins import check_join
+from datamodules.sample_json import check_index
 from mmemb.gate.policy_gradients import reward_BA
 from mmemb.records.rationales import DIRECT, FULL
-from mmemb.records.sample_json import check_index
 from mmemb.records.sidecar_json import DecisionJson, UtilityJson
-from mmemb.storage.joins import check_join
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from datamodules.joins import check_join
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from mmemb.records.pairs import Pair, Query
@@ -13,7 +14,6 @@ from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.records.schema import SchemaError
 from mmemb.records.sidecar_json import UtilityJson
 from mmemb.selection.answers import names_target
-from mmemb.storage.joins import check_join
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from experiments.cli.checkpoint_check import flattened
 from experiments.runs.recorded_config import read_config
+from experiments.runs.run_files import read_environment, read_summary
 from experiments.tables import Table
 from mmemb.records.schema import read_json
 from mmemb.storage.files import is_temporary
-from mmemb.storage.run_files import read_environment, read_summary
 from mmemb.storage.run_folder import MARK, RunFolder
 from mmemb.storage.run_marks import RunMark
 

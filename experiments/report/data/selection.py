@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.bootstrap import MIN_CLUSTERS
 from mmemb.records.rationales import ScoredJson
-from mmemb.retrieval.bootstrap import MIN_CLUSTERS
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 

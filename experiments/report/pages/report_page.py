@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.bootstrap import FEW_CLUSTERS, MIN_CLUSTERS, Interval
 from experiments.report.data.pictures import data_url
 from experiments.report.pages.examples import Examples
 from experiments.report.pages.tables import (
@@ -16,7 +17,6 @@ from experiments.report.pages.tables import (
     workers_table,
 )
 from experiments.templates import html_page, markdown_page
-from mmemb.retrieval.bootstrap import FEW_CLUSTERS, MIN_CLUSTERS, Interval
 
 
 def report_markdown(report: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.bootstrap import Interval
 from experiments.tables import Table, effect, percent, points
-from mmemb.retrieval.bootstrap import Interval
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Name of a row -> its figures."""

@@ -13,18 +13,18 @@ from typing import Any, final
 
 import numpy as np
 
-from experiments.pipelines.ablations import Ablations, Comparison, run_name
-from experiments.report.data.query_table import Floats
-from experiments.tables import Table, effect, points
-from experiments.templates import markdown_page
-from mmemb.records.sidecar_json import UtilityJson
-from mmemb.retrieval.bootstrap import (
+from experiments.bootstrap import (
     Interval,
     cluster_bootstrap,
     minimal_detectable_effect,
     paired_bootstrap,
     seed_spread,
 )
+from experiments.pipelines.ablations import Ablations, Comparison, run_name
+from experiments.report.data.query_table import Floats
+from experiments.tables import Table, effect, points
+from experiments.templates import markdown_page
+from mmemb.records.sidecar_json import UtilityJson
 from mmemb.storage.manifests import IndexEntry
 from mmemb.storage.shard_index import ShardIndex
 

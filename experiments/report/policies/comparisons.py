@@ -11,6 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.bootstrap import (
+    Interval,
+    cluster_bootstrap,
+    minimal_detectable_effect,
+    seed_spread,
+)
 from experiments.report.data.query_table import METRICS, Bools, Floats, QueryTable
 from experiments.report.policies.decisions import (
     ALWAYS,
@@ -23,12 +29,6 @@ from experiments.report.policies.decisions import (
     SHUFFLED,
     SUPERVISED,
     Policy,
-)
-from mmemb.retrieval.bootstrap import (
-    Interval,
-    cluster_bootstrap,
-    minimal_detectable_effect,
-    seed_spread,
 )
 
 NUM_RESAMPLES = 4_000

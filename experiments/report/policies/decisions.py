@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from experiments.report.data.query_table import Bools, Floats, QueryTable
-from mmemb.gate.baselines import best_threshold, oracle_depth, per_task_rule
+from experiments.report.policies.baselines import best_threshold, oracle_depth, per_task_rule
 
 NEVER, ALWAYS, RULE, RANDOM = "never", "always", "per-task rule", "random at equal cost"
 SHUFFLED = "gated, shuffled within tasks"

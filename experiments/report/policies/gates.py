@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.samples import rows_of
 from datamodules.utilities import UtilityTable
-from mmemb.gate.fit_head import fit_head
+from experiments.report.policies.fit_head import fit_head
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.policy_gradients import reward_BA
 from mmemb.gate.policy_loss import Estimator

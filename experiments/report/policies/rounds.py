@@ -13,6 +13,7 @@ from typing import Any, final
 
 import numpy as np
 
+from datamodules.data_roots import read_tasks
 from experiments.report.data.query_table import Floats, QueryTable, read_queries
 from experiments.report.data.reasoned import read_reasoned
 from experiments.report.data.selection import selection_figures
@@ -20,7 +21,6 @@ from experiments.report.policies.comparisons import mean_over_tasks, of_eligible
 from experiments.report.policies.decisions import ALWAYS, GATED, NEVER, Policy
 from experiments.tables import Table, percent, points
 from experiments.templates import markdown_page
-from mmemb.benchmarks.data_roots import read_tasks
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
 

@@ -15,6 +15,8 @@ from typing import Any, final
 
 import numpy as np
 
+from datamodules.data_roots import read_tasks
+from experiments.bootstrap import cluster_bootstrap, seed_spread
 from experiments.report.build import gate_settings
 from experiments.report.data.query_table import Bools, Floats, QueryTable, read_queries
 from experiments.report.data.reasoned import check_covers
@@ -29,8 +31,6 @@ from experiments.report.policies.comparisons import (
 from experiments.report.policies.decisions import policies
 from experiments.tables import Table, percent, points
 from experiments.templates import markdown_page
-from mmemb.benchmarks.data_roots import read_tasks
-from mmemb.retrieval.bootstrap import cluster_bootstrap, seed_spread
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
 from mmemb.storage.run_folder import ExperimentFolder

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from experiments.bootstrap import cluster_bootstrap
 from experiments.report.policies.comparisons import NUM_RESAMPLES
+from experiments.runs.run_files import read_summary
 from mmemb.records.sidecar_json import UtilityJson
-from mmemb.retrieval.bootstrap import cluster_bootstrap
-from mmemb.storage.run_files import read_summary
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.benchmark import BenchmarkDataModule
+from datamodules.data_roots import read_benchmark
 from datamodules.evaluation import EvaluationDataModule
 from datamodules.prepare import __main__ as prepare
 from datamodules.prepare.mmeb import command, folders, pictures, samples, write
@@ -16,7 +17,6 @@ from datamodules.prepare.mmeb.folders import Settings
 from datamodules.prepare.mmeb.layouts import plan_task
 from datamodules.prepare.mmeb.write import write_root
 from experiments.bench.converter import converter_and_plain
-from mmemb.benchmarks.data_roots import read_benchmark
 from tests.fixtures.mmeb_cases import CASES
 from tests.fixtures.mmeb_sources import picture, put
 

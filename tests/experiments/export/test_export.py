@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch.nn import functional
 
+from experiments.bootstrap import Interval
 from experiments.export import __main__ as command
 from experiments.export.__main__ import export, main
 from experiments.export.model_card import card
@@ -24,7 +25,6 @@ from mmemb.backbones import Backbone, VisionLanguageBackbone
 from mmemb.llm import PromptStyle
 from mmemb.llm.lora import LoraSettings
 from mmemb.records.inputs import Side
-from mmemb.retrieval.bootstrap import Interval
 from mmemb.storage.json_files import write_json
 from mmemb.storage.trained_facts import FittedFacts, trained_facts, write_facts
 from tests.fixtures.tiny_backbones import build_clip

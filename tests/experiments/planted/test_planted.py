@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from experiments.bootstrap import cluster_bootstrap, paired_bootstrap
 from experiments.planted.selection import (
     CONTRASTS,
     SETTINGS,
@@ -26,7 +27,6 @@ from experiments.planted.world import (
     keep_precision,
     planted_world,
 )
-from mmemb.retrieval.bootstrap import cluster_bootstrap, paired_bootstrap
 from mmemb.selection.contrasts import contrasts, false_helpful, placebo_rank
 
 NUM_PAIRS = 500

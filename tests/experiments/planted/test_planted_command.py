@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.bootstrap import cluster_bootstrap, cluster_standard_error
 from experiments.planted.__main__ import main
 from experiments.planted.__main__ import study as planted_study
 from experiments.planted.coverage import DESIGNS, Design, Sample, coverage, paired_hits, wilson
 from experiments.planted.gate import GATES
 from experiments.planted.selection import SETTINGS
 from experiments.planted.study import judge, measure, num_steps
-from mmemb.retrieval.bootstrap import cluster_bootstrap, cluster_standard_error
 
 
 @pytest.mark.parametrize("name", DESIGNS)

@@ -13,17 +13,13 @@ import pytest
 
 from callbacks import BenchmarkScores, RecallAtK
 from datamodules import BenchmarkDataModule, EvaluationDataModule
+from experiments.scoring.embeddings import read_embeddings
 from experiments.scoring.score import main as score
+from experiments.scoring.submission import submission
 from lightning_modules import ContrastiveEmbedder
 from mmemb.benchmarks.headline import complete_groups, headline_text
 from mmemb.benchmarks.mmeb_v2 import TASKS
-from mmemb.benchmarks.score_files import (
-    METRICS,
-    read_embeddings,
-    read_scores,
-    read_values,
-    submission,
-)
+from mmemb.benchmarks.score_files import METRICS, read_scores, read_values
 from mmemb.storage.shard_writer import Sample, encode_members, write_folder
 from tests.fixtures.bare_process import run_without
 from tests.fixtures.tiny_data import picture, write_broken

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.data_roots import read_benchmark
+from experiments.scoring.embeddings import read_embeddings
 from experiments.scoring.score import main
-from mmemb.benchmarks.data_roots import read_benchmark
 from mmemb.benchmarks.score_files import (
     DATA,
     ScoreFile,
-    read_embeddings,
     read_scores,
     read_values,
     task_file,

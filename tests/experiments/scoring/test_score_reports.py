@@ -12,6 +12,7 @@ import pytest
 from experiments.report.__main__ import main
 from experiments.scoring.compare import compare
 from experiments.scoring.published import table
+from experiments.scoring.submission import submission
 from experiments.scoring.verify import verify
 from mmemb.benchmarks.headline import complete_groups, headline_text
 from mmemb.benchmarks.mmeb_v2 import COUNTS, REVISIONS, TASKS, groups_of, task_named, tasks_of
@@ -20,7 +21,6 @@ from mmemb.benchmarks.score_files import (
     group_means,
     read_scores,
     read_values,
-    submission,
     write_scores,
 )
 from mmemb.benchmarks.task_scores import TaskScores

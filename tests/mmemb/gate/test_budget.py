@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmemb.gate.baselines import best_threshold
+from experiments.report.policies.baselines import best_threshold
 from mmemb.gate.budget import NO_BUDGET, BudgetCalibration, CalibrationJson, Price, Unit, depths_at
 from mmemb.records.schema import parse_json
 

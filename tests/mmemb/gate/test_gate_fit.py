@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.report.policies.fit_head import fit_head
 from mmemb.gate.collapse import collapsed_to
-from mmemb.gate.fit_head import fit_head
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.policy_gradients import exact_loss, supervised_loss
 from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmemb.gate.baselines import oracle_depth
+from experiments.report.policies.baselines import oracle_depth
 from mmemb.gate.heads import MlpDepthHead, load_head, save_head
 from mmemb.gate.policy_gradients import exact_loss, reinforce_loss, reward_BA, uniform_by_key
 from mmemb.losses.terms import LossTerm

@@ -17,7 +17,7 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.storage.joins import check_join
+from datamodules.joins import check_join
 from mmemb.storage.manifests import Source, existing_shards, index_path, read_manifest
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.decode import DecodeError
+from datamodules.sample_json import CandidateJson, PairJson, QueryJson
 from datamodules.samples import Members, SampleReader
 from mmemb.records.rationales import ScoredJson, scored_to_json
-from mmemb.records.sample_json import CandidateJson, PairJson, QueryJson
 from mmemb.records.schema import SchemaError, parse_json
 from mmemb.records.sidecar_json import DecisionJson, NegativeJson, UtilityJson
 from mmemb.storage.manifests import MANIFEST, Source, index_path, read_manifest, read_record

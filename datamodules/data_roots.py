@@ -17,9 +17,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.sample_json import CandidateJson, QueryJson, check_index
 from mmemb.records.inputs import Media, Side
 from mmemb.records.pairs import EvaluationTask, Query
-from mmemb.records.sample_json import CandidateJson, QueryJson, check_index
 from mmemb.records.schema import Excerpt, read_json
 from mmemb.storage.manifests import MANIFEST, IndexEntry
 from mmemb.storage.shard_index import ShardIndex

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.retrieval.bootstrap import (
+from experiments.bootstrap import (
     Interval,
     cluster_bootstrap,
     cluster_standard_error,
@@ -143,7 +143,7 @@ def test_same_seed_same_interval_and_chunks_agree(monkeypatch: pytest.MonkeyPatc
     first = cluster_bootstrap(value, range(50), seed=3)
     assert first == cluster_bootstrap(value, range(50), seed=3)
     assert first != cluster_bootstrap(value, range(50), seed=4)
-    monkeypatch.setattr("mmemb.retrieval.bootstrap._CHUNK_NUMBERS", 1000)
+    monkeypatch.setattr("experiments.bootstrap._CHUNK_NUMBERS", 1000)
     assert first == cluster_bootstrap(value, range(50), seed=3)
 
 

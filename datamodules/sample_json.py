@@ -11,9 +11,7 @@ from typing import Annotated, final
 import msgspec
 
 from mmemb.records.schema import Count, Excerpt, Schema
-
-HIGHEST_GRADE = 1000
-"""NDCG with exponential gains is made of 2 ** grade, which above it is no fp64 number."""
+from mmemb.retrieval.ranking_metrics import HIGHEST_GRADE
 
 Grade = Annotated[float, msgspec.Meta(gt=0, le=HIGHEST_GRADE)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmemb.benchmarks.data_roots import read_benchmark, read_tasks
+from datamodules.data_roots import read_benchmark, read_tasks
 from tests.fixtures.benchmark_root import TASK, write_root
 
 
