@@ -6,7 +6,9 @@ without the data; `prepare mmeb-v2` takes what it finds in the annotations.
 
 from __future__ import annotations
 
-from mmemb.benchmarks.mmeb_v2_task import Task
+from typing import Any
+
+from mmemb.benchmarks.mmeb_v2_task import Task, row
 
 _IMAGE = "ziyjiang/MMEB_Test_Instruct"
 
@@ -16,34 +18,9 @@ _WIKIPEDIA = "Represent the given Wikipedia image with related text information:
 _CROP = "Represent the given cropped image of the object"
 
 
-def _image(
-    name: str,
-    meta_task: str,
-    layout: str,
-    shape: str,
-    query_instruction: str,
-    num_candidates: int = 1000,
-    target_instruction: str = "",
-    out: bool = False,
-) -> Task:
-    # A shape such as `IT>T` names what a query holds, then what a candidate holds.
-    inputs, outputs = shape.split(">")
-    return Task(
-        name=name,
-        modality="image",
-        meta_task=meta_task,
-        layout=layout,
-        source=_IMAGE,
-        config=name,
-        inputs=inputs,
-        outputs=outputs,
-        query_instruction=query_instruction,
-        target_instruction=target_instruction,
-        num_queries=1000,
-        num_candidates=num_candidates,
-        local=True,
-        out_of_domain=out,
-    )
+def _image(*columns: str, num: int = 1000, out: bool = False, **fields: Any) -> Task:
+    fields |= {"source": _IMAGE, "config": columns[0], "local": True, "out_of_domain": out}
+    return row(*columns, num_queries=1000, num_candidates=num, modality="image", **fields)
 
 
 _CLS, _QA, _T2I, _I2T, _I2I = "image_cls", "image_qa", "image_t2i", "image_i2t", "image_i2i_vg"
@@ -69,15 +46,15 @@ _ANSWERS = "Select the portion of the image that answers the question"
 
 IMAGE_TASKS = (
     _image("ImageNet-1K", "I-CLS", _CLS, "I>T", _CLASSIFY),
-    _image("N24News", "I-CLS", _CLS, "IT>T", _NEWS, 24),
-    _image("HatefulMemes", "I-CLS", _CLS, "I>T", _HATE, 2),
-    _image("VOC2007", "I-CLS", _CLS, "I>T", _OBJECT, 20),
-    _image("SUN397", "I-CLS", _CLS, "I>T", _SCENE, 397),
-    _image("Place365", "I-CLS", _CLS, "I>T", _SCENE, 365, out=True),
+    _image("N24News", "I-CLS", _CLS, "IT>T", _NEWS, num=24),
+    _image("HatefulMemes", "I-CLS", _CLS, "I>T", _HATE, num=2),
+    _image("VOC2007", "I-CLS", _CLS, "I>T", _OBJECT, num=20),
+    _image("SUN397", "I-CLS", _CLS, "I>T", _SCENE, num=397),
+    _image("Place365", "I-CLS", _CLS, "I>T", _SCENE, num=365, out=True),
     _image("ImageNet-A", "I-CLS", _CLS, "I>T", _CLASSIFY, out=True),
-    _image("ImageNet-R", "I-CLS", _CLS, "I>T", _CLASSIFY, 200, out=True),
-    _image("ObjectNet", "I-CLS", _CLS, "I>T", _OBJECT, 313, out=True),
-    _image("Country211", "I-CLS", _CLS, "I>T", _COUNTRY, 211, out=True),
+    _image("ImageNet-R", "I-CLS", _CLS, "I>T", _CLASSIFY, num=200, out=True),
+    _image("ObjectNet", "I-CLS", _CLS, "I>T", _OBJECT, num=313, out=True),
+    _image("Country211", "I-CLS", _CLS, "I>T", _COUNTRY, num=211, out=True),
     _image("OK-VQA", "I-QA", _QA, "IT>T", _QUESTION),
     _image("A-OKVQA", "I-QA", _QA, "IT>T", _QUESTION),
     _image("DocVQA", "I-QA", _QA, "IT>T", _QUESTION),

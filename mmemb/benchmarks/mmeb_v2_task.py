@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from mmemb.records.pairs import EvaluationTask
 
@@ -66,3 +66,23 @@ class Task:
     def evaluation(self) -> EvaluationTask:
         """The row as our data modules take it; candidates form a gallery of the task's name."""
         return EvaluationTask(self.name, self.meta_task, self.name, self.metric)
+
+
+def row(
+    name: str,
+    meta_task: str,
+    layout: str,
+    shape: str,
+    query_instruction: str,
+    num_queries: int,
+    num_candidates: int | None,
+    **fields: Any,
+) -> Task:
+    """One row from its columns, and other fields of `Task` by name.
+
+    A shape such as `IT>T` names what a query holds, then what a candidate holds.
+    """
+    inputs, outputs = shape.split(">")
+    fields |= {"query_instruction": query_instruction, "inputs": inputs, "outputs": outputs}
+    fields |= {"num_queries": num_queries, "num_candidates": num_candidates}
+    return Task(name=name, meta_task=meta_task, layout=layout, **fields)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmemb.benchmarks.mmeb_v2_task import Task
+from typing import Any
+
+from mmemb.benchmarks.mmeb_v2_task import Task, row
 
 _OWNER = "VLM2Vec"
 _VIDEO = "Understand the content of the provided video."
@@ -21,41 +23,9 @@ MOMENTSEEKER_INSTRUCTIONS = {
 """By what a query of MomentSeeker holds."""
 
 
-def _video(
-    name: str,
-    meta_task: str,
-    layout: str,
-    shape: str,
-    query_instruction: str,
-    num_queries: int,
-    num_candidates: int | None,
-    *,
-    local: bool = False,
-    source: str = "",
-    config: str = "",
-    split: str = "test",
-    target_instruction: str = "",
-    frames: int | None = 8,
-) -> Task:
-    # A shape such as `V>T` names what a query holds, then what a candidate holds.
-    inputs, outputs = shape.split(">")
-    return Task(
-        name=name,
-        modality="video",
-        meta_task=meta_task,
-        layout=layout,
-        source=source or f"{_OWNER}/{name}",
-        config=config,
-        split=split,
-        inputs=inputs,
-        outputs=outputs,
-        query_instruction=query_instruction,
-        target_instruction=target_instruction,
-        num_queries=num_queries,
-        num_candidates=num_candidates,
-        local=local,
-        frames=frames,
-    )
+def _video(name: str, *columns: Any, local: bool = False, **fields: Any) -> Task:
+    defaults = {"source": f"{_OWNER}/{name}", "frames": 8}
+    return row(name, *columns, modality="video", local=local, **(defaults | fields))
 
 
 VIDEO_TASKS = (

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from mmemb.benchmarks.mmeb_v2_task import REVISIONS, Task
+from typing import Any
+
+from mmemb.benchmarks.mmeb_v2_task import REVISIONS, Task, row
 
 _QUERY = "Find a document image that matches the given query:"
 _PAGE = "Understand the content of the provided document image."
 
 
 def _visdoc(
-    name: str,
-    meta_task: str,
-    source: str,
-    num_queries: int,
-    num_candidates: int,
-    *,
-    layout: str = "beir",
-    split: str = "test",
-    graded: bool = False,
-    revision: str = "",
+    name: str, group: str, source: str, *counts: int, layout: str = "beir", **fields: Any
 ) -> Task:
-    return Task(
-        name=name,
-        modality="visdoc",
-        meta_task=meta_task,
-        layout=layout,
-        source=source,
-        split=split,
-        inputs="T",
-        outputs="I",
-        query_instruction=_QUERY,
-        target_instruction=_PAGE,
-        num_queries=num_queries,
-        num_candidates=num_candidates,
-        local=False,
-        metric="ndcg_linear@5",
-        out_of_domain=meta_task == "VisDoc-OOD",
-        graded=graded,
-        revision=revision,
-    )
+    fields |= {"source": source, "out_of_domain": group == "VisDoc-OOD", "local": False}
+    fields |= {"metric": "ndcg_linear@5", "target_instruction": _PAGE, "modality": "visdoc"}
+    return row(name, group, layout, "T>I", _QUERY, *counts, **fields)
 
 
 def _vidore1(name: str, num_queries: int, num_pages: int, source: str = "") -> Task:

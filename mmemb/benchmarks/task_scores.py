@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mmemb.records.pairs import Query
@@ -25,6 +24,7 @@ from mmemb.retrieval.ranking import (
 from mmemb.retrieval.ranking_metrics import (
     CUTOFFS,
     metrics_by_query,
+    pad_grades,
     reference_grades,
     score_prediction,
 )
@@ -208,30 +208,18 @@ def _bounds(
     lists: Sequence[Sequence[int]] | None,
 ) -> tuple[tuple[TiedRanks, TiedRanks], int]:
     """Lucky and unlucky ranks, and the number of queries in which they differ."""
-    width = max(map(len, positives))
-
-    # A grade of 0 for places that are only padding, so that they count nowhere.
-    padded = [[*row, *[0.0] * (width - len(row))] for row in grades]
-    grades_QP = torch.tensor(padded, dtype=torch.float64)
-
+    grades_QP = pad_grades(grades, max(map(len, positives)))
     parts = [
         tie_bounds(score_qC, column_qP, grades_QP[rows])
         for rows, score_qC, column_qP in scored_positives(
             query_QD, candidate_ND, positives, local_QC=lists
         )
     ]
-    lucky, unlucky = (
-        TiedRanks(*(torch.cat(column) for column in zip(*map(_fields, bound), strict=True)))
-        for bound in zip(*parts, strict=True)
-    )
+    lucky, unlucky = map(TiedRanks.join, zip(*parts, strict=True))
 
     # Two right ones of unequal grades may change places, too: that is no tie with a wrong one.
     places = [bound.greater_QP.sort(dim=1).values for bound in (lucky, unlucky)]
     return (lucky, unlucky), int((places[0] != places[1]).any(1).sum())
-
-
-def _fields(ranks: TiedRanks) -> tuple[Tensor, Tensor, Tensor]:
-    return ranks.greater_QP, ranks.equal_QP, ranks.valid_QP
 
 
 def _reference(

@@ -29,10 +29,8 @@ def exact_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None = Non
 def reinforce_loss(
     logit_BA: Tensor,
     reward_BA: Tensor,
-    num_samples: int = 4,
-    generator: torch.Generator | None = None,
     *,
-    uniform_BJ: Tensor | None = None,
+    uniform_BJ: Tensor,
     valid_B: Tensor | None = None,
 ) -> LossTerm:
     """REINFORCE with the mean of the state's OTHER samples as baseline.
@@ -42,16 +40,11 @@ def reinforce_loss(
     Args:
         logit_BA: of the policy.
         reward_BA: of every depth; only those of sampled depths are read.
-        num_samples: actions per state, at least 2.
-        generator: where the noise comes from, unless
-        uniform_BJ: noise in [0, 1) is given (`uniform_by_key`: the same on any number of ranks).
+        uniform_BJ: noise in [0, 1), J >= 2 samples per state (`uniform_by_key`: the same on any
+            number of ranks).
         valid_B: states that take part (eligible queries); the others may hold anything.
     """
     logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
-    if uniform_BJ is None:
-        noise_device = generator.device if generator else logit_BA.device
-        shape = (len(logit_BA), num_samples)
-        uniform_BJ = torch.rand(shape, generator=generator, device=noise_device)
     num_samples = uniform_BJ.shape[1]
     if num_samples < 2:
         raise ValueError(f"a leave-one-out baseline needs 2 samples per state, not {num_samples}")

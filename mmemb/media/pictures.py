@@ -6,7 +6,8 @@ Shapes: H height, W width.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -103,16 +104,13 @@ def read_picture(
     """
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            _check(image)
-            _scale_transparent_grey(image)
-            image.load()
-            turn = _turn(image)
-            rgb = to_rgb(image)
-            rgb = rgb if turn is None else rgb.transpose(turn)
-    except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
-        raise _unreadable(where, formats, error) from None
+    with _opened(data, formats, where) as image:
+        _check(image)
+        _scale_transparent_grey(image)
+        image.load()
+        turn = _turn(image)
+        rgb = to_rgb(image)
+        rgb = rgb if turn is None else rgb.transpose(turn)
 
     if longest_side is not None and max(rgb.size) > longest_side:
         rgb.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
@@ -133,18 +131,13 @@ def check_picture(data: bytes, formats: Sequence[str], where: str) -> str:
     Raises:
         PictureError: see `read_picture`.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            _check(image)
-            image.draft(image.mode, (1, 1))  # a JPEG at an eighth: all bytes read, less arithmetic
-            image.load()
-            if image.mode == "F":
-                to_rgb(image)  # whether there is a white depends on the values
-            return _SUFFIXES[str(image.format)]
-    except Exception as error:  # as above
-        raise _unreadable(where, formats, error) from None
+    with _opened(data, formats, where) as image:
+        _check(image)
+        image.draft(image.mode, (1, 1))  # a JPEG at an eighth: all bytes read, less arithmetic
+        image.load()
+        if image.mode == "F":
+            to_rgb(image)  # whether there is a white depends on the values
+        return _SUFFIXES[str(image.format)]
 
 
 def picture_kind(data: bytes, formats: Sequence[str], where: str) -> str:
@@ -153,13 +146,8 @@ def picture_kind(data: bytes, formats: Sequence[str], where: str) -> str:
     Raises:
         PictureError: it is none of these formats.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            return _SUFFIXES[str(image.format)]
-    except Exception as error:  # as above
-        raise _unreadable(where, formats, error) from None
+    with _opened(data, formats, where) as image:
+        return _SUFFIXES[str(image.format)]
 
 
 def upright_size(data: bytes, formats: Sequence[str], where: str) -> tuple[int, int]:
@@ -172,11 +160,29 @@ def upright_size(data: bytes, formats: Sequence[str], where: str) -> tuple[int, 
 
     turns = Image.Transpose
     on_side = (turns.TRANSPOSE, turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90)
+    with _opened(data, formats, where) as image:
+        return (image.height, image.width) if _turn(image) in on_side else image.size
+
+
+@contextmanager
+def _opened(data: bytes, formats: Sequence[str], where: str) -> Iterator[Picture]:
+    """Opens a picture; whatever goes wrong in the block is a `PictureError` that names `where`."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            return (image.height, image.width) if _turn(image) in on_side else image.size
-    except Exception as error:  # as above
-        raise _unreadable(where, formats, error) from None
+            yield image
+    except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
+        match error:
+            case _RefusedError():
+                reason = str(error)
+            case UnidentifiedImageError():
+                reason = "its bytes are none of these"
+            case _:
+                reason = f"{type(error).__name__}: {printable(str(error)):.200}"
+        expected = f"a whole {'/'.join(formats)} image"
+        message = f"{printable(where)} cannot be decoded: expected {expected}; {reason}."
+        raise PictureError(message) from None
 
 
 def _check(image: Picture) -> None:
@@ -232,7 +238,7 @@ def _turn(image: Picture) -> Transpose | None:
     turns = Image.Transpose
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as above; viewers show such a picture as it is stored
+    except Exception:  # as in `_opened`; viewers show such a picture as it is stored
         return None
     return {
         2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM,
@@ -301,17 +307,3 @@ def _raw_mode(image: Picture) -> str:
     """The mode in which pixels are stored; known only before they are decoded."""
     arguments = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
-
-
-def _unreadable(where: str, formats: Sequence[str], error: Exception) -> PictureError:
-    from PIL import UnidentifiedImageError
-
-    match error:
-        case _RefusedError():
-            reason = str(error)
-        case UnidentifiedImageError():
-            reason = "its bytes are none of these"
-        case _:
-            reason = f"{type(error).__name__}: {printable(str(error)):.200}"
-    expected = f"a whole {'/'.join(formats)} image"
-    return PictureError(f"{printable(where)} cannot be decoded: expected {expected}; {reason}.")

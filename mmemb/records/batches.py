@@ -1,13 +1,13 @@
 """Frozen records of many rows that loaders hand to steps; `outputs` has what steps return.
 
-What Lightning moves to a device has `to`, without which it refuses a frozen record; only tensors
-move, since a backbone collates its own inputs. Shapes: B rows, P positives of a row, N candidates,
+Lightning moves them to a device (`Movable`); only tensors move, since a backbone collates its own
+inputs. Shapes: B rows, P positives of a row, N candidates,
 D embedding width, H width of a probe, A depths. The gate's rows: docs/method.md section 7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,11 +19,11 @@ from mmemb.records.outputs import SidecarRow
 from mmemb.records.pairs import Candidate, EvaluationTask, Pair, Query
 from mmemb.records.rationales import DIRECT, FULL, Rationale, ScoredRationale
 from mmemb.records.row_marks import failure_of
-from mmemb.records.tensor_fields import map_tensors
+from mmemb.records.tensor_fields import Movable
 
 
 @dataclass(frozen=True, slots=True)
-class PairBatch:
+class PairBatch(Movable):
     """A training batch on one rank. `rationales[i]` is None where row i does not reason.
 
     Attributes:
@@ -72,17 +72,9 @@ class PairBatch:
             tokens.append(sum(side.num_tokens for side in sides) + reasoned)
         return tokens
 
-    def to(self, *args: Any, **kwargs: Any) -> PairBatch:
-        """Moves the tensors; sides stay on the host, a backbone collates its own inputs."""
-        return map_tensors(self, lambda x: x.to(*args, **kwargs))
-
-    def pin_memory(self) -> PairBatch:
-        """Called by a DataLoader that pins memory."""
-        return map_tensors(self, lambda x: x.pin_memory())
-
 
 @dataclass(frozen=True, slots=True)
-class PairRowBatch:
+class PairRowBatch(Movable):
     """Consecutive pairs of one shard with their candidate rationales, for `predict`.
 
     `candidates[i]`, where a judge needs them: the target first, then every wrong candidate.
@@ -118,12 +110,9 @@ class PairRowBatch:
             for row, pair in enumerate(self.pairs)
         )
 
-    def to(self, *args: Any, **kwargs: Any) -> PairRowBatch:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class SideBatch:
+class SideBatch(Movable):
     """Consecutive query sides of one shard, for stage 1: a worker may see nothing else."""
 
     shard: str
@@ -131,23 +120,17 @@ class SideBatch:
     sides: tuple[Side, ...]
     metas: tuple[Mapping[str, str], ...]
 
-    def to(self, *args: Any, **kwargs: Any) -> SideBatch:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class MediaBatch:
+class MediaBatch(Movable):
     """Distinct pictures of one shard, for the feature cache."""
 
     shard: str
     media: tuple[Media, ...]
 
-    def to(self, *args: Any, **kwargs: Any) -> MediaBatch:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class CandidateBatch:
+class CandidateBatch(Movable):
     """Rows of the candidate table.
 
     `sizes` is the number of rows that the table has of each of their galleries; an absent gallery
@@ -157,12 +140,9 @@ class CandidateBatch:
     candidates: tuple[Candidate, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def to(self, *args: Any, **kwargs: Any) -> CandidateBatch:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class QueryBatch:
+class QueryBatch(Movable):
     """Evaluation queries of one shard with their rationales (empty where none was written).
 
     `probes[i]` is the worker's hidden state (H,) before it wrote about row i; None if not measured.
@@ -173,12 +153,9 @@ class QueryBatch:
     rationales: tuple[tuple[Rationale, ...], ...]
     probes: tuple[Tensor | None, ...] = ()
 
-    def to(self, *args: Any, **kwargs: Any) -> QueryBatch:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class UtilityBatch:
+class UtilityBatch(Movable):
     """Rows that the gate learns from, one per query.
 
     Attributes:
@@ -196,19 +173,15 @@ class UtilityBatch:
     shard: str = ""
     depths: tuple[str, ...] = (DIRECT, FULL)
 
-    def to(self, *args: Any, **kwargs: Any) -> UtilityBatch:
-
-        # `inputs` is a record of its own, whose tensors `map_tensors` does not reach.
-        moved = map_tensors(self, lambda x: x.to(*args, **kwargs))
-        return replace(moved, inputs=self.inputs.map(lambda x: x.to(*args, **kwargs)))
-
-    def pin_memory(self) -> UtilityBatch:
-        pinned = map_tensors(self, lambda x: x.pin_memory())
-        return replace(pinned, inputs=self.inputs.map(lambda x: x.pin_memory()))
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> UtilityBatch:
+        """See `Movable`."""
+        # `inputs` is a record of its own, whose tensors the base does not reach.
+        moved = Movable.map_tensors(self, function)
+        return replace(moved, inputs=self.inputs.map(function))
 
 
 @dataclass(frozen=True, slots=True)
-class TaskEnd:
+class TaskEnd(Movable):
     """End of a data root, after its last batch; every rank gets one, whatever it read.
 
     Attributes:
@@ -223,12 +196,9 @@ class TaskEnd:
     data: Mapping[str, str]
     skipped: tuple[str, ...] = ()
 
-    def to(self, *args: Any, **kwargs: Any) -> TaskEnd:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class RankingBatch:
+class RankingBatch(Movable):
     """A batch of what is ranked: it has one part, and the parts come in the order of the fields.
 
     Candidates, the rows that are ranked among them, and the end of a data root come in one stream,
@@ -245,9 +215,6 @@ class RankingBatch:
     queries: QueryBatch | None = None
     pairs: PairRowBatch | None = None
     end: TaskEnd | None = None
-
-    def to(self, *args: Any, **kwargs: Any) -> RankingBatch:
-        return self
 
 
 def as_pairs(batch: object) -> PairBatch | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 from torch import Tensor
 
 from mmemb.records.pairs import Query
-from mmemb.records.tensor_fields import map_tensors
+from mmemb.records.tensor_fields import Movable
 
 OUTPUT = "output"
 """Key of the record in the dictionary that Lightning wants of a training step."""
@@ -20,7 +20,7 @@ OUTPUT = "output"
 
 @final
 @dataclass(frozen=True, slots=True)
-class CandidateOutput:
+class CandidateOutput(Movable):
     """Embedded candidates; all else is parallel to the vectors.
 
     `rows` are their numbers in the candidate table, to which local candidate lists refer; `sizes`
@@ -33,20 +33,14 @@ class CandidateOutput:
     rows: tuple[int, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def to(self, *args: Any, **kwargs: Any) -> CandidateOutput:
-        return map_tensors(self, lambda x: x.to(*args, **kwargs))
-
 
 @final
 @dataclass(frozen=True, slots=True)
-class QueryOutput:
+class QueryOutput(Movable):
     """Embedded queries."""
 
     vectors_BD: Tensor
     queries: tuple[Query, ...]
-
-    def to(self, *args: Any, **kwargs: Any) -> QueryOutput:
-        return map_tensors(self, lambda x: x.to(*args, **kwargs))
 
 
 class PairOutput(NamedTuple):
@@ -77,16 +71,13 @@ class SidecarRow:
 
 @final
 @dataclass(frozen=True, slots=True)
-class SidecarOutput:
+class SidecarOutput(Movable):
     """Rows for one sidecar shard, in the order of its source shard; or, with `failure`, the reason
     why they cannot be made now: then the shard stays unwritten, and a rerun makes it."""
 
     shard: str
     rows: tuple[SidecarRow, ...]
     failure: str = ""
-
-    def to(self, *args: Any, **kwargs: Any) -> SidecarOutput:
-        return self
 
 
 class StepOutput(NamedTuple):

@@ -61,7 +61,13 @@ class DecisionJson(Schema):
 
 @final
 class NegativeJson(Schema):
-    """One item in the JSON of a sample of `negatives/`; `HardNegative` is its record."""
+    """A wrong candidate of a pair: one item in the JSON of a sample of `negatives/`.
+
+    Attributes:
+        row: its place in the candidate table.
+        name: its name there.
+        score: cosine with the query.
+    """
 
     row: Count
     name: str

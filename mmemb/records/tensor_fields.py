@@ -1,22 +1,34 @@
-"""One function over the tensors of a frozen record, so that Lightning can move it to a device."""
+"""Movable: a frozen record that Lightning can move to a device, tensor by tensor."""
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, Self
 
 from torch import Tensor
 
-_Record = TypeVar("_Record")
 
+class Movable(ABC):  # noqa: B024  (it is a base, not a seam)
+    """Base of frozen dataclasses: Lightning refuses such a record if it has no `to`."""
 
-def map_tensors(record: _Record, function: Callable[[Tensor], Tensor]) -> _Record:
-    """Returns a copy of a dataclass in which every tensor is replaced by `function` of it."""
-    # Fields of other types stay as they are, nested records among them.
-    changed = {
-        f.name: function(value)
-        for f in fields(record)  # type: ignore[arg-type]
-        if isinstance(value := getattr(record, f.name), Tensor)
-    }
-    return replace(record, **changed)  # type: ignore[type-var]
+    __slots__ = ()
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves the tensors; all other fields stay on the host."""
+        return self.map_tensors(lambda x: x.to(*args, **kwargs))
+
+    def pin_memory(self) -> Self:
+        """Called by a DataLoader that pins memory."""
+        return self.map_tensors(lambda x: x.pin_memory())
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Returns a copy in which every tensor is replaced by `function` of it."""
+        # Fields of other types stay as they are, nested records among them.
+        changed = {
+            f.name: function(value)
+            for f in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **changed)  # type: ignore[type-var]

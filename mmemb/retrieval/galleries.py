@@ -6,7 +6,7 @@ Shapes: B queries, N candidates of a gallery, D embedding width.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -140,7 +140,7 @@ class Galleries:
     ) -> list[tuple[Query, Tensor]]:
         """Each query with its scores over the whole gallery, in the order of the queries."""
         found: dict[int, Tensor] = {}
-        for (gallery, _), rows in rankable(queries).items():
+        for gallery, rows, _ in self._rankable(queries):
             score_BN = vectors_BD[rows].cpu().double() @ self.vectors(gallery).double().T / tau
             found |= dict(zip(rows, score_BN, strict=True))
         return [(query, found[row]) for row, query in enumerate(queries)]
@@ -153,10 +153,8 @@ class Galleries:
     ) -> list[dict[str, float]]:
         """Tie-aware metrics of each query, in order, among its gallery or its own list."""
         found: list[dict[str, float]] = [{} for _ in queries]
-        for (gallery, local), rows in rankable(queries).items():
-            asked = [queries[row] for row in rows]
-            ranks = self._ranks(vectors_BD[rows].cpu(), gallery, asked, self._lists(asked, local))
-            grades = [list(query.relevance.values()) for query in asked]
+        for rows, ranks in self._ranks(vectors_BD, queries):
+            grades = [list(queries[row].relevance.values()) for row in rows]
             for row, values in zip(rows, metrics_by_query(ranks, grades, cutoffs), strict=True):
                 found[row] = values
         return found
@@ -193,9 +191,7 @@ class Galleries:
     def standings(self, vectors_BD: Tensor, queries: Sequence[Query]) -> list[Standing]:
         """Rank of the right candidate and name of the best one, of each query in order."""
         found: dict[int, float] = {}
-        for (gallery, local), rows in rankable(queries).items():
-            asked, vectors_bD = [queries[row] for row in rows], vectors_BD[rows].cpu()
-            ranks = self._ranks(vectors_bD, gallery, asked, self._lists(asked, local))
+        for rows, ranks in self._ranks(vectors_BD, queries):
             found |= dict(zip(rows, best_rank(ranks).tolist(), strict=True))
 
         tops = self.best(vectors_BD, queries, 1)
@@ -204,27 +200,32 @@ class Galleries:
     def best(self, vectors_BD: Tensor, queries: Sequence[Query], k: int) -> list[tuple[str, ...]]:
         """Names of the k best candidates of each query in order, best first."""
         found: dict[int, tuple[str, ...]] = {}
-        for (gallery, local), rows in rankable(queries).items():
-            lists = self._lists([queries[row] for row in rows], local)
-            vectors_bD, names = vectors_BD[rows].cpu(), list(self._columns[gallery])
-
-            top_bk = search(vectors_bD, self.vectors(gallery), k, local_QC=lists)[1]
+        for gallery, rows, lists in self._rankable(queries):
+            names = list(self._columns[gallery])
+            top_bk = search(vectors_BD[rows].cpu(), self.vectors(gallery), k, local_QC=lists)[1]
             for row, columns in zip(rows, top_bk.tolist(), strict=True):
                 found[row] = tuple(names[column] for column in columns if column >= 0)
         return [found[row] for row in range(len(queries))]
 
     def _ranks(
-        self,
-        vectors_BD: Tensor,
-        gallery: str,
-        asked: Sequence[Query],
-        lists: list[list[int]] | None,
-    ) -> TiedRanks:
-        positives = [self.positives(query) for query in asked]
-        return rank_positives(vectors_BD, self.vectors(gallery), positives, local_QC=lists)
+        self, vectors_BD: Tensor, queries: Sequence[Query]
+    ) -> Iterator[tuple[list[int], TiedRanks]]:
+        """Rows of queries that are ranked together, and their ranks."""
+        for gallery, rows, lists in self._rankable(queries):
+            positives = [self.positives(queries[row]) for row in rows]
+            vectors_bD, vectors_ND = vectors_BD[rows].cpu(), self.vectors(gallery)
+            yield rows, rank_positives(vectors_bD, vectors_ND, positives, local_QC=lists)
 
-    def _lists(self, asked: Sequence[Query], local: bool) -> list[list[int]] | None:
-        return [self._local(query) for query in asked] if local else None
+    def _rankable(
+        self, queries: Sequence[Query]
+    ) -> Iterator[tuple[str, list[int], list[list[int]] | None]]:
+        """Galleries with rows of their queries, apart by whether they have lists of their own."""
+        found: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        for row, query in enumerate(queries):
+            found[query.gallery, query.candidates is not None].append(row)
+
+        for (gallery, is_local), rows in found.items():
+            yield gallery, rows, [self._local(queries[row]) for row in rows] if is_local else None
 
     def _local(self, query: Query) -> list[int]:
         """Columns of the query's own candidates, each once, in listed order."""
@@ -320,11 +321,7 @@ def best_rank(ranks: TiedRanks) -> Tensor:
     >>> best_rank(rank_scores(torch.tensor([[3.0, 1.0, 1.0]]), torch.tensor([[1, -1]])))
     tensor([2.5000], dtype=torch.float64)
     """
-    far = torch.iinfo(ranks.greater_QP.dtype).max
-    before_Q, best_Q = ranks.greater_QP.masked_fill(~ranks.valid_QP, far).min(1)
-
-    equal_Q = ranks.equal_QP.gather(1, best_Q[:, None])[:, 0]
-    right_Q = ((ranks.greater_QP == before_Q[:, None]) & ranks.valid_QP).sum(1)
+    before_Q, equal_Q, right_Q = ranks.best_group()
     return before_Q.double() + (equal_Q + 1) / (right_Q + 1).double()
 
 
@@ -364,11 +361,3 @@ def merge_candidates(outputs: Sequence[CandidateOutput], embedding_dim: int) -> 
         rows=tuple(row for out in outputs for row in out.rows),
         sizes={gallery: size for out in outputs for gallery, size in out.sizes.items()},
     )
-
-
-def rankable(queries: Sequence[Query]) -> dict[tuple[str, bool], list[int]]:
-    """Row numbers of the queries by gallery, apart by whether they have their own list."""
-    rows: dict[tuple[str, bool], list[int]] = defaultdict(list)
-    for row, query in enumerate(queries):
-        rows[query.gallery, query.candidates is not None].append(row)
-    return rows

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -17,23 +15,9 @@ from mmemb.backbones import Backbone
 from mmemb.records.batches import PairRowBatch
 from mmemb.records.outputs import SidecarRow
 from mmemb.records.pairs import Pair
+from mmemb.records.schema import to_json
+from mmemb.records.sidecar_json import NegativeJson
 from mmemb.retrieval.galleries import Galleries
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class HardNegative:
-    """A wrong candidate of a pair.
-
-    Attributes:
-        row: its place in the candidate table.
-        name: its name there.
-        score: cosine with the query.
-    """
-
-    row: int
-    name: str
-    score: float
 
 
 def negative_rows(
@@ -41,7 +25,7 @@ def negative_rows(
 ) -> list[SidecarRow]:
     """One row of `negatives/` per pair; arguments as in `hardest_negatives`."""
     pairs = batch.readable
-    mined: list[list[HardNegative]] = []
+    mined: list[list[NegativeJson]] = []
 
     # A batch may hold failed pairs only.
     if pairs:
@@ -50,7 +34,7 @@ def negative_rows(
         mined = hardest_negatives(query_BD, target_BD, pairs, galleries, num, margin)
 
     rows = [
-        SidecarRow(pair.key, {"json": [_member(negative) for negative in found]})
+        SidecarRow(pair.key, {"json": list(map(to_json, found))})
         for pair, found in zip(pairs, mined, strict=True)
     ]
 
@@ -64,7 +48,7 @@ def hardest_negatives(
     galleries: Galleries,
     num: int,
     margin: float | None = 0.0,
-) -> list[list[HardNegative]]:
+) -> list[list[NegativeJson]]:
     """The nearest wrong candidates of each pair's gallery, the hardest first.
 
     Args:
@@ -80,7 +64,7 @@ def hardest_negatives(
     for row, pair in enumerate(pairs):
         rows_of[pair.gallery].append(row)
 
-    found: list[list[HardNegative]] = [[] for _ in pairs]
+    found: list[list[NegativeJson]] = [[] for _ in pairs]
     for gallery, rows in rows_of.items():
         score_bN = query_BD[rows] @ galleries.vectors(gallery).T
         own_b1 = (query_BD[rows] * target_BD[rows]).sum(1, keepdim=True)
@@ -96,7 +80,7 @@ def hardest_negatives(
         places = galleries.places(gallery)
         for row, scores, columns in zip(rows, best_bK.tolist(), column_bK.tolist(), strict=True):
             found[row] = [
-                HardNegative(*places[column], score)
+                NegativeJson(*places[column], round(score, 4))
                 for score, column in zip(scores, columns, strict=True)
                 # `topk` also returns hidden columns where the gallery has too few others.
                 if score > -torch.inf
@@ -106,7 +90,3 @@ def hardest_negatives(
 
 def _right(pair: Pair) -> tuple[str, ...]:
     return pair.target_name, *pair.positives
-
-
-def _member(negative: HardNegative) -> dict[str, Any]:
-    return {"row": negative.row, "name": negative.name, "score": round(negative.score, 4)}

@@ -7,7 +7,7 @@ candidates of a query, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -47,6 +47,21 @@ class TiedRanks:
     greater_QP: Tensor
     equal_QP: Tensor
     valid_QP: Tensor
+
+    @classmethod
+    def join(cls, parts: Iterable[TiedRanks]) -> TiedRanks:
+        """Ranks of the queries of all parts, in order; at least one part."""
+        columns = zip(*((p.greater_QP, p.equal_QP, p.valid_QP) for p in parts), strict=True)
+        return cls(*map(torch.cat, columns))
+
+    def best_group(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers (Q,) about the best right one: candidates before it, its equals, right equals."""
+        far = torch.iinfo(self.greater_QP.dtype).max
+        before_Q, best_Q = self.greater_QP.masked_fill(~self.valid_QP, far).min(1)
+
+        equal_Q = self.equal_QP.gather(1, best_Q[:, None])[:, 0]
+        right_Q = ((self.greater_QP == before_Q[:, None]) & self.valid_QP).sum(1)
+        return before_Q, equal_Q, right_Q
 
     def __len__(self) -> int:
         return len(self.greater_QP)
@@ -131,11 +146,7 @@ def rank_positives(
         positive_QP = _as_rows(positive_QP, query_QD.device)
 
         return TiedRanks(positive_QP, positive_QP, positive_QP != PADDING)
-    return TiedRanks(
-        torch.cat([part.greater_QP for part in parts]),
-        torch.cat([part.equal_QP for part in parts]),
-        torch.cat([part.valid_QP for part in parts]),
-    )
+    return TiedRanks.join(parts)
 
 
 def scored_positives(

@@ -79,13 +79,15 @@ def metrics_by_query(
         grades: of the right candidates of each, in the same order, without padding.
         cutoffs: the k of `name@k`.
     """
-    width = ranks.greater_QP.shape[1]
-    padded = [[*row, *[0.0] * (width - len(row))] for row in grades]
-    grades_QP = torch.tensor(padded, dtype=torch.float64).reshape(len(padded), width)
-
-    table = expected_metrics(ranks, grades_QP, cutoffs)
+    table = expected_metrics(ranks, pad_grades(grades, ranks.greater_QP.shape[1]), cutoffs)
     rows = zip(*(values.tolist() for values in table.values()), strict=True)
     return [dict(zip(table, row, strict=True)) for row in rows]
+
+
+def pad_grades(grades: Sequence[Sequence[float]], width: int) -> Tensor:
+    """Grades (Q, width) fp64; places that are only padding have grade 0, so they count nowhere."""
+    padded = [[*row, *[0.0] * (width - len(row))] for row in grades]
+    return torch.tensor(padded, dtype=torch.float64).reshape(len(padded), width)
 
 
 def _gains(grades_QP: Tensor) -> dict[str, Tensor]:
@@ -104,11 +106,8 @@ def _ndcg(gain_QP: Tensor, share_QPk: Tensor, place_k: Tensor) -> Tensor:
 
 def _first_hit(ranks: TiedRanks, k: int) -> tuple[Tensor, Tensor]:
     """Expected hit@k and MRR@k, (Q,) each, from the best group of equals."""
-    far = torch.iinfo(ranks.greater_QP.dtype).max
-    before_Q, best_Q = ranks.greater_QP.masked_fill(~ranks.valid_QP, far).min(1)
-
-    equal_Q = ranks.equal_QP.gather(1, best_Q[:, None])[:, 0].double()
-    right_Q = ((ranks.greater_QP == before_Q[:, None]) & ranks.valid_QP).sum(1).double()
+    before_Q, equal_Q, right_Q = ranks.best_group()
+    equal_Q, right_Q = equal_Q.double(), right_Q.double()
 
     # P(first at j) = P(none among j - 1) - P(none among j).
     none_Q1 = _none_among(torch.zeros(1, device=before_Q.device).double(), right_Q, equal_Q)

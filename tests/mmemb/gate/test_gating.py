@@ -22,6 +22,10 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _noise(logit: Tensor, num_samples: int, seed: int = 0) -> Tensor:
+    return torch.rand(len(logit), num_samples, generator=_generator(seed))
+
+
 def _gradient(logit: Tensor, term: LossTerm) -> Tensor:
     return torch.autograd.grad(term.sum / term.count, logit)[0]
 
@@ -41,7 +45,7 @@ def test_mean_of_reinforce_is_exact(num_depths: int, num_samples: int) -> None:
     exact = _gradient(logit, exact_loss(logit, reward))
     # The same three states many times: the mean over draws of one gradient.
     many = logit.repeat(40_000, 1)
-    term = reinforce_loss(many, reward.repeat(40_000, 1), num_samples, _generator(2))
+    term = reinforce_loss(many, reward.repeat(40_000, 1), uniform_BJ=_noise(many, num_samples, 2))
     assert torch.allclose(_gradient(logit, term), exact, atol=4e-3)
     assert exact.abs().max() > 0.05
 
@@ -51,7 +55,7 @@ def test_mean_of_reinforce_is_exact(num_depths: int, num_samples: int) -> None:
 def test_equal_rewards_have_no_gradient(value: float, seed: int) -> None:
     logit = torch.randn(5, 3, generator=_generator(seed)).requires_grad_()
     reward = torch.full((5, 3), value)
-    sampled = _gradient(logit, reinforce_loss(logit, reward, 4, _generator(seed)))
+    sampled = _gradient(logit, reinforce_loss(logit, reward, uniform_BJ=_noise(logit, 4, seed)))
     assert sampled.abs().max() < 1e-5
     assert _gradient(logit, exact_loss(logit, reward)).abs().max() < 1e-5
 
@@ -68,7 +72,7 @@ def test_ineligible_states_are_left_out() -> None:
 
 def test_one_sample_has_no_baseline() -> None:
     with pytest.raises(ValueError, match="2 samples"):
-        reinforce_loss(torch.zeros(1, 2), torch.zeros(1, 2), 1)
+        reinforce_loss(torch.zeros(1, 2), torch.zeros(1, 2), uniform_BJ=torch.zeros(1, 1))
 
 
 def test_noise_depends_on_key_seed_and_step_alone() -> None:
@@ -94,7 +98,7 @@ def test_actions_follow_the_policy() -> None:
     reward = torch.eye(3)[1].expand(20_000, -1)  # REINFORCE's gradient at depth 1, from samples
     logit.requires_grad_()
     gradient = torch.autograd.grad(
-        reinforce_loss(logit, reward, 8, _generator()).sum / 20_000, logit
+        reinforce_loss(logit, reward, uniform_BJ=_noise(logit, 8)).sum / 20_000, logit
     )[0].sum(0)
     p = torch.tensor([0.0, 1.0, 2.0]).softmax(0)
     assert gradient[1].item() == pytest.approx(-float(p[1] * (1 - p[1])), abs=0.01)
@@ -111,7 +115,9 @@ def test_opens_where_it_pays_and_stays_shut_where_it_costs(estimator: str) -> No
     for _ in range(200):
         logit = head(state)
         exact = estimator == "exact"
-        term = exact_loss(logit, reward) if exact else reinforce_loss(logit, reward, 4, generator)
+        noise = torch.rand(len(logit), 4, generator=generator)
+        sampled = reinforce_loss(logit, reward, uniform_BJ=noise)
+        term = exact_loss(logit, reward) if exact else sampled
         optimizer.zero_grad()
         (term.sum / term.count).backward()
         optimizer.step()
