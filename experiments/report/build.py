@@ -48,16 +48,16 @@ from experiments.report.policies.gates import read_parts, supervised_depths
 from experiments.report.policies.graded import graded_against_binary
 from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
+from experiments.runs.folders import is_published, new_folder, publish
 from experiments.runs.recorded_config import read_config
 from experiments.runs.saved_report import read_report
 from mmemb.gate.latency import Latency, mean_latency
 from mmemb.gate.saved_settings import read_settings
 from mmemb.records.pairs import EvaluationTask
 from mmemb.records.schema import Schema, read_json, to_json
-from mmemb.storage.files import is_published, publish, whole_folder
+from mmemb.storage.files import whole_folder
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.json_files import write_json
-from mmemb.storage.locks import new_folder
 from mmemb.storage.products import Product, lost_product, record_products
 from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.run_folder import ExperimentFolder, RunFolder

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -124,30 +124,6 @@ def link_atomically(link: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def publish(folder: Path, link: Path, names: Iterable[str]) -> None:
-    """Shows files of `folder` beside `link`, which all change in one step.
-
-    Each name is a link through `link`, made once: `report.html` points at `report/report.html`, and
-    only `report` moves.
-
-    Args:
-        folder: holds the files; beside `link`.
-        link: e.g. `runs/pocket/report`.
-        names: of the files.
-    """
-    for name in names:
-        # First: until `link` stands, they point at nothing, which no reader takes for a file.
-        if not _passes_through(link.parent / name, link):
-            link_atomically(link.parent / name, link / name)
-    link_atomically(link, folder)
-
-
-def is_published(link: Path, names: Iterable[str]) -> bool:
-    """True if all of the names exist and are links through `link`, so that they agree."""
-    paths = [link.parent / name for name in names]
-    return all(path.is_file() and _passes_through(path, link) for path in paths)
-
-
 def is_temporary(path: Path) -> bool:
     """True for a file or folder that is being written, or was when its writer died.
 
@@ -161,10 +137,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _passes_through(path: Path, link: Path) -> bool:
-    return path.is_symlink() and path.readlink() == Path(link.name, path.name)
 
 
 def _temporary(path: Path) -> Path:

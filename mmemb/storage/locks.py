@@ -1,4 +1,4 @@
-"""FolderLock: one process writes a folder; `new_folder`: each process makes one of its own.
+"""FolderLock: one process writes a folder.
 
 These are POSIX locks: the system voids those of a dead process at once, forked children do not
 inherit them, and NFS keeps them between machines where its lock service runs. On a file system
@@ -8,15 +8,12 @@ without locks there is a warning, and two writers of one folder are not noticed.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import errno
 import fcntl
-import itertools
 import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
@@ -109,29 +106,6 @@ def _release_all() -> None:
     for (pid, _), lock in list(_held.items()):
         if pid == os.getpid():
             lock.release()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder, which is made, for a block; waits for other processes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock.take(folder, waits=True)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def new_folder(parent: Path, name: str) -> Path:
-    """Makes `parent/name`, or `name-2`, `name-3` ... where another one has the name already."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        # `mkdir` decides: of two processes that want one name, one gets it.
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-    raise AssertionError("unreachable")
 
 
 def _is_open_at(handle: int, path: Path) -> bool:

@@ -13,9 +13,9 @@ from experiments.report.audit.page import COLUMNS, PICTURES, SEARCHED, audit_pag
 from experiments.report.audit.rows import AuditRow, read_audit
 from experiments.report.data.pictures import CandidatePictures, Shown
 from experiments.report.policies.swap import judged_swap
-from mmemb.storage.files import publish, whole_folder
+from experiments.runs.folders import new_folder, publish
+from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
-from mmemb.storage.locks import new_folder
 from mmemb.storage.provenance import git_state
 
 LINK = "audit"

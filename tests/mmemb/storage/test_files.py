@@ -14,12 +14,11 @@ from unittest.mock import patch
 
 import pytest
 
+from experiments.runs.folders import is_published, publish
 from mmemb.storage import files
 from mmemb.storage.files import (
-    is_published,
     is_temporary,
     link_atomically,
-    publish,
     whole_file,
     whole_folder,
     write_atomically,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mmemb.storage.locks import LOCK, FolderLock, locked, new_folder
+from experiments.runs.folders import locked, new_folder
+from mmemb.storage.locks import LOCK, FolderLock
 
 
 @contextmanager
