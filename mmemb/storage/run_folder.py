@@ -32,6 +32,11 @@ def link_name(name: str, subcommand: str) -> str:
     return name if subcommand == "fit" else f"{name}-{subcommand}"
 
 
+def _below(name: str) -> property:
+    """The path of a file or folder in a folder."""
+    return property(lambda folder: folder.path / name)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class AdaptiveFolder:
@@ -43,25 +48,17 @@ class AdaptiveFolder:
 
     path: Path
 
-    @property
-    def settings(self) -> Path:
-        """State, temperature, thresholds and writers."""
-        return self.path / "adaptive.json"
+    settings = _below("adaptive.json")
+    """State, temperature, thresholds and writers."""
 
-    @property
-    def backbone(self) -> Path:
-        """A saved backbone."""
-        return self.path / "backbone"
+    backbone = _below("backbone")
+    """A saved backbone."""
 
-    @property
-    def gate(self) -> Path:
-        """A saved head."""
-        return self.path / "gate"
+    gate = _below("gate")
+    """A saved head."""
 
-    @property
-    def copied(self) -> Path:
-        """Fingerprint of the run whose backbone was copied."""
-        return self.path / "copied.json"
+    copied = _below("copied.json")
+    """Fingerprint of the run whose backbone was copied."""
 
 
 @final
@@ -75,70 +72,48 @@ class RunFolder:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / CONFIG
+    config = _below(CONFIG)
+    """The resolved configuration."""
 
-    @property
-    def mark(self) -> Path:
-        """Fingerprint, inputs and products; states whether the run has finished."""
-        return self.path / MARK
+    mark = _below(MARK)
+    """Fingerprint, inputs and products; states whether the run has finished."""
 
-    @property
-    def environment(self) -> Path:
-        """Commit, versions, owner and tags."""
-        return self.path / "environment.json"
+    environment = _below("environment.json")
+    """Commit, versions, owner and tags."""
 
-    @property
-    def diff(self) -> Path:
-        """Uncommitted changes of the code."""
-        return self.path / "uncommitted.diff"
+    diff = _below("uncommitted.diff")
+    """Uncommitted changes of the code."""
 
-    @property
-    def summary(self) -> Path:
-        """Seconds and metrics."""
-        return self.path / "summary.json"
+    summary = _below("summary.json")
+    """Seconds and metrics."""
 
-    @property
-    def facts(self) -> Path:
-        """Facts that the run was trained on."""
-        return self.path / FACTS
+    facts = _below(FACTS)
+    """Facts that the run was trained on."""
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of all checkpoints."""
-        return self.path / "checkpoints"
+    checkpoints = _below("checkpoints")
+    """Folder of all checkpoints."""
 
     @property
     def last_checkpoint(self) -> Path:
         """The state from which an interrupted fit goes on."""
         return self.checkpoints / LAST_CHECKPOINT
 
-    @property
-    def backbone(self) -> Path:
-        """Left by a fit of an embedder: a saved backbone."""
-        return self.path / "backbone"
+    backbone = _below("backbone")
+    """Left by a fit of an embedder: a saved backbone."""
 
-    @property
-    def generator(self) -> Path:
-        """Left by a fit of a writer: low-rank updates of its model."""
-        return self.path / "generator"
+    generator = _below("generator")
+    """Left by a fit of a writer: low-rank updates of its model."""
 
-    @property
-    def selection(self) -> Path:
-        """Left by a fit of the selector: tau and eta."""
-        return self.path / "selection.json"
+    selection = _below("selection.json")
+    """Left by a fit of the selector: tau and eta."""
 
     @property
     def adaptive(self) -> AdaptiveFolder:
         """Left by a fit of the gate: the whole model."""
         return AdaptiveFolder(self.path / "adaptive")
 
-    @property
-    def latency(self) -> Path:
-        """Left by a test of the gate: milliseconds of each depth."""
-        return self.path / "latency.json"
+    latency = _below("latency.json")
+    """Left by a test of the gate: milliseconds of each depth."""
 
     @property
     def test(self) -> RunFolder:
@@ -181,37 +156,23 @@ class ExperimentFolder:
         """The test of stage 2."""
         return self.run("selection", "test")
 
-    @property
-    def features(self) -> Path:
-        """Sidecar: outputs of frozen towers."""
-        return self.path / "features"
+    features = _below("features")
+    """Sidecar: outputs of frozen towers."""
 
-    @property
-    def rationales(self) -> Path:
-        """Sidecar of stage 1: all drafts."""
-        return self.path / "rationales"
+    rationales = _below("rationales")
+    """Sidecar of stage 1: all drafts."""
 
-    @property
-    def selected(self) -> Path:
-        """Sidecar of stage 2: the drafts that were kept, with their weights."""
-        return self.path / "selected"
+    selected = _below("selected")
+    """Sidecar of stage 2: the drafts that were kept, with their weights."""
 
-    @property
-    def utilities(self) -> Path:
-        """Sidecar of stage 3: the value of each depth for each query."""
-        return self.path / "utilities"
+    utilities = _below("utilities")
+    """Sidecar of stage 3: the value of each depth for each query."""
 
-    @property
-    def decisions(self) -> Path:
-        """Sidecar of stage 4: the depth that the gate chose for each query."""
-        return self.path / "decisions"
+    decisions = _below("decisions")
+    """Sidecar of stage 4: the depth that the gate chose for each query."""
 
-    @property
-    def report(self) -> Path:
-        """Link to the files of the newest report."""
-        return self.path / "report"
+    report = _below("report")
+    """Link to the files of the newest report."""
 
-    @property
-    def report_json(self) -> Path:
-        """Link to the figures of the newest report."""
-        return self.path / "report.json"
+    report_json = _below("report.json")
+    """Link to the figures of the newest report."""
