@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from datamodules.scores import ScoreTable
-from experiments.runs.folders import locked, new_folder, publish
+from experiments.runs.folders import new_folder, publish
 from mmemb.records.file_names import check_plain
 from mmemb.records.hashing import stable_hash
 from mmemb.records.rationales import ScoredJson, ScoredRationale, scored_to_json
@@ -27,6 +27,7 @@ from mmemb.selection.keep_rule import Contrast, KeepRule
 from mmemb.storage.files import whole_folder
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.json_files import finite
+from mmemb.storage.locks import locked
 from mmemb.storage.manifests import MANIFEST
 from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.run_folder import ExperimentFolder

@@ -20,10 +20,10 @@ from typing import final
 
 from callbacks.checkpoint_io import must_start_again
 from callbacks.run_record import fingerprint_of, is_unfinished, mark_started
-from experiments.runs.folders import locked, new_folder
+from experiments.runs.folders import new_folder
 from mmemb.records.schema import Schema, read_json
 from mmemb.storage.json_files import write_json
-from mmemb.storage.locks import LOCK, FolderLock
+from mmemb.storage.locks import LOCK, FolderLock, locked
 from mmemb.storage.run_folder import RunFolder
 
 RUN_FOLDER = "MMEMB_RUN_FOLDER"

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmemb.storage.files import link_atomically
-from mmemb.storage.locks import FolderLock
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder, which is made, for a block; waits for other processes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock.take(folder, waits=True)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def new_folder(parent: Path, name: str) -> Path:

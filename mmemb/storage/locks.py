@@ -8,12 +8,14 @@ without locks there is a warning, and two writers of one folder are not noticed.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
@@ -106,6 +108,17 @@ def _release_all() -> None:
     for (pid, _), lock in list(_held.items()):
         if pid == os.getpid():
             lock.release()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which is made, for a block; waits for other processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock.take(folder, waits=True)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_open_at(handle: int, path: Path) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs.folders import locked, new_folder
-from mmemb.storage.locks import LOCK, FolderLock
+from experiments.runs.folders import new_folder
+from mmemb.storage.locks import LOCK, FolderLock, locked
 
 
 @contextmanager
