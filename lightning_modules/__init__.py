@@ -3,8 +3,7 @@
 The names are loaded when asked for: extracting features needs no language model.
 """
 
-from importlib import import_module
-from typing import Any
+from mmemb.faces import lazy_names
 
 _HOMES = {
     "ContrastiveEmbedder": "contrastive_embedder",
@@ -18,13 +17,4 @@ _HOMES = {
     "TeacherEmbedder": "teacher_embedder",
 }
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__ = lazy_names(__name__, _HOMES)

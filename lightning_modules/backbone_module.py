@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from lightning_modules.averaging import check_averaging
-from lightning_modules.schedule import schedule, schedule_length
+from lightning_modules.schedule import with_schedule
 from lightning_modules.sharding import gather, save_whole, shard
 from mmemb.backbones import Backbone
 from mmemb.llm.lora import LoraSettings
@@ -97,11 +97,7 @@ class BackboneModule(LightningModule, ABC):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self._parameter_groups())
-        scheduler = schedule(optimizer, schedule_length(self.trainer), self.num_warmup)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return with_schedule(optimizer, self.trainer, self.num_warmup)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         # Untrained parts need a higher rate than those that were trained by others.
@@ -124,13 +120,7 @@ class BackboneModule(LightningModule, ABC):
     def on_validation_start(self) -> None:
         gather(self.backbone)
 
-    @override
-    def on_test_start(self) -> None:
-        gather(self.backbone)
-
-    @override
-    def on_predict_start(self) -> None:
-        gather(self.backbone)
+    on_test_start = on_predict_start = on_validation_start
 
     @override
     def on_train_end(self) -> None:

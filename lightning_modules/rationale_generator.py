@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from lightning_modules.averaging import check_averaging
 from lightning_modules.failed_shards import FailedShards
-from lightning_modules.schedule import schedule, schedule_length
+from lightning_modules.schedule import with_schedule
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.terms import combine
 from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
@@ -169,11 +169,7 @@ class RationaleGenerator(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.adapter.parameters())
-        scheduler = schedule(optimizer, schedule_length(self.trainer), self.num_warmup)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return with_schedule(optimizer, self.trainer, self.num_warmup)
 
     @override
     def on_train_end(self) -> None:

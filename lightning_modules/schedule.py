@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -27,6 +28,12 @@ def warmup_cosine(step: int, num_steps: int, num_warmup: int, floor: float = 0.0
 def schedule(optimizer: Optimizer, num_steps: int, num_warmup: int) -> LambdaLR:
     """`warmup_cosine` as a scheduler; `num_steps` comes from `schedule_length`."""
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, num_warmup))
+
+
+def with_schedule(optimizer: Optimizer, trainer: Trainer, num_warmup: int) -> dict[str, Any]:
+    """Returns an optimizer and its schedule as `configure_optimizers` has them."""
+    scheduler = schedule(optimizer, schedule_length(trainer), num_warmup)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def num_training_steps(trainer: Trainer) -> int | None:

@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from mmemb.llm.lora import LoraSettings
+from mmemb.llm.lora import LoraSettings, attach_lora
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import check_arguments, convert, read_json
@@ -73,6 +73,9 @@ class Backbone(nn.Module, ABC):
 
     _files_hold: tuple[str, ...] = ()
     """Prefixes of the state that the files of `_save_files` hold already."""
+
+    _tuned: tuple[Any, ...] = ()
+    """peft's view of `language_part`; in a tuple, so that no weight is registered twice."""
 
     def encode(
         self, sides: Sequence[Side], rationales: Sequence[Rationale | None] | None = None
@@ -152,13 +155,29 @@ class Backbone(nn.Module, ABC):
         """Freezes the pretrained part but for low-rank updates, which a save adds to its weights.
 
         Raises:
-            ValueError: the backbone has no part for which that is written.
+            ValueError: the backbone has no part for which that is written, or has updates already.
         """
-        raise ValueError(f"{type(self).__name__} takes no LoRA: leave `lora` out, or add it there.")
+        if self.language_part is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} takes no LoRA: leave `lora` out, or add it there.")
+        if self._tuned:
+            raise ValueError("this backbone has LoRA updates already")
+        self._tuned = (attach_lora(self.language_part, settings, seed),)
+
+    @property
+    def language_part(self) -> nn.Module | None:
+        """The part of transformers that takes low-rank updates; None if there is none."""
+        return None
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated layers that may be recomputed or compiled one by one; none by default."""
-        return []
+        """The repeated layers that may be recomputed or compiled one by one: by default those of
+        `language_part`."""
+        if self.language_part is None:
+            return []
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        modules = self.language_part.modules()
+        return [m for m in modules if isinstance(m, GradientCheckpointingLayer)]
 
     def with_features(self, sides: Sequence[Side]) -> list[Side]:
         """Returns the sides with the outputs of frozen parts, which are then computed once, however
@@ -244,17 +263,15 @@ class Backbone(nn.Module, ABC):
         has_direction_B = (unit_BD.detach().norm(dim=-1) - 1).abs() < _LENGTH_TOLERANCE
         if not bool(has_direction_B.all()):
             position = has_direction_B.tolist().index(False)
-            self._refuse_vector(position, sides[position], vector_BD[position].detach())
+            side = sides[position]
+            what = "zero" if bool(vector_BD[position].isfinite().all()) else "not finite"
+            raise ValueError(
+                f"{type(self).__name__} makes a vector that is {what} of side {position} (text "
+                f"{side.text[:60]!r}, {len(side.media)} picture(s)), so it has no direction. The "
+                "weights are broken or their dtype is too narrow, or nothing of the side is read: "
+                "leave it out, or take another checkpoint."
+            )
         return unit_BD
-
-    def _refuse_vector(self, position: int, side: Side, vector_D: Tensor) -> NoReturn:
-        what = "zero" if bool(vector_D.isfinite().all()) else "not finite"
-        raise ValueError(
-            f"{type(self).__name__} makes a vector that is {what} of side {position} (text "
-            f"{side.text[:60]!r}, {len(side.media)} picture(s)), so it has no direction. The "
-            "weights are broken or their dtype is too narrow, or nothing of the side is read: "
-            "leave it out, or take another checkpoint."
-        )
 
     def _check_all(self, sides: Sequence[Side], notes: Sequence[Rationale | None]) -> None:
         for position, (side, note) in enumerate(zip(sides, notes, strict=True)):
@@ -279,9 +296,15 @@ class Backbone(nn.Module, ABC):
 
     def _empty(self) -> Tensor:
         # A rank with no rows still joins the graph: zero gradients instead of a hang.
-        trained = [p.sum() for p in self.parameters() if p.requires_grad]
-        zero = torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
-        return zero.float() + torch.zeros(0, self.embedding_dim, device=self.device)
+        return self._join() + torch.zeros(0, self.embedding_dim, device=self.device)
+
+    def _join(self) -> Tensor:
+        """Zero, in the graph of every trained parameter: a batch may leave parts of a model idle,
+        and distributed training waits for the gradients of all of them."""
+        trained = [p.flatten()[:1].float().sum() for p in self.parameters() if p.requires_grad]
+        if not (trained and torch.is_grad_enabled()):
+            return torch.zeros((), device=self.device)
+        return 0 * torch.stack(trained).sum()
 
 
 def load_backbone(folder: str) -> Backbone:
@@ -304,20 +327,19 @@ def load_backbone(folder: str) -> Backbone:
         ) from None
 
     # What the class's own files hold, such as a model of transformers, is not in this one.
-    own = read_weights(path.with_name(_WEIGHTS))
+    weights = path.with_name(_WEIGHTS)
+    own = read_weights(weights)
     try:
         missing, unknown = backbone.load_state_dict(own, strict=False)
+        missing = [name for name in missing if not name.startswith(backbone._files_hold)]
+        problem = f"missing {missing}, unknown {unknown}." if missing or unknown else ""
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: {quote(error)} The "
-            "folder mixes two runs or two versions; save it again."
-        ) from None
+        problem = quote(error)
 
-    missing = [name for name in missing if not name.startswith(backbone._files_hold)]
-    if missing or unknown:
+    if problem:
         raise ValueError(
-            f"{path.with_name(_WEIGHTS)} does not fit {class_path(backbone)}: missing {missing}, "
-            f"unknown {unknown}. The folder mixes two runs or two versions; save it again."
+            f"{weights} does not fit {class_path(backbone)}: {problem} The folder mixes two runs "
+            "or two versions; save it again."
         )
 
     backbone.folder = str(folder)
@@ -397,8 +419,6 @@ def _class_of(path: str, where: str = "") -> Any:
         )
 
     kind = class_at(path)
-    if kind is None or not issubclass(kind, nn.Module) or isabstract(kind):
-        raise ValueError(f"{where}: {path!r} is no class of this version.")
-    if not hasattr(kind, "sources"):
-        raise ValueError(f"{where}: {path!r} is no backbone, nor a part of one.")
+    if kind is None or isabstract(kind) or not hasattr(kind, "sources"):
+        raise ValueError(f"{where}: {path!r} is no backbone of this version, nor a part of one.")
     return kind

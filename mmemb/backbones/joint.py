@@ -18,7 +18,7 @@ from torch.nn import functional
 from mmemb.backbones.base import Backbone
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
-from mmemb.llm.lora import LoraSettings, attach_lora, merged_copy
+from mmemb.llm.lora import merged_copy
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.text import quote
@@ -89,7 +89,6 @@ class JointEncoder(Backbone):
 
         self.text, tokenizer = _load_text_model(text_model)
         self.words.requires_grad_(False)
-        self._tuned: tuple[Any, ...] = ()
 
         self.sequences = SequenceBuilder(
             tokenizer=tokenizer,
@@ -125,11 +124,10 @@ class JointEncoder(Backbone):
         named = self.named_parameters()
         return [p for name, p in named if p.requires_grad and not name.startswith("text.")]
 
-    def blocks(self) -> list[nn.Module]:
-        """The layers of the text encoder."""
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        return [m for m in self.text.modules() if isinstance(m, GradientCheckpointingLayer)]
+    @property
+    def language_part(self) -> nn.Module:
+        """The text encoder; the new parts beside it are trained without updates."""
+        return self.text
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
@@ -154,14 +152,6 @@ class JointEncoder(Backbone):
             return m if m.features is not None else replace(m, features=tokens[m.digest])
 
         return [replace(s, media=tuple(map(read, s.media))) if s.media else s for s in sides]
-
-    def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
-        """Adds updates to the text encoder; the new parts beside it are trained as before."""
-        if self._tuned:
-            raise ValueError("this encoder has LoRA updates already")
-
-        # In a tuple: the same weights must not be registered twice.
-        self._tuned = (attach_lora(self.text, settings, seed),)
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
         # A copy is merged, since training goes on with the updates apart from the weights.

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -154,7 +155,7 @@ class OpenClipBackbone(Backbone):
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         texts = [self._text(side) for side in sides]
         notes = self._fit([limit_marks(note.plain) if note else "" for note in rationales])
-        fused_BD = torch.zeros(len(sides), self.embedding_dim, device=self.device)
+        fused_BD = torch.zeros(len(sides), self.embedding_dim, device=self.device) + self._join()
 
         # Texts and rationales share one pass through the text tower; empty ones take no part.
         text_MD = self._encode_texts([text for text in (*texts, *notes) if text])
@@ -197,13 +198,13 @@ class OpenClipBackbone(Backbone):
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
         if not texts:
-            return self._idle(visual=False)
+            return torch.zeros(0, self.embedding_dim, device=self.device)
         tokens_ML = self.tokenizer(list(texts)).to(self.device)
         return nn.functional.normalize(self.model.encode_text(tokens_ML).float(), dim=-1)
 
     def _encode_pictures(self, media: Sequence[Media]) -> Tensor:
         if not media:
-            return self._idle(visual=True)
+            return torch.zeros(0, self.embedding_dim, device=self.device)
         if blind := [m.digest for m in media if m.pixels is None]:
             raise ValueError(
                 f"picture {blind[0]} came without pixels: open_clip's towers read no cached "
@@ -214,19 +215,6 @@ class OpenClipBackbone(Backbone):
         pixels = (m.pixels for m in media if m.pixels is not None)
         images = torch.stack([prepare_pixels(image.to(self.device), settings) for image in pixels])
         return nn.functional.normalize(self.model.encode_image(images).float(), dim=-1)
-
-    def _idle(self, visual: bool) -> Tensor:
-        """No rows (0, D) from a tower with nothing to do, in the graph all the same.
-
-        Distributed training waits for gradients of every trainable parameter: these are zeros.
-        """
-        rows = torch.zeros(0, self.embedding_dim, device=self.device)
-        if not torch.is_grad_enabled():
-            return rows
-
-        named = self.model.named_parameters()
-        tower = [p for n, p in named if p.requires_grad and n.startswith("visual.") == visual]
-        return rows + torch.stack([p.flatten()[0] for p in tower]).sum().float()
 
     def _fit(self, notes: Sequence[str]) -> list[str]:
         """The rationales' texts after the policy for long ones; empty is none."""
@@ -244,18 +232,15 @@ class OpenClipBackbone(Backbone):
             return ""
         words = note.split()
 
+        def is_long(number: int) -> bool:
+            return not self._fits([" ".join(words[-number:])])[0]
+
         # A suffix that fits is looked for from the end, in steps that double: what is read follows
         # the context, not the rationale.
-        kept, reach = 0, self.tokenizer.context_length
-        while reach < len(words) and self._fits([" ".join(words[-reach:])])[0]:
-            kept, reach = reach, 2 * reach
-
-        # The longest one lies between a length that fits and one that does not.
-        reach = min(reach, len(words))
-        while reach - kept > 1:
-            middle = (kept + reach) // 2
-            fits = self._fits([" ".join(words[-middle:])])[0]
-            kept, reach = (middle, reach) if fits else (kept, middle)
+        reach = self.tokenizer.context_length
+        while reach < len(words) and not is_long(reach):
+            reach *= 2
+        kept = bisect_left(range(1, min(reach, len(words))), True, key=is_long)
 
         # A single word beyond the context is left to the tokenizer, which cuts its end.
         return " ".join(words[-max(kept, 1) :])

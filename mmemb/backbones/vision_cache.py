@@ -30,8 +30,6 @@ class VisionCache:
     """
 
     def __init__(self, most: int) -> None:
-        if most < 1:
-            raise ValueError(f"cached_pictures {most}: expected 1 or more, or 0 for none.")
         self.most = most
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
 

@@ -28,7 +28,7 @@ from mmemb.llm.decoding.drafts import Draft, write_behind
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.decoding.tags import TAGS, TaggedForm, whole_text
 from mmemb.llm.loading import DTYPES, load_model, outside_of_text
-from mmemb.llm.lora import LoraSettings, attach_lora
+from mmemb.llm.lora import LoraSettings
 from mmemb.llm.prompts.chat_prompt import Prompt, PromptBuilder
 from mmemb.llm.prompts.special_tokens import special_tokens
 from mmemb.llm.prompts.style import PromptStyle, at_least_one
@@ -109,13 +109,13 @@ class VisionLanguageBackbone(GenerativeBackbone):
             for module in outside_of_text(self.model):
                 module.requires_grad_(False)
 
-        # In a tuple: the same weights must not be registered twice.
-        self._tuned: tuple[nn.Module, ...] = ()
-
     # what is embedded
 
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
-        prompts = self._read(sides, rationales)
+        if self.style.rationale_in == "text":
+            prompts = self.prompts.build_all(list(map(_extended, sides, rationales)))
+        else:
+            prompts, _ = self._with_replies(sides, rationales)
         state_BLH, end_B = self._states(prompts)
         return state_BLH[_rows(end_B), end_B].float() + self._join()
 
@@ -145,9 +145,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
             empty = self._empty()
             return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
 
-        plain = self.prompts.build_all(sides)
-        replies = [self._said(note) if note is not None else [] for note in notes]
-        whole = [prompt.followed_by(ids) for prompt, ids in zip(plain, replies, strict=True)]
+        whole, replies = self._with_replies(sides, notes)
         num_tokens_B = torch.tensor([len(ids) for ids in replies], device=self.device)
 
         # One sequence holds both vectors: h_d at the end of its prompt, h_r at its own.
@@ -164,12 +162,13 @@ class VisionLanguageBackbone(GenerativeBackbone):
             nll_B = replies_nll(self.output_head, read_BLH, end_B, replies)
         return Paths(direct_BD, reasoned_BD, nll_B, num_tokens_B.float())
 
-    def _read(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> list[Prompt]:
-        if self.style.rationale_in == "text":
-            return self.prompts.build_all(list(map(_extended, sides, rationales)))
+    def _with_replies(
+        self, sides: Sequence[Side], rationales: Sequence[Rationale | None]
+    ) -> tuple[list[Prompt], list[list[int]]]:
+        """Returns the prompts with the rationales behind them, and the tokens of these."""
         replies = [[] if note is None else self._said(note) for note in rationales]
-        prompts = self.prompts.build_all(sides)
-        return [prompt.followed_by(ids) for prompt, ids in zip(prompts, replies, strict=True)]
+        prompts = zip(self.prompts.build_all(sides), replies, strict=True)
+        return [prompt.followed_by(ids) for prompt, ids in prompts], replies
 
     @property
     def output_head(self) -> nn.Module:
@@ -207,12 +206,6 @@ class VisionLanguageBackbone(GenerativeBackbone):
 
         output = self.model.base_model(**inputs, use_cache=False)
         return output.last_hidden_state, batch.end_R
-
-    def _join(self) -> Tensor:
-        """Zero, in the graph of every trained parameter: a batch may hold no picture, and one
-        without rationales does not use the head."""
-        trained = [p.flatten()[:1].float().sum() for p in self.parameters() if p.requires_grad]
-        return 0 * torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
 
     # what is written
 
@@ -316,22 +309,17 @@ class VisionLanguageBackbone(GenerativeBackbone):
         """The language model with its low-rank updates, as peft sees it; None if it has none."""
         return self._tuned[0] if self._tuned else None
 
-    def blocks(self) -> list[nn.Module]:
-        """The layers of the language model."""
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        decoder = self.model.get_decoder()
-        return [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+    @property
+    def language_part(self) -> nn.Module:
+        """The language model without its head; the vision tower takes no updates."""
+        return self.model.get_decoder()
 
     def attach_lora(self, settings: LoraSettings, seed: int = 0) -> None:
-        """Adds updates to the language model; the vision tower gets none."""
-        if self._tuned:
-            raise ValueError("this backbone has LoRA updates already")
+        """See `Backbone.attach_lora`."""
         if not self.freeze_vision:
             raise ValueError("with LoRA only the updates learn: set freeze_vision: true.")
-
         self.model.requires_grad_(False)
-        self._tuned = (attach_lora(self.model.get_decoder(), settings, seed),)
+        super().attach_lora(settings, seed)
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
         model = self.model

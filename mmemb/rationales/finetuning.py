@@ -6,14 +6,12 @@ See docs/method.md section 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmemb.llm.decoding.text_model import read_behind, read_prefix
-from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adapter
+from mmemb.llm.lora import LoraSettings
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.losses.terms import LossTerm
 from mmemb.rationales.supervised import ReplyTokens, ReplyTuner, pack_replies, reply_loss
@@ -44,14 +42,8 @@ class ChatTuner(ReplyTuner):
                 "`adapter` out and give the rationales kept in the last round."
             )
 
-        self._chat, self._lora = chat, lora
-        self._shared = chat.shares_prefix  # asked before there are updates
-        self._tuned = attach_lora(chat.model, lora, seed)
-        self.parameters: dict[str, nn.Parameter] = lora_parameters(self._tuned)
-
-    def to(self, device: torch.device) -> None:
-        """See `ReplyTuner.to`."""
-        self._chat.model.to(device)
+        self._chat, self._shared = chat, chat.shares_prefix  # asked before there are updates
+        super().__init__(chat.model, chat.model, chat.label, lora, seed)
 
     def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
         """See `ReplyTuner.loss`; the rationales are of the prompt's depth."""
@@ -63,10 +55,6 @@ class ChatTuner(ReplyTuner):
 
         tokens = pack_replies(prompts, replies, chat.model.device)
         return reply_loss(self._logits(tokens), tokens)
-
-    def save(self, folder: Path) -> None:
-        """Writes the adapter that `LanguageModelWorker(adapter=...)` loads."""
-        save_adapter(self._tuned, self._lora, folder, self._chat.label)
 
     def _logits(self, tokens: ReplyTokens) -> Tensor:
         """Computes the logits (B, T + 1, V), from the column before the longest reply on."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.llm.decoding.padding import left_pad
+from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adapter
 from mmemb.losses.terms import LossTerm
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
@@ -25,13 +26,26 @@ class ReplyTuner(ABC):
 
     Attributes:
         parameters: the updates, by the names that peft saves.
+
+    Args:
+        model: the model, which is changed in place.
+        tuned: the part of it that gets updates.
+        label: name of the model, for a reader of the adapter.
+        lora: rank, scale, layers.
+        seed: seed of the updates' start.
     """
 
-    parameters: dict[str, nn.Parameter]
+    def __init__(
+        self, model: nn.Module, tuned: nn.Module, label: str, lora: LoraSettings, seed: int
+    ) -> None:
+        # Frozen before the updates are attached, so that these alone are trained.
+        self._model, self._label, self._lora = model.requires_grad_(False), label, lora
+        self._tuned = attach_lora(tuned, lora, seed)
+        self.parameters: dict[str, nn.Parameter] = lora_parameters(self._tuned)
 
-    @abstractmethod
     def to(self, device: torch.device) -> None:
         """Moves the model, updates included."""
+        self._model.to(device)
 
     @abstractmethod
     def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
@@ -45,9 +59,9 @@ class ReplyTuner(ABC):
             Sum over the replies' tokens, and their number.
         """
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the adapter that the worker loads as `adapter`."""
+        save_adapter(self._tuned, self._lora, folder, self._label)
 
 
 @final

@@ -85,7 +85,10 @@ def parse_json(data: bytes | str, kind: type[_Value], where: str, advice: str = 
     try:
         return _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise SchemaError(f"{where}: {_reason(data, error, kind)}.", advice) from None
+        reason = _reason(data, error, kind).removesuffix(
+            "."
+        )  # a record's own check may be a sentence
+        raise SchemaError(f"{where}: {reason}.", advice) from None
     except RecursionError:
         raise SchemaError(f"{where}: the JSON is nested too deeply.", advice) from None
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmemb.backbones.base import Backbone, load_backbone
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
-from mmemb.selection.judge import PairEvaluator
+from mmemb.selection.judge import PairEvaluator, pad_scores
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.trained_facts import FACTS, read_facts, trained_facts
 
@@ -68,26 +68,18 @@ class EmbeddingEvaluator(PairEvaluator):
             for name in self.judges_of(fact):
                 rows[name].append(row)
 
-        # Judges see different pairs of the batch, so the shape of the whole batch is fixed
-        # before.
-        num_candidates = max(map(len, candidates), default=0)
-        num_columns = 1 + max(map(len, rationales), default=0)
-        total_BCR = torch.zeros(len(queries), num_candidates, num_columns)
-        count_B = torch.zeros(len(queries))
-
+        judged: list[list[Tensor]] = [[] for _ in queries]
         for name, judge in self.judges.items():
-            if rows[name]:
-                found = judge.similarity(
-                    [queries[row] for row in rows[name]],
-                    [candidates[row] for row in rows[name]],
-                    [rationales[row] for row in rows[name]],
-                    (num_candidates, num_columns),
-                )
-                total_BCR[rows[name]] += found
-                count_B[rows[name]] += 1
+            cosines = judge.similarity(
+                [queries[row] for row in rows[name]],
+                [candidates[row] for row in rows[name]],
+                [rationales[row] for row in rows[name]],
+            )
+            for row, cosine_CR in zip(rows[name], cosines, strict=True):
+                judged[row].append(cosine_CR)
 
         # Each pair has at least one judge: `judges_of` raises otherwise.
-        return total_BCR / count_B[:, None, None] / self.tau
+        return pad_scores([sum(cosines) / len(cosines) / self.tau for cosines in judged])
 
     def identity(self) -> str:
         """See `PairEvaluator.identity`; a judge counts with the fingerprint of its run."""
@@ -129,30 +121,23 @@ class _Judge:
         queries: Sequence[Side],
         candidates: Sequence[Sequence[Side]],
         rationales: Sequence[Sequence[Rationale]],
-        shape: Sequence[int],
-    ) -> Tensor:
-        """Cosines (B, C, R), padded to `shape` = (C, R) by -inf and NaN."""
+    ) -> list[Tensor]:
+        """Returns the cosines (C, R) of each pair."""
         # Every column of every query is one row, so that one series of batches encodes them all.
         sides = [side for side, own in zip(queries, rationales, strict=True) for _ in (0, *own)]
         notes = [note for own in rationales for note in [None, *own]]
-        query_D = iter(self._encode(sides, notes).split([1 + len(own) for own in rationales]))
+        query_RD = self._encode(sides, notes).split([1 + len(own) for own in rationales])
 
-        self._remember(list(chain.from_iterable(candidates)))
-
-        score_BCR = torch.full((len(queries), *shape), -torch.inf)
-        for row, sides in enumerate(candidates):
-            target_CD = torch.stack([self.known[side.digest] for side in sides])
-            score_CR = target_CD @ next(query_D).T
-            score_BCR[row, : len(sides), : score_CR.shape[1]] = score_CR
-            # A missing column is NaN over all candidates, also over those that are padding.
-            score_BCR[row, :, score_CR.shape[1] :] = torch.nan
-        return score_BCR
-
-    def _remember(self, sides: Sequence[Side]) -> None:
         # Pairs share candidates, and a candidate has one vector: no rationale is about it.
-        new = {side.digest: side for side in sides if side.digest not in self.known}
-        vectors = self._encode(list(new.values()), [None] * len(new))
+        targets = {side.digest: side for side in chain.from_iterable(candidates)}
+        new = [digest for digest in targets if digest not in self.known]
+        vectors = self._encode([targets[digest] for digest in new], [None] * len(new))
         self.known.update(zip(new, vectors, strict=True))
+
+        return [
+            torch.stack([self.known[side.digest] for side in sides]) @ reasoned_RD.T
+            for sides, reasoned_RD in zip(candidates, query_RD, strict=True)
+        ]
 
     @torch.inference_mode()
     def _encode(self, sides: Sequence[Side], notes: Sequence[Rationale | None]) -> Tensor:

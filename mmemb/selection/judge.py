@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from mmemb.records.inputs import Side
@@ -56,3 +57,16 @@ class PairEvaluator(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Hash of all that decides a score: stored scores of another identity are made again."""
+
+
+def pad_scores(scores: Sequence[Tensor]) -> Tensor:
+    """Pads the scores (C, R) of B pairs to one batch, as `PairEvaluator.score` returns it."""
+    num_candidates = max((score_CR.shape[0] for score_CR in scores), default=0)
+    num_columns = max((score_CR.shape[1] for score_CR in scores), default=1)
+    score_BCR = torch.full((len(scores), num_candidates, num_columns), -torch.inf)
+
+    for padded_CR, score_CR in zip(score_BCR, scores, strict=True):
+        padded_CR[: len(score_CR), : score_CR.shape[1]] = score_CR
+        # A missing column is NaN over all candidates, also over those that are padding.
+        padded_CR[:, score_CR.shape[1] :] = torch.nan
+    return score_BCR

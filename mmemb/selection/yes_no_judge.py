@@ -24,7 +24,7 @@ from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.text import check_unicode
 from mmemb.selection.contrasts import Kind
-from mmemb.selection.judge import PairEvaluator
+from mmemb.selection.judge import PairEvaluator, pad_scores
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.trained_facts import read_facts, trained_facts
@@ -95,26 +95,16 @@ class YesNoEvaluator(PairEvaluator):
                 "not see it."
             )
 
-        shape = (
-            max(map(len, candidates), default=0),
-            1 + max(map(len, rationales), default=0),
-        )
-        score_BCR = torch.full((len(queries), *shape), -torch.inf)
-
-        for row, (query, sides, notes) in enumerate(
-            zip(queries, candidates, rationales, strict=True)
-        ):
+        scores: list[Tensor] = []
+        for query, sides, notes in zip(queries, candidates, rationales, strict=True):
             if not sides:
                 raise ValueError(
-                    f"query {row} of {len(queries)} (text {query.text[:60]!r}) has no candidates: "
-                    "give its target, then its negatives."
+                    f"query {len(scores)} of {len(queries)} (text {query.text[:60]!r}) has no "
+                    "candidates: give its target, then its negatives."
                 )
 
-            found_CR = self._of_query(query, sides, [None, *notes])
-            score_BCR[row, : len(sides), : found_CR.shape[1]] = found_CR
-            # A missing column is NaN over all candidates, also over those that are padding.
-            score_BCR[row, :, found_CR.shape[1] :] = torch.nan
-        return score_BCR
+            scores.append(self._of_query(query, sides, [None, *notes]))
+        return pad_scores(scores)
 
     def identity(self) -> str:
         """See `PairEvaluator.identity`; the id of a model on a hub counts as text."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
+
+from msgspec import structs
 
 from mmemb.llm.prompts.chat_template import conversation_text
 from mmemb.records.inputs import Side
@@ -27,22 +28,34 @@ class ExampleJson(Schema):
     think: str = ""
 
 
-@final
 class PromptJson(Schema):
-    """A prompt file; see `FewShotPrompt`."""
+    """A prompt file.
+
+    Attributes:
+        query: how a side is put as a question, with the fields `{instruction}` and `{text}`.
+        closing: text at which decoding stops; empty = only at the model's end token.
+        concepts: the concepts that the examples name; they belong to part `train`.
+    """
 
     system: str
     examples: tuple[ExampleJson, ...]
-    concepts: tuple[str, ...]
+    concepts: frozenset[str]
     query: str = "{text}"
     opening: str = "<think>"
     between: str = "</think><answer>"
     closing: str = "</answer>"
     depth: Literal["full", "short"] = FULL
 
+    def __post_init__(self) -> None:
+        if self.depth == FULL and not self.between:
+            raise ValueError("between is empty, so that a thought has no end")
 
-@dataclass(frozen=True, slots=True)
-class FewShotPrompt:
+        # The template comes from a file: formats and attributes in its fields are refused.
+        check_template(self.query, ("instruction", "text"), "query")
+
+
+@final
+class FewShotPrompt(PromptJson):
     """A prompt file. The reply's form is the file's choice, since every token costs time.
 
     A model is shown, and writes, `{opening}{think}{between}{answer}{closing}`; the opening
@@ -51,21 +64,9 @@ class FewShotPrompt:
 
     Attributes:
         identity: hash of the file's content; recorded in every rationale as its `prompt`.
-        query: how a side is put as a question, with the fields `{instruction}` and `{text}`.
-        closing: text at which decoding stops; empty = only at the model's end token.
-        examples: (query, think, answer) triples.
-        concepts: the concepts that the examples name; they belong to part `train`.
     """
 
-    identity: str
-    system: str
-    examples: tuple[tuple[str, str, str], ...]
-    concepts: frozenset[str]
-    query: str
-    opening: str
-    between: str
-    closing: str
-    depth: str
+    identity: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> FewShotPrompt:
@@ -78,38 +79,14 @@ class FewShotPrompt:
                 "experiments/configs/pocket/few_shot.json."
             ) from None
 
-        where = f"The prompt file {path} cannot be used"
-        advice = (
+        data = parse_json(
+            content,
+            PromptJson,
+            f"The prompt file {path} cannot be used",
             f"Expected a JSON object with keys from {sorted(PromptJson.__struct_fields__)}, whose "
-            "examples hold query, think and answer."
+            "examples hold query, think and answer.",
         )
-
-        data = parse_json(content, PromptJson, where, advice)
-        try:
-            return cls._of(data, hashlib.sha256(content).hexdigest()[:12])
-        except ValueError as error:
-            raise ValueError(f"{where}: {str(error).removesuffix('.')}. {advice}") from None
-
-    @classmethod
-    def _of(cls, data: PromptJson, identity: str) -> FewShotPrompt:
-        if data.depth == FULL and not data.between:
-            raise ValueError("between is empty, so that a thought has no end")
-
-        prompt = cls(
-            identity,
-            data.system,
-            tuple((shown.query, shown.think, shown.answer) for shown in data.examples),
-            frozenset(data.concepts),
-            data.query,
-            data.opening,
-            data.between,
-            data.closing,
-            data.depth,
-        )
-
-        # The template comes from a file: formats and attributes in its fields are refused.
-        check_template(prompt.query, ("instruction", "text"), "query")
-        return prompt
+        return cls(**structs.asdict(data), identity=hashlib.sha256(content).hexdigest()[:12])
 
     def reply(self, think: str, answer: str) -> str:
         """The whole reply of a model for a thought and an answer."""
@@ -136,9 +113,9 @@ class FewShotPrompt:
     def messages(self, question: str) -> list[dict[str, str]]:
         """System message, examples and the question."""
         said = [{"role": "system", "content": self.system}] if self.system else []
-        for query, think, answer in self.examples:
-            said += [{"role": "user", "content": query}]
-            said += [{"role": "assistant", "content": self.reply(think, answer)}]
+        for shown in self.examples:
+            said += [{"role": "user", "content": shown.query}]
+            said += [{"role": "assistant", "content": self.reply(shown.think, shown.answer)}]
         return [*said, {"role": "user", "content": question}]
 
     def render(self, tokenizer: Any, question: str) -> str:

@@ -173,7 +173,9 @@ class ChatClient:
                 doubled = 2.0 ** min(seen.total() - 1, 30)
                 pause = min(self.backoff_s * doubled, LONGEST_BACKOFF_S)
 
-                call.warn_once("%s It is asked again.", problem)
+                if not call.has_warned:
+                    _LOG.warning("%s It is asked again.", problem)
+                call.has_warned = True
                 await sleep(max(pause, fault.pause_s))
 
     async def _attempt(self, body: bytes, transport: httpx2.AsyncHTTPTransport) -> Reply:
@@ -255,6 +257,7 @@ def seconds(retry_after: str) -> float:
 
 
 @final
+@dataclass(eq=False)
 class _FaultError(Exception):
     """A failed try: its kind, the problem, an advice, and the seconds that the server asks for.
 
@@ -262,29 +265,19 @@ class _FaultError(Exception):
     never.
     """
 
-    def __init__(
-        self,
-        kind: Literal["passing", "odd", "lasting"],
-        problem: str,
-        advice: str,
-        pause_s: float = 0.0,
-    ) -> None:
-        super().__init__(problem)
-        self.kind, self.problem, self.advice, self.pause_s = kind, problem, advice, pause_s
+    kind: Literal["passing", "odd", "lasting"]
+    problem: str
+    advice: str
+    pause_s: float = 0.0
 
 
 @final
+@dataclass
 class _Call:
     """State that the requests of one call share: the transport, and whether they have warned."""
 
-    def __init__(self, transport: httpx2.AsyncHTTPTransport) -> None:
-        self.transport = transport
-        self._warned = False
-
-    def warn_once(self, message: str, *values: object) -> None:
-        if not self._warned:
-            _LOG.warning(message, *values)
-        self._warned = True
+    transport: httpx2.AsyncHTTPTransport
+    has_warned: bool = False
 
 
 def _shown(text: str, key: str) -> str:

@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmemb.llm.decoding.drafter import Drafter
 from mmemb.llm.decoding.drafts import Draft
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.decoding.tags import TaggedForm
 from mmemb.llm.loading import revision_of
-from mmemb.llm.lora import (
-    LoraSettings,
-    adapter_identity,
-    attach_lora,
-    lora_parameters,
-    merge_adapter,
-    save_adapter,
-)
+from mmemb.llm.lora import LoraSettings, adapter_identity, merge_adapter
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.style import PromptStyle
 from mmemb.losses.terms import LossTerm
@@ -225,20 +218,10 @@ class VisionLanguageTuner(ReplyTuner):
     """
 
     def __init__(self, backbone: VisionLanguageBackbone, lora: LoraSettings, seed: int) -> None:
-        # Frozen before the updates are attached, so that these alone are trained.
-        self._backbone, self._lora = backbone.requires_grad_(False), lora
-        self._tuned = attach_lora(backbone.model.get_decoder(), lora, seed)
-        self.parameters: dict[str, nn.Parameter] = lora_parameters(self._tuned)
-
-    def to(self, device: torch.device) -> None:
-        """See `ReplyTuner.to`."""
-        self._backbone.to(device)
+        self._backbone, decoder = backbone, backbone.model.get_decoder()
+        super().__init__(backbone, decoder, Path(backbone.model_id).name, lora, seed)
 
     def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
         """See `ReplyTuner.loss`."""
         paths = self._backbone.encode_paths(sides, list(rationales))
         return LossTerm(paths.nll_B.sum(), paths.num_tokens_B.sum())
-
-    def save(self, folder: Path) -> None:
-        """See `ReplyTuner.save`."""
-        save_adapter(self._tuned, self._lora, folder, Path(self._backbone.model_id).name)

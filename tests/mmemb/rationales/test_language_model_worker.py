@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AttentionInterface
 
 from datamodules.prepare.pocket.splits import Split
@@ -198,4 +198,4 @@ def test_the_pocket_prompt_names_train_concepts_only() -> None:
     assert {split.parts[concept] for concept in named} == {"train"}
     # A mixed row asks about train countries: none of the prompt's may be in the test.
     assert "test" not in {split.mixed[concept] for concept in named}
-    assert len({answer for *_, answer in prompt.examples}) == len(prompt.concepts)
+    assert len({example.answer for example in prompt.examples}) == len(prompt.concepts)
