@@ -19,6 +19,7 @@ from typing_extensions import override
 from lightning_modules.judging import judge_missing
 from mmemb.records.outputs import SidecarOutput, SidecarRow, StepOutput
 from mmemb.records.rationales import scored_to_json
+from mmemb.records.schema import to_json
 from mmemb.retrieval.running_means import MeanSums
 from mmemb.selection import PairEvaluator
 from mmemb.selection.answers import names_target
@@ -29,10 +30,10 @@ from mmemb.selection.fitted_selection import (
     check_rule,
     fit_selection,
     read_selection,
-    write_selection,
 )
 from mmemb.selection.keep_rule import Contrast, KeepRule
 from mmemb.selection.pair_scores import JudgedPairs, SelectionScores
+from mmemb.storage.json_files import write_json
 from mmemb.storage.protocols import JudgeData, require
 
 
@@ -109,7 +110,7 @@ class CounterfactualSelector(LightningModule):
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero and self.fitted is not None:
             (path,) = self.products("fit")
-            write_selection(path, self.fitted)
+            write_json(path, to_json(self.fitted))
 
     def products(self, stage: str) -> list[Path]:
         """The fitted tau and eta; see `mmemb.storage.products.Producer`."""

@@ -385,7 +385,7 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if is_spec(value):
             arguments[key] = _resolved(value, folder)
         elif key in kind.sources and value is not None and value not in kind.sources[key]:
-            arguments[key] = _own_source(value, folder, f"{where}: {key}")
+            arguments[key] = own_source(value, folder, f"{where}: {key}")
         elif is_in_folder(value):
             raise ValueError(
                 f"{where}: {key} names a file, so {kind.__name__}.sources must list it."
@@ -400,7 +400,8 @@ def _resolved(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"class_path": spec["class_path"], "init_args": arguments}
 
 
-def _own_source(value: Any, folder: Path, where: str) -> str:
+def own_source(value: Any, folder: Path, where: str) -> str:
+    """Returns the path of a saved folder's own file, and refuses any other."""
     if not is_in_folder(value):
         raise ValueError(
             f"{where} names {value!r}, which is no file of this folder: a saved backbone needs "

@@ -1,4 +1,4 @@
-"""CLIP's own tokenizer for texts that may come from anywhere, without special tokens in them.
+"""Tokenizers for texts that may come from anywhere, without special tokens in them.
 
 open_clip's tokenizer takes `<end_of_text>` in a text for the end, where CLIP reads out, so that all
 behind it is hidden; and it reads the whole of a text, of which 77 tokens stay.
@@ -7,10 +7,14 @@ behind it is hidden; and it reads the whole of a text, of which 77 tokens stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
+
+# Bytes that UTF-8 never uses. CLIP reads out at the largest number: that is the end.
+_START, _END, _PAD = 254, 255, 0
 
 _MARGIN = 16
 """Tokens at the end of a cut word that the cut may have changed."""
@@ -78,3 +82,21 @@ class ClipTokenizer:
         elif len(tokenizer.cache) > _CACHED_WORDS:
             tokenizer.cache.clear()
         return tokens
+
+
+@final
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes as 256 token numbers, for tiny models: no vocabulary file is needed."""
+
+    context_length: int
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        """Token numbers (B, context_length); longer texts lose their end.
+
+        >>> ByteTokenizer(5)(["a", "abcd"]).tolist()
+        [[254, 97, 255, 0, 0], [254, 97, 98, 99, 255]]
+        """
+        length = context_length or self.context_length
+        rows = [[_START, *text.encode()[: length - 2], _END] for text in texts]
+        return torch.tensor([row + [_PAD] * (length - len(row)) for row in rows])

@@ -63,7 +63,8 @@ def check_contract(backbone: Backbone) -> Iterator[Finding]:
     # Each check gets a copy: gradients or a mode that one leaves behind must not reach the next.
     for promise, check in checks.items():
         try:
-            holds, seen = check(copy.deepcopy(backbone).eval(), sides)
+            with torch.set_grad_enabled(check is _join_all):
+                holds, seen = check(copy.deepcopy(backbone).eval(), sides)
         except Exception as error:  # noqa: BLE001  (whatever a stranger's code does)
             holds, seen = False, f"{type(error).__name__}: {error}"
         yield Finding(promise, holds, seen)
@@ -88,7 +89,6 @@ def _picture(seed: int, kind: str = "image") -> Media:
     return Media(kind, f"check-{seed}", pixels)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def _are_unit(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     vectors_BD = backbone.encode(sides)
     shape, dtype = tuple(vectors_BD.shape), vectors_BD.dtype
@@ -97,7 +97,6 @@ def _are_unit(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     return right and off < TOLERANCE, f"{shape} {dtype}, norms within {off:.1e} of 1"
 
 
-@torch.no_grad()
 def _ignore_the_batch(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     notes = [HELPFUL if row % 2 else None for row in range(len(sides))]
     together = backbone.encode(sides, notes)
@@ -106,20 +105,17 @@ def _ignore_the_batch(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]
     return _close(backbone, together, alone)
 
 
-@torch.no_grad()
 def _ignore_padding(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     long = Side(" ".join(["a very long text"] * 10))
     return _close(backbone, backbone.encode(sides), backbone.encode([*sides, long])[:-1])
 
 
-@torch.no_grad()
 def _differ(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     vectors_BD = backbone.encode(sides)
     most = float((vectors_BD @ vectors_BD.T - 2 * torch.eye(len(sides)).to(vectors_BD)).max())
     return most < 1 - 1e-5, f"highest cosine {most:.5f}"
 
 
-@torch.no_grad()
 def _read_rationales(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     direct, reasoned, broken = (
         backbone.encode(sides, [note] * len(sides)) for note in (None, HELPFUL, EMPTY)
@@ -153,7 +149,6 @@ def _refuse(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     return False, "a side without content was embedded"
 
 
-@torch.no_grad()
 def _load_again(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         backbone.save_pretrained(folder)

@@ -19,9 +19,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from mmemb.backbones.base import Backbone, check_policy
-from mmemb.backbones.bytes_tokenizer import ByteTokenizer
-from mmemb.backbones.clip_tokenizer import ClipTokenizer
+from mmemb.backbones.base import Backbone, check_policy, own_source
+from mmemb.backbones.clip_tokenizer import ByteTokenizer, ClipTokenizer
 from mmemb.backbones.pixels import prepare_pixels
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
@@ -128,13 +127,8 @@ class OpenClipBackbone(Backbone):
             named["timm_model_name"] = timm
 
         for key, value in named.items():
-            if value and not is_in_folder(value):
-                raise ValueError(
-                    f"{path}: {key} names {value!r}, which is no file of this folder: a saved "
-                    "backbone needs nothing but its own files. Save it again."
-                )
             if value:
-                path_in_folder(value, folder, f"{path}: {key}")
+                own_source(value, folder, f"{path}: {key}")
 
     def _save_files(self, folder: Path) -> dict[str, Any]:
         spec = copy.deepcopy(self.spec)
@@ -276,10 +270,12 @@ def _load_model(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str,
             model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
         return model, {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
 
-    spec = _read_spec(Path(name))
+    spec = _read_config(Path(name))
+    text_cfg = spec["model_cfg"]["text_cfg"]
+    if is_in_folder(text := text_cfg.get(_TEXT)):
+        text = text_cfg[_TEXT] = path_in_folder(text, Path(name).parent, f"{name}: {_TEXT}")
 
     # open_clip takes configs by folder; its other way would change its global table of names.
-    text = spec["model_cfg"]["text_cfg"].get(_TEXT)
     read = reading(text) if text else nullcontext()
 
     with tempfile.TemporaryDirectory() as folder, _without_warnings(), read:
@@ -323,16 +319,8 @@ class _SpecJson(Excerpt):
     preprocess_cfg: dict[str, Any] = {}
 
 
-def _read_spec(path: Path) -> dict[str, Any]:
-    """`{model_cfg, preprocess_cfg}` of a JSON config, with the paths of files beside it."""
-    spec = _read_config(path)
-    text_cfg = spec["model_cfg"]["text_cfg"]
-    if is_in_folder(text_cfg.get(_TEXT)):
-        text_cfg[_TEXT] = path_in_folder(text_cfg[_TEXT], path.parent, f"{path}: {_TEXT}")
-    return spec
-
-
 def _read_config(path: Path) -> dict[str, Any]:
+    """Reads the `{model_cfg, preprocess_cfg}` of a JSON config."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: the JSON config of an open_clip model.")
     advice = "Give an open_clip model config."

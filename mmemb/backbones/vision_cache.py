@@ -14,8 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-_Seen = tuple[Tensor, tuple[Tensor, ...]]
-"""(T, H) of the last layer, and of the layers that a model feeds in deeper."""
+_Seen = tuple[Tensor, ...]
+"""(T, H) of the last layer, then of the layers that a model feeds in deeper."""
 
 
 @final
@@ -52,7 +52,11 @@ class VisionCache:
 
         # By content: a picture that the batch shows twice is computed once.
         fresh = {d: n for n, d in enumerate(digests) if d not in self._seen}
-        found = {d: _on(pixels.device, self._seen[d]) for d in digests if d in self._seen}
+        found = {
+            digest: tuple(x.to(pixels.device) for x in self._seen[digest])
+            for digest in digests
+            if digest in self._seen
+        }
 
         if fresh:
             places = list(fresh.values())
@@ -60,13 +64,14 @@ class VisionCache:
                 torch.cat([parts[n] for n in places]), grid_N3[places], return_dict=True
             )
             deep = getattr(read, "deepstack_features", None) or ()
-            found |= zip(fresh, zip(read.pooler_output, _columns(deep, len(places)), strict=True),
-                         strict=True)  # fmt: skip
+            found |= zip(fresh, zip(read.pooler_output, *deep, strict=True), strict=True)
 
         self._keep(found)
 
         kept = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        outputs = {"image": _output([found[digest] for digest in digests])}
+        last, *deeper = map(list, zip(*(found[digest] for digest in digests), strict=True))
+        image = SimpleNamespace(pooler_output=last, deepstack_features=deeper)
+        outputs = {"image": image}
 
         if "pixel_values_videos" in kept:  # the model takes pixels of neither or of both
             outputs["video"] = model.base_model.get_video_features(  # type: ignore[operator,union-attr]
@@ -76,28 +81,10 @@ class VisionCache:
         return kept | {"mm_encoder_outputs": outputs}
 
     def _keep(self, found: dict[str, _Seen]) -> None:
-        for digest, (tokens_TH, deeper) in found.items():
+        for digest, layers in found.items():
             if digest not in self._seen:  # copies: parts of a batch would keep all of it
-                self._seen[digest] = _copy(tokens_TH), tuple(map(_copy, deeper))
+                self._seen[digest] = tuple(x.to("cpu", copy=True) for x in layers)
             self._seen.move_to_end(digest)
 
         while len(self._seen) > self.most:
             self._seen.popitem(last=False)
-
-
-def _copy(x: Tensor) -> Tensor:
-    return x.to("cpu", copy=True)
-
-
-def _on(device: torch.device, seen: _Seen) -> _Seen:
-    return seen[0].to(device), tuple(layer.to(device) for layer in seen[1])
-
-
-def _columns(deep: Sequence[Sequence[Tensor]], num: int) -> list[tuple[Tensor, ...]]:
-    """Outputs of the deeper layers, picture by picture."""
-    return [tuple(layer[n] for layer in deep) for n in range(num)]
-
-
-def _output(seen: Sequence[_Seen]) -> SimpleNamespace:
-    deep = [list(layer) for layer in zip(*(layers for _, layers in seen), strict=True)]
-    return SimpleNamespace(pooler_output=[tokens for tokens, _ in seen], deepstack_features=deep)

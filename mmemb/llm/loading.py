@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmemb.llm.lora import adapter_identity
 from mmemb.records.text import quote
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.tensor_files import load_whole, quiet_loading
@@ -37,6 +39,20 @@ def revision_of(model: str, commit: str | None) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def loaded_revision(model: str, load: Callable[[], Any], adapter: str | None) -> str:
+    """Revision of a model and of its adapter, so that every rationale tells which weights wrote it.
+
+    Args:
+        model: local folder or hub id.
+        load: returns the model of transformers; asked only for a hub id.
+        adapter: folder of a LoRA adapter, or None.
+    """
+    # A hub id may move to other weights; transformers records the commit that it loaded.
+    commit = None if Path(model).is_dir() else getattr(load().config, "_commit_hash", None)
+    base = revision_of(model, commit)
+    return f"{base}+{adapter_identity(Path(adapter))}" if adapter else base
 
 
 def load_model(

@@ -23,9 +23,9 @@ _HOMES = {
     "fold_candidates": "merge",
     "load_saved_worker": "writers.loading",
     "load_worker": "writers.loading",
-    "read_pool": "store",
+    "read_pool": "writers.pool",
     "save_worker": "writers.loading",
-    "write_pool": "store",
+    "write_pool": "writers.pool",
 }
 
 __all__ = sorted(_HOMES)

@@ -69,8 +69,16 @@ class DrawBook:
         self._names: dict[RationaleWorker, tuple[str, str]] = {}
         self._places: dict[str, list[tuple[ShardIndex, IndexEntry]]] = {}
 
-        for folder in folders:
-            self._shelve(ShardIndex.open(folder))
+        for index in map(ShardIndex.open, folders):
+            entries = [entry for entry in index.entries if DIGEST in entry.meta]
+            for entry in entries:
+                self._places.setdefault(entry.meta[DIGEST], []).append((index, entry))
+            if not entries:
+                raise ValueError(
+                    f"{index.folder} keeps no draws that could be found again. Reuse folders that "
+                    "RationaleGenerator wrote with `reuse` set (an empty list will do) or with "
+                    "`seed_by: content`; docs/rationales.md says more."
+                )
 
     def write(
         self, worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
@@ -212,18 +220,6 @@ class DrawBook:
 
         page.earlier = frozenset(page.draws)
         return page
-
-    def _shelve(self, index: ShardIndex) -> None:
-        found = [entry for entry in index.entries if DIGEST in entry.meta]
-        if not found:
-            raise ValueError(
-                f"{index.folder} keeps no draws that could be found again. Reuse folders that "
-                "RationaleGenerator wrote with `reuse` set (an empty list will do) or with "
-                "`seed_by: content`; docs/rationales.md says more."
-            )
-
-        for entry in found:
-            self._places.setdefault(entry.meta[DIGEST], []).append((index, entry))
 
 
 @final

@@ -1,6 +1,6 @@
-"""Next-token loss on replies alone, as (sum, count), for any model and tokenizer.
+"""Fitting of a worker's model on rationales: the M-step of a second EM round.
 
-Shapes: B rows, L tokens of the longest row, T tokens of the longest reply, V vocabulary.
+See docs/method.md section 2. Shapes: B rows.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mmemb.llm.decoding.padding import left_pad
 from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adapter
 from mmemb.losses.terms import LossTerm
 from mmemb.records.inputs import Side
@@ -81,60 +80,11 @@ class ReplyBatch:
         return self
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class ReplyTokens:
-    """Prompts and replies, padded on the left, so that all replies end in the last column.
-
-    Attributes:
-        ids_BL: int64 token ids, padded with 0.
-        mask_BL: int64, 1 where there is a token.
-        scored_BT: bool, which of the last T tokens belong to the row's reply.
-    """
-
-    ids_BL: Tensor
-    mask_BL: Tensor
-    scored_BT: Tensor
-
-    @property
-    def longest_reply(self) -> int:
-        """The number T of tokens in the longest reply."""
-        return self.scored_BT.shape[1]
-
-
-def pack_replies(
-    prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], device: torch.device
-) -> ReplyTokens:
-    """Packs rows of a prompt and a reply each.
-
-    >>> packed = pack_replies([[5, 6], [7]], [[1], [2, 3]], torch.device("cpu"))
-    >>> packed.ids_BL.tolist(), packed.scored_BT.tolist()
-    ([[5, 6, 1], [7, 2, 3]], [[False, True], [True, True]])
-
-    Args:
-        prompts: B token sequences; none is empty, since a reply's first token is predicted too.
-        replies: B token sequences; none is empty.
-        device: device of the tensors.
-    """
-    rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
-    ids_BL, mask_BL = left_pad(rows, device)
-    # The replies end in the last column too, so their own mask says which tokens are theirs.
-    _, scored_BT = left_pad(replies, device)
-    return ReplyTokens(ids_BL, mask_BL, scored_BT.bool())
-
-
-def reply_loss(logits_BKV: Tensor, tokens: ReplyTokens) -> LossTerm:
-    """Cross-entropy of the replies' tokens, summed, and their number.
-
-    Args:
-        logits_BKV: logits at the last K = T + 1 columns; column k predicts column k + 1, and the
-            very last one predicts nothing.
-        tokens: the prompts and replies that were read.
-    """
-    T = tokens.longest_reply
-    scored_BT, targets_BT = tokens.scored_BT, tokens.ids_BL[:, -T:]
-
-    # Chosen first: most places of a ragged batch are prompt, and a vocabulary is wide.
-    logits_NV = logits_BKV[:, :T][scored_BT].float()
-    total = nn.functional.cross_entropy(logits_NV, targets_BT[scored_BT], reduction="sum")
-    return LossTerm(total, scored_BT.sum())
+def check_no_adapter(adapter: str | None) -> None:
+    """Raises ValueError about a worker to be fitted that has an adapter already."""
+    if adapter:
+        raise ValueError(
+            f"The worker to be fitted has the adapter {adapter}, and a second one on top of it "
+            "could not be saved. Every EM round fits the base model anew: leave `adapter` out and "
+            "give the rationales kept in the last round."
+        )

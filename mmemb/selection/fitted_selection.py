@@ -6,7 +6,7 @@ Both are pure functions of a judge's scores. Shapes: B pairs, C candidates, K ra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmemb.records.schema import Schema, read_json, to_json
+from mmemb.records.schema import Schema, read_json
 from mmemb.selection.keep_rule import KeepRule
 from mmemb.selection.pair_scores import PairScores
-from mmemb.selection.temperature import fit_temperature
-from mmemb.storage.json_files import write_json
 
 FILE = "selection.json"
 
@@ -69,11 +67,14 @@ def fit_selection(
     return Selection(
         tau=tau,
         eta=rule.eta(torch.cat(values)) if values else None,
-        contrast=rule.contrast,
-        min_placebo_rank=rule.min_placebo_rank,
-        keep_share=rule.keep_share,
-        num_hard=num_hard,
+        **_settings(rule, num_hard),
     )
+
+
+def _settings(rule: KeepRule, num_hard: int) -> dict[str, Any]:
+    """Returns the settings that eta belongs to."""
+    names = ("contrast", "min_placebo_rank", "keep_share")
+    return {name: getattr(rule, name) for name in names} | {"num_hard": num_hard}
 
 
 def calibration_scores(batches: Iterable[PairScores]) -> Tensor:
@@ -96,25 +97,13 @@ def calibration_scores(batches: Iterable[PairScores]) -> Tensor:
 
 def check_rule(fitted: Selection, folder: Path, rule: KeepRule, num_hard: int) -> None:
     """Raises ValueError if eta was fitted for another rule than the one that reads it."""
-    wanted: dict[str, Any] = {
-        "contrast": rule.contrast,
-        "min_placebo_rank": rule.min_placebo_rank,
-        "keep_share": rule.keep_share,
-        "num_hard": num_hard,
-    }
-
-    for name, value in wanted.items():
+    for name, value in _settings(rule, num_hard).items():
         if (fitted_value := getattr(fitted, name)) != value:
             raise ValueError(
                 f"{folder / FILE} was fitted with {name} {fitted_value!r}, not {value!r}: its "
                 "threshold belongs to another rule. Give `fit`, `predict` and `test` the same "
                 "settings, `fit` first."
             )
-
-
-def write_selection(path: Path, selection: Selection) -> None:
-    """Writes a `selection.json`."""
-    write_json(path, to_json(selection))
 
 
 def read_selection(folder: Path) -> Selection:
@@ -131,3 +120,49 @@ def read_selection(folder: Path) -> Selection:
             "fit` with the same config first."
         )
     return read_json(path, Selection, "Run the stage's `fit` again.", nan_is_null=True)
+
+
+def fit_temperature(
+    score_BC: Tensor, *, low: float = 1e-3, high: float = 1e3, tolerance: float = 1e-5
+) -> float:
+    """Returns the tau that makes the true target (column 0) most likely under softmax(score / tau).
+
+    The likelihood is concave in 1 / tau, so a golden-section search over log tau finds the one
+    maximum; where there is none (all right, all wrong) it ends at the nearer bound.
+
+    Args:
+        score_BC: similarities on part `calibration`; -inf pads, rows whose target is NaN are left
+            out. Scores that were divided by an old tau give the factor to that tau.
+        low: smallest tau.
+        high: largest tau.
+        tolerance: width of the bracket in log tau at which the search ends.
+    """
+    score_BC = score_BC[~score_BC[:, 0].isnan()].double()
+    if not len(score_BC):
+        raise ValueError("no score to fit a temperature to: part `calibration` is empty")
+
+    def loss(log_tau: float) -> float:
+        return -float((score_BC / math.exp(log_tau)).log_softmax(1)[:, 0].mean())
+
+    return math.exp(_golden_section(loss, math.log(low), math.log(high), tolerance))
+
+
+def _golden_section(
+    function: Callable[[float], float], low: float, high: float, tolerance: float
+) -> float:
+    # With this ratio one of the two inner points serves the next, shorter bracket too.
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = function(left), function(right)
+
+    while high - low > tolerance:
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = function(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = function(right)
+
+    return (low + high) / 2

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmemb.llm.decoding.cached_rows import CachedRows, head, is_recurrent
-from mmemb.llm.decoding.finite import check_finite
+from mmemb.llm.decoding.sampling import check_finite
 from mmemb.llm.loading import DTYPES, load_model
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.style import PromptStyle, at_least_one

@@ -13,7 +13,7 @@ from datamodules.prepare.folder.rationales import read_rationales
 from datamodules.samples import Members, SampleReader, rows_of
 from mmemb.benchmarks.score_files import METRICS, read_scores, read_values
 from mmemb.llm import FewShotPrompt
-from mmemb.rationales.store import read_pool
+from mmemb.rationales.writers.pool import read_pool
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import to_json

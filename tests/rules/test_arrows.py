@@ -65,10 +65,10 @@ MOST_IMPORTED = 5
 """Packages that one package may import."""
 
 IMPURE = {
-    "backbones.bytes_tokenizer", "backbones.clip_tokenizer", "backbones.joint",
+    "backbones.clip_tokenizer", "backbones.joint",
     "backbones.open_clip", "backbones.pixels", "backbones.sequences", "backbones.tower",
     "llm.decoding.grouped_attention", "llm.decoding.growing_cache", "llm.decoding.shared_prefix",
-    "llm.decoding.text_model", "llm.prompts.chat_model", "rationales.finetuning",
+    "llm.decoding.text_model", "llm.prompts.chat_model",
     "rationales.writers.language_model", "selection.embedding_judge",
 }  # fmt: skip
 """Modules of `mmemb` that need more than torch, numpy and msgspec as soon as they are imported."""

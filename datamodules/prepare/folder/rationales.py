@@ -15,7 +15,7 @@ from datamodules.prepare.cells import CellError, shown, text_of
 from datamodules.prepare.folder.write import PAIRS, QUERIES
 from datamodules.prepare.row_files import json_row
 from datamodules.samples import SampleReader, rows_of
-from mmemb.rationales.store import write_pool
+from mmemb.rationales.writers.pool import write_pool
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Schema, SchemaError, convert

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from mmemb.llm.decoding.cached_rows import CachedRows
-from mmemb.llm.decoding.finite import check_finite
-from mmemb.llm.decoding.sampling import Sampling, choose_tokens, row_noise
+from mmemb.llm.decoding.sampling import Sampling, check_finite, choose_tokens, row_noise
 from mmemb.records.rationales import GREEDY
 
 _COMPACT_BELOW = 0.85  # copying the cache costs about a sixth of a step, so not at every step

@@ -76,3 +76,23 @@ def row_noise(seed: int, length: int) -> Tensor:
         return torch.zeros(length, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(length, generator=generator, dtype=torch.float64)
+
+
+def check_finite(values: Tensor, model: object, about: str) -> None:
+    """Refuses NaN and infinities.
+
+    Args:
+        values: scores or log-probabilities, of any shape.
+        model: of transformers, or its folder or hub id.
+        about: the question that the model was asked.
+
+    Raises:
+        ValueError: some value is not finite.
+    """
+    if not bool(values.isfinite().all()):
+        name = getattr(model, "name_or_path", model)
+        raise ValueError(
+            f"The model {name} gives NaN or infinity for {about}: its weights are broken, or its "
+            "dtype is too narrow for them. Set dtype: float32 or bfloat16, or take another "
+            "checkpoint."
+        )

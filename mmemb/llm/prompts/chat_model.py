@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmemb.llm.decoding.text_model import share_prefix
-from mmemb.llm.loading import DTYPES, reason_of, revision_of
-from mmemb.llm.lora import adapter_identity, merge_adapter
+from mmemb.llm.loading import DTYPES, loaded_revision, reason_of
+from mmemb.llm.lora import merge_adapter
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.special_tokens import as_text
 from mmemb.records.rationales import Rationale
@@ -56,8 +56,7 @@ class ChatModel:
     def revision(self) -> str:
         """Hash of a local model's weights and configuration, a hub model's commit otherwise; with
         an adapter also the hash of its content, so that every rationale tells who wrote it."""
-        base = self._base_revision()
-        return f"{base}+{adapter_identity(Path(self.adapter))}" if self.adapter else base
+        return loaded_revision(self.model_id, lambda: self.model, self.adapter)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -117,11 +116,6 @@ class ChatModel:
     @cached_property
     def _shared_text(self) -> str:
         return self.prompt.shared_text(self.tokenizer)
-
-    def _base_revision(self) -> str:
-        is_local = Path(self.model_id).is_dir()
-        commit = None if is_local else getattr(self.model.config, "_commit_hash", None)
-        return revision_of(self.model_id, commit)
 
     def _load(self, kind: Any, **kwargs: Any) -> Any:
         try:

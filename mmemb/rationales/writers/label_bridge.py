@@ -71,7 +71,10 @@ class LabelBridgeWorker(RationaleWorker):
 
         self.labels, self._revision = read_labels(Path(labels))
         self._said: dict[tuple[str, ...], str] = {}
-        _check_template(template)
+
+        check_template(template, ("text", "labels"), "template")
+        if "{labels}" not in template:
+            raise ValueError(f"template {template!r}: expected the fields {{text}} and {{labels}}.")
 
     def config(self) -> dict[str, Any]:
         return arguments_of(self, worker=self.worker.spec(), labels=self.labels_path)
@@ -149,12 +152,6 @@ def _shown(side: Side) -> Iterator[tuple[Media, ...]]:
 
 def _key(shown: Sequence[Media]) -> tuple[str, ...]:
     return tuple(media.digest for media in shown)
-
-
-def _check_template(template: str) -> None:
-    check_template(template, ("text", "labels"), "template")
-    if "{labels}" not in template:
-        raise ValueError(f"template {template!r}: expected the fields {{text}} and {{labels}}.")
 
 
 @final

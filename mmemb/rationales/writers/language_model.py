@@ -8,28 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmemb.backbones.generative import replies_nll
 from mmemb.llm.decoding.drafter import Drafter
 from mmemb.llm.decoding.drafts import Draft, PlainForm
+from mmemb.llm.decoding.padding import left_pad
 from mmemb.llm.decoding.sampling import Sampling
-from mmemb.llm.decoding.text_model import TextModel
+from mmemb.llm.decoding.text_model import TextModel, read_behind, read_prefix
 from mmemb.llm.lora import LoraSettings
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.few_shot import FewShotPrompt
+from mmemb.losses.terms import LossTerm
+from mmemb.rationales.supervised import ReplyTuner, check_no_adapter
 from mmemb.rationales.writers.base import DrawingWorker
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.storage.spec import arguments_of
 from mmemb.storage.trained_facts import trained_facts
-
-if TYPE_CHECKING:
-    from mmemb.rationales.supervised import ReplyTuner
 
 
 @final
@@ -120,8 +121,6 @@ class LanguageModelWorker(DrawingWorker):
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
         """See `RationaleWorker.tuner`."""
-        from mmemb.rationales.finetuning import ChatTuner
-
         return ChatTuner(self._chat.copy(), lora, seed)
 
     def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
@@ -178,3 +177,44 @@ class LanguageModelWorker(DrawingWorker):
         form = PlainForm(self._is_complete)
         slots, layer = self.batch_size, self.probe_layer
         return Drafter(model, form, sampling, sampling.max_new_tokens, slots, layer)
+
+
+@final
+class ChatTuner(ReplyTuner):
+    """A language model whose LoRA updates learn what it should have written.
+
+    It reads the prompt of inference. The few-shot prefix is read once a step, with gradient, and
+    shared by the rows: exact, since the updates change its keys and values at every step, and 350
+    tokens a step instead of 350 a row. The updates are no module of this object; the
+    trainer takes `parameters`.
+
+    Args:
+        chat: the model, which is changed in place; without an adapter.
+        lora: rank, scale, layers.
+        seed: seed of the updates' start.
+    """
+
+    def __init__(self, chat: ChatModel, lora: LoraSettings, seed: int = 0) -> None:
+        check_no_adapter(chat.adapter)
+        self._chat, self._shared = chat, chat.shares_prefix  # asked before there are updates
+        super().__init__(chat.model, chat.model, chat.label, lora, seed)
+
+    def loss(self, sides: Sequence[Side], rationales: Sequence[Rationale]) -> LossTerm:
+        """See `ReplyTuner.loss`; the rationales are of the prompt's depth."""
+        chat = self._chat
+        prompts = [chat.question_ids(chat.prompt.question(side)) for side in sides]
+        replies = [chat.reply_ids(rationale) for rationale in rationales]
+        if not self._shared:
+            prompts = [[*chat.prefix_ids, *prompt] for prompt in prompts]
+
+        # Padded on the left, so that all replies end in the last column.
+        rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
+        ids_BL, mask_BL = left_pad(rows, chat.model.device)
+        prefix = read_prefix(chat.model, chat.prefix_ids) if self._shared else None
+        longest = max(map(len, replies))
+        output = read_behind(chat.model, prefix, ids_BL, mask_BL, longest + 1, use_cache=False)
+
+        # Logits take the place of states, so there is no head to run.
+        end_B = torch.full((len(rows),), longest)
+        nll_B = replies_nll(nn.Identity(), output.logits, end_B, replies)
+        return LossTerm(nll_B.sum(), mask_BL.new_tensor(sum(map(len, replies))))

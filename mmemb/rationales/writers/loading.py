@@ -219,7 +219,7 @@ def _class_of(path: str) -> type[RationaleSource]:
     if not _is_known(path):
         raise ValueError(
             f"class_path {path!r} names no rationale worker. Expected {room}.NAME with NAME from "
-            f"{sorted(set(filter(_is_worker, package.__all__)))}."
+            f"{_names()}."
         )
     kind: type[RationaleSource] = getattr(package, path.rpartition(".")[2])
     return kind
@@ -227,8 +227,9 @@ def _class_of(path: str) -> type[RationaleSource]:
 
 def _is_known(path: str) -> bool:
     home, _, name = path.rpartition(".")
-    return home == package.__name__ and name in package.__all__ and _is_worker(name)
+    return home == package.__name__ and name in _names()
 
 
-def _is_worker(name: str) -> bool:
-    return name.endswith("Worker") and name != RationaleWorker.__name__
+def _names() -> list[str]:
+    """Returns the public names of workers."""
+    return [n for n in package.__all__ if n.endswith("Worker") and n != RationaleWorker.__name__]

@@ -12,8 +12,6 @@ from dataclasses import asdict
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from torch import Tensor
-
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.pictures import pixels_of
 from mmemb.llm.prompts.special_tokens import as_text_anywhere
@@ -99,9 +97,7 @@ class ServerWorker(DrawingWorker):
         self.reads, self.max_image_side = check_reads(reads), max_image_side
 
         self.client = ChatClient(url, api_key_env, concurrency, timeout_s, retries, backoff_s)
-        self._check()
 
-    def _check(self) -> None:
         if self.max_new_tokens < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_p "
@@ -148,21 +144,13 @@ class ServerWorker(DrawingWorker):
         messages: list[dict[str, Any]] = list(self.prompt.messages(question))
 
         if side.media:
-            urls = [self._picture(media) for media in side.media]
+            urls = [data_url(media, self.max_image_side) for media in side.media]
             parts: list[dict[str, Any]] = [
                 {"type": "image_url", "image_url": {"url": url}} for url in urls
             ]
             said = [{"type": "text", "text": question}] if question else []
             messages[-1] = {"role": "user", "content": parts + said}
         return messages
-
-    def _picture(self, media: Media) -> str:
-        if media.pixels is None:
-            raise ValueError(
-                f"The worker {self.name!r} reads pictures, but they were not decoded. Set "
-                "`decode: true` of SideDataModule, or take image and video out of `reads`."
-            )
-        return data_url(pixels_of(media), self.max_image_side)
 
     def _request(self, messages: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": short_seed(seed)}
@@ -227,24 +215,33 @@ def short_seed(seed: int) -> int:
     return (seed ^ seed >> 31 ^ seed >> 62) & 0x7FFFFFFF
 
 
-def picture(pixels_3HW: Tensor, max_side: int | None = None) -> Picture:
+def picture(media: Media, max_side: int | None = None) -> Picture:
     """Makes an image of Pillow, as other libraries take it.
 
     Args:
-        pixels_3HW: uint8 colours of the picture.
+        media: a picture.
         max_side: longest side in pixels; a larger picture is shrunk.
+
+    Raises:
+        ValueError: the picture was not decoded.
     """
     from PIL import Image
 
-    image = Image.fromarray(pixels_3HW.permute(1, 2, 0).contiguous().cpu().numpy())
+    if media.pixels is None:
+        raise ValueError(
+            "A worker reads pictures, but they were not decoded. Set `decode: true` of "
+            "SideDataModule, or take image and video out of `reads`."
+        )
+
+    image = Image.fromarray(pixels_of(media).permute(1, 2, 0).contiguous().cpu().numpy())
     if max_side is not None:
         # `thumbnail` keeps the proportions, and enlarges no picture.
         image.thumbnail((max_side, max_side))
     return image
 
 
-def data_url(pixels_3HW: Tensor, max_side: int | None = None) -> str:
+def data_url(media: Media, max_side: int | None = None) -> str:
     """Returns a picture as a PNG in a URL; see `picture`."""
     buffer = BytesIO()
-    picture(pixels_3HW, max_side).save(buffer, "PNG")
+    picture(media, max_side).save(buffer, "PNG")
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"

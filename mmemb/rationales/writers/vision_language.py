@@ -18,12 +18,12 @@ from mmemb.llm.decoding.drafter import Drafter
 from mmemb.llm.decoding.drafts import Draft
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.decoding.tags import TaggedForm
-from mmemb.llm.loading import revision_of
-from mmemb.llm.lora import LoraSettings, adapter_identity, merge_adapter
+from mmemb.llm.loading import loaded_revision
+from mmemb.llm.lora import LoraSettings, merge_adapter
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.style import PromptStyle
 from mmemb.losses.terms import LossTerm
-from mmemb.rationales.supervised import ReplyTuner
+from mmemb.rationales.supervised import ReplyTuner, check_no_adapter
 from mmemb.rationales.writers.base import DrawingWorker
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
@@ -127,13 +127,7 @@ class VisionLanguageWorker(DrawingWorker):
     @cached_property
     def revision(self) -> str:
         """Revision of the weights, adapter included."""
-        # A hub id may move to other weights; transformers records the commit that it loaded.
-        commit = None
-        if not Path(self.model_id).is_dir():
-            commit = getattr(self._backbone.model.config, "_commit_hash", None)
-
-        base = revision_of(self.model_id, commit)
-        return f"{base}+{adapter_identity(Path(self.adapter))}" if self.adapter else base
+        return loaded_revision(self.model_id, lambda: self._backbone.model, self.adapter)
 
     @cached_property
     def fitted_facts(self) -> frozenset[str]:
@@ -170,11 +164,7 @@ class VisionLanguageWorker(DrawingWorker):
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
         """See `RationaleWorker.tuner`."""
-        if self.adapter:
-            raise ValueError(
-                f"The worker to be fitted has the adapter {self.adapter}, and a second one on top "
-                "of it could not be saved: leave `adapter` out."
-            )
+        check_no_adapter(self.adapter)
         return VisionLanguageTuner(self._load(), lora, seed)
 
     @cached_property

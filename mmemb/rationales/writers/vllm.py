@@ -15,7 +15,6 @@ from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.loading import revision_of
 from mmemb.llm.prompts.chat_template import conversation_text
 from mmemb.llm.prompts.few_shot import FewShotPrompt
-from mmemb.llm.prompts.pictures import pixels_of
 from mmemb.llm.prompts.special_tokens import as_text, media_marks
 from mmemb.rationales.writers.base import DrawingWorker, check_reads
 from mmemb.rationales.writers.server import picture, short_seed
@@ -88,9 +87,6 @@ class VllmWorker(DrawingWorker):
         self.reads, self.dtype, self.engine = check_reads(reads), dtype, dict(engine or {})
         self.max_image_side, self.max_pictures = max_image_side, max_pictures
 
-        self._check()
-
-    def _check(self) -> None:
         if self.max_pictures < 1 or (self.max_image_side or 1) < 1:
             raise ValueError(
                 f"max_pictures {self.max_pictures}, max_image_side {self.max_image_side}: expected "
@@ -169,14 +165,7 @@ class VllmWorker(DrawingWorker):
                 f"A side holds {len(side.media)} pictures or frames, more than max_pictures "
                 f"({self.max_pictures}) of the worker {self.name!r}. Raise it, or prepare fewer."
             )
-
-        if any(media.pixels is None for media in side.media):
-            raise ValueError(
-                f"The worker {self.name!r} reads pictures, but they were not decoded. Set "
-                "`decode: true` of SideDataModule, or take image and video out of `reads`."
-            )
-
-        return [picture(pixels_of(media), self.max_image_side) for media in side.media]
+        return [picture(media, self.max_image_side) for media in side.media]
 
     def _params(self, seed: int) -> Any:
         sampling = self.sampling

@@ -16,7 +16,7 @@ from datamodules.prepare.folder.media import clip_frames
 from datamodules.prepare.folder.media import picture as own_picture
 from datamodules.prepare.folder.rationales import read_rationales
 from datamodules.prepare.folder.table import read_table
-from mmemb.rationales.store import read_pool
+from mmemb.rationales.writers.pool import read_pool
 from tests.datamodules.prepare.test_prepare_folder import prepare
 from tests.fixtures.own_table import flag_rows, write_csv, write_lines, write_media, write_parquet
 from tests.fixtures.picture_files import tiff

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
 from mmemb.backbones import OpenClipBackbone
-from mmemb.backbones.bytes_tokenizer import ByteTokenizer
-from mmemb.backbones.clip_tokenizer import ClipTokenizer
+from mmemb.backbones.clip_tokenizer import ByteTokenizer, ClipTokenizer
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_backbones import TINY, rationale, text_model
 

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, LlamaForCausalLM
 
 from mmemb.llm import FewShotPrompt
 from mmemb.llm.decoding.cached_rows import CachedRows
-from mmemb.llm.decoding.hidden_states import end_states
+from mmemb.llm.decoding.drafter import end_states
 from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
 from mmemb.records.inputs import Side
@@ -168,7 +168,7 @@ def test_a_worker_without_a_model_says_what_to_do(tmp_path: Path) -> None:
 def test_who_only_writes_needs_no_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = torch.full((4, 1), GREEDY)
     expected = worker(folder).write(SIDES, seeds)
-    monkeypatch.setattr("mmemb.llm.decoding.hidden_states._blocks", lambda model, number: None)
+    monkeypatch.setattr("mmemb.llm.decoding.drafter._blocks", lambda model, number: None)
     writer = worker(folder)
     assert writer.write(SIDES, seeds) == expected
     with pytest.raises(ValueError, match="in no ModuleList.*without `probe`"):

@@ -16,7 +16,7 @@ from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.terms import combine
 from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
-from mmemb.rationales.finetuning import ChatTuner
+from mmemb.rationales.writers.language_model import ChatTuner
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
 from mmemb.storage.fingerprints import fingerprint

@@ -24,7 +24,7 @@ from mmemb.rationales import (
     load_worker,
     write_pool,
 )
-from mmemb.rationales.store import pool_identity
+from mmemb.rationales.writers.pool import pool_identity
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
 from tests.fixtures.paths import POCKET_PROMPT

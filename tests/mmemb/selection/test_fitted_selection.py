@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmemb.selection.temperature import fit_temperature
+from mmemb.selection.fitted_selection import fit_temperature
 
 NAN, INF = math.nan, math.inf
 
