@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_modules.averaging import check_averaging
-from lightning_modules.failed_shards import FailedShards
 from lightning_modules.schedule import with_schedule
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.terms import combine
-from mmemb.rationales import NO_DRAW, RationaleWorker, fold_candidates
+from mmemb.rationales import NO_DRAW, RationaleWorker, ServerError, fold_candidates
 from mmemb.rationales.draft_cache import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.draw_seeds import DrawSeeds, SeedBy
 from mmemb.rationales.fact_guard import check_unknowing, known_train_facts
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
 
 PLAIN_LORA = LoraSettings()
 _LOG = logging.getLogger(__name__)
+
+MOST_FAILED = 3
+"""Failed shards of one process at which the server itself is taken to be at fault."""
 
 
 @final
@@ -343,3 +345,31 @@ class RationaleGenerator(LightningModule):
         # A broken draw that stays has no answer: an embedder reads nothing in it.
         self._usable.update((part, rationale.worker) for rationale in pool if rationale.answer)
         return [scored_to_json(ScoredRationale(rationale)) for rationale in pool]
+
+
+@final
+class FailedShards:
+    """Remembers failed shards, since the rows of one come in several batches."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def attempt(self, shard: str, make: Callable[[], SidecarOutput]) -> SidecarOutput:
+        """Returns the output of `make`, or the reason why it cannot be made now.
+
+        Args:
+            shard: name of the shard that the rows belong to.
+            make: asks workers.
+
+        Raises:
+            ServerError: too many shards have failed.
+        """
+        # A shard that failed is not asked again: one absent row makes it a hole in any case.
+        if shard not in self._said:
+            try:
+                return make()
+            except ServerError as error:
+                self._said[shard] = str(error)
+                if len(self._said) >= MOST_FAILED:
+                    raise
+        return SidecarOutput(shard, (), self._said[shard])

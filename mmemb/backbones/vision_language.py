@@ -234,12 +234,9 @@ class VisionLanguageBackbone(GenerativeBackbone):
             for rows in groups
         )
 
-        states = {
-            row: state_H
-            for rows, cached in read
-            for row, state_H in zip(rows, cached.state_RH, strict=True)
-        }
-        state_BH = torch.stack([states[row] for row in range(len(sides))])
+        # Back from the order of lengths to that of the sides.
+        state_RH = torch.cat([cached.state_RH for _, cached in read])
+        state_BH = state_RH[torch.tensor(order).argsort()]
         return DirectVectors(tuple(sides), self._unit(state_BH, sides), read)
 
     @torch.inference_mode()

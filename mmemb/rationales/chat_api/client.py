@@ -122,32 +122,27 @@ class ChatClient:
             return portal.call(self._replies, requests)
 
     async def _replies(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
-        from anyio import create_task_group
-
-        replies: dict[int, Reply] = {}
-        errors: list[Exception] = []
-        waiting = iter(enumerate(requests))  # all askers take from it, one thread runs them
-
-        async def ask(call: _Call) -> None:
-            try:
-                for number, request in waiting:
-                    replies[number] = await self._ask(request, call)
-            except Exception as error:  # the first one, without a group around it
-                errors.append(error)
-                group.cancel_scope.cancel()
+        from anyio import CapacityLimiter, create_task_group
 
         try:
             transport = open_transport(self.url)
         except ValueError as error:
             raise ServerError(f"The chat server {self.url} cannot be reached: {error}") from None
 
-        async with transport, create_task_group() as group:
-            call = _Call(transport)
-            for _ in range(min(self.concurrency, len(requests))):
-                group.start_soon(ask, call)
+        call, limiter = _Call(transport), CapacityLimiter(self.concurrency)
+        replies: dict[int, Reply] = {}
 
-        if errors:
-            raise errors[0]
+        async def ask(number: int, request: Mapping[str, Any]) -> None:
+            async with limiter:
+                replies[number] = await self._ask(request, call)
+
+        # The first error cancels all others, so it stands alone in its group.
+        try:
+            async with transport, create_task_group() as group:
+                for number, request in enumerate(requests):
+                    group.start_soon(ask, number, request)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return [replies[number] for number in range(len(requests))]
 
     async def _ask(self, request: Mapping[str, Any], call: _Call) -> Reply:

@@ -178,13 +178,8 @@ class VllmWorker(DrawingWorker):
 
         if seed == GREEDY:
             return _vllm().SamplingParams(temperature=0.0, **shared)
-        return _vllm().SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=short_seed(seed),
-            **shared,
-        )
+        drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
+        return _vllm().SamplingParams(**drawn, seed=short_seed(seed), **shared)
 
     def _rationale(self, output: Any, seed: int) -> Rationale:
         complete = output.finish_reason == "stop" or self.prompt.finished(output.text)
