@@ -276,7 +276,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         return Thoughts(vectors_BD, tuple(rationales))
 
     def _form(self, sampling: Sampling, longest: Mapping[str, int] | None = None) -> TaggedForm:
-        return TaggedForm(self.prompts.tokenizer, self.end_ids, sampling, longest)
+        return TaggedForm(self.prompts.tokenizer, self.end_ids, sampling, longest or {})
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -25,6 +26,7 @@ MOST_STATES = 4096
 
 
 @final
+@dataclass(eq=False)
 class Drafter:
     """Writes the drafts of many prompts; what it reads for them, `probe` need not read again.
 
@@ -37,18 +39,13 @@ class Drafter:
         probe_layer: block whose state at the end of a prompt is kept.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        form: DraftForm,
-        sampling: Sampling,
-        room: int,
-        slots: int,
-        probe_layer: int,
-    ) -> None:
-        self.model, self._form, self._sampling = model, form, sampling
-        self._room, self._slots, self._probe_layer = room, slots, probe_layer
-        self._states: dict[str, Tensor] = {}
+    model: Any
+    form: DraftForm
+    sampling: Sampling
+    room: int
+    slots: int
+    probe_layer: int
+    _states: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def write(self, prompts: Mapping[str, Prompt], drafts: Mapping[str, Sequence[Draft]]) -> None:
         """Writes drafts to their ends.
@@ -60,7 +57,7 @@ class Drafter:
         self._forget()
 
         # Parts that always fit into what a refill frees; a prompt is read once for each part.
-        size = max(1, self._slots // 5)
+        size = max(1, self.slots // 5)
         parts = [
             (name, drafts[name][start : start + size])
             for name in prompts
@@ -71,11 +68,11 @@ class Drafter:
             names = [parts[number][0] for number in numbers]
             with self._noting(names):
                 some = [prompts[name] for name in names]
-                rows = CachedRows.of_sorted(self.model, some, self._room)
+                rows = CachedRows.of_sorted(self.model, some, self.room)
             return rows, [parts[number][1] for number in numbers]
 
         lengths, sizes = [len(prompts[name]) for name, _ in parts], [len(part) for _, part in parts]
-        write(lengths, sizes, read, self._form, self._sampling, self._slots)
+        write(lengths, sizes, read, self.form, self.sampling, self.slots)
 
     @torch.inference_mode()
     def probe(self, prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
@@ -109,7 +106,7 @@ class Drafter:
     @contextmanager
     def _noting(self, names: Sequence[str]) -> Iterator[None]:
         """Keeps states while prompts of these names are read, in this order."""
-        with end_states(self.model.get_decoder(), self._probe_layer) as states:
+        with end_states(self.model.get_decoder(), self.probe_layer) as states:
             yield
         if states:
             self._states |= zip(names, torch.cat(states), strict=True)

@@ -122,7 +122,11 @@ def write(
         slots: most drafts under way together.
         reads_ends: whether drafts are read to their ends, for `state_H`.
     """
-    drafts = _UnderWay(lengths, sizes, read, slots, reads_ends)
+    assert max(sizes, default=0) <= slots
+
+    # Sorted by length, so that neighbours are alike and little is padded.
+    waiting = deque(sorted(range(len(lengths)), key=lambda number: -lengths[number]))
+    drafts = _UnderWay(waiting, sizes, read, slots, reads_ends)
     while drafts.refill():
         drafts.draw(form, sampling)
         drafts.leave()
@@ -142,58 +146,50 @@ def write_behind(
 
 
 @final
+@dataclass(eq=False)
 class _UnderWay:
     """Drafts under way together: row r of `rows` continues `live[r]`. See `write`."""
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        sizes: Sequence[int],
-        read: Read,
-        slots: int,
-        reads_ends: bool,
-    ) -> None:
-        assert max(sizes, default=0) <= slots
-        self._sizes, self._read, self._slots = sizes, read, slots
-        self._reads_ends = reads_ends
-
-        # Sorted by length, so that neighbours are alike and little is padded.
-        self._waiting = deque(sorted(range(len(lengths)), key=lambda number: -lengths[number]))
-        self._live: list[Draft] = []
-        self._rows: CachedRows
+    waiting: deque[int]
+    sizes: Sequence[int]
+    read: Read
+    slots: int
+    reads_ends: bool
+    live: list[Draft] = field(default_factory=list)
+    rows: CachedRows = field(init=False)
 
     def refill(self) -> bool:
         """Reads waiting prompts if enough rows are free; returns whether drafts are under way."""
-        while numbers := self._fitting(len(self._live)):
+        while numbers := self._fitting(len(self.live)):
             for _ in numbers:
-                self._waiting.popleft()
-            rows, pools = self._read(numbers)
+                self.waiting.popleft()
+            rows, pools = self.read(numbers)
             places = [place for place, pool in enumerate(pools) for _ in pool]
             if not places:
                 continue
 
             if places != list(range(len(pools))):
                 rows.select(torch.tensor(places))
-            if self._live:
-                self._rows.join([rows])
+            if self.live:
+                self.rows.join([rows])
             else:
-                self._rows = rows
-            self._live += [draft for pool in pools for draft in pool]
-        return bool(self._live)
+                self.rows = rows
+            self.live += [draft for pool in pools for draft in pool]
+        return bool(self.live)
 
     def draw(self, form: DraftForm, sampling: Sampling) -> None:
         """Draws a token for each draft that has no forced one left to read."""
-        places = [r for r, d in enumerate(self._live) if not (d.is_closed or d.unread)]
+        places = [r for r, d in enumerate(self.live) if not (d.is_closed or d.unread)]
         if not places:
             return
 
-        drafts = [self._live[place] for place in places]
+        drafts = [self.live[place] for place in places]
         # A draft that is closed, or has tokens to read, needs no logits.
-        logits_NV = self._rows.next_logits(torch.tensor(places))
+        logits_NV = self.rows.next_logits(torch.tensor(places))
         noise_N = torch.stack([draft.noise_T[draft.num_drawn] for draft in drafts])
         sampled_N = torch.tensor([draft.seed != GREEDY for draft in drafts])
         tokens_N, log_probs_N = choose_tokens(logits_NV, noise_N, sampled_N, sampling)
-        check_finite(log_probs_N, self._rows.model, "the next token of a rationale")
+        check_finite(log_probs_N, self.rows.model, "the next token of a rationale")
 
         choices = zip(drafts, tokens_N.tolist(), log_probs_N.tolist(), strict=True)
         for draft, token, log_probability in choices:
@@ -203,46 +199,46 @@ class _UnderWay:
 
     def leave(self) -> None:
         """Drops rows whose drafts need no more reading, where that pays."""
-        staying = [r for r, draft in enumerate(self._live) if self._goes_on(draft)]
-        is_sparse = len(staying) < _COMPACT_BELOW * len(self._live)
-        makes_room = len(staying) < len(self._live) and self._fitting(len(staying))
+        staying = [r for r, draft in enumerate(self.live) if self._goes_on(draft)]
+        is_sparse = len(staying) < _COMPACT_BELOW * len(self.live)
+        makes_room = len(staying) < len(self.live) and self._fitting(len(staying))
         if not (is_sparse or makes_room):
             return
 
-        self._live = [self._live[row] for row in staying]
+        self.live = [self.live[row] for row in staying]
         if staying:
-            self._rows.select(torch.tensor(staying))
+            self.rows.select(torch.tensor(staying))
 
     def feed(self) -> None:
         """Reads a token of each draft, or as many as all of them have ready."""
-        if not self._live:
+        if not self.live:
             return
 
         # A row that is done, but has not left, reads its last token again: nothing looks at it.
-        going = [self._goes_on(draft) for draft in self._live]
-        num = min(len(d.unread) for d, goes_on in zip(self._live, going, strict=True) if goes_on)
+        going = [self._goes_on(draft) for draft in self.live]
+        num = min(len(d.unread) for d, goes_on in zip(self.live, going, strict=True) if goes_on)
         ids = [
             [draft.unread.popleft() for _ in range(num)] if goes_on else draft.tokens[-1:] * num
-            for draft, goes_on in zip(self._live, going, strict=True)
+            for draft, goes_on in zip(self.live, going, strict=True)
         ]
-        self._rows.feed(torch.tensor(ids))
+        self.rows.feed(torch.tensor(ids))
 
-        for row, draft in enumerate(self._live):
+        for row, draft in enumerate(self.live):
             if going[row] and draft.is_closed and not draft.unread:
-                draft.state_H = self._rows.state_RH[row]
+                draft.state_H = self.rows.state_RH[row]
 
     def _goes_on(self, draft: Draft) -> bool:
-        return not draft.is_closed or (self._reads_ends and bool(draft.unread))
+        return not draft.is_closed or (self.reads_ends and bool(draft.unread))
 
     def _fitting(self, num_live: int) -> list[int]:
         """The prompts that are to be read next, beside so many drafts under way."""
-        if num_live and (num_live > _REFILL_BELOW * self._slots or not self._rows.can_join):
+        if num_live and (num_live > _REFILL_BELOW * self.slots or not self.rows.can_join):
             return []
 
         # The drafts of a prompt start together, so that it is read once.
-        numbers, free = list[int](), self._slots - num_live
-        for number in self._waiting:
-            free -= self._sizes[number]
+        numbers, free = list[int](), self.slots - num_live
+        for number in self.waiting:
+            free -= self.sizes[number]
             if free < 0:
                 break
             numbers.append(number)

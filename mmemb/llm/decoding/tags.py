@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from mmemb.llm.decoding.drafts import Draft, DraftForm
@@ -44,6 +44,7 @@ def _whole_part(text: str) -> tuple[str, str]:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class TaggedForm(DraftForm):
     """Rationales whose opening tag is given; tags that the model left out are added.
 
@@ -55,15 +56,10 @@ class TaggedForm(DraftForm):
         longest: depth -> most tokens; at others as `sampling` says, which is the largest.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        end_ids: frozenset[int],
-        sampling: Sampling,
-        longest: Mapping[str, int] | None = None,
-    ) -> None:
-        self.tokenizer, self.end_ids = tokenizer, end_ids
-        self.sampling, self._longest = sampling, dict(longest or {})
+    tokenizer: Any
+    end_ids: frozenset[int]
+    sampling: Sampling
+    longest: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def room(self) -> int:
@@ -72,7 +68,7 @@ class TaggedForm(DraftForm):
 
     def begin(self, depth: str, seed: int) -> Draft:
         """A rationale of a depth."""
-        most = self._longest.get(depth, self.sampling.max_new_tokens)
+        most = self.longest.get(depth, self.sampling.max_new_tokens)
         return Draft.begin(seed, most, self._encoded("<answer>" if depth == SHORT else "<think>"))
 
     def extend(self, draft: Draft, token: int) -> None:
