@@ -24,7 +24,7 @@ from mmemb.records.rationales import Rationale
 from mmemb.records.text import quote
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.spec import arguments_of, class_path
-from mmemb.storage.tensor_files import quiet_loading, save_quietly
+from mmemb.storage.tensor_files import load_whole, quiet_loading, save_quietly
 from mmemb.storage.trust import in_folder
 
 
@@ -293,16 +293,9 @@ def _load_text_model(folder: str) -> tuple[Any, Any]:
     try:
         with quiet_loading():
             tokenizer = load_pretrained(AutoTokenizer, folder)
-            model, report = load_pretrained(
-                AutoModel, folder, add_pooling_layer=False, output_loading_info=True
-            )
+        return load_whole(AutoModel, folder, add_pooling_layer=False), tokenizer
     except OSError as error:
         raise FileNotFoundError(
             f"{folder}: no text encoder with its tokenizer ({quote(error)}). Run "
             "`python -m datamodules.prepare pocket`, or name a folder of a BERT-like model."
         ) from None
-
-    # transformers gives missing weights random values and only warns.
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder}: the weights lack {missing[:5]}; prepare the folder again.")
-    return model, tokenizer

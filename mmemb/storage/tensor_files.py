@@ -48,7 +48,7 @@ def load_whole(kind: Any, model: str, **settings: Any) -> Any:
     broken = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if broken or found["error_msgs"]:
         raise ValueError(
-            f"{len(broken)} weight(s) of its config.json are not in its files, such as "
+            f"{len(broken)} weight(s) of {model} are not in its files, such as "
             f"{(broken or found['error_msgs'])[0]}: the files belong to another model, or some are "
             "missing."
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -17,6 +18,9 @@ from mmemb.records.inputs import Side
 from mmemb.records.rationales import FULL, SHORT, Rationale
 from mmemb.records.schema import Schema, parse_json
 from mmemb.records.text import check_template
+
+Message = dict[str, Any]
+"""A turn of a conversation: its `role` and `content`."""
 
 
 @final
@@ -110,17 +114,18 @@ class FewShotPrompt(PromptJson):
         """The user's message for one side."""
         return self.query.format(instruction=side.instruction, text=side.text).strip()
 
-    def messages(self, question: str) -> list[dict[str, str]]:
-        """System message, examples and the question."""
-        said = [{"role": "system", "content": self.system}] if self.system else []
+    def messages(self, question: str, parts: Sequence[Mapping[str, Any]] = ()) -> list[Message]:
+        """System message, examples and the question, behind the parts that stand for pictures."""
+        said: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for shown in self.examples:
             said += [{"role": "user", "content": shown.query}]
             said += [{"role": "assistant", "content": self.reply(shown.think, shown.answer)}]
-        return [*said, {"role": "user", "content": question}]
+        text = [{"type": "text", "text": question}] if question else []
+        return [*said, {"role": "user", "content": [*parts, *text] if parts else question}]
 
-    def render(self, tokenizer: Any, question: str) -> str:
-        """The whole prompt as text, up to and with the opening of the reply."""
-        return conversation_text(tokenizer, self.messages(question)) + self.opening
+    def render(self, tokenizer: Any, question: str, parts: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The whole prompt as text, up to and with the opening of the reply; see `messages`."""
+        return conversation_text(tokenizer, self.messages(question, parts)) + self.opening
 
     def shared_text(self, tokenizer: Any) -> str:
         """The beginning that the prompts of all questions share."""

@@ -141,16 +141,9 @@ class ServerWorker(DrawingWorker):
         # The server's template and tokenizer are its own, and most take what a text spells for a
         # token.
         question = as_text_anywhere(self.prompt.question(side))
-        messages: list[dict[str, Any]] = list(self.prompt.messages(question))
-
-        if side.media:
-            urls = [data_url(media, self.max_image_side) for media in side.media]
-            parts: list[dict[str, Any]] = [
-                {"type": "image_url", "image_url": {"url": url}} for url in urls
-            ]
-            said = [{"type": "text", "text": question}] if question else []
-            messages[-1] = {"role": "user", "content": parts + said}
-        return messages
+        urls = [data_url(media, self.max_image_side) for media in side.media]
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        return self.prompt.messages(question, parts)
 
     def _request(self, messages: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": short_seed(seed)}

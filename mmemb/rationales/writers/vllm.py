@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.loading import revision_of
-from mmemb.llm.prompts.chat_template import conversation_text
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.special_tokens import as_text, media_marks
 from mmemb.rationales.writers.base import DrawingWorker, check_reads
@@ -146,18 +145,11 @@ class VllmWorker(DrawingWorker):
         tokenizer, pictures = self._llm.get_tokenizer(), self._pictures(side)
         question = as_text(self.prompt.question(side), tokenizer, media_marks(tokenizer))
 
-        if not pictures:
-            text = self.prompt.render(tokenizer, question)
-            return {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
-
         # vLLM puts the tokens of each picture where the template has left its place.
-        messages: list[dict[str, Any]] = list(self.prompt.messages(question))
-        said = [{"type": "text", "text": question}] if question else []
-        messages[-1] = {"role": "user", "content": [{"type": "image"} for _ in pictures] + said}
-
-        text = conversation_text(tokenizer, messages)
-        tokens = tokenizer.encode(text + self.prompt.opening, add_special_tokens=False)
-        return {"prompt_token_ids": tokens, "multi_modal_data": {"image": pictures}}
+        text = self.prompt.render(tokenizer, question, [{"type": "image"} for _ in pictures])
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        media = {"multi_modal_data": {"image": pictures}} if pictures else {}
+        return {"prompt_token_ids": tokens, **media}
 
     def _pictures(self, side: Side) -> list[Picture]:
         if len(side.media) > self.max_pictures:
