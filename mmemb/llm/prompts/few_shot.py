@@ -32,7 +32,7 @@ class ExampleJson(Schema):
     think: str = ""
 
 
-class PromptJson(Schema):
+class PromptJson(Schema, frozen=True):
     """A prompt file.
 
     Attributes:
