@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.folder_writer import FolderWriter
+from callbacks.recall import RetrievalMeter, embedding_dim_of
 from mmemb.benchmarks.headline import headline_text
 from mmemb.benchmarks.score_files import (
     SCORE,
@@ -26,9 +27,9 @@ from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.records.batches import RankingBatch, TaskEnd
 from mmemb.records.file_names import check_apart
 from mmemb.records.inputs import Side
-from mmemb.records.outputs import CandidateOutput, QueryOutput, step_output
+from mmemb.records.outputs import step_output
 from mmemb.records.pairs import EvaluationTask, Query
-from mmemb.retrieval.galleries import Galleries, gather_candidates
+from mmemb.retrieval.galleries import Galleries
 from mmemb.storage.protocols import BenchmarkData, require
 from mmemb.storage.provenance import git_state
 
@@ -49,8 +50,7 @@ class BenchmarkScores(FolderWriter):
     def __init__(self, folder: str, mode: Mode = "correct", embeddings: bool = False) -> None:
         super().__init__(folder)
         self.mode, self.embeddings = mode, embeddings
-        self._candidates: list[CandidateOutput] = []
-        self._queries: list[QueryOutput] = []
+        self._meter = RetrievalMeter()
         self._files: list[Path] = []
 
     @override
@@ -88,15 +88,13 @@ class BenchmarkScores(FolderWriter):
         pl_module: LightningModule,
         outputs: Any,
         batch: RankingBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: Any,
     ) -> None:
         output = step_output(outputs)
-        if output.candidates is not None:
-            self._candidates.append(output.candidates)
         if output.queries is not None:
-            queries = tuple(map(_light, output.queries.queries))
-            self._queries.append(replace(output.queries, queries=queries))
+            light = tuple(map(_light, output.queries.queries))
+            output = output._replace(queries=replace(output.queries, queries=light))
+        self._meter.add(output)
 
         # Read off the batch: a module that does not hand it on would leave a root without scores.
         if batch.end is not None:
@@ -118,17 +116,17 @@ class BenchmarkScores(FolderWriter):
 
     def _finish(self, trainer: Trainer, end: TaskEnd) -> None:
         """Gathers the vectors of a root from all ranks, so that they fail alike, and scores it."""
-        # A rank may have embedded nothing: it takes the width of the others.
-        outputs = [o.vectors_ND for o in self._candidates] + [o.vectors_BD for o in self._queries]
-        dims = gather_objects([outputs[0].shape[-1]] if outputs else [])
+        dim = embedding_dim_of(self._meter)
+        galleries = self._meter.galleries(dim)
+        outputs = self._meter.queries
 
-        galleries = Galleries([gather_candidates(self._candidates, dims[0])])
-        empty = [torch.zeros(0, dims[0])]
-        vectors_QD = gather_ragged(torch.cat([*empty, *(o.vectors_BD for o in self._queries)]))
-        queries = gather_objects([query for o in self._queries for query in o.queries])
+        # A rank may have embedded no query.
+        vectors_QD = torch.cat([torch.zeros(0, dim), *(o.vectors_BD for o in outputs)])
+        vectors_QD = gather_ragged(vectors_QD)
+        queries = gather_objects([query for o in outputs for query in o.queries])
         skipped = gather_objects(list(end.skipped))
         # Emptied here, since the next root begins with the next batch.
-        self._candidates, self._queries = [], []
+        self._meter = RetrievalMeter()
 
         provenance = {"run": self.fingerprint, **end.data}
 

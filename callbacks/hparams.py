@@ -83,9 +83,7 @@ class HParams(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
 
-    @override
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
+    on_test_end = on_fit_end
 
     def _write(self, trainer: Trainer) -> None:
         self.best.add(trainer.callback_metrics)

@@ -67,13 +67,7 @@ class Interruption(Callback):
 
     @override
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any
     ) -> None:
         # Several ranks may have unequally many batches here: they agree after the next step.
         if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
@@ -100,9 +94,7 @@ class Interruption(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         handle_signals(lambda signum: _end(trainer, signum))
 
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        handle_signals(lambda signum: _end(trainer, signum))
+    on_predict_start = on_test_start
 
     @override
     def on_exception(

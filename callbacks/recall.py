@@ -19,14 +19,9 @@ from mmemb.retrieval.running_means import MeanSums
 
 @final
 class RetrievalMeter:
-    """Collects embedded candidates and queries, then ranks this rank's queries among all.
+    """Collects embedded candidates and queries, then ranks this rank's queries among all."""
 
-    Args:
-        cutoffs: the k of recall@k and its company.
-    """
-
-    def __init__(self, cutoffs: Sequence[int]) -> None:
-        self.cutoffs = tuple(cutoffs)
+    def __init__(self) -> None:
         self.candidates: list[CandidateOutput] = []
         self.queries: list[QueryOutput] = []
 
@@ -41,13 +36,18 @@ class RetrievalMeter:
         """The candidates of all ranks. Collective."""
         return Galleries([gather_candidates(self.candidates, embedding_dim)])
 
-    def compute(self, galleries: Galleries) -> dict[str, dict[str, float]]:
+    def compute(self, galleries: Galleries, cutoffs: Sequence[int]) -> dict[str, dict[str, float]]:
         """Task (or `mean`, over tasks) -> metric -> value. Collective, and sums only: ranks may
-        hold different numbers of queries, also none."""
+        hold different numbers of queries, also none.
+
+        Args:
+            galleries: of all ranks.
+            cutoffs: the k of recall@k and its company.
+        """
         tasks = sorted({q.task for out in self.queries for q in out.queries})
         sums = MeanSums()
         for output in self.queries:
-            rows = galleries.metrics(output.vectors_BD, output.queries, self.cutoffs)
+            rows = galleries.metrics(output.vectors_BD, output.queries, cutoffs)
             for query, metrics in zip(output.queries, rows, strict=True):
                 sums.add_all(metrics, prefix=f"{query.task}/")
 
@@ -97,21 +97,15 @@ class RecallAtK(Callback):
 
     def __init__(self, k: Sequence[int] = (1, 5, 10), root: str | None = None) -> None:
         self.cutoffs, self.root = tuple(k), root
-        self.meter = RetrievalMeter(self.cutoffs)
+        self.meter = RetrievalMeter()
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.meter = RetrievalMeter(self.cutoffs)
+        self.meter = RetrievalMeter()
 
     @override
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         self.meter.add(step_output(outputs))
 
@@ -120,13 +114,9 @@ class RecallAtK(Callback):
         if not trainer.sanity_checking:
             self._log(trainer, pl_module, "val")
 
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.meter = RetrievalMeter(self.cutoffs)
-
-    @override
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.on_validation_batch_end(*args, **kwargs)
+    # The batches of a test are collected like those of a validation.
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,14 +124,14 @@ class RecallAtK(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         galleries = self.meter.galleries(embedding_dim_of(self.meter))
-        table = self.meter.compute(galleries)
+        table = self.meter.compute(galleries, self.cutoffs)
         mean = table.get("mean", {})
         shown = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
         pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks, or Lightning warns
 
         # Collective, so on every rank, whether it writes or not.
         rows = self.meter.first_of_each_task(galleries) if self.root is not None else []
-        self.meter = RetrievalMeter(self.cutoffs)
+        self.meter = RetrievalMeter()
         if not table or not trainer.is_global_zero:
             return
 

@@ -144,10 +144,8 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_finite(pl_module, self.run, trainer.global_step)
 
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Callbacks come before the module, which writes its weights in the same hook.
-        check_finite(pl_module, self.run, trainer.global_step)
+    # Callbacks come before the module, which writes its weights in this hook.
+    on_train_end = on_train_start
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,9 +182,7 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._note_end(trainer)
 
-    @override
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._note_end(trainer)
+    on_predict_end = on_test_end
 
     def _note_end(self, trainer: Trainer) -> None:
         self._metrics = self._metrics | _logged_metrics(trainer)

@@ -74,13 +74,7 @@ class SidecarWriter(FolderWriter):
 
     @override
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         sidecar = step_output(outputs).sidecar
         if sidecar is None or trainer.fast_dev_run:

@@ -59,8 +59,7 @@ class BenchmarkDataModule(ShardDataModule):
         super().__init__(root)
         self._batch_size, self._parts, self._tasks = batch_size, tuple(parts), tasks
         self._whole = whole_galleries
-        self._rationales, self._features = rationales, features
-        self._on_error, self._num_workers = on_error, num_workers
+        self._reading = (rationales, features, on_error, num_workers)
         self.pending_roots: Collection[str] | None = None
         self._limit: Limit = 1.0
 
@@ -95,14 +94,7 @@ class BenchmarkDataModule(ShardDataModule):
         """All batches of one root; `limit_test_batches` leaves so many query batches of each."""
         root = self.root / path
         # Opened root by root: a benchmark has many, and memory holds one of them at a time.
-        data = EvaluationRows(
-            root,
-            self._batch_size,
-            self._rationales,
-            self._features,
-            self._on_error,
-            self._num_workers,
-        )
+        data = EvaluationRows(root, self._batch_size, *self._reading)
 
         rows = data.select(self._parts, names)
         if not rows:

@@ -73,7 +73,10 @@ def decode_array(data: bytes, where: str) -> Tensor:
         return torch.from_numpy(np.array(array, order="C"))
     except Exception as error:
         # Broken headers raise many kinds of errors, some of them from Python's parser.
-        raise _undecodable(where, "a plain numeric .npy array", error) from None
+        reason = f"{type(error).__name__}: {quote(error, 200)}"
+        raise DecodeError(
+            f"{where} cannot be decoded: expected a plain numeric .npy array; {reason}.", ADVICE
+        ) from None
 
 
 def decode_json(data: bytes, kind: type[_Value], where: str, advice: str = ADVICE) -> _Value:
@@ -82,8 +85,3 @@ def decode_json(data: bytes, kind: type[_Value], where: str, advice: str = ADVIC
         return parse_json(data, kind, where)
     except SchemaError as error:
         raise DecodeError(error.problem, advice) from None
-
-
-def _undecodable(where: str, expected: str, error: Exception) -> DecodeError:
-    found = f"{type(error).__name__}: {quote(error, 200)}"
-    return DecodeError(f"{where} cannot be decoded: expected {expected}; {found}.", ADVICE)

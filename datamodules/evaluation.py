@@ -251,19 +251,11 @@ class EvaluationDataModule(ShardDataModule):
     ) -> None:
         super().__init__(root)
         self._batch_size, self._parts, self._tasks = batch_size, parts, tasks
-        self._rationales, self._features = rationales, features
-        self._on_error, self._num_workers = on_error, num_workers
+        self._on_error, self._reading = on_error, (rationales, features, on_error, num_workers)
 
     @cached_property
     def _data(self) -> EvaluationRows:
-        return EvaluationRows(
-            self.root,
-            self._batch_size,
-            self._rationales,
-            self._features,
-            self._on_error,
-            self._num_workers,
-        )
+        return EvaluationRows(self.root, self._batch_size, *self._reading)
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:

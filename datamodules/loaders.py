@@ -24,8 +24,9 @@ from datamodules.stream import (
     item_loader,
     warn_skipped,
 )
-from mmemb.storage.manifests import Origin
+from mmemb.storage.manifests import IndexEntry, Origin
 from mmemb.storage.shard_index import ShardIndex
+from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 _Result = TypeVar("_Result")
 
@@ -268,6 +269,26 @@ class ShardDataModule(LightningDataModule, ABC):
             name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
             count = num_batches(total, limit, name)
             self._limits.take(trainer, "train", left=count)
+
+    def batch_plan(
+        self,
+        entries: Sequence[IndexEntry],
+        batch_size: int,
+        seed: int,
+        group_size: int | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> BatchPlan:
+        """Plans the training batches of rows; without a group size a batch is one group."""
+        plan = BatchPlan(
+            entries,
+            batch_size=batch_size,
+            group_size=batch_size if group_size is None else group_size,
+            weights=weights or {},
+            seed=seed,
+        )
+        # Refuses a batch that the ranks cannot share here, not in a loader's process.
+        rank_slice(range(batch_size), *self.place)
+        return plan
 
     def stream(
         self, steps: Dataset[Item], num_workers: int = 0, start_method: StartMethod | None = None

@@ -32,7 +32,6 @@ from mmemb.records.rationales import ScoredRationale
 from mmemb.records.row_marks import failed
 from mmemb.storage.manifests import Origin
 from mmemb.storage.shard_index import ShardIndex
-from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 ARCHIVE_LIMITS = ArchiveLimits()
 _LOG = logging.getLogger(__name__)
@@ -127,16 +126,9 @@ class PairDataModule(ShardDataModule):
             return self._replay
 
         entries = [row.entry for row in self._train_rows]
-        plan = BatchPlan(
-            entries,
-            batch_size=self._batch_size,
-            group_size=self._group_size,
-            weights=self._weights,
-            seed=self._seed,
+        plan = self.batch_plan(
+            entries, self._batch_size, self._seed, self._group_size, self._weights
         )
-
-        # Refuses a batch that the ranks cannot share here, not in a worker.
-        rank_slice(range(self._batch_size), *self.place)
 
         steps = PairSteps(
             self._train_rows,

@@ -241,11 +241,8 @@ class SelectionDataModule(ShardDataModule):
         """Calibration queries of the tasks that the pairs belong to."""
         # Pairs may belong to tasks that the benchmark does not rank: these have no queries.
         tasks = {row.meta["task"] for row in self._rows}
-        return self._cut(self._evaluation.select(["calibration"], tasks & self._known_tasks))
-
-    @property
-    def _known_tasks(self) -> frozenset[str]:
-        return frozenset(task.name for task in self._evaluation.tasks)
+        tasks &= {task.name for task in self._evaluation.tasks}
+        return self._cut(self._evaluation.select(["calibration"], tasks))
 
     def _table(self, sidecar: str) -> RationaleTable:
         return RationaleTable(sidecar, {id(r.index): r.index for r in self._rows}.values())

@@ -21,7 +21,6 @@ from datamodules.stream import Item, StepStream
 from mmemb.records.batches import PairRowBatch, SideBatch
 from mmemb.records.inputs import Side
 from mmemb.records.row_marks import NOT_ASKED
-from mmemb.training.batch_plan import BatchPlan, rank_slice
 
 
 @final
@@ -98,20 +97,9 @@ class SideDataModule(ShardDataModule):
                 "queries, as the test asks it to: set data.side to query."
             )
 
-        # Refuses a batch that the ranks cannot share here, not in a loader's process.
-        rank_slice(range(self._batch_size), *self.place)
-        rows = self._pools.rows
-
         # Without meta all rows are of one group: no loss contrasts them.
-        entries = [replace(row.entry, meta={}) for row in rows]
-        plan = BatchPlan(
-            entries,
-            batch_size=self._batch_size,
-            group_size=self._batch_size,
-            weights={},
-            seed=self._seed,
-        )
-
+        entries = [replace(row.entry, meta={}) for row in self._pools.rows]
+        plan = self.batch_plan(entries, self._batch_size, self._seed)
         reader = SampleReader(pixels=self._decode)
         steps = ReplySteps(self._pools, plan, reader, self._seed, self.place)
         return self.stream(steps, self._num_workers)

@@ -6,12 +6,14 @@ A batch is a pure function of (seed, step, rank, world), so workers may prefetch
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Literal, final
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 Item = tuple[Any, tuple[str, ...]]
@@ -21,29 +23,14 @@ _LAST_STEP = 2**62
 _LOG = logging.getLogger(__name__)
 
 
-@final
-class StepStream:
-    """Hands out `steps[0], steps[1], ...`; has no length, state as Lightning wants it.
+class ResumedStream(ABC):
+    """Endless batches; has no length, state as Lightning wants it.
 
     It is its own iterator and goes on where it stopped, so an epoch has `limit_train_batches`
     batches; with `max_epochs` a data module sets this to one pass over its rows.
-    `steps` is never shuffled or split: it is made for one rank.
-
-    Args:
-        steps: step -> batch of this rank and what was skipped.
-        num_workers: processes that prefetch; 0 reads in this one.
-        start_method: start method of these processes; None is Python's default.
     """
 
-    def __init__(
-        self,
-        steps: Dataset[Item],
-        num_workers: int = 0,
-        start_method: StartMethod | None = None,
-    ) -> None:
-        self._steps = steps
-        self._num_workers = num_workers
-        self._start_method = start_method
+    def __init__(self) -> None:
         self._batches = 0
         self._source: Iterator[Item] | None = None
         self._skipped: dict[str, None] = {}
@@ -53,7 +40,7 @@ class StepStream:
         """One sentence for each distinct sample skipped so far."""
         return tuple(self._skipped)
 
-    def __iter__(self) -> StepStream:
+    def __iter__(self) -> ResumedStream:
         return self
 
     def __next__(self) -> Any:
@@ -69,19 +56,14 @@ class StepStream:
         """Equal on all ranks: the number of batches handed out."""
         return {"batches": self._batches}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues with the batch after the last one handed out."""
         self._batches = state["batches"]
         self._source = None
 
+    @abstractmethod
     def _read_from(self, step: int) -> Iterator[Item]:
-        if self._num_workers == 0:
-            return map(self._steps.__getitem__, count(step))
-
-        # A sampler must be finite, so the range has an end, which no training reaches.
-        return iter(
-            item_loader(self._steps, range(step, _LAST_STEP), self._num_workers, self._start_method)
-        )
+        """Yields the batches from a step on."""
 
     def _report(self, problems: Sequence[str]) -> None:
         # A stream meets a broken sample in every epoch, but warns of it once.
@@ -89,6 +71,37 @@ class StepStream:
         self._skipped |= dict.fromkeys(fresh)
         if fresh:
             warn_skipped(fresh, len(self._skipped))
+
+
+@final
+class StepStream(ResumedStream):
+    """Hands out `steps[0], steps[1], ...`.
+
+    `steps` is never shuffled or split: it is made for one rank.
+
+    Args:
+        steps: step -> batch of this rank and what was skipped.
+        num_workers: processes that prefetch; 0 reads in this one.
+        start_method: start method of these processes; None is Python's default.
+    """
+
+    def __init__(
+        self,
+        steps: Dataset[Item],
+        num_workers: int = 0,
+        start_method: StartMethod | None = None,
+    ) -> None:
+        super().__init__()
+        self._steps, self._num_workers, self._start_method = steps, num_workers, start_method
+
+    @override
+    def _read_from(self, step: int) -> Iterator[Item]:
+        if self._num_workers == 0:
+            return map(self._steps.__getitem__, count(step))
+        # A sampler must be finite, so the range has an end, which no training reaches.
+        return iter(
+            item_loader(self._steps, range(step, _LAST_STEP), self._num_workers, self._start_method)
+        )
 
 
 @final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice, zip_longest
 from pathlib import Path
@@ -11,14 +11,14 @@ from random import Random
 from typing import final
 
 import webdataset as wds
+from typing_extensions import override
 
 from datamodules.archives import ArchiveError, ArchiveLimits, TarMember, read_tar, words_of
 from datamodules.collate import pair_batch
 from datamodules.decode import ADVICE, DecodeError, OnError
 from datamodules.samples import Members, SampleReader, foreign_names
-from datamodules.stream import warn_skipped
+from datamodules.stream import Item, ResumedStream
 from datamodules.tar_samples import ForeignMembers, TarSample, samples_of
-from mmemb.records.batches import PairBatch
 from mmemb.records.hashing import stable_hash
 from mmemb.records.pairs import Pair
 from mmemb.records.text import printable
@@ -49,7 +49,7 @@ def is_unindexed(sources: Sequence[str]) -> bool:
 
 
 @final
-class ReplayStream:
+class ReplayStream(ResumedStream):
     """Endless batches from tars that can only be read front to back.
 
     Ranks split the tars (here, since a spawned process has no rank); groups of one task
@@ -79,6 +79,7 @@ class ReplayStream:
         on_error: OnError,
         limits: ArchiveLimits,
     ) -> None:
+        super().__init__()
         self._urls = [tar for url in urls for tar in wds.shardlists.expand_urls(url)]
         self._rank, self._world = place
 
@@ -92,11 +93,10 @@ class ReplayStream:
         self._batch_size, self._seed = batch_size // self._world, seed
         self._reader, self._on_error, self._limits = reader, on_error, limits
 
-        self._skipped: dict[str, None] = {}
         self._looked_at: set[str] = set()
         self._identities: dict[str, tuple[int, ...]] = {}
 
-        self._batches, self._source, self._facts = 0, None, set[str]()
+        self._facts = set[str]()
 
         _LOG.warning(
             "%s has no index: streaming through webdataset; batches are not grouped by task, and "
@@ -109,33 +109,17 @@ class ReplayStream:
         """Facts of the pairs that this rank has read so far."""
         return frozenset(self._facts)
 
-    def __iter__(self) -> ReplayStream:
-        return self
+    @override
+    def _read_from(self, step: int) -> Iterator[Item]:
+        # No tar can be entered in its middle, so a resumed stream reads all batches again.
+        return islice(self._read_batches(), step, None)
 
-    def __next__(self) -> PairBatch:
-        if self._source is None:
-            self._source = self._read_batches()
-            # No tar can be entered in its middle, so a resumed stream reads all batches again.
-            for _ in range(self._batches):
-                next(self._source)
-        batch = next(self._source)
-        self._batches += 1
-        return batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Equal on all ranks: the number of batches handed out."""
-        return {"batches": self._batches}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues with the batch after the last one handed out, by replaying all before."""
-        self._batches, self._source = state["batches"], None
-
-    def _read_batches(self) -> Iterator[PairBatch]:
+    def _read_batches(self) -> Iterator[Item]:
         pairs = self._read_pairs()
         for step in count():
             rows = [next(pairs) for _ in range(self._batch_size)]
             self._facts |= {pair.fact for pair in rows}
-            yield pair_batch(rows, [None] * len(rows), step)
+            yield pair_batch(rows, [None] * len(rows), step), ()
 
     def _read_pairs(self) -> Iterator[Pair]:
         for epoch in count():
@@ -158,12 +142,8 @@ class ReplayStream:
         """Warns once of what is left out, or raises."""
         if self._on_error == "raise":
             raise error
-        problem = problem or error.problem
-
         # Every epoch meets the same fault again; it is reported once.
-        if problem not in self._skipped:
-            self._skipped[problem] = None
-            warn_skipped([problem], len(self._skipped))
+        self._report([problem or error.problem])
 
     def _samples(self, epoch: int) -> Iterator[Members]:
         # The order of the tars is the same on all ranks, so that their shares are disjoint.
@@ -172,16 +152,13 @@ class ReplayStream:
 
         tars = order[self._rank :: self._world]
 
-        for url, sample in _shuffled(self._tar_samples(tars), random):
+        samples = ((url, sample) for url in tars for sample in self._read_unchanged(url))
+        for url, sample in _shuffled(samples, random):
             where = f"Tar {url}, sample {printable(sample.key)}"
             if sample.problem:
                 self._skip(DecodeError(f"{where}: {sample.problem}.", ADVICE))
             else:
                 yield Members.of_bytes(sample.key, where, sample.data)
-
-    def _tar_samples(self, urls: Iterable[str]) -> Iterator[tuple[str, TarSample]]:
-        for url in urls:
-            yield from ((url, sample) for sample in self._read_unchanged(url))
 
     def _read_unchanged(self, url: str) -> Iterator[TarSample]:
         """The samples of a tar; of a local one as long as it is the file that was read first."""

@@ -98,7 +98,20 @@ class UtilityTable:
         found = [self._read(row) for row in rows]
         depths = self._depths(rows, found)
         try:
-            return self._batch(rows, found, depths, shard)
+            return UtilityBatch(
+                keys=tuple(row.entry.key for row in rows),
+                metas=tuple(row.meta for row in rows),
+                inputs=GateInputs(
+                    embedding_BD=torch.stack([query.embedding_D for query in found]).float(),
+                    scores_B3=torch.tensor([query.data.scores for query in found]),
+                    probe_BH=torch.stack([query.probe_H for query in found]),
+                ),
+                utility_BA=_mean_over_draws([query.data.utility for query in found]),
+                cost_BA=_mean_over_draws([query.data.cost for query in found]),
+                eligible_B=torch.tensor([query.data.eligible for query in found]),
+                shard=shard,
+                depths=depths,
+            )
         except (RuntimeError, ValueError) as error:
             # Stacking fails on rows of unequal widths, which no single row shows.
             raise ValueError(
@@ -106,28 +119,6 @@ class UtilityTable:
                 f"expected a state of one width, utility, cost and eligible in each; "
                 f"{type(error).__name__} {error}. Run the step that makes the folder again."
             ) from None
-
-    def _batch(
-        self,
-        rows: Sequence[Row],
-        found: Sequence[_Measured],
-        depths: tuple[str, ...],
-        shard: str,
-    ) -> UtilityBatch:
-        return UtilityBatch(
-            keys=tuple(row.entry.key for row in rows),
-            metas=tuple(row.meta for row in rows),
-            inputs=GateInputs(
-                embedding_BD=torch.stack([query.embedding_D for query in found]).float(),
-                scores_B3=torch.tensor([query.data.scores for query in found]),
-                probe_BH=torch.stack([query.probe_H for query in found]),
-            ),
-            utility_BA=_mean_over_draws([query.data.utility for query in found]),
-            cost_BA=_mean_over_draws([query.data.cost for query in found]),
-            eligible_B=torch.tensor([query.data.eligible for query in found]),
-            shard=shard,
-            depths=depths,
-        )
 
     def _depths(self, rows: Sequence[Row], found: Sequence[_Measured]) -> tuple[str, ...]:
         # A batch has one column per depth, so all rows must have the same ones.
@@ -263,16 +254,7 @@ class UtilityDataModule(ShardDataModule):
     @override
     def train_dataloader(self) -> StepStream:
         rows = self._part("gate")
-        plan = BatchPlan(
-            [row.entry for row in rows],
-            batch_size=self._batch_size,
-            group_size=self._batch_size,
-            weights={},
-            seed=self._seed,
-        )
-
-        # Refuses a batch that the ranks cannot share before the first step, not in it.
-        rank_slice(range(self._batch_size), *self.place)
+        plan = self.batch_plan([row.entry for row in rows], self._batch_size, self._seed)
         return self.stream(UtilitySteps(rows, plan, self._table, self.place))
 
     @override

@@ -22,10 +22,9 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from experiments.cli.messages import quieten
+from experiments.cli.messages import command
 from experiments.pipelines.stage_process import run_module
 from mmemb.records.schema import Excerpt, Schema, convert
-from mmemb.storage.signals import exit_on_signals
 from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
 
 
@@ -158,13 +157,13 @@ def run_stage(stage: Stage, shared: Sequence[str]) -> None:
 def prepare(pipeline: Pipeline) -> None:
     """Makes the data if the pipeline says how; a prepared folder takes seconds."""
     if pipeline.prepare:
-        command = [sys.executable, "-u", "-m", "datamodules.prepare", *pipeline.prepare]
-        print(f"$ python {' '.join(command[2:])}", flush=True)
-        if subprocess.run(command, check=False).returncode:
+        words = [sys.executable, "-u", "-m", "datamodules.prepare", *pipeline.prepare]
+        print(f"$ python {' '.join(words[2:])}", flush=True)
+        if subprocess.run(words, check=False).returncode:
             sys.exit("error: preparing the data failed; what it printed above says why.")
 
 
-@exit_on_signals()
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the pipeline."""
     parser = argparse.ArgumentParser(
@@ -181,8 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # Arguments that this parser does not know belong to every stage, with or without `--`.
     options, rest = parser.parse_known_args(arguments)
-    quieten()
-
     shared_rest = [argument for argument in rest if argument != "--"]
 
     try:
@@ -191,8 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if pipeline.seeds:
                 print(f"\n{one.experiment}", flush=True)
             run_pipeline(one, options, shared_rest)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     except Unfinished as end:
         print(end, file=sys.stderr)
         sys.exit(UNFINISHED_STATUS)

@@ -16,7 +16,7 @@ import torch
 
 from experiments.bench import training, vlm
 from experiments.bench.line import Line, compare, heading, write_results
-from experiments.cli.messages import quieten
+from experiments.cli.messages import command
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY
 from mmemb.storage.pretrained import load_pretrained
@@ -167,6 +167,7 @@ def bench_training(trunk: Path) -> Line:
     return compare("train step, 64 texts", ours, limit, f"{flops / 1e9:.0f} GFLOP of products")
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benches whose inputs exist."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__)
@@ -175,7 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args(arguments)
 
-    quieten()
     print(heading())
 
     lines = []

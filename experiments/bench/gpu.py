@@ -17,7 +17,6 @@ import logging
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,12 +39,12 @@ from experiments.bench.gpu_model import (
 )
 from experiments.bench.gpu_training import CASES, Trained, bench_training
 from experiments.bench.line import Line, compare, heading
-from experiments.cli.messages import quieten
+from experiments.cli.messages import command
 from experiments.plan.memory import GIB
+from experiments.runs.origin import made_now
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import FULL
 from mmemb.storage.json_files import write_json
-from mmemb.storage.provenance import git_state, package_versions
 
 RESULTS = Path("benchmarks/results_gpu.json")
 
@@ -163,8 +162,7 @@ def measure(size: Size, device: torch.device, peak: float | None) -> Iterator[di
 
 def machine(device: torch.device, peak: float | None) -> dict[str, Any]:
     """Describes the machine and the versions of a measurement."""
-    commit, diff = git_state(Path(__file__).parent)
-
+    made = made_now()
     name, memory = platform.processor() or platform.machine(), None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -172,11 +170,11 @@ def machine(device: torch.device, peak: float | None) -> dict[str, Any]:
 
     return {
         "device": name, "memory_gib": memory, "peak_tflops": peak, "torch": torch.__version__,
-        "cuda": torch.version.cuda, "versions": package_versions(), "git_commit": commit,
-        "uncommitted_changes": bool(diff), "date": time.strftime("%Y-%m-%d %H:%M"),
+        "cuda": torch.version.cuda, "date": made.pop("written"), **made,
     }  # fmt: skip
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, and writes what it has after every part."""
     parser = argparse.ArgumentParser(
@@ -199,7 +197,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cpu" and options.size != "tiny":
         sys.exit(f"error: on a CPU size {options.size} would take hours; add --size tiny.")
 
-    quieten()
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a seed for every build
 
     device = torch.device(options.device)

@@ -14,8 +14,8 @@ from typing import Any, Literal, final
 
 import torch
 
+from experiments.runs.origin import made_now
 from mmemb.storage.json_files import write_json
-from mmemb.storage.provenance import git_state, package_versions
 
 
 @final
@@ -102,15 +102,13 @@ def write_results(path: Path, lines: Sequence[Line], peers: Sequence[str] = ()) 
         lines: all of the bench.
         peers: packages whose versions are written, too.
     """
-    commit, diff = git_state(Path(__file__).parent)
+    made = made_now()
+    made["versions"] |= {name: metadata.version(name) for name in peers}
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "versions": package_versions() | {name: metadata.version(name) for name in peers},
-        "git_commit": commit,
-        "uncommitted_changes": bool(diff),
-        "written": time.strftime("%Y-%m-%d %H:%M"),
+        **made,
     }
 
     rows = [asdict(line) | {"ratio": line.ratio} for line in lines]

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from experiments.bench.line import Line, compare, heading, write_results
-from experiments.cli.messages import quieten
+from experiments.cli.messages import command
 from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss
 from mmemb.losses.terms import combine
@@ -98,6 +98,7 @@ def bench_search(queries: int = 1000, candidates: int = 1_000_000, dim: int = 51
     )
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes `benchmarks/peers.json`."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench_peers", description=__doc__)
@@ -112,7 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed here; `make bench-peers` does it.")
 
-    quieten()
     print(heading())
 
     lines = [bench_search()]

@@ -11,9 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments.cli.messages import USER_ERRORS, quieten
+from experiments.cli.messages import command
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a line per promise; the exit status is 1 if one is broken."""
     parser = argparse.ArgumentParser(prog="python -m experiments.check", description=__doc__)
@@ -25,13 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, rest = parser.parse_known_args(arguments)
     configs = [word for path in options.config for word in ("--config", path)]
 
-    quieten()
-    try:
-        held = check_backbone(["fit", *configs, *rest])
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
-
-    if not held:
+    if not check_backbone(["fit", *configs, *rest]):
         sys.exit(
             "error: the backbone breaks a promise; mmemb/backbones/base.py says what is meant."
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from experiments.cli.messages import USER_ERRORS, quieten
+from experiments.cli.messages import command
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line; whatever it does not know goes to `experiments.run fit`."""
     parser = argparse.ArgumentParser(
@@ -25,12 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     options, rest = parser.parse_known_args(arguments)
     configs = [word for path in options.config for word in ("--config", path)]
-
-    quieten()
-    try:
-        print(show_batch(["fit", *configs, *rest], options.step, options.rows))
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    print(show_batch(["fit", *configs, *rest], options.step, options.rows))
 
 
 def show_batch(arguments: list[str], step: int = 0, rows: int = 2) -> str:

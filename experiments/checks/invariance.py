@@ -20,6 +20,7 @@ from pathlib import Path
 
 from datamodules.data_roots import read_benchmark
 from experiments.checks.batch_invariance import Change, change_between
+from experiments.cli.messages import command
 from experiments.scoring.embeddings import read_embeddings
 from experiments.scoring.score import own_lists
 from experiments.tables import Table
@@ -27,7 +28,6 @@ from mmemb.benchmarks.score_files import read_scores
 from mmemb.records.file_names import file_name
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
-from mmemb.storage.signals import exit_on_signals
 
 VARIANTS = {
     "batches of 1": "--data.batch_size 1",
@@ -40,23 +40,20 @@ VARIANTS = {
 BASE = "as configured"
 
 
-@exit_on_signals()
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs every variant; ends with status 1 if a ranking changed beyond noise."""
     options, rest = _parse(arguments)
     variants = VARIANTS | dict(_named(text) for text in options.variant)
 
-    try:
-        _evaluate(options, rest, BASE, "")
-        changes = {}
-        for name, more in variants.items():
-            _evaluate(options, rest, name, more)
-            changes[name] = compare(
-                options.data_root, options.out / _slug(BASE), options.out / _slug(name)
-            )
-            print(f"{name}: {changes[name]}", flush=True)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    _evaluate(options, rest, BASE, "")
+    changes = {}
+    for name, more in variants.items():
+        _evaluate(options, rest, name, more)
+        changes[name] = compare(
+            options.data_root, options.out / _slug(BASE), options.out / _slug(name)
+        )
+        print(f"{name}: {changes[name]}", flush=True)
 
     text = certificate(changes)
     write_atomically(options.out / "invariance.md", (text + "\n").encode())
@@ -111,21 +108,21 @@ def certificate(changes: Mapping[str, Change]) -> str:
 
 def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more: str) -> None:
     folder = options.out / _slug(name)
-    command = [sys.executable, "-m", "experiments.run", "test", "--config", str(options.config)]
-    command += ["--data_root", str(options.data_root), *rest, *shlex.split(more)]
-    command += ["--trainer.callbacks.init_args.folder", str(folder)]
+    words = [sys.executable, "-m", "experiments.run", "test", "--config", str(options.config)]
+    words += ["--data_root", str(options.data_root), *rest, *shlex.split(more)]
+    words += ["--trainer.callbacks.init_args.folder", str(folder)]
 
     # Vectors are kept, since scores alone hide changes that flip no hit.
-    command += ["--trainer.callbacks.init_args.embeddings", "true"]
+    words += ["--trainer.callbacks.init_args.embeddings", "true"]
 
     start = time.monotonic()
     print(f"{name} ...", end=" ", flush=True)
 
     # A process of its own for each variant: threads, caches and ranks of one must not touch
     # another.
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+        raise ValueError(f"{shlex.join(words)} failed:\n{done.stderr[-2000:]}")
 
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,6 @@ from omegaconf.grammar_parser import parse as parse_interpolation
 
 from mmemb.storage.old_names import ARGUMENTS, CLASS_PATHS
 
-SHARED_KEYS = (
-    "seed_everything",
-    "trainer",
-    "model",
-    "data",
-    "ckpt_path",
-    "weights_only",
-    "return_predictions",
-    "verbose",
-    "name",
-    "experiment",
-    "runs",
-    "data_root",
-    "vlm",
-    "group_size",
-    "needs",
-    "allow_change",
-    "owner",
-    "tags",
-    "optimizer",
-    "lr_scheduler",
-)
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 NEEDS = ("disk_gib", "memory_gib")
 
@@ -56,8 +34,13 @@ def config_files(arguments: list[str]) -> list[Path]:
     return files
 
 
-def check_config_files(arguments: list[str]) -> None:
-    """Raises ValueError naming key, file and nearest valid name for the first mistake found."""
+def check_config_files(arguments: list[str], keys: Collection[str]) -> None:
+    """Raises ValueError naming key, file and nearest valid name for the first mistake found.
+
+    Args:
+        arguments: of the command line.
+        keys: that may stand at the top of a file.
+    """
     for path in config_files(arguments):
         if not path.is_file():
             near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
@@ -70,12 +53,12 @@ def check_config_files(arguments: list[str]) -> None:
 
         if not isinstance(data, Mapping):
             raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
-        check_config(data, path)
+        check_config(data, path, keys)
 
 
-def check_config(data: Mapping[str, Any], path: Path) -> None:
+def check_config(data: Mapping[str, Any], path: Path, keys: Collection[str]) -> None:
     """Checks one parsed file: top-level keys, trainer keys, and every class with its arguments."""
-    _check_keys(data, SHARED_KEYS, path, where="")
+    _check_keys(data, keys, path, where="")
 
     # `callbacks+` is jsonargparse's way to append to the callbacks of an earlier file.
     trainer = inspect.signature(pl.Trainer.__init__).parameters

@@ -58,7 +58,7 @@ class ExperimentCLI(LightningCLI):
 
     claimed = ClaimedFolder()
 
-    def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
+    def __init__(self, arguments: list[str] | None = None) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         command = shlex.join(["python", "-m", "experiments.run", *(arguments or [])])
@@ -70,12 +70,10 @@ class ExperimentCLI(LightningCLI):
             self.subcommands = lambda: method
 
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        check_config_files(arguments or [])
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
             args=with_base(arguments or []),
-            run=run,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -113,6 +111,15 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_argument("--needs.disk_gib", type=float, default=1.0, help="checked at start")
         parser.add_argument("--needs.memory_gib", type=float, default=1.0, help="checked at start")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # The keys of a file are the options of its subcommand, of which one has been named.
+        if len(self._subcommand_parsers) == 1:
+            options = next(iter(self._subcommand_parsers.values()))._actions
+            keys = {action.dest.partition(".")[0] for action in options}
+            check_config_files(args, keys - {"help", "config", "print_config"})
+        super().parse_arguments(parser, args)
 
     @override
     def before_instantiate_classes(self) -> None:

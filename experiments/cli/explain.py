@@ -40,6 +40,7 @@ def explain(arguments: Sequence[str], key: str) -> str:
     Raises:
         ValueError: there is no such key.
     """
+    from experiments.cli.checkpoint_check import flattened
     from experiments.cli.config_check import nearest
     from experiments.cli.experiment_cli import (  # Lightning: only who asks waits for it
         parse,
@@ -50,8 +51,7 @@ def explain(arguments: Sequence[str], key: str) -> str:
     full = _spelt_out(config, key)
     value = _value(config, full)
     if value is _ABSENT:
-        known = [name for name, _ in _leaves(config)]
-        raise ValueError(f"there is no setting {key}.{nearest(full, known)}")
+        raise ValueError(f"there is no setting {key}.{nearest(full, flattened(config))}")
 
     found = [*_files(with_base(list(arguments)), full), *_flags(arguments, full)]
     lines = [f"{full} = {value!r}"]
@@ -105,11 +105,3 @@ def _value(data: Any, key: str) -> Any:
             return _ABSENT
         node = node[part]
     return node
-
-
-def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(data, Mapping):
-        yield name, data
-        return
-    for key, value in data.items():
-        yield from _leaves(value, f"{name}.{key}" if name else str(key))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import sys
 import textwrap
 import warnings
+from collections.abc import Iterator
+
+from mmemb.storage.signals import exit_on_signals
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError, ModuleNotFoundError)
 """Errors of bad input, such as a precision whose package is not installed; their message is written
@@ -39,6 +44,18 @@ def without_secrets(text: str) -> str:
     'asked http://*** once'
     """
     return _SECRET_URLS.sub(r"\1***", _SECRET_KEYS.sub(r"\1'***'", text))
+
+
+@contextlib.contextmanager
+def command() -> Iterator[None]:
+    """Frame of a command: tips are silent, a signal ends it, and bad input ends in one line."""
+    quieten()
+
+    with exit_on_signals():
+        try:
+            yield
+        except USER_ERRORS as error:
+            sys.exit(f"error: {error}")
 
 
 def quieten() -> None:

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.messages import USER_ERRORS, quieten
+from experiments.cli.messages import command
 from experiments.export.model_card import card
 from experiments.export.published_files import copy_model
 from experiments.runs import facts as run_facts
 from experiments.runs.saved_backbone import Found, find_backbone
 from mmemb.backbones.base import saved_spec
 from mmemb.storage.files import whole_folder
-from mmemb.storage.signals import exit_on_signals
 from mmemb.storage.trained_facts import FACTS, FittedFacts, inherited_facts, write_facts
 
 TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
@@ -62,16 +60,12 @@ model = PeftModel.from_pretrained({auto}.from_pretrained("BASE"), "{out}")
 """
 
 
-@exit_on_signals()
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exports, or prints in one paragraph why it cannot."""
     options = _parse(arguments)
-    quieten()
-    try:
-        given = (options.adapter, options.scores, options.allow_model)
-        print(export(options.folder, options.to, options.out, *given))
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    given = (options.adapter, options.scores, options.allow_model)
+    print(export(options.folder, options.to, options.out, *given))
 
 
 def export(
@@ -110,9 +104,9 @@ def export(
         raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
 
     shown = found.name if folder.is_absolute() else str(folder)  # a card tells no machine's paths
-    command = ["python", "-m", "experiments.export", shown, "--to", to, "--out", out.name]
+    words = ["python", "-m", "experiments.export", shown, "--to", to, "--out", out.name]
     facts = _facts(found, scores)
-    facts |= {"export": shlex.join([*command, *(["--adapter"] if adapter else [])])}
+    facts |= {"export": shlex.join([*words, *(["--adapter"] if adapter else [])])}
 
     if to == SENTENCES and adapter:
         raise ValueError("--adapter is for --to transformers: peft loads it, not this package.")
@@ -130,7 +124,7 @@ def export(
         else {TRANSFORMERS: _transformers, SENTENCES: _sentences}[to]
     )
 
-    def write_all(fresh: Path) -> str:
+    with whole_folder(out) as fresh:
         described = facts | write(found, fresh, out)
         # The list of facts is written anew.
         left_out = [name for name in described.pop("left_out", []) if name != FACTS]
@@ -140,9 +134,7 @@ def export(
         said = _describe(fresh, described)
         # Printed, and not written into the card: other files of this machine are not published.
         named = f" Left out, as no part of a model: {', '.join(left_out)}." if left_out else ""
-        return said + named
-
-    return f"{out}: {_whole(out, write_all)}"
+    return f"{out}: {said}{named}"
 
 
 def _fitted(found: Found) -> FittedFacts:
@@ -152,12 +144,6 @@ def _fitted(found: Found) -> FittedFacts:
         return facts
     # A published folder holds no paths of this machine.
     return replace(facts, unknown=frozenset(Path(path).name for path in facts.unknown))
-
-
-def _whole(out: Path, write: Callable[[Path], str]) -> str:
-    """Writes a folder that is in its place when all of it is written."""
-    with whole_folder(out) as fresh:
-        return write(fresh)
 
 
 def _describe(fresh: Path, facts: dict[str, Any]) -> str:

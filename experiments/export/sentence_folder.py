@@ -6,7 +6,6 @@ folder whose vectors differ is refused. Shapes: D embedding width, H encoder wid
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -142,8 +141,8 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
     left_out = copy_model(source / "text_model", out)
 
     sequences, tokenizer = backbone.sequences, backbone.sequences.tokenizer
-    marks = {name: tokenizer.convert_tokens_to_ids(name) for name in _ends(tokenizer)}
-    start, end = marks
+    start, end = tokenizer.cls_token, tokenizer.sep_token
+    marks = {name: tokenizer.convert_tokens_to_ids(name) for name in (start, end)}
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start}:0 $A:0 {end}:0", special_tokens=list(marks.items())
     )
@@ -157,10 +156,6 @@ def _write_joint(backbone: JointEncoder, source: Path, out: Path) -> Written:
 
     cuts = sequences.max_text_tokens + len(marks) <= sequences.max_length
     return Written(longest - len(marks), cuts, " ", False, left_out)
-
-
-def _ends(tokenizer: Any) -> tuple[str, str]:
-    return tokenizer.cls_token, tokenizer.sep_token
 
 
 def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Written:
@@ -227,9 +222,7 @@ def _write_steps(
         if name == "Dense" and gate is not None:
             _save_gate(out / folder, gate)
 
-    (out / "modules.json").write_text(
-        json.dumps(listed, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_json(out / "modules.json", listed)
 
 
 _NAMES = ("module_input_name", "module_output_name")

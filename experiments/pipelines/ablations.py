@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,18 +16,16 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from datamodules.scores import ScoreTable
-from experiments.runs.folders import new_folder, publish
+from experiments.runs.origin import made_now, newest_folder
 from mmemb.records.file_names import check_plain
 from mmemb.records.hashing import stable_hash
 from mmemb.records.rationales import ScoredJson, ScoredRationale, scored_to_json
 from mmemb.selection.fitted_selection import read_selection
 from mmemb.selection.keep_rule import Contrast, KeepRule
-from mmemb.storage.files import whole_folder
 from mmemb.storage.fingerprints import fingerprint
-from mmemb.storage.json_files import finite
+from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import locked
 from mmemb.storage.manifests import MANIFEST
-from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import (
@@ -330,28 +326,10 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
         data: the figures; when, by which commit and with which versions is added.
         picture: a PNG.
     """
-    commit, diff = git_state(Path(__file__).parent)
-    origin = {
-        "written": time.strftime("%Y-%m-%d %H:%M"),
-        "git_commit": commit,
-        "uncommitted_changes": bool(diff),
-        "versions": package_versions(),
-    }
+    made = made_now()
+    with newest_folder(folder, "report", made, ("report.json", "report.png", "report.md")) as fresh:
+        write_json(fresh / "report.json", made | dict(data))
+        (fresh / "report.png").write_bytes(picture)
+        (fresh / "report.md").write_text(text, encoding="utf-8")
 
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = new_folder(folder, f"{stamp}-report-{commit or 'nogit'}")
-
-    files = {
-        "report.json": json.dumps(
-            finite({**origin, **data}), ensure_ascii=False, allow_nan=False, indent=1
-        ).encode(),
-        "report.png": picture,
-        "report.md": text.encode(),
-    }
-
-    with whole_folder(run) as fresh:
-        for name, content in files.items():
-            (fresh / name).write_bytes(content)
-
-    publish(run, ExperimentFolder(folder).report, files)
     print(f"\n{text}\n{folder}/report.md, report.json, report.png")

@@ -13,8 +13,7 @@ from __future__ import annotations
 import sys
 from math import inf
 
-from experiments.cli.messages import USER_ERRORS, quieten
-from mmemb.storage.signals import exit_on_signals
+from experiments.cli.messages import command
 
 ROOM = 0.9
 """Share of a device that a plan may fill. The rest is for CUDA's own context, the workspaces of its
@@ -23,24 +22,17 @@ kernels and gaps between the blocks of the allocator, which are not planned."""
 _OWN = ("--devices", "--device-gib", "--tflops")
 
 
-@exit_on_signals()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Prints the plan of a stage; the exit status is 1 if it does not fit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    quieten()
-    try:
-        rest, own = _split(arguments)
-        if not rest or rest[0] not in ("fit", "predict", "test"):
-            raise ValueError(
-                f"The first argument must be fit, predict or test, got {arguments[0]!r}."
-            )
-        fits = _print_plan(rest, own)
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
-    if not fits:
+    rest, own = _split(arguments)
+    if not rest or rest[0] not in ("fit", "predict", "test"):
+        raise ValueError(f"The first argument must be fit, predict or test, got {arguments[0]!r}.")
+    if not _print_plan(rest, own):
         sys.exit(1)
 
 

@@ -43,7 +43,6 @@ class PlannedBackbone:
     Attributes:
         shape: of its model.
         lengths: counts the tokens of a side.
-        width: of its vectors.
         dtype: of its weights.
         padded: whether attention gets a mask.
         tuned: makes its shape with LoRA updates in place of its weights; None = it takes none.
@@ -52,7 +51,6 @@ class PlannedBackbone:
 
     shape: ModelShape
     lengths: SideLengths
-    width: int
     dtype: str = "float32"
     padded: bool = True
     tuned: Callable[[], ModelShape] | None = None
@@ -81,7 +79,10 @@ def planned_backbone(
     if kind == "OpenClipBackbone":
         if settings:
             raise ValueError("model.lora is set, but OpenClipBackbone takes no LoRA: set it null.")
-        return _open_clip(str(arguments["model"]))
+        model = str(arguments["model"])
+        return PlannedBackbone(
+            shape=open_clip_shape(model), lengths=ClipLengths(open_clip_config(model))
+        )
     if kind == "VisionLanguageBackbone":
         return _vision_language(arguments, settings)
     raise ValueError(
@@ -96,13 +97,7 @@ def _joint(
     shape = joint_shape(arguments, lora)
     lengths = JointLengths(arguments, _tokens_each(features))
     tuned = partial(joint_shape, arguments, PLAIN_LORA)
-    return PlannedBackbone(shape=shape, lengths=lengths, width=shape.hidden, tuned=tuned)
-
-
-def _open_clip(model: str) -> PlannedBackbone:
-    config = open_clip_config(model)
-    lengths = ClipLengths(config)
-    return PlannedBackbone(shape=open_clip_shape(model), lengths=lengths, width=config["embed_dim"])
+    return PlannedBackbone(shape=shape, lengths=lengths, tuned=tuned)
 
 
 def _vision_language(arguments: Mapping[str, Any], lora: LoraSettings | None) -> PlannedBackbone:
@@ -117,7 +112,6 @@ def _vision_language(arguments: Mapping[str, Any], lora: LoraSettings | None) ->
     return PlannedBackbone(
         shape=shape,
         lengths=PromptLengths(processor_of(model, code), style, most),
-        width=shape.hidden,
         dtype=arguments.get("dtype", "float32"),
         padded="flash" not in str(arguments.get("attention")),
         tuned=partial(language_model_shape, model, lora=PLAIN_LORA, **given),

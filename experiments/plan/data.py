@@ -5,12 +5,10 @@ Counts come from manifests and indices; lengths from a few samples, spread evenl
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.data_roots import CANDIDATES, QUERIES
 from datamodules.samples import Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from experiments.plan.lengths import SideLengths
@@ -72,9 +70,8 @@ def sides_of(rows: Sequence[Row], lengths: SideLengths, which: str) -> list[Side
         which: `query`, `target` or `candidate`.
     """
     # A picture is decoded only where its size decides how many tokens it takes.
-    samples = SampleReader(pixels=lengths.reads_pixels)
-    readers = {"target": samples.target_side, "candidate": samples.candidate_side}
-    return [readers.get(which, samples.query_side)(row) for row in spread(rows)]
+    read = getattr(SampleReader(pixels=lengths.reads_pixels), f"{which}_side")
+    return [read(row) for row in spread(rows)]
 
 
 def rationale_lengths(
@@ -91,26 +88,6 @@ def rationale_lengths(
     table = RationaleTable(sidecar, sources)
     pools = [table.read_rationales(row) if table.covers(row) else () for row in rows]
     return [max(pool, key=lambda r: len(r.text)) if pool else None for pool in pools]
-
-
-def gallery_sizes(root: Path) -> Counter[str]:
-    """Returns the number of candidates, by gallery."""
-    # The plan trusts the data that it counts; the stage itself verifies it.
-    index = ShardIndex.open(root / CANDIDATES, verify=False)
-    return Counter(entry.meta["gallery"] for entry in index.entries)
-
-
-def num_pictures(root: Path, folders: Iterable[str]) -> int:
-    """Returns the number of distinct pictures of some folders."""
-    # A picture that many samples share is stored and read once.
-    rows = rows_below(root, folders)
-    return len({digest for row in rows for digest in row.entry.media.values()})
-
-
-def query_rows(root: Path, parts: Sequence[str] | None) -> tuple[Row, ...]:
-    """Returns the benchmark's queries of some parts; None takes all."""
-    rows = rows_below(root, [QUERIES])
-    return tuple(row for row in rows if parts is None or row.meta["part"] in parts)
 
 
 def sidecar_bytes(samples: int, content: float) -> int:

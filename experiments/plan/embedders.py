@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datamodules.data_roots import CANDIDATES
+from datamodules.data_roots import CANDIDATES, QUERIES
 from datamodules.samples import Row
 from experiments.plan.backbones import PlannedBackbone, planned_backbone
 from experiments.plan.data import (
-    num_pictures,
-    query_rows,
     rationale_lengths,
     rows_below,
     sidecar_bytes,
@@ -18,7 +16,7 @@ from experiments.plan.data import (
     trained_rows,
 )
 from experiments.plan.lengths import NO_TOKENS, measured
-from experiments.plan.memory import Contrast, ModelShape, Training
+from experiments.plan.memory import Contrast, ModelShape
 from experiments.plan.models import efficient_net_parameters
 from experiments.plan.precisions import PRECISIONS
 from experiments.plan.settings import Settings, precision_of
@@ -49,7 +47,7 @@ def trained_embedder(settings: Settings) -> StagePlan:
         training=training,
         trains=True,
         roles=_pair_roles(settings, planned, spread(rows), queries, targets),
-        contrast=_contrast(settings, planned.width),
+        contrast=_contrast(settings, planned.shape.hidden),
         disk=settings.saved(planned.shape, training, "backbone/"),
         host=_kept_pictures(planned, [*queries, *targets], training.precision),
         tuned=planned.tuned,
@@ -185,7 +183,9 @@ def running_embedder(settings: Settings) -> StagePlan:
     # Without pairs the benchmark is embedded: its queries, and all candidates.
     pairs = data.get("pairs")
     parts = data.get("parts") or (["test"] if settings.subcommand == "test" else None)
-    rows = rows_below(settings.root, pairs) if pairs else query_rows(settings.root, parts)
+    rows = rows_below(settings.root, pairs or [QUERIES])
+    if parts and not pairs:
+        rows = tuple(row for row in rows if row.meta["part"] in parts)
     others = rows if pairs else rows_below(settings.root, [CANDIDATES])
     queries = sides_of(rows, planned.lengths, "query")
     targets = sides_of(others, planned.lengths, "target" if pairs else "candidate")
@@ -195,18 +195,13 @@ def running_embedder(settings: Settings) -> StagePlan:
     tokens = measured([planned.lengths.of(side) for side in targets])
     roles["others"] = Role(per_row=len(others) / max(1, len(rows)), tokens=tokens)
 
-    content = 8 * planned.width + 2048
+    content = 8 * planned.shape.hidden + 2048
     writes = settings.subcommand == "predict"
     precision = precision_of(planned.dtype, settings.trainer.get("precision"))
-    return StagePlan(
-        name=settings.title,
-        samples=len(rows),
-        steps=settings.reading_steps(len(rows)),
-        rows=settings.batch,
-        micro_rows=settings.batch,
-        model=planned.shape,
-        training=Training(precision=precision, devices=settings.ranks),
-        trains=False,
+    return settings.reading(
+        len(rows),
+        planned.shape,
+        precision,
         roles=roles,
         disk={"sidecar": sidecar_bytes(len(rows), content)} if writes else {},
         host=_kept_pictures(planned, [*queries, *targets], precision),
@@ -235,15 +230,9 @@ def _read_roles(
 def feature_extractor(settings: Settings) -> StagePlan:
     """Returns the plan of the stage that passes pictures through a frozen tower of a few million
     weights; only its disk is large."""
-    pictures = num_pictures(settings.root, settings.data["folders"])
-    return StagePlan(
-        name=settings.title,
-        samples=pictures,
-        steps=settings.reading_steps(pictures),
-        rows=settings.batch,
-        micro_rows=settings.batch,
-        model=ModelShape(total=efficient_net_parameters(), trainable=0, towers={}),
-        training=Training(devices=settings.ranks),
-        trains=False,
-        disk={"sidecar": sidecar_bytes(pictures, 2 * 6 * 1280 + 128)},
-    )
+    # A picture that many samples share is stored and read once.
+    rows = rows_below(settings.root, settings.data["folders"])
+    pictures = len({digest for row in rows for digest in row.entry.media.values()})
+    shape = ModelShape(total=efficient_net_parameters(), trainable=0, towers={})
+    disk = {"sidecar": sidecar_bytes(pictures, 2 * 6 * 1280 + 128)}
+    return settings.reading(pictures, shape, "float32", disk=disk)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from datamodules.data_roots import CANDIDATES
 from datamodules.samples import Row
 from experiments.plan.backbones import planned_backbone
-from experiments.plan.data import (
-    gallery_sizes,
-    rows_below,
-    sidecar_bytes,
-    sides_of,
-    spread,
-)
+from experiments.plan.data import rows_below, sidecar_bytes, sides_of, spread
 from experiments.plan.lengths import PromptLengths, Tokens, measured, processor_of
-from experiments.plan.memory import ModelShape, Training
 from experiments.plan.models import language_model_shape
 from experiments.plan.settings import Settings, class_of, precision_of, record
 from experiments.plan.stages import JudgeTokens, Role, StagePlan
@@ -34,24 +28,6 @@ _RATIONALE_TOKENS = 48
 """Tokens of a rationale, in a prompt or a sidecar."""
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judge:
-    """An evaluator.
-
-    Attributes:
-        shape: of its model.
-        dtype: of its weights.
-        roles: of the sides that it reads.
-        tokens: of one pair; None where prompts are not shared.
-    """
-
-    shape: ModelShape
-    dtype: str
-    roles: Mapping[str, Role]
-    tokens: JudgeTokens | None = None
-
-
 def selector(settings: Settings) -> StagePlan:
     """Returns the plan of `CounterfactualSelector`."""
     rows = rows_below(settings.root, settings.data.get("pairs") or ["pairs/questions"])
@@ -60,25 +36,15 @@ def selector(settings: Settings) -> StagePlan:
     rationales += int(settings.model.get("num_donors", 3))
 
     generative = class_of(settings.model["evaluator"]) == "YesNoEvaluator"
-    judge = (_yes_no if generative else _embedding)(settings, rows, rationales)
+    plan = (_yes_no if generative else _embedding)(settings, rows, rationales)
+    if settings.subcommand != "predict":
+        return plan
+
     content = rationales * (_RATIONALE_TOKENS * BYTES_PER_TOKEN + RATIONALE_JSON + 200)
-    writes = settings.subcommand == "predict"
-    return StagePlan(
-        name=settings.title,
-        samples=len(rows),
-        steps=settings.reading_steps(len(rows)),
-        rows=settings.batch,
-        micro_rows=settings.batch,
-        model=judge.shape,
-        training=Training(precision=precision_of(judge.dtype, None), devices=settings.ranks),
-        trains=False,
-        roles=judge.roles,
-        judge=judge.tokens,
-        disk={"sidecar": sidecar_bytes(len(rows), content)} if writes else {},
-    )
+    return replace(plan, disk={"sidecar": sidecar_bytes(len(rows), content)})
 
 
-def _embedding(settings: Settings, rows: Sequence[Row], rationales: int) -> _Judge:
+def _embedding(settings: Settings, rows: Sequence[Row], rationales: int) -> StagePlan:
     """An embedder reads a query by itself and with every rationale; of several the first."""
     first = next(iter(settings.model["evaluator"]["init_args"]["judges"].values()))
     # The judges have the same size, and run one after the other.
@@ -88,10 +54,11 @@ def _embedding(settings: Settings, rows: Sequence[Row], rationales: int) -> _Jud
     sides = sides_of(rows, planned.lengths, "query")
     tokens = measured([planned.lengths.of(side, _RATIONALE_TOKENS) for side in sides])
     roles = {"queries": Role(per_row=1 + rationales, tokens=tokens)}
-    return _Judge(shape=planned.shape, dtype=planned.dtype, roles=roles)
+    precision = precision_of(planned.dtype, None)
+    return settings.reading(len(rows), planned.shape, precision, roles=roles)
 
 
-def _yes_no(settings: Settings, rows: Sequence[Row], rationales: int) -> _Judge:
+def _yes_no(settings: Settings, rows: Sequence[Row], rationales: int) -> StagePlan:
     judge = settings.model["evaluator"]["init_args"]
     query, candidate, ending = _pieces(settings, rows)
     negatives = _num_negatives(settings, rows)
@@ -101,22 +68,22 @@ def _yes_no(settings: Settings, rows: Sequence[Row], rationales: int) -> _Judge:
     together = int(judge.get("max_rows", 64)) / settings.batch
     longest = query.longest + candidate.longest + ending.longest
     read = {"text": Tokens(tokens.shared / together, longest)}
-    return _Judge(
-        shape=language_model_shape(
-            str(judge["model"]),
-            trained=False,
-            trust_remote_code=bool(judge.get("trust_remote_code")),
-        ),
-        dtype=judge.get("dtype", "float32"),
+    code = bool(judge.get("trust_remote_code"))
+    shape = language_model_shape(str(judge["model"]), trained=False, trust_remote_code=code)
+    return settings.reading(
+        len(rows),
+        shape,
+        precision_of(judge.get("dtype", "float32"), None),
         roles={"judged": Role(per_row=together, tokens=read)},
-        tokens=tokens,
+        judge=tokens,
     )
 
 
 def _num_negatives(settings: Settings, rows: Sequence[Row]) -> int:
     """N, whatever the contrast: all candidates of a pair are scored."""
     # Pairs without a gallery of their own are judged against the largest.
-    galleries = gallery_sizes(settings.root)
+    candidates = rows_below(settings.root, [CANDIDATES])
+    galleries = Counter(row.meta["gallery"] for row in candidates)
     sizes = [galleries[row.meta["gallery"]] for row in rows if "gallery" in row.meta]
     whole = (round(sum(sizes) / len(sizes)) if sizes else max(galleries.values())) - 1
     return min(whole, int(settings.data.get("num_negatives") or whole))

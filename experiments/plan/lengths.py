@@ -183,12 +183,9 @@ def processor_of(model: str, trust_remote_code: bool = False) -> Any:
         with quiet_loading():
             return load_pretrained(AutoProcessor, model, trust_remote_code=trust_remote_code)
     except Exception as error:  # readers raise whatever the files make them raise
+        reason = str(error).split(". ")[0].splitlines()[0]
         raise FileNotFoundError(
             f"The model {Path(model)} has no tokenizer or processor that can be read "
-            f"({_first_sentence(error)}). Tokens are counted with it; put its files beside "
+            f"({reason}). Tokens are counted with it; put its files beside "
             "config.json (docs/plan.md says how they are fetched without the weights)."
         ) from None
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).split(". ")[0].splitlines()[0]

@@ -7,7 +7,7 @@ Units: bytes, unless a name has another one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import final
 
@@ -155,16 +155,12 @@ class Memory:
         passing = max(self.activations + self.loss, self.optimizer // 2)
         return self.weights + self.gradients + self.optimizer + self.cache + passing
 
-    def parts(self) -> dict[str, int]:
-        """Returns name -> bytes."""
-        return {part.name: getattr(self, part.name) for part in fields(self)}
-
 
 def state_memory(model: ModelShape, training: Training) -> Memory:
     """Returns what a step needs whatever its batch is: weights, gradients, optimiser.
 
     >>> shape = ModelShape(total=100, trainable=60, towers={})
-    >>> state_memory(shape, Training()).parts()["optimizer"]
+    >>> state_memory(shape, Training()).optimizer
     480
     """
     precision, ranks = PRECISIONS[training.precision], training.devices

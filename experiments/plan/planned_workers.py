@@ -63,40 +63,25 @@ def planned_worker(spec: Mapping[str, Any]) -> PlannedWorker | None:
         return None
 
     # The worker itself has the defaults of what the configuration leaves out.
+    parts: dict[str, Any]
     match load_worker(spec):
         case LanguageModelWorker() as worker:
-            return _chat_worker(worker)
+            chat = ChatModel(worker.model_id, worker.prompt, None, worker.device, worker.dtype)
+            parts = {"lengths": QuestionLengths(chat), "shared": len(chat.prefix_ids)}
+            parts |= {"reads_media": False, "together": True}
         case VisionLanguageWorker() as worker:
-            return _seeing_worker(worker)
-    return None
+            # A prompt of a worker holds no rationale, so its length has no bound to keep.
+            processor = processor_of(worker.model_id, worker.trust_remote_code)
+            lengths = PromptLengths(processor, worker.style, 0)
+            parts = {"lengths": lengths, "trust_remote_code": worker.trust_remote_code}
+            parts |= {"reads_media": "image" in lengths.builder.modalities}
 
-
-def _chat_worker(worker: LanguageModelWorker) -> PlannedWorker:
-    chat = ChatModel(worker.model_id, worker.prompt, None, worker.device, worker.dtype)
     return PlannedWorker(
         model=worker.model_id,
         dtype=worker.dtype,
         sampling=worker.sampling,
         slots=worker.batch_size,
-        lengths=QuestionLengths(chat),
-        reads_media=False,
-        shared=len(chat.prefix_ids),
-        together=True,
-    )
-
-
-def _seeing_worker(worker: VisionLanguageWorker) -> PlannedWorker:
-    # A prompt of a worker holds no rationale, so its length has no bound to keep.
-    processor = processor_of(worker.model_id, worker.trust_remote_code)
-    lengths = PromptLengths(processor, worker.style, 0)
-    return PlannedWorker(
-        model=worker.model_id,
-        dtype=worker.dtype,
-        sampling=worker.sampling,
-        slots=worker.batch_size,
-        lengths=lengths,
-        reads_media="image" in lengths.builder.modalities,
-        trust_remote_code=worker.trust_remote_code,
+        **parts,
     )
 
 

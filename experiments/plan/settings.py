@@ -10,6 +10,7 @@ from typing import Any, TypeVar, final
 
 from experiments.plan.memory import ModelShape, Training
 from experiments.plan.precisions import FP32, PRECISIONS
+from experiments.plan.stages import StagePlan
 from mmemb.training.gradient_cache import GradientCache
 
 _Record = TypeVar("_Record")
@@ -90,9 +91,26 @@ class Settings:
         of_epoch = limit if isinstance(limit, int) else int(of_pass * (limit or 1.0))
         return of_epoch * int(self.trainer.get("max_epochs") or 1)
 
-    def reading_steps(self, samples: int) -> int:
-        """Returns the batches in which all ranks together read the samples once."""
-        return ceil(samples / (self.batch * self.ranks))
+    def reading(self, samples: int, model: ModelShape, precision: str, **parts: Any) -> StagePlan:
+        """Returns the plan of a stage whose ranks read the samples once, without a backward pass.
+
+        Args:
+            samples: rows of the data.
+            model: reads them.
+            precision: key of `PRECISIONS`.
+            parts: further fields of the plan.
+        """
+        return StagePlan(
+            name=self.title,
+            samples=samples,
+            steps=ceil(samples / (self.batch * self.ranks)),
+            rows=self.batch,
+            micro_rows=self.batch,
+            model=model,
+            training=Training(precision=precision, devices=self.ranks),
+            trains=False,
+            **parts,
+        )
 
     def training(self, dtype: str, padded: bool = True) -> Training:
         """Returns how `fit` computes a step with weights of a type."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 from experiments.plan.memory import GIB
 from experiments.plan.stages import StagePlan
@@ -44,7 +45,7 @@ def _memory(plan: StagePlan) -> Iterator[str]:
         f"memory of each of {training.devices} device(s): {training.precision}, "
         f"{training.strategy}{', recomputed blocks' if training.checkpointing else ''}"
     )
-    for name, size in memory.parts().items():
+    for name, size in asdict(memory).items():
         yield f"  {name:<18}{size / GIB:>12.3f} GiB"
     yield f"  {'at the most':<18}{memory.total / GIB:>12.3f} GiB"
 

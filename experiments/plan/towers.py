@@ -33,12 +33,12 @@ from mmemb.training.blocks import checkpoint_blocks
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)  # type: ignore[no-any-return]
-
-
 # torch has formulas for the attention kernels of a GPU; this is the one of a CPU.
-_CPU_FLOPS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+_CPU_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+        sdpa_flop_count(q, k, v)
+    )
+}
 
 
 @final

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from datamodules.asked import AskedTasks, part_of
 from datamodules.samples import Row, SampleReader, media_of
 from experiments.plan.data import rows_below, sidecar_bytes, spread
 from experiments.plan.lengths import Tokens, measured
-from experiments.plan.memory import ModelShape, Training
+from experiments.plan.memory import ModelShape
 from experiments.plan.models import language_model_shape
 from experiments.plan.planned_workers import PlannedWorker, planned_worker
 from experiments.plan.settings import Settings, precision_of, record
@@ -40,15 +41,10 @@ def writer(settings: Settings) -> StagePlan:
     read = [row for row in asked if _reads(worker, settings, row)]
     prompt = _prompt(settings, worker, read)
 
-    return StagePlan(
-        name=f"{settings.title}, worker {name} of {len(workers)}",
-        samples=len(rows),
-        steps=settings.reading_steps(len(rows)),
-        rows=settings.batch,
-        micro_rows=min(worker.slots, settings.batch),
-        model=shape,
-        training=Training(precision=precision_of(worker.dtype, None), devices=settings.ranks),
-        trains=False,
+    plan = settings.reading(
+        len(rows),
+        shape,
+        precision_of(worker.dtype, None),
         roles={"prompts": Role(per_row=1, tokens={"text": prompt})},
         generation=Generation(
             draws=_draws(settings, name, read),
@@ -60,6 +56,8 @@ def writer(settings: Settings) -> StagePlan:
         ),
         disk={"sidecar, at the most": _sidecar(settings, workers, rows, asked, shape.hidden)},
     )
+    title = f"{settings.title}, worker {name} of {len(workers)}"
+    return replace(plan, name=title, micro_rows=min(worker.slots, settings.batch))
 
 
 def _workers(settings: Settings) -> dict[str, PlannedWorker]:

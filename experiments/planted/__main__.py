@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.cli.messages import command
 from experiments.planted.figure import draw
 from experiments.planted.page import page
 from experiments.planted.study import measure, num_steps
+from experiments.runs.origin import made_now
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
-from mmemb.storage.provenance import git_state, package_versions
-from mmemb.storage.signals import exit_on_signals
 
 
 def study(pairs: int, seeds: int, samples: int) -> dict[str, Any]:
@@ -34,13 +33,11 @@ def study(pairs: int, seeds: int, samples: int) -> dict[str, Any]:
         result = measure(pairs, seeds, samples, bar.update)
         seconds = time.perf_counter() - start
 
-    commit, changes = git_state(Path(__file__).parent)
     made = {"pairs": pairs, "seeds": seeds, "samples": samples, "seconds": seconds}
-    made |= {"git_commit": commit, "uncommitted_changes": bool(changes)}
-    return result | {"made": made | {"versions": package_versions(), "cores": os.cpu_count()}}
+    return result | {"made": made | made_now() | {"cores": os.cpu_count()}}
 
 
-@exit_on_signals()
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, writes the three files and prints the bars."""
     parser = argparse.ArgumentParser(
@@ -59,11 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/planted"), help="folder to write")
     options = parser.parse_args(arguments)
 
-    try:
-        result = study(options.pairs, options.seeds, options.samples)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
+    result = study(options.pairs, options.seeds, options.samples)
     write_atomically(options.out / "planted.png", draw(result))
     write_atomically(options.out / "planted.md", page(result).encode())
     write_json(options.out / "planted.json", result)

@@ -3,76 +3,59 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from experiments.cli.messages import command
 from experiments.report.audit.build import audit
 from experiments.report.build import build
 from experiments.report.data.runs import diff_runs, list_runs
 from experiments.report.policies.rounds import write_rounds
 from experiments.report.policies.seeds import write_seeds
-from experiments.scoring.commands import (
-    SCORE_COMMANDS,
-    add_score_commands,
-    run_score_command,
-)
-from mmemb.storage.signals import exit_on_signals
+from experiments.scoring.commands import add_score_commands
 
 
-@exit_on_signals()
+@command()
 def main(arguments: list[str] | None = None) -> None:
-    """Parses the command line."""
+    """Parses the command line, and does what its subcommand is for."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    making = commands.add_parser("build", help="make a report of an experiment's newest runs")
-    making.add_argument("run", type=Path, help="e.g. runs/pocket")
-    making.add_argument("--data-root", default="data/pocket", help="prepared data")
+    run, runs, data = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    run.add_argument("run", type=Path, help="e.g. runs/pocket")
+    runs.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_round2")
+    data.add_argument("--data-root", type=Path, default=Path("data/pocket"), help="prepared data")
 
-    showing = commands.add_parser("show", help="print the newest report")
-    showing.add_argument("run", type=Path, help="e.g. runs/pocket")
+    made = "make a report of an experiment's newest runs"
+    making = commands.add_parser("build", help=made, parents=[run, data])
+    making.set_defaults(act=lambda given: build(given.run, str(given.data_root)))
 
-    auditing = commands.add_parser("audit", help="make a page of every rationale")
-    auditing.add_argument("run", type=Path, help="e.g. runs/pocket")
-    auditing.add_argument("--data-root", default="data/pocket", help="prepared data")
+    showing = commands.add_parser("show", help="print the newest report", parents=[run])
+    showing.set_defaults(act=lambda given: show(given.run))
 
-    comparing = commands.add_parser("rounds", help="compare rounds of EM with the first one")
-    comparing.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_round2")
-    comparing.add_argument("--data-root", default="data/pocket", help="prepared data")
+    audited = "make a page of every rationale"
+    auditing = commands.add_parser("audit", help=audited, parents=[run, data])
+    auditing.set_defaults(act=lambda given: audit(given.run, str(given.data_root)))
 
-    averaging = commands.add_parser("seeds", help="average runs that differ in their seeds")
-    averaging.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_seed0")
-    averaging.add_argument("--data-root", default="data/pocket", help="prepared data")
+    compared = "compare rounds of EM with the first one"
+    comparing = commands.add_parser("rounds", help=compared, parents=[runs, data])
+    comparing.set_defaults(act=lambda given: write_rounds(given.runs, given.data_root))
+
+    averaged = "average runs that differ in their seeds"
+    averaging = commands.add_parser("seeds", help=averaged, parents=[runs, data])
+    averaging.set_defaults(act=lambda given: write_seeds(given.runs, given.data_root))
 
     listing = commands.add_parser("list", help="every run below a folder, the newest first")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+    listing.set_defaults(act=lambda given: print(list_runs(given.folder)))
 
     differing = commands.add_parser("diff", help="settings and metrics of two runs")
     differing.add_argument("left", type=Path, help="e.g. runs/pocket/trunk")
     differing.add_argument("right", type=Path, help="e.g. runs/pocket/embedder")
+    differing.set_defaults(act=lambda given: print(diff_runs(given.left, given.right)))
 
     add_score_commands(commands)
     options = parser.parse_args(arguments)
-
-    try:
-        if options.command == "build":
-            build(options.run, options.data_root)
-        elif options.command == "audit":
-            audit(options.run, options.data_root)
-        elif options.command == "rounds":
-            write_rounds(options.runs, Path(options.data_root))
-        elif options.command == "seeds":
-            write_seeds(options.runs, Path(options.data_root))
-        elif options.command == "list":
-            print(list_runs(options.folder))
-        elif options.command == "diff":
-            print(diff_runs(options.left, options.right))
-        elif options.command in SCORE_COMMANDS:
-            run_score_command(options)
-        else:
-            show(options.run)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    options.act(options)
 
 
 def show(run: Path) -> None:

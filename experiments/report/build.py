@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,18 +47,18 @@ from experiments.report.policies.gates import read_parts, supervised_depths
 from experiments.report.policies.graded import graded_against_binary
 from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
-from experiments.runs.folders import is_published, new_folder, publish
+from experiments.runs.folders import is_published
+from experiments.runs.origin import made_now, newest_folder
 from experiments.runs.recorded_config import read_config
 from experiments.runs.saved_report import read_report
 from mmemb.gate.latency import Latency, mean_latency
 from mmemb.gate.saved_settings import read_settings
 from mmemb.records.pairs import EvaluationTask
 from mmemb.records.schema import Schema, read_json, to_json
-from mmemb.storage.files import whole_folder
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.json_files import write_json
 from mmemb.storage.products import Product, lost_product, record_products
-from mmemb.storage.provenance import git_state, package_versions
+from mmemb.storage.provenance import git_state
 from mmemb.storage.run_folder import ExperimentFolder, RunFolder
 
 LINK = "report"
@@ -80,12 +79,9 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     report = collect(experiment, data_root, queries, reasoned)
     examples = read_examples(reasoned, Path(data_root))
 
-    stamp, commit = time.strftime("%Y%m%d-%H%M%S"), report["git_commit"] or "nogit"
-    folder = new_folder(experiment, f"{stamp}-report-{commit}")
     title = f"{report['experiment']}: quality against cost, part test"
 
-    # Nothing of a report is seen before all of it is there.
-    with whole_folder(folder) as fresh:
+    with newest_folder(experiment, LINK, report, NAMES) as fresh:
         figure = draw(fresh / "report.png", report["frontiers"], report["mix"], title)
         (fresh / "report.md").write_text(report_markdown(report), encoding="utf-8")
         write_json(fresh / "report.json", report)
@@ -95,7 +91,6 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
         files = record_products(fresh, [fresh / name for name in NAMES])
         write_json(fresh / PRODUCTS, {"products": files})
 
-    publish(folder, experiment / LINK, NAMES)
     print("\n" + mix_table(report["mix"]).markdown())
     print(f"\n{experiment}/report.md, report.png, report.json, report.html")
     return report
@@ -174,7 +169,9 @@ def collect(
     graded = graded_against_binary(parts, gate, mixed, chosen_N) if len(test.depths) > 2 else None
 
     return {
-        **origin(experiment, data_root),
+        "experiment": experiment.name,
+        "made_of": made_of(experiment, data_root),
+        **made_now(),
         "queries": len(test.keys),
         "eligible_queries": int(test.eligible_N.sum()),
         "told_queries": sum(bool(q.query.side.media) for q in reasoned),
@@ -198,19 +195,6 @@ def collect(
         "swap_test": judged_swap(experiment),
         "swap_cosines": embedded_swap(experiment),
         "flag_name": flag_name(queries),
-    }
-
-
-def origin(experiment: Path, data_root: str) -> dict[str, Any]:
-    """Returns what the report was made of, when and with which versions."""
-    commit, diff = git_state(Path(__file__).parent)
-    return {
-        "experiment": experiment.name,
-        "made_of": made_of(experiment, data_root),
-        "written": time.strftime("%Y-%m-%d %H:%M"),
-        "git_commit": commit,
-        "uncommitted_changes": bool(diff),
-        "versions": package_versions(),
     }
 
 

@@ -18,8 +18,6 @@ from mmemb.benchmarks.score_files import read_scores
 from mmemb.records.schema import SchemaError, parse_json
 from mmemb.storage.files import write_atomically
 
-SCORE_COMMANDS = ("headline", "compare", "verify", "table", "submission", "contamination")
-
 _MODEL = "FOLDER of score files, or NAME=FOLDER,FOLDER... with a folder for each seed"
 
 
@@ -27,29 +25,39 @@ def add_score_commands(commands: Any) -> None:
     """Adds them to the parser of `report`."""
     showing = commands.add_parser("headline", help="means of a benchmark, or what is missing")
     showing.add_argument("scores", type=Path, help="folder of score files")
+    showing.set_defaults(act=lambda given: print(headline(given.scores)))
+
     comparing = commands.add_parser("compare", help="is one model better? paired intervals")
-
     comparing.add_argument("scores", nargs="+", help=_MODEL)
-    verifying = commands.add_parser("verify", help="scores against those that were promised")
+    comparing.set_defaults(act=lambda given: print(compare(given.scores)))
 
+    verifying = commands.add_parser("verify", help="scores against those that were promised")
     verifying.add_argument("scores", help=_MODEL)
     verifying.add_argument("--expected", type=Path, required=True, help="an expected.json")
-    tabling = commands.add_parser("table", help="models side by side, for a paper")
+    verifying.set_defaults(act=_verify)
 
+    tabling = commands.add_parser("table", help="models side by side, for a paper")
     tabling.add_argument("scores", nargs="+", help=_MODEL)
     tabling.add_argument("--baselines", type=Path, help="folder with a folder for each model")
     tabling.add_argument("--format", choices=("latex", "md", "csv"), default="md")
-    handing = commands.add_parser("submission", help="the JSON file that a leaderboard takes")
+    tabling.set_defaults(
+        act=lambda given: print(table(given.scores, given.baselines, given.format))
+    )
 
+    handing = commands.add_parser("submission", help="the JSON file that a leaderboard takes")
     handing.add_argument("scores", type=Path, help="folder of score files, all 78 of them")
     handing.add_argument("--metadata", type=_metadata, default={}, help="JSON: model_name, ...")
     handing.add_argument("--out", type=Path, required=True, help="file to write")
-    looking = commands.add_parser("contamination", help="test queries that were trained on")
+    handing.set_defaults(act=_submit)
 
+    looking = commands.add_parser("contamination", help="test queries that were trained on")
     looking.add_argument("train", type=Path, help="data root with pairs/")
     looking.add_argument("tests", type=Path, nargs="+", help="data roots, or folders of such")
     looking.add_argument("--out", type=Path, help="folder for contamination.{json,md}")
     looking.add_argument("--embedder", type=Path, help="a saved backbone, for near vectors")
+    looking.set_defaults(
+        act=lambda given: print(contamination(given.train, given.tests, given.out, given.embedder))
+    )
 
 
 def _metadata(text: str) -> dict[str, Any]:
@@ -59,26 +67,18 @@ def _metadata(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def run_score_command(options: argparse.Namespace) -> None:
-    """Prints what was asked for; `verify` ends with status 1 if a score lies outside."""
-    if options.command == "headline":
-        print(headline(options.scores))
-    elif options.command == "compare":
-        print(compare(options.scores))
-    elif options.command == "table":
-        print(table(options.scores, options.baselines, options.format))
-    elif options.command == "contamination":
-        print(contamination(options.train, options.tests, options.out, options.embedder))
-    elif options.command == "submission":
-        found = read_scores(options.scores)
+def _submit(given: argparse.Namespace) -> None:
+    # The leaderboard's file groups tasks by modality.
+    modality_of = {task.name: task.modality for task in TASKS}
+    data = submission(read_scores(given.scores), modality_of, given.metadata)
 
-        # The leaderboard's file groups tasks by modality.
-        modality_of = {task.name: task.modality for task in TASKS}
-        data = submission(found, modality_of, options.metadata)
-        write_atomically(options.out, json.dumps(data, indent=4, allow_nan=False).encode())
-        print(options.out)
-    else:
-        text, good = verify(options.scores, options.expected)
-        print(text)
-        if not good:
-            sys.exit(1)
+    write_atomically(given.out, json.dumps(data, indent=4, allow_nan=False).encode())
+    print(given.out)
+
+
+def _verify(given: argparse.Namespace) -> None:
+    """Prints the comparison, and ends with status 1 if a score lies outside."""
+    text, good = verify(given.scores, given.expected)
+    print(text)
+    if not good:
+        sys.exit(1)

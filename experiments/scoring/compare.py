@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.bootstrap import Interval
 from experiments.scoring.scored import (
     Model,
     check_comparable,
@@ -69,8 +68,8 @@ def _line(title: str, tasks: Sequence[str], base: Model, model: Model) -> list[s
 
     # Too few clusters for bounds: the difference is shown, and no verdict.
     if interval.low is None:
-        return [title, *numbers, points(interval), "-"]
-    return [title, *numbers, points(interval), "yes" if interval.excludes_zero else "no"]
+        return [title, *numbers, interval.bounds(100, 2), "-"]
+    return [title, *numbers, interval.bounds(100, 2), "yes" if interval.excludes_zero else "no"]
 
 
 def _over_tasks(base: Model, model: Model, tasks: Sequence[str]) -> str:
@@ -81,11 +80,7 @@ def _over_tasks(base: Model, model: Model, tasks: Sequence[str]) -> str:
     verdict = "separable" if interval.excludes_zero else "not separable"
     return (
         f"With the {len(tasks)} tasks drawn anew as well: {100 * interval.mean:+.2f} "
-        f"{points(interval)}, {verdict}. An interval over queries says whether the difference "
-        "would hold for other queries of these tasks, one over tasks whether for other tasks."
+        f"{interval.bounds(100, 2)}, {verdict}. An interval over queries says whether the "
+        "difference would hold for other queries of these tasks, one over tasks whether for other "
+        "tasks."
     )
-
-
-def points(interval: Interval) -> str:
-    """Returns `[-1.20, 0.40]`."""
-    return interval.bounds(100, 2)

@@ -6,6 +6,7 @@ Shapes: N items that are asked about, M items they may come from, D numbers of a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,21 +50,13 @@ def nearest(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Root mean square difference (N,), and the source's row (N,).
     """
-    best_N = torch.full((len(item_ND),), torch.inf)
-    row_N = torch.zeros(len(item_ND), dtype=torch.long)
-
-    # The distances of a block are at most 2^24 numbers, 64 MiB of fp32.
-    step = max(1, _BLOCK_NUMBERS // max(1, len(item_ND)))
-
-    for start in range(0, len(source_MD), step):
-        block_mD = source_MD[start : start + step]
-        square_Nm = torch.cdist(item_ND, block_mD, compute_mode="use_mm_for_euclid_dist").square()
-        least_N, place_N = square_Nm.min(1)
-        row_N = torch.where(least_N < best_N, place_N + start, row_N)
-        best_N = torch.minimum(least_N, best_N)
-
+    best_N, row_N = _best(
+        item_ND,
+        source_MD,
+        lambda a, b: -torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist").square(),
+    )
     # The root comes last: squares keep the order, and one root per item is enough.
-    return (best_N / item_ND.shape[1]).sqrt(), row_N
+    return (-best_N / item_ND.shape[1]).sqrt(), row_N
 
 
 def most_alike(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,12 +66,20 @@ def most_alike(item_ND: Tensor, source_MD: Tensor) -> tuple[Tensor, Tensor]:
         item_ND: unit vectors.
         source_MD: unit vectors, at least one.
     """
+    return _best(item_ND, source_MD, lambda a, b: a @ b.T)
+
+
+def _best(
+    item_ND: Tensor, source_MD: Tensor, score: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Returns the highest score with an item of the source (N,), and its row (N,)."""
     best_N = torch.full((len(item_ND),), -torch.inf)
     row_N = torch.zeros(len(item_ND), dtype=torch.long)
 
+    # The scores of a block are at most 2^24 numbers, 64 MiB of fp32.
     step = max(1, _BLOCK_NUMBERS // max(1, len(item_ND)))
     for start in range(0, len(source_MD), step):
-        most_N, place_N = (item_ND @ source_MD[start : start + step].T).max(1)
+        most_N, place_N = score(item_ND, source_MD[start : start + step]).max(1)
         row_N = torch.where(most_N > best_N, place_N + start, row_N)
         best_N = torch.maximum(most_N, best_N)
     return best_N, row_N

@@ -10,7 +10,6 @@ beside them, they must have been embedded from these data.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, final
 
 from datamodules.data_roots import BenchmarkRoot, read_benchmark
 from datamodules.lines import split_lines
+from experiments.cli.messages import command
 from experiments.scoring.embeddings import check_embedded, read_embeddings
 from mmemb.benchmarks.headline import headline_text
 from mmemb.benchmarks.score_files import PREDICTIONS, VECTORS, read_scores, task_file, write_scores
@@ -25,7 +25,6 @@ from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings, sco
 from mmemb.records.file_names import check_apart
 from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.records.schema import Excerpt, parse_json
-from mmemb.storage.signals import exit_on_signals
 
 
 @final
@@ -38,34 +37,29 @@ class Scored:
     partial: str
 
 
-@exit_on_signals()
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Scores every task that was saved."""
     options = _parse(arguments)
-    try:
-        for root in read_benchmark(options.data_root):
-            where = f"{options.data_root / root.path}"
-            check_apart((task.name for task in root.tasks), where)
-            for task in root.tasks:
-                asked = [query for query in root.queries if query.task == task.name]
-                found = _score(options, root, task, asked)
-                if found is None:
-                    print(f"{task.name:<48} nothing saved in {_saved(options) / root.path}")
-                    continue
+    for root in read_benchmark(options.data_root):
+        where = f"{options.data_root / root.path}"
+        check_apart((task.name for task in root.tasks), where)
+        for task in root.tasks:
+            asked = [query for query in root.queries if query.task == task.name]
+            found = _score(options, root, task, asked)
+            if found is None:
+                print(f"{task.name:<48} nothing saved in {_saved(options) / root.path}")
+                continue
 
-                provenance = {"run": options.model, "revision": root.revision}
-                partial = "; ".join(filter(None, (root.left_out, found.partial)))
+            provenance = {"run": options.model, "revision": root.revision}
+            partial = "; ".join(filter(None, (root.left_out, found.partial)))
 
-                folder = options.out / root.path
-                write_scores(
-                    folder, found.scores, found.queries, provenance, task.meta_task, partial
-                )
+            folder = options.out / root.path
+            write_scores(folder, found.scores, found.queries, provenance, task.meta_task, partial)
 
-                value = found.scores.means[task.metric]
-                print(f"{task.name:<48} {task.metric:<14} {100 * value:6.2f}")
-        print(headline_text(read_scores(options.out)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+            value = found.scores.means[task.metric]
+            print(f"{task.name:<48} {task.metric:<14} {100 * value:6.2f}")
+    print(headline_text(read_scores(options.out)))
 
 
 def _score(

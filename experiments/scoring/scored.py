@@ -91,7 +91,7 @@ class Model:
         columns = [self.of_task(task) for task in tasks]
         if any(column is None for column in columns):
             return None
-        return _interval(self, tasks, [column for column in columns if column is not None])
+        return over_queries(self, tasks, [column for column in columns if column is not None])
 
 
 def check_comparable(models: Sequence[Model]) -> None:
@@ -136,18 +136,14 @@ def differences(left: Model, right: Model, tasks: Sequence[str]) -> list[Floats]
     return found
 
 
-def over_queries(left: Model, tasks: Sequence[str], difference: Sequence[Floats]) -> Interval:
-    """Returns the mean over tasks of differences, when queries are drawn anew and tasks stay."""
-    return _interval(left, tasks, difference)
-
-
 def over_tasks(difference: Sequence[Floats]) -> Interval:
     """Returns the same mean when tasks are drawn anew: does it hold for tasks like these?"""
     means = [float(np.mean(values)) for values in difference]
     return cluster_bootstrap(means, range(len(means)), num_resamples=NUM_RESAMPLES)
 
 
-def _interval(model: Model, tasks: Sequence[str], columns: Sequence[Floats]) -> Interval:
+def over_queries(model: Model, tasks: Sequence[str], columns: Sequence[Floats]) -> Interval:
+    """Returns the mean over tasks of values, when queries are drawn anew and tasks stay."""
     seeds = [np.atleast_2d(column) for column in columns]
 
     # A task's weight must not grow with its queries, hence the names beside the values.

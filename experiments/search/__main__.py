@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import final, get_args
 import torch
 from torch import Tensor
 
-from experiments.cli.messages import USER_ERRORS, quieten
+from experiments.cli.messages import command
 from experiments.runs.saved_backbone import find_backbone
 from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.backbones import load_backbone
@@ -29,7 +28,6 @@ from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
 from mmemb.storage.run_folder import AdaptiveFolder, RunFolder
-from mmemb.storage.signals import exit_on_signals
 
 AUTO = "auto"
 
@@ -63,15 +61,10 @@ class Answer:
         ]
 
 
-@exit_on_signals()
+@command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints rank, score and name of the best candidates."""
-    options = _parse(arguments)
-    quieten()
-    try:
-        print("\n".join(_answer(options).lines()))
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    print("\n".join(_answer(_parse(arguments)).lines()))
 
 
 def search_candidates(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any, final
 
 from tqdm import tqdm
 
+from datamodules.prepare.converting import add_converting
 from datamodules.prepare.folder.check import Faults, Found, check_cells, check_rows, lines_of
 from datamodules.prepare.folder.media import PICTURES, locate
 from datamodules.prepare.folder.rationales import (
@@ -45,15 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--media", type=Path, default=Path(), help="folder that paths start from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=8, help="of a clip, evenly spaced")
-    parser.add_argument("--check", action="store_true", help="list the faults; write nothing")
-    parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="skip: leave faulty rows out"
-    )
     parser.add_argument("--rationales", type=Path, help="JSON lines by id, of any origin")
-    parser.add_argument(
-        "--recheck", action="store_true", help="read all media, also those that look unchanged"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    add_converting(parser, "media")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,13 +9,13 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media, is_frame
+from datamodules.prepare.mmeb.frames import choose_frames
 from mmemb.media.pictures import (
     SHARD_FORMATS,
     check_picture,
@@ -118,7 +118,7 @@ def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
         files = sorted((p for p in path.iterdir() if is_frame(p.name, PICTURES)), key=natural_order)
         if not files:
             raise ValueError(f"{printable(path.name)} is a folder without pictures")
-        chosen = [files[place] for place in evenly(len(files), num)]
+        chosen = [files[place] for place in choose_frames(len(files), num)]
 
         frames = [picture(file) for file in chosen]
         _check_sizes(printable(path.name), chosen, [data for _, data in frames])
@@ -142,17 +142,6 @@ def _check_sizes(clip: str, files: Sequence[Path], frames: Sequence[bytes]) -> N
                 f"{first[0]} x {first[1]}: expected one size of a clip's frames; pictures of "
                 "several sizes are listed one by one"
             )
-
-
-def evenly(count: int, num: int) -> list[int]:
-    """`num` of `count` places, ends included; all of them if there are no more.
-
-    >>> evenly(9, 3), evenly(2, 3)
-    ([0, 4, 8], [0, 1])
-    """
-    if count <= num:
-        return list(range(count))
-    return np.linspace(0, count - 1, num).astype(int).tolist()
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:

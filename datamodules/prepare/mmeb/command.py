@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.prepare.converting import add_converting, raise_failures
 from datamodules.prepare.mmeb.folders import Settings
 from datamodules.prepare.mmeb.layouts import media_problems, plan_task
 from datamodules.prepare.mmeb.plan import TaskPlan
@@ -22,14 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder of the local copies")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="default: all 78")
     parser.add_argument("--out", type=Path, default=Path("data/mmeb_v2"))
-    parser.add_argument("--check", action="store_true", help="rows, counts, files; writes nothing")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
-    parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken picture"
-    )
-    parser.add_argument(
-        "--recheck", action="store_true", help="read all pictures, also those that look unchanged"
-    )
+    add_converting(parser, "pictures")
     parser.add_argument(
         "--revision", choices=REVISIONS, default=REVISIONS[-1], help="of the page sets"
     )
@@ -69,9 +62,7 @@ def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
             line = "NOT " + ("as published" if options.check else "written")
         print(f"{label}: {line}", flush=True)
 
-    if failures:
-        listed = "\n".join(f"- {failure}" for failure in failures)
-        raise ValueError(f"{len(failures)} of {len(tasks)} task(s) failed:\n{listed}")
+    raise_failures(failures, len(tasks), "task")
 
 
 def _check(plan: TaskPlan, options: argparse.Namespace) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows
+from datamodules.prepare.mmeb.annotations import Row
 from datamodules.prepare.mmeb.frames import PictureFolder, first_folder
 from datamodules.prepare.mmeb.plan import NO_MEDIA, Media, PlanBuilder, TaskPlan
 from mmemb.benchmarks.mmeb_v2 import Task
@@ -37,9 +37,7 @@ class _Reader:
         self._folder = PictureFolder(source, root)
 
     def plan(self, columns: Sequence[str]) -> TaskPlan:
-        files = find_files(self._task, self._builder.source, self._task.config)
-        self._builder.read(files)
-        for row in read_rows(files, columns):
+        for row in self._builder.rows(columns):
             self._add(row)
         return self._builder.finish()
 

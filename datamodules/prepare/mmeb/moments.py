@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows
+from datamodules.prepare.mmeb.annotations import Row
 from datamodules.prepare.mmeb.frames import PictureFolder, natural_key
 from datamodules.prepare.mmeb.plan import NO_MEDIA, Media, PlanBuilder, TaskPlan
 from datamodules.prepare.mmeb.video import frame_folder
@@ -20,10 +20,8 @@ def plan_moments(task: Task, source: Path) -> TaskPlan:
     Candidates come in natural order of their folders' names: the benchmark has none.
     """
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
-    files = find_files(task, source, task.config)
-    builder.read(files)
 
-    for row in read_rows(files, ("query", "video_path")):
+    for row in builder.rows(("query", "video_path")):
         video = PurePosixPath(row.name("video_path")).stem
         clips, media = _clips(folder.path(video)), folder.frames(f"{video}/{_QUERY}")
 
@@ -47,10 +45,8 @@ def plan_moments(task: Task, source: Path) -> TaskPlan:
 def plan_momentseeker(task: Task, source: Path) -> TaskPlan:
     """`momentseeker`: rows list right and wrong clips; a query may hold an image or a video."""
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
-    files = find_files(task, source, task.config)
-    builder.read(files)
     columns = ("query", "positive_frames", "negative_frames", "input_frames")
-    for row in read_rows(files, columns):
+    for row in builder.rows(columns):
         right, wrong = (_listed(row, c) for c in columns[1:3])
         names = [folder.name_of(folder.path(clip)) for clip in right + wrong]
         # Right clips come first, so that the slice below finds them.

@@ -5,13 +5,14 @@ Layouts fill a `PlanBuilder`; `write` turns the finished plan into shards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
+from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows
 from mmemb.benchmarks.mmeb_v2 import Task
 
 
@@ -122,6 +123,17 @@ class PlanBuilder:
 
     def __contains__(self, name: str) -> bool:
         return name in self._row_of
+
+    def rows(self, columns: Sequence[str], config: str | None = None) -> Iterator[Row]:
+        """Yields the annotations of the task's config, or of another one; their files are sources.
+
+        Raises:
+            FileNotFoundError: there are none.
+            RowError: a row is none.
+        """
+        files = find_files(self.task, self.source, self.task.config if config is None else config)
+        self.read(files)
+        yield from read_rows(files, columns)
 
     def read(self, files: Iterable[Path]) -> None:
         """Remembers files as sources."""

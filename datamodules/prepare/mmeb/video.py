@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import final
 
 from datamodules.lines import split_lines
-from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows, repository
+from datamodules.prepare.mmeb.annotations import Row, repository
 from datamodules.prepare.mmeb.frames import PictureFolder, first_folder
 from datamodules.prepare.mmeb.plan import PlanBuilder, TaskPlan
 from mmemb.benchmarks.mmeb_v2 import Task
@@ -53,10 +53,8 @@ def frame_folder(task: Task, source: Path) -> PictureFolder:
 def plan_classes(task: Task, source: Path) -> TaskPlan:
     """`video_classification`: all class names are candidates of every clip."""
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
-    files = find_files(task, source, task.config)
-    builder.read(files)
 
-    for row in read_rows(files, ("video_id", "pos_text")):
+    for row in builder.rows(("video_id", "pos_text")):
         video, label = row.name("video_id"), row.name("pos_text")
         builder.candidate(row.where, label, label)
 
@@ -75,9 +73,7 @@ def plan_classes(task: Task, source: Path) -> TaskPlan:
 def plan_listed_classes(task: Task, source: Path) -> TaskPlan:
     """`ssv2`: each row lists all class names; only the first rows count, `num_queries` of them."""
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
-    files = find_files(task, source, task.config)
-    builder.read(files)
-    rows = read_rows(files, ("video_id", "pos_text", "neg_text"))
+    rows = builder.rows(("video_id", "pos_text", "neg_text"))
 
     for row in islice(rows, task.num_queries):
         video, label, names = row.name("video_id"), row.name("pos_text"), row.texts("neg_text")
@@ -118,9 +114,7 @@ def plan_questions(task: Task, source: Path) -> TaskPlan:
     subsets = MVBENCH if task.layout == "mvbench" else (task.config,)
 
     for subset in subsets:
-        files = find_files(task, source, subset)
-        builder.read(files)
-        for row in read_rows(files, columns):
+        for row in builder.rows(columns, subset):
             asked = read(row)
 
             for name, text in zip(asked.names, asked.texts, strict=True):
@@ -143,10 +137,8 @@ def plan_retrieval(task: Task, source: Path) -> TaskPlan:
     """`msrvtt`, `msvd`, `didemo`, `vatex`, `youcook2`: a caption looks for its video."""
     builder, folder = PlanBuilder(task, source), frame_folder(task, source)
     columns, read = _CAPTIONS[task.layout]
-    files = find_files(task, source, task.config)
-    builder.read(files)
 
-    for row in read_rows(files, columns):
+    for row in builder.rows(columns):
         name, text = read(row)
         media = folder.frames(name)
         builder.candidate(row.where, name, "", media, task.target_instruction)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from datamodules.data_roots import CANDIDATES, QUERIES, REPEATS, TASKS
 from datamodules.prepare.mmeb.folders import Settings, ShardFolder, write_folder
 from datamodules.prepare.mmeb.pictures import PictureReader
-from datamodules.prepare.mmeb.plan import Media, Picture, TaskPlan
+from datamodules.prepare.mmeb.plan import CandidatePlan, Media, Picture, QueryPlan, TaskPlan
 from datamodules.prepare.mmeb.samples import Table, candidate_sample, query_sample
 from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.file_hashes import FileHashes
@@ -30,6 +29,7 @@ FORMAT = 2
 HASHES = "file_hashes.json"
 
 _WITH_MEDIA, _TEXT_ONLY = 128, 4096  # samples of a shard
+_ToSample = Callable[[int], Sample]
 
 
 def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def write_root(plan: TaskPlan, root: Path, settings: Settings) -> dict[str, Any]
         (root / name).unlink(missing_ok=True)
 
     with PictureReader(plan, root) as reader:
-        manifest = _Writer(plan, root, mark, sources, reader, settings).write()
+        manifest = _write(plan, root, mark, sources, reader, settings)
     # The manifest is the last file: it states that the root is whole.
     write_json(root / TASKS, [to_json(plan.task.evaluation)])
     write_json(root / MANIFEST, manifest)
@@ -150,69 +150,57 @@ def _needed_bytes(plan: TaskPlan) -> int:
     return sum(p.size for p in pictures) + 2 * sum(path.stat().st_size for path in plan.corpus)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    plan: TaskPlan
-    root: Path
-    mark: str
-    sources: tuple[Source, ...]
-    reader: PictureReader
-    settings: Settings
+def _write(
+    plan: TaskPlan,
+    root: Path,
+    mark: str,
+    sources: tuple[Source, ...],
+    reader: PictureReader,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Writes both folders; returns the manifest of the root."""
 
-    def write(self) -> dict[str, Any]:
-        """Writes both folders; returns the manifest of the root."""
-        # Candidates first: the lists of queries refer to rows that were really written.
-        kept, lost = self._write_candidates()
-        num_queries, skipped = self._write_queries(Table.of(self.plan, kept))
-
-        counts = {
-            "queries": num_queries,
-            "candidates": len(kept),
-            "list_lengths": self.plan.list_lengths,
-            "shadowed": self.plan.shadowed,
-            "repeated_pages": len(self.plan.twins),
-        }
-
-        return {
-            "format_version": FORMAT,
-            "benchmark": "MMEB-V2",
-            "task": self.plan.task.name,
-            "modality": self.plan.task.modality,
-            "revision": self.plan.task.revision,
-            "fingerprint": self.mark,
-            "counts": counts,
-            "sources": [to_json(source) for source in self.sources],
-            "partial": bool(lost + skipped),
-            "skipped": lost + skipped,
-        }
-
-    def _write_candidates(self) -> tuple[list[int], list[str]]:
-        plan, rows, reader = self.plan, self.plan.candidates, self.reader
-
-        def sample(number: int) -> Sample:
-            return candidate_sample(plan, number, reader.members(rows[number].media, "c"))
-
-        return self._write_folder(CANDIDATES, self.mark, [row.media for row in rows], sample)
-
-    def _write_queries(self, table: Table) -> tuple[int, list[str]]:
-        plan, rows, reader, mark = self.plan, self.plan.queries, self.reader, self.mark
-        if table.lost:  # row numbers of the lists depend on who is left
-            parts = canonical_json([mark, sorted(table.lost)])
-            mark = hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-        def sample(number: int) -> Sample:
-            members = reader.members(rows[number].media, "q")
-            return query_sample(plan, number, members, table)
-
-        kept, lost = self._write_folder(QUERIES, mark, [row.media for row in rows], sample)
-        return len(kept), lost
-
-    def _write_folder(
-        self, name: str, mark: str, media: Sequence[Media], sample: Callable[[int], Sample]
+    def write(
+        name: str, mark: str, sides: Sequence[QueryPlan | CandidatePlan], sample: _ToSample
     ) -> tuple[list[int], list[str]]:
         # Texts are small: more of them share a shard than pictures.
-        heavy = any(m.pictures or m.problem for m in media)
+        heavy = any(side.media.pictures or side.media.problem for side in sides)
         size = _WITH_MEDIA if heavy else _TEXT_ONLY
-        folder = ShardFolder(self.root / name, mark, len(media), size, self.sources, sample)
-        return write_folder(folder, self.settings)
+        folder = ShardFolder(root / name, mark, len(sides), size, sources, sample)
+        return write_folder(folder, settings)
+
+    def candidate(number: int) -> Sample:
+        members = reader.members(plan.candidates[number].media, "c")
+        return candidate_sample(plan, number, members)
+
+    # Candidates first: the lists of queries refer to rows that were really written.
+    kept, lost = write(CANDIDATES, mark, plan.candidates, candidate)
+    table, mark_of_queries = Table.of(plan, kept), mark
+    if table.lost:  # row numbers of the lists depend on who is left
+        parts = canonical_json([mark, sorted(table.lost)])
+        mark_of_queries = hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    def query(number: int) -> Sample:
+        members = reader.members(plan.queries[number].media, "q")
+        return query_sample(plan, number, members, table)
+
+    asked, skipped = write(QUERIES, mark_of_queries, plan.queries, query)
+    counts = {
+        "queries": len(asked),
+        "candidates": len(kept),
+        "list_lengths": plan.list_lengths,
+        "shadowed": plan.shadowed,
+        "repeated_pages": len(plan.twins),
+    }
+    return {
+        "format_version": FORMAT,
+        "benchmark": "MMEB-V2",
+        "task": plan.task.name,
+        "modality": plan.task.modality,
+        "revision": plan.task.revision,
+        "fingerprint": mark,
+        "counts": counts,
+        "sources": [to_json(source) for source in sources],
+        "partial": bool(lost + skipped),
+        "skipped": lost + skipped,
+    }

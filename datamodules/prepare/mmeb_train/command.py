@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import yaml
 
+from datamodules.prepare.converting import add_converting, raise_failures
 from datamodules.prepare.mmeb_train.rows import read_source
 from datamodules.prepare.mmeb_train.sources import MIXTURE, TOTAL_WEIGHT, Source, source_named
 from datamodules.prepare.mmeb_train.write import (
@@ -25,7 +25,7 @@ from datamodules.prepare.mmeb_train.write import (
     write_pairs,
 )
 from mmemb.records.pairs import EvaluationTask
-from mmemb.records.schema import Schema, read_json, to_json
+from mmemb.records.schema import read_json, to_json
 from mmemb.storage.file_hashes import FileHashes
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import canonical_json, write_json
@@ -45,14 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder of OWNER/REPOSITORY")
     parser.add_argument("--out", type=Path, default=Path("data/mmeb_train"))
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="default: all of the mixture")
-    parser.add_argument("--check", action="store_true", help="schema and counts; writes nothing")
-    parser.add_argument(
-        "--recheck", action="store_true", help="read all files, also those that look unchanged"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken row or picture"
-    )
+    add_converting(parser, "files")
     parser.add_argument("--validation-share", type=float, default=0.01, help="of the topics")
     parser.add_argument("--gate-share", type=float, default=0.01, help="the same of part gate")
     parser.add_argument(
@@ -78,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.check:
         skips = options.on_error == "skip"
-        _tell_failures([_checked(s, options.source / s.repository, skips) for s in sources])
+        found = [_checked(s, options.source / s.repository, skips) for s in sources]
+        raise_failures(list(filter(None, found)), len(sources), "source")
         return
 
     work = partial(_convert, options, cut)
@@ -89,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             found = list(pool.map(work, sources))
 
-    _tell_failures(found)
+    raise_failures(list(filter(None, found)), len(sources), "source")
     # After all sources: the overlay lists them all, and must not name one that failed.
     _finish(options, cut, sources)
 
@@ -121,7 +115,7 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     try:
         # The fingerprint reads the annotations, so errors of theirs are caught here, too.
         mark = _fingerprint(options, cut, source)
-        known = path.is_file() and read_json(path, _ReportJson).fingerprint == mark
+        known = path.is_file() and read_json(path, Report).fingerprint == mark
         if known and is_complete(options.out / "pairs" / source.name, mark):
             print(f"{source.name}: everything is there", flush=True)
             return ""
@@ -132,20 +126,9 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
         return str(error)
 
     # The report is written last: it says that the shards are whole.
-    write_json(path, {"fingerprint": mark, **asdict(report)})
+    write_json(path, to_json(report))
     print(f"{source.name}: {_said(report)}", flush=True)
     return ""
-
-
-@final
-class _ReportJson(Schema):
-    """A `Report`, with the fingerprint of what it is about."""
-
-    fingerprint: str
-    pairs: int
-    held_out: int
-    empty: int
-    skipped: tuple[str, ...]
 
 
 def _said(report: Report) -> str:
@@ -182,17 +165,9 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
         text = yaml.safe_dump({"data": {"init_args": settings}}, sort_keys=False)
         write_atomically(options.out / name, f"# Overlay: {says}.\n{text}".encode())
 
-    reports = {
-        s.name: to_json(read_json(_report_path(options.out, s), _ReportJson)) for s in sources
-    }
+    reports = {s.name: to_json(read_json(_report_path(options.out, s), Report)) for s in sources}
     write_json(options.out / MANIFEST, {"fingerprint": mark, "sources": reports})
     print(f"{options.out / MIXTURE_FILE}: --config it beside a training configuration")
-
-
-def _tell_failures(found: Sequence[str]) -> None:
-    if failures := [line for line in found if line]:
-        listed = "\n".join(f"- {line}" for line in failures)
-        raise ValueError(f"{len(failures)} of {len(found)} source(s) failed:\n{listed}")
 
 
 def _report_path(out: Path, source: Source) -> Path:

@@ -147,16 +147,10 @@ def _visrag(source: Source, folder: Path) -> Layout:
     return files, ("query", "image"), pair
 
 
-def _hound(kind: str) -> Callable[[Source, Path], Layout]:
-    def layout(source: Source, folder: Path) -> Layout:
-        pattern = "*qa*.jsonl" if kind == "video_qa" else "*caption*.jsonl"
-        files = sorted((folder / "video_instruction").rglob(pattern))
-        return files, ("video", "conversations"), _conversation(kind)
+def _hound(source: Source, folder: Path) -> Layout:
+    pattern = "*qa*.jsonl" if source.layout == "video_qa" else "*caption*.jsonl"
+    files = sorted((folder / "video_instruction").rglob(pattern))
 
-    return layout
-
-
-def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
     def pair(row: Row) -> tuple[TrainSide, TrainSide]:
         turns = row.of_type("conversations", row.values["conversations"], list, "a list of turns")
         if len(turns) < 2:
@@ -165,13 +159,13 @@ def _conversation(kind: str) -> Callable[[Row], tuple[TrainSide, TrainSide]]:
         asked, answered = (_plain(_turn_text(row, turn)) for turn in turns[:2])
         clip = row.name("video")
         # The caption looks for its video, so the answer of the turn becomes the query.
-        if kind == "video_retrieval":
+        if source.layout == "video_retrieval":
             return TrainSide(answered, _FIND_VIDEO), TrainSide("", _VIDEO, clip=clip)
-        if kind == "video_qa":
+        if source.layout == "video_qa":
             return TrainSide(asked, _ANSWER, clip=clip), TrainSide(answered)
         return TrainSide(asked, clip=clip), TrainSide(answered)
 
-    return pair
+    return files, ("video", "conversations"), pair
 
 
 def _turn_text(row: Row, turn: Any) -> str:
@@ -207,7 +201,7 @@ _LAYOUTS: Mapping[str, Callable[[Source, Path], Layout]] = {
     "mmeb": _mmeb,
     "colpali": _colpali,
     "visrag": _visrag,
-    "caption_retrieval": _hound("caption_retrieval"),
-    "video_retrieval": _hound("video_retrieval"),
-    "video_qa": _hound("video_qa"),
+    "caption_retrieval": _hound,
+    "video_retrieval": _hound,
+    "video_qa": _hound,
 }

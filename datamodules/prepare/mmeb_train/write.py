@@ -17,6 +17,7 @@ from datamodules.prepare.mmeb_train.rows import TrainRow, TrainSide, read_source
 from datamodules.prepare.mmeb_train.sources import Source
 from mmemb.records.hashing import stable_hash
 from mmemb.records.pairs import PARTS
+from mmemb.records.schema import Schema
 from mmemb.storage.shard_writer import Sample, encode_members, write_folder
 
 SAMPLES_PER_SHARD = 512
@@ -59,17 +60,18 @@ class Cut:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Schema):
     """Counts of a source's rows by what became of them.
 
     Attributes:
+        fingerprint: of all that the pairs are made from.
         pairs: written.
         held_out: in the cuts; at most `Cut.most` of a part become queries.
         empty: with nothing on one side.
         skipped: one sentence for each row that could not be read.
     """
 
+    fingerprint: str
     pairs: int
     held_out: int
     empty: int
@@ -113,7 +115,7 @@ def write_pairs(
 
     # Shards that an earlier, killed run completed are not read above, but their rows count.
     collections.deque(written, maxlen=0)
-    return Report(**counts, skipped=tuple(skipped))
+    return Report(fingerprint, **counts, skipped=tuple(skipped))
 
 
 def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[Held]:

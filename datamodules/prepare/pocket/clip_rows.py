@@ -23,10 +23,8 @@ def noto_queries(emoji: EmojiSet) -> list[QueryRow]:
     """Drawings in a style that no emoji is trained in, to be found in the gallery's style."""
     return [
         QueryRow(
-            task="emoji-noto",
+            **item.labels("emoji-noto"),
             part=part,
-            concept=item.concept,
-            fact=f"emoji:{item.slug}/noto",
             gallery="emoji",
             relevance=(item.slug,),
             instruction=INSTRUCTIONS["emoji-style"],
@@ -42,30 +40,20 @@ def noto_queries(emoji: EmojiSet) -> list[QueryRow]:
 
 def clip_rows(emoji: EmojiSet) -> Rows:
     """Clip to group and name to clip: pairs of train concepts, queries of the others."""
-    pairs = [pair for item in _moving(emoji, "train") for pair in _pairs(item)]
+    pairs = [pair for item in emoji.one_each("train", CLIP) for pair in _pairs(item)]
     queries = [
         query
         for part in EVALUATED
-        for item in _moving(emoji, part)
+        for item in emoji.one_each(part, CLIP)
         for query in _queries(item, part)
     ]
 
     # Training clips are candidates as well, so that the gallery is not only right answers.
     parts = ("train", *EVALUATED)
-    everyone = sorted({item.slug: item for p in parts for item in _moving(emoji, p)}.items())
+    everyone = sorted({item.slug: item for p in parts for item in emoji.one_each(p, CLIP)}.items())
 
     candidates = [CandidateRow(CLIP_GALLERY, slug, clip=_clip(item)) for slug, item in everyone]
     return Rows(plain=pairs, queries=queries, candidates=candidates)
-
-
-def _moving(emoji: EmojiSet, part: str) -> list[Emoji]:
-    """Emoji of a part that move, one for each concept: its others are drawn alike."""
-    # The first by hash order stands for its concept.
-    first: dict[str, Emoji] = {}
-    for item in emoji.part(part):
-        if emoji.art.has(item.picture(CLIP)):
-            first.setdefault(item.concept, item)
-    return list(first.values())
 
 
 def _clip(item: Emoji) -> tuple[Picture, ...]:
@@ -77,9 +65,7 @@ def _pairs(item: Emoji) -> Iterator[PairRow]:
     def pair(task: str, **fields: Any) -> PairRow:
         return PairRow(
             key=f"{task}-{item.slug[:50]}",
-            task=task,
-            concept=item.concept,
-            fact=f"emoji:{item.slug}/{task}",
+            **item.labels(task),
             instruction=CLIP_INSTRUCTIONS[task],
             **fields,
         )
@@ -107,10 +93,8 @@ def _pairs(item: Emoji) -> Iterator[PairRow]:
 def _queries(item: Emoji, part: str) -> Iterator[QueryRow]:
     def query(task: str, gallery: str, right: str, **fields: Any) -> QueryRow:
         return QueryRow(
-            task=task,
+            **item.labels(task),
             part=part,
-            concept=item.concept,
-            fact=f"emoji:{item.slug}/{task}",
             gallery=gallery,
             relevance=(right,),
             instruction=CLIP_INSTRUCTIONS[task],

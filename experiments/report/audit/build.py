@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
@@ -13,10 +12,8 @@ from experiments.report.audit.page import COLUMNS, PICTURES, SEARCHED, audit_pag
 from experiments.report.audit.rows import AuditRow, read_audit
 from experiments.report.data.pictures import CandidatePictures, Shown
 from experiments.report.policies.swap import judged_swap
-from experiments.runs.folders import new_folder, publish
-from mmemb.storage.files import whole_folder
+from experiments.runs.origin import made_now, newest_folder
 from mmemb.storage.json_files import write_json
-from mmemb.storage.provenance import git_state
 
 LINK = "audit"
 NAMES = ("audit.html", "audit.json")
@@ -39,31 +36,16 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
     figures = audit_figures(rows, judged_swap(experiment))
 
     # All is computed before the folder is made, so a failure leaves no empty one.
-    made = provenance(experiment, data_root)
+    made = {"experiment": experiment.name, "data_root": data_root} | made_now()
     list_data = embedded_rows(rows, CandidatePictures.open(root))
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}
 
-    commit = made["git_commit"] or "nogit"
-    folder = new_folder(experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-audit-{commit}")
-    with whole_folder(folder) as fresh:
+    with newest_folder(experiment, LINK, made, NAMES) as fresh:
         (fresh / "audit.html").write_bytes(audit_page(made, figures, list_data))
         write_json(fresh / "audit.json", made | content)
 
-    publish(folder, experiment / LINK, NAMES)
     print(f"{len(rows)} rationales: {experiment}/audit.html, audit.json")
     return figures
-
-
-def provenance(experiment: Path, data_root: str) -> dict[str, Any]:
-    """Returns what made an audit."""
-    commit, diff = git_state(Path(__file__).parent)
-    return {
-        "experiment": experiment.name,
-        "data_root": data_root,
-        "written": time.strftime("%Y-%m-%d %H:%M"),
-        "git_commit": commit,
-        "uncommitted_changes": bool(diff),
-    }
 
 
 def embedded_rows(rows: Sequence[AuditRow], pictures: CandidatePictures) -> dict[str, Any]:

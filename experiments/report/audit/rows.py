@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from datamodules.samples import Row, rows_of
 from datamodules.sidecars import RationaleTable
@@ -17,8 +17,8 @@ from experiments.report.data.reasoned import (
     read_pair,
     read_reasoned,
 )
-from mmemb.records.pairs import Pair
-from mmemb.records.rationales import ScoredRationale
+from mmemb.records.pairs import Pair, Query
+from mmemb.records.rationales import Rationale, ScoredRationale
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.trained_facts import read_fitted
@@ -117,21 +117,11 @@ def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
     raw, gain = contrasts["raw"], contrasts["gain"]
     direct = None if raw is None or gain is None else round(raw - gain, 4)
 
-    return AuditRow(
-        part=pair.part,
-        task=pair.task,
-        key=pair.key,
-        concept=pair.concept,
-        gallery=pair.gallery,
+    return _row(
+        pair,
+        rationale,
         query=pair.query.text,
-        thought=rationale.thinking,
-        answer=rationale.answer,
         target=pair.target_name,
-        worker=rationale.worker,
-        depth=rationale.depth,
-        count=rationale.count,
-        tokens=rationale.num_tokens,
-        log_probability=number(rationale.log_probability),
         names_target=scored.names_target,
         direct=direct,
         kept=scored.kept,
@@ -144,21 +134,11 @@ def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
     """Returns the row of a test query: its greedy rationale, and what came first."""
     question, rationale, before, after = query.query, query.rationale, query.before, query.after
 
-    return AuditRow(
-        part=question.part,
-        task=question.task,
-        key=question.key,
-        concept=question.concept,
-        gallery=question.gallery,
+    return _row(
+        question,
+        rationale,
         query=question.side.text,
-        thought=rationale.thinking,
-        answer=rationale.answer,
         target=query.shown_right,
-        worker=rationale.worker,
-        depth=rationale.depth,
-        count=rationale.count,
-        tokens=rationale.num_tokens,
-        log_probability=number(rationale.log_probability),
         names_target=query.names_target,
         direct=number(before.utility),
         gain=number(query.gain),
@@ -169,6 +149,25 @@ def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
         top_before_right=before.top in query.right,
         top_after_right=after.top in query.right,
         fitted=None if fitted is None else question.fact in fitted,
+    )
+
+
+def _row(asked: Pair | Query, rationale: Rationale, **figures: Any) -> AuditRow:
+    """Returns the row of a rationale about a pair or a query."""
+    return AuditRow(
+        part=asked.part,
+        task=asked.task,
+        key=asked.key,
+        concept=asked.concept,
+        gallery=asked.gallery,
+        thought=rationale.thinking,
+        answer=rationale.answer,
+        worker=rationale.worker,
+        depth=rationale.depth,
+        count=rationale.count,
+        tokens=rationale.num_tokens,
+        log_probability=number(rationale.log_probability),
+        **figures,
     )
 
 

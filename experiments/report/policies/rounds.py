@@ -100,8 +100,8 @@ def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
 
     data = {
         name: {
-            "rows": _rows(other),
-            "minus_first": _minus(other, base),
+            "rows": _figures(other),
+            "minus_first": _figures(other, base),
             "selection": other.selection,
         }
         for name, other in by_run.items()
@@ -109,18 +109,15 @@ def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     return _page(data, len(base.eligible.keys), len(base.think.keys)), data
 
 
-def _rows(one: Round) -> dict[str, Any]:
-    values = {name: asdict(mean_over_tasks(one.eligible, v)) for name, v in one.value.items()}
-    return values | {RIGHT: asdict(mean_over_tasks(one.think, one.right_N))}
+def _figures(one: Round, base: Round | None = None) -> dict[str, Any]:
+    """Returns the means of a round's rows, or of their differences from another round's."""
+    value, right_N = one.value, one.right_N
+    if base is not None:
+        value = {name: value_N - base.value[name] for name, value_N in value.items()}
+        right_N = right_N - base.right_N
 
-
-def _minus(one: Round, base: Round) -> dict[str, Any]:
-    values = {
-        name: asdict(mean_over_tasks(one.eligible, value_N - base.value[name]))
-        for name, value_N in one.value.items()
-    }
-    right = mean_over_tasks(one.think, one.right_N - base.right_N)
-    return values | {RIGHT: asdict(right)}
+    figures = {name: asdict(mean_over_tasks(one.eligible, v_N)) for name, v_N in value.items()}
+    return figures | {RIGHT: asdict(mean_over_tasks(one.think, right_N))}
 
 
 def _page(data: Mapping[str, Any], num_eligible: int, num_think: int) -> str:

@@ -34,7 +34,7 @@ def test_an_old_argument_is_refused_with_its_new_place() -> None:
             assert old not in parameters
             model = {"class_path": path, "init_args": {old: 1}}
             with pytest.raises(ValueError, match=rf"F\.yaml: model\.init_args\.{old} is now {new}"):
-                check_config({"model": model}, Path("F.yaml"))
+                check_config({"model": model}, Path("F.yaml"), ["model"])
 
 
 def test_a_backbone_of_an_older_version_is_loaded_with_a_warning(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_file_with_an_old_name_is_told_the_new_one() -> None:
     with pytest.raises(
         ValueError, match=r"F\.yaml: model\.class_path: .* is now mmemb\.gate\.MlpD"
     ):
-        check_config(data, Path("F.yaml"))
+        check_config(data, Path("F.yaml"), ["model"])
 
 
 def test_names_of_now_are_left_alone() -> None:
