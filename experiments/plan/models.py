@@ -151,10 +151,10 @@ def open_clip_config(name: str) -> dict[str, Any]:
     """
     import open_clip
 
-    from mmemb.backbones.open_clip import _read_spec
+    from mmemb.backbones.open_clip import read_spec
 
     if name.endswith(".json"):
-        return _read_spec(Path(name))["model_cfg"]  # type: ignore[no-any-return]
+        return read_spec(Path(name))["model_cfg"]  # type: ignore[no-any-return]
     config = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(

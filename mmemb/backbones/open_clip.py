@@ -270,10 +270,8 @@ def _load_model(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str,
             model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
         return model, {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
 
-    spec = _read_config(Path(name))
-    text_cfg = spec["model_cfg"]["text_cfg"]
-    if is_in_folder(text := text_cfg.get(_TEXT)):
-        text = text_cfg[_TEXT] = path_in_folder(text, Path(name).parent, f"{name}: {_TEXT}")
+    spec = read_spec(Path(name))
+    text = spec["model_cfg"]["text_cfg"].get(_TEXT)
 
     # open_clip takes configs by folder; its other way would change its global table of names.
     read = reading(text) if text else nullcontext()
@@ -317,6 +315,15 @@ class _SpecJson(Excerpt):
 
     model_cfg: _ModelJson
     preprocess_cfg: dict[str, Any] = {}
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """`{model_cfg, preprocess_cfg}` of a JSON config, with the paths of files beside it."""
+    spec = _read_config(path)
+    text_cfg = spec["model_cfg"]["text_cfg"]
+    if is_in_folder(text_cfg.get(_TEXT)):
+        text_cfg[_TEXT] = path_in_folder(text_cfg[_TEXT], path.parent, f"{path}: {_TEXT}")
+    return spec
 
 
 def _read_config(path: Path) -> dict[str, Any]:
