@@ -301,10 +301,10 @@ class Backbone(nn.Module, ABC):
     def _join(self) -> Tensor:
         """Zero, in the graph of every trained parameter: a batch may leave parts of a model idle,
         and distributed training waits for the gradients of all of them."""
-        trained = [p.flatten()[:1].float().sum() for p in self.parameters() if p.requires_grad]
+        trained = [p for p in self.parameters() if p.requires_grad]
         if not (trained and torch.is_grad_enabled()):
             return torch.zeros((), device=self.device)
-        return 0 * torch.stack(trained).sum()
+        return 0 * torch.stack([p.flatten()[:1].float().sum() for p in trained]).sum()
 
 
 def load_backbone(folder: str) -> Backbone:
