@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from mmemb.distributed import gather_objects
 from mmemb.storage.locks import FolderLock
-from mmemb.storage.trained_facts import FittedFacts
+from mmemb.storage.trained_facts import TrainedFacts
 
 
 class FolderWriter(Callback, ABC):
@@ -28,10 +28,10 @@ class FolderWriter(Callback, ABC):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.fingerprint = self.command = ""
-        self.facts = FittedFacts()
+        self.facts = TrainedFacts()
         self._lock: FolderLock | None = None
 
-    def describe_run(self, fingerprint: str, command: str, facts: FittedFacts) -> None:
+    def describe_run(self, fingerprint: str, command: str, facts: TrainedFacts) -> None:
         """Takes what makes the files; see `mmemb.storage.protocols.FolderCallback`."""
         self.fingerprint, self.command, self.facts = fingerprint, command, facts
 

@@ -29,18 +29,18 @@ from mmemb.storage.protocols import FactData, having, require
 from mmemb.storage.provenance import git_state, package_versions
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.run_marks import RunMark
-from mmemb.storage.trained_facts import FittedFacts, write_run_facts
+from mmemb.storage.trained_facts import TrainedFacts, write_run_facts
 
 HEADLINES = ("val/recall@1", "val/reward", "train/loss")
 """Metrics that the last line of a run shows, where they were logged."""
 
 
-NO_FACTS = FittedFacts()
+NO_FACTS = TrainedFacts()
 
 
 @final
 class RunRecord(Callback):
-    """Writes config, commit, diff, versions, fingerprint and fitted facts into the run folder.
+    """Writes config, commit, diff, versions, fingerprint and trained facts into the run folder.
 
     The mark `finished` is the last that a run writes, after every product of its module and
     callbacks (`mmemb.storage.products.Producer`) is on disk and recorded.
@@ -64,7 +64,7 @@ class RunRecord(Callback):
         link: str,
         config: str,
         fingerprint: str,
-        inherited_facts: FittedFacts = NO_FACTS,
+        inherited_facts: TrainedFacts = NO_FACTS,
         inputs: Mapping[str, str] | None = None,
         lock: FolderLock | None = None,
         announcement: Path | None = None,
@@ -157,7 +157,7 @@ class RunRecord(Callback):
         if trainer.num_training_batches == 0 or trainer.limit_train_batches == 0:
             raise ValueError(
                 f"{self.run}: the data gave no training batch, so nothing was trained. Look at "
-                "trainer.limit_train_batches and at the rows of part train."
+                "trainer.limit_train_batches and at the rows of split train."
             )
         if not has_ended(trainer):
             raise unfinished_fit(trainer)
@@ -174,7 +174,7 @@ class RunRecord(Callback):
         data = require(trainer.datamodule, FactData, "RunRecord")  # type: ignore[attr-defined]
 
         # On every rank: where facts are known only by reading, the ranks join theirs.
-        facts = self.inherited_facts | FittedFacts(data.fitted_facts, data.calibrated_facts)
+        facts = self.inherited_facts | TrainedFacts(data.trained_facts, data.calibrated_facts)
         if trainer.is_global_zero:
             write_run_facts(self.run, facts)
 

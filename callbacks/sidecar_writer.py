@@ -27,7 +27,7 @@ from mmemb.storage.unfinished import Unfinished
 
 @final
 class SidecarWriter(FolderWriter):
-    """Writes features, rationales, selections, utilities or decisions.
+    """Writes features, rationales, selections, depth values or decisions.
 
     A shard is written when its last row has come, so that what exists is whole; shards that exist
     under the same fingerprint, made from the same bytes, are not predicted again. Each records what

@@ -148,7 +148,7 @@ def _health(output: PairOutput, batch: PairBatch, temperature: float) -> dict[st
         PairIds.from_batch(batch),
         temperature=temperature,
     )
-    return dict(health.scalars(batch.groups[:MOST_ROWS]))
+    return dict(health.scalars(batch.sources[:MOST_ROWS]))
 
 
 def _is_due(trainer: Trainer, step: int) -> bool:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.benchmark import BenchmarkDataModule
+    from datamodules.depth_values import DepthValueDataModule
     from datamodules.evaluation import EvaluationDataModule
     from datamodules.media import MediaDataModule
     from datamodules.pairs import PairDataModule
     from datamodules.selection import SelectionDataModule
     from datamodules.sides import SideDataModule
-    from datamodules.utilities import UtilityDataModule
 
 __all__ = [
     "BenchmarkDataModule",
@@ -25,7 +25,7 @@ __all__ = [
     "PairDataModule",
     "SelectionDataModule",
     "SideDataModule",
-    "UtilityDataModule",
+    "DepthValueDataModule",
 ]
 
 _MODULES = {
@@ -35,7 +35,7 @@ _MODULES = {
     "PairDataModule": "datamodules.pairs",
     "SelectionDataModule": "datamodules.selection",
     "SideDataModule": "datamodules.sides",
-    "UtilityDataModule": "datamodules.utilities",
+    "DepthValueDataModule": "datamodules.depth_values",
 }
 
 

@@ -55,7 +55,7 @@ _LABEL = b"V"
 _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n]+)=")
 _SIZE = re.compile(rb"[0-9]{1,19}")
 _ADVICE = "Copy or make it again."
-_LIMITED = "Mend it, or raise `archive_limits`."
+_LIMITED = "Repair it, or raise `archive_limits`."
 _PACKED = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
 
 

@@ -1,4 +1,4 @@
-"""Rows and sides that a worker is asked about: queries, or targets and candidates."""
+"""Rows and sides that a writer is asked about: queries, or targets and candidates."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class AskedTasks:
             raise ValueError(f"sides names unknown task(s) {unknown}; there are {sorted(known)}.")
 
     def includes(self, row: Row) -> bool:
-        """Tells whether a worker is asked about this row, as far as its task decides."""
+        """Tells whether a writer is asked about this row, as far as its task decides."""
         # One task that wants a shared gallery is enough for its candidates.
         if _is_candidate(row):
             gallery = row.meta["gallery"]
@@ -82,7 +82,7 @@ class AskedTasks:
         return self._wants(row.meta["task"], any_task)
 
     def read(self, reader: SampleReader, row: Row) -> Side:
-        """Reads the one side of a row that a worker may see."""
+        """Reads the one side of a row that a writer may see."""
         if _is_candidate(row):
             return reader.candidate_side(row)
         return reader.query_side(row) if self.side == "query" else reader.target_side(row)
@@ -99,18 +99,18 @@ class AskedTasks:
         return {task.name: task.gallery for task in read_tasks(self._root)}
 
 
-def part_of(row: Row) -> str | None:
-    """The data part of a pair or query; None for a candidate, which stands in every part."""
-    return None if _is_candidate(row) else row.meta["part"]
+def split_of(row: Row) -> str | None:
+    """The split of a pair or query; None for a candidate, which stands in every split."""
+    return None if _is_candidate(row) else row.meta["split"]
 
 
 def meta_of(row: Row) -> Mapping[str, str]:
-    """The meta of a row; a candidate's part is empty, so that it is drawn as for a test."""
-    return {**row.meta, "part": ""} if _is_candidate(row) else row.meta
+    """The meta of a row; a candidate's split is empty, so that it is drawn as for a test."""
+    return {**row.meta, "split": ""} if _is_candidate(row) else row.meta
 
 
 def _is_pair(row: Row) -> bool:
-    return "group" in row.meta
+    return "source" in row.meta
 
 
 def _is_candidate(row: Row) -> bool:

@@ -31,7 +31,7 @@ class BenchmarkDataModule(ShardDataModule):
     Args:
         root: a data root, or a folder of such, e.g. `data/mmeb_v2` with `image/ImageNet-1K`.
         batch_size: rows of a batch.
-        parts: data parts.
+        splits: splits.
         tasks: names of tasks, or None for all.
         rationales: folder of the queries' rationales, or None; for a single root.
         features: folder of cached features, or None to decode images; for a single root.
@@ -48,7 +48,7 @@ class BenchmarkDataModule(ShardDataModule):
         self,
         root: str,
         batch_size: int,
-        parts: Sequence[str] = ("test",),
+        splits: Sequence[str] = ("test",),
         tasks: list[str] | None = None,
         rationales: str | None = None,
         features: str | None = None,
@@ -57,7 +57,7 @@ class BenchmarkDataModule(ShardDataModule):
         whole_galleries: bool = False,
     ) -> None:
         super().__init__(root)
-        self._batch_size, self._parts, self._tasks = batch_size, tuple(parts), tasks
+        self._batch_size, self._splits, self._tasks = batch_size, tuple(splits), tasks
         self._whole = whole_galleries
         self._reading = (rationales, features, on_error, num_workers)
         self.pending_roots: Collection[str] | None = None
@@ -96,9 +96,9 @@ class BenchmarkDataModule(ShardDataModule):
         # Opened root by root: a benchmark has many, and memory holds one of them at a time.
         data = EvaluationRows(root, self._batch_size, *self._reading)
 
-        rows = data.select(self._parts, names)
+        rows = data.select(self._splits, names)
         if not rows:
-            raise ValueError(f"{root}: no query of part(s) {list(self._parts)} in {list(names)}.")
+            raise ValueError(f"{root}: no query of split(s) {list(self._splits)} in {list(names)}.")
 
         loaders: list[FiniteLoader] = data.loaders(
             rows, *self.place, whole_galleries=self._whole, limit=self._limit

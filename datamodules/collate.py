@@ -34,7 +34,7 @@ def pair_batch(
         target_ids_B=torch.tensor([_target_id(p, p.target_name) for p in pairs], dtype=torch.int64),
         positive_ids_BP=_padded(positives, width),
         target_content_B=torch.tensor([content_id(p.target) for p in pairs], dtype=torch.int64),
-        groups=tuple(pair.group for pair in pairs),
+        sources=tuple(pair.source for pair in pairs),
         step=step,
     )
 

@@ -40,7 +40,7 @@ class BenchmarkRoot:
     Attributes:
         path: below the benchmark's folder, `.` if it is the only one.
         tasks: that it holds.
-        queries: of part `test`, in the order of the data.
+        queries: of split `test`, in the order of the data.
         name_of_row: candidate table row -> gallery and name.
         revision: of the data, where its converter has several.
         left_out: why rows are missing, if `prepare` left some out.
@@ -87,7 +87,7 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
 
         # The part is chosen by the index alone, so that samples of other parts are never read.
-        entries = [entry for entry in index.entries if entry.meta["part"] == part]
+        entries = [entry for entry in index.entries if entry.meta["split"] == part]
         queries = tuple(_query(index, entry) for entry in entries)
         names = tuple(_gallery_and_name(table, entry) for entry in table.entries)
 
@@ -154,7 +154,7 @@ def parse_query(
     return Query(
         key=key,
         task=data.task,
-        part=data.part,
+        split=data.split,
         concept=data.concept,
         fact=data.fact,
         side=side,
@@ -202,7 +202,7 @@ def _check_candidates(
                 "does not have together; prepare the data again."
             )
 
-        # A negative or a foreign row would silently name another candidate.
+        # A negative or a placebo row would silently name another candidate.
         rows = query.candidates or ()
         if wrong := [r for r in rows if r >= len(names) or names[r][0] != query.gallery]:
             raise ValueError(

@@ -27,7 +27,7 @@ from datamodules.samples import FeatureTable, Row, SampleReader, rows_of
 from datamodules.sidecars import RationaleTable
 from datamodules.stream import Item
 from mmemb.records.batches import CandidateBatch, QueryBatch, RankingBatch
-from mmemb.records.pairs import PARTS, Query
+from mmemb.records.pairs import SPLITS, Query
 from mmemb.records.rationales import Rationale
 from mmemb.storage.manifests import Origin
 from mmemb.storage.shard_index import ShardIndex
@@ -90,22 +90,22 @@ class EvaluationRows:
         return (self.gallery_index.origin(), *written)
 
     def select(
-        self, parts: Collection[str] | None, tasks: Collection[str] | None = None
+        self, splits: Collection[str] | None, tasks: Collection[str] | None = None
     ) -> tuple[Row, ...]:
-        """The queries of some parts and tasks; None takes all.
+        """The queries of some splits and tasks; None takes all.
 
         Raises:
-            ValueError: a part or task that the benchmark does not have.
+            ValueError: a split or task that the benchmark does not have.
         """
-        if parts is not None and (unknown := sorted(set(parts) - set(PARTS))):
-            raise ValueError(f"Unknown part(s) {unknown}; expected some of {list(PARTS)}.")
+        if splits is not None and (unknown := sorted(set(splits) - set(SPLITS))):
+            raise ValueError(f"Unknown split(s) {unknown}; expected some of {list(SPLITS)}.")
         if tasks is not None and (unknown := sorted(set(tasks) - set(self._task_of))):
             raise ValueError(f"Unknown task(s) {unknown}; tasks.json has {sorted(self._task_of)}.")
 
         return tuple(
             row
             for row in self.queries
-            if (parts is None or row.meta["part"] in parts)
+            if (splits is None or row.meta["split"] in splits)
             and (row.meta["task"] in tasks if tasks is not None else True)
         )
 
@@ -203,7 +203,7 @@ class EvaluationRows:
         query = self.read_query(row)
         if self._table is None:
             return query, (), None
-        return query, self._table.read_rationales(row), self._table.read_probe(row)
+        return query, self._table.read_rationales(row), self._table.read_prompt_state(row)
 
     def read_query(self, row: Row) -> Query:
         """Reads a query and adds its gallery, and whether its answer may have been seen."""
@@ -223,14 +223,14 @@ class EvaluationRows:
 class EvaluationDataModule(ShardDataModule):
     """Candidates and queries for `validate`, `test` and `predict`, each as two loaders.
 
-    `validate` and `test` read the stated parts and tasks, every query on one rank. `predict` reads
+    `validate` and `test` read the stated splits and tasks, every query on one rank. `predict` reads
     the whole of each shard that holds one of these, since a sidecar shard has a row for every query
     of its source's shard.
 
     Args:
         root: the data set.
         batch_size: rows of a batch.
-        parts: data parts, e.g. `[test]`; None for all.
+        splits: splits, e.g. `[test]`; None for all.
         rationales: folder of the queries' rationales, or None.
         features: folder of cached features, or None to decode images.
         tasks: names of tasks, or None for all.
@@ -242,7 +242,7 @@ class EvaluationDataModule(ShardDataModule):
         self,
         root: str,
         batch_size: int,
-        parts: list[str] | None = None,
+        splits: list[str] | None = None,
         rationales: str | None = None,
         features: str | None = None,
         tasks: list[str] | None = None,
@@ -250,7 +250,7 @@ class EvaluationDataModule(ShardDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(root)
-        self._batch_size, self._parts, self._tasks = batch_size, parts, tasks
+        self._batch_size, self._splits, self._tasks = batch_size, splits, tasks
         self._on_error, self._reading = on_error, (rationales, features, on_error, num_workers)
 
     @cached_property
@@ -260,7 +260,7 @@ class EvaluationDataModule(ShardDataModule):
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
         # Whole shards, since a sidecar has a row for every query of its source's shard.
-        asked = {row.entry.shard for row in self._data.select(self._parts, self._tasks)}
+        asked = {row.entry.shard for row in self._data.select(self._splits, self._tasks)}
         return by_shard(row for row in self._data.queries if row.entry.shard in asked)
 
     @override
@@ -276,7 +276,7 @@ class EvaluationDataModule(ShardDataModule):
         return self._loaders(self.take_limit("test"))
 
     def _loaders(self, limit: Limit) -> list[FiniteLoader]:
-        queries = self._data.select(self._parts, self._tasks)
+        queries = self._data.select(self._splits, self._tasks)
         return self._data.loaders(queries, *self.place, limit=limit)
 
     @override
@@ -284,7 +284,7 @@ class EvaluationDataModule(ShardDataModule):
         if self._on_error != "raise":
             raise ValueError(
                 f"on_error {self._on_error!r}: a sidecar has a row for every query of a shard, so "
-                "`predict` can skip none. Mend the broken sample, or prepare the data again."
+                "`predict` can skip none. Repair the broken sample, or prepare the data again."
             )
         chunks = self.predict_chunks(self._batch_size)
         return self._data.predict_loaders(chunks, self.place[1])

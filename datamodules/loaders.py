@@ -228,7 +228,7 @@ class ShardDataModule(LightningDataModule, ABC):
         return {name: len(rows) for name, rows in self.shard_rows().items()}
 
     @property
-    def fitted_facts(self) -> frozenset[str]:
+    def trained_facts(self) -> frozenset[str]:
         """Facts that a model trained on `train_dataloader` has been fitted on."""
         return frozenset()
 

@@ -59,7 +59,7 @@ class PairSteps(Dataset[Item]):
         positions = balanced_parts(batch, costs, world)[rank]
 
         found = [self._read_or_replace(position, step, problems) for position in positions]
-        pairs, rationales, negatives, vectors, thoughts = zip(*found, strict=True)
+        pairs, rationales, negatives, vectors, target_rationales = zip(*found, strict=True)
         batch = pair_batch(pairs, rationales, step)
 
         # By what is configured, not by what was read: every rank's batch has the same fields.
@@ -68,7 +68,7 @@ class PairSteps(Dataset[Item]):
         if self._teacher is not None:
             batch = replace(batch, teacher_B2E=torch.stack(vectors))
         if self._target_draw is not None:
-            batch = replace(batch, target_rationales=tuple(thoughts))
+            batch = replace(batch, target_rationales=tuple(target_rationales))
         return batch, tuple(problems)
 
     def _read_or_replace(self, position: int, step: int, problems: list[str]) -> _Read:
@@ -86,7 +86,7 @@ class PairSteps(Dataset[Item]):
                 problems.append(error.problem)
 
         raise ValueError(
-            f"No sample of group {self._rows[position].meta['group']!r} can be decoded; the first: "
+            f"No sample of source {self._rows[position].meta['source']!r} can be decoded; first: "
             f"{problems[0]}"
         )
 
@@ -95,7 +95,7 @@ class PairSteps(Dataset[Item]):
         rationale = self._draw.draw(row, step) if self._draw else None
         negatives = self._negatives.draw(row, step) if self._negatives else ()
         teacher = self._teacher.read(row) if self._teacher else None
-        thought = self._target_draw.draw(row, step) if self._target_draw else None
+        target_rationale = self._target_draw.draw(row, step) if self._target_draw else None
 
         # The pictures come last: a row whose sidecars fail costs no decoding.
-        return self._reader.pair(row), rationale, negatives, teacher, thought
+        return self._reader.pair(row), rationale, negatives, teacher, target_rationale

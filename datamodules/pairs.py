@@ -41,7 +41,7 @@ _LOG = logging.getLogger(__name__)
 class PairDataModule(ShardDataModule):
     """Training pairs.
 
-    `fit` trains on an endless stream and validates on part `val`; `predict` yields every pair with
+    `fit` trains on an endless stream and validates on split `val`; `predict` yields every pair with
     its candidate rationales, for selection. An epoch has `limit_train_batches` batches; with
     `max_epochs` and no such number it has as many batches as the pairs fill.
 
@@ -51,15 +51,15 @@ class PairDataModule(ShardDataModule):
             URL, gzip), which are streamed, and replayed on resume.
         batch_size: rows of the global batch, over all ranks.
         group_size: rows of a homogeneous group.
-        group_weights: candidate space -> weight; spaces that are not named are left out; empty =
+        source_weights: candidate space -> weight; spaces that are not named are left out; empty =
             all of them, by size.
         seed: seed of order and draws.
         sidecar: folder of the pairs' rationales, `rationales/` or `selected/`.
         features: folder of cached features; then no image is read.
-        half: train on one half of the train concepts only (judges).
-        soft: draw kept rationales by weight; else the heaviest.
-        prior_fraction: share of rows whose rationale is drawn from the whole pool.
-        foreign_fraction: share of rows that get another concept's rationale.
+        fold: train on one half of the train concepts only (judges).
+        sample_by_weight: draw kept rationales by weight; else the heaviest.
+        unselected_fraction: share of rows whose rationale is drawn from the whole pool.
+        placebo_fraction: share of rows that get another concept's rationale.
         on_error: `raise`, or `skip` with a warning that counts and names the samples.
         num_workers: processes that read ahead.
         val_rationales: folder of the validation queries' rationales.
@@ -82,14 +82,14 @@ class PairDataModule(ShardDataModule):
         pairs: list[str],
         batch_size: int,
         group_size: int,
-        group_weights: dict[str, float],
+        source_weights: dict[str, float],
         seed: int,
         sidecar: str | None = None,
         features: str | None = None,
-        half: Literal["a", "b"] | None = None,
-        soft: bool = True,
-        prior_fraction: float = 0.25,
-        foreign_fraction: float = 0.0,
+        fold: Literal["a", "b"] | None = None,
+        sample_by_weight: bool = True,
+        unselected_fraction: float = 0.25,
+        placebo_fraction: float = 0.0,
         on_error: OnError = "skip",
         num_workers: int = 0,
         val_rationales: str | None = None,
@@ -108,11 +108,11 @@ class PairDataModule(ShardDataModule):
         self._target_sidecar = target_sidecar
 
         self._pairs, self._batch_size, self._group_size = pairs, batch_size, group_size
-        self._group_weights, self._seed, self._half = group_weights, seed, half
+        self._source_weights, self._seed, self._fold = source_weights, seed, fold
         self._sidecar, self._features, self._val_rationales = sidecar, features, val_rationales
 
-        self._soft, self._prior_fraction = soft, prior_fraction
-        self._foreign_fraction, self._on_error = foreign_fraction, on_error
+        self._sample_by_weight, self._unselected_fraction = sample_by_weight, unselected_fraction
+        self._placebo_fraction, self._on_error = placebo_fraction, on_error
 
         self._num_workers, self._start_method = num_workers, start_method
         self._archive_limits = archive_limits
@@ -168,7 +168,7 @@ class PairDataModule(ShardDataModule):
         stops = [c.monitor for c in trainer.early_stopping_callbacks]
         if stops := [name for name in stops if name.startswith("val/")]:
             raise ValueError(
-                f"EarlyStopping watches {stops[0]}, but {self.root} has no query of part val: "
+                f"EarlyStopping watches {stops[0]}, but {self.root} has no query of split val: "
                 "leave the callback out, or prepare the data with rows of split val."
             )
         saved = [c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
@@ -177,7 +177,7 @@ class PairDataModule(ShardDataModule):
         self._limits.take(trainer, "val", left=0)
         if trainer.is_global_zero:
             _LOG.warning(
-                "%s has no query of part val: training without validation%s",
+                "%s has no query of split val: training without validation%s",
                 self.root,
                 f", and no checkpoint is chosen by {unsaved}" if unsaved else "",
             )
@@ -225,7 +225,7 @@ class PairDataModule(ShardDataModule):
 
     @property
     @override
-    def fitted_facts(self) -> frozenset[str]:
+    def trained_facts(self) -> frozenset[str]:
         """Facts of all training pairs. Those of a stream are known only when they are read: then
         the ranks join theirs, so this is collective."""
         if is_unindexed(self._pairs):
@@ -272,14 +272,14 @@ class PairDataModule(ShardDataModule):
     def _train_rows(self) -> tuple[Row, ...]:
         # No weights at all means that every group is drawn, by size.
         weights = self._weights
-        rows = self._half_rows
-        return tuple(row for row in rows if not weights or row.meta["group"] in weights)
+        rows = self._fold_rows
+        return tuple(row for row in rows if not weights or row.meta["source"] in weights)
 
     @cached_property
-    def _half_rows(self) -> tuple[Row, ...]:
-        # Data that were not split in halves have none, and both judges read them.
-        halves = ("a", "b", "") if self._half is None else (self._half, "")
-        return tuple(row for row in self._rows if row.meta.get("half", "") in halves)
+    def _fold_rows(self) -> tuple[Row, ...]:
+        # Data that were not split in folds have none, and both judges read them.
+        folds = ("a", "b", "") if self._fold is None else (self._fold, "")
+        return tuple(row for row in self._rows if row.meta.get("fold", "") in folds)
 
     @cached_property
     def _reader(self) -> SampleReader:
@@ -325,9 +325,9 @@ class PairDataModule(ShardDataModule):
             table,
             self._train_rows,
             self._seed,
-            soft=self._soft,
-            prior_fraction=self._prior_fraction,
-            foreign_fraction=self._foreign_fraction,
+            sample_by_weight=self._sample_by_weight,
+            unselected_fraction=self._unselected_fraction,
+            placebo_fraction=self._placebo_fraction,
         )
 
     def _draw_of_targets(self) -> RationaleDraw | None:
@@ -335,7 +335,9 @@ class PairDataModule(ShardDataModule):
         table = self._table_of(self._target_sidecar)
         if table is None:
             return None
-        return RationaleDraw(table, self._train_rows, self._seed, prior_fraction=1.0, of="target")
+        return RationaleDraw(
+            table, self._train_rows, self._seed, unselected_fraction=1.0, of="target"
+        )
 
     @cached_property
     def _weights(self) -> dict[str, float]:
@@ -343,25 +345,25 @@ class PairDataModule(ShardDataModule):
 
         A source that could not be had leaves its groups out; the others keep their ratio.
         """
-        known = {row.meta["group"] for row in self._half_rows}
-        weights = {name: w for name, w in self._group_weights.items() if w and name in known}
+        known = {row.meta["source"] for row in self._fold_rows}
+        weights = {name: w for name, w in self._source_weights.items() if w and name in known}
 
-        if self._group_weights and not weights:
+        if self._source_weights and not weights:
             raise ValueError(
-                f"group_weights {self._group_weights} leave nothing to train on: groups of this "
+                f"source_weights {self._source_weights} leave nothing to train on: groups of this "
                 f"data are {sorted(known)}. Name some of them, or give {{}} to draw by size."
             )
 
         # A misspelt name and a source without data look alike here, so this warns.
-        if absent := sorted(set(self._group_weights) - known):
+        if absent := sorted(set(self._source_weights) - known):
             _LOG.warning(
-                "group_weights: no training pair belongs to %s; groups of this data are %s",
+                "source_weights: no training pair belongs to %s; groups of this data are %s",
                 ", ".join(absent),
                 ", ".join(sorted(known)),
             )
 
         if weights and (unused := sorted(known - set(weights))):
-            _LOG.info("group_weights: not trained on: %s", ", ".join(unused))
+            _LOG.info("source_weights: not trained on: %s", ", ".join(unused))
         return weights
 
     def _ranked_rows(self, chunk: Chunk) -> Item:
@@ -389,7 +391,9 @@ class PairDataModule(ShardDataModule):
             if self._on_error == "raise":
                 raise
             # The row keeps its place, marked and without content: a sidecar has every key.
-            named = {name: row.meta[name] for name in ("task", "part", "concept", "fact", "group")}
+            named = {
+                name: row.meta[name] for name in ("task", "split", "concept", "fact", "source")
+            }
 
             empty = Pair(
                 row.entry.key, **named, gallery="", query=Side(), target=Side(), target_name=""
@@ -398,7 +402,7 @@ class PairDataModule(ShardDataModule):
 
     def _replay_stream(self) -> ReplayStream:
         # Both are joined by key with an index, which a stream lacks.
-        if self._sidecar or self._half:
+        if self._sidecar or self._fold:
             raise ValueError(
                 f"pairs {self._pairs} have no index, so no sidecar can be joined and no half "
                 f"taken: expected folders made by `python -m datamodules.prepare`."

@@ -29,7 +29,7 @@ class ReplyPools:
         table: the candidates.
         rows: rows that may be learned from.
         use: `kept` or `all`.
-        writer: learn from the rationales of this worker alone; None = of every one.
+        writer: learn from the rationales of this writer alone; None = of every one.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ def weighed(
     shares = [
         (scored.rationale, scored.weight if use == "kept" else float(scored.rationale.count))
         for scored in pool
-        if (scored.kept or use == "all") and writer in (None, scored.rationale.worker)
+        if (scored.kept or use == "all") and writer in (None, scored.rationale.writer)
     ]
 
     # A weight of 0 is never drawn, and a row of such weights alone has nothing to learn.

@@ -21,10 +21,10 @@ class PairJson(Schema):
     """The JSON of a sample of `pairs/`; see `mmemb.records.pairs.Pair`."""
 
     task: str
-    part: str
+    split: str
     concept: str
     fact: str
-    group: str
+    source: str
     gallery: str
     text: str
     instruction: str
@@ -44,7 +44,7 @@ class QueryJson(Schema):
     """
 
     task: str
-    part: str
+    split: str
     concept: str
     fact: str
     text: str
@@ -69,7 +69,7 @@ class QuerySideJson(Excerpt):
     """The query's side in the JSON of a pair or a query, and the fields that an index repeats."""
 
     task: str
-    part: str
+    split: str
     concept: str
     fact: str
     text: str

@@ -48,7 +48,7 @@ class Row:
 
     @property
     def meta(self) -> Mapping[str, str]:
-        """Fields of the index entry: part, task, concept, fact, ..."""
+        """Fields of the index entry: split, task, concept, fact, ..."""
         return self.entry.meta
 
 
@@ -128,7 +128,7 @@ class SampleReader:
         return _checked(self._candidate, self._members(row, "c"))
 
     def query_side(self, row: Row) -> Side:
-        """The one side that a worker may see: the query's, of a pair or query."""
+        """The one side that a writer may see: the query's, of a pair or query."""
         return _checked(self._query_side, self._members(row, "q"))
 
     def target_side(self, row: Row) -> Side:
@@ -144,7 +144,7 @@ class SampleReader:
         return _checked(self._pair, members)
 
     def _members(self, row: Row, sides: str) -> Members:
-        # Media of the other side are not even read: a worker for one side must not see the other.
+        # Media of the other side are not even read: a writer for one side must not see the other.
         wanted = {"json", "candidates.npy"}
         if self._pixels:
             wanted |= {name for name in row.entry.members if name[:1] in sides}
@@ -157,10 +157,10 @@ class SampleReader:
         return Pair(
             key=members.key,
             task=data.task,
-            part=data.part,
+            split=data.split,
             concept=data.concept,
             fact=data.fact,
-            group=data.group,
+            source=data.source,
             gallery=data.gallery,
             query=self._side(members, "q", data.text, data.instruction),
             target=self._side(members, "t", data.target_text, data.target_instruction),
@@ -286,7 +286,7 @@ def _json(members: Members, kind: type[_Json]) -> _Json:
     if "json" not in members.data:
         raise DecodeError(f"{members.where} lacks its member json.", ADVICE)
     data = decode_json(members.data["json"], kind, f"{members.where}, member json")
-    # Rows are chosen by the index, so a sample that differs from it would be in the wrong part.
+    # Rows are chosen by the index, so a sample that differs from it would be in the wrong split.
     check_index(data, members.meta)
     return data
 

@@ -39,7 +39,7 @@ class SelectionDataModule(ShardDataModule):
     Args:
         root: the data set.
         rationales: folder of the rationales of pairs and queries.
-        batch_size: pairs of a batch; donors of foreign rationales come from the same batch.
+        batch_size: pairs of a batch; donors of placebos come from the same batch.
         scores: folder of the judge's scores, made by the first command that needs them.
         pairs: folders of pairs below `<root>/pairs`.
         selected: folder that `predict` writes, read by `test`.
@@ -291,10 +291,10 @@ class SelectionDataModule(ShardDataModule):
         return Pair(
             key=query.key,
             task=query.task,
-            part=query.part,
+            split=query.split,
             concept=query.concept,
             fact=query.fact,
-            group="",
+            source="",
             gallery=query.gallery,
             query=query.side,
             target=named[positives[0]],

@@ -32,7 +32,7 @@ LOOKED_AT = 256
 
 @final
 class RationaleTable:
-    """`rationales/` or `selected/`: candidate rationales by the row that they are about.
+    """`rationales/` or `selected/`: rationales by the row that they are about.
 
     Args:
         folder: the sidecar.
@@ -54,7 +54,7 @@ class RationaleTable:
         return self._index.folder
 
     def covers(self, row: Row) -> bool:
-        """Tells whether a worker was asked about this row."""
+        """Tells whether a writer was asked about this row."""
         return row.entry.shard in self._shards
 
     def origins(self, shard: str) -> tuple[Origin, ...]:
@@ -66,7 +66,7 @@ class RationaleTable:
         return mark_of(self._index.by_key[row.entry.key].meta) if self.covers(row) else {}
 
     def read(self, row: Row) -> tuple[ScoredRationale, ...]:
-        """All candidates of a row; none if the sidecar does not cover it or it was not asked.
+        """All drafts of a row; none if the sidecar does not cover it or it was not asked.
 
         Raises:
             DecodeError: the row failed when the sidecar was made, or holds no rationales.
@@ -76,17 +76,19 @@ class RationaleTable:
         rows = read_row(self._index, row.entry.key, tuple[ScoredJson, ...])
         return tuple(found.scored for found in rows)
 
-    def read_probe(self, row: Row) -> Tensor | None:
-        """(H,) hidden state of the worker before it wrote about the row; None if none was kept."""
+    def read_prompt_state(self, row: Row) -> Tensor | None:
+        """(H,) hidden state of the writer before it wrote about the row; None if none was kept."""
         if not self.covers(row):
             return None
         entry = self._index.by_key[row.entry.key]
-        members = self._index.read(entry, {"probe.npy"})
-        where = f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member probe.npy"
-        return decode_array(members["probe.npy"], where).float() if members else None
+        members = self._index.read(entry, {"prompt_state.npy"})
+        where = (
+            f"Shard {self._index.folder / entry.shard}, sample {entry.key}, member prompt_state.npy"
+        )
+        return decode_array(members["prompt_state.npy"], where).float() if members else None
 
     def read_rationales(self, row: Row) -> tuple[Rationale, ...]:
-        """All candidates of a row without the scores of a selector."""
+        """All drafts of a row without the scores of a selector."""
         return tuple(scored.rationale for scored in self.read(row))
 
 
@@ -95,7 +97,7 @@ def check_row(entry: IndexEntry, where: str) -> None:
     if reason := failure_of(entry.meta):
         raise DecodeError(
             f"{where}: its row could not be read when the sidecar was made ({reason}).",
-            "Mend the row and make the sidecar again, or leave it out with `on_error: skip`.",
+            "Repair the row and make the sidecar again, or leave it out with `on_error: skip`.",
         )
 
 
@@ -133,12 +135,12 @@ class RationaleDraw:
     """Draws the rationale that a row is trained with, equal for equal (step, key).
 
     Args:
-        table: the candidates.
-        rows: the rows trained on, where donors of foreign rationales come from.
+        table: the drafts.
+        rows: the rows trained on, where donors of placebos come from.
         seed: seed of the run.
-        soft: draw the kept ones by weight; else always the heaviest.
-        prior_fraction: share drawn by count from the whole pool instead.
-        foreign_fraction: share that gets a rationale of another concept, same task.
+        sample_by_weight: draw the kept ones by weight; else always the heaviest.
+        unselected_fraction: share drawn by count from the whole pool instead.
+        placebo_fraction: share that gets a rationale of another concept, same task.
         of: subject of the rationales; draws about queries and targets are independent.
 
     Raises:
@@ -150,37 +152,37 @@ class RationaleDraw:
         table: RationaleTable,
         rows: Sequence[Row],
         seed: int,
-        soft: bool = True,
-        prior_fraction: float = 0.25,
-        foreign_fraction: float = 0.0,
+        sample_by_weight: bool = True,
+        unselected_fraction: float = 0.25,
+        placebo_fraction: float = 0.0,
         of: Literal["query", "target"] = "query",
     ) -> None:
-        for name, share in {"prior": prior_fraction, "foreign": foreign_fraction}.items():
+        for name, share in {"unselected": unselected_fraction, "placebo": placebo_fraction}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}_fraction {share}: expected a share between 0 and 1.")
 
-        self._table, self._seed, self._soft = table, seed, soft
+        self._table, self._seed, self._sample_by_weight = table, seed, sample_by_weight
         # These words are part of every draw's seed: another word would change all draws.
         self._salt = {"query": "rationale", "target": "target"}[of]
-        self._prior_fraction, self._foreign_fraction = prior_fraction, foreign_fraction
+        self._unselected_fraction, self._placebo_fraction = unselected_fraction, placebo_fraction
 
         self._donors: dict[str, list[Row]] = {}
         for row in rows:
             if table.covers(row):
                 self._donors.setdefault(row.meta["task"], []).append(row)
 
-        # Draws from the whole pool alone never ask which candidates were kept.
-        if prior_fraction < 1:
+        # Draws from the whole pool alone never ask which drafts were kept.
+        if unselected_fraction < 1:
             check_judged(table, [row for row in rows if table.covers(row)])
 
     def draw(self, row: Row, step: int) -> Rationale | None:
         """The rationale of a row at a step; None where the row does not reason."""
         random = Random(stable_hash(self._seed, self._salt, step, row.entry.key))
-        use_prior = random.random() < self._prior_fraction
+        use_prior = random.random() < self._unselected_fraction
         # Both numbers are drawn in any case, so that a changed share moves no other draw.
-        use_foreign = random.random() < self._foreign_fraction
+        use_placebo = random.random() < self._placebo_fraction
         own = self._pick(self._table.read(row), use_prior, random)
-        return self._foreign(row, random) if use_foreign and own is not None else own
+        return self._placebo(row, random) if use_placebo and own is not None else own
 
     def _pick(
         self, pool: Sequence[ScoredRationale], use_prior: bool, random: Random
@@ -189,14 +191,14 @@ class RationaleDraw:
         if use_prior:
             return _weighted(pool, [scored.rationale.count for scored in pool], random)
         kept = [scored for scored in pool if scored.kept]
-        if not self._soft and kept:
+        if not self._sample_by_weight and kept:
             return max(kept, key=lambda scored: scored.weight).rationale
         return _weighted(kept, [scored.weight for scored in kept], random)
 
-    def _foreign(self, row: Row, random: Random) -> Rationale | None:
+    def _placebo(self, row: Row, random: Random) -> Rationale | None:
         donors = self._donors.get(row.meta["task"], [])
 
-        # Bounded: a task may hold a single concept, which has no foreign rationale.
+        # Bounded: a task may hold a single concept, which has no placebo.
         for _ in range(MAX_DONORS):
             donor = random.choice(donors)
             if donor.meta["concept"] == row.meta["concept"]:
@@ -216,12 +218,12 @@ def check_judged(table: RationaleTable, rows: Sequence[Row]) -> None:
         if any(scored.scores or scored.kept for scored in found):
             return
 
-    # A pool without any candidate has nothing to judge, and passes.
+    # A pool without any draft has nothing to judge, and passes.
     if found:
         raise ValueError(
             f"Sidecar {table.folder} holds unjudged rationales (no scores, none kept), of which "
             "none would be trained on. Name the folder that the selector wrote (`selected`), or "
-            "set prior_fraction to 1, which draws from all candidates by count."
+            "set unselected_fraction to 1, which draws from all drafts by count."
         )
 
 

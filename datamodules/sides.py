@@ -1,4 +1,4 @@
-"""SideDataModule: one side of each row for stage 1, whose workers must not see anything else.
+"""SideDataModule: one side of each row for stage 1, whose writers must not see anything else.
 
 See docs/method.md sections 3 and 4.
 """
@@ -12,7 +12,7 @@ from typing import Literal, final, get_args
 
 from typing_extensions import override
 
-from datamodules.asked import AskedSides, AskedTasks, AskedWhere, meta_of, part_of
+from datamodules.asked import AskedSides, AskedTasks, AskedWhere, meta_of, split_of
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard, chunks_of
 from datamodules.reply_steps import ReplyPools, ReplySteps, Use
 from datamodules.samples import FeatureTable, Row, SampleReader
@@ -34,18 +34,18 @@ class SideDataModule(ShardDataModule):
         root: the data set.
         folders: folders of pairs and queries below the root.
         batch_size: sides of a batch; in `fit` of the global batch, over all ranks.
-        parts: data parts to write about, or None for all. Rows of other parts travel as empty
-            sides that no worker can read, and are marked: the sidecar has every key of its source.
+        splits: splits to write about, or None for all. Rows of other splits travel as empty
+            sides that no writer can read, and are marked: the sidecar has every key of its source.
         tasks: tasks of the queries to write about; None = all. Pairs are written about in any case.
             With `side: target` of pairs, and of the candidates that such tasks rank.
         rationales: `test` and `fit` read this folder.
-        decode: decode images, for workers that look at them.
-        features: folder of cached features, for workers that look at those instead.
+        decode: decode images, for writers that look at them.
+        features: folder of cached features, for writers that look at those instead.
         num_workers: processes that read ahead.
         use: `fit` learns the `kept` rationales, drawn by the selector's weight, or `all` of them,
             drawn by count.
-        writer: `fit` learns from the rationales of this worker alone; None = of every one.
-        half: `fit` learns from one half of the train concepts alone, so that the other half can be
+        writer: `fit` learns from the rationales of this writer alone; None = of every one.
+        fold: `fit` learns from one half of the train concepts alone, so that the other half can be
             written about.
         seed: seed of order and draws of `fit`.
         side: `query`, or `target`: the targets of pairs, and the rows of `candidates` (folders of
@@ -60,7 +60,7 @@ class SideDataModule(ShardDataModule):
         root: str,
         folders: list[str],
         batch_size: int,
-        parts: list[str] | None = None,
+        splits: list[str] | None = None,
         tasks: list[str] | None = None,
         rationales: str | None = None,
         decode: bool = False,
@@ -68,7 +68,7 @@ class SideDataModule(ShardDataModule):
         num_workers: int = 0,
         use: Use = "kept",
         writer: str | None = None,
-        half: Literal["a", "b"] | None = None,
+        fold: Literal["a", "b"] | None = None,
         seed: int = 0,
         side: AskedWhere = "query",
         sides: dict[str, AskedSides] | None = None,
@@ -78,10 +78,10 @@ class SideDataModule(ShardDataModule):
             raise ValueError(f"use {use!r}: expected one of {', '.join(get_args(Use))}.")
 
         self._folders, self._batch_size = folders, batch_size
-        self._parts: Collection[str] | None = parts
+        self._splits: Collection[str] | None = splits
         self._rationales, self._num_workers = rationales, num_workers
 
-        self._use, self._writer, self._half, self._seed = use, writer, half, seed
+        self._use, self._writer, self._fold, self._seed = use, writer, fold, seed
         self._decode, self._features = decode, features
         self._asked = AskedTasks(self.root, side, tasks, sides or {})
 
@@ -93,7 +93,7 @@ class SideDataModule(ShardDataModule):
     def train_dataloader(self) -> StepStream:
         if self._asked.side != "query":
             raise ValueError(
-                f"data.side is {self._asked.side!r}, but `fit` teaches a worker to write about "
+                f"data.side is {self._asked.side!r}, but `fit` teaches a writer to write about "
                 "queries, as the test asks it to: set data.side to query."
             )
 
@@ -110,7 +110,7 @@ class SideDataModule(ShardDataModule):
 
     @property
     @override
-    def fitted_facts(self) -> frozenset[str]:
+    def trained_facts(self) -> frozenset[str]:
         return frozenset(row.meta["fact"] for row in self._pools.rows)
 
     @override
@@ -122,7 +122,7 @@ class SideDataModule(ShardDataModule):
     def test_dataloader(self) -> FiniteLoader:
         # Only pairs have a group: `test` reads pairs alone.
         rank, world = self.place
-        rows = [row for row in self._rows if self._is_wanted(row) and "group" in row.meta]
+        rows = [row for row in self._rows if self._is_wanted(row) and "source" in row.meta]
         chunks = chunks_of(by_shard(rows[rank::world]), self._batch_size)
         return FiniteLoader(chunks, self._pair_batch, world, self._num_workers)
 
@@ -134,10 +134,10 @@ class SideDataModule(ShardDataModule):
 
     @cached_property
     def _pools(self) -> ReplyPools:
-        # Part train alone is learned from, so that no fact of the other parts is fitted.
-        halves = ("a", "b", "") if self._half is None else (self._half, "")
-        pairs = [row for row in self._rows if "group" in row.meta and row.meta["part"] == "train"]
-        rows = [row for row in pairs if row.meta.get("half", "") in halves]
+        # Part train alone is learned from, so that no fact of the other splits is fitted.
+        folds = ("a", "b", "") if self._fold is None else (self._fold, "")
+        pairs = [row for row in self._rows if "source" in row.meta and row.meta["split"] == "train"]
+        rows = [row for row in pairs if row.meta.get("fold", "") in folds]
 
         pools = ReplyPools(self._table, rows, self._use, self._writer)
         if not pools.rows:
@@ -164,9 +164,9 @@ class SideDataModule(ShardDataModule):
         return SampleReader(table, pixels=self._decode)
 
     def _is_wanted(self, row: Row) -> bool:
-        # Candidates belong to no part and are written about for every one.
-        of_part = self._parts is None or part_of(row) in {None, *self._parts}
-        return of_part and self._asked.includes(row)
+        # Candidates belong to no split and are written about for every one.
+        of_split = self._splits is None or split_of(row) in {None, *self._splits}
+        return of_split and self._asked.includes(row)
 
     def _side_batch(self, chunk: Chunk) -> Item:
         batch = SideBatch(

@@ -112,7 +112,7 @@ def _sample(
             raise ArchiveError(
                 f"{where}: sample {printable(key)} has more than {limits.num_members} members or "
                 f"{limits.sample_mib} MiB (the limits).",
-                "Mend it, or raise `archive_limits`.",
+                "Repair it, or raise `archive_limits`.",
             )
 
         # A link stands for content that is not followed, so the sample lacks it.

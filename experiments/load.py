@@ -18,7 +18,7 @@ from experiments.cli.messages import innermost
 from experiments.runs.recorded_config import read_config
 from experiments.runs.recorded_model import check_recorded
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.rationales import RationaleWorker
+from mmemb.rationales import RationaleWriter
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trust import Permissions
@@ -77,7 +77,7 @@ def load_run(
 
 def load_adaptive(
     folder: str | Path,
-    workers: Mapping[str, RationaleWorker] | None = None,
+    writers: Mapping[str, RationaleWriter] | None = None,
     servers: Mapping[str, str | None] | Collection[str] = (),
     models: Collection[str] = (),
 ) -> AdaptiveEmbedder:
@@ -85,10 +85,10 @@ def load_adaptive(
 
     Args:
         folder: the gate's run, e.g. `runs/pocket/gate`, or the `adaptive` folder in it.
-        workers: replace the saved ones, for instance to try another reasoner: `{"full": worker}`.
-        servers: hosts that a saved `ServerWorker` may ask, each with the environment variable
+        writers: replace the saved ones, for instance to try another reasoner: `{"full": writer}`.
+        servers: hosts that a saved `ServerWriter` may ask, each with the environment variable
             whose value it is sent as a key, or None.
-        models: folders and hub ids of models that saved workers may run; a run of this checkout
+        models: folders and hub ids of models that saved writers may run; a run of this checkout
             may name any.
     """
 
@@ -97,7 +97,7 @@ def load_adaptive(
 
     # A gate's run holds the saved path in `adaptive`, which may also be named itself.
     folder = inner if inner.is_dir() else folder
-    return AdaptiveEmbedder.from_pretrained(folder, workers, servers, models)
+    return AdaptiveEmbedder.from_pretrained(folder, writers, servers, models)
 
 
 def _build(

@@ -40,8 +40,8 @@ class BackboneModule(LightningModule, ABC):
         backbone: Backbone,
         optimizer: OptimizerCallable,
         *,
-        num_warmup: int,
-        new_lr_scale: float,
+        num_warmup_steps: int,
+        new_parameters_lr_scale: float,
         lora: LoraSettings | None,
         gradient_cache: GradientCache | None,
         gradient_checkpointing: bool,
@@ -49,7 +49,10 @@ class BackboneModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.backbone, self.optimizer = backbone, optimizer
-        self.num_warmup, self.new_lr_scale = num_warmup, new_lr_scale
+        self.num_warmup_steps, self.new_parameters_lr_scale = (
+            num_warmup_steps,
+            new_parameters_lr_scale,
+        )
         self.gradient_cache, self._recomputes = gradient_cache, gradient_checkpointing
 
         if lora is not None:
@@ -97,7 +100,7 @@ class BackboneModule(LightningModule, ABC):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self._parameter_groups())
-        return with_schedule(optimizer, self.trainer, self.num_warmup)
+        return with_schedule(optimizer, self.trainer, self.num_warmup_steps)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         # Untrained parts need a higher rate than those that were trained by others.
@@ -111,7 +114,7 @@ class BackboneModule(LightningModule, ABC):
             {
                 "name": "new",
                 "params": [p for p in trained if id(p) in new],
-                "lr": lr * self.new_lr_scale,
+                "lr": lr * self.new_parameters_lr_scale,
             },
         ]
         return [group for group in groups if group["params"]]

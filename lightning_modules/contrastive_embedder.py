@@ -43,8 +43,8 @@ class ContrastiveEmbedder(BackboneModule):
     Args:
         backbone: the embedder; `mmemb.backbones.load_backbone` starts from an earlier run.
         losses: weights of the losses, and how their candidates are treated.
-        detach: the next-token loss trains the head alone (`Backbone.encode_paths`).
-        temperature: tau; its logarithm is trained if `learn_temperature`.
+        detach_next_token: the next-token loss trains the head alone (`Backbone.encode_paths`).
+        loss_temperature: tau; its logarithm is trained if `learn_temperature`.
         optimizer: called with the parameter groups.
         distillation_weight: weight of the KL from a teacher's in-batch similarities, whose vectors
             the batch must have; 0 = none.
@@ -54,9 +54,10 @@ class ContrastiveEmbedder(BackboneModule):
             = one forward pass for the whole batch.
         gradient_checkpointing: keeps the inputs of the backbone's layers only, runs them twice.
         compile_backend: compiles the backbone's layers, e.g. `inductor`; null = not.
-        num_warmup: steps of linear warm-up.
-        new_lr_scale: learning rate of the backbone's untrained parts relative to the rest.
-        reason: validation and test read a query with its first draft at depth `full`.
+        num_warmup_steps: steps of linear warm-up.
+        new_parameters_lr_scale: learning rate of the backbone's untrained parts relative to the
+        rest.
+        eval_with_rationales: validation and test read a query with its first draft at depth `full`.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class ContrastiveEmbedder(BackboneModule):
         backbone: Backbone,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         losses: PathLosses = LOSSES,
-        detach: bool = False,
-        temperature: float = 0.05,
+        detach_next_token: bool = False,
+        loss_temperature: float = 0.05,
         learn_temperature: bool = False,
         distillation_weight: float = 0.0,
         teacher_temperature: float = 0.05,
@@ -73,35 +74,35 @@ class ContrastiveEmbedder(BackboneModule):
         gradient_cache: GradientCache | None = None,
         gradient_checkpointing: bool = False,
         compile_backend: str | None = None,
-        num_warmup: int = 10,
-        new_lr_scale: float = 1.0,
-        reason: bool = False,
+        num_warmup_steps: int = 10,
+        new_parameters_lr_scale: float = 1.0,
+        eval_with_rationales: bool = False,
     ) -> None:
         super().__init__(
             backbone,
             optimizer,
-            num_warmup=num_warmup,
-            new_lr_scale=new_lr_scale,
+            num_warmup_steps=num_warmup_steps,
+            new_parameters_lr_scale=new_parameters_lr_scale,
             lora=lora,
             gradient_cache=gradient_cache,
             gradient_checkpointing=gradient_checkpointing,
             compile_backend=compile_backend,
         )
-        if losses.writing and not isinstance(backbone, GenerativeBackbone):
+        if losses.next_token and not isinstance(backbone, GenerativeBackbone):
             raise ValueError(
-                f"losses.writing is {losses.writing}, but {type(backbone).__name__} does not "
+                f"losses.next_token is {losses.next_token}, but {type(backbone).__name__} does not "
                 "write: set it to 0, or choose a VisionLanguageBackbone."
             )
-        if not temperature > 0:
-            raise ValueError(f"temperature {temperature}: expected a positive number")
-        self.losses, self.detach = losses, detach
+        if not loss_temperature > 0:
+            raise ValueError(f"loss_temperature {loss_temperature}: expected a positive number")
+        self.losses, self.detach_next_token = losses, detach_next_token
 
         # By its logarithm, so that no step of the optimiser can make it negative.
-        log_temperature = torch.tensor(math.log(temperature))
+        log_temperature = torch.tensor(math.log(loss_temperature))
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
         self.distillation_weight = distillation_weight
         self.teacher_temperature = teacher_temperature
-        self.reason = reason
+        self.eval_with_rationales = eval_with_rationales
 
     # fit
 
@@ -114,13 +115,13 @@ class ContrastiveEmbedder(BackboneModule):
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Any]:
         # By the weights alone, not by the batch: all ranks must run the same collectives.
-        reasons = bool(self.losses.reasoning)
+        reasons = bool(self.losses.reasoned)
         vectors = pair_vectors(
             self.backbone,
             batch,
             reasons=reasons,
-            detach=self.detach,
-            writes=bool(self.losses.writing),
+            detach=self.detach_next_token,
+            writes=bool(self.losses.next_token),
             cache=self.gradient_cache,
         )
 
@@ -130,7 +131,7 @@ class ContrastiveEmbedder(BackboneModule):
 
         if reasons:
             shares = [float(rationale is not None) for rationale in batch.rationales]
-            scalars["train/reasoning_share"] = torch.tensor(shares, device=self.device).mean()
+            scalars["train/rationale_fraction"] = torch.tensor(shares, device=self.device).mean()
 
         if self.distillation_weight:
             distillation = combine(self._distillation(vectors, batch))
@@ -179,13 +180,15 @@ class ContrastiveEmbedder(BackboneModule):
     def _embed_queries(self, batch: QueryBatch) -> StepOutput:
         # Draft 0 is the greedy one: a test must not depend on a seed.
         pools = [drafts_at(FULL, rationales) for rationales in batch.rationales]
-        notes = [pool[0] if pool else None for pool in pools]
-        notes = notes if self.reason else [None] * len(notes)
+        rationales = [pool[0] if pool else None for pool in pools]
+        rationales = rationales if self.eval_with_rationales else [None] * len(rationales)
 
-        vectors_BD = self.backbone([query.side for query in batch.queries], notes).cpu()
+        vectors_BD = self.backbone([query.side for query in batch.queries], rationales).cpu()
         decisions = DecisionOutput(
-            depths_B=torch.tensor([int(note is not None) for note in notes]),
-            tokens_B=torch.tensor([note.num_tokens if note else 0 for note in notes]),
+            depths_B=torch.tensor([int(rationale is not None) for rationale in rationales]),
+            tokens_B=torch.tensor(
+                [rationale.num_tokens if rationale else 0 for rationale in rationales]
+            ),
             eligible_B=torch.tensor([bool(rationales) for rationales in batch.rationales]),
         )
         return StepOutput(queries=QueryOutput(vectors_BD, batch.queries), decisions=decisions)

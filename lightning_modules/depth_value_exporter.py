@@ -15,7 +15,7 @@ from mmemb.backbones import Backbone
 from mmemb.records.batches import RankingBatch
 from mmemb.records.outputs import SidecarOutput, StepOutput
 from mmemb.records.rationales import DIRECT, FULL
-from mmemb.retrieval.depth_values import guard_facts, utility_rows
+from mmemb.retrieval.depth_values import depth_value_rows, guard_facts
 from mmemb.retrieval.galleries import GalleryCollector, embed_candidates
 from mmemb.storage.run_marks import run_mark
 from mmemb.storage.trained_facts import read_facts, trained_facts
@@ -23,16 +23,17 @@ from mmemb.storage.trained_facts import read_facts, trained_facts
 
 @final
 class DepthValueExporter(LightningModule):
-    """predict: `utilities/`, from which a gate learns and the report computes its tables.
+    """predict: `depth_values/`, from which a gate learns and the report computes its tables.
 
     Args:
         backbone: the embedder that is measured.
-        utility_temperature: tau of the softmax over a query's gallery.
+        gallery_temperature: tau of the softmax over a query's gallery.
         depths: names of the depths, `direct` first; each other one needs a draft in the rationales.
         num_draws: drafts of a depth that are read at most; null = all.
-        fitted: `fitted.json` of a run, the facts that may not be scored; null = those of the run
+        trained_facts: `fitted.json` of a run, the facts that may not be scored; null = those of the
+        run
             that the backbone was loaded from.
-        allow_fitted: scores these facts, too, for an audit.
+        allow_trained_facts: scores these facts, too, for an audit.
         cutoffs: k of the metrics.
 
     Raises:
@@ -42,11 +43,11 @@ class DepthValueExporter(LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        utility_temperature: float = 0.05,
+        gallery_temperature: float = 0.05,
         depths: Sequence[str] = (DIRECT, FULL),
         num_draws: int | None = None,
-        fitted: str | None = None,
-        allow_fitted: bool = False,
+        trained_facts: str | None = None,
+        allow_trained_facts: bool = False,
         cutoffs: Sequence[int] = (1, 5, 10),
     ) -> None:
         super().__init__()
@@ -56,21 +57,21 @@ class DepthValueExporter(LightningModule):
             )
         if num_draws is not None and num_draws < 1:
             raise ValueError(f"num_draws {num_draws}: expected at least 1, or null for all")
-        self.backbone, self.utility_temperature = backbone, utility_temperature
+        self.backbone, self.gallery_temperature = backbone, gallery_temperature
         self.depths, self.num_draws, self.cutoffs = tuple(depths), num_draws, tuple(cutoffs)
 
-        self.allow_fitted = allow_fitted
-        if fitted:
-            self.fitted_facts = read_facts(Path(fitted))
+        self.allow_trained_facts = allow_trained_facts
+        if trained_facts:
+            self.trained_facts = read_facts(Path(trained_facts))
 
-        # A gate refuses utilities that were measured with another embedder than its own.
-        mark = run_mark(Path(fitted).parent) if fitted else None
+        # A gate refuses depth values that were measured with another embedder than its own.
+        mark = run_mark(Path(trained_facts).parent) if trained_facts else None
         self.made_by = {"embedder": mark} if mark else {}
 
         self._candidates = GalleryCollector()
 
     @cached_property
-    def fitted_facts(self) -> frozenset[str]:
+    def trained_facts(self) -> frozenset[str]:
         """Facts that may not be scored: by default those of the backbone's own folder."""
         return trained_facts(self.backbone.folder) if self.backbone.folder else frozenset()
 
@@ -85,14 +86,14 @@ class DepthValueExporter(LightningModule):
             return StepOutput()
 
         # On trained facts reasoning looks harmful, and a gate would learn the wrong sign.
-        if not self.allow_fitted:
-            guard_facts(batch.queries.queries, self.fitted_facts)
+        if not self.allow_trained_facts:
+            guard_facts(batch.queries.queries, self.trained_facts)
 
-        rows = utility_rows(
+        rows = depth_value_rows(
             self.backbone,
             batch.queries,
             self._candidates.galleries(),
-            self.utility_temperature,
+            self.gallery_temperature,
             self.cutoffs,
             self.depths,
             self.num_draws,

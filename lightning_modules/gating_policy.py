@@ -32,8 +32,8 @@ from mmemb.gate.policy_gradients import reward_BA, uniform_by_key
 from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
 from mmemb.gate.reasoners import Written
 from mmemb.losses.terms import LossTerm, combine
-from mmemb.rationales.writers.base import RationaleSource, check_probe
-from mmemb.records.batches import QueryBatch, RankingBatch, UtilityBatch
+from mmemb.rationales.writers.base import RationaleSource, check_prompt_state
+from mmemb.records.batches import DepthValueBatch, QueryBatch, RankingBatch
 from mmemb.records.gate_state import check_parts
 from mmemb.records.inputs import Side
 from mmemb.records.outputs import DecisionOutput, QueryOutput, SidecarOutput, StepOutput
@@ -50,63 +50,71 @@ from mmemb.storage.run_marks import check_copied, note_run
 
 @final
 class GatingPolicy(LightningModule):
-    """fit: the gate on part `gate`, prices of budgets on `calibration`; predict: `decisions/`;
+    """fit: the gate on split `gate`, prices of budgets on `calibration`; predict: `decisions/`;
     test: retrieval through `AdaptiveEmbedder`, and live milliseconds of 32 fixed queries.
 
     Args:
         embedder: folder of the embedder's run.
-        run: folder of the gate's own fit, read by predict and test.
-        workers: name of a depth -> the worker that writes at it, cheapest first; settings are saved
+        gate_run: folder of the gate's own fit, read by predict and test.
+        writers: name of a depth -> the writer that writes at it, cheapest first; settings are saved
             with the embedder. `{full: ...}` is the paper's binary gate.
         head: called with the width of the state and the number of depths, direct among them.
-        state: inputs of the gate, some of `embedding`, `scores` and `probe`
+        state: inputs of the gate, some of `embedding`, `scores` and `prompt_state`
             (`mmemb.records.gate_state`).
-        temperature: tau of the scores whose shape a state with `scores` holds: the
-            `utility_temperature` of the utilities.
+        gallery_temperature: tau of the scores whose shape a state with `scores` holds: the
+            `gallery_temperature` of the depth values.
         estimator: `reinforce` (leave-one-out baseline), `exact` (closed form), `grpo` (normalised
             within the group, clipped against a policy some steps old), or `supervised`.
-        num_samples: actions per state of `reinforce`.
-        price: lambda, the price of a token, in nats of utility.
-        clip: c, bound on the utility difference.
+        num_actions: actions per state of `reinforce`.
+        token_cost: lambda, what a token costs, in nats of depth value.
+        clip: c, bound on the depth value difference.
         budget: upper bound on what an eligible query costs on average; null = none.
         unit: unit of the budget: `invocation` (a share), `tokens` or `milliseconds`; the last
             one needs the latency.json of an earlier `test`.
         seed: seed of the actions' noise.
-        measure: true if `test` measures milliseconds.
-        live: true if `test` lets the workers write, as for a benchmark that stage 1 never saw,
-            instead of reading the rationales of stage 1.
+        measure_latency: true if `test` measures milliseconds.
+        write_during_test: true if `test` lets the writers write, as for a benchmark that stage 1
+            never saw, instead of reading the rationales of stage 1.
     """
 
     def __init__(
         self,
         embedder: str,
-        run: str,
-        workers: dict[str, RationaleSource],
+        gate_run: str,
+        writers: dict[str, RationaleSource],
         head: Callable[[int, int], DepthHead] = MlpDepthHead,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         estimator: Estimator = "reinforce",
-        num_samples: int = 4,
-        price: float = 0.01,
+        num_actions: int = 4,
+        token_cost: float = 0.01,
         clip: float = 3.0,
         budget: float | None = None,
         unit: Unit = "invocation",
         state: list[str] | None = None,
-        temperature: float = 0.05,
+        gallery_temperature: float = 0.05,
         seed: int = 0,
-        measure: bool = True,
-        live: bool = False,
+        measure_latency: bool = True,
+        write_during_test: bool = False,
     ) -> None:
         super().__init__()
         if budget is not None:
             check_budget(budget, unit)
 
-        self.embedder, self.run = Path(embedder), Path(run)
-        self.workers = dict(workers)  # not a ModuleDict: writers stay out of checkpoints
-        self.state, self.temperature = check_parts(state or ["embedding"]), temperature
+        self.embedder, self.gate_run = Path(embedder), Path(gate_run)
+        self.writers = dict(writers)  # not a ModuleDict: writers stay out of checkpoints
+        self.state, self.gallery_temperature = (
+            check_parts(state or ["embedding"]),
+            gallery_temperature,
+        )
         self.make_head, self.optimizer = head, optimizer
-        self.estimator, self.num_samples, self.seed = estimator, num_samples, seed
-        self.price, self.clip = price, clip
-        self.budget, self.unit, self.measure, self.live = budget, unit, measure, live
+        self.estimator, self.num_actions, self.seed = estimator, num_actions, seed
+        self.token_cost, self.clip = token_cost, clip
+        self.budget, self.unit, self.measure_latency, self.write_during_test = (
+            budget,
+            unit,
+            measure_latency,
+            write_during_test,
+        )
 
         # fit: the policy, the older one of GRPO, and rows (key, logits, costs) of the calibration.
         self.head: DepthHead | None = None
@@ -120,7 +128,7 @@ class GatingPolicy(LightningModule):
         self._candidates = GalleryCollector()
         self._timed: list[Query] = []
         self._measured = False
-        self._probed: list[tuple[Side, Tensor]] = []
+        self._measured_states: list[tuple[Side, Tensor]] = []
 
     @override
     def setup(self, stage: str) -> None:
@@ -134,31 +142,35 @@ class GatingPolicy(LightningModule):
             if not len(states_NS):
                 raise ValueError(
                     "Part `gate` has no eligible query, so the gate has nothing to learn from: "
-                    "give the stage `rationales` a worker that reads some of its queries, or "
+                    "give the stage `rationales` a writer that reads some of its queries, or "
                     "prepare more."
                 )
-            self.head = self.make_head(states_NS.shape[1], 1 + len(self.workers))
+            self.head = self.make_head(states_NS.shape[1], 1 + len(self.writers))
             self.head.standardise(states_NS)
         elif stage == "validate":
-            self.head = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers).head
+            self.head = AdaptiveEmbedder.from_pretrained(
+                self.gate_run / "adaptive", self.writers
+            ).head
         elif stage in {"test", "predict"}:
-            check_copied(self.run / "adaptive", self.embedder)
-            self.adaptive = AdaptiveEmbedder.from_pretrained(self.run / "adaptive", self.workers)
+            check_copied(self.gate_run / "adaptive", self.embedder)
+            self.adaptive = AdaptiveEmbedder.from_pretrained(
+                self.gate_run / "adaptive", self.writers
+            )
             self.adaptive.to(self.trainer.strategy.root_device)  # no submodule: moved by hand
 
             # Times belong to a machine, so they are not saved with the gate.
             if self.unit == "milliseconds":
-                latency, _ = mean_latency(Path(f"{self.run}-test") / "latency.json")
+                latency, _ = mean_latency(Path(f"{self.gate_run}-test") / "latency.json")
                 self.adaptive.calibration = replace(
                     self.adaptive.calibration, milliseconds=latency.depth_ms
                 )
 
     def _check_depths(self, measured: Sequence[str]) -> None:
-        if list(measured) != [DIRECT, *self.workers]:
+        if list(measured) != [DIRECT, *self.writers]:
             raise ValueError(
-                f"The gate has workers for the depths {list(self.workers)}, but the utilities were "
-                f"measured at {list(measured)}: set `depths` of the stage `utilities` to "
-                f"{[DIRECT, *self.workers]} and make them again, or change `workers`."
+                f"The gate has writers for the depths {list(self.writers)}, but the depth values "
+                f"were measured at {list(measured)}: set `depths` of the stage `depth_values` to "
+                f"{[DIRECT, *self.writers]} and make them again, or change `writers`."
             )
 
     # fit
@@ -177,11 +189,13 @@ class GatingPolicy(LightningModule):
             self._old.load_state_dict(self.head, checkpoint.get("old_policy", {}))
 
     @override
-    def training_step(self, batch: UtilityBatch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: DepthValueBatch, batch_idx: int) -> dict[str, Any]:
         # Rows that do not take part may hold anything, and NaN would spread to every weight.
         state_BS = torch.where(batch.eligible_B[:, None], batch.inputs.state(self.state), 0.0)
         logit_BA = self.head(state_BS)
-        reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
+        reward = reward_BA(
+            batch.depth_value_BA, batch.cost_BA, clip=self.clip, token_cost=self.token_cost
+        )
 
         loss = combine(self._estimate(state_BS, logit_BA, reward, batch))
 
@@ -193,10 +207,10 @@ class GatingPolicy(LightningModule):
         return StepOutput(loss=loss, decisions=self._decisions(logit_BA, batch)).as_mapping()
 
     def _estimate(
-        self, state_BS: Tensor, logit_BA: Tensor, reward: Tensor, batch: UtilityBatch
+        self, state_BS: Tensor, logit_BA: Tensor, reward: Tensor, batch: DepthValueBatch
     ) -> LossTerm:
         # Noise by key and step: equal on any number of ranks, different in every step.
-        noise_BJ = uniform_by_key(batch.keys, self.num_samples, self.seed, self.global_step)
+        noise_BJ = uniform_by_key(batch.keys, self.num_actions, self.seed, self.global_step)
 
         # GRPO samples from a policy some steps old, the others from the present one.
         old_BA = None
@@ -211,15 +225,17 @@ class GatingPolicy(LightningModule):
             valid_B=batch.eligible_B,
         )
 
-    def _decisions(self, logit_BA: Tensor, batch: UtilityBatch) -> DecisionOutput:
+    def _decisions(self, logit_BA: Tensor, batch: DepthValueBatch) -> DecisionOutput:
         depths_B = logit_BA.detach().argmax(1) * batch.eligible_B
         tokens_B = batch.cost_BA.gather(1, depths_B[:, None])[:, 0]
         return DecisionOutput(depths_B, tokens_B, batch.eligible_B)
 
     @override
-    def validation_step(self, batch: UtilityBatch, batch_idx: int) -> StepOutput:
+    def validation_step(self, batch: DepthValueBatch, batch_idx: int) -> StepOutput:
         logit_BA = self.head(batch.inputs.state(self.state))
-        reward = reward_BA(batch.utility_BA, batch.cost_BA, clip=self.clip, price=self.price)
+        reward = reward_BA(
+            batch.depth_value_BA, batch.cost_BA, clip=self.clip, token_cost=self.token_cost
+        )
 
         decisions = self._decisions(logit_BA, batch)
         taken_R = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
@@ -261,7 +277,7 @@ class GatingPolicy(LightningModule):
             return
         depth_C = self.calibration.decide(torch.tensor(self.calibration.logits), keys)
         if self.trainer.is_global_zero:
-            print(collapse_warning(depth_C, [DIRECT, *self.workers]), end="")
+            print(collapse_warning(depth_C, [DIRECT, *self.writers]), end="")
 
     @override
     def configure_optimizers(self) -> Any:
@@ -281,7 +297,12 @@ class GatingPolicy(LightningModule):
         if self.trainer.is_global_zero:
             backbone = load_backbone(str(self.embedder / "backbone"))
             saved = AdaptiveEmbedder(
-                backbone, self.head, self.calibration, self.workers, self.state, self.temperature
+                backbone,
+                self.head,
+                self.calibration,
+                self.writers,
+                self.state,
+                self.gallery_temperature,
             )
             (folder,) = self.products("fit")
             with whole_folder(folder) as fresh:
@@ -299,7 +320,7 @@ class GatingPolicy(LightningModule):
 
     @override
     def predict_step(
-        self, batch: UtilityBatch, batch_idx: int, dataloader_idx: int = 0
+        self, batch: DepthValueBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> StepOutput:
         adaptive = self.adaptive
         logit_BA = adaptive.head(batch.inputs.state(adaptive.state))
@@ -327,17 +348,21 @@ class GatingPolicy(LightningModule):
         embedded = self._candidates.galleries()
         galleries = [embedded.of_query(query) for query in batch.queries]
 
-        if self.live:
+        if self.write_during_test:
             encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=galleries)
             eligible = list(map(adaptive.can_reason, sides))
         else:
             encoded = self._read_written(adaptive, batch, keys, galleries)
             eligible = list(map(bool, batch.rationales))
 
-        # Kept for the end of the test: the live worker must be the one that stage 1 asked.
-        if "probe" in adaptive.state and not self._probed:
-            probes = zip(sides, batch.probes, strict=True)
-            self._probed = [(side, probe) for side, probe in probes if probe is not None][:1]
+        # Kept for the end of the test: the live writer must be the one that stage 1 asked.
+        if "prompt_state" in adaptive.state and not self._measured_states:
+            prompt_states = zip(sides, batch.prompt_states, strict=True)
+            self._measured_states = [
+                (side, prompt_state)
+                for side, prompt_state in prompt_states
+                if prompt_state is not None
+            ][:1]
 
         # Only queries that can reason are timed: the others cost the same at every depth.
         reasoning = [q for q, can in zip(batch.queries, eligible, strict=True) if can]
@@ -366,7 +391,7 @@ class GatingPolicy(LightningModule):
             self.unit,
             keys=keys,
             gallery=galleries,
-            probes=batch.probes or (None,) * len(sides),
+            prompt_states=batch.prompt_states or (None,) * len(sides),
         )
 
         drafts = zip(depths_B.tolist(), batch.rationales, strict=True)
@@ -376,9 +401,9 @@ class GatingPolicy(LightningModule):
     @override
     def on_test_epoch_end(self) -> None:
         queries = fixed_sample(gather_objects(self._timed))
-        if self.measure and self.trainer.is_global_zero and queries:
+        if self.measure_latency and self.trainer.is_global_zero and queries:
             # The test read rationales that lie there; these milliseconds include the writing.
-            check_probe(list(self.workers.values())[-1], self._probed)
+            check_prompt_state(list(self.writers.values())[-1], self._measured_states)
             measured = measure_latency(
                 self.adaptive,
                 [query.key for query in queries],

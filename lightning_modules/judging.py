@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from tqdm import tqdm
 
 from mmemb.records.batches import PairRowBatch
-from mmemb.selection import PairEvaluator
-from mmemb.selection.pair_scores import judge
+from mmemb.selection import PairJudge
+from mmemb.selection.pair_scores import judge_pairs
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.locks import locked
 from mmemb.storage.manifests import existing_shards
@@ -18,9 +18,7 @@ from mmemb.storage.protocols import JudgeData
 from mmemb.storage.shard_writer import Sample, encode_members, finish_manifest, write_shard
 
 
-def judge_missing(
-    trainer: Trainer, data: JudgeData, evaluator: PairEvaluator, num_donors: int
-) -> None:
+def judge_missing(trainer: Trainer, data: JudgeData, judge: PairJudge, num_placebos: int) -> None:
     """Scores every shard that is missing or stale; to be called on all ranks.
 
     Rank r of W writes every W-th of these shards, so an interrupted command goes on where it was.
@@ -28,11 +26,11 @@ def judge_missing(
     Args:
         trainer: its ranks share the work, and its precision is the judge's.
         data: the pairs and queries to judge.
-        evaluator: the judge.
-        num_donors: donors of each pair, writer and depth.
+        judge: the judge.
+        num_placebos: donors of each pair, writer and depth.
     """
     folder, origins = data.scores_folder(), data.judge_origins()
-    settings = {"judge": evaluator.identity(), "num_donors": num_donors}
+    settings = {"judge": judge.identity(), "num_placebos": num_placebos}
     settings |= {"precision": str(trainer.precision), "data": data.judge_settings()}
     mark = fingerprint(settings)
 
@@ -55,9 +53,7 @@ def judge_missing(
         with trainer.precision_plugin.forward_context():
             for shard, of_shard in groupby(batches, lambda batch: batch.shard):
                 samples = [
-                    sample
-                    for batch in of_shard
-                    for sample in _samples(evaluator, batch, num_donors)
+                    sample for batch in of_shard for sample in _samples(judge, batch, num_placebos)
                 ]
                 write_shard(folder, shard, samples, fingerprint=mark, made_from=origins[shard])
 
@@ -67,21 +63,21 @@ def judge_missing(
         barrier()  # no rank reads before the manifest is there
 
 
-def _samples(evaluator: PairEvaluator, batch: PairRowBatch, num_donors: int) -> list[Sample]:
+def _samples(judge: PairJudge, batch: PairRowBatch, num_placebos: int) -> list[Sample]:
     """The sidecar's samples of a batch."""
-    # tau reads no placebos, so that queries of part calibration are judged without.
-    num_donors = 0 if batch.pairs[0].part == "calibration" else num_donors
+    # tau reads no placebos, so that queries of split calibration are judged without.
+    num_placebos = 0 if batch.pairs[0].split == "calibration" else num_placebos
     return [
         Sample(
             pair.key,
             encode_members(scored.members()),
             {
-                "kind": evaluator.kind,
+                "kind": judge.kind,
                 "task": pair.task,
-                "part": pair.part,
+                "split": pair.split,
                 "concept": pair.concept,
                 "fact": pair.fact,
             },
         )
-        for pair, scored in zip(batch.pairs, judge(evaluator, batch, num_donors), strict=True)
+        for pair, scored in zip(batch.pairs, judge_pairs(judge, batch, num_placebos), strict=True)
     ]

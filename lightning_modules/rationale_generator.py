@@ -1,6 +1,6 @@
-"""RationaleGenerator: stage 1, the prior. Workers write from one side only.
+"""RationaleGenerator: stage 1, the prior. Writers write from one side only.
 
-See docs/method.md sections 2 to 4. Shapes: B rows, K draws, W workers, H width of a probe.
+See docs/method.md sections 2 to 4. Shapes: B rows, K draws, W writers, H width of a prompt state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import with_schedule
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.terms import combine
-from mmemb.rationales import NO_DRAW, RationaleWorker, ServerError, fold_candidates
+from mmemb.rationales import NO_DRAW, RationaleWriter, ServerError, merge_drafts
 from mmemb.rationales.draft_cache import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.draw_seeds import DrawSeeds, SeedBy
 from mmemb.rationales.fact_guard import check_unknowing, known_train_facts
@@ -47,81 +47,88 @@ MOST_FAILED = 3
 
 @final
 class RationaleGenerator(LightningModule):
-    """predict: `rationales/`; test: format, tokens and leaks of the rationales; fit: a worker's
+    """predict: `rationales/`; test: format, tokens and leaks of the rationales; fit: a writer's
     language model learns the rationales that were kept (the M-step).
 
-    Training pairs get `num_candidates` samples of every worker; queries of the other parts get
+    Training pairs get `num_drafts` samples of every writer; queries of the other splits get
     the draws of the test: a greedy one, and further sampled ones if `num_test_draws` > 1.
 
-    A fitted worker has learned the train facts of its `fitted.json`, and no fact of the test. Its
+    A fitted writer has learned the train facts of its `fitted.json`, and no fact of the test. Its
     rationales about their pairs are right more often than the prior of the test, so a model that
     learns from them (the selector's eta, the embedder) learns to trust rationales too much; `gate`,
     `calibration` and `test` stay clean, since no question about them is ever fitted. So a fitted
-    worker writes about no train pair of a fact that it was fitted on: fit two, each on one half of
-    the train concepts, and every pair is written about by the worker of the other half.
-    `allow_fitted` lifts this, warns, and `test` then counts such rationales as `fitted_...`.
+    writer writes about no train pair of a fact that it was fitted on: fit two, each on one half of
+    the train concepts, and every pair is written about by the writer of the other half.
+    `allow_trained_facts` lifts this, warns, and `test` then counts such rationales as `fitted_...`.
 
     With `reuse` or `seed_by: content` every draw is made once and found again by content
     (docs/rationales.md), by the file `draws.json` of each sample.
 
     Args:
-        workers: name -> worker; the union of their rationales is the pool.
-        num_candidates: K, samples per training query and worker.
+        writers: name -> writer; the union of their rationales is the pool.
+        num_drafts: K, samples per training query and writer.
         num_test_draws: draws per evaluation query; draw 0 is greedy.
-        test_worker: name of the worker that alone writes about parts other than train; null = all.
-        max_tokens: longer candidates are dropped and counted.
-        probe: name of the worker whose hidden state at its prompt's end goes into `probe.npy`,
+        test_writer: name of the writer that alone writes about splits other than train; null = all.
+        max_tokens: longer drafts are dropped and counted.
+        prompt_state: name of the writer whose hidden state at its prompt's end goes into
+        `prompt_state.npy`,
             for a gate that reads it; null writes none.
-        seed: with key and candidate number it decides every draw, so one shard regenerates to the
+        seed: with key and draft number it decides every draw, so one shard regenerates to the
             same bytes. It also starts the updates of `fit`.
-        tuned: name of the worker whose model `fit` trains; the worker itself has no adapter.
+        tuned: name of the writer whose model `fit` trains; the writer itself has no adapter.
         lora: rank, scale and layers of the updates that `fit` trains.
         optimizer: called with the updates.
-        num_warmup: steps of linear warm-up.
-        allow_fitted: predict: let workers write about train facts that they were fitted on.
-        reuse: folders of rationales of other runs, whose draws and probes are copied instead of
+        num_warmup_steps: steps of linear warm-up.
+        allow_trained_facts: predict: let writers write about train facts that they were fitted on.
+        reuse: folders of rationales of other runs, whose draws and prompt states are copied instead
+        of
             made again; an empty list reuses none, and lets later runs reuse these.
-        seed_by: part of a sample's seed that stands for its row, the `key` or the side's `content`.
+        seed_by: split of a sample's seed that stands for its row, the `key` or the side's
+        `content`.
             Sampled draws coincide across data sets by content alone, greedy ones always.
     """
 
     def __init__(
         self,
-        workers: dict[str, RationaleWorker],
-        num_candidates: int = 4,
+        writers: dict[str, RationaleWriter],
+        num_drafts: int = 4,
         num_test_draws: int = 1,
-        test_worker: str | None = None,
+        test_writer: str | None = None,
         max_tokens: int = 96,
-        probe: str | None = None,
+        prompt_state: str | None = None,
         seed: int = 0,
         tuned: str | None = None,
         lora: LoraSettings = PLAIN_LORA,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        num_warmup: int = 5,
-        allow_fitted: bool = False,
+        num_warmup_steps: int = 5,
+        allow_trained_facts: bool = False,
         reuse: list[str] | None = None,
         seed_by: SeedBy = "key",
     ) -> None:
         super().__init__()
         if max_tokens < 1:
             raise ValueError(f"max_tokens {max_tokens}: expected 1 or more, or no draw is kept.")
-        self.draw_seeds = DrawSeeds(seed, num_candidates, num_test_draws, seed_by)
+        self.draw_seeds = DrawSeeds(seed, num_drafts, num_test_draws, seed_by)
 
-        for role, name in (("probe", probe), ("tuned", tuned), ("test_worker", test_worker)):
-            if name is not None and name not in workers:
-                raise ValueError(f"{role} {name!r} names no worker; they are {sorted(workers)}")
+        for role, name in (
+            ("prompt_state", prompt_state),
+            ("tuned", tuned),
+            ("test_writer", test_writer),
+        ):
+            if name is not None and name not in writers:
+                raise ValueError(f"{role} {name!r} names no writer; they are {sorted(writers)}")
 
-        self.workers = workers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
-        self.probe, self.test_worker = probe, test_worker
+        self.writers = writers  # a dict, not a ModuleDict: frozen writers stay out of checkpoints
+        self.prompt_state, self.test_writer = prompt_state, test_writer
         self.max_tokens, self.seed = max_tokens, seed
 
         self.counts: Counter[str] = Counter()
-        self._drawn: Counter[tuple[str, str]] = Counter()  # by part and worker
+        self._drawn: Counter[tuple[str, str]] = Counter()  # by split and writer
         self._usable: Counter[tuple[str, str]] = Counter()
         self.sums = MeanSums()
 
-        self.tuned, self.lora, self.allow_fitted = tuned, lora, allow_fitted
-        self.optimizer, self.num_warmup = optimizer, num_warmup
+        self.tuned, self.lora, self.allow_trained_facts = tuned, lora, allow_trained_facts
+        self.optimizer, self.num_warmup_steps = optimizer, num_warmup_steps
         self.adapter = nn.ParameterDict()  # the updates alone: no checkpoint holds the whole model
         self._tuner: ReplyTuner | None = None
 
@@ -136,7 +143,7 @@ class RationaleGenerator(LightningModule):
         if stage != "fit":
             return
         self._check_tuned()
-        self._tuner = self.workers[self.tuned].tuner(self.lora, self.seed)
+        self._tuner = self.writers[self.tuned].tuner(self.lora, self.seed)
         # A ParameterDict takes no dots in its keys.
         named = self._tuner.parameters.items()
         self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in named})
@@ -154,7 +161,7 @@ class RationaleGenerator(LightningModule):
     def _check_tuned(self) -> None:
         if self.tuned is None:
             raise ValueError(
-                "tuned is not set: name the worker whose language model fit trains on the kept "
+                "tuned is not set: name the writer whose language model fit trains on the kept "
                 "rationales, as experiments/configs/pocket/generator.yaml does."
             )
 
@@ -171,7 +178,7 @@ class RationaleGenerator(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.adapter.parameters())
-        return with_schedule(optimizer, self.trainer, self.num_warmup)
+        return with_schedule(optimizer, self.trainer, self.num_warmup_steps)
 
     @override
     def on_train_end(self) -> None:
@@ -193,33 +200,33 @@ class RationaleGenerator(LightningModule):
     def _predicted(self, batch: SideBatch) -> SidecarOutput:
         seeds_BK = self.draw_seeds.of_batch(batch.keys, batch.sides, batch.metas)
 
-        # NO_DRAW in place of a seed keeps the shape: every worker gets the whole batch.
+        # NO_DRAW in place of a seed keeps the shape: every writer gets the whole batch.
         asked = [
-            (worker, seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW))
-            for worker, withheld_B in zip(self.workers.values(), self._withheld(batch), strict=True)
+            (writer, seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW))
+            for writer, withheld_B in zip(self.writers.values(), self._withheld(batch), strict=True)
         ]
 
         pools: list[list[Rationale]] = [[] for _ in batch.keys]
-        for worker, seeds in asked:
-            for pool, written in zip(pools, self._write(worker, batch.sides, seeds), strict=True):
+        for writer, seeds in asked:
+            for pool, written in zip(pools, self._write(writer, batch.sides, seeds), strict=True):
                 pool.extend(written)
 
         members: list[dict[str, Any]] = [
-            {"json": self._candidates(pool, meta)}
+            {"json": self._drafts_json(pool, meta)}
             for pool, meta in zip(pools, batch.metas, strict=True)
         ]
 
-        for row, state_H in self._probed(batch).items():
-            members[row]["probe.npy"] = state_H.numpy().astype(np.float16)
+        for row, state_H in self._prompt_states(batch).items():
+            members[row]["prompt_state.npy"] = state_H.numpy().astype(np.float16)
         rows = map(SidecarRow, batch.keys, members, self._recorded(batch, asked, members))
         return SidecarOutput(batch.shard, tuple(rows))
 
     def _write(
-        self, worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
+        self, writer: RationaleWriter, sides: Sequence[Side], seeds_BK: Tensor
     ) -> list[list[Rationale]]:
         if self._book is not None:
-            return self._book.write(worker, sides, seeds_BK)
-        written = worker.write(sides, seeds_BK)
+            return self._book.write(writer, sides, seeds_BK)
+        written = writer.write(sides, seeds_BK)
 
         # The book counts its own tokens, since a draw that it copies costs none.
         tokens = sum(rationale.num_tokens for pool in written for rationale in pool)
@@ -229,7 +236,7 @@ class RationaleGenerator(LightningModule):
     def _recorded(
         self,
         batch: SideBatch,
-        asked: Sequence[tuple[RationaleWorker, Tensor]],
+        asked: Sequence[tuple[RationaleWriter, Tensor]],
         members: Sequence[dict[str, Any]],
     ) -> Sequence[Mapping[str, str]]:
         """Adds to `members` the file by which a later run finds the draws; returns the metas."""
@@ -238,9 +245,11 @@ class RationaleGenerator(LightningModule):
         metas: list[Mapping[str, str]] = []
 
         for row, (side, meta) in enumerate(zip(batch.sides, batch.metas, strict=True)):
-            probed = self.workers[self.probe] if "probe.npy" in members[row] else None
-            seeds = [(worker, seeds_BK[row]) for worker, seeds_BK in asked]
-            if said := self._book.record(side, seeds, probed):
+            state_writer = (
+                self.writers[self.prompt_state] if "prompt_state.npy" in members[row] else None
+            )
+            seeds = [(writer, seeds_BK[row]) for writer, seeds_BK in asked]
+            if said := self._book.record(side, seeds, state_writer):
                 members[row][DRAWS] = said
             metas.append({**meta, DIGEST: side.digest} if said else meta)
 
@@ -249,29 +258,33 @@ class RationaleGenerator(LightningModule):
         return metas
 
     def _withheld(self, batch: SideBatch) -> Tensor:
-        """Returns a bool (W, B), true where a worker does not write: it was fitted on the fact, or
-        another worker alone writes for the test."""
-        train_B = torch.tensor([meta["part"] == "train" for meta in batch.metas])
-        named_W1 = torch.tensor([[self.test_worker in (None, name)] for name in self.workers])
+        """Returns a bool (W, B), true where a writer does not write: it was fitted on the fact, or
+        another writer alone writes for the test."""
+        train_B = torch.tensor([meta["split"] == "train" for meta in batch.metas])
+        named_W1 = torch.tensor([[self.test_writer in (None, name)] for name in self.writers])
         return self._known(batch) | ~(named_W1 | train_B)
 
     def _known(self, batch: SideBatch) -> Tensor:
-        workers = tuple(self.workers.values())
-        knows_WB = known_train_facts(workers, batch.sides, batch.metas)
-        if not self.allow_fitted:
-            check_unknowing(knows_WB, workers, batch.sides, batch.metas)
+        writers = tuple(self.writers.values())
+        knows_WB = known_train_facts(writers, batch.sides, batch.metas)
+        if not self.allow_trained_facts:
+            check_unknowing(knows_WB, writers, batch.sides, batch.metas)
             return knows_WB
-        self.counts["about fitted facts"] += int(knows_WB.any(0).sum())
+        self.counts["about trained facts"] += int(knows_WB.any(0).sum())
         return torch.zeros_like(knows_WB)
 
-    def _probed(self, batch: SideBatch) -> dict[int, Tensor]:
-        """Maps a row to the (H,) probe of the worker; a row that it cannot read is absent."""
-        if self.probe is None:
+    def _prompt_states(self, batch: SideBatch) -> dict[int, Tensor]:
+        """Maps a row to its (H,) prompt state; a row that the writer cannot read is absent."""
+        if self.prompt_state is None:
             return {}
-        worker = self.workers[self.probe]
-        rows = [row for row, side in enumerate(batch.sides) if worker.can_read(side)]
+        writer = self.writers[self.prompt_state]
+        rows = [row for row, side in enumerate(batch.sides) if writer.can_read(side)]
         sides = [batch.sides[row] for row in rows]
-        states = worker.probe(sides) if self._book is None else self._book.probe(worker, sides)
+        states = (
+            writer.prompt_states(sides)
+            if self._book is None
+            else self._book.prompt_states(writer, sides)
+        )
         return dict(zip(rows, states, strict=True))
 
     @override
@@ -279,20 +292,20 @@ class RationaleGenerator(LightningModule):
         counts = ", ".join(f"{name} {self.counts[name]}" for name in sorted(self.counts))
         print(f"rationales: {counts or 'nothing to generate, 0 tokens'}")
 
-        if self.counts["about fitted facts"]:
+        if self.counts["about trained facts"]:
             _LOG.warning(
-                "allow_fitted: %d train pairs were written about by a worker that was fitted on "
-                "their facts. Their rationales are righter than those of the test will be, and "
-                "names_target on train says nothing about it; other parts are clean.",
-                self.counts["about fitted facts"],
+                "allow_trained_facts: %d train pairs were written about by a writer that was "
+                "fitted on their facts. Their rationales are righter than those of the test will "
+                "be, and names_target on train says nothing about it; other splits are clean.",
+                self.counts["about trained facts"],
             )
 
-        # A worker whose draws are all dropped would leave empty pools without an error.
-        for part, name in sorted(self._drawn.keys() - self._usable.keys()):
+        # A writer whose draws are all dropped would leave empty pools without an error.
+        for split, name in sorted(self._drawn.keys() - self._usable.keys()):
             _LOG.warning(
-                "part %s: none of the %d draws of %s can be used: they are empty, malformed or "
+                "split %s: none of the %d draws of %s can be used: they are empty, malformed or "
                 "over max_tokens (%d), or the prompt names their concept. Look at what it writes.",
-                *(part, self._drawn[part, name], name, self.max_tokens),
+                *(split, self._drawn[split, name], name, self.max_tokens),
             )
 
     # test
@@ -305,45 +318,45 @@ class RationaleGenerator(LightningModule):
             for scored in pool
         ]
 
-        known = {worker.name: worker.fitted_facts for worker in self.workers.values()}
+        known = {writer.name: writer.trained_facts for writer in self.writers.values()}
 
         for rationale, pair in rows:
             values = {
                 "format_rate": float(bool(rationale.thinking and rationale.answer)),
                 "reasoning_tokens": float(rationale.num_tokens),
-                "names_target": float(names_target(rationale.plain, pair.answers)),
+                "answer_mentioned": float(names_target(rationale.plain, pair.answers)),
             }
 
-            # Apart, since on fitted facts a worker is right more often than on those of the test.
-            is_fitted = pair.fact in known.get(rationale.worker, ())
+            # Apart, since on trained facts a writer is right more often than on those of the test.
+            is_fitted = pair.fact in known.get(rationale.writer, ())
             self.sums.add_all(values, prefix="test/fitted_" if is_fitted else "test/")
 
     @override
     def on_test_epoch_end(self) -> None:
-        # Sums: ranks may hold unequal numbers of candidates. The means are equal on all of them.
+        # Sums: ranks may hold unequal numbers of drafts. The means are equal on all of them.
         self.log_dict(self.sums.compute(), sync_dist=True)
         self.sums.reset()
 
-    def _candidates(
+    def _drafts_json(
         self, pool: list[Rationale], meta: Mapping[str, str]
     ) -> list[dict[str, object]]:
-        """Merges and cleans a training pool, and drops draws about a concept that the worker's
+        """Merges and cleans a training pool, and drops draws about a concept that the writer's
         prompt names. At test time a broken draw was paid for, so it stays (an embedder reads
         nothing in it)."""
-        part = meta["part"]
+        split = meta["split"]
         self.counts["drawn"] += len(pool)
-        self._drawn.update((part, rationale.worker) for rationale in pool)
+        self._drawn.update((split, rationale.writer) for rationale in pool)
 
-        if part == "train":
-            named = frozenset().union(*(worker.concepts for worker in self.workers.values()))
+        if split == "train":
+            named = frozenset().union(*(writer.concepts for writer in self.writers.values()))
             self.counts["named in the prompt"] += len(pool) * (meta["concept"] in named)
             pool = [] if meta["concept"] in named else pool
 
-            pool, dropped = fold_candidates(pool, max_tokens=self.max_tokens)
+            pool, dropped = merge_drafts(pool, max_tokens=self.max_tokens)
             self.counts.update(dropped)
 
         # A broken draw that stays has no answer: an embedder reads nothing in it.
-        self._usable.update((part, rationale.worker) for rationale in pool if rationale.answer)
+        self._usable.update((split, rationale.writer) for rationale in pool if rationale.answer)
         return [scored_to_json(ScoredRationale(rationale)) for rationale in pool]
 
 
@@ -359,7 +372,7 @@ class FailedShards:
 
         Args:
             shard: name of the shard that the rows belong to.
-            make: asks workers.
+            make: asks writers.
 
         Raises:
             ServerError: too many shards have failed.

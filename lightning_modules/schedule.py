@@ -11,28 +11,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_cosine(step: int, num_steps: int, num_warmup: int, floor: float = 0.05) -> float:
+def warmup_cosine(step: int, num_steps: int, num_warmup_steps: int, floor: float = 0.05) -> float:
     """The factor on the learning rate at `step`.
 
     >>> warmup_cosine(0, 100, 10), warmup_cosine(9, 100, 10), warmup_cosine(100, 100, 10)
     (0.1, 1.0, 0.05)
     """
-    if step < num_warmup:
-        return (step + 1) / num_warmup
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
 
     # Bounded, since a fit may go on beyond the planned steps, where a cosine rises again.
-    done = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
+    done = min((step - num_warmup_steps) / max(num_steps - num_warmup_steps, 1), 1.0)
     return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def schedule(optimizer: Optimizer, num_steps: int, num_warmup: int) -> LambdaLR:
+def schedule(optimizer: Optimizer, num_steps: int, num_warmup_steps: int) -> LambdaLR:
     """`warmup_cosine` as a scheduler; `num_steps` comes from `schedule_length`."""
-    return LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, num_warmup))
+    return LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, num_warmup_steps))
 
 
-def with_schedule(optimizer: Optimizer, trainer: Trainer, num_warmup: int) -> dict[str, Any]:
+def with_schedule(optimizer: Optimizer, trainer: Trainer, num_warmup_steps: int) -> dict[str, Any]:
     """Returns an optimizer and its schedule as `configure_optimizers` has them."""
-    scheduler = schedule(optimizer, schedule_length(trainer), num_warmup)
+    scheduler = schedule(optimizer, schedule_length(trainer), num_warmup_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -56,7 +56,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip_experiment(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """All stages of the pocket's YAML files with clip_tiny, run once, and the report. Whoever
-    breaks something in it mends it."""
+    breaks something in it repairs it."""
     return _experiment(tiny_root, tmp_path_factory.mktemp("clip_experiment"), "clip_tiny")
 
 

@@ -5,7 +5,7 @@
     python -m tests.fuzz --replay runs/fuzz/tars-1234abcd
 
 An input is to be read right, or refused in one sentence that names its file, row or key, within
-bounds of time and memory. Whatever else happens is a fault: its input is saved. A mended one may
+bounds of time and memory. Whatever else happens is a fault: its input is saved. A repaired one may
 be kept in `tests/fuzz_corpus`, which is read before anything else.
 """
 

@@ -143,7 +143,7 @@ def checked_text(text: str) -> str:
         code = ord(text[error.start])
         what = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ""
         fault = f"{what}, which is no UTF-8" if what else "half of a surrogate pair"
-        raise CellError(f"{shown(text)} holds {fault}: mend it in the table") from None
+        raise CellError(f"{shown(text)} holds {fault}: repair it in the table") from None
     return text
 
 

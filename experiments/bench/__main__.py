@@ -91,10 +91,10 @@ def bench_generation(root: Path, prompt: str) -> Line:
     """Compares greedy rationales behind a shared prefix with `generate` of transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mmemb.rationales import LanguageModelWorker
+    from mmemb.rationales import LanguageModelWriter
 
     folder = str(root / "models/smollm2")
-    worker = LanguageModelWorker(folder, prompt, batch_size=32, max_new_tokens=24)
+    writer = LanguageModelWriter(folder, prompt, batch_size=32, max_new_tokens=24)
 
     sides = [
         Side(text=f"the flag of the country whose capital is {name}")
@@ -104,7 +104,7 @@ def bench_generation(root: Path, prompt: str) -> Line:
     model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32).eval()
     tokenizer = load_pretrained(AutoTokenizer, folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    texts = [worker.prompt.render(tokenizer, side.text) for side in sides]
+    texts = [writer.prompt.render(tokenizer, side.text) for side in sides]
 
     def peer() -> None:
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -114,7 +114,7 @@ def bench_generation(root: Path, prompt: str) -> Line:
     seeds_BK = torch.full((len(sides), 1), GREEDY)
     return compare(
         "32 greedy rationales",
-        lambda: worker.write(sides, seeds_BK),
+        lambda: writer.write(sides, seeds_BK),
         peer,
         "transformers generate, whole prompts",
         runs=3,

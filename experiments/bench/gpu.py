@@ -65,8 +65,10 @@ def bench_generation(folder: Path, size: Size, device: torch.device) -> Line:
     opening = backbone.prompts.tokenizer.encode("<think>", add_special_tokens=False)
 
     def ours() -> None:
-        notes = backbone.generate(sides, FULL, sampling)
-        assert {note.num_tokens for note in notes if note} == {size.new_tokens + len(TAGS)}
+        rationales = backbone.generate(sides, FULL, sampling)
+        assert {rationale.num_tokens for rationale in rationales if rationale} == {
+            size.new_tokens + len(TAGS)
+        }
 
     @torch.inference_mode()
     def peer() -> None:
@@ -90,33 +92,33 @@ def bench_generation(folder: Path, size: Size, device: torch.device) -> Line:
 
 
 def bench_judge(folder: Path, size: Size, device: torch.device) -> Line:
-    """Compares `YesNoEvaluator` on one pair under K rationales and without with a batch of K + 1
+    """Compares `YesNoJudge` on one pair under K rationales and without with a batch of K + 1
     whole prompts; the other column is what it actually took, not its ideal share."""
     from mmemb.llm.decoding.cached_rows import collate, head
     from mmemb.llm.loading import DTYPES, load_model
-    from mmemb.selection import YesNoEvaluator
+    from mmemb.selection import YesNoJudge
     from mmemb.selection.judge_prompt import JudgeStyle
 
     # A letter is a token here, so that the usual wording alone would be longer than L.
     style = JudgeStyle("", "", "q:", "\nc:", "\nr:", "\n?", max_text_tokens=size.prefix)
-    evaluator = YesNoEvaluator(str(folder), style, dtype="bfloat16", device=str(device))
+    judge = YesNoJudge(str(folder), style, dtype="bfloat16", device=str(device))
     model = load_model(str(folder), None, DTYPES["bfloat16"], False)[0].to(device)
-    prompts, query, candidate = evaluator.prompts, Side("q"), Side("c")
+    prompts, query, candidate = judge.prompts, Side("q"), Side("c")
     least = len(prompts.query(query)) + len(prompts.candidate(query, candidate))
 
     # The wording takes part of P and L, so the texts fill up what is left.
     query = Side(letters(size.prefix - least + 1, 0))
     least = len(prompts.ending(query, thought(3, 0)))
 
-    notes = [thought(size.ending - least + 3, seed) for seed in range(size.rationales)]
+    rationales = [thought(size.ending - least + 3, seed) for seed in range(size.rationales)]
 
     def ours() -> None:
-        evaluator.score([query], [[candidate]], [notes], [""])
+        judge.score([query], [[candidate]], [rationales], [""])
 
     @torch.inference_mode()
     def naive() -> None:
         shared = prompts.query(query).followed_by(prompts.candidate(query, candidate).ids)
-        endings = [prompts.ending(query, note) for note in (None, *notes)]
+        endings = [prompts.ending(query, rationale) for rationale in (None, *rationales)]
         assert (len(shared), len(endings[1])) == (size.prefix, size.ending)
         batch = collate(model, [shared.followed_by(ending.ids) for ending in endings], "right")
         states = model.base_model(**batch.inputs, use_cache=False).last_hidden_state

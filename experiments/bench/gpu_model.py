@@ -152,20 +152,20 @@ def write_pairs(root: Path, size: Size) -> None:
     text ask for a text."""
     (root / "tasks.json").write_text("[]")
     pairs = [
-        Sample(f"{row:05d}", _pair(size, row), _META | {"half": ""}) for row in range(size.rows)
+        Sample(f"{row:05d}", _pair(size, row), _META | {"fold": ""}) for row in range(size.rows)
     ]
 
     settings = {"prefix": "made-up", "samples_per_shard": size.rows, "fingerprint": "made-up"}
     write_folder(root / "pairs/made-up", pairs, **settings)
 
-    notes = [
+    rationales = [
         ScoredRationale(thought(size.thought, row), {"gain": 1.0}, kept=True, weight=1.0)
         for row in range(size.rows)
     ]
 
     kept = [
-        Sample(pair.key, encode_members({"json": [scored_to_json(note)]}))
-        for pair, note in zip(pairs, notes, strict=True)
+        Sample(pair.key, encode_members({"json": [scored_to_json(rationale)]}))
+        for pair, rationale in zip(pairs, rationales, strict=True)
     ]
 
     name, source = "made-up-000000.tar", ShardIndex.open(root / "pairs/made-up")
@@ -174,7 +174,8 @@ def write_pairs(root: Path, size: Size) -> None:
 
 
 _META = {
-    "task": "made-up", "part": "train", "concept": "made-up", "fact": "made-up", "group": "made-up",
+    "task": "made-up", "split": "train", "concept": "made-up", "fact": "made-up",
+    "source": "made-up",
 }  # fmt: skip
 
 

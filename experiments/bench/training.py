@@ -219,7 +219,7 @@ def _our_steps(backbone: Any, data: Any, steps: int) -> float:
             **dict.fromkeys(off, False),
         )
 
-        module = ContrastiveEmbedder(backbone, losses=PathLosses(reasoning=0.0))
+        module = ContrastiveEmbedder(backbone, losses=PathLosses(reasoned=0.0))
         trainer.fit(module.train(), datamodule=data)
     return clock.times[-1] - clock.times[0]
 

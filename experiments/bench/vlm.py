@@ -83,7 +83,7 @@ def bench_one_pass(model: Path, rows: int = 16, length: int = 32, runs: int = 5)
     sampling, tokenizer = Sampling(length, 1.0, 1.0, 1), backbone.prompts.tokenizer
     sides = [Side(" ".join(WORDS * 8) + f" number {n}") for n in range(rows)]
 
-    notes = backbone.generate(sides, FULL, sampling)
+    rationales = backbone.generate(sides, FULL, sampling)
 
     opening = tokenizer.encode("<think>", add_special_tokens=False)
     prompts = [backbone.prompts.build(side).followed_by(opening) for side in sides]
@@ -104,7 +104,7 @@ def bench_one_pass(model: Path, rows: int = 16, length: int = 32, runs: int = 5)
 
     @torch.inference_mode()
     def second_forward() -> None:
-        backbone.encode(sides, notes)
+        backbone.encode(sides, rationales)
 
     one_pass(), only_decode(), second_forward()
 

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.show",
         description=__doc__,
-        epilog="Other arguments are those of `experiments.run fit`, e.g. --data.half b",
+        epilog="Other arguments are those of `experiments.run fit`, e.g. --data.fold b",
     )
     commands = parser.add_subparsers(dest="command", required=True)
 

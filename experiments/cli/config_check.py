@@ -17,7 +17,7 @@ import yaml
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
-from mmemb.storage.old_names import ARGUMENTS, CLASS_PATHS
+from mmemb.records.old_names import ARGUMENTS, CLASS_PATHS
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 NEEDS = ("disk_gib", "memory_gib")

@@ -47,7 +47,7 @@ from mmemb.storage.provenance import git_state
 from mmemb.storage.resources import check_disk, check_memory
 from mmemb.storage.run_folder import ExperimentFolder, link_name
 from mmemb.storage.tensor_files import read_weights
-from mmemb.storage.trained_facts import FittedFacts, inherited_facts
+from mmemb.storage.trained_facts import TrainedFacts, inherited_facts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -368,7 +368,7 @@ def without_machine_keys(data: Any) -> Any:
     return _cut_keys(data, "MACHINE_KEYS")[0]
 
 
-def facts_behind(config: Namespace, subcommand: str) -> FittedFacts:
+def facts_behind(config: Namespace, subcommand: str) -> TrainedFacts:
     """Returns the facts that a run inherits from models, sidecars and checkpoint that it names."""
     outputs = own_outputs(config, subcommand)
     training, choosing = _cut_keys(settings_of(config, subcommand), "CALIBRATION_KEYS")

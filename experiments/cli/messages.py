@@ -63,7 +63,7 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
     for message in (
-        ".*does not have many workers.*",
+        ".*does not have many writers.*",
         ".*args parameter is intended to run from within Python.*",
         ".*treespec, LeafSpec.*",
         ".*fit will run with no optimizer.*",

@@ -21,7 +21,7 @@ from experiments.runs import facts as run_facts
 from experiments.runs.saved_backbone import Found, find_backbone
 from mmemb.backbones.base import saved_spec
 from mmemb.storage.files import whole_folder
-from mmemb.storage.trained_facts import FACTS, FittedFacts, inherited_facts, write_facts
+from mmemb.storage.trained_facts import FACTS, TrainedFacts, inherited_facts, write_facts
 
 TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
 
@@ -137,7 +137,7 @@ def export(
     return f"{out}: {said}{named}"
 
 
-def _fitted(found: Found) -> FittedFacts:
+def _fitted(found: Found) -> TrainedFacts:
     facts = inherited_facts(str(found.backbone))
 
     if not facts.unknown:

@@ -55,11 +55,11 @@ class Cell:
 
     Attributes:
         contrast: the contrast that decides; `none` keeps all.
-        keep_share: share of all candidates that is kept.
-        min_placebo_rank: share of foreign rationales that a kept one beats at least.
+        keep_share: share of all drafts that is kept.
+        min_placebo_rank: share of placebos that a kept one beats at least.
         hard: whether a pair's best takes all of its weight.
-        candidates: K, draws per question that selection may choose from; null = all.
-        prior_fraction: share of reasoning rows whose rationale comes from the whole pool.
+        drafts: K, draws per question that selection may choose from; null = all.
+        unselected_fraction: share of reasoning rows whose rationale comes from the whole pool.
         direct_weight: a, weight of the direct loss.
     """
 
@@ -67,8 +67,8 @@ class Cell:
     keep_share: float = 0.3
     min_placebo_rank: float = 0.0
     hard: bool = False
-    candidates: int | None = None
-    prior_fraction: float = 0.25
+    drafts: int | None = None
+    unselected_fraction: float = 0.25
     direct_weight: float = 1.0
 
     @property
@@ -147,7 +147,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
-    """Writes `selected-HASH` beside `selected/`: the same candidates, chosen as the cell states.
+    """Writes `selected-HASH` beside `selected/`: the same drafts, chosen as the cell states.
 
     Cells that choose alike share it. Nothing is judged: the selector's scores are read.
 
@@ -157,7 +157,7 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
     """
     source = ShardIndex.open(ExperimentFolder(folder).selected)
     settings = {"source": str(source.folder), "fitted": str(folder / "selection")}
-    settings |= {"rule": asdict(cell.rule), "candidates": cell.candidates}
+    settings |= {"rule": asdict(cell.rule), "drafts": cell.drafts}
 
     print_of = fingerprint(settings)
     target = folder / f"selected-{stable_hash(print_of, bits=32):08x}"
@@ -192,7 +192,7 @@ def write_cell_sidecar(folder: Path, cell: Cell) -> Path:
 
 
 def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list[dict[str, Any]]]:
-    """Returns key -> the candidates of a pair as the cell chooses among them, as JSON data.
+    """Returns key -> the drafts of a pair as the cell chooses among them, as JSON data.
 
     Args:
         source: `selected/` of the experiment.
@@ -211,15 +211,15 @@ def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list
     counts: list[Tensor] = []
     for entries in batches:
         scores = table.read(entry.key for entry in entries)
-        value_BK = cell.rule.value(scores.contrasts(fitted.tau, fitted.num_hard))
+        value_BK = cell.rule.value(scores.contrasts(fitted.tau, fitted.num_hard_negatives))
 
-        # Columns behind a pair's own candidates keep count 0, so they are no candidates.
+        # Columns behind a pair's own drafts keep count 0, so they are no drafts.
         count_BK = torch.zeros_like(value_BK)
         for entry, count_K in zip(entries, count_BK, strict=True):
             drawn = draw_counts(pools[entry.key], _seeds(entry.key, cell))
             count_K[: len(drawn)] = torch.tensor(drawn)
 
-        # A candidate that none of the cell's draws gave is no candidate.
+        # A draft that none of the cell's draws gave is no draft.
         values.append(value_BK.masked_fill(count_BK == 0, torch.nan))
         counts.append(count_BK)
 
@@ -241,16 +241,16 @@ def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list
 
 
 def draw_counts(pool: Sequence[ScoredRationale], seeds: Collection[int] | None) -> list[int]:
-    """Counts how often each candidate was drawn.
+    """Counts how often each draft was drawn.
 
     Args:
-        pool: candidates of a pair, equal draws merged.
+        pool: drafts of a pair, equal draws merged.
         seeds: of the draws that count; None = all.
     """
     if seeds is None:
         return [scored.rationale.count for scored in pool]
 
-    # A candidate that was drawn once has its one seed alone.
+    # A draft that was drawn once has its one seed alone.
     return [
         sum(seed in seeds for seed in scored.rationale.seeds or (scored.rationale.seed,))
         for scored in pool
@@ -264,9 +264,9 @@ def _chosen(scored: ScoredRationale, count: float, kept: bool, weight: float) ->
 
 def _seeds(key: str, cell: Cell) -> frozenset[int] | None:
     """Returns seeds of the draws that a cell may choose from; None = all."""
-    if cell.candidates is None:
+    if cell.drafts is None:
         return None
-    return frozenset(stable_hash(DRAW_SEED, key, k) for k in range(cell.candidates))
+    return frozenset(stable_hash(DRAW_SEED, key, k) for k in range(cell.drafts))
 
 
 def run_cells(
@@ -294,8 +294,8 @@ def run_cells(
             arguments = [
                 *own,
                 *("--data.sidecar", str(sidecar), "--data.seed", str(seed)),
-                *("--data.prior_fraction", str(cell.prior_fraction)),
-                *("--data.soft", str(not cell.hard).lower()),
+                *("--data.unselected_fraction", str(cell.unselected_fraction)),
+                *("--data.sample_by_weight", str(not cell.hard).lower()),
                 *("--model.losses.direct", str(cell.direct_weight)),
             ]
 

@@ -40,14 +40,14 @@ def trained_rows(root: Path, arguments: Mapping[str, Any]) -> tuple[Row, ...]:
         ValueError: the arguments leave no pair.
     """
     # An empty half of a pair belongs to both.
-    weights, half = arguments.get("group_weights") or {}, arguments.get("half")
+    weights, fold = arguments.get("source_weights") or {}, arguments.get("fold")
     whole = rows_below(root, arguments["pairs"])
-    weighted = [row for row in whole if not weights or row.meta["group"] in weights]
-    rows = tuple(r for r in weighted if half is None or r.meta.get("half", "") in (half, ""))
+    weighted = [row for row in whole if not weights or row.meta["source"] in weights]
+    rows = tuple(r for r in weighted if fold is None or r.meta.get("fold", "") in (fold, ""))
     if not rows:
         raise ValueError(
-            f"data.pairs {arguments['pairs']} with group_weights {sorted(weights)} and half {half} "
-            "leave no pair to train on. Correct one of these keys."
+            f"data.pairs {arguments['pairs']} with source_weights {sorted(weights)} and fold "
+            f"{fold} leave no pair to train on. Correct one of these keys."
         )
     return rows
 

@@ -61,7 +61,7 @@ def _losses(settings: Settings) -> dict[str, float]:
 
 
 def _reasons(settings: Settings) -> bool:
-    return bool(_losses(settings).get("reasoning", 1.0))
+    return bool(_losses(settings).get("reasoned", 1.0))
 
 
 def _num_negatives(settings: Settings) -> int:
@@ -118,16 +118,16 @@ def _side_roles(
     if sidecar is None:
         return {name: Role(per_row=1, tokens=measured(alone))}
 
-    notes = rationale_lengths(rows, sidecar, lengths.longest_rationale)
-    read = [lengths.of(side, note) for side, note in zip(sides, notes, strict=True)]
+    rationales = rationale_lengths(rows, sidecar, lengths.longest_rationale)
+    read = [lengths.of(side, rationale) for side, rationale in zip(sides, rationales, strict=True)]
     if not lengths.one_sequence:
         both = {name: alone, f"{name}, reasoned": read}
         return {key: Role(per_row=1, tokens=measured(each)) for key, each in both.items()}
 
     replies, model = NO_TOKENS, settings.model
     # The head alone would be trained, and beside LoRA it is frozen: no graph is made.
-    idle = model.get("detach") and planned.shape.rank
-    if _losses(settings).get("writing") and not idle:
+    idle = model.get("detach_next_token") and planned.shape.rank
+    if _losses(settings).get("next_token") and not idle:
         ends = [whole["text"] - direct["text"] for whole, direct in zip(read, alone, strict=True)]
         replies = measured([{"text": num} for num in ends])["text"]
     return {name: Role(per_row=1, tokens=measured(read), replies=replies)}
@@ -182,10 +182,10 @@ def running_embedder(settings: Settings) -> StagePlan:
 
     # Without pairs the benchmark is embedded: its queries, and all candidates.
     pairs = data.get("pairs")
-    parts = data.get("parts") or (["test"] if settings.subcommand == "test" else None)
+    splits = data.get("splits") or (["test"] if settings.subcommand == "test" else None)
     rows = rows_below(settings.root, pairs or [QUERIES])
-    if parts and not pairs:
-        rows = tuple(row for row in rows if row.meta["part"] in parts)
+    if splits and not pairs:
+        rows = tuple(row for row in rows if row.meta["split"] in splits)
     others = rows if pairs else rows_below(settings.root, [CANDIDATES])
     queries = sides_of(rows, planned.lengths, "query")
     targets = sides_of(others, planned.lengths, "target" if pairs else "candidate")
@@ -215,10 +215,12 @@ def _read_roles(
     """The queries, and the same once more for every draft that is read with them."""
     model, lengths = settings.model, planned.lengths
     roles = {"queries": Role(per_row=1, tokens=measured([lengths.of(s) for s in queries]))}
-    reasons = settings.subcommand == "predict" or model.get("reason")
+    reasons = settings.subcommand == "predict" or model.get("eval_with_rationales")
     if reasons and (sidecar := settings.data.get("rationales")):
-        notes = rationale_lengths(spread(rows), sidecar, lengths.longest_rationale)
-        read = [lengths.of(side, note) for side, note in zip(queries, notes, strict=True)]
+        rationales = rationale_lengths(spread(rows), sidecar, lengths.longest_rationale)
+        read = [
+            lengths.of(side, rationale) for side, rationale in zip(queries, rationales, strict=True)
+        ]
 
         # The direct depth needs no draft.
         depths = model.get("depths") or (DIRECT, FULL)

@@ -33,9 +33,9 @@ def selector(settings: Settings) -> StagePlan:
     rows = rows_below(settings.root, settings.data.get("pairs") or ["pairs/questions"])
     rationales = _pool_size(settings.data.get("rationales"))
     # Donors of placebos are judged like the rationales themselves.
-    rationales += int(settings.model.get("num_donors", 3))
+    rationales += int(settings.model.get("num_placebos", 3))
 
-    generative = class_of(settings.model["evaluator"]) == "YesNoEvaluator"
+    generative = class_of(settings.model["judge"]) == "YesNoJudge"
     plan = (_yes_no if generative else _embedding)(settings, rows, rationales)
     if settings.subcommand != "predict":
         return plan
@@ -46,7 +46,7 @@ def selector(settings: Settings) -> StagePlan:
 
 def _embedding(settings: Settings, rows: Sequence[Row], rationales: int) -> StagePlan:
     """An embedder reads a query by itself and with every rationale; of several the first."""
-    first = next(iter(settings.model["evaluator"]["init_args"]["judges"].values()))
+    first = next(iter(settings.model["judge"]["init_args"]["judges"].values()))
     # The judges have the same size, and run one after the other.
     folder = {"class_path": "load_backbone", "init_args": {"folder": f"{first}/backbone"}}
     planned = planned_backbone(folder, None, settings.data.get("features"))
@@ -59,7 +59,7 @@ def _embedding(settings: Settings, rows: Sequence[Row], rationales: int) -> Stag
 
 
 def _yes_no(settings: Settings, rows: Sequence[Row], rationales: int) -> StagePlan:
-    judge = settings.model["evaluator"]["init_args"]
+    judge = settings.model["judge"]["init_args"]
     query, candidate, ending = _pieces(settings, rows)
     negatives = _num_negatives(settings, rows)
     tokens = JudgeTokens.of_pieces(query.mean, candidate.mean, ending.mean, negatives, rationales)
@@ -91,7 +91,7 @@ def _num_negatives(settings: Settings, rows: Sequence[Row]) -> int:
 
 def _pieces(settings: Settings, rows: Sequence[Row]) -> tuple[Tokens, Tokens, Tokens]:
     """Tokens of the pieces of a query, a candidate and a rationale, by the prompts of the judge."""
-    judge: Mapping[str, Any] = settings.model["evaluator"]["init_args"]
+    judge: Mapping[str, Any] = settings.model["judge"]["init_args"]
     processor = processor_of(str(judge["model"]), bool(judge.get("trust_remote_code")))
     prompt = record(PromptStyle, judge.get("prompt")) or PromptStyle()
     style = record(JudgeStyle, judge.get("style")) or JudgeStyle()
@@ -120,6 +120,6 @@ def _pool_size(folder: str | None) -> int:
 
     # The first rows stand for all.
     index = ShardIndex.open(folder, verify=False)
-    few = [e for e in index.entries if e.meta.get("part", "train") == "train"][:32]
+    few = [e for e in index.entries if e.meta.get("split", "train") == "train"][:32]
     sizes = [len(index.read_json(entry, tuple[ScoredJson, ...])) for entry in few]
     return round(sum(sizes) / len(sizes)) if sizes else 4

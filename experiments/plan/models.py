@@ -71,7 +71,7 @@ def language_model_shape(
     Args:
         model: folder or hub id.
         freeze_vision: whether all but language model and head is frozen.
-        trained: False for workers and judges.
+        trained: False for writers and judges.
         lora: updates of the language model, in place of its weights.
         trust_remote_code: whether code that comes with the model may run.
     """

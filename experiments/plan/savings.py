@@ -29,7 +29,7 @@ def alternatives(plan: StagePlan) -> Iterator[tuple[str, StagePlan]]:
     if plan.generation is not None and plan.generation.slots > 1:
         fewer = max(1, plan.generation.slots // 4)
         generation = replace(plan.generation, slots=fewer)
-        yield f"batch_size of the worker: {fewer}", replace(plan, generation=generation)
+        yield f"batch_size of the writer: {fewer}", replace(plan, generation=generation)
 
 
 def _of_training(plan: StagePlan) -> Iterator[tuple[str, StagePlan]]:
@@ -68,7 +68,7 @@ def _of_precision(plan: StagePlan) -> Iterator[tuple[str, StagePlan]]:
         return
     # Half precision in weights halves the moments, too; a mixed one keeps both whole.
     half = replace(training, precision="bfloat16")
-    yield "dtype: bfloat16 (of the backbone, worker or judge)", replace(plan, training=half)
+    yield "dtype: bfloat16 (of the backbone, writer or judge)", replace(plan, training=half)
     if plan.trains:
         mixed = replace(training, precision="mixed")
         yield "trainer.precision: bf16-mixed", replace(plan, training=mixed)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from datamodules.asked import AskedTasks, part_of
+from datamodules.asked import AskedTasks, split_of
 from datamodules.samples import Row, SampleReader, media_of
 from experiments.plan.data import rows_below, sidecar_bytes, spread
 from experiments.plan.lengths import Tokens, measured
 from experiments.plan.memory import ModelShape
 from experiments.plan.models import language_model_shape
-from experiments.plan.planned_workers import PlannedWorker, planned_worker
+from experiments.plan.planned_writers import PlannedWriter, planned_writer
 from experiments.plan.settings import Settings, precision_of, record
 from experiments.plan.stages import Generation, Role, StagePlan
 from mmemb.llm.lora import LoraSettings
@@ -20,56 +20,56 @@ BYTES_PER_TOKEN = 5
 """Bytes of a token of English text in JSON."""
 
 RATIONALE_JSON = 420
-"""Bytes of a rationale's other fields: worker, model, prompt, decoding, seed."""
+"""Bytes of a rationale's other fields: writer, model, prompt, decoding, seed."""
 
 
 def writer(settings: Settings) -> StagePlan:
-    """Returns the plan of `RationaleGenerator predict`; of several workers, of the one with the
+    """Returns the plan of `RationaleGenerator predict`; of several writers, of the one with the
     largest model."""
-    workers = _workers(settings)
+    writers = _writers(settings)
     shapes = {
         name: language_model_shape(
-            worker.model, trained=False, trust_remote_code=worker.trust_remote_code
+            writer.model, trained=False, trust_remote_code=writer.trust_remote_code
         )
-        for name, worker in workers.items()
+        for name, writer in writers.items()
     }
     name = max(shapes, key=lambda each: shapes[each].total)
-    worker, shape = workers[name], shapes[name]
+    writer, shape = writers[name], shapes[name]
 
-    # A sidecar keeps all rows; prompts are made only of those that the worker can read.
+    # A sidecar keeps all rows; prompts are made only of those that the writer can read.
     rows, asked = _asked_rows(settings)
-    read = [row for row in asked if _reads(worker, settings, row)]
-    prompt = _prompt(settings, worker, read)
+    read = [row for row in asked if _reads(writer, settings, row)]
+    prompt = _prompt(settings, writer, read)
 
     plan = settings.reading(
         len(rows),
         shape,
-        precision_of(worker.dtype, None),
+        precision_of(writer.dtype, None),
         roles={"prompts": Role(per_row=1, tokens={"text": prompt})},
         generation=Generation(
             draws=_draws(settings, name, read),
             prompts=len(read),
             prompt=prompt,
-            shared=worker.shared,
-            most=worker.sampling.max_new_tokens,
-            slots=worker.slots,
+            shared=writer.shared,
+            most=writer.sampling.max_new_tokens,
+            slots=writer.slots,
         ),
-        disk={"sidecar, at the most": _sidecar(settings, workers, rows, asked, shape.hidden)},
+        disk={"sidecar, at the most": _sidecar(settings, writers, rows, asked, shape.hidden)},
     )
-    title = f"{settings.title}, worker {name} of {len(workers)}"
-    return replace(plan, name=title, micro_rows=min(worker.slots, settings.batch))
+    title = f"{settings.title}, writer {name} of {len(writers)}"
+    return replace(plan, name=title, micro_rows=min(writer.slots, settings.batch))
 
 
-def _workers(settings: Settings) -> dict[str, PlannedWorker]:
-    """The workers that run a model here."""
-    specs = settings.model["workers"]
-    workers = {name: worker for name, spec in specs.items() if (worker := planned_worker(spec))}
-    if not workers:
+def _writers(settings: Settings) -> dict[str, PlannedWriter]:
+    """The writers that run a model here."""
+    specs = settings.model["writers"]
+    writers = {name: writer for name, spec in specs.items() if (writer := planned_writer(spec))}
+    if not writers:
         raise ValueError(
-            f"model.workers {sorted(specs)} run no model here (a server or a table does the "
+            f"model.writers {sorted(specs)} run no model here (a server or a table does the "
             "writing): there is nothing to plan."
         )
-    return workers
+    return writers
 
 
 def _asked_tasks(settings: Settings) -> AskedTasks:
@@ -80,61 +80,61 @@ def _asked_tasks(settings: Settings) -> AskedTasks:
 
 def _asked_rows(settings: Settings) -> tuple[Sequence[Row], Sequence[Row]]:
     """All rows, which the sidecar keeps, and those that `SideDataModule` asks about."""
-    folders, parts = settings.data["folders"], settings.data.get("parts")
+    folders, splits = settings.data["folders"], settings.data.get("splits")
     tasks = _asked_tasks(settings)
 
     # The same order as in `SideDataModule`: unknown tasks are refused before parts are left out.
     rows = rows_below(settings.root, folders)
     tasks.check(rows, folders)
-    of_part = [row for row in rows if parts is None or part_of(row) in {None, *parts}]
-    asked = [row for row in of_part if tasks.includes(row)]
+    of_split = [row for row in rows if splits is None or split_of(row) in {None, *splits}]
+    asked = [row for row in of_split if tasks.includes(row)]
     if not asked:
         raise ValueError(
-            f"data.parts {parts}, tasks, side and sides leave no row of {folders} to write about: "
-            "correct one of these keys."
+            f"data.splits {splits}, tasks, side and sides leave no row of {folders} to write "
+            "about: correct one of these keys."
         )
     return rows, asked
 
 
-def _reads(worker: PlannedWorker, settings: Settings, row: Row) -> bool:
-    """True if a worker is asked about a row: one that reads text alone gets no pictures."""
+def _reads(writer: PlannedWriter, settings: Settings, row: Row) -> bool:
+    """True if a writer is asked about a row: one that reads text alone gets no pictures."""
     side = "t" if settings.data.get("side") == "target" else "q"
-    names = "c" if part_of(row) is None else side
-    return worker.reads_media or not media_of(row.entry.media, names)
+    names = "c" if split_of(row) is None else side
+    return writer.reads_media or not media_of(row.entry.media, names)
 
 
-def _prompt(settings: Settings, worker: PlannedWorker, rows: Sequence[Row]) -> Tokens:
+def _prompt(settings: Settings, writer: PlannedWriter, rows: Sequence[Row]) -> Tokens:
     if not rows:
-        raise ValueError(f"{worker.model} reads text alone, and every row shows a picture.")
+        raise ValueError(f"{writer.model} reads text alone, and every row shows a picture.")
     # Lengths are those of the question behind the part that all prompts share.
-    reader, tasks = SampleReader(pixels=worker.lengths.reads_pixels), _asked_tasks(settings)
+    reader, tasks = SampleReader(pixels=writer.lengths.reads_pixels), _asked_tasks(settings)
     sides = [tasks.read(reader, row) for row in spread(rows)]
-    return measured([{"text": worker.lengths.of(side)["text"]} for side in sides])["text"]
+    return measured([{"text": writer.lengths.of(side)["text"]} for side in sides])["text"]
 
 
 def _draws(settings: Settings, name: str, rows: Sequence[Row]) -> int:
-    """Draws of one worker about some rows."""
-    # Rows outside of training are written about by one worker alone, if one is named.
+    """Draws of one writer about some rows."""
+    # Rows outside of training are written about by one writer alone, if one is named.
     model = settings.model
-    of_train = sum(part_of(row) == "train" for row in rows)
-    writes_test = model.get("test_worker") in (None, name)
+    of_train = sum(split_of(row) == "train" for row in rows)
+    writes_test = model.get("test_writer") in (None, name)
     of_test = int(model.get("num_test_draws", 1)) * writes_test
-    return of_train * int(model.get("num_candidates", 4)) + (len(rows) - of_train) * of_test
+    return of_train * int(model.get("num_drafts", 4)) + (len(rows) - of_train) * of_test
 
 
 def _sidecar(
     settings: Settings,
-    workers: dict[str, PlannedWorker],
+    writers: dict[str, PlannedWriter],
     rows: Sequence[Row],
     asked: Sequence[Row],
     hidden: int,
 ) -> int:
     """Bytes of the sidecar, every draw as long as it may be."""
-    # A probe keeps the state of every prompt, in two bytes a number.
-    content = 2.0 * hidden * len(asked) if settings.model.get("probe") else 0.0
-    for name, worker in workers.items():
-        draws = _draws(settings, name, [row for row in asked if _reads(worker, settings, row)])
-        content += draws * (worker.sampling.max_new_tokens * BYTES_PER_TOKEN + RATIONALE_JSON)
+    # A prompt state keeps the state of every prompt, in two bytes a number.
+    content = 2.0 * hidden * len(asked) if settings.model.get("prompt_state") else 0.0
+    for name, writer in writers.items():
+        draws = _draws(settings, name, [row for row in asked if _reads(writer, settings, row)])
+        content += draws * (writer.sampling.max_new_tokens * BYTES_PER_TOKEN + RATIONALE_JSON)
     return sidecar_bytes(len(rows), content / len(rows))
 
 
@@ -143,23 +143,23 @@ def tuned_writer(settings: Settings) -> StagePlan:
     prefix is read once a step.
 
     Raises:
-        ValueError: `tuned` names no worker that runs a model here.
+        ValueError: `tuned` names no writer that runs a model here.
     """
     model, name = settings.model, settings.model.get("tuned")
-    worker = planned_worker(model["workers"][name]) if name in model["workers"] else None
-    if worker is None:
+    writer = planned_writer(model["writers"][name]) if name in model["writers"] else None
+    if writer is None:
         raise ValueError(
-            f"model.tuned {name!r} names no worker that runs a model here; they are "
-            f"{sorted(model['workers'])}: there is nothing to plan."
+            f"model.tuned {name!r} names no writer that runs a model here; they are "
+            f"{sorted(model['writers'])}: there is nothing to plan."
         )
 
-    rows = _taught_rows(settings, worker)
+    rows = _taught_rows(settings, writer)
     shape = language_model_shape(
-        worker.model,
+        writer.model,
         lora=record(LoraSettings, model.get("lora")) or LoraSettings(),
-        trust_remote_code=worker.trust_remote_code,
+        trust_remote_code=writer.trust_remote_code,
     )
-    training = settings.training(worker.dtype)
+    training = settings.training(writer.dtype)
 
     # The folder of the run gets the updates alone.
     updates = ModelShape(total=0, trainable=0, towers={}, updates=shape.updates)
@@ -172,28 +172,28 @@ def tuned_writer(settings: Settings) -> StagePlan:
         model=shape,
         training=training,
         trains=True,
-        roles=_reply_roles(settings, worker, _prompt(settings, worker, rows)),
+        roles=_reply_roles(settings, writer, _prompt(settings, writer, rows)),
         disk=settings.saved(updates, training, "generator/"),
     )
 
 
-def _taught_rows(settings: Settings, worker: PlannedWorker) -> list[Row]:
-    """The pairs of training that the worker can read, of one half if the data asks for it."""
+def _taught_rows(settings: Settings, writer: PlannedWriter) -> list[Row]:
+    """The pairs of training that the writer can read, of one fold if the data asks for it."""
     # An empty half of a pair belongs to both.
-    halves = {settings.data.get("half"), ""} if settings.data.get("half") else {"a", "b", ""}
+    folds = {settings.data.get("fold"), ""} if settings.data.get("fold") else {"a", "b", ""}
     rows = rows_below(settings.root, settings.data["folders"])
-    pairs = [row for row in rows if "group" in row.meta and row.meta["part"] == "train"]
-    of_half = [row for row in pairs if row.meta.get("half", "") in halves]
-    return [row for row in of_half if _reads(worker, settings, row)]
+    pairs = [row for row in rows if "source" in row.meta and row.meta["split"] == "train"]
+    of_fold = [row for row in pairs if row.meta.get("fold", "") in folds]
+    return [row for row in of_fold if _reads(writer, settings, row)]
 
 
-def _reply_roles(settings: Settings, worker: PlannedWorker, prompt: Tokens) -> dict[str, Role]:
-    most = worker.sampling.max_new_tokens
+def _reply_roles(settings: Settings, writer: PlannedWriter, prompt: Tokens) -> dict[str, Role]:
+    most = writer.sampling.max_new_tokens
     whole, replies = Tokens(prompt.mean + most, prompt.longest + most), Tokens(most, most)
-    rows = Role(per_row=1, tokens={"text": whole}, replies=replies, together=worker.together)
-    if not worker.shared:
+    rows = Role(per_row=1, tokens={"text": whole}, replies=replies, together=writer.together)
+    if not writer.shared:
         return {"replies": rows}
 
     # The prefix is read once a step, whatever the number of its rows is.
-    prefix = {"text": Tokens(worker.shared, worker.shared)}
+    prefix = {"text": Tokens(writer.shared, writer.shared)}
     return {"replies": rows, "prefix": Role(per_row=1 / settings.rows, tokens=prefix)}

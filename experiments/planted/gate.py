@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mmemb.gate.policy_gradients import reward_BA
-from mmemb.records.batches import UtilityBatch
+from mmemb.records.batches import DepthValueBatch
 from mmemb.records.gate_state import GateInputs
 
 FULL_COST = 40.0
-PRICE = 0.01
+TOKEN_COST = 0.01
 """Price of a token, as in the pocket configurations: the deepest pays where it gains over 0.4."""
 
 GATES: dict[str, dict[str, Any]] = {
@@ -38,27 +38,27 @@ class PlantedGate:
     """States that a gate may learn from, and the policy that it should find.
 
     Attributes:
-        batch: states, and utilities as one draw of a rationale shows them.
-        true_utility_BA: their expectation, a linear function of the state.
+        batch: states, and depth values as one draw of a rationale shows them.
+        true_depth_value_BA: their expectation, a linear function of the state.
     """
 
-    batch: UtilityBatch
-    true_utility_BA: Tensor
+    batch: DepthValueBatch
+    true_depth_value_BA: Tensor
 
     @property
     def observed_reward(self) -> Tensor:
         """(B, A) rewards to train on. Nothing is clipped: the mean of a clipped reward would be
         another one, and the optimum no longer known."""
-        return _priced(self.batch.utility_BA, self.batch.cost_BA)
+        return _priced(self.batch.depth_value_BA, self.batch.cost_BA)
 
     @property
     def true_reward(self) -> Tensor:
         """(B, A) expected rewards, by which a policy's regret is measured."""
-        return _priced(self.true_utility_BA, self.batch.cost_BA)
+        return _priced(self.true_depth_value_BA, self.batch.cost_BA)
 
 
-def _priced(utility_BA: Tensor, cost_BA: Tensor) -> Tensor:
-    return reward_BA(utility_BA, cost_BA, clip=math.inf, price=PRICE)
+def _priced(depth_value_BA: Tensor, cost_BA: Tensor) -> Tensor:
+    return reward_BA(depth_value_BA, cost_BA, clip=math.inf, token_cost=TOKEN_COST)
 
 
 def planted_gate(
@@ -79,7 +79,7 @@ def planted_gate(
         num_queries: B.
         dim: S, at least 2.
         num_depths: A, at least 2.
-        noise: standard deviation of an observed utility around its mean; direct has none, as an
+        noise: standard deviation of an observed depth value around its mean; direct has none, as an
             embedding has no luck.
         luck: None makes the noise normal; else it takes two values, and this is how often it is
             upwards. Its mean is 0: the rarer, the larger, and the median is below the mean.
@@ -100,11 +100,11 @@ def planted_gate(
     # Direct embedding draws no rationale, so nothing in it depends on luck.
     noise_BA[:, 0] = 0
 
-    batch = UtilityBatch(
+    batch = DepthValueBatch(
         keys=tuple(f"planted-{i}" for i in range(num_queries)),
         metas=tuple({"task": "planted", "concept": str(i)} for i in range(num_queries)),
         inputs=GateInputs.of_embedding(state_BS),
-        utility_BA=true_BA + noise_BA,
+        depth_value_BA=true_BA + noise_BA,
         cost_BA=torch.linspace(0, FULL_COST, num_depths).expand(num_queries, -1),
         eligible_B=torch.ones(num_queries, dtype=torch.bool),
     )

@@ -40,18 +40,20 @@ def read_contrasts(
     generator: torch.Generator,
     *,
     temperature: float = 0.2,
-    num_hard: int = 10,
-    num_donors: int = 16,
+    num_hard_negatives: int = 10,
+    num_placebos: int = 16,
 ) -> dict[str, Tensor]:
     """Reads every contrast of a world, (B, K) each; NaN where provenance drops a leak.
 
     Ranks tie, and a threshold keeps fewer where values tie. So ties of `placebo_rank` are broken
     at random: all contrasts are compared at exactly one keep rate.
     """
-    placebo_BKJ = world.placebo(num_donors, generator, temperature)
-    found = contrasts(world.score(temperature), num_hard=num_hard, placebo_BKJ=placebo_BKJ)
+    placebo_BKJ = world.placebo(num_placebos, generator, temperature)
+    found = contrasts(
+        world.score(temperature), num_hard_negatives=num_hard_negatives, placebo_BKJ=placebo_BKJ
+    )
 
-    step = 1 / (2 * num_donors**2)  # two ranks a / 2m and b / 2n differ by at least this, or not
+    step = 1 / (2 * num_placebos**2)  # two ranks a / 2m and b / 2n differ by at least this, or not
     noise_BK = torch.rand(world.kind_BK.shape, generator=generator)
 
     # Less than the smallest step between two ranks, so no order is turned.

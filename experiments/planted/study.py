@@ -32,10 +32,10 @@ POLICY_STEPS = 5
 
 READINGS: dict[str, dict[str, Any]] = {
     "tau 0.2, 10 hard negatives (as above)": {},
-    "5 hard negatives: the look-alikes": {"num_hard": 5},
+    "5 hard negatives: the look-alikes": {"num_hard_negatives": 5},
     "tau 0.1": {"temperature": 0.1},
     "tau 0.05": {"temperature": 0.05},
-    "3 donors, as the selector's default": {"num_donors": 3},
+    "3 donors, as the selector's default": {"num_placebos": 3},
 }
 """Other readings of the mixed world: the ranking of contrasts depends on them."""
 

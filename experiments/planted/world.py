@@ -20,7 +20,7 @@ from mmemb.selection.keep_rule import keep, keep_threshold
 
 HELPFUL, USELESS, FALSE_HELPFUL, LEAKING = range(4)
 """Kinds of rationales: one moves the query to the target alone; nowhere; to the target and, more
-so, its look-alikes; to the target because a two-sided worker copied it."""
+so, its look-alikes; to the target because a two-sided writer copied it."""
 
 KIND_SHARES = (0.3, 0.4, 0.2, 0.1)
 
@@ -61,7 +61,7 @@ class PlantedWorld:
         return self.kind_BK == LEAKING
 
     def score(self, temperature: float = 0.2) -> Tensor:
-        """Returns (B, 1 + N, 1 + K) s / tau, laid out as by `PairEvaluator.score`.
+        """Returns (B, 1 + N, 1 + K) s / tau, laid out as by `PairJudge.score`.
 
         The colder, the more `gain` saturates on easy pairs (no log-probability passes 0): below
         0.1 it is hardly better than `raw`, while `margin` does not care.
@@ -70,7 +70,7 @@ class PlantedWorld:
         return self._score(torch.cat([direct_B1D, self._read(self.move_BKD)], 1), temperature)
 
     def placebo(
-        self, num_donors: int, generator: torch.Generator, temperature: float = 0.2
+        self, num_placebos: int, generator: torch.Generator, temperature: float = 0.2
     ) -> Tensor:
         """Returns m(q, t, .) of other concepts' rationales, (B, K, J): one draw of donors a pair.
 
@@ -81,13 +81,13 @@ class PlantedWorld:
 
         # One draw of donors serves all rationales of a pair, so that they are ranked among the
         # same.
-        shape = (num_pairs, num_donors)
+        shape = (num_pairs, num_placebos)
 
         donor_BJ = torch.randint(num_pairs, shape, generator=generator)
         slot_BJ = torch.randint(num_rationales, shape, generator=generator)
 
-        foreign_BJD = self._read(self.move_BKD[donor_BJ, slot_BJ])
-        placebo_BJ = log_softmax_target(self._score(foreign_BJD, temperature))
+        placebo_BJD = self._read(self.move_BKD[donor_BJ, slot_BJ])
+        placebo_BJ = log_softmax_target(self._score(placebo_BJD, temperature))
 
         # A rationale about the same concept is no placebo, as it may help.
         same_BJ = self.concept_B[donor_BJ] == self.concept_B[:, None]

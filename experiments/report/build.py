@@ -43,7 +43,7 @@ from experiments.report.policies.frontier import (
     policies_along,
 )
 from experiments.report.policies.gate_study import gate_study
-from experiments.report.policies.gates import read_parts, supervised_depths
+from experiments.report.policies.gates import read_splits, supervised_depths
 from experiments.report.policies.graded import graded_against_binary
 from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
@@ -79,7 +79,7 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
     report = collect(experiment, data_root, queries, reasoned)
     examples = read_examples(reasoned, Path(data_root))
 
-    title = f"{report['experiment']}: quality against cost, part test"
+    title = f"{report['experiment']}: quality against cost, split test"
 
     with newest_folder(experiment, LINK, report, NAMES) as fresh:
         figure = draw(fresh / "report.png", report["frontiers"], report["mix"], title)
@@ -98,7 +98,7 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
 
 def made_of(experiment: Path, data_root: str) -> str:
     """Returns a hash of what a report is made of: the newest runs and sidecars, data and code."""
-    names = ("rationales", "selected", "utilities", "decisions")
+    names = ("rationales", "selected", "depth_values", "decisions")
     names += ("gate", "gate-test", "selection-test")
 
     # An experiment may lack stages: it can take its embedder from another one.
@@ -147,14 +147,14 @@ def collect(
     """Returns every figure of a report, as JSON data."""
     tasks = read_tasks(Path(data_root))
     gate = gate_settings(experiment)
-    test = queries.of_parts("test")
-    tuning = queries.of_parts("gate", "calibration")
+    test = queries.of_splits("test")
+    tuning = queries.of_splits("gate", "calibration")
 
-    parts = read_parts(experiment, Path(data_root))
-    supervised_N = supervised_depths(parts, gate)
+    splits = read_splits(experiment, Path(data_root))
+    supervised_N = supervised_depths(splits, gate)
 
     # The rule, thresholds and router come from `tuning`: nothing is tuned on the test queries.
-    rows = policies(test, tuning, gate["price"], gate["clip"], {SUPERVISED: supervised_N})
+    rows = policies(test, tuning, gate["token_cost"], gate["clip"], {SUPERVISED: supervised_N})
 
     latency, num_timed = mean_latency(ExperimentFolder(experiment).gate_test.latency)
     thinking = [task.name for task in tasks if task.think]
@@ -164,9 +164,9 @@ def collect(
     # Tasks without an eligible query have the same value in every row, and would hide differences.
     chosen_N = of_eligible_tasks(test)
     mixed = test.select(chosen_N)
-    calibration = tuning.of_parts("calibration").of_tasks(eligible_tasks(test))
+    calibration = tuning.of_splits("calibration").of_tasks(eligible_tasks(test))
 
-    graded = graded_against_binary(parts, gate, mixed, chosen_N) if len(test.depths) > 2 else None
+    graded = graded_against_binary(splits, gate, mixed, chosen_N) if len(test.depths) > 2 else None
 
     return {
         "experiment": experiment.name,
@@ -189,7 +189,7 @@ def collect(
             for task in tasks
             if task.name in test.tasks
         },
-        "gate_study": gate_study(parts, gate, test, rows),
+        "gate_study": gate_study(splits, gate, test, rows),
         "picking": picking(test.select(thinking_N), right),
         "selection": selection_figures(experiment),
         "swap_test": judged_swap(experiment),
@@ -209,8 +209,8 @@ def frontier_figures(
 
     Args:
         experiment: holds the fitted gate.
-        test: queries of part `test`, of tasks with eligible ones.
-        calibration: the same of part `calibration`.
+        test: queries of split `test`, of tasks with eligible ones.
+        calibration: the same of split `calibration`.
         graded: what a gate of three depths or more gains over a binary one, if it has so many.
         rule: what the per-task rule does about `test`.
 
@@ -264,8 +264,8 @@ def task_figures(
 
 
 def flag_name(queries: QueryTable) -> dict[str, Any] | None:
-    """Returns Recall@1 of `flag-name` over the names of all parts: the last hop of every chain."""
-    # Names are trained (in other flag styles), so no part is special.
+    """Returns Recall@1 of `flag-name` over the names of all splits: the last hop of every chain."""
+    # Names are trained (in other flag styles), so no split is special.
     names = queries.of_tasks(["flag-name"])
     if not names.keys:
         return None

@@ -183,7 +183,7 @@ def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
     """Reads figures measured on this backbone, and their source: score files if they are named,
     else the experiment's report if it is about this backbone, else the run's own validation."""
     if scores is not None:
-        return _of_scores(scores), "From the score files of this backbone, part test."
+        return _of_scores(scores), "From the score files of this backbone, split test."
     if found.run is None:
         return [], ""
 

@@ -8,8 +8,8 @@ from typing import Any, final
 
 import yaml
 
+from mmemb.records.old_names import with_new_names
 from mmemb.records.schema import Excerpt, convert
-from mmemb.storage.old_names import with_new_names
 from mmemb.storage.run_folder import RunFolder
 
 MOST_BYTES = 2**20

@@ -80,7 +80,7 @@ def contamination(
     roots = [root for folder in tests for root in roots_below(folder)]
     tested = collect([root / QUERIES for root in roots], Path(), query_items, backbone)
     if not tested.keys:
-        raise ValueError(f"{', '.join(map(str, tests))}: no query of part test.")
+        raise ValueError(f"{', '.join(map(str, tests))}: no query of split test.")
 
     # Candidates join the same collection, so that one pass compares both.
     tested = collect([root / CANDIDATES for root in roots], Path(), candidate_items, None, tested)
@@ -137,7 +137,7 @@ def pair_items(row: Row, reader: SampleReader) -> Item:
 
 def query_items(row: Row, reader: SampleReader) -> Item | None:
     """Returns a test query; None for a query of another part."""
-    if row.meta["part"] != "test":
+    if row.meta["split"] != "test":
         return None
     side = reader.query_side(row)
     return row.meta["task"], side, side.media

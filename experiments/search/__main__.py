@@ -134,7 +134,7 @@ def _answer(options: argparse.Namespace) -> Answer:
 
     if adaptive is None and (options.depth not in (AUTO, DIRECT) or options.budget is not None):
         raise ValueError(
-            f"{options.model} is a backbone without gate and worker, so it can only embed "
+            f"{options.model} is a backbone without gate and writer, so it can only embed "
             "directly: leave --depth and --budget out, or name a saved AdaptiveEmbedder such as "
             "runs/pocket/gate/adaptive."
         )
@@ -204,14 +204,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="HOST[=VARIABLE]",
-        help="a host that a saved ServerWorker may ask, and the variable with its key",
+        help="a host that a saved ServerWriter may ask, and the variable with its key",
     )
     parser.add_argument(
         "--allow-model",
         action="append",
         default=[],
         metavar="PLACE",
-        help="folder or hub id of a model that a saved worker may run, where DIR is no own run",
+        help="folder or hub id of a model that a saved writer may run, where DIR is no own run",
     )
     parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
     return parser.parse_args(arguments)

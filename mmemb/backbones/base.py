@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from mmemb.llm.lora import LoraSettings, attach_lora
 from mmemb.records.inputs import Side
+from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import check_arguments, convert, read_json
 from mmemb.records.text import check_unicode, quote
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
-from mmemb.storage.old_names import with_new_names
 from mmemb.storage.spec import Spec, build, class_at, class_path, is_spec
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder
@@ -94,20 +94,23 @@ class Backbone(nn.Module, ABC):
             ValueError: a side is empty, holds what the backbone cannot read or no valid Unicode,
                 or its vector is zero or not finite.
         """
-        notes = [None] * len(sides) if rationales is None else list(rationales)
-        if len(notes) != len(sides):
+        rationales = [None] * len(sides) if rationales is None else list(rationales)
+        if len(rationales) != len(sides):
             raise ValueError(
-                f"encode got {len(sides)} sides but {len(notes)} rationales; give one per side "
-                "(None where a side has no rationale), or no list at all."
+                f"encode got {len(sides)} sides but {len(rationales)} rationales; give one per "
+                "side (None where a side has no rationale), or no list at all."
             )
 
-        self._check_all(sides, notes)
+        self._check_all(sides, rationales)
         if not sides:
             return self._empty()
 
         # A reply that broke its form has neither thought nor answer: its side is embedded directly.
-        notes = [note if note is not None and note.plain else None for note in notes]
-        return self._unit(self._encode(sides, notes), sides)
+        rationales = [
+            rationale if rationale is not None and rationale.plain else None
+            for rationale in rationales
+        ]
+        return self._unit(self._encode(sides, rationales), sides)
 
     def forward(
         self,
@@ -120,8 +123,8 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor | Paths:
         """Runs `encode`, or `encode_paths` with `paths`: for wrappers that hook `forward`."""
         if paths:
-            notes = [None] * len(sides) if rationales is None else rationales
-            return self.encode_paths(sides, notes, detach, writes)
+            rationales = [None] * len(sides) if rationales is None else rationales
+            return self.encode_paths(sides, rationales, detach, writes)
         return self.encode(sides, rationales)
 
     def encode_paths(
@@ -186,8 +189,8 @@ class Backbone(nn.Module, ABC):
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """A side as the model reads it: its text with special tokens and cuts, and its pictures."""
-        note = f" | {rationale.plain}" if rationale is not None else ""
-        return f"{'<picture>' * len(side.media)}{side.instruction} {side.text}{note}".strip()
+        suffix = f" | {rationale.plain}" if rationale is not None else ""
+        return f"{'<picture>' * len(side.media)}{side.instruction} {side.text}{suffix}".strip()
 
     @property
     def device(self) -> torch.device:
@@ -273,11 +276,11 @@ class Backbone(nn.Module, ABC):
             )
         return unit_BD
 
-    def _check_all(self, sides: Sequence[Side], notes: Sequence[Rationale | None]) -> None:
-        for position, (side, note) in enumerate(zip(sides, notes, strict=True)):
+    def _check_all(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> None:
+        for position, (side, rationale) in enumerate(zip(sides, rationales, strict=True)):
             self._check(position, side)
-            if note is not None:
-                check_unicode(note.text, f"The rationale of side {position}")
+            if rationale is not None:
+                check_unicode(rationale.text, f"The rationale of side {position}")
 
     def _check(self, position: int, side: Side) -> None:
         for name, text in (("text", side.text), ("instruction", side.instruction)):

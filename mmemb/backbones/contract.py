@@ -98,10 +98,10 @@ def _are_unit(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
 
 
 def _ignore_the_batch(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
-    notes = [HELPFUL if row % 2 else None for row in range(len(sides))]
-    together = backbone.encode(sides, notes)
-    pairs = zip(sides, notes, strict=True)
-    alone = torch.cat([backbone.encode([side], [note]) for side, note in pairs])
+    rationales = [HELPFUL if row % 2 else None for row in range(len(sides))]
+    together = backbone.encode(sides, rationales)
+    pairs = zip(sides, rationales, strict=True)
+    alone = torch.cat([backbone.encode([side], [rationale]) for side, rationale in pairs])
     return _close(backbone, together, alone)
 
 
@@ -118,7 +118,7 @@ def _differ(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
 
 def _read_rationales(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     direct, reasoned, broken = (
-        backbone.encode(sides, [note] * len(sides)) for note in (None, HELPFUL, EMPTY)
+        backbone.encode(sides, [rationale] * len(sides)) for rationale in (None, HELPFUL, EMPTY)
     )
 
     cosine = float((direct * reasoned).sum(1).max())

@@ -43,7 +43,7 @@ class JointEncoder(Backbone):
     times that of the second, made of unit length. Read only together with the question, an
     encoder trained on few concepts learns them by heart and ignores the rationale. The second
     reading cannot see the question. Flags by their capital, countries whose question was never
-    trained, Recall@1 directly / with the true / with a foreign rationale after 30 steps on 84 other
+    trained, Recall@1 directly / with the true / with a placebo after 30 steps on 84 other
     countries: share 0 gave 12.7 / 13.7 / 10.8, share 0.5 12.7 / 35.3 / 4.9, share 0.7 10.8 / 45.1 /
     1.0 (one seed).
 

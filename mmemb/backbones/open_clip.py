@@ -148,16 +148,18 @@ class OpenClipBackbone(Backbone):
 
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         texts = [self._text(side) for side in sides]
-        notes = self._fit([limit_marks(note.plain) if note else "" for note in rationales])
+        rationale_texts = self._fit(
+            [limit_marks(rationale.plain) if rationale else "" for rationale in rationales]
+        )
         fused_BD = torch.zeros(len(sides), self.embedding_dim, device=self.device) + self._join()
 
         # Texts and rationales share one pass through the text tower; empty ones take no part.
-        text_MD = self._encode_texts([text for text in (*texts, *notes) if text])
+        text_MD = self._encode_texts([text for text in (*texts, *rationale_texts) if text])
 
         rows = [i for i, text in enumerate(texts) if text]
         fused_BD = _add(fused_BD, rows, self.text_weight * text_MD[: len(rows)])
 
-        noted = [i for i, note in enumerate(notes) if note]
+        noted = [i for i, rationale_text in enumerate(rationale_texts) if rationale_text]
         fused_BD = _add(fused_BD, noted, self.rationale_weight * text_MD[len(rows) :])
 
         picture_MD = self._encode_pictures([m for side in sides for m in side.media])
@@ -171,9 +173,9 @@ class OpenClipBackbone(Backbone):
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The parts that are fused, and whether the context cuts one."""
         plain = limit_marks(rationale.plain) if rationale is not None else ""
-        notes = self._fit([plain]) if plain else []
+        rationale_texts = self._fit([plain]) if plain else []
 
-        texts = [text for text in (self._text(side), *notes) if text]
+        texts = [text for text in (self._text(side), *rationale_texts) if text]
         cut = ["" if fits else " [cut]" for fits in (self._fits(texts) if texts else ())]
         parts = [f"{text}{mark}" for text, mark in zip(texts, cut, strict=True)]
         return " + ".join([*parts, *(f"<{m.kind}>" for m in side.media)])
@@ -210,21 +212,24 @@ class OpenClipBackbone(Backbone):
         images = torch.stack([prepare_pixels(image.to(self.device), settings) for image in pixels])
         return nn.functional.normalize(self.model.encode_image(images).float(), dim=-1)
 
-    def _fit(self, notes: Sequence[str]) -> list[str]:
+    def _fit(self, rationale_texts: Sequence[str]) -> list[str]:
         """The rationales' texts after the policy for long ones; empty is none."""
-        fits = self._fits(notes)
-        return [note if fit else self._shorten(note) for note, fit in zip(notes, fits, strict=True)]
+        fits = self._fits(rationale_texts)
+        return [
+            rationale_text if fit else self._shorten(rationale_text)
+            for rationale_text, fit in zip(rationale_texts, fits, strict=True)
+        ]
 
-    def _shorten(self, note: str) -> str:
+    def _shorten(self, rationale_text: str) -> str:
         if self.long_rationale == "error":
             raise ValueError(
                 f"a rationale is longer than the context of {self.name} "
-                f"({self.tokenizer.context_length} tokens): {note[:60]!r}. Choose "
+                f"({self.tokenizer.context_length} tokens): {rationale_text[:60]!r}. Choose "
                 "long_rationale: truncate or drop."
             )
         if self.long_rationale == "drop":
             return ""
-        words = note.split()
+        words = rationale_text.split()
 
         def is_long(number: int) -> bool:
             return not self._fits([" ".join(words[-number:])])[0]

@@ -67,8 +67,12 @@ class SequenceBuilder:
         """
         instructions = self._tokenize([side.instruction for side in sides])
         texts = self._tokenize([side.text for side in sides])
-        thoughts = self._tokenize([note.thinking if note else "" for note in rationales])
-        answers = self._tokenize([note.answer if note else "" for note in rationales])
+        thoughts = self._tokenize(
+            [rationale.thinking if rationale else "" for rationale in rationales]
+        )
+        answers = self._tokenize(
+            [rationale.answer if rationale else "" for rationale in rationales]
+        )
 
         rows, restated, start = [], {}, self.vocabulary
         for i, side in enumerate(sides):

@@ -131,21 +131,24 @@ class VisionLanguageBackbone(GenerativeBackbone):
             if writes:
                 raise ValueError(
                     "With rationale_in: text a rationale is no reply, so writing it cannot be "
-                    "trained: set losses.writing to 0, or rationale_in: reply."
+                    "trained: set losses.next_token to 0, or rationale_in: reply."
                 )
             return super().encode_paths(sides, rationales)
 
         if writes and detach:
             self._check_head()
 
-        notes = [note if note is not None and note.plain else None for note in rationales]
+        rationales = [
+            rationale if rationale is not None and rationale.plain else None
+            for rationale in rationales
+        ]
         self._check_all(sides, rationales)
 
         if not sides:
             empty = self._empty()
             return Paths(empty, empty, empty.sum(1), empty.sum(1).detach())
 
-        whole, replies = self._with_replies(sides, notes)
+        whole, replies = self._with_replies(sides, rationales)
         num_tokens_B = torch.tensor([len(ids) for ids in replies], device=self.device)
 
         # One sequence holds both vectors: h_d at the end of its prompt, h_r at its own.
@@ -166,7 +169,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
         self, sides: Sequence[Side], rationales: Sequence[Rationale | None]
     ) -> tuple[list[Prompt], list[list[int]]]:
         """Returns the prompts with the rationales behind them, and the tokens of these."""
-        replies = [[] if note is None else self._said(note) for note in rationales]
+        replies = [[] if rationale is None else self._said(rationale) for rationale in rationales]
         prompts = zip(self.prompts.build_all(sides), replies, strict=True)
         return [prompt.followed_by(ids) for prompt, ids in prompts], replies
 
@@ -179,8 +182,9 @@ class VisionLanguageBackbone(GenerativeBackbone):
         learns = any(p.requires_grad for p in self.output_head.parameters())
         if torch.is_grad_enabled() and not learns:
             raise ValueError(
-                "With detach the head alone learns to write, but it is frozen, as under LoRA: "
-                "nothing would be trained. Set detach: false, or losses.writing: 0."
+                "With detach_next_token the head alone learns to write, but it is frozen, as under "
+                "LoRA: nothing would be trained. Set detach_next_token: false, or "
+                "losses.next_token: 0."
             )
 
     def _said(self, rationale: Rationale) -> list[int]:
@@ -213,7 +217,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
     def read_prompts(self, sides: Sequence[Side], sampling: Sampling) -> DirectVectors:
         if self.style.rationale_in == "text":
             raise ValueError(
-                "With rationale_in: text nothing can be written in one pass: use a worker of its "
+                "With rationale_in: text nothing can be written in one pass: use a writer of its "
                 "own, or rationale_in: reply."
             )
         for position, side in enumerate(sides):
@@ -268,7 +272,11 @@ class VisionLanguageBackbone(GenerativeBackbone):
         ]
 
         # As in `encode`, a rationale without words is none.
-        told = [row for row, note in enumerate(rationales) if note is not None and note.plain]
+        told = [
+            row
+            for row, rationale in enumerate(rationales)
+            if rationale is not None and rationale.plain
+        ]
         vectors_BD = direct.vectors_BD.clone()
         if told:
             state_RH = torch.stack([drafts[row].state_H for row in told])

@@ -1,7 +1,7 @@
 """AdaptiveEmbedder: the one inference path, in four steps: embed, decide, write, read.
 
 Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, R eligible ones, D
-embedding width, N candidates, S width of the gate's state, A depths, H width of a probe.
+embedding width, N candidates, S width of the gate's state, A depths, H width of a prompt state.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mmemb.gate.budget import Amounts, BudgetCalibration, Units, row_budgets
 from mmemb.gate.heads import DepthHead, load_head, save_head
 from mmemb.gate.reasoners import Written, make_reasoner
 from mmemb.gate.saved_settings import SETTINGS, read_settings
-from mmemb.rationales import load_saved_worker, save_worker
+from mmemb.rationales import load_saved_writer, save_writer
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.gate_state import GateInputs, StatePart, check_parts, score_shape
 from mmemb.records.inputs import Side
+from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
-from mmemb.storage.old_names import with_new_names
 from mmemb.storage.trust import Permissions, check_links
 
 
@@ -58,11 +58,11 @@ class AdaptiveEmbedder:
         backbone: embeds a side with and without a rationale.
         head: reads the state, never a rationale.
         calibration: gives the price that keeps a budget.
-        workers: name of a depth -> where its rationales come from, the cheapest first:
-            `{"full": worker}`, or `{"short": one, "full": other}`. A side that they cannot read is
+        writers: name of a depth -> where its rationales come from, the cheapest first:
+            `{"full": writer}`, or `{"short": one, "full": other}`. A side that they cannot read is
             embedded directly.
-        state: what the head's state is made of. A `probe` is the last worker's.
-        temperature: tau of the scores whose shape a state with `scores` holds.
+        state: what the head's state is made of. A `prompt_state` is the last writer's.
+        gallery_temperature: tau of the scores whose shape a state with `scores` holds.
     """
 
     def __init__(
@@ -70,31 +70,31 @@ class AdaptiveEmbedder:
         backbone: Backbone,
         head: DepthHead,
         calibration: BudgetCalibration,
-        workers: Mapping[str, RationaleSource],
+        writers: Mapping[str, RationaleSource],
         state: Sequence[StatePart] = ("embedding",),
-        temperature: float = 0.05,
+        gallery_temperature: float = 0.05,
     ) -> None:
-        num_depths = head.config().get("num_depths", 1 + len(workers))
-        if num_depths != 1 + len(workers):
+        num_depths = head.config().get("num_depths", 1 + len(writers))
+        if num_depths != 1 + len(writers):
             raise ValueError(
-                f"the gate chooses among {num_depths} depths, but there are {len(workers)} "
-                "workers: expected one for every depth but the direct one."
+                f"the gate chooses among {num_depths} depths, but there are {len(writers)} "
+                "writers: expected one for every depth but the direct one."
             )
 
         self.backbone = backbone.eval()
         self.head = head.eval()
         self.calibration = calibration
-        self.workers = dict(workers)
-        self.reasoner = make_reasoner(self.backbone, self.workers)
-        self.state, self.temperature = tuple(state), temperature
+        self.writers = dict(writers)
+        self.reasoner = make_reasoner(self.backbone, self.writers)
+        self.state, self.gallery_temperature = tuple(state), gallery_temperature
 
     @property
     def depths(self) -> tuple[str, ...]:
         """Names of the depths, in the order of the head's logits."""
-        return (DIRECT, *self.workers)
+        return (DIRECT, *self.writers)
 
     def can_reason(self, side: Side) -> bool:
-        """Tells if the workers can read the side: only such queries are eligible."""
+        """Tells if the writers can read the side: only such queries are eligible."""
         return self.reasoner.can_reason(side)
 
     def encode(
@@ -143,9 +143,9 @@ class AdaptiveEmbedder:
         depth: int | None = None,
         keys: Sequence[str] | None = None,
         gallery: Tensor | Sequence[Tensor] | None = None,
-        probes: Sequence[Tensor | None] | None = None,
+        prompt_states: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
-        """Step 2: asks the gate for a depth of each side; 0 (direct) where no worker can read it.
+        """Step 2: asks the gate for a depth of each side; 0 (direct) where no writer can read it.
 
         A row depends on its own budget alone.
 
@@ -161,8 +161,9 @@ class AdaptiveEmbedder:
                 each side.
             gallery: (N, D) vectors of the candidates, or B such tensors; only a gate whose state
                 holds `scores` needs it.
-            probes: B hidden states (H,) that were measured earlier, None of a side without one; by
-                default the last worker is asked, where the state holds a `probe`.
+            prompt_states: B hidden states (H,) that were measured earlier, None of a side without
+            one; by
+                default the last writer is asked, where the state holds a `prompt_state`.
 
         Returns:
             Depths (B,) int64 on the CPU.
@@ -175,14 +176,14 @@ class AdaptiveEmbedder:
         eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
         if depth is not None:
             if not 0 <= depth < len(self.depths):
-                raise ValueError(f"depth must be from 0 to {len(self.workers)}, got {depth}.")
+                raise ValueError(f"depth must be from 0 to {len(self.writers)}, got {depth}.")
             return torch.full((len(sides),), depth) * eligible_B
         if not eligible_B.any():
             return torch.zeros(len(sides), dtype=torch.long)
 
         # By content, a side has the same tie-break in any batch and run.
         keys = [side.digest for side in sides] if keys is None else keys
-        inputs = self._inputs(direct, eligible_B, gallery, probes)
+        inputs = self._inputs(direct, eligible_B, gallery, prompt_states)
         logit_BA = self.logits(inputs.state(self.state))
         return self.calibration.decide(logit_BA, keys, budget, unit) * eligible_B
 
@@ -205,13 +206,15 @@ class AdaptiveEmbedder:
             written: rationales about them; a side without one keeps its direct vector.
         """
         vectors_BD = self.reasoner.read(direct, written)
-        notes = written.rationales
+        rationales = written.rationales
 
-        # A side about which the worker had nothing to say was embedded directly.
-        has_note_B = torch.tensor([note is not None for note in notes], dtype=torch.bool)
-        tokens = [note.num_tokens if note is not None else 0 for note in notes]
+        # A side about which the writer had nothing to say was embedded directly.
+        has_rationale_B = torch.tensor(
+            [rationale is not None for rationale in rationales], dtype=torch.bool
+        )
+        tokens = [rationale.num_tokens if rationale is not None else 0 for rationale in rationales]
         tokens_B = torch.tensor(tokens, dtype=torch.long)
-        return Encoded(vectors_BD, written.depths_B * has_note_B, tokens_B, notes)
+        return Encoded(vectors_BD, written.depths_B * has_rationale_B, tokens_B, rationales)
 
     def logits(self, state_BS: Tensor) -> Tensor:
         """Returns the gate's logits (B, A) of states (B, S), on the CPU."""
@@ -224,7 +227,7 @@ class AdaptiveEmbedder:
         direct: DirectVectors,
         eligible_B: Tensor,
         gallery: Tensor | Sequence[Tensor] | None,
-        probes: Sequence[Tensor | None] | None,
+        prompt_states: Sequence[Tensor | None] | None,
     ) -> GateInputs:
         """Measures what the gate's state is made of, and no more."""
         direct_BD = direct.vectors_BD.cpu()
@@ -234,41 +237,43 @@ class AdaptiveEmbedder:
             # Galleries differ in size, so each row is scored by itself.
             galleries = [gallery] * len(direct_BD) if isinstance(gallery, Tensor) else gallery
             scored = zip(direct_BD.split(1), galleries, strict=True)
-            shapes = [score_shape(x_1D @ y_ND.cpu().T / self.temperature) for x_1D, y_ND in scored]
+            shapes = [
+                score_shape(x_1D @ y_ND.cpu().T / self.gallery_temperature) for x_1D, y_ND in scored
+            ]
             inputs = inputs._replace(scores_B3=torch.cat(shapes))
 
-        if "probe" in self.state:
-            # A probe costs a prefill: sides that cannot reason are spared it.
+        if "prompt_state" in self.state:
+            # A prompt state costs a prefill: sides that cannot reason are spared it.
             row_R = eligible_B.nonzero().flatten()
             sides = [direct.sides[row] for row in row_R.tolist()]
-            if probes is None:
-                probe_RH = self.reasoner.probe(sides).cpu()
+            if prompt_states is None:
+                prompt_state_RH = self.reasoner.prompt_states(sides).cpu()
             else:
-                probe_RH = _stacked(sides, [probes[row] for row in row_R.tolist()])
-            empty_BH = torch.zeros(len(direct_BD), probe_RH.shape[1])
-            inputs = inputs._replace(probe_BH=empty_BH.index_copy(0, row_R, probe_RH))
+                prompt_state_RH = _stacked(sides, [prompt_states[row] for row in row_R.tolist()])
+            empty_BH = torch.zeros(len(direct_BD), prompt_state_RH.shape[1])
+            inputs = inputs._replace(prompt_state_BH=empty_BH.index_copy(0, row_R, prompt_state_RH))
         return inputs
 
     def to(self, device: torch.device | str) -> AdaptiveEmbedder:
-        """Moves backbone and gate; a worker runs where it was told to."""
+        """Moves backbone and gate; a writer runs where it was told to."""
         self.backbone.to(device)
         self.head.to(device)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes embedder, gate, calibration and worker settings: all of them, or nothing.
+        """Writes embedder, gate, calibration and writer settings: all of them, or nothing.
 
-        Files of workers (a prompt, a table) are copied; models that they run stay outside.
+        Files of writers (a prompt, a table) are copied; models that they run stay outside.
         """
         settings = {
             "state": self.state,
-            "temperature": self.temperature,
+            "gallery_temperature": self.gallery_temperature,
             "thresholds": self.calibration.to_json(),
         }
         with whole_folder(folder, keep_others=True) as fresh:
-            settings["workers"] = {
-                depth: save_worker(worker, fresh, f"workers/{number}")
-                for number, (depth, worker) in enumerate(self.workers.items(), start=1)
+            settings["writers"] = {
+                depth: save_writer(writer, fresh, f"writers/{number}")
+                for number, (depth, writer) in enumerate(self.writers.items(), start=1)
             }
             self.backbone.save_pretrained(fresh / "backbone")
             save_head(self.head, fresh / "gate")
@@ -278,7 +283,7 @@ class AdaptiveEmbedder:
     def from_pretrained(
         cls,
         folder: str | Path,
-        workers: Mapping[str, RationaleSource] | None = None,
+        writers: Mapping[str, RationaleSource] | None = None,
         servers: Mapping[str, str | None] | Collection[str] = (),
         models: Collection[str] = (),
     ) -> AdaptiveEmbedder:
@@ -287,10 +292,10 @@ class AdaptiveEmbedder:
         Args:
             folder: may come from anywhere: nothing in it is executed, and it names its own files
                 only, beside what is allowed here (docs/trust.md).
-            workers: replace the saved ones.
-            servers: hosts (`example.org`, `localhost:8000`) that a saved `ServerWorker` may ask,
+            writers: replace the saved ones.
+            servers: hosts (`example.org`, `localhost:8000`) that a saved `ServerWriter` may ask,
                 each with the environment variable whose value it is sent as a key, or None.
-            models: folders and hub ids of models that saved workers may run. A run below the
+            models: folders and hub ids of models that saved writers may run. A run below the
                 folder of all runs may name any.
 
         Raises:
@@ -299,11 +304,11 @@ class AdaptiveEmbedder:
         """
         settings = read_settings(Path(folder))
         where = Path(folder) / SETTINGS
-        saved = with_new_names(settings.workers, str(where))
-        if workers is not None and list(workers) != list(saved):
+        saved = with_new_names(settings.writers, str(where))
+        if writers is not None and list(writers) != list(saved):
             raise ValueError(
-                f"{folder} was saved with the depths {list(saved)}, but the workers given are for "
-                f"{list(workers)}: expected one for each, in this order."
+                f"{folder} was saved with the depths {list(saved)}, but the writers given are for "
+                f"{list(writers)}: expected one for each, in this order."
             )
 
         # Before anything is built: a link could lead out of the folder.
@@ -315,15 +320,15 @@ class AdaptiveEmbedder:
                 load_backbone(str(Path(folder) / "backbone")),
                 load_head(Path(folder) / "gate"),
                 settings.thresholds.calibration(),
-                workers
+                writers
                 or {
-                    depth: load_saved_worker(
-                        saved[depth], Path(folder), permissions, f"{where}: workers.{depth}"
+                    depth: load_saved_writer(
+                        saved[depth], Path(folder), permissions, f"{where}: writers.{depth}"
                     )
                     for depth in saved
                 },
                 check_parts(settings.state),
-                settings.temperature,
+                settings.gallery_temperature,
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {error}") from None
@@ -332,13 +337,13 @@ class AdaptiveEmbedder:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {reason}.") from None
 
 
-def _stacked(sides: Sequence[Side], probes: Sequence[Tensor | None]) -> Tensor:
-    """Probes (R, H) that were measured earlier."""
-    known = [probe for probe in probes if probe is not None]
+def _stacked(sides: Sequence[Side], prompt_states: Sequence[Tensor | None]) -> Tensor:
+    """Prompt states (R, H) that were measured earlier."""
+    known = [prompt_state for prompt_state in prompt_states if prompt_state is not None]
     if len(known) < len(sides):
-        side = sides[[probe is None for probe in probes].index(True)]
+        side = sides[[prompt_state is None for prompt_state in prompt_states].index(True)]
         raise ValueError(
             f"No hidden state was written about {side.text[:60]!r}: make the rationales again with "
-            "`probe` set, or choose a gate state without it."
+            "`prompt_state` set, or choose a gate state without it."
         )
     return torch.stack(known).cpu()

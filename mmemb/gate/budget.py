@@ -105,14 +105,14 @@ class BudgetCalibration:
         """
         if not keys:
             raise ValueError(
-                "part `calibration` has no eligible query, so no threshold can be calibrated: give "
-                "the stage `rationales` a worker that reads some of its queries, or prepare more."
+                "split `calibration` has no eligible query, so no threshold can be calibrated: "
+                "give stage `rationales` a writer that reads some of its queries, or prepare more."
             )
         if not (finite_C := cost_CA.isfinite().all(1)).all():
             key = keys[int((~finite_C).nonzero()[0])]
             raise ValueError(
                 f"The costs of calibration query {key!r} are not finite: expected tokens at every "
-                "depth. Make the utilities again."
+                "depth. Make the depth values again."
             )
 
         logits = tuple(map(tuple, (_steps(logit_CA) * _LOGIT_STEP).tolist()))
@@ -210,7 +210,7 @@ class BudgetCalibration:
         if not self.logits:
             raise ValueError(
                 "The gate has no calibration queries, so it cannot keep a budget: fit the gate on "
-                "data with a part `calibration`, or leave the budget out."
+                "data with a split `calibration`, or leave the budget out."
             )
         if unit == "milliseconds" and len(self.milliseconds) != len(self.logits[0]):
             raise ValueError(

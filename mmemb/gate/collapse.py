@@ -31,6 +31,6 @@ def collapse_warning(depth_N: Tensor, depths: Sequence[str]) -> str:
     # No error: one depth may well be best for all queries.
     return (
         f"warning: the gate has collapsed: {depths[depth]!r} for at least 98 % of the calibration "
-        "queries. That is right where one depth is best for all; otherwise change the price or "
+        "queries. That is right where one depth is best for all; otherwise change token_cost or "
         "what the gate sees.\n"
     )

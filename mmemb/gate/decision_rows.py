@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmemb.records.batches import UtilityBatch
+from mmemb.records.batches import DepthValueBatch
 from mmemb.records.outputs import SidecarRow
 
 
-def decision_rows(logit_BA: Tensor, depths_B: Tensor, batch: UtilityBatch) -> list[SidecarRow]:
+def decision_rows(logit_BA: Tensor, depths_B: Tensor, batch: DepthValueBatch) -> list[SidecarRow]:
     """Returns the rows of B queries: depth taken, probability of thinking, logits, cost."""
     cost_B = batch.cost_BA.gather(1, depths_B[:, None])[:, 0]
     thinks_B = 1 - logit_BA.softmax(1)[:, 0]

@@ -1,4 +1,4 @@
-"""Milliseconds per query, measured live through the one inference path, worker included."""
+"""Milliseconds per query, measured live through the one inference path, writer included."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def measure_latency(
     """Embeds each side alone, at every depth and with a decision, after a warm-up of each.
 
     Args:
-        embedder: with workers that write live.
+        embedder: with writers that write live.
         keys: B names of the sides.
         sides: B sides.
         galleries: (N, D) candidates of each side, where the gate's state holds their scores.

@@ -11,17 +11,18 @@ from mmemb.gate.budget import unit_hash
 from mmemb.losses.terms import LossTerm
 
 
-def reward_BA(utility_BA: Tensor, cost_BA: Tensor, *, clip: float, price: float) -> Tensor:
+def reward_BA(depth_value_BA: Tensor, cost_BA: Tensor, *, clip: float, token_cost: float) -> Tensor:
     """clip(u_a - u_0, -c, c) - lambda * cost(a), docs/method.md section 7.
 
-    >>> reward_BA(torch.tensor([[-5.0, -1.0]]), torch.tensor([[0.0, 40.0]]), clip=3.0, price=0.01)
+    >>> value_BA, cost_BA = torch.tensor([[-5.0, -1.0]]), torch.tensor([[0.0, 40.0]])
+    >>> reward_BA(value_BA, cost_BA, clip=3.0, token_cost=0.01)
     tensor([[0.0000, 2.6000]])
     """
-    return (utility_BA - utility_BA[:, :1]).clamp(-clip, clip) - price * cost_BA
+    return (depth_value_BA - depth_value_BA[:, :1]).clamp(-clip, clip) - token_cost * cost_BA
 
 
 def exact_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
-    """Minus the expected reward, in closed form over cached utilities."""
+    """Minus the expected reward, in closed form over cached depth values."""
     logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     return _term(-(logit_BA.softmax(1) * reward_BA).sum(1), valid_B)
 

@@ -1,6 +1,6 @@
-"""Two ways to reason about a side: workers write and the side is read again, or all in one pass.
+"""Two ways to reason about a side: writers write and the side is read again, or all in one pass.
 
-Shapes: B sides, D embedding width, H width of a probe.
+Shapes: B sides, D embedding width, H width of a prompt state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmemb.backbones.base import Backbone
 from mmemb.backbones.generative import DirectVectors, GenerativeBackbone
-from mmemb.rationales import RationaleWorker, SelfWorker
+from mmemb.rationales import RationaleWriter, SelfWriter
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import DIRECT, GREEDY, Rationale
@@ -55,9 +55,9 @@ class Reasoner(ABC):
         """Tells if a side can be read at every depth: only such queries are eligible."""
         return all(source.can_read(side) for source in self.sources.values())
 
-    def probe(self, sides: Sequence[Side]) -> Tensor:
+    def prompt_states(self, sides: Sequence[Side]) -> Tensor:
         """Hidden states (B, H) of the deepest source at the ends of its prompts."""
-        return list(self.sources.values())[-1].probe(sides)
+        return list(self.sources.values())[-1].prompt_states(sides)
 
     @abstractmethod
     def embed(self, sides: Sequence[Side]) -> DirectVectors:
@@ -90,11 +90,11 @@ class Reasoner(ABC):
 
 @final
 class TwoPassReasoner(Reasoner):
-    """Workers write; the sides are then read once more, with their rationales."""
+    """Writers write; the sides are then read once more, with their rationales."""
 
-    def __init__(self, backbone: Backbone, workers: Mapping[str, RationaleWorker]) -> None:
-        super().__init__(backbone, workers)
-        self.workers = tuple(workers.values())
+    def __init__(self, backbone: Backbone, writers: Mapping[str, RationaleWriter]) -> None:
+        super().__init__(backbone, writers)
+        self.writers = tuple(writers.values())
 
     def embed(self, sides: Sequence[Side]) -> DirectVectors:
         return DirectVectors(tuple(sides), self.backbone.encode(sides))
@@ -102,12 +102,12 @@ class TwoPassReasoner(Reasoner):
     def write(self, direct: DirectVectors, depths_B: Tensor) -> Written:
         rationales: list[Rationale | None] = [None] * len(direct.sides)
 
-        for depth, worker in enumerate(self.workers, start=1):
+        for depth, writer in enumerate(self.writers, start=1):
             rows = _rows_at(depth, depths_B)
-            if not rows:  # a worker may be a server that would be asked for nothing
+            if not rows:  # a writer may be a server that would be asked for nothing
                 continue
             sides = [direct.sides[row] for row in rows]
-            drafts = worker.write(sides, torch.full((len(rows), 1), GREEDY))
+            drafts = writer.write(sides, torch.full((len(rows), 1), GREEDY))
             for row, greedy in zip(rows, drafts, strict=True):
                 rationales[row] = greedy[0] if greedy else None
         return Written(depths_B, tuple(rationales))
@@ -121,18 +121,18 @@ class OnePassReasoner(Reasoner):
         ValueError: the backbone does not write.
     """
 
-    def __init__(self, backbone: Backbone, workers: Mapping[str, SelfWorker]) -> None:
-        super().__init__(backbone, workers)
+    def __init__(self, backbone: Backbone, writers: Mapping[str, SelfWriter]) -> None:
+        super().__init__(backbone, writers)
         if not isinstance(backbone, GenerativeBackbone):
             raise ValueError(
-                "SelfWorker stands for what a VisionLanguageBackbone writes by itself, but the "
-                f"backbone is a {type(backbone).__name__}: give it a worker of its own."
+                "SelfWriter stands for what a VisionLanguageBackbone writes by itself, but the "
+                f"backbone is a {type(backbone).__name__}: give it a writer of its own."
             )
         self.writer = backbone
-        self.depths = (DIRECT, *workers)
+        self.depths = (DIRECT, *writers)
 
         # The caches have room for the longest rationale of any depth.
-        samplings = {depth: worker.sampling for depth, worker in workers.items()}
+        samplings = {depth: writer.sampling for depth, writer in writers.items()}
         self.longest = {depth: each.max_new_tokens for depth, each in samplings.items()}
         self.sampling = max(samplings.values(), key=lambda each: each.max_new_tokens)
 
@@ -147,21 +147,21 @@ class OnePassReasoner(Reasoner):
         return Written(depths_B, thoughts.rationales, thoughts.vectors_BD)
 
 
-def make_reasoner(backbone: Backbone, workers: Mapping[str, RationaleSource]) -> Reasoner:
-    """Returns the reasoner that fits the workers of a gate, once for all its queries.
+def make_reasoner(backbone: Backbone, writers: Mapping[str, RationaleSource]) -> Reasoner:
+    """Returns the reasoner that fits the writers of a gate, once for all its queries.
 
     Raises:
-        ValueError: some depths have a `SelfWorker` and others have not, or the backbone does not
+        ValueError: some depths have a `SelfWriter` and others have not, or the backbone does not
             write.
     """
-    apart = {d: worker for d, worker in workers.items() if isinstance(worker, RationaleWorker)}
-    inside = {d: worker for d, worker in workers.items() if isinstance(worker, SelfWorker)}
+    apart = {d: writer for d, writer in writers.items() if isinstance(writer, RationaleWriter)}
+    inside = {d: writer for d, writer in writers.items() if isinstance(writer, SelfWriter)}
 
     # A prompt that is read once cannot wait for what another model writes about it.
-    if inside and len(inside) < len(workers):
+    if inside and len(inside) < len(writers):
         raise ValueError(
-            "SelfWorker must stand at every depth or at none, got workers "
-            f"{[type(worker).__name__ for worker in workers.values()]}."
+            "SelfWriter must stand at every depth or at none, got writers "
+            f"{[type(writer).__name__ for writer in writers.values()]}."
         )
     return OnePassReasoner(backbone, inside) if inside else TwoPassReasoner(backbone, apart)
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, final
 
 import msgspec
+from msgspec.structs import replace
 
 from mmemb.gate.budget import CalibrationJson
+from mmemb.records.old_names import FIELDS
 from mmemb.records.schema import Schema, read_json
 
 SETTINGS = "adaptive.json"
@@ -19,15 +21,15 @@ class AdaptiveJson(Schema):
 
     Attributes:
         state: parts of what the gate sees.
-        temperature: of the embedder's scores.
+        gallery_temperature: of the embedder's scores.
         thresholds: the calibration, by which a budget is kept.
-        workers: depth -> `class_path` and `init_args` of what writes at it.
+        writers: depth -> `class_path` and `init_args` of what writes at it.
     """
 
     state: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    gallery_temperature: Annotated[float, msgspec.Meta(gt=0)]
     thresholds: CalibrationJson
-    workers: dict[str, dict[str, Any]]
+    writers: dict[str, dict[str, Any]]
 
 
 def read_settings(folder: Path) -> AdaptiveJson:
@@ -39,4 +41,5 @@ def read_settings(folder: Path) -> AdaptiveJson:
             "interrupted. `experiments.run fit` with a gate config writes one to <run>/adaptive."
         )
     advice = "It is not what `save_pretrained` writes: fit the gate again."
-    return read_json(path, AdaptiveJson, advice)
+    settings = read_json(path, AdaptiveJson, advice)
+    return replace(settings, state=tuple(FIELDS.get(name, name) for name in settings.state))

@@ -1,6 +1,6 @@
-"""Stage 1: workers that write rationales about ONE side of a pair (docs/method.md section 4).
+"""Stage 1: writers that write rationales about ONE side of a pair (docs/method.md section 4).
 
-Importing this package costs nothing: a worker's libraries load with the worker.
+Importing this package costs nothing: a writer's libraries load with the writer.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 from mmemb.faces import lazy_names
 
 _HOMES = {
-    "ForeignWorker": "writers.pool",
-    "LabelBridgeWorker": "writers.label_bridge",
-    "LanguageModelWorker": "writers.language_model",
+    "PlaceboWriter": "writers.pool",
+    "LabelBridgeWriter": "writers.label_bridge",
+    "LanguageModelWriter": "writers.language_model",
     "NO_DRAW": "writers.base",
-    "PrecomputedWorker": "writers.pool",
-    "RationaleWorker": "writers.base",
-    "SelfWorker": "writers.self_writer",
+    "PrecomputedWriter": "writers.pool",
+    "RationaleWriter": "writers.base",
+    "SelfWriter": "writers.self_writer",
     "ServerError": "chat_api.client",
-    "ServerWorker": "writers.server",
-    "TableWorker": "writers.table",
-    "VisionLanguageWorker": "writers.vision_language",
-    "VllmWorker": "writers.vllm",
-    "fold_candidates": "merge",
-    "load_saved_worker": "writers.loading",
-    "load_worker": "writers.loading",
+    "ServerWriter": "writers.server",
+    "TableWriter": "writers.table",
+    "VisionLanguageWriter": "writers.vision_language",
+    "VllmWriter": "writers.vllm",
+    "merge_drafts": "merge",
+    "load_saved_writer": "writers.loading",
+    "load_writer": "writers.loading",
     "read_pool": "writers.pool",
-    "save_worker": "writers.loading",
+    "save_writer": "writers.loading",
     "write_pool": "writers.pool",
 }
 

@@ -1,6 +1,6 @@
 """Draws found again by content: what the side holds, who writes, and with which seed.
 
-It depends on the records that stage 1 keeps beside its candidates, and on no model.
+It depends on the records that stage 1 keeps beside its drafts, and on no model.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmemb.rationales.writers.base import NO_DRAW, RationaleWorker, drawn_seeds
+from mmemb.rationales.writers.base import NO_DRAW, RationaleWriter, drawn_seeds
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Schema, SchemaError, parse_json, to_json
 from mmemb.storage.manifests import IndexEntry
 from mmemb.storage.shard_index import ShardIndex
 
-DRAWS, PROBE, DIGEST = "draws.json", "probe.npy", "digest"
+DRAWS, PROMPT_STATE, DIGEST = "draws.json", "prompt_state.npy", "digest"
 """Members of a sidecar's sample: all draws of its row, before they are merged and cleaned; the
 hidden state. The third is the key in the index for the digest of its side."""
 
@@ -31,22 +31,22 @@ CAPACITY = 20_000
 
 @dataclass(slots=True)
 class _Page:
-    """Draws of one side by (writer, seed), and its probes by the probed worker.
+    """Draws of one side by (writer, seed), and its prompt states of the writer that they are of.
 
     `earlier` holds the draws that came from another folder.
     """
 
     draws: dict[tuple[str, int], Rationale] = field(default_factory=dict)
-    probes: dict[str, Tensor] = field(default_factory=dict)
+    prompt_states: dict[str, Tensor] = field(default_factory=dict)
     earlier: frozenset[tuple[str, int]] = frozenset()
 
 
 @final
 class DrawBook:
-    """Asks workers only for draws that neither earlier runs nor this one have made.
+    """Asks writers only for draws that neither earlier runs nor this one have made.
 
-    A draw depends on its side, its worker and its seed alone (`RationaleWorker.write`), so a copy
-    equals what would be written. Sides are told apart by `Side.digest`, workers by `draw_identity`.
+    A draw depends on its side, its writer and its seed alone (`RationaleWriter.write`), so a copy
+    equals what would be written. Sides are told apart by `Side.digest`, writers by `draw_identity`.
 
     Args:
         folders: finished folders `rationales/` that were themselves written with a book.
@@ -66,7 +66,7 @@ class DrawBook:
         counts.update(dict.fromkeys(("reused", "of equal sides", "generated tokens"), 0))
 
         self._pages: dict[str, _Page] = {}
-        self._names: dict[RationaleWorker, tuple[str, str]] = {}
+        self._names: dict[RationaleWriter, tuple[str, str]] = {}
         self._places: dict[str, list[tuple[ShardIndex, IndexEntry]]] = {}
 
         for index in map(ShardIndex.open, folders):
@@ -81,12 +81,12 @@ class DrawBook:
                 )
 
     def write(
-        self, worker: RationaleWorker, sides: Sequence[Side], seeds_BK: Tensor
+        self, writer: RationaleWriter, sides: Sequence[Side], seeds_BK: Tensor
     ) -> list[list[Rationale]]:
-        """Writes as `RationaleWorker.write` does; of equal sides only one is written about."""
-        name, _ = self._names_of(worker)
+        """Writes as `RationaleWriter.write` does; of equal sides only one is written about."""
+        name, _ = self._names_of(writer)
         rows = [
-            (side, drawn_seeds(seeds_K) if worker.can_read(side) else [])
+            (side, drawn_seeds(seeds_K) if writer.can_read(side) else [])
             for side, seeds_K in zip(sides, seeds_BK, strict=True)
         ]
 
@@ -98,7 +98,7 @@ class DrawBook:
                 if (name, seed) not in page.draws:
                     missing.setdefault(side.digest, (side, {}))[1][seed] = None
 
-        num_made = self._make(worker, name, missing)
+        num_made = self._make(writer, name, missing)
         found = [self._found(side, name, seeds) for side, seeds in rows]
 
         # Copies within this run are the rest: neither from a folder nor drawn now.
@@ -112,52 +112,52 @@ class DrawBook:
 
         return [[rationale for _, rationale in row] for row in found]
 
-    def probe(self, worker: RationaleWorker, sides: Sequence[Side]) -> Tensor:
-        """Returns hidden states as `RationaleWorker.probe` does; equal sides are probed once.
+    def prompt_states(self, writer: RationaleWriter, sides: Sequence[Side]) -> Tensor:
+        """Returns hidden states as `RationaleWriter.prompt_states` does; equal sides are read once.
 
         Returns:
             (B, H) float32, rounded to float16.
         """
-        _, name = self._names_of(worker)
+        _, name = self._names_of(writer)
         pages = [self._page(side.digest) for side in sides]
         unknown = {
             side.digest: side
             for side, page in zip(sides, pages, strict=True)
-            if name not in page.probes
+            if name not in page.prompt_states
         }
 
         if unknown:
             # A state read from a folder is float16, so a fresh one is rounded too: both are then
             # equal.
-            state_UH = worker.probe(list(unknown.values())).half()
+            state_UH = writer.prompt_states(list(unknown.values())).half()
             for digest, state_H in zip(unknown, state_UH, strict=True):
-                self._page(digest).probes[name] = state_H
+                self._page(digest).prompt_states[name] = state_H
 
-        states = [page.probes[name] for page in pages]
+        states = [page.prompt_states[name] for page in pages]
         return torch.stack(states).float() if states else torch.zeros(0, 0)
 
     def record(
         self,
         side: Side,
-        asked: Sequence[tuple[RationaleWorker, Tensor]],
-        probed: RationaleWorker | None = None,
+        asked: Sequence[tuple[RationaleWriter, Tensor]],
+        state_writer: RationaleWriter | None = None,
     ) -> dict[str, Any]:
         """Returns what must be kept for a later book to find this row; empty without any draw.
 
         Args:
             side: the side of a row that was just written about.
-            asked: each worker with the seeds (K,) of the row.
-            probed: the worker whose state the row's `probe.npy` holds.
+            asked: each writer with the seeds (K,) of the row.
+            state_writer: the writer whose state the row's `prompt_state.npy` holds.
         """
         draws: dict[str, list[Any]] = {}
-        for worker, seeds_K in asked:
-            name, _ = self._names_of(worker)
+        for writer, seeds_K in asked:
+            name, _ = self._names_of(writer)
             if found := self._found(side, name, drawn_seeds(seeds_K)):
                 draws[name] = [[seed, to_json(rationale)] for seed, rationale in found]
 
-        if not draws and probed is None:
+        if not draws and state_writer is None:
             return {}
-        said = {} if probed is None else {"probe": self._names_of(probed)[1]}
+        said = {} if state_writer is None else {"prompt_state": self._names_of(state_writer)[1]}
         return {DIGEST: side.digest, "draws": draws, **said}
 
     def trim(self) -> None:
@@ -167,21 +167,21 @@ class DrawBook:
 
     def _make(
         self,
-        worker: RationaleWorker,
+        writer: RationaleWriter,
         name: str,
         missing: Mapping[str, tuple[Side, Mapping[int, None]]],
     ) -> int:
-        """Lets the worker write; returns how many draws it made."""
+        """Lets the writer write; returns how many draws it made."""
         if not missing:
             return 0
 
-        # One call for all sides, since a worker decodes many draws together.
+        # One call for all sides, since a writer decodes many draws together.
         width, num_made = max(len(seeds) for _, seeds in missing.values()), 0
         padded = [[*seeds, *[NO_DRAW] * (width - len(seeds))] for _, seeds in missing.values()]
-        pools = worker.write([side for side, _ in missing.values()], torch.tensor(padded))
+        pools = writer.write([side for side, _ in missing.values()], torch.tensor(padded))
 
         for (digest, (_, seeds)), pool in zip(missing.items(), pools, strict=True):
-            if pool:  # none where a worker that reads the side has nothing to say
+            if pool:  # none where a writer that reads the side has nothing to say
                 draws = zip(((name, seed) for seed in seeds), pool, strict=True)
                 self._page(digest).draws.update(draws)
             num_made += len(pool)
@@ -193,11 +193,11 @@ class DrawBook:
         draws = self._page(side.digest).draws
         return [(seed, draws[name, seed]) for seed in seeds if (name, seed) in draws]
 
-    def _names_of(self, worker: RationaleWorker) -> tuple[str, str]:
-        """Identities of a worker's draws and probe; asked once, since some hash whole files."""
-        if worker not in self._names:
-            self._names[worker] = (worker.draw_identity(), worker.probe_identity())
-        return self._names[worker]
+    def _names_of(self, writer: RationaleWriter) -> tuple[str, str]:
+        """Identities of a writer's draws and prompt states; computed once, as some hash files."""
+        if writer not in self._names:
+            self._names[writer] = (writer.draw_identity(), writer.prompt_state_identity())
+        return self._names[writer]
 
     def _page(self, digest: str) -> _Page:
         page = self._pages.pop(digest, None) or self._read(digest)
@@ -210,7 +210,7 @@ class DrawBook:
             place = f"Shard {index.folder / entry.shard}, sample {entry.key}"
             where = f"{place}: its draws cannot be read"
             try:
-                _add(page, digest, index.read(entry, {DRAWS, PROBE}), where)
+                _add(page, digest, index.read(entry, {DRAWS, PROMPT_STATE}), where)
             except ValueError as error:
                 problem = error.problem if isinstance(error, SchemaError) else f"{where} ({error})."
                 raise ValueError(
@@ -228,7 +228,7 @@ class _DrawsJson(Schema):
 
     digest: str
     draws: dict[str, tuple[tuple[int, Rationale], ...]]
-    probe: str | None = None
+    prompt_state: str | None = None
 
 
 def _add(page: _Page, digest: str, members: Mapping[str, bytes], where: str) -> None:
@@ -241,8 +241,8 @@ def _add(page: _Page, digest: str, members: Mapping[str, bytes], where: str) -> 
     for name, draws in data.draws.items():
         page.draws |= {(name, seed): rationale for seed, rationale in draws}
 
-    if data.probe is not None:
-        if PROBE not in members:
-            raise ValueError(f"it lacks {PROBE}")
-        state_H = np.load(io.BytesIO(members[PROBE]), allow_pickle=False)
-        page.probes[data.probe] = torch.from_numpy(state_H)
+    if data.prompt_state is not None:
+        if PROMPT_STATE not in members:
+            raise ValueError(f"it lacks {PROMPT_STATE}")
+        state_H = np.load(io.BytesIO(members[PROMPT_STATE]), allow_pickle=False)
+        page.prompt_states[data.prompt_state] = torch.from_numpy(state_H)

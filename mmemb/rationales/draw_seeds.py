@@ -24,20 +24,20 @@ class DrawSeeds:
 
     Attributes:
         seed: seed of the run.
-        num_candidates: samples of a training row.
+        num_drafts: samples of a training row.
         num_test_draws: draws of any other row, the greedy one among them.
         seed_by: a sample's seed comes from the row's `key`, or from the `content` of its side:
             then equal sides have equal draws, in whatever row, shard or data set they stand.
     """
 
     seed: int
-    num_candidates: int
+    num_drafts: int
     num_test_draws: int
     seed_by: SeedBy = "key"
 
     def __post_init__(self) -> None:
-        if self.num_candidates < 1:
-            raise ValueError(f"num_candidates {self.num_candidates}: expected 1 (greedy) or more")
+        if self.num_drafts < 1:
+            raise ValueError(f"num_drafts {self.num_drafts}: expected 1 (greedy) or more")
         if self.seed_by not in get_args(SeedBy):
             raise ValueError(f"seed_by {self.seed_by!r}: expected one of {get_args(SeedBy)}.")
 
@@ -52,14 +52,14 @@ class DrawSeeds:
             metas: metadata of the same rows, with their `part`.
         """
         names = keys if self.seed_by == "key" else [side.digest for side in sides]
-        rows = [self._of_row(n, meta["part"]) for n, meta in zip(names, metas, strict=True)]
+        rows = [self._of_row(n, meta["split"]) for n, meta in zip(names, metas, strict=True)]
 
         width = max(map(len, rows), default=0)
         return torch.tensor([row + [NO_DRAW] * (width - len(row)) for row in rows])
 
     def _of_row(self, name: str, part: str) -> list[int]:
         if part == "train":
-            return [stable_hash(self.seed, name, k) for k in range(self.num_candidates)]
+            return [stable_hash(self.seed, name, k) for k in range(self.num_drafts)]
 
         # From 1: the greedy draw stands for number 0.
         sampled = [stable_hash(self.seed, name, k) for k in range(1, self.num_test_draws)]

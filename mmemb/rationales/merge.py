@@ -13,12 +13,12 @@ from msgspec.structs import replace
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
 
 
-def fold_candidates(
+def merge_drafts(
     rationales: Sequence[Rationale], *, max_tokens: int = 96
 ) -> tuple[list[Rationale], Counter[str]]:
     """Merges equal draws and drops those that no embedder should read.
 
-    Draws are equal if worker, depth and text are. Of equal draws the greedy one stays, else the
+    Draws are equal if writer, depth and text are. Of equal draws the greedy one stays, else the
     first, since its seed and log-probability are those of a real draw.
 
     Args:
@@ -36,7 +36,7 @@ def fold_candidates(
             dropped[reason] += rationale.count
             continue
 
-        key = (rationale.worker, rationale.depth, rationale.text)
+        key = (rationale.writer, rationale.depth, rationale.text)
         merged[key] = _merge(merged[key], rationale) if key in merged else rationale
     return list(merged.values()), dropped
 

@@ -1,4 +1,4 @@
-"""Fitting of a worker's model on rationales: the M-step of a second EM round.
+"""Fitting of a writer's model on rationales: the M-step of a second EM round.
 
 See docs/method.md section 2. Shapes: B rows.
 """
@@ -51,7 +51,7 @@ class ReplyTuner(ABC):
         """Computes the next-token loss of replies.
 
         Args:
-            sides: B sides that the worker can read.
+            sides: B sides that the writer can read.
             rationales: B rationales that should have been written.
 
         Returns:
@@ -59,7 +59,7 @@ class ReplyTuner(ABC):
         """
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter that the worker loads as `adapter`."""
+        """Writes the adapter that the writer loads as `adapter`."""
         save_adapter(self._tuned, self._lora, folder, self._label)
 
 
@@ -81,10 +81,10 @@ class ReplyBatch:
 
 
 def check_no_adapter(adapter: str | None) -> None:
-    """Raises ValueError about a worker to be fitted that has an adapter already."""
+    """Raises ValueError about a writer to be fitted that has an adapter already."""
     if adapter:
         raise ValueError(
-            f"The worker to be fitted has the adapter {adapter}, and a second one on top of it "
+            f"The writer to be fitted has the adapter {adapter}, and a second one on top of it "
             "could not be saved. Every EM round fits the base model anew: leave `adapter` out and "
             "give the rationales kept in the last round."
         )

@@ -2,7 +2,7 @@
 
 Lightning moves them to a device (`Movable`); only tensors move, since a backbone collates its own
 inputs. Shapes: B rows, P positives of a row, N candidates,
-D embedding width, H width of a probe, A depths. The gate's rows: docs/method.md section 7.
+D embedding width, H width of a prompt state, A depths. The gate's rows: docs/method.md section 7.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PairBatch(Movable):
         target_ids_B: int64 ids of the targets.
         positive_ids_BP: int64 ids of every right target of a row, padded with -1.
         target_content_B: int64 hashes of what the targets hold.
-        groups: candidate space of each row, for logs.
+        sources: candidate space of each row, for logs.
         step: the global step that this batch belongs to.
         negatives: hard negatives of each row, at most K; none at all if none are read.
         negative_ids_BK: int64 ids of the negatives, padded with -1; K is equal on all ranks.
@@ -48,7 +48,7 @@ class PairBatch(Movable):
     target_ids_B: Tensor
     positive_ids_BP: Tensor
     target_content_B: Tensor | None = None
-    groups: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     step: int = 0
     negatives: tuple[tuple[Side, ...], ...] = ()
     negative_ids_BK: Tensor | None = None
@@ -61,13 +61,13 @@ class PairBatch(Movable):
         query and target once more with their rationales."""
         # A rationale is read together with its side, in a second pass beside the direct one.
         tokens = []
-        for row, (query, note) in enumerate(zip(self.queries, self.rationales, strict=True)):
+        for row, (query, rationale) in enumerate(zip(self.queries, self.rationales, strict=True)):
             negatives = self.negatives[row] if self.negatives else ()
             sides = (query, self.targets[row], *negatives)
-            reasoned = query.num_tokens + note.num_tokens if note else 0
+            reasoned = query.num_tokens + rationale.num_tokens if rationale else 0
 
-            if self.target_rationales and (thought := self.target_rationales[row]):
-                reasoned += self.targets[row].num_tokens + thought.num_tokens
+            if self.target_rationales and (target_rationale := self.target_rationales[row]):
+                reasoned += self.targets[row].num_tokens + target_rationale.num_tokens
 
             tokens.append(sum(side.num_tokens for side in sides) + reasoned)
         return tokens
@@ -113,7 +113,7 @@ class PairRowBatch(Movable):
 
 @dataclass(frozen=True, slots=True)
 class SideBatch(Movable):
-    """Consecutive query sides of one shard, for stage 1: a worker may see nothing else."""
+    """Consecutive query sides of one shard, for stage 1: a writer may see nothing else."""
 
     shard: str
     keys: tuple[str, ...]
@@ -145,35 +145,37 @@ class CandidateBatch(Movable):
 class QueryBatch(Movable):
     """Evaluation queries of one shard with their rationales (empty where none was written).
 
-    `probes[i]` is the worker's hidden state (H,) before it wrote about row i; None if not measured.
+    `prompt_states[i]` is the writer's hidden state (H,) before it wrote about row i; None if not
+    measured.
     """
 
     shard: str
     queries: tuple[Query, ...]
     rationales: tuple[tuple[Rationale, ...], ...]
-    probes: tuple[Tensor | None, ...] = ()
+    prompt_states: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class UtilityBatch(Movable):
+class DepthValueBatch(Movable):
     """Rows that the gate learns from, one per query.
 
     Attributes:
-        inputs: the inputs of a gate. utility_BA: log-probability of the true target at each depth.
-        cost_BA: tokens at each depth. eligible_B: whether some worker can read the query.
+        inputs: the inputs of a gate. depth_value_BA: log-probability of the true target at each
+        depth.
+        cost_BA: tokens at each depth. eligible_B: whether some writer can read the query.
         depths: names of the depths, direct first.
     """
 
     keys: tuple[str, ...]
     metas: tuple[Mapping[str, str], ...]
     inputs: GateInputs
-    utility_BA: Tensor
+    depth_value_BA: Tensor
     cost_BA: Tensor
     eligible_B: Tensor
     shard: str = ""
     depths: tuple[str, ...] = (DIRECT, FULL)
 
-    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> UtilityBatch:
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> DepthValueBatch:
         """See `Movable`."""
         # `inputs` is a record of its own, whose tensors the base does not reach.
         moved = Movable.map_tensors(self, function)

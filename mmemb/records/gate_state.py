@@ -2,7 +2,7 @@
 
 See docs/method.md section 7.
 
-Shapes: B queries, N candidates, D embedding width, H width of a probe, S width of the state.
+Shapes: B queries, N candidates, D embedding width, H width of a prompt state, S width of the state.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-StatePart = Literal["embedding", "scores", "probe"]
+StatePart = Literal["embedding", "scores", "prompt_state"]
 """In order of price: the direct embedding; the shape of its scores over the candidates; the
-worker's hidden state at the end of its prompt (a prefill, no generated token)."""
+writer's hidden state at the end of its prompt (a prefill, no generated token)."""
 
 
 class GateInputs(NamedTuple):
@@ -24,12 +24,12 @@ class GateInputs(NamedTuple):
     Attributes:
         embedding_BD: the direct embedding.
         scores_B3: `score_shape` of its scores.
-        probe_BH: the worker's hidden state; 0 where the worker cannot read the query.
+        prompt_state_BH: the writer's hidden state; 0 where the writer cannot read the query.
     """
 
     embedding_BD: Tensor
     scores_B3: Tensor
-    probe_BH: Tensor
+    prompt_state_BH: Tensor
 
     @classmethod
     def of_embedding(cls, embedding_BD: Tensor) -> GateInputs:
@@ -45,7 +45,7 @@ class GateInputs(NamedTuple):
         """
         found = [self._part(part) for part in parts]
 
-        # Saved probes are fp16; a head reads float32.
+        # Saved prompt states are fp16; a head reads float32.
         return torch.cat([x.float() for x in found], dim=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> GateInputs:
@@ -53,25 +53,29 @@ class GateInputs(NamedTuple):
         return GateInputs(*map(function, self))
 
     def _part(self, part: StatePart) -> Tensor:
-        value = {"embedding": self.embedding_BD, "scores": self.scores_B3, "probe": self.probe_BH}
+        value = {
+            "embedding": self.embedding_BD,
+            "scores": self.scores_B3,
+            "prompt_state": self.prompt_state_BH,
+        }
         if not value[part].shape[1]:
             raise ValueError(f"The gate's state asks for {part!r}, {_HOW[part]}")
         return value[part]
 
 
 _HOW = {
-    "embedding": "but the utilities hold none: make them again.",
-    "scores": "but the utilities hold none, or no `gallery` was given to `encode`.",
-    "probe": "but no worker was probed: set `probe` of RationaleGenerator to a worker's name, and "
-    "make rationales and utilities again; or leave it out of the gate's `state`.",
+    "embedding": "but the depth values hold none: make them again.",
+    "scores": "but the depth values hold none, or no `gallery` was given to `encode`.",
+    "prompt_state": "but none was kept: set `prompt_state` of RationaleGenerator to a writer's "
+    "name, and make rationales and depth values again; or leave it out of the gate's `state`.",
 }
 
 
 def check_parts(parts: Sequence[str]) -> tuple[StatePart, ...]:
     """The parts of a state as asked for in a configuration.
 
-    >>> check_parts(["embedding", "probe"])
-    ('embedding', 'probe')
+    >>> check_parts(["embedding", "prompt_state"])
+    ('embedding', 'prompt_state')
     """
     # A part named twice would count twice in the state's width.
     known = get_args(StatePart)

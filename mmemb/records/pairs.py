@@ -1,6 +1,6 @@
 """Records of data: pairs to train on, queries and candidates to rank, and tasks.
 
-See docs/method.md section 3 for the parts and for who may judge whom.
+See docs/method.md section 3 for the splits and for who may judge whom.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import final
 from mmemb.records.inputs import Side
 from mmemb.records.schema import Schema
 
-PARTS = ("train", "val", "gate", "calibration", "test")
-"""Data parts, which decide who may judge whom."""
+SPLITS = ("train", "val", "gate", "calibration", "test")
+"""Data splits, which decide who may judge whom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Pair:
         key: sample id, unique in the data set.
         concept: the unit of splits and of bootstrap clusters (`country:fr`).
         fact: the fact that a model learns from this pair (`country:fr/capital`).
-        group: candidate space; a homogeneous group of a batch comes from one.
+        source: candidate space; a homogeneous group of a batch comes from one.
         target_name: name of the target in `gallery`; equal names are the same target.
         positives: names of every right target, `target_name` among them.
         answers: texts that name the target; used for scoring reports only, never as input.
@@ -33,10 +33,10 @@ class Pair:
 
     key: str
     task: str
-    part: str
+    split: str
     concept: str
     fact: str
-    group: str
+    source: str
     gallery: str
     query: Side
     target: Side
@@ -55,7 +55,7 @@ class Query:
 
     key: str
     task: str
-    part: str
+    split: str
     concept: str
     fact: str
     side: Side

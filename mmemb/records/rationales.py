@@ -16,14 +16,14 @@ DIRECT, SHORT, FULL = "direct", "short", "full"
 """Names of the depths at which a query can be embedded."""
 
 GREEDY = -1
-"""The seed that asks a worker for its one greedy draw instead of a sample."""
+"""The seed that asks a writer for its one greedy draw instead of a sample."""
 
 
 class _Draw(Schema):
     """The fields of a rationale."""
 
     text: str
-    worker: str
+    writer: str
     model: str
     revision: str
     prompt: str
@@ -39,22 +39,22 @@ class _Draw(Schema):
 
 @final
 class Rationale(_Draw):
-    """A text that a worker wrote about one side, with all that is needed to write it again.
+    """A text that a writer wrote about one side, with all that is needed to write it again.
 
     Attributes:
         text: the whole of it, tags included: `<think>...</think><answer>...</answer>`.
         depth: `full`, or `short` for a draw of its own that starts at `<answer>`.
-        provenance: `one-sided` when the worker saw only this side, else `two-sided`, `unknown`.
+        provenance: `one-sided` when the writer saw only this side, else `two-sided`, `unknown`.
         seed: the draw's seed, `GREEDY` for the greedy one.
         num_tokens: tokens the model generated for it.
-        log_probability: sum over those tokens; None where a worker gives none.
+        log_probability: sum over those tokens; None where a writer gives none.
         count: how many equal draws were merged into this one.
         seeds: of all of them, where there is more than one.
     """
 
     @property
     def mean_log_probability(self) -> float | None:
-        """Mean over the generated tokens; None where the worker gives no figure."""
+        """Mean over the generated tokens; None where the writer gives no figure."""
         if self.log_probability is None:
             return None
         # An empty draft has 0 tokens.
@@ -108,7 +108,7 @@ class ScoredRationale(Schema):
     """A rationale with its contrasts and the selector's decision.
 
     `scores` holds `raw`, `gain`, `positive`, `margin`, `placebo_rank`, as far as computed; an
-    unscored candidate has none, is not kept and weighs 0.
+    unscored draft has none, is not kept and weighs 0.
     """
 
     rationale: Rationale
@@ -120,7 +120,7 @@ class ScoredRationale(Schema):
 
 @final
 class ScoredJson(_Draw):
-    """A candidate of `rationales/` or `selected/`: a rationale and the selector's decision."""
+    """A draft of `rationales/` or `selected/`: a rationale and the selector's decision."""
 
     scores: dict[str, float | None] = {}
     names_target: bool | None = None
@@ -129,14 +129,14 @@ class ScoredJson(_Draw):
 
     @property
     def scored(self) -> ScoredRationale:
-        """The candidate as a record."""
+        """The draft as a record."""
         # The fields of a rationale come first in both records, in the same order.
         values, num = msgspec.structs.astuple(self), len(Rationale.__struct_fields__)
         return ScoredRationale(Rationale(*values[:num]), *values[num:])
 
 
 def scored_to_json(scored: ScoredRationale) -> dict[str, Any]:
-    """One candidate of `rationales/` or `selected/` as flat JSON data; see `ScoredJson`."""
+    """One draft of `rationales/` or `selected/` as flat JSON data; see `ScoredJson`."""
     data = to_json(scored.rationale)
 
     # A draft that no selector has seen is saved without a decision.

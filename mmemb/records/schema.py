@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, final, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from mmemb.records.old_names import with_new_fields
 from mmemb.records.text import quote
 
 _Value = TypeVar("_Value")
@@ -85,9 +86,12 @@ def parse_json(data: bytes | str, kind: type[_Value], where: str, advice: str = 
     try:
         return _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeError) as error:
-        reason = _reason(data, error, kind).removesuffix(
-            "."
-        )  # a record's own check may be a sentence
+        # A file of an older version has other names, and is read in a second pass.
+        if isinstance(error, msgspec.ValidationError) and (renamed := _with_new_fields(data)):
+            return convert(renamed, kind, where, advice)
+
+        # A record's own check may be a sentence.
+        reason = _reason(data, error, kind).removesuffix(".")
         raise SchemaError(f"{where}: {reason}.", advice) from None
     except RecursionError:
         raise SchemaError(f"{where}: the JSON is nested too deeply.", advice) from None
@@ -150,6 +154,16 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     return value is None or isinstance(value, str | bool | int | float)
+
+
+def _with_new_fields(data: bytes | str) -> Any:
+    """Parsed JSON under new names; None if it has no old ones, or cannot be parsed."""
+    try:
+        parsed = msgspec.json.decode(data)
+        renamed = with_new_fields(parsed)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return None if renamed == parsed else renamed
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Types of the JSON of sidecars: utilities, decisions and mined negatives.
+"""Types of the JSON of sidecars: depth values, decisions and mined negatives.
 
 That of rationales is in `mmemb.records.rationales`.
 """
@@ -16,29 +16,29 @@ _PerDraw = tuple[tuple[float, ...], ...]
 
 
 @final
-class UtilityJson(Schema):
-    """The JSON of a sample of `utilities/`, as `mmemb.retrieval.depth_values` writes it.
+class DepthValueJson(Schema):
+    """The JSON of a sample of `depth_values/`, as `mmemb.retrieval.depth_values` writes it.
 
     Attributes:
         eligible: whether it has rationales.
         depths: names of A depths, `direct` first; the other lists have an entry for each.
-        utility: log-probability of the right candidate, of each draw.
+        depth_value: log-probability of the right candidate, of each draw.
         cost: generated tokens of each draw.
-        confidence: mean log-probability of each draw, where its worker gives one.
+        confidence: mean log-probability of each draw, where its writer gives one.
         metrics: of the greedy draw; an older folder may lack what follows.
         averaged: of the mean over all draws.
         ranks: of the best right candidate, from 1.
         top: names of the candidates at rank 1.
         scores: shape of the direct scores: best, lead, spread; none where it is not known.
-        swap: cosines with a foreign rationale and with none; nothing where it was not measured.
+        swap: cosines with a placebo and with none; nothing where it was not measured.
     """
 
     task: str
-    part: str
+    split: str
     concept: str
     eligible: bool
     depths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    utility: _PerDraw
+    depth_value: _PerDraw
     cost: _PerDraw
     confidence: tuple[tuple[float | None, ...], ...] = ()
     metrics: tuple[dict[str, float], ...] = ()

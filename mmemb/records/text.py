@@ -37,7 +37,7 @@ def check_unicode(text: str, name: str = "The text") -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{name} {text[:60]!r} holds half of a surrogate pair at letter {error.start}, so it "
-            "is no valid Unicode: mend it in the data, or leave its sample out."
+            "is no valid Unicode: repair it in the data, or leave its sample out."
         ) from None
 
 

@@ -27,7 +27,7 @@ from mmemb.retrieval.galleries import Galleries, Standing
 class _Measured:
     """Value of one draft, or of none, to each of B queries."""
 
-    utility: list[float]
+    depth_value: list[float]
     metrics: list[dict[str, float]]
     standings: list[Standing]
 
@@ -38,13 +38,13 @@ def guard_facts(queries: Sequence[Query], fitted: Collection[str]) -> None:
         if query.fact in fitted and not query.seen_answer:
             raise ValueError(
                 f"Query {query.key} of task {query.task} asks for {query.fact}, on which this "
-                "model was fitted: on fitted facts reasoning looks harmful, and a gate learns the "
-                "wrong sign. Score another part, declare `seen_answer: true` in tasks.json where "
-                "that is the task's point, or pass --model.allow_fitted true for an audit."
+                "model was fitted: on trained facts reasoning looks harmful, and a gate learns the "
+                "wrong sign. Score another split, declare `seen_answer: true` in tasks.json where "
+                "that is the task's point, or pass --model.allow_trained_facts true for an audit."
             )
 
 
-def utility_rows(
+def depth_value_rows(
     backbone: Backbone,
     batch: QueryBatch,
     galleries: Galleries,
@@ -53,11 +53,11 @@ def utility_rows(
     depths: Sequence[str] = (DIRECT, FULL),
     num_draws: int | None = None,
 ) -> list[SidecarRow]:
-    """Returns one row per query: the gate's inputs; utility, cost, metrics and rank of each depth.
+    """Returns one row per query: the gate's inputs; value, cost, metrics and rank of each depth.
 
     Args:
         backbone: the embedder, in eval mode.
-        batch: queries with their draws, of which draw 0 is the greedy one, and their probes.
+        batch: queries with their draws, of which draw 0 is the greedy one, and their prompt states.
         galleries: candidates, embedded by the same backbone.
         temperature: tau of the softmax over the task's gallery.
         cutoffs: k of the metrics.
@@ -98,21 +98,25 @@ def utility_rows(
         SidecarRow(
             query.key,
             {
-                "state.npy": direct_BD[row].cpu().numpy().astype(np.float32),
+                "direct.npy": direct_BD[row].cpu().numpy().astype(np.float32),
                 "json": _row(query, drafts[row], row, measured, depths)
                 | {"averaged": [depth[row] for depth in averaged]}
                 | {"scores": _rounded(shape_B3[row]), "swap": _rounded(swap_B2[row])},
             }
-            | _probe_member(batch, row),
+            | _prompt_state_member(batch, row),
             _meta(query),
         )
         for row, query in enumerate(queries)
     ]
 
 
-def _probe_member(batch: QueryBatch, row: int) -> dict[str, Any]:
-    probe_H = batch.probes[row] if batch.probes else None
-    return {} if probe_H is None else {"probe.npy": probe_H.numpy().astype(np.float16)}
+def _prompt_state_member(batch: QueryBatch, row: int) -> dict[str, Any]:
+    prompt_state_H = batch.prompt_states[row] if batch.prompt_states else None
+    return (
+        {}
+        if prompt_state_H is None
+        else {"prompt_state.npy": prompt_state_H.numpy().astype(np.float16)}
+    )
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -123,41 +127,41 @@ def _rounded(values: Tensor) -> list[float]:
 def _swap_test(
     backbone: Backbone,
     queries: Sequence[Query],
-    notes: Sequence[Rationale | None],
+    rationales: Sequence[Rationale | None],
     own_BD: Tensor,
     direct_BD: Tensor,
 ) -> Tensor:
-    """Returns (B, 2) cosines of h_r with that of a foreign rationale and with h_d; NaN where there
-    is no such rationale, and outside of part `test`, where the time is saved.
+    """Returns (B, 2) cosines of h_r with that of a placebo and with h_d; NaN where there
+    is no such rationale, and outside of split `test`, where the time is saved.
 
-    The foreign one is that of the next query in the batch of the same task about another concept.
+    The placebo is that of the next query in the batch of the same task about another concept.
     A cosine near 1 is the shortcut: the model uses the presence of a rationale, not its content.
     """
     swap_B2 = own_BD.new_full((len(queries), 2), torch.nan)
     # From this batch alone: rows of other batches are not in memory.
-    donors = [_next_foreign(row, queries, notes) for row in range(len(queries))]
+    donors = [_next_placebo(row, queries, rationales) for row in range(len(queries))]
     rows = [row for row, donor in enumerate(donors) if donor is not None]
 
     if rows:
-        foreign_RD = backbone.encode([queries[r].side for r in rows], [donors[r] for r in rows])
-        swap_B2[rows, 0] = (own_BD[rows] * foreign_RD).sum(1)
+        placebo_RD = backbone.encode([queries[r].side for r in rows], [donors[r] for r in rows])
+        swap_B2[rows, 0] = (own_BD[rows] * placebo_RD).sum(1)
         swap_B2[rows, 1] = (own_BD[rows] * direct_BD[rows]).sum(1)
 
     return swap_B2
 
 
-def _next_foreign(
-    row: int, queries: Sequence[Query], notes: Sequence[Rationale | None]
+def _next_placebo(
+    row: int, queries: Sequence[Query], rationales: Sequence[Rationale | None]
 ) -> Rationale | None:
     query = queries[row]
-    if query.part != "test" or notes[row] is None:
+    if query.split != "test" or rationales[row] is None:
         return None
 
     # Around the batch from the next row on, so that donors differ from row to row.
     for other in (*range(row + 1, len(queries)), *range(row)):
         alike = queries[other].task == query.task and queries[other].concept != query.concept
-        if alike and notes[other] is not None:
-            return notes[other]
+        if alike and rationales[other] is not None:
+            return rationales[other]
     return None
 
 
@@ -217,12 +221,12 @@ def _row(
     greedy = [draws[0] for draws in measured]
     return {
         "task": query.task,
-        "part": query.part,
+        "split": query.split,
         "concept": query.concept,
         "eligible": bool(drafts),
         "depths": list(depths),
-        "utility": [
-            [draw.utility[row] for draw in draws[: max(len(pool), 1)]]
+        "depth_value": [
+            [draw.depth_value[row] for draw in draws[: max(len(pool), 1)]]
             for draws, pool in zip(measured, pools, strict=True)
         ],
         "cost": [[draft.num_tokens for draft in pool] or [0] for pool in pools],
@@ -241,27 +245,27 @@ def _pools(batch: QueryBatch) -> list[tuple[Query, tuple[Rationale, ...]]]:
 def _drafts(
     query: Query, pool: Sequence[Rationale], depths: Sequence[str], num_draws: int | None
 ) -> dict[str, tuple[Rationale, ...]]:
-    """Returns the query's drafts by depth; none at all where no worker could read it."""
+    """Returns the query's drafts by depth; none at all where no writer could read it."""
     if not pool:
         return {}
 
-    drafts = {depth: _of_first_worker(drafts_at(depth, pool))[:num_draws] for depth in depths[1:]}
+    drafts = {depth: _of_first_writer(drafts_at(depth, pool))[:num_draws] for depth in depths[1:]}
     if missing := [depth for depth, of_depth in drafts.items() if not of_depth]:
         raise ValueError(
             f"Query {query.key} of task {query.task} has rationales, but none at depth "
-            f"{missing[0]!r}: give the stage `rationales` a worker that writes at it and make them "
+            f"{missing[0]!r}: give the stage `rationales` a writer that writes at it and make them "
             f"again, or leave it out of `depths`."
         )
     return drafts
 
 
-def _of_first_worker(drafts: Sequence[Rationale]) -> tuple[Rationale, ...]:
-    """Returns the drafts of one worker: at inference, too, one alone writes at a depth."""
-    return tuple(draft for draft in drafts if draft.worker == drafts[0].worker)
+def _of_first_writer(drafts: Sequence[Rationale]) -> tuple[Rationale, ...]:
+    """Returns the drafts of one writer: at inference, too, one alone writes at a depth."""
+    return tuple(draft for draft in drafts if draft.writer == drafts[0].writer)
 
 
 def _meta(query: Query) -> dict[str, str]:
-    return {"task": query.task, "part": query.part, "concept": query.concept, "fact": query.fact}
+    return {"task": query.task, "split": query.split, "concept": query.concept, "fact": query.fact}
 
 
 def _draw(rationales: Sequence[Rationale], k: int) -> Rationale | None:

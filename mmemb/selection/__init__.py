@@ -5,10 +5,10 @@ from __future__ import annotations
 from mmemb.faces import lazy_names
 
 _HOMES = {
-    "EmbeddingEvaluator": "embedding_judge",
+    "EmbeddingJudge": "embedding_judge",
     "JudgeStyle": "judge_prompt",
-    "PairEvaluator": "judge",
-    "YesNoEvaluator": "yes_no_judge",
+    "PairJudge": "judge",
+    "YesNoJudge": "yes_no_judge",
 }
 
 __all__ = sorted(_HOMES)

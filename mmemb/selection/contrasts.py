@@ -19,15 +19,15 @@ def contrasts(
     score_BCR: Tensor,
     *,
     kind: Kind = "similarity",
-    num_hard: int = 10,
+    num_hard_negatives: int = 10,
     placebo_BKJ: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Computes all contrasts at once.
 
     Args:
-        score_BCR: scores from `PairEvaluator.score`.
+        score_BCR: scores from `PairJudge.score`.
         kind: decides m(q, t, r): log softmax of the target, or the log-odds as they are.
-        num_hard: top-k per column whose union makes the negatives of `margin`.
+        num_hard_negatives: top-k per column whose union makes the negatives of `margin`.
         placebo_BKJ: m(q, t, .) of the donors of each rationale, NaN-padded.
 
     Returns:
@@ -39,7 +39,7 @@ def contrasts(
         "raw": raw(target_BR),
         "gain": gain(target_BR),
         "positive": positive(score_BCR),
-        "margin": margin(score_BCR, num_hard),
+        "margin": margin(score_BCR, num_hard_negatives),
     }
 
     if placebo_BKJ is not None:
@@ -85,20 +85,20 @@ def positive(score_BCR: Tensor) -> Tensor:
     return gain(score_BCR[:, 0])
 
 
-def margin(score_BCR: Tensor, num_hard: int = 10) -> Tensor:
+def margin(score_BCR: Tensor, num_hard_negatives: int = 10) -> Tensor:
     """Gain of the target's score less the mean gain of its hard negatives, (B, K).
 
     One set of negatives serves all rationales of a pair, so that they compare. Without negatives
     it equals `positive`.
     """
-    hard_BN = hard_negatives(score_BCR, num_hard)
+    hard_BN = hard_negatives(score_BCR, num_hard_negatives)
     shift_BNK = score_BCR[:, 1:, 1:] - score_BCR[:, 1:, :1]
     shift_BNK = torch.where(hard_BN[:, :, None], shift_BNK, 0.0)  # -inf less -inf is NaN
 
     return positive(score_BCR) - shift_BNK.sum(1) / hard_BN.sum(1)[:, None].clamp(min=1)
 
 
-def hard_negatives(score_BCR: Tensor, num_hard: int) -> Tensor:
+def hard_negatives(score_BCR: Tensor, num_hard_negatives: int) -> Tensor:
     """Marks the union of the top-k negatives under none and under each rationale, bool (B, N).
 
     Negatives that are the top of the direct score alone would regress to the mean under any
@@ -110,7 +110,7 @@ def hard_negatives(score_BCR: Tensor, num_hard: int) -> Tensor:
     """
     # topk ranks NaN above every number, so the columns of missing rationales go last.
     negative_BNR = score_BCR[:, 1:].nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    top_BkR = negative_BNR.topk(min(num_hard, negative_BNR.shape[1]), dim=1).indices
+    top_BkR = negative_BNR.topk(min(num_hard_negatives, negative_BNR.shape[1]), dim=1).indices
     hard_BNR = torch.zeros_like(negative_BNR, dtype=torch.bool).scatter(1, top_BkR, True)
 
     # Where fewer than k negatives exist, padding is among the top k.
@@ -118,7 +118,7 @@ def hard_negatives(score_BCR: Tensor, num_hard: int) -> Tensor:
 
 
 def placebo_rank(raw_BK: Tensor, placebo_BKJ: Tensor) -> Tensor:
-    """Share of donors' rationales (same task, worker, depth; other target) that r beats.
+    """Share of donors' rationales (same task, writer, depth; other target) that r beats.
 
     A tie counts one half; NaN donors are padding; no donors at all give NaN.
 

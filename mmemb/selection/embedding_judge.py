@@ -1,4 +1,4 @@
-"""EmbeddingEvaluator: frozen embedders judge pairs that they were not fitted on.
+"""EmbeddingJudge: frozen embedders judge pairs that they were not fitted on.
 
 See docs/method.md sections 3 and 5. Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns,
 D embedding width, J judges.
@@ -18,13 +18,13 @@ from torch import Tensor
 from mmemb.backbones.base import Backbone, load_backbone
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
-from mmemb.selection.judge import PairEvaluator, pad_scores
+from mmemb.selection.judge import PairJudge, pad_scores
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.trained_facts import FACTS, read_facts, trained_facts
 
 
 @final
-class EmbeddingEvaluator(PairEvaluator):
+class EmbeddingJudge(PairJudge):
     """Scores `h_r(q, r) . h_d(t) / tau`, and `h_d(q) . h_d(t) / tau` in column 0.
 
     Each pair is judged by the embedders that were not fitted on its fact, and gets the mean of
@@ -34,7 +34,7 @@ class EmbeddingEvaluator(PairEvaluator):
     Args:
         judges: name to folder of a finished run: `backbone/` and `fitted.json` in it.
         tau: temperature of the scores; 1 leaves the scaling to the reader of the scores.
-        allow_fitted: lets all judges score a pair that all were fitted on, for an audit.
+        allow_trained_facts: lets all judges score a pair that all were fitted on, for an audit.
         batch_size: rows per call of a backbone.
     """
 
@@ -44,15 +44,15 @@ class EmbeddingEvaluator(PairEvaluator):
         self,
         judges: dict[str, str],
         tau: float = 1.0,
-        allow_fitted: bool = False,
+        allow_trained_facts: bool = False,
         batch_size: int = 128,
     ) -> None:
         if not judges:
-            raise ValueError("EmbeddingEvaluator needs at least one judge: name: folder of a run.")
+            raise ValueError("EmbeddingJudge needs at least one judge: name: folder of a run.")
         if not tau > 0:
             raise ValueError(f"tau={tau} must be above 0.")
 
-        self.tau, self.allow_fitted, self.batch_size = tau, allow_fitted, batch_size
+        self.tau, self.allow_trained_facts, self.batch_size = tau, allow_trained_facts, batch_size
         self.judges = {name: _Judge(Path(path), batch_size) for name, path in judges.items()}
 
     def score(
@@ -62,7 +62,7 @@ class EmbeddingEvaluator(PairEvaluator):
         rationales: Sequence[Sequence[Rationale]],
         facts: Sequence[str],
     ) -> Tensor:
-        """See `PairEvaluator.score`; candidate vectors are kept from call to call."""
+        """See `PairJudge.score`; candidate vectors are kept from call to call."""
         rows: dict[str, list[int]] = {name: [] for name in self.judges}
         for row, fact in enumerate(facts):
             for name in self.judges_of(fact):
@@ -82,9 +82,9 @@ class EmbeddingEvaluator(PairEvaluator):
         return pad_scores([sum(cosines) / len(cosines) / self.tau for cosines in judged])
 
     def identity(self) -> str:
-        """See `PairEvaluator.identity`; a judge counts with the fingerprint of its run."""
+        """See `PairJudge.identity`; a judge counts with the fingerprint of its run."""
         settings = {"class": type(self).__name__, "tau": self.tau, "batch_size": self.batch_size}
-        settings |= {"allow_fitted": self.allow_fitted}
+        settings |= {"allow_trained_facts": self.allow_trained_facts}
         return fingerprint(settings | {"judges": [str(j.folder) for j in self.judges.values()]})
 
     def judges_of(self, fact: str) -> list[str]:
@@ -92,12 +92,12 @@ class EmbeddingEvaluator(PairEvaluator):
         free = [name for name, judge in self.judges.items() if fact not in judge.facts]
 
         # An audit asks all judges only where no unfitted one is left.
-        if free or self.allow_fitted:
+        if free or self.allow_trained_facts:
             return free or list(self.judges)
         raise ValueError(
             f"every judge ({', '.join(self.judges)}) was fitted on fact {fact!r}: a model may not "
             "judge what it was trained on, there reasoning looks harmful. Score other pairs, add "
-            "a judge trained on the other half, or set allow_fitted: true for an audit."
+            "a judge trained on the other half, or set allow_trained_facts: true for an audit."
         )
 
 
@@ -125,8 +125,8 @@ class _Judge:
         """Returns the cosines (C, R) of each pair."""
         # Every column of every query is one row, so that one series of batches encodes them all.
         sides = [side for side, own in zip(queries, rationales, strict=True) for _ in (0, *own)]
-        notes = [note for own in rationales for note in [None, *own]]
-        query_RD = self._encode(sides, notes).split([1 + len(own) for own in rationales])
+        read = [rationale for own in rationales for rationale in [None, *own]]
+        query_RD = self._encode(sides, read).split([1 + len(own) for own in rationales])
 
         # Pairs share candidates, and a candidate has one vector: no rationale is about it.
         targets = {side.digest: side for side in chain.from_iterable(candidates)}
@@ -140,10 +140,12 @@ class _Judge:
         ]
 
     @torch.inference_mode()
-    def _encode(self, sides: Sequence[Side], notes: Sequence[Rationale | None]) -> Tensor:
+    def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         cuts = range(0, len(sides), self.batch_size)
         parts = [
-            self.backbone.encode(sides[i : i + self.batch_size], notes[i : i + self.batch_size])
+            self.backbone.encode(
+                sides[i : i + self.batch_size], rationales[i : i + self.batch_size]
+            )
             for i in cuts
         ]
         return torch.cat([part.cpu() for part in parts]) if parts else torch.zeros(0, 0)

@@ -34,7 +34,7 @@ class Selection(Schema):
     contrast: str
     min_placebo_rank: float | None
     keep_share: float
-    num_hard: int = 10
+    num_hard_negatives: int = 10
 
     @property
     def threshold(self) -> float:
@@ -46,15 +46,15 @@ def fit_selection(
     calibration: Iterable[PairScores],
     pairs: Iterable[PairScores],
     rule: KeepRule,
-    num_hard: int = 10,
+    num_hard_negatives: int = 10,
 ) -> Selection:
     """Fits tau on calibration queries, then eta on train pairs.
 
     Args:
-        calibration: scores of queries of part `calibration`, by batches.
-        pairs: scores of pairs of part `train`, by batches.
+        calibration: scores of queries of split `calibration`, by batches.
+        pairs: scores of pairs of split `train`, by batches.
         rule: the keep rule that eta is fitted for.
-        num_hard: hard negatives under each path, for `margin`.
+        num_hard_negatives: hard negatives under each path, for `margin`.
 
     Raises:
         ValueError: there is nothing to fit tau or eta to.
@@ -62,19 +62,21 @@ def fit_selection(
     tau = fit_temperature(calibration_scores(calibration))
 
     # Contrasts depend on tau, so eta comes second.
-    values = [rule.value(scores.contrasts(tau, num_hard)).flatten() for scores in pairs]
+    values = [rule.value(scores.contrasts(tau, num_hard_negatives)).flatten() for scores in pairs]
 
     return Selection(
         tau=tau,
         eta=rule.eta(torch.cat(values)) if values else None,
-        **_settings(rule, num_hard),
+        **_settings(rule, num_hard_negatives),
     )
 
 
-def _settings(rule: KeepRule, num_hard: int) -> dict[str, Any]:
+def _settings(rule: KeepRule, num_hard_negatives: int) -> dict[str, Any]:
     """Returns the settings that eta belongs to."""
     names = ("contrast", "min_placebo_rank", "keep_share")
-    return {name: getattr(rule, name) for name in names} | {"num_hard": num_hard}
+    return {name: getattr(rule, name) for name in names} | {
+        "num_hard_negatives": num_hard_negatives
+    }
 
 
 def calibration_scores(batches: Iterable[PairScores]) -> Tensor:
@@ -89,15 +91,15 @@ def calibration_scores(batches: Iterable[PairScores]) -> Tensor:
 
     if not rows:
         raise ValueError(
-            "part `calibration` has no query with a rationale of the tasks that the pairs ask for, "
-            "so tau cannot be fitted. Give `rationales` those of part calibration, too."
+            "split `calibration` has no query with a rationale of the tasks that the pairs ask "
+            "for, so tau cannot be fitted. Give `rationales` those of split calibration, too."
         )
     return pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
 
 
-def check_rule(fitted: Selection, folder: Path, rule: KeepRule, num_hard: int) -> None:
+def check_rule(fitted: Selection, folder: Path, rule: KeepRule, num_hard_negatives: int) -> None:
     """Raises ValueError if eta was fitted for another rule than the one that reads it."""
-    for name, value in _settings(rule, num_hard).items():
+    for name, value in _settings(rule, num_hard_negatives).items():
         if (fitted_value := getattr(fitted, name)) != value:
             raise ValueError(
                 f"{folder / FILE} was fitted with {name} {fitted_value!r}, not {value!r}: its "
@@ -131,7 +133,7 @@ def fit_temperature(
     maximum; where there is none (all right, all wrong) it ends at the nearer bound.
 
     Args:
-        score_BC: similarities on part `calibration`; -inf pads, rows whose target is NaN are left
+        score_BC: similarities on split `calibration`; -inf pads, rows whose target is NaN are left
             out. Scores that were divided by an old tau give the factor to that tau.
         low: smallest tau.
         high: largest tau.
@@ -139,7 +141,7 @@ def fit_temperature(
     """
     score_BC = score_BC[~score_BC[:, 0].isnan()].double()
     if not len(score_BC):
-        raise ValueError("no score to fit a temperature to: part `calibration` is empty")
+        raise ValueError("no score to fit a temperature to: split `calibration` is empty")
 
     def loss(log_tau: float) -> float:
         return -float((score_BC / math.exp(log_tau)).log_softmax(1)[:, 0].mean())

@@ -1,4 +1,4 @@
-"""PairEvaluator: scores pairs without and with rationales (docs/method.md sections 3 and 5).
+"""PairJudge: scores pairs without and with rationales (docs/method.md sections 3 and 5).
 
 Shapes: B pairs, C = 1 + N candidates (the target first), R = 1 + K columns (none first).
 """
@@ -17,7 +17,7 @@ from mmemb.records.rationales import Rationale
 from mmemb.selection.contrasts import Kind
 
 
-class PairEvaluator(ABC):
+class PairJudge(ABC):
     """Judges how well a query and a candidate fit, without and with each rationale.
 
     Log softmax, gain, margin and rank are functions of these scores
@@ -60,7 +60,7 @@ class PairEvaluator(ABC):
 
 
 def pad_scores(scores: Sequence[Tensor]) -> Tensor:
-    """Pads the scores (C, R) of B pairs to one batch, as `PairEvaluator.score` returns it."""
+    """Pads the scores (C, R) of B pairs to one batch, as `PairJudge.score` returns it."""
     num_candidates = max((score_CR.shape[0] for score_CR in scores), default=0)
     num_columns = max((score_CR.shape[1] for score_CR in scores), default=1)
     score_BCR = torch.full((len(scores), num_candidates, num_columns), -torch.inf)

@@ -25,7 +25,7 @@ class KeepRule:
 
     Attributes:
         contrast: the contrast that is compared with eta.
-        keep_share: share of the train candidates that eta keeps; fewer where fewer beat enough
+        keep_share: share of the train drafts that eta keeps; fewer where fewer beat enough
             placebos.
         min_placebo_rank: share of placebos that a kept rationale beats at least; 1 = all.
         weight_temperature: T of the weights; 1 makes them the posterior.
@@ -93,11 +93,11 @@ class KeepRule:
 
 
 def keep_threshold(contrast: Tensor, share: float) -> float:
-    """eta, above which the stated share of the candidates lies (fewer where values tie).
+    """eta, above which the stated share of the drafts lies (fewer where values tie).
 
     Args:
-        contrast: contrasts of the cross-fitted candidates of `train`, any shape; NaN is padding.
-        share: share of candidates to keep, in [0, 1].
+        contrast: contrasts of the cross-fitted drafts of `train`, any shape; NaN is padding.
+        share: share of drafts to keep, in [0, 1].
 
     >>> keep_threshold(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.5)
     2.0
@@ -108,7 +108,7 @@ def keep_threshold(contrast: Tensor, share: float) -> float:
     value_N = contrast[~contrast.isnan()].sort(descending=True).values
     if not len(value_N):
         raise ValueError(
-            "no candidate of part train was scored: the keep threshold needs at least one. Stage "
+            "no draft of split train was scored: the keep threshold needs at least one. Stage "
             "rationales says how many draws were dropped, and why."
         )
 
@@ -138,8 +138,8 @@ def weights(
 
     Args:
         contrast_BK: contrasts, NaN-padded.
-        count_BK: number of equal draws that each candidate stands for.
-        kept_BK: True for the candidates that were kept.
+        count_BK: number of equal draws that each draft stands for.
+        kept_BK: True for the drafts that were kept.
         temperature: T; the smaller, the closer to `hard`.
         hard: all weight on the largest.
 

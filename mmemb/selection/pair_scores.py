@@ -17,7 +17,7 @@ from torch import Tensor
 from mmemb.records.batches import PairRowBatch
 from mmemb.records.rationales import Rationale
 from mmemb.selection.contrasts import Kind, contrasts, pair_score
-from mmemb.selection.judge import PairEvaluator
+from mmemb.selection.judge import PairJudge
 from mmemb.selection.placebos import comparable, placebo_donors
 
 
@@ -79,7 +79,7 @@ class PairScores:
 
         return cls(own_BCR, placebo_BCJ, comparable_BKJ, kind)
 
-    def contrasts(self, tau: float, num_hard: int = 10) -> dict[str, Tensor]:
+    def contrasts(self, tau: float, num_hard_negatives: int = 10) -> dict[str, Tensor]:
         """All contrasts of the own rationales, (B, K) each; see `mmemb.selection.contrasts`."""
         placebo_BJ = pair_score(self.placebo_BCJ / tau, self.kind)
         placebo_BKJ = placebo_BJ[:, None].masked_fill(~self.comparable_BKJ, torch.nan)
@@ -89,7 +89,10 @@ class PairScores:
             placebo_BKJ = placebo_BKJ.new_full((*placebo_BKJ.shape[:2], 1), torch.nan)
 
         return contrasts(
-            self.own_BCR / tau, kind=self.kind, num_hard=num_hard, placebo_BKJ=placebo_BKJ
+            self.own_BCR / tau,
+            kind=self.kind,
+            num_hard_negatives=num_hard_negatives,
+            placebo_BKJ=placebo_BKJ,
         )
 
 
@@ -146,22 +149,22 @@ class JudgedPairs:
 
 
 @torch.no_grad()
-def judge(evaluator: PairEvaluator, batch: PairRowBatch, num_donors: int) -> list[ScoredPair]:
+def judge_pairs(judge: PairJudge, batch: PairRowBatch, num_placebos: int) -> list[ScoredPair]:
     """Scores the pairs of a batch without, with their own, and with donors' rationales.
 
     Args:
-        evaluator: the judge.
+        judge: the judge.
         batch: pairs with their candidates; donors are drawn among them.
-        num_donors: donors of each pair, writer and depth.
+        num_placebos: donors of each pair, writer and depth.
 
     Raises:
         ValueError: a score is not finite.
     """
     own = [[scored.rationale for scored in pool] for pool in batch.rationales]
-    donors = [placebo_donors(batch.pairs, own, row, num_donors) for row in range(len(own))]
+    donors = [placebo_donors(batch.pairs, own, row, num_placebos) for row in range(len(own))]
 
     # One call for both: a judge that shares what it has read reads a pair once.
-    score_BCR = evaluator.score(
+    score_BCR = judge.score(
         [pair.query for pair in batch.pairs],
         batch.candidates,
         [[*pool, *placebos] for pool, placebos in zip(own, donors, strict=True)],
@@ -169,7 +172,7 @@ def judge(evaluator: PairEvaluator, batch: PairRowBatch, num_donors: int) -> lis
     ).cpu()
 
     rows = zip(score_BCR, batch.candidates, own, donors, strict=True)
-    names = [f"{pair.key}: scores of the {type(evaluator).__name__}" for pair in batch.pairs]
+    names = [f"{pair.key}: scores of the {type(judge).__name__}" for pair in batch.pairs]
     return [
         _scored_pair(score_CR[: len(sides)], pool, placebos, name)
         for name, (score_CR, sides, pool, placebos) in zip(names, rows, strict=True)

@@ -1,7 +1,7 @@
 """The selector's contrast as a reward, for trainers that sample rationales themselves.
 
 TRL's `GRPOTrainer` calls a reward function with the sampled completions and the columns of its data
-set; this one asks a pair evaluator what each completion is worth to its pair (docs/method.md
+set; this one asks a pair judge what each completion is worth to its pair (docs/method.md
 sections 3 and 5). Shapes: N completions, C candidates.
 """
 
@@ -17,7 +17,7 @@ from mmemb.records.inputs import Side
 from mmemb.records.pairs import Pair
 from mmemb.records.rationales import FULL, GREEDY, SHORT, Rationale
 from mmemb.selection.contrasts import contrasts
-from mmemb.selection.judge import PairEvaluator
+from mmemb.selection.judge import PairJudge
 from mmemb.selection.keep_rule import KeepRule
 
 Completion = str | Sequence[Mapping[str, Any]]
@@ -29,26 +29,26 @@ class ContrastReward:
     """Calls like `reward(prompts=..., completions=..., pair=[...])`.
 
     Args:
-        evaluator: the judge; it must not have been fitted on the pairs.
+        judge: the judge; it must not have been fitted on the pairs.
         pairs: pairs, by the numbers in the column `pair` of the data set.
         candidates: candidates of each pair: its target, then negatives.
         contrast: the contrast that is the reward.
         clip: rewards lie between -clip and clip.
         broken: reward of a completion without a closed answer; None = -clip.
-        num_hard: hard negatives under each path, for `margin`.
+        num_hard_negatives: hard negatives under each path, for `margin`.
     """
 
     __name__ = "contrast_reward"  # trainers log a reward by its name
 
     def __init__(
         self,
-        evaluator: PairEvaluator,
+        judge: PairJudge,
         pairs: Sequence[Pair],
         candidates: Sequence[Sequence[Side]],
         contrast: Literal["raw", "gain", "positive", "margin"] = "gain",
         clip: float = 3.0,
         broken: float | None = None,
-        num_hard: int = 10,
+        num_hard_negatives: int = 10,
     ) -> None:
         if len(pairs) != len(candidates):
             raise ValueError(f"{len(pairs)} pairs but {len(candidates)} lists of candidates.")
@@ -58,8 +58,12 @@ class ContrastReward:
                 "form than by a rationale that harms. Lower it, or leave it out."
             )
 
-        self.evaluator, self.pairs, self.candidates = evaluator, pairs, candidates
-        self.rule, self.clip, self.num_hard = KeepRule(contrast=contrast), clip, num_hard
+        self.judge, self.pairs, self.candidates = judge, pairs, candidates
+        self.rule, self.clip, self.num_hard_negatives = (
+            KeepRule(contrast=contrast),
+            clip,
+            num_hard_negatives,
+        )
         self.broken = -clip if broken is None else broken
 
     def __call__(
@@ -84,14 +88,14 @@ class ContrastReward:
             return rewards
 
         # One row for each pair, so that the judge reads a pair once for all its completions.
-        score_BCR = self.evaluator.score(
+        score_BCR = self.judge.score(
             [self.pairs[n].query for n in numbers],
             [self.candidates[n] for n in numbers],
             [[_rationale(texts[place]) for place in places[n]] for n in numbers],
             [self.pairs[n].fact for n in numbers],
         )
         value_BK = self.rule.value(
-            contrasts(score_BCR, kind=self.evaluator.kind, num_hard=self.num_hard)
+            contrasts(score_BCR, kind=self.judge.kind, num_hard_negatives=self.num_hard_negatives)
         )
 
         for row, number in enumerate(numbers):

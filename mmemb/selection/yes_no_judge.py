@@ -1,4 +1,4 @@
-"""YesNoEvaluator: a generative model judges a pair by its log-odds of yes against no.
+"""YesNoJudge: a generative model judges a pair by its log-odds of yes against no.
 
 See docs/method.md sections 3 and 5. Shapes: B pairs, C = 1 + N candidates, R = 1 + K columns,
 H width, V vocabulary.
@@ -24,16 +24,17 @@ from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.text import check_unicode
 from mmemb.selection.contrasts import Kind
-from mmemb.selection.judge import PairEvaluator, pad_scores
+from mmemb.selection.judge import PairJudge, pad_scores
 from mmemb.selection.judge_prompt import JudgePrompts, JudgeStyle
 from mmemb.storage.fingerprints import fingerprint
-from mmemb.storage.trained_facts import read_facts, trained_facts
+from mmemb.storage.trained_facts import read_facts
+from mmemb.storage.trained_facts import trained_facts as facts_of_model
 
 PLAIN_STYLE, PLAIN_PROMPT = JudgeStyle(), PromptStyle()
 
 
 @final
-class YesNoEvaluator(PairEvaluator):
+class YesNoJudge(PairJudge):
     """Scores log P(yes) - log P(no), without and with each rationale.
 
     A query is read once for all candidates, a candidate once for all rationales, placebo donors
@@ -48,7 +49,8 @@ class YesNoEvaluator(PairEvaluator):
         attention: implementation that transformers should use; None = its own choice.
         dtype: type of the weights.
         device: torch device; None = a GPU if there is one.
-        fitted: `fitted.json` of the run that trained the judge; None = the one in the model's
+        trained_facts: `fitted.json` of the run that trained the judge; None = the one in the
+        model's
             folder or run, and a model of the hub was trained on none of these facts.
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
@@ -65,7 +67,7 @@ class YesNoEvaluator(PairEvaluator):
         attention: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         device: str | None = None,
-        fitted: str | None = None,
+        trained_facts: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         at_least_one(max_rows=max_rows)
@@ -77,7 +79,7 @@ class YesNoEvaluator(PairEvaluator):
         self.attention, self.dtype, self.trust_remote_code = attention, dtype, trust_remote_code
 
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.facts = read_facts(Path(fitted)) if fitted else trained_facts(model)
+        self.facts = read_facts(Path(trained_facts)) if trained_facts else facts_of_model(model)
 
     @torch.inference_mode()
     def score(
@@ -87,7 +89,7 @@ class YesNoEvaluator(PairEvaluator):
         rationales: Sequence[Sequence[Rationale]],
         facts: Sequence[str],
     ) -> Tensor:
-        """See `PairEvaluator.score`."""
+        """See `PairJudge.score`."""
         if known := sorted(self.facts.intersection(facts)):
             raise ValueError(
                 f"the judge was fitted on fact {known[0]!r}: a model may not judge what it was "
@@ -96,33 +98,33 @@ class YesNoEvaluator(PairEvaluator):
             )
 
         scores: list[Tensor] = []
-        for query, sides, notes in zip(queries, candidates, rationales, strict=True):
+        for query, sides, own in zip(queries, candidates, rationales, strict=True):
             if not sides:
                 raise ValueError(
                     f"query {len(scores)} of {len(queries)} (text {query.text[:60]!r}) has no "
                     "candidates: give its target, then its negatives."
                 )
 
-            scores.append(self._of_query(query, sides, [None, *notes]))
+            scores.append(self._of_query(query, sides, [None, *own]))
         return pad_scores(scores)
 
     def identity(self) -> str:
-        """See `PairEvaluator.identity`; the id of a model on a hub counts as text."""
+        """See `PairJudge.identity`; the id of a model on a hub counts as text."""
         settings = {"class": type(self).__name__, "model": self.model_id, "dtype": self.dtype}
         settings |= {"style": asdict(self.style), "prompt": asdict(self.prompt)}
         return fingerprint(settings | {"attention": self.attention, "max_rows": self.max_rows})
 
     def _of_query(
-        self, query: Side, candidates: Sequence[Side], notes: Sequence[Rationale | None]
+        self, query: Side, candidates: Sequence[Side], rationales: Sequence[Rationale | None]
     ) -> Tensor:
         """Computes the (C, R) log-odds; equal candidates are read once."""
         for side in (query, *candidates):  # before they are compared, by hashes of their texts
             check_unicode(side.instruction + side.text)
         distinct = list({side.digest: side for side in candidates}.values())
-        endings = [self.prompts.ending(query, note) for note in notes]
+        endings = [self.prompts.ending(query, rationale) for rationale in rationales]
 
         # Candidates of unequal lengths are padded, and padding would enter a recurrent state.
-        size = 1 if is_recurrent(self._model) else max(1, self.max_rows // len(notes))
+        size = 1 if is_recurrent(self._model) else max(1, self.max_rows // len(rationales))
 
         query_rows = CachedRows(self._model, [self.prompts.query(query)])
         odds: dict[str, Tensor] = {}

@@ -17,6 +17,7 @@ from typing import Annotated, final
 
 import msgspec
 
+from mmemb.records.old_names import FIELDS, FIRST_FIELDS, MEMBERS
 from mmemb.records.schema import Count, Schema, SchemaError, Sha256, parse_json
 from mmemb.storage.files import file_identity, file_sha256
 
@@ -252,8 +253,12 @@ def is_complete(folder: Path | str, fingerprint: str) -> bool:
 
 
 def sha256_of_record(record: ShardRecord) -> str:
-    # The halves of the pairs, for instance, stand in the index alone.
-    rows = [[entry.key, sorted(entry.meta.items())] for entry in record.entries]
+    # The folds of the pairs, for instance, stand in the index alone. Names are those of the
+    # first version, so that sidecars of older versions stay valid.
+    rows = [
+        [entry.key, sorted((FIRST_FIELDS.get(name, name), v) for name, v in entry.meta.items())]
+        for entry in record.entries
+    ]
     return hashlib.sha256(
         json.dumps([record.shard.sha256, rows], allow_nan=False).encode()
     ).hexdigest()
@@ -309,7 +314,10 @@ def _index_entry(row: _SampleJson, shard: ShardEntry, where: str) -> IndexEntry:
         problem = f"{where}: sample {row.key!r} has no hash of its member {unknown[0]!r}."
         raise SchemaError(problem, _MAKE_AGAIN)
 
-    return IndexEntry(row.key, shard.name, row.members, Meta(row.meta), row.media)
+    # Indices of older versions have other names.
+    members = {MEMBERS.get(name, name): place for name, place in row.members.items()}
+    meta = Meta({FIELDS.get(name, name): value for name, value in row.meta.items()})
+    return IndexEntry(row.key, shard.name, members, meta, row.media)
 
 
 def origin_of(row: _OriginJson, folder: Path) -> Origin:

@@ -109,7 +109,7 @@ def check_model(folder: Path) -> None:
     if (folder / ADAPTER).is_file():
         raise ValueError(
             f"{folder} holds {ADAPTER}, which names another model to be loaded: give the folder of "
-            "a whole model, and this one as `adapter` of a worker."
+            "a whole model, and this one as `adapter` of a writer."
         )
 
     for name in _SETTINGS:

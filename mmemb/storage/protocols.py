@@ -17,7 +17,7 @@ from typing_extensions import get_protocol_members
 from mmemb.records.batches import PairRowBatch
 from mmemb.records.gate_state import GateInputs
 from mmemb.storage.manifests import Origin
-from mmemb.storage.trained_facts import FittedFacts
+from mmemb.storage.trained_facts import TrainedFacts
 
 _Handshake = TypeVar("_Handshake")
 _ABSENT = object()
@@ -28,10 +28,10 @@ class GateData(Protocol):
 
     @property
     def depths(self) -> tuple[str, ...]:
-        """Depths at which the utilities were measured, `direct` first."""
+        """Depths at which the depth values were measured, `direct` first."""
 
     def check_embedder(self, run: Path) -> None:
-        """Raises ValueError if the utilities were measured with another embedder than `run`'s."""
+        """Raises ValueError if the depth values are those of another embedder than `run`'s."""
 
     def gate_inputs(self) -> GateInputs:
         """Returns the inputs of all queries that the gate learns from, to standardise a head."""
@@ -89,7 +89,7 @@ class FactData(Protocol):
     """Data that states the facts behind it, so that no model judges what it was fitted on."""
 
     @property
-    def fitted_facts(self) -> frozenset[str]:
+    def trained_facts(self) -> frozenset[str]:
         """Facts that weights are trained on. Collective."""
 
     @property
@@ -100,7 +100,7 @@ class FactData(Protocol):
 class FolderCallback(Protocol):
     """A callback that writes a folder outside of the run's own, and records what made it."""
 
-    def describe_run(self, fingerprint: str, command: str, facts: FittedFacts) -> None:
+    def describe_run(self, fingerprint: str, command: str, facts: TrainedFacts) -> None:
         """Takes the run's fingerprint, its command, and the facts of the models that it names."""
 
 

@@ -6,7 +6,7 @@
         adaptive/                             AdaptiveFolder
     gate -> <time>-gate-<commit>              the newest finished `fit`
     gate-test -> <time>-gate-test-<commit>    the newest finished `test`
-    utilities/                                a sidecar
+    depth_values/                                a sidecar
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class ExperimentFolder:
     selected = _below("selected")
     """Sidecar of stage 2: the drafts that were kept, with their weights."""
 
-    utilities = _below("utilities")
+    depth_values = _below("depth_values")
     """Sidecar of stage 3: the value of each depth for each query."""
 
     decisions = _below("decisions")

@@ -22,7 +22,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 @final
 @dataclass(frozen=True, slots=True)
-class FittedFacts:
+class TrainedFacts:
     """Facts behind a model, or behind what a model wrote.
 
     Attributes:
@@ -36,28 +36,28 @@ class FittedFacts:
     calibrated: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
 
-    def __or__(self, other: FittedFacts) -> FittedFacts:
-        return FittedFacts(
+    def __or__(self, other: TrainedFacts) -> TrainedFacts:
+        return TrainedFacts(
             self.trained | other.trained,
             self.calibrated | other.calibrated,
             self.unknown | other.unknown,
         )
 
-    def as_calibrated(self) -> FittedFacts:
+    def as_calibrated(self) -> TrainedFacts:
         """The facts of a model that only chooses data, and on whose output no weight is trained."""
-        return FittedFacts(calibrated=self.trained | self.calibrated)
+        return TrainedFacts(calibrated=self.trained | self.calibrated)
 
 
 @final
 class _FittedJson(Schema):
-    """See `FittedFacts`."""
+    """See `TrainedFacts`."""
 
     facts: tuple[str, ...]
     calibrated: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
 
-def write_facts(path: Path, facts: FittedFacts) -> None:
+def write_facts(path: Path, facts: TrainedFacts) -> None:
     """Writes a `fitted.json`."""
     data = {
         "facts": sorted(facts.trained),
@@ -67,7 +67,7 @@ def write_facts(path: Path, facts: FittedFacts) -> None:
     write_json(path, data)
 
 
-def write_run_facts(run: Path, facts: FittedFacts) -> None:
+def write_run_facts(run: Path, facts: TrainedFacts) -> None:
     """Writes `fitted.json` into a run and beside all weights in it, so that copies have it, too."""
     weights = (path for path in run.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
     for folder in sorted({path.parent for path in weights} - {run}):
@@ -75,10 +75,10 @@ def write_run_facts(run: Path, facts: FittedFacts) -> None:
     write_facts(run / FACTS, facts)
 
 
-def read_fitted(path: Path) -> FittedFacts:
+def read_fitted(path: Path) -> TrainedFacts:
     """Reads a `fitted.json`; older ones hold the list `facts` alone."""
     data = read_json(path, _FittedJson, "Train the model again to write it.")
-    return FittedFacts(*map(frozenset, (data.facts, data.calibrated, data.unknown)))
+    return TrainedFacts(*map(frozenset, (data.facts, data.calibrated, data.unknown)))
 
 
 def read_facts(path: Path) -> frozenset[str]:
@@ -116,25 +116,25 @@ def trained_facts(model: str, adapter: str | None = None) -> frozenset[str]:
     return facts | read_facts(beside if beside.is_file() else Path(adapter).parent / FACTS)
 
 
-def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> FittedFacts:
+def inherited_facts(settings: Any, outputs: Collection[Path] = ()) -> TrainedFacts:
     """The facts behind the runs, sidecars and weights that `settings` name.
 
     Args:
         settings: plain data.
         outputs: may lie there from an earlier time, and hand nothing down.
     """
-    facts = FittedFacts()
+    facts = TrainedFacts()
     for path in map(Path, named_paths(settings, outputs)):
         # A link to a model elsewhere may lie in no run although the model does.
         record = marked_parent(path, (FACTS,)) or marked_parent(path.resolve(), (FACTS,))
         if record is not None:
             facts |= read_fitted(record)
         elif _was_trained_here(path) or _was_predicted_here(path):
-            facts |= FittedFacts(unknown=frozenset([str(path)]))
+            facts |= TrainedFacts(unknown=frozenset([str(path)]))
     return facts
 
 
-def _known(facts: FittedFacts, source: str) -> frozenset[str]:
+def _known(facts: TrainedFacts, source: str) -> frozenset[str]:
     if facts.unknown:
         raise ValueError(
             f"{source}: the facts that {min(facts.unknown)} goes back to are unknown, so it cannot "

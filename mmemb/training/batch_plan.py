@@ -31,7 +31,7 @@ class BatchPlan:
     local in large data sets).
 
     Args:
-        entries: samples; `meta["group"]` names the candidate space.
+        entries: samples; `meta["source"]` names the candidate space.
         batch_size: of the global batch, a multiple of `group_size`.
         group_size: consecutive samples that come from one space.
         weights: space -> weight, decimals or whole numbers; empty = by number of samples.
@@ -167,7 +167,7 @@ def entry_tokens(entry: IndexEntry) -> int:
 def _positions_by_group(entries: Sequence[IndexEntry]) -> dict[str, NDArray[np.int64]]:
     found: dict[str, list[int]] = {}
     for position, entry in enumerate(entries):
-        found.setdefault(entry.meta.get("group", ""), []).append(position)
+        found.setdefault(entry.meta.get("source", ""), []).append(position)
     return {name: np.array(rows, dtype=np.int64) for name, rows in found.items()}
 
 

@@ -25,17 +25,17 @@ def describe_batch(batch: PairBatch, backbone: Backbone, rows: Sequence[int] = (
     masks = target_masks(PairIds.from_batch(batch), slice(0, B))
     positive_BB, negative_BB = (mask_BN[:, :B] for mask_BN in masks)
 
-    parts = [f"Step {batch.step}, {B} rows; groups: {_counted(batch.groups)}."]
+    parts = [f"Step {batch.step}, {B} rows; groups: {_counted(batch.sources)}."]
     for row in [row for row in rows if row < B]:
-        query, target, note = batch.queries[row], batch.targets[row], batch.rationales[row]
+        query, target, rationale = batch.queries[row], batch.targets[row], batch.rationales[row]
 
-        reasoned = f"with its rationale: {_code(backbone.describe(query, note))}"
+        reasoned = f"with its rationale: {_code(backbone.describe(query, rationale))}"
         hard = batch.negatives[row] if batch.negatives else ()
         lines = [
             f"## row {row}: {batch.keys[row]}",
             f"query: {_code(backbone.describe(query))}",
             *(f"query {line}" for line in map(media_words, query.media)),
-            reasoned if note else "no rationale",
+            reasoned if rationale else "no rationale",
             f"target: {_code(backbone.describe(target))}",
             *(f"target {line}" for line in map(media_words, target.media)),
             *(f"hard negative: {_code(backbone.describe(side))}" for side in hard),

@@ -26,7 +26,7 @@ class PairVectors(NamedTuple):
         query_BD: h_d(q).
         target_BD: h_d(t).
         reasoned_BD: h_r(q, r) where a row has a rationale, h_d(q) elsewhere.
-        thought_BD: h_r(t, r) where the target has a rationale, h_d(t) elsewhere.
+        reasoned_target_BD: h_r(t, r) where the target has a rationale, h_d(t) elsewhere.
         negative_BKD: vectors of the hard negatives; zeros where a row has fewer than K.
         nll_B: summed negative log-likelihood of a row's rationales, of query and target.
         num_tokens_B: number of tokens of these rationales.
@@ -35,7 +35,7 @@ class PairVectors(NamedTuple):
     query_BD: Tensor
     target_BD: Tensor
     reasoned_BD: Tensor
-    thought_BD: Tensor
+    reasoned_target_BD: Tensor
     negative_BKD: Tensor
     nll_B: Tensor
     num_tokens_B: Tensor

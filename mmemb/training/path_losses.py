@@ -1,4 +1,4 @@
-"""The losses of an embedder's paths: direct, reasoning, across them, and writing.
+"""The losses of an embedder's paths: direct, reasoned, across them, and next token.
 
 docs/method.md section 6. Shapes: B rows, N target columns (B targets, then hard negatives), D
 embedding width.
@@ -27,9 +27,9 @@ class PathLosses:
 
     Attributes:
         direct: weight `a` of L_nce(h_d(q), h_d(t)).
-        reasoning: weight of L_nce(h_r(q, r), t*), t* = h_r(t) where the target has a rationale.
+        reasoned: weight of L_nce(h_r(q, r), t*), t* = h_r(t) where the target has a rationale.
         cross: weight of L_nce(h_r(q), h_d(t)) + L_nce(h_d(q), h_r(t)) where targets reason.
-        writing: weight `b` of the next-token loss, a mean over all tokens of all rationales.
+        next_token: weight `b` of the next-token loss, a mean over all tokens of all rationales.
         symmetric: also target to query.
         false_negative_margin: targets whose cosine with a query exceeds that of its own target by
             more than this do not repel it; null = all do.
@@ -37,18 +37,18 @@ class PathLosses:
     """
 
     direct: float = 1.0
-    reasoning: float = 1.0
+    reasoned: float = 1.0
     cross: float = 0.0
-    writing: float = 0.0
+    next_token: float = 0.0
     symmetric: bool = True
     false_negative_margin: float | None = None
     dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.cross or self.writing) and not self.reasoning:
+        if (self.cross or self.next_token) and not self.reasoned:
             raise ValueError(
-                "losses.cross and losses.writing need rationales, but losses.reasoning is 0: set "
-                "it above 0, or both of them to 0."
+                "losses.cross and losses.next_token need rationales, but losses.reasoned is 0: "
+                "set it above 0, or both of them to 0."
             )
 
     def compute(
@@ -64,12 +64,12 @@ class PathLosses:
         has_target_B = _has_rationale(of_targets, vectors.query_BD)
 
         query_BD, reasoned_BD = vectors.query_BD, vectors.reasoned_BD
-        target_BD, thought_BD = vectors.target_BD, vectors.thought_BD
+        target_BD, reasoned_target_BD = vectors.target_BD, vectors.reasoned_target_BD
         paths = {
             "direct": (self.direct, query_BD, target_BD, None),
-            "reasoning": (self.reasoning, reasoned_BD, thought_BD, has_query_B),
+            "reasoned": (self.reasoned, reasoned_BD, reasoned_target_BD, has_query_B),
             "cross_query": (self.cross, reasoned_BD, target_BD, has_query_B & has_target_B),
-            "cross_target": (self.cross, query_BD, thought_BD, has_target_B),
+            "cross_target": (self.cross, query_BD, reasoned_target_BD, has_target_B),
         }
 
         # Ids and hard negatives are those of every path.
@@ -90,9 +90,9 @@ class PathLosses:
                 )
                 losses[name] = weight * combine(term)
 
-        if self.writing:
+        if self.next_token:
             tokens = LossTerm(vectors.nll_B.sum(), vectors.num_tokens_B.sum())
-            losses["writing"] = self.writing * combine(tokens)
+            losses["next_token"] = self.next_token * combine(tokens)
         return losses
 
 

@@ -91,7 +91,7 @@ def test_a_broken_last_one_gives_way_to_the_one_before(
 def test_without_a_whole_one_the_broken_one_is_named(last: Path) -> None:
     assert newest_whole(last.parent / "elsewhere") is None
     last.with_name("last.ckpt.previous").unlink()
-    last.write_bytes(b"half")
+    last.write_bytes(b"fold")
     with pytest.raises(ValueError, match=r"last\.ckpt cannot be read"):
         newest_whole(last.parent)
     save(last.with_name("best.ckpt"), 1)

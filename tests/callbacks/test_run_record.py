@@ -15,7 +15,7 @@ from typing_extensions import override
 from callbacks import RecallAtK, RunRecord
 from callbacks.run_record import is_finished, is_unfinished
 from mmemb.storage.files import link_atomically
-from mmemb.storage.trained_facts import FittedFacts, read_fitted
+from mmemb.storage.trained_facts import TrainedFacts, read_fitted
 from tests.fixtures.echo_module import (
     ONE,
     Boring,
@@ -33,8 +33,8 @@ def fit(run: Path, record: RunRecord, *more: Callback, facts: Sequence[str] = ()
     trainer_of(run, callbacks=[record, *more], max_steps=1).fit(Boring(), datamodule=data)
 
 
-def facts_of(*trained: str) -> FittedFacts:
-    return FittedFacts(frozenset(trained))
+def facts_of(*trained: str) -> TrainedFacts:
+    return TrainedFacts(frozenset(trained))
 
 
 def read(path: Path) -> Any:

@@ -66,7 +66,7 @@ class _Batches:
                 if half and name == data.fail_at:
                     raise RuntimeError("the power went out")
                 keys = [f"{name[0]}{2 * half + i}" for i in range(2)]
-                rows = [SidecarRow(key, {"json": {"key": key}}, {"part": "test"}) for key in keys]
+                rows = [SidecarRow(key, {"json": {"key": key}}, {"split": "test"}) for key in keys]
                 refused = half and name == data.refuses
                 written = () if refused else tuple(rows)
                 yield StepOutput(sidecar=SidecarOutput(name, written, "no power." * refused))
@@ -93,7 +93,7 @@ def test_every_row_comes_into_its_shard(tmp_path: Path, world: int) -> None:
     assert [e.key for e in index.entries] == [f"{s}{i}" for s in "abc" for i in range(4)]
     entry = index.by_key["b3"]
     assert json.loads(index.read(entry)["json"]) == {"key": "b3"}
-    assert entry.meta == {"part": "test"}
+    assert entry.meta == {"split": "test"}
     assert read_manifest(tmp_path / "out").fingerprint == "f"
 
 

@@ -23,7 +23,7 @@ from tests.fixtures.tiny_trainer import trainer_of
 def test_the_figure_is_in_tensorboard(tiny_root: Path, tmp_path: Path) -> None:
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     trainer = trainer_of(tmp_path, callbacks=[RecallAtK(root=str(tiny_root))], logger=logger)
-    data = EvaluationDataModule(str(tiny_root), batch_size=16, parts=["test"])
+    data = EvaluationDataModule(str(tiny_root), batch_size=16, splits=["test"])
     trainer.test(ContrastiveEmbedder(clip(tmp_path)), datamodule=data, verbose=False)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path))
@@ -33,7 +33,7 @@ def test_the_figure_is_in_tensorboard(tiny_root: Path, tmp_path: Path) -> None:
 
 def test_a_row_for_each_task_whatever_the_ranks_hold(tiny_root: Path, tmp_path: Path) -> None:
     def rows(rank: int, world: int) -> list[TopRow]:
-        data = EvaluationDataModule(str(tiny_root), batch_size=7, parts=["test"])
+        data = EvaluationDataModule(str(tiny_root), batch_size=7, splits=["test"])
         module = ContrastiveEmbedder(clip(tmp_path)).eval()
         candidates, queries = data._data.loaders(data._data.select(["test"]), rank, world)
         meter = RecallAtK().meter
@@ -48,7 +48,7 @@ def test_a_row_for_each_task_whatever_the_ranks_hold(tiny_root: Path, tmp_path: 
     index = ShardIndex.open(tiny_root / "queries")
     for row in one:
         about = [
-            e.key for e in index.entries if (e.meta["task"], e.meta["part"]) == (row.task, "test")
+            e.key for e in index.entries if (e.meta["task"], e.meta["split"]) == (row.task, "test")
         ]
         assert row.key == min(about)
         assert len(row.names) == (3 if row.gallery == "continents" else NUM_CANDIDATES)

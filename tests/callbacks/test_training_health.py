@@ -90,7 +90,7 @@ def test_nothing_is_logged_every_0_steps(tiny_root: Path, tmp_path: Path) -> Non
 
 
 def embedder(folder: Path) -> ContrastiveEmbedder:
-    return ContrastiveEmbedder(clip(folder), num_warmup=1, learn_temperature=True)
+    return ContrastiveEmbedder(clip(folder), num_warmup_steps=1, learn_temperature=True)
 
 
 def test_a_run_logs_its_health_every_few_steps(tiny_root: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_run_logs_its_health_every_few_steps(tiny_root: Path, tmp_path: Path) 
     expected = {
         "in_batch_accuracy", "positive_negative_gap", "effective_rank", "masked_share",
         "temperature", "grad_norm/old", "data_wait_share", "samples_per_second",
-        "tokens_per_second", "direct_loss", "reasoning_loss", "loss",
+        "tokens_per_second", "direct_loss", "reasoned_loss", "loss",
     }  # fmt: skip
     assert {f"train/{name}" for name in expected} <= names
     groups = {name.removeprefix("train/loss/") for name in names if name.startswith("train/loss/")}

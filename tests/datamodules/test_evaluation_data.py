@@ -41,7 +41,7 @@ def on_rank(module, rank: int, world: int):
 
 def evaluation(root: Path, **changes) -> EvaluationDataModule:
     return EvaluationDataModule(
-        **({"root": str(root), "batch_size": 8, "parts": ["test"]} | changes)
+        **({"root": str(root), "batch_size": 8, "splits": ["test"]} | changes)
     )
 
 
@@ -56,7 +56,7 @@ def test_candidates_come_first_then_queries(root):
     batches = list(queries)
     found = {query.key: query for batch in batches for query in batch.queries.queries}
     assert len(found) == 24
-    assert {query.part for query in found.values()} == {"test"}
+    assert {query.split for query in found.values()} == {"test"}
     for batch in batches:
         asked = batch.queries
         for query, rationales in zip(asked.queries, asked.rationales, strict=True):
@@ -66,10 +66,10 @@ def test_candidates_come_first_then_queries(root):
 
 
 def test_tasks_and_galleries_are_selected(root):
-    module = evaluation(root, tasks=["flag-continent"], parts=["gate", "test"])
+    module = evaluation(root, tasks=["flag-continent"], splits=["gate", "test"])
     candidates, queries = module.val_dataloader()
     found = [query for batch in queries for query in batch.queries.queries]
-    assert {(query.task, query.part) for query in found} == {
+    assert {(query.task, query.split) for query in found} == {
         ("flag-continent", "gate"),
         ("flag-continent", "test"),
     }
@@ -104,7 +104,7 @@ def test_every_query_is_on_one_rank(root, world):
 def test_predict_reads_whole_shards_and_all_candidates(root, world):
     seen: list[str] = []
     for rank in range(world):
-        module = on_rank(evaluation(root, parts=None), rank, world)
+        module = on_rank(evaluation(root, splits=None), rank, world)
         candidates, queries = module.predict_dataloader()
         shards = list(dict.fromkeys(batch.queries.shard for batch in queries))
         assert shards == list(module.predict_shards())[rank::world]
@@ -117,9 +117,11 @@ def test_predict_reads_whole_shards_and_all_candidates(root, world):
 def test_predict_reads_only_shards_in_which_a_query_was_asked_for(root):
     index = ShardIndex.open(root / "queries")
     entry = index.entries[-1]
-    wanted = {"parts": [entry.meta["part"]], "tasks": [entry.meta["task"]]}
+    wanted = {"splits": [entry.meta["split"]], "tasks": [entry.meta["task"]]}
     asked = {
-        e.shard for e in index.entries if [[e.meta["part"]], [e.meta["task"]]] == [*wanted.values()]
+        e.shard
+        for e in index.entries
+        if [[e.meta["split"]], [e.meta["task"]]] == [*wanted.values()]
     }
     candidates, queries = evaluation(root, **wanted).predict_dataloader()
     assert 0 < len(asked) < len(index.shard_names), "or this test shows nothing"
@@ -136,7 +138,7 @@ def test_only_pending_shards_are_predicted(root, world):
     pending = ["queries-000001.tar", "queries-000003.tar"]
     found = []
     for rank in range(world):
-        module = on_rank(evaluation(root, parts=None), rank, world)
+        module = on_rank(evaluation(root, splits=None), rank, world)
         module.pending_shards = pending
         queries = module.predict_dataloader()[1]
         found.append(list(dict.fromkeys(batch.queries.shard for batch in queries)))
@@ -183,7 +185,7 @@ def quiet_trainer(folder: Path, **options) -> Trainer:
 @pytest.mark.filterwarnings(LEAF)
 @pytest.mark.parametrize("pending", [None, ["queries-000002.tar"], []])
 def test_lightning_predicts_what_is_pending(root, tmp_path, pending):
-    module, data = Counting(), evaluation(root, parts=None)
+    module, data = Counting(), evaluation(root, splits=None)
     data.pending_shards = pending
     quiet_trainer(tmp_path).predict(module, datamodule=data, return_predictions=False)
     expected = {None: 4 * 2, 1: 2, 0: 0}[pending if pending is None else len(pending)]
@@ -208,7 +210,7 @@ def test_a_rank_without_rows_still_joins_the_others(root, tmp_path):
     trainer = quiet_trainer(tmp_path, strategy=strategy, devices=2)
     found = tmp_path / "found"
     module.on_test_end = lambda: Path(f"{found}{trainer.global_rank}").write_text(str(module.ended))
-    trainer.test(module, datamodule=evaluation(one, parts=[entry.meta["part"]], batch_size=1))
+    trainer.test(module, datamodule=evaluation(one, splits=[entry.meta["split"]], batch_size=1))
     assert [Path(f"{found}{rank}").read_text() for rank in range(2)] == ["4", "4"]
 
 
@@ -236,12 +238,12 @@ def test_on_error(root, tmp_path, caplog):
 def test_local_candidates_and_grades(root, tmp_path):
     data = {
         **dict.fromkeys(("concept", "fact", "instruction", "text"), "x"),
-        **{"task": "flag-name", "part": "test"},
+        **{"task": "flag-name", "split": "test"},
         "relevance": {"a": 2, "b": 0.5},
         "answers": [],
     }
     members = encode_members({"json": data, "candidates.npy": np.array([4, 2], np.int32)})
-    meta = {"task": "flag-name", "part": "test", "gallery": "flags"}
+    meta = {"task": "flag-name", "split": "test", "gallery": "flags"}
     (tmp_path / "candidates").symlink_to(root / "candidates")
     (tmp_path / "tasks.json").symlink_to(root / "tasks.json")
     write_folder(
@@ -261,39 +263,45 @@ def test_workers_read_the_same(root):
     assert keys_of(with_workers) == keys_of(evaluation(root).test_dataloader()[1])
 
 
-def write_probes(root: Path, folder: Path, probe: bytes) -> None:
-    """Rationales of the queries, with a probe of every second one."""
+def write_prompt_states(root: Path, folder: Path, prompt_state: bytes) -> None:
+    """Rationales of the queries, with a prompt state of every second one."""
     index = ShardIndex.open(root / "queries")
     for shard in index.shard_names:
         samples = []
         for entry in index.of_shard(shard):
-            members = {"json": b"[]"} | ({} if int(entry.key) % 2 else {"probe.npy": probe})
+            members = {"json": b"[]"} | (
+                {} if int(entry.key) % 2 else {"prompt_state.npy": prompt_state}
+            )
             samples.append(Sample(entry.key, members))
         origins = [index.origin(shard)]
         write_shard(folder, shard, samples, fingerprint="f", made_from=origins)
     finish_manifest(folder, "f", index.shard_names)
 
 
-def test_probes_travel_with_their_queries(root, tmp_path):
-    write_probes(root, tmp_path, encode_members({"npy": np.array([1, 2], np.float16)})["npy"])
+def test_prompt_states_travel_with_their_queries(root, tmp_path):
+    write_prompt_states(
+        root, tmp_path, encode_members({"npy": np.array([1, 2], np.float16)})["npy"]
+    )
     batches = list(evaluation(root, rationales=str(tmp_path)).test_dataloader()[1])
     for batch in (batch.queries for batch in batches):
-        assert len(batch.probes) == len(batch.queries)
-        for query, probe_H in zip(batch.queries, batch.probes, strict=True):
+        assert len(batch.prompt_states) == len(batch.queries)
+        for query, prompt_state_H in zip(batch.queries, batch.prompt_states, strict=True):
             if int(query.key) % 2:
-                assert probe_H is None
+                assert prompt_state_H is None
             else:
-                assert (probe_H.tolist(), probe_H.dtype) == ([1, 2], torch.float32)
+                assert (prompt_state_H.tolist(), prompt_state_H.dtype) == ([1, 2], torch.float32)
 
 
 @pytest.mark.parametrize("folder", [None, "rationales"])
 def test_nobody_looked(root, folder):
     rationales = folder and str(root / folder)
     for batch in evaluation(root, rationales=rationales).test_dataloader()[1]:
-        assert batch.queries.probes == (None,) * len(batch.queries.queries)
+        assert batch.queries.prompt_states == (None,) * len(batch.queries.queries)
 
 
-def test_a_broken_probe_names_its_member(root, tmp_path):
-    write_probes(root, tmp_path, b"junk")
-    with pytest.raises(ValueError, match=r"queries-00000\d\.tar, sample \d+, member probe\.npy"):
+def test_a_broken_prompt_state_names_its_member(root, tmp_path):
+    write_prompt_states(root, tmp_path, b"junk")
+    with pytest.raises(
+        ValueError, match=r"queries-00000\d\.tar, sample \d+, member prompt_state\.npy"
+    ):
         list(evaluation(root, rationales=str(tmp_path)).test_dataloader()[1])

@@ -17,13 +17,13 @@ from datamodules.sample_json import CandidateJson, PairJson, QueryJson
 from datamodules.samples import Members, SampleReader
 from mmemb.records.rationales import ScoredJson, scored_to_json
 from mmemb.records.schema import SchemaError, parse_json
-from mmemb.records.sidecar_json import DecisionJson, NegativeJson, UtilityJson
+from mmemb.records.sidecar_json import DecisionJson, DepthValueJson, NegativeJson
 from mmemb.storage.manifests import MANIFEST, Source, index_path, read_manifest, read_record
 from mmemb.storage.shard_writer import Sample, write_folder
 
-LABELS = {"task": "t", "part": "train", "concept": "c", "fact": "f"}
+LABELS = {"task": "t", "split": "train", "concept": "c", "fact": "f"}
 PAIR = LABELS | {
-    "group": "g", "gallery": "g", "text": "a", "instruction": "", "target_text": "b",
+    "source": "g", "gallery": "g", "text": "a", "instruction": "", "target_text": "b",
     "target_instruction": "", "target_name": "b", "positives": ["b"], "answers": ["b"],
 }  # fmt: skip
 VALUES = st.recursive(
@@ -75,14 +75,14 @@ def test_any_value_in_any_field_of_a_pair(draw: st.DataObject, value: Any) -> No
 
 
 RATIONALE = {
-    "text": "a", "worker": "w", "model": "m", "revision": "", "prompt": "", "decoding": "d",
+    "text": "a", "writer": "w", "model": "m", "revision": "", "prompt": "", "decoding": "d",
     "seed": -1, "num_tokens": 3, "count": 2, "seeds": [1, 2], "log_probability": -0.5,
     "depth": "full", "provenance": "one-sided",
     "scores": {"gain": 0.5, "raw": None}, "names_target": True, "kept": True, "weight": 0.5,
 }  # fmt: skip
-UTILITY = {
-    "task": "t", "part": "test", "concept": "c", "eligible": True, "depths": ["direct", "full"],
-    "utility": [[-1.0], [-2.0, -3.0]], "cost": [[0], [3, 4]], "confidence": [[], [None, -0.5]],
+DEPTH_VALUE = {
+    "task": "t", "split": "test", "concept": "c", "eligible": True, "depths": ["direct", "full"],
+    "depth_value": [[-1.0], [-2.0, -3.0]], "cost": [[0], [3, 4]], "confidence": [[], [None, -0.5]],
     "metrics": [{"hit@1": 1.0}, {"hit@1": 0.0}], "averaged": [{"hit@1": 1.0}, {"hit@1": 0.5}],
     "ranks": [1.0, 2.5], "top": ["a", "b"], "scores": [-1.0, 0.5, 1.0], "swap": [0.5, 0.7],
 }  # fmt: skip
@@ -96,7 +96,7 @@ ROWS: list[tuple[Any, Any]] = [
     ),
     ({"name": "b", "gallery": "g", "text": "b", "instruction": ""}, CandidateJson),
     ([RATIONALE], tuple[ScoredJson, ...]),
-    (UTILITY, UtilityJson),
+    (DEPTH_VALUE, DepthValueJson),
     ({"depth": 1, "logits": [0.5, -0.5], "probability": 0.5, "cost": 3.0}, DecisionJson),
     ([{"row": 3, "name": "b", "score": 0.5}], tuple[NegativeJson, ...]),
 ]
@@ -121,7 +121,7 @@ def test_a_rationale_comes_back_from_its_row() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("queries")
-    meta = {"part": "test", "task": "t"}
+    meta = {"split": "test", "task": "t"}
     samples = [Sample(key, {"json": b"{}", "q0.webp": b"x"}, meta) for key in "ab"]
     source = Source("p", "1", "MIT", "0" * 64)
     options = {"prefix": "q", "samples_per_shard": 2, "fingerprint": "f", "sources": [source]}
@@ -157,7 +157,11 @@ def test_any_value_in_any_field_of_a_manifest_or_an_index(
         (("entries", 0, "members", "json"), [0, 10**12], "lies outside its shard"),
         (("entries", 0, "members", "json"), [2**70, 1], "lies outside its shard|cannot be trusted"),
         (("entries", 0, "media"), {"q0.webp": "x" * 64}, r"at `\$\.entries\[0\]\.media\['q0\.web"),
-        (("entries", 0, "meta"), {"part": 1}, r"got `int` - at `\$\.entries\[0\]\.meta\['part'\]"),
+        (
+            ("entries", 0, "meta"),
+            {"split": 1},
+            r"got `int` - at `\$\.entries\[0\]\.meta\['split'\]",
+        ),
         (("shard", "name"), "../x.tar", r"at `\$\.shard\.name`"),
         (("shard", "num_bytes"), -1, r"at `\$\.shard\.num_bytes`"),
         (("made_from",), [{"folder": "a", "shard": "/b.tar", "sha256": "0" * 64}], "made_from"),

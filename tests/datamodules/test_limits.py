@@ -90,7 +90,7 @@ class Noted(Callback):
 
 
 def data_of(root: Path, batch_size: int = 4, **changes: Any) -> EvaluationDataModule:
-    arguments = {"root": str(root), "batch_size": batch_size, "parts": ["test"]}
+    arguments = {"root": str(root), "batch_size": batch_size, "splits": ["test"]}
     return EvaluationDataModule(**(arguments | {"tasks": ["flag-name"]} | changes))
 
 
@@ -178,7 +178,7 @@ def predicted(folder: Path, root: Path, limit: float, **changes: Any) -> TextHas
     module, writer = TextHash(), SidecarWriter(str(folder / "out"))
     writer.fingerprint = "f"
     trainer = trainer_of(folder, limit_predict_batches=limit, callbacks=[writer])
-    trainer.predict(module, datamodule=data_of(root, tasks=None, parts=None, **changes),
+    trainer.predict(module, datamodule=data_of(root, tasks=None, splits=None, **changes),
                     return_predictions=False)  # fmt: skip
     return module
 

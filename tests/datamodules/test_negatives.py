@@ -68,7 +68,7 @@ def test_what_is_nearer_than_the_target_may_be_right() -> None:
 
 
 def data(root: Path, **kwargs: Any) -> PairDataModule:
-    shared = {"batch_size": 8, "group_size": 4, "group_weights": {}, "seed": 0}
+    shared = {"batch_size": 8, "group_size": 4, "source_weights": {}, "seed": 0}
     shared |= {"pairs": ["pairs/plain", "pairs/questions"]}
     return PairDataModule(str(root), **(shared | kwargs))
 

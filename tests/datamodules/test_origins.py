@@ -13,12 +13,12 @@ import pytest
 
 from callbacks import SidecarWriter
 from datamodules import (
+    DepthValueDataModule,
     EvaluationDataModule,
     MediaDataModule,
     PairDataModule,
     SelectionDataModule,
     SideDataModule,
-    UtilityDataModule,
 )
 from datamodules.joins import check_join
 from datamodules.loaders import ShardDataModule, by_shard
@@ -29,7 +29,11 @@ from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.shard_writer import Sample, finish_manifest, write_folder, write_shard
 from tests.fixtures.reports import rewrite, write_sidecars
 from tests.fixtures.tiny_experiment import Experiment, run
-from tests.fixtures.tiny_sidecars import write_sidecar, write_tiny_rationales, write_tiny_utilities
+from tests.fixtures.tiny_sidecars import (
+    write_sidecar,
+    write_tiny_depth_values,
+    write_tiny_rationales,
+)
 
 COMMAND = "python -m experiments.run predict --config side.yaml"
 
@@ -37,7 +41,7 @@ COMMAND = "python -m experiments.run predict --config side.yaml"
 def write_data(root: Path, text: str = "a", meta: str = "x") -> Path:
     """Queries in two shards and candidates in one; `text` stands in the second shard alone."""
     queries = [
-        Sample(f"k{n}", {"json": json.dumps(text if n > 1 else "").encode()}, {"half": meta})
+        Sample(f"k{n}", {"json": json.dumps(text if n > 1 else "").encode()}, {"fold": meta})
         for n in range(4)
     ]
     write_folder(
@@ -141,7 +145,7 @@ def test_what_each_stage_reads_is_recorded(tiny_root: Path, tmp_path: Path) -> N
         str(tiny_root),
         str(write_tiny_rationales(tiny_root, tmp_path / "rationales")),
     )
-    utilities = str(write_tiny_utilities(tiny_root, tmp_path / "utilities"))
+    depth_values = str(write_tiny_depth_values(tiny_root, tmp_path / "depth_values"))
     sides = SideDataModule(root, ["pairs/questions", "queries"], 4)
     assert origins_of(sides, "queries-000000.tar") == [("queries", "queries-000000.tar")]
     media = MediaDataModule(root, ["pairs/plain", "queries"], 4)
@@ -159,8 +163,8 @@ def test_what_each_stage_reads_is_recorded(tiny_root: Path, tmp_path: Path) -> N
     assert origins_of(evaluation, name) == [
         ("candidates", ""), ("queries", name), ("rationales", name),
     ]  # fmt: skip
-    gate = UtilityDataModule(root, utilities, 4, 0)
-    assert origins_of(gate, name) == [("queries", name), ("utilities", name)]
+    gate = DepthValueDataModule(root, depth_values, 4, 0)
+    assert origins_of(gate, name) == [("depth_values", name), ("queries", name)]
 
 
 @final
@@ -209,16 +213,18 @@ def embedder(root: str, runs: str) -> Any:
     return pairs_of(root, sidecar=f"{runs}/selected").train_dataloader()
 
 
-def utilities(root: str, runs: str) -> Any:
+def depth_values(root: str, runs: str) -> Any:
     return EvaluationDataModule(root, 4, rationales=f"{runs}/rationales").predict_dataloader()
 
 
 def gate(root: str, runs: str) -> Any:
-    return UtilityDataModule(root, f"{runs}/utilities", 4, 0).train_dataloader()
+    return DepthValueDataModule(root, f"{runs}/depth_values", 4, 0).train_dataloader()
 
 
 def gate_test(root: str, runs: str) -> Any:
-    module = UtilityDataModule(root, f"{runs}/utilities", 4, 0, rationales=f"{runs}/rationales")
+    module = DepthValueDataModule(
+        root, f"{runs}/depth_values", 4, 0, rationales=f"{runs}/rationales"
+    )
     return module.test_dataloader()
 
 
@@ -226,7 +232,7 @@ JOINS = {
     selection: "pairs/questions",
     tau: "queries",
     embedder: "pairs/questions",
-    utilities: "queries",
+    depth_values: "queries",
     gate: "queries",
     gate_test: "queries",
 }
@@ -261,11 +267,11 @@ def test_negatives_from_candidates_that_changed_are_refused(
         pairs_of(str(root), negatives=str(runs / "negatives")).train_dataloader()
 
 
-def test_decisions_about_other_utilities_are_refused(tmp_path: Path) -> None:
+def test_decisions_about_other_depth_values_are_refused(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data")
-    for name in ("utilities", "decisions"):
+    for name in ("depth_values", "decisions"):
         write_side(root, tmp_path / name)
-    with pytest.raises(ValueError, match=r"decisions/.* was not made from .*utilities/"):
+    with pytest.raises(ValueError, match=r"decisions/.* was not made from .*depth_values/"):
         read_queries(tmp_path)
 
 
@@ -273,7 +279,7 @@ def test_decisions_about_other_utilities_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["selection", "embedder", "utilities", "gate", "gate-test"])
+@pytest.mark.parametrize("stage", ["selection", "embedder", "depth_values", "gate", "gate-test"])
 def test_an_edited_table_stops_the_next_stage_with_the_command_that_helps(
     clip_experiment: Experiment, tmp_path: Path, stage: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""PairDataModule: batches, draws of rationales, halves, features, skips."""
+"""PairDataModule: batches, draws of rationales, folds, features, skips."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(root: Path, **changes) -> PairDataModule:
         "pairs": ["pairs/plain", "pairs/questions"],
         "batch_size": 8,
         "group_size": 4,
-        "group_weights": {},
+        "source_weights": {},
         "seed": 0,
     }
     return PairDataModule(**(arguments | changes))
@@ -44,7 +44,7 @@ def batches(root: Path, count: int = 12, **changes) -> list:
 
 
 def answers(root: Path, **changes) -> Counter:
-    only = {"pairs": ["pairs/questions"], "group_weights": {}} | changes
+    only = {"pairs": ["pairs/questions"], "source_weights": {}} | changes
     return Counter(
         rationale.answer if rationale else None
         for batch in batches(root, 25, **only)
@@ -87,46 +87,48 @@ def test_steps_are_numbered(root):
 
 def test_group_weights(root):
     weights = {"flags": 0.5, "questions": 0.25, "continent": 0.25, "clips": 0}
-    found = Counter(key[:6] for b in batches(root, 16, group_weights=weights) for key in b.keys)
+    found = Counter(key[:6] for b in batches(root, 16, source_weights=weights) for key in b.keys)
     assert found == {"flag-n": 64, "flag-c": 64}
 
 
 def test_weight_of_a_group_that_is_not_there(root, caplog):
     weights = {"flags": 1, "questions": 1, "continent": 1, "clips": 1, "emoji": 5}
-    assert len(batches(root, 1, group_weights=weights)) == 1
+    assert len(batches(root, 1, source_weights=weights)) == 1
     assert "no training pair belongs to emoji; groups of this data are clips" in caplog.text
 
 
 def test_group_without_a_weight_is_left_out(root, caplog):
     with caplog.at_level("INFO"):
-        module = make(root, group_weights={"flags": 1})
+        module = make(root, source_weights={"flags": 1})
         keys = {key for batch in islice(module.train_dataloader(), 6) for key in batch.keys}
     assert len(keys) == 24
     assert all(key.startswith("flag-name") for key in keys)
-    assert {fact.split("/")[1] for fact in module.fitted_facts} == {"name"}
+    assert {fact.split("/")[1] for fact in module.trained_facts} == {"name"}
     assert "not trained on: clips, continent, questions" in caplog.text
 
 
 def test_no_group_has_a_weight(root):
     with pytest.raises(ValueError, match=r"leave nothing to train on: groups .*'clips'"):
-        make(root, group_weights={"flag": 1}).train_dataloader()
+        make(root, source_weights={"flag": 1}).train_dataloader()
 
 
 def test_halves_and_fitted_facts(root):
-    whole, a, b = (make(root, half=half).fitted_facts for half in (None, "a", "b"))
+    whole, a, b = (make(root, fold=fold).trained_facts for fold in (None, "a", "b"))
     questions = {fact for fact in whole if fact.endswith("/capital")}
     assert len(questions) == 8
     assert a | b == whole
     assert {f for f in a & b if f.endswith("/capital")} == set()
     assert "country:20/name" in a & b  # names of all countries are trained in both
     assert "country:20/capital" not in whole
-    keys = {key for batch in batches(root, half="a") for key in batch.keys}
+    keys = {key for batch in batches(root, fold="a") for key in batch.keys}
     assert not keys & {key for key in keys if key.startswith("flag-capital-t2i-01")}
 
 
 def test_soft_and_hard_draw_take_what_was_kept(root):
     for soft in (True, False):
-        found = answers(root, sidecar=str(root / "selected"), prior_fraction=0, soft=soft)
+        found = answers(
+            root, sidecar=str(root / "selected"), unselected_fraction=0, sample_by_weight=soft
+        )
         assert set(found) == {f"country-{n:02d}" for n in range(8)}
 
 
@@ -137,19 +139,19 @@ def test_nothing_kept_is_direct_only(root, tmp_path):
         samples = [Sample(k, {"json": v.replace(b"true", b"false")}) for k, v in pools.items()]
         write_shard(tmp_path, name, samples, made_from=index.records[name].made_from)
     finish_manifest(tmp_path, "", index.shard_names)
-    assert set(answers(root, sidecar=str(tmp_path), prior_fraction=0.0)) == {None}
+    assert set(answers(root, sidecar=str(tmp_path), unselected_fraction=0.0)) == {None}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_rationales_that_no_selector_judged_are_not_passed_over(root, fraction):
     unjudged = str(root / "rationales")
     with pytest.raises(ValueError, match=r"rationales holds unjudged .*`selected`.* to 1, which"):
-        make(root, sidecar=unjudged, prior_fraction=fraction).train_dataloader()
-    assert None not in answers(root, sidecar=unjudged, prior_fraction=1.0)
+        make(root, sidecar=unjudged, unselected_fraction=fraction).train_dataloader()
+    assert None not in answers(root, sidecar=unjudged, unselected_fraction=1.0)
 
 
 def test_prior_draws_by_count(root):
-    found = answers(root, sidecar=str(root / "selected"), prior_fraction=1.0)
+    found = answers(root, sidecar=str(root / "selected"), unselected_fraction=1.0)
     total = sum(found.values())
     assert total == 200
     assert found["country-yy"] / total == pytest.approx(3 / 6, abs=0.1)
@@ -157,20 +159,20 @@ def test_prior_draws_by_count(root):
 
 
 def test_prior_fraction_mixes(root):
-    found = answers(root, sidecar=str(root / "selected"), prior_fraction=0.5)
+    found = answers(root, sidecar=str(root / "selected"), unselected_fraction=0.5)
     wrong = found["country-xx"] + found["country-yy"]
     assert wrong / sum(found.values()) == pytest.approx(0.5 * 5 / 6, abs=0.1)
 
 
 def test_foreign_rationales_are_about_others(root):
     folder = str(root / "selected")
-    for batch in batches(root, 20, pairs=["pairs/questions"], sidecar=folder, foreign_fraction=1.0):
+    for batch in batches(root, 20, pairs=["pairs/questions"], sidecar=folder, placebo_fraction=1.0):
         for key, rationale in zip(batch.keys, batch.rationales, strict=True):
             assert rationale.answer != f"country-{key.split('-')[-2]}"
 
 
 def test_draws_depend_on_step_and_key_only(root):
-    arguments = {"sidecar": str(root / "selected"), "prior_fraction": 1.0}
+    arguments = {"sidecar": str(root / "selected"), "unselected_fraction": 1.0}
     first = batches(root, 6, **arguments)
     stream = make(root, **arguments).train_dataloader()
     stream.load_state_dict({"batches": 4})
@@ -257,13 +259,13 @@ def test_undecodable_image_is_skipped_and_named(root, tmp_path, caplog):
 def test_nothing_can_be_decoded(root, tmp_path):
     keys = [e.key for e in ShardIndex.open(root / "pairs/questions").entries]
     folder = with_broken(root, tmp_path, dict.fromkeys(keys, b"junk"))
-    with pytest.raises(ValueError, match="No sample of group 'questions' can be decoded"):
+    with pytest.raises(ValueError, match="No sample of source 'questions' can be decoded"):
         batches(folder, 1, pairs=["broken"])
 
 
 def test_json_that_lacks_a_field(tmp_path):
-    data = {"task": "t", "part": "train"}
-    sample = Sample("k", {"json": json.dumps(data).encode()}, {"group": "g"})
+    data = {"task": "t", "split": "train"}
+    sample = Sample("k", {"json": json.dumps(data).encode()}, {"source": "g"})
     write_folder(tmp_path / "p", [sample], prefix="p", samples_per_shard=1, fingerprint="")
     with pytest.raises(
         ValueError, match=r"sample k, member json: .*missing required field `concept`"
@@ -272,7 +274,7 @@ def test_json_that_lacks_a_field(tmp_path):
 
 
 def test_predict_yields_every_pair_by_shard(root):
-    module = make(root, sidecar=str(root / "selected"), half="a", batch_size=5, group_size=5)
+    module = make(root, sidecar=str(root / "selected"), fold="a", batch_size=5, group_size=5)
     found = list(module.predict_dataloader())
     keys = [pair.key for batch in found for pair in batch.pairs]
     folders = ("pairs/plain", "pairs/questions")
@@ -298,6 +300,6 @@ def test_validation_loaders(root):
     rationales = str(root / "rationales")
     candidates, queries = make(root, val_rationales=rationales).val_dataloader()
     found = [query for batch in queries for query in batch.queries.queries]
-    assert {query.part for query in found} == {"val"}
+    assert {query.split for query in found} == {"val"}
     assert len(found) == 8
     assert sum(len(batch.candidates.candidates) for batch in candidates) == 24 + 3 + 24

@@ -1,4 +1,4 @@
-"""Sides for workers and pictures for the tower: complete, undecoded where possible, once each."""
+"""Sides for writers and pictures for the tower: complete, undecoded where possible, once each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sides_keep_keys_and_never_decode(root):
     media = [m for batch in batches for side in batch.sides for m in side.media]
     assert media
     assert all(m.pixels is None for m in media)
-    assert batches[0].metas[0]["part"] == "train"
+    assert batches[0].metas[0]["split"] == "train"
 
 
 def test_sides_show_the_query_only(root):
@@ -50,22 +50,22 @@ def test_sides_show_the_query_only(root):
                 assert "country-" not in side.text
 
 
-def test_sides_decoded_for_workers_that_look(root):
+def test_sides_decoded_for_writers_that_look(root):
     batches = sides(root, decode=True).predict_dataloader()
     assert any(m.pixels is not None for b in batches for side in b.sides for m in side.media)
 
 
 def test_sides_of_other_parts_are_empty(root):
-    for batch in sides(root, parts=["train", "test"]).predict_dataloader():
+    for batch in sides(root, splits=["train", "test"]).predict_dataloader():
         for side, meta in zip(batch.sides, batch.metas, strict=True):
-            assert (side == Side()) == (meta["part"] not in ("train", "test"))
+            assert (side == Side()) == (meta["split"] not in ("train", "test"))
 
 
 def test_queries_of_other_tasks_are_empty(root):
     asked = {"flag-capital-t2i"}
     for batch in sides(root, tasks=sorted(asked)).predict_dataloader():
         for side, meta in zip(batch.sides, batch.metas, strict=True):
-            assert (side == Side()) == ("group" not in meta and meta["task"] not in asked)
+            assert (side == Side()) == ("source" not in meta and meta["task"] not in asked)
     with pytest.raises(ValueError, match=r"Unknown task\(s\) \['flag-capitol'\]; .*flag-capital"):
         sides(root, tasks=["flag-capitol"]).predict_dataloader()
 

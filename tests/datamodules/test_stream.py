@@ -36,7 +36,7 @@ def make(root: Path, place: tuple[int, int] | None = None, **changes) -> PairDat
         "pairs": ["pairs/plain", "pairs/questions"],
         "batch_size": 8,
         "group_size": 4,
-        "group_weights": {},
+        "source_weights": {},
         "seed": 0,
         "sidecar": str(root / "selected"),
     }
@@ -161,7 +161,7 @@ def test_lightning_keeps_the_facts_of_a_stream_in_its_checkpoints(root, tmp_path
     first, second = (make(root, pairs=tars(root), sidecar=None) for _ in range(2))
     fit(tmp_path / "first", first, 2)
     assert fit(tmp_path / "second", second, 2, tmp_path / "first/step=2.ckpt") == []
-    assert first.fitted_facts == second.fitted_facts != frozenset()
+    assert first.trained_facts == second.trained_facts != frozenset()
 
 
 def tars(root: Path) -> list[str]:
@@ -179,7 +179,7 @@ def test_tars_without_an_index_are_streamed_and_replayed(root, tmp_path, caplog)
     assert "has no index: streaming through webdataset" in caplog.text
     assert len({key for _, keys, *_ in straight[:7] for key in keys}) == 56
     assert stream.state_dict() == {"batches": 12}
-    assert "country:20/name" in module.fitted_facts
+    assert "country:20/name" in module.trained_facts
     again = make(root, pairs=zipped, sidecar=None).train_dataloader()
     again.load_state_dict({"batches": 9})
     assert take(again, 3) == straight[9:]
@@ -191,21 +191,21 @@ def test_ranks_know_the_facts_of_all_streams_also_after_a_resume_at_the_end(root
         if state is not None:
             module.load_state_dict(state)
         list(islice(module.train_dataloader(), batches))
-        return module.fitted_facts, module.state_dict()
+        return module.trained_facts, module.state_dict()
 
     def read_and_resume(rank: int):
         facts, state = read(rank, 8)
         return facts, state, read(rank, 0, state)  # killed after its last checkpoint
 
-    facts = make(root, pairs=["pairs/plain"], sidecar=None).fitted_facts
+    facts = make(root, pairs=["pairs/plain"], sidecar=None).trained_facts
     expected = (facts, {"facts": sorted(facts)})
     assert run_ranks(read_and_resume) == [(*expected, expected)] * 2
     assert make(root).state_dict() == {}, "an index names the facts of indexed shards"
 
     indexed = make(root, pairs=["pairs/questions"], sidecar=None)
-    own = indexed.fitted_facts
+    own = indexed.trained_facts
     indexed.load_state_dict(expected[1])  # the fit goes on from what a stream has trained
-    assert indexed.fitted_facts == own | facts != own
+    assert indexed.trained_facts == own | facts != own
     assert indexed.state_dict() == expected[1]
 
 

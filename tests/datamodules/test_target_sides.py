@@ -1,4 +1,4 @@
-"""Targets and candidates as what a worker is asked about; which side of which task."""
+"""Targets and candidates as what a writer is asked about; which side of which task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(root: Path, folders: Sequence[str], **changes: Any) -> dict[str, Side]:
-    """Key -> what a worker is asked, of the rows that it is asked about."""
+    """Key -> what a writer is asked, of the rows that it is asked about."""
     data = SideDataModule(str(root), list(folders), 6, **changes)
     rows = [pair for b in data.predict_dataloader() for pair in zip(b.keys, b.sides, strict=True)]
     return {key: side for key, side in rows if side != Side()}
@@ -92,7 +92,7 @@ def test_tasks_choose_among_targets_too(root: Path) -> None:
 
 def test_parts_are_those_of_pairs(root: Path) -> None:
     """A candidate is ranked in every part."""
-    found = asked(root, [*PAIRS, "candidates"], side="target", parts=["test"])
+    found = asked(root, [*PAIRS, "candidates"], side="target", splits=["test"])
     assert set(found) == set(ShardIndex.open(root / "candidates").by_key)
 
 
@@ -136,7 +136,7 @@ def test_targets_are_trained_with_their_own_draws(root: Path, tmp_path: Path) ->
     unscored = write_tiny_rationales(root, tmp_path / "targets")
     data = PairDataModule(
         str(root), ["pairs/questions"], 8, 8, {}, 0, str(selected), target_sidecar=str(unscored),
-        prior_fraction=0.5,
+        unselected_fraction=0.5,
     )  # fmt: skip
     drawn = [
         (query.answer, target.answer)
@@ -153,7 +153,7 @@ def test_the_sidecar_mirrors_pairs_and_candidates(root: Path, tmp_path: Path) ->
     """Training targets get samples, candidates what a test gets; a query's draws serve a target
     that holds the same."""
     folders, folder = ["pairs/plain", "candidates"], str(tmp_path / "target_rationales")
-    module = RationaleGenerator({"s": Scribe()}, num_candidates=5, seed_by="content")
+    module = RationaleGenerator({"s": Scribe()}, num_drafts=5, seed_by="content")
     data = SideDataModule(str(root), folders, 8, side="target")
     trainer = trainer_of(tmp_path, callbacks=[SidecarWriter(folder)])
     trainer.predict(module, datamodule=data, return_predictions=False)
@@ -163,12 +163,12 @@ def test_the_sidecar_mirrors_pairs_and_candidates(root: Path, tmp_path: Path) ->
     for source in sources:
         for row in rows_of(source):
             text = json.loads(source.read(row.entry)["json"]).get("target_text", "")
-            if "group" not in row.meta:
+            if "source" not in row.meta:
                 text = json.loads(source.read(row.entry)["json"])["text"]
             drawn = table.read_rationales(row)
-            assert bool(drawn) == bool(text), "the worker reads no picture"
+            assert bool(drawn) == bool(text), "the writer reads no picture"
             assert all(rationale.thinking == text for rationale in drawn)
-            if text and "group" not in row.meta:
+            if text and "source" not in row.meta:
                 assert [rationale.seed for rationale in drawn] == [GREEDY]
     assert module.counts["of equal sides"] == 5 * 8 - 5 * len(CONTINENTS)
     assert module.counts["drawn"] == 5 * 8 + len(CONTINENTS)

@@ -32,7 +32,7 @@ def keys(tmp_path: Path) -> Callable[..., list[str]]:
     def read(data: bytes, on_error: str = "raise", batches: int = SIXTEEN, **changes) -> list[str]:
         path = tmp_path / "pairs.tar"
         path.write_bytes(data)
-        arguments = {"pairs": [str(path)], "batch_size": 1, "group_size": 1, "group_weights": {}}
+        arguments = {"pairs": [str(path)], "batch_size": 1, "group_size": 1, "source_weights": {}}
         module = PairDataModule(
             str(tmp_path), **(arguments | {"seed": 0, "on_error": on_error} | changes)
         )

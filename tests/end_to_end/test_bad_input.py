@@ -124,7 +124,7 @@ def test_a_query_that_cannot_be_ranked_names_its_sample(
     rows = EvaluationRows(root, 4)
     with pytest.raises(ValueError, match=words):
         rows.read_query(rows.queries[0])
-    with pytest.raises(ValueError, match="Unknown part"):
+    with pytest.raises(ValueError, match="Unknown split"):
         rows.select(["tset"])
 
 
@@ -175,7 +175,7 @@ def test_what_json_does_to_a_number_is_no_error() -> None:
 
 @pytest.mark.parametrize("record", [RATIONALE, to_json(EvaluationTask("t", "I-RET", "g"))])
 def test_records_come_back_from_json(record: dict[str, Any]) -> None:
-    kind = Rationale if "worker" in record else EvaluationTask
+    kind = Rationale if "writer" in record else EvaluationTask
     assert to_json(parse_json(json.dumps(record), kind, "F")) == record
     name = next(iter(record))
     with pytest.raises(ValueError, match=rf"F: .*missing.*{name}"):
@@ -201,7 +201,7 @@ def table_of(root: Path, folder: Path, members: dict[str, bytes]) -> RationaleTa
         ({"json": 5}, "member json: Expected `array`, got `int`"),
         ({"json": [None]}, r"Expected `object`, got `null` - at `\$\[0\]`"),
         ({"json": [RATIONALE | {"count": "2"}]}, r"got `str` - at `\$\[0\]\.count`"),
-        ({"json": [{"text": "a"}]}, r"missing required field `worker` - at `\$\[0\]`"),
+        ({"json": [{"text": "a"}]}, r"missing required field `writer` - at `\$\[0\]`"),
     ],
 )
 def test_broken_rationales_name_their_sample(

@@ -55,7 +55,7 @@ def fit(folder: Path, root: Path, world: int, steps: int, start: Path | None = N
         callbacks=[NoteKeys(folder), StopBehind(steps), saving], enable_checkpointing=True,
     )  # fmt: skip
     plain = partial(torch.optim.SGD, lr=0.1)  # Adam makes large steps of rounding
-    module = ContrastiveEmbedder(clip(folder).train(), plain, num_warmup=1)
+    module = ContrastiveEmbedder(clip(folder).train(), plain, num_warmup_steps=1)
     trainer.fit(module, datamodule=data(root), ckpt_path=start and str(start))
     return next(iter(sorted(folder.glob("end*.ckpt"))))
 

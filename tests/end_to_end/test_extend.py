@@ -89,23 +89,23 @@ def test_its_file_and_the_command_below_it(
     assert [line[:6] for line in said[1:]] == ["holds "] * 8
 
 
-def test_the_worker_writes_from_one_side(modules: list[ModuleType]) -> None:
-    worker = modules[1].LongestWordWorker()
+def test_the_writer_writes_from_one_side(modules: list[ModuleType]) -> None:
+    writer = modules[1].LongestWordWriter()
     sides = [Side("the flag of Peru's capital"), Side(media=(Media("image", "p"),))]
-    written = worker.write(sides, torch.tensor([[GREEDY, 4], [GREEDY, 4]]))
+    written = writer.write(sides, torch.tensor([[GREEDY, 4], [GREEDY, 4]]))
     assert [[r.answer for r in draws] for draws in written] == [["capital"] * 2, []]
-    assert written == worker.write(sides, torch.tensor([[GREEDY, 4], [GREEDY, 4]]))
+    assert written == writer.write(sides, torch.tensor([[GREEDY, 4], [GREEDY, 4]]))
     assert [draw.seed for draw in written[0]] == [GREEDY, 4]
 
 
-def test_its_file_takes_a_workers_place(modules: list[ModuleType], tmp_path: Path) -> None:
+def test_its_file_takes_a_writers_place(modules: list[ModuleType], tmp_path: Path) -> None:
     from experiments.cli.experiment_cli import build
     from experiments.cli.messages import quieten
 
-    overlay = tmp_path / "worker.yaml"
+    overlay = tmp_path / "writer.yaml"
     overlay.write_text(blocks("yaml")[1], encoding="utf-8")
     configs = [REPO / "experiments/configs/pocket/rationales.yaml", overlay]
     quieten()
     with settings_kept():
         module, _ = build(["fit", *(word for path in configs for word in ("--config", str(path)))])
-    assert [type(worker).__name__ for worker in module.workers.values()] == ["LongestWordWorker"]
+    assert [type(writer).__name__ for writer in module.writers.values()] == ["LongestWordWriter"]

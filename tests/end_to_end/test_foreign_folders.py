@@ -18,13 +18,13 @@ from mmemb.backbones import VisionLanguageBackbone, load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
-from mmemb.rationales import SelfWorker, ServerWorker
+from mmemb.rationales import SelfWriter, ServerWriter
 from mmemb.records.inputs import Side
 from mmemb.storage.run_marks import check_copied, note_run
 from tests.fixtures.tiny_vlm import folder
 
-MODEL = "mmemb.rationales.VisionLanguageWorker"
-SERVER = "mmemb.rationales.ServerWorker"
+MODEL = "mmemb.rationales.VisionLanguageWriter"
+SERVER = "mmemb.rationales.ServerWriter"
 PROMPT = "experiments/configs/pocket/few_shot.json"
 
 
@@ -33,7 +33,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = VisionLanguageBackbone(str(folder("qwen3_vl")))
     lists = ((0.0, 1.0), (0.0, -1.0)), ((0.0, 1.0),) * 2, (0.1, 0.2)
     embedder = AdaptiveEmbedder(
-        backbone, MlpDepthHead(32, 2), BudgetCalibration(*lists), {"full": SelfWorker(4)}
+        backbone, MlpDepthHead(32, 2), BudgetCalibration(*lists), {"full": SelfWriter(4)}
     )
     embedder.save_pretrained(path := tmp_path_factory.mktemp("saved"))
     return path
@@ -64,36 +64,36 @@ def test_a_folder_may_not_ask_for_its_own_code(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "worker",
+    "writer",
     [
         {"class_path": MODEL, "init_args": {"model": "m", "trust_remote_code": True}},
         {
-            "class_path": "mmemb.rationales.LabelBridgeWorker",
-            "init_args": {"worker": {"init_args": {"engine": {"trust_remote_code": True}}}},
+            "class_path": "mmemb.rationales.LabelBridgeWriter",
+            "init_args": {"writer": {"init_args": {"engine": {"trust_remote_code": True}}}},
         },
     ],
 )
-def test_its_workers_may_not_either(copy: Path, worker: dict[str, Any]) -> None:
-    edit(copy / "adaptive.json", lambda data: data.update(workers={"full": worker}))
-    with pytest.raises(ValueError, match=r"adaptive\.json: workers\.full: .* which no folder may"):
+def test_its_writers_may_not_either(copy: Path, writer: dict[str, Any]) -> None:
+    edit(copy / "adaptive.json", lambda data: data.update(writers={"full": writer}))
+    with pytest.raises(ValueError, match=r"adaptive\.json: writers\.full: .* which no folder may"):
         AdaptiveEmbedder.from_pretrained(copy)
 
 
 def test_servers_and_keys_are_the_callers(copy: Path) -> None:
     def ask(url: str, **given: str) -> None:
         arguments = {"url": url, "model": "m", "prompt": "${folder}/prompt.json"} | given
-        worker = {"class_path": SERVER, "init_args": arguments}
-        edit(copy / "adaptive.json", lambda data: data.update(workers={"full": worker}))
+        writer = {"class_path": SERVER, "init_args": arguments}
+        edit(copy / "adaptive.json", lambda data: data.update(writers={"full": writer}))
 
     def key(servers: Any) -> str:
-        worker = AdaptiveEmbedder.from_pretrained(copy, servers=servers).workers["full"]
-        assert isinstance(worker, ServerWorker)
-        return worker.client.api_key_env
+        writer = AdaptiveEmbedder.from_pretrained(copy, servers=servers).writers["full"]
+        assert isinstance(writer, ServerWriter)
+        return writer.client.api_key_env
 
     shutil.copy(PROMPT, copy / "prompt.json")
     for host in ("elsewhere.example", "localhost"):
         ask(f"http://{host}:8000/v1")
-        with pytest.raises(ValueError, match=rf"workers\.full\.url .*--server {host}"):
+        with pytest.raises(ValueError, match=rf"writers\.full\.url .*--server {host}"):
             AdaptiveEmbedder.from_pretrained(copy)
         assert key([host]) is key({f"{host}:8000": None}) is None
         assert key({host: "MY_KEY"}) == "MY_KEY"
@@ -121,13 +121,13 @@ def test_servers_and_keys_are_the_callers(copy: Path) -> None:
     ],
     ids=str,
 )
-def test_arguments_of_a_saved_worker_have_their_types(
+def test_arguments_of_a_saved_writer_have_their_types(
     said: dict[str, Any], message: str, copy: Path
 ) -> None:
     shutil.copy(PROMPT, copy / "prompt.json")
     usual = {"url": "http://localhost/v1", "model": "m", "prompt": "${folder}/prompt.json"}
-    worker = {"class_path": SERVER, "init_args": usual | said}
-    edit(copy / "adaptive.json", lambda data: data.update(workers={"full": worker}))
+    writer = {"class_path": SERVER, "init_args": usual | said}
+    edit(copy / "adaptive.json", lambda data: data.update(writers={"full": writer}))
     with pytest.raises(ValueError, match=f"is no whole AdaptiveEmbedder: .*{message}"):
         AdaptiveEmbedder.from_pretrained(copy, servers=["localhost"])
 
@@ -142,11 +142,11 @@ def test_a_search_allows_what_its_user_names(
     chat = str(tiny_root / "models/smollm2")
     cases = (
         (SERVER, server, ["--server", "localhost=MY_KEY"]),
-        ("mmemb.rationales.LanguageModelWorker", {"model": chat}, ["--allow-model", chat]),
+        ("mmemb.rationales.LanguageModelWriter", {"model": chat}, ["--allow-model", chat]),
     )
     for kind, arguments, leave in cases:
-        worker = {"class_path": kind, "init_args": arguments | {"prompt": "${folder}/prompt.json"}}
-        edit(copy / "adaptive.json", lambda data, w=worker: data.update(workers={"full": w}))
+        writer = {"class_path": kind, "init_args": arguments | {"prompt": "${folder}/prompt.json"}}
+        edit(copy / "adaptive.json", lambda data, w=writer: data.update(writers={"full": w}))
         with pytest.raises(SystemExit, match=leave[0]):
             search(shared)
         search([*shared, *leave])
@@ -154,8 +154,8 @@ def test_a_search_allows_what_its_user_names(
 
 
 def test_a_saved_folder_names_no_variable_and_holds_the_prompt(copy: Path) -> None:
-    worker = ServerWorker("http://localhost:8000/v1", "m", PROMPT, api_key_env="SOME_SECRET")
-    embedder = AdaptiveEmbedder.from_pretrained(copy, {"full": worker})
+    writer = ServerWriter("http://localhost:8000/v1", "m", PROMPT, api_key_env="SOME_SECRET")
+    embedder = AdaptiveEmbedder.from_pretrained(copy, {"full": writer})
     embedder.save_pretrained(copy.with_name("again"))
     written = (copy.with_name("again") / "adaptive.json").read_text()
     assert "SOME_SECRET" not in written
@@ -163,24 +163,24 @@ def test_a_saved_folder_names_no_variable_and_holds_the_prompt(copy: Path) -> No
     loaded = AdaptiveEmbedder.from_pretrained(
         copy.with_name("again"), servers={"localhost": "SOME_SECRET"}
     )
-    assert loaded.workers["full"].config()["api_key_env"] == "SOME_SECRET"
-    assert loaded.workers["full"].identity() == worker.identity()
+    assert loaded.writers["full"].config()["api_key_env"] == "SOME_SECRET"
+    assert loaded.writers["full"].identity() == writer.identity()
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"state": 5}, r"Expected `array`, got `int` - at `\$\.state`"),
-        ({"temperature": 0}, r"`float` > 0.0 - at `\$\.temperature`"),
-        ({"workers": [1]}, r"Expected `object`, got `array` - at `\$\.workers`"),
-        ({"workers": {"full": None}}, r"got `null` - at `\$\.workers\['full'\]`"),
-        ({"workers": {}}, "2 depths, but there are 0 workers"),
+        ({"gallery_temperature": 0}, r"`float` > 0.0 - at `\$\.gallery_temperature`"),
+        ({"writers": [1]}, r"Expected `object`, got `array` - at `\$\.writers`"),
+        ({"writers": {"full": None}}, r"got `null` - at `\$\.writers\['full'\]`"),
+        ({"writers": {}}, "2 depths, but there are 0 writers"),
         ({"thresholds": {"logits": []}}, r"field `costs` - at `\$\.thresholds`"),
         (
             {"thresholds": {"logits": [], "costs": [], "ties": [1], "milliseconds": []}},
             "expected equally many",
         ),
-        ({"workers": {"full": {"class_path": MODEL}}}, "no whole AdaptiveEmbedder"),
+        ({"writers": {"full": {"class_path": MODEL}}}, "no whole AdaptiveEmbedder"),
     ],
     ids=str,
 )
@@ -234,7 +234,7 @@ def test_a_template_that_fails_names_its_model(copy: Path, template: str, said: 
         ValueError, match=rf'backbone/model cannot be used; it says "{said}'
     ) as caught:
         AdaptiveEmbedder.from_pretrained(copy).encode([Side("a")], budget=0.0)
-    assert "Mend its chat_template.jinja" in str(caught.value)
+    assert "Repair its chat_template.jinja" in str(caught.value)
 
 
 @pytest.mark.parametrize(

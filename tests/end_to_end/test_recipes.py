@@ -51,8 +51,8 @@ def stage(given: tuple[Path, Path, Path], subcommand: str, name: str, *more: str
 
 PAIRS = ("--data.pairs", "[pairs/questions]")
 # A model that babbles needs some length and variety to write a whole rationale now and then.
-SHORT = ("--model.workers.self.init_args.max_new_tokens", "24",
-         "--model.workers.self.init_args.top_k", "8")  # fmt: skip
+SHORT = ("--model.writers.self.init_args.max_new_tokens", "24",
+         "--model.writers.self.init_args.top_k", "8")  # fmt: skip
 
 
 def test_the_direct_baseline_trains(given: tuple[Path, Path, Path]) -> None:
@@ -71,7 +71,7 @@ def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path], tmp_pa
     assert ShardIndex.open(folder / "selected").entries
     stage(given, "fit", "embedder", *PAIRS, "--model.losses.cross", "0.5")
     stage(given, "predict", "drafts", *SHORT)
-    stage(given, "predict", "utilities", "--model.allow_fitted", "true")
+    stage(given, "predict", "depth_values", "--model.allow_trained_facts", "true")
     stage(given, "fit", "gate")
     first = ("--config", str(RECIPES / "first_token.yaml"), "--name", "first")
     stage(given, "fit", "gate", *first)
@@ -110,7 +110,7 @@ def test_a_gate_is_bolted_on_to_a_frozen_embedder(
     drafts = str(folder / "drafts")
     stage(given, "predict", "rationales", *shared, "--data.folders", "[queries]", *SHORT,
           "--data.rationales", drafts, "--trainer.callbacks.folder", drafts)  # fmt: skip
-    stage(given, "predict", "utilities", *shared)
+    stage(given, "predict", "depth_values", *shared)
     stage(given, "fit", "gate", "--config", str(RECIPES / "bolt_on_gate.yaml"), "--vlm", str(model))
     adaptive = AdaptiveEmbedder.from_pretrained(folder / "gate/adaptive", models=[str(model)])
     after = adaptive.backbone.state_dict()
@@ -178,7 +178,7 @@ def test_drafts_are_written_behind_the_prompt_that_is_embedded() -> None:
     }
     style = models["embedder"]["backbone"]["init_args"]["style"]
     assert style == models["direct"]["backbone"]["init_args"]["style"]
-    assert style == models["drafts"]["workers"]["self"]["init_args"]["style"]
+    assert style == models["drafts"]["writers"]["self"]["init_args"]["style"]
 
 
 def test_tiny_models_are_written_by_a_command(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_tiny_models_are_written_by_a_command(tmp_path: Path) -> None:
     assert (tmp_path / "vlm/model.safetensors").stat().st_mtime_ns > written
     mark = json.loads((tmp_path / "vlm/tiny.json").read_text())
     (tmp_path / "vlm/tiny.json").write_text(json.dumps({**mark, "done": False}))  # interrupted
-    (tmp_path / "vlm/model.safetensors").write_bytes(b"half")
+    (tmp_path / "vlm/model.safetensors").write_bytes(b"fold")
     assert main(command) == 0
     assert VisionLanguageBackbone(str(tmp_path / "vlm")).embedding_dim == 32
     (tmp_path / "vlm/tiny.json").unlink()

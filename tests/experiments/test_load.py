@@ -19,7 +19,7 @@ from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
-from mmemb.rationales import TableWorker
+from mmemb.rationales import TableWriter
 from mmemb.records.inputs import Side
 from tests.fixtures.paths import CLIP_TINY as TINY
 
@@ -43,7 +43,7 @@ def run(tmp_path: Path, backbone: OpenClipBackbone) -> Path:
                 "init_args": {"model": str(TINY), "tokenizer": "bytes"},
             },
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}},
-            "num_warmup": 3,
+            "num_warmup_steps": 3,
         },
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": settings, "name": "trunk"}))
@@ -56,7 +56,7 @@ def run(tmp_path: Path, backbone: OpenClipBackbone) -> Path:
 def test_a_run_opens_with_its_settings_and_weights(run: Path, backbone: OpenClipBackbone) -> None:
     module = load_run(run, models=[str(TINY)])
     assert isinstance(module, ContrastiveEmbedder)
-    assert module.num_warmup == 3
+    assert module.num_warmup_steps == 3
     assert not module.training
     with torch.no_grad():
         torch.testing.assert_close(module.backbone.encode(SIDES), backbone.encode(SIDES))
@@ -209,16 +209,16 @@ def test_a_run_grants_itself_nothing(run: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_server_of_a_run_is_sent_the_key_that_the_caller_names(run: Path) -> None:
     prompt = str(TINY.parents[1] / "pocket/few_shot.json")
-    worker = {"url": "http://elsewhere.example/v1", "model": "m", "prompt": prompt}
+    writer = {"url": "http://elsewhere.example/v1", "model": "m", "prompt": prompt}
     settings = {
         "class_path": "lightning_modules.RationaleGenerator",
-        "init_args": {"workers": {"full": {"class_path": "mmemb.rationales.ServerWorker"}}},
+        "init_args": {"writers": {"full": {"class_path": "mmemb.rationales.ServerWriter"}}},
     }
 
     def loaded(servers: Any, **said: Any) -> Any:
-        settings["init_args"]["workers"]["full"]["init_args"] = worker | said
+        settings["init_args"]["writers"]["full"]["init_args"] = writer | said
         (run / "config.yaml").write_text(yaml.safe_dump({"model": settings}))
-        return load_run(run, servers=servers, models=[prompt]).workers["full"].client.api_key_env
+        return load_run(run, servers=servers, models=[prompt]).writers["full"].client.api_key_env
 
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(ValueError, match="url names the server elsewhere"):
@@ -246,7 +246,7 @@ def test_the_inference_path_opens_from_the_run_or_its_folder(
         backbone,
         MlpDepthHead(backbone.embedding_dim),
         BudgetCalibration(),
-        {"full": TableWorker(str(tmp_path / "facts.json"))},
+        {"full": TableWriter(str(tmp_path / "facts.json"))},
     )
     saved.save_pretrained(tmp_path / "gate/adaptive")
     for folder in (tmp_path / "gate", tmp_path / "gate/adaptive"):

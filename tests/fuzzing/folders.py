@@ -16,7 +16,7 @@ from mmemb.backbones import VisionLanguageBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
-from mmemb.rationales import SelfWorker
+from mmemb.rationales import SelfWriter
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_vlm import folder as vision_language_model
 from tests.fuzzing.kind import Kind
@@ -43,7 +43,7 @@ class Folders(Kind):
         lists = ((0.0, 1.0), (0.0, -1.0)), ((0.0, 1.0),) * 2, (0.1, 0.2)
         self._saved = self.folder / "saved"
         AdaptiveEmbedder(
-            backbone, MlpDepthHead(32, 2), BudgetCalibration(*lists), {"full": SelfWorker(4)}
+            backbone, MlpDepthHead(32, 2), BudgetCalibration(*lists), {"full": SelfWriter(4)}
         ).save_pretrained(self._saved)
         (self._saved / "evil.py").write_text(_CODE)
         files = [

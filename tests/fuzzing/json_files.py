@@ -110,7 +110,7 @@ def _read_pair(path: Path, body: bytes) -> None:
     members = Members.of_bytes("k", f"Shard s.tar, {path.name}", {"json": body, "t0.webp": b""})
     pair = SampleReader(pixels=False).pair_of(members)
     check_texts((pair.query.text, pair.target.text, pair.query.instruction, pair.target_name))
-    check_texts((pair.task, pair.part, pair.concept, pair.fact, pair.group, pair.gallery))
+    check_texts((pair.task, pair.split, pair.concept, pair.fact, pair.source, pair.gallery))
     check_texts((*pair.positives, *pair.answers))
 
 
@@ -146,7 +146,7 @@ def _finite(scores: Mapping[str, float]) -> None:
 def _read_pool(path: Path, body: bytes) -> None:
     for pool in read_pool(path).values():
         for rationale in pool:
-            check_texts((rationale.text, rationale.worker, rationale.plain, rationale.answer))
+            check_texts((rationale.text, rationale.writer, rationale.plain, rationale.answer))
             assert type(rationale.seed) is type(rationale.num_tokens) is int
 
 

@@ -19,7 +19,7 @@ from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.special_tokens import as_text_anywhere
 from mmemb.rationales.chat_api.reply import Reply
-from mmemb.rationales.merge import fold_candidates
+from mmemb.rationales.merge import merge_drafts
 from mmemb.rationales.writers.server import tagged
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
@@ -92,7 +92,7 @@ def readers(folder: Path) -> Mapping[str, Callable[[str], Any]]:
     return {
         "digest": lambda text: Side(text, text).digest,
         "rationale": lambda text: (_said(text).plain, _whole(text).plain),
-        "folding": lambda text: fold_candidates([_said(text), _whole(text)]),
+        "folding": lambda text: merge_drafts([_said(text), _whole(text)]),
         "reply": lambda text: tagged(few_shot, Reply(text, text, 1, True)),
         "names_target": lambda text: names_target(text, ["Peru", text]),
         "text_key": text_key,

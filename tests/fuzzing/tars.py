@@ -76,7 +76,7 @@ class Tars(Kind):
             batch = next(stream)
             keys += batch.keys
             check_texts(side.text for side in (*batch.queries, *batch.targets))
-            check_texts((*batch.groups, *stream.facts))
+            check_texts((*batch.sources, *stream.facts))
         assert sorted(keys) == sorted(sample.key for sample in samples), "silently other rows"
 
 

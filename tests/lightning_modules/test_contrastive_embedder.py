@@ -172,7 +172,7 @@ def test_hard_negatives_of_all_ranks_push_all_queries(tmp_path: Path) -> None:
 def test_without_the_reasoning_term_no_rationale_is_read(tmp_path: Path) -> None:
     parts = [joined([rows(0, 5), rows(ROWS, 3)])]
     silent = [replace(parts[0], rationales=(None,) * len(parts[0].keys))]
-    direct = PathLosses(reasoning=0.0)
+    direct = PathLosses(reasoned=0.0)
     off = gradients(tmp_path / "off", clip, parts, losses=direct)
     none = gradients(tmp_path / "none", clip, silent, losses=direct)
     on = gradients(tmp_path / "on", clip, parts)
@@ -183,7 +183,9 @@ def test_without_the_reasoning_term_no_rationale_is_read(tmp_path: Path) -> None
 
 def test_new_parameters_learn_at_their_own_rate(tmp_path: Path) -> None:
     module = ContrastiveEmbedder(
-        joint(tmp_path), lambda groups: torch.optim.AdamW(groups, lr=0.1), new_lr_scale=5.0
+        joint(tmp_path),
+        lambda groups: torch.optim.AdamW(groups, lr=0.1),
+        new_parameters_lr_scale=5.0,
     )
     old, new = module._parameter_groups()
     assert new["lr"] == pytest.approx(0.5)
@@ -199,7 +201,7 @@ def test_a_fit_leaves_the_embedder_that_it_trained(tmp_path: Path) -> None:
     backbone = clip(tmp_path)
     before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
     data = Stub(train=lambda rank, world: [rows(0, 5)] * 3)
-    module = ContrastiveEmbedder(backbone, num_warmup=1)
+    module = ContrastiveEmbedder(backbone, num_warmup_steps=1)
     trainer_of(tmp_path, max_steps=3).fit(module, datamodule=data)
     saved = dict(load_backbone(str(tmp_path / "backbone")).named_parameters())
     assert saved.keys() == before.keys()

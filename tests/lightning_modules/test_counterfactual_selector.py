@@ -22,8 +22,8 @@ from mmemb.records.batches import PairRowBatch
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale, ScoredJson
-from mmemb.selection import PairEvaluator, YesNoEvaluator
-from mmemb.selection.pair_scores import PairScores, judge
+from mmemb.selection import PairJudge, YesNoJudge
+from mmemb.selection.pair_scores import PairScores, judge_pairs
 from mmemb.selection.placebos import placebo_donors
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.reports import rewrite
@@ -35,7 +35,7 @@ PAIRS, POOL = 16, 3
 
 
 @final
-class PlantedEvaluator(PairEvaluator):
+class PlantedJudge(PairJudge):
     """Reads the right country off the fact: a rationale that names it helps, others harm.
 
     Everything is scaled by `tau`, which a fit must find again.
@@ -87,9 +87,7 @@ def data_of(root: Path, rationales: Path, folder: Path, batch_size: int) -> Sele
 
 
 def module_of(folder: Path, **kwargs: float) -> CounterfactualSelector:
-    return CounterfactualSelector(
-        PlantedEvaluator(), str(folder), **{"keep_share": 1 / 3, **kwargs}
-    )
+    return CounterfactualSelector(PlantedJudge(), str(folder), **{"keep_share": 1 / 3, **kwargs})
 
 
 def fit(
@@ -136,12 +134,12 @@ def test_what_helps_is_kept_and_what_harms_is_not(
 def test_scores_are_calibrated_on_queries_the_judges_do_not_know(
     tmp_path: Path, tiny_root: Path, rationales: Path
 ) -> None:
-    """tau undoes the evaluator's scale: twice the scale, twice the tau, and the same keeping."""
+    """tau undoes the judge's scale: twice the scale, twice the tau, and the same keeping."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     one = fit(tmp_path / "one", tiny_root, rationales)
     module = module_of(tmp_path / "two")
-    module.evaluator.tau *= 2
+    module.judge.tau *= 2
     trainer = trainer_of(tmp_path / "two", max_epochs=1)
     trainer.fit(module, datamodule=data_of(tiny_root, rationales, tmp_path / "two", 5))
     two = json.loads((tmp_path / "two/selection.json").read_text())
@@ -188,9 +186,9 @@ def test_the_test_reports_keeping_and_swapping(
     trainer.test(module_of(tmp_path), datamodule=data, verbose=False)
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert found["test/keep_rate"] == pytest.approx(1 / 3)
-    assert found["test/names_target"] == pytest.approx(1 / 3)
-    assert found["test/names_target_kept"] == pytest.approx(1.0)
-    assert found["test/swap_foreign"] < found["test/swap_none"]
+    assert found["test/answer_mentioned"] == pytest.approx(1 / 3)
+    assert found["test/answer_mentioned_kept"] == pytest.approx(1.0)
+    assert found["test/logp_placebo"] < found["test/logp_none"]
     assert len(found) == 6
 
 
@@ -208,25 +206,25 @@ def test_without_calibration_queries_there_is_no_tau(
     data = data_of(tiny_root, rationales, tmp_path, 5)
     data._calibration_rows = ()
     trainer = trainer_of(tmp_path, max_epochs=1)
-    with pytest.raises(ValueError, match="part `calibration` has no query with a rationale"):
+    with pytest.raises(ValueError, match="split `calibration` has no query with a rationale"):
         trainer.fit(module_of(tmp_path), datamodule=data)
     assert not (tmp_path / "selection.json").exists()
 
 
 def test_no_pair_is_judged_twice(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
     """Of fit, predict and test the first judges all pairs and calibration queries."""
-    evaluator = PlantedEvaluator()
+    judge = PlantedJudge()
 
     def run(command: str, world: int = 1) -> int:
         """How many pairs and queries were judged."""
-        before = evaluator.num_judged
-        module = CounterfactualSelector(evaluator, str(tmp_path), keep_share=1 / 3)
+        before = judge.num_judged
+        module = CounterfactualSelector(judge, str(tmp_path), keep_share=1 / 3)
         writer = SidecarWriter(str(tmp_path / "selected"))
         trainer = trainer_of(tmp_path, max_epochs=1, callbacks=[writer])
         data = data_of(tiny_root, rationales, tmp_path, 5)
         options = {"predict": {"return_predictions": False}, "test": {"verbose": False}}
         getattr(trainer, command)(module, datamodule=data, **options.get(command, {}))
-        return evaluator.num_judged - before
+        return judge.num_judged - before
 
     asked = data_of(tiny_root, rationales, tmp_path, 5)
     num_rows = PAIRS + len(asked._calibration_rows)
@@ -240,7 +238,7 @@ def test_no_pair_is_judged_twice(tmp_path: Path, tiny_root: Path, rationales: Pa
     assert shard.read_bytes() == before
 
     # Another judge, and other donors, make all scores stale.
-    evaluator.tau *= 2
+    judge.tau *= 2
     assert run("test") == num_rows
 
 
@@ -250,7 +248,7 @@ def test_scores_are_kept_unrounded(tmp_path: Path, tiny_root: Path, rationales: 
     data = data_of(tiny_root, rationales, tmp_path, 5)
     table = ScoreTable(tmp_path / "judge-scores")
     for batch in data.judge_loader(data.predict_shards()):
-        judged = PairScores.stack(judge(PlantedEvaluator(), batch, 3), "similarity")
+        judged = PairScores.stack(judge_pairs(PlantedJudge(), batch, 3), "similarity")
         stored = table.read([pair.key for pair in batch.pairs])
         for name in ("own_BCR", "placebo_BCJ", "comparable_BKJ"):
             assert torch.equal(getattr(stored, name), getattr(judged, name)) or (
@@ -276,11 +274,11 @@ def test_a_development_run_judges_few_pairs_and_keeps_nothing(
     fit(tmp_path, tiny_root, rationales)
     select(tmp_path, tiny_root, rationales)
     shutil.rmtree(tmp_path / "judge-scores")
-    evaluator = PlantedEvaluator()
-    module = CounterfactualSelector(evaluator, str(tmp_path), keep_share=1 / 3)
+    judge = PlantedJudge()
+    module = CounterfactualSelector(judge, str(tmp_path), keep_share=1 / 3)
     trainer = trainer_of(tmp_path, fast_dev_run=1, callbacks=[SidecarWriter(str(tmp_path / "x"))])
     getattr(trainer, command)(module, datamodule=data_of(tiny_root, rationales, tmp_path, 5))
-    assert 0 < evaluator.num_judged <= 10
+    assert 0 < judge.num_judged <= 10
     assert not (tmp_path / "judge-scores").exists()
 
 
@@ -291,14 +289,12 @@ def test_a_share_is_refused_before_anything_is_judged(tmp_path: Path) -> None:
 
 def test_nan_is_the_judges_fault(tiny_root: Path, rationales: Path, tmp_path: Path) -> None:
     module, data = module_of(tmp_path), data_of(tiny_root, rationales, tmp_path, 5)
-    module.evaluator.tau = float("nan")
-    with pytest.raises(
-        ValueError, match=r"^flag-.*: scores of the PlantedEvaluator are not finite"
-    ):
-        judge(module.evaluator, next(iter(data.judge_loader(data.predict_shards()))), 3)
+    module.judge.tau = float("nan")
+    with pytest.raises(ValueError, match=r"^flag-.*: scores of the PlantedJudge are not finite"):
+        judge_pairs(module.judge, next(iter(data.judge_loader(data.predict_shards()))), 3)
 
 
-def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> None:
+def test_placebos_are_of_the_same_writer(tiny_root: Path, tmp_path: Path) -> None:
     """A model is not praised for beating what a weaker one babbles about other countries."""
     folder = write_tiny_rationales(tiny_root, tmp_path / "rationales")
     data = data_of(tiny_root, folder, tmp_path, 16)
@@ -307,20 +303,20 @@ def test_placebos_are_of_the_same_worker(tiny_root: Path, tmp_path: Path) -> Non
     pools = tuple(
         tuple(
             structs.replace(
-                scored, rationale=structs.replace(scored.rationale, worker=kinds[k % 2])
+                scored, rationale=structs.replace(scored.rationale, writer=kinds[k % 2])
             )
             for k, scored in enumerate(pool)
         )
         for pool in batch.rationales
     )
     batch = replace(batch, rationales=pools)
-    scores = judge(PlantedEvaluator(), batch, 2)
+    scores = judge_pairs(PlantedJudge(), batch, 2)
     own = [[scored.rationale for scored in pool] for pool in pools]
     for row, pool in enumerate(pools):
         donors = placebo_donors(batch.pairs, own, row, 2)
-        assert {donor.worker for donor in donors} == set(kinds)
+        assert {donor.writer for donor in donors} == set(kinds)
         for k, scored in enumerate(pool):
-            same = [donor.worker == scored.rationale.worker for donor in donors]
+            same = [donor.writer == scored.rationale.writer for donor in donors]
             assert scores[row].comparable_KJ[k].tolist() == same
             assert sum(same) <= 2
 
@@ -362,13 +358,13 @@ def test_a_judge_may_be_shown_some_negatives(
 def test_a_generative_judge_selects_by_its_margin(
     tiny_root: Path, rationales: Path, tmp_path: Path
 ) -> None:
-    """The whole stage over the real evaluator: eta keeps the stated share of the margins."""
+    """The whole stage over the real judge: eta keeps the stated share of the margins."""
     scores = str(tmp_path / "judge-scores")
     data = SelectionDataModule(str(tiny_root), str(rationales), 8, scores, num_negatives=2)
     run = tmp_path / "selection"
 
     def module() -> CounterfactualSelector:
-        judge = YesNoEvaluator(str(vlm_folder("qwen3_vl")))
+        judge = YesNoJudge(str(vlm_folder("qwen3_vl")))
         return CounterfactualSelector(judge, str(run), contrast="margin", keep_share=0.5)
 
     trainer_of(run, max_epochs=1).fit(module(), datamodule=data)

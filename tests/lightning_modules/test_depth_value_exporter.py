@@ -32,19 +32,19 @@ def predict(
     folder: Path, root: Path, rationales: Path, facts: Sequence[str] = (), **kwargs: Any
 ) -> ShardIndex:
     write_json(folder / "fitted.json", {"facts": list(facts)})
-    module = DepthValueExporter(clip(folder), fitted=str(folder / "fitted.json"), **kwargs)
+    module = DepthValueExporter(clip(folder), trained_facts=str(folder / "fitted.json"), **kwargs)
     return export(folder, root, rationales, module)
 
 
 def export(folder: Path, root: Path, rationales: Path, module: LightningModule) -> ShardIndex:
     data = EvaluationDataModule(str(root), batch_size=7, rationales=str(rationales))
-    writer = SidecarWriter(str(folder / "utilities"))
+    writer = SidecarWriter(str(folder / "depth_values"))
     trainer = trainer_of(folder, callbacks=[writer])
     trainer.predict(module, datamodule=data, return_predictions=False)
-    return ShardIndex.open(folder / "utilities")
+    return ShardIndex.open(folder / "depth_values")
 
 
-def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
+def test_depth_values_hold_a_row_for_every_query_and_what_each_depth_is_worth(
     tmp_path: Path, tiny_root: Path, rationales: Path
 ) -> None:
     index = predict(tmp_path, tiny_root, rationales)
@@ -54,13 +54,13 @@ def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
         data = json.loads(index.read(entry)["json"])
         think = data["task"] == "flag-capital-t2i"
         assert data["eligible"] is think
-        assert [len(draws) for draws in data["utility"]] == [1, 3 if think else 1]
+        assert [len(draws) for draws in data["depth_value"]] == [1, 3 if think else 1]
         assert data["cost"] == [[0], [8, 8, 8] if think else [0]]
-        assert all(u <= 0 for draws in data["utility"] for u in draws), "log-probabilities"
-        assert len(data["swap"]) == 2 * (think and data["part"] == "test")
+        assert all(u <= 0 for draws in data["depth_value"] for u in draws), "log-probabilities"
+        assert len(data["swap"]) == 2 * (think and data["split"] == "test")
         assert all(-1 <= cosine < 0.999 for cosine in data["swap"]), "it reads what is said"
         if not think:
-            assert data["utility"][0] == data["utility"][1]
+            assert data["depth_value"][0] == data["depth_value"][1]
             assert data["metrics"][0] == data["metrics"][1]
 
 
@@ -68,17 +68,17 @@ def test_utilities_hold_a_row_for_every_query_and_what_each_depth_is_worth(
 def test_fewer_drafts_can_be_read(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
     index = predict(tmp_path, tiny_root, rationales, num_draws=2)
     rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
-    assert {len(row["utility"][1]) for row in rows if row["eligible"]} == {2}
+    assert {len(row["depth_value"][1]) for row in rows if row["eligible"]} == {2}
     with pytest.raises(ValueError, match="num_draws 0"):
         DepthValueExporter(clip(tmp_path), num_draws=0)
 
 
-def test_the_metrics_of_the_utilities_are_those_of_the_test(
+def test_the_metrics_of_the_depth_values_are_those_of_the_test(
     tmp_path: Path, tiny_root: Path, rationales: Path
 ) -> None:
     index = predict(tmp_path, tiny_root, rationales)
     rows = [json.loads(index.read(entry)["json"]) for entry in index.entries]
-    rows = [row for row in rows if row["part"] == "test"]
+    rows = [row for row in rows if row["split"] == "test"]
     for depth in (0, 1):
         found = evaluate(
             tmp_path, tiny_root, 1, clip(tmp_path), bool(depth), rationales=str(rationales)
@@ -91,15 +91,15 @@ def test_the_metrics_of_the_utilities_are_those_of_the_test(
 def test_a_fitted_fact_is_refused(tmp_path: Path, tiny_root: Path, rationales: Path) -> None:
     with pytest.raises(ValueError, match=r"asks for country:20/capital, on which this model was"):
         predict(tmp_path, tiny_root, rationales, ["country:20/capital"])
-    assert not list((tmp_path / "utilities").glob("manifest.json"))
+    assert not list((tmp_path / "depth_values").glob("manifest.json"))
 
 
 def test_a_saved_backbone_brings_the_facts_that_it_was_fitted_on(tmp_path: Path) -> None:
     clip(tmp_path).save_pretrained(tmp_path / "copy")
     write_json(tmp_path / "copy/fitted.json", {"facts": ["country:20/capital"]})
     module = DepthValueExporter(load_backbone(str(tmp_path / "copy")))
-    assert module.fitted_facts == {"country:20/capital"}
-    assert DepthValueExporter(clip(tmp_path)).fitted_facts == frozenset()
+    assert module.trained_facts == {"country:20/capital"}
+    assert DepthValueExporter(clip(tmp_path)).trained_facts == frozenset()
 
 
 def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
@@ -107,7 +107,7 @@ def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
 ) -> None:
     predict(tmp_path / "seen", tiny_root, rationales, ["country:20/name"])  # seen_answer: true
     facts = ["country:20/capital"]
-    predict(tmp_path / "audit", tiny_root, rationales, facts, allow_fitted=True)
+    predict(tmp_path / "audit", tiny_root, rationales, facts, allow_trained_facts=True)
 
 
 def test_embeddings_are_exported(tmp_path, tiny_root, rationales):

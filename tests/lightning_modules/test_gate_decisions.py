@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from callbacks import InvocationRatio, RecallAtK, SidecarWriter
-from datamodules import UtilityDataModule
+from datamodules import DepthValueDataModule
 from lightning_modules import GatingPolicy
 from mmemb.gate.heads import MlpDepthHead
-from mmemb.rationales import RationaleWorker
+from mmemb.rationales import RationaleWriter
 from mmemb.rationales.writers.base import drawn_seeds
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_models import write_embedder
-from tests.fixtures.tiny_sidecars import write_tiny_rationales, write_tiny_utilities
+from tests.fixtures.tiny_sidecars import write_tiny_depth_values, write_tiny_rationales
 from tests.fixtures.tiny_trainer import trainer_of
 
 WIDTH = 64
@@ -33,7 +33,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @final
-class TenTokens(RationaleWorker):
+class TenTokens(RationaleWriter):
     """Says the same about every text, in ten tokens."""
 
     name = "ten"
@@ -55,15 +55,16 @@ class TenTokens(RationaleWorker):
 def gate_run(
     embedder: Path, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A gate fitted on utilities in which thinking helps the think task, and its inputs."""
+    """A gate fitted on depth values in which thinking helps the think task, and its inputs."""
     folder = tmp_path_factory.mktemp("gate")
     found = {
-        "utilities": write_tiny_utilities(tiny_root, folder / "utilities", width=WIDTH),
+        "depth_values": write_tiny_depth_values(tiny_root, folder / "depth_values", width=WIDTH),
         "rationales": write_tiny_rationales(tiny_root, folder / "rationales"),
-        "run": folder / "run",
+        "gate_run": folder / "run",
     }
-    found["run"].mkdir()
-    trainer = trainer_of(found["run"], max_steps=20, limit_train_batches=20, limit_val_batches=1.0)
+    found["gate_run"].mkdir()
+    limits = {"max_steps": 20, "limit_train_batches": 20, "limit_val_batches": 1.0}
+    trainer = trainer_of(found["gate_run"], **limits)
     trainer.fit(policy(embedder, found), datamodule=data_of(tiny_root, found))
     return found
 
@@ -71,17 +72,17 @@ def gate_run(
 def policy(embedder: Path, paths: dict[str, Path], **kwargs: Any) -> GatingPolicy:
     return GatingPolicy(
         str(embedder),
-        str(paths["run"]),
-        kwargs.pop("workers", {"full": TenTokens()}),
+        str(paths["gate_run"]),
+        kwargs.pop("writers", {"full": TenTokens()}),
         lambda width, depths: MlpDepthHead(width, depths, hidden_dim=0),
         lambda parameters: torch.optim.Adam(parameters, lr=0.1),
         **kwargs,
     )
 
 
-def data_of(root: Path, paths: dict[str, Path]) -> UtilityDataModule:
-    return UtilityDataModule(
-        str(root), str(paths["utilities"]), 8, seed=0, rationales=str(paths["rationales"])
+def data_of(root: Path, paths: dict[str, Path]) -> DepthValueDataModule:
+    return DepthValueDataModule(
+        str(root), str(paths["depth_values"]), 8, seed=0, rationales=str(paths["rationales"])
     )
 
 
@@ -132,7 +133,7 @@ def test_a_budget_bounds_the_decisions(
     tmp_path: Path, embedder: Path, tiny_root: Path, gate_run: dict[str, Path], budget: float
 ) -> None:
     rows = predict(tmp_path, embedder, tiny_root, gate_run, budget=budget)
-    think = [r for r in rows if r["task"] == "flag-capital-t2i" and r["part"] == "calibration"]
+    think = [r for r in rows if r["task"] == "flag-capital-t2i" and r["split"] == "calibration"]
     assert sum(row["depth"] for row in think) <= budget * len(think)
     if budget == 0:
         assert not any(row["depth"] for row in rows)
@@ -166,23 +167,23 @@ def test_the_test_is_the_same_on_two_ranks(
         for w in ("1", "2")
     ]
     assert keys[0] == keys[1], "the same queries are timed"
-    assert len(keys[0]) == 6, "every eligible query of part test"
+    assert len(keys[0]) == 6, "every eligible query of split test"
 
 
-def test_milliseconds_are_measured_with_the_live_worker_or_not_at_all(
+def test_milliseconds_are_measured_with_the_live_writer_or_not_at_all(
     tmp_path: Path, embedder: Path, tiny_root: Path, gate_run: dict[str, Path]
 ) -> None:
     run_test(tmp_path / "live", 1, embedder, tiny_root, gate_run)
     rows = json.loads((tmp_path / "live/latency.json").read_text())["queries"]
-    assert {tuple(row["tokens"]) for row in rows} == {(0, 10)}, "the live worker's, not the shards'"
+    assert {tuple(row["tokens"]) for row in rows} == {(0, 10)}, "the live writer's, not the shards'"
     assert all(min(row["decided_ms"], *row["depth_ms"]) > 0 for row in rows)
-    run_test(tmp_path / "off", 1, embedder, tiny_root, gate_run, measure=False)
+    run_test(tmp_path / "off", 1, embedder, tiny_root, gate_run, measure_latency=False)
     assert not (tmp_path / "off/latency.json").exists()
 
 
 def test_a_gate_that_was_never_fitted_is_one_clear_error(
     tmp_path: Path, embedder: Path, tiny_root: Path, gate_run: dict[str, Path]
 ) -> None:
-    paths = gate_run | {"run": tmp_path / "nowhere"}
+    paths = gate_run | {"gate_run": tmp_path / "nowhere"}
     with pytest.raises(FileNotFoundError, match=r"adaptive\.json is missing.*gate config"):
         predict(tmp_path, embedder, tiny_root, paths)

@@ -1,4 +1,4 @@
-"""A gate that sees scores or a probe: one decision in fit's files, in `predict` and in `test`."""
+"""A gate that sees scores or a prompt state: one decision in fit, `predict` and `test`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 from callbacks import SidecarWriter
-from datamodules import EvaluationDataModule, SideDataModule, UtilityDataModule
+from datamodules import DepthValueDataModule, EvaluationDataModule, SideDataModule
 from lightning_modules import DepthValueExporter, GatingPolicy, RationaleGenerator
 from mmemb.backbones import load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
@@ -20,7 +20,7 @@ from mmemb.records.outputs import step_output
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_knower import KNOWN, STATES, TAU, Knower, opinionated
 from tests.fixtures.tiny_models import write_embedder
-from tests.fixtures.tiny_sidecars import write_tiny_utilities
+from tests.fixtures.tiny_sidecars import write_tiny_depth_values
 from tests.fixtures.tiny_trainer import trainer_of
 
 
@@ -37,14 +37,14 @@ def generate(folder: Path, root: Path, **kwargs: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Embedder, rationales with probes, and utilities, each made by the stage that makes it."""
+    """Embedder, rationales with prompt states, and depth values, each made by its stage."""
     folder = tmp_path_factory.mktemp("made")
     write_embedder(folder)
-    generate(folder / "rationales", tiny_root, probe="knower")
+    generate(folder / "rationales", tiny_root, prompt_state="knower")
     backbone = load_backbone(str(folder / "backbone"))
-    trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / "utilities"))])
+    trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / "depth_values"))])
     trainer.predict(
-        DepthValueExporter(backbone, utility_temperature=TAU),
+        DepthValueExporter(backbone, gallery_temperature=TAU),
         datamodule=EvaluationDataModule(
             str(tiny_root), batch_size=7, rationales=str(folder / "rationales")
         ),
@@ -53,22 +53,22 @@ def made(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {"root": tiny_root, "folder": folder}
 
 
-def data_of(made: dict[str, Path]) -> UtilityDataModule:
+def data_of(made: dict[str, Path]) -> DepthValueDataModule:
     folder = made["folder"]
-    return UtilityDataModule(
-        str(made["root"]), str(folder / "utilities"), 8, 0, str(folder / "rationales")
+    return DepthValueDataModule(
+        str(made["root"]), str(folder / "depth_values"), 8, 0, str(folder / "rationales")
     )
 
 
 def policy(made: dict[str, Path], run: Path, **kwargs: Any) -> GatingPolicy:
-    workers = {"full": kwargs.pop("worker", Knower())}
+    writers = {"full": kwargs.pop("writer", Knower())}
     return GatingPolicy(
         str(made["folder"]),
         str(run),
-        workers,
+        writers,
         opinionated,
         lambda parameters: torch.optim.SGD(parameters, lr=0.01),
-        temperature=TAU,
+        gallery_temperature=TAU,
         **kwargs,
     )
 
@@ -105,18 +105,18 @@ def of_test(folder: Path, made: dict[str, Path], run: Path, **kwargs: Any) -> di
 
 
 def of_predict(folder: Path, made: dict[str, Path], run: Path, **kwargs: Any) -> dict[str, int]:
-    """Depths of part `test`."""
+    """Depths of split `test`."""
     trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / "decisions"))])
     module = policy(made, run, **kwargs)
     trainer.predict(module, datamodule=data_of(made), return_predictions=False)
     index = ShardIndex.open(folder / "decisions")
-    entries = [entry for entry in index.entries if entry.meta["part"] == "test"]
+    entries = [entry for entry in index.entries if entry.meta["split"] == "test"]
     return {entry.key: json.loads(index.read(entry)["json"])["depth"] for entry in entries}
 
 
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [("probe", None), pytest.param("scores", 0.4, marks=pytest.mark.slow)],
+    [("prompt_state", None), pytest.param("scores", 0.4, marks=pytest.mark.slow)],
 )
 def test_predict_and_test_decide_alike_and_a_decision_is_timed(
     tmp_path: Path,
@@ -141,54 +141,62 @@ def test_the_state_is_saved_with_the_gate(
     made: dict[str, Path], runs: dict[str, Path], name: str
 ) -> None:
     loaded = AdaptiveEmbedder.from_pretrained(runs[name] / "adaptive", {"full": Knower()})
-    assert (loaded.state, loaded.temperature) == (tuple(STATES[name]), TAU)
+    assert (loaded.state, loaded.gallery_temperature) == (tuple(STATES[name]), TAU)
     states_NS = data_of(made).gate_inputs().state(loaded.state)
     torch.testing.assert_close(loaded.head.mean_S, states_NS.mean(0))
 
 
-def test_a_worker_that_knows_something_else_is_found_out(
+def test_a_writer_that_knows_something_else_is_found_out(
     tmp_path: Path, made: dict[str, Path], runs: dict[str, Path]
 ) -> None:
-    words = r"'knower' has another hidden state.*give the gate the model, prompt and probe_layer"
+    words = (
+        r"'knower' has another hidden state.*give the gate the model, prompt and prompt_state_layer"
+    )
     with pytest.raises(ValueError, match=words):
-        of_test(tmp_path, made, runs["probe"], worker=Knower("other"))
+        of_test(tmp_path, made, runs["prompt_state"], writer=Knower("other"))
 
 
-def test_utilities_hold_what_a_gate_may_see(made: dict[str, Path]) -> None:
+def test_depth_values_hold_what_a_gate_may_see(made: dict[str, Path]) -> None:
     batch = next(iter(data_of(made).predict_dataloader()))
     rows = ShardIndex.open(made["root"] / "queries")
     assert batch.inputs.scores_B3.shape == (8, 3)
-    assert batch.inputs.probe_BH.shape == (8, KNOWN)
-    for key, eligible, probe_H in zip(
-        batch.keys, batch.eligible_B, batch.inputs.probe_BH, strict=True
+    assert batch.inputs.prompt_state_BH.shape == (8, KNOWN)
+    for key, eligible, prompt_state_H in zip(
+        batch.keys, batch.eligible_B, batch.inputs.prompt_state_BH, strict=True
     ):
         data = json.loads(rows.read(rows.by_key[key])["json"])
         expected_H = Knower().state_of(Side(data["text"], data["instruction"])) * eligible
-        torch.testing.assert_close(probe_H, expected_H, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(prompt_state_H, expected_H, atol=2e-3, rtol=2e-3)
 
 
 # ---- the generator
 
 
-def test_a_probe_is_written_where_the_named_worker_can_read(made: dict[str, Path]) -> None:
+def test_a_prompt_state_is_written_where_the_named_writer_can_read(made: dict[str, Path]) -> None:
     index = ShardIndex.open(made["folder"] / "rationales")
-    with_probe = {entry.key for entry in index.entries if "probe.npy" in entry.members}
-    assert with_probe == {e.key for e in index.entries if e.meta["task"] != "flag-continent"}
+    with_prompt_state = {
+        entry.key for entry in index.entries if "prompt_state.npy" in entry.members
+    }
+    assert with_prompt_state == {e.key for e in index.entries if e.meta["task"] != "flag-continent"}
 
 
-def test_no_probe_is_written_unless_asked_for(tmp_path: Path, tiny_root: Path) -> None:
+def test_no_prompt_state_is_written_unless_asked_for(tmp_path: Path, tiny_root: Path) -> None:
     index = ShardIndex.open(generate(tmp_path / "rationales", tiny_root))
-    assert not any("probe.npy" in entry.members for entry in index.entries)
-    with pytest.raises(ValueError, match=r"probe 'knowr' names no worker; they are \['knower'"):
-        RationaleGenerator({"knower": Knower()}, probe="knowr")
+    assert not any("prompt_state.npy" in entry.members for entry in index.entries)
+    with pytest.raises(
+        ValueError, match=r"prompt_state 'knowr' names no writer; they are \['knower'"
+    ):
+        RationaleGenerator({"knower": Knower()}, prompt_state="knowr")
 
 
-def test_a_gate_that_asks_for_what_nobody_probed(
+def test_a_gate_that_asks_for_what_nobody_read(
     tmp_path: Path, made: dict[str, Path], tiny_root: Path
 ) -> None:
-    write_tiny_utilities(tiny_root, tmp_path / "utilities", width=64)
-    data = UtilityDataModule(str(tiny_root), str(tmp_path / "utilities"), 8, 0)
-    with pytest.raises(ValueError, match=r"asks for 'probe'.*set `probe` of RationaleGenerator"):
+    write_tiny_depth_values(tiny_root, tmp_path / "depth_values", width=64)
+    data = DepthValueDataModule(str(tiny_root), str(tmp_path / "depth_values"), 8, 0)
+    with pytest.raises(
+        ValueError, match=r"asks for 'prompt_state'.*set `prompt_state` of RationaleGenerator"
+    ):
         trainer_of(tmp_path, max_steps=1).fit(
-            policy(made, tmp_path, state=["probe"]), None, None, data
+            policy(made, tmp_path, state=["prompt_state"]), None, None, data
         )

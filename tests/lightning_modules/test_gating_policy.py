@@ -16,8 +16,8 @@ from callbacks import InvocationRatio
 from lightning_modules import GatingPolicy
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.heads import MlpDepthHead
-from mmemb.rationales import SelfWorker, TableWorker
-from mmemb.records.batches import UtilityBatch
+from mmemb.rationales import SelfWriter, TableWriter
+from mmemb.records.batches import DepthValueBatch
 from mmemb.records.gate_state import GateInputs
 from tests.fixtures.tiny_models import write_embedder
 from tests.fixtures.tiny_trainer import Items, trainer_of
@@ -33,15 +33,15 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @final
 class Planted(LightningDataModule):
     """Reasoning is worth +1 where the first number of the state is positive, else -1; the rest of
-    the state is noise. Every fourth query is not eligible, and lies about its utility."""
+    the state is noise. Every fourth query is not eligible, and lies about its depth value."""
 
-    fitted_facts: frozenset[str] = frozenset()
+    trained_facts: frozenset[str] = frozenset()
     calibrated_facts: frozenset[str] = frozenset()
 
     depths = ("direct", "full")
 
     def check_embedder(self, run: Path) -> None:
-        """Planted utilities belong to every embedder."""
+        """Planted depth values belong to every embedder."""
 
     def gate_inputs(self) -> GateInputs:
         return planted("gate", range(4 * ROWS)).inputs
@@ -59,14 +59,16 @@ class Planted(LightningDataModule):
         return Items([planted("calibration", range(40)[rank::world])])
 
 
-def planted(part: str, numbers: Sequence[int], step: int = 0) -> UtilityBatch:
+def planted(part: str, numbers: Sequence[int], step: int = 0) -> DepthValueBatch:
     rows = [planted_row(part, 1000 * step + n) for n in numbers]
-    state_BS, utility_BA, eligible_B = (torch.stack(column) for column in zip(*rows, strict=True))
-    return UtilityBatch(
+    state_BS, depth_value_BA, eligible_B = (
+        torch.stack(column) for column in zip(*rows, strict=True)
+    )
+    return DepthValueBatch(
         keys=tuple(f"{part}-{step}-{n}" for n in numbers),
         metas=({},) * len(rows),
         inputs=GateInputs.of_embedding(state_BS),
-        utility_BA=utility_BA,
+        depth_value_BA=depth_value_BA,
         cost_BA=torch.tensor([[0.0, 20.0]]).expand(len(rows), 2),
         eligible_B=eligible_B,
     )
@@ -87,10 +89,10 @@ def fit(
     module = GatingPolicy(
         str(embedder),
         str(folder),
-        {"full": TableWorker(str(facts))},
+        {"full": TableWriter(str(facts))},
         lambda width, depths: MlpDepthHead(width, depths, hidden_dim=0),
         lambda parameters: torch.optim.Adam(parameters, lr=0.05),
-        price=0.005,
+        token_cost=0.005,
         **kwargs,
     )
     trainer = trainer_of(
@@ -125,8 +127,8 @@ def test_the_gate_opens_where_it_pays_and_stays_shut_where_it_costs(
     open_B = adaptive.calibration.decide(logit_BA, batch.keys).bool()
     right_B = open_B == (batch.inputs.embedding_BD[:, 0] > 0)
     assert right_B.float().mean() > 0.85
-    # All that can be had is half of (1 - 20 * price), 0.45, on average; over seeds the gates of
-    # `reinforce` have 0.29 with a standard deviation of 0.06, on 30 queries.
+    # All that can be had is half of (1 - 20 * token_cost), 0.45, on average; over seeds the gates
+    # of `reinforce` have 0.29 with a standard deviation of 0.06, on 30 queries.
     assert found["val/reward"] > 0.17
     assert 0.3 < found["val/invocation_ratio"] < 0.7
     assert len(adaptive.calibration.logits) == 30, "the eligible ones of 40"
@@ -136,7 +138,10 @@ def test_a_high_price_keeps_the_gate_shut(tmp_path: Path, embedder: Path, tiny_r
     folder = tmp_path / "run"
     folder.mkdir()
     module = GatingPolicy(
-        str(embedder), str(folder), {"full": TableWorker(str(tiny_root / "facts.json"))}, price=0.2
+        str(embedder),
+        str(folder),
+        {"full": TableWriter(str(tiny_root / "facts.json"))},
+        token_cost=0.2,
     )
     trainer = trainer_of(
         folder, max_steps=30, limit_train_batches=30, limit_val_batches=1.0,
@@ -149,20 +154,20 @@ def test_a_high_price_keeps_the_gate_shut(tmp_path: Path, embedder: Path, tiny_r
 
 @pytest.mark.parametrize("num_eligible", [3, 0])
 def test_broken_rows_that_take_no_part_break_nothing(num_eligible: int) -> None:
-    """States and utilities of ineligible queries are NaN; a step may have no eligible one."""
+    """States and depth values of ineligible queries are NaN; a step may have no eligible one."""
     batch = planted("gate", range(8))
     valid_B = torch.arange(8) < num_eligible
     broken = replace(
         batch,
         inputs=batch.inputs.map(lambda x: torch.where(valid_B[:, None], x, torch.nan)),
-        utility_BA=torch.where(valid_B[:, None], batch.utility_BA, torch.nan),
+        depth_value_BA=torch.where(valid_B[:, None], batch.depth_value_BA, torch.nan),
         eligible_B=valid_B,
     )
     clean = replace(batch, eligible_B=valid_B)
 
     gradients, logged = [], {}
     for rows in (clean, broken):
-        module = GatingPolicy("", "", {"full": SelfWorker(4)})
+        module = GatingPolicy("", "", {"full": SelfWriter(4)})
         module.head = MlpDepthHead(WIDTH, 2, hidden_dim=0)
         module.log_dict = lambda values, **_: logged.update(values)  # type: ignore[method-assign]
         module.training_step(rows, 0)["loss"].backward()
@@ -194,7 +199,7 @@ def test_thresholds_are_those_of_the_last_step(
     tmp_path: Path, embedder: Path, tiny_root: Path, options: dict[str, Any], when: str
 ) -> None:
     module = GatingPolicy(
-        str(embedder), str(tmp_path), {"full": TableWorker(str(tiny_root / "facts.json"))}
+        str(embedder), str(tmp_path), {"full": TableWriter(str(tiny_root / "facts.json"))}
     )
     limits = {"max_steps": 1, "limit_train_batches": 5, "val_check_interval": 2} | options
     trainer = trainer_of(tmp_path, num_sanity_val_steps=2, **limits)

@@ -17,11 +17,11 @@ from callbacks import SidecarWriter
 from datamodules import SideDataModule
 from lightning_modules import RationaleGenerator
 from mmemb.llm.lora import LoraSettings
-from mmemb.rationales import LanguageModelWorker, RationaleWorker
+from mmemb.rationales import LanguageModelWriter, RationaleWriter
 from mmemb.storage.json_files import write_json
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.chat_server import GOOD, Said, chat, serving, write_prompts
-from tests.fixtures.chat_server import worker as server_worker
+from tests.fixtures.chat_server import make_writer as server_writer
 from tests.fixtures.tiny_data import write_tiny
 from tests.fixtures.tiny_models import write_chat_model
 from tests.fixtures.tiny_sidecars import write_tiny_rationales
@@ -47,15 +47,15 @@ def data(root: Path, **changes: Any) -> SideDataModule:
     return SideDataModule(str(root), **(arguments | changes))
 
 
-def worker(root: Path, name: str = "chat", **kwargs: Any) -> LanguageModelWorker:
+def writer(root: Path, name: str = "chat", **kwargs: Any) -> LanguageModelWriter:
     model, prompt = str(root / "chat"), str(root / "prompt.json")
-    return LanguageModelWorker(model, prompt, name, max_new_tokens=3, **kwargs)
+    return LanguageModelWriter(model, prompt, name, max_new_tokens=3, **kwargs)
 
 
-def generator(workers: dict[str, RationaleWorker], **changes: Any) -> RationaleGenerator:
-    settings = {"tuned": "chat", "lora": LoraSettings(rank=2), "num_warmup": 1}
+def generator(writers: dict[str, RationaleWriter], **changes: Any) -> RationaleGenerator:
+    settings = {"tuned": "chat", "lora": LoraSettings(rank=2), "num_warmup_steps": 1}
     settings["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=0.01)
-    return RationaleGenerator(workers, **(settings | changes))
+    return RationaleGenerator(writers, **(settings | changes))
 
 
 # ---- fit
@@ -72,7 +72,7 @@ def fit(root: Path, folder: Path, world: int = 1, resume: Path | None = None) ->
         callbacks=[every_two],
         enable_checkpointing=True,
     )
-    module = generator({"chat": worker(root)})
+    module = generator({"chat": writer(root)})
     trainer.fit(module, datamodule=data(root), ckpt_path=resume, weights_only=True)
     return load_file(folder / "generator/adapter_model.safetensors")
 
@@ -95,12 +95,12 @@ def test_a_fit_on_two_ranks_is_that_of_one(root: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_fit_without_a_worker_to_train_says_so(root: Path, tmp_path: Path) -> None:
-    module = generator({"chat": worker(root)}, tuned=None)
+def test_a_fit_without_a_writer_to_train_says_so(root: Path, tmp_path: Path) -> None:
+    module = generator({"chat": writer(root)}, tuned=None)
     with pytest.raises(ValueError, match="tuned is not set"):
         trainer_of(tmp_path, max_steps=1).fit(module, datamodule=data(root))
-    with pytest.raises(ValueError, match="tuned 'chta' names no worker"):
-        generator({"chat": worker(root)}, tuned="chta")
+    with pytest.raises(ValueError, match="tuned 'chta' names no writer"):
+        generator({"chat": writer(root)}, tuned="chta")
 
 
 # ---- what is learned
@@ -123,13 +123,13 @@ def test_kept_rationales_are_drawn_by_weight_and_all_of_them_by_count(root: Path
 
 
 def test_facts_are_those_of_the_half_that_is_learned(root: Path) -> None:
-    a, b = (data(root, half=half) for half in "ab")
+    a, b = (data(root, fold=fold) for fold in "ab")
     batch = next(a.train_dataloader())
     assert {int(key.split("-")[3]) % 2 for key in batch.keys} == {0}
     assert [side.text for side in batch.sides] == [s.text for s in batch.sides if s.text]
-    assert a.fitted_facts == {f"country:{n:02d}/capital" for n in (0, 2, 4, 6)}
-    assert a.fitted_facts | b.fitted_facts == data(root).fitted_facts
-    assert not a.fitted_facts & b.fitted_facts
+    assert a.trained_facts == {f"country:{n:02d}/capital" for n in (0, 2, 4, 6)}
+    assert a.trained_facts | b.trained_facts == data(root).trained_facts
+    assert not a.trained_facts & b.trained_facts
 
 
 def test_every_pair_comes_once_an_epoch(root: Path) -> None:
@@ -162,18 +162,18 @@ def test_nothing_to_learn_is_one_clear_error(
 # ---- who writes about whom
 
 
-def adapter(root: Path, run: Path, half: str) -> str:
+def adapter(root: Path, run: Path, fold: str) -> str:
     """An adapter as a fit on one half of the train concepts leaves it."""
-    worker(root).tuner(LoraSettings(rank=2), 0).save(run / "generator")
-    write_json(run / "fitted.json", {"facts": sorted(data(root, half=half).fitted_facts)})
+    writer(root).tuner(LoraSettings(rank=2), 0).save(run / "generator")
+    write_json(run / "fitted.json", {"facts": sorted(data(root, fold=fold).trained_facts)})
     return str(run / "generator")
 
 
-def predict(root: Path, folder: Path, halves: str, **changes: Any) -> list[tuple[str, set[str]]]:
+def predict(root: Path, folder: Path, folds: str, **changes: Any) -> list[tuple[str, set[str]]]:
     """Concept and writers of every row that somebody wrote about."""
-    workers = {h: worker(root, h, adapter=adapter(root, folder / h, h)) for h in halves}
-    module = generator(workers, tuned=None, num_candidates=2, **changes)
-    module._candidates = lambda pool, meta: [r.worker for r in pool]  # babble has no form
+    writers = {h: writer(root, h, adapter=adapter(root, folder / h, h)) for h in folds}
+    module = generator(writers, tuned=None, num_drafts=2, **changes)
+    module._drafts_json = lambda pool, meta: [r.writer for r in pool]  # babble has no form
     trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / "written"))])
     sides = data(root, folders=["pairs/questions", "queries"], batch_size=8)
     trainer.predict(module, datamodule=sides, return_predictions=False)
@@ -191,11 +191,11 @@ def test_every_train_pair_is_written_about_by_the_half_that_does_not_know_it(
 
 
 def test_one_of_them_writes_what_the_test_reads(root: Path, tmp_path: Path) -> None:
-    for key, writers in predict(root, tmp_path, "ab", test_worker="b"):
+    for key, writers in predict(root, tmp_path, "ab", test_writer="b"):
         is_train = key.startswith("flag")
         assert writers == ({"ba"[int(key.split("-")[3]) % 2]} if is_train else {"b"})
-    with pytest.raises(ValueError, match=r"test_worker 'c' names no worker"):
-        generator({"a": worker(root)}, tuned=None, test_worker="c")
+    with pytest.raises(ValueError, match=r"test_writer 'c' names no writer"):
+        generator({"a": writer(root)}, tuned=None, test_writer="c")
 
 
 def test_a_writer_that_knows_too_much_is_refused(root: Path, tmp_path: Path) -> None:
@@ -207,23 +207,27 @@ def test_a_writer_that_knows_too_much_is_refused(root: Path, tmp_path: Path) -> 
 def test_a_writer_that_knows_too_much_is_allowed_with_a_warning(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written = predict(root, tmp_path, "a", allow_fitted=True)
+    written = predict(root, tmp_path, "a", allow_trained_facts=True)
     assert len([key for key, _ in written if key.startswith("flag")]) == 16
-    assert "allow_fitted: 8 train pairs were written about by a worker" in caplog.text
+    assert "allow_trained_facts: 8 train pairs were written about by a writer" in caplog.text
 
 
 def test_rationales_about_fitted_facts_are_counted_apart(root: Path, tmp_path: Path) -> None:
-    chat = worker(root, "table", adapter=adapter(root, tmp_path, "a"))
+    chat = writer(root, "table", adapter=adapter(root, tmp_path, "a"))
     trainer = trainer_of(tmp_path)
     trainer.test(generator({"chat": chat}), datamodule=data(root), verbose=False)
     means = trainer.callback_metrics
-    assert means["test/fitted_names_target"] == means["test/names_target"] == pytest.approx(1 / 3)
+    assert (
+        means["test/fitted_answer_mentioned"]
+        == means["test/answer_mentioned"]
+        == pytest.approx(1 / 3)
+    )
 
 
 # ---- nothing that can be used
 
 
-def test_no_draw_that_can_be_used_is_said_by_part_and_worker(
+def test_no_draw_that_can_be_used_is_said_by_part_and_writer(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server whose replies are all empty about pairs, and right about queries."""
@@ -232,19 +236,19 @@ def test_no_draw_that_can_be_used_is_said_by_part_and_worker(
         return chat("" if body.get("seed") else GOOD)  # queries get the greedy draw alone
 
     with serving(answer) as stub:
-        module = RationaleGenerator({"server": server_worker(write_prompts(tmp_path), stub.url)})
+        module = RationaleGenerator({"server": server_writer(write_prompts(tmp_path), stub.url)})
         sides = data(root, folders=["pairs/questions", "queries"])
         writer = SidecarWriter(str(tmp_path / "written"))
         trainer = trainer_of(tmp_path, callbacks=[writer])
         trainer.predict(module, datamodule=sides, return_predictions=False)
     (message,) = [record.message for record in caplog.records if "none of" in record.message]
-    assert message.startswith("part train: none of the 64 draws of server can be used: they are")
+    assert message.startswith("split train: none of the 64 draws of server can be used: they are")
 
 
 @pytest.mark.parametrize("most", [0, -3])
 def test_a_limit_that_keeps_no_draw_is_refused(root: Path, most: int) -> None:
     with pytest.raises(ValueError, match=rf"max_tokens {most}: expected 1 or more"):
-        RationaleGenerator({"chat": worker(root)}, max_tokens=most)
+        RationaleGenerator({"chat": writer(root)}, max_tokens=most)
 
 
 def test_a_server_that_fails_one_shard_is_asked_about_the_others(
@@ -258,7 +262,7 @@ def test_a_server_that_fails_one_shard_is_asked_about_the_others(
         return Said(b"no", 400) if refuses else chat(GOOD)
 
     def write(url: str) -> None:
-        module = RationaleGenerator({"server": server_worker(prompts, url)}, num_candidates=2)
+        module = RationaleGenerator({"server": server_writer(prompts, url)}, num_drafts=2)
         sides = data(root, folders=["pairs/questions", "queries"])
         writer = SidecarWriter(str(tmp_path / "written"))
         writer.fingerprint = "f"

@@ -32,7 +32,7 @@ from tests.lightning_modules.test_contrastive_embedder import ROWS, joined, rows
 pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:Found .* eval mode"
-    ),  # pretrained parts train without dropout
+    ),  # pretrained splits train without dropout
     pytest.mark.filterwarnings("ignore:The .grad attribute"),  # dynamo looks at every tensor
 ]
 
@@ -40,7 +40,7 @@ CACHES = (None, GradientCache(micro_batch_tokens=40))  # ranks cut into unequall
 CELLS = list(itertools.product(("ddp", "fsdp2"), CACHES, (False, True), (False, True)))
 """Strategy, cache, checkpointing, LoRA."""
 
-PARTS = [rows(0, 5), rows(ROWS, 0)]  # the second rank reads no rationale and no picture
+SPLITS = [rows(0, 5), rows(ROWS, 0)]  # the second rank reads no rationale and no picture
 
 
 def module_of(
@@ -50,7 +50,7 @@ def module_of(
     return ContrastiveEmbedder(
         backbone,
         partial(torch.optim.SGD, lr=0.1),
-        num_warmup=1,
+        num_warmup_steps=1,
         lora=LoraSettings(2) if lora else None,
         gradient_cache=cache,
         gradient_checkpointing=checkpointing,
@@ -82,7 +82,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 def reference(folder: Path, start: Path, **kwargs: Any) -> dict[str, Tensor]:
     """One process, the whole batch at once."""
     module = module_of(load_backbone(str(start)), **kwargs)
-    trainer_of(folder, max_steps=2).fit(module, datamodule=twice([joined(PARTS)]))
+    trainer_of(folder, max_steps=2).fit(module, datamodule=twice([joined(SPLITS)]))
     return weights(folder)
 
 
@@ -102,7 +102,7 @@ def assert_cells(
             torch.compiler.reset()
             trainer = rank_trainer(rank, folder / str(number), cell[0])
             module = module_of(load_backbone(str(start)), cell, backend)
-            trainer.fit(module, datamodule=twice(PARTS))
+            trainer.fit(module, datamodule=twice(SPLITS))
 
     run_ranks(train, seconds=seconds)
     for number, cell in enumerate(cells):
@@ -158,7 +158,7 @@ def test_checkpointing_keeps_less(tmp_path: Path) -> None:
             lambda x: kept[-1].append(x.nbytes) or x, lambda x: x
         ):
             kept.append([])
-            module.backbone(PARTS[0].targets)
+            module.backbone(SPLITS[0].targets)
     assert sum(kept[1]) < 0.7 * sum(kept[0])
 
 
@@ -179,14 +179,14 @@ def test_a_sharded_fit_clips_logs_and_resumes_as_ddp(tmp_path: Path) -> None:
         first = rank_trainer(
             rank, tmp_path / "first", "fsdp2", max_steps=1, callbacks=callbacks, **common
         )
-        fit(first, PARTS)
+        fit(first, SPLITS)
         second = rank_trainer(rank, tmp_path / "second", "ddp", callbacks=[saving()], **common)
-        fit(second, PARTS, str(tmp_path / "ckpt/end.ckpt"))
+        fit(second, SPLITS, str(tmp_path / "ckpt/end.ckpt"))
         return float(first.callback_metrics["train/grad_norm/old"])
 
     norms = run_ranks(train)
     assert norms[0] == norms[1] > 0
-    fit(trainer_of(tmp_path / "one", max_steps=2, **common), [joined(PARTS)])
+    fit(trainer_of(tmp_path / "one", max_steps=2, **common), [joined(SPLITS)])
     for key, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "second")[key], value, atol=1e-5, rtol=1e-4)
 
@@ -196,7 +196,7 @@ def test_a_sharded_backbone_is_tested_like_a_whole_one(tiny_root: Path, tmp_path
 
     def test(rank: int) -> dict[str, float]:
         trainer = rank_trainer(rank, tmp_path, "fsdp2", callbacks=[RecallAtK(), InvocationRatio()])
-        data = EvaluationDataModule(str(tiny_root), batch_size=5, parts=["test"])
+        data = EvaluationDataModule(str(tiny_root), batch_size=5, splits=["test"])
         trainer.test(module_of(clip(tmp_path)), datamodule=data, verbose=False)
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -210,7 +210,7 @@ def test_one_rank_may_embed_while_the_other_has_nothing(tmp_path: Path) -> None:
         shard(backbone, mesh, "32-true")
         gather(backbone)
         with torch.no_grad():
-            return len(backbone(PARTS[0].queries)) if rank == 0 else 0
+            return len(backbone(SPLITS[0].queries)) if rank == 0 else 0
 
     assert run_ranks(embed) == [ROWS, 0]
 
@@ -224,22 +224,22 @@ def test_half_precision_trains_with_a_cache(tmp_path: Path, strategy: str) -> No
     cell = (strategy, CACHES[1], True, False)
 
     def train(rank: int) -> None:
-        trainer = rank_trainer(rank, tmp_path / "half", strategy, precision="bf16-mixed")
-        trainer.fit(module_of(load_backbone(str(start)), cell), datamodule=twice(PARTS))
+        trainer = rank_trainer(rank, tmp_path / "fold", strategy, precision="bf16-mixed")
+        trainer.fit(module_of(load_backbone(str(start)), cell), datamodule=twice(SPLITS))
 
     run_ranks(train)
     whole, before = reference(tmp_path / "one", start), load_backbone(str(start)).state_dict()
-    found = weights(tmp_path / "half")
+    found = weights(tmp_path / "fold")
     moved = torch.cat([(whole[k] - before[k]).flatten() for k in whole if whole[k].ndim])
-    moved_half = torch.cat([(found[k] - before[k]).flatten() for k in whole if whole[k].ndim])
-    assert torch.cosine_similarity(moved, moved_half, dim=0) > 0.98
+    moved_fold = torch.cat([(found[k] - before[k]).flatten() for k in whole if whole[k].ndim])
+    assert torch.cosine_similarity(moved, moved_fold, dim=0) > 0.98
 
 
 def refusal(tmp_path: Path, backbone: Backbone, **kwargs: Any) -> str:
     def train(rank: int) -> str:
         trainer = rank_trainer(rank, tmp_path, "fsdp2")
         with pytest.raises(ValueError, match=".") as caught:
-            trainer.fit(module_of(backbone, **kwargs), datamodule=twice(PARTS))
+            trainer.fit(module_of(backbone, **kwargs), datamodule=twice(SPLITS))
         return str(caught.value)
 
     return run_ranks(train)[0]
@@ -256,7 +256,7 @@ def test_ranks_with_different_settings_do_not_start(tmp_path: Path) -> None:
         record = RunRecord(str(tmp_path / "run"), "link", "", fingerprint=f"settings-{rank}")
         trainer = rank_trainer(rank, tmp_path, "ddp", callbacks=[record])
         with pytest.raises(ValueError, match="same command") as caught:
-            trainer.fit(module_of(clip(tmp_path)), datamodule=twice(PARTS))
+            trainer.fit(module_of(clip(tmp_path)), datamodule=twice(SPLITS))
         return str(caught.value)
 
     assert all("['settings-0', 'settings-1']" in message for message in run_ranks(train))
@@ -268,7 +268,7 @@ def test_what_has_nothing_to_recompute_or_changes_by_it_is_refused(tmp_path: Pat
     backbone.model.visual.norm = nn.BatchNorm2d(3)
     module = module_of(backbone.train(), CELLS[4])
     with pytest.raises(ValueError, match="visual.norm is a batch normalisation"):
-        trainer_of(tmp_path, max_steps=1).fit(module, datamodule=twice([PARTS[0]]))
+        trainer_of(tmp_path, max_steps=1).fit(module, datamodule=twice([SPLITS[0]]))
     backbone.blocks = list
     with pytest.raises(ValueError, match="names no blocks"):
         module_of(backbone, (None, None, True, False))

@@ -15,7 +15,7 @@ import yaml
 
 from experiments.cli.config_check import _load
 from mmemb.storage.shard_index import ShardIndex
-from mmemb.storage.trained_facts import FittedFacts, read_fitted
+from mmemb.storage.trained_facts import TrainedFacts, read_fitted
 from tests.fixtures.tiny_experiment import (
     CONFIGS,
     POCKET,
@@ -131,9 +131,9 @@ def test_a_backbone_overlay_swaps_the_whole_block() -> None:
 
 def test_a_literal_is_overridden_on_the_command_line() -> None:
     path = str(POCKET / "judge.yaml")
-    config = parse(["fit", "--config", path, "--data.half", "b", "--trainer.max_steps", "7"])
+    config = parse(["fit", "--config", path, "--data.fold", "b", "--trainer.max_steps", "7"])
     assert config.name == "judge-b"
-    assert config.data.init_args.half == "b"
+    assert config.data.init_args.fold == "b"
     assert config.trainer.max_steps == 7
 
 
@@ -215,7 +215,7 @@ LINKS = {
     "features": "features-predict", "rationales": "rationales-predict", "trunk": "trunk",
     "judge-a": "judge-a", "judge-b": "judge-b", "selection": "selection",
     "selected": "selection-predict", "selection-test": "selection-test", "embedder": "embedder",
-    "utilities": "utilities-predict", "gate": "gate", "decisions": "gate-predict",
+    "depth_values": "depth_values-predict", "gate": "gate", "decisions": "gate-predict",
     "gate-test": "gate-test",
 }  # fmt: skip
 
@@ -228,10 +228,12 @@ def test_every_stage_ran_and_left_its_record(experiment: Experiment, stage: str)
     assert yaml.safe_load((run / "config.yaml").read_text())["experiment"] == "tiny"
     assert list(run.glob("events.out.tfevents.*")), "TensorBoard"
     if STAGES[stage][0] == "fit":
-        assert read_fitted(run / "fitted.json") != FittedFacts()
+        assert read_fitted(run / "fitted.json") != TrainedFacts()
 
 
-@pytest.mark.parametrize("folder", ["features", "rationales", "selected", "utilities", "decisions"])
+@pytest.mark.parametrize(
+    "folder", ["features", "rationales", "selected", "depth_values", "decisions"]
+)
 def test_every_sidecar_is_whole(experiment: Experiment, folder: str) -> None:
     assert ShardIndex.open(experiment.folder / folder).entries
 
@@ -264,17 +266,17 @@ def test_facts_are_handed_down_from_stage_to_stage(experiment: Experiment) -> No
     assert facts("trunk") <= facts("embedder")
     assert facts("embedder") < facts("gate")
 
-    assert not facts("rationales"), "the worker was not tuned"
+    assert not facts("rationales"), "the writer was not tuned"
     assert not facts("selection"), "tau and eta are no weights"
     assert not facts("selected"), "judges choose texts, and write none"
     assert facts("judge-a") | facts("judge-b") <= calibrated("selection")
     assert calibrated("selection") <= calibrated("selected") <= calibrated("embedder")
-    assert facts("utilities") == facts("embedder")
+    assert facts("depth_values") == facts("embedder")
     assert facts("embedder/backbone") == facts("embedder")
     assert facts("gate/adaptive/backbone") == facts("gate")
 
     held_out = {f"country:{n:02d}/capital" for n in range(18, 24)}
-    assert not held_out & facts("gate"), "no fact of part test was ever fitted"
+    assert not held_out & facts("gate"), "no fact of split test was ever fitted"
 
 
 @pytest.mark.xdist_group("clip_experiment")
@@ -322,7 +324,7 @@ def test_a_gated_model_is_scored_like_any_other(
     }  # fmt: skip
     scores = {"class_path": "callbacks.BenchmarkScores", "init_args": {"folder": str(tmp_path)}}
     overlay = tmp_path / "benchmark.yaml"
-    model = {"init_args": {"measure": False}}
+    model = {"init_args": {"measure_latency": False}}
     overlay.write_text(
         yaml.safe_dump({"data": data, "model": model, "trainer": {"callbacks": [scores]}})
     )

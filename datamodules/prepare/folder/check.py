@@ -309,7 +309,7 @@ def _groups(
 
     notices = [
         f"{len(twins)} training rows hold a pair of another concept: {_some(twins)}. Concepts that "
-        "share a pair go to one half of the judges."
+        "share a pair go to one fold of the judges."
     ]
     return {topic: root(topic) for topic in parent}, notices if twins else []
 

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
         if given.faults:
             raise ValueError(
                 f"{options.rationales} has {len(given.faults)} fault(s), so nothing was written: "
-                "mend the lines listed above, or leave them out with --on-error skip."
+                "repair the lines listed above, or leave them out with --on-error skip."
             )
         return
 
@@ -120,7 +120,7 @@ def _checked(options: argparse.Namespace, rows: list[OwnRow], found: Found) -> F
 
     if faults.lines and (options.on_error == "raise" or options.check):
         raise ValueError(
-            f"{options.table} has {len(faults.lines)} fault(s), so nothing was written: mend the "
+            f"{options.table} has {len(faults.lines)} fault(s), so nothing was written: repair the "
             "rows listed above, or leave them out with --on-error skip."
         )
     return faults

@@ -1,4 +1,4 @@
-"""Rationales that others wrote, by the id of a row, as a pool that `PrecomputedWorker` reads."""
+"""Rationales that others wrote, by the id of a row, as a pool that `PrecomputedWriter` reads."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from datamodules.prepare.row_files import (
     parquet_faults,
     parquet_rows,
 )
-from mmemb.records.pairs import PARTS
+from mmemb.records.pairs import SPLITS
 
 COLUMNS = (
     "id", "task", "split", "query_text", "query_media", "target_text", "target_media",
@@ -195,8 +195,8 @@ class _RowReader:
             self._text(name, self._data.get(name), "") for name in (*_NEEDED, "concept")
         )
         # An unreadable cell of the split has its fault already.
-        if split not in PARTS and (split or "split" not in self._data):
-            self._faults.append(f"split {shown(split)}: expected one of {list(PARTS)}")
+        if split not in SPLITS and (split or "split" not in self._data):
+            self._faults.append(f"split {shown(split)}: expected one of {list(SPLITS)}")
 
         query, positives, negatives = self._nested() if self._is_nested else self._flat()
         if not positives:

@@ -63,7 +63,7 @@ def write_data(
         media: folder that paths start from.
         num_frames: of a clip.
         fingerprint: of all that the data are made from.
-        groups: topic -> name of its group; a group is in one half of the judges.
+        groups: topic -> name of its group; a group is in one fold of the judges.
 
     Returns:
         How many samples each folder holds.
@@ -156,7 +156,7 @@ def _candidate(
 
 
 def _pair(row: OwnRow, media: Path, num_frames: int, groups: Mapping[str, str]) -> Sample:
-    target, meta = row.positives[0], _labels(row) | {"group": row.task}
+    target, meta = row.positives[0], _labels(row) | {"source": row.task}
     data = meta | {
         "gallery": row.task,
         "instruction": row.query.instruction,
@@ -172,8 +172,8 @@ def _pair(row: OwnRow, media: Path, num_frames: int, groups: Mapping[str, str]) 
     members |= side_members(media, target.media, "t", num_frames)
 
     # Judges never judge what they saw: concepts that share a pair are in one half.
-    half = "ab"[stable_hash("half", groups.get(row.topic, row.topic)) % 2]
-    return Sample(row.id, members | encode_members({"json": data}), meta | {"half": half})
+    fold = "ab"[stable_hash("half", groups.get(row.topic, row.topic)) % 2]
+    return Sample(row.id, members | encode_members({"json": data}), meta | {"fold": fold})
 
 
 def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> Sample:
@@ -195,7 +195,7 @@ def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> 
 def _labels(row: OwnRow) -> dict[str, str]:
     return {
         "task": row.task,
-        "part": row.split,
+        "split": row.split,
         "concept": row.topic,
         "fact": f"{row.task}/{row.topic}",
     }

@@ -13,7 +13,7 @@ from datamodules.prepare.mmeb.pictures import UnreadableError
 from datamodules.prepare.mmeb.plan import TaskPlan
 from mmemb.storage.shard_writer import Sample, encode_members
 
-PART = "test"
+SPLIT = "test"
 
 
 @final
@@ -59,7 +59,7 @@ def query_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes], table:
     concept = f"{plan.task.name}:{query.concept}"
     data = {
         "task": plan.task.name,
-        "part": PART,
+        "split": SPLIT,
         "concept": concept,
         "fact": f"{concept}/{number}",
         "instruction": query.instruction,
@@ -68,7 +68,7 @@ def query_sample(plan: TaskPlan, number: int, media: Mapping[str, bytes], table:
         "answers": list(query.answers),
     }
 
-    meta = {k: data[k] for k in ("task", "part", "concept", "fact")} | {"gallery": plan.task.name}
+    meta = {k: data[k] for k in ("task", "split", "concept", "fact")} | {"gallery": plan.task.name}
     members = dict(media)
     # Rows of the written table, not of the plan: rows that were left out shift all later ones.
     if query.candidates is not None:

@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="default: all of the mixture")
     add_converting(parser, "files")
     parser.add_argument("--validation-share", type=float, default=0.01, help="of the topics")
-    parser.add_argument("--gate-share", type=float, default=0.01, help="the same of part gate")
+    parser.add_argument("--gate-share", type=float, default=0.01, help="the same of split gate")
     parser.add_argument(
-        "--calibration-share", type=float, default=0.005, help="the same of part calibration"
+        "--calibration-share", type=float, default=0.005, help="the same of split calibration"
     )
     parser.add_argument(
         "--validation-queries", type=int, default=200, help="most of a source and part"
@@ -157,7 +157,7 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     pairs = [f"pairs/{name}" for name in weights]
     drawn = f"a source is drawn with probability weight / {TOTAL_WEIGHT}"
     overlays: dict[str, tuple[str, dict[str, Any]]] = {
-        MIXTURE_FILE: (drawn, {"pairs": pairs, "group_weights": weights}),
+        MIXTURE_FILE: (drawn, {"pairs": pairs, "source_weights": weights}),
         "sides.yaml": ("what stage 1 writes about", {"folders": [*pairs, "queries"]}),
         "judged.yaml": ("what stage 2 judges", {"pairs": pairs}),
     }

@@ -16,26 +16,26 @@ from datamodules.prepare.mmeb_train.media import MediaStore
 from datamodules.prepare.mmeb_train.rows import TrainRow, TrainSide, read_source
 from datamodules.prepare.mmeb_train.sources import Source
 from mmemb.records.hashing import stable_hash
-from mmemb.records.pairs import PARTS
+from mmemb.records.pairs import SPLITS
 from mmemb.records.schema import Schema
 from mmemb.storage.shard_writer import Sample, encode_members, write_folder
 
 SAMPLES_PER_SHARD = 512
 
 Held = tuple[str, TrainRow]
-"""A part and a row of it."""
+"""A split and a row of it."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Rule for rows that are held out: by hash of what they show, so no picture lies in two parts.
+    """Rule for rows that are held out: by hash of what they show, so no picture lies in two splits.
 
     Attributes:
-        share: of the topics, for part `val`.
-        gate: the same for part `gate`.
-        calibration: the same for part `calibration`.
-        most: queries of a source and part; later ones are trained on no more than earlier ones.
+        share: of the topics, for split `val`.
+        gate: the same for split `gate`.
+        calibration: the same for split `calibration`.
+        most: queries of a source and split; later ones are trained on no more than earlier ones.
     """
 
     share: float = 0.01
@@ -48,9 +48,9 @@ class Cut:
         """Part -> share of the topics."""
         return {"val": self.share, "gate": self.gate, "calibration": self.calibration}
 
-    def part(self, row: TrainRow) -> str:
-        """The part that the row's topic belongs to."""
-        # By hash and not by place, so that another cap or order moves no topic to another part.
+    def split(self, row: TrainRow) -> str:
+        """The split that the row's topic belongs to."""
+        # By hash and not by place, so that another cap or order moves no topic to another split.
         place, end = stable_hash("mmeb-train validation", row.topic) % 10_000, 0.0
         for name, share in self.shares.items():
             end += 10_000 * share
@@ -66,7 +66,7 @@ class Report(Schema):
     Attributes:
         fingerprint: of all that the pairs are made from.
         pairs: written.
-        held_out: in the cuts; at most `Cut.most` of a part become queries.
+        held_out: in the cuts; at most `Cut.most` of a split become queries.
         empty: with nothing on one side.
         skipped: one sentence for each row that could not be read.
     """
@@ -93,7 +93,7 @@ def write_pairs(
             elif row.is_empty:
                 counts["empty"] += 1
             # All held-out topics stay out of training, also beyond `Cut.most`.
-            elif cut.part(row) != "train":
+            elif cut.split(row) != "train":
                 counts["held_out"] += 1
             else:
                 try:
@@ -128,9 +128,9 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
             _leave_out(source, row, row.fault, skips, [])
             continue
 
-        part = cut.part(row)
+        split = cut.split(row)
         # One row for each topic: equal queries would count several times.
-        if row.is_empty or row.topic in found or part == "train" or counts[part] >= cut.most:
+        if row.is_empty or row.topic in found or split == "train" or counts[split] >= cut.most:
             continue
         # The media are decoded here, so that a query never fails after it was counted.
         try:
@@ -140,13 +140,13 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
             _leave_out(source, row, str(error), skips, [])
             continue
 
-        found[row.topic] = (part, row)
-        counts[part] += 1
+        found[row.topic] = (split, row)
+        counts[split] += 1
         # All cuts are full: the rest of a large source need not be read.
         if all(counts[held] >= cut.most for held, share in cut.shares.items() if share):
             break
 
-    return sorted(found.values(), key=lambda held: PARTS.index(held[0]))
+    return sorted(found.values(), key=lambda held: SPLITS.index(held[0]))
 
 
 def _leave_out(source: Source, row: TrainRow, fault: str, skips: bool, skipped: list[str]) -> None:
@@ -174,9 +174,9 @@ def write_held_out(
             for number, ((source, _), side) in enumerate(candidates.items())
         ),
         "queries": (
-            _query(source, part, row, stores[source])
+            _query(source, split, row, stores[source])
             for source, found in rows.items()
-            for part, row in found
+            for split, row in found
         ),
     }
 
@@ -192,7 +192,7 @@ def write_held_out(
 
 def _pair(source: Source, row: TrainRow, store: MediaStore) -> Sample:
     query, target = row.query, row.target
-    meta = _labels(source, row, "train") | {"group": source.name}
+    meta = _labels(source, row, "train") | {"source": source.name}
     data = meta | {
         "gallery": source.name,
         "instruction": query.instruction,
@@ -205,11 +205,11 @@ def _pair(source: Source, row: TrainRow, store: MediaStore) -> Sample:
     }
 
     members = store.members(query, "q") | store.members(target, "t")
-    return Sample(_key(source, row), members | encode_members({"json": data}), meta | {"half": ""})
+    return Sample(_key(source, row), members | encode_members({"json": data}), meta | {"fold": ""})
 
 
-def _query(source: Source, part: str, row: TrainRow, store: MediaStore) -> Sample:
-    labels = _labels(source, row, part)
+def _query(source: Source, split: str, row: TrainRow, store: MediaStore) -> Sample:
+    labels = _labels(source, row, split)
     data = labels | {
         "instruction": row.query.instruction,
         "text": row.query.text,
@@ -227,11 +227,11 @@ def _candidate(source: Source, number: int, side: TrainSide, store: MediaStore) 
     return Sample(f"{number:08d}", store.members(side, "c") | encode_members({"json": data}), meta)
 
 
-def _labels(source: Source, row: TrainRow, part: str) -> dict[str, str]:
+def _labels(source: Source, row: TrainRow, split: str) -> dict[str, str]:
     # A hash, as a topic may be a long text.
     concept = f"{stable_hash(source.name, row.topic, bits=64):016x}"
     fact = f"{source.name}/{concept}"
-    return {"task": source.name, "part": part, "concept": concept, "fact": fact}
+    return {"task": source.name, "split": split, "concept": concept, "fact": fact}
 
 
 def _key(source: Source, row: TrainRow) -> str:

@@ -34,7 +34,7 @@ from datamodules.prepare.pocket.flags import Flags, flag_candidates
 from datamodules.prepare.pocket.rows import QueryRow, Rows, numbered
 from datamodules.prepare.pocket.splits import by_hash
 from datamodules.prepare.pocket.tables import count_table, fact_table, few_shot_table, label_table
-from mmemb.records.pairs import PARTS, EvaluationTask
+from mmemb.records.pairs import SPLITS, EvaluationTask
 from mmemb.records.schema import Schema, read_json, to_json
 from mmemb.storage.json_files import canonical_json, write_json
 from mmemb.storage.manifests import Source, existing_shards, read_manifest
@@ -190,7 +190,7 @@ class _Content:
 
     def rows(self) -> Rows:
         rows = emoji_rows(self.emoji) if self.emoji else Rows()
-        # Each part depends on packages of its own, so the parts are added one by one.
+        # Each split depends on packages of its own, so the splits are added one by one.
         if self.emoji and self.art.sources.get(NOTO):
             rows += Rows(queries=noto_queries(self.emoji))
         if self.emoji and self.art.sources.get(CLIP):
@@ -209,17 +209,17 @@ class _Content:
 
 
 def _order(queries: list[QueryRow], tasks: Sequence[EvaluationTask]) -> list[QueryRow]:
-    """Orders queries: those that a text-only worker reads come first, so that its batches are full;
-    parts lie together, so that a stage which asks for one part reads few shards."""
+    """Orders queries: those that a text-only writer reads come first, so that its batches are full;
+    splits lie together, so that a stage which asks for one split reads few shards."""
     think = {task.name for task in tasks if task.think}
 
     def rank(query: QueryRow) -> tuple[int, int]:
         by_task = {"flag-name": 2, "emoji-t2i": 3}
         kind = 4 if query.media else by_task.get(query.task, 0 if query.task in think else 1)
-        return kind, PARTS.index(query.part)
+        return kind, SPLITS.index(query.split)
 
     # Questions of equal text and fact would count twice.
-    unique = {f"{q.task}/{q.part}/{q.fact}/{q.text}": q for q in queries}
+    unique = {f"{q.task}/{q.split}/{q.fact}/{q.text}": q for q in queries}
     return sorted((unique[name] for name in by_hash(unique, "queries")), key=rank)
 
 

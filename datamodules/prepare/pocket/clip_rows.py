@@ -24,16 +24,16 @@ def noto_queries(emoji: EmojiSet) -> list[QueryRow]:
     return [
         QueryRow(
             **item.labels("emoji-noto"),
-            part=part,
+            split=split,
             gallery="emoji",
             relevance=(item.slug,),
             instruction=INSTRUCTIONS["emoji-style"],
             answers=(item.name,),
             image=item.picture(NOTO),
         )
-        for part in EVALUATED
-        # The first of a part are those of emoji-t2i, so that the gallery holds them.
-        for item in capped(emoji.one_each(part), "emoji-noto", part)
+        for split in EVALUATED
+        # The first of a split are those of emoji-t2i, so that the gallery holds them.
+        for item in capped(emoji.one_each(split), "emoji-noto", split)
         if emoji.art.has(item.picture(NOTO))
     ]
 
@@ -43,14 +43,14 @@ def clip_rows(emoji: EmojiSet) -> Rows:
     pairs = [pair for item in emoji.one_each("train", CLIP) for pair in _pairs(item)]
     queries = [
         query
-        for part in EVALUATED
-        for item in emoji.one_each(part, CLIP)
-        for query in _queries(item, part)
+        for split in EVALUATED
+        for item in emoji.one_each(split, CLIP)
+        for query in _queries(item, split)
     ]
 
     # Training clips are candidates as well, so that the gallery is not only right answers.
-    parts = ("train", *EVALUATED)
-    everyone = sorted({item.slug: item for p in parts for item in emoji.one_each(p, CLIP)}.items())
+    splits = ("train", *EVALUATED)
+    everyone = sorted({item.slug: item for p in splits for item in emoji.one_each(p, CLIP)}.items())
 
     candidates = [CandidateRow(CLIP_GALLERY, slug, clip=_clip(item)) for slug, item in everyone]
     return Rows(plain=pairs, queries=queries, candidates=candidates)
@@ -72,7 +72,7 @@ def _pairs(item: Emoji) -> Iterator[PairRow]:
 
     yield pair(
         "anim-t2v",
-        group="clips",
+        source="clips",
         gallery=TRAIN_CLIP_GALLERY,
         text=item.name,
         target_name=item.slug,
@@ -81,7 +81,7 @@ def _pairs(item: Emoji) -> Iterator[PairRow]:
     )
     yield pair(
         "anim-group",
-        group="emoji-group",
+        source="emoji-group",
         gallery="emoji-groups",
         clip=_clip(item),
         target_name=item.group,
@@ -90,11 +90,11 @@ def _pairs(item: Emoji) -> Iterator[PairRow]:
     )
 
 
-def _queries(item: Emoji, part: str) -> Iterator[QueryRow]:
+def _queries(item: Emoji, split: str) -> Iterator[QueryRow]:
     def query(task: str, gallery: str, right: str, **fields: Any) -> QueryRow:
         return QueryRow(
             **item.labels(task),
-            part=part,
+            split=split,
             gallery=gallery,
             relevance=(right,),
             instruction=CLIP_INSTRUCTIONS[task],

@@ -84,7 +84,7 @@ class Country:
 
     @property
     def concept(self) -> str:
-        """Key by which the parts are cut."""
+        """Key by which the splits are cut."""
         return f"country:{self.code}"
 
     @property
@@ -162,7 +162,7 @@ def with_cities(countries: Iterable[Country], cities: bytes) -> list[Country]:
 def unique_clues(countries: Iterable[Country], fact: str) -> list[tuple[Country, str]]:
     """Clues that one country alone has, with that country.
 
-    A clue of two countries that lie in two parts would carry an answer from one to the other.
+    A clue of two countries that lie in two splits would carry an answer from one to the other.
     """
     pairs = [(country, clue) for country in countries for clue in country.clues(fact)]
     # Folded: two spellings that differ by an accent would be the same question.

@@ -1,4 +1,4 @@
-"""Emoji items, grouped into concepts that never lie in two parts."""
+"""Emoji items, grouped into concepts that never lie in two splits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Emoji:
 
     Attributes:
         slug: its name in galleries.
-        concept: what parts are cut by: `man cook` and `woman cook` are drawn alike, so they are
+        concept: what splits are cut by: `man cook` and `woman cook` are drawn alike, so they are
             one concept, as are all styles and skin tones.
         words: keywords, if their source is there.
     """
@@ -82,21 +82,21 @@ class EmojiSet:
         """The styles that training pairs show."""
         return sorted({self.gallery_style, self.query_style})
 
-    def part(self, part: str) -> list[Emoji]:
-        """The emoji of a part, in hash order."""
-        members = {e.slug: e for e in self.items if self.split.parts[e.concept] == part}
-        return [members[slug] for slug in by_hash(members, f"emoji/{part}")]
+    def of_split(self, split: str) -> list[Emoji]:
+        """The emoji of a split, in hash order."""
+        members = {e.slug: e for e in self.items if self.split.split_of[e.concept] == split}
+        return [members[slug] for slug in by_hash(members, f"emoji/{split}")]
 
-    def one_each(self, part: str, style: str | None = None) -> list[Emoji]:
-        """One emoji per concept of a part: evaluation is not filled with near duplicates.
+    def one_each(self, split: str, style: str | None = None) -> list[Emoji]:
+        """One emoji per concept of a split: evaluation is not filled with near duplicates.
 
         Args:
-            part: data part.
+            split: split.
             style: only emoji that are drawn in it; None = all.
         """
         # The first by hash order stands for its concept.
         first: dict[str, Emoji] = {}
-        for emoji in self.part(part):
+        for emoji in self.of_split(split):
             if style is None or self.art.has(emoji.picture(style)):
                 first.setdefault(emoji.concept, emoji)
         return list(first.values())

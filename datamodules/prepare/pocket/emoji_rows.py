@@ -30,7 +30,7 @@ def emoji_rows(emoji: EmojiSet) -> Rows:
 
 def _pair(emoji: Emoji, task: str, key: str = "", **fields: Any) -> PairRow:
     instruction = INSTRUCTIONS.get(task, INSTRUCTIONS["emoji-text"])
-    given = {"answers": (emoji.name,), "instruction": instruction, "group": task}
+    given = {"answers": (emoji.name,), "instruction": instruction, "source": task}
     given |= emoji.labels(task)
     return PairRow(key=f"{task}-{emoji.slug[:50]}{key}", **(given | fields))
 
@@ -48,18 +48,18 @@ def _drawing(emoji: EmojiSet, item: Emoji, style: str) -> dict[str, Any]:
 
 def _pairs(emoji: EmojiSet) -> Iterator[PairRow]:
     """Names in every style; keywords, other styles and groups once for each item."""
-    for turn, item in enumerate(emoji.part("train")):
+    for turn, item in enumerate(emoji.of_split("train")):
         for style in emoji.styles:
             drawing = _drawing(emoji, item, style)
             yield _pair(
-                item, "emoji-t2i", f"-{style}", group="emoji-text", text=item.name, **drawing
+                item, "emoji-t2i", f"-{style}", source="emoji-text", text=item.name, **drawing
             )
 
         # The styles take turns, as do the directions between them.
         style = emoji.styles[turn % len(emoji.styles)]
         if item.words:
             words, drawing = ", ".join(item.words[:NUM_WORDS]), _drawing(emoji, item, style)
-            yield _pair(item, "emoji-words", group="emoji-text", text=words, **drawing)
+            yield _pair(item, "emoji-words", source="emoji-text", text=words, **drawing)
         if len(emoji.styles) > 1:
             one, other = emoji.styles if turn % 2 else emoji.styles[::-1]
             drawing = _drawing(emoji, item, other)
@@ -71,7 +71,7 @@ def _pairs(emoji: EmojiSet) -> Iterator[PairRow]:
 
 
 def _tone_pairs(emoji: EmojiSet) -> Iterator[PairRow]:
-    able = [item for item in emoji.part("train") if emoji.toned(item)]
+    able = [item for item in emoji.of_split("train") if emoji.toned(item)]
 
     for item in capped(able, "emoji-tone", "train"):
         for before, after in TONE_EDITS:
@@ -93,12 +93,12 @@ def _queries(emoji: EmojiSet) -> Iterator[QueryRow]:
         if task == "emoji-style" and len(emoji.styles) < 2:
             continue
 
-        for part in EVALUATED:
-            for item in capped(emoji.one_each(part), task, part):
-                yield _query(emoji, task, part, item)
+        for split in EVALUATED:
+            for item in capped(emoji.one_each(split), task, split):
+                yield _query(emoji, task, split, item)
 
 
-def _query(emoji: EmojiSet, task: str, part: str, item: Emoji) -> QueryRow:
+def _query(emoji: EmojiSet, task: str, split: str, item: Emoji) -> QueryRow:
     by_text, to_group = task == "emoji-t2i", task == "emoji-group"
     galleries = {"emoji-i2t": "emoji-names", "emoji-group": "emoji-groups"}
     # Image to name is text to image read backwards, so there the name carries the instruction.
@@ -106,7 +106,7 @@ def _query(emoji: EmojiSet, task: str, part: str, item: Emoji) -> QueryRow:
 
     return QueryRow(
         **item.labels(task),
-        part=part,
+        split=split,
         gallery=galleries.get(task, "emoji"),
         instruction=instruction,
         relevance=(item.group if to_group else item.slug,),
@@ -117,14 +117,14 @@ def _query(emoji: EmojiSet, task: str, part: str, item: Emoji) -> QueryRow:
 
 
 def _tone_queries(emoji: EmojiSet) -> Iterator[QueryRow]:
-    for part in EVALUATED:
-        able = [item for item in emoji.one_each(part) if emoji.toned(item)]
-        for turn, item in enumerate(capped(able, "emoji-tone", part)):
+    for split in EVALUATED:
+        able = [item for item in emoji.one_each(split) if emoji.toned(item)]
+        for turn, item in enumerate(capped(able, "emoji-tone", split)):
             # The edits take turns, so that each is asked about equally often.
             before, after = TONE_EDITS[turn % len(TONE_EDITS)]
             yield QueryRow(
                 **item.labels("emoji-tone"),
-                part=part,
+                split=split,
                 gallery="emoji-tones",
                 relevance=(f"{item.slug}-{after}",),
                 instruction=INSTRUCTIONS["emoji-tone"],

@@ -31,7 +31,7 @@ def plain_flag_pairs(flags: Flags) -> list[PairRow]:
 
 
 def question_pairs(flags: Flags) -> list[PairRow]:
-    """Questions about train countries; those a text-only worker can read come first."""
+    """Questions about train countries; those a text-only writer can read come first."""
     return [*_text_questions(flags), *_image_questions(flags)]
 
 
@@ -50,7 +50,7 @@ def _names(flags: Flags) -> Iterator[PairRow]:
                 key=key,
                 **country.labels("flag-name", "name"),
                 **_to_flag(flags, country, style),
-                group="flags",
+                source="flags",
                 text=text,
                 instruction=INSTRUCTIONS["text-flag"],
             )
@@ -68,7 +68,7 @@ def _style_pairs(flags: Flags) -> Iterator[PairRow]:
             key=f"flag-style-{country.code}",
             **country.labels("flag-style", "style"),
             **_to_flag(flags, country, other),
-            group="flags",
+            source="flags",
             instruction=INSTRUCTIONS["flag-style"],
             image=flag_picture(country, one),
         )
@@ -81,20 +81,20 @@ def _continent_pairs(flags: Flags) -> Iterator[PairRow]:
                 key=f"flag-continent-{country.code}-{style}",
                 **country.labels("flag-continent", "continent"),
                 **_to_answer("continent", country.continents),
-                group="continent",
+                source="continent",
                 instruction=INSTRUCTIONS["flag-continent"],
                 image=flag_picture(country, style),
             )
 
 
 def _train(flags: Flags) -> list[Country]:
-    return [country for country in flags.shown if flags.part(country) == "train"]
+    return [country for country in flags.shown if flags.split_of(country) == "train"]
 
 
 def _text_questions(flags: Flags) -> Iterator[PairRow]:
     for turn, question in enumerate(flags.text_questions):
-        # Questions of other parts are never trained, or the test would measure memory.
-        asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == "train"]
+        # Questions of other splits are never trained, or the test would measure memory.
+        asked = [(c, clue) for c, clue in flags.clues(question) if flags.split_of(c) == "train"]
 
         # The half of the country decides which of the two judges is trained on the question.
         for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
@@ -102,10 +102,10 @@ def _text_questions(flags: Flags) -> Iterator[PairRow]:
                 key=f"{question.task}-{country.code}-{_slug(clue, number)}",
                 **country.labels(question.task, question.fact),
                 **_to_flag(flags, country, style_of_turn(country, flags.art, turn + number)),
-                group="questions",
+                source="questions",
                 text=question.text(clue),
                 instruction=INSTRUCTIONS["text-flag"],
-                half=flags.split.halves[country.concept],
+                fold=flags.split.folds[country.concept],
             )
 
 
@@ -126,11 +126,11 @@ def _image_questions(flags: Flags) -> Iterator[PairRow]:
                 key=f"{question.task}-{country.code}",
                 **country.labels(question.task, question.fact),
                 **_to_answer(question.fact, right),
-                group="answers",
+                source="answers",
                 instruction=INSTRUCTIONS["flag-answer"],
                 text=question.text(),
                 image=flag_picture(country, style_of_turn(country, flags.art, turn + number)),
-                half=flags.split.halves[country.concept],
+                fold=flags.split.folds[country.concept],
             )
 
 

@@ -1,4 +1,4 @@
-"""Evaluation queries of the flag-* tasks, in parts that never share a question."""
+"""Evaluation queries of the flag-* tasks, in splits that never share a question."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def flag_queries(flags: Flags) -> list[QueryRow]:
 
 
 def _flag_query(
-    flags: Flags, task: str, part: str, country: Country, fact: str, text: str
+    flags: Flags, task: str, split: str, country: Country, fact: str, text: str
 ) -> QueryRow:
     return QueryRow(
         **country.labels(task, fact),
-        part=part,
+        split=split,
         gallery=FLAG_GALLERY,
         relevance=flags.same[ICONS][country.code],
         instruction=INSTRUCTIONS["text-flag"],
@@ -39,35 +39,35 @@ def _flag_query(
 
 def _questions(flags: Flags) -> Iterator[QueryRow]:
     for question in flags.text_questions:
-        for part in EVALUATED:
-            asked = [(c, clue) for c, clue in flags.clues(question) if flags.part(c) == part]
+        for split in EVALUATED:
+            asked = [(c, clue) for c, clue in flags.clues(question) if flags.split_of(c) == split]
 
-            for country, clue in capped(asked, question.task, part):
+            for country, clue in capped(asked, question.task, split):
                 text = question.text(clue)
-                yield _flag_query(flags, question.task, part, country, question.fact, text)
+                yield _flag_query(flags, question.task, split, country, question.fact, text)
 
 
 def _mixed(flags: Flags) -> Iterator[QueryRow]:
-    """Yields, for each part, as many train countries as its own, under a wording never trained."""
+    """Yields, for each split, as many train countries as its own, under a wording never trained."""
     for question in MIXED_QUESTIONS:
-        for part in EVALUATED[1:]:
+        for split in EVALUATED[1:]:
             asked = flags.clues(question)
-            own = [(c, clue) for c, clue in asked if flags.part(c) == part]
-            train = [(c, clue) for c, clue in asked if flags.split.mixed.get(c.concept) == part]
+            own = [(c, clue) for c, clue in asked if flags.split_of(c) == split]
+            train = [(c, clue) for c, clue in asked if flags.split.mixed.get(c.concept) == split]
 
             # Equal numbers, so that seen and unseen countries weigh the same.
             size = min(len(own), len(train))
             for country, clue in own[:size] + train[:size]:
                 text = question.text(clue)
-                yield _flag_query(flags, question.task, part, country, question.fact, text)
+                yield _flag_query(flags, question.task, split, country, question.fact, text)
 
 
 def _name_queries(flags: Flags) -> Iterator[QueryRow]:
     """Names of every country; those of train count as `test`, since all names are trained."""
     for country in flags.shown:
-        part, text = flags.part(country), NAME_TEMPLATE.format(country.name)
-        part = "test" if part == "train" else part
-        yield _flag_query(flags, "flag-name", part, country, "name", text)
+        split, text = flags.split_of(country), NAME_TEMPLATE.format(country.name)
+        split = "test" if split == "train" else split
+        yield _flag_query(flags, "flag-name", split, country, "name", text)
 
 
 def _image_queries(flags: Flags) -> Iterator[QueryRow]:
@@ -76,12 +76,12 @@ def _image_queries(flags: Flags) -> Iterator[QueryRow]:
 
     for task, fact, instruction, text in asked:
         for country in flags.shown:
-            part, right = flags.part(country), country.clues(fact)
+            split, right = flags.split_of(country), country.clues(fact)
             # Train countries are trained on these answers.
-            if part in EVALUATED and right:
+            if split in EVALUATED and right:
                 yield QueryRow(
                     **country.labels(task, fact),
-                    part=part,
+                    split=split,
                     gallery=TEXT_GALLERIES[fact],
                     relevance=right,
                     answers=right,

@@ -65,9 +65,9 @@ class Flags:
         split = Split.of((c.concept for c in shown), "country")
         return cls(countries, shown, split, art, same, text_questions)
 
-    def part(self, country: Country) -> str:
-        """The data part of the country's concept."""
-        return self.split.parts[country.concept]
+    def split_of(self, country: Country) -> str:
+        """The split of the country's concept."""
+        return self.split.split_of[country.concept]
 
     def clues(self, question: Question) -> list[tuple[Country, str]]:
         """Countries that the question can ask for, with the clue, in hash order."""
@@ -75,7 +75,7 @@ class Flags:
         found = {
             f"{country.code}/{clue}": (country, clue)
             for country, clue in unique_clues(self.everyone, question.fact)
-            if country.concept in self.split.parts
+            if country.concept in self.split.split_of
         }
         return [found[name] for name in by_hash(found, f"clues/{question.fact}")]
 

@@ -1,6 +1,6 @@
 """Additions of profile `full` of the pocket benchmark to `mini`: clips, a third style, cities.
 
-Concepts are cut as in `mini`, so a concept lies in the same part of both.
+Concepts are cut as in `mini`, so a concept lies in the same split of both.
 """
 
 from __future__ import annotations

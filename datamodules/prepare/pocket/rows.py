@@ -19,7 +19,7 @@ class PairRow:
     task: str
     concept: str
     fact: str
-    group: str
+    source: str
     gallery: str
     target_name: str
     instruction: str = ""
@@ -29,7 +29,7 @@ class PairRow:
     target_image: Picture | None = None
     positives: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
-    half: str = ""
+    fold: str = ""
     clip: tuple[Picture, ...] = ()
     target_clip: tuple[Picture, ...] = ()
 
@@ -42,10 +42,10 @@ class PairRow:
         """The row as a sample of its folder."""
         data = {
             "task": self.task,
-            "part": "train",
+            "split": "train",
             "concept": self.concept,
             "fact": self.fact,
-            "group": self.group,
+            "source": self.source,
             "gallery": self.gallery,
             "instruction": self.instruction,
             "text": self.text,
@@ -57,8 +57,8 @@ class PairRow:
         }
 
         # These labels stand in the index as well: readers filter rows without opening shards.
-        meta = {"half": self.half} | {
-            k: data[k] for k in ("task", "part", "group", "concept", "fact")
+        meta = {"fold": self.fold} | {
+            k: data[k] for k in ("task", "split", "source", "concept", "fact")
         }
         return _sample(self.key, data, self.media, meta, drawn)
 
@@ -69,7 +69,7 @@ class QueryRow:
     """An evaluation query; the fields are those of `mmemb.records.pairs.Query`."""
 
     task: str
-    part: str
+    split: str
     concept: str
     fact: str
     gallery: str
@@ -89,7 +89,7 @@ class QueryRow:
         """The row as a sample of its folder."""
         data = {
             "task": self.task,
-            "part": self.part,
+            "split": self.split,
             "concept": self.concept,
             "fact": self.fact,
             "instruction": self.instruction,
@@ -98,7 +98,7 @@ class QueryRow:
             "answers": list(self.answers),
         }
 
-        meta = {k: data[k] for k in ("task", "part", "concept", "fact")}
+        meta = {k: data[k] for k in ("task", "split", "concept", "fact")}
         meta |= {"gallery": self.gallery}
         return _sample(f"{number:08d}", data, self.media, meta, drawn)
 

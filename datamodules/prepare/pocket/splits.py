@@ -1,4 +1,4 @@
-"""Exact cuts of concepts into parts, and of train concepts into val, halves and mixed rows.
+"""Exact cuts of concepts into splits, and of train concepts into val, folds and mixed rows.
 
 Every cut sorts names by hash and slices at the shares: no share depends on luck
 (docs/method.md section 3).
@@ -14,9 +14,9 @@ from datamodules.prepare.pocket.full_tasks import CAPS as MORE_CAPS
 from datamodules.prepare.pocket.tasks import (
     CAPS,
     MIXED_SHARES,
-    PART_SHARES,
     PROMPT_CONCEPTS,
     SPLIT,
+    SPLIT_SHARES,
     VAL_SHARE,
 )
 from mmemb.records.hashing import stable_hash
@@ -27,9 +27,9 @@ EVALUATED = ("val", "gate", "calibration", "test")
 _Row = TypeVar("_Row")
 
 
-def capped(rows: list[_Row], task: str, part: str) -> list[_Row]:
-    """The first rows, as many as the benchmark asks for in this part."""
-    return rows[: (CAPS | MORE_CAPS).get(task, {}).get(part)]
+def capped(rows: list[_Row], task: str, split: str) -> list[_Row]:
+    """The first rows, as many as the benchmark asks for in this split."""
+    return rows[: (CAPS | MORE_CAPS).get(task, {}).get(split)]
 
 
 def by_hash(names: Iterable[str], salt: str) -> list[str]:
@@ -45,8 +45,8 @@ def pinned_first(names: Iterable[str], salt: str) -> list[str]:
 def cut(names: Iterable[str], shares: Mapping[str, float], salt: str) -> dict[str, str]:
     """Name -> label, with label counts exact to within one; the prompt's concepts come first.
 
-    >>> parts = cut(map(str, range(20)), {"a": 0.25, "b": 0.75}, "salt")
-    >>> sorted(parts.values()).count("a")
+    >>> split_of = cut(map(str, range(20)), {"a": 0.25, "b": 0.75}, "salt")
+    >>> sorted(split_of.values()).count("a")
     5
     """
     ordered = pinned_first(names, f"{SPLIT}/{salt}")
@@ -66,31 +66,31 @@ def cut(names: Iterable[str], shares: Mapping[str, float], salt: str) -> dict[st
 @final
 @dataclass(frozen=True)
 class Split:
-    """Parts, halves and mixed parts of the concepts of one kind.
+    """Parts, folds and mixed splits of the concepts of one kind.
 
     Attributes:
-        parts: concept -> `train` (without val), `val`, `gate`, `calibration`, `test`.
-        halves: train concept -> `a` or `b`, the two judges' halves.
-        mixed: train concept -> the part in which mixed rows ask about it.
+        split_of: concept -> `train` (without val), `val`, `gate`, `calibration`, `test`.
+        folds: train concept -> `a` or `b`, the two judges' folds.
+        mixed: train concept -> the split in which mixed rows ask about it.
     """
 
-    parts: dict[str, str]
-    halves: dict[str, str]
+    split_of: dict[str, str]
+    folds: dict[str, str]
     mixed: dict[str, str]
 
     @classmethod
     def of(cls, concepts: Iterable[str], kind: str) -> Split:
         """Cuts the concepts of one kind (`country`, `emoji`)."""
-        parts = cut(concepts, PART_SHARES, f"{kind}/parts")
-        # Val is cut from train, so that the other parts do not depend on its share.
-        train = [name for name, part in parts.items() if part == "train"]
-        parts |= cut(train, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, f"{kind}/val")
-        train = [name for name, part in parts.items() if part == "train"]
-        # Val has left `train`: halves hold trained concepts only. Each judge is trained on one half
+        split_of = cut(concepts, SPLIT_SHARES, f"{kind}/parts")
+        # Val is cut from train, so that the other splits do not depend on its share.
+        train = [name for name, split in split_of.items() if split == "train"]
+        split_of |= cut(train, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, f"{kind}/val")
+        train = [name for name, split in split_of.items() if split == "train"]
+        # Val has left `train`: folds hold trained concepts only. Each judge is trained on one half
         # and judges the other.
-        halves = cut(train, {"a": 0.5, "b": 0.5}, f"{kind}/halves")
-        return cls(parts, halves, cut(train, MIXED_SHARES, f"{kind}/mixed"))
+        folds = cut(train, {"a": 0.5, "b": 0.5}, f"{kind}/halves")
+        return cls(split_of, folds, cut(train, MIXED_SHARES, f"{kind}/mixed"))
 
-    def names(self, part: str) -> list[str]:
-        """The concepts of a part, in hash order."""
-        return by_hash((n for n, p in self.parts.items() if p == part), f"order/{part}")
+    def names(self, split: str) -> list[str]:
+        """The concepts of a split, in hash order."""
+        return by_hash((n for n, p in self.split_of.items() if p == split), f"order/{split}")

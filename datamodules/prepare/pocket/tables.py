@@ -11,7 +11,7 @@ from datamodules.prepare.pocket.flags import Flags
 from datamodules.prepare.pocket.full_tasks import TASKS
 from datamodules.prepare.pocket.rows import PairRow, QueryRow, Rows
 from datamodules.prepare.pocket.tasks import NAME_TEMPLATE
-from mmemb.records.pairs import PARTS, EvaluationTask
+from mmemb.records.pairs import SPLITS, EvaluationTask
 
 
 def fact_table(
@@ -19,10 +19,10 @@ def fact_table(
 ) -> dict[str, Any]:
     """Table of facts: the facts of every country, and for each question text its country.
 
-    It serves the table worker (an upper bound, marked as one) and scoring, never training.
+    It serves the table writer (an upper bound, marked as one) and scoring, never training.
     """
-    parts = flags.split.parts if flags else {}
-    rows = {c.code: c.facts() | {"part": parts.get(c.concept, "")} for c in countries}
+    split_of = flags.split.split_of if flags else {}
+    rows = {c.code: c.facts() | {"split": split_of.get(c.concept, "")} for c in countries}
 
     # A text with a picture has another answer for each picture.
     asked = {
@@ -38,7 +38,7 @@ def fact_table(
 
 def few_shot_table(flags: Flags | None) -> dict[str, Any]:
     """Countries that a few-shot prompt may name: those of `train`, without val."""
-    train = [c for c in flags.shown if flags.part(c) == "train"] if flags else []
+    train = [c for c in flags.shown if flags.split_of(c) == "train"] if flags else []
     return {c.concept: {"name": c.name, "capital": c.capital} for c in train}
 
 
@@ -55,17 +55,17 @@ def label_table(pairs: Iterable[PairRow]) -> list[dict[str, str]]:
 
 
 def count_table(rows: Rows) -> dict[str, dict[str, int]]:
-    """Task -> part -> rows; `train` counts training pairs."""
+    """Task -> split -> rows; `train` counts training pairs."""
     counts = Counter((row.task, "train") for row in rows.plain + rows.questions)
-    counts += Counter((row.task, row.part) for row in rows.queries)
+    counts += Counter((row.task, row.split) for row in rows.queries)
 
     tasks = [task.name for task in TASKS]
     extra = sorted({task for task, _ in counts} - set(tasks))
     # In the order of the registry; training-only tasks follow.
     return {
-        task: {part: counts[task, part] for part in PARTS}
+        task: {split: counts[task, split] for split in SPLITS}
         for task in tasks + extra
-        if any(counts[task, part] for part in PARTS)
+        if any(counts[task, split] for split in SPLITS)
     }
 
 
@@ -74,12 +74,12 @@ def render_counts(
 ) -> str:
     """The counts as text, with the number of "think" queries below."""
     think = {task.name for task in tasks if task.think}
-    lines = [f"{'task':24}" + "".join(f"{part:>12}" for part in PARTS)]
+    lines = [f"{'task':24}" + "".join(f"{split:>12}" for split in SPLITS)]
 
     for task, row in counts.items():
         label = task + (" *" if task in think else "")
-        lines.append(f"{label:24}" + "".join(f"{row[part] or '-':>12}" for part in PARTS))
+        lines.append(f"{label:24}" + "".join(f"{row[split] or '-':>12}" for split in SPLITS))
 
-    sums = [sum(row[part] for task, row in counts.items() if task in think) for part in PARTS]
+    sums = [sum(row[split] for task, row in counts.items() if task in think) for split in SPLITS]
     lines.append(f"{'* think, together':24}" + "".join(f"{total:>12}" for total in sums))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The pocket benchmark as data: tasks, wordings, parts and caps, without files and pictures.
+"""The pocket benchmark as data: tasks, wordings, splits and caps, without files and pictures.
 
 `datamodules.prepare pocket` builds what is listed here; docs/method.md sections 3 and 8
 give the reasons for its cuts.
@@ -12,14 +12,14 @@ from typing import final
 
 from mmemb.records.pairs import EvaluationTask
 
-PART_SHARES = {"train": 0.35, "gate": 0.15, "calibration": 0.10, "test": 0.40}
+SPLIT_SHARES = {"train": 0.35, "gate": 0.15, "calibration": 0.10, "test": 0.40}
 """Parts of the concepts of one kind, cut exactly."""
 
 VAL_SHARE = 0.1
 """Share of the train concepts that is monitored and never trained on."""
 
 MIXED_SHARES = {"gate": 0.30, "calibration": 0.20, "test": 0.50}
-"""Second cut of the train countries: who of them appears in which part of a mixed row."""
+"""Second cut of the train countries: who of them appears in which split of a mixed row."""
 
 SPLIT = "cut-2"
 """Names the cut of the concepts. The first one was spent on development: learning rates, shares and
@@ -134,10 +134,10 @@ CAPS: Mapping[str, Mapping[str, int]] = {
     "emoji-group": _FEW_PICTURES,
     "emoji-tone": {"train": 80} | _FEW_PICTURES,
 }
-"""At most so many rows per part, the first by hash; tasks and parts not listed are whole."""
+"""At most so many rows per split, the first by hash; tasks and splits not listed are whole."""
 
 EMOJI_GALLERY_SIZE = 700
-"""Candidates of `emoji`: the right answers of all parts, filled up with train concepts."""
+"""Candidates of `emoji`: the right answers of all splits, filled up with train concepts."""
 
 
 TASKS = (

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("rows").textContent);
 const rows = data.rows.map((row) => Object.fromEntries(row.map((v, i) => [data.fields[i], v])));
 const find = (id) => document.getElementById(id);
-const filters = ["part", "task", "kept", "names_target"];
+const filters = ["split", "task", "kept", "names_target"];
 const STEP = 100;
 let shown = STEP, order = { name: "", down: false };
 
@@ -82,5 +82,5 @@ for (const name of filters) {
 }
 for (const name of ["text", ...filters]) find(name).oninput = () => { shown = STEP; draw(); };
 find("more").onclick = () => { shown += 5 * STEP; draw(); };
-find("part").value = rows.some((row) => row.part === "train") ? "train" : "";
+find("split").value = rows.some((row) => row.split === "train") ? "train" : "";
 draw();

@@ -20,11 +20,11 @@ NUM_RESAMPLES = 2_000
 
 @final
 @dataclass(frozen=True, slots=True)
-class CandidateGroup:
-    """Distinct train candidates of one worker or task; rates are shares, None of nothing."""
+class DraftGroup:
+    """Distinct train drafts of one writer or task; rates are shares, None of nothing."""
 
     name: str
-    candidates: int
+    drafts: int
     draws: int
     kept: float
     names_target: float
@@ -60,9 +60,9 @@ class AuditFigures:
     """The head of an audit."""
 
     swap_test: Mapping[str, float]
-    all_candidates: CandidateGroup
-    workers: tuple[CandidateGroup, ...]
-    tasks: tuple[CandidateGroup, ...]
+    all_drafts: DraftGroup
+    writers: tuple[DraftGroup, ...]
+    tasks: tuple[DraftGroup, ...]
     train_difficulty: tuple[GainGroup, ...]
     test_difficulty: tuple[GainGroup, ...]
     fit: tuple[GainGroup, ...]
@@ -75,43 +75,41 @@ def audit_figures(rows: Sequence[AuditRow], swap_test: Mapping[str, float]) -> A
         rows: all rows.
         swap_test: metrics of the selector's test run; empty if there was none.
     """
-    # Only train candidates were selected, and only test queries were ranked.
+    # Only train drafts were selected, and only test queries were ranked.
     train = [row for row in rows if row.kept is not None]
     test = [row for row in rows if row.rank_before is not None]
 
     if not train:
-        raise ValueError(
-            "no train pair has a candidate: run the stages `rationales` and `selected`."
-        )
+        raise ValueError("no train pair has a draft: run the stages `rationales` and `selected`.")
 
-    swap = {k.removeprefix("test/"): v for k, v in swap_test.items() if k.startswith("test/swap")}
+    swap = {k.removeprefix("test/"): v for k, v in swap_test.items() if k.startswith("test/logp_")}
     return AuditFigures(
         swap_test=swap,
-        all_candidates=candidate_group("all", train),
-        workers=candidate_groups(train, lambda row: row.worker),
-        tasks=candidate_groups(train, lambda row: row.task),
+        all_drafts=draft_group("all", train),
+        writers=draft_groups(train, lambda row: row.writer),
+        tasks=draft_groups(train, lambda row: row.task),
         train_difficulty=by_difficulty(train),
         test_difficulty=by_difficulty(test),
         fit=by_fit(test),
     )
 
 
-def candidate_groups(
+def draft_groups(
     rows: Sequence[AuditRow], name_of: Callable[[AuditRow], str]
-) -> tuple[CandidateGroup, ...]:
+) -> tuple[DraftGroup, ...]:
     """Returns one group for each name, in alphabetical order."""
     groups: dict[str, list[AuditRow]] = defaultdict(list)
     for row in rows:
         groups[name_of(row)].append(row)
-    return tuple(candidate_group(name, groups[name]) for name in sorted(groups))
+    return tuple(draft_group(name, groups[name]) for name in sorted(groups))
 
 
-def candidate_group(name: str, rows: Sequence[AuditRow]) -> CandidateGroup:
-    """Returns counts and rates of some candidates."""
+def draft_group(name: str, rows: Sequence[AuditRow]) -> DraftGroup:
+    """Returns counts and rates of some drafts."""
     kept = [row for row in rows if row.kept]
-    return CandidateGroup(
+    return DraftGroup(
         name=name,
-        candidates=len(rows),
+        drafts=len(rows),
         draws=sum(row.count for row in rows),
         kept=len(kept) / len(rows),
         names_target=right_share(rows) or 0.0,

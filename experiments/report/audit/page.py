@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from experiments.report.audit.figures import AuditFigures
-from experiments.report.audit.tables import candidate_table, gain_table
+from experiments.report.audit.tables import draft_table, gain_table
 from experiments.templates import html_page
 
 
@@ -29,7 +29,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("query", "query", "words", "the text that the worker read"),
+    Column("query", "query", "words", "the text that the writer read"),
     Column("target", "target", "picture", "the right candidate"),
     Column("answer", "rationale", "words", "thought (slanted) and answer; sorts by answer"),
     Column("names_target", "names target", "flag", "the rationale holds an answer of the table"),
@@ -40,24 +40,24 @@ COLUMNS = (
     Column("raw", "raw", "number", "log-probability of the target with the rationale", 2),
     Column("positive", "positive", "number", "how much closer the target comes, over tau", 2),
     Column("margin", "margin", "number", "positive less the same of the hard negatives", 2),
-    Column("placebo_rank", "placebo", "number", "share of foreign rationales that it beats", 2),
+    Column("placebo_rank", "placebo", "number", "share of placebos that it beats", 2),
     Column("rank_before", "rank before", "number", "of the right candidate, without rationale"),
     Column("rank_after", "rank after", "number", "of the right candidate, with the rationale"),
     Column("top_before", "first before", "picture", "the best candidate without rationale"),
     Column("top_after", "first after", "picture", "the best candidate with the rationale"),
-    Column("worker", "worker", "short", "who wrote it"),
+    Column("writer", "writer", "short", "who wrote it"),
     Column("depth", "depth", "short", "short, or full with a thought"),
-    Column("log_probability", "log p", "number", "of the rationale's words, by the worker", 2),
+    Column("log_probability", "log p", "number", "of the rationale's words, by the writer", 2),
     Column("count", "draws", "number", "equal draws merged into this one"),
-    Column("tokens", "tokens", "number", "that the worker generated"),
+    Column("tokens", "tokens", "number", "that the writer generated"),
     Column("task", "task", "short", "the task"),
     Column("fitted", "fitted", "flag", "the embedder was fitted on this fact"),
-    Column("part", "part", "short", "the data part"),
+    Column("split", "split", "short", "the split"),
     Column("key", "key", "short", "of the pair or query"),
 )
 PICTURES = tuple(column.name for column in COLUMNS if column.kind == "picture")
-SEARCHED = ("query", "thought", "answer", "worker", "task", "concept", "target", "key")
-FILTERS = {"part": "part", "task": "task", "kept": "kept", "names_target": "names target"}
+SEARCHED = ("query", "thought", "answer", "writer", "task", "concept", "target", "key")
+FILTERS = {"split": "split", "task": "task", "kept": "kept", "names_target": "names target"}
 
 
 def audit_page(
@@ -75,10 +75,10 @@ def audit_page(
         script="report/audit/audit.js",
         made=made,
         swap=swap_test(figures.swap_test),
-        workers=candidate_table([figures.all_candidates, *figures.workers]),
-        tasks=candidate_table(figures.tasks),
+        writers=draft_table([figures.all_drafts, *figures.writers]),
+        tasks=draft_table(figures.tasks),
         difficulty={
-            "Train candidates, by a judge": gain_table(figures.train_difficulty),
+            "Train drafts, by a judge": gain_table(figures.train_difficulty),
             "Test queries, by the embedder": gain_table(figures.test_difficulty),
         },
         fit=gain_table(figures.fit) if figures.fit else None,
@@ -89,10 +89,10 @@ def audit_page(
 
 
 def swap_test(metrics: Mapping[str, float]) -> dict[str, float] | None:
-    """Returns the target's log-probability with the own, a foreign and no rationale.
+    """Returns the target's log-probability with the own, a placebo and no rationale.
 
     None where the selector was not tested.
     """
-    values = {name: metrics.get(f"swap_{name}") for name in ("own", "foreign", "none")}
+    values = {name: metrics.get(f"logp_{name}") for name in ("own", "placebo", "none")}
     known = {name: value for name, value in values.items() if value is not None}
     return known if len(known) == len(values) else None

@@ -1,4 +1,4 @@
-"""The rows of an audit: every candidate of a train pair, and every test query's rationale."""
+"""The rows of an audit: every draft of a train pair, and every test query's rationale."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AuditRow:
     """One rationale; None is what this kind of row does not have.
 
     Attributes:
-        log_probability: of its words, by the worker that wrote it.
+        log_probability: of its words, by the writer that wrote it.
         direct: log-probability of the target without a rationale.
         gain: what the rationale adds to `direct`: by a judge for train pairs, by the embedder for
             test queries.
@@ -39,7 +39,7 @@ class AuditRow:
         fitted: whether the embedder was fitted on the query's fact.
     """
 
-    part: str
+    split: str
     task: str
     key: str
     concept: str
@@ -48,7 +48,7 @@ class AuditRow:
     thought: str
     answer: str
     target: str
-    worker: str
+    writer: str
     depth: str
     count: int
     tokens: int
@@ -72,18 +72,18 @@ class AuditRow:
 
 
 def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
-    """Reads train candidates first, then test queries.
+    """Reads train drafts first, then test queries.
 
     Args:
-        experiment: e.g. `runs/pocket`, with `rationales/`, `selected/` and `utilities/`.
+        experiment: e.g. `runs/pocket`, with `rationales/`, `selected/` and `depth_values/`.
         root: the prepared data that the experiment was made from.
     """
     selected = open_stage(experiment, "selected")
     queries = read_reasoned(experiment, root)
     fitted = facts_of_embedder(experiment)
 
-    candidates = tuple(train_rows(selected, ShardIndex.open(root / "pairs/questions")))
-    return candidates + tuple(query_row(query, fitted) for query in queries)
+    drafts = tuple(train_rows(selected, ShardIndex.open(root / "pairs/questions")))
+    return drafts + tuple(query_row(query, fitted) for query in queries)
 
 
 def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
@@ -91,12 +91,12 @@ def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
     path = ExperimentFolder(experiment).embedder.facts
     facts = read_fitted(path) if path.is_file() else None
 
-    # With an unknown part every fact may have been trained on, so the list says nothing.
+    # With an unknown split every fact may have been trained on, so the list says nothing.
     return None if facts is None or facts.unknown else facts.trained
 
 
 def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
-    """Yields one row for each candidate."""
+    """Yields one row for each draft."""
     # A sidecar of other data would be joined by keys alone, and say wrong things.
     check_covers(source, selected)
     table = RationaleTable(selected.folder, [source])
@@ -108,7 +108,7 @@ def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
 
 
 def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
-    """Returns the row of a candidate, with its contrasts."""
+    """Returns the row of a draft, with its contrasts."""
     rationale = scored.rationale
     names = ("raw", "gain", "positive", "margin", "placebo_rank")
     contrasts = {name: number(scored.scores.get(name)) for name in names}
@@ -140,7 +140,7 @@ def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
         query=question.side.text,
         target=query.shown_right,
         names_target=query.names_target,
-        direct=number(before.utility),
+        direct=number(before.depth_value),
         gain=number(query.gain),
         rank_before=before.rank,
         rank_after=after.rank,
@@ -155,14 +155,14 @@ def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
 def _row(asked: Pair | Query, rationale: Rationale, **figures: Any) -> AuditRow:
     """Returns the row of a rationale about a pair or a query."""
     return AuditRow(
-        part=asked.part,
+        split=asked.split,
         task=asked.task,
         key=asked.key,
         concept=asked.concept,
         gallery=asked.gallery,
         thought=rationale.thinking,
         answer=rationale.answer,
-        worker=rationale.worker,
+        writer=rationale.writer,
         depth=rationale.depth,
         count=rationale.count,
         tokens=rationale.num_tokens,

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.bootstrap import Interval
-from experiments.report.audit.figures import CandidateGroup, GainGroup
+from experiments.report.audit.figures import DraftGroup, GainGroup
 from experiments.tables import Table, percent
 
-CANDIDATE_HEADINGS = (
-    "", "candidates", "draws", "kept", "name the target", "of the kept", "false-helpful",
+DRAFT_HEADINGS = (
+    "", "drafts", "draws", "kept", "name the target", "of the kept", "false-helpful",
     "of the kept", "gain (nats)",
 )  # fmt: skip
 GAIN_HEADINGS = ("", "rows", "direct", "gain (nats)", "helped")
 RANK_HEADINGS = ("first before", "first after")
 
 
-def candidate_table(groups: Sequence[CandidateGroup]) -> Table:
+def draft_table(groups: Sequence[DraftGroup]) -> Table:
     """Returns counts and rates of each group."""
     rows = [
         [
             group.name,
-            str(group.candidates),
+            str(group.drafts),
             str(group.draws),
             percent(group.kept),
             percent(group.names_target),
@@ -32,7 +32,7 @@ def candidate_table(groups: Sequence[CandidateGroup]) -> Table:
         ]
         for group in groups
     ]
-    return Table(CANDIDATE_HEADINGS, rows)
+    return Table(DRAFT_HEADINGS, rows)
 
 
 def gain_table(groups: Sequence[GainGroup]) -> Table:
@@ -50,7 +50,7 @@ def gain_table(groups: Sequence[GainGroup]) -> Table:
         for group in groups
     ]
 
-    # Train candidates were never ranked, so their table has no columns of ranks.
+    # Train drafts were never ranked, so their table has no columns of ranks.
     if any(group.first_before is not None for group in groups):
         return Table((*GAIN_HEADINGS, *RANK_HEADINGS), rows)
     return Table(GAIN_HEADINGS, [row[: len(GAIN_HEADINGS)] for row in rows])

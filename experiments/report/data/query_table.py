@@ -19,7 +19,7 @@ from datamodules.joins import check_join
 from datamodules.sample_json import check_index
 from mmemb.gate.policy_gradients import reward_BA
 from mmemb.records.rationales import DIRECT, FULL
-from mmemb.records.sidecar_json import DecisionJson, UtilityJson
+from mmemb.records.sidecar_json import DecisionJson, DepthValueJson
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
@@ -32,10 +32,10 @@ Bools = NDArray[np.bool_]
 @final
 @dataclass(frozen=True, slots=True)
 class QueryTable:
-    """Columns over queries, joined from `utilities/` and `decisions/` by key.
+    """Columns over queries, joined from `depth_values/` and `decisions/` by key.
 
     Attributes:
-        utility_NA: mean over draws of the true target's log-probability at each depth.
+        depth_value_NA: mean over draws of the true target's log-probability at each depth.
         cost_NA: reasoning tokens at each depth.
         metric: name -> (N, A) tie-aware values.
         depth_N: the gate's decision.
@@ -47,10 +47,10 @@ class QueryTable:
 
     keys: tuple[str, ...]
     tasks: tuple[str, ...]
-    parts: tuple[str, ...]
+    splits: tuple[str, ...]
     concepts: tuple[str, ...]
     eligible_N: Bools
-    utility_NA: Floats
+    depth_value_NA: Floats
     cost_NA: Floats
     metric: dict[str, Floats]
     depth_N: NDArray[np.int64]
@@ -69,10 +69,10 @@ class QueryTable:
         return QueryTable(
             keys=pick(self.keys),
             tasks=pick(self.tasks),
-            parts=pick(self.parts),
+            splits=pick(self.splits),
             concepts=pick(self.concepts),
             eligible_N=self.eligible_N[rows],
-            utility_NA=self.utility_NA[rows],
+            depth_value_NA=self.depth_value_NA[rows],
             cost_NA=self.cost_NA[rows],
             metric={name: values[rows] for name, values in self.metric.items()},
             depth_N=self.depth_N[rows],
@@ -82,19 +82,19 @@ class QueryTable:
             depths=self.depths,
         )
 
-    def reward(self, price: float, clip: float) -> Floats:
+    def reward(self, token_cost: float, clip: float) -> Floats:
         """Returns the (N, A) reward of each depth."""
-        utility_NA, cost_NA = torch.tensor(self.utility_NA), torch.tensor(self.cost_NA)
-        return reward_BA(utility_NA, cost_NA, clip=clip, price=price).numpy()
+        depth_value_NA, cost_NA = torch.tensor(self.depth_value_NA), torch.tensor(self.cost_NA)
+        return reward_BA(depth_value_NA, cost_NA, clip=clip, token_cost=token_cost).numpy()
 
     def task_weights(self) -> Floats:
         """Returns (N,) weights under which every task counts the same."""
         counts = Counter(self.tasks)
         return np.array([1 / counts[task] for task in self.tasks])
 
-    def of_parts(self, *parts: str) -> QueryTable:
-        """Returns the queries of some data parts."""
-        return self.select(np.array([part in parts for part in self.parts], dtype=bool))
+    def of_splits(self, *splits: str) -> QueryTable:
+        """Returns the queries of some splits."""
+        return self.select(np.array([split in splits for split in self.splits], dtype=bool))
 
     def of_tasks(self, tasks: Sequence[str]) -> QueryTable:
         """Returns the queries of some tasks."""
@@ -106,46 +106,46 @@ class QueryTable:
 
 
 def read_queries(experiment: Path) -> QueryTable:
-    """Reads and joins the sidecars of an experiment; decisions must cover every utility."""
-    utilities = ShardIndex.open(ExperimentFolder(experiment).utilities)
+    """Reads and joins the sidecars of an experiment; decisions must cover every depth value."""
+    depth_values = ShardIndex.open(ExperimentFolder(experiment).depth_values)
     decisions = ShardIndex.open(ExperimentFolder(experiment).decisions)
 
     # Both sidecars have to be about the same shards, or keys would join rows of different data.
-    check_join(utilities, decisions)
+    check_join(depth_values, decisions)
 
     rows, taken = [], []
-    for entry in utilities.entries:
+    for entry in depth_values.entries:
         if entry.key not in decisions.by_key:
             raise ValueError(
                 f"{decisions.folder} has no decision for query {entry.key} of shard "
-                f"{utilities.folder / entry.shard}: run the stage `decisions` again."
+                f"{depth_values.folder / entry.shard}: run the stage `decisions` again."
             )
-        rows.append(utilities.read_json(entry, UtilityJson))
+        rows.append(depth_values.read_json(entry, DepthValueJson))
         taken.append(decisions.read_json(decisions.by_key[entry.key], DecisionJson))
 
     # Rows can parse and still lack a metric or a depth.
     try:
-        return _table(utilities, rows, taken)
+        return _table(depth_values, rows, taken)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
-            f"{utilities.folder} or {decisions.folder} holds rows that are not as `predict` writes "
-            f"them ({type(error).__name__} {error}): run the stages that make them again."
+            f"{depth_values.folder} or {decisions.folder} holds rows that are not as `predict` "
+            f"writes them ({type(error).__name__} {error}): run the stages that make them again."
         ) from None
 
 
 def _table(
-    utilities: ShardIndex, rows: Sequence[UtilityJson], taken: Sequence[DecisionJson]
+    depth_values: ShardIndex, rows: Sequence[DepthValueJson], taken: Sequence[DecisionJson]
 ) -> QueryTable:
-    for entry, row in zip(utilities.entries, rows, strict=True):
+    for entry, row in zip(depth_values.entries, rows, strict=True):
         check_index(row, entry.meta)
 
     return QueryTable(
-        keys=tuple(entry.key for entry in utilities.entries),
+        keys=tuple(entry.key for entry in depth_values.entries),
         tasks=tuple(row.task for row in rows),
-        parts=tuple(row.part for row in rows),
+        splits=tuple(row.split for row in rows),
         concepts=tuple(row.concept for row in rows),
         eligible_N=np.array([row.eligible for row in rows], dtype=bool),
-        utility_NA=_over_draws([row.utility for row in rows]),
+        depth_value_NA=_over_draws([row.depth_value for row in rows]),
         cost_NA=_over_draws([row.cost for row in rows]),
         metric={
             name: np.array([[depth[name] for depth in row.metrics] for row in rows])
@@ -159,7 +159,7 @@ def _table(
     )
 
 
-def _confidence(row: UtilityJson) -> float:
+def _confidence(row: DepthValueJson) -> float:
     """Returns the log-probability of the first draft at the last depth; NaN without one."""
     known = row.confidence[-1] if row.confidence else ()
     return known[0] if known and known[0] is not None else float("nan")

@@ -12,7 +12,7 @@ from datamodules.sidecars import RationaleTable
 from mmemb.records.pairs import Pair, Query
 from mmemb.records.rationales import DIRECT, Rationale
 from mmemb.records.schema import SchemaError
-from mmemb.records.sidecar_json import UtilityJson
+from mmemb.records.sidecar_json import DepthValueJson
 from mmemb.selection.answers import names_target
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
@@ -24,12 +24,12 @@ class Depth:
     """One query at one depth.
 
     Attributes:
-        utility: log-probability of the right candidates.
+        depth_value: log-probability of the right candidates.
         rank: expected rank of the best right candidate.
         top: name of the best candidate.
     """
 
-    utility: float
+    depth_value: float
     rank: float
     top: str
 
@@ -37,7 +37,7 @@ class Depth:
 @final
 @dataclass(frozen=True, slots=True)
 class ReasonedQuery:
-    """An eligible query, what the worker wrote about it at the deepest depth, and what it changed.
+    """An eligible query, what the writer wrote about it at the deepest depth, and what it changed.
 
     Attributes:
         right: names of the right candidates, highest grade first.
@@ -54,7 +54,7 @@ class ReasonedQuery:
     @property
     def gain(self) -> float:
         """Log-probability of the right candidates that reasoning adds."""
-        return self.after.utility - self.before.utility
+        return self.after.depth_value - self.before.depth_value
 
     @property
     def climb(self) -> float:
@@ -93,41 +93,43 @@ def check_covers(source: ShardIndex, sidecar: ShardIndex) -> None:
         )
 
 
-def read_reasoned(experiment: Path, root: Path, part: str = "test") -> tuple[ReasonedQuery, ...]:
-    """Returns the eligible queries of a part, in the order of `queries/`.
+def read_reasoned(experiment: Path, root: Path, split: str = "test") -> tuple[ReasonedQuery, ...]:
+    """Returns the eligible queries of a split, in the order of `queries/`.
 
     Args:
-        experiment: e.g. `runs/pocket`, with `rationales/` and `utilities/`.
+        experiment: e.g. `runs/pocket`, with `rationales/` and `depth_values/`.
         root: the prepared data that the experiment was made from.
-        part: data part.
+        split: split.
     """
-    rationales, utilities = (open_stage(experiment, name) for name in ("rationales", "utilities"))
+    rationales, depth_values = (
+        open_stage(experiment, name) for name in ("rationales", "depth_values")
+    )
     source = ShardIndex.open(root / "queries")
 
     # The data root may be another one by now, and rationales may have been made again since.
-    check_covers(source, utilities)
-    check_join(rationales, utilities)
+    check_covers(source, depth_values)
+    check_join(rationales, depth_values)
 
     table = RationaleTable(ExperimentFolder(experiment).rationales, [source])
-    rows = [row for row in rows_of(source) if row.meta["part"] == part]
+    rows = [row for row in rows_of(source) if row.meta["split"] == split]
     queries = [
-        _reasoned(row, utilities, table) for row in rows if row.entry.key in utilities.by_key
+        _reasoned(row, depth_values, table) for row in rows if row.entry.key in depth_values.by_key
     ]
     return tuple(query for query in queries if query is not None)
 
 
-def _reasoned(row: Row, utilities: ShardIndex, table: RationaleTable) -> ReasonedQuery | None:
-    depths = read_depths(utilities, row.entry.key)
+def _reasoned(row: Row, depth_values: ShardIndex, table: RationaleTable) -> ReasonedQuery | None:
+    depths = read_depths(depth_values, row.entry.key)
     if depths is None:
         return None
 
-    # The first rationale of a depth is the greedy one, which the utilities are about.
+    # The first rationale of a depth is the greedy one, which the depth values are about.
     deepest = list(depths)[-1]
     rationales = [r for r in table.read_rationales(row) if r.depth == deepest]
     if not rationales:
         raise ValueError(
-            f"{row.where} has utilities at depth {deepest!r}, but no such rationale: rationales/ "
-            "was made again since. Run the stage `utilities` again."
+            f"{row.where} has depth values at depth {deepest!r}, but no such rationale: "
+            "rationales/ was made again since. Run the stage `depth_values` again."
         )
 
     query = read_query(row)
@@ -146,19 +148,19 @@ def read_pair(row: Row) -> Pair:
     return SampleReader(pixels=False).pair(row)
 
 
-def read_depths(utilities: ShardIndex, key: str) -> dict[str, Depth] | None:
+def read_depths(depth_values: ShardIndex, key: str) -> dict[str, Depth] | None:
     """Returns a query's depths by name, direct first, of its greedy draw; None if not eligible."""
-    entry = utilities.by_key[key]
-    where = f"{utilities.folder / entry.shard}, sample {key},"
-    again = f"Delete {utilities.folder} and run the stage `utilities` again."
+    entry = depth_values.by_key[key]
+    where = f"{depth_values.folder / entry.shard}, sample {key},"
+    again = f"Delete {depth_values.folder} and run the stage `depth_values` again."
     try:
-        data = utilities.read_json(entry, UtilityJson, again)
+        data = depth_values.read_json(entry, DepthValueJson, again)
 
         if not (data.ranks and data.top):
             raise ValueError("it lacks ranks and top, so it is older than they are")
 
         # Draws after the first are samples; ranks and top are those of the greedy one.
-        greedy = [draws[0] for draws in data.utility]
+        greedy = [draws[0] for draws in data.depth_value]
         columns = zip(greedy, data.ranks, data.top, strict=True)
         depths = dict(zip(data.depths, (Depth(*c) for c in columns), strict=True))
 

@@ -14,7 +14,7 @@ from experiments.report.pages.tables import (
     picking_table,
     study_tables,
     within_table,
-    workers_table,
+    writers_table,
 )
 from experiments.templates import html_page, markdown_page
 
@@ -59,7 +59,7 @@ def _values(report: Mapping[str, Any]) -> dict[str, Any]:
             for name, row in (report["swap_cosines"] or {}).items()
             if name != "queries"
         },
-        "workers": workers_table(report["selection"]),
+        "writers": writers_table(report["selection"]),
         "tasks": [
             {"name": name, "marks": task_marks(task), "table": mix_table(task["rows"])}
             for name, task in report["tasks"].items()
@@ -88,7 +88,7 @@ def gate_verdict(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def selection_gain(selection: Mapping[str, Any] | None) -> Interval | None:
-    """Returns what selection adds to the share of candidates that name the right country."""
+    """Returns what selection adds to the share of drafts that name the right country."""
     if selection is None:
         return None
     return Interval(*(selection[key] for key in ("gain", "gain_low", "gain_high", "concepts")))

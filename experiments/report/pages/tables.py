@@ -115,13 +115,13 @@ def picking_table(orders: Rows) -> Table | None:
     return Table(("ordered by", "area over a coin's"), rows) if rows else None
 
 
-def workers_table(selection: Mapping[str, Any] | None) -> Table | None:
-    """Returns each worker's share of a pool, by draw, and the kept part; None for one worker."""
-    workers: Rows = (selection or {}).get("workers", {})
-    if len(workers) < 2:
+def writers_table(selection: Mapping[str, Any] | None) -> Table | None:
+    """Returns each writer's share of a pool, by draw, and the kept part; None for one writer."""
+    writers: Rows = (selection or {}).get("writers", {})
+    if len(writers) < 2:
         return None
 
-    headings = ("worker", "drawn", "name the target", "kept", "kept and name it")
+    headings = ("writer", "drawn", "name the target", "kept", "kept and name it")
     rows = [
         [
             name,
@@ -130,7 +130,7 @@ def workers_table(selection: Mapping[str, Any] | None) -> Table | None:
             _count_and_share(row["kept"], row["drawn"]),
             _count_and_share(row["right_kept"], row["kept"]),
         ]
-        for name, row in workers.items()
+        for name, row in writers.items()
     ]
     return Table(headings, rows)
 

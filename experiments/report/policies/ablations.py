@@ -24,7 +24,7 @@ from experiments.pipelines.ablations import Ablations, Comparison, run_name
 from experiments.report.data.query_table import Floats
 from experiments.tables import Table, effect, points
 from experiments.templates import markdown_page
-from mmemb.records.sidecar_json import UtilityJson
+from mmemb.records.sidecar_json import DepthValueJson
 from mmemb.storage.manifests import IndexEntry
 from mmemb.storage.shard_index import ShardIndex
 
@@ -40,7 +40,7 @@ COMPARISON_HEADINGS = (
 @final
 @dataclass(frozen=True, slots=True)
 class CellTable:
-    """One cell on the think tasks of part `test`.
+    """One cell on the think tasks of split `test`.
 
     Attributes:
         value: path -> (S, N) Recall@1: `never`, `always`, `averaged`.
@@ -64,7 +64,7 @@ class CellTable:
 
 
 def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[str]) -> CellTable:
-    """Reads `utilities-NAME-seedS` of every seed.
+    """Reads `depth_values-NAME-seedS` of every seed.
 
     Raises:
         ValueError: seeds were measured on different queries.
@@ -72,7 +72,7 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
     by_path: dict[str, list[list[float]]] = {"never": [], "always": [], "averaged": []}
     columns: set[tuple[Any, ...]] = set()
     for seed in seeds:
-        index = ShardIndex.open(folder / f"utilities-{run_name(name, seed)}")
+        index = ShardIndex.open(folder / f"depth_values-{run_name(name, seed)}")
         entries, rows = _rows(index, think)
         named = (
             tuple(entry.key for entry in entries),
@@ -91,18 +91,20 @@ def read_cell(folder: Path, name: str, seeds: tuple[int, ...], think: frozenset[
     if len(columns) > 1:
         raise ValueError(
             f"{folder}: the seeds of cell {name} were measured on different queries. Delete its "
-            "folders utilities-* and run the ablations again."
+            "folders depth_values-* and run the ablations again."
         )
 
     values = {path: np.array(rows) for path, rows in by_path.items()}
     return CellTable(values, *columns.pop())
 
 
-def _rows(index: ShardIndex, think: frozenset[str]) -> tuple[list[IndexEntry], list[UtilityJson]]:
+def _rows(
+    index: ShardIndex, think: frozenset[str]
+) -> tuple[list[IndexEntry], list[DepthValueJson]]:
     """Returns the eligible test queries of the think tasks."""
-    entries = [e for e in index.entries if e.meta["part"] == "test" and e.meta["task"] in think]
+    entries = [e for e in index.entries if e.meta["split"] == "test" and e.meta["task"] in think]
 
-    found = [(entry, index.read_json(entry, UtilityJson)) for entry in entries]
+    found = [(entry, index.read_json(entry, DepthValueJson)) for entry in entries]
     eligible = [pair for pair in found if pair[1].eligible]
     return [entry for entry, _ in eligible], [row for _, row in eligible]
 
@@ -145,7 +147,7 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
     if (left.keys, left.made_from) != (right.keys, right.made_from):
         raise ValueError(
             f"The cells {row.left} and {row.right} were measured on different queries: delete the "
-            "folders utilities-* of the experiment and run the ablations again."
+            "folders depth_values-* of the experiment and run the ablations again."
         )
 
     left_SN, right_SN = left.value[row.path], right.value[row.against or row.path]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 
-def oracle_depth(utility_BA: Tensor, cost_BA: Tensor) -> Tensor:
-    """The cheapest depth that reaches the query's best utility, (B,).
+def oracle_depth(depth_value_BA: Tensor, cost_BA: Tensor) -> Tensor:
+    """The cheapest depth that reaches the query's best depth value, (B,).
 
     >>> oracle_depth(torch.tensor([[-1.0, -1.0], [-2.0, -1.0]]), torch.tensor([[0.0, 40.0]] * 2))
     tensor([0, 1])
     """
-    best_BA = utility_BA >= utility_BA.amax(1, keepdim=True)
+    best_BA = depth_value_BA >= depth_value_BA.amax(1, keepdim=True)
     return cost_BA.masked_fill(~best_BA, torch.inf).argmin(1)
 
 

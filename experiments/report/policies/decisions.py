@@ -68,27 +68,27 @@ class Policy(NamedTuple):
 def policies(
     test: QueryTable,
     tuning: QueryTable,
-    price: float,
+    token_cost: float,
     clip: float,
     others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Policy]:
     """Returns row -> policy on the test queries; ineligible ones are always embedded directly.
 
     Args:
-        test: the queries of part `test`.
+        test: the queries of split `test`.
         tuning: those of `gate` and `calibration`. The per-task rule is taken from both, thresholds
             of router and draft from `calibration`.
-        price: lambda of the gate's reward.
+        token_cost: lambda of the gate's reward.
         clip: c of the gate's reward.
         others: further rows: name -> (N,) depth of each test query.
     """
     depths = len(test.depths)
-    calibration = tuning.of_parts("calibration")
+    calibration = tuning.of_splits("calibration")
 
     # Ineligible queries have a decision as well, which is never used.
     gated = Policy.of_depths(test.depth_N * test.eligible_N, depths)
-    rule = task_rule(tuning, price, clip)
-    oracle_N = oracle_depth(torch.tensor(test.utility_NA), torch.tensor(test.cost_NA)).numpy()
+    rule = task_rule(tuning, token_cost, clip)
+    oracle_N = oracle_depth(torch.tensor(test.depth_value_NA), torch.tensor(test.cost_NA)).numpy()
 
     constants = {
         (ALWAYS if depth == depths - 1 else f"always {test.depths[depth]}"): depth
@@ -106,7 +106,7 @@ def policies(
         for name, depth_N in depth_of.items()
     }
     rows[RANDOM] = Policy.of_share(equal_cost_share(test, gated) * test.eligible_N, depths)
-    rows[ROUTER] = router(test, calibration, price, clip)
+    rows[ROUTER] = router(test, calibration, token_cost, clip)
     rows[DRAFT] = draft(test, calibration, clip)
     rows[GATED], rows[SHUFFLED] = gated, shuffled_within_tasks(test, gated)
 
@@ -115,10 +115,10 @@ def policies(
     return {name: rows[name] for name in order if name in rows}
 
 
-def task_rule(tuning: QueryTable, price: float, clip: float) -> dict[str, int]:
-    """Returns the best constant depth of each task by mean reward on the tuning parts."""
+def task_rule(tuning: QueryTable, token_cost: float, clip: float) -> dict[str, int]:
+    """Returns the best constant depth of each task by mean reward on the tuning splits."""
     rows = tuning.select(tuning.eligible_N)
-    return per_task_rule(torch.tensor(rows.reward(price, clip)), rows.tasks)
+    return per_task_rule(torch.tensor(rows.reward(token_cost, clip)), rows.tasks)
 
 
 def equal_cost_share(test: QueryTable, gated: Policy) -> float:
@@ -144,10 +144,10 @@ def shuffled_within_tasks(test: QueryTable, gated: Policy) -> Policy:
     return Policy(take_NA, take_NA)
 
 
-def router(test: QueryTable, calibration: QueryTable, price: float, clip: float) -> Policy:
+def router(test: QueryTable, calibration: QueryTable, token_cost: float, clip: float) -> Policy:
     """Decides without training: full where the best direct score leads the second by little."""
     rows = calibration.select(calibration.eligible_N)
-    reward_NA = rows.reward(price, clip)
+    reward_NA = rows.reward(token_cost, clip)
 
     # Thresholds come from `calibration` alone: the test queries decide nothing.
     least = best_threshold(-rows.lead_N, reward_NA[:, -1] - reward_NA[:, 0], rows.task_weights())
@@ -156,7 +156,7 @@ def router(test: QueryTable, calibration: QueryTable, price: float, clip: float)
 
 
 def draft(test: QueryTable, calibration: QueryTable, clip: float) -> Policy:
-    """Writes about every eligible query, and uses what the worker was sure of (mean
+    """Writes about every eligible query, and uses what the writer was sure of (mean
     log-probability). It protects quality and saves no token."""
     # Drafts without a log-probability have no confidence, and cannot place the threshold.
     rows = calibration.select(calibration.eligible_N & np.isfinite(calibration.confidence_N))

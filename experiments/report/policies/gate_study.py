@@ -23,20 +23,20 @@ from experiments.report.policies.decisions import ORACLE, RULE, Policy
 from experiments.report.policies.gates import fitted_logits
 from mmemb.gate.collapse import collapsed_to
 from mmemb.gate.policy_loss import Estimator
-from mmemb.records.batches import UtilityBatch
+from mmemb.records.batches import DepthValueBatch
 from mmemb.records.gate_state import StatePart
 
 STATES: tuple[tuple[StatePart, ...], ...] = (
     ("embedding",),
     ("embedding", "scores"),
-    ("probe",),
-    ("embedding", "scores", "probe"),
+    ("prompt_state",),
+    ("embedding", "scores", "prompt_state"),
 )
 SEEDS = (0, 1, 2)
 
 
 def gate_study(
-    parts: Mapping[str, UtilityBatch],
+    splits: Mapping[str, DepthValueBatch],
     gate: Mapping[str, Any],
     test: QueryTable,
     rows: Mapping[str, Policy],
@@ -44,22 +44,22 @@ def gate_study(
     """Returns the figures of every state, fitted by `exact`, and of every estimator on one state.
 
     Args:
-        parts: utilities by data part.
+        splits: depth values by split.
         gate: settings of the gate's own run.
-        test: the queries of part `test`.
+        test: the queries of split `test`.
         rows: the report's policies, for the per-task rule and the oracle.
     """
     chosen_N = of_eligible_tasks(test)
     own = tuple(gate["state"] or ["embedding"])
 
-    states = [state for state in STATES if is_measured(parts["gate"], state)]
-    by_state = {" + ".join(state): _logits(parts, state, gate, "exact") for state in states}
+    states = [state for state in STATES if is_measured(splits["gate"], state)]
+    by_state = {" + ".join(state): _logits(splits, state, gate, "exact") for state in states}
 
     # The head on the own state by `exact` is among the states, and is not fitted twice.
     by_estimator = {
         name: known
         if name == "exact" and (known := by_state.get(" + ".join(own)))
-        else _logits(parts, own, gate, name)
+        else _logits(splits, own, gate, name)
         for name in get_args(Estimator)
     }
 
@@ -71,8 +71,8 @@ def gate_study(
     }
 
 
-def is_measured(batch: UtilityBatch, state: Sequence[StatePart]) -> bool:
-    """Returns True if the utilities hold every part of a state."""
+def is_measured(batch: DepthValueBatch, state: Sequence[StatePart]) -> bool:
+    """Returns True if the depth values hold every split of a state."""
     try:
         batch.inputs.state(state)
     except ValueError:
@@ -81,13 +81,13 @@ def is_measured(batch: UtilityBatch, state: Sequence[StatePart]) -> bool:
 
 
 def _logits(
-    parts: Mapping[str, UtilityBatch],
+    splits: Mapping[str, DepthValueBatch],
     state: Sequence[StatePart],
     gate: Mapping[str, Any],
     estimator: Estimator,
 ) -> list[Floats]:
     state = tuple(state)
-    return [fitted_logits(parts, state, gate, estimator, seed).numpy() for seed in SEEDS]
+    return [fitted_logits(splits, state, gate, estimator, seed).numpy() for seed in SEEDS]
 
 
 def _policy(logit_NA: Floats, test: QueryTable) -> Policy:
@@ -140,7 +140,7 @@ def within_tasks(
             continue
 
         # Without a gap there is nothing that a state could see.
-        gain_N = table.utility_NA[:, 1:].max(1) - table.utility_NA[:, 0]
+        gain_N = table.depth_value_NA[:, 1:].max(1) - table.depth_value_NA[:, 0]
         for state, logits in by_state.items():
             score = [x[chosen_N][:, 1:].max(1) - x[chosen_N][:, 0] for x in logits]
             won = [

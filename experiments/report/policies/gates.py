@@ -13,73 +13,78 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.depth_values import DepthValueTable
 from datamodules.samples import rows_of
-from datamodules.utilities import UtilityTable
 from experiments.report.policies.fit_head import fit_head
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.policy_gradients import reward_BA
 from mmemb.gate.policy_loss import Estimator
-from mmemb.records.batches import UtilityBatch
+from mmemb.records.batches import DepthValueBatch
 from mmemb.records.gate_state import StatePart, check_parts
 from mmemb.records.hashing import stable_hash
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
 NUM_STEPS = 300
-"""Steps of every head, each over all queries of part `gate`, as in the gate's own fit."""
+"""Steps of every head, each over all queries of split `gate`, as in the gate's own fit."""
 
 
-def supervised_depths(parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any]) -> np.ndarray:
-    """Returns the depths (N,) on part `test` of a gate that was trained on every depth's reward.
+def supervised_depths(splits: Mapping[str, DepthValueBatch], gate: Mapping[str, Any]) -> np.ndarray:
+    """Returns the depths (N,) on split `test` of a gate that was trained on every depth's reward.
 
     Args:
-        parts: `read_parts`.
-        gate: settings of the gate's own run; state, price and clip are its own.
+        splits: `read_splits`.
+        gate: settings of the gate's own run; state, token_cost and clip are its own.
     """
     # The state is that of the method's own gate, so the rows differ in the estimator alone.
-    logit_NA = fitted_logits(parts, check_parts(gate["state"] or ["embedding"]), gate, "supervised")
+    logit_NA = fitted_logits(
+        splits, check_parts(gate["state"] or ["embedding"]), gate, "supervised"
+    )
     return logit_NA.argmax(1).numpy()
 
 
-def read_parts(experiment: Path, data_root: Path) -> dict[str, UtilityBatch]:
-    """Returns part -> its utilities, in the order of the query shards.
+def read_splits(experiment: Path, data_root: Path) -> dict[str, DepthValueBatch]:
+    """Returns split -> its depth values, in the order of the query shards.
 
     Args:
-        experiment: holds `utilities/`.
+        experiment: holds `depth_values/`.
         data_root: holds `queries/`.
     """
     rows = rows_of(ShardIndex.open(data_root / "queries"))
-    table = UtilityTable(str(ExperimentFolder(experiment).utilities), rows[0].index)
+    table = DepthValueTable(str(ExperimentFolder(experiment).depth_values), rows[0].index)
     return {
-        part: table.batch(table.of_part(rows, part)) for part in ("gate", "calibration", "test")
+        split: table.batch(table.of_split(rows, split)) for split in ("gate", "calibration", "test")
     }
 
 
 def fitted_logits(
-    parts: Mapping[str, UtilityBatch],
+    splits: Mapping[str, DepthValueBatch],
     state: tuple[StatePart, ...],
     gate: Mapping[str, Any],
     estimator: Estimator,
     seed: int = 0,
     *,
-    part: str = "test",
+    split: str = "test",
     depths: Sequence[int] | None = None,
 ) -> Tensor:
-    """Returns logits (N, A) on a part of a head that was fitted on part `gate`.
+    """Returns logits (N, A) on a split of a head that was fitted on split `gate`.
 
     Args:
-        parts: utilities by part.
+        splits: depth values by split.
         state: what the head sees.
         gate: settings of the gate's own run.
         estimator: of the policy gradient.
         seed: of the fit.
-        part: where the logits are wanted.
+        split: where the logits are wanted.
         depths: numbers of the depths that the head chooses from; by default all.
     """
-    batch = parts["gate"]
-    known = list(range(batch.utility_BA.shape[1])) if depths is None else list(depths)
+    batch = splits["gate"]
+    known = list(range(batch.depth_value_BA.shape[1])) if depths is None else list(depths)
     reward_NA = reward_BA(
-        batch.utility_BA[:, known], batch.cost_BA[:, known], clip=gate["clip"], price=gate["price"]
+        batch.depth_value_BA[:, known],
+        batch.cost_BA[:, known],
+        clip=gate["clip"],
+        token_cost=gate["token_cost"],
     )[batch.eligible_B]
     state_NS = batch.inputs.state(state)[batch.eligible_B]
 
@@ -90,4 +95,4 @@ def fitted_logits(
 
     fit_head(head, state_NS, reward_NA, estimator, num_steps=NUM_STEPS, seed=seed)
     with torch.inference_mode():
-        return head(parts[part].inputs.state(state))
+        return head(splits[split].inputs.state(state))

@@ -1,4 +1,4 @@
-"""Graded depth against a binary gate: fitted alike on the same utilities, area against area."""
+"""Graded depth against a binary gate: fitted alike on the same depth values, area against area."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from experiments.report.policies.frontier import (
 )
 from experiments.report.policies.gates import fitted_logits
 from mmemb.gate.budget import BudgetCalibration
-from mmemb.records.batches import UtilityBatch
+from mmemb.records.batches import DepthValueBatch
 from mmemb.records.gate_state import check_parts
 
 SEEDS = (0, 1, 2)
 
 
 def graded_against_binary(
-    parts: Mapping[str, UtilityBatch], gate: Mapping[str, Any], test: QueryTable, chosen_N: Bools
+    splits: Mapping[str, DepthValueBatch],
+    gate: Mapping[str, Any],
+    test: QueryTable,
+    chosen_N: Bools,
 ) -> dict[str, Any]:
     """Returns frontiers of the first seed, areas of all, and the paired difference of the areas.
 
     Args:
-        parts: utilities by part; those of `test` in the order of the table that was cut by
+        splits: depth values by split; those of `test` in the order of the table that was cut by
         chosen_N: which of them `test` holds.
         gate: settings of the gate's own run.
         test: the queries of tasks with eligible ones.
@@ -41,7 +44,7 @@ def graded_against_binary(
     kinds = {"graded": list(range(deepest + 1)), "binary": [0, deepest]}
     areas, found = {}, {}
     for name, depths in kinds.items():
-        along = [_along(parts, gate, test, chosen_N, depths, seed) for seed in SEEDS]
+        along = [_along(splits, gate, test, chosen_N, depths, seed) for seed in SEEDS]
 
         # One fit is a draw of its seed: areas are averaged over seeds before they are compared.
         areas[name] = np.mean([area_N(test, policies) for policies, _ in along], axis=0)
@@ -57,7 +60,7 @@ def graded_against_binary(
 
 
 def _along(
-    parts: Mapping[str, UtilityBatch],
+    splits: Mapping[str, DepthValueBatch],
     gate: Mapping[str, Any],
     test: QueryTable,
     chosen_N: Bools,
@@ -66,12 +69,12 @@ def _along(
 ) -> tuple[list[Policy], list[float]]:
     state = check_parts(gate["state"] or ["embedding"])
     on_test, on_calibration = (
-        fitted_logits(parts, state, gate, "exact", seed, part=part, depths=depths)
-        for part in ("test", "calibration")
+        fitted_logits(splits, state, gate, "exact", seed, split=split, depths=depths)
+        for split in ("test", "calibration")
     )
 
     # Calibration reads eligible queries only: the others are never put to the gate.
-    batch = parts["calibration"]
+    batch = splits["calibration"]
     cost_CA = batch.cost_BA[:, list(depths)][batch.eligible_B]
     keys = [k for k, e in zip(batch.keys, batch.eligible_B.tolist(), strict=True) if e]
     calibration = BudgetCalibration.calibrate(on_calibration[batch.eligible_B], cost_CA, keys)

@@ -24,7 +24,7 @@ from experiments.templates import markdown_page
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
 
-SELECTION = {"right": "candidates right", "keep_rate": "kept", "right_kept": "kept right"}
+SELECTION = {"right": "drafts right", "keep_rate": "kept", "right_kept": "kept right"}
 RIGHT = "right"
 HEADINGS = {RIGHT: "greedy draft names the answer"} | {row: row for row in (NEVER, ALWAYS, GATED)}
 
@@ -32,14 +32,14 @@ HEADINGS = {RIGHT: "greedy draft names the answer"} | {row: row for row in (NEVE
 @final
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run on part `test`.
+    """One run on split `test`.
 
     Attributes:
         eligible: its queries of tasks with eligible ones.
         value: name of a row -> (N,) Recall@1.
         think: the eligible queries of the think tasks whose concepts were never trained on.
         right_N: 1 where the greedy draft about one of `think` holds an answer.
-        selection: what was kept on part `train`.
+        selection: what was kept on split `train`.
     """
 
     eligible: QueryTable
@@ -51,7 +51,7 @@ class Round:
 
 def read_round(experiment: Path, root: Path) -> Round:
     """Reads a finished run's sidecars."""
-    test = read_queries(experiment).of_parts("test")
+    test = read_queries(experiment).of_splits("test")
 
     # A generator that was trained on an answer would show memory, not reasoning.
     unseen = {task.name for task in read_tasks(root) if task.think and not task.seen_answer}

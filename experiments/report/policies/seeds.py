@@ -40,7 +40,7 @@ from mmemb.storage.shard_index import ShardIndex
 @final
 @dataclass(frozen=True, slots=True)
 class SeedRun:
-    """One run on part `test`.
+    """One run on split `test`.
 
     Attributes:
         recall: row -> (N,) Recall@1.
@@ -55,8 +55,8 @@ class SeedRun:
 def read_seed_run(experiment: Path) -> SeedRun:
     """Reads a run's sidecars and what its gate was fitted with."""
     queries, gate = read_queries(experiment), gate_settings(experiment)
-    test, tuning = queries.of_parts("test"), queries.of_parts("gate", "calibration")
-    rows = policies(test, tuning, gate["price"], gate["clip"])
+    test, tuning = queries.of_splits("test"), queries.of_splits("gate", "calibration")
+    rows = policies(test, tuning, gate["token_cost"], gate["clip"])
     return SeedRun(test, recalls(test, rows), {n: row.invocation_N for n, row in rows.items()})
 
 
@@ -81,7 +81,7 @@ def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     # Equal keys are not enough: the data may have been made again under the same keys.
     source = ShardIndex.open(root / "queries")
     for run in runs:
-        check_covers(source, ShardIndex.open(ExperimentFolder(run).utilities))
+        check_covers(source, ShardIndex.open(ExperimentFolder(run).depth_values))
 
     test, think = seed_runs[0].test, [task.name for task in read_tasks(root) if task.think]
     chosen_N = of_eligible_tasks(test)

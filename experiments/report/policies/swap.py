@@ -12,7 +12,7 @@ from typing import Any
 from experiments.bootstrap import cluster_bootstrap
 from experiments.report.policies.comparisons import NUM_RESAMPLES
 from experiments.runs.run_files import read_summary
-from mmemb.records.sidecar_json import UtilityJson
+from mmemb.records.sidecar_json import DepthValueJson
 from mmemb.storage.run_folder import ExperimentFolder
 from mmemb.storage.shard_index import ShardIndex
 
@@ -23,16 +23,16 @@ def judged_swap(experiment: Path) -> dict[str, float | None]:
 
 
 def embedded_swap(experiment: Path) -> dict[str, Any] | None:
-    """Returns the embedder's cosines on part `test`; None where no query has a foreign rationale.
+    """Returns the embedder's cosines on split `test`; None where no query has a placebo.
 
     Returns:
-        `foreign` and `none`: mean with its interval over concepts, and `queries`.
+        `placebo` and `none`: mean with its interval over concepts, and `queries`.
     """
-    index = ShardIndex.open(ExperimentFolder(experiment).utilities)
+    index = ShardIndex.open(ExperimentFolder(experiment).depth_values)
     rows = [
         (entry.meta["concept"], *swap)
         for entry in index.entries
-        if len(swap := index.read_json(entry, UtilityJson).swap) == 2
+        if len(swap := index.read_json(entry, DepthValueJson).swap) == 2
     ]
     if not rows:
         return None
@@ -40,6 +40,6 @@ def embedded_swap(experiment: Path) -> dict[str, Any] | None:
     concepts, *columns = zip(*rows, strict=True)
     means = {
         name: asdict(cluster_bootstrap(values, concepts, num_resamples=NUM_RESAMPLES))
-        for name, values in zip(("foreign", "none"), columns, strict=True)
+        for name, values in zip(("placebo", "none"), columns, strict=True)
     }
     return means | {"queries": len(rows)}

@@ -28,7 +28,7 @@ MOST_STATES = 4096
 @final
 @dataclass(eq=False)
 class Drafter:
-    """Writes the drafts of many prompts; what it reads for them, `probe` need not read again.
+    """Writes the drafts of many prompts; `prompt_states` need not read these prompts again.
 
     Args:
         model: a model of transformers with a language-model head, or a `TextModel`.
@@ -36,7 +36,7 @@ class Drafter:
         sampling: how tokens are drawn.
         room: the most tokens of a draft.
         slots: most drafts under way together.
-        probe_layer: block whose state at the end of a prompt is kept.
+        prompt_state_layer: block whose state at the end of a prompt is kept.
     """
 
     model: Any
@@ -44,7 +44,7 @@ class Drafter:
     sampling: Sampling
     room: int
     slots: int
-    probe_layer: int
+    prompt_state_layer: int
     _states: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def write(self, prompts: Mapping[str, Prompt], drafts: Mapping[str, Sequence[Draft]]) -> None:
@@ -75,7 +75,7 @@ class Drafter:
         write(lengths, sizes, read, self.form, self.sampling, self.slots)
 
     @torch.inference_mode()
-    def probe(self, prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
+    def prompt_states(self, prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
         """States (H,) at the ends of prompts; free for those that were read a moment ago.
 
         Args:
@@ -99,14 +99,14 @@ class Drafter:
         if not states.keys() >= prompts.keys():
             raise ValueError(
                 f"The model {self.model.name_or_path} keeps its blocks in no ModuleList, so the "
-                "end of its prompt cannot be probed. Choose a gate state without `probe`."
+                "end of its prompt cannot be read. Choose a gate state without `prompt_state`."
             )
         return {name: states[name] for name in prompts}
 
     @contextmanager
     def _noting(self, names: Sequence[str]) -> Iterator[None]:
         """Keeps states while prompts of these names are read, in this order."""
-        with end_states(self.model.get_decoder(), self.probe_layer) as states:
+        with end_states(self.model.get_decoder(), self.prompt_state_layer) as states:
             yield
         if states:
             self._states |= zip(names, torch.cat(states), strict=True)
@@ -149,7 +149,7 @@ def end_states(model: PreTrainedModel, layer: int | None) -> Iterator[list[Tenso
 
     if not -num_layers <= layer < num_layers:
         raise ValueError(
-            f"probe_layer is {layer}, but the model has {num_layers} blocks: "
+            f"prompt_state_layer is {layer}, but the model has {num_layers} blocks: "
             f"choose one from 0 to {num_layers - 1}."
         )
 

@@ -89,13 +89,13 @@ class TaggedForm(DraftForm):
         return self.tokenizer.decode(draft.tokens)  # type: ignore[no-any-return]
 
     def rationale(
-        self, draft: Draft, worker: str, model: str, revision: str = "", prompt: str = ""
+        self, draft: Draft, writer: str, model: str, revision: str = "", prompt: str = ""
     ) -> Rationale:
         """A draft with its origin (see `Rationale`)."""
         text = self.text(draft)
         return Rationale(
             text=text,
-            worker=worker,
+            writer=writer,
             model=model,
             revision=revision,
             prompt=prompt,

@@ -32,5 +32,5 @@ def conversation_text(
         raise ValueError(
             f"The chat template of {model} cannot be used; it says "
             f'"{type(error).__name__}: {quote(error)}". '
-            "Mend its chat_template.jinja, or the `chat_template` of its tokenizer_config.json."
+            "Repair its chat_template.jinja, or the `chat_template` of its tokenizer_config.json."
         ) from None

@@ -38,7 +38,7 @@ class PromptJson(Schema, frozen=True):
     Attributes:
         query: how a side is put as a question, with the fields `{instruction}` and `{text}`.
         closing: text at which decoding stops; empty = only at the model's end token.
-        concepts: the concepts that the examples name; they belong to part `train`.
+        concepts: the concepts that the examples name; they belong to split `train`.
     """
 
     system: str
@@ -79,7 +79,7 @@ class FewShotPrompt(PromptJson):
             content = Path(path).read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"There is no prompt file {path}. Give the few-shot prompt of the worker, such as "
+                f"There is no prompt file {path}. Give the few-shot prompt of the writer, such as "
                 "experiments/configs/pocket/few_shot.json."
             ) from None
 
@@ -102,7 +102,7 @@ class FewShotPrompt(PromptJson):
         if not rationale.answer or not (rationale.thinking or self.depth == SHORT):
             raise ValueError(
                 f"The rationale {rationale.text[:60]!r} lacks a thought or an answer, so a prompt "
-                f"of depth {self.depth} cannot teach it. Learn from the rationales of one worker "
+                f"of depth {self.depth} cannot teach it. Learn from the rationales of one writer "
                 "alone: set data.writer to its name."
             )
         return self._body(rationale.thinking, rationale.answer) + self.closing

@@ -1,7 +1,7 @@
-"""The seam of stage 1: the interface of a rationale worker.
+"""The seam of stage 1: the interface of a rationale writer.
 
-It depends on no model. A worker sees one side and never its partner, so its rationales are
-`one-sided`. Terms are those of docs/method.md sections 3, 4, 5 (leak) and 7 (probe).
+It depends on no model. A writer sees one side and never its partner, so its rationales are
+`one-sided`. Terms are those of docs/method.md sections 3, 4, 5 (leak) and 7 (prompt state).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ NO_DRAW = -2
 
 
 class RationaleSource(ABC):
-    """Source of the rationales of a depth: a worker, or the embedder itself (`SelfWorker`).
+    """Source of the rationales of a depth: a writer, or the embedder itself (`SelfWriter`).
 
     Attributes:
-        name: recorded in every rationale as its `worker`.
+        name: recorded in every rationale as its `writer`.
         reads: modalities it understands; a side that holds any other gets no rationale.
         file_arguments: arguments of the constructor that name a file, which a saved folder holds.
         model_arguments: those that name a folder or hub id of a model, which stays where it is.
@@ -47,7 +47,7 @@ class RationaleSource(ABC):
         """Returns the constructor's arguments as JSON data."""
 
     def spec(self) -> dict[str, Any]:
-        """Returns `class_path` and `init_args`, from which `load_worker` makes it again."""
+        """Returns `class_path` and `init_args`, from which `load_writer` makes it again."""
         # A public class goes by its name in the package, so that it may move to another module.
         kind, room = type(self), package.__name__
         is_public = kind.__module__.startswith(room) and kind.__name__ in package.__all__
@@ -58,7 +58,7 @@ class RationaleSource(ABC):
         """Tells whether every modality of a side is one that this source reads."""
         return bool(side.modalities) and side.modalities <= self.reads
 
-    def probe(self, sides: Sequence[Side]) -> Tensor:
+    def prompt_states(self, sides: Sequence[Side]) -> Tensor:
         """Returns the hidden states at the ends of prompts, before anything is written.
 
         It costs a prefill and no generated token, so a gate may ask for it.
@@ -70,17 +70,17 @@ class RationaleSource(ABC):
             (B, H) float32.
         """
         raise ValueError(
-            f"The worker {self.name or type(self).__name__!r} has no hidden state that could be "
-            "probed. Choose a gate state without `probe`, or a worker that runs a model itself."
+            f"The writer {self.name or type(self).__name__!r} has no hidden state that could be "
+            "read. Choose a gate state without `prompt_state`, or a writer that runs a model."
         )
 
     def identity(self) -> str:
-        """Hash of all that shapes the rationales of this worker, for fingerprints."""
+        """Hash of all that shapes the rationales of this writer, for fingerprints."""
         return f"{stable_hash(sorted(self.spec().items()), bits=64):016x}"
 
 
-class RationaleWorker(RationaleSource, ABC):
-    """Writes candidate rationales about sides.
+class RationaleWriter(RationaleSource, ABC):
+    """Writes rationales about sides.
 
     Attributes:
         concepts: concepts that its prompt names. A rationale about one of them may be copied
@@ -100,24 +100,24 @@ class RationaleWorker(RationaleSource, ABC):
 
         Returns:
             B lists, each in the order of its seeds; empty where the side cannot be read. Broken
-            draws are among them, without an answer: `fold_candidates` drops and counts them.
+            draws are among them, without an answer: `merge_drafts` drops and counts them.
         """
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
-        """Makes a tuner, which fits a copy of this worker's model; the worker stays as it is.
+        """Makes a tuner, which fits a copy of this writer's model; the writer stays as it is.
 
         Args:
             lora: rank, scale and layers of the updates.
             seed: seed of their start.
         """
         raise ValueError(
-            f"The worker {self.name or type(self).__name__!r} has no weights that could be fitted. "
-            "Name a LanguageModelWorker in `tuned`."
+            f"The writer {self.name or type(self).__name__!r} has no weights that could be fitted. "
+            "Name a LanguageModelWriter in `tuned`."
         )
 
     @property
-    def fitted_facts(self) -> frozenset[str]:
-        """Facts whose rationales this worker was fitted on; of most workers none."""
+    def trained_facts(self) -> frozenset[str]:
+        """Facts whose rationales this writer was fitted on; of most writers none."""
         return frozenset()
 
     def draw_identity(self) -> str:
@@ -128,16 +128,16 @@ class RationaleWorker(RationaleSource, ABC):
         """
         return self.identity()
 
-    def probe_identity(self) -> str:
-        """Hash of what `probe` depends on: model, prompt, and the block that is read."""
+    def prompt_state_identity(self) -> str:
+        """Hash of what `prompt_state` depends on: model, prompt, and the block that is read."""
         return self.identity()
 
 
-class DrawingWorker(RationaleWorker, ABC):
+class DrawingWriter(RationaleWriter, ABC):
     """Makes a list of single draws, whichever sides and seeds they belong to."""
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        """See `RationaleWorker.write`."""
+        """See `RationaleWriter.write`."""
         check_seeds(sides, seeds_BK)
         asked = [
             (row, seed)
@@ -169,7 +169,7 @@ def drawn_seeds(seeds_K: Tensor) -> list[int]:
 
 
 def check_reads(reads: Collection[str]) -> frozenset[str]:
-    """Returns the modalities that a worker is told to read; ValueError for any other."""
+    """Returns the modalities that a writer is told to read; ValueError for any other."""
     if not reads or not set(reads) <= {"text", "image", "video"}:
         raise ValueError(f"reads {sorted(reads)}: expected some of text, image, video.")
     return frozenset(reads)
@@ -184,14 +184,14 @@ def check_seeds(sides: Sequence[Side], seeds_BK: Tensor) -> None:
         )
 
 
-def check_probe(worker: RationaleSource, probed: Sequence[tuple[Side, Tensor]]) -> None:
-    """Raises ValueError if the live worker's hidden states are not those that the gate learned."""
-    for side, known_H in probed:
-        live_H = worker.probe([side])[0].cpu()
+def check_prompt_state(writer: RationaleSource, measured: Sequence[tuple[Side, Tensor]]) -> None:
+    """Raises ValueError if the live writer's hidden states are not those that the gate learned."""
+    for side, known_H in measured:
+        live_H = writer.prompt_states([side])[0].cpu()
         # Stored states are float16, and batches of other sizes round differently.
         if live_H.shape != known_H.shape or (live_H - known_H).abs().max() > 0.02 * known_H.std():
             raise ValueError(
-                f"The gate's worker {worker.name!r} has another hidden state about {side.text!r} "
-                "than `rationales/` holds: give the gate the model, prompt and probe_layer that "
-                "wrote them."
+                f"The gate's writer {writer.name!r} has another hidden state about {side.text!r} "
+                "than `rationales/` holds: give the gate the model, prompt and prompt_state_layer "
+                "that wrote them."
             )

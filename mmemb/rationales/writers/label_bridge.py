@@ -1,4 +1,4 @@
-"""Lets a worker that reads text alone write about pictures: an embedder says what they show.
+"""Lets a writer that reads text alone write about pictures: an embedder says what they show.
 
 Shapes: N labels, M pictures, D embedding width.
 """
@@ -16,8 +16,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from mmemb.rationales.writers.base import RationaleWorker
-from mmemb.rationales.writers.loading import load_worker
+from mmemb.rationales.writers.base import RationaleWriter
+from mmemb.rationales.writers.loading import load_writer
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
@@ -35,19 +35,19 @@ TEMPLATE = "{text} The picture shows {labels}."
 
 
 @final
-class LabelBridgeWorker(RationaleWorker):
-    """Tells the worker behind it the nearest label of every picture, and never the truth.
+class LabelBridgeWriter(RationaleWriter):
+    """Tells the writer behind it the nearest label of every picture, and never the truth.
 
     Labels are what training pairs call pictures by. The embedder that compares them (the trunk)
     has learned names and no question, so a label is right as often as its own retrieval is. The
     frames of a side are one picture. A side without text is put as its instruction.
 
     Args:
-        worker: reads text; its name, prompt concepts and fitted facts are those of this worker.
+        writer: reads text; its name, prompt concepts and trained facts are those of this writer.
         embedder: folder of a backbone (`runs/.../trunk/backbone`).
         labels: `labels.json` of the data: a list of objects with `text` and `instruction`, as
             training queries ask for pictures.
-        template: the question to the worker, with the fields `{text}` and `{labels}`.
+        template: the question to the writer, with the fields `{text}` and `{labels}`.
         device: device of the embedder.
     """
 
@@ -58,14 +58,14 @@ class LabelBridgeWorker(RationaleWorker):
 
     def __init__(
         self,
-        worker: RationaleWorker | dict[str, Any],
+        writer: RationaleWriter | dict[str, Any],
         embedder: str,
         labels: str,
         template: str = TEMPLATE,
         device: str = "cpu",
     ) -> None:
-        self.worker = worker if isinstance(worker, RationaleWorker) else load_worker(worker)
-        self.name, self.concepts = self.worker.name, self.worker.concepts
+        self.writer = writer if isinstance(writer, RationaleWriter) else load_writer(writer)
+        self.name, self.concepts = self.writer.name, self.writer.concepts
         self.embedder, self.labels_path = str(embedder), str(labels)
         self.template, self.device = template, device
 
@@ -77,44 +77,44 @@ class LabelBridgeWorker(RationaleWorker):
             raise ValueError(f"template {template!r}: expected the fields {{text}} and {{labels}}.")
 
     def config(self) -> dict[str, Any]:
-        return arguments_of(self, worker=self.worker.spec(), labels=self.labels_path)
+        return arguments_of(self, writer=self.writer.spec(), labels=self.labels_path)
 
     def identity(self) -> str:
-        """Covers the worker, the embedder's run and the content of the labels."""
-        return self._identity(self.worker.identity())
+        """Covers the writer, the embedder's run and the content of the labels."""
+        return self._identity(self.writer.identity())
 
     def draw_identity(self) -> str:
-        return self._identity(self.worker.draw_identity())
+        return self._identity(self.writer.draw_identity())
 
-    def probe_identity(self) -> str:
-        return self._identity(self.worker.probe_identity())
+    def prompt_state_identity(self) -> str:
+        return self._identity(self.writer.prompt_state_identity())
 
-    def _identity(self, of_worker: str) -> str:
+    def _identity(self, of_writer: str) -> str:
         # A run counts by its fingerprint, wherever it lies; any other folder or id by its name.
         run = run_mark(Path(self.embedder).parent) or self.embedder
-        return f"{stable_hash(of_worker, run, self._revision, self.template, bits=64):016x}"
+        return f"{stable_hash(of_writer, run, self._revision, self.template, bits=64):016x}"
 
     @property
-    def fitted_facts(self) -> frozenset[str]:
-        """Facts of the worker behind it; the embedder was fitted on names alone."""
-        return self.worker.fitted_facts
+    def trained_facts(self) -> frozenset[str]:
+        """Facts of the writer behind it; the embedder was fitted on names alone."""
+        return self.writer.trained_facts
 
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
-        return self.worker.write(self.told(sides), seeds_BK)
+        return self.writer.write(self.told(sides), seeds_BK)
 
-    def probe(self, sides: Sequence[Side]) -> Tensor:
-        return self.worker.probe(self.told(sides))
+    def prompt_states(self, sides: Sequence[Side]) -> Tensor:
+        return self.writer.prompt_states(self.told(sides))
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
         raise ValueError(
-            "Fitting would ask the bridge for labels at every step. Name in `tuned` a worker that "
+            "Fitting would ask the bridge for labels at every step. Name in `tuned` a writer that "
             "reads text, and let it learn from text queries."
         )
 
     @torch.inference_mode()
     def told(self, sides: Sequence[Side]) -> list[Side]:
         """Puts the sides as text; those without pictures stay as they are."""
-        # Equal pictures are encoded once in the life of this worker.
+        # Equal pictures are encoded once in the life of this writer.
         unseen = {_key(shown): shown for side in sides for shown in _shown(side)}
         unseen = {key: shown for key, shown in unseen.items() if key not in self._said}
 

@@ -1,4 +1,4 @@
-"""A causal language model of transformers as a rationale worker: text in, text out.
+"""A causal language model of transformers as a rationale writer: text in, text out.
 
 See docs/method.md section 4.
 """
@@ -25,7 +25,7 @@ from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.losses.terms import LossTerm
 from mmemb.rationales.supervised import ReplyTuner, check_no_adapter
-from mmemb.rationales.writers.base import DrawingWorker
+from mmemb.rationales.writers.base import DrawingWriter
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
@@ -34,7 +34,7 @@ from mmemb.storage.trained_facts import trained_facts
 
 
 @final
-class LanguageModelWorker(DrawingWorker):
+class LanguageModelWriter(DrawingWriter):
     """Writes rationales with a chat model, greedy and sampled draws in one batch.
 
     The few-shot prompt is read once. The model loads at the first `write` and is no module of
@@ -43,7 +43,7 @@ class LanguageModelWorker(DrawingWorker):
     Args:
         model: local folder or hub id of a causal language model.
         prompt: path of the few-shot file (`FewShotPrompt`).
-        name: name that is recorded as the rationales' worker.
+        name: name that is recorded as the rationales' writer.
         max_new_tokens: longest draw; one that is cut off has no answer and is dropped later.
         temperature: temperature of sampled draws.
         top_p: nucleus of sampled draws.
@@ -51,7 +51,8 @@ class LanguageModelWorker(DrawingWorker):
         batch_size: most draws decoded together; finished ones make room for waiting ones.
         device: torch device.
         dtype: `float32` (fastest on most CPUs), `bfloat16` or `float16`.
-        probe_layer: block whose hidden state `probe` returns. Measured on the 30 blocks of
+        prompt_state_layer: block whose hidden state `prompt_states` returns. Measured on the 30
+        blocks of
             SmolLM2: those from 12 to 21 tell best whether it has the answer.
         adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
             Beside it, in the run, lies the list of facts that it was fitted on.
@@ -72,7 +73,7 @@ class LanguageModelWorker(DrawingWorker):
         batch_size: int = 96,
         device: str = "cpu",
         dtype: str = "float32",
-        probe_layer: int = -1,
+        prompt_state_layer: int = -1,
         adapter: str | None = None,
     ) -> None:
         if batch_size < 1:
@@ -84,7 +85,7 @@ class LanguageModelWorker(DrawingWorker):
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
 
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
-        self.probe_layer = probe_layer
+        self.prompt_state_layer = prompt_state_layer
         self.adapter = None if adapter is None else str(adapter)
 
         self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
@@ -96,17 +97,17 @@ class LanguageModelWorker(DrawingWorker):
     def identity(self) -> str:
         """Covers the content of prompt, model and adapter, not where they lie."""
         parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
-        parts += (self.probe_layer,)
+        parts += (self.prompt_state_layer,)
         return f"{stable_hash(*parts, self.batch_size, bits=64):016x}"
 
     def draw_identity(self) -> str:
-        """Covers what `identity` does, except `batch_size` and the probed layer."""
+        """Covers what `identity` does, except `batch_size` and the prompt state's layer."""
         parts = (self.name, self.prompt.identity, self.revision, self.sampling, self.dtype)
         return f"{stable_hash(*parts, bits=64):016x}"
 
-    def probe_identity(self) -> str:
-        """See `RationaleWorker.probe_identity`; how draws are sampled has no part in it."""
-        parts = (self.prompt.identity, self.revision, self.dtype, self.probe_layer)
+    def prompt_state_identity(self) -> str:
+        """See `RationaleWriter.prompt_state_identity`; how draws are sampled has no part in it."""
+        parts = (self.prompt.identity, self.revision, self.dtype, self.prompt_state_layer)
         return f"{stable_hash('probe', *parts, bits=64):016x}"
 
     @property
@@ -115,12 +116,12 @@ class LanguageModelWorker(DrawingWorker):
         return self._chat.revision
 
     @cached_property
-    def fitted_facts(self) -> frozenset[str]:
+    def trained_facts(self) -> frozenset[str]:
         """Facts of the adapter's run and of the model; a model of the hub was fitted on none."""
         return trained_facts(self.model_id, self.adapter)
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
-        """See `RationaleWorker.tuner`."""
+        """See `RationaleWriter.tuner`."""
         return ChatTuner(self._chat.copy(), lora, seed)
 
     def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
@@ -133,10 +134,10 @@ class LanguageModelWorker(DrawingWorker):
         self._drafter.write(self._prompts(pools), pools)
         return [self._rationale(draft) for draft in drafts]
 
-    def probe(self, sides: Sequence[Side]) -> Tensor:
-        """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
+    def prompt_states(self, sides: Sequence[Side]) -> Tensor:
+        """See `RationaleWriter.prompt_states`; free for sides that were just written about."""
         questions = [self.prompt.question(side) for side in sides]
-        states = self._drafter.probe(self._prompts(questions))
+        states = self._drafter.prompt_states(self._prompts(questions))
         width = self._chat.model.config.get_text_config().hidden_size
         return torch.stack([states[q] for q in questions]) if sides else torch.zeros(0, width)
 
@@ -150,7 +151,7 @@ class LanguageModelWorker(DrawingWorker):
         generated = self._chat.tokenizer.decode(draft.tokens, skip_special_tokens=True)
         return Rationale(
             text=self.prompt.rationale_text(generated, draft.complete),
-            worker=self.name,
+            writer=self.name,
             model=self._chat.label,
             revision=self.revision,
             prompt=self.prompt.identity,
@@ -175,7 +176,7 @@ class LanguageModelWorker(DrawingWorker):
         chat, sampling = self._chat, self.sampling
         model = TextModel(chat.model, chat.prefix_ids if chat.shares_prefix else ())
         form = PlainForm(self._is_complete)
-        slots, layer = self.batch_size, self.probe_layer
+        slots, layer = self.batch_size, self.prompt_state_layer
         return Drafter(model, form, sampling, sampling.max_new_tokens, slots, layer)
 
 

@@ -1,4 +1,4 @@
-"""Makes a worker from its saved settings, and writes these; only classes of this package are named.
+"""Makes a writer from its saved settings, and writes these; only classes of this package are named.
 
 Settings of a folder that may come from anywhere name the folder's own files, and beside them what
 the caller allows (`mmemb.storage.trust.Permissions`).
@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mmemb.rationales as package
-from mmemb.rationales.writers.base import RationaleSource, RationaleWorker
+from mmemb.rationales.writers.base import RationaleSource, RationaleWriter
 from mmemb.records.schema import check_arguments, convert
 from mmemb.storage.spec import build, is_spec
 from mmemb.storage.trust import (
@@ -26,7 +26,7 @@ from mmemb.storage.trust import (
 )
 
 _OWN_KEY = "MMEMB_API_KEY"
-"""The default of `ServerWorker`, which no folder needs to name."""
+"""The default of `ServerWriter`, which no folder needs to name."""
 
 _ENGINE = {
     "max_model_len", "seed", "quantization", "kv_cache_dtype", "tensor_parallel_size",
@@ -36,20 +36,20 @@ _ENGINE = {
 """Arguments of vLLM's engine that name neither code nor a place."""
 
 
-def load_worker(settings: Mapping[str, Any]) -> RationaleWorker:
-    """Makes a worker again; the inverse of `RationaleWorker.spec`.
+def load_writer(settings: Mapping[str, Any]) -> RationaleWriter:
+    """Makes a writer again; the inverse of `RationaleWriter.spec`.
 
     Args:
-        settings: `class_path` (`mmemb.rationales.TableWorker`) and `init_args`.
+        settings: `class_path` (`mmemb.rationales.TableWriter`) and `init_args`.
 
     Raises:
-        ValueError: they name no worker, or do not fit it.
+        ValueError: they name no writer, or do not fit it.
     """
     source = _load(settings)
-    if not isinstance(source, RationaleWorker):
+    if not isinstance(source, RationaleWriter):
         raise ValueError(
-            f"{settings['class_path']} writes only inside an AdaptiveEmbedder: choose a worker "
-            "that writes by itself, such as mmemb.rationales.VisionLanguageWorker."
+            f"{settings['class_path']} writes only inside an AdaptiveEmbedder: choose a writer "
+            "that writes by itself, such as mmemb.rationales.VisionLanguageWriter."
         )
     return source
 
@@ -59,13 +59,13 @@ def _load(settings: Mapping[str, Any]) -> RationaleSource:
     return build(settings, _class_of)  # type: ignore[no-any-return]
 
 
-def load_saved_worker(
+def load_saved_writer(
     settings: Mapping[str, Any], folder: Path, permissions: Permissions, where: str
 ) -> RationaleSource:
-    """Makes a worker as `load_worker` does, from a folder of any origin; also a `SelfWorker`.
+    """Makes a writer as `load_writer` does, from a folder of any origin; also a `SelfWriter`.
 
     Args:
-        settings: see `load_worker`.
+        settings: see `load_writer`.
         folder: the saved folder, whose files they may name.
         permissions: further places that they may name.
         where: the file and key that hold them, for errors.
@@ -78,17 +78,17 @@ def load_saved_worker(
     return _load(_checked(settings, folder, permissions, where))
 
 
-def save_worker(worker: RationaleSource, folder: Path, name: str) -> dict[str, Any]:
-    """Returns the settings of a worker for a folder, and copies the files that it read into it.
+def save_writer(writer: RationaleSource, folder: Path, name: str) -> dict[str, Any]:
+    """Returns the settings of a writer for a folder, and copies the files that it read into it.
 
     Its models stay where they are: they are large, and may have a licence of their own.
 
     Args:
-        worker: the worker to be saved.
+        writer: the writer to be saved.
         folder: the folder that is being written.
         name: name of the folder in it for the files.
     """
-    return _with_files(worker.spec(), folder, name)
+    return _with_files(writer.spec(), folder, name)
 
 
 def _checked(
@@ -101,7 +101,7 @@ def _checked(
     for key, value in arguments.items():
         argument = f"{where}.{key}"
         if is_spec(value):
-            # A worker behind a worker is of its own class, with its own file arguments.
+            # A writer behind a writer is of its own class, with its own file arguments.
             arguments[key] = _checked(value, folder, permissions, argument)
         elif key in (*kind.file_arguments, *kind.model_arguments) and value is not None:
             arguments[key] = _place(
@@ -138,12 +138,12 @@ def _place(value: Any, folder: Path, permissions: Permissions, where: str, is_mo
     if is_model:
         raise ValueError(
             f"{where} names the model {value!r}, which is not in {folder}: allow it by "
-            f"models=[{value!r}] (--allow-model {value}), or hand over a worker of your own "
-            "(`workers={...}`). A run of yours below $MMEMB_RUNS, else runs, needs no leave."
+            f"models=[{value!r}] (--allow-model {value}), or hand over a writer of your own "
+            "(`writers={...}`). A run of yours below $MMEMB_RUNS, else runs, needs no leave."
         )
     raise ValueError(
         f"{where} names {value!r}, which is not in {folder}: a folder may name its own files only. "
-        "Save it again, or hand over a worker of your own (`workers={...}`)."
+        "Save it again, or hand over a writer of your own (`writers={...}`)."
     )
 
 
@@ -152,7 +152,7 @@ def _check_engine(engine: Any, permissions: Permissions, where: str) -> None:
     if unknown and not permissions.is_own:
         raise ValueError(
             f"{where}: {unknown} may name code or another model, which no folder may: hand over a "
-            f"worker of your own (`workers={{...}}`). Allowed are {sorted(_ENGINE)}."
+            f"writer of your own (`writers={{...}}`). Allowed are {sorted(_ENGINE)}."
         )
 
 
@@ -179,7 +179,7 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
         raise ValueError(
             f"{where}.url names the server {host}, which would be sent queries: allow it by "
             f"servers={{{host!r}: None}} (--server {host}; with a key: --server {host}=VARIABLE), "
-            "or hand over a worker of your own (`workers={...}`)."
+            "or hand over a writer of your own (`writers={...}`)."
         )
 
     variable = permissions.servers[named[0]] if named else None
@@ -188,14 +188,14 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
         raise ValueError(
             f"{where}.api_key_env names the variable {named_key!r}, whose value would be sent to "
             f"{host} as a key: allow it by servers={{{host!r}: {named_key!r}}} (--server "
-            f"{host}={named_key}), or hand over a worker of your own (`workers={{...}}`)."
+            f"{host}={named_key}), or hand over a writer of your own (`writers={{...}}`)."
         )
     return variable
 
 
 def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
     if not _is_known(str(settings.get("class_path", ""))):
-        return dict(settings)  # another's worker, which no folder can make again
+        return dict(settings)  # another's writer, which no folder can make again
 
     kind, arguments = _class_of(settings["class_path"]), dict(settings["init_args"])
     for key, value in arguments.items():
@@ -218,7 +218,7 @@ def _class_of(path: str) -> type[RationaleSource]:
     room = package.__name__
     if not _is_known(path):
         raise ValueError(
-            f"class_path {path!r} names no rationale worker. Expected {room}.NAME with NAME from "
+            f"class_path {path!r} names no rationale writer. Expected {room}.NAME with NAME from "
             f"{_names()}."
         )
     kind: type[RationaleSource] = getattr(package, path.rpartition(".")[2])
@@ -231,5 +231,5 @@ def _is_known(path: str) -> bool:
 
 
 def _names() -> list[str]:
-    """Returns the public names of workers."""
-    return [n for n in package.__all__ if n.endswith("Worker") and n != RationaleWorker.__name__]
+    """Returns the public names of writers."""
+    return [n for n in package.__all__ if n.endswith("Writer") and n != RationaleWriter.__name__]

@@ -1,4 +1,4 @@
-"""Pools of rationales by `Side.digest`: their file, and workers that hand out what it holds.
+"""Pools of rationales by `Side.digest`: their file, and writers that hand out what it holds.
 
 See docs/method.md section 10 for the control.
 """
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, final
 
 from msgspec.structs import replace
 
-from mmemb.rationales.writers.base import DrawingWorker
+from mmemb.rationales.writers.base import DrawingWriter
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, Rationale
@@ -57,12 +57,12 @@ def read_pool(path: str | Path) -> Pool:
     )
 
 
-class PoolWorker(DrawingWorker, ABC):
+class PoolWriter(DrawingWriter, ABC):
     """Reads a pool: the rationales about each side, by its digest.
 
     Args:
         path: path of a file that `write_pool` wrote.
-        name: name of this worker.
+        name: name of this writer.
         reads: modalities that the writer of the rationales could read.
     """
 
@@ -75,7 +75,7 @@ class PoolWorker(DrawingWorker, ABC):
 
 
 @final
-class PrecomputedWorker(PoolWorker):
+class PrecomputedWriter(PoolWriter):
     """Finds rationales by the content of a side (`Side.digest`).
 
     A seed picks the rationale that was drawn with it. Where the pool has no such draw, the first
@@ -85,7 +85,7 @@ class PrecomputedWorker(PoolWorker):
         rationales: path of a file that `write_pool` wrote.
         on_unknown: result for a side that the pool lacks, `error` or `empty` (no rationale).
         reads: modalities that the writer of the rationales could read; by default all.
-        name: name of this worker; rationales keep the name of the one that wrote them.
+        name: name of this writer; rationales keep the name of the one that wrote them.
     """
 
     file_arguments: ClassVar[tuple[str, ...]] = ("rationales",)
@@ -124,19 +124,20 @@ class PrecomputedWorker(PoolWorker):
 
 
 @final
-class ForeignWorker(PoolWorker):
+class PlaceboWriter(PoolWriter):
     """Control: every side gets a rationale that was written about another side.
 
     A model that profits from them uses the look of a rationale, not its content.
 
     Args:
         pool: path of a file that `write_pool` wrote, with other sides' rationales.
-        name: recorded as the rationales' worker.
+        name: recorded as the rationales' writer.
     """
 
     file_arguments: ClassVar[tuple[str, ...]] = ("pool",)
 
     def __init__(self, pool: str, name: str = "foreign") -> None:
+        # The name decides the draws, so its default is that of the first version.
         super().__init__(pool, name)
         self.pool = {digest: self.pool[digest] for digest in sorted(self.pool) if self.pool[digest]}
 
@@ -144,9 +145,9 @@ class ForeignWorker(PoolWorker):
         return arguments_of(self, pool=self.path)
 
     def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
-        return [self._foreign(side, seed) for side, seed in asked]
+        return [self._placebo(side, seed) for side, seed in asked]
 
-    def _foreign(self, side: Side, seed: int) -> Rationale:
+    def _placebo(self, side: Side, seed: int) -> Rationale:
         own = {rationale.text for rationale in self.pool.get(side.digest, ())}
         donors = list(self.pool)
         first = stable_hash(self.name, side.digest, seed)
@@ -156,8 +157,8 @@ class ForeignWorker(PoolWorker):
             digest = donors[(first + step) % len(donors)]
             chosen = self.pool[digest][first % len(self.pool[digest])]
             if digest != side.digest and chosen.text not in own:
-                return replace(chosen, worker=self.name, seed=seed, count=1)
+                return replace(chosen, writer=self.name, seed=seed, count=1)
         raise ValueError(
-            f"The pool of {len(donors)} side(s) holds no rationale that is foreign to "
+            f"The pool of {len(donors)} side(s) holds no rationale that is a placebo for "
             f"{side.text[:60]!r}. Give a pool with rationales of several sides."
         )

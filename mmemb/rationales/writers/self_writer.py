@@ -12,11 +12,11 @@ from mmemb.rationales.writers.base import RationaleSource
 
 
 @final
-class SelfWorker(RationaleSource):
+class SelfWriter(RationaleSource):
     """Names a depth at which a `GenerativeBackbone` writes by itself.
 
     It writes inside an AdaptiveEmbedder alone (`mmemb.gate.OnePassReasoner`), so stage 1 does not
-    take it. Rationales for training are written by `VisionLanguageWorker` with the model and the
+    take it. Rationales for training are written by `VisionLanguageWriter` with the model and the
     style of the backbone (`backbone/model`).
 
     Args:

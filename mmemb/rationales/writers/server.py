@@ -17,7 +17,7 @@ from mmemb.llm.prompts.pictures import pixels_of
 from mmemb.llm.prompts.special_tokens import as_text_anywhere
 from mmemb.rationales.chat_api.client import ChatClient
 from mmemb.rationales.chat_api.reply import Reply, cut
-from mmemb.rationales.writers.base import DrawingWorker, check_reads
+from mmemb.rationales.writers.base import DrawingWriter, check_reads
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
@@ -31,21 +31,21 @@ _THOUGHT_END = "</think>"
 
 
 @final
-class ServerWorker(DrawingWorker):
+class ServerWriter(DrawingWriter):
     """Asks a chat server, one request per draw; docs/servers.md shows how to start one.
 
     Equal calls send equal requests and keep the order of their draws, whichever reply comes first.
     Whether equal requests get equal replies is the server's affair.
 
     If one draw fails for good, the call does (`ServerError`): its shard stays unwritten, and a
-    rerun goes on there. Servers give no log-probabilities, and have no state to probe.
+    rerun goes on there. Servers give no log-probabilities, and have no prompt state.
 
     Args:
         url: base of the server, such as `http://127.0.0.1:8000/v1`.
         model: name of the model on the server.
         prompt: path of the few-shot file (`FewShotPrompt`). Its `opening` is not sent, since few
             servers let words be put into a model's mouth; the examples show it.
-        name: recorded as the rationales' worker.
+        name: recorded as the rationales' writer.
         revision: revision of the served weights, recorded; no server tells it.
         max_new_tokens: longest draw, thought included. What `RationaleGenerator` keeps is bounded
             by its own `max_tokens`.
@@ -157,7 +157,7 @@ class ServerWorker(DrawingWorker):
     def _rationale(self, reply: Reply, seed: int) -> Rationale:
         return Rationale(
             text=tagged(self.prompt, cut(reply, self.max_new_tokens)),
-            worker=self.name,
+            writer=self.name,
             model=self.model,
             revision=self.revision,
             prompt=self.prompt.identity,
@@ -222,7 +222,7 @@ def picture(media: Media, max_side: int | None = None) -> Picture:
 
     if media.pixels is None:
         raise ValueError(
-            "A worker reads pictures, but they were not decoded. Set `decode: true` of "
+            "A writer reads pictures, but they were not decoded. Set `decode: true` of "
             "SideDataModule, or take image and video out of `reads`."
         )
 

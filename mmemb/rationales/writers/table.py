@@ -1,4 +1,4 @@
-"""The table of facts as a worker: the honest upper bound of what a rationale can bring."""
+"""The table of facts as a writer: the honest upper bound of what a rationale can bring."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from mmemb.rationales.writers.base import DrawingWorker
+from mmemb.rationales.writers.base import DrawingWriter
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, Rationale
 from mmemb.records.schema import Excerpt, parse_json
 
-WORKER = "table"
+WRITER = "table"
 
 
 @final
-class TableWorker(DrawingWorker):
+class TableWriter(DrawingWriter):
     """Looks the answer up in a table.
 
-    Its rationales carry `worker="table"`, so that no report takes them for a model's.
+    Its rationales carry `writer="table"`, so that no report takes them for a model's.
 
     Every draw is the same and costs no token. A side that the table does not ask about gets none.
 
@@ -31,7 +31,7 @@ class TableWorker(DrawingWorker):
 
     file_arguments: ClassVar[tuple[str, ...]] = ("facts",)
 
-    name = WORKER
+    name = WRITER
 
     def __init__(self, facts: str) -> None:
         self.path = str(facts)
@@ -41,7 +41,7 @@ class TableWorker(DrawingWorker):
         return {"facts": self.path}
 
     def identity(self) -> str:
-        return f"{stable_hash(WORKER, self._revision, bits=64):016x}"
+        return f"{stable_hash(WRITER, self._revision, bits=64):016x}"
 
     def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale | None]:
         return [self._rationale(side.text, seed) for side, seed in asked]
@@ -52,8 +52,8 @@ class TableWorker(DrawingWorker):
             return None
         return Rationale(
             text=f"<think>{text} means {name}.</think><answer>{name}</answer>",
-            worker=WORKER,
-            model=WORKER,
+            writer=WRITER,
+            model=WRITER,
             revision=self._revision,
             prompt="",
             decoding="greedy" if seed == GREEDY else "constant",
@@ -69,7 +69,7 @@ class _CountryJson(Excerpt):
 
 @final
 class _FactsJson(Excerpt):
-    """The fields of a table of facts that a worker needs."""
+    """The fields of a table of facts that a writer needs."""
 
     questions: dict[str, str]
     countries: dict[str, _CountryJson]

@@ -1,4 +1,4 @@
-"""A vision-language model of transformers as a rationale worker: it sees the pictures itself.
+"""A vision-language model of transformers as a rationale writer: it sees the pictures itself.
 
 See docs/method.md section 4.
 """
@@ -24,7 +24,7 @@ from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.style import PromptStyle
 from mmemb.losses.terms import LossTerm
 from mmemb.rationales.supervised import ReplyTuner, check_no_adapter
-from mmemb.rationales.writers.base import DrawingWorker
+from mmemb.rationales.writers.base import DrawingWriter
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import FULL, SHORT, Rationale
@@ -42,13 +42,13 @@ PLAIN_STYLE = PromptStyle(system=ASK)
 
 
 @final
-class VisionLanguageWorker(DrawingWorker):
+class VisionLanguageWriter(DrawingWriter):
     """Writes about text, pictures and clips; all draws about a side share its prompt.
 
     Args:
         model: folder or hub id; `backbone/model` of a trained run is such a folder.
         style: wording of the prompts; the system turn asks for the form of a rationale.
-        name: recorded as the rationales' worker.
+        name: recorded as the rationales' writer.
         depth: `full`, or `short` for rationales that begin with their answer.
         max_new_tokens: longest draw; one that is cut off is closed without an answer, and dropped.
         temperature: temperature of sampled draws.
@@ -58,7 +58,7 @@ class VisionLanguageWorker(DrawingWorker):
         device: torch device; None = a GPU if there is one.
         dtype: type of the weights.
         attention: implementation that transformers should use; None = its own choice.
-        probe_layer: block whose state at the end of the prompt `probe` returns.
+        prompt_state_layer: block whose state at the end of the prompt `prompt_states` returns.
         adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
@@ -79,7 +79,7 @@ class VisionLanguageWorker(DrawingWorker):
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         attention: str | None = None,
-        probe_layer: int = -1,
+        prompt_state_layer: int = -1,
         adapter: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -93,7 +93,7 @@ class VisionLanguageWorker(DrawingWorker):
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
 
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
-        self.attention, self.probe_layer = attention, probe_layer
+        self.attention, self.prompt_state_layer = attention, prompt_state_layer
         self.adapter = None if adapter is None else str(adapter)
         self.trust_remote_code = trust_remote_code
 
@@ -107,16 +107,16 @@ class VisionLanguageWorker(DrawingWorker):
 
     def identity(self) -> str:
         """Covers the content of model and adapter, not where they lie."""
-        return f"{stable_hash(self.draw_identity(), self.probe_layer, bits=64):016x}"
+        return f"{stable_hash(self.draw_identity(), self.prompt_state_layer, bits=64):016x}"
 
     def draw_identity(self) -> str:
         style = sorted(asdict(self.style).items())
         parts = (self.name, style, self.depth, self.revision, self.sampling, self.dtype)
         return f"{stable_hash(*parts, bits=64):016x}"
 
-    def probe_identity(self) -> str:
+    def prompt_state_identity(self) -> str:
         style = sorted(asdict(self.style).items())
-        parts = (style, self.revision, self.dtype, self.probe_layer)
+        parts = (style, self.revision, self.dtype, self.prompt_state_layer)
         return f"{stable_hash('probe', *parts, bits=64):016x}"
 
     @property
@@ -130,7 +130,7 @@ class VisionLanguageWorker(DrawingWorker):
         return loaded_revision(self.model_id, lambda: self._backbone.model, self.adapter)
 
     @cached_property
-    def fitted_facts(self) -> frozenset[str]:
+    def trained_facts(self) -> frozenset[str]:
         """Facts of the adapter's run and of the model; a model of the hub was fitted on none."""
         return trained_facts(self.model_id, self.adapter)
 
@@ -149,9 +149,9 @@ class VisionLanguageWorker(DrawingWorker):
         origin = (self.name, Path(self.model_id).name, self.revision, prompt)
         return [form.rationale(draft, *origin) for draft in drafts]
 
-    def probe(self, sides: Sequence[Side]) -> Tensor:
-        """See `RationaleWorker.probe`; free for sides that were written about a moment ago."""
-        states = self._drafter[1].probe(self._prompts(sides))
+    def prompt_states(self, sides: Sequence[Side]) -> Tensor:
+        """See `RationaleWriter.prompt_states`; free for sides that were just written about."""
+        states = self._drafter[1].prompt_states(self._prompts(sides))
         rows = [states[side.digest] for side in sides]
         return torch.stack(rows) if rows else torch.zeros(0, self._backbone.embedding_dim)
 
@@ -163,7 +163,7 @@ class VisionLanguageWorker(DrawingWorker):
         )
 
     def tuner(self, lora: LoraSettings, seed: int) -> ReplyTuner:
-        """See `RationaleWorker.tuner`."""
+        """See `RationaleWriter.tuner`."""
         check_no_adapter(self.adapter)
         return VisionLanguageTuner(self._load(), lora, seed)
 
@@ -172,7 +172,7 @@ class VisionLanguageWorker(DrawingWorker):
         """The form of the drafts, and the drafter that writes them."""
         backbone, sampling = self._backbone, self.sampling
         form = TaggedForm(backbone.prompts.tokenizer, backbone.end_ids, sampling)
-        slots, layer = self.batch_size, self.probe_layer
+        slots, layer = self.batch_size, self.prompt_state_layer
         return form, Drafter(backbone.model, form, sampling, form.room, slots, layer)
 
     @cached_property
@@ -199,7 +199,7 @@ class VisionLanguageWorker(DrawingWorker):
 
 @final
 class VisionLanguageTuner(ReplyTuner):
-    """LoRA updates of the language model, fitted on rationales behind the worker's own prompt.
+    """LoRA updates of the language model, fitted on rationales behind the writer's own prompt.
 
     Args:
         backbone: the model, which is changed in place.

@@ -15,7 +15,7 @@ from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.loading import revision_of
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.special_tokens import as_text, media_marks
-from mmemb.rationales.writers.base import DrawingWorker, check_reads
+from mmemb.rationales.writers.base import DrawingWriter, check_reads
 from mmemb.rationales.writers.server import picture, short_seed
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
@@ -33,18 +33,18 @@ _OF_THE_MACHINE = {
 
 
 @final
-class VllmWorker(DrawingWorker):
+class VllmWriter(DrawingWriter):
     """Writes rationales with vLLM, prefix caching on: a few-shot prompt is read about once.
 
     It has been tested against a stand-in with vLLM's interface (that of 0.33), and not been run
     with vLLM itself. Equal seeds give equal text as far as vLLM does: its batching may round
-    differently. It has no state to probe. Prompt files are those of `LanguageModelWorker`, the
+    differently. It has no prompt state. Prompt files are those of `LanguageModelWriter`, the
     opening included.
 
     Args:
         model: local folder, or hub id with its `revision`.
         prompt: path of the few-shot file (`FewShotPrompt`).
-        name: recorded as the rationales' worker.
+        name: recorded as the rationales' writer.
         revision: commit of a hub model; of a local folder the weights are hashed.
         max_new_tokens: longest draw; one that is cut off has no answer and is dropped later.
         temperature: temperature of sampled draws; the greedy draw is one at 0.
@@ -155,7 +155,7 @@ class VllmWorker(DrawingWorker):
         if len(side.media) > self.max_pictures:
             raise ValueError(
                 f"A side holds {len(side.media)} pictures or frames, more than max_pictures "
-                f"({self.max_pictures}) of the worker {self.name!r}. Raise it, or prepare fewer."
+                f"({self.max_pictures}) of the writer {self.name!r}. Raise it, or prepare fewer."
             )
         return [picture(media, self.max_image_side) for media in side.media]
 
@@ -178,7 +178,7 @@ class VllmWorker(DrawingWorker):
         log_probability = output.cumulative_logprob
         return Rationale(
             text=self.prompt.rationale_text(output.text, complete),
-            worker=self.name,
+            writer=self.name,
             model=self.model,
             revision=self.revision,
             prompt=self.prompt.identity,
@@ -210,8 +210,8 @@ def _vllm() -> Any:
         import vllm
     except ImportError as error:
         raise ValueError(
-            f"VllmWorker needs vLLM, which cannot be imported here ({error}). Install it into an "
+            f"VllmWriter needs vLLM, which cannot be imported here ({error}). Install it into an "
             "environment of its own by `pip install -e '.[vllm]'`, or start a server and use "
-            "ServerWorker (docs/servers.md)."
+            "ServerWriter (docs/servers.md)."
         ) from None
     return vllm

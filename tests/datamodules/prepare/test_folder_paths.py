@@ -20,20 +20,20 @@ from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.rationales import (
-    ForeignWorker,
-    LabelBridgeWorker,
-    LanguageModelWorker,
-    PrecomputedWorker,
-    SelfWorker,
-    ServerWorker,
-    TableWorker,
-    VisionLanguageWorker,
-    VllmWorker,
+    LabelBridgeWriter,
+    LanguageModelWriter,
+    PlaceboWriter,
+    PrecomputedWriter,
+    SelfWriter,
+    ServerWriter,
+    TableWriter,
+    VisionLanguageWriter,
+    VllmWriter,
     write_pool,
 )
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.inputs import Side
-from mmemb.selection import EmbeddingEvaluator, YesNoEvaluator
+from mmemb.selection import EmbeddingJudge, YesNoJudge
 from mmemb.storage.trust import check_links
 from tests.fixtures.tiny_backbones import BUILDERS, HELPFUL, TINY, text_model
 from tests.fixtures.tiny_models import write_chat_model, write_embedder, write_facts
@@ -90,12 +90,12 @@ def test_a_saved_backbone_needs_its_own_files_alone(
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the files of workers."""
+    """A folder for the files of writers."""
     return tmp_path_factory.mktemp("parts")
 
 
 @pytest.fixture(scope="module")
-def workers(parts: Path) -> Mapping[str, RationaleSource]:
+def writers(parts: Path) -> Mapping[str, RationaleSource]:
     """One of each kind, over files in a folder. Read only."""
     chat, looks = str(write_chat_model(parts / "chat")), str(vision_language_model("qwen3_vl"))
     facts, pool = str(write_facts(parts / "facts.json")), str(parts / "pool.json")
@@ -104,72 +104,72 @@ def workers(parts: Path) -> Mapping[str, RationaleSource]:
     (parts / "labels.json").write_text(json.dumps(labels))
     embedder = str(write_embedder(parts / "trunk") / "backbone")
     return {
-        "table": TableWorker(facts),
-        "self": SelfWorker(4),
-        "foreign": ForeignWorker(pool),
-        "precomputed": PrecomputedWorker(pool, "empty"),
-        "language model": LanguageModelWorker(chat, PROMPT, max_new_tokens=2),
-        "vision-language": VisionLanguageWorker(looks, max_new_tokens=2),
-        "vllm": VllmWorker(chat, PROMPT),
-        "server": ServerWorker("http://localhost:1/v1", "m", PROMPT),
-        "bridge": LabelBridgeWorker(
-            LanguageModelWorker(chat, PROMPT), embedder, str(parts / "labels.json")
+        "table": TableWriter(facts),
+        "self": SelfWriter(4),
+        "foreign": PlaceboWriter(pool),
+        "precomputed": PrecomputedWriter(pool, "empty"),
+        "language model": LanguageModelWriter(chat, PROMPT, max_new_tokens=2),
+        "vision-language": VisionLanguageWriter(looks, max_new_tokens=2),
+        "vllm": VllmWriter(chat, PROMPT),
+        "server": ServerWriter("http://localhost:1/v1", "m", PROMPT),
+        "bridge": LabelBridgeWriter(
+            LanguageModelWriter(chat, PROMPT), embedder, str(parts / "labels.json")
         ),
     }
 
 
-def save(worker: RationaleSource, folder: Path) -> Path:
+def save(writer: RationaleSource, folder: Path) -> Path:
     torch.manual_seed(0)
-    writes = isinstance(worker, SelfWorker)
+    writes = isinstance(writer, SelfWriter)
     backbone = qwen() if writes else OpenClipBackbone(TINY, tokenizer="bytes")
     head = MlpDepthHead(backbone.embedding_dim)
-    AdaptiveEmbedder(backbone, head, BudgetCalibration(), {"full": worker}).save_pretrained(folder)
+    AdaptiveEmbedder(backbone, head, BudgetCalibration(), {"full": writer}).save_pretrained(folder)
     return folder
 
 
-def test_saved_workers_bring_their_files_and_models_are_allowed_by_the_caller(
-    workers: Mapping[str, RationaleSource], parts: Path, tmp_path: Path, no_sockets: None
+def test_saved_writers_bring_their_files_and_models_are_allowed_by_the_caller(
+    writers: Mapping[str, RationaleSource], parts: Path, tmp_path: Path, no_sockets: None
 ) -> None:
     outside = ("language model", "vision-language", "vllm", "bridge")
-    for name, worker in workers.items():
-        folder = save(worker, tmp_path / name)
+    for name, writer in writers.items():
+        folder = save(writer, tmp_path / name)
         if name in outside:
-            with pytest.raises(ValueError, match=r"workers\.full.*names the model .*--allow-model"):
+            with pytest.raises(ValueError, match=r"writers\.full.*names the model .*--allow-model"):
                 AdaptiveEmbedder.from_pretrained(folder, servers=HOSTS)
         models = [str(parts), str(vision_language_model("qwen3_vl"))]
         (parts / "facts.json").rename(tmp_path / "gone.json")
         loaded = AdaptiveEmbedder.from_pretrained(folder, servers=HOSTS, models=models)
         (tmp_path / "gone.json").rename(parts / "facts.json")
-        assert loaded.workers["full"].identity() == worker.identity(), name
-        for key in worker.file_arguments:
-            named = loaded.workers["full"].config()[key]
+        assert loaded.writers["full"].identity() == writer.identity(), name
+        for key in writer.file_arguments:
+            named = loaded.writers["full"].config()[key]
             assert Path(named).is_relative_to(folder), name
 
 
 def test_what_is_loaded_runs_without_a_socket(
-    workers: Mapping[str, RationaleSource], parts: Path, tmp_path: Path, no_sockets: None
+    writers: Mapping[str, RationaleSource], parts: Path, tmp_path: Path, no_sockets: None
 ) -> None:
     for name in ("language model", "bridge", "table"):
-        folder = save(workers[name], tmp_path / name)
+        folder = save(writers[name], tmp_path / name)
         loaded = AdaptiveEmbedder.from_pretrained(folder, models=[str(parts)])
         loaded.encode([Side("the flag of paris")], depth=1)
 
 
 def test_judges_open_no_socket(tmp_path: Path, no_sockets: None) -> None:
-    judge = EmbeddingEvaluator({"a": str(write_embedder(tmp_path / "judge"))})
+    judge = EmbeddingJudge({"a": str(write_embedder(tmp_path / "judge"))})
     score_BCR = judge.score([Side("a")], [[Side("b")]], [[HELPFUL]], ["fact"])
     assert score_BCR.shape == (1, 1, 2)
-    judge = YesNoEvaluator(str(vision_language_model("qwen3_vl")), device="cpu")
+    judge = YesNoJudge(str(vision_language_model("qwen3_vl")), device="cpu")
     assert judge.score([Side("a")], [[Side("b")]], [[HELPFUL]], ["fact"]).shape == (1, 1, 2)
 
 
 def test_a_run_of_this_checkout_names_its_models_without_leave(
-    workers: Mapping[str, RationaleSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writers: Mapping[str, RationaleSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = workers["language model"]
-    folder = save(worker, tmp_path / "runs/pocket/gate/adaptive")
+    writer = writers["language model"]
+    folder = save(writer, tmp_path / "runs/pocket/gate/adaptive")
     monkeypatch.setenv("MMEMB_RUNS", str(tmp_path / "runs"))
-    assert AdaptiveEmbedder.from_pretrained(folder).workers["full"].identity() == worker.identity()
+    assert AdaptiveEmbedder.from_pretrained(folder).writers["full"].identity() == writer.identity()
 
     # A link in it to a folder elsewhere is none, nor is the folder of another user.
     shutil.copytree(folder, tmp_path / "elsewhere")
@@ -198,20 +198,20 @@ def test_paths_of_a_backbone_lie_in_its_folder(
 
 
 @pytest.mark.parametrize("named", ["../facts.json", "/etc/passwd", "${folder}/../facts.json"])
-def test_files_of_a_worker_lie_in_its_folder(named: str, tmp_path: Path) -> None:
-    folder = save(TableWorker(str(write_facts(tmp_path / "facts.json"))), tmp_path / "saved")
+def test_files_of_a_writer_lie_in_its_folder(named: str, tmp_path: Path) -> None:
+    folder = save(TableWriter(str(write_facts(tmp_path / "facts.json"))), tmp_path / "saved")
     data = json.loads((folder / "adaptive.json").read_text())
-    assert data["workers"]["full"]["init_args"]["facts"] == "${folder}/workers/1/facts.json"
-    data["workers"]["full"]["init_args"]["facts"] = named
+    assert data["writers"]["full"]["init_args"]["facts"] == "${folder}/writers/1/facts.json"
+    data["writers"]["full"]["init_args"]["facts"] = named
     (folder / "adaptive.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"adaptive\.json: workers\.full\.facts names"):
+    with pytest.raises(ValueError, match=r"adaptive\.json: writers\.full\.facts names"):
         AdaptiveEmbedder.from_pretrained(folder)
 
 
 def test_an_engine_of_a_folder_names_no_code(tmp_path: Path) -> None:
     chat = str(write_chat_model(tmp_path / "chat"))
-    folder = save(VllmWorker(chat, PROMPT, engine={"worker_cls": "evil.Worker"}), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"workers\.full\.engine: \['worker_cls'\] may name code"):
+    folder = save(VllmWriter(chat, PROMPT, engine={"worker_cls": "evil.Worker"}), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"writers\.full\.engine: \['worker_cls'\] may name code"):
         AdaptiveEmbedder.from_pretrained(folder, models=[chat])
 
 

@@ -112,7 +112,7 @@ def test_pictures_are_equal_by_their_pixels() -> None:
 
 
 def test_a_pair_under_many_concepts_is_judged_by_none_that_saw_it(tmp_path: Path) -> None:
-    """Eight names of one pair would fall into both halves."""
+    """Eight names of one pair would fall into both folds."""
     rows = [
         flag_rows()[0] | {"id": f"flag-{n}", "concept": f"name {n}", "task": f"task-{n}"}
         for n in range(8)
@@ -122,4 +122,4 @@ def test_a_pair_under_many_concepts_is_judged_by_none_that_saw_it(tmp_path: Path
     assert prepare(write_csv(tmp_path / "t.csv", rows), tmp_path, tmp_path / "out") == 0
     entries = ShardIndex.open(tmp_path / "out/pairs/plain").entries
     assert len({entry.meta["concept"] for entry in entries}) == 8
-    assert len({entry.meta["half"] for entry in entries}) == 1
+    assert len({entry.meta["fold"] for entry in entries}) == 1

@@ -20,7 +20,7 @@ from datamodules.prepare.pocket.tables import render_counts
 from datamodules.prepare.pocket.tasks import (
     MIXED_QUESTIONS,
     MIXED_SHARES,
-    PART_SHARES,
+    SPLIT_SHARES,
     TASKS,
     TEXT_QUESTIONS,
 )
@@ -59,15 +59,15 @@ def pairs(root: Path) -> list[tuple[Any, dict[str, Any]]]:
 @pytest.mark.parametrize("size", [1, 7, 20, 59, 250, 251])
 def test_cuts_are_exact_and_disjoint(size: int) -> None:
     split = splits.Split.of((f"c{n}" for n in range(size)), "kind")
-    counts = Counter(split.parts.values())
+    counts = Counter(split.split_of.values())
     num_train = counts["train"] + counts["val"]
-    for part, share in PART_SHARES.items():
+    for part, share in SPLIT_SHARES.items():
         assert abs((num_train if part == "train" else counts[part]) - share * size) <= 1
     assert counts["val"] == round(0.1 * num_train)
-    train = {name for name, part in split.parts.items() if part == "train"}
-    assert set(split.halves) == set(split.mixed) == train
-    halves = Counter(split.halves.values())
-    assert abs(halves["a"] - halves["b"]) <= 1
+    train = {name for name, part in split.split_of.items() if part == "train"}
+    assert set(split.folds) == set(split.mixed) == train
+    folds = Counter(split.folds.values())
+    assert abs(folds["a"] - folds["b"]) <= 1
     for part, share in MIXED_SHARES.items():
         assert abs(Counter(split.mixed.values())[part] - share * len(train)) <= 1
 
@@ -83,7 +83,7 @@ def test_parts_share_no_concept_outside_tasks_that_say_so(root: Path) -> None:
     parts = defaultdict(set)
     for _, query in samples(root, "queries"):
         if query["task"] not in SEEN:
-            parts[query["concept"]].add(query["part"])
+            parts[query["concept"]].add(query["split"])
     assert parts
     assert all(len(found) == 1 for found in parts.values())
     asked = set(parts)
@@ -104,12 +104,12 @@ def test_mixed_wordings_are_never_trained_and_half_of_their_answers_are(root: Pa
     texts = [data["text"] for _, data in pairs(root)]
     assert not [text for text in texts for start in starts if text.startswith(start)]
     trained = {data["fact"] for _, data in pairs(root)}
-    halves: dict[str, list[bool]] = defaultdict(list)
+    folds: dict[str, list[bool]] = defaultdict(list)
     for _, query in samples(root, "queries"):
         if query["task"].endswith("-mixed"):
-            halves[query["part"]].append(query["fact"] in trained)
-    assert set(halves) == {"gate", "calibration", "test"}
-    assert all(sum(known) * 2 == len(known) for known in halves.values())
+            folds[query["split"]].append(query["fact"] in trained)
+    assert set(folds) == {"gate", "calibration", "test"}
+    assert all(sum(known) * 2 == len(known) for known in folds.values())
 
 
 def test_evaluated_emoji_were_never_drawn_for_training(root: Path) -> None:
@@ -133,12 +133,12 @@ def test_question_wordings_are_those_of_the_tests(root: Path) -> None:
 
 def test_question_pairs_have_halves_and_a_target_in_the_gallery(root: Path) -> None:
     names = {(c["gallery"], c["name"]) for _, c in samples(root, "candidates")}
-    halves = defaultdict(set)
+    folds = defaultdict(set)
     for entry, pair in samples(root, "pairs/questions"):
-        halves[pair["concept"]].add(entry.meta["half"])
+        folds[pair["concept"]].add(entry.meta["fold"])
         assert (pair["gallery"], pair["target_name"]) in names
         assert pair["target_name"] in pair["positives"]
-    assert all(half in ({"a"}, {"b"}) for half in halves.values())
+    assert all(fold in ({"a"}, {"b"}) for fold in folds.values())
     for entry, query in samples(root, "queries"):
         assert all((entry.meta["gallery"], name) in names for name in query["relevance"])
 
@@ -162,7 +162,7 @@ def test_clues_of_several_countries_are_not_asked(root: Path) -> None:
     assert not [text for text in texts if "calls itself LÁND" in text]  # a trained name
 
 
-def test_queries_that_a_text_worker_reads_come_first(root: Path) -> None:
+def test_queries_that_a_text_writer_reads_come_first(root: Path) -> None:
     entries = ShardIndex.open(root / "queries").entries
     pictured = [bool(entry.media) for entry in entries]
     assert pictured == sorted(pictured)

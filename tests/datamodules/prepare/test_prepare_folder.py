@@ -13,7 +13,7 @@ import torch
 
 from datamodules import EvaluationDataModule, PairDataModule
 from datamodules.prepare.__main__ import main
-from mmemb.rationales import PrecomputedWorker
+from mmemb.rationales import PrecomputedWriter
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.own_table import (
     flag_rows,
@@ -86,7 +86,7 @@ def test_the_shards_are_read_as_pairs_and_queries(media: Path, tmp_path: Path) -
     assert batch.targets[0].media[0].pixels is not None
     assert batch.queries[0].instruction == "Find it."
     candidates, queries = EvaluationDataModule(
-        str(tmp_path / "out"), 100, parts=["test"]
+        str(tmp_path / "out"), 100, splits=["test"]
     ).test_dataloader()
     found = next(iter(queries)).queries
     assert [query.key for query in found.queries] == [f"flag-{n}" for n in range(18, 24)]
@@ -178,7 +178,7 @@ def test_what_is_left_of_a_mixed_task_can_be_evaluated(
         row["negative_text"] = "not this"
     table = write_lines(tmp_path / "t.jsonl", rows)
     assert prepare(table, media, tmp_path / "out", "--on-error", "skip") == 0
-    _, queries = EvaluationDataModule(str(tmp_path / "out"), 100, parts=["test"]).test_dataloader()
+    _, queries = EvaluationDataModule(str(tmp_path / "out"), 100, splits=["test"]).test_dataloader()
     found = next(iter(queries)).queries
     own = {len(query.candidates or ()) for query in found.queries}
     assert (own, len(found.queries)) == (({0}, 6) if num_with == 1 else ({2}, 5))
@@ -209,7 +209,7 @@ def test_given_negatives_are_trained_on_and_ranked_against(media: Path, tmp_path
     )
     batch = next(iter(data.train_dataloader()))
     assert all(len(found) == 1 for found in batch.negatives)
-    _, queries = EvaluationDataModule(root, 100, parts=["test"]).test_dataloader()
+    _, queries = EvaluationDataModule(root, 100, splits=["test"]).test_dataloader()
     found = next(iter(queries)).queries
     assert found.queries[0].candidates == (18, 19)
 
@@ -219,10 +219,10 @@ def test_rationales_of_others_are_joined_by_id(media: Path, tmp_path: Path) -> N
     lines = [{"id": "flag-03", "rationales": ["a red one", {"thinking": "bars", "answer": "blue"}]}]
     given = write_lines(tmp_path / "r.jsonl", lines)
     assert prepare(table, media, tmp_path / "out", "--rationales", str(given)) == 0
-    worker = PrecomputedWorker(str(tmp_path / "out/rationale_pool.json"), "empty")
+    writer = PrecomputedWriter(str(tmp_path / "out/rationale_pool.json"), "empty")
     data = PairDataModule(str(tmp_path / "out"), ["pairs/plain"], 8, 8, {}, 0)
     batch = next(iter(data.train_dataloader()))
-    written = worker.write(batch.queries, torch.tensor([[-1, 1]] * 8))
+    written = writer.write(batch.queries, torch.tensor([[-1, 1]] * 8))
     texts = {key: [r.plain for r in pool] for key, pool in zip(batch.keys, written, strict=True)}
     assert texts.pop("flag-03") == ["a red one", "bars blue"]
     assert not any(texts.values())

@@ -67,7 +67,7 @@ def test_a_concept_lies_in_the_part_that_mini_puts_it_in(
     mini = {name: path for name, path in archives.items() if name not in more_sources()}
     pocket.build_data(tmp_path, mini, "mini", tell=lambda line: None)
     parts = {
-        where: {q["concept"]: q["part"] for _, q in samples(where, "queries")
+        where: {q["concept"]: q["split"] for _, q in samples(where, "queries")
                 if q["task"] in ("emoji-t2i", "flag-capital-t2i")}
         for where in (tmp_path, root)
     }  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_clip_keeps_its_motion(root: Path) -> None:
 
 
 def test_clips_are_read_as_clips(root: Path) -> None:
-    data = EvaluationDataModule(str(root), 500, parts=["test"])
+    data = EvaluationDataModule(str(root), 500, splits=["test"])
     candidates, queries = data.test_dataloader()
     shown = [c for batch in candidates for c in batch.candidates.candidates if c.gallery == "clips"]
     assert shown

@@ -25,7 +25,7 @@ def convert(case, source: Path, out: Path, **settings) -> dict:
 
 
 def read_back(root: Path) -> tuple[list, list]:
-    module = EvaluationDataModule(root=str(root), batch_size=8, parts=["test"])
+    module = EvaluationDataModule(root=str(root), batch_size=8, splits=["test"])
     candidates, queries = module.test_dataloader()
     return (
         [c for batch in candidates for c in batch.candidates.candidates],
@@ -58,7 +58,7 @@ def test_a_layout_is_read_back_as_it_was_meant(layout: str, tmp_path: Path) -> N
         assert (query.relevance, query.answers) == (asked.relevance, asked.answers)
         names = query.candidates and [candidates[row].name for row in query.candidates]
         assert names == (asked.names and list(asked.names))
-        assert (query.task, query.part, query.gallery) == (case.task.name, "test", case.task.name)
+        assert (query.task, query.split, query.gallery) == (case.task.name, "test", case.task.name)
         assert query.concept.startswith(f"{case.task.name}:")
     counts = manifest["counts"]
     assert (counts["queries"], counts["candidates"]) == (len(queries), len(candidates))

@@ -153,7 +153,7 @@ def test_no_picture_lies_on_both_sides_of_the_cut(root: Path) -> None:
     assert not tested & trained
     pictures: dict[str, set[str]] = {"val": set(), "gate": set(), "calibration": set()}
     for entry in queries.entries:
-        pictures[entry.meta["part"]] |= set(entry.media.values())
+        pictures[entry.meta["split"]] |= set(entry.media.values())
     assert all(pictures.values())
     assert sum(map(len, pictures.values())) == len(set.union(*pictures.values()))
     report = json.loads((root / "reports/VOC2007.json").read_text())
@@ -163,12 +163,12 @@ def test_no_picture_lies_on_both_sides_of_the_cut(root: Path) -> None:
 
 def test_the_weights_are_those_of_the_mixture(root: Path) -> None:
     overlay = yaml.safe_load((root / "mixture.yaml").read_text())["data"]["init_args"]
-    data = PairDataModule(str(root), overlay["pairs"], 4, 4, overlay["group_weights"], 0)
+    data = PairDataModule(str(root), overlay["pairs"], 4, 4, overlay["source_weights"], 0)
     seen: dict[str, int] = dict.fromkeys(NAMES, 0)
     stream = data.train_dataloader()
     weights = {name: source_named(name).weight for name in NAMES}
     for _ in range(int(2 * sum(weights.values()))):  # one whole cycle of groups
-        (name,) = set(next(stream).groups)
+        (name,) = set(next(stream).sources)
         seen[name] += 1
     assert seen == {name: int(2 * weight) for name, weight in weights.items()}
 

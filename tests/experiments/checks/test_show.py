@@ -79,7 +79,7 @@ def test_the_command_prints_the_batch_of_a_step(
 
 def test_what_is_no_pair_is_refused(clip_experiment: Experiment) -> None:
     _, *arguments = clip_experiment.command("gate", "--runs", str(clip_experiment.runs))
-    with settings_kept(), pytest.raises(SystemExit, match="trains on a UtilityBatch"):
+    with settings_kept(), pytest.raises(SystemExit, match="trains on a DepthValueBatch"):
         main(["batch", *arguments])
     with pytest.raises(SystemExit, match="--step -1"):
         main(["batch", "--step", "-1", *arguments])

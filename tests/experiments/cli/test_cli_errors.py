@@ -58,7 +58,7 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "needs": (lambda d: d["needs"].update(disc_gib=3), r"needs\.disc_gib\. Did you mean disk_gib"),
     "model": (
         lambda d: d["model"]["init_args"].update(temprature=0.1),
-        r"model\.init_args\.temprature\. Did you mean temperature\?",
+        r"model\.init_args\.temprature\. Did you mean loss_temperature\?",
     ),
     "data": (
         lambda d: d["data"]["init_args"].update(bach_size=2),
@@ -113,17 +113,17 @@ def test_unknown_keys_and_classes_name_file_and_nearest_name(
     assert len(text.splitlines()) == 2, "one paragraph, and where the traceback is"
 
 
-def test_a_mistyped_worker_is_answered_too(
+def test_a_mistyped_writer_is_answered_too(
     edited: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Workers sit in a mapping, and their package loads its names lazily."""
+    """Writers sit in a mapping, and their package loads its names lazily."""
 
     def change(data: dict[str, Any]) -> None:
-        worker = data["model"]["init_args"]["workers"]["smollm2"]
-        worker["class_path"] = "mmemb.rationales.LanguageModelWorkr"
+        writer = data["model"]["init_args"]["writers"]["smollm2"]
+        writer["class_path"] = "mmemb.rationales.LanguageModelWorkr"
 
     text = message_of(["predict", "--config", str(edited(change, "rationales"))], capsys)
-    assert "Did you mean LanguageModelWorker?" in text
+    assert "Did you mean LanguageModelWriter?" in text
 
 
 def test_a_missing_file_is_answered_with_the_nearest(
@@ -153,8 +153,8 @@ def test_a_wrong_option_on_the_command_line_is_named(capsys: pytest.CaptureFixtu
 def test_a_wrong_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     text = message_of(["fit", "--config", str(TRUNK), "--trainer.max_steps", "many"], capsys)
     assert "max_steps" in text
-    text = message_of(["fit", "--config", str(POCKET / "judge.yaml"), "--data.half", "c"], capsys)
-    assert "half" in text
+    text = message_of(["fit", "--config", str(POCKET / "judge.yaml"), "--data.fold", "c"], capsys)
+    assert "fold" in text
 
 
 def test_config_files_are_found_however_they_are_given() -> None:
@@ -182,9 +182,9 @@ MISSING = {
     "selection": r"judge-a/fitted\.json is missing.*experiments\.run fit",
     "selected": r"judge-a/fitted\.json is missing",
     "embedder": r"trunk/backbone",
-    "utilities": r"embedder/",
-    "gate": r"utilities.*manifest",
-    "decisions": r"utilities does not exist.*Run the step",
+    "depth_values": r"embedder/",
+    "gate": r"depth values.*manifest",
+    "decisions": r"depth_values does not exist.*Run the step",
     "gate-test": r"adaptive\.json is missing",
 }
 
@@ -238,7 +238,7 @@ def test_a_checkpoint_brings_no_settings_and_no_code(
     code = f"from pathlib import Path\nPath({str(canary)!r}).write_text('it ran')\n"
     (tmp_path / "code_of_a_checkpoint.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    settings = {"_class_path": "code_of_a_checkpoint.Module", "num_warmup": 3}
+    settings = {"_class_path": "code_of_a_checkpoint.Module", "num_warmup_steps": 3}
     torch.save({"state_dict": {}, "hyper_parameters": settings}, tmp_path / "foreign.ckpt")
 
     more = ["--ckpt_path", str(tmp_path / "foreign.ckpt"), "--runs", str(tmp_path / "runs")]
@@ -256,7 +256,7 @@ def test_a_stage_that_has_no_such_step_is_a_paragraph(
     assert len(text) < 1500, "a paragraph, no page"
 
 
-def test_training_a_generator_asks_for_the_worker_to_train(
+def test_training_a_generator_asks_for_the_writer_to_train(
     empty: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = empty.command("rationales", "--runs", str(empty.runs))
@@ -278,15 +278,15 @@ def test_a_run_stays_below_the_folder_of_runs(
     assert {p for p in empty.runs.parent.rglob("*") if p.is_dir()} <= before
 
 
-def test_a_fitted_fact_stops_the_utilities_stage(
+def test_a_fitted_fact_stops_the_depth_values_stage(
     clip_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The guard of trained facts through the command line, as the pocket's file sets it."""
     fitted = tmp_path / "fitted.json"
     fitted.write_text(json.dumps({"facts": ["country:18/capital"]}))
-    more = ["--runs", str(clip_experiment.runs), "--model.fitted", str(fitted)]
+    more = ["--runs", str(clip_experiment.runs), "--model.trained_facts", str(fitted)]
     more += ["--trainer.callbacks", "[]"]
-    text = message_of(clip_experiment.command("utilities", *more), capsys)
+    text = message_of(clip_experiment.command("depth_values", *more), capsys)
     assert "asks for country:18/capital, on which this model was fitted" in text
 
 
@@ -303,12 +303,12 @@ def test_a_key_in_a_wrong_place_is_written_nowhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: str
 ) -> None:
     """The parser puts the values that it was given into its errors, and those into a file."""
-    files = (POCKET / "rationales.yaml", POCKET.parent / "worker/server.yaml")
+    files = (POCKET / "rationales.yaml", POCKET.parent / "writer/server.yaml")
     given = [word for file in files for word in ("--config", str(file))]
     given += ["--runs", str(tmp_path / "runs"), "--data_root", str(tmp_path)]
     given += ["--needs.memory_gib", "0.1", "--needs.disk_gib", "0.1"]
-    worker = f"--model.workers.server.init_args.{key}={value}"
-    text = message_of(["predict", *given, worker], capsys)
+    writer = f"--model.writers.server.init_args.{key}={value}"
+    text = message_of(["predict", *given, writer], capsys)
     (path,) = re.findall(r"\(traceback: (.*)\)", text)
     kept = Path(path).read_text()
     assert "Given value: Namespace(" in kept, "the rest of what was given stays"

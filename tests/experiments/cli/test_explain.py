@@ -52,8 +52,8 @@ def test_an_unknown_key_is_answered_with_the_nearest() -> None:
 
 
 def test_the_command_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run([*EMBEDDER, "--runs", str(tmp_path / "runs"), "--explain", "model.temperature"])
-    assert "model.init_args.temperature = 0.05" in capsys.readouterr().out
+    run([*EMBEDDER, "--runs", str(tmp_path / "runs"), "--explain", "model.loss_temperature"])
+    assert "model.init_args.loss_temperature = 0.05" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     assert asked_for(["fit", "--explain=a.b"]) == (["fit"], "a.b")
     assert asked_for(["fit"]) == (["fit"], None)

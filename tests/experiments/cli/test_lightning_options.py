@@ -64,14 +64,14 @@ class KeysNoted(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
-        scheduler = schedule(optimizer, schedule_length(self.trainer), num_warmup=0)
+        scheduler = schedule(optimizer, schedule_length(self.trainer), num_warmup_steps=0)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 def pairs(root: Path, **changes: Any) -> PairDataModule:
     arguments = {
         "root": str(root), "pairs": ["pairs/plain"], "batch_size": 8, "group_size": 4,
-        "group_weights": {}, "seed": 0,
+        "source_weights": {}, "seed": 0,
     }  # fmt: skip
     return PairDataModule(**(arguments | changes))
 
@@ -286,7 +286,9 @@ def test_weights_that_would_not_be_averaged_are_refused() -> None:
 def test_the_saved_backbone_holds_the_average(
     tiny_root: Path, tmp_path: Path, callback: Callback
 ) -> None:
-    module = ContrastiveEmbedder(clip(tmp_path), num_warmup=1, losses=PathLosses(reasoning=0.0))
+    module = ContrastiveEmbedder(
+        clip(tmp_path), num_warmup_steps=1, losses=PathLosses(reasoned=0.0)
+    )
     trainer = trainer_of(tmp_path, max_epochs=3, limit_train_batches=2, callbacks=[callback])
     before = deepcopy(module.backbone.state_dict())
     trainer.fit(module.train(), datamodule=pairs(tiny_root))

@@ -26,7 +26,7 @@ from mmemb.llm import PromptStyle
 from mmemb.llm.lora import LoraSettings
 from mmemb.records.inputs import Side
 from mmemb.storage.json_files import write_json
-from mmemb.storage.trained_facts import FittedFacts, trained_facts, write_facts
+from mmemb.storage.trained_facts import TrainedFacts, trained_facts, write_facts
 from tests.fixtures.tiny_backbones import build_clip
 from tests.fixtures.tiny_vlm import folder, picture
 
@@ -59,7 +59,7 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(run / "fingerprint.json", {"fingerprint": "f00", "finished": True})
     write_json(run / "summary.json", {"metrics": {"val/recall@1": 0.25, "train/loss": 1.0}})
     saved(module.backbone, run / "backbone")
-    write_facts(run / "fitted.json", FittedFacts(frozenset({"fr/capital"})))
+    write_facts(run / "fitted.json", TrainedFacts(frozenset({"fr/capital"})))
     return run
 
 
@@ -150,7 +150,7 @@ def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -
     (model / "old").mkdir()
     for name in secrets:
         (model / name).write_text("secret")
-    write_facts(model / "fitted.json", FittedFacts())
+    write_facts(model / "fitted.json", TrainedFacts())
     config = json.loads((model / "config.json").read_text())
     asks = {"auto_map": {"AutoModel": "someone/else--evil.Model"}}
     (model / "config.json").write_text(json.dumps(config | asks))
@@ -183,11 +183,11 @@ def test_only_a_models_own_files_are_published(lora_run: Path, tmp_path: Path) -
 def test_settings_of_a_part_ask_for_no_code_either(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/model.safetensors").write_bytes(b"")
-    parts = {"parts": [{"a": 1, "auto_map": {"AutoProcessor": "evil.Part"}}]}
+    parts = {"splits": [{"a": 1, "auto_map": {"AutoProcessor": "evil.Part"}}]}
     (tmp_path / "in/processor_config.json").write_text(json.dumps(parts))
     copy_model(tmp_path / "in", tmp_path / "out")
     written = json.loads((tmp_path / "out/processor_config.json").read_text())
-    assert written == {"parts": [{"a": 1}]}
+    assert written == {"splits": [{"a": 1}]}
 
 
 def files(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from experiments.pipelines.ablations import (
     write_report,
 )
 from experiments.report.policies.ablations import CellTable, cell_figures, compare, page, picture
-from mmemb.rationales import fold_candidates
+from mmemb.rationales import merge_drafts
 from mmemb.records.rationales import Rationale, ScoredRationale
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.storage.trained_facts import inherited_facts
@@ -43,8 +43,8 @@ def test_the_file_names_every_row_that_was_asked_for() -> None:
     chosen = [("raw", 0), ("positive", 0), ("gain", 0), ("gain", 0.5), ("margin", 0)]
     for contrast, rank in chosen:
         assert {(contrast, rank, 0.3), (contrast, rank, 0.5)} <= rules
-    assert {cell.candidates for cell in found.cells.values()} == {None, 1, 2, 4}
-    assert {cell.prior_fraction for cell in found.cells.values()} == {0.0, 0.25, 0.5}
+    assert {cell.drafts for cell in found.cells.values()} == {None, 1, 2, 4}
+    assert {cell.unselected_fraction for cell in found.cells.values()} == {0.0, 0.25, 0.5}
     assert any(cell.hard for cell in found.cells.values())
     assert any(cell.direct_weight == 0 for cell in found.cells.values())
     assert {"always", "never", "averaged"} == {row.path for row in found.comparisons}
@@ -110,7 +110,7 @@ def test_every_cell_runs_with_its_own_settings(clip_experiment: Experiment, tmp_
         "a-seed0", "b-seed0", "a-seed1", "b-seed1"
     ]  # fmt: skip
     fits = [" ".join(arguments) for _, arguments in ran[::2]]
-    assert ["--data.soft true" in line for line in fits] == [True, False, True, False]
+    assert ["--data.sample_by_weight true" in line for line in fits] == [True, False, True, False]
     assert all(line.endswith("--x") for line in fits)
     measured = ["--model.num_draws" in arguments for _, arguments in ran[1::2]]
     assert measured == [True, False, True, False], "all drafts are read where they are averaged"
@@ -122,10 +122,10 @@ def test_a_smaller_pool_is_what_fewer_draws_would_have_given() -> None:
         Rationale(text.format(answer), "w", "m", "1", "p", "d", seed, num_tokens=5)
         for seed, answer in enumerate("aabacbba")
     ]
-    whole, _ = fold_candidates(drawn)
+    whole, _ = merge_drafts(drawn)
     pool = tuple(map(ScoredRationale, whole))
     for num in (1, 2, 4, 8):
-        expected, _ = fold_candidates(drawn[:num])
+        expected, _ = merge_drafts(drawn[:num])
         counted = zip(whole, draw_counts(pool, range(num)), strict=True)
         assert [(r.answer, count) for r, count in counted if count] == [
             (r.answer, r.count) for r in expected

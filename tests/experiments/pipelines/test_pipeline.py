@@ -69,13 +69,13 @@ def done(experiment: Experiment, name: str) -> bool:
 
 
 def test_a_truncated_shard_is_not_trusted(clip_experiment: Experiment) -> None:
-    shard = clip_experiment.folder / "utilities/queries-000001.tar"
+    shard = clip_experiment.folder / "depth_values/queries-000001.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    assert not done(clip_experiment, "utilities")
-    run(clip_experiment.command("utilities", "--runs", str(clip_experiment.runs)))
+    assert not done(clip_experiment, "depth_values")
+    run(clip_experiment.command("depth_values", "--runs", str(clip_experiment.runs)))
     assert shard.read_bytes() == whole
-    assert done(clip_experiment, "utilities")
+    assert done(clip_experiment, "depth_values")
 
 
 def test_another_setting_is_another_stage(clip_experiment: Experiment) -> None:
@@ -153,12 +153,12 @@ def test_from_runs_a_stage_that_is_done(clip_experiment: Experiment) -> None:
     assert ran == ["gate", "decisions"]
 
 
-def test_utilities_name_the_embedder_that_they_were_measured_with(
+def test_depth_values_name_the_embedder_that_they_were_measured_with(
     clip_experiment: Experiment,
 ) -> None:
     folder = clip_experiment.folder
     embedder = json.loads((folder / "embedder/fingerprint.json").read_text())["fingerprint"]
-    entries = ShardIndex.open(folder / "utilities").entries
+    entries = ShardIndex.open(folder / "depth_values").entries
     assert {entry.meta["embedder"] for entry in entries} == {embedder}
 
 

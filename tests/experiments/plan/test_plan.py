@@ -19,7 +19,7 @@ from mmemb.backbones.sequences import SequenceBuilder
 from mmemb.llm import PromptStyle
 from mmemb.llm.lora import LoraSettings
 from mmemb.records.inputs import Side
-from mmemb.selection import YesNoEvaluator
+from mmemb.selection import YesNoJudge
 from tests.fixtures.tiny_backbones import (
     HELPFUL,
     TINY,
@@ -71,7 +71,7 @@ def test_tokens_are_those_of_the_prompt_builder(architecture: str) -> None:
     lengths = PromptLengths(processor_of(str(folder(architecture))), style, 512)
     for side in SIDES:
         assert lengths.of(side)["text"] == len(backbone.prompts.build(side))
-        assert lengths.of(side, NOTE)["text"] == len(backbone._read([side], [NOTE])[0])
+        assert lengths.of(side, NOTE)["text"] == len(backbone._with_replies([side], [NOTE])[0][0])
         assert lengths.media_tokens(side) == lengths.of(side)["vision"] // 4
     assert lengths.media_tokens(SIDES[1]) > 0
 
@@ -96,7 +96,7 @@ def test_a_frozen_tower_counts_and_is_not_trained(tmp_path: Path) -> None:
 
 
 def test_judge_tokens_are_those_that_are_fed() -> None:
-    judge = YesNoEvaluator(str(folder("qwen3_vl")))
+    judge = YesNoJudge(str(folder("qwen3_vl")))
     query, shown = Side("which one?"), [Side(f"candidate {n}") for n in range(4)]
     notes, fed = [NOTE] * 3, []
     judge._model.base_model.register_forward_pre_hook(

@@ -11,7 +11,7 @@ import pytest
 from datamodules import SideDataModule
 from datamodules.samples import SampleReader, rows_of
 from experiments.plan.__main__ import main
-from experiments.plan.planned_workers import planned_worker
+from experiments.plan.planned_writers import planned_writer
 from experiments.plan.read import read_plan
 from experiments.plan.stages import StagePlan
 from mmemb.backbones import VisionLanguageBackbone
@@ -48,7 +48,7 @@ def embedder(root: Path, backbone: Any = None, data: Any = None, **model: Any) -
 
 
 def test_writing_keeps_the_vocabulary(tiny_root: Path) -> None:
-    silent, writing = (embedder(tiny_root, losses={"writing": weight}) for weight in (0.0, 1.0))
+    silent, writing = (embedder(tiny_root, losses={"next_token": weight}) for weight in (0.0, 1.0))
     row = 4 * silent.model.vocabulary * 64
     assert writing.memory().loss - silent.memory().loss > 4 * row + 2 * row
     assert writing.memory().activations == silent.memory().activations
@@ -57,15 +57,15 @@ def test_writing_keeps_the_vocabulary(tiny_root: Path) -> None:
 
 
 def test_writing_keeps_nothing_where_nothing_learns_it(tiny_root: Path) -> None:
-    still = {"losses": {"writing": 1.0}, "lora": {"rank": 2}}
+    still = {"losses": {"next_token": 1.0}, "lora": {"rank": 2}}
     assert embedder(tiny_root, **still).replies()
-    assert not embedder(tiny_root, **still, detach=True).replies()
-    assert not embedder(tiny_root, losses={"writing": 1.0, "reasoning": 0.0}).replies()
+    assert not embedder(tiny_root, **still, detach_next_token=True).replies()
+    assert not embedder(tiny_root, losses={"next_token": 1.0, "reasoned": 0.0}).replies()
 
 
 def test_targets_that_reason(tiny_root: Path) -> None:
     one, both = (
-        embedder(tiny_root, data={"target_sidecar": name}, losses={"writing": 1.0})
+        embedder(tiny_root, data={"target_sidecar": name}, losses={"next_token": 1.0})
         for name in (None, "no/where")
     )
     longest = [each.roles["targets"].tokens["text"].longest for each in (one, both)]
@@ -94,14 +94,14 @@ def test_pictures_in_host_memory(tiny_root: Path) -> None:
     backbone = VisionLanguageBackbone(str(folder("qwen3_vl")), cached_pictures=10)
     index = ShardIndex.open(tiny_root / "pairs/questions")
     backbone.encode([SampleReader().target_side(rows_of(index)[0])])
-    ((tokens, deeper),) = backbone._seen._seen.values()  # type: ignore[union-attr]
+    ((tokens, *deeper),) = backbone._seen._seen.values()  # type: ignore[union-attr]
     assert deeper
     assert found.host == {"10 kept pictures": 10 * sum(x.nbytes for x in (tokens, *deeper))}
 
 
 def judged(root: Path, contrast: str, **data: Any) -> StagePlan:
-    evaluator = spec("evaluators.YesNoEvaluator", model=str(folder("qwen3_vl")), max_rows=8)
-    model = {"evaluator": evaluator, "contrast": contrast, "num_donors": 2}
+    judge = spec("judges.YesNoJudge", model=str(folder("qwen3_vl")), max_rows=8)
+    model = {"judge": judge, "contrast": contrast, "num_placebos": 2}
     return plan("CounterfactualSelector", "predict", model, {"root": str(root), **data})
 
 
@@ -121,26 +121,26 @@ def test_a_judge_sees_as_many_candidates_whatever_the_contrast(tiny_root: Path) 
 
 def chat(root: Path) -> dict[str, Any]:
     model = str(root / "models/smollm2")
-    return spec("rationales.LanguageModelWorker", model=model, prompt=FEW_SHOT)
+    return spec("rationales.LanguageModelWriter", model=model, prompt=FEW_SHOT)
 
 
 def bridge(root: Path, folder: Path) -> dict[str, Any]:
     labels = folder / "labels.json"
     labels.write_text(json.dumps([{"text": text, "instruction": ""} for text in ("a", "flag")]))
-    arguments = {"worker": chat(root), "embedder": "no/where", "labels": str(labels)}
-    return spec("rationales.LabelBridgeWorker", **arguments)
+    arguments = {"writer": chat(root), "embedder": "no/where", "labels": str(labels)}
+    return spec("rationales.LabelBridgeWriter", **arguments)
 
 
-def written(root: Path, worker: Any, **data: Any) -> StagePlan:
+def written(root: Path, writer: Any, **data: Any) -> StagePlan:
     given = {"root": str(root), "folders": ["pairs/plain", "queries"], **data}
-    model = {"workers": {"one": worker}, "num_candidates": 3, "num_test_draws": 2}
+    model = {"writers": {"one": writer}, "num_drafts": 3, "num_test_draws": 2}
     return plan("RationaleGenerator", "predict", model, given)
 
 
 def drawn(root: Path, reads: set[str], **data: Any) -> tuple[int, int]:
     """Prompts and draws of a run, by what its data module really asks."""
     asked = [
-        meta["part"]
+        meta["split"]
         for batch in SideDataModule(str(root), batch_size=6, **data).predict_dataloader()
         for side, meta in zip(batch.sides, batch.metas, strict=True)
         if side.modalities and side.modalities <= reads
@@ -155,7 +155,7 @@ SIDES = {"flag-name": "target", "clip-name": "none"}
     "data",
     [
         {},
-        {"parts": ["train", "test"]},
+        {"splits": ["train", "test"]},
         {"tasks": ["flag-continent"]},
         {"sides": SIDES},
         {"side": "target", "folders": ["pairs/plain", "candidates"], "sides": SIDES},
@@ -167,8 +167,8 @@ def test_draws_are_those_that_are_asked_for(
 ) -> None:
     given = {"folders": ["pairs/plain", "queries"], **data}
     everything = {"text", "image", "video"}
-    for worker, reads in ((chat(tiny_root), {"text"}), (bridge(tiny_root, tmp_path), everything)):
-        found = written(tiny_root, worker, **given).generation
+    for writer, reads in ((chat(tiny_root), {"text"}), (bridge(tiny_root, tmp_path), everything)):
+        found = written(tiny_root, writer, **given).generation
         assert found is not None
         assert (found.prompts, found.draws) == drawn(tiny_root, reads, **given)
 
@@ -176,14 +176,14 @@ def test_draws_are_those_that_are_asked_for(
 def test_a_bridge_tells_pictures_as_text(tiny_root: Path, tmp_path: Path) -> None:
     few_shot = FewShotPrompt.load(FEW_SHOT)
     model = ChatModel(str(tiny_root / "models/smollm2"), few_shot, None, "cpu", "float32")
-    worker = planned_worker(bridge(tiny_root, tmp_path))
-    assert worker is not None
-    assert worker.shared == len(model.prefix_ids)
+    writer = planned_writer(bridge(tiny_root, tmp_path))
+    assert writer is not None
+    assert writer.shared == len(model.prefix_ids)
     shown = Side("what?", "Find it.", (cached_picture(1), cached_picture(2)))
     told = Side("what? The picture shows flag and flag.", "Find it.")
     for side, text in ((shown, told), (told, told)):
         ids = model.question_ids(few_shot.question(text))
-        assert worker.lengths.of(side) == {"text": len(ids)}
+        assert writer.lengths.of(side) == {"text": len(ids)}
 
 
 def test_the_command_sees_through_a_bridge(
@@ -197,31 +197,31 @@ def test_the_command_sees_through_a_bridge(
     given = ["predict", "--config", str(POCKET / "full/rationales.yaml"), "--experiment", "none"]
     with settings_kept():
         main([*given, "--data_root", str(root)])
-    assert "worker smollm2 of 1" in capsys.readouterr().out
+    assert "writer smollm2 of 1" in capsys.readouterr().out
 
 
 def test_whoever_runs_no_model_is_named(tiny_root: Path) -> None:
-    silent = spec("rationales.ServerWorker", model="none")
+    silent = spec("rationales.ServerWriter", model="none")
     with pytest.raises(ValueError, match=r"\['one'\] run no model here"):
         written(tiny_root, silent)
-    model = {"workers": {"one": silent}, "tuned": "one"}
-    with pytest.raises(ValueError, match="tuned 'one' names no worker that runs a model"):
+    model = {"writers": {"one": silent}, "tuned": "one"}
+    with pytest.raises(ValueError, match="tuned 'one' names no writer that runs a model"):
         plan("RationaleGenerator", "fit", model, {"root": str(tiny_root), "folders": []})
 
 
 @pytest.mark.parametrize("kind", ["Chat", "VisionLanguage"])
 def test_a_writer_that_is_trained(tiny_root: Path, kind: str) -> None:
     """A chat model makes the logits of a batch at once, and their gradients too."""
-    seeing = spec("rationales.VisionLanguageWorker", model=str(folder("qwen3_vl")))
-    worker = chat(tiny_root) if kind == "Chat" else seeing
-    worker["init_args"]["max_new_tokens"] = 7
-    model = {"workers": {"one": worker}, "tuned": "one", "lora": {"rank": 2}}
-    data = {"root": str(tiny_root), "folders": ["pairs/questions"], "half": "a"}
+    seeing = spec("rationales.VisionLanguageWriter", model=str(folder("qwen3_vl")))
+    writer = chat(tiny_root) if kind == "Chat" else seeing
+    writer["init_args"]["max_new_tokens"] = 7
+    model = {"writers": {"one": writer}, "tuned": "one", "lora": {"rank": 2}}
+    data = {"root": str(tiny_root), "folders": ["pairs/questions"], "fold": "a"}
     found = plan("RationaleGenerator", "fit", model, data)
     row = 4 * found.model.vocabulary * 7
     assert found.memory().loss == (4 + 2 * (4 if kind == "Chat" else 1)) * row
     assert found.samples == sum(
-        entry.meta["half"] == "a"
+        entry.meta["fold"] == "a"
         for entry in ShardIndex.open(tiny_root / "pairs/questions").entries
     )
     assert found.disk["generator/"] == 4 * found.model.updates
@@ -230,7 +230,7 @@ def test_a_writer_that_is_trained(tiny_root: Path, kind: str) -> None:
 def test_code_of_a_model_may_run_where_it_is_said(
     tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`trust_remote_code` of workers and judges reaches whoever reads configuration and tokens."""
+    """`trust_remote_code` of writers and judges reaches whoever reads configuration and tokens."""
     from transformers import AutoConfig, AutoProcessor
 
     told: list[bool] = []
@@ -243,7 +243,7 @@ def test_code_of_a_model_may_run_where_it_is_said(
 
         monkeypatch.setattr(kind, "from_pretrained", noted)
     given = {"model": str(folder("qwen3_vl")), "trust_remote_code": True}
-    written(tiny_root, spec("rationales.VisionLanguageWorker", **given))
-    judge = {"evaluator": spec("evaluators.YesNoEvaluator", **given)}
+    written(tiny_root, spec("rationales.VisionLanguageWriter", **given))
+    judge = {"judge": spec("judges.YesNoJudge", **given)}
     plan("CounterfactualSelector", "predict", judge, {"root": str(tiny_root)})
     assert told.count(True) == 4, "configuration and processor of either"

@@ -46,7 +46,7 @@ def found(world: PlantedWorld) -> dict[str, Tensor]:
     return read_contrasts(world, _generator(1))
 
 
-def test_scores_are_laid_out_as_an_evaluator_does(world: PlantedWorld) -> None:
+def test_scores_are_laid_out_as_a_judge_does(world: PlantedWorld) -> None:
     score = world.score(0.5)
     assert score.shape == (NUM_PAIRS, 1 + 15, 1 + 4)
     direct = (world.query_BD * world.target_BD).sum(1) / 0.5
@@ -145,7 +145,7 @@ def test_worlds_are_compared_as_one_and_a_seed_each() -> None:
 
 
 def test_false_helpful_ones_are_what_they_are_called(world: PlantedWorld) -> None:
-    found = contrasts(world.score(), num_hard=5)
+    found = contrasts(world.score(), num_hard_negatives=5)
     chosen = world.kind_BK == FALSE_HELPFUL
     bad, everything = false_helpful(found["positive"][chosen], found["margin"][chosen])
     good, helpful = false_helpful(found["positive"][world.helpful], found["margin"][world.helpful])
@@ -156,7 +156,7 @@ def test_false_helpful_ones_are_what_they_are_called(world: PlantedWorld) -> Non
 def test_no_contrast_sees_a_leak(world: PlantedWorld) -> None:
     """Why two-sided provenance is a rule of its own: a leak looks better than what is right."""
     for name in ("gain", "margin"):
-        contrast = contrasts(world.score(), num_hard=5)[name]
+        contrast = contrasts(world.score(), num_hard_negatives=5)[name]
         assert contrast[world.names_target].mean() > 0.7 * contrast[world.helpful].mean()
 
 
@@ -182,7 +182,7 @@ def test_intervals_of_a_difference_are_as_wide_as_worlds_differ(weak: str) -> No
     bounds, plain = [], []
     for seed in range(150):
         world = planted_world(500, num_concepts=100, shares=KIND_SHARES, generator=_generator(seed))
-        found = read_contrasts(world, _generator(seed), num_donors=2)
+        found = read_contrasts(world, _generator(seed), num_placebos=2)
         bounds.append(difference([(world, found)], "margin", weak, 0.3, num_resamples=300))
         plain.append(_plain(world, found, weak, 0.3))
     means = np.array([interval.mean for interval in bounds])

@@ -18,7 +18,7 @@ from experiments.planted.estimators import (
 )
 from experiments.planted.gate import (
     GATES,
-    PRICE,
+    TOKEN_COST,
     PlantedGate,
     gain_directions,
     oracle_gap,
@@ -55,7 +55,7 @@ def test_the_optimum_is_a_linear_head(name: str) -> None:
     head = MlpDepthHead(state_BS.shape[1], num_depths=reward.shape[1], hidden_dim=0)
     with torch.no_grad():
         head.output.weight.copy_(gain_directions(*head.output.weight.shape[::-1]).T)
-        head.output.bias.copy_(-PRICE * gate.batch.cost_BA[0])
+        head.output.bias.copy_(-TOKEN_COST * gate.batch.cost_BA[0])
     assert regret(head(state_BS), reward) == pytest.approx(0, abs=1e-6)
     best_A = reward.argmax(1).bincount(minlength=reward.shape[1]) / len(reward)
     assert best_A.min() > 0.2, "every depth is the best one of many queries"
@@ -65,7 +65,7 @@ def test_the_optimum_is_a_linear_head(name: str) -> None:
 @pytest.mark.parametrize("luck", [None, 0.15])
 def test_noise_is_unbiased_and_luck_is_rare(luck: float | None) -> None:
     gate = planted_gate(20_000, num_depths=3, noise=2.0, luck=luck, generator=_generator())
-    noise_BA = gate.batch.utility_BA - gate.true_utility_BA
+    noise_BA = gate.batch.depth_value_BA - gate.true_depth_value_BA
     assert noise_BA[:, 0].abs().max() == 0
     assert noise_BA[:, 1:].mean().item() == pytest.approx(0, abs=4 * 2 / 40_000**0.5)
     assert noise_BA[:, 1:].std().item() == pytest.approx(2, rel=0.03)

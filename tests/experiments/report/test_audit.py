@@ -12,7 +12,7 @@ import pytest
 
 from experiments.report.__main__ import main
 from experiments.report.audit.build import NAMES
-from experiments.report.audit.figures import audit_figures, by_difficulty, by_fit, candidate_group
+from experiments.report.audit.figures import audit_figures, by_difficulty, by_fit, draft_group
 from experiments.report.audit.page import COLUMNS
 from experiments.report.audit.rows import AuditRow, read_audit
 from tests.fixtures.reports import (
@@ -37,17 +37,17 @@ def audit(root: Path, experiment: Path) -> tuple[PageParts, dict[str, Any]]:
 def test_an_audit_of_a_real_experiment(clip_experiment: Experiment) -> None:
     parts, data = audit(clip_experiment.root, clip_experiment.folder)
     check_self_contained(parts)
-    train = [row for row in data["rows"] if row["part"] == "train"]
-    test = [row for row in data["rows"] if row["part"] == "test"]
+    train = [row for row in data["rows"] if row["split"] == "train"]
+    test = [row for row in data["rows"] if row["split"] == "test"]
     assert len(train) + len(test) == len(data["rows"])
     assert sum(row["count"] for row in train) == 32
-    assert data["all_candidates"]["draws"] == 32
+    assert data["all_drafts"]["draws"] == 32
     kept = sum(row["kept"] for row in train) / len(train)
-    assert data["all_candidates"]["kept"] == pytest.approx(kept)
+    assert data["all_drafts"]["kept"] == pytest.approx(kept)
     assert all(row["names_target"] and row["weight"] is not None for row in train)
     assert all(row["rank_before"] >= 1 and row["top_after"] for row in test)
-    assert set(data["swap_test"]) == {"swap_own", "swap_foreign", "swap_none"}
-    assert "own less foreign" in parts.text
+    assert set(data["swap_test"]) == {"logp_own", "logp_placebo", "logp_none"}
+    assert "own less placebo" in parts.text
     assert len(embedded_rows(parts)) == len(data["rows"])
 
 
@@ -59,9 +59,9 @@ def sidecars(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_rows_are_what_the_sidecars_say(sidecars: tuple[Path, Path]) -> None:
     rows = read_audit(sidecars[1], sidecars[0])
     train = [row for row in rows if row.kept is not None]
-    assert len(train) == 16 * 3, "every candidate of every train pair, kept or not"
+    assert len(train) == 16 * 3, "every draft of every train pair, kept or not"
     first = train[0]
-    assert (first.part, first.task, first.worker) == ("train", "flag-capital-t2i", "table")
+    assert (first.split, first.task, first.writer) == ("train", "flag-capital-t2i", "table")
     assert (first.gain, first.raw, first.direct) == (1.0, -1.0, -2.0)
     assert (first.kept, first.names_target, first.weight) == (True, True, 1.0)
     assert (first.margin, first.rank_before) == (None, None), "what was not computed is blank"
@@ -81,11 +81,11 @@ def test_a_page_without_what_it_cannot_know_says_so(sidecars: tuple[Path, Path])
     assert {column.name for column in COLUMNS} <= names
 
 
-@pytest.mark.parametrize("missing", ["rationales", "selected", "utilities"])
+@pytest.mark.parametrize("missing", ["rationales", "selected", "depth_values"])
 def test_a_missing_sidecar_is_one_clear_error(
     sidecars: tuple[Path, Path], tmp_path: Path, missing: str
 ) -> None:
-    for name in {"rationales", "selected", "utilities"} - {missing}:
+    for name in {"rationales", "selected", "depth_values"} - {missing}:
         (tmp_path / name).symlink_to(sidecars[1] / name)
     with pytest.raises(SystemExit) as raised:
         main(["audit", str(tmp_path), "--data-root", str(sidecars[0])])
@@ -103,7 +103,7 @@ def test_no_experiment_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_broken_scores_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path: Path) -> None:
     root, runs = sidecars
-    for name in ("rationales", "utilities"):
+    for name in ("rationales", "depth_values"):
         (tmp_path / name).symlink_to(runs / name)
     selected = write_tiny_rationales(root, tmp_path / "selected", scored=True)
     rewrite(selected, lambda _, rows: [row | {"scores": {"gain": "x"}} for row in rows])
@@ -116,28 +116,28 @@ def test_broken_scores_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path
 
 def row(**changes: Any) -> AuditRow:
     known: dict[str, Any] = dict.fromkeys(
-        ("part", "task", "key", "concept", "gallery", "query", "thought", "answer", "target"), "x"
+        ("split", "task", "key", "concept", "gallery", "query", "thought", "answer", "target"), "x"
     )
-    known |= {"worker": "w", "depth": "full", "count": 1, "tokens": 9, "log_probability": None}
+    known |= {"writer": "w", "depth": "full", "count": 1, "tokens": 9, "log_probability": None}
     known |= {"names_target": False, "direct": -1.0, "gain": 0.0}
     return AuditRow(**(known | changes))
 
 
-def test_rates_of_candidates() -> None:
+def test_rates_of_drafts() -> None:
     rows = [
         row(kept=True, names_target=True, positive=1.0, margin=0.5, gain=1.0, count=3),
         row(kept=True, names_target=False, positive=1.0, margin=-0.5, gain=0.5, concept="y"),
         row(kept=False, names_target=True, positive=-1.0, margin=-0.5, gain=-0.5),
         row(kept=False, names_target=None, gain=None, direct=None),
     ]
-    found = candidate_group("all", rows)
-    assert (found.candidates, found.draws, found.kept) == (4, 6, 0.5)
+    found = draft_group("all", rows)
+    assert (found.drafts, found.draws, found.kept) == (4, 6, 0.5)
     assert (found.names_target, found.names_target_kept) == (0.5, 0.5)
     assert found.false_helpful == pytest.approx(1 / 3), "of those that were scored"
     assert found.false_helpful_kept == 0.5
     assert found.gain is not None
     assert found.gain.mean == pytest.approx(1 / 3)
-    nothing = candidate_group("none", [row(kept=False, gain=None)])
+    nothing = draft_group("none", [row(kept=False, gain=None)])
     assert (nothing.names_target_kept, nothing.false_helpful, nothing.gain) == (None, None, None)
 
 
@@ -166,8 +166,8 @@ def test_fitted_compares_with_unfitted_within_a_task() -> None:
     assert by_fit(rows[1:]) == by_fit([row()]) == ()
 
 
-def test_no_candidate_is_one_clear_error() -> None:
-    with pytest.raises(ValueError, match="no train pair has a candidate"):
+def test_no_draft_is_one_clear_error() -> None:
+    with pytest.raises(ValueError, match="no train pair has a draft"):
         audit_figures([row(rank_before=1.0, rank_after=1.0)], {})
 
 

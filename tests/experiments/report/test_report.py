@@ -130,13 +130,15 @@ def test_a_missing_report_says_what_to_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["build", "{}"], ["build", "{}", "--data-root", "nowhere"]])
 def test_an_experiment_without_runs_is_one_clear_error(tmp_path: Path, command: list[str]) -> None:
-    with pytest.raises(SystemExit, match="error: .*utilities") as raised:
+    with pytest.raises(SystemExit, match="error: .*depth_values") as raised:
         main([argument.format(tmp_path) for argument in command])
     assert "\n" not in str(raised.value)
 
 
-def test_decisions_must_cover_every_utility(clip_experiment: Experiment, tmp_path: Path) -> None:
-    (tmp_path / "utilities").symlink_to(clip_experiment.folder / "utilities")
+def test_decisions_must_cover_every_depth_value(
+    clip_experiment: Experiment, tmp_path: Path
+) -> None:
+    (tmp_path / "depth_values").symlink_to(clip_experiment.folder / "depth_values")
     (tmp_path / "decisions").symlink_to(clip_experiment.folder / "selected")
     with pytest.raises(ValueError, match=r"no decision for query 00000000.*`decisions` again"):
         read_queries(tmp_path)
@@ -145,7 +147,7 @@ def test_decisions_must_cover_every_utility(clip_experiment: Experiment, tmp_pat
 def test_selection_is_counted_by_draw(clip_experiment: Experiment) -> None:
     found = selection_figures(clip_experiment.folder, num_resamples=50)
     assert found["right"] == 1.0, "the table of facts is always right, and the babble is dropped"
-    assert found["candidates"] == 32, "16 questions, two equal draws each"
+    assert found["drafts"] == 32, "16 questions, two equal draws each"
     assert 0 < found["keep_rate"] < 1
 
 
@@ -153,7 +155,7 @@ def test_an_experiment_that_selected_nothing_has_a_report(
     clip_experiment: Experiment, tmp_path: Path
 ) -> None:
     """As that of `pocket/graded.yaml`, which takes the embedder of another experiment."""
-    for name in ("rationales", "utilities", "decisions", "gate", "gate-test"):
+    for name in ("rationales", "depth_values", "decisions", "gate", "gate-test"):
         (tmp_path / name).symlink_to((clip_experiment.folder / name).resolve())
     with (
         patch("experiments.report.policies.gate_study.SEEDS", (0, 1)),

@@ -33,7 +33,11 @@ from tests.fixtures.reports import (
     write_sidecars,
 )
 from tests.fixtures.tiny_experiment import Experiment
-from tests.fixtures.tiny_sidecars import record_origins, write_tiny_rationales, write_tiny_utilities
+from tests.fixtures.tiny_sidecars import (
+    record_origins,
+    write_tiny_depth_values,
+    write_tiny_rationales,
+)
 
 NOTHING_ELSE: dict[str, Any] = {
     "told_queries": 0, "graded": None, "picking": {}, "flag_name": None, "selection": None,
@@ -90,7 +94,7 @@ def test_reasoned_queries_are_the_eligible_ones_of_the_part(sidecars: tuple[Path
     found = read_reasoned(sidecars[1], sidecars[0])
     assert len(found) == 6
     assert {one.query.task for one in found} == {"flag-capital-t2i"}
-    assert {one.query.part for one in found} == {"test"}
+    assert {one.query.split for one in found} == {"test"}
     assert all(one.names_target and one.gain == 1.0 for one in found)
 
 
@@ -149,31 +153,35 @@ def noise(height: int, width: int) -> bytes:
     return png(pixels, 8, 2)
 
 
-def test_old_utilities_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path: Path) -> None:
+def test_old_depth_values_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path: Path) -> None:
     root, runs = sidecars
     (tmp_path / "rationales").symlink_to(runs / "rationales")
-    write_tiny_utilities(root, tmp_path / "utilities")
-    record_origins(tmp_path / "utilities", root / "queries", tmp_path / "rationales")
-    with pytest.raises(ValueError, match=r"lacks ranks and top.*stage `utilities` again") as raised:
+    write_tiny_depth_values(root, tmp_path / "depth_values")
+    record_origins(tmp_path / "depth_values", root / "queries", tmp_path / "rationales")
+    with pytest.raises(
+        ValueError, match=r"lacks ranks and top.*stage `depth_values` again"
+    ) as raised:
         read_reasoned(tmp_path, root)
     assert "\n" not in str(raised.value)
 
 
-def test_broken_utilities_are_one_clear_error(sidecars: tuple[Path, Path], tmp_path: Path) -> None:
+def test_broken_depth_values_are_one_clear_error(
+    sidecars: tuple[Path, Path], tmp_path: Path
+) -> None:
     broken: list[dict[str, Any]] = [
         {"ranks": [0, 1]},
         {"ranks": [None, 1]},
         {"top": ["a"]},
-        {"utility": [[], []]},
+        {"depth_value": [[], []]},
         {"depths": ["full"]},
         {"depths": ["short", "full"]},
     ]
-    write_tiny_utilities(sidecars[0], tmp_path)
+    write_tiny_depth_values(sidecars[0], tmp_path)
     whole = {"ranks": [1, 2], "top": ["a", "b"]}
     rewrite(tmp_path, lambda e, data: data | whole | broken[int(e.key) % len(broken)])
     index = ShardIndex.open(tmp_path)
     for number in range(len(broken)):
-        with pytest.raises(ValueError, match="`utilities` again"):
+        with pytest.raises(ValueError, match="`depth_values` again"):
             read_depths(index, f"{number:08d}")
 
 
@@ -183,23 +191,23 @@ def test_the_deepest_depth_is_compared_with_the_direct_one(
     """Where three depths were measured, with the rationale that belongs to the last."""
     root, runs = sidecars
     write_tiny_rationales(root, tmp_path / "rationales")
-    write_tiny_utilities(root, tmp_path / "utilities")
-    three = {"depths": ["direct", "short", "full"], "utility": [[-3], [-2], [-1]]}
+    write_tiny_depth_values(root, tmp_path / "depth_values")
+    three = {"depths": ["direct", "short", "full"], "depth_value": [[-3], [-2], [-1]]}
     three |= {"ranks": [4, 3, 2], "top": ["a", "b", "c"]}
-    rewrite(tmp_path / "utilities", lambda _, data: data | three)
+    rewrite(tmp_path / "depth_values", lambda _, data: data | three)
     rewrite(
         tmp_path / "rationales",
         lambda _, rows: [row | {"depth": "short"} for row in rows[:1]] + rows[1:],
     )
-    record_origins(tmp_path / "utilities", root / "queries", tmp_path / "rationales")
+    record_origins(tmp_path / "depth_values", root / "queries", tmp_path / "rationales")
     found = read_reasoned(tmp_path, root)[0]
     assert (found.before.rank, found.after.rank, found.gain) == (4, 2, 2)
     assert found.rationale.answer == "country-xx", "the first one that is full"
     rewrite(tmp_path / "rationales", lambda _, rows: [row | {"depth": "short"} for row in rows])
-    with pytest.raises(ValueError, match=r"utilities/.* was not made from .*rationales/"):
+    with pytest.raises(ValueError, match=r"depth_values/.* was not made from .*rationales/"):
         read_reasoned(tmp_path, root)
-    record_origins(tmp_path / "utilities", root / "queries", tmp_path / "rationales")
-    with pytest.raises(ValueError, match="no such rationale.*stage `utilities` again"):
+    record_origins(tmp_path / "depth_values", root / "queries", tmp_path / "rationales")
+    with pytest.raises(ValueError, match="no such rationale.*stage `depth_values` again"):
         read_reasoned(tmp_path, root)
 
 
@@ -207,4 +215,4 @@ def test_sidecars_of_other_data_are_one_clear_error(sidecars: tuple[Path, Path])
     root, runs = sidecars
     source = ShardIndex.open(root / "pairs/questions")
     with pytest.raises(ValueError, match=r"says nothing about .*questions.*--data-root"):
-        check_covers(source, ShardIndex.open(runs / "utilities"))
+        check_covers(source, ShardIndex.open(runs / "depth_values"))

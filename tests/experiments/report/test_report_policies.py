@@ -41,10 +41,10 @@ def table(parts: str = "test") -> QueryTable:
     return QueryTable(
         keys=tuple("abcde"),
         tasks=("x", "x", "y", "y", "z"),
-        parts=(parts,) * 5,
+        splits=(parts,) * 5,
         concepts=("fr", "de", "fr", "it", "de"),
         eligible_N=np.array([True, True, True, True, False]),
-        utility_NA=np.array([[-2.0, -1], [-1, -3], [-2, -1], [-1, -1], [-1, -1]]),
+        depth_value_NA=np.array([[-2.0, -1], [-1, -3], [-2, -1], [-1, -1], [-1, -1]]),
         cost_NA=np.array([[0.0, 10]] * 4 + [[0, 0]]),
         metric={name: np.stack([direct, reasoned], axis=1) for name in METRICS},
         depth_N=np.array([1, 0, 1, 0, 0]),
@@ -59,7 +59,7 @@ def invoked(policy: Policy) -> list[float]:
 
 
 def test_policies_are_what_each_row_says() -> None:
-    found = policies(table(), table("calibration"), price=0.0, clip=3.0)
+    found = policies(table(), table("calibration"), token_cost=0.0, clip=3.0)
     assert invoked(found[NEVER]) == [0, 0, 0, 0, 0]
     assert invoked(found[ALWAYS]) == [1, 1, 1, 1, 0], "who is not eligible never reasons"
     assert invoked(found[GATED]) == [1, 0, 1, 0, 0]
@@ -75,7 +75,7 @@ def test_policies_are_what_each_row_says() -> None:
 
 def test_shuffling_within_tasks_keeps_each_tasks_share() -> None:
     always_x = replace(table(), depth_N=np.array([1, 1, 0, 1, 1]))
-    found = policies(always_x, table("gate"), price=0.0, clip=3.0)
+    found = policies(always_x, table("gate"), token_cost=0.0, clip=3.0)
     assert invoked(found[SHUFFLED]) == [1, 1, 0.5, 0.5, 0]
     assert found[SHUFFLED].cost(always_x.cost_NA).sum() == found[GATED].cost(always_x.cost_NA).sum()
 
@@ -108,7 +108,7 @@ def test_deciding_per_query_wants_both_intervals(
 
 
 def test_a_price_changes_the_rule() -> None:
-    found = policies(table(), table("gate"), price=0.1, clip=3.0)
+    found = policies(table(), table("gate"), token_cost=0.1, clip=3.0)
     assert invoked(found[RULE]) == [0, 0, 0, 0, 0], "1 nat is not worth 20 tokens"
 
 
@@ -119,13 +119,13 @@ def test_with_three_depths_each_constant_is_a_row() -> None:
     small = table()
     three = replace(
         small,
-        utility_NA=deeper(small.utility_NA),
+        depth_value_NA=deeper(small.depth_value_NA),
         cost_NA=deeper(small.cost_NA),
         metric={name: deeper(values) for name, values in small.metric.items()},
         logit_NA=deeper(small.logit_NA),
         depths=("direct", "short", "full"),
     )
-    found = policies(three, three, price=0.0, clip=3.0)
+    found = policies(three, three, token_cost=0.0, clip=3.0)
     assert list(found)[:3] == [NEVER, "always short", ALWAYS]
     assert found[ALWAYS].take_NA[:4].tolist() == [[0, 0, 1]] * 4
     assert found["always short"].take_NA[:4].tolist() == [[0, 1, 0]] * 4

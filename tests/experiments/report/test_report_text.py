@@ -29,11 +29,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root, runs = write_sidecars(tmp_path_factory.mktemp("hostile"))
     for folder in (root / "queries", root / "pairs/questions", root / "candidates"):
         rewrite(folder, poison)
-    for name in ("rationales", "selected", "utilities"):
+    for name in ("rationales", "selected", "depth_values"):
         rewrite(runs / name, poison)
     for name in ("rationales", "selected"):
         record_origins(runs / name, root / "queries", root / "pairs/questions")
-    record_origins(runs / "utilities", root / "queries", runs / "rationales")
+    record_origins(runs / "depth_values", root / "queries", runs / "rationales")
     return root, runs
 
 
@@ -56,5 +56,5 @@ def test_audit(hostile: tuple[Path, Path]) -> None:
     check_self_contained(parts)
     assert len(parts.scripts) == 2, "the data and the page's own script"
     row = embedded_rows(parts)[0]
-    assert row["query"] == row["thought"] == row["answer"] == row["worker"] == HOSTILE
+    assert row["query"] == row["thought"] == row["answer"] == row["writer"] == HOSTILE
     assert json.loads((runs / "audit.json").read_text())["rows"][0]["query"] == HOSTILE

@@ -16,7 +16,7 @@ from mmemb.storage.shard_writer import Sample, finish_manifest, write_shard
 from tests.fixtures.tiny_experiment import Experiment
 from tests.fixtures.tiny_sidecars import record_origins
 
-SIDECARS = ("rationales", "utilities", "decisions", "selected")
+SIDECARS = ("rationales", "depth_values", "decisions", "selected")
 
 
 def copy_of(experiment: Experiment, folder: Path) -> Path:
@@ -32,16 +32,16 @@ def test_a_round_differs_from_the_first_query_by_query(
     root = clip_experiment.root
     one, two = (copy_of(clip_experiment, tmp_path / name) for name in ("one", "two"))
     teach(two / "rationales", {q.query.key: q.query.answers[0] for q in read_reasoned(one, root)})
-    (two / "utilities").unlink()
-    shutil.copytree(one / "utilities", two / "utilities")
-    record_origins(two / "utilities", root / "queries", two / "rationales")
+    (two / "depth_values").unlink()
+    shutil.copytree(one / "depth_values", two / "depth_values")
+    record_origins(two / "depth_values", root / "queries", two / "rationales")
     text, data = rounds([one, two], root)
     rows, minus = data["two"]["rows"], data["two"]["minus_first"]
     assert data["one"]["rows"]["right"]["mean"] == 0, "a random model babbles"
     assert rows["right"]["mean"] == 1
     assert minus["right"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "clusters": 6}
     for name in ("never", "always", "gated"):
-        assert rows[name] == data["one"]["rows"][name], "the utilities are the same"
+        assert rows[name] == data["one"]["rows"][name], "the depth values are the same"
         assert minus[name]["mean"] == minus[name]["low"] == minus[name]["high"] == 0
     assert "| two" in text
     assert "100.0 [100.0, 100.0]" in text
@@ -74,7 +74,7 @@ def test_the_command_writes_what_it_prints(
     main(["rounds", str(one), str(two), "--data-root", str(clip_experiment.root)])
     text = (two / "rounds.md").read_text()
     assert text in capsys.readouterr().out
-    assert json.loads((two / "rounds.json").read_text())["two"]["selection"]["candidates"] == 32
+    assert json.loads((two / "rounds.json").read_text())["two"]["selection"]["drafts"] == 32
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -85,7 +85,7 @@ def test_one_run_is_no_comparison(clip_experiment: Experiment, count: int) -> No
 
 def test_runs_about_other_queries_are_refused(clip_experiment: Experiment, tmp_path: Path) -> None:
     one, two = (copy_of(clip_experiment, tmp_path / name) for name in ("one", "two"))
-    for name in ("utilities", "decisions"):
+    for name in ("depth_values", "decisions"):
         (two / name).unlink()
         shutil.copytree(one / name, two / name)
         source = ShardIndex.open(two / name)

@@ -23,7 +23,7 @@ from tests.experiments.pipelines.test_pipeline_file import write_pipeline
 from tests.experiments.report.test_report_policies import table
 from tests.fixtures.reports import rewrite
 from tests.fixtures.tiny_experiment import POCKET
-from tests.fixtures.tiny_sidecars import record_origins, write_tiny_utilities
+from tests.fixtures.tiny_sidecars import record_origins, write_tiny_depth_values
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 
 def write_run(folder: Path, root: Path, depth: int) -> Path:
-    write_tiny_utilities(root, folder / "utilities")
-    write_tiny_utilities(root, folder / "decisions")
+    write_tiny_depth_values(root, folder / "depth_values")
+    write_tiny_depth_values(root, folder / "decisions")
 
     def decide(_: Any, data: dict[str, Any]) -> dict[str, Any]:
         return {"depth": depth, "logits": [0.0, float(depth)]}
@@ -45,10 +45,10 @@ def write_run(folder: Path, root: Path, depth: int) -> Path:
         return data | {"metrics": known}
 
     rewrite(folder / "decisions", decide)
-    rewrite(folder / "utilities", measure)
-    record_origins(folder / "decisions", root / "queries", folder / "utilities")
+    rewrite(folder / "depth_values", measure)
+    record_origins(folder / "decisions", root / "queries", folder / "depth_values")
     (folder / "gate").mkdir()
-    settings = {"model": {"init_args": {"price": 0.0, "clip": 3.0}}}
+    settings = {"model": {"init_args": {"token_cost": 0.0, "clip": 3.0}}}
     (folder / "gate/config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
@@ -110,7 +110,7 @@ def test_runs_about_other_queries_are_refused(
     runs: list[Path], tiny_root: Path, tmp_path: Path
 ) -> None:
     other = write_run(tmp_path / "c", tiny_root, 1)
-    for name in ("utilities", "decisions"):
+    for name in ("depth_values", "decisions"):
         source = ShardIndex.open(other / name)
         finish_manifest(other / name, source.manifest.fingerprint, source.shard_names[:1])
     with pytest.raises(ValueError, match="c and .*a are about different queries"):
@@ -122,7 +122,7 @@ def test_runs_about_data_that_were_prepared_again_are_refused(
 ) -> None:
     shutil.copytree(tiny_root / "queries", tmp_path / "queries")
     rewrite(tmp_path / "queries", lambda _, data: data | {"text": "edited"})
-    with pytest.raises(ValueError, match=r"utilities/.* was not made from .*queries/"):
+    with pytest.raises(ValueError, match=r"depth_values/.* was not made from .*queries/"):
         seed_means(runs, tmp_path)
 
 

@@ -54,7 +54,7 @@ def test_runs_are_listed_newest_first(
 def test_a_difference_names_settings_and_metrics(clip_experiment: Experiment) -> None:
     folder = clip_experiment.folder
     text = diff_runs(folder / "judge-a", folder / "judge-b")
-    assert re.search(r"\| data\.init_args\.half +\| a +\| b +\|", text)
+    assert re.search(r"\| data\.init_args\.fold +\| a +\| b +\|", text)
     assert "batch_size" not in text, "only what differs"
     assert re.search(r"\| train/loss +\| [\d.]+ +\| [\d.]+ +\| [+-]", text)
     same = diff_runs(folder / "judge-a", folder / "judge-a")

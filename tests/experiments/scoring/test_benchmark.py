@@ -40,7 +40,7 @@ def write_local(root: Path) -> Path:
         data = {"name": name, "gallery": "VOC2007", "instruction": "", "text": name}
         meta = {"gallery": "VOC2007", "name": name}
         candidates.append(Sample(f"{n:08d}", encode_members({"json": data}), meta))
-        labels = {"task": "VOC2007", "part": "test", "concept": f"c{n}", "fact": f"VOC2007/{n}"}
+        labels = {"task": "VOC2007", "split": "test", "concept": f"c{n}", "fact": f"VOC2007/{n}"}
         body = {"instruction": "Name it.", "text": "", "relevance": {name: 1.0}, "answers": []}
         listed = np.array([n, (n + 1) % 6, (n + 1) % 6, (n + 3) % 6], dtype=np.int32)
         body["repeats"] = 1
@@ -98,7 +98,7 @@ def test_every_task_has_its_files(scored: Path) -> None:
 
 def test_scores_are_those_of_recall_at_k(scored: Path, tiny_root: Path, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, callbacks=[RecallAtK()])
-    data = EvaluationDataModule(str(tiny_root), batch_size=7, parts=["test"])
+    data = EvaluationDataModule(str(tiny_root), batch_size=7, splits=["test"])
     trainer.test(ContrastiveEmbedder(clip(tmp_path)), datamodule=data, verbose=False)
     found = read_scores(scored)
     tiny = [f.scores["recall@5"] for name, f in found.items() if name != "VOC2007"]
@@ -163,7 +163,7 @@ def test_a_skipped_query_makes_a_score_partial(
 ) -> None:
     (tmp_path / "broken").mkdir()
     broken = write_broken(tiny_root, tmp_path / "broken")
-    evaluate(tmp_path, broken, parts=["train", "val", "gate", "calibration", "test"],
+    evaluate(tmp_path, broken, splits=["train", "val", "gate", "calibration", "test"],
              on_error="skip")  # fmt: skip
     found = read_scores(tmp_path / "scores")
     assert all(

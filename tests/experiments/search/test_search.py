@@ -18,7 +18,7 @@ from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.llm.decoding.sampling import Sampling
-from mmemb.rationales import SelfWorker, TableWorker
+from mmemb.rationales import SelfWriter, TableWriter
 from mmemb.records.inputs import Side
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import picture
@@ -36,9 +36,9 @@ def embedder(tiny_root: Path) -> AdaptiveEmbedder:
     head = MlpDepthHead(backbone.embedding_dim, hidden_dim=0)
     with torch.no_grad():
         head.output.bias[1] = 9.0
-    worker = TableWorker(str(tiny_root / "facts.json"))
+    writer = TableWriter(str(tiny_root / "facts.json"))
     calibration = BudgetCalibration(((0.0, 1.0), (0.0, -1.0)), ((0.0, 1.0),) * 2, (0.1, 0.2))
-    return AdaptiveEmbedder(backbone, head, calibration, {"full": worker})
+    return AdaptiveEmbedder(backbone, head, calibration, {"full": writer})
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_a_picture_finds_itself(
 
 def test_what_a_backbone_writes_by_itself_is_shown() -> None:
     backbone = babbling("qwen3_vl")
-    workers = {"full": SelfWorker(4)}
-    embedder = AdaptiveEmbedder(backbone, MlpDepthHead(32, 2), BudgetCalibration(), workers)
+    writers = {"full": SelfWriter(4)}
+    embedder = AdaptiveEmbedder(backbone, MlpDepthHead(32, 2), BudgetCalibration(), writers)
     vectors_ND = backbone.encode([Side(word) for word in ("hi", "no")]).detach()
     candidates = Candidates(vectors_ND, (("a", "hi"), ("a", "no")))
     found = search_candidates(embedder, candidates, Side("hi"), top=1, depth="full")
@@ -142,7 +142,7 @@ def test_an_answer_is_printed_in_columns() -> None:
         ({"--depth": "deep"}, "the model has auto, direct, full"),
         ({"--image": "gone.png"}, "There is no picture gone.png"),
         ({"--depth": "full", "--budget": "0.1"}, "--budget is for --depth auto"),
-        ({"--model": "backbone", "--depth": "full"}, "a backbone without gate and worker"),
+        ({"--model": "backbone", "--depth": "full"}, "a backbone without gate and writer"),
     ],
 )
 def test_errors_name_what_is_missing(

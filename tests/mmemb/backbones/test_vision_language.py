@@ -167,7 +167,7 @@ def test_a_rationale_may_extend_the_text() -> None:
     assert (backbone.encode([side], [NOTE]) - expected).abs().max() < 1e-6
     paths = backbone.encode_paths([side, side], [NOTE, None], writes=False)
     assert (paths.reasoned_BD - torch.cat([expected, backbone.encode([side])])).abs().max() < 1e-5
-    with pytest.raises(ValueError, match="set losses.writing to 0"):
+    with pytest.raises(ValueError, match="set losses.next_token to 0"):
         backbone.encode_paths([side], [NOTE])
     with pytest.raises(ValueError, match="nothing can be written in one pass"):
         backbone.read_prompts([side], Sampling(4, 1.0, 1.0, 1))

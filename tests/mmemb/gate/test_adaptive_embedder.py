@@ -17,7 +17,7 @@ from mmemb.gate.budget import BudgetCalibration, Unit
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.latency import measure_latency
 from mmemb.gate.reasoners import Written
-from mmemb.rationales import RationaleWorker, TableWorker
+from mmemb.rationales import RationaleWriter, TableWriter
 from mmemb.rationales.writers.base import check_seeds, drawn_seeds
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
@@ -29,7 +29,7 @@ PICTURES = [Side(media=(PICTURE,)), Side("with words", media=(PICTURE,))]
 
 
 @final
-class EchoWorker(RationaleWorker):
+class EchoWriter(RationaleWriter):
     """Says something about the text of a side; nothing about what starts with `silent`."""
 
     name = "echo"
@@ -71,13 +71,13 @@ def head_of(bias: float = 0.0, spread: float = 1.0) -> MlpDepthHead:
 
 
 def embedder_of(
-    backbone: OpenClipBackbone, head: MlpDepthHead, worker: RationaleWorker | None = None
+    backbone: OpenClipBackbone, head: MlpDepthHead, writer: RationaleWriter | None = None
 ) -> AdaptiveEmbedder:
     with torch.inference_mode():
         logit_BA = head.eval()(backbone.eval().encode(TEXTS))
     cost_BA = torch.tensor([[0.0, len(side.text)] for side in TEXTS])
     calibration = BudgetCalibration.calibrate(logit_BA, cost_BA, [side.digest for side in TEXTS])
-    return AdaptiveEmbedder(backbone, head, calibration, {"full": worker or EchoWorker()})
+    return AdaptiveEmbedder(backbone, head, calibration, {"full": writer or EchoWriter()})
 
 
 def torn_head(backbone: OpenClipBackbone) -> MlpDepthHead:
@@ -104,7 +104,7 @@ def test_budget_0_is_the_direct_embedding_bit_for_bit(backbone: OpenClipBackbone
     assert torch.equal(found.vectors_BD, direct_BD)
     assert not found.depths_B.any()
     assert not found.tokens_B.any()
-    assert embedder.workers["full"].asked == [], "a worker that is not needed is not asked"
+    assert embedder.writers["full"].asked == [], "a writer that is not needed is not asked"
 
 
 def test_budget_1_and_a_willing_gate_reason_about_all_that_is_eligible(
@@ -171,7 +171,7 @@ def test_a_forced_depth_asks_no_gate(backbone: OpenClipBackbone, depth: int) -> 
     assert found.depths_B.tolist() == [depth] * len(TEXTS) + [0, 0]
 
 
-def test_a_worker_with_nothing_to_say_leaves_the_direct_embedding(
+def test_a_writer_with_nothing_to_say_leaves_the_direct_embedding(
     backbone: OpenClipBackbone,
 ) -> None:
     sides = [Side("silent about this"), *TEXTS[:2]]
@@ -208,24 +208,24 @@ def assert_equal(one: Encoded, other: Encoded) -> None:
 def test_what_is_saved_embeds_the_same_after_loading(
     backbone: OpenClipBackbone, facts: Path, tmp_path: Path
 ) -> None:
-    saved = embedder_of(backbone, torn_head(backbone), TableWorker(str(facts)))
+    saved = embedder_of(backbone, torn_head(backbone), TableWriter(str(facts)))
     saved.save_pretrained(tmp_path / "adaptive")
     loaded = AdaptiveEmbedder.from_pretrained(tmp_path / "adaptive")
     for budget in (None, 0.0, 0.3, 1.0):
         assert_equal(
             saved.encode([*TEXTS, *PICTURES], budget), loaded.encode([*TEXTS, *PICTURES], budget)
         )
-    assert isinstance(loaded.workers["full"], TableWorker)
+    assert isinstance(loaded.writers["full"], TableWriter)
     assert not loaded.backbone.training
     assert not loaded.head.training
-    other = AdaptiveEmbedder.from_pretrained(tmp_path / "adaptive", {"full": EchoWorker()})
-    assert isinstance(other.workers["full"], EchoWorker)
+    other = AdaptiveEmbedder.from_pretrained(tmp_path / "adaptive", {"full": EchoWriter()})
+    assert isinstance(other.writers["full"], EchoWriter)
 
 
 def test_an_interrupted_save_leaves_what_was_there(
     backbone: OpenClipBackbone, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = embedder_of(backbone, head_of(), TableWorker(str(facts)))
+    saved = embedder_of(backbone, head_of(), TableWriter(str(facts)))
     saved.save_pretrained(tmp_path / "old")
     monkeypatch.setattr("mmemb.gate.adaptive_embedder.save_head", lambda head, folder: 1 / 0)
     for name in ("old", "new"):
@@ -250,19 +250,19 @@ def test_written_rationales_take_the_place_of_live_ones(backbone: OpenClipBackbo
 
 
 def test_each_step_stands_alone(backbone: OpenClipBackbone) -> None:
-    worker = EchoWorker()
-    embedder = embedder_of(backbone, torn_head(backbone), worker)
+    writer = EchoWriter()
+    embedder = embedder_of(backbone, torn_head(backbone), writer)
     sides = [Side("silent about this"), *TEXTS, *PICTURES]
     direct = embedder.embed(sides)
     with torch.inference_mode():
         assert torch.equal(direct.vectors_BD, backbone.encode(sides))
-    assert worker.asked == [], "neither embedding nor deciding writes"
+    assert writer.asked == [], "neither embedding nor deciding writes"
 
-    # A decision of the caller's own; a side that the worker is silent about stays direct.
+    # A decision of the caller's own; a side that the writer is silent about stays direct.
     depths_B = torch.tensor([1, 1, *[0] * 13])
     written = embedder.write(direct, depths_B)
     assert [note is not None for note in written.rationales] == [False, True, *[False] * 13]
-    assert worker.asked == [side.text for side in sides[:2]]
+    assert writer.asked == [side.text for side in sides[:2]]
 
     found = embedder.read(direct, written)
     assert found.depths_B.tolist() == [0, 1, *[0] * 13]
@@ -293,16 +293,16 @@ def test_each_row_has_its_own_budget_and_unit(backbone: OpenClipBackbone) -> Non
     assert depths_B[::4].all()
 
 
-def test_a_depth_that_no_worker_has_is_refused(backbone: OpenClipBackbone) -> None:
+def test_a_depth_that_no_writer_has_is_refused(backbone: OpenClipBackbone) -> None:
     with pytest.raises(ValueError, match="depth must be from 0 to 1, got 2"):
         embedder_of(backbone, head_of()).encode(TEXTS, depth=2)
 
 
 def test_latency_measures_both_paths_of_every_query(backbone: OpenClipBackbone) -> None:
-    worker = EchoWorker()
-    embedder = embedder_of(backbone, head_of(bias=-50.0), worker)
+    writer = EchoWriter()
+    embedder = embedder_of(backbone, head_of(bias=-50.0), writer)
     measured = measure_latency(embedder, ["a", "b"], TEXTS[:2])
     assert [latency.key for latency in measured] == ["a", "b"]
     assert [latency.tokens for latency in measured] == [(0, len(s.text)) for s in TEXTS[:2]]
     assert all(min(latency.decided_ms, *latency.depth_ms) > 0 for latency in measured)
-    assert worker.asked == [TEXTS[1].text, TEXTS[0].text, TEXTS[1].text], "warm-up, then one each"
+    assert writer.asked == [TEXTS[1].text, TEXTS[0].text, TEXTS[1].text], "warm-up, then one each"

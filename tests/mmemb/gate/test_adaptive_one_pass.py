@@ -18,7 +18,7 @@ from mmemb.gate.policy_loss import policy_loss
 from mmemb.gate.reasoners import OnePassReasoner, Written
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.losses.terms import combine
-from mmemb.rationales import SelfWorker, TableWorker, load_worker
+from mmemb.rationales import SelfWriter, TableWriter, load_writer
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_embedder import joint
 from tests.fixtures.tiny_vlm import SIDES, babbling
@@ -42,7 +42,7 @@ def embedder(backbone: VisionLanguageBackbone) -> AdaptiveEmbedder:
         logits = head(direct_BD)
     costs = torch.tensor([[0.0, 9.0]] * len(MANY))
     calibration = BudgetCalibration.calibrate(logits, costs, [side.digest for side in MANY])
-    return AdaptiveEmbedder(backbone, head, calibration, {"full": SelfWorker(24)})
+    return AdaptiveEmbedder(backbone, head, calibration, {"full": SelfWriter(24)})
 
 
 def test_one_pass_takes_the_gates_decisions(backbone: VisionLanguageBackbone) -> None:
@@ -95,11 +95,11 @@ def test_one_pass_reads_no_prompt_twice(
 
 
 def test_each_depth_has_its_own_length(backbone: VisionLanguageBackbone) -> None:
-    """As if its worker were the only one."""
+    """As if its writer were the only one."""
     lengths = {"short": 6, "full": 40}
-    workers = {depth: SelfWorker(most) for depth, most in lengths.items()}
+    writers = {depth: SelfWriter(most) for depth, most in lengths.items()}
     head = MlpDepthHead(backbone.embedding_dim, 3)
-    adaptive = AdaptiveEmbedder(backbone, head, BudgetCalibration(), workers)
+    adaptive = AdaptiveEmbedder(backbone, head, BudgetCalibration(), writers)
     for number, (depth, most) in enumerate(lengths.items(), 1):
         found = adaptive.encode(MANY, depth=number)
         alone = backbone.generate(MANY, depth, Sampling(most, 1.0, 1.0, 1))
@@ -107,7 +107,7 @@ def test_each_depth_has_its_own_length(backbone: VisionLanguageBackbone) -> None
     assert adaptive.encode([]).tokens_B.dtype == torch.long
 
 
-def test_it_is_saved_and_loaded_with_gate_and_worker(
+def test_it_is_saved_and_loaded_with_gate_and_writer(
     backbone: VisionLanguageBackbone, tmp_path: Path
 ) -> None:
     adaptive = embedder(backbone)
@@ -125,13 +125,13 @@ def test_who_cannot_write_by_itself_is_refused(
 ) -> None:
     head, calibration = MlpDepthHead(32), embedder(backbone).calibration
     with pytest.raises(ValueError, match="writes by itself"):
-        AdaptiveEmbedder(joint(tmp_path), head, calibration, {"full": SelfWorker()})
-    with pytest.raises(ValueError, match="only inside an AdaptiveEmbedder: choose a worker"):
-        load_worker(SelfWorker().spec())
+        AdaptiveEmbedder(joint(tmp_path), head, calibration, {"full": SelfWriter()})
+    with pytest.raises(ValueError, match="only inside an AdaptiveEmbedder: choose a writer"):
+        load_writer(SelfWriter().spec())
     (tmp_path / "facts.json").write_text('{"countries": {}, "questions": {}}')
-    workers = {"short": TableWorker(str(tmp_path / "facts.json")), "full": SelfWorker()}
-    with pytest.raises(ValueError, match="at every depth or at none, got workers"):
-        AdaptiveEmbedder(backbone, MlpDepthHead(32, 3), calibration, workers)
+    writers = {"short": TableWriter(str(tmp_path / "facts.json")), "full": SelfWriter()}
+    with pytest.raises(ValueError, match="at every depth or at none, got writers"):
+        AdaptiveEmbedder(backbone, MlpDepthHead(32, 3), calibration, writers)
 
 
 def test_the_first_token_decides_as_the_model_would(

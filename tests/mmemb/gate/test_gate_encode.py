@@ -1,4 +1,4 @@
-"""AdaptiveEmbedder and a gate that sees scores or a probe: what it measures, asks and saves."""
+"""AdaptiveEmbedder and a gate that sees scores or a prompt state: what it measures and saves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmemb.backbones import Backbone, OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.latency import measure_latency
-from mmemb.rationales import RationaleWorker, TableWorker
+from mmemb.rationales import RationaleWriter, TableWriter
 from mmemb.records.gate_state import score_shape
 from mmemb.records.inputs import Media, Side
 from tests.fixtures.paths import CLIP_TINY
@@ -34,15 +34,15 @@ def gallery() -> Tensor:
     return torch.nn.functional.normalize(vectors_ND)
 
 
-def adaptive(backbone: Backbone, name: str, worker: RationaleWorker) -> AdaptiveEmbedder:
-    head = opinionated({"probe": 64 + KNOWN, "scores": 3}[name])
+def adaptive(backbone: Backbone, name: str, writer: RationaleWriter) -> AdaptiveEmbedder:
+    head = opinionated({"prompt_state": 64 + KNOWN, "scores": 3}[name])
     with torch.inference_mode():
         embedding_BD = backbone.eval().encode(TEXTS)
     head.mean_S[: embedding_BD.shape[1]] = {
-        "probe": embedding_BD.mean(0), "scores": torch.tensor([-1.0, 0.5, 1.0])
+        "prompt_state": embedding_BD.mean(0), "scores": torch.tensor([-1.0, 0.5, 1.0])
     }[name]  # fmt: skip
     return AdaptiveEmbedder(
-        backbone, head, BudgetCalibration(), {"full": worker}, STATES[name], TAU
+        backbone, head, BudgetCalibration(), {"full": writer}, STATES[name], TAU
     )
 
 
@@ -58,23 +58,23 @@ def test_what_is_saved_decides_the_same_after_loading(
     assert torch.equal(one.vectors_BD, other.vectors_BD)
     assert torch.equal(one.depths_B, other.depths_B)
     assert one.rationales == other.rationales
-    assert (loaded.state, loaded.temperature) == (tuple(STATES[name]), TAU)
+    assert (loaded.state, loaded.gallery_temperature) == (tuple(STATES[name]), TAU)
 
 
-def test_a_probe_is_asked_for_eligible_sides_and_for_no_forced_depth(
+def test_a_prompt_state_is_asked_for_eligible_sides_and_for_no_forced_depth(
     backbone: Backbone, gallery: Tensor
 ) -> None:
-    worker = Knower()
-    embedder = adaptive(backbone, "probe", worker)
+    writer = Knower()
+    embedder = adaptive(backbone, "prompt_state", writer)
     for depth in (0, 1):
         embedder.encode(TEXTS, depth=depth)
     embedder.encode([PICTURE])
-    assert worker.probed == []
+    assert writer.with_state == []
     embedder.encode([TEXTS[0], PICTURE, TEXTS[1]])
-    assert worker.probed == [TEXTS[0].text, TEXTS[1].text]
-    unprobed = Knower()
-    adaptive(backbone, "scores", unprobed).encode(TEXTS, gallery=gallery)
-    assert unprobed.probed == []
+    assert writer.with_state == [TEXTS[0].text, TEXTS[1].text]
+    without_state = Knower()
+    adaptive(backbone, "scores", without_state).encode(TEXTS, gallery=gallery)
+    assert without_state.with_state == []
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -85,7 +85,7 @@ def test_a_decision_is_linear_in_the_state_that_one_computes_by_hand(
     with torch.inference_mode():
         direct_BD = embedder.backbone.encode(TEXTS)
     state_BS = {
-        "probe": torch.cat([direct_BD, Knower().probe(TEXTS)], dim=1),
+        "prompt_state": torch.cat([direct_BD, Knower().prompt_states(TEXTS)], dim=1),
         "scores": score_shape(direct_BD @ gallery.T / TAU),
     }[name]
     with torch.inference_mode():
@@ -118,23 +118,25 @@ def test_latency_decides_with_the_candidates_that_it_is_given(
         measure_latency(embedder, ["a"], TEXTS[:1])
 
 
-def test_probes_that_were_measured_earlier_take_the_place_of_new_ones(backbone: Backbone) -> None:
-    worker = Knower()
-    embedder = adaptive(backbone, "probe", worker)
+def test_prompt_states_that_were_measured_earlier_take_the_place_of_new_ones(
+    backbone: Backbone,
+) -> None:
+    writer = Knower()
+    embedder = adaptive(backbone, "prompt_state", writer)
     sides = [PICTURE, *TEXTS]
     direct = embedder.embed(sides)
     expected = embedder.decide(direct)
-    worker.probed.clear()
+    writer.with_state.clear()
 
-    probes = [None, *Knower().probe(TEXTS)]
-    assert torch.equal(embedder.decide(direct, probes=probes), expected)
-    assert worker.probed == []
+    prompt_states = [None, *Knower().prompt_states(TEXTS)]
+    assert torch.equal(embedder.decide(direct, prompt_states=prompt_states), expected)
+    assert writer.with_state == []
     with pytest.raises(ValueError, match=r"written about 'the capital of country 1': make the"):
-        embedder.decide(direct, probes=[*probes[:2], None, *probes[3:]])
+        embedder.decide(direct, prompt_states=[*prompt_states[:2], None, *prompt_states[3:]])
 
 
-def test_a_worker_that_cannot_be_probed(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_writer_that_cannot_be_read(backbone: Backbone, tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text('{"questions": {}, "countries": {}}')
-    worker = TableWorker(str(tmp_path / "facts.json"))
-    with pytest.raises(ValueError, match="Choose a gate state without `probe`"):
-        adaptive(backbone, "probe", worker).encode(TEXTS)
+    writer = TableWriter(str(tmp_path / "facts.json"))
+    with pytest.raises(ValueError, match="Choose a gate state without `prompt_state`"):
+        adaptive(backbone, "prompt_state", writer).encode(TEXTS)

@@ -1,4 +1,4 @@
-"""Heads fitted on cached utilities: every estimator finds what pays, and collapse is seen."""
+"""Heads fitted on cached depth values: every estimator finds what pays, and collapse is seen."""
 
 from __future__ import annotations
 

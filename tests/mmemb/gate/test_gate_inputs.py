@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemb.records.batches import UtilityBatch
+from mmemb.records.batches import DepthValueBatch
 from mmemb.records.gate_state import GateInputs, check_parts, score_shape
 from mmemb.records.inputs import Side
 from mmemb.records.outputs import CandidateOutput
@@ -21,23 +21,26 @@ SCORES = st.lists(st.floats(-30, 30), min_size=1, max_size=9)
 
 
 def test_a_state_is_its_parts_side_by_side_in_the_order_asked() -> None:
-    state_BS = INPUTS.state(["probe", "embedding"])
+    state_BS = INPUTS.state(["prompt_state", "embedding"])
     assert state_BS.dtype == torch.float32
-    assert torch.equal(state_BS[:, :5], INPUTS.probe_BH.float())
+    assert torch.equal(state_BS[:, :5], INPUTS.prompt_state_BH.float())
     assert torch.equal(state_BS[:, 5:], INPUTS.embedding_BD)
     assert torch.equal(INPUTS.state(["scores"]), INPUTS.scores_B3)
 
 
 def test_a_batch_without_rows_keeps_the_width_of_its_state() -> None:
     empty = INPUTS.map(lambda x: x[:0])
-    assert empty.state(["embedding", "scores", "probe"]).shape == (0, 12)
+    assert empty.state(["embedding", "scores", "prompt_state"]).shape == (0, 12)
 
 
 @pytest.mark.parametrize(
     ("part", "words"),
     [
         ("scores", r"asks for 'scores'.*no `gallery` was given to `encode`"),
-        ("probe", r"asks for 'probe'.*set `probe` of RationaleGenerator.*leave it out of"),
+        (
+            "prompt_state",
+            r"asks for 'prompt_state'.*set `prompt_state` of RationaleGenerator.*leave it out of",
+        ),
     ],
 )
 def test_a_part_that_nobody_measured_says_what_to_do(part: str, words: str) -> None:
@@ -45,19 +48,23 @@ def test_a_part_that_nobody_measured_says_what_to_do(part: str, words: str) -> N
     assert inputs.state(["embedding"]).shape == (2, 4)
     with pytest.raises(ValueError, match=words):
         inputs.state(["embedding", part])
-    with pytest.raises(ValueError, match="utilities hold none: make them again"):
+    with pytest.raises(ValueError, match="depth values hold none: make them again"):
         GateInputs.of_embedding(torch.rand(2, 0)).state(["embedding"])
 
 
-@pytest.mark.parametrize("parts", [[], ["probe", "probe"], ["embeding"], ["scores", "all"]])
+@pytest.mark.parametrize(
+    "parts", [[], ["prompt_state", "prompt_state"], ["embeding"], ["scores", "all"]]
+)
 def test_a_state_names_known_parts_once(parts: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"expected some of \['embedding', 'scores', 'probe'\]"):
+    with pytest.raises(
+        ValueError, match=r"expected some of \['embedding', 'scores', 'prompt_state'\]"
+    ):
         check_parts(parts)
 
 
 def test_inputs_move_with_their_batch() -> None:
     rows = (("a", "b", "c"), ({},) * 3, INPUTS, *torch.rand(2, 3, 2), torch.ones(3).bool())
-    moved = UtilityBatch(*rows).to(torch.float64)
+    moved = DepthValueBatch(*rows).to(torch.float64)
     assert {x.dtype for x in moved.inputs} == {torch.float64}
     torch.testing.assert_close(
         moved.inputs.map(lambda x: x.to(INPUTS.embedding_BD.dtype)), INPUTS.map(lambda x: x.float())

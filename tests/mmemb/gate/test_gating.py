@@ -31,9 +31,9 @@ def _gradient(logit: Tensor, term: LossTerm) -> Tensor:
 
 
 def test_reward_is_clipped_and_priced() -> None:
-    utility = torch.tensor([[-4.0, -3.0, 4.0]])
+    depth_value = torch.tensor([[-4.0, -3.0, 4.0]])
     cost = torch.tensor([[0.0, 10.0, 40.0]])
-    assert reward_BA(utility, cost, clip=2.0, price=0.05).tolist() == [[0.0, 0.5, 0.0]]
+    assert reward_BA(depth_value, cost, clip=2.0, token_cost=0.05).tolist() == [[0.0, 0.5, 0.0]]
 
 
 @pytest.mark.parametrize("num_depths", [2, 3])
@@ -157,8 +157,8 @@ def test_a_gate_of_another_width_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_oracle_takes_the_cheapest_of_the_best() -> None:
-    utility = torch.tensor([[-2.0, -1.0, -1.0], [-1.0, -2.0, -1.0]])
-    assert oracle_depth(utility, torch.tensor([[0.0, 9.0, 5.0]] * 2)).tolist() == [2, 0]
+    depth_value = torch.tensor([[-2.0, -1.0, -1.0], [-1.0, -2.0, -1.0]])
+    assert oracle_depth(depth_value, torch.tensor([[0.0, 9.0, 5.0]] * 2)).tolist() == [2, 0]
 
 
 def test_a_gate_that_breaks_off_leaves_the_one_before(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mmemb.gate.reasoners import (
     Written,
     make_reasoner,
 )
-from mmemb.rationales import SelfWorker
+from mmemb.rationales import SelfWriter
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.inputs import Side
 from tests.fixtures.tiny_embedder import clip
@@ -32,7 +32,7 @@ def reasoner(request: pytest.FixtureRequest) -> Reasoner:
     torch.manual_seed(0)
     if request.param is TwoPassReasoner:
         return TwoPassReasoner(clip(Path()).eval(), {"full": Knower()})
-    return OnePassReasoner(babbling("qwen3_vl"), {"full": SelfWorker(8)})
+    return OnePassReasoner(babbling("qwen3_vl"), {"full": SelfWriter(8)})
 
 
 @torch.inference_mode()
@@ -70,24 +70,24 @@ def test_rationales_of_earlier_are_read_like_live_ones(reasoner: Reasoner) -> No
     assert difference_BD.abs().max() < 1e-5
 
 
-def test_a_gate_gets_the_reasoner_that_its_workers_ask_for(tmp_path: Path) -> None:
+def test_a_gate_gets_the_reasoner_that_its_writers_ask_for(tmp_path: Path) -> None:
     writes, embeds = babbling("qwen3_vl"), clip(tmp_path)
     two_passes: Mapping[str, RationaleSource] = {"short": Knower(), "full": Knower()}
     assert isinstance(make_reasoner(embeds, two_passes), TwoPassReasoner)
     assert isinstance(make_reasoner(writes, two_passes), TwoPassReasoner)
-    one_pass = make_reasoner(writes, {"short": SelfWorker(4), "full": SelfWorker(9)})
+    one_pass = make_reasoner(writes, {"short": SelfWriter(4), "full": SelfWriter(9)})
     assert isinstance(one_pass, OnePassReasoner)
     assert one_pass.longest == {"short": 4, "full": 9}
     assert one_pass.sampling.max_new_tokens == 9
     with pytest.raises(ValueError, match="at every depth or at none"):
-        make_reasoner(writes, {"short": Knower(), "full": SelfWorker()})
+        make_reasoner(writes, {"short": Knower(), "full": SelfWriter()})
     with pytest.raises(ValueError, match="the backbone is a OpenClipBackbone"):
-        make_reasoner(embeds, {"full": SelfWorker()})
+        make_reasoner(embeds, {"full": SelfWriter()})
 
 
 def test_a_side_is_eligible_if_every_depth_can_read_it() -> None:
     reasoner = make_reasoner(clip(Path()), {"full": Knower()})
     assert reasoner.can_reason(SIDES[0])
     assert not reasoner.can_reason(Side())
-    with pytest.raises(ValueError, match="worker 'self' has no hidden state"):
-        make_reasoner(babbling("qwen3_vl"), {"full": SelfWorker()}).probe(SIDES)
+    with pytest.raises(ValueError, match="writer 'self' has no hidden state"):
+        make_reasoner(babbling("qwen3_vl"), {"full": SelfWriter()}).prompt_states(SIDES)

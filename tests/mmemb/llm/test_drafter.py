@@ -22,7 +22,7 @@ SAMPLING = Sampling(max_new_tokens=9, temperature=1.2, top_p=0.9, top_k=30)
 def written(names: Sequence[str], seeds: Sequence[int], slots: int) -> list[list[int]]:
     """Tokens of a draft for every seed behind each prompt."""
     form = PlainForm(lambda tokens: tokens[-1] < 20)
-    drafter = Drafter(TextModel(tiny_llama()), form, SAMPLING, 9, slots, probe_layer=-1)
+    drafter = Drafter(TextModel(tiny_llama()), form, SAMPLING, 9, slots, prompt_state_layer=-1)
     drafts = {name: [Draft.begin(seed, 9) for seed in seeds] for name in names}
     drafter.write({name: PROMPTS[name] for name in names}, drafts)
     return [draft.tokens for name in names for draft in drafts[name]]

@@ -17,10 +17,10 @@ from mmemb.llm import PromptStyle
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.prompts.pictures import clip_of, pixels_of
 from mmemb.llm.prompts.special_tokens import as_text
-from mmemb.rationales import VisionLanguageWorker
+from mmemb.rationales import VisionLanguageWriter
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import FULL, GREEDY
-from mmemb.selection import JudgeStyle, YesNoEvaluator
+from mmemb.selection import JudgeStyle, YesNoJudge
 from tests.fixtures.tiny_models import write_chat_model
 from tests.fixtures.tiny_vlm import CLIP, ON_EACH, SIDES, babbling, folder, note, picture
 
@@ -31,8 +31,8 @@ def qwen(**style: Any) -> VisionLanguageBackbone:
     return VisionLanguageBackbone(str(folder("qwen3_vl")), PromptStyle(**style))
 
 
-def judge(**settings: Any) -> YesNoEvaluator:
-    return YesNoEvaluator(str(folder("qwen3_vl")), **settings)
+def judge(**settings: Any) -> YesNoJudge:
+    return YesNoJudge(str(folder("qwen3_vl")), **settings)
 
 
 @pytest.mark.parametrize("architecture", ON_EACH)
@@ -108,7 +108,7 @@ def test_what_a_model_cannot_read_is_said_wherever_it_is_asked(tmp_path: Path) -
     bare = VisionLanguageBackbone(model, {"chat": False})
     with pytest.raises(ValueError, match="reads text only, but a side .*holds video"):
         bare.describe(SIDES[3])
-    reader = YesNoEvaluator(model)
+    reader = YesNoJudge(model)
     for query, candidate in ((SIDES[1], SIDES[0]), (SIDES[0], SIDES[2])):
         with pytest.raises(ValueError, match="reads text only, but a side .*holds image"):
             reader.score([query], [[candidate]], [[]], ["a/b"])
@@ -135,7 +135,7 @@ def test_what_a_model_cannot_read_is_said_wherever_it_is_asked(tmp_path: Path) -
     ],
 )
 def test_a_wrong_style_is_explained(style: Any, said: str) -> None:
-    for kind in (VisionLanguageBackbone, VisionLanguageWorker, PromptStyle.from_mapping):
+    for kind in (VisionLanguageBackbone, VisionLanguageWriter, PromptStyle.from_mapping):
         arguments = (style,) if kind == PromptStyle.from_mapping else ("nowhere", style)
         with pytest.raises(ValueError, match=re.escape(said)):
             kind(*arguments)  # type: ignore[operator]
@@ -178,7 +178,7 @@ def test_a_broken_model_writes_no_draws(tmp_path: Path) -> None:
     with torch.no_grad():
         backbone.model.get_output_embeddings().weight.fill_(torch.nan)
     backbone.save_pretrained(tmp_path)
-    writer = VisionLanguageWorker(str(tmp_path / "model"), max_new_tokens=4)
+    writer = VisionLanguageWriter(str(tmp_path / "model"), max_new_tokens=4)
     with pytest.raises(ValueError, match="NaN or infinity"):
         writer.write(SIDES[:1], torch.tensor([[GREEDY]]))
 

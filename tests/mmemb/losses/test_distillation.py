@@ -139,9 +139,9 @@ def test_a_student_comes_nearer_to_its_teacher(
     student = ContrastiveEmbedder(
         clip(tmp_path),
         lambda groups: torch.optim.AdamW(groups, lr=3e-3),
-        losses=PathLosses(direct=0.0, reasoning=0.0),
+        losses=PathLosses(direct=0.0, reasoned=0.0),
         distillation_weight=1.0,
-        num_warmup=1,
+        num_warmup_steps=1,
     )
     with torch.no_grad():  # `clip` is seeded, so it starts as the teacher
         for parameter in student.backbone.parameters():

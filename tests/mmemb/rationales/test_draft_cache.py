@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks import SidecarWriter
 from datamodules import SideDataModule
 from lightning_modules import RationaleGenerator
-from mmemb.rationales import LanguageModelWorker, RationaleWorker
+from mmemb.rationales import LanguageModelWriter, RationaleWriter
 from mmemb.rationales.draft_cache import DIGEST, DRAWS, DrawBook
 from mmemb.rationales.writers.base import drawn_seeds
 from mmemb.records.inputs import Side
@@ -29,13 +29,13 @@ FOLDERS = ["pairs/questions", "queries"]
 
 
 @final
-class Scribe(RationaleWorker):
+class Scribe(RationaleWriter):
     """Writes down side and seed, breaks every third draw, and notes what it was asked."""
 
     def __init__(self, name: str = "scribe", reads: Sequence[str] = ("text",)) -> None:
         self.name, self.reads = name, frozenset(reads)
         self.asked: list[tuple[str, int]] = []
-        self.probed: list[str] = []
+        self.with_state: list[str] = []
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -47,8 +47,8 @@ class Scribe(RationaleWorker):
             for side, seeds_K in rows
         ]
 
-    def probe(self, sides: Sequence[Side]) -> Tensor:
-        self.probed += [side.digest for side in sides]
+    def prompt_states(self, sides: Sequence[Side]) -> Tensor:
+        self.with_state += [side.digest for side in sides]
         return torch.tensor([[float(len(side.text)), 0.1] for side in sides])
 
     def _draw(self, side: Side, seed: int) -> Rationale:
@@ -81,11 +81,11 @@ def mixture(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(
-    root: Path, folder: Path, worker: RationaleWorker, batch_size: int = 8, **changes: Any
+    root: Path, folder: Path, writer: RationaleWriter, batch_size: int = 8, **changes: Any
 ) -> tuple[ShardIndex, RationaleGenerator]:
     """Stage 1 into `folder / "rationales"`."""
-    settings = {"num_candidates": 3, "num_test_draws": 2, "max_tokens": 40}
-    module = RationaleGenerator({"scribe": worker}, **settings | changes)
+    settings = {"num_drafts": 3, "num_test_draws": 2, "max_tokens": 40}
+    module = RationaleGenerator({"scribe": writer}, **settings | changes)
     trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / "rationales"))])
     data = SideDataModule(str(root), FOLDERS, batch_size)
     trainer.predict(module, datamodule=data, return_predictions=False)
@@ -113,15 +113,15 @@ def test_without_the_option_a_sidecar_is_what_it_was(root: Path, tmp_path: Path)
 def test_the_same_rows_are_copied_to_the_byte(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, _ = predict(root, tmp_path / "a", Scribe(), reuse=[], probe="scribe")
-    plain, _ = predict(root, tmp_path / "plain", Scribe(), probe="scribe")
+    first, _ = predict(root, tmp_path / "a", Scribe(), reuse=[], prompt_state="scribe")
+    plain, _ = predict(root, tmp_path / "plain", Scribe(), prompt_state="scribe")
     assert pools(first) == pools(plain), "the option adds a member and changes none"
     idle, old = Scribe(), str(tmp_path / "a/rationales")
     capsys.readouterr()
-    second, module = predict(root, tmp_path / "b", idle, 5, reuse=[old], probe="scribe")
+    second, module = predict(root, tmp_path / "b", idle, 5, reuse=[old], prompt_state="scribe")
     assert shards(second) == shards(first)
     assert not idle.asked
-    assert not idle.probed, "states are copied, too"
+    assert not idle.with_state, "states are copied, too"
     assert module.counts["reused"] == module.counts["drawn"] > 0
     assert module.counts["malformed"] > 0, "broken draws are found again as well"
     printed = capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_the_same_rows_are_copied_to_the_byte(
 
 
 def test_more_candidates_cost_only_the_new_ones(root: Path, tmp_path: Path) -> None:
-    predict(root, tmp_path / "a", Scribe(), reuse=[], num_candidates=2, num_test_draws=1)
+    predict(root, tmp_path / "a", Scribe(), reuse=[], num_drafts=2, num_test_draws=1)
     more = Scribe()
     old = str(tmp_path / "a/rationales")
     second, _ = predict(root, tmp_path / "b", more, reuse=[old])
@@ -142,8 +142,8 @@ def test_more_candidates_cost_only_the_new_ones(root: Path, tmp_path: Path) -> N
 
 
 def _text(entry: Any) -> bool:
-    """Whether it is an evaluation query of text; the worker reads no picture."""
-    return "group" not in entry.meta and entry.meta["task"] != "flag-continent"
+    """Whether it is an evaluation query of text; the writer reads no picture."""
+    return "source" not in entry.meta and entry.meta["task"] != "flag-continent"
 
 
 def test_a_new_mixture_regenerates_nothing_by_content(
@@ -177,14 +177,13 @@ def test_equal_sides_are_written_about_once(root: Path, tmp_path: Path) -> None:
     write_folder(folder / "queries", samples, prefix="q", samples_per_shard=9, fingerprint="")
     found = {}
     for seed_by in ("content", "key"):
-        worker = Scribe()
-        module = RationaleGenerator({"s": worker}, num_test_draws=3, seed_by=seed_by, reuse=[])
-        writer = SidecarWriter(str(folder / seed_by))
+        writer = Scribe()
+        module = RationaleGenerator({"s": writer}, num_test_draws=3, seed_by=seed_by, reuse=[])
         data = SideDataModule(str(folder), ["queries"], 4)
-        trainer = trainer_of(folder, callbacks=[writer])
+        trainer = trainer_of(folder, callbacks=[SidecarWriter(str(folder / seed_by))])
         trainer.predict(module, datamodule=data, return_predictions=False)
-        assert len(worker.asked) == len(set(worker.asked))
-        found[seed_by] = (len(worker.asked), module.counts)
+        assert len(writer.asked) == len(set(writer.asked))
+        found[seed_by] = (len(writer.asked), module.counts)
     num_texts = len([entry for entry in twice.entries if _text(entry)])
     assert found["content"][0] == 3 * num_texts
     assert found["key"][0] == num_texts + 2 * 2 * num_texts, "only greedy draws are shared"
@@ -199,14 +198,14 @@ def test_the_book_forgets_and_still_copies(root: Path, tmp_path: Path) -> None:
     book = DrawBook([str(tmp_path / "a/rationales")], module.counts, capacity=1)
     side = Side("the flag of country-10", "Find it.")
     seeds = torch.tensor([[GREEDY]])
-    worker = Scribe()
+    writer = Scribe()
     for other in ("x", "y"):
-        book.write(worker, [side], seeds)
-        book.write(worker, [Side(other)], seeds)
+        book.write(writer, [side], seeds)
+        book.write(writer, [Side(other)], seeds)
         book.trim()
-    assert worker.asked == [(Side("x").digest, GREEDY), (Side("y").digest, GREEDY)]
-    assert book.write(worker, [], torch.zeros(0, 1).long()) == []
-    assert book.probe(worker, []).shape == (0, 0)
+    assert writer.asked == [(Side("x").digest, GREEDY), (Side("y").digest, GREEDY)]
+    assert book.write(writer, [], torch.zeros(0, 1).long()) == []
+    assert book.prompt_states(writer, []).shape == (0, 0)
 
 
 def test_another_writer_or_another_side_is_asked(root: Path, tmp_path: Path) -> None:
@@ -278,22 +277,33 @@ def test_a_model_whose_draws_are_all_found_is_never_loaded(root: Path, tmp_path:
     prompt = {"system": "", "examples": [], "concepts": []}
     (tmp_path / "prompt.json").write_text(json.dumps(prompt))
 
-    def worker(**changes: Any) -> LanguageModelWorker:
-        settings = {"max_new_tokens": 3, "probe_layer": 0} | changes
-        return LanguageModelWorker(
+    def make_writer(**changes: Any) -> LanguageModelWriter:
+        settings = {"max_new_tokens": 3, "prompt_state_layer": 0} | changes
+        return LanguageModelWriter(
             str(tmp_path / "chat"), str(tmp_path / "prompt.json"), **settings
         )
 
-    first, _ = predict(root, tmp_path / "a", worker(), seed_by="content", probe="scribe")
-    old, idle = str(tmp_path / "a/rationales"), worker(batch_size=5)
+    first, _ = predict(
+        root, tmp_path / "a", make_writer(), seed_by="content", prompt_state="scribe"
+    )
+    old, idle = str(tmp_path / "a/rationales"), make_writer(batch_size=5)
     second, module = predict(
-        root, tmp_path / "b", idle, reuse=[old], seed_by="content", probe="scribe"
+        root, tmp_path / "b", idle, reuse=[old], seed_by="content", prompt_state="scribe"
     )
     assert shards(second) == shards(first)
     assert "model" not in vars(idle._chat)
     assert module.counts["generated tokens"] == 0
-    assert worker().draw_identity() == worker(batch_size=5, probe_layer=-1).draw_identity()
-    assert worker().probe_identity() == worker(temperature=0.5).probe_identity()
+    assert (
+        make_writer().draw_identity()
+        == make_writer(batch_size=5, prompt_state_layer=-1).draw_identity()
+    )
+    assert (
+        make_writer().prompt_state_identity()
+        == make_writer(temperature=0.5).prompt_state_identity()
+    )
     for change in ({"temperature": 0.5}, {"max_new_tokens": 4}, {"dtype": "bfloat16"}):
-        assert worker().draw_identity() != worker(**change).draw_identity()
-    assert worker().probe_identity() != worker(probe_layer=-1).probe_identity()
+        assert make_writer().draw_identity() != make_writer(**change).draw_identity()
+    assert (
+        make_writer().prompt_state_identity()
+        != make_writer(prompt_state_layer=-1).prompt_state_identity()
+    )

@@ -1,4 +1,4 @@
-"""Fine-tuning of a language model worker: the loss is the plain one, an adapter is what it was."""
+"""Fine-tuning of a language model writer: the loss is the plain one, an adapter is what it was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.terms import combine
-from mmemb.rationales import LanguageModelWorker, TableWorker, load_worker
+from mmemb.rationales import LanguageModelWriter, TableWriter, load_writer
 from mmemb.rationales.writers.language_model import ChatTuner
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
@@ -56,13 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def worker(folder: Path, prompt: str = "tags.json", **kwargs: Any) -> LanguageModelWorker:
-    return LanguageModelWorker(str(folder), str(folder / prompt), max_new_tokens=12, **kwargs)
+def make_writer(folder: Path, prompt: str = "tags.json", **kwargs: Any) -> LanguageModelWriter:
+    return LanguageModelWriter(str(folder), str(folder / prompt), max_new_tokens=12, **kwargs)
 
 
 def stirred(folder: Path, prompt: str = "tags.json", scale: float = 0.3) -> ChatTuner:
     """A tuner whose updates are no longer zero."""
-    tuner = worker(folder, prompt).tuner(LORA, seed=5)
+    tuner = make_writer(folder, prompt).tuner(LORA, seed=5)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in tuner.parameters.values():
@@ -123,17 +123,17 @@ def test_a_model_that_shares_nothing_learns_the_same(
     assert tuner.loss(SIDES, KEPT).sum.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_reply_is_what_the_worker_would_have_to_write(folder: Path) -> None:
+def test_a_reply_is_what_the_writer_would_have_to_write(folder: Path) -> None:
     for prompt in ("tags.json", "arrow.json"):
-        chat = worker(folder, prompt)._chat
+        chat = make_writer(folder, prompt)._chat
         ids = chat.reply_ids(KEPT[0])
-        assert worker(folder, prompt)._is_complete(ids)
+        assert make_writer(folder, prompt)._is_complete(ids)
         text = chat.tokenizer.decode(ids, skip_special_tokens=True)
         assert chat.prompt.rationale_text(text, True) == KEPT[0].text
-    short = worker(folder, "short.json")._chat
+    short = make_writer(folder, "short.json")._chat
     assert short.tokenizer.decode(short.reply_ids(KEPT[0])) == "France\n"
     with pytest.raises(ValueError, match=r"lacks a thought or an answer.*data\.writer"):
-        worker(folder)._chat.reply_ids(rationale("", "France", SHORT))
+        make_writer(folder)._chat.reply_ids(rationale("", "France", SHORT))
 
 
 def test_ranks_with_unequal_numbers_of_tokens_give_the_gradient_of_one(folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_ranks_with_unequal_numbers_of_tokens_give_the_gradient_of_one(folder: P
 
 
 def test_learning_makes_the_kept_replies_likely(folder: Path) -> None:
-    writer = worker(folder)
+    writer = make_writer(folder)
     tuner = writer.tuner(LoraSettings(rank=8), seed=0)
     frozen = {n: p for n, p in tuner._chat.model.named_parameters() if not p.requires_grad}
     before = {name: p.clone() for name, p in frozen.items()}
@@ -172,25 +172,28 @@ def test_learning_makes_the_kept_replies_likely(folder: Path) -> None:
 # ---- the adapter
 
 
-def test_a_worker_with_an_adapter_is_another_worker(folder: Path, tmp_path: Path) -> None:
-    plain, fitted = worker(folder), worker(folder, adapter=saved(folder, tmp_path))
+def test_a_writer_with_an_adapter_is_another_writer(folder: Path, tmp_path: Path) -> None:
+    plain, fitted = make_writer(folder), make_writer(folder, adapter=saved(folder, tmp_path))
     texts = [[[r.text for r in pool] for pool in w.write(SIDES, GREEDY_3)] for w in (plain, fitted)]
     assert texts[0] != texts[1]
     assert fitted._chat.shares_prefix
     assert fitted.write(SIDES, GREEDY_3)[0][0].revision == fitted.revision
     assert fitted.revision.startswith(f"{plain.revision}+")
     assert plain.identity() != fitted.identity()
-    again = load_worker(fitted.spec())
+    again = load_writer(fitted.spec())
     assert again.identity() == fitted.identity()
     assert again.write(SIDES, GREEDY_3) == fitted.write(SIDES, GREEDY_3)
-    assert not torch.equal(plain.probe(SIDES), fitted.probe(SIDES))
-    assert (plain.fitted_facts, fitted.fitted_facts) == (frozenset(), {"country:fr/capital"})
+    assert not torch.equal(plain.prompt_states(SIDES), fitted.prompt_states(SIDES))
+    assert (plain.trained_facts, fitted.trained_facts) == (frozenset(), {"country:fr/capital"})
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by peft
 def test_merged_weights_compute_what_the_updates_do(folder: Path, tmp_path: Path) -> None:
     """Ours merged, ours with updates, and peft's own reading of the saved folder."""
-    tuner, merged = stirred(folder), worker(folder, adapter=saved(folder, tmp_path))._chat.model
+    tuner, merged = (
+        stirred(folder),
+        make_writer(folder, adapter=saved(folder, tmp_path))._chat.model,
+    )
     base = AutoModelForCausalLM.from_pretrained(folder)
     peft = PeftModel.from_pretrained(base, tmp_path / "generator").eval()
     tuner._chat.model.set_attn_implementation("sdpa")
@@ -208,10 +211,13 @@ def test_identity_and_fingerprint_follow_the_content_of_an_adapter(
 ) -> None:
     adapter = saved(folder, tmp_path / "one")
     other = saved(folder, tmp_path / "two")
-    assert worker(folder, adapter=adapter).identity() == worker(folder, adapter=other).identity()
-    before, mark = worker(folder, adapter=other).identity(), fingerprint({"adapter": other})
+    assert (
+        make_writer(folder, adapter=adapter).identity()
+        == make_writer(folder, adapter=other).identity()
+    )
+    before, mark = make_writer(folder, adapter=other).identity(), fingerprint({"adapter": other})
     stirred(folder, scale=0.2).save(Path(other))
-    assert worker(folder, adapter=other).identity() != before
+    assert make_writer(folder, adapter=other).identity() != before
     assert fingerprint({"adapter": other}) != mark
 
 
@@ -226,24 +232,24 @@ def test_nothing_but_plain_lora_of_this_model_is_merged(folder: Path, tmp_path: 
     }.items():
         config.write_text(content.replace("{", change, 1))
         with pytest.raises(ValueError, match=message):
-            worker(folder, adapter=str(adapter)).write(SIDES, GREEDY_3)
+            make_writer(folder, adapter=str(adapter)).write(SIDES, GREEDY_3)
     config.write_text(content.replace('"r": 2', '"r": 3'))
     with pytest.raises(ValueError, match="was made for another model"):
-        worker(folder, adapter=str(adapter)).write(SIDES, GREEDY_3)
+        make_writer(folder, adapter=str(adapter)).write(SIDES, GREEDY_3)
     with pytest.raises(FileNotFoundError, match="has no adapter_config"):
-        worker(folder, adapter=str(tmp_path)).write(SIDES, GREEDY_3)
+        make_writer(folder, adapter=str(tmp_path)).write(SIDES, GREEDY_3)
 
 
 def test_what_cannot_be_fitted_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fits the base model anew"):
-        worker(folder, adapter=saved(folder, tmp_path)).tuner(LORA, 0)
+        make_writer(folder, adapter=saved(folder, tmp_path)).tuner(LORA, 0)
     with pytest.raises(ValueError, match=r"LoRA targets .*nonsense.* do not fit"):
-        worker(folder).tuner(LoraSettings(targets=("nonsense",)), 0)
+        make_writer(folder).tuner(LoraSettings(targets=("nonsense",)), 0)
     with pytest.raises(ValueError, match="a rank of at least 1"):
         LoraSettings(rank=0)
     (tmp_path / "facts.json").write_text('{"questions": {}, "countries": {}}')
     with pytest.raises(ValueError, match="'table' has no weights that could be fitted"):
-        TableWorker(str(tmp_path / "facts.json")).tuner(LORA, 0)
+        TableWriter(str(tmp_path / "facts.json")).tuner(LORA, 0)
     (tmp_path / "fitted.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"fitted\.json is missing"):
-        _ = worker(folder, adapter=str(tmp_path / "generator")).fitted_facts
+        _ = make_writer(folder, adapter=str(tmp_path / "generator")).trained_facts

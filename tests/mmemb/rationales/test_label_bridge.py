@@ -1,4 +1,4 @@
-"""LabelBridgeWorker: a text-only worker is told the nearest trained label of what is shown."""
+"""LabelBridgeWriter: a text-only writer is told the nearest trained label of what is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from mmemb.backbones import load_backbone
 from mmemb.llm.lora import LoraSettings
-from mmemb.rationales import NO_DRAW, LabelBridgeWorker, TableWorker, load_worker
+from mmemb.rationales import NO_DRAW, LabelBridgeWriter, TableWriter, load_writer
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import GREEDY
 from tests.fixtures.tiny_backbones import build_joint, cached_picture
@@ -37,10 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bridge(folder: Path, **settings: Any) -> LabelBridgeWorker:
-    table = TableWorker(str(folder / "facts.json"))
+def bridge(folder: Path, **settings: Any) -> LabelBridgeWriter:
+    table = TableWriter(str(folder / "facts.json"))
     paths = {"embedder": folder / "trunk/backbone", "labels": folder / "labels.json"}
-    return LabelBridgeWorker(table, **{k: str(v) for k, v in paths.items()} | settings)
+    return LabelBridgeWriter(table, **{k: str(v) for k, v in paths.items()} | settings)
 
 
 @torch.inference_mode()
@@ -66,21 +66,21 @@ def test_every_picture_is_told_as_its_nearest_label(folder: Path) -> None:
 
 
 def test_labels_do_not_depend_on_what_else_is_told(folder: Path) -> None:
-    worker = bridge(folder)
-    alone = [worker.told([side])[0] for side in SIDES]
-    assert alone == bridge(folder).told(SIDES) == worker.told(SIDES)
+    writer = bridge(folder)
+    alone = [writer.told([side])[0] for side in SIDES]
+    assert alone == bridge(folder).told(SIDES) == writer.told(SIDES)
 
 
-def test_the_worker_behind_it_writes(folder: Path) -> None:
-    worker = bridge(folder)
-    assert all(worker.can_read(side) for side in SIDES)
+def test_the_writer_behind_it_writes(folder: Path) -> None:
+    writer = bridge(folder)
+    assert all(writer.can_read(side) for side in SIDES)
     seeds = torch.tensor([[GREEDY, 7], [GREEDY, NO_DRAW], [GREEDY, 7], [GREEDY, 7]])
-    written = worker.write(SIDES, seeds)
+    written = writer.write(SIDES, seeds)
     assert [[r.answer for r in pool] for pool in written] == [["France"] * 2, ["France"], [], []]
-    assert {r.worker for pool in written for r in pool} == {"table"} == {worker.name}
-    again = load_worker(json.loads(json.dumps(worker.spec())))
+    assert {r.writer for pool in written for r in pool} == {"table"} == {writer.name}
+    again = load_writer(json.loads(json.dumps(writer.spec())))
     assert again.write(SIDES, seeds) == written
-    assert again.identity() == worker.identity()
+    assert again.identity() == writer.identity()
 
 
 def test_what_shapes_the_questions_shapes_the_identity(folder: Path, tmp_path: Path) -> None:
@@ -110,5 +110,5 @@ def test_labels_that_are_none(folder: Path, tmp_path: Path, content: str) -> Non
 
 
 def test_the_bridge_itself_is_not_fitted(folder: Path) -> None:
-    with pytest.raises(ValueError, match="a worker that reads text"):
+    with pytest.raises(ValueError, match="a writer that reads text"):
         bridge(folder).tuner(LoraSettings(), 0)

@@ -1,4 +1,4 @@
-"""ServerWorker where something goes wrong: faults, failing draws, redirects, keys, proxies."""
+"""ServerWriter where something goes wrong: faults, failing draws, redirects, keys, proxies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from mmemb.rationales import ServerError, ServerWorker
+from mmemb.rationales import ServerError, ServerWriter
 from mmemb.rationales.chat_api.client import LONGEST_RETRY_AFTER_S, seconds
 from mmemb.rationales.chat_api.reply import MOST_TOKENS, Reply, cut, read_reply
 from mmemb.records.rationales import Rationale
@@ -36,8 +36,8 @@ from tests.fixtures.chat_server import (
     SIDES,
     Said,
     chat,
+    make_writer,
     serving,
-    worker,
     write_prompts,
 )
 
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prompts(tmp_path_factory.mktemp("server"))
 
 
-def error_of(writer: ServerWorker, num_draws: int = 1) -> str:
+def error_of(writer: ServerWriter, num_draws: int = 1) -> str:
     with pytest.raises(ServerError) as caught:
         writer.write(SIDES[:1], torch.arange(num_draws)[None])
     return str(caught.value)
@@ -71,7 +71,7 @@ def test_faults_that_pass_are_tried_again(folder: Path, caplog: pytest.LogCaptur
         chat(GOOD),
     ]
     with serving(lambda number, body: said[number]) as stub:
-        (pool,) = worker(folder, stub.url).write(SIDES[:1], SEEDS[:1, :1])
+        (pool,) = make_writer(folder, stub.url).write(SIDES[:1], SEEDS[:1, :1])
     assert pool[0].answer == "France"
     assert stub.times[2] - stub.times[1] >= 0.2
     assert stub.bodies == stub.bodies[:1] * 4
@@ -119,7 +119,7 @@ def test_a_draw_that_fails_for_good_fails_the_call(
     folder: Path, said: Said, num_tries: int, error: str
 ) -> None:
     with serving(lambda number, body: said) as stub:
-        message = error_of(worker(folder, stub.url, timeout_s=0.1 if said.delay_s else 30.0))
+        message = error_of(make_writer(folder, stub.url, timeout_s=0.1 if said.delay_s else 30.0))
     assert message.startswith(f"The chat server {stub.url} ")
     assert re.search(error, message), message
     assert len(stub.bodies) == num_tries
@@ -128,20 +128,20 @@ def test_a_draw_that_fails_for_good_fails_the_call(
 def test_a_server_that_is_not_there_is_named(folder: Path) -> None:
     with serving(lambda number, body: chat(GOOD)) as stub:
         pass
-    message = error_of(worker(folder, stub.url, retries=1))
+    message = error_of(make_writer(folder, stub.url, retries=1))
     assert f"{stub.url} did not answer: 'Connection refused' (2 tries). Start it" in message
-    message = error_of(worker(folder, f"http://{'a' * 70}.invalid/v1", retries=0))
+    message = error_of(make_writer(folder, f"http://{'a' * 70}.invalid/v1", retries=0))
     assert "did not answer: 'Name or service not known'" in message, "such a name asks no resolver"
 
 
 def test_a_server_that_says_nothing_to_tls_is_given_up(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
-        message = error_of(worker(folder, url, retries=1, timeout_s=0.3))
+        message = error_of(make_writer(folder, url, retries=1, timeout_s=0.3))
     assert "did not answer: 'no connection within 0.1 s' (2 tries)" in message
     with serving(lambda number, body: chat(GOOD)) as stub:
         url = stub.url.replace("http:", "https:")
-        assert "did not answer: '[SSL" in error_of(worker(folder, url, retries=0))
+        assert "did not answer: '[SSL" in error_of(make_writer(folder, url, retries=0))
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -168,7 +168,7 @@ def test_a_reply_that_never_ends_is_given_up_and_the_others_go_on(folder: Path, 
         return chat(f"why => {body['seed']}")
 
     with serving(answer) as stub:
-        writer = worker(folder, stub.url, timeout_s=0.2, concurrency=2)
+        writer = make_writer(folder, stub.url, timeout_s=0.2, concurrency=2)
         (pool,) = writer.write(SIDES[:1], torch.arange(1, 9)[None])
         assert what == "silence" or stub.hung_up.acquire(timeout=20)
     assert [draw.answer for draw in pool] == [str(seed) for seed in range(1, 9)]
@@ -191,7 +191,7 @@ def test_a_reply_that_floods_is_given_up_after_some_bytes(folder: Path, what: st
     head, piece = FLOODS[what]
     said = Said(b"", drip=chain([head], repeat(piece)))
     with serving(lambda number, body: said) as stub:
-        message = error_of(worker(folder, stub.url, retries=0))
+        message = error_of(make_writer(folder, stub.url, retries=0))
         assert stub.hung_up.acquire(timeout=20)
     assert "did not answer" in message or "more than 16 MiB" in message, message
     assert "no whole reply" not in message
@@ -201,7 +201,7 @@ def test_a_reply_that_floods_is_given_up_after_some_bytes(folder: Path, what: st
 def test_a_flood_of_interim_replies_ends_with_the_time(folder: Path) -> None:
     flood = repeat(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 1024)
     with serving(lambda number, body: Said(b"", drip=flood)) as stub:
-        message = error_of(worker(folder, stub.url, retries=1, timeout_s=0.2))
+        message = error_of(make_writer(folder, stub.url, retries=1, timeout_s=0.2))
         assert stub.hung_up.acquire(timeout=20)
     assert "'no whole reply within 0.2 s' (2 tries)" in message
 
@@ -222,7 +222,7 @@ def test_a_signal_ends_the_waiting(folder: Path, signum: signal.Signals) -> None
     with serving(answer) as stub:
         try:
             with pytest.raises(Interrupted):
-                worker(folder, stub.url).write(SIDES[:1], torch.arange(40)[None])
+                make_writer(folder, stub.url).write(SIDES[:1], torch.arange(40)[None])
         finally:
             signal.signal(signum, before)
         assert all(stub.hung_up.acquire(timeout=20) for _ in range(4))
@@ -233,7 +233,7 @@ def test_a_signal_ends_the_waiting(folder: Path, signum: signal.Signals) -> None
 def test_a_caller_may_run_a_loop_be_pickled_or_forked(folder: Path) -> None:
     """As notebooks and the workers of a data loader do."""
     with serving(lambda number, body: chat(GOOD)) as stub:
-        writer = worker(folder, stub.url)
+        writer = make_writer(folder, stub.url)
         expected = writer.write(SIDES[:1], SEEDS[:1])
 
         async def write() -> list[list[Rationale]]:
@@ -265,7 +265,7 @@ def test_one_failure_ends_what_is_under_way(folder: Path) -> None:
 
     with serving(answer) as stub:
         started = time.monotonic()
-        assert "answered 400" in error_of(worker(folder, stub.url), 40)
+        assert "answered 400" in error_of(make_writer(folder, stub.url), 40)
         assert time.monotonic() - started < 20, "nobody waited for a minute"
         assert len(stub.bodies) <= 4
 
@@ -275,7 +275,7 @@ def test_redirects_are_not_followed(folder: Path, monkeypatch: pytest.MonkeyPatc
     with serving(lambda number, body: chat(GOOD)) as other:
         moved = Said(b"", 307, {"Location": other.url})
         with serving(lambda number, body: moved) as stub:
-            assert "Redirects are not followed" in error_of(worker(folder, stub.url))
+            assert "Redirects are not followed" in error_of(make_writer(folder, stub.url))
     assert not other.bodies
 
 
@@ -294,7 +294,9 @@ def test_a_count_of_tokens_is_not_believed(
 ) -> None:
     said = chat(content, usage={"completion_tokens": counted})
     with serving(lambda number, body: said) as stub:
-        ((draw,),) = worker(folder, stub.url, max_new_tokens=10).write(SIDES[:1], SEEDS[:1, 1:2])
+        ((draw,),) = make_writer(folder, stub.url, max_new_tokens=10).write(
+            SIDES[:1], SEEDS[:1, 1:2]
+        )
     assert draw.num_tokens == num_tokens
     assert len(draw.text) < 400, "what was not asked for is not written down"
     assert bool(draw.answer) == (counted != 5), "nor is it an answer"
@@ -319,7 +321,7 @@ def test_a_server_may_be_sent_no_key(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MMEMB_API_KEY", KEY)
     monkeypatch.setenv("None", KEY)
     with serving(lambda number, body: Said(b"who", 401)) as stub:
-        writer = worker(folder, stub.url, api_key_env=None)
+        writer = make_writer(folder, stub.url, api_key_env=None)
         message = error_of(writer)
     assert KEY not in str(stub.heads)
     assert message.endswith(
@@ -338,7 +340,7 @@ def test_the_key_is_in_one_header_and_nowhere_else(
         Said(f"{'x' * 190}{KEY}".encode(), 401),  # what is cut off is no part of it either
     ]
     with serving(lambda number, body: said[number]) as stub:
-        writer = worker(folder, stub.url, api_key_env="OTHER_KEY")
+        writer = make_writer(folder, stub.url, api_key_env="OTHER_KEY")
         monkeypatch.setenv("OTHER_KEY", f"{KEY}\n")  # read when it is needed, not before
         message = error_of(writer)
     assert all(head.count(KEY) == 1 for head in stub.heads)
@@ -360,7 +362,7 @@ def test_without_a_key_nothing_is_sent_in_its_place(
     cookie = {"Set-Cookie": "who=me; Path=/", "WWW-Authenticate": "Basic"}
     said = [Said(b"", 503, cookie), chat(GOOD), chat(GOOD)]
     with serving(lambda number, body: said[number]) as stub:
-        worker(folder, stub.url, concurrency=1).write(SIDES[:1], SEEDS[:1, :2])
+        make_writer(folder, stub.url, concurrency=1).write(SIDES[:1], SEEDS[:1, :2])
     names = [set(re.findall(r"^([\w-]+):", head, re.MULTILINE)) for head in stub.heads]
     allowed = {"host", "user-agent", "content-type", "content-length", "accept-encoding"}
     assert [{name.lower() for name in found} for found in names] == [allowed] * 3
@@ -368,7 +370,7 @@ def test_without_a_key_nothing_is_sent_in_its_place(
 
 def test_a_broken_key_is_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMEMB_API_KEY", f"{KEY}\r\nHost: other")
-    message = error_of(worker(folder, "http://127.0.0.1:1/v1"))
+    message = error_of(make_writer(folder, "http://127.0.0.1:1/v1"))
     assert message.startswith("The key in $MMEMB_API_KEY holds blanks")
     assert KEY not in message
 
@@ -381,13 +383,13 @@ def test_a_proxy_sees_the_host_of_an_https_server_only(
         monkeypatch.delenv(name, raising=False)
     with serving(lambda number, body: Said(b"", 502)) as stub:
         monkeypatch.setenv("https_proxy", stub.url.replace("http://", "http://me:pw@")[:-3])
-        writer = worker(folder, "https://models.invalid/v1", retries=0)
+        writer = make_writer(folder, "https://models.invalid/v1", retries=0)
         assert "did not answer: 'its proxy said 502 Bad Gateway'" in error_of(writer)
-        writer = worker(folder, "https://127.0.0.1:1/v1", retries=0)
+        writer = make_writer(folder, "https://127.0.0.1:1/v1", retries=0)
         assert "refused" in error_of(writer), "this machine needs none"
         for wrong in ("socks5://me:pw@host:1", "http://me:pw@:x", "me:pw@host:99999"):
             monkeypatch.setenv("https_proxy", wrong)
-            message = error_of(worker(folder, "https://models.invalid/v1", retries=0))
+            message = error_of(make_writer(folder, "https://models.invalid/v1", retries=0))
             assert "HTTPS_PROXY names no proxy" in message
             assert "pw" not in message
     (head,) = stub.heads

@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from experiments.cli.experiment_cli import facts_behind
-from mmemb.storage.trained_facts import FittedFacts, write_facts
+from mmemb.storage.trained_facts import TrainedFacts, write_facts
 
 
 def config_of(model: tuple[str, Any], data: tuple[str, Any], **more: Any) -> Namespace:
@@ -29,7 +29,7 @@ class Sidecars:
 
     def __call__(self, fact: str) -> str:
         folder = self.root / fact
-        write_facts(folder / "fitted.json", FittedFacts(frozenset({fact})))
+        write_facts(folder / "fitted.json", TrainedFacts(frozenset({fact})))
         return str(folder)
 
 
@@ -49,20 +49,20 @@ def test_a_model_inherits_the_facts_of_what_teaches_it(tmp_path: Path) -> None:
         ckpt_path=made_by("checkpoint"),
     )
     taught = frozenset({"start", "teacher", "miner", "tuned writer", "checkpoint"})
-    assert facts_behind(config, "fit") == FittedFacts(taught, frozenset({"validated"}))
+    assert facts_behind(config, "fit") == TrainedFacts(taught, frozenset({"validated"}))
 
 
 def test_what_judges_choose_goes_back_to_who_wrote_it(tmp_path: Path) -> None:
     """Else a judge's half would bar the models that are trained on what it chose."""
     made_by = Sidecars(tmp_path)
     judges = {
-        "class_path": "mmemb.selection.EmbeddingEvaluator",
+        "class_path": "mmemb.selection.EmbeddingJudge",
         "init_args": {"judges": {"a": made_by("a"), "b": made_by("b")}},
     }
     config = config_of(
         (
             "lightning_modules.CounterfactualSelector",
-            {"evaluator": judges, "selection": made_by("eta")},
+            {"judge": judges, "selector_run": made_by("eta")},
         ),
         (
             "datamodules.SelectionDataModule",
@@ -70,5 +70,5 @@ def test_what_judges_choose_goes_back_to_who_wrote_it(tmp_path: Path) -> None:
         ),
     )
     chosen_by = frozenset({"a", "b", "eta", "tower"})
-    expected = FittedFacts(frozenset({"tuned writer"}), chosen_by)
+    expected = TrainedFacts(frozenset({"tuned writer"}), chosen_by)
     assert facts_behind(config, "predict") == expected

@@ -30,7 +30,7 @@ from tests.fixtures.tiny_embedder import clip
 from tests.fixtures.tiny_knower import Knower
 from tests.fixtures.tiny_sidecars import write_tiny_rationales
 from tests.fixtures.tiny_trainer import trainer_of
-from tests.lightning_modules.test_counterfactual_selector import PlantedEvaluator
+from tests.lightning_modules.test_counterfactual_selector import PlantedJudge
 
 BROKEN = {
     "flag-name-00": "is no picture that is read",
@@ -71,7 +71,7 @@ def broken(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data(root: Path, **changes: Any) -> PairDataModule:
     settings: dict[str, Any] = {"pairs": ["pairs/plain"], "batch_size": 4, "group_size": 1}
-    settings |= {"group_weights": {}, "seed": 0}
+    settings |= {"source_weights": {}, "seed": 0}
     return PairDataModule(str(root), **(settings | changes))
 
 
@@ -148,7 +148,7 @@ def test_no_negatives_are_mined_from_the_text_of_a_broken_pair(
 def test_rows_that_nobody_was_asked_about_are_marked(tiny_root: Path, tmp_path: Path) -> None:
     folders = ["pairs/questions", "queries"]
     asked = SideDataModule(
-        str(tiny_root), folders, 8, parts=["train", "test"], tasks=["flag-continent"]
+        str(tiny_root), folders, 8, splits=["train", "test"], tasks=["flag-continent"]
     )
     index = predict(
         RationaleGenerator({"knower": Knower()}), asked, tmp_path / "rationales", tmp_path
@@ -159,11 +159,11 @@ def test_rows_that_nobody_was_asked_about_are_marked(tiny_root: Path, tmp_path: 
     assert marked == {
         entry.key
         for entry in index.entries
-        if entry.meta["part"] not in ("train", "test")
-        or ("group" not in entry.meta and entry.meta["task"] != "flag-continent")
+        if entry.meta["split"] not in ("train", "test")
+        or ("source" not in entry.meta and entry.meta["task"] != "flag-continent")
     }
     assert marked
-    assert silent, "queries by picture, which the worker cannot read: asked, and nothing to say"
+    assert silent, "queries by picture, which the writer cannot read: asked, and nothing to say"
     assert not any(pools[key] for key in marked)
 
 
@@ -177,7 +177,7 @@ def test_a_selection_hands_the_marks_down(tiny_root: Path, tmp_path: Path) -> No
     (tmp_path / "fitted").mkdir()
     settings = {"tau": 1.0, "eta": 0.0, "contrast": "gain", "min_placebo_rank": 0.0}
     write_json(tmp_path / "fitted/selection.json", settings | {"keep_share": 0.5})
-    selector = CounterfactualSelector(PlantedEvaluator(), str(tmp_path / "fitted"), keep_share=0.5)
+    selector = CounterfactualSelector(PlantedJudge(), str(tmp_path / "fitted"), keep_share=0.5)
     pairs = SelectionDataModule(str(tiny_root), str(folder), 5, str(tmp_path / "scores"))
     index = predict(selector, pairs, tmp_path / "selected", tmp_path)
     assert [mark_of(entry.meta) for entry in index.entries] == [NOT_ASKED, *[{}] * 15]

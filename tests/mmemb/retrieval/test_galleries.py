@@ -90,8 +90,8 @@ def test_no_query_has_no_rank() -> None:
     assert best_rank(TiedRanks(empty, empty, empty.bool())).shape == (0,)
 
 
-def test_utilities_hold_the_ranks_that_their_metrics_say(clip_experiment: Experiment) -> None:
-    index = ShardIndex.open(clip_experiment.folder / "utilities")
+def test_depth_values_hold_the_ranks_that_their_metrics_say(clip_experiment: Experiment) -> None:
+    index = ShardIndex.open(clip_experiment.folder / "depth_values")
     queries = ShardIndex.open(clip_experiment.root / "queries")
     for entry in index.entries:
         row = json.loads(index.read(entry, {"json"})["json"])

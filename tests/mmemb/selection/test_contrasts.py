@@ -37,7 +37,9 @@ def _log_p(target: float, *others: float) -> float:
 
 
 def test_contrasts_by_hand() -> None:
-    found = {name: value[0].tolist() for name, value in contrasts(SCORE, num_hard=1).items()}
+    found = {
+        name: value[0].tolist() for name, value in contrasts(SCORE, num_hard_negatives=1).items()
+    }
     none, first, second = _log_p(1, 2, 0), _log_p(3, 2, 1), _log_p(2, 4, 0)
     assert found["raw"][:2] == pytest.approx([first, second], abs=1e-6)
     assert found["gain"][:2] == pytest.approx([first - none, second - none], abs=1e-6)

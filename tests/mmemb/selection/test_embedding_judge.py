@@ -1,4 +1,4 @@
-"""The embedding evaluator: who may judge, what the scores are, and how ragged input is padded."""
+"""The embedding judge: who may judge, what the scores are, and how ragged input is padded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from mmemb.backbones import OpenClipBackbone
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
-from mmemb.selection import EmbeddingEvaluator
+from mmemb.selection import EmbeddingJudge
 from tests.fixtures.paths import CLIP_TINY as TINY
 
 QUERIES = [Side("capital of paris"), Side("capital of rome")]
@@ -42,15 +42,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def score(runs: dict[str, str], facts: list[str], **kwargs: float) -> Tensor:
-    evaluator = EmbeddingEvaluator(runs, **kwargs)
-    return evaluator.score(QUERIES, CANDIDATES, RATIONALES, facts)
+    judge = EmbeddingJudge(runs, **kwargs)
+    return judge.score(QUERIES, CANDIDATES, RATIONALES, facts)
 
 
 def test_scores_are_cosines_without_and_with_each_rationale(runs: dict[str, str]) -> None:
     found = score({"a": runs["a"]}, ["x", "x"], tau=0.5)
     assert found.shape == (2, 3, 3)
     assert found.dtype == torch.float32
-    judge = EmbeddingEvaluator(runs).judges["a"].backbone
+    judge = EmbeddingJudge(runs).judges["a"].backbone
     with torch.no_grad():
         target = judge.encode(CANDIDATES[1])
         query = judge.encode([QUERIES[1]] * 3, [None, *RATIONALES[1]])
@@ -81,38 +81,38 @@ def test_weights_that_were_copied_into_a_judge_bring_their_facts(
     folder = tmp_path / "b"
     shutil.copytree(runs["b"], folder)
     (folder / "backbone/fitted.json").write_text(json.dumps({"facts": ["a"]}))
-    evaluator = EmbeddingEvaluator({"b": str(folder)})
-    assert evaluator.judges["b"].facts == {"a", "b", "both"}
+    judge = EmbeddingJudge({"b": str(folder)})
+    assert judge.judges["b"].facts == {"a", "b", "both"}
 
 
 def test_a_fact_that_every_judge_was_fitted_on_is_refused(runs: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"every judge \(a, b\) was fitted on fact 'both'"):
         score(runs, ["x", "both"])
-    audit = score(runs, ["both", "both"], allow_fitted=True)
+    audit = score(runs, ["both", "both"], allow_trained_facts=True)
     torch.testing.assert_close(audit, score(runs, ["x", "x"]), equal_nan=True)
 
 
 def test_candidates_are_embedded_once(runs: dict[str, str]) -> None:
-    evaluator = EmbeddingEvaluator(runs, batch_size=2)
-    first = evaluator.score(QUERIES, CANDIDATES, RATIONALES, ["x", "x"])
+    judge = EmbeddingJudge(runs, batch_size=2)
+    first = judge.score(QUERIES, CANDIDATES, RATIONALES, ["x", "x"])
     torch.testing.assert_close(first, score(runs, ["x", "x"]), equal_nan=True)
-    judge = evaluator.judges["a"]
-    assert len(judge.known) == 3
-    before = dict(judge.known)
-    evaluator.score(QUERIES, CANDIDATES, [[], []], ["x", "x"])
-    assert all(judge.known[key] is value for key, value in before.items())
+    first_judge = judge.judges["a"]
+    assert len(first_judge.known) == 3
+    before = dict(first_judge.known)
+    judge.score(QUERIES, CANDIDATES, [[], []], ["x", "x"])
+    assert all(first_judge.known[key] is value for key, value in before.items())
 
 
 def test_no_rationales_and_no_pairs(runs: dict[str, str]) -> None:
-    evaluator = EmbeddingEvaluator(runs)
-    assert evaluator.score(QUERIES, CANDIDATES, [[], []], ["x", "x"]).shape == (2, 3, 1)
-    assert evaluator.score([], [], [], []).shape == (0, 0, 1)
+    judge = EmbeddingJudge(runs)
+    assert judge.score(QUERIES, CANDIDATES, [[], []], ["x", "x"]).shape == (2, 3, 1)
+    assert judge.score([], [], [], []).shape == (0, 0, 1)
 
 
 def test_bad_settings_are_named(runs: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"fitted\.json"):
-        EmbeddingEvaluator({"a": str(tmp_path)})
+        EmbeddingJudge({"a": str(tmp_path)})
     with pytest.raises(ValueError, match="at least one judge"):
-        EmbeddingEvaluator({})
+        EmbeddingJudge({})
     with pytest.raises(ValueError, match="tau=0"):
-        EmbeddingEvaluator(runs, tau=0.0)
+        EmbeddingJudge(runs, tau=0.0)

@@ -29,7 +29,7 @@ def test_threshold_keeps_the_share_and_never_more(values: list[int], share: floa
 def test_threshold_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match=r"1\.5"):
         keep_threshold(torch.zeros(3), 1.5)
-    with pytest.raises(ValueError, match="no candidate"):
+    with pytest.raises(ValueError, match="no draft"):
         keep_threshold(torch.tensor([NAN]), 0.5)
 
 

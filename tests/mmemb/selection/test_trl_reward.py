@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmemb.records.inputs import Side
 from mmemb.records.pairs import Pair
-from mmemb.selection import PairEvaluator, YesNoEvaluator
+from mmemb.selection import PairJudge, YesNoJudge
 from mmemb.selection.contrasts import contrasts
 from mmemb.selection.trl_reward import ContrastReward
 from tests.fixtures.tiny_vlm import babbling, folder, note
@@ -19,7 +19,7 @@ from tests.fixtures.tiny_vlm import babbling, folder, note
 
 def pair(n: int) -> Pair:
     return Pair(
-        key=f"p{n}", task="t", part="train", concept=f"c{n}", fact=f"c{n}/f", group="g",
+        key=f"p{n}", task="t", split="train", concept=f"c{n}", fact=f"c{n}/f", source="g",
         gallery="g", query=Side(f"the flag of land {n}"), target=Side(f"flag {n}"),
         target_name=f"flag {n}",
     )  # fmt: skip
@@ -29,7 +29,7 @@ PAIRS = [pair(n) for n in range(3)]
 CANDIDATES = [[p.target, *(q.target for q in PAIRS if q is not p)] for p in PAIRS]
 
 
-class ByName(PairEvaluator):
+class ByName(PairJudge):
     """A rationale that names a candidate brings it closer by 2 (in log-odds)."""
 
     kind = "log_odds"
@@ -72,12 +72,12 @@ def test_a_completion_is_worth_what_it_does_for_its_pair() -> None:
 
 
 def test_a_generative_judge_gives_rewards() -> None:
-    judge = YesNoEvaluator(str(folder("qwen3_vl")))
+    judge = YesNoJudge(str(folder("qwen3_vl")))
     said = ["<answer>red</answer>", "<answer>a blue and white flag</answer>"]
     found = ContrastReward(judge, PAIRS, CANDIDATES)(["", ""], said, [0, 0])
     notes = [note(text) for text in said]
     scores = judge.score([PAIRS[0].query], CANDIDATES[:1], [notes], [PAIRS[0].fact])
-    gain_BK = contrasts(scores, kind="log_odds", num_hard=10)["gain"]
+    gain_BK = contrasts(scores, kind="log_odds", num_hard_negatives=10)["gain"]
     assert found == pytest.approx(gain_BK[0].clamp(-3, 3).tolist(), abs=1e-4)
     assert found[0] != found[1]
 

@@ -1,4 +1,4 @@
-"""YesNoEvaluator: sharing what has been read changes no score."""
+"""YesNoJudge: sharing what has been read changes no score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmemb.llm.decoding.cached_rows import CachedRows, collate
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
-from mmemb.selection import JudgeStyle, YesNoEvaluator
+from mmemb.selection import JudgeStyle, YesNoJudge
 from mmemb.selection.contrasts import contrasts
 from tests.fixtures.tiny_vlm import NOTE, ON_EACH, SIDES, folder, note
 
@@ -29,12 +29,12 @@ FACTS = ["a/b", "c/d"]
 
 
 @pytest.fixture(params=ON_EACH)
-def judge(request: pytest.FixtureRequest) -> YesNoEvaluator:
-    return YesNoEvaluator(str(folder(request.param)))
+def judge(request: pytest.FixtureRequest) -> YesNoJudge:
+    return YesNoJudge(str(folder(request.param)))
 
 
-def qwen(**settings: Any) -> YesNoEvaluator:
-    return YesNoEvaluator(str(folder("qwen3_vl")), **settings)
+def qwen(**settings: Any) -> YesNoJudge:
+    return YesNoJudge(str(folder("qwen3_vl")), **settings)
 
 
 def joined(pieces: list[Prompt]) -> Prompt:
@@ -46,7 +46,7 @@ def joined(pieces: list[Prompt]) -> Prompt:
 
 
 @torch.no_grad()
-def naive(judge: YesNoEvaluator, query: Side, candidate: Side, said: Rationale | None) -> float:
+def naive(judge: YesNoJudge, query: Side, candidate: Side, said: Rationale | None) -> float:
     """The whole prompt at once, with transformers' own positions."""
     prompts = judge.prompts
     pieces = [prompts.query(query), prompts.candidate(query, candidate)]
@@ -58,7 +58,7 @@ def naive(judge: YesNoEvaluator, query: Side, candidate: Side, said: Rationale |
     return float(yes - no)
 
 
-def all_naive(judge: YesNoEvaluator) -> Tensor:
+def all_naive(judge: YesNoJudge) -> Tensor:
     scores = torch.full((2, 5, 3), -torch.inf)
     for row, query in enumerate(QUERIES):
         for column, said in enumerate([None, *NOTES[row]]):
@@ -68,7 +68,7 @@ def all_naive(judge: YesNoEvaluator) -> Tensor:
     return scores
 
 
-def test_shared_prefixes_equal_whole_prompts(judge: YesNoEvaluator) -> None:
+def test_shared_prefixes_equal_whole_prompts(judge: YesNoJudge) -> None:
     expected = all_naive(judge)
     scale = float(expected[expected.isfinite()].std())
     for rows in (64, 3, 1):
@@ -148,7 +148,7 @@ def test_its_scores_have_the_contrasts_of_log_odds() -> None:
 
 def test_a_judge_does_not_judge_what_it_was_fitted_on(tmp_path: Path) -> None:
     (tmp_path / "fitted.json").write_text(json.dumps({"facts": ["c/d"]}))
-    judge = qwen(fitted=str(tmp_path / "fitted.json"))
+    judge = qwen(trained_facts=str(tmp_path / "fitted.json"))
     with pytest.raises(ValueError, match="was fitted on fact 'c/d'"):
         judge.score(QUERIES, CANDIDATES, NOTES, FACTS)
 
@@ -156,7 +156,7 @@ def test_a_judge_does_not_judge_what_it_was_fitted_on(tmp_path: Path) -> None:
 def test_a_judge_in_a_run_is_fitted_on_the_facts_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "fitted.json").write_text(json.dumps({"facts": ["c/d"]}))
-    assert YesNoEvaluator(str(tmp_path / "model")).facts == {"c/d"}
+    assert YesNoJudge(str(tmp_path / "model")).facts == {"c/d"}
 
 
 def test_a_tokenizer_reads_no_more_of_a_text_than_may_stay(

@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
 
     def fail() -> None:
         with whole_file(path) as temporary:
-            temporary.write_text("half")
+            temporary.write_text("fold")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -177,7 +177,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
 
     def fail() -> None:
         with whole_folder(tmp_path / "gate") as fresh:
-            (fresh / "weights.pt").write_text("half")
+            (fresh / "weights.pt").write_text("fold")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):

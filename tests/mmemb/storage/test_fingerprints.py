@@ -18,7 +18,7 @@ from mmemb.storage.manifests import MANIFEST, Origin
 from mmemb.storage.shard_writer import Sample, finish_manifest, write_folder, write_shard
 from mmemb.storage.trained_facts import (
     FACTS,
-    FittedFacts,
+    TrainedFacts,
     inherited_facts,
     read_facts,
     trained_facts,
@@ -51,7 +51,7 @@ def test_settings_decide_and_their_order_does_not() -> None:
 def test_a_file_counts_with_its_bytes(tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.json"
     prompt.write_text("{}")
-    settings = {"workers": {"w": {"prompt": str(prompt)}}}
+    settings = {"writers": {"w": {"prompt": str(prompt)}}}
     before = fingerprint(settings)
     prompt.write_text("{ }")
     assert fingerprint(settings) != before
@@ -191,11 +191,11 @@ def test_facts_are_handed_down_by_every_run_that_is_named(tmp_path: Path) -> Non
 
 
 def test_facts_that_only_set_a_number_are_handed_down_apart(tmp_path: Path) -> None:
-    facts = FittedFacts(frozenset({"fr"}), frozenset({"de"}))
+    facts = TrainedFacts(frozenset({"fr"}), frozenset({"de"}))
     write_facts(tmp_path / "selected/fitted.json", facts)
     assert inherited_facts([str(tmp_path / "selected")]) == facts
     assert read_facts(tmp_path / "selected/fitted.json") == {"fr"}, "the others bar nothing"
-    assert facts.as_calibrated() == FittedFacts(calibrated=frozenset({"fr", "de"}))
+    assert facts.as_calibrated() == TrainedFacts(calibrated=frozenset({"fr", "de"}))
 
 
 def write_weights(folder: Path) -> Path:
@@ -210,7 +210,7 @@ def write_weights(folder: Path) -> Path:
 @pytest.mark.parametrize("part", ["backbone", "backbone/model"])
 def test_copied_weights_carry_their_facts(tmp_path: Path, part: str) -> None:
     write_weights(tmp_path / "run/backbone")
-    facts = FittedFacts(frozenset({"fr"}), frozenset({"de"}))
+    facts = TrainedFacts(frozenset({"fr"}), frozenset({"de"}))
     write_run_facts(tmp_path / "run", facts)
     shutil.copytree(tmp_path / "run" / part, tmp_path / "copy/of/a/model/somewhere")
     assert inherited_facts(str(tmp_path / "copy/of/a/model/somewhere")) == facts
@@ -226,7 +226,7 @@ def test_a_model_without_a_list_may_not_judge(tmp_path: Path) -> None:
     """The list stayed behind when the weights were copied by an older version."""
     model = str(write_weights(tmp_path / "copy"))
     inherited = inherited_facts({"backbone": {"folder": model}})
-    assert inherited == FittedFacts(unknown=frozenset({model}))
+    assert inherited == TrainedFacts(unknown=frozenset({model}))
     write_facts(tmp_path / "judge/fitted.json", inherited)
     with pytest.raises(ValueError, match=r"copy goes back to are unknown.*Copy fitted\.json"):
         read_facts(tmp_path / "judge/fitted.json")
@@ -251,16 +251,16 @@ def test_a_sidecar_that_lost_its_list_may_not_teach_a_judge(
     )  # fmt: skip
     finish_manifest(folder, "f", [origin.shard])
     unknown = frozenset() if is_known else frozenset({str(folder)})
-    assert inherited_facts(str(folder)) == FittedFacts(unknown=unknown)
+    assert inherited_facts(str(folder)) == TrainedFacts(unknown=unknown)
 
-    write_facts(folder / FACTS, FittedFacts(frozenset({"a"})))
-    assert inherited_facts(str(folder)) == FittedFacts(frozenset({"a"}))
+    write_facts(folder / FACTS, TrainedFacts(frozenset({"a"})))
+    assert inherited_facts(str(folder)) == TrainedFacts(frozenset({"a"}))
 
 
 def test_a_data_root_hands_no_facts_down(tmp_path: Path) -> None:
     """Its own manifest lists no shards, which lie in folders below it."""
     write_json(tmp_path / MANIFEST, {"fingerprint": "f"})
-    assert inherited_facts(str(tmp_path)) == FittedFacts()
+    assert inherited_facts(str(tmp_path)) == TrainedFacts()
 
 
 def test_a_checkpoint_hands_down_the_facts_of_its_run(tmp_path: Path) -> None:

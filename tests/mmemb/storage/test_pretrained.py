@@ -20,9 +20,9 @@ from experiments.plan.models import model_on_meta
 from mmemb.backbones import JointEncoder, OpenClipBackbone, VisionLanguageBackbone
 from mmemb.llm import FewShotPrompt
 from mmemb.llm.prompts.chat_model import ChatModel
-from mmemb.rationales import LanguageModelWorker, VisionLanguageWorker
+from mmemb.rationales import LanguageModelWriter, VisionLanguageWriter
 from mmemb.records.inputs import Side
-from mmemb.selection import YesNoEvaluator
+from mmemb.selection import YesNoJudge
 from mmemb.storage.pretrained import check_model, load_pretrained
 from tests.fixtures.tiny_backbones import TINY
 from tests.fixtures.tiny_models import write_chat_model, write_text_encoder
@@ -95,9 +95,11 @@ READERS: dict[str, Callable[[str], object]] = {
     "tokenizer of open_clip": lambda folder: OpenClipBackbone(TINY, tokenizer=folder),
     "chat model": lambda folder: chat(folder).model,
     "its tokenizer": lambda folder: chat(folder).tokenizer,
-    "language model worker": lambda folder: LanguageModelWorker(folder, PROMPT).probe([Side("a")]),
-    "vision-language worker": lambda folder: VisionLanguageWorker(folder).reads,
-    "judge": lambda folder: YesNoEvaluator(folder)._model,
+    "language model writer": lambda folder: LanguageModelWriter(folder, PROMPT).prompt_states(
+        [Side("a")]
+    ),
+    "vision-language writer": lambda folder: VisionLanguageWriter(folder).reads,
+    "judge": lambda folder: YesNoJudge(folder)._model,
     "plan of a joint encoder": lambda folder: JointLengths({"text_model": folder}, 6),
     "plan of a processor": processor_of,
     "plan of layers": model_on_meta,
@@ -137,7 +139,7 @@ def test_a_folder_that_sends_its_reader_elsewhere_is_refused(tmp_path: Path) -> 
     edit(folder / "config.json", use_pretrained_backbone=False)
     edit(folder / "adapter_config.json", base_model_name_or_path="someone/else", peft_type="LORA")
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json, which names another"):
-        LanguageModelWorker(str(folder), PROMPT).probe([Side("a")])
+        LanguageModelWriter(str(folder), PROMPT).prompt_states([Side("a")])
 
 
 @pytest.mark.parametrize(

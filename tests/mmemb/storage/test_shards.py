@@ -35,7 +35,7 @@ def make_samples(keys: range) -> list[Sample]:
         Sample(
             f"k{k}",
             {"json": json.dumps({"k": k}).encode(), "q0.000.webp": b"picture%d" % k},
-            {"part": "train"},
+            {"split": "train"},
         )
         for k in keys
     ]
@@ -58,7 +58,7 @@ def test_folder_reads_back_by_key(tmp_path):
     assert index.shard_names == tuple(f"plain-{i:06d}.tar" for i in range(3))
     assert [entry.key for entry in index.entries] == [f"k{k}" for k in range(10)]
     entry = index.by_key["k7"]
-    assert entry.meta == {"part": "train"}
+    assert entry.meta == {"split": "train"}
     assert set(entry.media) == {"q0.000.webp"}
     assert index.read(entry) == {"json": b'{"k": 7}', "q0.000.webp": b"picture7"}
     assert index.read(entry, {"json"}) == {"json": b'{"k": 7}'}
@@ -114,7 +114,7 @@ def prepare_again(folder: Path, text: bytes) -> None:
 
 
 def test_a_shard_that_is_prepared_again_while_it_is_read_is_one_clear_error(tmp_path):
-    """Its offsets would lead to bytes of other samples; workers have their copy of the index."""
+    """Its offsets would lead to bytes of other samples; writers have their copy of the index."""
     prepare_again(tmp_path, b"old")
     index = ShardIndex.open(tmp_path)
     index.read(index.entries[0])
@@ -331,10 +331,10 @@ def test_a_manifest_that_lost_a_shard(tmp_path):
 
 def test_a_meta_key_that_an_index_lacks_says_what_to_do(tmp_path):
     entry = pickle.loads(pickle.dumps(ShardIndex.open(write(tmp_path)))).entries[0]
-    assert (entry.meta["part"], entry.meta.get("task"), "task" in entry.meta) == (
+    assert (entry.meta["split"], entry.meta.get("task"), "task" in entry.meta) == (
         "train", None, False,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"lacks 'task' in its meta; it has \['part'\].*again"):
+    with pytest.raises(ValueError, match=r"lacks 'task' in its meta; it has \['split'\].*again"):
         entry.meta["task"]
 
 

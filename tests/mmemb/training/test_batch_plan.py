@@ -20,7 +20,7 @@ group_sizes = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 50), min_s
 def make_entries(sizes: dict[str, int]) -> list[IndexEntry]:
     names = chain.from_iterable([group] * size for group, size in sizes.items())
     return [
-        IndexEntry(f"k{i}", f"s-{i // 7:06d}.tar", {}, {"group": name})
+        IndexEntry(f"k{i}", f"s-{i // 7:06d}.tar", {}, {"source": name})
         for i, name in enumerate(names)
     ]
 
@@ -49,7 +49,7 @@ def test_ranks_share_a_batch_and_groups_are_homogeneous(sizes, groups, group_siz
         assert len({len(part) for part in parts}) == 1
     entries = make_entries(sizes)
     for i in range(0, batch_size, group_size):
-        assert len({entries[p].meta["group"] for p in positions[i : i + group_size]}) == 1
+        assert len({entries[p].meta["source"] for p in positions[i : i + group_size]}) == 1
 
 
 @fast
@@ -70,7 +70,7 @@ def test_weights_are_exact_over_a_cycle(weights, turn):
     length = sum(plan.groups.values())
     entries = make_entries(dict.fromkeys(weights, 9))
     drawn = Counter(
-        entries[plan.positions(step)[0]].meta["group"]
+        entries[plan.positions(step)[0]].meta["source"]
         for step in range(turn * length, (turn + 1) * length)
     )
     assert drawn == {name: count for name, count in plan.groups.items() if count}

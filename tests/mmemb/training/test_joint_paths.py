@@ -32,7 +32,7 @@ from tests.lightning_modules.test_scale import rank_trainer, twice, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode")
 
-ALL = PathLosses(reasoning=1.0, cross=0.5, writing=0.3)
+ALL = PathLosses(reasoned=1.0, cross=0.5, next_token=0.3)
 TAU = torch.tensor(0.2)
 CACHES = (None, GradientCache(micro_batch_size=3))
 CELLS = list(itertools.product(("ddp", "fsdp2"), CACHES, (False, True), (False, True)))
@@ -48,7 +48,7 @@ def thoughtful(first: int, valid: int, step: int = 2) -> PairBatch:
     return replace(batch, target_rationales=notes)
 
 
-PARTS = [thoughtful(0, 5), thoughtful(ROWS, 0, step=3)]  # the second rank's queries do not reason
+SPLITS = [thoughtful(0, 5), thoughtful(ROWS, 0, step=3)]  # the second rank's queries do not reason
 
 
 def vlm(name: str = "qwen3_vl") -> VisionLanguageBackbone:
@@ -62,13 +62,15 @@ def gradients(backbone: VisionLanguageBackbone, loss: Tensor) -> dict[str, Tenso
 
 
 def total(vectors: PairVectors, batch: PairBatch, **weights: float) -> Tensor:
-    losses = PathLosses(**{"direct": 1.0, "reasoning": 1.0, "cross": 0.5, "writing": 0.3} | weights)
+    losses = PathLosses(
+        **{"direct": 1.0, "reasoned": 1.0, "cross": 0.5, "next_token": 0.3} | weights
+    )
     return sum(losses.compute(vectors, batch, TAU).values(), torch.zeros(()))
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", pytest.param("qwen3_5", marks=pytest.mark.slow)])
 def test_micro_batches_have_the_gradients_of_the_whole(name: str) -> None:
-    backbone, batch = vlm(name), joined(PARTS)
+    backbone, batch = vlm(name), joined(SPLITS)
     whole = gradients(backbone, total(pair_vectors(backbone, batch), batch))
     cache = GradientCache(micro_batch_size=5)
     parts = gradients(backbone, total(pair_vectors(backbone, batch, cache=cache), batch))
@@ -83,9 +85,9 @@ def test_the_losses_are_those_of_the_method() -> None:
     vectors = pair_vectors(backbone, batch)
     with torch.no_grad():
         thought = backbone.encode(batch.targets, batch.target_rationales)
-        assert (vectors.thought_BD - thought).abs().max() < 1e-5
+        assert (vectors.reasoned_target_BD - thought).abs().max() < 1e-5
         assert (vectors.target_BD - backbone.encode(batch.targets)).abs().max() < 1e-5
-    found = PathLosses(direct=2.0, reasoning=3.0, cross=5.0, writing=7.0).compute(
+    found = PathLosses(direct=2.0, reasoned=3.0, cross=5.0, next_token=7.0).compute(
         vectors, batch, TAU
     )
 
@@ -99,15 +101,15 @@ def test_the_losses_are_those_of_the_method() -> None:
     thought_of = [r is not None for r in batch.target_rationales]
     both = [a and b for a, b in zip(asked, thought_of, strict=True)]
     direct, target = vectors.query_BD, vectors.target_BD
-    reasoned, thought = vectors.reasoned_BD, vectors.thought_BD
+    reasoned, thought = vectors.reasoned_BD, vectors.reasoned_target_BD
     tokens = float(vectors.nll_B.sum().detach()) / float(vectors.num_tokens_B.sum())
     assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
         {
             "direct": 2 * term(direct, target, [True] * ROWS),
-            "reasoning": 3 * term(reasoned, thought, asked),
+            "reasoned": 3 * term(reasoned, thought, asked),
             "cross_query": 5 * term(reasoned, target, both),
             "cross_target": 5 * term(direct, thought, thought_of),
-            "writing": 7 * tokens,
+            "next_token": 7 * tokens,
         },
         rel=1e-5,
     )
@@ -115,7 +117,7 @@ def test_the_losses_are_those_of_the_method() -> None:
 
 def test_detached_writing_trains_the_head_alone() -> None:
     backbone, batch = vlm(), thoughtful(0, 5)
-    alone = {"direct": 0.0, "reasoning": 1e-30, "cross": 0.0, "writing": 1.0}
+    alone = {"direct": 0.0, "reasoned": 1e-30, "cross": 0.0, "next_token": 1.0}
 
     def trained(detach: bool) -> set[str]:
         loss = total(pair_vectors(backbone, batch, detach=detach), batch, **alone)
@@ -140,9 +142,9 @@ def test_logits_are_made_only_where_writing_is_trained() -> None:
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not write"):
-        ContrastiveEmbedder(joint(tmp_path), losses=PathLosses(writing=1.0))
+        ContrastiveEmbedder(joint(tmp_path), losses=PathLosses(next_token=1.0))
     with pytest.raises(ValueError, match="need rationales"):
-        PathLosses(reasoning=0.0, cross=1.0)
+        PathLosses(reasoned=0.0, cross=1.0)
 
 
 def module_of(start: Path, cell: Any) -> ContrastiveEmbedder:
@@ -150,7 +152,7 @@ def module_of(start: Path, cell: Any) -> ContrastiveEmbedder:
     return ContrastiveEmbedder(
         load_backbone(str(start)),
         partial(torch.optim.SGD, lr=0.1),
-        num_warmup=1,
+        num_warmup_steps=1,
         lora=LoraSettings(2) if lora else None,
         gradient_cache=cache,
         gradient_checkpointing=checkpointing,
@@ -165,20 +167,20 @@ def assert_cells(folder: Path, name: str, cells: list[Any]) -> None:
     expected = {}
     for lora in {cell[3] for cell in cells}:
         module = module_of(start, (None, None, False, lora))
-        whole = twice([joined(PARTS)])
+        whole = twice([joined(SPLITS)])
         trainer_of(folder / f"lora-{lora}", max_steps=2).fit(module, datamodule=whole)
         expected[lora] = weights(folder / f"lora-{lora}")
 
     def train(rank: int) -> None:
         for number, cell in enumerate(cells):
             trainer = rank_trainer(rank, folder / str(number), cell[0])
-            trainer.fit(module_of(start, cell), datamodule=twice(PARTS))
+            trainer.fit(module_of(start, cell), datamodule=twice(SPLITS))
 
     run_ranks(train, seconds=300)
-    untrained = load_backbone(str(start)).encode(PARTS[0].targets).detach()
+    untrained = load_backbone(str(start)).encode(SPLITS[0].targets).detach()
     for number, cell in enumerate(cells):
         vectors = [
-            load_backbone(str(path / "backbone")).encode(PARTS[0].targets).detach()
+            load_backbone(str(path / "backbone")).encode(SPLITS[0].targets).detach()
             for path in (folder / str(number), folder / f"lora-{cell[3]}")
         ]
         assert (vectors[0] - vectors[1]).abs().max() < 1e-4, cell

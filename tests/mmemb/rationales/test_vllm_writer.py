@@ -1,4 +1,4 @@
-"""VllmWorker against a stand-in with vLLM's interface: what is asked, and what is made of it."""
+"""VllmWriter against a stand-in with vLLM's interface: what is asked, and what is made of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, final
 import pytest
 import torch
 
-from mmemb.rationales import NO_DRAW, VllmWorker, load_worker
+from mmemb.rationales import NO_DRAW, VllmWriter, load_writer
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
 
@@ -131,8 +131,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def worker(folder: Path, prompt: str = "tags.json", **kwargs: Any) -> VllmWorker:
-    return VllmWorker(str(folder / "model"), str(folder / prompt), **kwargs)
+def make_writer(folder: Path, prompt: str = "tags.json", **kwargs: Any) -> VllmWriter:
+    return VllmWriter(str(folder / "model"), str(folder / prompt), **kwargs)
 
 
 def as_text(prompt: Mapping[str, Any]) -> str:
@@ -143,13 +143,13 @@ def test_every_draw_is_one_request_with_its_seed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = install(monkeypatch, Engine())
-    writer = worker(folder, engine={"max_model_len": 512})
+    writer = make_writer(folder, engine={"max_model_len": 512})
     assert not engine.made, "it loads with the first draw"
     written = writer.write(SIDES, SEEDS)
     assert [[r.seed for r in pool] for pool in written] == [SEEDS[0].tolist(), [], [2**62 + 25, 26]]
     assert written[0][0] == Rationale(
         text="<think>It is France.</think><answer>France</answer>",
-        worker="vllm",
+        writer="vllm",
         model="model",
         revision=writer.revision,
         prompt=writer.prompt.identity,
@@ -177,12 +177,12 @@ def test_every_draw_is_one_request_with_its_seed(
     }  # fmt: skip
 
 
-def test_equal_calls_ask_equally_and_a_saved_worker_is_the_same(
+def test_equal_calls_ask_equally_and_a_saved_writer_is_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = install(monkeypatch, Engine(lambda params: f"{params.get('seed')}{GOOD}"))
-    writer = worker(folder, reads=["text", "image"], engine={"max_model_len": 99}, top_k=7)
-    again = load_worker(writer.spec())
+    writer = make_writer(folder, reads=["text", "image"], engine={"max_model_len": 99}, top_k=7)
+    again = load_writer(writer.spec())
     assert writer.write(SIDES[::2], SEEDS[::2]) == again.write(SIDES[::2], SEEDS[::2])
     assert engine.calls[0] == engine.calls[1]
     assert again.identity() == writer.identity()
@@ -190,14 +190,14 @@ def test_equal_calls_ask_equally_and_a_saved_worker_is_the_same(
 
 def test_draws_that_were_cut_have_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Engine("It is</think><answer>Fra", "length", None))
-    ((cut,),) = worker(folder).write(SIDES[:1], SEEDS[:1, :1])
+    ((cut,),) = make_writer(folder).write(SIDES[:1], SEEDS[:1, :1])
     assert (cut.text, cut.answer) == ("<think>It is</think><answer>Fra", "")
     assert cut.log_probability is None
     install(monkeypatch, Engine(GOOD, "length"))
-    ((whole,),) = worker(folder).write(SIDES[:1], SEEDS[:1, :1])
+    ((whole,),) = make_writer(folder).write(SIDES[:1], SEEDS[:1, :1])
     assert whole.answer == "France", "the closing text came with the last token"
     engine = install(monkeypatch, Engine("France"))
-    ((short,),) = worker(folder, "short.json").write(SIDES[:1], SEEDS[:1, :1])
+    ((short,),) = make_writer(folder, "short.json").write(SIDES[:1], SEEDS[:1, :1])
     assert (short.text, short.depth) == ("<answer>France</answer>", SHORT)
     assert engine.calls[0][1][0]["stop"] is None, "an empty text would be an error"
 
@@ -207,13 +207,13 @@ def test_pictures_and_frames_travel_in_order(folder: Path, monkeypatch: pytest.M
     pixels = torch.randint(0, 256, (3, 5, 8), dtype=torch.uint8)
     frames = tuple(Media("frame", str(n), pixels.roll(n, 2)) for n in range(2))
     sides = [Side(text="what", media=(Media("image", "a", pixels),)), Side(media=frames)]
-    writer = worker(folder, reads=["text", "image", "video"], max_image_side=4, max_pictures=2)
+    writer = make_writer(folder, reads=["text", "image", "video"], max_image_side=4, max_pictures=2)
     writer.write(sides, torch.tensor([[GREEDY], [5]]))
     (first, second), _ = engine.calls[0]
     assert as_text(first).splitlines()[-2:] == ["user: #what", "assistant: <think>"]
     assert as_text(second).splitlines()[-2] == "user: ##"
     assert [max(p.size) for p in second["multi_modal_data"]["image"]] == [4, 4]
-    large = worker(folder, reads=["text", "image", "video"])
+    large = make_writer(folder, reads=["text", "image", "video"])
     large.write(sides, torch.tensor([[GREEDY], [5]]))
     shown = engine.calls[1][0][1]["multi_modal_data"]["image"]
     for image, frame in zip(shown, frames, strict=True):
@@ -225,14 +225,14 @@ def test_pictures_and_frames_travel_in_order(folder: Path, monkeypatch: pytest.M
     assert wide <= 180 * high, "processors refuse pictures more than 200 times as long as wide"
     assert [made["limit_mm_per_prompt"]["image"] for made in engine.made] == [2, 8]
     with pytest.raises(ValueError, match=r"2 pictures or frames, more than max_pictures \(1\)"):
-        worker(folder, reads=["video"], max_pictures=1).write(sides[1:], SEEDS[:1])
+        make_writer(folder, reads=["video"], max_pictures=1).write(sides[1:], SEEDS[:1])
     with pytest.raises(ValueError, match="Set `decode: true` of SideDataModule"):
-        worker(folder, reads=["image"]).write(SIDES[1:2], SEEDS[:1])
+        make_writer(folder, reads=["image"]).write(SIDES[1:2], SEEDS[:1])
 
 
 def test_identities_cover_what_shapes_a_draw(folder: Path, tmp_path: Path) -> None:
-    same = worker(folder, engine={"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2})
-    assert same.draw_identity() == worker(folder).draw_identity()
+    same = make_writer(folder, engine={"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2})
+    assert same.draw_identity() == make_writer(folder).draw_identity()
     for change in (
         {"temperature": 0.5},
         {"prompt": "open.json"},
@@ -240,9 +240,9 @@ def test_identities_cover_what_shapes_a_draw(folder: Path, tmp_path: Path) -> No
         {"max_image_side": 9},
         {"dtype": "float16"},
     ):
-        assert worker(folder, **change).draw_identity() != worker(folder).draw_identity()
+        assert make_writer(folder, **change).draw_identity() != make_writer(folder).draw_identity()
     one, two = (
-        VllmWorker("owner/model", str(folder / "tags.json"), revision=r) for r in ("abc", "def")
+        VllmWriter("owner/model", str(folder / "tags.json"), revision=r) for r in ("abc", "def")
     )
     assert (one.model, one.revision) == ("owner/model", "abc")
     assert one.identity() != two.identity()
@@ -253,11 +253,11 @@ def test_without_vllm_there_is_one_clear_error(
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
     nothing = torch.full((3, 1), NO_DRAW)
-    assert worker(folder).write(SIDES, nothing) == [[], [], []], "nobody asked for a draw"
+    assert make_writer(folder).write(SIDES, nothing) == [[], [], []], "nobody asked for a draw"
     with pytest.raises(ValueError, match=r"needs vLLM.*pip install -e '\.\[vllm\]'"):
-        worker(folder).write(SIDES, SEEDS)
+        make_writer(folder).write(SIDES, SEEDS)
     with pytest.raises(ValueError, match="has no hidden state"):
-        worker(folder).probe(SIDES)
+        make_writer(folder).prompt_states(SIDES)
 
 
 @pytest.mark.parametrize(
@@ -273,4 +273,4 @@ def test_without_vllm_there_is_one_clear_error(
 def test_mistakes_are_one_clear_error(folder: Path, changes: dict[str, Any], message: str) -> None:
     settings = {"model": str(folder / "model"), "prompt": str(folder / "tags.json")}
     with pytest.raises(ValueError, match=message):
-        VllmWorker(**settings | changes)
+        VllmWriter(**settings | changes)

@@ -1,4 +1,4 @@
-"""ServerWorker against a chat server on loopback that answers late, wrongly or not at all."""
+"""ServerWriter against a chat server on loopback that answers late, wrongly or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from mmemb.llm import FewShotPrompt
-from mmemb.rationales import NO_DRAW, ServerWorker, load_worker
+from mmemb.rationales import NO_DRAW, ServerWriter, load_writer
 from mmemb.rationales.chat_api.reply import Reply
 from mmemb.rationales.writers.server import tagged
 from mmemb.records.inputs import Media, Side
@@ -31,8 +31,8 @@ from tests.fixtures.chat_server import (
     SIDES,
     Said,
     chat,
+    make_writer,
     serving,
-    worker,
     write_prompts,
 )
 
@@ -47,12 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_requests_hold_the_prompt_and_nothing_that_servers_disagree_about(folder: Path) -> None:
     with serving(lambda number, body: chat(GOOD, usage={"completion_tokens": 9})) as stub:
-        writer = worker(folder, stub.url, concurrency=1, revision="r1", name="vlm")
+        writer = make_writer(folder, stub.url, concurrency=1, revision="r1", name="vlm")
         written = writer.write(SIDES, SEEDS)
     assert [[r.seed for r in pool] for pool in written] == [SEEDS[0].tolist(), [], [2**62 + 25, 26]]
     assert written[0][0] == Rationale(
         text="<think>It is France.</think><answer>France</answer>",
-        worker="vlm",
+        writer="vlm",
         model="tiny",
         revision="r1",
         prompt=writer.prompt.identity,
@@ -88,10 +88,10 @@ def test_equal_calls_send_equal_requests_and_keep_their_order(folder: Path) -> N
 
     sides, seeds = [Side(text=f"s{n}") for n in range(5)], torch.arange(15).reshape(5, 3)
     with serving(answer) as stub:
-        writer = worker(folder, stub.url)
+        writer = make_writer(folder, stub.url)
         first = writer.write(sides, seeds)
         assert stub.most_active == 4, "and never more"
-        assert first == load_worker(writer.spec()).write(sides, seeds)
+        assert first == load_writer(writer.spec()).write(sides, seeds)
     plain = [[(r.thinking, r.answer) for r in pool] for pool in first]
     assert plain == [[(f"s{n}", str(3 * n + k)) for k in range(3)] for n in range(5)]
     asked = sorted(map(json.dumps, stub.bodies))
@@ -106,8 +106,10 @@ def test_pictures_travel_as_they_are(folder: Path) -> None:
     sides = [Side(text="what", media=(Media("image", "a", pixels),)), Side(media=frames)]
     reads = ["text", "image", "video"]
     with serving(lambda number, body: chat(GOOD)) as stub:
-        worker(folder, stub.url, reads=reads, concurrency=1).write(sides, torch.ones(2, 1).long())
-        small = worker(folder, stub.url, reads=["text", "image"], max_image_side=4)
+        make_writer(folder, stub.url, reads=reads, concurrency=1).write(
+            sides, torch.ones(2, 1).long()
+        )
+        small = make_writer(folder, stub.url, reads=["text", "image"], max_image_side=4)
         assert small.write(sides, torch.ones(2, 1).long())[1] == [], "it reads no video"
     whole, video, shrunk = (body["messages"][-1]["content"] for body in stub.bodies)
     assert whole[1:] == [{"type": "text", "text": "what"}]
@@ -124,7 +126,7 @@ def test_pictures_travel_as_they_are(folder: Path) -> None:
 
 
 def test_pictures_that_were_not_decoded_are_one_clear_error(folder: Path) -> None:
-    writer = worker(folder, "http://127.0.0.1:1/v1", reads=["image"])
+    writer = make_writer(folder, "http://127.0.0.1:1/v1", reads=["image"])
     with pytest.raises(ValueError, match=r"Set `decode: true` of SideDataModule"):
         writer.write(SIDES, SEEDS)
     nothing = torch.full((3, 1), NO_DRAW)
@@ -169,7 +171,7 @@ def test_reasoning_is_the_thought_and_what_was_cut_has_no_answer(folder: Path) -
         chat(None, "length", reasoning_content="Paris"),
     ]
     with serving(lambda number, body: said[number]) as stub:
-        writer = worker(folder, stub.url, concurrency=1)
+        writer = make_writer(folder, stub.url, concurrency=1)
         (pool,) = writer.write(SIDES[:1], torch.arange(4)[None])
     expected = "<think>Paris is there.</think><answer>France</answer>"
     assert [r.text for r in pool[:2]] == [expected] * 2
@@ -181,17 +183,19 @@ def test_reasoning_is_the_thought_and_what_was_cut_has_no_answer(folder: Path) -
 
 
 def test_identity_covers_what_is_asked_and_not_where(folder: Path) -> None:
-    one = worker(folder, "http://127.0.0.1:1/v1")
+    one = make_writer(folder, "http://127.0.0.1:1/v1")
     patient = {"concurrency": 1, "timeout_s": 9.0, "retries": 0, "backoff_s": 2.0}
-    same = worker(folder, "https://elsewhere.org/v1/", api_key_env="K", **patient)
+    same = make_writer(folder, "https://elsewhere.org/v1/", api_key_env="K", **patient)
     assert one.identity() == same.identity()
     changed: list[dict[str, Any]] = [
         {"prompt": "tags.json"}, {"revision": "2"}, {"name": "other"}, {"temperature": 0.7},
         {"top_p": 0.9}, {"max_new_tokens": 95}, {"reads": ["text", "image"]}, {"max_image_side": 9},
     ]  # fmt: skip
-    found = {worker(folder, "http://127.0.0.1:1/v1", **change).identity() for change in changed}
+    found = {
+        make_writer(folder, "http://127.0.0.1:1/v1", **change).identity() for change in changed
+    }
     assert len(found | {one.identity()}) == len(changed) + 1
-    assert load_worker(same.spec()).spec() == same.spec()
+    assert load_writer(same.spec()).spec() == same.spec()
     assert one.concepts == {"country:it"}
 
 
@@ -207,19 +211,19 @@ def test_fingerprints_cover_what_is_asked_and_not_where() -> None:
     from tests.fixtures.tiny_experiment import CONFIGS, POCKET, settings_kept
 
     quieten()
-    files = (POCKET / "rationales.yaml", CONFIGS / "worker/server.yaml")
+    files = (POCKET / "rationales.yaml", CONFIGS / "writer/server.yaml")
     with settings_kept():
         config = parse(["predict", *(word for file in files for word in ("--config", str(file)))])
-    server = config.model.init_args.workers["server"].init_args
+    server = config.model.init_args.writers["server"].init_args
     first = run_fingerprint(config, "predict")
     moved = {"url": "https://elsewhere.org/v1", "concurrency": 1, "timeout_s": 9.0, "retries": 0}
     for key, value in (moved | {"backoff_s": 2.0, "api_key_env": "K"}).items():
         server[key] = value
     assert run_fingerprint(config, "predict") == first
-    whole = settings_of(config, "predict", machine=True)["model"]["init_args"]["workers"]
+    whole = settings_of(config, "predict", machine=True)["model"]["init_args"]["writers"]
     assert whole["server"]["init_args"]["url"] == moved["url"], "as a run records it"
-    inner = {"worker": {"class_path": "mmemb.rationales.ServerWorker", "init_args": moved}}
-    outer = {"class_path": "mmemb.rationales.LabelBridgeWorker", "init_args": inner}
+    inner = {"writer": {"class_path": "mmemb.rationales.ServerWriter", "init_args": moved}}
+    outer = {"class_path": "mmemb.rationales.LabelBridgeWriter", "init_args": inner}
     assert "elsewhere" not in str(without_machine_keys([outer]))
     server.max_new_tokens += 1
     assert run_fingerprint(config, "predict") != first
@@ -243,7 +247,7 @@ def test_fingerprints_cover_what_is_asked_and_not_where() -> None:
 )
 def test_wrong_settings_are_named(folder: Path, change: dict[str, Any], error: str) -> None:
     with pytest.raises(ValueError, match=error) as caught:
-        worker(folder, **{"url": "http://host/v1"} | change)
+        make_writer(folder, **{"url": "http://host/v1"} | change)
     assert KEY not in str(caught.value)
 
 
@@ -273,7 +277,7 @@ def test_a_real_server_writes_what_it_is_asked_for(folder: Path, tmp_path: Path)
         )
         try:
             wait_for(f"http://127.0.0.1:{port}/health", server)
-            writer = ServerWorker(
+            writer = ServerWriter(
                 f"http://127.0.0.1:{port}/v1", str(model), str(folder / "short.json"),
                 max_new_tokens=12, concurrency=1, timeout_s=60.0,
             )  # fmt: skip

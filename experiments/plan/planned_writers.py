@@ -1,4 +1,4 @@
-"""The rationale workers that run a model here, and the lengths of their prompts.
+"""The rationale writers that run a model here, and the lengths of their prompts.
 
 Each is made from its settings, so its defaults hold; it loads no weights before it writes.
 """
@@ -15,17 +15,17 @@ from experiments.plan.settings import class_of
 from mmemb.llm.decoding.sampling import Sampling
 from mmemb.llm.prompts.chat_model import ChatModel
 from mmemb.rationales.writers.label_bridge import TEMPLATE, read_labels
-from mmemb.rationales.writers.language_model import LanguageModelWorker
-from mmemb.rationales.writers.loading import load_worker
-from mmemb.rationales.writers.vision_language import VisionLanguageWorker
+from mmemb.rationales.writers.language_model import LanguageModelWriter
+from mmemb.rationales.writers.loading import load_writer
+from mmemb.rationales.writers.vision_language import VisionLanguageWriter
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedWorker:
-    """A worker as far as a plan needs it.
+class PlannedWriter:
+    """A writer as far as a plan needs it.
 
     Attributes:
         model: folder or hub id.
@@ -50,46 +50,46 @@ class PlannedWorker:
     trust_remote_code: bool = False
 
 
-def planned_worker(spec: Mapping[str, Any]) -> PlannedWorker | None:
-    """Returns the worker that a configuration names; None = it runs no model here.
+def planned_writer(spec: Mapping[str, Any]) -> PlannedWriter | None:
+    """Returns the writer that a configuration names; None = it runs no model here.
 
     Args:
         spec: its `{class_path, init_args}`.
     """
     kind, arguments = class_of(spec), spec.get("init_args") or {}
-    if kind == "LabelBridgeWorker":
+    if kind == "LabelBridgeWriter":
         return _behind_bridge(arguments)
-    if kind not in ("LanguageModelWorker", "VisionLanguageWorker"):
+    if kind not in ("LanguageModelWriter", "VisionLanguageWriter"):
         return None
 
-    # The worker itself has the defaults of what the configuration leaves out.
+    # The writer itself has the defaults of what the configuration leaves out.
     parts: dict[str, Any]
-    match load_worker(spec):
-        case LanguageModelWorker() as worker:
-            chat = ChatModel(worker.model_id, worker.prompt, None, worker.device, worker.dtype)
+    match load_writer(spec):
+        case LanguageModelWriter() as writer:
+            chat = ChatModel(writer.model_id, writer.prompt, None, writer.device, writer.dtype)
             parts = {"lengths": QuestionLengths(chat), "shared": len(chat.prefix_ids)}
             parts |= {"reads_media": False, "together": True}
-        case VisionLanguageWorker() as worker:
-            # A prompt of a worker holds no rationale, so its length has no bound to keep.
-            processor = processor_of(worker.model_id, worker.trust_remote_code)
-            lengths = PromptLengths(processor, worker.style, 0)
-            parts = {"lengths": lengths, "trust_remote_code": worker.trust_remote_code}
+        case VisionLanguageWriter() as writer:
+            # A prompt of a writer holds no rationale, so its length has no bound to keep.
+            processor = processor_of(writer.model_id, writer.trust_remote_code)
+            lengths = PromptLengths(processor, writer.style, 0)
+            parts = {"lengths": lengths, "trust_remote_code": writer.trust_remote_code}
             parts |= {"reads_media": "image" in lengths.builder.modalities}
 
-    return PlannedWorker(
-        model=worker.model_id,
-        dtype=worker.dtype,
-        sampling=worker.sampling,
-        slots=worker.batch_size,
+    return PlannedWriter(
+        model=writer.model_id,
+        dtype=writer.dtype,
+        sampling=writer.sampling,
+        slots=writer.batch_size,
         **parts,
     )
 
 
-def _behind_bridge(arguments: Mapping[str, Any]) -> PlannedWorker | None:
-    inner = planned_worker(arguments["worker"])
+def _behind_bridge(arguments: Mapping[str, Any]) -> PlannedWriter | None:
+    inner = planned_writer(arguments["writer"])
     if inner is None:
         return None
-    # Behind the bridge pictures have become words, so a worker without vision reads all rows.
+    # Behind the bridge pictures have become words, so a writer without vision reads all rows.
     lengths = BridgeLengths(inner.lengths, arguments)
     return replace(inner, lengths=lengths, reads_media=True)
 
@@ -113,10 +113,10 @@ class QuestionLengths(SideLengths):
 
 @final
 class BridgeLengths(SideLengths):
-    """Lengths of sides whose pictures a `LabelBridgeWorker` puts into words.
+    """Lengths of sides whose pictures a `LabelBridgeWriter` puts into words.
 
     Args:
-        inner: lengths of the worker behind the bridge.
+        inner: lengths of the writer behind the bridge.
         arguments: of the bridge; every label is taken to be as long as the longest.
     """
 

@@ -1,4 +1,4 @@
-"""LanguageModelWorker with a tiny model, and its prompt files."""
+"""LanguageModelWriter with a tiny model, and its prompt files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from datamodules.prepare.pocket.splits import Split
 from mmemb.llm import FewShotPrompt
 from mmemb.llm.decoding.shared_prefix import SHARED_PREFIX_ATTENTION
-from mmemb.rationales import NO_DRAW, LanguageModelWorker, fold_candidates, load_worker
+from mmemb.rationales import NO_DRAW, LanguageModelWriter, load_writer, merge_drafts
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import GREEDY, SHORT, Rationale
 from mmemb.records.schema import to_json
@@ -56,9 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def worker(folder: Path, prompt: str = "broad.json", **kwargs: Any) -> LanguageModelWorker:
+def make_writer(folder: Path, prompt: str = "broad.json", **kwargs: Any) -> LanguageModelWriter:
     settings = {"max_new_tokens": 24, "temperature": 1.5, "top_p": 1.0, "top_k": 200}
-    return LanguageModelWorker(str(folder), str(folder / prompt), **settings | kwargs)
+    return LanguageModelWriter(str(folder), str(folder / prompt), **settings | kwargs)
 
 
 SIDES = [Side(text="Paris"), Side(media=(Media("image", "0" * 64),)), Side(text="the Nile delta")]
@@ -71,23 +71,23 @@ def as_bytes(written: list[list[Rationale]]) -> bytes:
 
 def test_equal_calls_give_equal_bytes(folder: Path) -> None:
     state = torch.get_rng_state()
-    writer = worker(folder)
+    writer = make_writer(folder)
     first = writer.write(SIDES, SEEDS)
     assert as_bytes(first) == as_bytes(writer.write(SIDES, SEEDS))
-    assert as_bytes(first) == as_bytes(load_worker(writer.spec()).write(SIDES, SEEDS))
+    assert as_bytes(first) == as_bytes(load_writer(writer.spec()).write(SIDES, SEEDS))
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_unreadable_sides_and_padding_get_nothing(folder: Path) -> None:
-    written = worker(folder).write(SIDES, SEEDS)
+    written = make_writer(folder).write(SIDES, SEEDS)
     assert [[r.seed for r in pool] for pool in written] == [[GREEDY, 21, 22], [], [25, 26]]
     assert {r.provenance for pool in written for r in pool} == {"one-sided"}
     with pytest.raises(ValueError, match=r"expected \(3, K\)"):
-        worker(folder).write(SIDES, SEEDS[:2])
+        make_writer(folder).write(SIDES, SEEDS[:2])
 
 
 def test_a_shard_of_pictures_alone_gets_nothing(folder: Path) -> None:
-    writer = worker(folder)
+    writer = make_writer(folder)
     assert writer.write(SIDES[:1], SEEDS[:1]) != [[]]
     assert writer.write([SIDES[1]], SEEDS[1:2]) == [[]]
     assert writer.write([], SEEDS[:0]) == []
@@ -95,8 +95,8 @@ def test_a_shard_of_pictures_alone_gets_nothing(folder: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_batch_size_changes_no_text(folder: Path, batch_size: int) -> None:
-    expected = worker(folder, batch_size=3).write(SIDES, SEEDS)
-    written = worker(folder, batch_size=batch_size).write(SIDES, SEEDS)
+    expected = make_writer(folder, batch_size=3).write(SIDES, SEEDS)
+    written = make_writer(folder, batch_size=batch_size).write(SIDES, SEEDS)
     for one, other in zip(sum(expected, []), sum(written, []), strict=True):
         assert (one.text, one.num_tokens) == (other.text, other.num_tokens)
         assert one.log_probability == pytest.approx(other.log_probability, abs=2e-4)
@@ -105,34 +105,34 @@ def test_batch_size_changes_no_text(folder: Path, batch_size: int) -> None:
 
 def test_draws_stop_at_the_closing_text(folder: Path) -> None:
     seeds = torch.arange(40)[None]
-    (pool,) = worker(folder, temperature=4.0, top_k=12).write(SIDES[:1], seeds)
+    (pool,) = make_writer(folder, temperature=4.0, top_k=12).write(SIDES[:1], seeds)
     whole = [r for r in pool if r.answer]
     assert whole
     assert len({r.num_tokens for r in whole}) > 1
     assert all(r.num_tokens <= 24 for r in pool)
     assert all("a" not in r.plain for r in whole)
-    kept, dropped = fold_candidates(pool)
+    kept, dropped = merge_drafts(pool)
     assert sum(r.count for r in kept) + dropped.total() == 40
     assert dropped["malformed"] > 0
 
 
 def test_short_rationales_hold_an_answer_only(folder: Path) -> None:
-    (pool,) = worker(folder, "short.json", max_new_tokens=60).write(
+    (pool,) = make_writer(folder, "short.json", max_new_tokens=60).write(
         SIDES[:1], torch.arange(9)[None]
     )
     assert {r.depth for r in pool} == {SHORT}
     assert any(r.answer and not r.thinking for r in pool)
-    kept, _ = fold_candidates(pool)
+    kept, _ = merge_drafts(pool)
     assert kept
 
 
 def test_a_model_that_shares_nothing_is_decoded_plainly(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = worker(folder).write(SIDES, SEEDS)
+    expected = make_writer(folder).write(SIDES, SEEDS)
     wrong = AttentionInterface._global_mapping["sdpa"]  # ignores the prefix: results differ
     monkeypatch.setitem(AttentionInterface._global_mapping, SHARED_PREFIX_ATTENTION, wrong)
-    writer = worker(folder)
+    writer = make_writer(folder)
     assert [[r.text for r in p] for p in writer.write(SIDES, SEEDS)] == [
         [r.text for r in p] for p in expected
     ]
@@ -140,19 +140,19 @@ def test_a_model_that_shares_nothing_is_decoded_plainly(
 
 
 def test_the_fast_decoder_is_the_usual_one(folder: Path) -> None:
-    assert worker(folder)._drafter.model.prefix is not None
+    assert make_writer(folder)._drafter.model.prefix is not None
 
 
 def test_identity_covers_prompt_model_and_settings(folder: Path) -> None:
-    same = worker(folder).identity()
-    assert same != worker(folder, probe_layer=0).identity()
-    assert same == worker(folder).identity()
-    assert same != worker(folder, "tags.json").identity()
-    assert same != worker(folder, temperature=0.9).identity()
+    same = make_writer(folder).identity()
+    assert same != make_writer(folder, prompt_state_layer=0).identity()
+    assert same == make_writer(folder).identity()
+    assert same != make_writer(folder, "tags.json").identity()
+    assert same != make_writer(folder, temperature=0.9).identity()
 
 
 def test_a_missing_model_is_one_clear_error(folder: Path, tmp_path: Path) -> None:
-    writer = LanguageModelWorker(str(tmp_path), str(folder / "tags.json"))
+    writer = LanguageModelWriter(str(tmp_path), str(folder / "tags.json"))
     with pytest.raises(FileNotFoundError, match="cannot be loaded"):
         writer.write(SIDES, SEEDS)
 
@@ -195,7 +195,7 @@ def test_the_pocket_prompt_names_train_concepts_only() -> None:
     prompt = FewShotPrompt.load(POCKET_PROMPT)
     split = Split.of((f"country:{code}" for code in COUNTRIES.split()), "country")
     named = {c for c in prompt.concepts if c.startswith("country:")}
-    assert {split.parts[concept] for concept in named} == {"train"}
+    assert {split.split_of[concept] for concept in named} == {"train"}
     # A mixed row asks about train countries: none of the prompt's may be in the test.
     assert "test" not in {split.mixed[concept] for concept in named}
     assert len({example.answer for example in prompt.examples}) == len(prompt.concepts)

@@ -1,4 +1,4 @@
-"""The report tells for each worker of a pool what was kept of it, and how often it was right."""
+"""The report tells for each writer of a pool what was kept of it, and how often it was right."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from experiments.report.data.selection import selection_figures
-from experiments.report.pages.tables import workers_table
+from experiments.report.pages.tables import writers_table
 from mmemb.records.rationales import Rationale, ScoredRationale, scored_to_json
 from mmemb.storage.shard_writer import Sample, encode_members, finish_manifest, write_shard
 
 Said = tuple[str, int, bool, bool]
-"""Worker, count, whether it names the target, whether it was kept."""
+"""Writer, count, whether it names the target, whether it was kept."""
 
 
 def write_selected(folder: Path, rows: Mapping[str, Sequence[Said]]) -> Path:
@@ -22,13 +22,13 @@ def write_selected(folder: Path, rows: Mapping[str, Sequence[Said]]) -> Path:
         pool = [
             scored_to_json(
                 ScoredRationale(
-                    Rationale("", worker, "m", "r", "p", "d", 0, 1, count=count),
+                    Rationale("", writer, "m", "r", "p", "d", 0, 1, count=count),
                     {"gain": 0.0},
                     names_target=right,
                     kept=kept,
                 )
             )
-            for worker, count, right, kept in said
+            for writer, count, right, kept in said
         ]
         meta = {"concept": concept, "task": "t"}
         samples.append(Sample(f"r{number}", encode_members({"json": pool}), meta))
@@ -37,22 +37,22 @@ def write_selected(folder: Path, rows: Mapping[str, Sequence[Said]]) -> Path:
     return folder
 
 
-def test_rates_are_counted_by_worker_and_draw(tmp_path: Path) -> None:
+def test_rates_are_counted_by_writer_and_draw(tmp_path: Path) -> None:
     rows = {
         "x": [("small", 3, False, False), ("small", 1, True, True), ("large", 2, True, True)],
         "y": [("large", 2, True, False), ("idle", 1, False, False), ("large", 1, False, True)],
     }
     found = selection_figures(write_selected(tmp_path, rows), num_resamples=20)
     assert found is not None
-    assert found["workers"] == {
+    assert found["writers"] == {
         "idle": {"drawn": 1, "right": 0, "kept": 0, "right_kept": 0},
         "large": {"drawn": 5, "right": 4, "kept": 3, "right_kept": 2},
         "small": {"drawn": 4, "right": 1, "kept": 1, "right_kept": 1},
     }
-    assert sum(row["drawn"] for row in found["workers"].values()) == found["candidates"]
-    table = workers_table(found)
+    assert sum(row["drawn"] for row in found["writers"].values()) == found["drafts"]
+    table = writers_table(found)
     assert table is not None
-    assert table.headings == ("worker", "drawn", "name the target", "kept", "kept and name it")
+    assert table.headings == ("writer", "drawn", "name the target", "kept", "kept and name it")
     assert table.rows == [
         ["idle", "1", "0 (0.0 %)", "0 (0.0 %)", "0"],
         ["large", "5", "4 (80.0 %)", "3 (60.0 %)", "2 (66.7 %)"],
@@ -60,6 +60,6 @@ def test_rates_are_counted_by_worker_and_draw(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("selection", [None, {}, {"workers": {"one": {}}}])
-def test_one_worker_needs_no_table(selection: Mapping[str, object] | None) -> None:
-    assert workers_table(selection) is None
+@pytest.mark.parametrize("selection", [None, {}, {"writers": {"one": {}}}])
+def test_one_writer_needs_no_table(selection: Mapping[str, object] | None) -> None:
+    assert writers_table(selection) is None
