@@ -31,7 +31,7 @@ class BenchmarkDataModule(ShardDataModule):
     Args:
         root: a data root, or a folder of such, e.g. `data/mmeb_v2` with `image/ImageNet-1K`.
         batch_size: rows of a batch.
-        splits: splits.
+        splits: splits to read, e.g. `[test]`.
         tasks: names of tasks, or None for all.
         rationales: folder of the queries' rationales, or None; for a single root.
         features: folder of cached features, or None to decode images; for a single root.

@@ -75,7 +75,7 @@ def roots_below(folder: Path) -> list[Path]:
     return found
 
 
-def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
+def read_benchmark(folder: Path, split: str = "test") -> Iterator[BenchmarkRoot]:
     """Reads every root at or below a folder, in order of path; see `roots_below`.
 
     Raises:
@@ -86,8 +86,8 @@ def read_benchmark(folder: Path, part: str = "test") -> Iterator[BenchmarkRoot]:
         tasks = read_tasks(root)
         index, table = (ShardIndex.open(root / name) for name in (QUERIES, CANDIDATES))
 
-        # The part is chosen by the index alone, so that samples of other parts are never read.
-        entries = [entry for entry in index.entries if entry.meta["split"] == part]
+        # The split is chosen by the index alone, so that samples of other splits are never read.
+        entries = [entry for entry in index.entries if entry.meta["split"] == split]
         queries = tuple(_query(index, entry) for entry in entries)
         names = tuple(_gallery_and_name(table, entry) for entry in table.entries)
 
@@ -149,7 +149,7 @@ def parse_query(
         ValueError: an index that differs, a list that is no list of rows or that repeats a
             candidate without stating it.
     """
-    # The index chose this sample by part and task: a JSON that differs is of another sample.
+    # The index chose this sample by split and task: a JSON that differs is of another sample.
     check_index(data, meta)
     return Query(
         key=key,

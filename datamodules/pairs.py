@@ -56,7 +56,7 @@ class PairDataModule(ShardDataModule):
         seed: seed of order and draws.
         sidecar: folder of the pairs' rationales, `rationales/` or `selected/`.
         features: folder of cached features; then no image is read.
-        fold: train on one half of the train concepts only (judges).
+        fold: `a` or `b`: train on this half of the train concepts only (judges).
         sample_by_weight: draw kept rationales by weight; else the heaviest.
         unselected_fraction: share of rows whose rationale is drawn from the whole pool.
         placebo_fraction: share of rows that get another concept's rationale.
@@ -215,7 +215,7 @@ class PairDataModule(ShardDataModule):
 
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
-        # All rows, for any `half`: a sidecar has a row for every pair of its source.
+        # All rows, for any `fold`: a sidecar has a row for every pair of its source.
         return by_shard(self._rows)
 
     @override

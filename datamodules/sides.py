@@ -45,8 +45,8 @@ class SideDataModule(ShardDataModule):
         use: `fit` learns the `kept` rationales, drawn by the selector's weight, or `all` of them,
             drawn by count.
         writer: `fit` learns from the rationales of this writer alone; None = of every one.
-        fold: `fit` learns from one half of the train concepts alone, so that the other half can be
-            written about.
+        fold: `a` or `b`: `fit` learns from this half of the train concepts alone, so that the
+            other half can be written about.
         seed: seed of order and draws of `fit`.
         side: `query`, or `target`: the targets of pairs, and the rows of `candidates` (folders of
             queries have none). The two share their shard names, so each needs a sidecar of its own.
@@ -134,7 +134,7 @@ class SideDataModule(ShardDataModule):
 
     @cached_property
     def _pools(self) -> ReplyPools:
-        # Part train alone is learned from, so that no fact of the other splits is fitted.
+        # Split train alone is learned from, so that no fact of the other splits is fitted.
         folds = ("a", "b", "") if self._fold is None else (self._fold, "")
         pairs = [row for row in self._rows if "source" in row.meta and row.meta["split"] == "train"]
         rows = [row for row in pairs if row.meta.get("fold", "") in folds]

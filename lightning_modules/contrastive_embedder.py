@@ -55,8 +55,8 @@ class ContrastiveEmbedder(BackboneModule):
         gradient_checkpointing: keeps the inputs of the backbone's layers only, runs them twice.
         compile_backend: compiles the backbone's layers, e.g. `inductor`; null = not.
         num_warmup_steps: steps of linear warm-up.
-        new_parameters_lr_scale: learning rate of the backbone's untrained parts relative to the
-        rest.
+        new_parameters_lr_scale: learning rate of the backbone's untrained parts, relative to that
+            of the rest.
         eval_with_rationales: validation and test read a query with its first draft at depth `full`.
     """
 

@@ -31,8 +31,7 @@ class DepthValueExporter(LightningModule):
         depths: names of the depths, `direct` first; each other one needs a draft in the rationales.
         num_draws: drafts of a depth that are read at most; null = all.
         trained_facts: `fitted.json` of a run, the facts that may not be scored; null = those of the
-        run
-            that the backbone was loaded from.
+            run that the backbone was loaded from.
         allow_trained_facts: scores these facts, too, for an audit.
         cutoffs: k of the metrics.
 

@@ -241,7 +241,7 @@ class GatingPolicy(LightningModule):
         taken_R = reward.gather(1, decisions.depths_B[:, None])[:, 0][batch.eligible_B]
         self._sums.add("val/reward", taken_R.sum().item(), len(taken_R))
 
-        # A budget is a mean over eligible queries: the others have no part in its price.
+        # A budget is a mean over eligible queries: the others do not count in its price.
         rows = zip(batch.keys, logit_BA.tolist(), batch.cost_BA.tolist(), strict=True)
         eligible = batch.eligible_B.tolist()
         self._calibration_rows += [row for row, e in zip(rows, eligible, strict=True) if e]

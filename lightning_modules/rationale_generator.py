@@ -57,8 +57,8 @@ class RationaleGenerator(LightningModule):
     rationales about their pairs are right more often than the prior of the test, so a model that
     learns from them (the selector's eta, the embedder) learns to trust rationales too much; `gate`,
     `calibration` and `test` stay clean, since no question about them is ever fitted. So a fitted
-    writer writes about no train pair of a fact that it was fitted on: fit two, each on one half of
-    the train concepts, and every pair is written about by the writer of the other half.
+    writer writes about no train pair of a fact that it was fitted on: fit two, each on one fold
+    of the train concepts, and every pair is written about by the writer of the other fold.
     `allow_trained_facts` lifts this, warns, and `test` then counts such rationales as `fitted_...`.
 
     With `reuse` or `seed_by: content` every draw is made once and found again by content
@@ -71,8 +71,7 @@ class RationaleGenerator(LightningModule):
         test_writer: name of the writer that alone writes about splits other than train; null = all.
         max_tokens: longer drafts are dropped and counted.
         prompt_state: name of the writer whose hidden state at its prompt's end goes into
-        `prompt_state.npy`,
-            for a gate that reads it; null writes none.
+            `prompt_state.npy`, for a gate that reads it; null writes none.
         seed: with key and draft number it decides every draw, so one shard regenerates to the
             same bytes. It also starts the updates of `fit`.
         tuned: name of the writer whose model `fit` trains; the writer itself has no adapter.
@@ -81,10 +80,8 @@ class RationaleGenerator(LightningModule):
         num_warmup_steps: steps of linear warm-up.
         allow_trained_facts: predict: let writers write about train facts that they were fitted on.
         reuse: folders of rationales of other runs, whose draws and prompt states are copied instead
-        of
-            made again; an empty list reuses none, and lets later runs reuse these.
-        seed_by: split of a sample's seed that stands for its row, the `key` or the side's
-        `content`.
+            of made again; an empty list reuses none, and lets later runs reuse these.
+        seed_by: what stands for the row in a sample's seed, its `key` or its side's `content`.
             Sampled draws coincide across data sets by content alone, greedy ones always.
     """
 

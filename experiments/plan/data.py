@@ -39,7 +39,7 @@ def trained_rows(root: Path, arguments: Mapping[str, Any]) -> tuple[Row, ...]:
     Raises:
         ValueError: the arguments leave no pair.
     """
-    # An empty half of a pair belongs to both.
+    # A pair without a fold is trained on by both judges.
     weights, fold = arguments.get("source_weights") or {}, arguments.get("fold")
     whole = rows_below(root, arguments["pairs"])
     weighted = [row for row in whole if not weights or row.meta["source"] in weights]

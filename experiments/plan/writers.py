@@ -130,7 +130,7 @@ def _sidecar(
     hidden: int,
 ) -> int:
     """Bytes of the sidecar, every draw as long as it may be."""
-    # A prompt state keeps the state of every prompt, in two bytes a number.
+    # The prompt state of every row is kept, in two bytes a number.
     content = 2.0 * hidden * len(asked) if settings.model.get("prompt_state") else 0.0
     for name, writer in writers.items():
         draws = _draws(settings, name, [row for row in asked if _reads(writer, settings, row)])
@@ -179,7 +179,7 @@ def tuned_writer(settings: Settings) -> StagePlan:
 
 def _taught_rows(settings: Settings, writer: PlannedWriter) -> list[Row]:
     """The pairs of training that the writer can read, of one fold if the data asks for it."""
-    # An empty half of a pair belongs to both.
+    # A pair without a fold is learned by the writers of both.
     folds = {settings.data.get("fold"), ""} if settings.data.get("fold") else {"a", "b", ""}
     rows = rows_below(settings.root, settings.data["folders"])
     pairs = [row for row in rows if "source" in row.meta and row.meta["split"] == "train"]

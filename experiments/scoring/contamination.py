@@ -136,7 +136,7 @@ def pair_items(row: Row, reader: SampleReader) -> Item:
 
 
 def query_items(row: Row, reader: SampleReader) -> Item | None:
-    """Returns a test query; None for a query of another part."""
+    """Returns a test query; None for a query of another split."""
     if row.meta["split"] != "test":
         return None
     side = reader.query_side(row)

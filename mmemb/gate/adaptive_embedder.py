@@ -152,8 +152,8 @@ class AdaptiveEmbedder:
         Args:
             direct: B sides with their vectors.
             budget: upper bound on what eligible sides cost on average, in expectation over sides
-                like those of the calibration part, on which it is never exceeded; None = no
-                bound. One for all sides, or B of them.
+                like those of split `calibration`, on which it is never exceeded; None = no bound.
+                One for all sides, or B of them.
             unit: what the budget counts; `invocation` is the share that reasons. One for all sides,
                 or B of them.
             depth: forces a depth for every eligible side (0 = direct); the gate is not asked.
@@ -162,8 +162,7 @@ class AdaptiveEmbedder:
             gallery: (N, D) vectors of the candidates, or B such tensors; only a gate whose state
                 holds `scores` needs it.
             prompt_states: B hidden states (H,) that were measured earlier, None of a side without
-            one; by
-                default the last writer is asked, where the state holds a `prompt_state`.
+                one; by default the last writer is asked, where the state holds a `prompt_state`.
 
         Returns:
             Depths (B,) int64 on the CPU.

@@ -1,8 +1,8 @@
 """Depths under a budget (docs/method.md, section 7): the price that keeps it, and who pays it.
 
 A query takes the depth with the largest `logit - multiplier * cost`. With two depths this is a
-threshold on the difference of the logits. Depth 0 is direct. Shapes: B queries, C queries of the
-calibration part, A depths, P pairs of depths, R crossings of their lines.
+threshold on the difference of the logits. Depth 0 is direct. Shapes: B queries, C queries of
+split `calibration`, A depths, P pairs of depths, R crossings of their lines.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class DrawSeeds:
         Args:
             keys: keys of B rows.
             sides: sides of the same rows.
-            metas: metadata of the same rows, with their `part`.
+            metas: metadata of the same rows, with their `split`.
         """
         names = keys if self.seed_by == "key" else [side.digest for side in sides]
         rows = [self._of_row(n, meta["split"]) for n, meta in zip(names, metas, strict=True)]
@@ -57,8 +57,8 @@ class DrawSeeds:
         width = max(map(len, rows), default=0)
         return torch.tensor([row + [NO_DRAW] * (width - len(row)) for row in rows])
 
-    def _of_row(self, name: str, part: str) -> list[int]:
-        if part == "train":
+    def _of_row(self, name: str, split: str) -> list[int]:
+        if split == "train":
             return [stable_hash(self.seed, name, k) for k in range(self.num_drafts)]
 
         # From 1: the greedy draw stands for number 0.

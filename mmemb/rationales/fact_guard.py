@@ -19,13 +19,13 @@ def known_train_facts(
 ) -> Tensor:
     """Marks where a writer reads a train side whose fact it was fitted on.
 
-    Sides of other parts never count: no question about them is fitted, and those of mixed tasks
+    Sides of other splits never count: no question about them is fitted, and those of mixed tasks
     declare `seen_answer`.
 
     Args:
         writers: W writers.
         sides: B sides.
-        metas: metadata of each side, with its `part` and `fact`.
+        metas: metadata of each side, with its `split` and `fact`.
 
     Returns:
         bool (W, B).

@@ -160,9 +160,10 @@ class DepthValueBatch(Movable):
     """Rows that the gate learns from, one per query.
 
     Attributes:
-        inputs: the inputs of a gate. depth_value_BA: log-probability of the true target at each
-        depth.
-        cost_BA: tokens at each depth. eligible_B: whether some writer can read the query.
+        inputs: what the gate's state is made of.
+        depth_value_BA: log-probability of the true target at each depth.
+        cost_BA: tokens at each depth.
+        eligible_B: True where some writer can read the query.
         depths: names of the depths, direct first.
     """
 

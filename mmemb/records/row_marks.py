@@ -11,7 +11,7 @@ from collections.abc import Mapping
 _STATE, _REASON = "state", "reason"
 
 NOT_ASKED: Mapping[str, str] = {_STATE: "not asked"}
-"""Mark of a row that only keeps its place: of another part, task or side than was asked about."""
+"""Mark of a row that only keeps its place: of a split, task or side that was not asked about."""
 
 
 def failed(reason: str) -> Mapping[str, str]:

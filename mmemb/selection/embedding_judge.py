@@ -28,8 +28,8 @@ class EmbeddingJudge(PairJudge):
     """Scores `h_r(q, r) . h_d(t) / tau`, and `h_d(q) . h_d(t) / tau` in column 0.
 
     Each pair is judged by the embedders that were not fitted on its fact, and gets the mean of
-    their scores: with two judges of half the concepts each, a training pair has one judge, any
-    other pair has both. A pair that every judge was fitted on is an error.
+    their scores: with two judges, each of one fold, a training pair has one judge, any other
+    pair has both. A pair that every judge was fitted on is an error.
 
     Args:
         judges: name to folder of a finished run: `backbone/` and `fitted.json` in it.

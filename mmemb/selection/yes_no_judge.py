@@ -50,8 +50,7 @@ class YesNoJudge(PairJudge):
         dtype: type of the weights.
         device: torch device; None = a GPU if there is one.
         trained_facts: `fitted.json` of the run that trained the judge; None = the one in the
-        model's
-            folder or run, and a model of the hub was trained on none of these facts.
+            model's folder or run; a model of a hub counts as trained on none of these facts.
         trust_remote_code: whether code that comes with the model may run. Leave it off.
     """
 

@@ -77,7 +77,7 @@ class IndexEntry:
 
     Attributes:
         members: extension (`json`, `q0.webp`) -> (offset, size) in the shard.
-        meta: what can be filtered by without reading the sample (part, task, group, ...).
+        meta: what can be filtered by without reading the sample (split, task, source, ...).
         media: extension -> SHA-256 (hex) of the bytes, for image members.
     """
 

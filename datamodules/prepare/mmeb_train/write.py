@@ -45,7 +45,7 @@ class Cut:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Part -> share of the topics."""
+        """Split -> share of the topics."""
         return {"val": self.share, "gate": self.gate, "calibration": self.calibration}
 
     def split(self, row: TrainRow) -> str:
@@ -150,7 +150,7 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
 
 
 def _leave_out(source: Source, row: TrainRow, fault: str, skips: bool, skipped: list[str]) -> None:
-    """Notes a row that cannot be read, or raises at once without `skips`."""
+    """Adds a row that cannot be read to `skipped`; without `skips` raises ValueError."""
     problem = f"{source.name}, row {row.number}: {fault}"
     if not skips:
         raise ValueError(problem)

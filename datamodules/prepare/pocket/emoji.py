@@ -91,7 +91,7 @@ class EmojiSet:
         """One emoji per concept of a split: evaluation is not filled with near duplicates.
 
         Args:
-            split: split.
+            split: of the concepts.
             style: only emoji that are drawn in it; None = all.
         """
         # The first by hash order stands for its concept.

@@ -96,7 +96,7 @@ def _text_questions(flags: Flags) -> Iterator[PairRow]:
         # Questions of other splits are never trained, or the test would measure memory.
         asked = [(c, clue) for c, clue in flags.clues(question) if flags.split_of(c) == "train"]
 
-        # The half of the country decides which of the two judges is trained on the question.
+        # The fold of the country decides which of the two judges is trained on the question.
         for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
             yield PairRow(
                 key=f"{question.task}-{country.code}-{_slug(clue, number)}",

@@ -22,7 +22,7 @@ from datamodules.prepare.pocket.tasks import (
 from mmemb.records.hashing import stable_hash
 
 EVALUATED = ("val", "gate", "calibration", "test")
-"""Parts whose concepts are asked about; questions of these are in no training pair."""
+"""Splits whose concepts are asked about; questions of these are in no training pair."""
 
 _Row = TypeVar("_Row")
 
@@ -66,7 +66,7 @@ def cut(names: Iterable[str], shares: Mapping[str, float], salt: str) -> dict[st
 @final
 @dataclass(frozen=True)
 class Split:
-    """Parts, folds and mixed splits of the concepts of one kind.
+    """The splits, folds and mixed rows of the concepts of one kind.
 
     Attributes:
         split_of: concept -> `train` (without val), `val`, `gate`, `calibration`, `test`.
@@ -86,8 +86,8 @@ class Split:
         train = [name for name, split in split_of.items() if split == "train"]
         split_of |= cut(train, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, f"{kind}/val")
         train = [name for name, split in split_of.items() if split == "train"]
-        # Val has left `train`: folds hold trained concepts only. Each judge is trained on one half
-        # and judges the other.
+        # Val has left `train`: folds hold trained concepts only. Each judge is trained on one
+        # fold and judges the other.
         folds = cut(train, {"a": 0.5, "b": 0.5}, f"{kind}/halves")
         return cls(split_of, folds, cut(train, MIXED_SHARES, f"{kind}/mixed"))
 

@@ -13,7 +13,7 @@ from typing import final
 from mmemb.records.pairs import EvaluationTask
 
 SPLIT_SHARES = {"train": 0.35, "gate": 0.15, "calibration": 0.10, "test": 0.40}
-"""Parts of the concepts of one kind, cut exactly."""
+"""Share of each split in the concepts of one kind, cut exactly."""
 
 VAL_SHARE = 0.1
 """Share of the train concepts that is monitored and never trained on."""

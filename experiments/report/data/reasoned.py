@@ -99,7 +99,7 @@ def read_reasoned(experiment: Path, root: Path, split: str = "test") -> tuple[Re
     Args:
         experiment: e.g. `runs/pocket`, with `rationales/` and `depth_values/`.
         root: the prepared data that the experiment was made from.
-        split: split.
+        split: of the queries.
     """
     rationales, depth_values = (
         open_stage(experiment, name) for name in ("rationales", "depth_values")

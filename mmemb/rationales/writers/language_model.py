@@ -51,9 +51,8 @@ class LanguageModelWriter(DrawingWriter):
         batch_size: most draws decoded together; finished ones make room for waiting ones.
         device: torch device.
         dtype: `float32` (fastest on most CPUs), `bfloat16` or `float16`.
-        prompt_state_layer: block whose hidden state `prompt_states` returns. Measured on the 30
-        blocks of
-            SmolLM2: those from 12 to 21 tell best whether it has the answer.
+        prompt_state_layer: block whose hidden state `prompt_states` returns. Of the 30
+            blocks of SmolLM2, those from 12 to 21 tell best whether it has the answer (measured).
         adapter: folder `generator` of a run of `RationaleGenerator fit`, merged into the weights.
             Beside it, in the run, lies the list of facts that it was fitted on.
     """
