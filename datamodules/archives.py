@@ -64,7 +64,7 @@ class ArchiveError(ValueError):
     """An archive that cannot be read on: cut, damaged, or larger than its limits.
 
     Attributes:
-        problem: names archive and place and what was expected; the message adds what to do.
+        problem: names the archive, the place and what was expected; the message adds what to do.
     """
 
     def __init__(self, problem: str, advice: str = "") -> None:
@@ -111,8 +111,8 @@ class ByteStream(Protocol):
 def read_tar(stream: ByteStream, where: str, limits: ArchiveLimits) -> Iterator[TarMember]:
     """Reads the members of a tar, plain or gzip, in order.
 
-    An end needs two blocks of zeros, as every usual writer puts there, or one with nothing behind
-    it. What stands behind the end is a fault, since `cat a.tar b.tar` would lose `b` in silence.
+    A tar ends with two blocks of zeros, as usual writers put there, or with one and nothing behind
+    it. Anything behind the end is a fault, since `cat a.tar b.tar` would lose `b` in silence.
 
     Args:
         stream: read to its end, so that the exit status of a pipe is seen.
@@ -162,7 +162,7 @@ class _TarReader:
         self._check_end()
 
     def _next(self) -> TarMember | None:
-        """The next member, or None behind the last one."""
+        """Reads the next member; None behind the last one."""
         path = size = None
 
         for number in range(MAX_HEADERS + 1):
@@ -179,8 +179,8 @@ class _TarReader:
                 name = self._body(header, start).split(b"\0")[0]
                 path = name if header.type == tarfile.GNUTYPE_LONGNAME else path
             elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                found = self._pax(header, start)
-                path, size = found.get(b"path", path), found.get(b"size", size)
+                fields = self._pax(header, start)
+                path, size = fields.get(b"path", path), fields.get(b"size", size)
             elif header.type == _LABEL:
                 self._body(header, start)
             elif header.type == tarfile.XGLTYPE:
@@ -252,7 +252,7 @@ class _TarReader:
         return self._data(header.size, "a header")
 
     def _pax(self, header: tarfile.TarInfo, start: int) -> dict[bytes, bytes]:
-        """Records of a pax header: `LENGTH KEY=VALUE` and a line's end."""
+        """Parses the records of a pax header: `LENGTH KEY=VALUE` and a line's end."""
         body, at, records = self._body(header, start).rstrip(b"\0"), 0, dict[bytes, bytes]()
 
         while at < len(body):
@@ -276,7 +276,7 @@ class _TarReader:
         return data
 
     def _check_end(self) -> None:
-        """Reads what stands behind the first block of zeros: nothing, or zeros up to the end."""
+        """Checks that only zeros, or nothing, stand behind the first block of zeros."""
         start, first = self._at, self._read(BLOCK)
         if first.strip(b"\0"):
             raise self._fault(start - BLOCK, "has a block of zeros in place of a header")
@@ -332,10 +332,10 @@ class _TarReader:
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """A zip file, of which `read_zip_member` reads members.
+    """Opens a zip file, of which `read_zip_member` reads members.
 
     Raises:
-        ArchiveError: it is none, or was cut.
+        ArchiveError: the file is no zip file, or was cut.
     """
     try:
         return zipfile.ZipFile(path)
@@ -349,7 +349,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def read_zip_member(archive: zipfile.ZipFile, name: str, limits: ArchiveLimits) -> bytes:
-    """One member of a zip file.
+    """Reads one member of a zip file.
 
     Raises:
         ArchiveError: absent, encrypted, damaged, of an unusual compression, or beyond the limits.
@@ -380,7 +380,7 @@ def read_zip_member(archive: zipfile.ZipFile, name: str, limits: ArchiveLimits) 
 
 
 def words_of(error: Exception) -> str:
-    """The reason that an error gives, without a number of the operating system.
+    """Returns the reason that an error gives, without the number of the operating system.
 
     >>> words_of(FileNotFoundError(2, "No such file or directory"))
     'No such file or directory'

@@ -95,20 +95,20 @@ class DepthValueTable:
         if not rows:
             raise ValueError(f"{self._index.folder} was asked for a batch of no query.")
 
-        found = [self._read(row) for row in rows]
-        depths = self._depths(rows, found)
+        measured = [self._read(row) for row in rows]
+        depths = self._depths(rows, measured)
         try:
             return DepthValueBatch(
                 keys=tuple(row.entry.key for row in rows),
                 metas=tuple(row.meta for row in rows),
                 inputs=GateInputs(
-                    embedding_BD=torch.stack([query.embedding_D for query in found]).float(),
-                    scores_B3=torch.tensor([query.data.scores for query in found]),
-                    prompt_state_BH=torch.stack([query.prompt_state_H for query in found]),
+                    embedding_BD=torch.stack([query.embedding_D for query in measured]).float(),
+                    scores_B3=torch.tensor([query.data.scores for query in measured]),
+                    prompt_state_BH=torch.stack([query.prompt_state_H for query in measured]),
                 ),
-                depth_value_BA=_mean_over_draws([query.data.depth_value for query in found]),
-                cost_BA=_mean_over_draws([query.data.cost for query in found]),
-                eligible_B=torch.tensor([query.data.eligible for query in found]),
+                depth_value_BA=_mean_over_draws([query.data.depth_value for query in measured]),
+                cost_BA=_mean_over_draws([query.data.cost for query in measured]),
+                eligible_B=torch.tensor([query.data.eligible for query in measured]),
                 shard=shard,
                 depths=depths,
             )
@@ -120,10 +120,10 @@ class DepthValueTable:
                 f"{type(error).__name__} {error}. Run the step that makes the folder again."
             ) from None
 
-    def _depths(self, rows: Sequence[Row], found: Sequence[_Measured]) -> tuple[str, ...]:
+    def _depths(self, rows: Sequence[Row], measured: Sequence[_Measured]) -> tuple[str, ...]:
         # A batch has one column per depth, so all rows must have the same ones.
-        first = found[0].data.depths
-        for row, query in zip(rows, found, strict=True):
+        first = measured[0].data.depths
+        for row, query in zip(rows, measured, strict=True):
             if query.data.depths != first:
                 raise ValueError(
                     f"{self._index.folder}, sample {row.entry.key} was measured at the depths "

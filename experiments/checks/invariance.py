@@ -1,9 +1,9 @@
-"""`python -m experiments.invariance --config FILE`: does a model's score depend on how it is run?
+"""`python -m experiments.invariance --config FILE`: tests if scores depend on how a model is run.
 
 Evaluates with other batch sizes, reading processes and ranks, each in a process of its own through
-the command that everybody uses, and prints by how much vectors and rankings change. With a batch
-of one there is no padding, so padding is among it; `--variant NAME='ARGS'` adds another setting,
-the padding side of a generative backbone, say.
+the usual command, and prints by how much vectors and rankings change. A batch of one has no
+padding, so the effect of padding is measured too; `--variant NAME='ARGS'` adds another setting,
+such as the padding side of a generative backbone.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(data_root: Path, first: Path, second: Path) -> Change:
-    """Compares all tasks that the first has embedded."""
-    found = []
+    """Returns the change between two folders of embeddings, over all tasks that `first` holds."""
+    changes = []
     scored = read_scores(first)
     for root in read_benchmark(data_root):
         for task in root.tasks:
@@ -74,20 +74,21 @@ def compare(data_root: Path, first: Path, second: Path) -> Change:
             if task.name not in scored:
                 continue
 
-            one = read_embeddings(first / root.path, task.name)
-            two = read_embeddings(second / root.path, task.name)
+            base = read_embeddings(first / root.path, task.name)
+            other = read_embeddings(second / root.path, task.name)
 
             # Rows are compared by number, so both must have the names in one order.
-            if one[2] != two[2]:
+            if base[2] != other[2]:
                 raise ValueError(f"{second}: {task.name} has its candidates in another order.")
 
-            asked = [query for query in root.queries if query.task == task.name]
-            found.append(change_between(one[:2], two[:2], own_lists(root, asked, one[2])))
-    return reduce(Change.__add__, found)
+            queries = [query for query in root.queries if query.task == task.name]
+            lists = own_lists(root, queries, base[2])
+            changes.append(change_between(base[:2], other[:2], lists))
+    return reduce(Change.__add__, changes)
 
 
 def certificate(changes: Mapping[str, Change]) -> str:
-    """Returns the table, and one sentence."""
+    """Returns the table of the changes and a verdict in one sentence."""
     lines = [
         [name, f"{c.largest:.1e}", str(c.flips), str(c.near_flips), f"{c.pairs:,}"]
         for name, c in changes.items()
@@ -107,6 +108,7 @@ def certificate(changes: Mapping[str, Change]) -> str:
 
 
 def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more: str) -> None:
+    """Runs `test` with the arguments `more`; scores and vectors go to the variant's folder."""
     folder = options.out / _slug(name)
     words = [sys.executable, "-m", "experiments.run", "test", "--config", str(options.config)]
     words += ["--data_root", str(options.data_root), *rest, *shlex.split(more)]
@@ -118,11 +120,10 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more:
     start = time.monotonic()
     print(f"{name} ...", end=" ", flush=True)
 
-    # A process of its own for each variant: threads, caches and ranks of one must not touch
-    # another.
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"{shlex.join(words)} failed:\n{done.stderr[-2000:]}")
+    # Each variant has a process of its own: threads and caches of one must not change another.
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise ValueError(f"{shlex.join(words)} failed:\n{process.stderr[-2000:]}")
 
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 

@@ -29,10 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    rest, own = _split(arguments)
+    rest, flags = _split(arguments)
     if not rest or rest[0] not in ("fit", "predict", "test"):
         raise ValueError(f"The first argument must be fit, predict or test, got {arguments[0]!r}.")
-    if not _print_plan(rest, own):
+    if not _print_plan(rest, flags):
         sys.exit(1)
 
 
@@ -42,24 +42,24 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
     >>> _split(["fit", "--device-gib", "24", "--config", "a.yaml", "--devices=8"])
     (['fit', '--config', 'a.yaml'], {'--device-gib': 24.0, '--devices': 8.0})
     """
-    rest, own, words = [], {}, iter(arguments)
+    rest, flags, words = [], {}, iter(arguments)
     for word in words:
-        name, given, value = word.partition("=")
+        name, equals, value = word.partition("=")
         if name not in _OWN:
             rest.append(word)
             continue
-        text = value if given else next(words, "")
+        text = value if equals else next(words, "")
         try:
-            own[name] = float(text)
+            flags[name] = number = float(text)
         except ValueError:
             raise ValueError(f"{name} must be a number, e.g. {name} 8, got {text!r}.") from None
-        if not 0 < own[name] < inf or (name == "--devices" and own[name] != int(own[name])):
+        if not 0 < number < inf or (name == "--devices" and number != int(number)):
             kind = "a positive whole number" if name == "--devices" else "a positive number"
             raise ValueError(f"{name} must be {kind}, got {text}.")
-    return rest, own
+    return rest, flags
 
 
-def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
+def _print_plan(arguments: list[str], flags: dict[str, float]) -> bool:
     """Prints a plan, and returns whether it fits; True if no limit is given."""
     from experiments.cli.experiment_cli import parse
     from experiments.plan.memory import GIB
@@ -69,17 +69,17 @@ def _print_plan(arguments: list[str], own: dict[str, float]) -> bool:
 
     config = parse(arguments).as_dict()
     config["name"] = config.get("name") or "stage"
-    devices = int(own["--devices"]) if "--devices" in own else None
+    devices = int(flags["--devices"]) if "--devices" in flags else None
     plan = read_plan(config, arguments[0], devices)
     for line in table(plan):
         print(line)
 
-    if "--tflops" in own:
-        speed = own["--tflops"] * 1e12 * plan.training.devices
+    if "--tflops" in flags:
+        speed = flags["--tflops"] * 1e12 * plan.training.devices
         hours = plan.flops() / speed / 3600
-        print(f"time\n  {hours:.1f} hours at {own['--tflops']:g} TFLOP/s a device")
+        print(f"time\n  {hours:.1f} hours at {flags['--tflops']:g} TFLOP/s a device")
 
-    limit, needed = own.get("--device-gib"), plan.memory().total / GIB
+    limit, needed = flags.get("--device-gib"), plan.memory().total / GIB
     if limit is None:
         return True
     fits = needed <= ROOM * limit

@@ -103,8 +103,8 @@ def _joint(
 def _vision_language(arguments: Mapping[str, Any], lora: LoraSettings | None) -> PlannedBackbone:
     model, code = str(arguments["model"]), bool(arguments.get("trust_remote_code"))
     # Both shapes, with and without updates, are of the same frozen parts.
-    given = {"freeze_vision": arguments.get("freeze_vision", True), "trust_remote_code": code}
-    shape = language_model_shape(model, lora=lora, **given)
+    common = {"freeze_vision": arguments.get("freeze_vision", True), "trust_remote_code": code}
+    shape = language_model_shape(model, lora=lora, **common)
 
     # Flash attention takes rows without padding, and so needs no mask.
     style = record(PromptStyle, arguments.get("style")) or PromptStyle()
@@ -114,7 +114,7 @@ def _vision_language(arguments: Mapping[str, Any], lora: LoraSettings | None) ->
         lengths=PromptLengths(processor_of(model, code), style, most),
         dtype=arguments.get("dtype", "float32"),
         padded="flash" not in str(arguments.get("attention")),
-        tuned=partial(language_model_shape, model, lora=PLAIN_LORA, **given),
+        tuned=partial(language_model_shape, model, lora=PLAIN_LORA, **common),
         cached_pictures=int(arguments.get("cached_pictures") or 0),
     )
 

@@ -1,4 +1,4 @@
-"""The tokens of a side in each tower of a backbone, by tokenizer and processor, without weights."""
+"""Counts the tokens of a side in each tower of a backbone, without loading weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tokens:
 
     Attributes:
         mean: tokens of a row.
-        longest: tokens of the longest row; of a generated text, the bound.
+        longest: tokens of the longest row; for a generated text its bound.
     """
 
     mean: float
@@ -53,9 +53,9 @@ class SideLengths(ABC):
     """Counts tokens as a backbone reads a side.
 
     Attributes:
-        reads_pixels: whether pictures must be decoded for their sizes.
-        one_sequence: whether the direct and the reasoned vector come from one sequence.
-        longest_rationale: tokens of a rationale at the most.
+        reads_pixels: True if pictures must be decoded for their sizes.
+        one_sequence: True if the direct and the reasoned vector come from one sequence.
+        longest_rationale: most tokens of a rationale.
     """
 
     reads_pixels = False
@@ -68,12 +68,11 @@ class SideLengths(ABC):
 
         Args:
             side: with pixels where `reads_pixels`.
-            rationale: the one that is read with it; a number is its length in tokens.
+            rationale: a rationale that is read with the side, or its length in tokens.
         """
 
     def media_tokens(self, side: Side) -> int:
-        """Returns the tokens of pictures and clips in the text tower, where their number depends
-        on their sizes; else 0."""
+        """Returns the tokens of media in the text tower; 0 where they do not depend on sizes."""
         return 0
 
 
@@ -92,7 +91,7 @@ class PromptLengths(SideLengths):
     def __init__(self, processor: Any, style: PromptStyle, longest_rationale: int) -> None:
         self.builder, self.longest_rationale = PromptBuilder(processor, style), longest_rationale
         self.one_sequence = style.rationale_in == "reply"
-        # With the side itself, so that its id is not given to another one.
+        # The side is kept too, since the id of a freed object may come again.
         self._lengths: dict[int, tuple[Side, int, int]] = {}
 
     def of(self, side: Side, rationale: Rationale | int | None = None) -> Lengths:
@@ -182,7 +181,7 @@ def processor_of(model: str, trust_remote_code: bool = False) -> Any:
     try:
         with quiet_loading():
             return load_pretrained(AutoProcessor, model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # readers raise whatever the files make them raise
+    except Exception as error:  # broken files can make a reader raise anything
         reason = str(error).split(". ")[0].splitlines()[0]
         raise FileNotFoundError(
             f"The model {Path(model)} has no tokenizer or processor that can be read "

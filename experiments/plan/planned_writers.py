@@ -1,6 +1,6 @@
-"""The rationale writers that run a model here, and the lengths of their prompts.
+"""The rationale writers that run a model in this process, and the lengths of their prompts.
 
-Each is made from its settings, so its defaults hold; it loads no weights before it writes.
+Writers are made from their settings, so their defaults hold; none loads weights before it writes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class PlannedWriter:
         model: folder or hub id.
         dtype: of its weights.
         sampling: bounds the tokens of a draw.
-        slots: draws under way together.
-        lengths: counts the tokens of a prompt behind those that all share.
-        reads_media: whether it is asked about sides with pictures.
-        shared: tokens that all prompts share and that are read once.
-        together: whether `fit` makes the logits of all replies of a batch at once.
-        trust_remote_code: whether code that comes with the model may run.
+        slots: draws that are decoded together.
+        lengths: counts the tokens of a prompt without those that all prompts share.
+        reads_media: True if the writer is asked about sides with pictures.
+        shared: tokens that all prompts share; they are read once.
+        together: True if `fit` makes the logits of all replies of a batch at once.
+        trust_remote_code: True if code that comes with the model may run.
     """
 
     model: str
@@ -51,7 +51,7 @@ class PlannedWriter:
 
 
 def planned_writer(spec: Mapping[str, Any]) -> PlannedWriter | None:
-    """Returns the writer that a configuration names; None = it runs no model here.
+    """Returns the writer that a configuration names; None = no model runs in this process.
 
     Args:
         spec: its `{class_path, init_args}`.
@@ -62,26 +62,26 @@ def planned_writer(spec: Mapping[str, Any]) -> PlannedWriter | None:
     if kind not in ("LanguageModelWriter", "VisionLanguageWriter"):
         return None
 
-    # The writer itself has the defaults of what the configuration leaves out.
-    parts: dict[str, Any]
+    # A configuration may leave settings out, so they are taken from the writer that it makes.
+    fields: dict[str, Any]
     match load_writer(spec):
         case LanguageModelWriter() as writer:
             chat = ChatModel(writer.model_id, writer.prompt, None, writer.device, writer.dtype)
-            parts = {"lengths": QuestionLengths(chat), "shared": len(chat.prefix_ids)}
-            parts |= {"reads_media": False, "together": True}
+            fields = {"lengths": QuestionLengths(chat), "shared": len(chat.prefix_ids)}
+            fields |= {"reads_media": False, "together": True}
         case VisionLanguageWriter() as writer:
-            # A prompt of a writer holds no rationale, so its length has no bound to keep.
+            # The prompt of a writer holds no rationale, so the bound on rationales is 0.
             processor = processor_of(writer.model_id, writer.trust_remote_code)
             lengths = PromptLengths(processor, writer.style, 0)
-            parts = {"lengths": lengths, "trust_remote_code": writer.trust_remote_code}
-            parts |= {"reads_media": "image" in lengths.builder.modalities}
+            fields = {"lengths": lengths, "trust_remote_code": writer.trust_remote_code}
+            fields |= {"reads_media": "image" in lengths.builder.modalities}
 
     return PlannedWriter(
         model=writer.model_id,
         dtype=writer.dtype,
         sampling=writer.sampling,
         slots=writer.batch_size,
-        **parts,
+        **fields,
     )
 
 
@@ -89,7 +89,8 @@ def _behind_bridge(arguments: Mapping[str, Any]) -> PlannedWriter | None:
     inner = planned_writer(arguments["writer"])
     if inner is None:
         return None
-    # Behind the bridge pictures have become words, so a writer without vision reads all rows.
+
+    # The bridge turns pictures into words, so a writer without vision is asked about all rows.
     lengths = BridgeLengths(inner.lengths, arguments)
     return replace(inner, lengths=lengths, reads_media=True)
 
@@ -99,7 +100,7 @@ class QuestionLengths(SideLengths):
     """Lengths of questions behind a few-shot prompt.
 
     Args:
-        chat: of which only the tokenizer is loaded.
+        chat: the chat model; only its tokenizer is loaded.
     """
 
     longest_rationale = 0

@@ -1,7 +1,7 @@
 """`python -m experiments.score`: score files from saved embeddings or rankings, of any model.
 
-Needs the base install alone: no Lightning, no WebDataset, no model. The data root says what is
-right; vectors or rankings are read from plain files, one set per task:
+Needs the base install alone: no Lightning, no WebDataset, no model. The right answers come from the
+data root, vectors or rankings from plain files, one set per task:
 `<task>_qry.npy`, `<task>_tgt.npy`, `<task>_names.json`, or `<task>_pred.jsonl`. Vectors are unit
 vectors (or `--normalise`), and every name of the gallery has one. Where `<task>_data.json` lies
 beside them, they must have been embedded from these data.
@@ -30,7 +30,7 @@ from mmemb.records.schema import Excerpt, parse_json
 @final
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A task's scores, the queries that they are of, and why some are missing, if any are."""
+    """The scores of a task, its ranked queries, and why the score is partial ("" = it is not)."""
 
     scores: TaskScores
     queries: list[Query]
@@ -39,70 +39,70 @@ class Scored:
 
 @command()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Scores every task that was saved."""
+    """Scores every task whose embeddings or rankings were saved."""
     options = _parse(arguments)
     for root in read_benchmark(options.data_root):
         where = f"{options.data_root / root.path}"
         check_apart((task.name for task in root.tasks), where)
         for task in root.tasks:
-            asked = [query for query in root.queries if query.task == task.name]
-            found = _score(options, root, task, asked)
-            if found is None:
+            queries = [query for query in root.queries if query.task == task.name]
+            scored = _score(options, root, task, queries)
+            if scored is None:
                 print(f"{task.name:<48} nothing saved in {_saved(options) / root.path}")
                 continue
 
             provenance = {"run": options.model, "revision": root.revision}
-            partial = "; ".join(filter(None, (root.left_out, found.partial)))
+            partial = "; ".join(filter(None, (root.left_out, scored.partial)))
 
             folder = options.out / root.path
-            write_scores(folder, found.scores, found.queries, provenance, task.meta_task, partial)
+            write_scores(folder, scored.scores, scored.queries, provenance, task.meta_task, partial)
 
-            value = found.scores.means[task.metric]
+            value = scored.scores.means[task.metric]
             print(f"{task.name:<48} {task.metric:<14} {100 * value:6.2f}")
     print(headline_text(read_scores(options.out)))
 
 
 def _score(
-    options: argparse.Namespace, root: BenchmarkRoot, task: EvaluationTask, asked: list[Query]
+    options: argparse.Namespace, root: BenchmarkRoot, task: EvaluationTask, queries: list[Query]
 ) -> Scored | None:
     """Scores one task; None if nothing was saved for it."""
     folder = _saved(options) / root.path
     skip = options.on_error == "skip"
     if options.predictions is not None:
         path = task_file(folder, task.name, PREDICTIONS)
-        return _of_predictions(path, root, task, asked, options.mode, skip)
+        return _of_predictions(path, root, task, queries, options.mode, skip)
 
-    # One file alone is a mistake, such as a name that is written otherwise.
+    # A single file of the set is a mistake, such as a misspelt name; reading it raises an error.
     if not any(task_file(folder, task.name, end).is_file() for end in VECTORS):
         return None
 
-    # Vectors of other data in the same order would pass for these.
+    # Vectors of other data have the same shape, and would give wrong scores without an error.
     check_embedded(folder, task.name, root.content)
     query_QD, candidate_ND, names = read_embeddings(folder, task.name, options.normalise)
 
-    if len(query_QD) != len(asked):
+    if len(query_QD) != len(queries):
         raise ValueError(
             f"{folder}: {task.name}_qry.npy holds {len(query_QD)} vectors, the data "
-            f"{len(asked)} test queries: expected one each, in the order of the data."
+            f"{len(queries)} test queries: expected one each, in the order of the data."
         )
 
-    # Missing wrong candidates flatter a score, vectors of other names lower it.
+    # Without some wrong candidates a score is too good, with vectors of other names too bad.
     gallery = root.names(task.gallery)
     partial = _what_is_missing(f"{folder}: {task.name}_tgt.npy", gallery, names, skip)
-    wanted = set(gallery)
-    columns = [column for column, name in enumerate(names) if name in wanted]
-    known = [names[column] for column in columns]
+    gallery_names = set(gallery)
+    columns = [column for column, name in enumerate(names) if name in gallery_names]
+    column_names = [names[column] for column in columns]
 
     # Without a vector a right candidate has no rank, so its query is left out.
-    lost = wanted - set(known)
-    rows = [row for row, query in enumerate(asked) if lost.isdisjoint(query.relevance)]
+    lost = gallery_names - set(column_names)
+    rows = [row for row, query in enumerate(queries) if lost.isdisjoint(query.relevance)]
     if not rows:
         raise ValueError(f"{folder}: no query of {task.name} has vectors of its right candidates.")
-    kept = [asked[row] for row in rows]
+    kept = [queries[row] for row in rows]
 
     scores = score_embeddings(
-        task.name, task.metric, kept, query_QD[rows], known, candidate_ND[columns],
-        own_lists(root, kept, known, lost), options.mode,
+        task.name, task.metric, kept, query_QD[rows], column_names, candidate_ND[columns],
+        own_lists(root, kept, column_names, lost), options.mode,
     )  # fmt: skip
     return Scored(scores, kept, partial)
 
@@ -112,18 +112,18 @@ def _saved(options: argparse.Namespace) -> Path:
 
 
 def _what_is_missing(where: str, gallery: Sequence[str], names: Sequence[str], skip: bool) -> str:
-    """Returns names without a vector and vectors without a name, for a partial file; "" = none.
+    """Returns how many candidates lack a vector and how many vectors a candidate; "" = none.
 
     Raises:
-        ValueError: there are such names, and they are not to be skipped.
+        ValueError: there are some, and `skip` is False.
     """
     problems = []
-    for what, wanted, given in (
+    for what, required, available in (
         ("candidates have no vector", gallery, set(names)),
         ("vectors are of names that the gallery lacks", names, set(gallery)),
     ):
-        if lost := [name for name in wanted if name not in given]:
-            problems.append(f"{len(lost)} of {len(wanted)} {what} ({lost[0]!r} is the first)")
+        if lost := [name for name in required if name not in available]:
+            problems.append(f"{len(lost)} of {len(required)} {what} ({lost[0]!r} is the first)")
 
     if problems and not skip:
         raise ValueError(
@@ -134,24 +134,30 @@ def _what_is_missing(where: str, gallery: Sequence[str], names: Sequence[str], s
 
 
 def own_lists(
-    root: BenchmarkRoot, asked: Sequence[Query], names: Sequence[str], lost: Collection[str] = ()
+    root: BenchmarkRoot, queries: Sequence[Query], names: Sequence[str], lost: Collection[str] = ()
 ) -> list[list[int]] | None:
-    """Returns rows of the saved candidates that each query chooses from; None = all.
+    """Returns the rows of saved candidates that each query is ranked among; None = all.
 
     Args:
         root: the data.
-        asked: queries of one task.
-        names: of the saved candidates.
+        queries: queries of one task.
+        names: names of the saved candidates.
         lost: names that may be missing; they are left out of the lists.
+
+    Raises:
+        ValueError: a listed candidate has no saved vector, and is not in `lost`.
     """
-    if not asked or asked[0].candidates is None:
+    # In a task either all queries have lists or none has.
+    if not queries or queries[0].candidates is None:
         return None
 
     row_of = {name: row for row, name in enumerate(names)}
     lists = []
-    for query in asked:
+
+    for query in queries:
         listed = [root.name_of_row[row][1] for row in query.candidates or ()]
         listed = [name for name in listed if name not in lost]
+
         if missing := [name for name in listed if name not in row_of]:
             raise ValueError(
                 f"Candidate {missing[0]!r} of query {query.key} ({query.task}) has no saved vector."
@@ -164,30 +170,30 @@ def _of_predictions(
     path: Path,
     root: BenchmarkRoot,
     task: EvaluationTask,
-    asked: list[Query],
+    queries: list[Query],
     mode: Mode,
     skip: bool,
 ) -> Scored | None:
-    """Scores saved rankings; None if there are none of the task."""
+    """Scores the saved rankings of a task; None if there are none."""
     if not path.is_file():
         return None
-    lines = _read_rankings(path, len(asked))
+    lines = _read_rankings(path, len(queries))
 
     gallery, num_foreign = set(root.names(task.gallery)), 0
-    for query, line in zip(asked, lines, strict=True):
+    for query, line in zip(queries, lines, strict=True):
         rows = query.candidates
         among = gallery if rows is None else {root.name_of_row[row][1] for row in rows}
         num_foreign += _has_foreign_names(path, query, line, among, skip)
 
     ranked = [[str(name) for name in line.prediction] for line in lines]
-    scores = score_predictions(task.name, task.metric, asked, ranked, mode)
+    scores = score_predictions(task.name, task.metric, queries, ranked, mode)
     partial = f"{num_foreign} rankings name candidates that the query does not have"
-    return Scored(scores, asked, partial if num_foreign else "")
+    return Scored(scores, queries, partial if num_foreign else "")
 
 
 @final
 class _RankingJson(Excerpt):
-    """A line of saved rankings: candidates, best first, and in published files the labels."""
+    """A line of saved rankings: candidates with the best first; published files add labels."""
 
     prediction: tuple[str | int, ...]
     label: Any = None
@@ -213,8 +219,8 @@ def _has_foreign_names(
     """Tells whether a ranking names a candidate that the query cannot choose.
 
     Raises:
-        ValueError: there is such a name, and it is not to be skipped; or the line is another
-            query's.
+        ValueError: there is such a name, and `skip` is False; or the line is that of another
+            query.
     """
     # Published files repeat the labels, by which a line of another query is recognised.
     labels = line.label
@@ -224,7 +230,7 @@ def _has_foreign_names(
             f"{next(iter(query.relevance))!r}: expected rankings in the order of the data."
         )
 
-    # Names that are written otherwise than in the gallery would only look like misses.
+    # A misspelt name would be counted as a wrong candidate, and lower the score without an error.
     foreign = [name for name in map(str, line.prediction) if name not in among]
     if foreign and not skip:
         raise ValueError(

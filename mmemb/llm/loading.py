@@ -1,4 +1,4 @@
-"""A vision-language or language model of transformers with its processor."""
+"""Loads a vision-language or language model of transformers, and names its revision."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def reason_of(error: Exception) -> str:
-    """The reason why a model cannot be loaded, with the message of transformers."""
-    said = f"{type(error).__name__}: {quote(error)}"
-    return f'a file is missing, or holds what transformers cannot use; it says "{said}"'
+    """Returns why a model cannot be loaded, with the message of transformers."""
+    message = f"{type(error).__name__}: {quote(error)}"
+    return f'a file is missing, or holds what transformers cannot use; it says "{message}"'
 
 
 def revision_of(model: str, commit: str | None) -> str:
-    """Hash (12 hex digits) of all files of a local model: weights, configuration, tokenizer,
-    template; the commit of a hub model."""
+    """Returns the commit of a hub model, or a hash (12 hex digits) of all files of a local one.
+
+    Weights, configuration, tokenizer and chat template count.
+    """
     folder = Path(model)
     if not folder.is_dir():
         return commit or "unknown"
 
     kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
     digest = hashlib.sha256()
+
     for path in sorted(path for kind in kinds for path in folder.glob(kind)):
-        # The name as well: a file under another name is read otherwise.
+        # The name counts too: transformers chooses by it what a file is read as.
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -42,11 +45,11 @@ def revision_of(model: str, commit: str | None) -> str:
 
 
 def loaded_revision(model: str, load: Callable[[], Any], adapter: str | None) -> str:
-    """Revision of a model and of its adapter, so that every rationale tells which weights wrote it.
+    """Returns the revision of a model and of its adapter, which a rationale keeps as its origin.
 
     Args:
         model: local folder or hub id.
-        load: returns the model of transformers; asked only for a hub id.
+        load: returns the model of transformers; called for a hub id only.
         adapter: folder of a LoRA adapter, or None.
     """
     # A hub id may move to other weights; transformers records the commit that it loaded.
@@ -58,17 +61,17 @@ def loaded_revision(model: str, load: Callable[[], Any], adapter: str | None) ->
 def load_model(
     model: str, attention: str | None, dtype: torch.dtype, trust_remote_code: bool
 ) -> tuple[Any, Any]:
-    """A model in evaluation mode and its processor; a model without vision brings its tokenizer.
+    """Loads a model in evaluation mode, and its processor or (without vision) its tokenizer.
 
     Args:
         model: local folder or hub id.
         attention: implementation that transformers should use; None = its own choice, with
             `grouped_attention` for `sdpa`.
         dtype: of the weights.
-        trust_remote_code: whether code that comes with the model may run.
+        trust_remote_code: True if code that comes with the model may run.
 
     Raises:
-        FileNotFoundError: there is no such model, or it is broken.
+        FileNotFoundError: the model does not exist, or is broken.
     """
     from transformers import (
         AutoConfig,
@@ -84,8 +87,7 @@ def load_model(
         with quiet_loading():
             config = load_pretrained(AutoConfig, model, **code)
 
-            # By the table of transformers, without loading: only some configurations have a vision
-            # part.
+            # Looked up without loading: configurations have no common field that tells of vision.
             sees = type(config) in AutoModelForImageTextToText._model_mapping
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             settings = code | ({"attn_implementation": attention} if attention else {})
@@ -101,11 +103,11 @@ def load_model(
 
 
 def outside_of_text(model: Any) -> list[nn.Module]:
-    """Modules outside of the language model and its head: the vision tower and its projector."""
+    """Returns all modules but the language model and its head: vision tower, projector."""
     parts = (model.get_decoder(), model.get_output_embeddings())
     inside = {id(module) for part in parts for module in part.modules()}
 
-    found = [module for module in model.modules() if id(module) not in inside]
+    outside = [module for module in model.modules() if id(module) not in inside]
 
-    # A parent of the language model holds it, so it cannot be frozen as a whole.
-    return [m for m in found if not any(id(child) in inside for child in m.modules())]
+    # Parents of the language model are left out: freezing one would freeze the language model.
+    return [m for m in outside if not any(id(child) in inside for child in m.modules())]

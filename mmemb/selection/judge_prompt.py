@@ -1,4 +1,4 @@
-"""A pair and a rationale as the prompt of a yes/no judge, in pieces that pairs share.
+"""Makes the prompt of a yes/no judge from a pair and a rationale, in pieces that pairs share.
 
 The order is `query | candidate | rationale | question`: a query's piece is read once for all its
 candidates, a candidate's piece once for all rationales. Every piece becomes tokens by itself, so
@@ -25,16 +25,16 @@ _LETTERS = 32
 
 @dataclass(frozen=True)  # no slots, not final: jsonargparse refuses such defaults
 class JudgeStyle:
-    """Wording of the question; of a reranker's checkpoint, the one that it was trained with.
+    """Wording of the question; for a reranker's checkpoint the one that it was trained with.
 
     Attributes:
         system: system turn of the conversation; empty = none.
         instruction: stands before the query's instruction, if it has one.
         query: stands before the query.
         candidate: stands before the candidate.
-        rationale: stands before the rationale, where there is one.
+        rationale: stands before the rationale, if there is one.
         question: question at the end.
-        yes: words for yes; the probability is that of their first tokens together. In YAML quote
+        yes: words for yes, whose first tokens' probabilities are added. In YAML quote
             the keys and the words, `"yes": ["yes"]`: without quotes they are true and false.
         no: words for no, `"no": ["no"]`.
         max_text_tokens: longest text of a query, a candidate or a rationale; a longer one is cut
@@ -93,18 +93,18 @@ class JudgePrompts:
         return self.builder.read(self._pieces(query, candidate)[1], candidate)
 
     def ending(self, query: Side, rationale: Rationale | None) -> Prompt:
-        """Makes the piece with rationale, question, and the opening of the judge's turn."""
-        style, said = self.style, ""
+        """Makes the piece with the rationale, the question and the opening of the judge's turn."""
+        style, opening = self.style, ""
         if rationale is not None and rationale.plain:
-            said = style.rationale + self._cut(rationale.plain, at_end=False)
-        return self.builder.read(said + self._pieces(query, Side(text="-"))[2], Side())
+            opening = style.rationale + self._cut(rationale.plain, at_end=False)
+        return self.builder.read(opening + self._pieces(query, Side(text="-"))[2], Side())
 
     def _pieces(self, query: Side, candidate: Side) -> Sequence[str]:
         style, content = self.style, self.builder.content
         instruction = self._cut(query.instruction)
-        asked = f"{style.instruction}{instruction}\n" if instruction else ""
+        opening = f"{style.instruction}{instruction}\n" if instruction else ""
 
-        parts = [_text(asked + style.query), *content(query, self._cut(query.text))]
+        parts = [_text(opening + style.query), *content(query, self._cut(query.text))]
         parts += [_text(_MARKS[0] + style.candidate)]
         parts += [*content(candidate, self._cut(candidate.text)), _text(_MARKS[1] + style.question)]
 
@@ -123,10 +123,10 @@ class JudgePrompts:
     def _cut(self, text: str, at_end: bool = True) -> str:
         tokenizer, most = self.builder.tokenizer, self.style.max_text_tokens
 
-        # A tokenizer may take the square of a text without blanks, so its letters are cut first.
+        # Time may grow with the square of a text without blanks, so letters are cut before tokens.
         text = text[: most * _LETTERS] if at_end else text[-most * _LETTERS :]
 
-        # A mark in a text of the data would cut the conversation in a wrong place.
+        # A mark inside the data's text would cut the conversation in a wrong place.
         for mark in _MARKS:
             text = text.replace(mark, " ")
         text = self.builder.plain(text)
@@ -135,13 +135,13 @@ class JudgePrompts:
         if len(ids) <= most:
             return text
 
-        # Tokens that were apart may read as one text again.
+        # Decoded tokens may spell a special token again.
         return self.builder.plain(tokenizer.decode(ids[:most] if at_end else ids[-most:]))
 
     def _first_tokens(self, words: Sequence[str]) -> frozenset[int]:
         encode = self.builder.tokenizer.encode
-        found = [encode(word, add_special_tokens=False) for word in words]
-        return frozenset(ids[0] for ids in found if ids)
+        ids_of_words = [encode(word, add_special_tokens=False) for word in words]
+        return frozenset(ids[0] for ids in ids_of_words if ids)
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class GradientCache:
         Args:
             costs: tokens of each row.
         """
-        found, start, tokens = [], 0, 0
+        batches, start, tokens = [], 0, 0
         for row, cost in enumerate(costs):
             size = row - start
 
@@ -81,10 +81,10 @@ class GradientCache:
             full = self.micro_batch_size is not None and size >= self.micro_batch_size
             heavy = self.micro_batch_tokens is not None and tokens + cost > self.micro_batch_tokens
             if size and (full or heavy):
-                found.append(range(start, row))
+                batches.append(range(start, row))
                 start, tokens = row, 0
             tokens += cost
-        return [*found, range(start, len(costs))] if len(costs) > start else found
+        return [*batches, range(start, len(costs))] if len(costs) > start else batches
 
 
 def embed_cached(
@@ -110,20 +110,20 @@ def embed_cached(
         return embed(range(len(costs)))
 
     memory = GraphMemory(cache.retained_gib * _GIB, parameters)
-    parts = []
+    outputs = []
 
     # Without rows there is still one call: an idle rank must join the graph.
     *earlier, last = cache.micro_batches(costs) or [range(0)]
     for rows in earlier:
         if memory.has_room():
             with memory.counted():
-                parts.append(embed(rows))
+                outputs.append(embed(rows))
         else:
-            parts.append(checkpoint(embed, rows, use_reentrant=False, preserve_rng_state=True))
+            outputs.append(checkpoint(embed, rows, use_reentrant=False, preserve_rng_state=True))
 
     # The backward pass begins with it, before it makes any other graph again: keeping it is free.
-    parts.append(embed(last))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    outputs.append(embed(last))
+    return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
 
 @final

@@ -34,8 +34,8 @@ class Faults:
 
     Attributes:
         lines: one sentence for each fault, by row.
-        rows: numbers of the rows that have one.
-        notices: what is worth a look, and no fault.
+        rows: numbers of the rows with a fault.
+        notices: what is worth a look, but no fault.
         groups: topic -> name of its group, for topics of training rows that share a pair.
     """
 
@@ -55,7 +55,7 @@ class Content:
 
     @property
     def pairs(self) -> tuple[frozenset[str], ...]:
-        """Its pairs, in either direction."""
+        """The pairs of the row; a pair and its reverse are equal."""
         return tuple(frozenset((self.query, target)) for target in self.targets)
 
 
@@ -73,14 +73,14 @@ def check_cells(rows: Sequence[OwnRow], media: Path) -> Found:
     # A row that cannot be read is left out in any case: it does not count against others.
     whole = [row for row in rows if not row.faults]
 
-    found = [(row.number, fault) for row in rows for fault in row.faults]
-    found += _ids(rows) + _tasks(whole) + _forms(whole) + _names(whole) + _mixed(whole)
+    faults = [(row.number, fault) for row in rows for fault in row.faults]
+    faults += _ids(rows) + _tasks(whole) + _forms(whole) + _names(whole) + _mixed(whole)
 
     # The loop may wait for a slow disk, so it shows its progress after two seconds.
     for row in tqdm(rows, desc="looking for media", disable=None, delay=2):
-        found += _paths(row, media)
+        faults += _paths(row, media)
     # A row that names a broken file twice would otherwise list one fault twice.
-    return sorted(set(found))
+    return sorted(set(faults))
 
 
 def check_rows(
@@ -93,14 +93,14 @@ def check_rows(
         media: folder that paths are relative to.
         num_frames: of a clip.
         workers: processes that decode.
-        known: what `check_cells` has found.
+        known: the faults that `check_cells` returned.
     """
     # The caller keeps its own list: it prints only the faults that are new.
-    found = list(known)
+    listed = list(known)
     contents: dict[int, Content] = {}
     for number, content, faults in _decoded(rows, media, num_frames, workers):
         contents[number] = content
-        found += [(number, fault) for fault in faults]
+        listed += [(number, fault) for fault in faults]
 
     # Rows with broken cells hold placeholders, which must not be compared.
     rows = [row for row in rows if not row.faults]
@@ -108,28 +108,30 @@ def check_rows(
     groups, twins = _groups(rows, contents)
     notices = (*_shared_targets(rows, contents), *_shared_pairs(rows, contents, overlap), *twins)
 
-    found = sorted({*found, *overlap})
-    return Faults(tuple(lines_of(found)), frozenset(number for number, _ in found), notices, groups)
+    listed = sorted({*listed, *overlap})
+    return Faults(
+        tuple(lines_of(listed)), frozenset(number for number, _ in listed), notices, groups
+    )
 
 
-def lines_of(found: Found) -> Iterator[str]:
-    """One sentence for each fault."""
-    return (f"row {number}: {fault}" for number, fault in found)
+def lines_of(faults: Found) -> Iterator[str]:
+    """Returns one sentence for each fault."""
+    return (f"row {number}: {fault}" for number, fault in faults)
 
 
 def _ids(rows: Iterable[OwnRow]) -> Found:
     first: dict[str, int] = {}
-    found = []
+    faults = []
     for row in rows:
         if row.id and not _KEY.fullmatch(row.id):
-            found.append(
+            faults.append(
                 (row.number, f"id {shown(row.id)}: expected 1 to 80 letters, digits, `_` or `-`")
             )
 
         if row.id and first.setdefault(row.id, row.number) != row.number:
-            found.append((row.number, f"id {shown(row.id)} is that of row {first[row.id]}, too"))
+            faults.append((row.number, f"id {shown(row.id)} is that of row {first[row.id]}, too"))
 
-    return found
+    return faults
 
 
 def _tasks(rows: Iterable[OwnRow]) -> Found:
@@ -145,9 +147,9 @@ def _tasks(rows: Iterable[OwnRow]) -> Found:
 
 
 def _forms(rows: Iterable[OwnRow]) -> Found:
-    """Names that seem equal and are not: accents in two Unicode forms, a task in small letters."""
+    """Finds names that look equal and are not: two Unicode forms of an accent, other capitals."""
     first: dict[tuple[str, str], tuple[str, int]] = {}
-    found = []
+    faults = []
     for row in rows:
         names = [("task", row.task, row.task.strip().casefold()), ("concept", row.concept, "")]
         sides = (*row.positives, *row.negatives)
@@ -156,16 +158,16 @@ def _forms(rows: Iterable[OwnRow]) -> Found:
         # Two spellings of one name would silently become two tasks or two candidates.
         for column, name, seems in names:
             key = (column, unicodedata.normalize("NFC", limit_marks(seems or name)))
-            known, number = first.setdefault(key, (name, row.number))
-            if known != name:
-                fault = f"is written otherwise in row {number} ({ascii(known):.60}): let one name"
-                found.append((row.number, f"{column} {ascii(name):.60} {fault} have one form"))
+            usual, number = first.setdefault(key, (name, row.number))
+            if usual != name:
+                fault = f"is written otherwise in row {number} ({ascii(usual):.60}): let one name"
+                faults.append((row.number, f"{column} {ascii(name):.60} {fault} have one form"))
 
-    return found
+    return faults
 
 
 def _paths(row: OwnRow, media: Path) -> Found:
-    found = []
+    faults = []
     # The lists may differ in length: a flat row has a column for a negative that it does not give.
     for column, side in zip(row.media_columns, row.sides, strict=False):
         # A cell with a fault holds a placeholder path, which would be reported as missing, too.
@@ -176,25 +178,25 @@ def _paths(row: OwnRow, media: Path) -> Found:
             try:
                 locate(media, name)
             except MediaPathError as error:
-                found.append((row.number, f"{column} {error}"))
+                faults.append((row.number, f"{column} {error}"))
 
-    return found
+    return faults
 
 
 def _names(rows: Iterable[OwnRow]) -> Found:
-    """A candidate's name stands for one vector: it must not have two instructions."""
-    known: dict[tuple[str, str], tuple[OwnSide, int]] = {}
-    found = []
+    """Finds targets of one name with two contents: a name stands for one candidate's vector."""
+    first: dict[tuple[str, str], tuple[OwnSide, int]] = {}
+    faults = []
     for row in rows:
         for side in (*row.positives, *row.negatives):
             # Sides are compared whole: the same media with another text is another candidate.
-            same, number = known.setdefault((row.task, side.name), (side, row.number))
-            if same != side:
-                has = "another instruction" if same.text == side.text else "other media and text"
+            twin, number = first.setdefault((row.task, side.name), (side, row.number))
+            if twin != side:
+                has = "another instruction" if twin.text == side.text else "other media and text"
                 fault = f"target {shown(side.name)} has {has} in row {number}"
-                found.append((row.number, fault))
+                faults.append((row.number, fault))
 
-    return found
+    return faults
 
 
 def _mixed(rows: Iterable[OwnRow]) -> Found:
@@ -205,18 +207,19 @@ def _mixed(rows: Iterable[OwnRow]) -> Found:
         if row.split != "train":
             kinds[row.task][bool(row.negatives)].append(row.number)
 
-    found = []
+    faults = []
     for task, kind in kinds.items():
-        fewer, more = sorted(kind, key=len)  # without the fewer ones the others are a whole task
+        # The rarer kind is named: the task is whole once these rows are changed.
+        fewer, more = sorted(kind, key=len)
         for number in fewer:
             both = f"task {shown(task)} has queries with negatives and without (row {more[0]})"
-            found.append((number, f"{both}: give all of them some, or none"))
+            faults.append((number, f"{both}: give all of them some, or none"))
 
-    return found
+    return faults
 
 
 def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
-    """Rows for evaluation whose query, or whose pair under another task, is trained on."""
+    """Finds evaluation rows whose query, or whose pair under another task, is trained on."""
     queries: dict[tuple[str, str], int] = {}
     pairs: dict[tuple[str, str], int] = {}
     for row in rows:
@@ -227,7 +230,7 @@ def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
             for target in content.targets[:1]:  # the one that is trained on
                 pairs.setdefault((content.query, target), row.number)
 
-    found = []
+    faults = []
     for row in rows:
         if row.split == "train":
             continue
@@ -236,11 +239,11 @@ def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
         trained = [pairs.get((content.query, target)) for target in content.targets]
         # The query counts within its task only: another task may ask about the same picture.
         if number := queries.get((row.task, content.query)):
-            found.append((row.number, f"its query is that of row {number}, which is trained on"))
+            faults.append((row.number, f"its query is that of row {number}, which is trained on"))
         elif number := next(filter(None, trained), None):
-            found.append((row.number, f"its pair is that of row {number}, which is trained on"))
+            faults.append((row.number, f"its pair is that of row {number}, which is trained on"))
 
-    return found
+    return faults
 
 
 def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Iterator[str]:
@@ -284,7 +287,11 @@ def _shared_pairs(
 def _groups(
     rows: Iterable[OwnRow], contents: Mapping[int, Content]
 ) -> tuple[dict[str, str], list[str]]:
-    """Topics of training rows that share a pair, however indirectly, get the name of one group."""
+    """Gives one group to topics of training rows that share a pair, also by way of other topics.
+
+    Returns:
+        Topic -> name of its group, and at most one notice.
+    """
     # A row without a target has its fault already.
     train = [row for row in rows if row.split == "train" and row.positives]
     first: dict[frozenset[str], OwnRow] = {}
@@ -300,6 +307,7 @@ def _groups(
         twin = first.setdefault(contents[row.number].pairs[0], row)
         if twin.topic == row.topic:
             continue
+
         twins.append(f"rows {twin.number} ({twin.topic!r}) and {row.number} ({row.topic!r})")
 
         # The least name stands for a group, so that the order of the table does not matter.
@@ -315,7 +323,7 @@ def _groups(
 
 
 def _some(texts: Sequence[str]) -> str:
-    """The first few texts in one line."""
+    """Returns the first few texts in one line."""
     return "; ".join(texts[:_MOST_NAMED]) + ("; ..." if len(texts) > _MOST_NAMED else "")
 
 
@@ -346,7 +354,7 @@ def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, Content, list
             digests.append(f"unreadable {row.number} {number}")
             match error:
                 case MediaPathError():
-                    pass  # `check_cells` has told of it
+                    pass  # `check_cells` has listed it already
                 case OSError():
                     faults.append(f"{row.media_columns[number]}: a file of it cannot be read")
                 case _:

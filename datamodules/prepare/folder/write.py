@@ -1,4 +1,4 @@
-"""Rows of an own table as shards: pairs, queries, candidates, tasks and given negatives."""
+"""Writes the rows of a user's table as shards: pairs, queries, candidates, negatives, tasks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CandidateTable:
         self.row_of = {key: number for number, key in enumerate(self.sides)}
 
     def numbers(self, task: str, sides: Iterable[OwnSide]) -> list[int]:
-        """Rows of the table."""
+        """Returns the numbers of sides of a task among all candidates."""
         return [self.row_of[task, side.name] for side in sides]
 
 
@@ -55,7 +55,7 @@ def write_data(
     fingerprint: str,
     groups: Mapping[str, str],
 ) -> dict[str, int]:
-    """Writes all folders; what a former run of the same fingerprint has written stays.
+    """Writes all folders; shards that an earlier run of the same fingerprint wrote stay.
 
     Args:
         out: the data root.
@@ -66,20 +66,22 @@ def write_data(
         groups: topic -> name of its group; a group is in one fold of the judges.
 
     Returns:
-        How many samples each folder holds.
+        Folder -> its number of samples.
     """
     table = CandidateTable(rows)
+
     train = [row for row in rows if row.split == "train"]
-    asked = [row for row in rows if row.split != "train"]
+    evaluated = [row for row in rows if row.split != "train"]
+
     # Generators: the media of all samples together may exceed the memory.
     streams = {
         CANDIDATES: (_candidate(k, n, s, media, num_frames)
                      for n, (k, s) in enumerate(table.sides.items())),
         PAIRS: (_pair(row, media, num_frames, groups) for row in train),
-        QUERIES: (_query(row, table, media, num_frames) for row in asked),
+        QUERIES: (_query(row, table, media, num_frames) for row in evaluated),
     }  # fmt: skip
 
-    totals = {CANDIDATES: len(table.sides), PAIRS: len(train), QUERIES: len(asked)}
+    totals = {CANDIDATES: len(table.sides), PAIRS: len(train), QUERIES: len(evaluated)}
 
     # Shards of an older table would be read as part of the new data.
     for folder in (*streams, NEGATIVES):
@@ -87,8 +89,8 @@ def write_data(
 
     for folder, samples in streams.items():
         if totals[folder]:
-            shown = tqdm(samples, total=totals[folder], desc=folder, disable=None)
-            _write(out / folder, shown, fingerprint)
+            progress = tqdm(samples, total=totals[folder], desc=folder, disable=None)
+            _write(out / folder, progress, fingerprint)
 
     # After the pairs and candidates: the sidecar records the fingerprints of both.
     if any(row.negatives for row in train):
@@ -111,7 +113,7 @@ def _write(folder: Path, samples: Iterable[Sample], fingerprint: str) -> None:
 def _write_negatives(
     out: Path, train: Sequence[OwnRow], table: CandidateTable, fingerprint: str
 ) -> int:
-    """A sidecar of the pairs: shard by shard the same keys."""
+    """Writes the given negatives as a sidecar of the pairs; returns its number of samples."""
     pairs, row_of = ShardIndex.open(out / PAIRS), {row.id: row for row in train}
     candidates = ShardIndex.open(out / CANDIDATES).origin()
     for shard in pairs.shard_names:
@@ -120,12 +122,12 @@ def _write_negatives(
         for entry in pairs.of_shard(shard):
             row = row_of[entry.key]
             numbers = table.numbers(row.task, row.negatives)
-            given = [
+            negatives = [
                 {"row": number, "name": side.name, "score": 1.0}
                 for number, side in zip(numbers, row.negatives, strict=True)
             ]
 
-            samples.append(Sample(entry.key, encode_members({"json": given})))
+            samples.append(Sample(entry.key, encode_members({"json": negatives})))
 
         origins = (pairs.origin(shard), candidates)
         write_shard(out / NEGATIVES, shard, samples, fingerprint=fingerprint, made_from=origins)
@@ -171,7 +173,8 @@ def _pair(row: OwnRow, media: Path, num_frames: int, groups: Mapping[str, str]) 
     members = side_members(media, row.query.media, "q", num_frames)
     members |= side_members(media, target.media, "t", num_frames)
 
-    # Judges never judge what they saw: concepts that share a pair are in one half.
+    # No judge scores what it was trained on, so concepts that share a pair lie in one fold.
+    # `half` is the word of the first version: another one would move concepts to the other fold.
     fold = "ab"[stable_hash("half", groups.get(row.topic, row.topic)) % 2]
     return Sample(row.id, members | encode_members({"json": data}), meta | {"fold": fold})
 
@@ -184,10 +187,11 @@ def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> 
         "answers": _answers(row),
     }
     members = side_members(media, row.query.media, "q", num_frames) | encode_members({"json": data})
+
     # A query with negatives of its own is ranked among these alone, each named once.
     if row.negatives:
-        own = dict.fromkeys(table.numbers(row.task, (*row.positives, *row.negatives)))
-        members |= encode_members({"candidates.npy": np.array(list(own), dtype=np.int32)})
+        listed = dict.fromkeys(table.numbers(row.task, (*row.positives, *row.negatives)))
+        members |= encode_members({"candidates.npy": np.array(list(listed), dtype=np.int32)})
 
     return Sample(row.id, members, _labels(row) | {"gallery": row.task})
 

@@ -40,11 +40,11 @@ def check_picture(data: bytes, where: str) -> str:
 
 
 def picture_file(path: Path) -> bytes:
-    """The content of a picture's file.
+    """Returns the bytes of a picture's file.
 
     Raises:
-        UnreadableError: it is too long for a picture.
-        OSError: it cannot be read.
+        UnreadableError: the file is too long for a picture.
+        OSError: the file cannot be read.
     """
     try:
         return pictures.picture_bytes(path)
@@ -54,10 +54,10 @@ def picture_file(path: Path) -> bytes:
 
 @final
 class PictureReader:
-    """The bytes of a plan's pictures, for several threads at once; use it as a context.
+    """Reads a plan's pictures, for several threads at once; use it as a context.
 
     Args:
-        plan: whose pictures they are.
+        plan: names the pictures.
         scratch: folder on a disk that has room for all pages of the corpus.
     """
 
@@ -73,23 +73,23 @@ class PictureReader:
         self._open.close()
 
     def members(self, media: Media, side: str) -> dict[str, bytes]:
-        """The pictures as members of a sample, `q0.jpg` or `q0.000.jpg`, ...
+        """Returns the pictures as members of a sample, `q0.jpg` or `q0.000.jpg`, ...
 
         Raises:
-            UnreadableError: one cannot be had or decoded.
+            UnreadableError: a picture is missing or cannot be decoded.
         """
         if media.problem:
             raise UnreadableError(media.problem)
 
-        found = {}
+        members = {}
         # One image is `q0.jpg`; frames have a place of three digits, so that names sort by time.
         for number, picture in enumerate(media.pictures):
             where, data = self._read(picture)
             extension = check_picture(data, where)
-            found[
+            members[
                 f"{side}0.{number:03d}.{extension}" if media.moving else f"{side}0.{extension}"
             ] = data
-        return found
+        return members
 
     def _read(self, picture: Picture) -> tuple[str, bytes]:
         if picture.row >= 0:
@@ -116,12 +116,13 @@ class PictureReader:
 
 @final
 class _Pages:
-    """The pictures of a corpus in one file; every read raises the fault of the corpus, if any."""
+    """Keeps the pictures of a corpus in one file; a fault of the corpus is raised at every read."""
 
     def __init__(self, file: IO[bytes], plan: TaskPlan) -> None:
         self._file, self._spans = file, list[tuple[int, int]]()
         self._problem = ""
-        # A problem is kept and raised at every read: other threads would read a half-filled file.
+
+        # Raised at every read and not here: only one thread makes this object, all read from it.
         try:
             for data in _corpus(plan.corpus):
                 self._spans.append((file.tell(), len(data)))

@@ -1,4 +1,4 @@
-"""Rows of the mixture as pairs, and fixed cuts of them as queries: val, gate, calibration."""
+"""Writes rows of the mixture as pairs, and held-out ones as queries: val, gate, calibration."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mmemb.storage.shard_writer import Sample, encode_members, write_folder
 SAMPLES_PER_SHARD = 512
 
 Held = tuple[str, TrainRow]
-"""A split and a row of it."""
+"""A split, and a row that is held out for it."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Rule for rows that are held out: by hash of what they show, so no picture lies in two splits.
+    """Decides by a hash of a row's topic whether it is held out: no picture lies in two splits.
 
     Attributes:
         share: of the topics, for split `val`.
         gate: the same for split `gate`.
         calibration: the same for split `calibration`.
-        most: queries of a source and split; later ones are trained on no more than earlier ones.
+        most: queries of a source and split at most; held-out rows beyond it are not trained on.
     """
 
     share: float = 0.01
@@ -49,8 +49,8 @@ class Cut:
         return {"val": self.share, "gate": self.gate, "calibration": self.calibration}
 
     def split(self, row: TrainRow) -> str:
-        """The split that the row's topic belongs to."""
-        # By hash and not by place, so that another cap or order moves no topic to another split.
+        """Returns the split that the row's topic belongs to."""
+        # By hash and not by number, so that another cap or order moves no topic to another split.
         place, end = stable_hash("mmeb-train validation", row.topic) % 10_000, 0.0
         for name, share in self.shares.items():
             end += 10_000 * share
@@ -104,25 +104,26 @@ def write_pairs(
                 counts["pairs"] += 1
                 yield sample
 
-    written = samples()
+    stream = samples()
     write_folder(
         out / "pairs" / source.name,
-        written,
+        stream,
         prefix=source.name,
         samples_per_shard=SAMPLES_PER_SHARD,
         fingerprint=fingerprint,
     )
 
     # Shards that an earlier, killed run completed are not read above, but their rows count.
-    collections.deque(written, maxlen=0)
+    collections.deque(stream, maxlen=0)
     return Report(fingerprint, **counts, skipped=tuple(skipped))
 
 
 def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[Held]:
-    """The first readable rows of each cut, at most `cut.most`, one for each topic."""
-    found: dict[str, Held] = {}
+    """Returns the first readable rows of each held-out split, `cut.most` at most, one a topic."""
+    by_topic: dict[str, Held] = {}
     counts: Counter[str] = Counter()
     store = MediaStore(folder)
+
     for row in read_source(source, folder):
         if row.fault:
             _leave_out(source, row, row.fault, skips, [])
@@ -130,8 +131,10 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
 
         split = cut.split(row)
         # One row for each topic: equal queries would count several times.
-        if row.is_empty or row.topic in found or split == "train" or counts[split] >= cut.most:
+        is_needed = split != "train" and counts[split] < cut.most
+        if row.is_empty or row.topic in by_topic or not is_needed:
             continue
+
         # The media are decoded here, so that a query never fails after it was counted.
         try:
             for side in (row.query, row.target):
@@ -140,13 +143,14 @@ def held_out_rows(source: Source, folder: Path, cut: Cut, skips: bool) -> list[H
             _leave_out(source, row, str(error), skips, [])
             continue
 
-        found[row.topic] = (split, row)
+        by_topic[row.topic] = (split, row)
         counts[split] += 1
-        # All cuts are full: the rest of a large source need not be read.
+
+        # All splits are full: the rest of a large source need not be read.
         if all(counts[held] >= cut.most for held, share in cut.shares.items() if share):
             break
 
-    return sorted(found.values(), key=lambda held: SPLITS.index(held[0]))
+    return sorted(by_topic.values(), key=lambda held: SPLITS.index(held[0]))
 
 
 def _leave_out(source: Source, row: TrainRow, fault: str, skips: bool, skipped: list[str]) -> None:
@@ -160,14 +164,21 @@ def _leave_out(source: Source, row: TrainRow, fault: str, skips: bool, skipped: 
 def write_held_out(
     rows: Mapping[Source, list[Held]], folders: Mapping[Source, Path], out: Path, mark: str
 ) -> None:
-    """Writes `queries/` and `candidates/`: each source is a task, its targets are the gallery."""
+    """Writes `queries/` and `candidates/`: each source is a task, whose targets are its gallery.
+
+    Args:
+        rows: held-out rows by source.
+        folders: place of each source's annotations and media.
+        out: the data root.
+        mark: fingerprint of the shards.
+    """
     # A target of several rows is one candidate of its source.
     candidates = {
-        (source, row.target.name): row.target for source, found in rows.items() for _, row in found
+        (source, row.target.name): row.target for source, held in rows.items() for _, row in held
     }
 
     stores = {source: MediaStore(folder) for source, folder in folders.items()}
-    # Generators: media are read shard by shard.
+    # Generators, so that no more than one shard's media are in memory.
     tables: dict[str, Iterable[Sample]] = {
         "candidates": (
             _candidate(source, number, side, stores[source])
@@ -175,8 +186,8 @@ def write_held_out(
         ),
         "queries": (
             _query(source, split, row, stores[source])
-            for source, found in rows.items()
-            for split, row in found
+            for source, held in rows.items()
+            for split, row in held
         ),
     }
 
@@ -228,7 +239,7 @@ def _candidate(source: Source, number: int, side: TrainSide, store: MediaStore) 
 
 
 def _labels(source: Source, row: TrainRow, split: str) -> dict[str, str]:
-    # A hash, as a topic may be a long text.
+    # A topic may be a long text, so its hash is the name of the concept.
     concept = f"{stable_hash(source.name, row.topic, bits=64):016x}"
     fact = f"{source.name}/{concept}"
     return {"task": source.name, "split": split, "concept": concept, "fact": fact}

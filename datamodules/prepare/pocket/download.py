@@ -31,7 +31,7 @@ def fetch_all(
     """Brings every package into the cache; those already there with the right hash stay.
 
     Returns:
-        Paths by package name, and one line for each package that could not be had.
+        Paths by package name, and one line for each package that is missing.
     """
     cache.mkdir(parents=True, exist_ok=True)
 
@@ -57,10 +57,10 @@ def fetch_all(
 def fetch(
     package: PinnedPackage, cache: Path, before_download: Callable[[], None] = lambda: None
 ) -> tuple[Path, bool]:
-    """The path of a package's file in the cache, and whether it had to be fetched.
+    """Returns the path of a package's file in the cache, and whether it had to be fetched.
 
     Raises:
-        SourceUnavailableError: it cannot be fetched, or what came has another hash.
+        SourceUnavailableError: the package cannot be fetched, or its file has another hash.
     """
     cached = cache / package.file_name
     if cached.is_file() and file_sha256(cached) == package.sha256:
@@ -71,13 +71,14 @@ def fetch(
         arrived = folder / package.file_name
         _call_client(package, folder)
 
-        # Only the pinned bytes get the final name.
+        # Checked under a temporary name: what has the final name was compared with the pinned hash.
         if not arrived.is_file():
             raise SourceUnavailableError(f"the download did not hold {package.file_name}")
-        if (found := file_sha256(arrived)) != package.sha256:
+        if (digest := file_sha256(arrived)) != package.sha256:
             raise SourceUnavailableError(
-                f"its SHA-256 is {found[:12]}..., pinned is {package.sha256[:12]}..."
+                f"its SHA-256 is {digest[:12]}..., pinned is {package.sha256[:12]}..."
             )
+
         # Written through before the rename, so that a power cut leaves no half file of this name.
         sync(arrived)
         os.replace(arrived, cached)
@@ -85,13 +86,13 @@ def fetch(
 
 
 def read_wheel(path: Path, member: str) -> bytes:
-    """One member of a wheel, in memory."""
+    """Returns the content of one member of a wheel."""
     with open_zip(path) as wheel:
         return read_zip_member(wheel, member, PINNED)
 
 
 def read_tarball(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """The members of an npm tarball whose name (less `package/`) is wanted, in memory."""
+    """Returns name -> content of the wanted members of an npm tarball, without `package/`."""
     members = {}
     with path.open("rb") as tarball:
         for member in read_tar(tarball, str(path), PINNED):
@@ -102,17 +103,17 @@ def read_tarball(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
 
 
 def _call_client(package: PinnedPackage, folder: Path) -> None:
+    # Either client may be absent or offline; for the caller this is one kind of error.
     try:
-        # Both clients may be absent or offline, which is one message for the caller.
-        done = _pip(package, folder) if package.index == "pip" else _npm(package, folder)
+        process = _pip(package, folder) if package.index == "pip" else _npm(package, folder)
     except (OSError, ImportError, subprocess.TimeoutExpired) as error:
         raise SourceUnavailableError(f"{package.index} did not run ({error})") from None
 
-    if done.returncode:
+    if process.returncode:
         # The clients print many lines; the first one with an error is the reason.
-        said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]
-        errors = [line for line in said if "err" in line.lower()] or [line for line in said if line]
-        reason = errors[0] if errors else f"exit status {done.returncode}"
+        lines = [line.strip() for line in f"{process.stdout}\n{process.stderr}".splitlines()]
+        errors = [line for line in lines if "err" in line.lower()] or list(filter(None, lines))
+        reason = errors[0] if errors else f"exit status {process.returncode}"
         raise SourceUnavailableError(f"{package.index} failed: {reason[:200]}")
 
 

@@ -1,4 +1,4 @@
-"""Quality against cost as the gate's price moves: bands, the area under it, overthinking.
+"""The frontier, quality against cost over the gate's budgets: bands, its area, overthinking.
 
 Shapes: N queries, P budgets, A depths.
 """
@@ -32,18 +32,18 @@ def policies_along(
 
     Args:
         table: the queries.
-        logit_NA: the gate's logits of the depths that it knows.
-        calibration: the gate's, which gives the price of a budget.
-        depths: numbers of these depths among those of the table: `[0, 2]` for a binary gate.
+        logit_NA: the gate's logits, one column for each of its depths.
+        calibration: the calibration of the gate, which turns a budget into a multiplier.
+        depths: numbers of the gate's depths among those of the table: `[0, 2]` for a binary gate.
     """
-    known, rows = np.array(depths), []
+    numbers, rows = np.array(depths), []
     for budget in budgets_of(calibration):
         depth_N = calibration.decide(
             torch.tensor(logit_NA), table.keys, budget, "tokens", exact=True
         )
 
         # A binary gate counts its depths 0 and 1, the table may have three.
-        taken_N = known[depth_N.numpy()] * table.eligible_N
+        taken_N = numbers[depth_N.numpy()] * table.eligible_N
         rows.append(Policy.of_depths(taken_N, len(table.depths)))
     return rows
 
@@ -70,19 +70,18 @@ def points_of(
 
 
 def area_N(table: QueryTable, policies: Sequence[Policy]) -> Floats:
-    """Returns (N,) each query's part of the area under the frontier, over its width in tokens.
+    """Returns each query's share (N,) of the area under the frontier, over its width in tokens.
 
-    The mean over tasks of it is the area, and its bootstrap the area's interval: the points' costs
-    are taken as they are.
+    Their mean over tasks is the area, and a bootstrap of them gives its interval; costs are not
+    resampled.
     """
     # Policies come in the order of budgets, and the area needs the order of costs.
     order = np.argsort([policy.cost(table.cost_NA).mean() for policy in policies], kind="stable")
     tokens_P = np.array([policies[p].cost(table.cost_NA).mean() for p in order])
     value_PN = np.stack([policies[p].value(table.metric["recall@1"]) for p in order])
 
+    # The width is 0 if all budgets cost the same, for instance where no query is eligible.
     width = tokens_P[-1] - tokens_P[0]
-
-    # All budgets cost the same, for instance where no query is eligible.
     if not width:
         return value_PN.mean(0)
 
@@ -96,9 +95,9 @@ def area_of(table: QueryTable, policies: Sequence[Policy]) -> dict[str, Any]:
 
 
 def at_cost(table: QueryTable, policies: Sequence[Policy], tokens: float) -> Policy:
-    """Returns the frontier at a cost of `tokens` a query: its two neighbours, mixed by a coin.
+    """Returns the frontier's policy at a cost of `tokens` a query: two neighbours, mixed by a coin.
 
-    Beyond its ends, its ends.
+    Costs beyond an end give the policy at that end.
     """
     cost_P = np.array([policy.cost(table.cost_NA).mean() for policy in policies])
     order = np.argsort(cost_P, kind="stable")

@@ -1,4 +1,4 @@
-"""Gates fitted for the report alone: the supervised row, and what each kind of state can see.
+"""Gates that are fitted for the report alone: the supervised row, and one for each kind of state.
 
 Shapes: N queries, S state width, A depths.
 """
@@ -34,9 +34,9 @@ def supervised_depths(splits: Mapping[str, DepthValueBatch], gate: Mapping[str, 
 
     Args:
         splits: `read_splits`.
-        gate: settings of the gate's own run; state, token_cost and clip are its own.
+        gate: settings of the gate's run, of which state, token_cost and clip are used.
     """
-    # The state is that of the method's own gate, so the rows differ in the estimator alone.
+    # The state is that of the method's gate, so the two rows differ in the estimator alone.
     logit_NA = fitted_logits(
         splits, check_parts(gate["state"] or ["embedding"]), gate, "supervised"
     )
@@ -44,7 +44,7 @@ def supervised_depths(splits: Mapping[str, DepthValueBatch], gate: Mapping[str, 
 
 
 def read_splits(experiment: Path, data_root: Path) -> dict[str, DepthValueBatch]:
-    """Returns split -> its depth values, in the order of the query shards.
+    """Reads the depth values of each split, in the order of the query shards.
 
     Args:
         experiment: holds `depth_values/`.
@@ -67,32 +67,36 @@ def fitted_logits(
     split: str = "test",
     depths: Sequence[int] | None = None,
 ) -> Tensor:
-    """Returns logits (N, A) on a split of a head that was fitted on split `gate`.
+    """Fits a head on split `gate`, and returns its logits (N, A) on another split.
 
     Args:
         splits: depth values by split.
         state: what the head sees.
-        gate: settings of the gate's own run.
-        estimator: of the policy gradient.
-        seed: of the fit.
-        split: where the logits are wanted.
+        gate: settings of the gate's run.
+        estimator: estimator of the policy gradient.
+        seed: seed of the fit.
+        split: the split that the logits are about.
         depths: numbers of the depths that the head chooses from; by default all.
     """
+    # Queries that are not eligible have no depth to choose, so the head is fitted on the others.
     batch = splits["gate"]
-    known = list(range(batch.depth_value_BA.shape[1])) if depths is None else list(depths)
+    numbers = list(range(batch.depth_value_BA.shape[1])) if depths is None else list(depths)
     reward_NA = reward_BA(
-        batch.depth_value_BA[:, known],
-        batch.cost_BA[:, known],
+        batch.depth_value_BA[:, numbers],
+        batch.cost_BA[:, numbers],
         clip=gate["clip"],
         token_cost=gate["token_cost"],
     )[batch.eligible_B]
     state_NS = batch.inputs.state(state)[batch.eligible_B]
 
-    # A process starts with random numbers of its own: without a seed every report had other rows.
+    # The seed fixes the first weights, so that the same runs give the same report.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_hash("head", seed))
-        head = MlpDepthHead(state_NS.shape[1], len(known), **(gate["head"].get("init_args") or {}))
+        head = MlpDepthHead(
+            state_NS.shape[1], len(numbers), **(gate["head"].get("init_args") or {})
+        )
 
     fit_head(head, state_NS, reward_NA, estimator, num_steps=NUM_STEPS, seed=seed)
+
     with torch.inference_mode():
         return head(splits[split].inputs.state(state))

@@ -72,8 +72,8 @@ class PromptBuilder:
         self.processor, self.style = processor, style
         self.tokenizer = getattr(processor, "tokenizer", processor)
 
-        own = set() if style.chat else {style.image_mark, style.video_mark} - {""}
-        self.marks = media_marks(processor) | own
+        style_marks = set() if style.chat else {style.image_mark, style.video_mark} - {""}
+        self.marks = media_marks(processor) | style_marks
         has_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if style.chat and not has_template:
             raise ValueError(
@@ -85,8 +85,8 @@ class PromptBuilder:
     def modalities(self) -> frozenset[str]:
         """The modalities that the processor can read."""
         kinds = {"image": "image_processor", "video": "video_processor"}
-        found = {k for k, name in kinds.items() if getattr(self.processor, name, None) is not None}
-        return frozenset({"text"} | found)
+        reads = {k for k, name in kinds.items() if getattr(self.processor, name, None) is not None}
+        return frozenset({"text"} | reads)
 
     def build(self, side: Side, ending: str = "") -> Prompt:
         """The prompt of a side, its text cut if it is too long.
@@ -136,8 +136,8 @@ class PromptBuilder:
     def text(self, side: Side, ending: str = "") -> str:
         """The prompt as text, a placeholder for each picture or clip."""
         side = replace(side, text=self.plain(side.text), instruction=self.plain(side.instruction))
-        said = self.render(self._messages(side)) if self.style.chat else self._unframed(side)
-        return said + self.style.suffix + ending
+        prompt = self.render(self._messages(side)) if self.style.chat else self._unframed(side)
+        return prompt + self.style.suffix + ending
 
     def plain(self, text: str) -> str:
         """Text of data, in which nothing is a special token."""
@@ -189,37 +189,38 @@ class PromptBuilder:
         pictures = [pixels_of(m) for m in side.media if m.kind == "image"]
 
         frames = [pixels_of(m) for m in self._frames(side)]
-        given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
+        inputs: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         if pictures:
-            given |= {"images": pictures, "images_kwargs": self.image_bounds(self.style.max_pixels)}
+            bounds = self.image_bounds(self.style.max_pixels)
+            inputs |= {"images": pictures, "images_kwargs": bounds}
 
         if frames:
             least = getattr(self.processor.video_processor, "temporal_patch_size", None) or 1
             settings = self._clip(len(frames), max(len(frames), least))
-            given |= {"videos": [clip_of(frames, least)], "videos_kwargs": settings}
+            inputs |= {"videos": [clip_of(frames, least)], "videos_kwargs": settings}
 
         # A prompt stands alone here, so its mask is all ones; batches make their own.
-        read = dict(self.processor(**given))
-        read.pop("attention_mask", None)
+        encoded = dict(self.processor(**inputs))
+        encoded.pop("attention_mask", None)
 
-        ids = tuple(read.pop("input_ids")[0].tolist())
-        kinds = {name: read.pop(name)[0] for name in _PER_TOKEN if name in read}
+        ids = tuple(encoded.pop("input_ids")[0].tolist())
+        kinds = {name: encoded.pop(name)[0] for name in _PER_TOKEN if name in encoded}
 
         if self.style.positions == "plain":
             kinds.pop("mm_token_type_ids", None)  # by it the axes would be counted
 
-        media = {name: value for name, value in read.items() if isinstance(value, Tensor)}
-        shown = tuple(m.digest for m in side.media if m.kind == "image")
-        return Prompt(ids, kinds, media, shown)
+        media = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+        digests = tuple(m.digest for m in side.media if m.kind == "image")
+        return Prompt(ids, kinds, media, digests)
 
     def _messages(self, side: Side) -> list[dict[str, Any]]:
         style, instruction = self.style, side.instruction or self.style.default_instruction
         in_system = style.instruction_in == "system"
 
         system = instruction if in_system and instruction else style.system
-        said = [instruction] if instruction and not in_system else []
+        lines = [instruction] if instruction and not in_system else []
 
-        content = self.content(side, "\n".join([*said, *([side.text] if side.text else [])]))
+        content = self.content(side, "\n".join([*lines, *([side.text] if side.text else [])]))
         messages = [{"role": "system", "content": [{"type": "text", "text": system}]}]
         return [*(messages if system else ()), {"role": "user", "content": content}]
 
@@ -248,15 +249,15 @@ class PromptBuilder:
         least = self.style.min_pixels or usual["shortest_edge"]
         return {"size": {"shortest_edge": least, "longest_edge": most or usual["longest_edge"]}}
 
-    def _clip(self, count: int, shown: int) -> dict[str, Any]:
+    def _clip(self, num_frames: int, num_shown: int) -> dict[str, Any]:
         """Settings of the processor for a clip of `count` frames, the last one repeated up to
         `shown`; it stands at the same time again, as in clips that processors fill up."""
         from transformers.video_utils import VideoMetadata
 
         metadata = VideoMetadata(
-            total_num_frames=shown,
+            total_num_frames=num_shown,
             fps=self.style.frames_per_second,
-            frames_indices=[min(frame, count - 1) for frame in range(shown)],
+            frames_indices=[min(frame, num_frames - 1) for frame in range(num_shown)],
         )
 
         # Frames were chosen before: the processor must not sample them a second time.
@@ -264,7 +265,7 @@ class PromptBuilder:
 
         if self.style.max_frame_pixels is not None:
             videos = self.processor.video_processor
-            times = shown if bounds_whole_clips(videos) else 1
+            times = num_shown if bounds_whole_clips(videos) else 1
             most = {"longest_edge": self.style.max_frame_pixels * times}
             settings["size"] = dict(videos.size) | most
         return settings

@@ -1,4 +1,4 @@
-"""The table of facts as a writer: the honest upper bound of what a rationale can bring."""
+"""A writer that looks facts up in a table: an upper bound on what rationales can gain."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ WRITER = "table"
 class TableWriter(DrawingWriter):
     """Looks the answer up in a table.
 
-    Its rationales carry `writer="table"`, so that no report takes them for a model's.
-
-    Every draw is the same and costs no token. A side that the table does not ask about gets none.
+    Its rationales have `writer="table"`, so that reports can tell them from those of a model. All
+    draws are equal and cost no token. A text that is no question of the table gets no rationale.
 
     Args:
         facts: path of `facts.json`, as prepare writes it: `questions` maps a query text to the
-            code of the thing that it asks for, `countries` maps a code to its row with a `name`.
+            code of its answer, `countries` maps a code to a row with a `name`.
     """
 
     file_arguments: ClassVar[tuple[str, ...]] = ("facts",)
@@ -50,6 +49,8 @@ class TableWriter(DrawingWriter):
         name = self._names.get(text)
         if name is None:
             return None
+
+        # No prompt and no tokens: a lookup costs nothing, and reports must see that.
         return Rationale(
             text=f"<think>{text} means {name}.</think><answer>{name}</answer>",
             writer=WRITER,
@@ -69,7 +70,7 @@ class _CountryJson(Excerpt):
 
 @final
 class _FactsJson(Excerpt):
-    """The fields of a table of facts that a writer needs."""
+    """The fields of `facts.json` that the writer reads."""
 
     questions: dict[str, str]
     countries: dict[str, _CountryJson]
