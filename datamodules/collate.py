@@ -1,8 +1,6 @@
-"""Records into batches: content ids of queries and targets, padded lists of positives.
+"""Collates records to batches: content ids of queries and targets, padded lists of positives.
 
-See docs/method.md section 6.
-
-B rows, P positives of a row.
+See docs/method.md section 6. Shapes: B rows, P positives of a row.
 """
 
 from __future__ import annotations
@@ -23,8 +21,10 @@ def pair_batch(
     pairs: Sequence[Pair], rationales: Sequence[Rationale | None], step: int = 0
 ) -> PairBatch:
     """Collates training pairs, with the ids that the masks of the loss need."""
+    # Rows have unequal numbers of positives, so their ids are padded to the longest list.
     positives = [_positive_ids(pair) for pair in pairs]
     width = max(map(len, positives), default=0)
+
     return PairBatch(
         keys=tuple(pair.key for pair in pairs),
         queries=tuple(pair.query for pair in pairs),
@@ -42,10 +42,12 @@ def pair_batch(
 def with_negatives(
     batch: PairBatch, negatives: Sequence[Sequence[Candidate]], num: int
 ) -> PairBatch:
-    """The batch with hard negatives, at most `num` a row; ids are padded to it on every rank."""
+    """Returns the batch with hard negatives, at most `num` a row; ids are padded to `num`."""
     # Named like targets, so that a mined candidate that is a row's positive is masked.
     ids = [[stable_hash("target", c.gallery, c.name) for c in row] for row in negatives]
     contents = [[content_id(candidate.side) for candidate in row] for row in negatives]
+
+    # Padded to `num` and not to the longest list, since ranks gather tensors of equal shapes.
     return replace(
         batch,
         negatives=tuple(tuple(candidate.side for candidate in row) for row in negatives),
@@ -61,12 +63,12 @@ def _padded(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
 
 
 def content_id(side: Side) -> int:
-    """Equal for equal content of a side, whatever it is called; below 2 ** 63."""
+    """Returns an id below 2 ** 63, equal for sides of equal content, whatever their names."""
     return int(side.digest, 16) >> 1
 
 
 def query_id(pair: Pair) -> int:
-    """Equal for equal content of the query, wherever it comes from."""
+    """Returns an id that is equal for queries of equal content, whatever their source."""
     return stable_hash("query", pair.query.digest)
 
 

@@ -91,12 +91,13 @@ class DepthValueTable:
             )
 
     def batch(self, rows: Sequence[Row], shard: str = "") -> DepthValueBatch:
-        """The rows as tensors; a depth that could not be taken has depth value and cost NaN."""
+        """Returns the rows as tensors; depth value and cost are NaN where a depth has no draw."""
         if not rows:
             raise ValueError(f"{self._index.folder} was asked for a batch of no query.")
 
         measured = [self._read(row) for row in rows]
         depths = self._depths(rows, measured)
+
         try:
             return DepthValueBatch(
                 keys=tuple(row.entry.key for row in rows),

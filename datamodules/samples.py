@@ -153,6 +153,7 @@ class SampleReader:
         return Members(entry.key, row.where, tuple(entry.members), data, entry.media, row.meta)
 
     def _pair(self, members: Members) -> Pair:
+        # Texts and names stand in the JSON, pictures and frames are members beside it.
         data = _json(members, PairJson)
         return Pair(
             key=members.key,

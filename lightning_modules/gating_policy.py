@@ -102,21 +102,15 @@ class GatingPolicy(LightningModule):
 
         self.embedder, self.gate_run = Path(embedder), Path(gate_run)
         self.writers = dict(writers)  # not a ModuleDict: writers stay out of checkpoints
-        self.state, self.gallery_temperature = (
-            check_parts(state or ["embedding"]),
-            gallery_temperature,
-        )
+        self.state = check_parts(state or ["embedding"])
+        self.gallery_temperature = gallery_temperature
         self.make_head, self.optimizer = head, optimizer
         self.estimator, self.num_actions, self.seed = estimator, num_actions, seed
         self.token_cost, self.clip = token_cost, clip
-        self.budget, self.unit, self.measure_latency, self.write_during_test = (
-            budget,
-            unit,
-            measure_latency,
-            write_during_test,
-        )
+        self.budget, self.unit = budget, unit
+        self.measure_latency, self.write_during_test = measure_latency, write_during_test
 
-        # fit: the policy, the older one of GRPO, and rows (key, logits, costs) of the calibration.
+        # fit: the head, GRPO's older copy of it, and rows (key, logits, costs) of `calibration`.
         self.head: DepthHead | None = None
         self._old = OldPolicy()
         self.calibration: BudgetCalibration | None = None
@@ -124,7 +118,7 @@ class GatingPolicy(LightningModule):
         self._calibration_rows: list[tuple[str, list[float], list[float]]] = []
         self._sums = MeanSums()
 
-        # test: candidates of a data root, and queries that are embedded live at the end.
+        # test: embedded candidates, and the queries that are timed live at the end.
         self._candidates = GalleryCollector()
         self._timed: list[Query] = []
         self._measured = False
@@ -137,7 +131,7 @@ class GatingPolicy(LightningModule):
             self._check_depths(data.depths)
             data.check_embedder(self.embedder)
 
-            # All states are read before the head is made: their width and scale shape it.
+            # All states are read first: the head needs their width, and is scaled by them.
             states_NS = data.gate_inputs().state(self.state)
             if not len(states_NS):
                 raise ValueError(
@@ -190,7 +184,7 @@ class GatingPolicy(LightningModule):
 
     @override
     def training_step(self, batch: DepthValueBatch, batch_idx: int) -> dict[str, Any]:
-        # Rows that do not take part may hold anything, and NaN would spread to every weight.
+        # Rows that are not eligible may hold NaN, whose gradient would reach every weight.
         state_BS = torch.where(batch.eligible_B[:, None], batch.inputs.state(self.state), 0.0)
         logit_BA = self.head(state_BS)
         reward = reward_BA(
@@ -256,11 +250,11 @@ class GatingPolicy(LightningModule):
             self._calibration_rows = []
             return
 
-        # Sums: a rank may hold no eligible query. The means are equal on all of them.
+        # Sums of all ranks: a rank may hold no eligible query, and so has no mean.
         self.log_dict(self._sums.compute(), sync_dist=True)
         self._sums.reset()
 
-        # By key, since a sampler may hand one query to two ranks.
+        # Unique by key, since a sampler may give one query to two ranks.
         rows = sorted({row[0]: row for row in gather_objects(self._calibration_rows)}.values())
         self._calibration_rows = []
         keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
@@ -285,7 +279,7 @@ class GatingPolicy(LightningModule):
 
     @override
     def on_train_end(self) -> None:
-        # A gate of an earlier step has other logits: its prices would not keep the budget.
+        # Other weights give other logits, with which the calibrated prices would miss the budget.
         step = self.trainer.global_step
         if self._calibrated_at != step:
             when = "never" if self._calibrated_at is None else f"last at step {self._calibrated_at}"
@@ -310,7 +304,7 @@ class GatingPolicy(LightningModule):
                 note_run(fresh, self.embedder)
 
     def products(self, stage: str) -> list[Path]:
-        """The gated embedder, or measured times; see `mmemb.storage.products.Producer`."""
+        """Returns the gated embedder, or measured times; see `mmemb.storage.products.Producer`."""
         run = Path(self.trainer.default_root_dir)
         if stage == "fit":
             return [run / "adaptive"]
@@ -355,7 +349,7 @@ class GatingPolicy(LightningModule):
             encoded = self._read_written(adaptive, batch, keys, galleries)
             eligible = list(map(bool, batch.rationales))
 
-        # Kept for the end of the test: the live writer must be the one that stage 1 asked.
+        # One state is kept, by which the end of the test checks the live writer against stage 1's.
         if "prompt_state" in adaptive.state and not self._measured_states:
             prompt_states = zip(sides, batch.prompt_states, strict=True)
             self._measured_states = [
@@ -364,7 +358,7 @@ class GatingPolicy(LightningModule):
                 if prompt_state is not None
             ][:1]
 
-        # Only queries that can reason are timed: the others cost the same at every depth.
+        # Only queries that can reason are timed: the others are always embedded directly.
         reasoning = [q for q, can in zip(batch.queries, eligible, strict=True) if can]
         self._timed = fixed_sample(self._timed + reasoning)
 
@@ -382,7 +376,7 @@ class GatingPolicy(LightningModule):
         galleries: Sequence[Tensor],
     ) -> Encoded:
         """Takes the steps of `encode`, but reads the rationales of stage 1 instead of writing."""
-        # Nothing goes on from these prompts, so a backbone that writes keeps no caches of them.
+        # No rationale is written here, so a backbone that writes need not cache the prompts.
         sides = tuple(query.side for query in batch.queries)
         direct = DirectVectors(sides, adaptive.backbone.encode(sides))
         depths_B = adaptive.decide(
@@ -402,7 +396,7 @@ class GatingPolicy(LightningModule):
     def on_test_epoch_end(self) -> None:
         queries = fixed_sample(gather_objects(self._timed))
         if self.measure_latency and self.trainer.is_global_zero and queries:
-            # The test read rationales that lie there; these milliseconds include the writing.
+            # The test read stored rationales; here a writer writes, so that its time counts too.
             check_prompt_state(list(self.writers.values())[-1], self._measured_states)
             measured = measure_latency(
                 self.adaptive,

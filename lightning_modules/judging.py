@@ -64,9 +64,10 @@ def judge_missing(trainer: Trainer, data: JudgeData, judge: PairJudge, num_place
 
 
 def _samples(judge: PairJudge, batch: PairRowBatch, num_placebos: int) -> list[Sample]:
-    """The sidecar's samples of a batch."""
-    # tau reads no placebos, so that queries of split calibration are judged without.
+    """Judges the pairs of a batch, and returns the samples of the sidecar."""
+    # tau is fitted without placebos, so those of split `calibration` need not be judged.
     num_placebos = 0 if batch.pairs[0].split == "calibration" else num_placebos
+
     return [
         Sample(
             pair.key,

@@ -1,10 +1,10 @@
-"""`python -m experiments.plan fit|predict|test --config FILE ...`: will it fit, how long is it?
+"""`python -m experiments.plan fit|predict|test --config FILE`: plans memory and time of a stage.
 
-The arguments are those of `experiments.run`, with three of its own: `--devices N` (in place of
-trainer.devices), `--device-gib G`, the memory of one device, and `--tflops T`, what one achieves
-(not its peak), which gives hours. Nothing is run or written, no
-weights are loaded, no GPU is needed. With `--device-gib` the exit status is 1 if the stage needs
-more than nine tenths of it; then settings are listed that would free memory, each planned anew.
+The arguments are those of `experiments.run` and three more: `--devices N` (in place of
+trainer.devices), `--device-gib G`, the memory of one device, and `--tflops T`, the speed that one
+reaches (not its peak), which gives hours. Nothing is run or written, no weights are loaded, no GPU
+is needed. With `--device-gib` the exit status is 1 if the stage needs more than nine tenths of it;
+then settings that would free memory are listed, each planned anew.
 docs/plan.md lists what is counted, and how exact it is.
 """
 
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
+
     rest, flags = _split(arguments)
     if not rest or rest[0] not in ("fit", "predict", "test"):
         raise ValueError(f"The first argument must be fit, predict or test, got {arguments[0]!r}.")
@@ -48,11 +49,15 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
         if name not in _OWN:
             rest.append(word)
             continue
+
+        # Both forms are usual: `--tflops 300` and `--tflops=300`.
         text = value if equals else next(words, "")
         try:
             flags[name] = number = float(text)
         except ValueError:
             raise ValueError(f"{name} must be a number, e.g. {name} 8, got {text!r}.") from None
+
+        # Negated, so that NaN is refused too.
         if not 0 < number < inf or (name == "--devices" and number != int(number)):
             kind = "a positive whole number" if name == "--devices" else "a positive number"
             raise ValueError(f"{name} must be {kind}, got {text}.")
@@ -67,8 +72,10 @@ def _print_plan(arguments: list[str], flags: dict[str, float]) -> bool:
     from experiments.plan.savings import savings
     from experiments.plan.table import table
 
+    # The plan's title has the name of the stage, which a file may leave out.
     config = parse(arguments).as_dict()
     config["name"] = config.get("name") or "stage"
+
     devices = int(flags["--devices"]) if "--devices" in flags else None
     plan = read_plan(config, arguments[0], devices)
     for line in table(plan):
@@ -82,6 +89,7 @@ def _print_plan(arguments: list[str], flags: dict[str, float]) -> bool:
     limit, needed = flags.get("--device-gib"), plan.memory().total / GIB
     if limit is None:
         return True
+
     fits = needed <= ROOM * limit
     verdict = "fits" if fits else "does not fit"
     print(f"\n{verdict}: {needed:.2f} GiB of {limit:g} GiB, of which {ROOM:.0%} may be planned")

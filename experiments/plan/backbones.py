@@ -44,8 +44,8 @@ class PlannedBackbone:
         shape: of its model.
         lengths: counts the tokens of a side.
         dtype: of its weights.
-        padded: whether attention gets a mask.
-        tuned: makes its shape with LoRA updates in place of its weights; None = it takes none.
+        padded: True if attention gets a mask.
+        tuned: makes the shape with LoRA updates in place of weights; None = LoRA is not possible.
         cached_pictures: how many pictures' tokens are kept in host memory.
     """
 
@@ -68,14 +68,18 @@ def planned_backbone(
         features: folder of cached features.
 
     Raises:
-        ValueError: it is of a class that cannot be planned.
+        ValueError: the backbone's class cannot be planned.
     """
     kind, arguments = class_of(spec), spec.get("init_args") or {}
     settings = record(LoraSettings, lora)
+
+    # A saved folder names the class and arguments of its backbone, which are planned in its place.
     if kind == "load_backbone":
         return planned_backbone(saved_backbone(str(arguments["folder"])), settings, features)
+
     if kind == "JointEncoder":
         return _joint(arguments, settings, features)
+
     if kind == "OpenClipBackbone":
         if settings:
             raise ValueError("model.lora is set, but OpenClipBackbone takes no LoRA: set it null.")
@@ -83,8 +87,10 @@ def planned_backbone(
         return PlannedBackbone(
             shape=open_clip_shape(model), lengths=ClipLengths(open_clip_config(model))
         )
+
     if kind == "VisionLanguageBackbone":
         return _vision_language(arguments, settings)
+
     raise ValueError(
         f"model.backbone.class_path {spec['class_path']!r} cannot be planned: expected one of "
         "JointEncoder, OpenClipBackbone, VisionLanguageBackbone, load_backbone."
@@ -102,6 +108,7 @@ def _joint(
 
 def _vision_language(arguments: Mapping[str, Any], lora: LoraSettings | None) -> PlannedBackbone:
     model, code = str(arguments["model"]), bool(arguments.get("trust_remote_code"))
+
     # Both shapes, with and without updates, are of the same frozen parts.
     common = {"freeze_vision": arguments.get("freeze_vision", True), "trust_remote_code": code}
     shape = language_model_shape(model, lora=lora, **common)
@@ -120,7 +127,7 @@ def _vision_language(arguments: Mapping[str, Any], lora: LoraSettings | None) ->
 
 
 def _tokens_each(features: str | None) -> int:
-    """Tokens of a picture: those of the cached features, if there are any yet."""
+    """Returns the tokens of a picture: those of the cached features, if there are any yet."""
     from datamodules.decode import decode_array
 
     if features is None or not (Path(features) / MANIFEST).is_file():

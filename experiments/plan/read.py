@@ -1,4 +1,4 @@
-"""The step from the configuration of a stage and its data to its plan; nothing is written."""
+"""Makes the plan of a stage from its configuration and data; nothing is written."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def read_plan(config: Mapping[str, Any], subcommand: str, devices: int | None) -
         devices: in place of `trainer.devices`.
 
     Raises:
-        ValueError: the stage is of a kind that is not planned.
+        ValueError: the stage runs no large model.
     """
     settings = Settings.of(config, subcommand, devices)
+
+    # Stages that run the same models in the same way have one plan.
     match settings.kind, subcommand:
         case "ContrastiveEmbedder", "fit":
             return trained_embedder(settings)
@@ -39,6 +41,7 @@ def read_plan(config: Mapping[str, Any], subcommand: str, devices: int | None) -
             return selector(settings)
         case "FeatureExtractor", _:
             return feature_extractor(settings)
+
     raise ValueError(
         f"model.class_path {settings.kind} with {subcommand} runs no large model, so there is "
         "nothing to plan: name a stage of ContrastiveEmbedder, RationaleGenerator (fit, predict), "

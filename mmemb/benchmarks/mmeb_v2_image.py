@@ -1,7 +1,7 @@
 """The 36 image tasks of MMEB-V2: hit@1, each query with a list of its own, its right answer first.
 
-Instructions are the benchmark's own strings, letter by letter, as far as they could be learnt
-without the data; `prepare mmeb-v2` takes what it finds in the annotations.
+Instructions are those of the benchmark, letter by letter, as far as they are public; `prepare
+mmeb-v2` prefers those of the annotations.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _FOLLOW = "Select the portion of the image that follows the language expressions
 _ANSWERS = "Select the portion of the image that answers the question"
 
 IMAGE_TASKS = (
+    # Classification: the candidates are labels.
     _image("ImageNet-1K", "I-CLS", _CLS, "I>T", _CLASSIFY),
     _image("N24News", "I-CLS", _CLS, "IT>T", _NEWS, num=24),
     _image("HatefulMemes", "I-CLS", _CLS, "I>T", _HATE, num=2),
@@ -55,6 +56,7 @@ IMAGE_TASKS = (
     _image("ImageNet-R", "I-CLS", _CLS, "I>T", _CLASSIFY, num=200, out=True),
     _image("ObjectNet", "I-CLS", _CLS, "I>T", _OBJECT, num=313, out=True),
     _image("Country211", "I-CLS", _CLS, "I>T", _COUNTRY, num=211, out=True),
+    # Question answering: the candidates are answers.
     _image("OK-VQA", "I-QA", _QA, "IT>T", _QUESTION),
     _image("A-OKVQA", "I-QA", _QA, "IT>T", _QUESTION),
     _image("DocVQA", "I-QA", _QA, "IT>T", _QUESTION),
@@ -65,6 +67,7 @@ IMAGE_TASKS = (
     _image("VizWiz", "I-QA", _QA, "IT>T", _QUESTION, out=True),
     _image("GQA", "I-QA", _QA, "IT>T", _QUESTION, out=True),
     _image("TextVQA", "I-QA", _QA, "IT>T", _QUESTION, out=True),
+    # Retrieval: a target has an instruction where it is a picture.
     _image("VisDial", "I-RET", _T2I, "T>I", _DIALOGUE, target_instruction=_SEE[:-1]),
     _image("CIRR", "I-RET", _I2I, "IT>I", _CHANGES, target_instruction=_SEE),
     _image(
@@ -102,6 +105,7 @@ IMAGE_TASKS = (
         "EDIS", "I-RET", _T2I, "T>IT", "Find a news image that matches the provided caption:",
         target_instruction=_RELATED, out=True,
     ),
+    # Visual grounding: the candidates are crops of pictures.
     _image("MSCOCO", "I-VG", _I2I, "IT>I", _ISOLATE, target_instruction=_CROP),
     _image("RefCOCO", "I-VG", _I2I, "IT>I", _FOLLOW + ".", target_instruction=_CROP, out=True),
     _image(

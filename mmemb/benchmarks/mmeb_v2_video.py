@@ -29,6 +29,7 @@ def _video(name: str, *columns: Any, local: bool = False, **fields: Any) -> Task
 
 
 VIDEO_TASKS = (
+    # Classification: all queries share the labels of the data set.
     _video(
         "K700", "V-CLS", "video_classification", "V>T",
         "Recognize the category of the video content.", 1000, 700, source=f"{_OWNER}/Kinetics-700",
@@ -50,6 +51,7 @@ VIDEO_TASKS = (
         "Breakfast", "V-CLS", "video_classification", "V>T",
         "Recognize the breakfast type that the person is cooking in the video. ", 433, 10,
     ),
+    # Question answering: each query has a few answers of its own.
     _video(
         "MVBench", "V-QA", "mvbench", "VT>T", _ANSWER, 4000, None, local=True, split="train",
     ),
@@ -57,6 +59,7 @@ VIDEO_TASKS = (
     _video("NExTQA", "V-QA", "nextqa", "VT>T", _ANSWER, 8564, 5, local=True, config="MC"),
     _video("EgoSchema", "V-QA", "egoschema", "VT>T", _ANSWER, 500, 5, local=True, config="Subset"),
     _video("ActivityNetQA", "V-QA", "activitynetqa", "VT>T", _ANSWER, 1000, 2, local=True),
+    # Retrieval: a text ranks all clips.
     _video(
         "DiDeMo", "V-RET", "didemo", "T>V",
         "Find a video that includes the following described scenes:", 1004, 1004,
@@ -81,6 +84,7 @@ VIDEO_TASKS = (
         "Find a video that demonstrates the following action while making a recipe:", 3179, 3179,
         source="lmms-lab/YouCook2", split="val", target_instruction=_VIDEO,
     ),
+    # Moment retrieval: each query has a few clips of its own.
     _video(
         "QVHighlight", "V-MRET", "moment_retrieval", "VT>V", _MOMENT, 1083, 10, local=True,
         target_instruction=_VIDEO,

@@ -87,7 +87,7 @@ def load_model(
         with quiet_loading():
             config = load_pretrained(AutoConfig, model, **code)
 
-            # Looked up without loading: configurations have no common field that tells of vision.
+            # The class depends on vision, so it is looked up before any weights are loaded.
             sees = type(config) in AutoModelForImageTextToText._model_mapping
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             settings = code | ({"attn_implementation": attention} if attention else {})

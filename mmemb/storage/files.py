@@ -1,9 +1,9 @@
-"""Files, folders and links that change whole or not at all, and the hash of a file.
+"""Writes files, folders and links whole or not at all, and hashes files.
 
-Everything that is written has a temporary name beside its place first, `.NAME.HOST-PID-RANDOM.tmp`,
-which no two writers share and no reader opens. It is brought to disk and renamed. If the writing
-fails, it is removed; the leftovers of a killed process are removed by the next process that writes
-into the folder.
+Everything is written under a temporary name beside its place, `.NAME.HOST-PID-RANDOM.tmp`, which no
+two processes share and no reader opens; then it is brought to disk and renamed. It is removed if
+the writing fails. Leftovers of a killed process are removed by the next process that writes into
+the folder.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def write_atomically(path: Path | str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Gives the name of a file to write, which takes the place of `path` when the block has ended.
+    """Yields the name of a file to write, which takes the place of `path` when the block has ended.
 
     Args:
-        path: the file's final name; its folder is made. It stays as it is if the block raises.
+        path: the file's final name; its folder is made. It does not change if the block raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def working_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`, on its file system, and removes it after the block."""
+    """Yields an empty folder beside `path`, on its file system, and removes it after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     temporary.mkdir()
@@ -67,18 +67,18 @@ def working_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path | str, keep_others: bool = False) -> Iterator[Path]:
-    """Gives an empty folder to fill, which takes the place of `folder` when the block has ended.
+    """Yields an empty folder to fill, which takes the place of `folder` when the block has ended.
 
-    So files that belong together never mix with those of an earlier time. An earlier folder is
-    moved aside just before: a process that is killed between these two renames leaves none, which
-    readers name as missing and the same command makes again.
+    So files that belong together never mix with older ones. The earlier folder is moved aside just
+    before: a process that is killed between the two renames leaves no folder, which readers report
+    as missing and the same command makes again.
 
     Args:
-        folder: the final name. It stays as it is if the block raises.
-        keep_others: takes over what else lies in it, under names that the new one lacks.
+        folder: the final name. It does not change if the block raises.
+        keep_others: keeps entries of the earlier folder whose names the new one lacks.
 
     Raises:
-        ValueError: the folder cannot be renamed.
+        ValueError: the folder is a mount point or holds the working folder.
     """
     folder = Path(os.path.realpath(folder))
     if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
@@ -92,7 +92,7 @@ def whole_folder(folder: Path | str, keep_others: bool = False) -> Iterator[Path
         if keep_others and folder.is_dir():
             _take_over(folder, temporary)
 
-        # All of it is on disk before the name changes.
+        # Content reaches the disk before the name, so that a crash leaves no half-filled folder.
         for path in temporary.rglob("*"):
             if not path.is_symlink():
                 sync(path)
@@ -111,7 +111,7 @@ def sync(path: Path) -> None:
 
 
 def link_atomically(link: Path, target: Path) -> None:
-    """Points `link` at `target`, beside or below it, in one step: a reader sees the old or the new.
+    """Points `link` at `target`, beside or below it, in one step.
 
     The link is relative, so that the folder of both may be moved.
     """
@@ -125,7 +125,7 @@ def link_atomically(link: Path, target: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """True for a file or folder that is being written, or was when its writer died.
+    """Tells whether a file or folder has a temporary name: it is unfinished or a leftover.
 
     >>> is_temporary(Path("out/.table.json.0a1b2c3d-17-4e5f6071.tmp")), is_temporary(Path("a.tmp"))
     (True, False)
@@ -134,23 +134,23 @@ def is_temporary(path: Path) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in pieces."""
+    """Returns the SHA-256 (hex) of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that no other writer has."""
+    """Returns a name beside `path` that no other process uses; removes leftovers there."""
     _remove_leftovers(path.parent)
-    writer = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name[:100]}.{writer}.tmp")
+    process = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:100]}.{process}.tmp")
 
 
 @functools.cache  # once a process: a folder may hold very many files
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what dead processes of this machine were writing in a folder."""
+    """Removes temporary files and folders that dead processes of this machine left."""
     for path in folder.glob(".*.tmp"):
-        # Of this machine only: a process id means nothing on another one.
+        # Others may share the folder, and a process id of another machine means nothing here.
         match = _TEMPORARY.fullmatch(path.name)
         if match is None or match["host"] != _HOST or _is_alive(int(match["pid"])):
             continue
@@ -162,7 +162,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _is_alive(pid: int) -> bool:
     try:
-        # Signal 0 reaches no process; it only asks for one.
+        # Signal 0 is not sent; the call only checks that the process exists.
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
@@ -174,7 +174,7 @@ def _is_alive(pid: int) -> bool:
 def _take_over(old: Path, new: Path) -> None:
     """Gives a new folder the entries of the old one that it lacks; the old one keeps them."""
     for entry in old.iterdir():
-        # What a dead or a running writer left is not content.
+        # Temporary files of dead or running processes are no content.
         place = new / entry.name
         if os.path.lexists(place) or is_temporary(entry):
             continue
@@ -203,7 +203,7 @@ def _rename_folder(new: Path, folder: Path) -> None:
 
         # The earlier folder moves aside, and comes back if the new one cannot take its place.
         aside = _temporary(folder)
-        with contextlib.suppress(FileNotFoundError):  # another writer was faster
+        with contextlib.suppress(FileNotFoundError):  # another process moved it first
             os.rename(folder, aside)
         try:
             os.rename(new, folder)
@@ -218,7 +218,7 @@ def _rename_folder(new: Path, folder: Path) -> None:
 
 
 def file_identity(path: Path) -> tuple[int, int, int, int]:
-    """The inode, size, modification time and change time of a file: equal while it is unchanged.
+    """Returns inode, size, modification time and change time, equal while a file is unchanged.
 
     A replaced file has another inode or another change time. Its size and modification time may be
     those of the old one: `unzip`, `rsync -t` and archives with fixed times set them.
@@ -228,7 +228,7 @@ def file_identity(path: Path) -> tuple[int, int, int, int]:
 
 
 def file_state(status: os.stat_result) -> tuple[int, int, int]:
-    """Size and times of a file, one of which differs once its bytes do, while a process reads it.
+    """Returns size and times of a file, to be compared before and after it is read.
 
     Writing, copying and replacing set the change time, and no program can set it back. The inode
     is left out here: its number is not stable on some network mounts.

@@ -1,12 +1,11 @@
 """Exact gradients of a large batch in the memory of a small one (arXiv 2101.06983).
 
-See docs/method.md section 6.
-A contrastive loss needs the vectors of all rows together, but not the graphs behind them.
-Micro-batches are embedded one after the other; each lies in a non-reentrant checkpoint, which keeps
-its inputs and makes its graph again when the backward pass comes by, with the same random numbers.
-So there is one loss and one backward: automatic optimisation, clipping, accumulation, autocast and
-DDP need no change. Graphs that fit into memory are kept: that saves their second forward pass.
-Shapes: B rows.
+See docs/method.md section 6. A contrastive loss needs the vectors of all rows together, but not the
+graphs behind them. Micro-batches are embedded one after the other, each in a non-reentrant
+checkpoint, which keeps the inputs and makes the graph again in the backward pass, with the same
+random numbers. So there is one loss and one backward: automatic optimisation, clipping,
+accumulation, autocast and DDP need no change. Graphs that fit into memory are kept, which saves
+their second forward pass. Shapes: B rows.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 _GIB = 2**30
 
 Embed = Callable[[Sequence[int]], tuple[Tensor, ...]]
-"""Row numbers -> what the losses need of these rows, each tensor with one row for each of them."""
+"""Row numbers -> tensors that the losses need, each with one row for every row number."""
 
 
 @final
@@ -67,7 +66,7 @@ class GradientCache:
             )
 
     def micro_batches(self, costs: Sequence[int]) -> list[range]:
-        """Consecutive rows, all of them once.
+        """Cuts the rows into consecutive ranges.
 
         Args:
             costs: tokens of each row.
@@ -76,8 +75,7 @@ class GradientCache:
         for row, cost in enumerate(costs):
             size = row - start
 
-            # The row in hand opens the next micro-batch: its own cost is in the test, not yet in
-            # the sum.
+            # A full micro-batch ends before this row, whose cost is not in `tokens` yet.
             full = self.micro_batch_size is not None and size >= self.micro_batch_size
             heavy = self.micro_batch_tokens is not None and tokens + cost > self.micro_batch_tokens
             if size and (full or heavy):
@@ -103,8 +101,8 @@ def embed_cached(
             graph was not kept; it must do the same again.
         costs: tokens of each row; their number is the number of rows.
         cache: None = one call for the whole batch.
-        parameters: lists what is in memory anyhow, and so does not count as part of a graph; asked
-            after a pass, when those of a sharded model are whole.
+        parameters: returns the tensors that are in memory anyway and so do not count as part of a
+            graph; called after a pass, when the parameters of a sharded model are whole.
     """
     if cache is None or not torch.is_grad_enabled():
         return embed(range(len(costs)))
@@ -112,7 +110,7 @@ def embed_cached(
     memory = GraphMemory(cache.retained_gib * _GIB, parameters)
     outputs = []
 
-    # Without rows there is still one call: an idle rank must join the graph.
+    # A batch without rows makes one call, too: every rank must take part in the backward pass.
     *earlier, last = cache.micro_batches(costs) or [range(0)]
     for rows in earlier:
         if memory.has_room():
@@ -121,14 +119,14 @@ def embed_cached(
         else:
             outputs.append(checkpoint(embed, rows, use_reentrant=False, preserve_rng_state=True))
 
-    # The backward pass begins with it, before it makes any other graph again: keeping it is free.
+    # The backward pass begins with the last micro-batch, so keeping its graph costs no memory.
     outputs.append(embed(last))
     return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
 
 @final
 class GraphMemory:
-    """Counts what retained graphs hold; there is room while one more of the largest fits."""
+    """Counts the bytes of retained graphs; there is room while one more of the largest fits."""
 
     def __init__(self, allowed: float, parameters: Callable[[], Iterable[Tensor]] = tuple) -> None:
         self.allowed, self.used, self.largest = allowed, 0, 0
@@ -140,11 +138,11 @@ class GraphMemory:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Adds the storages that autograd saves inside."""
+        """Adds the size of the tensors that autograd saves inside the block."""
         sizes: dict[int, int] = {}
 
         def note(x: Tensor) -> Tensor:
-            # By storage: views of one tensor take its memory once.
+            # Counted by storage, since views of a tensor share its memory.
             storage = x.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
             return x

@@ -1,4 +1,4 @@
-"""The tables at the head of `audit.html`."""
+"""Makes the tables at the head of `audit.html`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ RANK_HEADINGS = ("first before", "first after")
 
 
 def draft_table(groups: Sequence[DraftGroup]) -> Table:
-    """Returns counts and rates of each group."""
+    """Returns counts and rates of each group, one group a row."""
+    # In the order of `DRAFT_HEADINGS`.
     rows = [
         [
             group.name,
@@ -36,7 +37,8 @@ def draft_table(groups: Sequence[DraftGroup]) -> Table:
 
 
 def gain_table(groups: Sequence[GainGroup]) -> Table:
-    """Returns the gain by reasoning in each group; ranks only where there are some."""
+    """Returns the gain by reasoning in each group, with ranks if any query was ranked."""
+    # In the order of `GAIN_HEADINGS`, then `RANK_HEADINGS`.
     rows = [
         [
             group.name,

@@ -1,4 +1,4 @@
-"""The report as `report.md` and `report.html`: two templates over the same values and sentences."""
+"""Writes `report.md` and `report.html`, two templates over the same values and sentences."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def report_html(report: Mapping[str, Any], examples: Examples, figure: bytes) ->
 
 
 def _values(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Collects everything that the sentences and the two layouts read."""
+    """Returns all values that the two templates show."""
+    # Plain records and tables: the words stand in the templates, and no template computes.
     return {
         "report": report,
         "few_clusters": FEW_CLUSTERS,
@@ -68,14 +69,14 @@ def _values(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gate_verdict(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns which claim about the gate its comparisons support; the sentences are a template's.
+    """Returns the claim about the gate that its comparisons support, for which a template has text.
 
     One of `no interval`, `worse`, `decides per query`, `decides per task` and `open`.
     """
     over_rule = Interval.from_row(comparisons["gated minus per-task rule"])
     over_shuffled = Interval.from_row(comparisons["gated minus itself shuffled within tasks"])
 
-    # With too few concepts there is no interval, and thus no claim.
+    # Too few concepts give no interval, and thus no claim.
     if over_rule.low is None:
         return "no interval"
     if over_rule.is_below(0):
@@ -83,7 +84,7 @@ def gate_verdict(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     if not over_rule.is_above(0):
         return "open"
 
-    # A gate can beat the rule by other depths for tasks alone; shuffling leaves it just that.
+    # A gate can beat the rule by its choices for whole tasks, which shuffling within tasks keeps.
     return "decides per query" if over_shuffled.is_above(0) else "decides per task"
 
 

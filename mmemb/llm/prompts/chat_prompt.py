@@ -1,4 +1,4 @@
-"""A side as the prompt of a vision-language model, through its own template and processor.
+"""Makes the prompt of a vision-language model from a side, by the model's template and processor.
 
 The prompt is the same at every depth (docs/method.md section 6): it ends where the model would
 begin to answer, and nothing in it says whether an answer will follow. Shapes: L tokens.
@@ -36,9 +36,9 @@ class Prompt:
 
     Attributes:
         ids: L tokens.
-        kinds: whatever else the processor says of every token, (L,) each.
+        kinds: further outputs of the processor for every token, (L,) each.
         media: pixels and grids; those of several prompts are joined along the first axis.
-        pictures: contents of the images among them, in order.
+        pictures: digests of the images in `media`, in order.
     """
 
     ids: tuple[int, ...]
@@ -50,7 +50,7 @@ class Prompt:
         return len(self.ids)
 
     def followed_by(self, ids: Sequence[int]) -> Prompt:
-        """The prompt with more text tokens behind it."""
+        """Returns the prompt with more text tokens behind it."""
         zeros = torch.zeros(len(ids), dtype=torch.long)
         kinds = {name: torch.cat([kind, zeros.to(kind)]) for name, kind in self.kinds.items()}
         return Prompt((*self.ids, *ids), kinds, self.media, self.pictures)
@@ -61,8 +61,8 @@ class PromptBuilder:
     """Turns sides into prompts.
 
     Args:
-        processor: of the model, with a chat template.
-        style: how sides are put.
+        processor: processor of the model, with a chat template.
+        style: wording and limits of the prompts.
 
     Raises:
         ValueError: the processor has no chat template.
@@ -89,14 +89,14 @@ class PromptBuilder:
         return frozenset({"text"} | reads)
 
     def build(self, side: Side, ending: str = "") -> Prompt:
-        """The prompt of a side, its text cut if it is too long.
+        """Makes the prompt of a side; a text that is too long is cut.
 
         Args:
-            side: what is shown and asked.
+            side: instruction, text and media.
             ending: text behind the prompt, which counts towards its length.
 
         Raises:
-            ValueError: the prompt is too long, and `long_text` or its pictures forbid a cut.
+            ValueError: the prompt is too long, and must not be cut or is still too long when cut.
         """
         prompt = self._build(side, ending)
         if (excess := len(prompt) - self.style.max_length) <= 0:
@@ -125,8 +125,10 @@ class PromptBuilder:
         return prompt
 
     def build_all(self, sides: Sequence[Side]) -> list[Prompt]:
-        """Builds the prompts of many sides; several pictures are prepared at once: 40 ms for a
-        megapixel are more than a fast device takes to read it."""
+        """Makes the prompts of many sides, several pictures at once.
+
+        A picture of a megapixel takes 40 ms, longer than a fast device needs to read its tokens.
+        """
         threads = min(_MOST_THREADS, os.cpu_count() or 1, sum(bool(side.media) for side in sides))
         if threads < 2:
             return [self.build(side) for side in sides]
@@ -134,13 +136,13 @@ class PromptBuilder:
             return list(pool.map(self.build, sides))
 
     def text(self, side: Side, ending: str = "") -> str:
-        """The prompt as text, a placeholder for each picture or clip."""
+        """Returns the prompt as text, with a placeholder for each picture or clip."""
         side = replace(side, text=self.plain(side.text), instruction=self.plain(side.instruction))
         prompt = self.render(self._messages(side)) if self.style.chat else self._unframed(side)
         return prompt + self.style.suffix + ending
 
     def plain(self, text: str) -> str:
-        """Text of data, in which nothing is a special token."""
+        """Returns a text of the data changed so that nothing in it is a special token."""
         return as_text(text, self.tokenizer, self.marks)
 
     def _unframed(self, side: Side) -> str:
@@ -153,7 +155,7 @@ class PromptBuilder:
         return " ".join(part for part in parts if part).replace(" \n", "\n")
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A conversation as text, by the model's template; no thought is opened."""
+        """Returns a conversation as text, by the model's template; an open `<think>` is removed."""
         if self.modalities == {"text"}:  # templates of language models know no parts
             messages = [
                 {**message, "content": "".join(part["text"] for part in message["content"])}
@@ -167,7 +169,7 @@ class PromptBuilder:
         return _THINKING.sub("", rendered)
 
     def content(self, side: Side, text: str) -> list[dict[str, Any]]:
-        """A turn's parts: pictures, then the clip, then text."""
+        """Returns the parts of a turn: pictures, then the clip, then text."""
         self._check(side)
         parts = [{"type": "image"} for m in side.media if m.kind == "image"]
         parts += [{"type": "video"}] if self._frames(side) else []
@@ -185,7 +187,7 @@ class PromptBuilder:
         return self.read(self.text(side, ending), side)
 
     def read(self, text: str, side: Side) -> Prompt:
-        """Text with a placeholder for each of a side's pictures, and for its clip, as tokens."""
+        """Turns text into tokens; it has a placeholder for each picture and clip of the side."""
         pictures = [pixels_of(m) for m in side.media if m.kind == "image"]
 
         frames = [pixels_of(m) for m in self._frames(side)]
@@ -199,7 +201,7 @@ class PromptBuilder:
             settings = self._clip(len(frames), max(len(frames), least))
             inputs |= {"videos": [clip_of(frames, least)], "videos_kwargs": settings}
 
-        # A prompt stands alone here, so its mask is all ones; batches make their own.
+        # One prompt needs no padding, so its mask is all ones; batches make their own.
         encoded = dict(self.processor(**inputs))
         encoded.pop("attention_mask", None)
 
@@ -207,7 +209,7 @@ class PromptBuilder:
         kinds = {name: encoded.pop(name)[0] for name in _PER_TOKEN if name in encoded}
 
         if self.style.positions == "plain":
-            kinds.pop("mm_token_type_ids", None)  # by it the axes would be counted
+            kinds.pop("mm_token_type_ids", None)  # with it, models count positions by axis
 
         media = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
         digests = tuple(m.digest for m in side.media if m.kind == "image")
@@ -234,7 +236,14 @@ class PromptBuilder:
         return [frames[place] for place in places]
 
     def image_bounds(self, most: int | None) -> dict[str, Any]:
-        """Bounds on pixels as the processors of Qwen take them; empty where none is set."""
+        """Returns bounds on pixels in the form of Qwen's processors; empty if the style sets none.
+
+        Args:
+            most: most pixels of a picture; None = the processor's bound.
+
+        Raises:
+            ValueError: the processor has no such bounds.
+        """
         if most is None and self.style.min_pixels is None:
             return {}
 
@@ -245,13 +254,15 @@ class PromptBuilder:
                 "leave min_pixels and max_pixels out."
             )
 
-        # The processor takes both bounds at once; the one that is not set keeps its own value.
+        # The processor needs both bounds, so one that is not set gets the processor's value.
         least = self.style.min_pixels or usual["shortest_edge"]
         return {"size": {"shortest_edge": least, "longest_edge": most or usual["longest_edge"]}}
 
     def _clip(self, num_frames: int, num_shown: int) -> dict[str, Any]:
-        """Settings of the processor for a clip of `count` frames, the last one repeated up to
-        `shown`; it stands at the same time again, as in clips that processors fill up."""
+        """Returns the processor's settings for a clip of `num_frames`, filled up to `num_shown`.
+
+        The last frame is repeated at its own time, as in clips that processors fill up themselves.
+        """
         from transformers.video_utils import VideoMetadata
 
         metadata = VideoMetadata(
