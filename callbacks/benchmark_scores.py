@@ -135,8 +135,8 @@ class BenchmarkScores(FolderWriter):
             # Sorted by key, so that score files do not depend on the number of ranks.
             rows = [n for n, query in enumerate(queries) if query.task == task.name]
             rows.sort(key=lambda n: queries[n].key)
-            asked = [queries[row] for row in rows]
-            scores = score_task(task, asked, vectors_QD[rows], galleries, self.mode)
+            ordered = [queries[row] for row in rows]
+            scores = score_task(task, ordered, vectors_QD[rows], galleries, self.mode)
 
             # Every rank scores, since any of them may find a fault; one writes.
             if trainer.is_global_zero and not trainer.fast_dev_run:
@@ -148,7 +148,7 @@ class BenchmarkScores(FolderWriter):
                     write_embeddings(folder, task.name, *vectors, names, content)
 
                 partial = f"{len(skipped)} skipped: {skipped[0]}" if skipped else ""
-                write_scores(folder, scores, asked, provenance, task.meta_task, partial)
+                write_scores(folder, scores, ordered, provenance, task.meta_task, partial)
                 print(f"{task.name:<48} {task.metric:<14} {100 * scores.means[task.metric]:6.2f}")
 
 

@@ -174,10 +174,10 @@ class EvaluationRows:
         return tuple(row for row in self.candidates if row.meta["gallery"] in galleries)
 
     def _candidate_batch(self, chunk: Chunk) -> Item:
-        _, found, problems = read_rows(chunk.rows, self._reader.candidate, self._on_error)
-        if not found:
+        _, records, problems = read_rows(chunk.rows, self._reader.candidate, self._on_error)
+        if not records:
             return None, problems
-        candidates = CandidateBatch(tuple(found), self._sizes_of(chunk))
+        candidates = CandidateBatch(tuple(records), self._sizes_of(chunk))
         return RankingBatch(candidates=candidates), problems
 
     def _sizes_of(self, chunk: Chunk) -> Mapping[str, int]:
@@ -193,10 +193,10 @@ class EvaluationRows:
         return Counter(row.meta["gallery"] for row in self.candidates)
 
     def _query_batch(self, chunk: Chunk) -> Item:
-        _, found, problems = read_rows(chunk.rows, self._query, self._on_error)
-        if not found:
+        _, records, problems = read_rows(chunk.rows, self._query, self._on_error)
+        if not records:
             return None, problems
-        queries = QueryBatch(chunk.shard, *zip(*found, strict=True))
+        queries = QueryBatch(chunk.shard, *zip(*records, strict=True))
         return RankingBatch(queries=queries), problems
 
     def _query(self, row: Row) -> tuple[Query, tuple[Rationale, ...], Tensor | None]:

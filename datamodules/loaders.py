@@ -138,12 +138,12 @@ def chunks_of(rows_by_shard: Mapping[str, Sequence[Any]], batch_size: int) -> li
 
 def by_shard(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by the name of their shard, in order; two folders must not share a name."""
-    found: dict[str, list[Row]] = {}
+    shards: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.entry.shard, []).append(row)
+        shards.setdefault(row.entry.shard, []).append(row)
 
         # Compared by identity: one index object stands for one opened folder.
-        first = found[row.entry.shard][0]
+        first = shards[row.entry.shard][0]
         if first.index is not row.index:
             raise ValueError(
                 f"Shard name {row.entry.shard} occurs in {first.index.folder} and in "
@@ -151,7 +151,7 @@ def by_shard(rows: Iterable[Row]) -> dict[str, list[Row]]:
                 f"ones. Write one of the folders again with another prefix."
             )
 
-    return found
+    return shards
 
 
 def check_precision(plugin: Precision) -> None:

@@ -81,13 +81,13 @@ class MediaDataModule(ShardDataModule):
     def _pictures(self) -> dict[str, list[Picture]]:
         # One picture may occur in many rows, but the tower looks at each digest once.
         seen: set[str] = set()
-        found: dict[str, list[Picture]] = {}
+        pictures: dict[str, list[Picture]] = {}
         for shard, rows in by_shard(self.open_rows(self._folders)).items():
             for picture in (picture for row in rows for picture in _pictures_of(row)):
                 if picture.digest not in seen:
                     seen.add(picture.digest)
-                    found.setdefault(shard, []).append(picture)
-        return found
+                    pictures.setdefault(shard, []).append(picture)
+        return pictures
 
     def _batch(self, chunk: Chunk) -> Item:
         media, problems = [], []

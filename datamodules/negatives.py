@@ -74,11 +74,11 @@ class NegativeTable:
 
     def _candidate(self, number: int, name: str, where: str) -> Candidate:
         # In a table that was made again a row number may point at another candidate.
-        found = self._reader.candidate(self._rows[number]) if number < len(self._rows) else None
-        if found is None or int(found.key) != number or found.name != name:
+        item = self._reader.candidate(self._rows[number]) if number < len(self._rows) else None
+        if item is None or int(item.key) != number or item.name != name:
             raise ValueError(
                 f"{where}: candidate {number} should be {name!r}, but {self._root / CANDIDATES} "
-                f"has {found.name if found else 'no such row'!r} there. The negatives were mined "
+                f"has {item.name if item else 'no such row'!r} there. The negatives were mined "
                 "from other data: run the step that makes them again."
             )
-        return found
+        return item

@@ -58,8 +58,8 @@ class PairSteps(Dataset[Item]):
         costs = [entry_tokens(self._rows[position].entry) for position in batch]
         positions = balanced_parts(batch, costs, world)[rank]
 
-        found = [self._read_or_replace(position, step, problems) for position in positions]
-        pairs, rationales, negatives, vectors, target_rationales = zip(*found, strict=True)
+        samples = [self._read_or_replace(position, step, problems) for position in positions]
+        pairs, rationales, negatives, vectors, target_rationales = zip(*samples, strict=True)
         batch = pair_batch(pairs, rationales, step)
 
         # By what is configured, not by what was read: every rank's batch has the same fields.

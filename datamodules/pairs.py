@@ -345,24 +345,24 @@ class PairDataModule(ShardDataModule):
 
         A source that could not be had leaves its groups out; the others keep their ratio.
         """
-        known = {row.meta["source"] for row in self._fold_rows}
-        weights = {name: w for name, w in self._source_weights.items() if w and name in known}
+        sources = {row.meta["source"] for row in self._fold_rows}
+        weights = {name: w for name, w in self._source_weights.items() if w and name in sources}
 
         if self._source_weights and not weights:
             raise ValueError(
                 f"source_weights {self._source_weights} leave nothing to train on: groups of this "
-                f"data are {sorted(known)}. Name some of them, or give {{}} to draw by size."
+                f"data are {sorted(sources)}. Name some of them, or give {{}} to draw by size."
             )
 
         # A misspelt name and a source without data look alike here, so this warns.
-        if absent := sorted(set(self._source_weights) - known):
+        if absent := sorted(set(self._source_weights) - sources):
             _LOG.warning(
                 "source_weights: no training pair belongs to %s; groups of this data are %s",
                 ", ".join(absent),
-                ", ".join(sorted(known)),
+                ", ".join(sorted(sources)),
             )
 
-        if weights and (unused := sorted(known - set(weights))):
+        if weights and (unused := sorted(sources - set(weights))):
             _LOG.info("source_weights: not trained on: %s", ", ".join(unused))
         return weights
 
@@ -372,8 +372,8 @@ class PairDataModule(ShardDataModule):
         return RankingBatch(pairs=pairs), problems
 
     def _row_batch(self, chunk: Chunk) -> Item:
-        found = [self._pair_and_rationales(row) for row in chunk.rows]
-        pairs, rationales, problems = zip(*found, strict=True)
+        samples = [self._pair_and_rationales(row) for row in chunk.rows]
+        pairs, rationales, problems = zip(*samples, strict=True)
         named = tuple(problem for problem in problems if problem)
 
         # Reasons without the folder that the data lie in: a sidecar names no machine.

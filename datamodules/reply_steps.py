@@ -35,8 +35,8 @@ class ReplyPools:
     def __init__(
         self, table: RationaleTable, rows: Sequence[Row], use: Use, writer: str | None
     ) -> None:
-        found = {row.entry.key: weighed(table.read(row), use, writer) for row in rows}
-        self._shares = {key: shares for key, shares in found.items() if shares}
+        pools = {row.entry.key: weighed(table.read(row), use, writer) for row in rows}
+        self._shares = {key: shares for key, shares in pools.items() if shares}
         self.rows = tuple(row for row in rows if row.entry.key in self._shares)
 
     def draw(self, row: Row, seed: int, step: int) -> Rationale:

@@ -197,15 +197,15 @@ class SampleReader:
 
     def _side(self, members: Members, side: str, text: str, instruction: str) -> Side:
         named = whole_media_of(members.names, side)
-        found = Side(text, instruction, tuple(self._media(members, *media) for media in named))
+        content = Side(text, instruction, tuple(self._media(members, *media) for media in named))
 
         # An empty side would be embedded all the same, as a vector of the instruction alone.
-        if not (found.media or has_text(text)):
+        if not (content.media or has_text(text)):
             raise DecodeError(
                 f"{members.where}: side {side} is empty: expected text, pictures or both.", ADVICE
             )
 
-        return found
+        return content
 
     def _media(self, members: Members, name: str, kind: Literal["image", "frame"]) -> Media:
         digest, where = members.media[name], f"{members.where}, member {name}"
@@ -221,10 +221,10 @@ def media_of(names: Iterable[str], side: str) -> list[tuple[str, Literal["image"
     >>> media_of(["t0.webp", "q1.webp", "q0.001.webp", "q0.000.webp"], "q")
     [('q0.000.webp', 'frame'), ('q0.001.webp', 'frame'), ('q1.webp', 'image')]
     """
-    found = [(m, name) for name in names if (m := _MEDIA.fullmatch(name)) and m[1] == side]
+    matches = [(m, name) for name in names if (m := _MEDIA.fullmatch(name)) and m[1] == side]
     # By number, since names sort "q10" before "q2".
-    found.sort(key=lambda pair: (int(pair[0][2]), int(pair[0][3] or 0)))
-    return [(name, "frame" if match[3] else "image") for match, name in found]
+    matches.sort(key=lambda pair: (int(pair[0][2]), int(pair[0][3] or 0)))
+    return [(name, "frame" if match[3] else "image") for match, name in matches]
 
 
 @lru_cache(4096)  # most samples of a data set have members of equal names
@@ -257,19 +257,19 @@ def whole_media_of(
                 f"{side}0.webp, {side}0.000.png, {side}1.jpg."
             )
 
-    found = media_of(names, side)
+    media = media_of(names, side)
     frames: dict[int, list[int | None]] = {}
-    for match in filter(None, (_MEDIA.fullmatch(name) for name, _ in found)):
+    for match in filter(None, (_MEDIA.fullmatch(name) for name, _ in media)):
         frames.setdefault(int(match[2]), []).append(int(match[3]) if match[3] else None)
 
     # A hole means that a member was lost: an image stands alone, frames count from 0.
     is_whole = all(held in ([None], [*range(len(held))]) for held in frames.values())
     if list(frames) != [*range(len(frames))] or not is_whole:
         raise ValueError(
-            f"side {side} has the pictures {', '.join(name for name, _ in found):.99}: expected "
+            f"side {side} has the pictures {', '.join(name for name, _ in media):.99}: expected "
             f"{side}0, {side}1, ... without a hole, each of them once or as frames from 0 on."
         )
-    return tuple(found)
+    return tuple(media)
 
 
 def foreign_names(names: Iterable[str]) -> list[str]:

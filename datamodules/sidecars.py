@@ -74,7 +74,7 @@ class RationaleTable:
         if not self.covers(row):
             return ()
         rows = read_row(self._index, row.entry.key, tuple[ScoredJson, ...])
-        return tuple(found.scored for found in rows)
+        return tuple(draft.scored for draft in rows)
 
     def read_prompt_state(self, row: Row) -> Tensor | None:
         """(H,) hidden state of the writer before it wrote about the row; None if none was kept."""
@@ -211,15 +211,15 @@ class RationaleDraw:
 def check_judged(table: RationaleTable, rows: Sequence[Row]) -> None:
     """Rejects what stage 1 wrote where a selector's choice is read: nothing in it is kept, so rows
     would train without reasoning and without an error. A selection that keeps nothing passes."""
-    found: list[ScoredRationale] = []
+    drafts: list[ScoredRationale] = []
     for row in rows[:LOOKED_AT]:
         with suppress(DecodeError):  # whether to go on without a broken row is `on_error`'s affair
-            found += table.read(row)
-        if any(scored.scores or scored.kept for scored in found):
+            drafts += table.read(row)
+        if any(scored.scores or scored.kept for scored in drafts):
             return
 
     # A pool without any draft has nothing to judge, and passes.
-    if found:
+    if drafts:
         raise ValueError(
             f"Sidecar {table.folder} holds unjudged rationales (no scores, none kept), of which "
             "none would be trained on. Name the folder that the selector wrote (`selected`), or "

@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not (isinstance(error, USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
             raise
-        said = without_secrets(innermost(str(error)))
-        sys.exit(f"error: {said}\n(traceback: {write_traceback()})")
+        message = without_secrets(innermost(str(error)))
+        sys.exit(f"error: {message}\n(traceback: {write_traceback()})")
 
 
 def write_traceback() -> str:

@@ -198,13 +198,13 @@ class RationaleGenerator(LightningModule):
         seeds_BK = self.draw_seeds.of_batch(batch.keys, batch.sides, batch.metas)
 
         # NO_DRAW in place of a seed keeps the shape: every writer gets the whole batch.
-        asked = [
+        draws = [
             (writer, seeds_BK.masked_fill(withheld_B[:, None], NO_DRAW))
             for writer, withheld_B in zip(self.writers.values(), self._withheld(batch), strict=True)
         ]
 
         pools: list[list[Rationale]] = [[] for _ in batch.keys]
-        for writer, seeds in asked:
+        for writer, seeds in draws:
             for pool, written in zip(pools, self._write(writer, batch.sides, seeds), strict=True):
                 pool.extend(written)
 
@@ -215,7 +215,7 @@ class RationaleGenerator(LightningModule):
 
         for row, state_H in self._prompt_states(batch).items():
             members[row]["prompt_state.npy"] = state_H.numpy().astype(np.float16)
-        rows = map(SidecarRow, batch.keys, members, self._recorded(batch, asked, members))
+        rows = map(SidecarRow, batch.keys, members, self._recorded(batch, draws, members))
         return SidecarOutput(batch.shard, tuple(rows))
 
     def _write(
@@ -233,7 +233,7 @@ class RationaleGenerator(LightningModule):
     def _recorded(
         self,
         batch: SideBatch,
-        asked: Sequence[tuple[RationaleWriter, Tensor]],
+        draws: Sequence[tuple[RationaleWriter, Tensor]],
         members: Sequence[dict[str, Any]],
     ) -> Sequence[Mapping[str, str]]:
         """Adds to `members` the file by which a later run finds the draws; returns the metas."""
@@ -245,10 +245,10 @@ class RationaleGenerator(LightningModule):
             state_writer = (
                 self.writers[self.prompt_state] if "prompt_state.npy" in members[row] else None
             )
-            seeds = [(writer, seeds_BK[row]) for writer, seeds_BK in asked]
-            if said := self._book.record(side, seeds, state_writer):
-                members[row][DRAWS] = said
-            metas.append({**meta, DIGEST: side.digest} if said else meta)
+            seeds = [(writer, seeds_BK[row]) for writer, seeds_BK in draws]
+            if record := self._book.record(side, seeds, state_writer):
+                members[row][DRAWS] = record
+            metas.append({**meta, DIGEST: side.digest} if record else meta)
 
         # Trimmed once per batch, or the book would grow with the data set.
         self._book.trim()
@@ -315,7 +315,7 @@ class RationaleGenerator(LightningModule):
             for scored in pool
         ]
 
-        known = {writer.name: writer.trained_facts for writer in self.writers.values()}
+        facts = {writer.name: writer.trained_facts for writer in self.writers.values()}
 
         for rationale, pair in rows:
             values = {
@@ -325,7 +325,7 @@ class RationaleGenerator(LightningModule):
             }
 
             # Apart, since on trained facts a writer is right more often than on those of the test.
-            is_fitted = pair.fact in known.get(rationale.writer, ())
+            is_fitted = pair.fact in facts.get(rationale.writer, ())
             self.sums.add_all(values, prefix="test/fitted_" if is_fitted else "test/")
 
     @override

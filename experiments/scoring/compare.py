@@ -61,10 +61,10 @@ def _line(title: str, tasks: Sequence[str], base: Model, model: Model) -> list[s
     left, right = base.mean(tasks), model.mean(tasks)
     numbers = [f"{100 * left:.2f}", f"{100 * right:.2f}", f"{100 * (right - left):+.2f}"]
 
-    found = differences(model, base, tasks)
-    if found is None:
+    values = differences(model, base, tasks)
+    if values is None:
         return [title, *numbers, "no values by query", "-"]
-    interval = over_queries(model, tasks, found)
+    interval = over_queries(model, tasks, values)
 
     # Too few clusters for bounds: the difference is shown, and no verdict.
     if interval.low is None:
@@ -73,10 +73,10 @@ def _line(title: str, tasks: Sequence[str], base: Model, model: Model) -> list[s
 
 
 def _over_tasks(base: Model, model: Model, tasks: Sequence[str]) -> str:
-    found = differences(model, base, tasks)
-    if found is None:
+    values = differences(model, base, tasks)
+    if values is None:
         return "Published score files have no values by query: nothing can be said of chance."
-    interval = over_tasks(found)
+    interval = over_tasks(values)
     verdict = "separable" if interval.excludes_zero else "not separable"
     return (
         f"With the {len(tasks)} tasks drawn anew as well: {100 * interval.mean:+.2f} "

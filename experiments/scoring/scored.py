@@ -77,10 +77,10 @@ class Model:
 
     def of_task(self, task: str) -> Floats | None:
         """Returns (S, N) values of a task, seed by seed; None if they were not kept."""
-        found = [seed.get(task) for seed in self.values]
-        if any(values is None for values in found):
+        seeds = [seed.get(task) for seed in self.values]
+        if any(values is None for values in seeds):
             return None
-        return np.array([values.values for values in found if values is not None])
+        return np.array([values.values for values in seeds if values is not None])
 
     def mean(self, tasks: Sequence[str]) -> float:
         """Returns the plain mean of tasks."""
@@ -107,10 +107,10 @@ def check_comparable(models: Sequence[Model]) -> None:
     # Only graded tasks depend on the mode: a mixture elsewhere does no harm.
     modes = {m.name: f.mode for m in models for n, f in m.files[0].items() if n in graded}
 
-    for what, found in (("data revisions", revisions), ("modes in graded tasks", modes)):
-        if len(set(found.values())) > 1:
+    for what, values in (("data revisions", revisions), ("modes in graded tasks", modes)):
+        if len(set(values.values())) > 1:
             raise ValueError(
-                f"These models are not comparable, their {what} differ: {found}. Score them alike."
+                f"These models are not comparable, their {what} differ: {values}. Score them alike."
             )
 
 
@@ -120,7 +120,7 @@ def differences(left: Model, right: Model, tasks: Sequence[str]) -> list[Floats]
     Raises:
         ValueError: the two have other queries.
     """
-    found = []
+    values = []
     for task in tasks:
         ours, theirs = left.of_task(task), right.of_task(task)
         if ours is None or theirs is None:
@@ -132,8 +132,8 @@ def differences(left: Model, right: Model, tasks: Sequence[str]) -> list[Floats]
                 "same data."
             )
 
-        found.append(ours.mean(0) - theirs.mean(0))
-    return found
+        values.append(ours.mean(0) - theirs.mean(0))
+    return values
 
 
 def over_tasks(difference: Sequence[Floats]) -> Interval:

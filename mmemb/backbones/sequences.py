@@ -91,12 +91,12 @@ class SequenceBuilder:
 
     def words(self, row: Row) -> str:
         """A row's tokens as text; neighbouring picture tokens are one word with their number."""
-        found: list[str] = []
+        texts: list[str] = []
         for is_picture, ids in groupby(row.ids, lambda number: number >= self.vocabulary):
             numbers = list(ids)
             words = [f"<{len(numbers)} picture tokens>"]
-            found += words if is_picture else self.tokenizer.convert_ids_to_tokens(numbers)
-        return " ".join(found)
+            texts += words if is_picture else self.tokenizer.convert_ids_to_tokens(numbers)
+        return " ".join(texts)
 
     def _row(self, first: list[int], second: list[int]) -> Row:
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id

@@ -80,8 +80,8 @@ class VisionCache:
 
         return kept | {"mm_encoder_outputs": outputs}
 
-    def _keep(self, found: dict[str, _Seen]) -> None:
-        for digest, layers in found.items():
+    def _keep(self, layers_of: dict[str, _Seen]) -> None:
+        for digest, layers in layers_of.items():
             if digest not in self._seen:  # copies: parts of a batch would keep all of it
                 self._seen[digest] = tuple(x.to("cpu", copy=True) for x in layers)
             self._seen.move_to_end(digest)

@@ -184,7 +184,7 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
         FileNotFoundError: there is none.
         ValueError: a file is broken, or two are of the same task.
     """
-    found: dict[str, ScoreFile] = {}
+    files: dict[str, ScoreFile] = {}
     for path in sorted(folder.rglob(f"*{SCORE}")):
         task = name_of_file(path.name.removesuffix(SCORE))
         data = read_json(path, dict[str, Any], _SCORE_AGAIN)
@@ -192,24 +192,24 @@ def read_scores(folder: Path) -> dict[str, ScoreFile]:
         fields = convert(data, _ScoreJson, where, _SCORE_AGAIN)
 
         # Only task names tell files apart, so two models below one folder would be mixed.
-        if task in found:
+        if task in files:
             raise ValueError(f"{folder} holds two score files of {task}: name one model's folder.")
 
-        known = {name: data[name] for name in METRICS if name in data}
-        scores: dict[str, float] = convert(known, dict[str, _Metric], where, _SCORE_AGAIN)
+        metrics = {name: data[name] for name in METRICS if name in data}
+        scores: dict[str, float] = convert(metrics, dict[str, _Metric], where, _SCORE_AGAIN)
 
         counts = {"num_pred": fields.num_pred, "num_data": fields.num_data}
         scores |= {name: count for name, count in counts.items() if count is not None}
 
         ours = {name: getattr(fields, name) for name in _OURS}
-        found[task] = ScoreFile(task, scores, **ours)
+        files[task] = ScoreFile(task, scores, **ours)
 
-    if not found:
+    if not files:
         raise FileNotFoundError(
             f"{folder} holds no score file (*{SCORE}): run the evaluation first, or name the "
             "folder that it wrote."
         )
-    return found
+    return files
 
 
 @final
@@ -228,7 +228,7 @@ def read_values(folder: Path) -> dict[str, Values]:
     Raises:
         ValueError: a file is broken, or two are of the same task.
     """
-    found: dict[str, Values] = {}
+    by_task: dict[str, Values] = {}
     for path in sorted(folder.rglob(f"*{VALUES}")):
         task = name_of_file(path.name.removesuffix(VALUES))
         data = read_json(path, Values, _SCORE_AGAIN)
@@ -241,10 +241,10 @@ def read_values(folder: Path) -> dict[str, Values]:
                 f"and {len(values)} values. Score the task again."
             )
 
-        if task in found:
+        if task in by_task:
             raise ValueError(f"{folder} holds two value files of {task}: name one model's folder.")
-        found[task] = data
-    return found
+        by_task[task] = data
+    return by_task
 
 
 def group_means(

@@ -338,11 +338,11 @@ class AdaptiveEmbedder:
 
 def _stacked(sides: Sequence[Side], prompt_states: Sequence[Tensor | None]) -> Tensor:
     """Prompt states (R, H) that were measured earlier."""
-    known = [prompt_state for prompt_state in prompt_states if prompt_state is not None]
-    if len(known) < len(sides):
+    states = [prompt_state for prompt_state in prompt_states if prompt_state is not None]
+    if len(states) < len(sides):
         side = sides[[prompt_state is None for prompt_state in prompt_states].index(True)]
         raise ValueError(
             f"No hidden state was written about {side.text[:60]!r}: make the rationales again with "
             "`prompt_state` set, or choose a gate state without it."
         )
-    return torch.stack(known).cpu()
+    return torch.stack(states).cpu()

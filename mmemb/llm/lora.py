@@ -94,8 +94,8 @@ def merged_copy(tuned: Any) -> Any:
 
 def lora_parameters(tuned: nn.Module) -> dict[str, nn.Parameter]:
     """Trained parameters by the names that peft saves."""
-    found = {name: p for name, p in tuned.named_parameters() if ".lora_" in name}
-    return {f"base_model.{name.replace('.default.', '.')}": p for name, p in found.items()}
+    updates = {name: p for name, p in tuned.named_parameters() if ".lora_" in name}
+    return {f"base_model.{name.replace('.default.', '.')}": p for name, p in updates.items()}
 
 
 def save_adapter(tuned: Any, settings: LoraSettings, folder: Path, base: str) -> None:

@@ -99,7 +99,7 @@ class DrawBook:
                     missing.setdefault(side.digest, (side, {}))[1][seed] = None
 
         num_made = self._make(writer, name, missing)
-        found = [self._found(side, name, seeds) for side, seeds in rows]
+        draws = [self._found(side, name, seeds) for side, seeds in rows]
 
         # Copies within this run are the rest: neither from a folder nor drawn now.
         num_reused = sum(
@@ -108,9 +108,9 @@ class DrawBook:
             for seed in seeds
         )
         self.counts["reused"] += num_reused
-        self.counts["of equal sides"] += sum(map(len, found)) - num_reused - num_made
+        self.counts["of equal sides"] += sum(map(len, draws)) - num_reused - num_made
 
-        return [[rationale for _, rationale in row] for row in found]
+        return [[rationale for _, rationale in row] for row in draws]
 
     def prompt_states(self, writer: RationaleWriter, sides: Sequence[Side]) -> Tensor:
         """Returns hidden states as `RationaleWriter.prompt_states` does; equal sides are read once.
@@ -152,13 +152,13 @@ class DrawBook:
         draws: dict[str, list[Any]] = {}
         for writer, seeds_K in asked:
             name, _ = self._names_of(writer)
-            if found := self._found(side, name, drawn_seeds(seeds_K)):
-                draws[name] = [[seed, to_json(rationale)] for seed, rationale in found]
+            if rows := self._found(side, name, drawn_seeds(seeds_K)):
+                draws[name] = [[seed, to_json(rationale)] for seed, rationale in rows]
 
         if not draws and state_writer is None:
             return {}
-        said = {} if state_writer is None else {"prompt_state": self._names_of(state_writer)[1]}
-        return {DIGEST: side.digest, "draws": draws, **said}
+        state = {} if state_writer is None else {"prompt_state": self._names_of(state_writer)[1]}
+        return {DIGEST: side.digest, "draws": draws, **state}
 
     def trim(self) -> None:
         """Forgets the sides that were not asked about for longest; between batches."""

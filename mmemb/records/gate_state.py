@@ -43,10 +43,10 @@ class GateInputs(NamedTuple):
         Raises:
             ValueError: a part was not measured.
         """
-        found = [self._part(part) for part in parts]
+        columns = [self._part(part) for part in parts]
 
         # Saved prompt states are fp16; a head reads float32.
-        return torch.cat([x.float() for x in found], dim=1)
+        return torch.cat([x.float() for x in columns], dim=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> GateInputs:
         """The same with `function` applied to each tensor."""
@@ -78,9 +78,9 @@ def check_parts(parts: Sequence[str]) -> tuple[StatePart, ...]:
     ('embedding', 'prompt_state')
     """
     # A part named twice would count twice in the state's width.
-    known = get_args(StatePart)
-    if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(known):
-        raise ValueError(f"state {list(parts)}: expected some of {list(known)}, each once")
+    names = get_args(StatePart)
+    if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(names):
+        raise ValueError(f"state {list(parts)}: expected some of {list(names)}, each once")
     return tuple(parts)  # type: ignore[return-value]
 
 

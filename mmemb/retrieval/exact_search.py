@@ -43,13 +43,13 @@ def plain_top(
     Returns:
         fp64 scores (Q, k) and candidate rows (Q, k).
     """
-    found = []
+    blocks = []
     for query_qD in query_QD.double().split(max(1, block_numbers // len(candidate_ND))):
         # A part at a time: all candidates in fp64 would take twice their memory once more.
         parts = [query_qD @ part_nD.double().T for part_nD in candidate_ND.split(2**14)]
-        found.append(best_first(torch.cat(parts, dim=1), k, tolerance))
+        blocks.append(best_first(torch.cat(parts, dim=1), k, tolerance))
 
-    scores, rows = zip(*found, strict=True)
+    scores, rows = zip(*blocks, strict=True)
     return torch.cat(scores), torch.cat(rows)
 
 

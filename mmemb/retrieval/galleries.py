@@ -139,11 +139,11 @@ class Galleries:
         self, vectors_BD: Tensor, queries: Sequence[Query], tau: float
     ) -> list[tuple[Query, Tensor]]:
         """Each query with its scores over the whole gallery, in the order of the queries."""
-        found: dict[int, Tensor] = {}
+        scores: dict[int, Tensor] = {}
         for gallery, rows, _ in self._rankable(queries):
             score_BN = vectors_BD[rows].cpu().double() @ self.vectors(gallery).double().T / tau
-            found |= dict(zip(rows, score_BN, strict=True))
-        return [(query, found[row]) for row, query in enumerate(queries)]
+            scores |= dict(zip(rows, score_BN, strict=True))
+        return [(query, scores[row]) for row, query in enumerate(queries)]
 
     def _columns_of(self, query: Query) -> list[int] | slice:
         return slice(None) if query.candidates is None else self._local(query)
@@ -152,12 +152,12 @@ class Galleries:
         self, vectors_BD: Tensor, queries: Sequence[Query], cutoffs: Sequence[int]
     ) -> list[dict[str, float]]:
         """Tie-aware metrics of each query, in order, among its gallery or its own list."""
-        found: list[dict[str, float]] = [{} for _ in queries]
+        metrics: list[dict[str, float]] = [{} for _ in queries]
         for rows, ranks in self._ranks(vectors_BD, queries):
             grades = [list(queries[row].relevance.values()) for row in rows]
             for row, values in zip(rows, metrics_by_query(ranks, grades, cutoffs), strict=True):
-                found[row] = values
-        return found
+                metrics[row] = values
+        return metrics
 
     def averaged_metrics(
         self,
@@ -174,38 +174,38 @@ class Galleries:
             tau: temperature of the softmax over the query's candidates.
             cutoffs: k of the metrics.
         """
-        found = []
+        metrics = []
 
         scores = [self._scores(vectors_BD, queries, tau) for vectors_BD in draws]
         for row, query in enumerate(queries):
-            shown = list(range(len(self.vectors(query.gallery))))
-            shown = shown if query.candidates is None else self._local(query)
+            columns = list(range(len(self.vectors(query.gallery))))
+            columns = columns if query.candidates is None else self._local(query)
 
-            p_N = torch.stack([score[row][1][shown].softmax(0) for score in scores]).mean(0)
-            right = [shown.index(column) for column in self.positives(query)]
+            p_N = torch.stack([score[row][1][columns].softmax(0) for score in scores]).mean(0)
+            right = [columns.index(column) for column in self.positives(query)]
 
             ranks = rank_scores(p_N.log()[None], torch.tensor([right]))
-            found += metrics_by_query(ranks, [list(query.relevance.values())], cutoffs)
-        return found
+            metrics += metrics_by_query(ranks, [list(query.relevance.values())], cutoffs)
+        return metrics
 
     def standings(self, vectors_BD: Tensor, queries: Sequence[Query]) -> list[Standing]:
         """Rank of the right candidate and name of the best one, of each query in order."""
-        found: dict[int, float] = {}
+        rank_of: dict[int, float] = {}
         for rows, ranks in self._ranks(vectors_BD, queries):
-            found |= dict(zip(rows, best_rank(ranks).tolist(), strict=True))
+            rank_of |= dict(zip(rows, best_rank(ranks).tolist(), strict=True))
 
         tops = self.best(vectors_BD, queries, 1)
-        return [Standing(found[row], names[0]) for row, names in enumerate(tops)]
+        return [Standing(rank_of[row], names[0]) for row, names in enumerate(tops)]
 
     def best(self, vectors_BD: Tensor, queries: Sequence[Query], k: int) -> list[tuple[str, ...]]:
         """Names of the k best candidates of each query in order, best first."""
-        found: dict[int, tuple[str, ...]] = {}
+        best: dict[int, tuple[str, ...]] = {}
         for gallery, rows, lists in self._rankable(queries):
             names = list(self._columns[gallery])
             top_bk = search(vectors_BD[rows].cpu(), self.vectors(gallery), k, local_QC=lists)[1]
             for row, columns in zip(rows, top_bk.tolist(), strict=True):
-                found[row] = tuple(names[column] for column in columns if column >= 0)
-        return [found[row] for row in range(len(queries))]
+                best[row] = tuple(names[column] for column in columns if column >= 0)
+        return [best[row] for row in range(len(queries))]
 
     def _ranks(
         self, vectors_BD: Tensor, queries: Sequence[Query]
@@ -220,11 +220,11 @@ class Galleries:
         self, queries: Sequence[Query]
     ) -> Iterator[tuple[str, list[int], list[list[int]] | None]]:
         """Galleries with rows of their queries, apart by whether they have lists of their own."""
-        found: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        groups: dict[tuple[str, bool], list[int]] = defaultdict(list)
         for row, query in enumerate(queries):
-            found[query.gallery, query.candidates is not None].append(row)
+            groups[query.gallery, query.candidates is not None].append(row)
 
-        for (gallery, is_local), rows in found.items():
+        for (gallery, is_local), rows in groups.items():
             yield gallery, rows, [self._local(queries[row]) for row in rows] if is_local else None
 
     def _local(self, query: Query) -> list[int]:

@@ -49,7 +49,7 @@ def expected_metrics(
     grades_QP = torch.where(valid_QP, grades_QP.to(greater_QP.device), 0.0)
 
     num_right_Q = valid_QP.sum(1).double()
-    found: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
 
     for k in cutoffs:
         place_k = torch.arange(1, k + 1, device=greater_QP.device).double()
@@ -58,15 +58,15 @@ def expected_metrics(
         share_QPk = at_QPk / equal_QP[..., None].clamp(min=1) * valid_QP[..., None]
 
         hits_Q = share_QPk.sum((1, 2))
-        found[f"precision@{k}"] = hits_Q / k
-        found[f"recall@{k}"] = hits_Q / num_right_Q.clamp(min=1)
-        found[f"f1@{k}"] = 2 * hits_Q / (k + num_right_Q)
+        metrics[f"precision@{k}"] = hits_Q / k
+        metrics[f"recall@{k}"] = hits_Q / num_right_Q.clamp(min=1)
+        metrics[f"f1@{k}"] = 2 * hits_Q / (k + num_right_Q)
 
-        found[f"hit@{k}"], found[f"mrr@{k}"] = _first_hit(ranks, k)
-        found[f"map@{k}"] = _average_precision(ranks, share_QPk, place_k)
+        metrics[f"hit@{k}"], metrics[f"mrr@{k}"] = _first_hit(ranks, k)
+        metrics[f"map@{k}"] = _average_precision(ranks, share_QPk, place_k)
         for name, gain_QP in _gains(grades_QP).items():
-            found[f"ndcg_{name}@{k}"] = _ndcg(gain_QP, share_QPk, place_k)
-    return found
+            metrics[f"ndcg_{name}@{k}"] = _ndcg(gain_QP, share_QPk, place_k)
+    return metrics
 
 
 def metrics_by_query(
@@ -180,14 +180,14 @@ def score_prediction(
     graded = _grade_labels(labels, grades, mode)
     ranked = list(prediction) if mode == "reference" else list(dict.fromkeys(prediction))
 
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for k in cutoffs:
         if k < 1:
             raise ValueError(f"cutoff {k}: a cutoff is at least 1")
-        found |= _score_top(ranked[:k], graded, k)
+        metrics |= _score_top(ranked[:k], graded, k)
         if not graded and mode == "reference":
-            found[f"recall@{k}"] = 1.0
-    return found
+            metrics[f"recall@{k}"] = 1.0
+    return metrics
 
 
 def _grade_labels(

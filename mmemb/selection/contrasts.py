@@ -35,7 +35,7 @@ def contrasts(
         where there is no rationale.
     """
     target_BR = pair_score(score_BCR, kind)
-    found = {
+    values = {
         "raw": raw(target_BR),
         "gain": gain(target_BR),
         "positive": positive(score_BCR),
@@ -43,8 +43,8 @@ def contrasts(
     }
 
     if placebo_BKJ is not None:
-        found["placebo_rank"] = placebo_rank(raw(target_BR), placebo_BKJ)
-    return found
+        values["placebo_rank"] = placebo_rank(raw(target_BR), placebo_BKJ)
+    return values
 
 
 def pair_score(score_BCR: Tensor, kind: Kind) -> Tensor:

@@ -108,13 +108,13 @@ class ContrastReward:
 
 def _text(completion: Completion) -> str:
     """Text of a completion with its opening tag, whether the prompt or the model wrote that."""
-    said = completion if isinstance(completion, str) else str(completion[-1]["content"])
-    starts = [place for tag in ("<think>", "<answer>") if (place := said.find(tag)) >= 0]
+    text = completion if isinstance(completion, str) else str(completion[-1]["content"])
+    starts = [place for tag in ("<think>", "<answer>") if (place := text.find(tag)) >= 0]
     opening = min(starts, default=0)
 
-    if starts and not said[:opening].strip():
-        return said[opening:]
-    return f"<think>{said}" if "</think>" in said else f"<answer>{said}"
+    if starts and not text[:opening].strip():
+        return text[opening:]
+    return f"<think>{text}" if "</think>" in text else f"<answer>{text}"
 
 
 def _rationale(text: str) -> Rationale:

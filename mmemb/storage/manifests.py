@@ -200,7 +200,7 @@ def existing_shards(
         made_from: of a sidecar, what each shard would be made from now; one that was made from
             other bytes, or has no record of them, is a hole.
     """
-    found = {}
+    shards = {}
     for path in sorted(Path(folder).glob(f"*{INDEX_SUFFIX}")):
         name = path.name.removesuffix(INDEX_SUFFIX) + ".tar"
         try:
@@ -216,8 +216,8 @@ def existing_shards(
         except (ValueError, OSError):
             continue
 
-        found[name] = record.shard
-    return found
+        shards[name] = record.shard
+    return shards
 
 
 def check_shard(folder: Path | str, expected: ShardEntry, verify: bool = True) -> None:

@@ -165,10 +165,10 @@ def entry_tokens(entry: IndexEntry) -> int:
 
 
 def _positions_by_group(entries: Sequence[IndexEntry]) -> dict[str, NDArray[np.int64]]:
-    found: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for position, entry in enumerate(entries):
-        found.setdefault(entry.meta.get("source", ""), []).append(position)
-    return {name: np.array(rows, dtype=np.int64) for name, rows in found.items()}
+        positions.setdefault(entry.meta.get("source", ""), []).append(position)
+    return {name: np.array(rows, dtype=np.int64) for name, rows in positions.items()}
 
 
 def _whole_shares(

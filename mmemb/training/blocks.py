@@ -33,9 +33,9 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str) -> None:
         blocks: what to compile; before `checkpoint_blocks`.
         backend: of `torch.compile`, e.g. `inductor`.
     """
-    known = torch.compiler.list_backends(exclude_tags=())
-    if backend not in known:
-        raise ValueError(f"compile_backend {backend!r} is unknown; choose one of {known}.")
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if backend not in backends:
+        raise ValueError(f"compile_backend {backend!r} is unknown; choose one of {backends}.")
 
     # `dynamic` from the start: batches differ in length, and the first length would be compiled
     # alone.

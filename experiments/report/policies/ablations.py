@@ -121,21 +121,21 @@ def figures(folder: Path, ablations: Ablations, think: frozenset[str]) -> dict[s
 
 def cell_figures(cell: CellTable) -> dict[str, Any]:
     """Returns Recall@1 of each path with interval and spread, and always minus never."""
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
 
     for path, value_SN in cell.value.items():
         # Seeds are averaged within a query first, so the interval is about concepts alone.
         mean = cluster_bootstrap(
             value_SN, cell.concepts, tasks=cell.tasks, num_resamples=NUM_RESAMPLES
         )
-        found[path] = asdict(mean) | {"seed_sd": cell.spread(value_SN)}
+        by_path[path] = asdict(mean) | {"seed_sd": cell.spread(value_SN)}
 
     gain = paired_bootstrap(
         cell.value["always"], cell.value["never"], cell.concepts, tasks=cell.tasks,
         num_resamples=NUM_RESAMPLES,
     )  # fmt: skip
 
-    return found | {"always_minus_never": asdict(gain), "queries": len(cell.tasks)}
+    return by_path | {"always_minus_never": asdict(gain), "queries": len(cell.tasks)}
 
 
 def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
         )
 
     left_SN, right_SN = left.value[row.path], right.value[row.against or row.path]
-    found = paired_bootstrap(
+    difference = paired_bootstrap(
         left_SN, right_SN, left.concepts, tasks=left.tasks, num_resamples=NUM_RESAMPLES
     )
 
@@ -160,15 +160,15 @@ def compare(row: Comparison, cells: Mapping[str, CellTable]) -> dict[str, Any]:
         left_SN.mean(0) - right_SN.mean(0), left.concepts, tasks=left.tasks
     )
 
-    return asdict(found) | {
+    return asdict(difference) | {
         "expected": row.expected,
-        "verdict": verdict(found, row.expected),
+        "verdict": verdict(difference, row.expected),
         "minimal_detectable_effect": smallest,
         "seed_sd": left.spread(left_SN - right_SN),
     }
 
 
-def verdict(found: Interval, expected: str) -> str:
+def verdict(interval: Interval, expected: str) -> str:
     """Tells whether an interval confirms the expectation.
 
     >>> verdict(Interval(0.05, 0.01, 0.09), "higher"), verdict(Interval(0.0, -0.01, 0.01), "equal")
@@ -176,17 +176,19 @@ def verdict(found: Interval, expected: str) -> str:
     >>> verdict(Interval(0.05, 0.01, 0.09), "lower"), verdict(Interval(0.0, -0.1, 0.1), "equal")
     ('opposite', 'not seen')
     """
-    if found.low is None or found.high is None:
+    if interval.low is None or interval.high is None:
         return "no interval"
 
     # Absence of an effect needs the whole interval near 0: an interval that holds 0 shows
     # nothing.
     if expected == "equal":
-        if found.low >= -EQUAL and found.high <= EQUAL:
+        if interval.low >= -EQUAL and interval.high <= EQUAL:
             return "confirmed"
-        return "opposite" if found.excludes_zero else "not seen"
+        return "opposite" if interval.excludes_zero else "not seen"
 
-    low, high = (found.low, found.high) if expected == "higher" else (-found.high, -found.low)
+    low, high = (
+        (interval.low, interval.high) if expected == "higher" else (-interval.high, -interval.low)
+    )
     return "confirmed" if low > 0 else "opposite" if high < 0 else "not seen"
 
 

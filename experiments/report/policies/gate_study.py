@@ -50,7 +50,7 @@ def gate_study(
         rows: the report's policies, for the per-task rule and the oracle.
     """
     chosen_N = of_eligible_tasks(test)
-    own = tuple(gate["state"] or ["embedding"])
+    gate_state = tuple(gate["state"] or ["embedding"])
 
     states = [state for state in STATES if is_measured(splits["gate"], state)]
     by_state = {" + ".join(state): _logits(splits, state, gate, "exact") for state in states}
@@ -58,8 +58,8 @@ def gate_study(
     # The head on the own state by `exact` is among the states, and is not fitted twice.
     by_estimator = {
         name: known
-        if name == "exact" and (known := by_state.get(" + ".join(own)))
-        else _logits(splits, own, gate, name)
+        if name == "exact" and (known := by_state.get(" + ".join(gate_state)))
+        else _logits(splits, gate_state, gate, name)
         for name in get_args(Estimator)
     }
 
@@ -124,7 +124,7 @@ def within_tasks(
 ) -> dict[str, Any]:
     """Returns task -> the oracle's gap over the best constant depth and, if that is above 0,
     per state the AUC of the gate against the sign of the gain, and its share of the gap."""
-    found = {}
+    by_task = {}
     for task in eligible_tasks(test):
         chosen_N = test.in_tasks({task}) & test.eligible_N
         table = test.select(chosen_N)
@@ -135,7 +135,7 @@ def within_tasks(
         constant_N = metric[:, metric.mean(0).argmax()]
         gap = mean_over_tasks(table, rows[ORACLE].select(chosen_N).value(metric) - constant_N)
 
-        found[task] = {"oracle_gap": asdict(gap), "states": {}}
+        by_task[task] = {"oracle_gap": asdict(gap), "states": {}}
         if not gap.is_above(0):
             continue
 
@@ -148,11 +148,11 @@ def within_tasks(
                 for x in logits
             ]
 
-            found[task]["states"][state] = {
+            by_task[task]["states"][state] = {
                 "auc": float(np.mean([auc(s, gain_N > 0) for s in score])),
                 "share_of_gap": float(np.mean(won) / gap.mean),
             }
-    return found
+    return by_task
 
 
 def auc(score_N: Floats, positive_N: Bools) -> float:

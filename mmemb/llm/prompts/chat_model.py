@@ -94,8 +94,8 @@ class ChatModel:
         """Tokens between the prefix and the first generated token."""
         question = as_text(question, self.tokenizer)
 
-        own = self.prompt.render(self.tokenizer, question)[len(self._shared_text) :]
-        return self.tokenizer.encode(own, add_special_tokens=False)
+        turn = self.prompt.render(self.tokenizer, question)[len(self._shared_text) :]
+        return self.tokenizer.encode(turn, add_special_tokens=False)
 
     def reply_ids(self, rationale: Rationale) -> list[int]:
         """Tokens that should have been generated behind `question_ids` for a rationale."""

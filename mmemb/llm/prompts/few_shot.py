@@ -116,12 +116,12 @@ class FewShotPrompt(PromptJson):
 
     def messages(self, question: str, parts: Sequence[Mapping[str, Any]] = ()) -> list[Message]:
         """System message, examples and the question, behind the parts that stand for pictures."""
-        said: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for shown in self.examples:
-            said += [{"role": "user", "content": shown.query}]
-            said += [{"role": "assistant", "content": self.reply(shown.think, shown.answer)}]
+        turns: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        for example in self.examples:
+            turns += [{"role": "user", "content": example.query}]
+            turns += [{"role": "assistant", "content": self.reply(example.think, example.answer)}]
         text = [{"type": "text", "text": question}] if question else []
-        return [*said, {"role": "user", "content": [*parts, *text] if parts else question}]
+        return [*turns, {"role": "user", "content": [*parts, *text] if parts else question}]
 
     def render(self, tokenizer: Any, question: str, parts: Sequence[Mapping[str, Any]] = ()) -> str:
         """The whole prompt as text, up to and with the opening of the reply; see `messages`."""

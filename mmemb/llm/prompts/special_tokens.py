@@ -64,9 +64,9 @@ def as_text(text: str, tokenizer: Any, marks: Iterable[str] = ()) -> str:
         ValueError: the text is no valid Unicode.
     """
     check_unicode(text)
-    pattern, found = _pattern(special_tokens(tokenizer, marks)), 1
-    while found:  # of two that overlap, the second is still there
-        text, found = pattern.subn(_spaced, text)
+    pattern, count = _pattern(special_tokens(tokenizer, marks)), 1
+    while count:  # of two that overlap, the second is still there
+        text, count = pattern.subn(_spaced, text)
     return text
 
 
@@ -83,22 +83,22 @@ def as_text_anywhere(text: str) -> str:
     return _USUAL.sub(_spaced, text)
 
 
-def _spaced(found: re.Match[str]) -> str:
-    return f"{found[0][0]} {found[0][1:]}"
+def _spaced(match: re.Match[str]) -> str:
+    return f"{match[0][0]} {match[0][1:]}"
 
 
 def _added(tokenizer: Any) -> frozenset[str]:
-    found = _ADDED.get(tokenizer)
-    if found is None:
+    tokens = _ADDED.get(tokenizer)
+    if tokens is None:
         # Some templates write tokens that their tokenizer does not declare special.
         template = str(getattr(tokenizer, "chat_template", None) or "")
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        found = _ADDED[tokenizer] = frozenset(
+        tokens = _ADDED[tokenizer] = frozenset(
             token.content
             for token in added
             if token.special or (token.content in template and not token.content.isspace())
         )
-    return found
+    return tokens
 
 
 @cache

@@ -175,19 +175,19 @@ def tagged(prompt: FewShotPrompt, reply: Reply) -> str:
     itself. So is a thought in tags, where the prompt's form has others. At depth `short` both are
     left out. An answer is closed if the model ended, or wrote the closing text before it was cut.
     """
-    said, thought = reply.content.strip().removeprefix(prompt.opening), reply.reasoning
+    text, thought = reply.content.strip().removeprefix(prompt.opening), reply.reasoning
     short = prompt.depth == SHORT
-    in_form = not short and _THOUGHT_END in prompt.between and prompt.between in said
+    in_form = not short and _THOUGHT_END in prompt.between and prompt.between in text
 
     # Not in the prompt's own form, where the tags are part of it and `rationale_text` reads them.
-    if not thought and _THOUGHT_END in said and not in_form:
-        thought, _, said = said.partition(_THOUGHT_END)
+    if not thought and _THOUGHT_END in text and not in_form:
+        thought, _, text = text.partition(_THOUGHT_END)
 
-    complete = reply.finished or prompt.finished(said)
+    complete = reply.finished or prompt.finished(text)
     if not thought:
-        return prompt.rationale_text(said, complete)
+        return prompt.rationale_text(text, complete)
 
-    body = said.strip().split(prompt.closing)[0] if prompt.closing else said
+    body = text.strip().split(prompt.closing)[0] if prompt.closing else text
     answer = _untagged(body if short else body.split(prompt.between)[-1])
 
     end = "</answer>" if complete else ""
