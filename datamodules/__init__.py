@@ -1,6 +1,6 @@
 """WebDataset shards in, records out: the Lightning data modules of the stages.
 
-Knows neither models nor callbacks: what goes in and out is described in `mmemb.records`.
+Depends on neither models nor callbacks: `mmemb.records` describes what goes in and out.
 Names are imported when asked for, so that a spawned loader process does not wait for Lightning.
 """
 

@@ -2,7 +2,7 @@
 
 Nothing is unpacked to a path and no link is followed. Headers are parsed by Python's `tarfile`;
 what its reader takes for an end of the data (a header that does not read, a file that stops at a
-member's border) is a fault here. Knows nothing of samples.
+member's border) is a fault here. Does not depend on samples.
 """
 
 from __future__ import annotations

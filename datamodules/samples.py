@@ -84,7 +84,7 @@ class FeatureTable:
         self._index = ShardIndex.open(folder)
 
     def read(self, digest: str, where: str) -> Tensor:
-        """(T, F) tokens.
+        """Returns the tokens (T, F) of a picture.
 
         Raises:
             DecodeError: the tower has not seen this picture, or its tokens are broken.

@@ -39,7 +39,7 @@ class RationaleTable:
         sources: folders that rows come from; each is covered whole or not at all.
 
     Raises:
-        ValueError: keys differ from a source's, or the sidecar covers a source by halves.
+        ValueError: keys differ from a source's, or the sidecar covers a part of a source.
     """
 
     def __init__(self, folder: Path | str, sources: Iterable[ShardIndex]) -> None:
@@ -116,7 +116,7 @@ def read_row(sidecar: ShardIndex, key: str, kind: type[_Value]) -> _Value:
 
 
 def join_whole(source: ShardIndex, sidecar: ShardIndex) -> set[str]:
-    """`check_join`, and a source that is covered must be covered whole."""
+    """Checks a join as `check_join` does, and that a covered source is covered whole."""
     covered = check_join(source, sidecar)
 
     # A sidecar may cover several folders, so one of them alone may be absent, but not in part.

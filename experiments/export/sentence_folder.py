@@ -62,7 +62,7 @@ def write_sentence_folder(
         reads, and which files of the source were left out.
 
     Raises:
-        ValueError: stock modules cannot say this backbone, or the vectors differ.
+        ValueError: stock modules cannot express this backbone, or the vectors differ.
         FileNotFoundError: sentence-transformers is not installed.
     """
     require_package()

@@ -38,7 +38,7 @@ class PlantedWorld:
         query_BD: h_d(q); between near its target and nowhere: pairs differ in difficulty.
         target_BD: the true targets; pairs of one concept share theirs, and its look-alikes.
         negative_BND: the first few are look-alikes of the target, the rest is random.
-        move_BKD: what reading a rationale adds to a query, whoever reads it.
+        move_BKD: what a rationale adds to a query's vector, in any embedder.
         kind_BK: `HELPFUL`, `USELESS`, `FALSE_HELPFUL` or `LEAKING`.
         concept_B: which concept a pair asks about: the clusters of a bootstrap.
     """

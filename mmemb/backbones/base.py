@@ -61,8 +61,8 @@ class Backbone(nn.Module, ABC):
         embedding_dim: D.
         modalities: the subset of {"text", "image", "video"} that it can read.
         folder: where `load_backbone` read it; None = it was built from its parts.
-        sources: arguments of the constructor that say where something is read, each with the words
-            that are no place. In a saved folder they name its own files.
+        sources: arguments of the constructor that name files or models, each with the words that
+            are no place. In a saved folder they name its own files.
     """
 
     sources: ClassVar[Mapping[str, Sequence[str]]] = {}

@@ -43,9 +43,9 @@ class Thoughts(NamedTuple):
     """Rationales behind B prompts, with their vectors.
 
     Attributes:
-        vectors_BD: h_r, at the end of the rationale, where a row reasoned and something was said;
-            h_d elsewhere.
-        rationales: what was written; None where a row did not reason.
+        vectors_BD: h_r, at the end of the rationale, where a row has one that is not empty; h_d
+            elsewhere.
+        rationales: the rationales that were written; None where a row did not reason.
     """
 
     vectors_BD: Tensor

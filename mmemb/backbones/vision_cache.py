@@ -37,13 +37,13 @@ class VisionCache:
     def replace_pixels(
         self, model: nn.Module, inputs: dict[str, Any], digests: Sequence[str]
     ) -> dict[str, Any]:
-        """The inputs with the tower's output in place of pixels, grids kept.
+        """Returns the inputs with the tower's output in place of pixels; grids are kept.
 
         Args:
-            model: of transformers; one that says of its pictures' patches how many there are
-                (`image_grid_thw`), as all Qwen-VL do. Other inputs are returned as they are.
-            inputs: of a batch.
-            digests: N contents of the batch's pictures, in order.
+            model: model of transformers. Only inputs with the grid of each picture's patches
+                (`image_grid_thw`), as of all Qwen-VL, are changed.
+            inputs: inputs of a batch.
+            digests: digests of the N pictures of the batch, in order.
         """
         if "pixel_values" not in inputs or "image_grid_thw" not in inputs:
             return inputs

@@ -54,8 +54,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         max_rationale_tokens: the most that is read of a rationale.
         long_rationale: of a longer one the beginning is cut (`truncate`: its end stays), or it is
             refused (`error`).
-        freeze_vision: whether the vision tower stays as it is.
-        cached_pictures: of so many pictures what a frozen tower says is kept, those seen last.
+        freeze_vision: True if the vision tower is not trained.
+        cached_pictures: number of pictures whose outputs of a frozen tower are kept, the latest.
         attention: implementation that transformers should use, such as `sdpa` or
             `flash_attention_2`; None = its own choice.
         dtype: of the weights.

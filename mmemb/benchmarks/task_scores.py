@@ -36,7 +36,7 @@ NUM_PREDICTED = 100
 """Names that are kept of a query's ranking over a gallery; of a list of its own, all are."""
 
 _COLLAPSED = 1e-6
-"""Variance of unit vectors below which they say nothing."""
+"""Variance of unit vectors below which they count as collapsed."""
 
 
 @final

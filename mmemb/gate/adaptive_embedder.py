@@ -49,7 +49,7 @@ class Encoded(NamedTuple):
 
 @final
 class AdaptiveEmbedder:
-    """Embeds sides and reasons about those for which the gate says that it pays.
+    """Embeds sides, and reasons about those that the gate chooses.
 
     `encode` is four steps, each usable alone and without a state of its own: `embed` the sides,
     `decide` on a depth for each, `write` rationales, `read` the sides with them.
@@ -198,7 +198,7 @@ class AdaptiveEmbedder:
 
     @torch.inference_mode()
     def read(self, direct: DirectVectors, written: Written) -> Encoded:
-        """Step 4: embeds B sides with what was written about them, live or earlier.
+        """Step 4: embeds B sides with their rationales, written now or earlier.
 
         Args:
             direct: B sides with their vectors.
@@ -207,7 +207,7 @@ class AdaptiveEmbedder:
         vectors_BD = self.reasoner.read(direct, written)
         rationales = written.rationales
 
-        # A side about which the writer had nothing to say was embedded directly.
+        # A writer may write nothing about a side, which is then embedded directly.
         has_rationale_B = torch.tensor(
             [rationale is not None for rationale in rationales], dtype=torch.bool
         )

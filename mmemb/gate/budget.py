@@ -445,8 +445,9 @@ class _MeanCosts:
 def _changes(
     step_CA: Tensor, cost_A: Tensor, paid_CA: Tensor, ties: Sequence[float]
 ) -> dict[tuple[float, float, int], float]:
-    """(multiplier, tie-break, query) -> what the query pays more once it prefers the more
-    expensive of the depths that are equal there.
+    """Returns (multiplier, tie-break, query) -> the extra cost of the query past this point.
+
+    At the multiplier two depths of the query are equal; past it the more expensive one is taken.
 
     A query changes its depth at crossings of its own lines alone; most of its crossings lie below
     its best line and change nothing.

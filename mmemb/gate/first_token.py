@@ -65,14 +65,14 @@ class FirstTokenHead(DepthHead):
         return self.output(scale * state_BS.to(self.output.weight.dtype))  # type: ignore[no-any-return]
 
     def standardise(self, state_NS: Tensor) -> None:
-        """Nothing: the model's own head knows no other location and scale."""
+        """Does nothing: the language-model head was trained on states as they are."""
 
     def config(self) -> dict[str, Any]:
         return dict(self._settings)
 
 
 def _rows_of_head(folder: Path, tokens: list[str], width: int) -> Tensor:
-    """(A, D) of the language-model head."""
+    """Reads the rows (A, D) of the language-model head that belong to the tokens."""
     from mmemb.backbones import VisionLanguageBackbone
 
     backbone = VisionLanguageBackbone.from_pretrained(folder)

@@ -23,8 +23,7 @@ class DepthHead(nn.Module, ABC):
     """Maps a state to logits over depths; by its signature it never sees a rationale.
 
     Attributes:
-        sources: arguments of the constructor that say where something is read. A saved head needs
-            none of them.
+        sources: arguments of the constructor that name files. A saved head needs none of them.
     """
 
     sources: ClassVar[tuple[str, ...]] = ()
@@ -86,7 +85,7 @@ class MlpDepthHead(DepthHead):
         assert len(state_NS), "no state has no mean: a gate needs eligible queries"
         self.mean_S.copy_(state_NS.mean(0))
         scale_S = state_NS.std(0, unbiased=False)
-        self.scale_S.copy_(torch.where(scale_S > 1e-6, scale_S, 1.0))  # a constant says nothing
+        self.scale_S.copy_(torch.where(scale_S > 1e-6, scale_S, 1.0))  # no 0 / 0
 
     def config(self) -> dict[str, Any]:
         return dict(self._settings)

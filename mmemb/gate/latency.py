@@ -78,7 +78,7 @@ def measure_latency(
 
 
 def mean_latency(path: Path) -> tuple[Latency, int]:
-    """The mean of what `GatingPolicy test` wrote to a latency.json, and of how many queries.
+    """Returns the mean over the latency.json of a `GatingPolicy test`, and its number of queries.
 
     Raises:
         FileNotFoundError: there is none.

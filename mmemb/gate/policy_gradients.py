@@ -105,7 +105,7 @@ def grpo_loss(
 def supervised_loss(logit_BA: Tensor, reward_BA: Tensor, valid_B: Tensor | None = None) -> LossTerm:
     """Cross-entropy against the best depth, weighted by what the worst choice would lose.
 
-    The baseline of a gate without reinforcement: it knows every depth's reward.
+    The baseline of a gate without reinforcement: it is given the reward of every depth.
     """
     logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     weight_B = reward_BA.amax(1) - reward_BA.amin(1)

@@ -58,14 +58,14 @@ def policy_loss(
 
 @final
 class OldPolicy:
-    """A copy of the head that is renewed every few steps; no part of any module."""
+    """A copy of the head that is renewed every few steps; it belongs to no module."""
 
     def __init__(self) -> None:
         self._head: DepthHead | None = None
 
     @torch.no_grad()
     def logits(self, head: DepthHead, state_BS: Tensor, step: int) -> Tensor:
-        """(B, A) of the policy that `grpo` samples from at this step."""
+        """Returns the logits (B, A) of the policy that `grpo` samples from at this step."""
         if self._head is None or step % OLD_POLICY_STEPS == 0:
             self._head = deepcopy(head).eval()
         return self._head(state_BS)

@@ -33,7 +33,12 @@ class AdaptiveJson(Schema):
 
 
 def read_settings(folder: Path) -> AdaptiveJson:
-    """The settings of a saved embedder; an unfinished or foreign folder is one clear error."""
+    """Reads the settings of a saved embedder.
+
+    Raises:
+        FileNotFoundError: the folder is unfinished, or no embedder was saved there.
+        ValueError: the settings are broken.
+    """
     path = folder / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(

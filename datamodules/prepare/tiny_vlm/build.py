@@ -1,6 +1,6 @@
 """Random vision-language models of real architectures, a few hundred thousand parameters large.
 
-They say nothing sensible; they run every line that the large ones run, without a network.
+Their texts make no sense; they run every line that the large ones run, without a network.
 """
 
 from __future__ import annotations

@@ -91,13 +91,13 @@ def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
     path = ExperimentFolder(experiment).embedder.facts
     facts = read_fitted(path) if path.is_file() else None
 
-    # With an unknown split every fact may have been trained on, so the list says nothing.
+    # A list with unknown weights is not complete: any fact may have been trained on.
     return None if facts is None or facts.unknown else facts.trained
 
 
 def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
     """Yields one row for each draft."""
-    # A sidecar of other data would be joined by keys alone, and say wrong things.
+    # A sidecar of other data could have the same keys, and would give wrong rows.
     check_covers(source, selected)
     table = RationaleTable(selected.folder, [source])
     for row in rows_of(source):

@@ -175,7 +175,10 @@ def check_url(url: str) -> None:
 
 
 def _endpoint(url: str) -> httpx2.URL:
-    """URL made of the parts that `check_url` saw: a second parser may find another host."""
+    """Returns the URL of chat completions, from the parts that `check_url` checked.
+
+    A second parser may find another host in the same text.
+    """
     import httpx2
 
     parts = urlsplit(url)
