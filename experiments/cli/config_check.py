@@ -90,7 +90,7 @@ def _check_classes(node: Any, path: Path, where: str) -> None:
         # Arguments that moved get their new place; `nearest` would propose a name that only
         # looks alike.
         for key, place in ARGUMENTS.get(node["class_path"], {}).items():
-            if key in arguments:
+            if _holds(arguments, key):
                 raise ValueError(f"{path}: {where}init_args.{key} is now {place}. Write that.")
 
         if names is not None:
@@ -98,6 +98,13 @@ def _check_classes(node: Any, path: Path, where: str) -> None:
 
     for key, value in node.items():
         _check_classes(value, path, f"{where}{key}.")
+
+
+def _holds(arguments: Mapping[str, Any], key: str) -> bool:
+    """Tells whether nested arguments hold a key such as `losses.writing`."""
+    first, _, rest = key.partition(".")
+    inner = arguments.get(first)
+    return first in arguments and (not rest or (isinstance(inner, Mapping) and _holds(inner, rest)))
 
 
 def _check_interpolation(text: str, path: Path, where: str) -> None:

@@ -51,6 +51,8 @@ ARGUMENTS = {
         "direct_weight": "losses.direct",
         "cross_weight": "losses.cross",
         "writing_weight": "losses.next_token",
+        "losses.reasoning": "losses.reasoned",
+        "losses.writing": "losses.next_token",
         "symmetric": "losses.symmetric",
         "matryoshka_dims": "losses.dims",
         "false_negative_margin": "losses.false_negative_margin",

@@ -40,7 +40,8 @@ def test_an_old_argument_is_refused_with_its_new_place() -> None:
         parameters = inspect.signature(getattr(import_module(home), name)).parameters
         for old, new in arguments.items():
             assert old not in parameters
-            model = {"class_path": path, "init_args": {old: 1}}
+            outer, _, inner = old.partition(".")
+            model = {"class_path": path, "init_args": {outer: {inner: 1} if inner else 1}}
             with pytest.raises(ValueError, match=rf"F\.yaml: model\.init_args\.{old} is now {new}"):
                 check_config({"model": model}, Path("F.yaml"), ["model"])
 
