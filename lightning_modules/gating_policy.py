@@ -135,7 +135,7 @@ class GatingPolicy(LightningModule):
             states_NS = data.gate_inputs().state(self.state)
             if not len(states_NS):
                 raise ValueError(
-                    "Part `gate` has no eligible query, so the gate has nothing to learn from: "
+                    "Split `gate` has no eligible query, so the gate has nothing to learn from: "
                     "give the stage `rationales` a writer that reads some of its queries, or "
                     "prepare more."
                 )

@@ -97,7 +97,7 @@ class EmbeddingJudge(PairJudge):
         raise ValueError(
             f"every judge ({', '.join(self.judges)}) was fitted on fact {fact!r}: a model may not "
             "judge what it was trained on, there reasoning looks harmful. Score other pairs, add "
-            "a judge trained on the other half, or set allow_trained_facts: true for an audit."
+            "a judge trained on the other fold, or set allow_trained_facts: true for an audit."
         )
 
 

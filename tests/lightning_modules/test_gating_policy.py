@@ -183,7 +183,7 @@ def test_a_gate_without_an_eligible_query_says_so(
 ) -> None:
     nothing = GateInputs.of_embedding(torch.zeros(0, WIDTH))
     monkeypatch.setattr(Planted, "gate_inputs", lambda _: nothing)
-    with pytest.raises(ValueError, match="Part `gate` has no eligible query"):
+    with pytest.raises(ValueError, match="Split `gate` has no eligible query"):
         fit(tmp_path, embedder, tiny_root / "facts.json", steps=1)
 
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-share", type=float, default=0.005, help="the same of split calibration"
     )
     parser.add_argument(
-        "--validation-queries", type=int, default=200, help="most of a source and part"
+        "--validation-queries", type=int, default=200, help="most of a source and split"
     )
 
 
