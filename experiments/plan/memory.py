@@ -50,12 +50,12 @@ class ModelShape:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How a step is computed.
+    """Settings by which a training step is computed.
 
     Attributes:
         precision: key of `PRECISIONS`.
-        checkpointing: whether blocks are computed twice.
-        padded: whether attention gets a mask.
+        checkpointing: True if blocks are computed twice.
+        padded: True if attention gets a mask.
         moments: numbers that an optimiser keeps for each trained one: 2 for AdamW.
         strategy: `single`, `ddp` or `fsdp2`.
         devices: ranks.

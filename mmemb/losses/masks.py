@@ -1,4 +1,4 @@
-"""Which columns of a contrastive loss attract a row and which repel it, by ids alone.
+"""Masks of a contrastive loss, by ids alone: columns that attract a row, columns that repel it.
 
 docs/method.md section 6. Shapes: B rows, b of them asked about, N target columns (the B own targets
 of the rows, then hard negatives), P positives of a row.

@@ -31,7 +31,7 @@ CAPACITY = 20_000
 
 @dataclass(slots=True)
 class _Page:
-    """What is kept of one side: its draws by (writer, seed), its prompt states by writer.
+    """The draws of one side by (writer, seed), and its prompt states by identity of the writer.
 
     `earlier` holds the draws that came from another folder.
     """
