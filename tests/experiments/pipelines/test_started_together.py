@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -83,9 +84,10 @@ def test_ranks_of_torchrun_share_a_folder(
     tmp_path: Path,
 ) -> None:
     command = trunk.command("trunk", "--runs", str(tmp_path), "--trainer.devices", "2")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launched = subprocess.run(
         [
-            *("torchrun", "--standalone", "--nproc_per_node", "2", "-m", "experiments.run"),
+            *(*launcher, "--nproc_per_node", "2", "-m", "experiments.run"),
             *(*command, "--trainer.strategy", "ddp"),
         ],
         cwd=REPO,

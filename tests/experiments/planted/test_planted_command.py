@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.bootstrap import cluster_bootstrap, cluster_standard_error
+from experiments.planted import study as planted_study
 from experiments.planted.__main__ import main
-from experiments.planted.__main__ import study as planted_study
 from experiments.planted.coverage import DESIGNS, Design, Sample, coverage, paired_hits, wilson
 from experiments.planted.gate import GATES
 from experiments.planted.selection import SETTINGS
