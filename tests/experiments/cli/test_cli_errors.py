@@ -183,7 +183,7 @@ MISSING = {
     "selected": r"judge-a/fitted\.json is missing",
     "embedder": r"trunk/backbone",
     "depth_values": r"embedder/",
-    "gate": r"depth values.*manifest",
+    "gate": r"depth_values.*manifest",
     "decisions": r"depth_values does not exist.*Run the step",
     "gate-test": r"adaptive\.json is missing",
 }
