@@ -24,6 +24,7 @@ from datamodules.prepare.pocket.tasks import (
     TASKS,
     TEXT_QUESTIONS,
 )
+from mmemb.records.old_names import with_new_fields
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.paths import REPO
 from tests.fixtures.prepare_sources import CODES, NUM_COUNTRIES, TWINS, write_sources
@@ -48,7 +49,9 @@ def samples(root: Path, *folders: str) -> list[tuple[Any, dict[str, Any]]]:
     found = []
     for folder in folders:
         index = ShardIndex.open(root / folder)
-        found += [(entry, json.loads(index.read(entry)["json"])) for entry in index.entries]
+        for entry in index.entries:
+            data = json.loads(index.read(entry)["json"])
+            found.append((entry, with_new_fields(data)))  # real data may be of an older version
     return found
 
 
