@@ -30,8 +30,10 @@ def pytest_collection(session: pytest.Session) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """With several processes (`pytest -n 2 --dist loadgroup`) one of them makes an experiment, and
     runs all tests that look at it."""
-    if item.path.name in ("test_arrows.py", "test_prepare_full.py", "test_gate_state.py"):
+    if item.path.name in ("test_prepare_full.py", "test_gate_state.py"):
         item.add_marker(pytest.mark.xdist_group(item.path.name))  # what they look at is made once
+    if item.path.name in ("test_arrows.py", "test_file_names.py", "test_reading.py"):
+        item.add_marker(pytest.mark.xdist_group("source"))  # its trees are made once
     for name in {"clip_experiment", "joint_experiment"} & {*getattr(item, "fixturenames", ())}:
         item.add_marker(pytest.mark.xdist_group(name))
 

@@ -14,9 +14,12 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import final
 
 from tests.fixtures.paths import REPO
+from tests.rules.trees import nodes_of
 
 ROOMS = ("mmemb", "datamodules", "lightning_modules", "callbacks", "experiments")
 
@@ -29,7 +32,7 @@ of all rooms that begin with a word of `HANGS`."""
 
 HANGS = ("Of", "What", "How", "Whether", "Where", "Which", "Whose", "Who", "Whom")
 
-_Body = ast.FunctionDef | ast.AsyncFunctionDef
+_BODIES = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @final
@@ -64,37 +67,44 @@ class Reading:
 
 def read(*rooms: str) -> Reading:
     """Counts the files of rooms."""
-    code = comments = body = blank = 0
-    hanging: list[str] = []
-    for path in (path for room in rooms for path in sorted((REPO / room).rglob("*.py"))):
-        text = path.read_text(encoding="utf-8")
-        lines, tree = text.splitlines(), ast.parse(text)
-
-        docstrings = list(_docstrings(tree))
-        quoted = {row for node in docstrings for row in range(node.lineno, node.end_lineno + 1)}  # type: ignore[operator]
-        remarks = _comments(text)
-        code += sum(
-            bool(line.strip()) and not line.lstrip().startswith("#") and row not in quoted
-            for row, line in enumerate(lines, 1)
-        )
-        comments += len(remarks)
-
-        hanging += [
-            f"{path.relative_to(REPO)}:{node.lineno}"
-            for node in docstrings
-            if str(node.value.value).split(" ", 1)[0].strip() in HANGS  # type: ignore[attr-defined]
-        ]
-        for first, last in _long_bodies(tree):
-            body += last - first + 1
-            blank += sum(not line.strip() for line in lines[first - 1 : last])
-    return Reading(code, comments, body, blank, tuple(hanging))
+    files = [_read(path) for room in rooms for path in sorted((REPO / room).rglob("*.py"))]
+    return Reading(
+        sum(each.code for each in files),
+        sum(each.comments for each in files),
+        sum(each.body for each in files),
+        sum(each.blank for each in files),
+        tuple(docstring for each in files for docstring in each.hanging),
+    )
 
 
-def _docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
+@cache
+def _read(path: Path) -> Reading:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+
+    docstrings = list(_docstrings(path))
+    quoted = {row for node in docstrings for row in range(node.lineno, node.end_lineno + 1)}  # type: ignore[operator]
+    code = sum(
+        bool(line.strip()) and not line.lstrip().startswith("#") and row not in quoted
+        for row, line in enumerate(lines, 1)
+    )
+    hanging = tuple(
+        f"{path.relative_to(REPO)}:{node.lineno}"
+        for node in docstrings
+        if str(node.value.value).split(" ", 1)[0].strip() in HANGS  # type: ignore[attr-defined]
+    )
+
+    bodies = list(_long_bodies(path))
+    blank = sum(not line.strip() for first, last in bodies for line in lines[first - 1 : last])
+    body = sum(last - first + 1 for first, last in bodies)
+    return Reading(code, len(_comments(text)), body, blank, hanging)
+
+
+def _docstrings(path: Path) -> Iterator[ast.Expr]:
     """Texts that stand as statements: docstrings, and those below constants and fields."""
-    for node in ast.walk(tree):
-        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if is_text and isinstance(node.value.value, str):  # type: ignore[attr-defined]
+    for node in nodes_of(path, ast.Expr):
+        value = node.value  # type: ignore[attr-defined]
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
             yield node  # type: ignore[misc]
 
 
@@ -108,11 +118,9 @@ def _comments(text: str) -> list[int]:
     ]
 
 
-def _long_bodies(tree: ast.Module) -> Iterator[tuple[int, int]]:
+def _long_bodies(path: Path) -> Iterator[tuple[int, int]]:
     """First and last rows of bodies of at least `LONG` lines, without their docstrings."""
-    for node in ast.walk(tree):
-        if not isinstance(node, _Body):
-            continue
+    for node in nodes_of(path, *_BODIES):
         statements = node.body[ast.get_docstring(node, clean=False) is not None :]
         if statements:
             first, last = statements[0].lineno, statements[-1].end_lineno or 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
 import importlib
 import re
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from tests.fixtures.bare_process import run_without
 from tests.fixtures.paths import REPO
+from tests.rules.trees import nodes_of, parse
 
 ROOMS = ("mmemb", "datamodules", "lightning_modules", "callbacks", "experiments")
 MAY_IMPORT = {
@@ -91,23 +91,6 @@ def imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.stmt]]:
 
 OWN = {"AdaptiveEmbedder", "VisionLanguageBackbone"}
 """Classes of this project whose `from_pretrained` ends in `mmemb/storage/pretrained.py`."""
-
-
-@cache
-def parse(path: Path) -> ast.Module:
-    gc.disable()  # else it walks all trees that are kept, again and again: three times the work
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    finally:
-        gc.enable()
-
-
-@cache
-def nodes_of(path: Path, *kinds: type[ast.AST]) -> list[ast.AST]:
-    """All nodes of a file, or those of some kinds: every rule asks for some, the walk is slow."""
-    if kinds:
-        return [node for node in nodes_of(path) if isinstance(node, kinds)]
-    return list(ast.walk(parse(path)))
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmemb.storage.run_folder import AdaptiveFolder, ExperimentFolder, RunFolder
 from tests.fixtures.paths import REPO
+from tests.rules.trees import nodes_of
 
 ROOMS = ("mmemb", "datamodules", "lightning_modules", "callbacks", "experiments")
 RECORD = REPO / "mmemb/storage/run_folder.py"
@@ -32,18 +33,11 @@ def names_of(record: Any) -> Iterator[str]:
 
 def spelt(path: Path, names: set[str]) -> set[str]:
     """Names in a file: those of files wherever they stand, other words where they end a path."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    ends = {
-        id(node.right)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
-    }
+    ends = {id(node.right) for node in nodes_of(path, ast.BinOp) if isinstance(node.op, ast.Div)}
     return {
         node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant)
-        and node.value in names
-        and ("." in str(node.value) or id(node) in ends)
+        for node in nodes_of(path, ast.Constant)
+        if node.value in names and ("." in str(node.value) or id(node) in ends)
     }
 
 

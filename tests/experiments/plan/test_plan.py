@@ -132,6 +132,7 @@ def test_the_command_prints_a_plan_and_its_verdict(
         assert setting in out, setting
 
 
+@pytest.mark.slow
 def test_settings_are_planned_anew(tiny_root: Path) -> None:
     backbone = {
         "class_path": "mmemb.backbones.JointEncoder",

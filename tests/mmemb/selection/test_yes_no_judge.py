@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmemb.llm.decoding.cached_rows import CachedRows, collate
+from mmemb.llm.decoding.cached_rows import CachedRows, collate, is_recurrent
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
@@ -71,13 +71,16 @@ def all_naive(judge: YesNoJudge) -> Tensor:
 def test_shared_prefixes_equal_whole_prompts(judge: YesNoJudge) -> None:
     expected = all_naive(judge)
     scale = float(expected[expected.isfinite()].std())
+    # Recurrent layers of transformers compute in float32 whatever the weights' type is, and carry
+    # their rounding from piece to piece; with float64 in its place the scores differ by 2e-7.
+    tolerance = 3e-4 if is_recurrent(judge._model) else 1e-4
     for rows in (64, 3, 1):
         judge.max_rows = rows
         found = judge.score(QUERIES, CANDIDATES, NOTES, FACTS)
         assert torch.equal(found.isnan(), expected.isnan())
         assert torch.equal(found.isinf(), expected.isinf())
         kept = expected.isfinite()
-        assert (found - expected)[kept].abs().max() < 1e-4 * scale, rows
+        assert (found - expected)[kept].abs().max() < tolerance * scale, rows
 
 
 def test_the_prompt_is_put_in_the_order_that_can_be_shared() -> None:
