@@ -34,6 +34,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.xdist_group(item.path.name))  # what they look at is made once
     if item.path.name in ("test_arrows.py", "test_file_names.py", "test_reading.py"):
         item.add_marker(pytest.mark.xdist_group("source"))  # its trees are made once
+    if item.path.parent.name == "plan":
+        item.add_marker(pytest.mark.xdist_group("plan"))  # what plans without numbers loads slowly
     for name in {"clip_experiment", "joint_experiment"} & {*getattr(item, "fixturenames", ())}:
         item.add_marker(pytest.mark.xdist_group(name))
 
@@ -44,6 +46,15 @@ def no_waiting_for_disks() -> Iterator[None]:
     each, changes nothing that a test could see."""
     with patch.object(os, "fsync", lambda handle: None):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_threads_of_autograd() -> None:
+    """Tensors without numbers pretend that there is a GPU, and a first backward pass after them
+    starts threads that forked ranks would miss. A first one before them starts none."""
+    import torch
+
+    torch.zeros(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,7 @@ def test_targets_that_reason(tiny_root: Path) -> None:
     assert both.memory().activations > one.memory().activations
 
 
+@pytest.mark.slow
 def test_terms_across_the_paths(tiny_root: Path) -> None:
     plain, crossed = (embedder(tiny_root, losses={"cross": weight}) for weight in (0.0, 1.0))
     taught = embedder(tiny_root, distillation_weight=1.0)

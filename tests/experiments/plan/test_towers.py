@@ -39,7 +39,9 @@ def test_kept_bytes_of_vision_language_models(
     assert kept == pytest.approx(real, rel=0.03), kept / real
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "again", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "recomputed"]
+)
 def test_kept_bytes_of_the_other_backbones(again: bool, tmp_path: Path) -> None:
     words = " ".join(["paris is the capital of"] * 8)
     for precision in ("float32", "mixed"):
