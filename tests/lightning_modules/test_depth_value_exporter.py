@@ -102,6 +102,7 @@ def test_a_saved_backbone_brings_the_facts_that_it_was_fitted_on(tmp_path: Path)
     assert DepthValueExporter(clip(tmp_path)).trained_facts == frozenset()
 
 
+@pytest.mark.slow
 def test_a_fitted_fact_passes_where_it_was_declared_or_for_an_audit(
     tmp_path: Path, tiny_root: Path, rationales: Path
 ) -> None:

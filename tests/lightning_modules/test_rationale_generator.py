@@ -89,6 +89,7 @@ def test_a_fit_leaves_an_adapter_and_resumes_exactly(root: Path, tmp_path: Path)
     assert set(state) == {f"adapter.{name.replace('.', '/')}" for name in whole}
 
 
+@pytest.mark.slow
 def test_a_fit_on_two_ranks_is_that_of_one(root: Path, tmp_path: Path) -> None:
     one, two = fit(root, tmp_path / "one"), fit(root, tmp_path / "two", world=2)
     for name, expected in one.items():

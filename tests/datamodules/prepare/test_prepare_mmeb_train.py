@@ -278,6 +278,7 @@ def test_a_cap_takes_the_first_rows(source: Path) -> None:
     assert [row.number for row in rows] == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_the_mixture_trains_and_its_cut_chooses_checkpoints(root: Path, tmp_path: Path) -> None:
     command = ["fit", "--config", str(CONFIGS / "mmeb_v2/validation.yaml")]

@@ -19,7 +19,9 @@ def broken(backbone: Backbone) -> set[str]:
     return {finding.promise for finding in check_contract(backbone) if not finding.holds}
 
 
-@pytest.mark.parametrize("build", [build_clip, build_joint_with_tower])
+@pytest.mark.parametrize(
+    "build", [build_clip, pytest.param(build_joint_with_tower, marks=pytest.mark.slow)]
+)
 def test_ours_keep_every_promise(build: Any, tmp_path: Path) -> None:
     assert broken(build(tmp_path)) == set()
 

@@ -47,6 +47,7 @@ def embedder(root: Path, backbone: Any = None, data: Any = None, **model: Any) -
     return plan("ContrastiveEmbedder", "fit", model, given)
 
 
+@pytest.mark.slow
 def test_writing_keeps_the_vocabulary(tiny_root: Path) -> None:
     silent, writing = (embedder(tiny_root, losses={"next_token": weight}) for weight in (0.0, 1.0))
     row = 4 * silent.model.vocabulary * 64
@@ -63,6 +64,7 @@ def test_writing_keeps_nothing_where_nothing_learns_it(tiny_root: Path) -> None:
     assert not embedder(tiny_root, losses={"next_token": 1.0, "reasoned": 0.0}).replies()
 
 
+@pytest.mark.slow
 def test_targets_that_reason(tiny_root: Path) -> None:
     one, both = (
         embedder(tiny_root, data={"target_sidecar": name}, losses={"next_token": 1.0})

@@ -72,6 +72,7 @@ def test_kept_bytes_of_a_trained_vision_tower(architecture: str) -> None:
     assert tower.kept((Call(2, 32),), "float32") == pytest.approx(real, rel=0.05)
 
 
+@pytest.mark.slow
 def test_passes_without_a_graph(tmp_path: Path) -> None:
     """A pass counts as many FLOPs as a real one, and needs less than the graph would keep."""
     model, call = str(folder("qwen3_vl")), Call(3, 40)

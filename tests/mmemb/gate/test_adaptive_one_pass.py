@@ -94,6 +94,7 @@ def test_one_pass_reads_no_prompt_twice(
     assert adaptive.encode(MANY, budget=1.0).depths_B.any()
 
 
+@pytest.mark.slow
 def test_each_depth_has_its_own_length(backbone: VisionLanguageBackbone) -> None:
     """As if its writer were the only one."""
     lengths = {"short": 6, "full": 40}

@@ -50,7 +50,9 @@ def test_a_still_clip_is_read(architecture: str) -> None:
     assert ("<0.0 seconds>" in times) == architecture.startswith("qwen3")
 
 
-@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "architecture", [pytest.param("qwen2_vl", marks=pytest.mark.slow), "qwen3_vl"]
+)
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (8, 4)])
 def test_a_budget_of_frames_is_of_each(architecture: str, frames: int, tokens: int) -> None:
     """Two frames are one step of time, and 16 x 16 pixels of it one token."""

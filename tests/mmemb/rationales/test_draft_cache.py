@@ -146,6 +146,7 @@ def _text(entry: Any) -> bool:
     return "source" not in entry.meta and entry.meta["task"] != "flag-continent"
 
 
+@pytest.mark.slow
 def test_a_new_mixture_regenerates_nothing_by_content(
     root: Path, mixture: Path, tmp_path: Path
 ) -> None:

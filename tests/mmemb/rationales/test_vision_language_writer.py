@@ -98,6 +98,7 @@ def test_a_prompt_state_is_the_state_of_a_block_at_the_prompts_end(model: str) -
     assert (fresh[2] - state[0, -1]).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_prompt_states_are_kept_within_a_call_however_many_there_are(
     model: str, monkeypatch: pytest.MonkeyPatch
