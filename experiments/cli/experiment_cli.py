@@ -91,6 +91,8 @@ class ExperimentCLI(LightningCLI):
             default=os.environ.get("MMEMB_RUNS", "runs"),
             help="folder of all runs (default: $MMEMB_RUNS or runs)",
         )
+
+        # What the YAML files link to several places.
         parser.add_argument("--data_root", type=str, help="prepared data, e.g. data/pocket")
         parser.add_argument(
             "--vlm", type=str, help="folder or hub id of the vision-language model of the recipes"
@@ -98,6 +100,8 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument(
             "--group_size", type=int, help="pairs of one source in a batch of the recipes"
         )
+
+        # The record of the run, and what is checked before anything is made.
         parser.add_argument("--owner", type=str, default=_user(), help="recorded with the run")
         parser.add_argument(
             "--tags", type=str, nargs="+", default=[], help="words to find the run by"

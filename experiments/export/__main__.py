@@ -271,6 +271,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="runs/pocket/embedder, or a saved backbone")
     parser.add_argument("--to", choices=(TRANSFORMERS, SENTENCES), required=True)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
+
     parser.add_argument("--adapter", action="store_true", help="only the LoRA updates, for peft")
     parser.add_argument("--scores", type=Path, help="score files of this model, for the card")
     parser.add_argument(

@@ -182,6 +182,7 @@ def _check(
             f"a planted world of {num_pairs} pairs, {num_concepts} concepts and {num_negatives} "
             f"negatives: expected at least 1 pair, 1 concept and {_NUM_HARD} negatives"
         )
+
     if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(
             f"shares {tuple(shares)}: expected four that sum to 1, of helpful, useless, "

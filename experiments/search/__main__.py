@@ -188,16 +188,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.search", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="e.g. runs/pocket/gate/adaptive")
     parser.add_argument("--index", type=Path, required=True, help="e.g. data/pocket/candidates")
+
     parser.add_argument("--query", default="", help="text")
     parser.add_argument("--image", type=Path, action="append", default=[], help="a picture file")
     parser.add_argument("--instruction", default="", help="as the model was trained with")
     parser.add_argument("--gallery", help="search only this one; by default all")
     parser.add_argument("--top", type=_positive, default=10, help="how many are named")
+
+    # What the gate decides, and within which bounds.
     parser.add_argument("--depth", default=AUTO, help="auto (the gate decides), direct, full, ...")
     parser.add_argument("--budget", type=float, help="what the gate may spend on average")
     parser.add_argument("--unit", choices=get_args(Unit), default="invocation", help="of --budget")
+
     parser.add_argument("--cache", type=Path, help="by default `search` beside the shards")
     parser.add_argument("--features", type=Path, help="cached features of the candidates")
+
+    # A model's folder grants nothing: its servers and models elsewhere are named by the caller.
     parser.add_argument(
         "--server",
         type=_server,

@@ -188,8 +188,10 @@ def _same(one: str, other: str, pixels: Mapping[str, bytes]) -> bool:
 
 def _country(code: str, tables: _Tables) -> Country:
     row = tables.countries[code]
+
     used = [c for c in row.currency if c not in FUND_CODES]
     continents = (row.continent,) if row.continents is None else row.continents
+
     return Country(
         code=code.lower(),
         name=row.name,

@@ -55,6 +55,7 @@ def points_of(
     points = []
     for budget, policy in zip(budgets, policies, strict=True):
         value = mean_over_tasks(table, policy.value(table.metric["recall@1"]))
+
         points.append(
             {
                 "budget": budget,

@@ -176,6 +176,7 @@ class VllmWriter(DrawingWriter):
     def _rationale(self, output: Any, seed: int) -> Rationale:
         complete = output.finish_reason == "stop" or self.prompt.finished(output.text)
         log_probability = output.cumulative_logprob
+
         return Rationale(
             text=self.prompt.rationale_text(output.text, complete),
             writer=self.name,
