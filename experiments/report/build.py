@@ -217,13 +217,14 @@ def frontier_figures(
     Returns:
         The curves, their area, overthinking, and the distance from the per-task rule at its cost.
     """
-    thresholds = read_settings(experiment / "gate/adaptive").thresholds.calibration()
+    gate_calibration = read_settings(experiment / "gate/adaptive").calibration.record()
     depths = list(range(len(test.depths)))
     on_test, on_calibration = (
-        policies_along(table, table.logit_NA, thresholds, depths) for table in (test, calibration)
+        policies_along(table, table.logit_NA, gate_calibration, depths)
+        for table in (test, calibration)
     )
 
-    frontiers = {"gated": points_of(test, on_test, budgets_of(thresholds))}
+    frontiers = {"gated": points_of(test, on_test, budgets_of(gate_calibration))}
     if graded is not None:
         frontiers["binary gate"] = graded["binary"]["points"]
 

@@ -267,7 +267,7 @@ class AdaptiveEmbedder:
         settings = {
             "state": self.state,
             "gallery_temperature": self.gallery_temperature,
-            "thresholds": self.calibration.to_json(),
+            "calibration": self.calibration.to_json(),
         }
         with whole_folder(folder, keep_others=True) as fresh:
             settings["writers"] = {
@@ -318,7 +318,7 @@ class AdaptiveEmbedder:
             return cls(
                 load_backbone(str(Path(folder) / "backbone")),
                 load_head(Path(folder) / "gate"),
-                settings.thresholds.calibration(),
+                settings.calibration.record(),
                 writers
                 or {
                     depth: load_saved_writer(

@@ -241,7 +241,7 @@ class CalibrationJson(Schema):
     ties: tuple[float, ...]
     milliseconds: tuple[float, ...]
 
-    def calibration(self) -> BudgetCalibration:
+    def record(self) -> BudgetCalibration:
         """Returns the record.
 
         Raises:

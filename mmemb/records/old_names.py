@@ -120,6 +120,7 @@ FIELDS = {
     "utility": "depth_value",
     "temperature": "gallery_temperature",
     "num_hard": "num_hard_negatives",
+    "thresholds": "calibration",
 }
 """Old field of a JSON that this project wrote -> its name now."""
 

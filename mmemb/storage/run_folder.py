@@ -49,7 +49,7 @@ class AdaptiveFolder:
     path: Path
 
     settings = _below("adaptive.json")
-    """State, temperature, thresholds and writers."""
+    """State, temperature, calibration and writers."""
 
     backbone = _below("backbone")
     """A saved backbone."""

@@ -175,9 +175,9 @@ def test_a_saved_folder_names_no_variable_and_holds_the_prompt(copy: Path) -> No
         ({"writers": [1]}, r"Expected `object`, got `array` - at `\$\.writers`"),
         ({"writers": {"full": None}}, r"got `null` - at `\$\.writers\['full'\]`"),
         ({"writers": {}}, "2 depths, but there are 0 writers"),
-        ({"thresholds": {"logits": []}}, r"field `costs` - at `\$\.thresholds`"),
+        ({"calibration": {"logits": []}}, r"field `costs` - at `\$\.calibration`"),
         (
-            {"thresholds": {"logits": [], "costs": [], "ties": [1], "milliseconds": []}},
+            {"calibration": {"logits": [], "costs": [], "ties": [1], "milliseconds": []}},
             "expected equally many",
         ),
         ({"writers": {"full": {"class_path": MODEL}}}, "no whole AdaptiveEmbedder"),

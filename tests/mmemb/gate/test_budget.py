@@ -22,7 +22,7 @@ COST_A = torch.tensor([0.0, 10.0, 40.0])
 
 
 def from_json(table: BudgetCalibration) -> BudgetCalibration:
-    return parse_json(json.dumps(table.to_json()), CalibrationJson, "F").calibration()
+    return parse_json(json.dumps(table.to_json()), CalibrationJson, "F").record()
 
 
 def two_depths(scores: list[float]) -> tuple[Tensor, Tensor]:

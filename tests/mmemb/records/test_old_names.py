@@ -153,3 +153,4 @@ def test_a_gate_of_an_older_version_is_loaded(tmp_path: Path) -> None:
     found = read_settings(tmp_path)
     assert found.state == ("embedding", "prompt_state")
     assert found.gallery_temperature == 0.1
+    assert found.calibration.logits == ()
