@@ -137,8 +137,8 @@ def _join_all(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
         named = backbone.named_parameters()
         missing |= {name for name, p in named if p.requires_grad and p.grad is None}
 
-    found = ", ".join(sorted(missing)[:3])
-    return not missing, f"no gradient for {found}" if missing else "gradients for all of them"
+    examples = ", ".join(sorted(missing)[:3])
+    return not missing, f"no gradient for {examples}" if missing else "gradients for all of them"
 
 
 def _refuse(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:

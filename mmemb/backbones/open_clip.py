@@ -187,7 +187,7 @@ class OpenClipBackbone(Backbone):
     def _mean_by_side(self, picture_MD: Tensor, sides: Sequence[Side], kind: str) -> Tensor:
         """Unit mean (B, D) of each side's pictures of one kind; zeros where it has none."""
         owners = [(i, m.kind) for i, side in enumerate(sides) for m in side.media]
-        picked = [row for row, (_, found) in enumerate(owners) if found == kind]
+        picked = [row for row, (_, media_kind) in enumerate(owners) if media_kind == kind]
         empty_BD = picture_MD.new_zeros(len(sides), self.embedding_dim)
         sum_BD = _add(empty_BD, [owners[row][0] for row in picked], picture_MD[picked])
         return nn.functional.normalize(sum_BD, dim=-1)
