@@ -182,8 +182,8 @@ def _read_settings(folder: Path) -> LoraSettings:
 
     # A setting that has its usual value changes nothing; all others could change what is computed.
     usual = LoraConfig().to_dict() | dict.fromkeys(_NEUTRAL)
-    known = {"peft_type", "r", "lora_alpha", "target_modules"} | _NEUTRAL
-    odd = sorted(k for k, v in data.items() if k not in known and v and v != usual.get(k))
+    plain_keys = {"peft_type", "r", "lora_alpha", "target_modules"} | _NEUTRAL
+    odd = sorted(k for k, v in data.items() if k not in plain_keys and v and v != usual.get(k))
     if data.get("peft_type") != "LORA" or odd:
         raise ValueError(
             f"{path} asks for {', '.join(odd) or data.get('peft_type')}: expected plain LoRA, "
