@@ -189,19 +189,19 @@ class ChatClient:
             raise _FaultError("odd", f"answered what cannot be read: {error}", _CHAT) from None
 
         if not 200 <= answer.status < 300:
-            shown = _shown(answer.content.decode(errors="replace"), key)
-            raise self._refused(answer.status, answer.retry_after, shown)
+            excerpt = _shown(answer.content.decode(errors="replace"), key)
+            raise self._refused(answer.status, answer.retry_after, excerpt)
         try:
             return read_reply(answer.content)
         except SchemaError as error:
-            shown = _shown(answer.content.decode(errors="replace"), key)
+            excerpt = _shown(answer.content.decode(errors="replace"), key)
             problem = error.problem.removesuffix(".")
             raise _FaultError(
-                "odd", f"answered no chat completion ({problem}): {shown}", _CHAT
+                "odd", f"answered no chat completion ({problem}): {excerpt}", _CHAT
             ) from None
 
-    def _refused(self, status: int, retry_after: str, shown: str) -> _FaultError:
-        problem = f"answered {status}: {shown}"
+    def _refused(self, status: int, retry_after: str, excerpt: str) -> _FaultError:
+        problem = f"answered {status}: {excerpt}"
         # Crowded and broken servers recover; any other refusal would come again.
         if status == 429 or status >= 500:
             pause_s = seconds(retry_after)

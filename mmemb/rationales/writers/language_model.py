@@ -123,12 +123,12 @@ class LanguageModelWriter(DrawingWriter):
         """See `RationaleWriter.tuner`."""
         return ChatTuner(self._chat.copy(), lora, seed)
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
-        drafts = [Draft.begin(seed, self.sampling.max_new_tokens) for _, seed in asked]
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale]:
+        drafts = [Draft.begin(seed, self.sampling.max_new_tokens) for _, seed in seeded_sides]
 
         # Sides that put the same question share the reading of it.
         pools: dict[str, list[Draft]] = {}
-        for (side, _), draft in zip(asked, drafts, strict=True):
+        for (side, _), draft in zip(seeded_sides, drafts, strict=True):
             pools.setdefault(self.prompt.question(side), []).append(draft)
         self._drafter.write(self._prompts(pools), pools)
         return [self._rationale(draft) for draft in drafts]

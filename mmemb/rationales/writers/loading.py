@@ -163,8 +163,8 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
         ValueError: the settings name no server, or a server or key that is not allowed.
     """
     try:
-        asked = urlsplit(str(arguments["url"]))
-        host = asked.hostname or ""
+        url = urlsplit(str(arguments["url"]))
+        host = url.hostname or ""
     except ValueError:
         host = ""
 
@@ -174,7 +174,7 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
         )
 
     # With the port first: a caller may allow one server of a host, with a key of its own.
-    named = [name for name in (asked.netloc, host) if name in permissions.servers]
+    named = [name for name in (url.netloc, host) if name in permissions.servers]
     if not named and not (permissions.is_own and host in HERE):
         raise ValueError(
             f"{where}.url names the server {host}, which would be sent queries: allow it by "
