@@ -60,11 +60,11 @@ class VisionCache:
 
         if fresh:
             places = list(fresh.values())
-            read = model.base_model.get_image_features(  # type: ignore[operator,union-attr]
+            features = model.base_model.get_image_features(  # type: ignore[operator,union-attr]
                 torch.cat([parts[n] for n in places]), grid_N3[places], return_dict=True
             )
-            deep = getattr(read, "deepstack_features", None) or ()
-            layers_of |= zip(fresh, zip(read.pooler_output, *deep, strict=True), strict=True)
+            deep = getattr(features, "deepstack_features", None) or ()
+            layers_of |= zip(fresh, zip(features.pooler_output, *deep, strict=True), strict=True)
 
         self._keep(layers_of)
 

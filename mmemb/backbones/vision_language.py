@@ -303,8 +303,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
         pictures = self._seen.most if self._seen else 0
-        held = {"model": self.model_id, "style": asdict(self.style), "dtype": self.dtype_name}
-        return arguments_of(self, **held, cached_pictures=pictures)
+        init_args = {"model": self.model_id, "style": asdict(self.style), "dtype": self.dtype_name}
+        return arguments_of(self, **init_args, cached_pictures=pictures)
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The prompt as text, and the rationale behind it."""

@@ -152,7 +152,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> Any:
         raise ValueError(f"{folder / WEIGHTS} is no whole safetensors file: {error}.") from None
 
     # Compared before any weight changes, so that no model is left with a part of an adapter.
-    shapes = [{name: x.shape for name, x in named.items()} for named in (expected, weights)]
+    shapes = [{name: x.shape for name, x in tensors.items()} for tensors in (expected, weights)]
     if wrong := sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}):
         raise ValueError(
             f"{folder / WEIGHTS} was made for another model: {wrong[0]} ({len(wrong)} in all) is "

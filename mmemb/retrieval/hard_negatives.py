@@ -25,17 +25,17 @@ def negative_rows(
 ) -> list[SidecarRow]:
     """One row of `negatives/` per pair; arguments as in `hardest_negatives`."""
     pairs = batch.readable
-    mined: list[list[NegativeJson]] = []
+    negative_lists: list[list[NegativeJson]] = []
 
     # A batch may hold failed pairs only.
     if pairs:
         query_BD = backbone.encode([pair.query for pair in pairs]).cpu()
         target_BD = backbone.encode([pair.target for pair in pairs]).cpu()
-        mined = hardest_negatives(query_BD, target_BD, pairs, galleries, num, margin)
+        negative_lists = hardest_negatives(query_BD, target_BD, pairs, galleries, num, margin)
 
     rows = [
         SidecarRow(pair.key, {"json": list(map(to_json, negatives))})
-        for pair, negatives in zip(pairs, mined, strict=True)
+        for pair, negatives in zip(pairs, negative_lists, strict=True)
     ]
 
     return list(batch.with_failed(rows, empty=[]))

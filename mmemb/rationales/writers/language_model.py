@@ -90,8 +90,8 @@ class LanguageModelWriter(DrawingWriter):
         self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
 
     def config(self) -> dict[str, Any]:
-        held = {"model": self.model_id, "prompt": self.prompt_path}
-        return arguments_of(self, **held, **asdict(self.sampling))
+        init_args = {"model": self.model_id, "prompt": self.prompt_path}
+        return arguments_of(self, **init_args, **asdict(self.sampling))
 
     def identity(self) -> str:
         """Covers the content of prompt, model and adapter, not where they lie."""

@@ -119,8 +119,8 @@ class PrecomputedWriter(PoolWriter):
         if not pool:
             return None
 
-        drawn = [rationale for rationale in pool if rationale.seed == seed]
-        return drawn[0] if drawn else pool[0 if seed == GREEDY else seed % len(pool)]
+        draws = [rationale for rationale in pool if rationale.seed == seed]
+        return draws[0] if draws else pool[0 if seed == GREEDY else seed % len(pool)]
 
 
 @final

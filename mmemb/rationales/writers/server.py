@@ -108,8 +108,8 @@ class ServerWriter(DrawingWriter):
             raise ValueError(f"max_image_side {self.max_image_side}: expected pixels, or null.")
 
     def config(self) -> dict[str, Any]:
-        held = {"prompt": self.prompt_path, "reads": sorted(self.reads)}
-        return arguments_of(self, **held, **asdict(self.client))
+        init_args = {"prompt": self.prompt_path, "reads": sorted(self.reads)}
+        return arguments_of(self, **init_args, **asdict(self.client))
 
     def identity(self) -> str:
         """Covers what is asked of which model, not where it is served or how patiently."""

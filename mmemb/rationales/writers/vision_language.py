@@ -98,8 +98,8 @@ class VisionLanguageWriter(DrawingWriter):
         self.trust_remote_code = trust_remote_code
 
     def config(self) -> dict[str, Any]:
-        held = {"model": self.model_id, "style": asdict(self.style)}
-        arguments = arguments_of(self, **held, **asdict(self.sampling))
+        init_args = {"model": self.model_id, "style": asdict(self.style)}
+        arguments = arguments_of(self, **init_args, **asdict(self.sampling))
 
         # A saved folder never asks for code: its user alone may.
         del arguments["trust_remote_code"]

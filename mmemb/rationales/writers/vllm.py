@@ -99,15 +99,15 @@ class VllmWriter(DrawingWriter):
             )
 
     def config(self) -> dict[str, Any]:
-        held = {"model": self.model_id, "prompt": self.prompt_path, "revision": self._commit}
-        return arguments_of(self, **held, reads=sorted(self.reads), **asdict(self.sampling))
+        init_args = {"model": self.model_id, "prompt": self.prompt_path, "revision": self._commit}
+        return arguments_of(self, **init_args, reads=sorted(self.reads), **asdict(self.sampling))
 
     def identity(self) -> str:
         """Covers what is asked of which weights, not how the machine is used for it."""
         engine = sorted((k, v) for k, v in self.engine.items() if k not in _OF_THE_MACHINE)
         parts = (self.name, self.prompt.identity, self.model, self.revision, self.sampling)
-        seen = (sorted(self.reads), self.max_image_side, self.dtype, engine)
-        return f"{stable_hash('vllm', *parts, *seen, bits=64):016x}"
+        settings = (sorted(self.reads), self.max_image_side, self.dtype, engine)
+        return f"{stable_hash('vllm', *parts, *settings, bits=64):016x}"
 
     @property
     def model(self) -> str:
