@@ -88,21 +88,23 @@ class HParams(Callback):
     def _write(self, trainer: Trainer) -> None:
         self.best.add(trainer.callback_metrics)
         # Apart from the last values, which loggers show under the metric's own name.
-        named = {f"best/{name}": value for name, value in self.best.values.items()}
+        best_values = {f"best/{name}": value for name, value in self.best.values.items()}
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
-                logger.log_metrics(named, trainer.global_step)
+                logger.log_metrics(best_values, trainer.global_step)
             elif trainer.is_global_zero:
-                self._write_tab(logger, named, trainer.global_step)
+                self._write_tab(logger, best_values, trainer.global_step)
 
-    def _write_tab(self, logger: TensorBoardLogger, named: Mapping[str, float], step: int) -> None:
+    def _write_tab(
+        self, logger: TensorBoardLogger, best_values: Mapping[str, float], step: int
+    ) -> None:
         # Imported here, since a run with other loggers may lack TensorBoard.
         from torch.utils.tensorboard.summary import hparams
 
         writer = logger.experiment
-        for summary in hparams(self.settings, dict(named)):
+        for summary in hparams(self.settings, dict(best_values)):
             writer.file_writer.add_summary(summary)
-        for name, value in named.items():
+        for name, value in best_values.items():
             writer.add_scalar(name, value, step)
 
 

@@ -68,8 +68,8 @@ class InvocationRatio(Callback):
         self.meters[split] = InvocationMeter()
 
         if not trainer.sanity_checking:
-            named = {f"{split}/{name}": value for name, value in values.items()}
-            pl_module.log_dict(named, sync_dist=True)  # equal on all ranks, or Lightning warns
+            metrics = {f"{split}/{name}": value for name, value in values.items()}
+            pl_module.log_dict(metrics, sync_dist=True)  # equal on all ranks, or Lightning warns
 
     @override
     def on_train_batch_end(

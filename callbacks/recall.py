@@ -126,8 +126,8 @@ class RecallAtK(Callback):
         galleries = self.meter.galleries(embedding_dim_of(self.meter))
         table = self.meter.compute(galleries, self.cutoffs)
         mean = table.get("mean", {})
-        shown = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
-        pl_module.log_dict(shown, sync_dist=True)  # equal on all ranks, or Lightning warns
+        headlines = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
+        pl_module.log_dict(headlines, sync_dist=True)  # equal on all ranks, or Lightning warns
 
         # Collective, so on every rank, whether it writes or not.
         rows = self.meter.first_of_each_task(galleries) if self.root is not None else []

@@ -218,8 +218,8 @@ class RunRecord(Callback):
         self._mark(finished=True, products=record_products(self.run, products))
         link_atomically(self.run.parent / self.link, self.run)
 
-        shown = [f", {n} {self._metrics[n]:.3f}" for n in HEADLINES if n in self._metrics]
-        print(f"{self.run.parent / self.link}: {seconds:.0f} s{''.join(shown)}")
+        headlines = [f", {n} {self._metrics[n]:.3f}" for n in HEADLINES if n in self._metrics]
+        print(f"{self.run.parent / self.link}: {seconds:.0f} s{''.join(headlines)}")
 
     def _mark(self, finished: bool, products: Sequence[Mapping[str, Any]] = ()) -> None:
         record: dict[str, Any] = {"fingerprint": self.fingerprint, "finished": finished}

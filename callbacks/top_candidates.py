@@ -75,8 +75,8 @@ class TopCandidates:
 
         for cells, row in zip(axes, rows, strict=True):
             entry = self._queries.by_key.get(row.key)
-            asked = entry and self._queries.first_picture(entry, "q")
-            _draw(cells[0], row.task, row.text, asked, "#ffffff")
+            query_picture = entry and self._queries.first_picture(entry, "q")
+            _draw(cells[0], row.task, row.text, query_picture, "#ffffff")
 
             for cell, name, right in zip(cells[1:], row.names, row.right, strict=False):
                 entry = self._entries.get((row.gallery, name))

@@ -50,7 +50,7 @@ class Stopwatch:
     def read(self) -> dict[str, float]:
         """Returns the measures of this rank since the last reading, and starts anew."""
         seconds = self.waiting + self.working
-        found = {
+        measures = {
             "data_wait_share": self.waiting / seconds,
             "samples_per_second": self.rows / seconds,
             "tokens_per_second": self.tokens / seconds,
@@ -59,7 +59,7 @@ class Stopwatch:
         self.waiting = self.working = 0.0
         self.rows = self.tokens = 0
         # Empty where no step was timed since the last reading.
-        return found if seconds > 0 else {}
+        return measures if seconds > 0 else {}
 
 
 @final
@@ -130,8 +130,8 @@ class TrainingHealth(Callback):
         # A file for each rank: each has rows of its own, and several may fail at once.
         path = run / (BROKEN if trainer.is_global_zero else f"rank{trainer.global_rank}-{BROKEN}")
 
-        found = {"step": batch.step, "rank": trainer.global_rank, "loss": str(loss)}
-        write_json(path, found | {"keys": list(batch.keys)})
+        record = {"step": batch.step, "rank": trainer.global_rank, "loss": str(loss)}
+        write_json(path, record | {"keys": list(batch.keys)})
 
         raise ValueError(
             f"The loss of step {batch.step} is {loss}: no weight was changed by it. The keys of "

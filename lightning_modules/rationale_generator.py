@@ -142,8 +142,8 @@ class RationaleGenerator(LightningModule):
         self._check_tuned()
         self._tuner = self.writers[self.tuned].tuner(self.lora, self.seed)
         # A ParameterDict takes no dots in its keys.
-        named = self._tuner.parameters.items()
-        self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in named})
+        parameters = self._tuner.parameters.items()
+        self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in parameters})
 
     @override
     def on_fit_start(self) -> None:
@@ -345,9 +345,9 @@ class RationaleGenerator(LightningModule):
         self._drawn.update((split, rationale.writer) for rationale in pool)
 
         if split == "train":
-            named = frozenset().union(*(writer.concepts for writer in self.writers.values()))
-            self.counts["named in the prompt"] += len(pool) * (meta["concept"] in named)
-            pool = [] if meta["concept"] in named else pool
+            concepts = frozenset().union(*(writer.concepts for writer in self.writers.values()))
+            self.counts["named in the prompt"] += len(pool) * (meta["concept"] in concepts)
+            pool = [] if meta["concept"] in concepts else pool
 
             pool, dropped = merge_drafts(pool, max_tokens=self.max_tokens)
             self.counts.update(dropped)

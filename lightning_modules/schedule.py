@@ -21,8 +21,8 @@ def warmup_cosine(step: int, num_steps: int, num_warmup_steps: int, floor: float
         return (step + 1) / num_warmup_steps
 
     # Bounded, since a fit may go on beyond the planned steps, where a cosine rises again.
-    done = min((step - num_warmup_steps) / max(num_steps - num_warmup_steps, 1), 1.0)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+    progress = min((step - num_warmup_steps) / max(num_steps - num_warmup_steps, 1), 1.0)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def schedule(optimizer: Optimizer, num_steps: int, num_warmup_steps: int) -> LambdaLR:

@@ -214,8 +214,10 @@ class Backbone(nn.Module, ABC):
             init_args = self.config() | self._save_files(fresh)
 
             # What the class's own files hold is not written a second time.
-            own = {k: v for k, v in self.state_dict().items() if not k.startswith(self._files_hold)}
-            torch.save(own, fresh / _WEIGHTS)
+            tensors = {
+                k: v for k, v in self.state_dict().items() if not k.startswith(self._files_hold)
+            }
+            torch.save(tensors, fresh / _WEIGHTS)
 
             spec = {"class_path": class_path(self), "init_args": init_args}
             write_json(fresh / _CONFIG, spec)
@@ -331,9 +333,9 @@ def load_backbone(folder: str) -> Backbone:
 
     # What the class's own files hold, such as a model of transformers, is not in this one.
     weights = path.with_name(_WEIGHTS)
-    own = read_weights(weights)
+    tensors = read_weights(weights)
     try:
-        missing, unknown = backbone.load_state_dict(own, strict=False)
+        missing, unknown = backbone.load_state_dict(tensors, strict=False)
         missing = [name for name in missing if not name.startswith(backbone._files_hold)]
         problem = f"missing {missing}, unknown {unknown}." if missing or unknown else ""
     except (RuntimeError, TypeError, AttributeError) as error:

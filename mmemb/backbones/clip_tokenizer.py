@@ -57,8 +57,8 @@ class ClipTokenizer:
 
         # Cleaning goes line by line, at some work for each; lines of blanks come to nothing.
         text = "\n".join(line for line in text.split("\n") if line.strip())
-        for found in self._pieces.finditer(tokenizer.clean_fn(text)):
-            letters = "".join(map(tokenizer.byte_encoder.__getitem__, found[0].encode()))
+        for piece in self._pieces.finditer(tokenizer.clean_fn(text)):
+            letters = "".join(map(tokenizer.byte_encoder.__getitem__, piece[0].encode()))
             ids += [tokenizer.encoder[token] for token in self._tokens(letters, most - len(ids))]
             if len(ids) >= most:
                 break

@@ -131,14 +131,14 @@ def _join_all(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     missing: set[str] = set()
 
     # Text alone, the last modality, nothing at all: each leaves other parts of a model idle.
-    for chosen in (sides[:1], sides[-1:], []):
+    for subset in (sides[:1], sides[-1:], []):
         backbone.zero_grad(set_to_none=True)
-        backbone.train()(chosen).sum().backward()
-        named = backbone.named_parameters()
-        missing |= {name for name, p in named if p.requires_grad and p.grad is None}
+        backbone.train()(subset).sum().backward()
+        parameters = backbone.named_parameters()
+        missing |= {name for name, p in parameters if p.requires_grad and p.grad is None}
 
-    found = ", ".join(sorted(missing)[:3])
-    return not missing, f"no gradient for {found}" if missing else "gradients for all of them"
+    examples = ", ".join(sorted(missing)[:3])
+    return not missing, f"no gradient for {examples}" if missing else "gradients for all of them"
 
 
 def _refuse(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:

@@ -121,8 +121,8 @@ class JointEncoder(Backbone):
 
     def new_parameters(self) -> list[nn.Parameter]:
         """Returns all trainable parameters that are no part of the pretrained text encoder."""
-        named = self.named_parameters()
-        return [p for name, p in named if p.requires_grad and not name.startswith("text.")]
+        parameters = self.named_parameters()
+        return [p for name, p in parameters if p.requires_grad and not name.startswith("text.")]
 
     @property
     def language_part(self) -> nn.Module:
@@ -132,8 +132,8 @@ class JointEncoder(Backbone):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
         names = ("max_text_tokens", "max_rationale_tokens", "long_rationale")
-        held = {name: getattr(self.sequences, name) for name in names}
-        return arguments_of(self, tower=_tower_spec(self.tower), **held)
+        init_args = {name: getattr(self.sequences, name) for name in names}
+        return arguments_of(self, tower=_tower_spec(self.tower), **init_args)
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The tokens of every reading; a picture's tokens are counted."""
@@ -158,11 +158,11 @@ class JointEncoder(Backbone):
         text = merged_copy(self._tuned[0]) if self._tuned else self.text
         save_quietly(folder / "text_model", text, self.sequences.tokenizer)
 
-        saved: dict[str, Any] = {"text_model": in_folder("text_model")}
+        init_args: dict[str, Any] = {"text_model": in_folder("text_model")}
         if self.tower is not None:
             self.tower.save_weights(folder / "tower.pt")
-            saved["tower"] = _tower_spec(self.tower, weights=in_folder("tower.pt"))
-        return saved
+            init_args["tower"] = _tower_spec(self.tower, weights=in_folder("tower.pt"))
+        return init_args
 
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         token_MTH = self._picture_tokens(sides)
@@ -193,10 +193,10 @@ class JointEncoder(Backbone):
         # The word table has no row for a picture token: 0 stands in until the token is put there.
         picture_BL = ids_BL >= self.sequences.vocabulary
         word_BLH = self.words(ids_BL.masked_fill(picture_BL, 0))
-        picked = token_NH[ids_BL[picture_BL] - self.sequences.vocabulary]
+        tokens = token_NH[ids_BL[picture_BL] - self.sequences.vocabulary]
 
         state_BLH = self.text(
-            inputs_embeds=word_BLH.index_put((picture_BL,), picked.to(word_BLH.dtype)),
+            inputs_embeds=word_BLH.index_put((picture_BL,), tokens.to(word_BLH.dtype)),
             attention_mask=real_BL,
             token_type_ids=pad([row.segments for row in rows], self.device),
         ).last_hidden_state.float()

@@ -105,8 +105,8 @@ class OpenClipBackbone(Backbone):
 
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks of both towers; a convolutional one has none."""
-        numbered = re.compile(r"(^|\.)(resblocks|blocks|layer)\.\d+$")
-        return [m for name, m in self.model.named_modules() if numbered.search(name)]
+        block_name = re.compile(r"(^|\.)(resblocks|blocks|layer)\.\d+$")
+        return [m for name, m in self.model.named_modules() if block_name.search(name)]
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
@@ -118,15 +118,15 @@ class OpenClipBackbone(Backbone):
         path = Path(arguments["model"])
         model_cfg = _read_config(path)["model_cfg"]
         text, timm = model_cfg["text_cfg"], model_cfg["vision_cfg"].get("timm_model_name")
-        named = {_TEXT: text.get(_TEXT)}
+        sources = {_TEXT: text.get(_TEXT)}
 
         # A tokenizer of its own replaces the config's, which is then never read.
         if arguments.get("tokenizer", "default") == "default":
-            named["hf_tokenizer_name"] = text.get("hf_tokenizer_name")
+            sources["hf_tokenizer_name"] = text.get("hf_tokenizer_name")
         if re.search("[:/]", str(timm)):  # else an architecture of timm, built without weights
-            named["timm_model_name"] = timm
+            sources["timm_model_name"] = timm
 
-        for key, value in named.items():
+        for key, value in sources.items():
             if value:
                 own_source(value, folder, f"{path}: {key}")
 
@@ -139,12 +139,12 @@ class OpenClipBackbone(Backbone):
             spec["model_cfg"]["text_cfg"][_TEXT] = in_folder("text_config")
 
         (folder / _CONFIG).write_text(json.dumps(spec, indent=2, allow_nan=False) + "\n")
-        saved = {"model": in_folder(_CONFIG), "pretrained": None}
+        init_args = {"model": in_folder(_CONFIG), "pretrained": None}
 
         if _uses_transformers(self.tokenizer_name, self.spec["model_cfg"]["text_cfg"]):
             self.tokenizer.save_pretrained(str(folder / "tokenizer"))
-            saved["tokenizer"] = in_folder("tokenizer")
-        return saved
+            init_args["tokenizer"] = in_folder("tokenizer")
+        return init_args
 
     def _encode(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> Tensor:
         texts = [self._text(side) for side in sides]
@@ -159,8 +159,8 @@ class OpenClipBackbone(Backbone):
         rows = [i for i, text in enumerate(texts) if text]
         fused_BD = _add(fused_BD, rows, self.text_weight * text_MD[: len(rows)])
 
-        noted = [i for i, rationale_text in enumerate(rationale_texts) if rationale_text]
-        fused_BD = _add(fused_BD, noted, self.rationale_weight * text_MD[len(rows) :])
+        rationale_rows = [i for i, rationale_text in enumerate(rationale_texts) if rationale_text]
+        fused_BD = _add(fused_BD, rationale_rows, self.rationale_weight * text_MD[len(rows) :])
 
         picture_MD = self._encode_pictures([m for side in sides for m in side.media])
 
@@ -187,9 +187,9 @@ class OpenClipBackbone(Backbone):
     def _mean_by_side(self, picture_MD: Tensor, sides: Sequence[Side], kind: str) -> Tensor:
         """Unit mean (B, D) of each side's pictures of one kind; zeros where it has none."""
         owners = [(i, m.kind) for i, side in enumerate(sides) for m in side.media]
-        picked = [row for row, (_, found) in enumerate(owners) if found == kind]
+        rows = [row for row, (_, media_kind) in enumerate(owners) if media_kind == kind]
         empty_BD = picture_MD.new_zeros(len(sides), self.embedding_dim)
-        sum_BD = _add(empty_BD, [owners[row][0] for row in picked], picture_MD[picked])
+        sum_BD = _add(empty_BD, [owners[row][0] for row in rows], picture_MD[rows])
         return nn.functional.normalize(sum_BD, dim=-1)
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:

@@ -150,16 +150,16 @@ def _match(loaded: dict[str, Tensor], network: nn.Module, source: str) -> dict[s
 
     The network has no classifier; the file may hold one, as its last tensors.
     """
-    wanted = network.state_dict()
-    if set(wanted) <= set(loaded):
-        return {name: loaded[name] for name in wanted}
+    tensors = network.state_dict()
+    if set(tensors) <= set(loaded):
+        return {name: loaded[name] for name in tensors}
 
     # Other libraries name the same tensors otherwise; equal shapes in order identify them.
-    same = [a.shape == b.shape for a, b in zip(loaded.values(), wanted.values(), strict=False)]
-    if len(same) < len(wanted) or not all(same):
+    same = [a.shape == b.shape for a, b in zip(loaded.values(), tensors.values(), strict=False)]
+    if len(same) < len(tensors) or not all(same):
         raise ValueError(
             f"{source} holds {len(loaded)} tensors that do not fit EfficientNet-Lite0's "
-            f"{len(wanted)}, neither by name nor in order; give weights of that network."
+            f"{len(tensors)}, neither by name nor in order; give weights of that network."
         )
 
-    return dict(zip(wanted, loaded.values(), strict=False))
+    return dict(zip(tensors, loaded.values(), strict=False))

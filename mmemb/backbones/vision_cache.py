@@ -52,7 +52,7 @@ class VisionCache:
 
         # By content: a picture that the batch shows twice is computed once.
         fresh = {d: n for n, d in enumerate(digests) if d not in self._seen}
-        found = {
+        layers_of = {
             digest: tuple(x.to(pixels.device) for x in self._seen[digest])
             for digest in digests
             if digest in self._seen
@@ -60,16 +60,16 @@ class VisionCache:
 
         if fresh:
             places = list(fresh.values())
-            read = model.base_model.get_image_features(  # type: ignore[operator,union-attr]
+            features = model.base_model.get_image_features(  # type: ignore[operator,union-attr]
                 torch.cat([parts[n] for n in places]), grid_N3[places], return_dict=True
             )
-            deep = getattr(read, "deepstack_features", None) or ()
-            found |= zip(fresh, zip(read.pooler_output, *deep, strict=True), strict=True)
+            deep = getattr(features, "deepstack_features", None) or ()
+            layers_of |= zip(fresh, zip(features.pooler_output, *deep, strict=True), strict=True)
 
-        self._keep(found)
+        self._keep(layers_of)
 
         kept = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        last, *deeper = map(list, zip(*(found[digest] for digest in digests), strict=True))
+        last, *deeper = map(list, zip(*(layers_of[digest] for digest in digests), strict=True))
         image = SimpleNamespace(pooler_output=last, deepstack_features=deeper)
         outputs = {"image": image}
 

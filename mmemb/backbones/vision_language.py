@@ -205,8 +205,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
         batch = collate(self.model, prompts, self.padding_side)
         inputs: dict[str, Any] = batch.inputs
         if self._seen is not None:
-            shown = [digest for prompt in prompts for digest in prompt.pictures]
-            inputs = self._seen.replace_pixels(self.model, inputs, shown)
+            digests = [digest for prompt in prompts for digest in prompt.pictures]
+            inputs = self._seen.replace_pixels(self.model, inputs, digests)
 
         output = self.model.base_model(**inputs, use_cache=False)
         return output.last_hidden_state, batch.end_R
@@ -272,15 +272,17 @@ class VisionLanguageBackbone(GenerativeBackbone):
         ]
 
         # As in `encode`, a rationale without words is none.
-        told = [
+        reasoned_rows = [
             row
             for row, rationale in enumerate(rationales)
             if rationale is not None and rationale.plain
         ]
         vectors_BD = direct.vectors_BD.clone()
-        if told:
-            state_RH = torch.stack([drafts[row].state_H for row in told])
-            vectors_BD[told] = self._unit(state_RH, [direct.sides[row] for row in told])
+        if reasoned_rows:
+            state_RH = torch.stack([drafts[row].state_H for row in reasoned_rows])
+            vectors_BD[reasoned_rows] = self._unit(
+                state_RH, [direct.sides[row] for row in reasoned_rows]
+            )
         return Thoughts(vectors_BD, tuple(rationales))
 
     def _form(self, sampling: Sampling, longest: Mapping[str, int] | None = None) -> TaggedForm:
@@ -301,8 +303,8 @@ class VisionLanguageBackbone(GenerativeBackbone):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON data."""
         pictures = self._seen.most if self._seen else 0
-        held = {"model": self.model_id, "style": asdict(self.style), "dtype": self.dtype_name}
-        return arguments_of(self, **held, cached_pictures=pictures)
+        init_args = {"model": self.model_id, "style": asdict(self.style), "dtype": self.dtype_name}
+        return arguments_of(self, **init_args, cached_pictures=pictures)
 
     def describe(self, side: Side, rationale: Rationale | None = None) -> str:
         """The prompt as text, and the rationale behind it."""

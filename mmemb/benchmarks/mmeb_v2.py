@@ -48,10 +48,10 @@ def task_named(name: str, tasks: Iterable[Task] = TASKS) -> Task:
     Raises:
         ValueError: there is none.
     """
-    known = {task.name: task for task in tasks}
-    if name not in known:
-        raise ValueError(f"MMEB-V2 has no task {name!r}; it has {sorted(known)}.")
-    return known[name]
+    tasks_by_name = {task.name: task for task in tasks}
+    if name not in tasks_by_name:
+        raise ValueError(f"MMEB-V2 has no task {name!r}; it has {sorted(tasks_by_name)}.")
+    return tasks_by_name[name]
 
 
 def groups_of(tasks: Iterable[Task] = TASKS) -> dict[str, list[str]]:

@@ -98,7 +98,7 @@ class _ScoreJson(Excerpt, rename={"hit": "hit@1", "ndcg": "ndcg_linear@5"}):
 
 def write_scores(
     folder: Path,
-    found: TaskScores,
+    task_scores: TaskScores,
     queries: Sequence[Query],
     provenance: Mapping[str, str],
     group: str = "",
@@ -116,23 +116,32 @@ def write_scores(
             ensure_ascii=False,
             allow_nan=False,
         )
-        for query, names in zip(queries, found.predictions, strict=True)
+        for query, names in zip(queries, task_scores.predictions, strict=True)
     ]
 
-    task_file(folder, found.task, SCORE).unlink(missing_ok=True)  # the others are no longer its own
+    # The others are no longer its own.
+    task_file(folder, task_scores.task, SCORE).unlink(missing_ok=True)
     rankings = ("\n".join(lines) + "\n").encode()
-    write_atomically(task_file(folder, found.task, PREDICTIONS), rankings)
-    values = {"metric": found.metric, "keys": found.keys, "clusters": found.clusters}
-    write_json(task_file(folder, found.task, VALUES), values | {"values": found.values})
+    write_atomically(task_file(folder, task_scores.task, PREDICTIONS), rankings)
+    values = {
+        "metric": task_scores.metric,
+        "keys": task_scores.keys,
+        "clusters": task_scores.clusters,
+    }
+    write_json(task_file(folder, task_scores.task, VALUES), values | {"values": task_scores.values})
 
-    count = {"num_pred": len(found.keys), "num_data": len(queries)}
-    ties = {"queries": found.ties, "worst": found.pessimistic, "best": found.optimistic}
-    ours = {"group": group, "metric": found.metric, "mode": found.mode, "ties": ties}
+    count = {"num_pred": len(task_scores.keys), "num_data": len(queries)}
+    ties = {
+        "queries": task_scores.ties,
+        "worst": task_scores.pessimistic,
+        "best": task_scores.optimistic,
+    }
+    ours = {"group": group, "metric": task_scores.metric, "mode": task_scores.mode, "ties": ties}
     ours |= {"partial": partial, "provenance": dict(provenance)}
 
     # The published keys stand first and in their order, as in published files.
-    scores = {name: found.means[name] for name in METRICS}
-    write_json(task_file(folder, found.task, SCORE), scores | count | ours)
+    scores = {name: task_scores.means[name] for name in METRICS}
+    write_json(task_file(folder, task_scores.task, SCORE), scores | count | ours)
 
 
 def scored_under(folder: Path, tasks: Iterable[str], fingerprint: str) -> bool:

@@ -232,12 +232,12 @@ def _reference(
     """As published: fp32 products, NumPy's default sort of the negated scores, repeats kept."""
     query, candidate = query_QD.float().numpy(), candidate_ND.float().numpy()
     rows = []
-    for number, asked in enumerate(queries):
+    for number, record in enumerate(queries):
         listed = np.arange(len(names)) if lists is None else np.array(lists[number])
         order = listed[np.argsort(-(query[number] @ candidate[listed].T))]
 
         ranked = [names[row] for row in order[: max(NUM_PREDICTED, max(CUTOFFS))]]
-        rows.append(_score_names(ranked, asked, "reference"))
+        rows.append(_score_names(ranked, record, "reference"))
     return rows
 
 

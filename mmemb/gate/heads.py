@@ -108,9 +108,9 @@ def load_head(folder: str | Path) -> DepthHead:
 
     name = str(arguments.pop("class", None))
     kind = _class_of(name, where)
-    if named := sorted(arguments.keys() & set(kind.sources)):
+    if keys := sorted(arguments.keys() & set(kind.sources)):
         raise ValueError(
-            f"{where}: {named[0]} names {arguments[named[0]]!r}, and a saved gate needs nothing "
+            f"{where}: {keys[0]} names {arguments[keys[0]]!r}, and a saved gate needs nothing "
             "but its own files. Remove the key."
         )
     check_arguments(kind, arguments, where, "Fit the gate again.")

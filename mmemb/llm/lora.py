@@ -152,7 +152,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> Any:
         raise ValueError(f"{folder / WEIGHTS} is no whole safetensors file: {error}.") from None
 
     # Compared before any weight changes, so that no model is left with a part of an adapter.
-    shapes = [{name: x.shape for name, x in named.items()} for named in (expected, weights)]
+    shapes = [{name: x.shape for name, x in tensors.items()} for tensors in (expected, weights)]
     if wrong := sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}):
         raise ValueError(
             f"{folder / WEIGHTS} was made for another model: {wrong[0]} ({len(wrong)} in all) is "
@@ -182,8 +182,8 @@ def _read_settings(folder: Path) -> LoraSettings:
 
     # A setting that has its usual value changes nothing; all others could change what is computed.
     usual = LoraConfig().to_dict() | dict.fromkeys(_NEUTRAL)
-    known = {"peft_type", "r", "lora_alpha", "target_modules"} | _NEUTRAL
-    odd = sorted(k for k, v in data.items() if k not in known and v and v != usual.get(k))
+    plain_keys = {"peft_type", "r", "lora_alpha", "target_modules"} | _NEUTRAL
+    odd = sorted(k for k, v in data.items() if k not in plain_keys and v and v != usual.get(k))
     if data.get("peft_type") != "LORA" or odd:
         raise ValueError(
             f"{path} asks for {', '.join(odd) or data.get('peft_type')}: expected plain LoRA, "

@@ -139,18 +139,18 @@ class DrawBook:
     def record(
         self,
         side: Side,
-        asked: Sequence[tuple[RationaleWriter, Tensor]],
+        writer_seeds: Sequence[tuple[RationaleWriter, Tensor]],
         state_writer: RationaleWriter | None = None,
     ) -> dict[str, Any]:
         """Returns what must be kept for a later book to find this row; empty without any draw.
 
         Args:
             side: the side of a row that was just written about.
-            asked: each writer with the seeds (K,) of the row.
+            writer_seeds: each writer with the seeds (K,) of the row.
             state_writer: the writer whose state the row's `prompt_state.npy` holds.
         """
         draws: dict[str, list[Any]] = {}
-        for writer, seeds_K in asked:
+        for writer, seeds_K in writer_seeds:
             name, _ = self._names_of(writer)
             if rows := self._found(side, name, drawn_seeds(seeds_K)):
                 draws[name] = [[seed, to_json(rationale)] for seed, rationale in rows]

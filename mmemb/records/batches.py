@@ -100,13 +100,13 @@ class PairRowBatch(Movable):
     def with_failed(self, rows: Iterable[SidecarRow], empty: Any) -> tuple[SidecarRow, ...]:
         """Rows about the readable pairs, and in the places of the others marked ones whose `json`
         is `empty`: a sidecar keeps every key of its source."""
-        made = iter(rows)
+        readable_rows = iter(rows)
 
         # `rows` holds no entry for a failed pair, so it is consumed only at the others.
         return tuple(
             SidecarRow(pair.key, {"json": empty}, mark)
             if failure_of(mark := self.mark(row))
-            else next(made)
+            else next(readable_rows)
             for row, pair in enumerate(self.pairs)
         )
 

@@ -134,10 +134,10 @@ def check_arguments(
     Raises:
         SchemaError: names the argument.
     """
-    known = signature(kind).parameters
-    if unknown := sorted(set(arguments) - set(known)):
+    parameters = signature(kind).parameters
+    if unknown := sorted(set(arguments) - set(parameters)):
         raise SchemaError(
-            f"{where}: unknown key(s) {unknown!s:.300}; known are {sorted(known)}.", advice
+            f"{where}: unknown key(s) {unknown!s:.300}; known are {sorted(parameters)}.", advice
         )
 
     hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)

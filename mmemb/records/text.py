@@ -90,8 +90,8 @@ def check_template(template: str, fields: Collection[str], name: str) -> None:
     except ValueError:  # a brace without its other half
         parts = [("", "", None)]
 
-    if any(field not in fields or form or shown for field, form, shown in parts):
-        expected = " and ".join(f"{{{known}}}" for known in fields)
+    if any(field not in fields or form or conversion for field, form, conversion in parts):
+        expected = " and ".join(f"{{{field}}}" for field in fields)
         raise ValueError(f"{name} {template[:60]!r}: expected the fields {expected}, only.")
 
 

@@ -85,8 +85,8 @@ class Galleries:
         columns = self._columns[gallery]
         named_BN = torch.zeros(len(names), len(columns), dtype=torch.bool)
 
-        for row, wanted in enumerate(names):
-            named_BN[row, [columns[name] for name in wanted if name in columns]] = True
+        for row, row_names in enumerate(names):
+            named_BN[row, [columns[name] for name in row_names if name in columns]] = True
         return named_BN
 
     def positives(self, query: Query) -> list[int]:

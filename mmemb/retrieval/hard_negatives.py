@@ -25,17 +25,17 @@ def negative_rows(
 ) -> list[SidecarRow]:
     """One row of `negatives/` per pair; arguments as in `hardest_negatives`."""
     pairs = batch.readable
-    mined: list[list[NegativeJson]] = []
+    negative_lists: list[list[NegativeJson]] = []
 
     # A batch may hold failed pairs only.
     if pairs:
         query_BD = backbone.encode([pair.query for pair in pairs]).cpu()
         target_BD = backbone.encode([pair.target for pair in pairs]).cpu()
-        mined = hardest_negatives(query_BD, target_BD, pairs, galleries, num, margin)
+        negative_lists = hardest_negatives(query_BD, target_BD, pairs, galleries, num, margin)
 
     rows = [
-        SidecarRow(pair.key, {"json": list(map(to_json, found))})
-        for pair, found in zip(pairs, mined, strict=True)
+        SidecarRow(pair.key, {"json": list(map(to_json, negatives))})
+        for pair, negatives in zip(pairs, negative_lists, strict=True)
     ]
 
     return list(batch.with_failed(rows, empty=[]))
@@ -64,7 +64,7 @@ def hardest_negatives(
     for row, pair in enumerate(pairs):
         rows_of[pair.gallery].append(row)
 
-    found: list[list[NegativeJson]] = [[] for _ in pairs]
+    negatives: list[list[NegativeJson]] = [[] for _ in pairs]
     for gallery, rows in rows_of.items():
         score_bN = query_BD[rows] @ galleries.vectors(gallery).T
         own_b1 = (query_BD[rows] * target_BD[rows]).sum(1, keepdim=True)
@@ -79,13 +79,13 @@ def hardest_negatives(
 
         places = galleries.places(gallery)
         for row, scores, columns in zip(rows, best_bK.tolist(), column_bK.tolist(), strict=True):
-            found[row] = [
+            negatives[row] = [
                 NegativeJson(*places[column], round(score, 4))
                 for score, column in zip(scores, columns, strict=True)
                 # `topk` also returns hidden columns where the gallery has too few others.
                 if score > -torch.inf
             ]
-    return found
+    return negatives
 
 
 def _right(pair: Pair) -> tuple[str, ...]:

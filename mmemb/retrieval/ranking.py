@@ -197,7 +197,7 @@ def search(
     local_QC = None if local_QC is None else _as_rows(local_QC, query_QD.device)
 
     k = min(k, len(candidate_ND) if local_QC is None else local_QC.shape[1])
-    scores, found = [query_QD.new_zeros(0, k).double()], [pad_rows([]).new_zeros(0, k)]
+    scores, columns = [query_QD.new_zeros(0, k).double()], [pad_rows([]).new_zeros(0, k)]
 
     # Left are local lists, and results without a query or a candidate.
     if local_QC is None and k and len(query_QD):
@@ -206,8 +206,8 @@ def search(
     for _, score_qC, column_qC in _scored(query_QD, candidate_ND, local_QC, chunk_numbers):
         score_qk, order_qk = best_first(score_qC, k, TOLERANCE)
         scores.append(score_qk)
-        found.append(order_qk if column_qC is None else column_qC.gather(1, order_qk))
-    return torch.cat(scores), torch.cat([part.to(query_QD.device) for part in found])
+        columns.append(order_qk if column_qC is None else column_qC.gather(1, order_qk))
+    return torch.cat(scores), torch.cat([part.to(query_QD.device) for part in columns])
 
 
 def check_finite(vector_ND: Tensor, what: str) -> None:
@@ -220,9 +220,9 @@ def check_finite(vector_ND: Tensor, what: str) -> None:
         return
 
     rows = suspect[bad_n].tolist()
-    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    listing = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise ValueError(
-        f"NaN embedding: {what} row(s) {shown} ({len(rows)} of {len(vector_ND)}) hold NaN or "
+        f"NaN embedding: {what} row(s) {listing} ({len(rows)} of {len(vector_ND)}) hold NaN or "
         "infinity and would rank as perfect. The model diverged (lower its learning rate, use an "
         "earlier checkpoint), or these inputs are broken."
     )

@@ -124,9 +124,9 @@ class _Judge:
     ) -> list[Tensor]:
         """Returns the cosines (C, R) of each pair."""
         # Every column of every query is one row, so that one series of batches encodes them all.
-        sides = [side for side, own in zip(queries, rationales, strict=True) for _ in (0, *own)]
-        read = [rationale for own in rationales for rationale in [None, *own]]
-        query_RD = self._encode(sides, read).split([1 + len(own) for own in rationales])
+        sides = [side for side, pool in zip(queries, rationales, strict=True) for _ in (0, *pool)]
+        row_rationales = [rationale for pool in rationales for rationale in [None, *pool]]
+        query_RD = self._encode(sides, row_rationales).split([1 + len(pool) for pool in rationales])
 
         # Pairs share candidates, and a candidate has one vector: no rationale is about it.
         targets = {side.digest: side for side in chain.from_iterable(candidates)}

@@ -60,12 +60,14 @@ class PairScores:
     @classmethod
     def stack(cls, rows: Sequence[ScoredPair], kind: Kind) -> PairScores:
         """Pads the scores of pairs to one batch."""
-        own, placebos = zip(*(row.comparable_KJ.shape for row in rows), strict=True)
+        own_counts, placebo_counts = zip(*(row.comparable_KJ.shape for row in rows), strict=True)
         most = max(len(row.score_CR) for row in rows)
 
-        own_BCR = torch.full((len(rows), most, 1 + max(own)), torch.nan)
-        placebo_BCJ = torch.full((len(rows), most, max(placebos)), torch.nan)
-        comparable_BKJ = torch.zeros(len(rows), max(own), max(placebos), dtype=torch.bool)
+        own_BCR = torch.full((len(rows), most, 1 + max(own_counts)), torch.nan)
+        placebo_BCJ = torch.full((len(rows), most, max(placebo_counts)), torch.nan)
+        comparable_BKJ = torch.zeros(
+            len(rows), max(own_counts), max(placebo_counts), dtype=torch.bool
+        )
 
         for number, row in enumerate(rows):
             num_own, num_placebos = row.comparable_KJ.shape
@@ -160,18 +162,18 @@ def judge_pairs(judge: PairJudge, batch: PairRowBatch, num_placebos: int) -> lis
     Raises:
         ValueError: a score is not finite.
     """
-    own = [[scored.rationale for scored in pool] for pool in batch.rationales]
-    donors = [placebo_donors(batch.pairs, own, row, num_placebos) for row in range(len(own))]
+    pools = [[scored.rationale for scored in pool] for pool in batch.rationales]
+    donors = [placebo_donors(batch.pairs, pools, row, num_placebos) for row in range(len(pools))]
 
     # One call for both: a judge that shares what it has read reads a pair once.
     score_BCR = judge.score(
         [pair.query for pair in batch.pairs],
         batch.candidates,
-        [[*pool, *placebos] for pool, placebos in zip(own, donors, strict=True)],
+        [[*pool, *placebos] for pool, placebos in zip(pools, donors, strict=True)],
         [pair.fact for pair in batch.pairs],
     ).cpu()
 
-    rows = zip(score_BCR, batch.candidates, own, donors, strict=True)
+    rows = zip(score_BCR, batch.candidates, pools, donors, strict=True)
     names = [f"{pair.key}: scores of the {type(judge).__name__}" for pair in batch.pairs]
     return [
         _scored_pair(score_CR[: len(sides)], pool, placebos, name)
@@ -180,10 +182,10 @@ def judge_pairs(judge: PairJudge, batch: PairRowBatch, num_placebos: int) -> lis
 
 
 def _scored_pair(
-    score_CR: Tensor, own: Sequence[Rationale], donors: Sequence[Rationale], name: str
+    score_CR: Tensor, pool: Sequence[Rationale], donors: Sequence[Rationale], name: str
 ) -> ScoredPair:
     """The scores of one pair without the padding of its batch."""
-    score_CR = score_CR[:, : 1 + len(own) + len(donors)].float().clone()
+    score_CR = score_CR[:, : 1 + len(pool) + len(donors)].float().clone()
 
     # Without padding every score must be a number: NaN would be read as a missing rationale.
     if not score_CR.isfinite().all():
@@ -191,4 +193,4 @@ def _scored_pair(
             f"{name} are not finite, so its model is broken or overflows. Try another dtype, or "
             "train it again."
         )
-    return ScoredPair(score_CR, comparable(own, donors))
+    return ScoredPair(score_CR, comparable(pool, donors))

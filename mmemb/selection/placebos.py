@@ -45,10 +45,10 @@ def placebo_donors(
     return donors
 
 
-def comparable(own: Sequence[Rationale], donors: Sequence[Rationale]) -> Tensor:
+def comparable(pool: Sequence[Rationale], donors: Sequence[Rationale]) -> Tensor:
     """bool (K, J), whether an own rationale and a donor's one are of one writer and depth."""
-    alike = [_kind(donor) == _kind(rationale) for rationale in own for donor in donors]
-    return torch.tensor(alike, dtype=torch.bool).reshape(len(own), len(donors))
+    alike = [_kind(donor) == _kind(rationale) for rationale in pool for donor in donors]
+    return torch.tensor(alike, dtype=torch.bool).reshape(len(pool), len(donors))
 
 
 def _kind(rationale: Rationale) -> tuple[str, str]:

@@ -89,22 +89,22 @@ class YesNoJudge(PairJudge):
         facts: Sequence[str],
     ) -> Tensor:
         """See `PairJudge.score`."""
-        if known := sorted(self.facts.intersection(facts)):
+        if overlap := sorted(self.facts.intersection(facts)):
             raise ValueError(
-                f"the judge was fitted on fact {known[0]!r}: a model may not judge what it was "
+                f"the judge was fitted on fact {overlap[0]!r}: a model may not judge what it was "
                 "trained on (docs/method.md section 3). Score other pairs, or use a judge that did "
                 "not see it."
             )
 
         scores: list[Tensor] = []
-        for query, sides, own in zip(queries, candidates, rationales, strict=True):
+        for query, sides, pool in zip(queries, candidates, rationales, strict=True):
             if not sides:
                 raise ValueError(
                     f"query {len(scores)} of {len(queries)} (text {query.text[:60]!r}) has no "
                     "candidates: give its target, then its negatives."
                 )
 
-            scores.append(self._of_query(query, sides, [None, *own]))
+            scores.append(self._of_query(query, sides, [None, *pool]))
         return pad_scores(scores)
 
     def identity(self) -> str:

@@ -56,10 +56,10 @@ class FolderLock:
             ValueError: another process writes the folder; the message names it.
         """
         folder = folder.resolve()
-        held = _held.get((os.getpid(), folder))
+        process_lock = _held.get((os.getpid(), folder))
 
-        if held is not None:
-            return held
+        if process_lock is not None:
+            return process_lock
 
         path = folder / LOCK
         while True:

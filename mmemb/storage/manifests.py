@@ -232,8 +232,8 @@ def check_shard(folder: Path | str, expected: ShardEntry, verify: bool = True) -
     # The size comes first: it finds a truncated shard without reading it.
     if (size := path.stat().st_size) != expected.num_bytes:
         raise broken(path, f"{expected.num_bytes} bytes (truncated or changed)", f"{size} bytes")
-    if verify and (found := _hash_file(path)) != expected.sha256:
-        raise broken(path, f"SHA-256 {expected.sha256}, as recorded", found)
+    if verify and (sha256 := _hash_file(path)) != expected.sha256:
+        raise broken(path, f"SHA-256 {expected.sha256}, as recorded", sha256)
 
 
 def is_complete(folder: Path | str, fingerprint: str) -> bool:
@@ -327,15 +327,15 @@ def origin_of(row: _OriginJson, folder: Path) -> Origin:
 
 def _hash_file(path: Path) -> str:
     # A shard that is opened many times is hashed once, for as long as its identity is the same.
-    known = (str(path.resolve()), *file_identity(path))
-    if known not in _verified:
-        _verified[known] = file_sha256(path)
-    return _verified[known]
+    identity = (str(path.resolve()), *file_identity(path))
+    if identity not in _verified:
+        _verified[identity] = file_sha256(path)
+    return _verified[identity]
 
 
-def broken(path: Path, expected: str, found: object) -> ValueError:
+def broken(path: Path, expected: str, actual: object) -> ValueError:
     return ValueError(
-        f"{path} cannot be trusted: expected {expected}; found {found!s:.300}. {_MAKE_AGAIN}"
+        f"{path} cannot be trusted: expected {expected}; found {actual!s:.300}. {_MAKE_AGAIN}"
     )
 
 

@@ -146,9 +146,9 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
         )
 
     # Most of these keys name one place, `fast_tokenizer_files` names several.
-    named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    places = [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
-    if key in _PLACES and any(re.search("[:/\\\\]", str(name)) for name in named):
+    if key in _PLACES and any(re.search("[:/\\\\]", str(name)) for name in places):
         raise ValueError(
             f"{path}: {key} names {value!r}, which lies outside of the folder: a model's "
             "folder needs nothing but its own files. Remove the key, or fetch the model again."

@@ -23,8 +23,8 @@ def git_state(folder: Path) -> tuple[str, str]:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout if done.returncode == 0 else ""
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        return process.stdout if process.returncode == 0 else ""
 
     return git("rev-parse", "--short=10", "HEAD").strip(), git("diff", "HEAD")
 

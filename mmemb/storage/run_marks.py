@@ -60,10 +60,10 @@ def check_copied(folder: Path, run: Path) -> None:
     """Raises ValueError if a folder holds a copy of another run's model than that of `run`."""
     path = AdaptiveFolder(folder).copied
     copied = read_json(path, _CopyJson).fingerprint if path.is_file() else None
-    found = run_mark(run)
-    if copied and copied != found:
+    mark = run_mark(run)
+    if copied and copied != mark:
         raise ValueError(
             f"{folder} holds a copy of the model of run {copied}, but {run} is "
-            f"{f'run {found}' if found else 'no finished run'}. Fit the gate again on this model, "
+            f"{f'run {mark}' if mark else 'no finished run'}. Fit the gate again on this model, "
             "or name the run that it was fitted on."
         )

@@ -63,10 +63,10 @@ def _slot(table: list[_Slot], number: int) -> int:
         place = (place * 5 + 1 + perturb) & mask
 
 
-def _grown(table: list[_Slot], wanted: int) -> list[_Slot]:
-    """A table of the smallest power of two above `wanted`, with the same content."""
+def _grown(table: list[_Slot], minimum: int) -> list[_Slot]:
+    """A table of the smallest power of two above `minimum`, with the same content."""
     length = _SMALLEST_TABLE
-    while length <= wanted:
+    while length <= minimum:
         length *= 2
 
     new: list[_Slot] = [None] * length

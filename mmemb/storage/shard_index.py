@@ -88,7 +88,9 @@ class ShardIndex:
         # The state is taken last: bytes that were written over before they were read show in it.
         try:
             with open(path, "rb", buffering=0) as file:
-                found = {k: os.pread(file.fileno(), size, at) for k, (at, size) in wanted.items()}
+                contents = {
+                    k: os.pread(file.fileno(), size, at) for k, (at, size) in wanted.items()
+                }
                 if file_state(os.fstat(file.fileno())) != self._states[entry.shard]:
                     self._check_unchanged(entry.shard, file)
         except FileNotFoundError:
@@ -96,10 +98,10 @@ class ShardIndex:
                 f"Shard {path} was removed while it was being read. {START_AGAIN}"
             ) from None
 
-        for name, data in found.items():
+        for name, data in contents.items():
             if len(data) != wanted[name][1]:
                 raise broken(path, f"member {entry.key}.{name} of {wanted[name][1]} bytes", "less")
-        return found
+        return contents
 
     def first_picture(self, entry: IndexEntry, side: str) -> tuple[str, bytes] | None:
         """Name and bytes of a sample's first picture of one side, of a clip its first frame.
@@ -142,10 +144,10 @@ class ShardIndex:
     def _check_unchanged(self, shard: str, file: io.FileIO) -> None:
         """Raises ValueError if a shard with other times than at opening has other bytes, too."""
         state, expected = file_state(os.fstat(file.fileno())), self.records[shard].shard.sha256
-        if (found := hashlib.file_digest(file, "sha256").hexdigest()) != expected:
+        if (sha256 := hashlib.file_digest(file, "sha256").hexdigest()) != expected:
             raise ValueError(
                 f"Shard {self.folder / shard} was changed while it was being read: it had the "
-                f"SHA-256 {expected:.12} when it was opened, and has {found:.12} now. "
+                f"SHA-256 {expected:.12} when it was opened, and has {sha256:.12} now. "
                 f"{START_AGAIN}"
             )
 

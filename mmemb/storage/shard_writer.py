@@ -169,9 +169,9 @@ def drop_other_shards(folder: Path | str, fingerprint: str) -> None:
     if not Path(folder).is_dir():
         return
 
-    kept = existing_shards(folder, fingerprint)
+    shards = existing_shards(folder, fingerprint)
     for shard in Path(folder).glob("*.tar"):
-        if shard.name not in kept:
+        if shard.name not in shards:
             # The manifest goes first: without it no reader opens a folder that is losing shards.
             (Path(folder) / MANIFEST).unlink(missing_ok=True)
             shard.unlink()
@@ -220,14 +220,14 @@ def _origin_row(origin: Origin, folder: Path) -> dict[str, str]:
     return {"folder": way, "shard": origin.shard, "sha256": origin.sha256}
 
 
-def _check_sample(sample: Sample, seen: Collection[str]) -> None:
+def _check_sample(sample: Sample, keys: Collection[str]) -> None:
     if not _KEY.fullmatch(sample.key):
         raise ValueError(
             f"Sample key {sample.key!r}: expected 1 to 80 letters, digits, `_` or `-` (WebDataset "
             f"cuts keys at the first dot); put names and paths into the json member."
         )
 
-    if sample.key in seen:
+    if sample.key in keys:
         raise ValueError(f"Sample key {sample.key!r} occurs twice; expected different keys.")
 
     # 80 letters of a key, a dot and 19 letters are the 100 that a name in a USTAR header has.

@@ -43,13 +43,13 @@ def load_whole(kind: Any, model: str, **settings: Any) -> Any:
         ValueError: weights are missing, or of other shapes.
     """
     with quiet_loading():
-        loaded, found = load_pretrained(kind, model, output_loading_info=True, **settings)
+        loaded, info = load_pretrained(kind, model, output_loading_info=True, **settings)
 
-    broken = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
-    if broken or found["error_msgs"]:
+    broken = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if broken or info["error_msgs"]:
         raise ValueError(
             f"{len(broken)} weight(s) of {model} are not in its files, such as "
-            f"{(broken or found['error_msgs'])[0]}: the files belong to another model, or some are "
+            f"{(broken or info['error_msgs'])[0]}: the files belong to another model, or some are "
             "missing."
         )
 

@@ -128,8 +128,8 @@ def share_prefix(
     # The shared way is tried on the real model and undone if any logit differs.
     usual = model.config._attn_implementation
     model.set_attn_implementation(SHARED_PREFIX_ATTENTION)
-    own = [Prompt(tuple(probe)) for probe in probes]
-    shared = CachedRows(TextModel(model, prefix), own).logits_RV.float()
+    suffixes = [Prompt(tuple(probe)) for probe in probes]
+    shared = CachedRows(TextModel(model, prefix), suffixes).logits_RV.float()
     if (shared - expected).abs().max() / expected.std() < tolerance:
         return True
 

@@ -73,8 +73,8 @@ class PromptStyle:
     long_text: Literal["truncate", "error"] = "truncate"
 
     def __post_init__(self) -> None:
-        for known in fields(self):
-            _check_type(known.name, str(known.type), getattr(self, known.name))
+        for setting in fields(self):
+            _check_type(setting.name, str(setting.type), getattr(self, setting.name))
 
         at_least_one(max_frames=self.max_frames, max_length=self.max_length)
         for name in ("min_pixels", "max_pixels", "max_frame_pixels"):
@@ -94,26 +94,26 @@ class PromptStyle:
             )
 
     @classmethod
-    def from_mapping(cls, given: PromptStyle | Mapping[str, Any] | None) -> PromptStyle:
+    def from_mapping(cls, style: PromptStyle | Mapping[str, Any] | None) -> PromptStyle:
         """A style from the keys of a configuration.
 
         Args:
-            given: keys and values, or a style; None = the defaults.
+            style: keys and values, or a style; None = the defaults.
 
         Raises:
             ValueError: a key is unknown, or a value of another type or out of range.
         """
-        if isinstance(given, PromptStyle):
-            return given
-        if not isinstance(given, Mapping | None):
+        if isinstance(style, PromptStyle):
+            return style
+        if not isinstance(style, Mapping | None):
             raise ValueError(
-                f"style is {given!r:.60}; expected keys and values, such as {{max_length: 2048}}."
+                f"style is {style!r:.60}; expected keys and values, such as {{max_length: 2048}}."
             )
 
-        names = [known.name for known in fields(cls)]
+        names = [setting.name for setting in fields(cls)]
 
         # Checked here: the error of the constructor would show no valid keys.
-        for key in given or {}:
+        for key in style or {}:
             if key not in names:
                 close = get_close_matches(str(key), names, n=1)
                 hint = f" Did you mean {close[0]}?" if close else ""
@@ -121,7 +121,7 @@ class PromptStyle:
                     f"style: unknown key {key!r:.100}.{hint} "
                     f"Valid here: {', '.join(sorted(names))}."
                 )
-        return cls(**(given or {}))
+        return cls(**(style or {}))
 
 
 def at_least_one(**counts: int) -> None:

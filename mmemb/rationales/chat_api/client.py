@@ -149,23 +149,23 @@ class ChatClient:
         from anyio import sleep
 
         body = json.dumps(request, allow_nan=False).encode()
-        allowed = {"passing": self.retries, "odd": min(1, self.retries), "lasting": 0}
+        bounds = {"passing": self.retries, "odd": min(1, self.retries), "lasting": 0}
 
         # Each kind of fault has its own bound; the pause grows with all of them.
-        seen: Counter[str] = Counter()
+        faults: Counter[str] = Counter()
 
         while True:
             try:
                 return await self._attempt(body, call.transport)
             except _FaultError as fault:
-                seen[fault.kind] += 1
-                tries = f" ({seen.total()} tries)" if seen.total() > 1 else ""
+                faults[fault.kind] += 1
+                tries = f" ({faults.total()} tries)" if faults.total() > 1 else ""
                 problem = f"The chat server {self.url} {fault.problem}{tries}."
-                if seen[fault.kind] > allowed[fault.kind]:
+                if faults[fault.kind] > bounds[fault.kind]:
                     raise ServerError(f"{problem} {fault.advice}") from None
 
                 # The exponent is bounded, since a float overflows at 2^1024.
-                doubled = 2.0 ** min(seen.total() - 1, 30)
+                doubled = 2.0 ** min(faults.total() - 1, 30)
                 pause = min(self.backoff_s * doubled, LONGEST_BACKOFF_S)
 
                 if not call.has_warned:
@@ -189,19 +189,19 @@ class ChatClient:
             raise _FaultError("odd", f"answered what cannot be read: {error}", _CHAT) from None
 
         if not 200 <= answer.status < 300:
-            shown = _shown(answer.content.decode(errors="replace"), key)
-            raise self._refused(answer.status, answer.retry_after, shown)
+            excerpt = _shown(answer.content.decode(errors="replace"), key)
+            raise self._refused(answer.status, answer.retry_after, excerpt)
         try:
             return read_reply(answer.content)
         except SchemaError as error:
-            shown = _shown(answer.content.decode(errors="replace"), key)
+            excerpt = _shown(answer.content.decode(errors="replace"), key)
             problem = error.problem.removesuffix(".")
             raise _FaultError(
-                "odd", f"answered no chat completion ({problem}): {shown}", _CHAT
+                "odd", f"answered no chat completion ({problem}): {excerpt}", _CHAT
             ) from None
 
-    def _refused(self, status: int, retry_after: str, shown: str) -> _FaultError:
-        problem = f"answered {status}: {shown}"
+    def _refused(self, status: int, retry_after: str, excerpt: str) -> _FaultError:
+        problem = f"answered {status}: {excerpt}"
         # Crowded and broken servers recover; any other refusal would come again.
         if status == 429 or status >= 500:
             pause_s = seconds(retry_after)

@@ -192,15 +192,15 @@ def _endpoint(url: str) -> httpx2.URL:
 def _proxy_of(host: str, trust: ssl.SSLContext) -> httpx2.Proxy | None:
     import httpx2
 
-    named = getproxies().get("https", "")
-    if not named or _is_here(host) or proxy_bypass(host):
+    proxy_url = getproxies().get("https", "")
+    if not proxy_url or _is_here(host) or proxy_bypass(host):
         return None
 
     # curl and others take HOST:PORT without a scheme, and so may the variable.
-    named = named if "://" in named else f"http://{named}"
+    proxy_url = proxy_url if "://" in proxy_url else f"http://{proxy_url}"
     try:
-        _ = urlsplit(named).port  # complains about one that is too large, httpx2 does not
-        proxy = httpx2.Proxy(named)
+        _ = urlsplit(proxy_url).port  # complains about one that is too large, httpx2 does not
+        proxy = httpx2.Proxy(proxy_url)
     except (ValueError, httpx2.InvalidURL):
         proxy = None
 

@@ -139,7 +139,7 @@ class DrawingWriter(RationaleWriter, ABC):
     def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
         """See `RationaleWriter.write`."""
         check_seeds(sides, seeds_BK)
-        asked = [
+        seeded_rows = [
             (row, seed)
             for row, side in enumerate(sides)
             if self.can_read(side)
@@ -147,19 +147,20 @@ class DrawingWriter(RationaleWriter, ABC):
         ]
 
         # One call for all rows, since a model makes many draws at the cost of few.
-        draws = self._draw([(sides[row], seed) for row, seed in asked])
+        draws = self._draw([(sides[row], seed) for row, seed in seeded_rows])
         written: list[list[Rationale]] = [[] for _ in sides]
-        for (row, _), rationale in zip(asked, draws, strict=True):
+        for (row, _), rationale in zip(seeded_rows, draws, strict=True):
             if rationale is not None:
                 written[row].append(rationale)
         return written
 
     @abstractmethod
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> Sequence[Rationale | None]:
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> Sequence[Rationale | None]:
         """Makes a draw for each side and seed, in order; None where there is none.
 
         Args:
-            asked: sides that can be read, each with a seed; a side stands once for each draw.
+            seeded_sides: sides that can be read, each with a seed; a side stands once for each
+                draw.
         """
 
 

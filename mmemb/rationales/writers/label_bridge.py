@@ -115,18 +115,20 @@ class LabelBridgeWriter(RationaleWriter):
     def told(self, sides: Sequence[Side]) -> list[Side]:
         """Puts the sides as text; those without pictures stay as they are."""
         # Equal pictures are encoded once in the life of this writer.
-        unseen = {_key(shown): shown for side in sides for shown in _shown(side)}
-        unseen = {key: shown for key, shown in unseen.items() if key not in self._said}
+        unseen = {_key(pictures): pictures for side in sides for pictures in _shown(side)}
+        unseen = {key: pictures for key, pictures in unseen.items() if key not in self._said}
 
         if unseen:
-            picture_MD = self._backbone.encode([Side(media=shown) for shown in unseen.values()])
+            picture_MD = self._backbone.encode(
+                [Side(media=pictures) for pictures in unseen.values()]
+            )
             nearest_M = (picture_MD @ self._label_ND.T).argmax(1).tolist()
             self._said |= zip(unseen, (self.labels[n].text for n in nearest_M), strict=True)
 
         return [self._as_text(side) if side.media else side for side in sides]
 
     def _as_text(self, side: Side) -> Side:
-        labels = " and ".join(self._said[_key(shown)] for shown in _shown(side))
+        labels = " and ".join(self._said[_key(pictures)] for pictures in _shown(side))
         # A side with neither text nor instruction leaves a blank at the beginning.
         text = self.template.format(text=side.text or side.instruction, labels=labels)
         return replace(side, text=text.strip(), media=())
@@ -150,8 +152,8 @@ def _shown(side: Side) -> Iterator[tuple[Media, ...]]:
         yield frames
 
 
-def _key(shown: Sequence[Media]) -> tuple[str, ...]:
-    return tuple(media.digest for media in shown)
+def _key(pictures: Sequence[Media]) -> tuple[str, ...]:
+    return tuple(media.digest for media in pictures)
 
 
 @final

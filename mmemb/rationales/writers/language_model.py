@@ -90,8 +90,8 @@ class LanguageModelWriter(DrawingWriter):
         self._chat = ChatModel(self.model_id, self.prompt, self.adapter, device, dtype)
 
     def config(self) -> dict[str, Any]:
-        held = {"model": self.model_id, "prompt": self.prompt_path}
-        return arguments_of(self, **held, **asdict(self.sampling))
+        init_args = {"model": self.model_id, "prompt": self.prompt_path}
+        return arguments_of(self, **init_args, **asdict(self.sampling))
 
     def identity(self) -> str:
         """Covers the content of prompt, model and adapter, not where they lie."""
@@ -123,12 +123,12 @@ class LanguageModelWriter(DrawingWriter):
         """See `RationaleWriter.tuner`."""
         return ChatTuner(self._chat.copy(), lora, seed)
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
-        drafts = [Draft.begin(seed, self.sampling.max_new_tokens) for _, seed in asked]
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale]:
+        drafts = [Draft.begin(seed, self.sampling.max_new_tokens) for _, seed in seeded_sides]
 
         # Sides that put the same question share the reading of it.
         pools: dict[str, list[Draft]] = {}
-        for (side, _), draft in zip(asked, drafts, strict=True):
+        for (side, _), draft in zip(seeded_sides, drafts, strict=True):
             pools.setdefault(self.prompt.question(side), []).append(draft)
         self._drafter.write(self._prompts(pools), pools)
         return [self._rationale(draft) for draft in drafts]

@@ -163,8 +163,8 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
         ValueError: the settings name no server, or a server or key that is not allowed.
     """
     try:
-        asked = urlsplit(str(arguments["url"]))
-        host = asked.hostname or ""
+        url = urlsplit(str(arguments["url"]))
+        host = url.hostname or ""
     except ValueError:
         host = ""
 
@@ -174,15 +174,15 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
         )
 
     # With the port first: a caller may allow one server of a host, with a key of its own.
-    named = [name for name in (asked.netloc, host) if name in permissions.servers]
-    if not named and not (permissions.is_own and host in HERE):
+    matches = [name for name in (url.netloc, host) if name in permissions.servers]
+    if not matches and not (permissions.is_own and host in HERE):
         raise ValueError(
             f"{where}.url names the server {host}, which would be sent queries: allow it by "
             f"servers={{{host!r}: None}} (--server {host}; with a key: --server {host}=VARIABLE), "
             "or hand over a writer of your own (`writers={...}`)."
         )
 
-    variable = permissions.servers[named[0]] if named else None
+    variable = permissions.servers[matches[0]] if matches else None
     named_key = arguments.get("api_key_env", _OWN_KEY)
     if named_key not in (variable, _OWN_KEY, None):
         raise ValueError(

@@ -106,8 +106,8 @@ class PrecomputedWriter(PoolWriter):
     def config(self) -> dict[str, Any]:
         return arguments_of(self, rationales=self.path, reads=sorted(self.reads))
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale | None]:
-        return [self._pick(side, seed) for side, seed in asked]
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale | None]:
+        return [self._pick(side, seed) for side, seed in seeded_sides]
 
     def _pick(self, side: Side, seed: int) -> Rationale | None:
         pool = self.pool.get(side.digest)
@@ -119,8 +119,8 @@ class PrecomputedWriter(PoolWriter):
         if not pool:
             return None
 
-        drawn = [rationale for rationale in pool if rationale.seed == seed]
-        return drawn[0] if drawn else pool[0 if seed == GREEDY else seed % len(pool)]
+        draws = [rationale for rationale in pool if rationale.seed == seed]
+        return draws[0] if draws else pool[0 if seed == GREEDY else seed % len(pool)]
 
 
 @final
@@ -144,11 +144,11 @@ class PlaceboWriter(PoolWriter):
     def config(self) -> dict[str, Any]:
         return arguments_of(self, pool=self.path)
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
-        return [self._placebo(side, seed) for side, seed in asked]
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale]:
+        return [self._placebo(side, seed) for side, seed in seeded_sides]
 
     def _placebo(self, side: Side, seed: int) -> Rationale:
-        own = {rationale.text for rationale in self.pool.get(side.digest, ())}
+        own_texts = {rationale.text for rationale in self.pool.get(side.digest, ())}
         donors = list(self.pool)
         first = stable_hash(self.name, side.digest, seed)
 
@@ -156,7 +156,7 @@ class PlaceboWriter(PoolWriter):
         for step in range(len(donors)):
             digest = donors[(first + step) % len(donors)]
             chosen = self.pool[digest][first % len(self.pool[digest])]
-            if digest != side.digest and chosen.text not in own:
+            if digest != side.digest and chosen.text not in own_texts:
                 return replace(chosen, writer=self.name, seed=seed, count=1)
         raise ValueError(
             f"The pool of {len(donors)} side(s) holds no rationale that is a placebo for "

@@ -108,8 +108,8 @@ class ServerWriter(DrawingWriter):
             raise ValueError(f"max_image_side {self.max_image_side}: expected pixels, or null.")
 
     def config(self) -> dict[str, Any]:
-        held = {"prompt": self.prompt_path, "reads": sorted(self.reads)}
-        return arguments_of(self, **held, **asdict(self.client))
+        init_args = {"prompt": self.prompt_path, "reads": sorted(self.reads)}
+        return arguments_of(self, **init_args, **asdict(self.client))
 
     def identity(self) -> str:
         """Covers what is asked of which model, not where it is served or how patiently."""
@@ -122,7 +122,7 @@ class ServerWriter(DrawingWriter):
             return f"greedy n={self.max_new_tokens}"
         return f"t={self.temperature:g} p={self.top_p:g} n={self.max_new_tokens}"
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale]:
         """Asks for each draw.
 
         Raises:
@@ -130,12 +130,14 @@ class ServerWriter(DrawingWriter):
             ValueError: a picture was not decoded.
         """
         # Once for all draws about a side: pictures are encoded here.
-        sides = {side.digest: side for side, _ in asked}
+        sides = {side.digest: side for side, _ in seeded_sides}
         messages = {digest: self._messages(side) for digest, side in sides.items()}
         replies = self.client.replies(
-            [self._request(messages[side.digest], seed) for side, seed in asked]
+            [self._request(messages[side.digest], seed) for side, seed in seeded_sides]
         )
-        return [self._rationale(r, seed) for r, (_, seed) in zip(replies, asked, strict=True)]
+        return [
+            self._rationale(r, seed) for r, (_, seed) in zip(replies, seeded_sides, strict=True)
+        ]
 
     def _messages(self, side: Side) -> list[dict[str, Any]]:
         # The server's template and tokenizer are its own, and most take what a text spells for a

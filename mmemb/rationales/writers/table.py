@@ -42,8 +42,8 @@ class TableWriter(DrawingWriter):
     def identity(self) -> str:
         return f"{stable_hash(WRITER, self._revision, bits=64):016x}"
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale | None]:
-        return [self._rationale(side.text, seed) for side, seed in asked]
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale | None]:
+        return [self._rationale(side.text, seed) for side, seed in seeded_sides]
 
     def _rationale(self, text: str, seed: int) -> Rationale | None:
         name = self._names.get(text)

@@ -98,8 +98,8 @@ class VisionLanguageWriter(DrawingWriter):
         self.trust_remote_code = trust_remote_code
 
     def config(self) -> dict[str, Any]:
-        held = {"model": self.model_id, "style": asdict(self.style)}
-        arguments = arguments_of(self, **held, **asdict(self.sampling))
+        init_args = {"model": self.model_id, "style": asdict(self.style)}
+        arguments = arguments_of(self, **init_args, **asdict(self.sampling))
 
         # A saved folder never asks for code: its user alone may.
         del arguments["trust_remote_code"]
@@ -134,15 +134,15 @@ class VisionLanguageWriter(DrawingWriter):
         """Facts of the adapter's run and of the model; a model of the hub was fitted on none."""
         return trained_facts(self.model_id, self.adapter)
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale]:
         form, drafter = self._drafter
-        drafts = [form.begin(self.depth, seed) for _, seed in asked]
+        drafts = [form.begin(self.depth, seed) for _, seed in seeded_sides]
 
         # Equal sides share the reading of their prompt.
         pools: dict[str, list[Draft]] = {}
-        for (side, _), draft in zip(asked, drafts, strict=True):
+        for (side, _), draft in zip(seeded_sides, drafts, strict=True):
             pools.setdefault(side.digest, []).append(draft)
-        drafter.write(self._prompts([side for side, _ in asked]), pools)
+        drafter.write(self._prompts([side for side, _ in seeded_sides]), pools)
 
         # The style stands for the prompt in the record of a rationale.
         prompt = f"{stable_hash(sorted(asdict(self.style).items()), bits=48):012x}"

@@ -99,15 +99,15 @@ class VllmWriter(DrawingWriter):
             )
 
     def config(self) -> dict[str, Any]:
-        held = {"model": self.model_id, "prompt": self.prompt_path, "revision": self._commit}
-        return arguments_of(self, **held, reads=sorted(self.reads), **asdict(self.sampling))
+        init_args = {"model": self.model_id, "prompt": self.prompt_path, "revision": self._commit}
+        return arguments_of(self, **init_args, reads=sorted(self.reads), **asdict(self.sampling))
 
     def identity(self) -> str:
         """Covers what is asked of which weights, not how the machine is used for it."""
         engine = sorted((k, v) for k, v in self.engine.items() if k not in _OF_THE_MACHINE)
         parts = (self.name, self.prompt.identity, self.model, self.revision, self.sampling)
-        seen = (sorted(self.reads), self.max_image_side, self.dtype, engine)
-        return f"{stable_hash('vllm', *parts, *seen, bits=64):016x}"
+        settings = (sorted(self.reads), self.max_image_side, self.dtype, engine)
+        return f"{stable_hash('vllm', *parts, *settings, bits=64):016x}"
 
     @property
     def model(self) -> str:
@@ -120,24 +120,24 @@ class VllmWriter(DrawingWriter):
         """Hash of a local folder's weights, or the commit of a hub model."""
         return revision_of(self.model_id, self._commit)
 
-    def _draw(self, asked: Sequence[tuple[Side, int]]) -> list[Rationale]:
+    def _draw(self, seeded_sides: Sequence[tuple[Side, int]]) -> list[Rationale]:
         """Makes all draws in one call.
 
         Raises:
             ValueError: vLLM is not installed, or a side's pictures are too many or not decoded.
         """
-        if not asked:
+        if not seeded_sides:
             return []
 
         # Once for all draws about a side: its pictures are shrunk here.
-        sides = {side.digest: side for side, _ in asked}
+        sides = {side.digest: side for side, _ in seeded_sides}
         prompts = {digest: self._asked(side) for digest, side in sides.items()}
         replies = self._llm.generate(
-            [prompts[side.digest] for side, _ in asked],
-            [self._params(seed) for _, seed in asked],
+            [prompts[side.digest] for side, _ in seeded_sides],
+            [self._params(seed) for _, seed in seeded_sides],
             use_tqdm=False,
         )
-        rows = zip(replies, asked, strict=True)
+        rows = zip(replies, seeded_sides, strict=True)
         return [self._rationale(reply.outputs[0], seed) for reply, (_, seed) in rows]
 
     def _asked(self, side: Side) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class VllmWriter(DrawingWriter):
     def _llm(self) -> Any:
         """The engine, made at the first `write`: a run that finds all its draws never starts it."""
         looks = bool(self.reads & {"image", "video"})
-        given: Mapping[str, Any] = {
+        arguments: Mapping[str, Any] = {
             "model": self.model_id,
             "revision": self._commit,
             "dtype": self.dtype,
@@ -203,7 +203,7 @@ class VllmWriter(DrawingWriter):
             # Last, so that the arguments of the user win.
             **self.engine,
         }
-        return _vllm().LLM(**given)
+        return _vllm().LLM(**arguments)
 
 
 def _vllm() -> Any:
