@@ -58,18 +58,20 @@ class AskedTasks:
                 "pairs and queries for `query`, of pairs and candidates for `target`."
             )
 
-        asked = {row.meta["task"] for row in rows if of_target is _is_pair(row)}
+        side_tasks = {row.meta["task"] for row in rows if of_target is _is_pair(row)}
         # Candidates name no task: the tasks that rank their gallery stand for them.
         if of_target and any(map(_is_candidate, rows)):
-            asked |= set(self._galleries_of)
-        if unknown := sorted(set(self._tasks or ()) - asked):
-            raise ValueError(f"Unknown task(s) {unknown}; {folders} have {sorted(asked)}.")
+            side_tasks |= set(self._galleries_of)
+        if unknown := sorted(set(self._tasks or ()) - side_tasks):
+            raise ValueError(f"Unknown task(s) {unknown}; {folders} have {sorted(side_tasks)}.")
 
         # One mapping serves the runs over queries and over targets, so tasks of either are known.
-        known = {row.meta["task"] for row in rows if not _is_candidate(row)}
-        known |= set(self._galleries_of)
-        if unknown := sorted(set(self._sides) - known):
-            raise ValueError(f"sides names unknown task(s) {unknown}; there are {sorted(known)}.")
+        all_tasks = {row.meta["task"] for row in rows if not _is_candidate(row)}
+        all_tasks |= set(self._galleries_of)
+        if unknown := sorted(set(self._sides) - all_tasks):
+            raise ValueError(
+                f"sides names unknown task(s) {unknown}; there are {sorted(all_tasks)}."
+            )
 
     def includes(self, row: Row) -> bool:
         """Tells whether a writer is asked about this row, as far as its task decides."""

@@ -73,17 +73,17 @@ class BenchmarkDataModule(ShardDataModule):
         paths = roots_below(self.root)
         held = {path: [task.name for task in read_tasks(path)] for path in paths}
 
-        known = {name for names in held.values() for name in names}
-        if unknown := sorted(set(self._tasks or ()) - known):
-            raise ValueError(f"{self.root} has no task(s) {unknown}; it has {sorted(known)}.")
+        all_tasks = {name for names in held.values() for name in names}
+        if unknown := sorted(set(self._tasks or ()) - all_tasks):
+            raise ValueError(f"{self.root} has no task(s) {unknown}; it has {sorted(all_tasks)}.")
 
-        asked = known if self._tasks is None else set(self._tasks)
-        found = {
-            str(path.relative_to(self.root)): tuple(name for name in names if name in asked)
+        tasks = all_tasks if self._tasks is None else set(self._tasks)
+        tasks_of = {
+            str(path.relative_to(self.root)): tuple(name for name in names if name in tasks)
             for path, names in held.items()
         }
 
-        return {path: names for path, names in found.items() if names}
+        return {path: names for path, names in tasks_of.items() if names}
 
     @override
     def test_dataloader(self) -> BenchmarkLoader:

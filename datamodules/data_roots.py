@@ -67,12 +67,12 @@ def roots_below(folder: Path) -> list[Path]:
         FileNotFoundError: there is none.
     """
     walk = os.walk(folder, followlinks=True)
-    if not (found := sorted(Path(path) for path, _, files in walk if TASKS in files)):
+    if not (roots := sorted(Path(path) for path, _, files in walk if TASKS in files)):
         raise FileNotFoundError(
             f"{folder} holds no {TASKS}, nor does a folder below it: run `python -m "
             "datamodules.prepare` first, or name the folder that it wrote."
         )
-    return found
+    return roots
 
 
 def read_benchmark(folder: Path, split: str = "test") -> Iterator[BenchmarkRoot]:

@@ -80,13 +80,13 @@ class DepthValueTable:
 
     def check_embedder(self, run: Path) -> None:
         """Raises ValueError if the depth values were measured with another run's embedder."""
-        expected, found = run_mark(run), self._index.entries[0].meta.get("embedder")
+        expected, mark = run_mark(run), self._index.entries[0].meta.get("embedder")
 
         # Folders that carry no mark cannot be compared, and pass.
-        if expected and found and found != expected:
+        if expected and mark and mark != expected:
             raise ValueError(
                 f"{self._index.folder} and {run} disagree: the depth values were measured with the "
-                f"embedder of the run {found}, but `embedder` of the gate is the run {expected}. "
+                f"embedder of the run {mark}, but `embedder` of the gate is the run {expected}. "
                 "Make the depth values again with this embedder, or name the one that they are of."
             )
 

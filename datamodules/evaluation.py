@@ -260,8 +260,8 @@ class EvaluationDataModule(ShardDataModule):
     @override
     def shard_rows(self) -> Mapping[str, Sequence[Row]]:
         # Whole shards, since a sidecar has a row for every query of its source's shard.
-        asked = {row.entry.shard for row in self._data.select(self._splits, self._tasks)}
-        return by_shard(row for row in self._data.queries if row.entry.shard in asked)
+        shards = {row.entry.shard for row in self._data.select(self._splits, self._tasks)}
+        return by_shard(row for row in self._data.queries if row.entry.shard in shards)
 
     @override
     def joined_origins(self, shard: str) -> tuple[Origin, ...]:

@@ -73,7 +73,7 @@ def _check_folders(
     source: ShardIndex,
     sidecar: ShardIndex,
     shard: str,
-    own: Origin,
+    source_origin: Origin,
     compared: Collection[tuple[Path, str]],
 ) -> set[tuple[Path, str]]:
     """Compares the whole folders that a sidecar's shard was made from; returns them with hashes.
@@ -82,16 +82,16 @@ def _check_folders(
         source: of the join.
         sidecar: of the join.
         shard: name of the shard in both.
-        own: the source's shard, as the sidecar's shard records it.
+        source_origin: the source's shard, as the sidecar's shard records it.
         compared: folders that need no second look.
     """
-    found: set[tuple[Path, str]] = set()
+    folders: set[tuple[Path, str]] = set()
     for origin in sidecar.records[shard].made_from:
         if origin.shard:
             continue
 
         # A data root may have been moved: what lay beside the source then lies beside it now.
-        way = os.path.relpath(origin.folder, own.folder)
+        way = os.path.relpath(origin.folder, source_origin.folder)
         present = Path(os.path.normpath(source.folder.absolute() / way))
         if (present, origin.sha256) in compared or not present.is_dir():
             continue
@@ -102,8 +102,8 @@ def _check_folders(
                 f"{origin.sha256:.12}), but {present} holds other data now (hash {sha256:.12}). "
                 f"{_again(sidecar, shard, source)}"
             )
-        found.add((present, origin.sha256))
-    return found
+        folders.add((present, origin.sha256))
+    return folders
 
 
 def _again(sidecar: ShardIndex, shard: str, source: ShardIndex) -> str:

@@ -278,8 +278,8 @@ def foreign_names(names: Iterable[str]) -> list[str]:
     >>> foreign_names(["json", "q0.webp", "cls"])
     ['cls']
     """
-    known = ("json", "candidates.npy")
-    return [name for name in names if name not in known and not _CONTENT.fullmatch(name)]
+    fixed_names = ("json", "candidates.npy")
+    return [name for name in names if name not in fixed_names and not _CONTENT.fullmatch(name)]
 
 
 def _json(members: Members, kind: type[_Json]) -> _Json:

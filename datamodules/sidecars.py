@@ -181,8 +181,8 @@ class RationaleDraw:
         use_prior = random.random() < self._unselected_fraction
         # Both numbers are drawn in any case, so that a changed share moves no other draw.
         use_placebo = random.random() < self._placebo_fraction
-        own = self._pick(self._table.read(row), use_prior, random)
-        return self._placebo(row, random) if use_placebo and own is not None else own
+        rationale = self._pick(self._table.read(row), use_prior, random)
+        return self._placebo(row, random) if use_placebo and rationale is not None else rationale
 
     def _pick(
         self, pool: Sequence[ScoredRationale], use_prior: bool, random: Random

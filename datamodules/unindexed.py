@@ -264,7 +264,7 @@ def _shuffled(
         # Two come in for one that goes out until the buffer is full, as webdataset does it.
         if len(held) < SHUFFLE_BUFFER and num_bytes < SHUFFLE_BYTES:
             held += (more := list(islice(samples, 1)))
-            num_bytes += sum(found.num_bytes for _, found in more)
+            num_bytes += sum(tar_sample.num_bytes for _, tar_sample in more)
 
         if len(held) >= SHUFFLE_START or num_bytes >= SHUFFLE_BYTES:
             drawn = _draw(held, random)
