@@ -97,19 +97,19 @@ def paths_of(value: Any, separator: str = "") -> tuple[str, ...]:
     >>> paths_of("a.png | b.png", "|"), paths_of(["a|b.png", 7]), paths_of(None)
     (('a.png', 'b.png'), ('a|b.png', '7'), ())
     """
-    given: Sequence[Any]
+    parts: Sequence[Any]
     if is_missing(value):
         return ()
 
     match value:
         case list():
-            given = value
+            parts = value
         case _:
             text = text_of(value)
             # An empty separator means that the format has lists, and a path may hold any letter.
-            given = [part.strip() for part in text.split(separator)] if separator else [text]
+            parts = [part.strip() for part in text.split(separator)] if separator else [text]
 
-    texts = [text_of(each) for each in given]
+    texts = [text_of(each) for each in parts]
     if not all(texts):
         raise CellError(f"{shown(value)} holds an empty path")
     return tuple(str(PurePosixPath(text)) for text in texts)

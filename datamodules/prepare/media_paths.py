@@ -180,8 +180,8 @@ def _other_form(root: Path, name: str) -> Path:
             here = here / part
             continue
 
-        known = _names(str(here), os.stat(here).st_mtime_ns) if here.is_dir() else {}
-        forms = known.get(unicodedata.normalize("NFC", part), [])
+        forms_of = _names(str(here), os.stat(here).st_mtime_ns) if here.is_dir() else {}
+        forms = forms_of.get(unicodedata.normalize("NFC", part), [])
         if len(forms) > 1:
             problem = f"is missing, and {len(forms)} files are so named in other Unicode forms"
             raise MediaPathError(f"{shown(name)} {problem}")

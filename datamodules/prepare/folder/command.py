@@ -64,17 +64,17 @@ def run(options: argparse.Namespace) -> None:
         )
 
     # Cheap faults are shown first: decoding all media may take hours.
-    found = check_cells(rows, options.media)
-    _show(list(lines_of(found)))
-    given = _given_rationales(options, rows)
+    cell_faults = check_cells(rows, options.media)
+    _show(list(lines_of(cell_faults)))
+    rationale_file = _given_rationales(options, rows)
 
     # Hashing takes minutes: nothing is hashed for a table that will not be written.
-    if options.check or (options.on_error == "raise" and (found or given.faults)):
-        _checked(options, rows, found)
-        if given.faults:
+    if options.check or (options.on_error == "raise" and (cell_faults or rationale_file.faults)):
+        _checked(options, rows, cell_faults)
+        if rationale_file.faults:
             raise ValueError(
-                f"{options.rationales} has {len(given.faults)} fault(s), so nothing was written: "
-                "repair the lines listed above, or leave them out with --on-error skip."
+                f"{options.rationales} has {len(rationale_file.faults)} fault(s), so nothing was "
+                "written: repair the lines listed above, or leave them out with --on-error skip."
             )
         return
 
@@ -83,12 +83,12 @@ def run(options: argparse.Namespace) -> None:
     if _is_ready(options.out, mark):
         print(f"{options.out}: everything is there ({mark})")
     else:
-        _convert(options, rows, found, mark)
+        _convert(options, rows, cell_faults, mark)
 
     # Hashes are remembered last: the folder that holds them may be new.
     hashes.save()
     if options.rationales is not None:
-        having, lacking = write_rationales(given, options.out, options.out / POOL)
+        having, lacking = write_rationales(rationale_file, options.out, options.out / POOL)
         print(f"{options.out / POOL}: rationales for {having} rows, none for {lacking}")
 
 
@@ -96,22 +96,22 @@ def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> Gi
     if options.rationales is None:
         return GivenRationales({}, ())
 
-    given = read_rationales(options.rationales, {row.id for row in rows})
-    _show(given.faults)
-    return given
+    rationale_file = read_rationales(options.rationales, {row.id for row in rows})
+    _show(rationale_file.faults)
+    return rationale_file
 
 
-def _checked(options: argparse.Namespace, rows: list[OwnRow], found: Found) -> Faults:
+def _checked(options: argparse.Namespace, rows: list[OwnRow], cell_faults: Found) -> Faults:
     """Checks a table whole and prints all its faults and notices.
 
     Raises:
         ValueError: there are some, and they do not merely leave their rows out.
     """
-    faults = check_rows(rows, options.media, options.frames, options.workers, found)
+    faults = check_rows(rows, options.media, options.frames, options.workers, cell_faults)
 
     # `run` has printed the faults of cells already.
-    known = set(lines_of(found))
-    _show([line for line in faults.lines if line not in known])
+    cell_lines = set(lines_of(cell_faults))
+    _show([line for line in faults.lines if line not in cell_lines])
     for notice in faults.notices:
         print(f"note: {notice}")
 
@@ -126,8 +126,10 @@ def _checked(options: argparse.Namespace, rows: list[OwnRow], found: Found) -> F
     return faults
 
 
-def _convert(options: argparse.Namespace, rows: list[OwnRow], found: Found, mark: str) -> None:
-    faults = _checked(options, rows, found)
+def _convert(
+    options: argparse.Namespace, rows: list[OwnRow], cell_faults: Found, mark: str
+) -> None:
+    faults = _checked(options, rows, cell_faults)
     good = [row for row in rows if row.number not in faults.rows]
     if not good:
         raise ValueError(f"{options.table} has no row that could be written.")
@@ -182,8 +184,8 @@ def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: Fi
             path = locate(options.media, name)
             is_folder = path.is_dir()
             # A file of the folder that is renamed changes the order of the frames, so names count.
-            found = sorted(find_frames(options.media, name, PICTURES)) if is_folder else [path]
-            files[name] = [(p.name, hashes.sha256(p)) for p in found]
+            paths = sorted(find_frames(options.media, name, PICTURES)) if is_folder else [path]
+            files[name] = [(p.name, hashes.sha256(p)) for p in paths]
         except (MediaPathError, OSError):
             continue  # a fault of its row
 

@@ -96,11 +96,11 @@ def read_rationales(path: Path, ids: Collection[str]) -> GivenRationales:
     return GivenRationales(by_id, tuple(faults))
 
 
-def write_rationales(given: GivenRationales, out: Path, path: Path) -> tuple[int, int]:
+def write_rationales(rationale_file: GivenRationales, out: Path, path: Path) -> tuple[int, int]:
     """Joins rationales with the data by id and writes a pool.
 
     Args:
-        given: what was read; rationales of rows that the data lacks are left out.
+        rationale_file: what was read; rationales of rows that the data lacks are left out.
         out: the prepared data.
         path: of the pool.
 
@@ -109,15 +109,15 @@ def write_rationales(given: GivenRationales, out: Path, path: Path) -> tuple[int
     """
     sides = _sides(out)
     # Rows with faults were skipped, and their rationales go with them.
-    joined = {key: rationales for key, rationales in given.by_id.items() if key in sides}
+    joined = {key: rationales for key, rationales in rationale_file.by_id.items() if key in sides}
 
     pool: dict[str, tuple[Rationale, ...]] = {}
     for key, rationales in joined.items():
         # Two rows may ask the same: a seed stands for one rationale of both.
         digest = sides[key].digest
-        known = pool.get(digest, ())
-        more = (replace(each, seed=n) for n, each in enumerate(rationales, len(known)))
-        pool[digest] = (*known, *more)
+        others = pool.get(digest, ())
+        more = (replace(each, seed=n) for n, each in enumerate(rationales, len(others)))
+        pool[digest] = (*others, *more)
 
     write_pool(path, pool)
     return len(joined), len(sides) - len(joined)
@@ -140,8 +140,8 @@ def _line(data: bytes) -> tuple[str, tuple[Rationale, ...]]:
     return text_of(line.id), tuple(_rationales(line.rationales))
 
 
-def _rationales(given: list[_Words | _PartsJson]) -> Iterator[Rationale]:
-    for number, each in enumerate(given):
+def _rationales(values: list[_Words | _PartsJson]) -> Iterator[Rationale]:
+    for number, each in enumerate(values):
         try:
             thinking, answer = _parts(each)
         except CellError as error:
@@ -156,9 +156,9 @@ def _rationales(given: list[_Words | _PartsJson]) -> Iterator[Rationale]:
         )  # fmt: skip
 
 
-def _parts(given: _Words | _PartsJson) -> tuple[str, str]:
+def _parts(value: _Words | _PartsJson) -> tuple[str, str]:
     """Splits a rationale into thinking and answer."""
-    match given:
+    match value:
         case _PartsJson(thinking=thinking, answer=answer):
             parts = (text_of(thinking), text_of(answer))
         case words:

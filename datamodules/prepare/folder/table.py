@@ -185,8 +185,8 @@ class _RowReader:
 
     def row(self, number: int) -> OwnRow:
         # A misspelt column would silently leave its data out.
-        known = _NESTED if self._is_nested else COLUMNS
-        if unknown := sorted(set(self._data) - set(known)):
+        columns = _NESTED if self._is_nested else COLUMNS
+        if unknown := sorted(set(self._data) - set(columns)):
             self._faults.append(f"unknown column(s) {shown(unknown)}")
         # A bad split has a message of its own below.
         self._faults += [f"no {name}" for name in ("id", "task") if name not in self._data]
@@ -227,7 +227,7 @@ class _RowReader:
 
     def _nested(self) -> Sides:
         several = (
-            tuple(self._side(f"{name}[{n}]", given) for n, given in enumerate(self._list(name)))
+            tuple(self._side(f"{name}[{n}]", value) for n, value in enumerate(self._list(name)))
             for name in _SIDES[1:]
         )
         return self._side("query", self._data.get("query")), *several
@@ -236,21 +236,21 @@ class _RowReader:
         match self._data.get(name):
             case None:
                 return []
-            case list() as given:
-                return given
+            case list() as value:
+                return value
             case Broken(reason):
                 self._faults.append(f"{name} {reason}")
-            case given:
-                self._faults.append(f"{name} {shown(given)}: expected a list")
+            case value:
+                self._faults.append(f"{name} {shown(value)}: expected a list")
         # A fault is on record, so the empty list only keeps the reading going.
         return []
 
-    def _side(self, name: str, given: Any) -> OwnSide:
-        match given:
+    def _side(self, name: str, value: Any) -> OwnSide:
+        match value:
             case Broken(reason):
                 self._faults.append(f"{name} {reason}")
-            case dict() if not set(given) - set(_SIDE):
-                text, media, instruction = (given.get(key) for key in _SIDE)
+            case dict() if not set(value) - set(_SIDE):
+                text, media, instruction = (value.get(key) for key in _SIDE)
                 return OwnSide(
                     self._text(f"{name}.text", text),
                     self._paths(f"{name}.media", media),
@@ -259,7 +259,7 @@ class _RowReader:
             case _:
                 # An unknown key may be a misspelt one, so the side is refused whole.
                 expected = f"expected an object with some of {list(_SIDE)}"
-                self._faults.append(f"{name} {shown(given)}: {expected}")
+                self._faults.append(f"{name} {shown(value)}: {expected}")
         return OwnSide(_UNREAD)
 
     def _text(self, column: str, value: Any, unread: str = _UNREAD) -> str:
