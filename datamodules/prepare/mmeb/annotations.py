@@ -70,10 +70,10 @@ class Row:
             raise self.error(f"a whole number below {length} in {name!r}", shown(text))
         return int(text)
 
-    def error(self, expected: str, found: str) -> RowError:
+    def error(self, expected: str, actual: str) -> RowError:
         """Returns the error of the row, which names the file and the row."""
         return RowError(
-            f"{self.where}: expected {expected:.300}; found {found:.100}. Fetch the file again; "
+            f"{self.where}: expected {expected:.300}; found {actual:.100}. Fetch the file again; "
             "if it stays, the published data has changed."
         )
 
@@ -83,8 +83,8 @@ class Row:
             case Broken(reason):
                 raise self.error(f"{expected} in {name!r}", reason)
             case _ if not isinstance(value, kind):
-                found = f"{type(value).__name__} {shown(value)}"
-                raise self.error(f"{expected} in {name!r}", found)
+                actual = f"{type(value).__name__} {shown(value)}"
+                raise self.error(f"{expected} in {name!r}", actual)
         return value
 
     def _text(self, name: str, value: Any, expected: str) -> str:
@@ -118,8 +118,8 @@ def find_files(task: Task, source: Path, config: str = "") -> tuple[Path, ...]:
     """
     folder = repository(task, source)
     # The README wins: repositories hold files of other configs with similar names.
-    if found := _stated(folder, config, task.split) or _named(folder, config, task.split):
-        return found
+    if files := _stated(folder, config, task.split) or _named(folder, config, task.split):
+        return files
 
     what = f"config {config!r}, split {task.split!r}" if config else f"split {task.split!r}"
     raise FileNotFoundError(
@@ -203,9 +203,9 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:
         ) from None
 
 
-def _lacking(where: str, missing: Sequence[str], found: Iterable[str]) -> str:
+def _lacking(where: str, missing: Sequence[str], columns: Iterable[str]) -> str:
     return (
-        f"{where} has no column(s) {list(missing)}; it has {sorted(found)!s:.200}. Is it the "
+        f"{where} has no column(s) {list(missing)}; it has {sorted(columns)!s:.200}. Is it the "
         "repository, config and split that docs/mmeb_v2.md names?"
     )
 
@@ -252,8 +252,8 @@ def _named(folder: Path, config: str, split: str) -> tuple[Path, ...]:
     # Patterns go from narrow to wide, so that the split's own file is found before others.
     for pattern in patterns:
         for suffix in _SUFFIXES:
-            if found := tuple(sorted(p for p in folder.glob(pattern) if p.suffix == suffix)):
-                return found
+            if files := tuple(sorted(p for p in folder.glob(pattern) if p.suffix == suffix)):
+                return files
 
     # A single file holds everything only if no config was asked for.
     single = [p for p in folder.rglob("*") if p.suffix in _SUFFIXES]

@@ -86,12 +86,13 @@ def _drop_others(folder: ShardFolder, settings: Settings) -> set[str]:
     # Without a manifest no reader opens the folder until it is whole again.
     (folder.path / MANIFEST).unlink(missing_ok=True)
 
-    found, shards = existing_shards(folder.path, folder.mark), folder.shards
+    entries, shards = existing_shards(folder.path, folder.mark), folder.shards
     # After `skip` a shard may have holes; a run that wants all rows must write it anew.
     whole = {
         name
         for name, rows in shards.items()
-        if name in found and (settings.on_error == "skip" or found[name].num_samples == len(rows))
+        if name in entries
+        and (settings.on_error == "skip" or entries[name].num_samples == len(rows))
     }
 
     for path in folder.path.glob("*.tar"):

@@ -108,18 +108,18 @@ class PictureFolder:
     def _read_folder(self, name: str) -> Media:
         path = self.path(name)
         try:
-            found, reason = find_frames(self._root, name, _FRAME_SUFFIXES), ""
+            frames, reason = find_frames(self._root, name, _FRAME_SUFFIXES), ""
         except MediaPathError as error:
-            found, reason = [], f" ({error})"
+            frames, reason = [], f" ({error})"
 
-        if not found:
+        if not frames:
             expected = "/".join(_FRAME_SUFFIXES)
             problem = f"{path} holds no frames: expected a folder of {expected}{reason}"
             return Media(problem=f"{problem}. Was the archive unpacked whole?")
 
         # A file system lists names in any order.
-        found.sort(key=lambda frame: natural_key(frame.name))
-        chosen = [found[n] for n in choose_frames(len(found), self._wanted)]
+        frames.sort(key=lambda frame: natural_key(frame.name))
+        chosen = [frames[n] for n in choose_frames(len(frames), self._wanted)]
 
         pictures = (self._picture(self._below_root(p), p.stat().st_size) for p in chosen)
         return Media(tuple(pictures), moving=True)

@@ -84,10 +84,10 @@ def media_problems(plan: TaskPlan) -> list[str]:
     return list(dict.fromkeys(side.media.problem for side in sides if side.media.problem))
 
 
-def _expect(task: Task, what: str, found: int, wanted: int, hint: str = "") -> None:
-    if found != wanted:
+def _expect(task: Task, what: str, count: int, wanted: int, hint: str = "") -> None:
+    if count != wanted:
         raise ValueError(
-            f"{task.name}: {found} {what}; expected {wanted}.{hint} Is {task.source} whole and of "
+            f"{task.name}: {count} {what}; expected {wanted}.{hint} Is {task.source} whole and of "
             f"the published revision? If the benchmark itself has changed, change the task's row "
             "in mmemb/benchmarks/."
         )

@@ -69,8 +69,8 @@ def _clips(video: Path) -> list[Path]:
     # An archive that is not unpacked shows as a query without clips.
     if not video.is_dir():
         return []
-    found = [path for path in video.iterdir() if path.is_dir() and path.name != _QUERY]
-    return sorted(found, key=lambda path: natural_key(path.name))
+    clips = [path for path in video.iterdir() if path.is_dir() and path.name != _QUERY]
+    return sorted(clips, key=lambda path: natural_key(path.name))
 
 
 def _listed(row: Row, column: str) -> list[str]:

@@ -226,13 +226,13 @@ class PlanBuilder:
         if query.media.problem:
             return
 
-        known = set(names) if self.task.local else self._row_of
-        lost = [name for name in query.relevance if name not in known]
+        candidates = set(names) if self.task.local else self._row_of
+        lost = [name for name in query.relevance if name not in candidates]
         # A query without a right candidate would count as a miss for every model.
         if lost or not query.relevance:
             what = f"{lost[0]!r} is not among" if lost else "none is named of"
             raise ValueError(
                 f"{self.task.name}: the right candidate of {query.where} is unknown: {what} its "
-                f"{len(known)} candidate(s). Fetch the annotations again; if it stays, the "
+                f"{len(candidates)} candidate(s). Fetch the annotations again; if it stays, the "
                 "published data has changed."
             )

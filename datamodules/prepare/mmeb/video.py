@@ -115,20 +115,20 @@ def plan_questions(task: Task, source: Path) -> TaskPlan:
 
     for subset in subsets:
         for row in builder.rows(columns, subset):
-            asked = read(row)
+            question = read(row)
 
-            for name, text in zip(asked.names, asked.texts, strict=True):
+            for name, text in zip(question.names, question.texts, strict=True):
                 builder.candidate(row.where, name, text)
             # Frames of MVBench lie in a folder for each subset.
-            video = f"{subset}/{asked.video}" if task.layout == "mvbench" else asked.video
+            video = f"{subset}/{question.video}" if task.layout == "mvbench" else question.video
             builder.query(
                 row.where,
-                asked.names,
-                {asked.names[asked.right]: 1.0},
-                text=asked.text,
+                question.names,
+                {question.names[question.right]: 1.0},
+                text=question.text,
                 media=folder.frames(video),
                 concept=video,
-                answers=(asked.texts[asked.right],),
+                answers=(question.texts[question.right],),
             )
     return builder.finish()
 

@@ -29,9 +29,9 @@ def plan_pages(task: Task, source: Path) -> TaskPlan:
 
     queries = list(read_rows(parts["queries"], ("query-id", "query")))
     # Pages that are asked about come first; grades may name pages that the corpus lacks.
-    asked = [name for query in queries for name in grades.get(query.name("query-id"), {})]
+    graded_pages = [name for query in queries for name in grades.get(query.name("query-id"), {})]
 
-    for name in dict.fromkeys([*(name for name in asked if name in rows), *rows]):
+    for name in dict.fromkeys([*(name for name in graded_pages if name in rows), *rows]):
         where, row = rows[name]
         media = Media((Picture(name, row=row),))
         builder.candidate(where, name, "", media, task.target_instruction)

@@ -184,9 +184,9 @@ def _write(
         members = reader.members(plan.queries[number].media, "q")
         return query_sample(plan, number, members, table)
 
-    asked, skipped = write(QUERIES, mark_of_queries, plan.queries, query)
+    query_rows, skipped = write(QUERIES, mark_of_queries, plan.queries, query)
     counts = {
-        "queries": len(asked),
+        "queries": len(query_rows),
         "candidates": len(kept),
         "list_lengths": plan.list_lengths,
         "shadowed": plan.shadowed,

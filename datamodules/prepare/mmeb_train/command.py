@@ -71,19 +71,19 @@ def run(options: argparse.Namespace) -> None:
 
     if options.check:
         skips = options.on_error == "skip"
-        found = [_checked(s, options.source / s.repository, skips) for s in sources]
-        raise_failures(list(filter(None, found)), len(sources), "source")
+        failures = [_checked(s, options.source / s.repository, skips) for s in sources]
+        raise_failures(list(filter(None, failures)), len(sources), "source")
         return
 
     work = partial(_convert, options, cut)
     if options.workers == 1:
-        found = list(map(work, sources))
+        failures = list(map(work, sources))
     else:
         # Spawned, as a fork of a process with threads may hang.
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            found = list(pool.map(work, sources))
+            failures = list(pool.map(work, sources))
 
-    raise_failures(list(filter(None, found)), len(sources), "source")
+    raise_failures(list(filter(None, failures)), len(sources), "source")
     # After all sources: the overlay lists them all, and must not name one that failed.
     _finish(options, cut, sources)
 
@@ -115,8 +115,8 @@ def _convert(options: argparse.Namespace, cut: Cut, source: Source) -> str:
     try:
         # The fingerprint reads the annotations, so errors of theirs are caught here, too.
         mark = _fingerprint(options, cut, source)
-        known = path.is_file() and read_json(path, Report).fingerprint == mark
-        if known and is_complete(options.out / "pairs" / source.name, mark):
+        is_current = path.is_file() and read_json(path, Report).fingerprint == mark
+        if is_current and is_complete(options.out / "pairs" / source.name, mark):
             print(f"{source.name}: everything is there", flush=True)
             return ""
 
@@ -147,10 +147,10 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     marks = [_fingerprint(options, cut, source) for source in sources]
     mark = hashlib.sha256("".join(marks).encode()).hexdigest()[:16]
 
-    asked = {source: found for source, found in rows.items() if found}
-    if asked:
-        write_held_out(asked, folders, options.out, mark)
-    tasks = [EvaluationTask(s.name, "validation", s.name, seen_answer=True) for s in asked]
+    held_out = {source: source_rows for source, source_rows in rows.items() if source_rows}
+    if held_out:
+        write_held_out(held_out, folders, options.out, mark)
+    tasks = [EvaluationTask(s.name, "validation", s.name, seen_answer=True) for s in held_out]
     write_json(options.out / "tasks.json", [to_json(task) for task in tasks])
 
     weights = {source.name: source.weight for source in sources}

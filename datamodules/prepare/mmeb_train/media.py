@@ -96,15 +96,15 @@ class MediaStore:
 
     def _clip(self, name: str, prefix: str) -> dict[str, bytes]:
         try:
-            found = find_frames(self._folder, f"{_FRAMES}/{name}", _SUFFIXES)
+            paths = find_frames(self._folder, f"{_FRAMES}/{name}", _SUFFIXES)
         except MediaPathError as error:
             raise UnreadableError(f"{self._folder}: {error}: unpack {_FRAMES} whole.") from None
-        if not found:
+        if not paths:
             raise UnreadableError(
                 f"{self._folder / _FRAMES}: {shown(name)} holds no frames: unpack {_FRAMES} whole."
             )
 
-        frames = sorted(found, key=lambda path: natural_key(path.name))
+        frames = sorted(paths, key=lambda path: natural_key(path.name))
         # The same frames as in evaluation, so that training and test show clips alike.
         members = {}
         for place, number in enumerate(choose_frames(len(frames), FRAMES)):

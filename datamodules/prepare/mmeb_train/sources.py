@@ -74,8 +74,8 @@ _VG = "Select the portion of the image that isolates the object labeled as"
 def instructions() -> tuple[str, ...]:
     """Instructions that stored texts may begin with, the longest first."""
     # Training rows use the instructions of the benchmark, and `_VG` beside them.
-    known = {t.query_instruction for t in TASKS} | {t.target_instruction for t in TASKS} | {_VG}
-    return tuple(sorted(known - {""}, key=len, reverse=True))
+    texts = {t.query_instruction for t in TASKS} | {t.target_instruction for t in TASKS} | {_VG}
+    return tuple(sorted(texts - {""}, key=len, reverse=True))
 
 
 def source_named(name: str) -> Source:
@@ -84,7 +84,7 @@ def source_named(name: str) -> Source:
     Raises:
         ValueError: there is none.
     """
-    known = {source.name: source for source in MIXTURE}
-    if name not in known:
-        raise ValueError(f"The mixture has no source {name!r}; it has {sorted(known)}.")
-    return known[name]
+    sources = {source.name: source for source in MIXTURE}
+    if name not in sources:
+        raise ValueError(f"The mixture has no source {name!r}; it has {sorted(sources)}.")
+    return sources[name]
