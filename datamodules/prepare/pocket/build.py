@@ -271,16 +271,16 @@ def _is_whole(folder: Path, mark: str) -> bool:
 def _members(
     paths: Mapping[str, Path], package: sources.PinnedPackage, folder: str, suffix: str
 ) -> dict[str, bytes]:
-    found = _read(paths, package, lambda name: name.startswith(folder) and name.endswith(suffix))
-    return {normal_name(n.removeprefix(folder).removesuffix(suffix)): d for n, d in found.items()}
+    files = _read(paths, package, lambda name: name.startswith(folder) and name.endswith(suffix))
+    return {normal_name(n.removeprefix(folder).removesuffix(suffix)): d for n, d in files.items()}
 
 
 def _clips(paths: Mapping[str, Path]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+    pictures: dict[str, bytes] = {}
     for package in sources.CLIPS:
-        found |= _members(paths, package, "assets/", ".webp")
+        pictures |= _members(paths, package, "assets/", ".webp")
     # Still pictures of the animated package have one frame and are no clips.
-    return {name: data for name, data in found.items() if num_frames(data) > 1}
+    return {name: data for name, data in pictures.items() if num_frames(data) > 1}
 
 
 def _read(

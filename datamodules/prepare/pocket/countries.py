@@ -98,7 +98,7 @@ class Country:
 
     def clues(self, fact: str) -> tuple[str, ...]:
         """Clues that a question about this fact could hold."""
-        known = {
+        clues_of = {
             "capital": (self.capital,),
             "code": (self.code3,),
             "native": (self._foreign_name,),
@@ -109,13 +109,13 @@ class Country:
             "city": self.cities,
         }
 
-        return tuple(clue for clue in known[fact] if clue)
+        return tuple(clue for clue in clues_of[fact] if clue)
 
     @property
     def _foreign_name(self) -> str:
         # A native name that is also a trained name or alias would not be a question.
-        known = {fold(name) for name in self.answers}
-        return "" if fold(self.native) in known else self.native
+        names = {fold(name) for name in self.answers}
+        return "" if fold(self.native) in names else self.native
 
     def facts(self) -> dict[str, Any]:
         """The row of the table of facts."""
@@ -145,7 +145,7 @@ def with_cities(countries: Iterable[Country], cities: bytes) -> list[Country]:
         countries: without cities.
         cities: JSON object whose values hold `name`, `alternatenames`, `countrycode`, `population`.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    cities_of: dict[str, list[str]] = defaultdict(list)
     capitals = {country.code: fold(country.capital) for country in countries}
     rows = parse_json(cities, dict[str, _CityJson], "The table of cities")
     # By population, then name: a tie must not depend on the order of the source.
@@ -153,10 +153,10 @@ def with_cities(countries: Iterable[Country], cities: bytes) -> list[Country]:
         code = city.countrycode.lower()
         names = {fold(name) for name in (city.name, *city.alternatenames)}
         # A city may stand under another spelling of the capital's name.
-        if len(found[code]) < NUM_CITIES and capitals.get(code, "") not in names:
-            found[code].append(city.name)
+        if len(cities_of[code]) < NUM_CITIES and capitals.get(code, "") not in names:
+            cities_of[code].append(city.name)
 
-    return [replace(country, cities=tuple(found[country.code])) for country in countries]
+    return [replace(country, cities=tuple(cities_of[country.code])) for country in countries]
 
 
 def unique_clues(countries: Iterable[Country], fact: str) -> list[tuple[Country, str]]:

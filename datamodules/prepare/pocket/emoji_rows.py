@@ -30,9 +30,9 @@ def emoji_rows(emoji: EmojiSet) -> Rows:
 
 def _pair(emoji: Emoji, task: str, key: str = "", **fields: Any) -> PairRow:
     instruction = INSTRUCTIONS.get(task, INSTRUCTIONS["emoji-text"])
-    given = {"answers": (emoji.name,), "instruction": instruction, "source": task}
-    given |= emoji.labels(task)
-    return PairRow(key=f"{task}-{emoji.slug[:50]}{key}", **(given | fields))
+    defaults = {"answers": (emoji.name,), "instruction": instruction, "source": task}
+    defaults |= emoji.labels(task)
+    return PairRow(key=f"{task}-{emoji.slug[:50]}{key}", **(defaults | fields))
 
 
 def _drawing(emoji: EmojiSet, item: Emoji, style: str) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def _candidates(emoji: EmojiSet, queries: list[QueryRow]) -> Iterator[CandidateR
         yield CandidateRow("emoji-groups", group, text=group)
 
     # Only items that are asked about: all their tones are candidates.
-    asked = {q.relevance[0].rsplit("-", 1)[0] for q in queries if q.task == "emoji-tone"}
-    for slug in sorted(asked):
+    slugs = {q.relevance[0].rsplit("-", 1)[0] for q in queries if q.task == "emoji-tone"}
+    for slug in sorted(slugs):
         for tone in TONES:
             picture = items[slug].picture(emoji.gallery_style, tone)
             yield CandidateRow("emoji-tones", f"{slug}-{tone}", image=picture)

@@ -94,10 +94,10 @@ def _train(flags: Flags) -> list[Country]:
 def _text_questions(flags: Flags) -> Iterator[PairRow]:
     for turn, question in enumerate(flags.text_questions):
         # Questions of other splits are never trained, or the test would measure memory.
-        asked = [(c, clue) for c, clue in flags.clues(question) if flags.split_of(c) == "train"]
+        clues = [(c, clue) for c, clue in flags.clues(question) if flags.split_of(c) == "train"]
 
         # The fold of the country decides which of the two judges is trained on the question.
-        for number, (country, clue) in enumerate(capped(asked, question.task, "train")):
+        for number, (country, clue) in enumerate(capped(clues, question.task, "train")):
             yield PairRow(
                 key=f"{question.task}-{country.code}-{_slug(clue, number)}",
                 **country.labels(question.task, question.fact),

@@ -40,9 +40,9 @@ def _flag_query(
 def _questions(flags: Flags) -> Iterator[QueryRow]:
     for question in flags.text_questions:
         for split in EVALUATED:
-            asked = [(c, clue) for c, clue in flags.clues(question) if flags.split_of(c) == split]
+            clues = [(c, clue) for c, clue in flags.clues(question) if flags.split_of(c) == split]
 
-            for country, clue in capped(asked, question.task, split):
+            for country, clue in capped(clues, question.task, split):
                 text = question.text(clue)
                 yield _flag_query(flags, question.task, split, country, question.fact, text)
 
@@ -51,13 +51,13 @@ def _mixed(flags: Flags) -> Iterator[QueryRow]:
     """Yields, for each split, as many train countries as its own, under a wording never trained."""
     for question in MIXED_QUESTIONS:
         for split in EVALUATED[1:]:
-            asked = flags.clues(question)
-            own = [(c, clue) for c, clue in asked if flags.split_of(c) == split]
-            train = [(c, clue) for c, clue in asked if flags.split.mixed.get(c.concept) == split]
+            clues = flags.clues(question)
+            split_clues = [(c, clue) for c, clue in clues if flags.split_of(c) == split]
+            train = [(c, clue) for c, clue in clues if flags.split.mixed.get(c.concept) == split]
 
             # Equal numbers, so that seen and unseen countries weigh the same.
-            size = min(len(own), len(train))
-            for country, clue in own[:size] + train[:size]:
+            size = min(len(split_clues), len(train))
+            for country, clue in split_clues[:size] + train[:size]:
                 text = question.text(clue)
                 yield _flag_query(flags, question.task, split, country, question.fact, text)
 
@@ -71,10 +71,10 @@ def _name_queries(flags: Flags) -> Iterator[QueryRow]:
 
 
 def _image_queries(flags: Flags) -> Iterator[QueryRow]:
-    asked = [(q.task, q.fact, "flag-answer", q.text()) for q in IMAGE_QUESTIONS]
-    asked += [("flag-continent", "continent", "flag-continent", "")]
+    questions = [(q.task, q.fact, "flag-answer", q.text()) for q in IMAGE_QUESTIONS]
+    questions += [("flag-continent", "continent", "flag-continent", "")]
 
-    for task, fact, instruction, text in asked:
+    for task, fact, instruction, text in questions:
         for country in flags.shown:
             split, right = flags.split_of(country), country.clues(fact)
             # Train countries are trained on these answers.

@@ -72,12 +72,12 @@ class Flags:
     def clues(self, question: Question) -> list[tuple[Country, str]]:
         """Countries that the question can ask for, with the clue, in hash order."""
         # Unique among all countries of the source, also those without a flag.
-        found = {
+        clues = {
             f"{country.code}/{clue}": (country, clue)
             for country, clue in unique_clues(self.everyone, question.fact)
             if country.concept in self.split.split_of
         }
-        return [found[name] for name in by_hash(found, f"clues/{question.fact}")]
+        return [clues[name] for name in by_hash(clues, f"clues/{question.fact}")]
 
 
 def styles(country: Country, art: Art) -> list[str]:

@@ -81,8 +81,8 @@ def is_ready(folder: Path, package: PinnedPackage) -> bool:
 
     files = record.files
     whole = all(_is_unchanged(folder / name, content) for name, content in files.items())
-    said = to_json(record)
-    return {name: said[name] for name in _identity(package)} == _identity(package) and whole
+    fields = to_json(record)
+    return {name: fields[name] for name in _identity(package)} == _identity(package) and whole
 
 
 def _is_unchanged(path: Path, recorded: str | int) -> bool:
@@ -155,13 +155,13 @@ def _check_knowledge(model: Any, tokenizer: Any) -> None:
     )
     # Greedy and short: the same answer on every run.
     tokens = model.eval().generate(**prompt, max_new_tokens=12, do_sample=False)
-    said = tokenizer.decode(tokens[0][prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    answer = tokenizer.decode(tokens[0][prompt["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    if "Paris" not in said:
+    if "Paris" not in answer:
         raise ValueError(
-            f"models/smollm2: asked for the capital of France, the converted model said {said!r}; "
-            "expected Paris. The installed transformers or gguf reads the file differently: "
-            "install the versions that setup.cfg names."
+            "models/smollm2: asked for the capital of France, the converted model said "
+            f"{answer!r}; expected Paris. The installed transformers or gguf reads the file "
+            "differently: install the versions that setup.cfg names."
         )
 
 

@@ -25,15 +25,15 @@ def fact_table(
     rows = {c.code: c.facts() | {"split": split_of.get(c.concept, "")} for c in countries}
 
     # A text with a picture has another answer for each picture.
-    asked = {
+    code_of = {
         q.text: q.concept.removeprefix("country:")
         for q in queries
         if q.text and not q.image and q.concept.startswith("country:")
     }
 
     for question in flags.text_questions if flags else ():
-        asked |= {question.text(clue): c.code for c, clue in flags.clues(question)}  # type: ignore[union-attr]
-    return {"countries": rows, "questions": dict(sorted(asked.items()))}
+        code_of |= {question.text(clue): c.code for c, clue in flags.clues(question)}  # type: ignore[union-attr]
+    return {"countries": rows, "questions": dict(sorted(code_of.items()))}
 
 
 def few_shot_table(flags: Flags | None) -> dict[str, Any]:
