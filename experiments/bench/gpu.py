@@ -143,7 +143,7 @@ def measure(size: Size, device: torch.device, peak: float | None) -> Iterator[di
         for case in CASES:
             trained.append(bench_training(case, folder, size, device, peak))
             print(trained[-1], flush=True)
-            yield {"training": [asdict(found) for found in trained]}
+            yield {"training": [asdict(result) for result in trained]}
 
         print(heading())
 
@@ -164,7 +164,7 @@ def measure(size: Size, device: torch.device, peak: float | None) -> Iterator[di
 
 def machine(device: torch.device, peak: float | None) -> dict[str, Any]:
     """Describes the machine and the versions of a measurement."""
-    made = made_now()
+    origin = made_now()
     name, memory = platform.processor() or platform.machine(), None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -172,7 +172,7 @@ def machine(device: torch.device, peak: float | None) -> dict[str, Any]:
 
     return {
         "device": name, "memory_gib": memory, "peak_tflops": peak, "torch": torch.__version__,
-        "cuda": torch.version.cuda, "date": made.pop("written"), **made,
+        "cuda": torch.version.cuda, "date": origin.pop("written"), **origin,
     }  # fmt: skip
 
 
@@ -208,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or (RESULTS if options.size == "2b" else None)
 
     results = {"machine": machine(device, peak), "size": options.size}
-    for found in measure(SIZES[options.size], device, peak):
-        results |= found
+    for part in measure(SIZES[options.size], device, peak):
+        results |= part
         if out is not None:
             write_json(out, results)
 

@@ -232,7 +232,7 @@ def peak_tflops(name: str) -> float | None:
         return None
 
     whole = f" {' '.join(words)} "
-    return next((float(peak) for known, peak in _PEAKS if f" {known} " in whole), None)
+    return next((float(peak) for device, peak in _PEAKS if f" {device} " in whole), None)
 
 
 def synced(run: Callable[[], Any], device: torch.device) -> Callable[[], None]:
@@ -276,8 +276,8 @@ def peak_memory(run: Callable[[], Any], device: torch.device, held: int, before:
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         run()
 
-    found: Any = profiler.profiler
-    events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
+    autograd_profile: Any = profiler.profiler
+    events = [e for e in autograd_profile.kineto_results.events() if e.name() == "[memory]"]
 
     # A CPU has no counter of its peak, so the profiler's changes are summed in their order.
     now = peak = held

@@ -36,17 +36,17 @@ class Case:
 
     def arguments(self, folder: Path, size: Size) -> list[str]:
         """Returns arguments of `experiments.run`, for the model and the pairs in a folder."""
-        found = ["fit", "--config", f"{RECIPES / self.recipe}.yaml"]
-        found += ["--config", f"{RECIPES / 'gpu.yaml'}", "--vlm", f"{folder / 'model'}"]
-        found += ["--data_root", str(folder), "--runs", str(folder / "runs")]
+        arguments = ["fit", "--config", f"{RECIPES / self.recipe}.yaml"]
+        arguments += ["--config", f"{RECIPES / 'gpu.yaml'}", "--vlm", f"{folder / 'model'}"]
+        arguments += ["--data_root", str(folder), "--runs", str(folder / "runs")]
 
-        found += ["--data.pairs", "[pairs/made-up]", "--data.num_workers", "0"]
-        found += [f"--data.{name}={size.rows}" for name in ("batch_size", "group_size")]
+        arguments += ["--data.pairs", "[pairs/made-up]", "--data.num_workers", "0"]
+        arguments += [f"--data.{name}={size.rows}" for name in ("batch_size", "group_size")]
 
         if self.recipe == "embedder":
-            found += ["--data.sidecar", str(ExperimentFolder(folder).selected)]
+            arguments += ["--data.sidecar", str(ExperimentFolder(folder).selected)]
 
-        return [*found, *self.settings]
+        return [*arguments, *self.settings]
 
 
 CASES = (
@@ -122,13 +122,13 @@ def bench_training(
 
     plan = read_plan(parse(arguments).as_dict(), "fit", 1)
     tokens, total = round(plan.tokens_per_step()), plan.memory().total
-    found = Trained(name=case.name, tokens=tokens, planned_gib=total / GIB)
+    result = Trained(name=case.name, tokens=tokens, planned_gib=total / GIB)
 
     # That a recipe does not fit is a result of its own.
     try:
         seconds, loss, used = _run_steps(arguments, size, device)
     except torch.OutOfMemoryError:
-        return replace(found, fault="does not fit into the device's memory")
+        return replace(result, fault="does not fit into the device's memory")
 
     median = statistics.median(seconds)
 
@@ -140,7 +140,7 @@ def bench_training(
     ]
 
     return replace(
-        found, seconds=seconds, loss=loss, tokens_per_s=tokens / median, mfu=shares[0],
+        result, seconds=seconds, loss=loss, tokens_per_s=tokens / median, mfu=shares[0],
         hfu=shares[1], measured_gib=used / GIB, ratio=total / used,
     )  # fmt: skip
 

@@ -102,13 +102,13 @@ def write_results(path: Path, lines: Sequence[Line], peers: Sequence[str] = ()) 
         lines: all of the bench.
         peers: packages whose versions are written, too.
     """
-    made = made_now()
-    made["versions"] |= {name: metadata.version(name) for name in peers}
+    origin = made_now()
+    origin["versions"] |= {name: metadata.version(name) for name in peers}
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        **made,
+        **origin,
     }
 
     rows = [asdict(line) | {"ratio": line.ratio} for line in lines]

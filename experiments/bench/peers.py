@@ -56,11 +56,11 @@ def bench_cached_loss(encoder: Path, rows: int = 256, size: int = 64, kept: floa
     def embed(chosen: Any) -> tuple[torch.Tensor, ...]:
         # Micro-batches are runs of rows, so a slice copies nothing.
         cut = slice(chosen[0], chosen[-1] + 1)
-        found = [
+        outputs = [
             model({k: v[cut] if torch.is_tensor(v) else v for k, v in side.items()})
             for side in sides
         ]
-        return tuple(functional.normalize(x["sentence_embedding"], dim=1) for x in found)
+        return tuple(functional.normalize(x["sentence_embedding"], dim=1) for x in outputs)
 
     def ours() -> None:
         model.zero_grad()

@@ -46,10 +46,10 @@ def check_backbone(arguments: list[str]) -> bool:
         )
 
     print(f"{type(backbone).__name__}: reads {', '.join(sorted(backbone.modalities))}")
-    found = []
+    findings = []
 
     for finding in check_contract(backbone):
-        found.append(finding)
+        findings.append(finding)
         print(f"{'holds ' if finding.holds else 'BROKEN'}  {finding.promise}: {finding.seen}")
 
-    return all(finding.holds for finding in found)
+    return all(finding.holds for finding in findings)
