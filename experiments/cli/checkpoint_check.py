@@ -46,27 +46,27 @@ def check_resume(
         return
 
     recorded = read_config(run)
-    found = changes(recorded, settings) | changed_inputs(run, inputs)
+    differences = changes(recorded, settings) | changed_inputs(run, inputs)
 
     # An allowed key that changes nothing is a mistyped one, and the true difference stays
     # hidden.
-    unknown = [key for key in allowed if not any(_covers(key, name) for name in found)]
+    unknown = [key for key in allowed if not any(_covers(key, name) for name in differences)]
     if unknown:
         raise ValueError(
             f"--allow-change {unknown[0]}: this is no difference between {run} and the settings of "
-            f"now. They differ in: {', '.join(found) or 'nothing'}."
+            f"now. They differ in: {', '.join(differences) or 'nothing'}."
         )
 
     # The restored optimiser state overrides these settings, so a change would have no effect.
-    kept = [key for key in found if _covers(KEPT, key)]
+    kept = [key for key in differences if _covers(KEPT, key)]
     if kept:
         raise ValueError(
-            f"{kept[0]} {found[kept[0]]}: a checkpoint brings the state of its optimiser, learning "
-            "rates included, so this change would do nothing. Start a new run from the weights, or "
-            "leave the optimiser as it was."
+            f"{kept[0]} {differences[kept[0]]}: a checkpoint brings the state of its optimiser, "
+            "learning rates included, so this change would do nothing. Start a new run from the "
+            "weights, or leave the optimiser as it was."
         )
 
-    refused = {k: v for k, v in found.items() if not any(_covers(key, k) for key in allowed)}
+    refused = {k: v for k, v in differences.items() if not any(_covers(key, k) for key in allowed)}
     if refused:
         lines = "".join(f"\n  {key} {words}" for key, words in refused.items())
         keys = " ".join(refused)
@@ -81,19 +81,19 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.absolute().parent.parent
 
 
-def start_checkpoint(given: str | None, run: Path) -> str | None:
+def start_checkpoint(checkpoint: str | None, run: Path) -> str | None:
     """Returns the checkpoint from which a fit starts; None for the first step.
 
     Args:
-        given: by the user, or None.
+        checkpoint: named by the user, or None.
         run: the folder of this run, which an earlier process may have begun.
     """
-    if given is not None and Path(given).resolve().is_relative_to(run.resolve()):
-        return given
+    if checkpoint is not None and Path(checkpoint).resolve().is_relative_to(run.resolve()):
+        return checkpoint
 
     # An interrupted run has left the foreign checkpoint that it began with behind.
-    own = newest_whole(RunFolder(run).checkpoints)
-    return given if own is None else str(own)
+    newest_checkpoint = newest_whole(RunFolder(run).checkpoints)
+    return checkpoint if newest_checkpoint is None else str(newest_checkpoint)
 
 
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
@@ -119,13 +119,13 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 def changed_inputs(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
     """Returns path -> text, for inputs whose content differs from the recorded one."""
     path = RunFolder(run).mark
-    known = read_json(path, RunMark).inputs if path.is_file() else {}
+    identities = read_json(path, RunMark).inputs if path.is_file() else {}
 
     # An input that the mark does not name is new to the run: `changes` reports its setting.
     return {
         name: "holds other data than when the run was started"
         for name, identity in inputs.items()
-        if known.get(name, identity) != identity
+        if identities.get(name, identity) != identity
     }
 
 
@@ -139,10 +139,10 @@ def flattened(data: Any, name: str = "") -> dict[str, Any]:
     # An empty table stays as a value, or its removal would not count as a difference.
     if not isinstance(data, Mapping) or not data:
         return {name: list(data) if isinstance(data, tuple) else data}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in data.items():
-        found |= flattened(value, f"{name}.{key}" if name else str(key))
-    return found
+        values |= flattened(value, f"{name}.{key}" if name else str(key))
+    return values
 
 
 def _covers(key: str, name: str) -> bool:

@@ -146,24 +146,24 @@ def _argument_names(target: Any) -> list[str] | None:
     return [p.name for p in parameters]
 
 
-def _check_keys(given: Any, valid: Iterable[str], path: Path, where: str) -> None:
-    known = list(valid)
+def _check_keys(node: Any, valid: Iterable[str], path: Path, where: str) -> None:
+    keys = list(valid)
 
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{path}: {where[:-1]} is {given!r:.60}; expected keys and values.")
-    for key in given:
-        if key not in known:
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{path}: {where[:-1]} is {node!r:.60}; expected keys and values.")
+    for key in node:
+        if key not in keys:
             raise ValueError(
-                f"{path}: unknown key {where}{key}.{nearest(key, known)} "
-                f"Valid here: {', '.join(sorted(known))}."
+                f"{path}: unknown key {where}{key}.{nearest(key, keys)} "
+                f"Valid here: {', '.join(sorted(keys))}."
             )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """Returns a hint for an error message: ` Did you mean x?`, or an empty text.
 
     >>> nearest("temprature", ["temperature", "optimizer"])
     ' Did you mean temperature?'
     """
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""

@@ -152,10 +152,10 @@ class ExperimentCLI(LightningCLI):
         check_reuse(config, own_outputs(config, self.subcommand))
 
         # Before a folder is claimed, so that a refused checkpoint leaves none behind.
-        given = config.get("ckpt_path")
-        if self.subcommand == "fit" and given is not None and Path(given).is_file():
+        checkpoint = config.get("ckpt_path")
+        if self.subcommand == "fit" and checkpoint is not None and Path(checkpoint).is_file():
             whole = settings_of(config, self.subcommand, machine=True)
-            check_resume(Path(given), whole, self.inputs, config.allow_change)
+            check_resume(Path(checkpoint), whole, self.inputs, config.allow_change)
 
         self.claimed = self._claim()
         self.run_folder = self.claimed.path
@@ -237,9 +237,9 @@ class ExperimentCLI(LightningCLI):
         """Takes no settings from a checkpoint: Lightning would let them, and the classes that they
         name, beat those of the user."""
         command = self.config.get("subcommand")
-        given = self.config[command].get("ckpt_path") if command else None
-        if given is not None and Path(given).is_file():
-            read_weights(Path(given), mmap=True)  # before anything is made
+        checkpoint = self.config[command].get("ckpt_path") if command else None
+        if checkpoint is not None and Path(checkpoint).is_file():
+            read_weights(Path(checkpoint), mmap=True)  # before anything is made
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -412,9 +412,11 @@ def run_fingerprint(config: Namespace, subcommand: str) -> str:
     that the run starts from."""
     settings, outputs = settings_of(config, subcommand), own_outputs(config, subcommand)
     plain = fingerprint(settings, outputs)
-    given = config.get("ckpt_path")
+    checkpoint = config.get("ckpt_path")
 
     # A fit that continues a run of equal settings and inputs is that run.
-    if given is None or (subcommand == "fit" and fingerprint_of(run_of(Path(given))) == plain):
+    if checkpoint is None or (
+        subcommand == "fit" and fingerprint_of(run_of(Path(checkpoint))) == plain
+    ):
         return plain
-    return fingerprint(settings | {"ckpt_path": given}, outputs)
+    return fingerprint(settings | {"ckpt_path": checkpoint}, outputs)

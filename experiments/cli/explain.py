@@ -53,14 +53,14 @@ def explain(arguments: Sequence[str], key: str) -> str:
     if value is _ABSENT:
         raise ValueError(f"there is no setting {key}.{nearest(full, flattened(config))}")
 
-    found = [*_files(with_base(list(arguments)), full), *_flags(arguments, full)]
+    sources = [*_files(with_base(list(arguments)), full), *_flags(arguments, full)]
     lines = [f"{full} = {value!r}"]
 
-    if not found:
+    if not sources:
         lines.append("set by no file and no flag: the default of its class")
 
-    for place, (source, given) in enumerate(reversed(found)):
-        lines.append(f"{'set by' if place == 0 else 'before that'} {source}: {given}")
+    for place, (source, text) in enumerate(reversed(sources)):
+        lines.append(f"{'set by' if place == 0 else 'before that'} {source}: {text}")
     return "\n".join(lines)
 
 
@@ -69,18 +69,18 @@ def _files(arguments: list[str], key: str) -> Iterator[tuple[str, str]]:
 
     for path in config_files(arguments):
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        given = _value(data, _spelt_out(data, key))
-        if given is not _ABSENT:
+        value = _value(data, _spelt_out(data, key))
+        if value is not _ABSENT:
             shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            yield str(shown), str(given)
+            yield str(shown), str(value)
 
 
 def _flags(arguments: Sequence[str], key: str) -> Iterator[tuple[str, str]]:
     for place, word in enumerate(arguments):
-        name, given, value = word.partition("=")
+        name, separator, value = word.partition("=")
         short = key.replace(".init_args", "")
         if name.startswith("--") and name[2:].replace(".init_args", "") == short:
-            yield name, value if given else " ".join(arguments[place + 1 : place + 2])
+            yield name, value if separator else " ".join(arguments[place + 1 : place + 2])
 
 
 def _spelt_out(data: Any, key: str) -> str:

@@ -30,8 +30,8 @@ _SECRET_URLS = re.compile(r"""(\bhttps?://)[^\s'"]*[@?#][^\s'"]*""")
 
 def innermost(text: str) -> str:
     """Returns the complaint of a constructor, without the parser's page around it."""
-    while found := _PARSER_PAGE.match(text):
-        text = textwrap.dedent("    " + found[1])
+    while page := _PARSER_PAGE.match(text):
+        text = textwrap.dedent("    " + page[1])
     return text
 
 
