@@ -64,8 +64,8 @@ model = PeftModel.from_pretrained({auto}.from_pretrained("BASE"), "{out}")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exports, or prints in one paragraph why it cannot."""
     options = _parse(arguments)
-    given = (options.adapter, options.scores, options.allow_model)
-    print(export(options.folder, options.to, options.out, *given))
+    settings = (options.adapter, options.scores, options.allow_model)
+    print(export(options.folder, options.to, options.out, *settings))
 
 
 def export(
@@ -90,32 +90,33 @@ def export(
         ValueError: it cannot be exported so, or `out` is taken.
         FileNotFoundError: there is no backbone, or a package is missing.
     """
-    found = find_backbone(folder)
+    saved_backbone = find_backbone(folder)
 
-    if not found.backbone.resolve().is_relative_to(folder.resolve()):
+    if not saved_backbone.backbone.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"{found.backbone} is a link out of {folder}, and what it points to is not published "
-            "unseen: name that folder itself."
+            f"{saved_backbone.backbone} is a link out of {folder}, and what it points to is not "
+            "published unseen: name that folder itself."
         )
 
-    saved_spec(found.backbone)  # its own files, and no links out of it
+    saved_spec(saved_backbone.backbone)  # its own files, and no links out of it
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
 
-    shown = found.name if folder.is_absolute() else str(folder)  # a card tells no machine's paths
+    # A card tells no machine's paths.
+    shown = saved_backbone.name if folder.is_absolute() else str(folder)
     words = ["python", "-m", "experiments.export", shown, "--to", to, "--out", out.name]
-    facts = _facts(found, scores)
+    facts = _facts(saved_backbone, scores)
     facts |= {"export": shlex.join([*words, *(["--adapter"] if adapter else [])])}
 
     if to == SENTENCES and adapter:
         raise ValueError("--adapter is for --to transformers: peft loads it, not this package.")
 
-    if to == TRANSFORMERS and found.kind != _CHAT:
+    if to == TRANSFORMERS and saved_backbone.kind != _CHAT:
         raise ValueError(
-            f"{found.backbone} holds a {found.kind}, which is no model of transformers: it mixes "
-            "pictures and texts in ways that no Auto class knows. Load it with "
-            "`mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
+            f"{saved_backbone.backbone} holds a {saved_backbone.kind}, which is no model of "
+            "transformers: it mixes pictures and texts in ways that no Auto class knows. Load it "
+            "with `mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
         )
 
     write = (
@@ -125,20 +126,20 @@ def export(
     )
 
     with whole_folder(out) as fresh:
-        described = facts | write(found, fresh, out)
+        described = facts | write(saved_backbone, fresh, out)
         # The list of facts is written anew.
         left_out = [name for name in described.pop("left_out", []) if name != FACTS]
         # A judge that is trained from the export inherits the facts of these weights.
-        write_facts(fresh / FACTS, _fitted(found))
+        write_facts(fresh / FACTS, _fitted(saved_backbone))
 
-        said = _describe(fresh, described)
+        sentence = _describe(fresh, described)
         # Printed, and not written into the card: other files of this machine are not published.
         named = f" Left out, as no part of a model: {', '.join(left_out)}." if left_out else ""
-    return f"{out}: {said}{named}"
+    return f"{out}: {sentence}{named}"
 
 
-def _fitted(found: Found) -> TrainedFacts:
-    facts = inherited_facts(str(found.backbone))
+def _fitted(saved_backbone: Found) -> TrainedFacts:
+    facts = inherited_facts(str(saved_backbone.backbone))
 
     if not facts.unknown:
         return facts
@@ -152,30 +153,30 @@ def _describe(fresh: Path, facts: dict[str, Any]) -> str:
     return " ".join([f"{run.kind} for {run.library}, direct path.", *run.notes])
 
 
-def _facts(found: Found, scores: Path | None) -> dict[str, Any]:
-    base, hub = run_facts.base_models(found)
-    data, data_name = run_facts.data_sources(found)
+def _facts(saved_backbone: Found, scores: Path | None) -> dict[str, Any]:
+    base, hub = run_facts.base_models(saved_backbone)
+    data, data_name = run_facts.data_sources(saved_backbone)
 
-    measured, where = run_facts.figures(found, scores)
+    measured, where = run_facts.figures(saved_backbone, scores)
 
     return {
-        "name": found.name,
-        "kind": found.kind,
+        "name": saved_backbone.name,
+        "kind": saved_backbone.kind,
         "base": tuple(base),
         "hub_base": tuple(hub),
         "data": tuple(data),
         "data_name": data_name,
         "figures": tuple(measured),
         "measured": where,
-        **run_facts.records(found),
+        **run_facts.records(saved_backbone),
     }
 
 
-def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+def _sentences(saved_backbone: Found, fresh: Path, out: Path) -> dict[str, Any]:
     from experiments.export.sentence_folder import write_sentence_folder
 
-    prompts = run_facts.instructions(found, texts_only=found.kind != _CHAT)
-    difference, reads, left_out = write_sentence_folder(found.backbone, fresh, prompts)
+    prompts = run_facts.instructions(saved_backbone, texts_only=saved_backbone.kind != _CHAT)
+    difference, reads, left_out = write_sentence_folder(saved_backbone.backbone, fresh, prompts)
     notes = [
         "Stock modules of sentence-transformers alone: no trust_remote_code is needed.",
         f"Compared with the original when it was exported: largest difference {difference:.0e}, "
@@ -189,7 +190,7 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     if prompts:
         notes.append(
             f"Instructions are prompts by task, such as `prompt_name={min(prompts)!r}`; another "
-            "one is given as `prompt`" + _ending(found) + "."
+            "one is given as `prompt`" + _ending(saved_backbone) + "."
         )
 
     use = f", prompt_name={min(prompts)!r}" if prompts else ""
@@ -199,18 +200,20 @@ def _sentences(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     return described | {"left_out": left_out}
 
 
-def _ending(found: Found) -> str:
-    return "" if found.kind == _CHAT else ", with a space at its end"
+def _ending(saved_backbone: Found) -> str:
+    return "" if saved_backbone.kind == _CHAT else ", with a space at its end"
 
 
-def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+def _transformers(saved_backbone: Found, fresh: Path, out: Path) -> dict[str, Any]:
     from mmemb.llm.loading import DTYPES, load_model
 
     # Loaded once before it is copied: a folder that cannot be opened is not published.
-    load_model(str(found.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False)
-    left_out = copy_model(found.backbone / "model", fresh)  # whole, as was just seen
+    load_model(
+        str(saved_backbone.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False
+    )
+    left_out = copy_model(saved_backbone.backbone / "model", fresh)  # whole, as was just seen
 
-    prompts = _prompts(found)
+    prompts = _prompts(saved_backbone)
     notes = (
         "A plain model: low-rank updates, if there were any, are part of the weights.",
         _SPECIAL,
@@ -223,11 +226,13 @@ def _transformers(found: Found, fresh: Path, out: Path) -> dict[str, Any]:
     return described | {"left_out": left_out}
 
 
-def _adapter(models: Collection[str], found: Found, fresh: Path, out: Path) -> dict[str, Any]:
+def _adapter(
+    models: Collection[str], saved_backbone: Found, fresh: Path, out: Path
+) -> dict[str, Any]:
     from experiments.export.adapter_folder import write_adapter_folder
 
-    write_adapter_folder(found, fresh, models)
-    prompts = _prompts(found)
+    write_adapter_folder(saved_backbone, fresh, models)
+    prompts = _prompts(saved_backbone)
     auto = (
         "AutoModelForCausalLM" if prompts.modalities == {"text"} else "AutoModelForImageTextToText"
     )
@@ -243,7 +248,7 @@ def _adapter(models: Collection[str], found: Found, fresh: Path, out: Path) -> d
     return {"library": "peft", "reads": reads, "usage": usage, "notes": notes}
 
 
-def _prompts(found: Found) -> Any:
+def _prompts(saved_backbone: Found) -> Any:
     """Returns the builder of the backbone's prompts; the model itself is not loaded."""
     from transformers import AutoProcessor
 
@@ -252,11 +257,11 @@ def _prompts(found: Found) -> Any:
     from mmemb.records.schema import convert, read_json
     from mmemb.storage.pretrained import load_pretrained
 
-    path = found.backbone / "config.json"
+    path = saved_backbone.backbone / "config.json"
     arguments = read_json(path, dict[str, Any]).get("init_args")
     style = convert(arguments, dict[str, Any], f"{path} is broken").get("style")
 
-    processor = load_pretrained(AutoProcessor, found.backbone / "model")
+    processor = load_pretrained(AutoProcessor, saved_backbone.backbone / "model")
     return PromptBuilder(processor, convert(style, PromptStyle, f"{path} is broken"))
 
 

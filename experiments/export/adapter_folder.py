@@ -19,35 +19,39 @@ from mmemb.storage.run_folder import RunFolder
 _OURS = "base_model.model."
 
 
-def write_adapter_folder(found: Found, out: Path, models: Collection[str] = ()) -> None:
+def write_adapter_folder(saved_backbone: Found, out: Path, models: Collection[str] = ()) -> None:
     """Writes the updates as they were before they were merged into the run's backbone.
 
     Args:
-        found: a VisionLanguageBackbone and its run.
+        saved_backbone: a VisionLanguageBackbone and its run.
         out: an empty folder, or a new one.
         models: what the run's configuration may name outside of it (`load_run`).
 
     Raises:
         ValueError: the run trained no updates, or has kept none apart.
     """
-    lora = (found.config.get("model", {}).get("init_args") or {}).get("lora")
-    kept = sorted(RunFolder(found.run).checkpoints.glob("*.ckpt")) if found.run else []
+    lora = (saved_backbone.config.get("model", {}).get("init_args") or {}).get("lora")
+    kept = (
+        sorted(RunFolder(saved_backbone.run).checkpoints.glob("*.ckpt"))
+        if saved_backbone.run
+        else []
+    )
 
     if not lora or not kept:
         why = (
-            f"{found.run} was trained without `lora`"
-            if found.run and not lora
+            f"{saved_backbone.run} was trained without `lora`"
+            if saved_backbone.run and not lora
             else "it has no checkpoint, and in a saved backbone they are part of the weights"
-            if found.run
-            else f"{found.backbone} belongs to no run"
+            if saved_backbone.run
+            else f"{saved_backbone.backbone} belongs to no run"
         )
         raise ValueError(
             f"There are no LoRA updates to write: {why}. Leave --adapter out to export the whole "
             "model."
         )
 
-    assert found.run is not None
-    backbone = load_run(found.run, models=models).backbone
+    assert saved_backbone.run is not None
+    backbone = load_run(saved_backbone.run, models=models).backbone
 
     tuned, model = backbone.updates, backbone.model
     place = _place(model, tuned.model)

@@ -70,7 +70,7 @@ def _belongs(name: str) -> bool:
     path = PurePosixPath(name)
     if path.parent.name == _TEMPLATES:
         return len(path.parts) == 2 and path.suffix == ".jinja"
-    return len(path.parts) == 1 and any(fnmatch(name, known) for known in NAMES)
+    return len(path.parts) == 1 and any(fnmatch(name, pattern) for pattern in NAMES)
 
 
 def _copy(source: Path, place: Path) -> None:

@@ -61,11 +61,13 @@ def embed_probes(backbone: Backbone, longest: int, pictures: bool) -> list[Probe
         pictures: whether the folder reads them.
     """
     texts = [*_TEXTS, " ".join(["flag"] * longest)]
-    given = [(Side(text, said), text) for text in texts for said in ("", _INSTRUCTION)]
+    sides = [
+        (Side(text, instruction), text) for text in texts for instruction in ("", _INSTRUCTION)
+    ]
 
     if pictures:
-        given += [_pictured(0, ""), _pictured(1, "what is it?")]
-    return [Probe(side, plain, backbone.encode([side])[0].cpu()) for side, plain in given]
+        sides += [_pictured(0, ""), _pictured(1, "what is it?")]
+    return [Probe(side, plain, backbone.encode([side])[0].cpu()) for side, plain in sides]
 
 
 def _pictured(seed: int, text: str) -> tuple[Side, Any]:
@@ -100,14 +102,14 @@ def compare(folder: Path, probes: Sequence[Probe], separator: str) -> float:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-            found = {probe: _encode(model, probe, separator) for probe in probes}
+            vectors = {probe: _encode(model, probe, separator) for probe in probes}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             "sentence-transformers cannot read what was written of this backbone, so nothing is "
             f"exported: {type(error).__name__} {error!s:.300}"
         ) from None
 
-    off = {probe: float((vector - probe.vector_D).abs().max()) for probe, vector in found.items()}
+    off = {probe: float((vector - probe.vector_D).abs().max()) for probe, vector in vectors.items()}
     worst = max(off, key=off.__getitem__)
 
     # `not <=` also refuses NaN, which is neither larger nor smaller.

@@ -162,12 +162,15 @@ def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Wr
     left_out = copy_model(source / "model", out)
     prompts, style = backbone.prompts, backbone.style
 
-    own = getattr(prompts.processor, "chat_template", None) or prompts.tokenizer.chat_template
+    template = getattr(prompts.processor, "chat_template", None) or prompts.tokenizer.chat_template
     prompts.tokenizer.padding_side = "right"  # what stands behind a causal row cannot change it
     prompts.tokenizer.pad_token = prompts.tokenizer.pad_token or prompts.tokenizer.eos_token
 
-    said = {"add_generation_prompt": style.add_generation_prompt, **style.template_arguments}
-    processing: dict[str, Any] = {"chat_template": said}
+    template_arguments = {
+        "add_generation_prompt": style.add_generation_prompt,
+        **style.template_arguments,
+    }
+    processing: dict[str, Any] = {"chat_template": template_arguments}
     pictures = "image" in backbone.modalities
     if pictures and (size := prompts.image_bounds(style.max_pixels)):
         processing["image"] = size
@@ -179,9 +182,9 @@ def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Wr
     # The folder's template must write texts as the backbone does, so special tokens stay text in
     # it.
     special = special_tokens(prompts.tokenizer, prompts.marks)
-    prompts.processor.chat_template = sentence_template(own, style, special)
+    prompts.processor.chat_template = sentence_template(template, style, special)
     prompts.processor.save_pretrained(out)
-    prompts.processor.chat_template = own  # the backbone goes on with its own
+    prompts.processor.chat_template = template  # the backbone goes on with its own
 
     return Written(style.max_length, style.long_text == "truncate", "", pictures, left_out)
 

@@ -122,10 +122,10 @@ class _ManifestJson(Excerpt):
     profile: str = ""
 
 
-def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
+def base_models(saved_backbone: Found) -> tuple[list[Ingredient], list[str]]:
     """Returns the models that training started from, and those that are ids of a hub."""
     bases, hub = [], []
-    for run, name in _starting_points(found.run):
+    for run, name in _starting_points(saved_backbone.run):
         path = _resolved(run, name)
 
         # A path on this machine means nothing to a reader of the card: its last part is named.
@@ -143,16 +143,16 @@ def base_models(found: Found) -> tuple[list[Ingredient], list[str]]:
     return list(dict.fromkeys(bases)), hub
 
 
-def data_root(found: Found) -> Path | None:
+def data_root(saved_backbone: Found) -> Path | None:
     """Returns the data root of the run, or None if it is no longer there."""
-    data = found.config.get("data", {})
-    root = (data.get("init_args") or {}).get("root") or found.config.get("data_root")
-    return _resolved(found.run, str(root)) if root and found.run else None
+    data = saved_backbone.config.get("data", {})
+    root = (data.get("init_args") or {}).get("root") or saved_backbone.config.get("data_root")
+    return _resolved(saved_backbone.run, str(root)) if root and saved_backbone.run else None
 
 
-def data_sources(found: Found) -> tuple[list[Ingredient], str]:
+def data_sources(saved_backbone: Found) -> tuple[list[Ingredient], str]:
     """Returns the packages that the data was made of, and the data's name."""
-    root = data_root(found)
+    root = data_root(saved_backbone)
     path = root / MANIFEST if root else None
     if path is None or not path.is_file():
         return [], root.name if root else ""
@@ -165,9 +165,9 @@ def data_sources(found: Found) -> tuple[list[Ingredient], str]:
     return sources, f"{root.name if root else ''}{profile}"
 
 
-def instructions(found: Found, texts_only: bool) -> dict[str, str]:
+def instructions(saved_backbone: Found, texts_only: bool) -> dict[str, str]:
     """Returns task -> instruction of its first query, if any (and a text, with `texts_only`)."""
-    root = data_root(found)
+    root = data_root(saved_backbone)
     if root is None or not (root / "queries" / MANIFEST).is_file():
         return {}
 
@@ -179,40 +179,41 @@ def instructions(found: Found, texts_only: bool) -> dict[str, str]:
     return {task: row.instruction for task, row in kept.items() if row.instruction}
 
 
-def figures(found: Found, scores: Path | None) -> tuple[list[Figure], str]:
+def figures(saved_backbone: Found, scores: Path | None) -> tuple[list[Figure], str]:
     """Reads figures measured on this backbone, and their source: score files if they are named,
     else the experiment's report if it is about this backbone, else the run's own validation."""
     if scores is not None:
         return _of_scores(scores), "From the score files of this backbone, split test."
-    if found.run is None:
+    if saved_backbone.run is None:
         return [], ""
 
     # A report measures the backbone of its gate; figures of another embedder must not be shown.
-    path = ExperimentFolder(found.run.parent).report_json
-    if path.is_file() and _is_reported(found.run):
+    path = ExperimentFolder(saved_backbone.run.parent).report_json
+    if path.is_file() and _is_reported(saved_backbone.run):
         report = read_report(path)
         return _of_report(report), (
             f"From the experiment's report: {report['eligible_queries']} eligible queries of part "
             "test, mean over tasks; intervals resample concepts."
         )
 
-    metrics = read_summary(found.run).metrics
+    metrics = read_summary(saved_backbone.run).metrics
     measured = {name: value for name, value in metrics.items() if value is not None}
     kept = [Figure(name, value) for name, value in measured.items() if name.startswith("val/")]
     return [f for f in kept if f.name.removeprefix("val/") in _METRICS], "Validation of the run."
 
 
-def records(found: Found) -> dict[str, Any]:
+def records(saved_backbone: Found) -> dict[str, Any]:
     """Returns command, commit, fingerprint, seed and versions, as fields of `RunFacts`."""
-    if found.run is None:
+    if saved_backbone.run is None:
         return {}
-    environment = read_environment(found.run)
+    environment = read_environment(saved_backbone.run)
     return {
-        "training": f"python -m experiments.run fit --config runs/{found.name}/config.yaml",
+        "training": "python -m experiments.run fit "
+        f"--config runs/{saved_backbone.name}/config.yaml",
         "commit": environment.git_commit or "",
         "dirty": environment.uncommitted_changes,
-        "fingerprint": run_mark(found.run) or "",
-        "seed": str(found.config.get("seed_everything", "")),
+        "fingerprint": run_mark(saved_backbone.run) or "",
+        "seed": str(saved_backbone.config.get("seed_everything", "")),
         "versions": tuple(f"{name} {version}" for name, version in environment.versions.items()),
     }
 
@@ -226,14 +227,14 @@ def _starting_points(run: Path | None) -> Iterator[tuple[Path, str]]:
         if not isinstance(backbone, dict):
             # A gate names its trained embedder in place of a backbone.
             backbone = {"init_args": {"folder": arguments.get("embedder")}}
-        given = backbone.get("init_args")
-        given = given if isinstance(given, dict) else {}
+        init_args = backbone.get("init_args")
+        init_args = init_args if isinstance(init_args, dict) else {}
 
-        if not given.get("folder"):
-            yield from ((run, name) for name in _names(given))
+        if not init_args.get("folder"):
+            yield from ((run, name) for name in _names(init_args))
             return
 
-        above = _resolved(run, str(given["folder"]))
+        above = _resolved(run, str(init_args["folder"]))
         above = above.resolve() if above is not None else None
         run = next((p for p in (above, above.parent) if is_run(p)), None) if above else None
 
@@ -268,18 +269,20 @@ def _of_report(report: Mapping[str, Any]) -> list[Figure]:
 
 
 def _of_scores(folder: Path) -> list[Figure]:
-    files, values, found = read_scores(folder), read_values(folder), []
+    files, values, results = read_scores(folder), read_values(folder), []
     for name, file in files.items():
         metric = file.metric or "hit@1"
         note = f" (partial: {file.partial})" if file.partial else ""
         label, value = f"{name}, {metric}{note}", float(file.scores[metric])
 
         # Score files written without values for each query have no interval.
-        if (own := values.get(name)) is None:
-            found.append(Figure(label, value))
+        if (query_values := values.get(name)) is None:
+            results.append(Figure(label, value))
             continue
-        found.append(Figure(label, value, cluster_bootstrap(own.values, own.clusters)))
-    return found
+        results.append(
+            Figure(label, value, cluster_bootstrap(query_values.values, query_values.clusters))
+        )
+    return results
 
 
 def _resolved(run: Path | None, name: str) -> Path | None:

@@ -31,8 +31,8 @@ class Found:
     def name(self) -> str:
         """EXPERIMENT/NAME of the run, or the folder's name."""
 
-        said = [str(self.config[key]) for key in ("experiment", "name") if key in self.config]
-        return "/".join(said) or self.backbone.resolve().name
+        parts = [str(self.config[key]) for key in ("experiment", "name") if key in self.config]
+        return "/".join(parts) or self.backbone.resolve().name
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -49,13 +49,13 @@ class Answer:
 
     def lines(self) -> list[str]:
         """Returns the lines that the command prints."""
-        found = [f"depth: {self.depth}"]
+        lines = [f"depth: {self.depth}"]
 
         if self.written is not None:
-            found.append(f"written ({self.written.num_tokens} tokens): {self.written.text}")
+            lines.append(f"written ({self.written.num_tokens} tokens): {self.written.text}")
 
         width = max(len(f"{gallery}/{name}") for _, gallery, name in self.hits)
-        return found + [
+        return lines + [
             f"{rank:>4}  {score:7.4f}  {f'{gallery}/{name}':<{width}}".rstrip()
             for rank, (score, gallery, name) in enumerate(self.hits, start=1)
         ]
@@ -119,7 +119,7 @@ def nearest(
 
 def _answer(options: argparse.Namespace) -> Answer:
     side = _side(options)
-    found = find_backbone(options.model)
+    saved_backbone = find_backbone(options.model)
 
     # A gate's run holds the saved path in `adaptive`, which may also be named itself.
     places = (AdaptiveFolder(options.model), RunFolder(options.model).adaptive)
@@ -147,7 +147,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         embedder = AdaptiveEmbedder.from_pretrained(
             adaptive.path, servers=dict(options.server), models=options.allow_model
         )
-    backbone = embedder.backbone if embedder else load_backbone(str(found.backbone))
+    backbone = embedder.backbone if embedder else load_backbone(str(saved_backbone.backbone))
 
     try:
         (embedder or backbone).to(options.device)
@@ -155,7 +155,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
     # Vectors are kept under the model's content, so another model never reads them.
-    identity = model_identity(found.backbone)
+    identity = model_identity(saved_backbone.backbone)
     everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
     candidates = everything.of_gallery(options.gallery)
 

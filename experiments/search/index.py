@@ -52,8 +52,8 @@ class Candidates:
         # A benchmark's galleries are searched one at a time; a name may stand in several.
         rows = [row for row, (home, _) in enumerate(self.names) if home == gallery]
         if not rows:
-            known = sorted({home for home, _ in self.names})
-            raise ValueError(f"There is no gallery {gallery!r}; there are {known}.")
+            galleries = sorted({home for home, _ in self.names})
+            raise ValueError(f"There is no gallery {gallery!r}; there are {galleries}.")
 
         return Candidates(self.vectors_ND[rows], tuple(self.names[row] for row in rows))
 
