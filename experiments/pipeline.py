@@ -114,8 +114,8 @@ def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         replace(stage, arguments=(*stage.arguments, *overlay.more_arguments.get(stage.name, ())))
         for stage in base.stages
     ]
-    own = {key: value for key, value in data.items() if key not in _Overlay.__struct_fields__}
-    return {**msgspec.to_builtins(replace(base, stages=tuple(stages))), **own}
+    overrides = {key: value for key, value in data.items() if key not in _Overlay.__struct_fields__}
+    return {**msgspec.to_builtins(replace(base, stages=tuple(stages))), **overrides}
 
 
 def _filled(stage: Stage, word: str, value: str) -> Stage:
@@ -283,9 +283,9 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
 
     run_cells(ablations, folder, shared, run_unless_done)
     think = frozenset(task.name for task in read_tasks(Path(config.data_root)) if task.think)
-    found = figures(folder, ablations, think)
+    result = figures(folder, ablations, think)
 
-    write_report(folder, page(found, ablations.seeds), found, picture(found))
+    write_report(folder, page(result, ablations.seeds), result, picture(result))
 
 
 def report(stage: Stage, shared: Sequence[str]) -> None:

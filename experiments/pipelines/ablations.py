@@ -113,7 +113,7 @@ def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
         comparisons = tuple(Comparison(**row) for row in data["comparisons"])
         rest = {k: v for k, v in data.items() if k not in ("cells", "comparisons", "seeds")}
         seeds = tuple(data.get("seeds", (0, 1, 2)))
-        found = Ablations(**rest, cells=cells, comparisons=comparisons, seeds=seeds)
+        ablations = Ablations(**rest, cells=cells, comparisons=comparisons, seeds=seeds)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}, ablations: {type(error).__name__} {error}") from None
 
@@ -122,11 +122,11 @@ def read_ablations(data: Mapping[str, Any], path: Path) -> Ablations:
         raise ValueError(f"{path}, ablations: comparisons name unknown cell(s) {unknown}")
 
     # Names of cells become names of run folders.
-    for name in found.cells:
+    for name in ablations.cells:
         check_plain(str(name), f"{path}, ablations: a cell")
 
-    check_seeds(found.seeds)
-    return found
+    check_seeds(ablations.seeds)
+    return ablations
 
 
 def _read_cell(data: Mapping[str, Any]) -> Cell:
@@ -226,18 +226,18 @@ def choose_again(source: ShardIndex, folder: Path, cell: Cell) -> dict[str, list
     # One threshold for all pairs, so it waits for the last value.
     eta = cell.rule.eta(torch.cat([value_BK.flatten() for value_BK in values]))
 
-    found: dict[str, list[dict[str, Any]]] = {}
+    drafts_of: dict[str, list[dict[str, Any]]] = {}
     for entries, value_BK, count_BK in zip(batches, values, counts, strict=True):
         rows = zip(entries, count_BK, *cell.rule.choose(value_BK, count_BK, eta), strict=True)
         for entry, count_K, kept_K, weight_K in rows:
             pool = pools[entry.key]
             numbers = (x[: len(pool)].tolist() for x in (count_K, kept_K, weight_K))
-            found[entry.key] = [
+            drafts_of[entry.key] = [
                 scored_to_json(_chosen(scored, count, kept, weight))
                 for scored, count, kept, weight in zip(pool, *numbers, strict=True)
                 if count
             ]
-    return found
+    return drafts_of
 
 
 def draw_counts(pool: Sequence[ScoredRationale], seeds: Collection[int] | None) -> list[int]:
@@ -290,9 +290,9 @@ def run_cells(
         for name, cell in ablations.cells.items():
             sidecar = write_cell_sidecar(folder, cell)
 
-            own = ["--name", run_name(name, seed)]
+            name_arguments = ["--name", run_name(name, seed)]
             arguments = [
-                *own,
+                *name_arguments,
                 *("--data.sidecar", str(sidecar), "--data.seed", str(seed)),
                 *("--data.unselected_fraction", str(cell.unselected_fraction)),
                 *("--data.sample_by_weight", str(not cell.hard).lower()),
@@ -302,7 +302,7 @@ def run_cells(
             run_stage("fit", ablations.fit, [*arguments, *shared])
             # Reading every draft takes four times as long, so only who is asked for them does.
             draws = [] if name in averaged else ["--model.num_draws", "1"]
-            run_stage("predict", ablations.predict, [*own, *draws, *shared])
+            run_stage("predict", ablations.predict, [*name_arguments, *draws, *shared])
 
 
 def run_name(cell: str, seed: int) -> str:
@@ -326,9 +326,11 @@ def write_report(folder: Path, text: str, data: Mapping[str, Any], picture: byte
         data: the figures; when, by which commit and with which versions is added.
         picture: a PNG.
     """
-    made = made_now()
-    with newest_folder(folder, "report", made, ("report.json", "report.png", "report.md")) as fresh:
-        write_json(fresh / "report.json", made | dict(data))
+    origin = made_now()
+    with newest_folder(
+        folder, "report", origin, ("report.json", "report.png", "report.md")
+    ) as fresh:
+        write_json(fresh / "report.json", origin | dict(data))
         (fresh / "report.png").write_bytes(picture)
         (fresh / "report.md").write_text(text, encoding="utf-8")
 

@@ -45,7 +45,7 @@ def model_on_meta(model: str, trust_remote_code: bool = False, **settings: Any) 
             config = load_pretrained(AutoConfig, model, **code)
             sees = type(config) in AutoModelForImageTextToText._model_mapping
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-            made = (AutoModel if settings else kind).from_config(config, **code, **settings)
+            module = (AutoModel if settings else kind).from_config(config, **code, **settings)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"The configuration of the model {model} cannot be read: {quote(error)} Give the "
@@ -53,8 +53,8 @@ def model_on_meta(model: str, trust_remote_code: bool = False, **settings: Any) 
         ) from None
 
     # Neither training nor embedding keeps keys and values.
-    made.config.get_text_config().use_cache = False
-    return made.eval()  # type: ignore[no-any-return]
+    module.config.get_text_config().use_cache = False
+    return module.eval()  # type: ignore[no-any-return]
 
 
 def language_model_shape(

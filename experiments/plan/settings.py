@@ -127,8 +127,8 @@ class Settings:
 
     @property
     def _strategy(self) -> str:
-        given = self.trainer.get("strategy") or "auto"
-        name = given if isinstance(given, str) else str(given.get("class_path"))
+        strategy = self.trainer.get("strategy") or "auto"
+        name = strategy if isinstance(strategy, str) else str(strategy.get("class_path"))
         if "ModelParallel" in name or "fsdp" in name.lower():
             return "fsdp2"
         return "ddp" if self.ranks > 1 else "single"
@@ -144,10 +144,10 @@ class Settings:
         copies = 0
         for callback in self.trainer.get("callbacks") or []:
             if class_of(callback) == "ModelCheckpoint":
-                given = callback.get("init_args") or {}
-                best = given.get("save_top_k", 1)
+                arguments = callback.get("init_args") or {}
+                best = arguments.get("save_top_k", 1)
                 # The last one, and the one before it (`WholeCheckpointIO`).
-                copies += 2 * bool(given.get("save_last"))
+                copies += 2 * bool(arguments.get("save_last"))
                 copies += max(0, int(1 if best is None else best))
         return {f"{copies} checkpoint(s)": copies * one, folder: weights or updates}
 
@@ -161,15 +161,15 @@ def class_of(spec: Mapping[str, Any]) -> str:
     return str(spec["class_path"]).rpartition(".")[2]
 
 
-def record(kind: type[_Record], given: Any) -> _Record | None:
+def record(kind: type[_Record], value: Any) -> _Record | None:
     """Returns a record, from an object of it or from plain data; None stays None.
 
     >>> record(GradientCache, {"init_args": {"micro_batch_size": 4}}).micro_batch_size
     4
     """
-    if given is None or isinstance(given, kind):
-        return given
-    data = given.get("init_args") or given
+    if value is None or isinstance(value, kind):
+        return value
+    data = value.get("init_args") or value
     return kind(**{key: tuple(x) if isinstance(x, list) else x for key, x in data.items()})
 
 
@@ -179,11 +179,11 @@ def num_devices(trainer: Mapping[str, Any]) -> int:
     >>> num_devices({"devices": "auto"}), num_devices({"devices": [0, 1], "num_nodes": 2})
     (1, 4)
     """
-    given = trainer.get("devices")
-    if isinstance(given, list):
-        count = len(given)
+    devices = trainer.get("devices")
+    if isinstance(devices, list):
+        count = len(devices)
     else:
-        count = int(given) if str(given).isdigit() and int(given) > 0 else 1
+        count = int(devices) if str(devices).isdigit() and int(devices) > 0 else 1
     return count * int(trainer.get("num_nodes") or 1)
 
 
@@ -193,9 +193,9 @@ def num_moments(optimizer: Any) -> int:
     >>> num_moments({"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}})
     1
     """
-    given = optimizer if isinstance(optimizer, Mapping) else {"class_path": str(optimizer)}
-    if class_of(given) == "SGD":
-        return int(bool((given.get("init_args") or {}).get("momentum")))
+    settings = optimizer if isinstance(optimizer, Mapping) else {"class_path": str(optimizer)}
+    if class_of(settings) == "SGD":
+        return int(bool((settings.get("init_args") or {}).get("momentum")))
     return 2
 
 

@@ -122,12 +122,14 @@ def _kept(
     of_block = dict.fromkeys(tower.blocks, 0)
 
     # Weights are there anyway; the copies that autocast makes of them are not among these.
-    own = {id(storage): storage for storage in (x.untyped_storage() for x in weights.values())}
+    weight_storages = {
+        id(storage): storage for storage in (x.untyped_storage() for x in weights.values())
+    }
     others: dict[int, Any] = {}
 
     def note(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if id(storage) not in own and id(storage) not in others:
+        if id(storage) not in weight_storages and id(storage) not in others:
             others[id(storage)] = storage  # alive, so its id is not given away again
             for block in running:
                 of_block[block] += storage.nbytes()

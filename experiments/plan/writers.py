@@ -37,8 +37,8 @@ def writer(settings: Settings) -> StagePlan:
     writer, shape = writers[name], shapes[name]
 
     # A sidecar keeps all rows; prompts are made only of those that the writer can read.
-    rows, asked = _asked_rows(settings)
-    read = [row for row in asked if _reads(writer, settings, row)]
+    rows, asked_rows = _asked_rows(settings)
+    read = [row for row in asked_rows if _reads(writer, settings, row)]
     prompt = _prompt(settings, writer, read)
 
     plan = settings.reading(
@@ -54,7 +54,7 @@ def writer(settings: Settings) -> StagePlan:
             most=writer.sampling.max_new_tokens,
             slots=writer.slots,
         ),
-        disk={"sidecar, at the most": _sidecar(settings, writers, rows, asked, shape.hidden)},
+        disk={"sidecar, at the most": _sidecar(settings, writers, rows, asked_rows, shape.hidden)},
     )
     title = f"{settings.title}, writer {name} of {len(writers)}"
     return replace(plan, name=title, micro_rows=min(writer.slots, settings.batch))
@@ -87,13 +87,13 @@ def _asked_rows(settings: Settings) -> tuple[Sequence[Row], Sequence[Row]]:
     rows = rows_below(settings.root, folders)
     tasks.check(rows, folders)
     of_split = [row for row in rows if splits is None or split_of(row) in {None, *splits}]
-    asked = [row for row in of_split if tasks.includes(row)]
-    if not asked:
+    asked_rows = [row for row in of_split if tasks.includes(row)]
+    if not asked_rows:
         raise ValueError(
             f"data.splits {splits}, tasks, side and sides leave no row of {folders} to write "
             "about: correct one of these keys."
         )
-    return rows, asked
+    return rows, asked_rows
 
 
 def _reads(writer: PlannedWriter, settings: Settings, row: Row) -> bool:
@@ -126,14 +126,14 @@ def _sidecar(
     settings: Settings,
     writers: dict[str, PlannedWriter],
     rows: Sequence[Row],
-    asked: Sequence[Row],
+    asked_rows: Sequence[Row],
     hidden: int,
 ) -> int:
     """Bytes of the sidecar, every draw as long as it may be."""
     # The prompt state of every row is kept, in two bytes a number.
-    content = 2.0 * hidden * len(asked) if settings.model.get("prompt_state") else 0.0
+    content = 2.0 * hidden * len(asked_rows) if settings.model.get("prompt_state") else 0.0
     for name, writer in writers.items():
-        draws = _draws(settings, name, [row for row in asked if _reads(writer, settings, row)])
+        draws = _draws(settings, name, [row for row in asked_rows if _reads(writer, settings, row)])
         content += draws * (writer.sampling.max_new_tokens * BYTES_PER_TOKEN + RATIONALE_JSON)
     return sidecar_bytes(len(rows), content / len(rows))
 

@@ -33,8 +33,8 @@ def study(pairs: int, seeds: int, samples: int) -> dict[str, Any]:
         result = measure(pairs, seeds, samples, bar.update)
         seconds = time.perf_counter() - start
 
-    made = {"pairs": pairs, "seeds": seeds, "samples": samples, "seconds": seconds}
-    return result | {"made": made | made_now() | {"cores": os.cpu_count()}}
+    origin = {"pairs": pairs, "seeds": seeds, "samples": samples, "seconds": seconds}
+    return result | {"made": origin | made_now() | {"cores": os.cpu_count()}}
 
 
 @command()

@@ -135,7 +135,7 @@ def coverage(
         tasks = None if sample.task_N is None else sample.task_N.tolist()
         clusters = sample.cluster_N.tolist()
 
-        found = cluster_bootstrap(
+        interval = cluster_bootstrap(
             sample.value_N,
             clusters,
             tasks=tasks,
@@ -144,7 +144,7 @@ def coverage(
             seed=number,
         )
 
-        bounds.append((found.low, found.high))
+        bounds.append((interval.low, interval.high))
         truths.append(sample.truth)
 
     low_M, high_M = np.array(bounds).T

@@ -65,15 +65,15 @@ def _draw_precision(axis: Any, rows: Mapping[str, Any]) -> None:
     rate = str(KEEP_RATES[0])
 
     places = -np.arange(len(rows))
-    found = [row[rate] for row in rows.values()]
+    findings = [row[rate] for row in rows.values()]
 
     offsets = np.linspace(0.3, -0.3, len(CONTRASTS))
     for offset, name, marker in zip(offsets, CONTRASTS, "osD^P", strict=True):
-        values = [100 * np.mean(row["precision"][name]) for row in found]
+        values = [100 * np.mean(row["precision"][name]) for row in findings]
         axis.plot(values, places + offset, marker, markersize=10, label=name)
 
     for key, style, label in (("chance", ":", "chance"), ("ceiling", "-", "oracle")):
-        values = [100 * row[key] for row in found]
+        values = [100 * row[key] for row in findings]
         lines = axis.vlines(values, places - 0.4, places + 0.4, "black", style)
         lines.set_label(label)
 
@@ -89,9 +89,9 @@ def _draw_differences(axis: Any, rows: Mapping[str, Any]) -> None:
     offsets = iter((0.3, 0.1, -0.1, -0.3))
     for weak, colour in zip(WEAK, ("tab:blue", "tab:orange"), strict=True):
         for rate, marker in zip(KEEP_RATES, "os", strict=True):
-            found = [row[str(rate)]["differences"][weak] for row in rows.values()]
+            differences = [row[str(rate)]["differences"][weak] for row in rows.values()]
 
-            mean, bars = _bounds(found, "mean")
+            mean, bars = _bounds(differences, "mean")
             label = f"margin - {weak}, {100 * rate:.0f} % kept"
             axis.errorbar(
                 mean, places + next(offsets), xerr=bars, label=label,

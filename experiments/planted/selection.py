@@ -49,7 +49,7 @@ def read_contrasts(
     at random: all contrasts are compared at exactly one keep rate.
     """
     placebo_BKJ = world.placebo(num_placebos, generator, temperature)
-    found = contrasts(
+    values = contrasts(
         world.score(temperature), num_hard_negatives=num_hard_negatives, placebo_BKJ=placebo_BKJ
     )
 
@@ -57,9 +57,9 @@ def read_contrasts(
     noise_BK = torch.rand(world.kind_BK.shape, generator=generator)
 
     # Less than the smallest step between two ranks, so no order is turned.
-    found["placebo_rank"] = found["placebo_rank"] + 0.99 * step * noise_BK
+    values["placebo_rank"] = values["placebo_rank"] + 0.99 * step * noise_BK
 
-    return {name: found[name].masked_fill(world.names_target, torch.nan) for name in CONTRASTS}
+    return {name: values[name].masked_fill(world.names_target, torch.nan) for name in CONTRASTS}
 
 
 @final
@@ -83,16 +83,16 @@ class Finding:
 
 
 def compare(
-    worlds: Sequence[PlantedWorld], found: Sequence[dict[str, Tensor]], share: float
+    worlds: Sequence[PlantedWorld], readings: Sequence[dict[str, Tensor]], share: float
 ) -> Finding:
     """Compares the contrasts at one keep rate.
 
     Args:
         worlds: independent draws of one setting.
-        found: `read_contrasts` of each.
+        readings: `read_contrasts` of each.
         share: of the rationales to keep.
     """
-    pairs = list(zip(worlds, found, strict=True))
+    pairs = list(zip(worlds, readings, strict=True))
 
     precision = {
         name: [keep_precision(values[name], world.helpful, share) for world, values in pairs]

@@ -92,8 +92,8 @@ def measure_contrasts(num_pairs: int, seeds: int, advance: Advance) -> dict[str,
             for seed in range(seeds)
         ]
 
-        found = [read_contrasts(w, seeded(name, s, "donors")) for s, w in enumerate(worlds)]
-        rows[name] = {str(rate): asdict(compare(worlds, found, rate)) for rate in KEEP_RATES}
+        readings = [read_contrasts(w, seeded(name, s, "donors")) for s, w in enumerate(worlds)]
+        rows[name] = {str(rate): asdict(compare(worlds, readings, rate)) for rate in KEEP_RATES}
         advance()
     return rows
 
@@ -104,8 +104,10 @@ def measure_readings(num_pairs: int, advance: Advance) -> dict[str, dict[str, fl
 
     rows = {}
     for name, how in READINGS.items():
-        found = read_contrasts(world, seeded("readings", "donors"), **how)
-        rows[name] = {c: keep_precision(found[c], world.helpful, KEEP_RATES[0]) for c in CONTRASTS}
+        reading = read_contrasts(world, seeded("readings", "donors"), **how)
+        rows[name] = {
+            c: keep_precision(reading[c], world.helpful, KEEP_RATES[0]) for c in CONTRASTS
+        }
         advance()
     return rows
 
