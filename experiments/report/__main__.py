@@ -25,33 +25,33 @@ def main(arguments: list[str] | None = None) -> None:
     runs.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_round2")
     data.add_argument("--data-root", type=Path, default=Path("data/pocket"), help="prepared data")
 
-    made = "make a report of an experiment's newest runs"
-    making = commands.add_parser("build", help=made, parents=[run, data])
-    making.set_defaults(act=lambda given: build(given.run, str(given.data_root)))
+    build_help = "make a report of an experiment's newest runs"
+    making = commands.add_parser("build", help=build_help, parents=[run, data])
+    making.set_defaults(act=lambda namespace: build(namespace.run, str(namespace.data_root)))
 
     showing = commands.add_parser("show", help="print the newest report", parents=[run])
-    showing.set_defaults(act=lambda given: show(given.run))
+    showing.set_defaults(act=lambda namespace: show(namespace.run))
 
     audited = "make a page of every rationale"
     auditing = commands.add_parser("audit", help=audited, parents=[run, data])
-    auditing.set_defaults(act=lambda given: audit(given.run, str(given.data_root)))
+    auditing.set_defaults(act=lambda namespace: audit(namespace.run, str(namespace.data_root)))
 
     compared = "compare rounds of EM with the first one"
     comparing = commands.add_parser("rounds", help=compared, parents=[runs, data])
-    comparing.set_defaults(act=lambda given: write_rounds(given.runs, given.data_root))
+    comparing.set_defaults(act=lambda namespace: write_rounds(namespace.runs, namespace.data_root))
 
     averaged = "average runs that differ in their seeds"
     averaging = commands.add_parser("seeds", help=averaged, parents=[runs, data])
-    averaging.set_defaults(act=lambda given: write_seeds(given.runs, given.data_root))
+    averaging.set_defaults(act=lambda namespace: write_seeds(namespace.runs, namespace.data_root))
 
     listing = commands.add_parser("list", help="every run below a folder, the newest first")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
-    listing.set_defaults(act=lambda given: print(list_runs(given.folder)))
+    listing.set_defaults(act=lambda namespace: print(list_runs(namespace.folder)))
 
     differing = commands.add_parser("diff", help="settings and metrics of two runs")
     differing.add_argument("left", type=Path, help="e.g. runs/pocket/trunk")
     differing.add_argument("right", type=Path, help="e.g. runs/pocket/embedder")
-    differing.set_defaults(act=lambda given: print(diff_runs(given.left, given.right)))
+    differing.set_defaults(act=lambda namespace: print(diff_runs(namespace.left, namespace.right)))
 
     add_score_commands(commands)
     options = parser.parse_args(arguments)

@@ -26,17 +26,17 @@ def made_now() -> dict[str, Any]:
 
 @contextmanager
 def newest_folder(
-    experiment: Path, kind: str, made: dict[str, Any], names: Collection[str]
+    experiment: Path, kind: str, origin: dict[str, Any], names: Collection[str]
 ) -> Iterator[Path]:
     """Gives a folder to write; it appears whole, and the experiment's links lead to it from then.
 
     Args:
         experiment: holds the folder.
         kind: name of the link, and part of the folder's name.
-        made: of `made_now`.
+        origin: of `made_now`.
         names: files that are linked, too.
     """
-    stamp, commit = time.strftime("%Y%m%d-%H%M%S"), made["git_commit"] or "nogit"
+    stamp, commit = time.strftime("%Y%m%d-%H%M%S"), origin["git_commit"] or "nogit"
     folder = new_folder(experiment, f"{stamp}-{kind}-{commit}")
 
     # Nothing of it is seen before all of it is there.

@@ -36,13 +36,13 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
     figures = audit_figures(rows, judged_swap(experiment))
 
     # All is computed before the folder is made, so a failure leaves no empty one.
-    made = {"experiment": experiment.name, "data_root": data_root} | made_now()
+    origin = {"experiment": experiment.name, "data_root": data_root} | made_now()
     list_data = embedded_rows(rows, CandidatePictures.open(root))
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}
 
-    with newest_folder(experiment, LINK, made, NAMES) as fresh:
-        (fresh / "audit.html").write_bytes(audit_page(made, figures, list_data))
-        write_json(fresh / "audit.json", made | content)
+    with newest_folder(experiment, LINK, origin, NAMES) as fresh:
+        (fresh / "audit.html").write_bytes(audit_page(origin, figures, list_data))
+        write_json(fresh / "audit.json", origin | content)
 
     print(f"{len(rows)} rationales: {experiment}/audit.html, audit.json")
     return figures

@@ -149,12 +149,14 @@ def gain_interval(rows: Sequence[AuditRow]) -> Interval | None:
 
 def by_difficulty(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
     """Returns thirds of the rows by the target's log-probability without a rationale."""
-    known = sorted((row for row in rows if row.direct is not None), key=lambda row: row.direct or 0)
+    scored_rows = sorted(
+        (row for row in rows if row.direct is not None), key=lambda row: row.direct or 0
+    )
 
-    thirds = np.array_split(np.arange(len(known)), len(TERCILES))
+    thirds = np.array_split(np.arange(len(scored_rows)), len(TERCILES))
 
     # Hardest first: the lower the log-probability without a rationale, the harder the query.
-    groups = zip(TERCILES, ([known[i] for i in third] for third in thirds), strict=True)
+    groups = zip(TERCILES, ([scored_rows[i] for i in third] for third in thirds), strict=True)
     return tuple(group for name, part in groups if (group := gain_group(name, part)))
 
 
@@ -177,19 +179,19 @@ def by_fit(rows: Sequence[AuditRow]) -> tuple[GainGroup, ...]:
 
 def gain_group(name: str, rows: Sequence[AuditRow]) -> GainGroup | None:
     """Returns figures of some rows; None if no row was scored."""
-    known = [row for row in rows if row.gain is not None and row.direct is not None]
-    gain = gain_interval(known)
+    scored_rows = [row for row in rows if row.gain is not None and row.direct is not None]
+    gain = gain_interval(scored_rows)
     if gain is None:
         return None
 
     return GainGroup(
         name=name,
-        rows=len(known),
-        direct=float(np.mean([row.direct for row in known])),
+        rows=len(scored_rows),
+        direct=float(np.mean([row.direct for row in scored_rows])),
         gain=gain,
-        helped=sum((row.gain or 0) > 0 for row in known) / len(known),
-        first_before=first_share([row.rank_before for row in known]),
-        first_after=first_share([row.rank_after for row in known]),
+        helped=sum((row.gain or 0) > 0 for row in scored_rows) / len(scored_rows),
+        first_before=first_share([row.rank_before for row in scored_rows]),
+        first_after=first_share([row.rank_after for row in scored_rows]),
     )
 
 

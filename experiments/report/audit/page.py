@@ -61,19 +61,19 @@ FILTERS = {"split": "split", "task": "task", "kept": "kept", "names_target": "na
 
 
 def audit_page(
-    made: Mapping[str, Any], figures: AuditFigures, list_data: Mapping[str, Any]
+    origin: Mapping[str, Any], figures: AuditFigures, list_data: Mapping[str, Any]
 ) -> bytes:
     """Returns the whole of `audit.html`.
 
     Args:
-        made: when, where and from which commit.
+        origin: when, where and from which commit.
         figures: shown at the top.
         list_data: what `audit.js` reads.
     """
     return html_page(
         "report/audit/audit.html.j2",
         script="report/audit/audit.js",
-        made=made,
+        made=origin,
         swap=swap_test(figures.swap_test),
         writers=draft_table([figures.all_drafts, *figures.writers]),
         tasks=draft_table(figures.tasks),
@@ -94,5 +94,5 @@ def swap_test(metrics: Mapping[str, float]) -> dict[str, float] | None:
     None where the selector was not tested.
     """
     values = {name: metrics.get(f"logp_{name}") for name in ("own", "placebo", "none")}
-    known = {name: value for name, value in values.items() if value is not None}
-    return known if len(known) == len(values) else None
+    log_probabilities = {name: value for name, value in values.items() if value is not None}
+    return log_probabilities if len(log_probabilities) == len(values) else None

@@ -152,14 +152,14 @@ def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
     )
 
 
-def _row(asked: Pair | Query, rationale: Rationale, **figures: Any) -> AuditRow:
+def _row(subject: Pair | Query, rationale: Rationale, **figures: Any) -> AuditRow:
     """Returns the row of a rationale about a pair or a query."""
     return AuditRow(
-        split=asked.split,
-        task=asked.task,
-        key=asked.key,
-        concept=asked.concept,
-        gallery=asked.gallery,
+        split=subject.split,
+        task=subject.task,
+        key=subject.key,
+        concept=subject.concept,
+        gallery=subject.gallery,
         thought=rationale.thinking,
         answer=rationale.answer,
         writer=rationale.writer,

@@ -161,8 +161,12 @@ def _table(
 
 def _confidence(row: DepthValueJson) -> float:
     """Returns the log-probability of the first draft at the last depth; NaN without one."""
-    known = row.confidence[-1] if row.confidence else ()
-    return known[0] if known and known[0] is not None else float("nan")
+    log_probabilities = row.confidence[-1] if row.confidence else ()
+    return (
+        log_probabilities[0]
+        if log_probabilities and log_probabilities[0] is not None
+        else float("nan")
+    )
 
 
 def _over_draws(rows: Sequence[Sequence[Sequence[float]]]) -> Floats:

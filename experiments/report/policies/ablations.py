@@ -104,8 +104,8 @@ def _rows(
     """Returns the eligible test queries of the think tasks."""
     entries = [e for e in index.entries if e.meta["split"] == "test" and e.meta["task"] in think]
 
-    found = [(entry, index.read_json(entry, DepthValueJson)) for entry in entries]
-    eligible = [pair for pair in found if pair[1].eligible]
+    queries = [(entry, index.read_json(entry, DepthValueJson)) for entry in entries]
+    eligible = [pair for pair in queries if pair[1].eligible]
     return [entry for entry, _ in eligible], [row for _, row in eligible]
 
 
@@ -238,11 +238,11 @@ COLOURS = {
 }
 
 
-def picture(found: Mapping[str, Any]) -> bytes:
+def picture(result: Mapping[str, Any]) -> bytes:
     """Draws a PNG of every comparison with its interval, coloured by its verdict."""
     from matplotlib.figure import Figure
 
-    rows = found["comparisons"]
+    rows = result["comparisons"]
 
     # Without pyplot, whose backend may need a screen.
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")

@@ -57,8 +57,8 @@ def gate_study(
 
     # The head on the own state by `exact` is among the states, and is not fitted twice.
     by_estimator = {
-        name: known
-        if name == "exact" and (known := by_state.get(" + ".join(gate_state)))
+        name: logits
+        if name == "exact" and (logits := by_state.get(" + ".join(gate_state)))
         else _logits(splits, gate_state, gate, name)
         for name in get_args(Estimator)
     }

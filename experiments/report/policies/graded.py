@@ -42,7 +42,7 @@ def graded_against_binary(
     """
     deepest = len(test.depths) - 1
     kinds = {"graded": list(range(deepest + 1)), "binary": [0, deepest]}
-    areas, found = {}, {}
+    areas, frontiers = {}, {}
     for name, depths in kinds.items():
         along = [_along(splits, gate, test, chosen_N, depths, seed) for seed in SEEDS]
 
@@ -50,13 +50,13 @@ def graded_against_binary(
         areas[name] = np.mean([area_N(test, policies) for policies, _ in along], axis=0)
 
         policies, budgets = along[0]
-        found[name] = {
+        frontiers[name] = {
             "points": points_of(test, policies, budgets),
             "area": area_of(test, policies),
         }
 
     difference = mean_over_tasks(test, areas["graded"] - areas["binary"])
-    return found | {"graded_minus_binary": asdict(difference), "seeds": list(SEEDS)}
+    return frontiers | {"graded_minus_binary": asdict(difference), "seeds": list(SEEDS)}
 
 
 def _along(
