@@ -101,8 +101,8 @@ class ClaimedFolder:
     def temporary(cls) -> ClaimedFolder:
         """Makes the folder of a run that keeps nothing."""
 
-        if given := _of_launcher():
-            return cls(given)
+        if folder := _of_launcher():
+            return cls(folder)
 
         os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="mmemb-fast-dev-run-")
         return cls(Path(os.environ[RUN_FOLDER]), vanishes=True)
@@ -119,8 +119,8 @@ class ClaimedFolder:
             ValueError: the run that would be continued is being written by another process, or the
                 first rank has written no folder.
         """
-        if given := _of_launcher():
-            return cls(given)
+        if folder := _of_launcher():
+            return cls(folder)
 
         launch = Launch.of(os.environ)
         if launch is not None and launch.rank > 0:
@@ -272,11 +272,11 @@ def announced(
 def _of_launcher() -> Path | None:
     """Returns the folder of the process that started this one as another rank; None for a first
     rank, also of a second run in one process."""
-    given = os.environ.get(RUN_FOLDER)
+    folder = os.environ.get(RUN_FOLDER)
 
     # `torchrun` sets RANK in all its processes; those of Lightning have LOCAL_RANK without it.
     is_other = int(os.environ.get("LOCAL_RANK", 0)) > 0 and "RANK" not in os.environ
-    return Path(given) if given and is_other else None
+    return Path(folder) if folder and is_other else None
 
 
 def _rendezvous(experiment: Path, launch: Launch) -> Path:

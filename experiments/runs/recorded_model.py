@@ -124,11 +124,12 @@ def _is_union_of_plain(hint: Any) -> bool:
 def _object(path: str, where: str, packages: Collection[str]) -> Any:
     """Returns the class behind a class path, if it is defined in an allowed package."""
     home, _, name = path.rpartition(".")
-    known = (*PACKAGES, *packages)
-    if not _is_below(home, known):
+    allowed_packages = (*PACKAGES, *packages)
+    if not _is_below(home, allowed_packages):
         raise ValueError(
-            f"{where} names {path!r}, and a run may only name classes of {', '.join(known)}: if "
-            f"you trust that code, allow it by packages=[{path.partition('.')[0]!r}]."
+            f"{where} names {path!r}, and a run may only name classes of "
+            f"{', '.join(allowed_packages)}: if you trust that code, allow it by "
+            f"packages=[{path.partition('.')[0]!r}]."
         )
 
     try:
@@ -138,8 +139,10 @@ def _object(path: str, where: str, packages: Collection[str]) -> Any:
 
     # The name alone proves nothing: an allowed module also has what it imported from others.
     is_named = isinstance(target, type) or name in _FUNCTIONS or _is_below(home, packages)
-    if not is_named or not _is_below(str(getattr(target, "__module__", "")), known):
-        raise ValueError(f"{where} names {path!r}, which is no class of {', '.join(known)}.")
+    if not is_named or not _is_below(str(getattr(target, "__module__", "")), allowed_packages):
+        raise ValueError(
+            f"{where} names {path!r}, which is no class of {', '.join(allowed_packages)}."
+        )
     return target
 
 

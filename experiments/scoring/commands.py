@@ -25,11 +25,11 @@ def add_score_commands(commands: Any) -> None:
     """Adds them to the parser of `report`."""
     showing = commands.add_parser("headline", help="means of a benchmark, or what is missing")
     showing.add_argument("scores", type=Path, help="folder of score files")
-    showing.set_defaults(act=lambda given: print(headline(given.scores)))
+    showing.set_defaults(act=lambda options: print(headline(options.scores)))
 
     comparing = commands.add_parser("compare", help="is one model better? paired intervals")
     comparing.add_argument("scores", nargs="+", help=_MODEL)
-    comparing.set_defaults(act=lambda given: print(compare(given.scores)))
+    comparing.set_defaults(act=lambda options: print(compare(options.scores)))
 
     verifying = commands.add_parser("verify", help="scores against those that were promised")
     verifying.add_argument("scores", help=_MODEL)
@@ -41,7 +41,7 @@ def add_score_commands(commands: Any) -> None:
     tabling.add_argument("--baselines", type=Path, help="folder with a folder for each model")
     tabling.add_argument("--format", choices=("latex", "md", "csv"), default="md")
     tabling.set_defaults(
-        act=lambda given: print(table(given.scores, given.baselines, given.format))
+        act=lambda options: print(table(options.scores, options.baselines, options.format))
     )
 
     handing = commands.add_parser("submission", help="the JSON file that a leaderboard takes")
@@ -56,7 +56,9 @@ def add_score_commands(commands: Any) -> None:
     looking.add_argument("--out", type=Path, help="folder for contamination.{json,md}")
     looking.add_argument("--embedder", type=Path, help="a saved backbone, for near vectors")
     looking.set_defaults(
-        act=lambda given: print(contamination(given.train, given.tests, given.out, given.embedder))
+        act=lambda options: print(
+            contamination(options.train, options.tests, options.out, options.embedder)
+        )
     )
 
 
@@ -67,18 +69,18 @@ def _metadata(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _submit(given: argparse.Namespace) -> None:
+def _submit(options: argparse.Namespace) -> None:
     # The leaderboard's file groups tasks by modality.
     modality_of = {task.name: task.modality for task in TASKS}
-    data = submission(read_scores(given.scores), modality_of, given.metadata)
+    data = submission(read_scores(options.scores), modality_of, options.metadata)
 
-    write_atomically(given.out, json.dumps(data, indent=4, allow_nan=False).encode())
-    print(given.out)
+    write_atomically(options.out, json.dumps(data, indent=4, allow_nan=False).encode())
+    print(options.out)
 
 
-def _verify(given: argparse.Namespace) -> None:
+def _verify(options: argparse.Namespace) -> None:
     """Prints the comparison, and ends with status 1 if a score lies outside."""
-    text, good = verify(given.scores, given.expected)
+    text, good = verify(options.scores, options.expected)
     print(text)
     if not good:
         sys.exit(1)

@@ -84,12 +84,12 @@ def contamination(
 
     # Candidates join the same collection, so that one pass compares both.
     tested = collect([root / CANDIDATES for root in roots], Path(), candidate_items, None, tested)
-    found = compare(tested, trained)
-    text = _page(tested, found, len(trained.keys), embedder)
+    copies = compare(tested, trained)
+    text = _page(tested, copies, len(trained.keys), embedder)
 
     if out is not None:
         write_atomically(out / "contamination.md", (text + "\n").encode())
-        write_json(out / "contamination.json", _data(tested, trained, found))
+        write_json(out / "contamination.json", _data(tested, trained, copies))
     return text
 
 
@@ -102,27 +102,27 @@ def compare(tested: Collected, trained: Collected) -> Found:
     # From the end, so that the first pair with a text or picture stays in the table.
     by_text = {text: n for n, text in reversed(list(enumerate(trained.texts))) if text}
     by_digest = {d: n for n, ds in reversed(list(enumerate(trained.digests))) for d in ds}
-    found: Found = {kind: {} for kind in KINDS}
+    copies: Found = {kind: {} for kind in KINDS}
 
     for n, (text, digests) in enumerate(zip(tested.texts, tested.digests, strict=True)):
         if text in by_text:
-            found["same text"][n] = by_text[text], 0.0
+            copies["same text"][n] = by_text[text], 0.0
         if shared := [digest for digest in digests if digest in by_digest]:
-            found["same picture"][n] = by_digest[shared[0]], 0.0
+            copies["same picture"][n] = by_digest[shared[0]], 0.0
 
     # Looks find copies that were compressed anew, whose bytes differ.
     if tested.looks and trained.looks:
         distance_N, row_N = nearest(torch.stack(tested.looks), torch.stack(trained.looks))
         for owner, distance, row in zip(tested.owners, distance_N.tolist(), row_N, strict=True):
             if distance <= NEAR_PICTURE:
-                found["near picture"].setdefault(owner, (trained.owners[int(row)], distance))
+                copies["near picture"].setdefault(owner, (trained.owners[int(row)], distance))
 
     if tested.vectors and trained.vectors:
         cosine_N, row_N = most_alike(torch.cat(tested.vectors), torch.cat(trained.vectors))
         for n, (cosine, row) in enumerate(zip(cosine_N.tolist(), row_N.tolist(), strict=True)):
             if cosine >= NEAR_VECTOR:
-                found["near vector"][n] = row, cosine
-    return found
+                copies["near vector"][n] = row, cosine
+    return copies
 
 
 Item = tuple[str, Side, tuple[Media, ...]]
@@ -154,25 +154,25 @@ def collect(
     base: Path,
     items: Callable[[Row, SampleReader], Item | None],
     backbone: Backbone | None,
-    found: Collected | None = None,
+    collection: Collected | None = None,
 ) -> Collected:
     """Reads folders of shards; pictures are decoded one by one, and only their looks are kept."""
-    found, reader, waiting = found or Collected(), SampleReader(), list[Side]()
+    collection, reader, waiting = collection or Collected(), SampleReader(), list[Side]()
     for folder in folders:
         for row in tqdm(rows_of(ShardIndex.open(folder)), desc=str(folder), disable=None):
             item = items(row, reader)
             if item is None:
                 continue
 
-            _add(found, row, base, *item)
+            _add(collection, row, base, *item)
             waiting += [item[1]] if backbone is not None else []
             if backbone is not None and len(waiting) == _BATCH:
-                found.vectors.append(_embedded(backbone, waiting))
+                collection.vectors.append(_embedded(backbone, waiting))
                 waiting = []
 
     if backbone is not None and waiting:
-        found.vectors.append(_embedded(backbone, waiting))
-    return found
+        collection.vectors.append(_embedded(backbone, waiting))
+    return collection
 
 
 @torch.inference_mode()
@@ -181,31 +181,31 @@ def _embedded(backbone: Backbone, sides: Sequence[Side]) -> Tensor:
 
 
 def _add(
-    found: Collected, row: Row, base: Path, line: str, side: Side, media: Iterable[Media]
+    collection: Collected, row: Row, base: Path, line: str, side: Side, media: Iterable[Media]
 ) -> None:
-    folder, number = row.index.folder, len(found.keys)
+    folder, number = row.index.folder, len(collection.keys)
     place = folder.relative_to(base) if folder.is_relative_to(base) else folder
-    found.keys.append(f"{place}/{row.entry.key}")
-    found.tasks.append(line)
+    collection.keys.append(f"{place}/{row.entry.key}")
+    collection.tasks.append(line)
 
     # Of a candidate the text is empty: a label is no copy of anything.
-    found.texts.append(text_key(side.text))
-    found.digests.append(tuple(m.digest for m in media))
+    collection.texts.append(text_key(side.text))
+    collection.digests.append(tuple(m.digest for m in media))
 
     for m in media:
         if m.pixels is not None:
-            found.owners.append(number)
-            found.looks.append(looks(m.pixels))
+            collection.owners.append(number)
+            collection.looks.append(looks(m.pixels))
 
 
-def _page(tested: Collected, found: Found, num_pairs: int, embedder: Path | None) -> str:
+def _page(tested: Collected, copies: Found, num_pairs: int, embedder: Path | None) -> str:
     lines = []
     for task in sorted(set(tested.tasks)):
         mine = {n for n, name in enumerate(tested.tasks) if name == task}
-        counts = [len(mine & set(found[kind])) for kind in KINDS]
+        counts = [len(mine & set(copies[kind])) for kind in KINDS]
 
         # One item may be found in several ways, and counts once.
-        touched = set().union(*(mine & set(found[kind]) for kind in KINDS))
+        touched = set().union(*(mine & set(copies[kind]) for kind in KINDS))
 
         shown = [str(count) for count in counts]
         shown[-1] = shown[-1] if embedder else "-"
@@ -222,11 +222,11 @@ def _page(tested: Collected, found: Found, num_pairs: int, embedder: Path | None
     return f"{table}\n\n{note}"
 
 
-def _data(tested: Collected, trained: Collected, found: Found) -> Mapping[str, Any]:
+def _data(tested: Collected, trained: Collected, copies: Found) -> Mapping[str, Any]:
     return {
         kind: [
             {"query": tested.keys[n], "pair": trained.keys[row], "value": round(value, 5)}
             for n, (row, value) in sorted(pairs.items())
         ]
-        for kind, pairs in found.items()
+        for kind, pairs in copies.items()
     } | {"thresholds": {"near picture": NEAR_PICTURE, "near vector": NEAR_VECTOR}}

@@ -58,8 +58,8 @@ def separable_best(models: Sequence[Model], group: str) -> Model | None:
     first = max(having, key=lambda model: model.mean(model.groups[group]))
     for other in having:
         tasks = first.groups[group]
-        found = differences(first, other, tasks) if other is not first else []
-        if found is None or (found and not over_queries(first, tasks, found).is_above(0)):
+        leads = differences(first, other, tasks) if other is not first else []
+        if leads is None or (leads and not over_queries(first, tasks, leads).is_above(0)):
             return None
     return first
 

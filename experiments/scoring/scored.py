@@ -46,27 +46,29 @@ class Model:
             raise ValueError(f"{text!r} names no folder: expected FOLDER, or NAME=FOLDER,FOLDER...")
 
         files = tuple(read_scores(path) for path in paths)
-        for found in files:
-            check_alike(found)
+        for score_files in files:
+            check_alike(score_files)
         return cls(name or folders, files, tuple(read_values(path) for path in paths))
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """Tasks that every seed has scored whole, in order."""
         # A partial score leaves out queries, so its mean is one of other queries.
-        whole = [{name for name, f in found.items() if not f.partial} for found in self.files]
+        whole = [
+            {name for name, f in score_files.items() if not f.partial} for score_files in self.files
+        ]
         return tuple(name for name in self.files[0] if all(name in names for names in whole))
 
     @cached_property
     def revision(self) -> str:
         """Revision of the data; "" where the files do not say."""
-        found = {f.provenance.get("revision", "") for seed in self.files for f in seed.values()}
-        return max(found)
+        revisions = {f.provenance.get("revision", "") for seed in self.files for f in seed.values()}
+        return max(revisions)
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """Task -> headline metric, mean over seeds."""
-        metrics = [headline_metrics(found) for found in self.files]
+        metrics = [headline_metrics(score_files) for score_files in self.files]
         return {name: float(np.mean([m[name] for m in metrics])) for name in self.tasks}
 
     @cached_property

@@ -42,14 +42,14 @@ def verify(scores: str, expected: Path) -> tuple[str, bool]:
     lines, inside = [], 0
     for task in wanted.scores:
         target, tolerance = wanted.points(task)
-        found = model.scores.get(task)
+        score = model.scores.get(task)
 
         # A missing task is a failure: a promise of a score is one of a whole evaluation.
-        good = found is not None and abs(100 * found - target) <= tolerance
+        good = score is not None and abs(100 * score - target) <= tolerance
         inside += good
-        shown = "-" if found is None else f"{100 * found:.2f}"
-        off = "-" if found is None else f"{100 * found - target:+.2f}"
-        verdict = "missing" if found is None else "inside" if good else "OUTSIDE"
+        shown = "-" if score is None else f"{100 * score:.2f}"
+        off = "-" if score is None else f"{100 * score - target:+.2f}"
+        verdict = "missing" if score is None else "inside" if good else "OUTSIDE"
         lines.append([task, f"{target:.2f}", f"{tolerance:.2f}", shown, off, verdict])
 
     headings = ("task", "expected", "tolerance", "found", "off by", "verdict")
