@@ -18,7 +18,7 @@ from experiments.cli.messages import command
 from experiments.export.model_card import card
 from experiments.export.published_files import copy_model
 from experiments.runs import facts as run_facts
-from experiments.runs.saved_backbone import Found, find_backbone
+from experiments.runs.saved_backbone import SavedBackbone, find_backbone
 from mmemb.backbones.base import saved_spec
 from mmemb.storage.files import whole_folder
 from mmemb.storage.trained_facts import FACTS, TrainedFacts, inherited_facts, write_facts
@@ -92,13 +92,13 @@ def export(
     """
     saved_backbone = find_backbone(folder)
 
-    if not saved_backbone.backbone.resolve().is_relative_to(folder.resolve()):
+    if not saved_backbone.folder.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"{saved_backbone.backbone} is a link out of {folder}, and what it points to is not "
+            f"{saved_backbone.folder} is a link out of {folder}, and what it points to is not "
             "published unseen: name that folder itself."
         )
 
-    saved_spec(saved_backbone.backbone)  # its own files, and no links out of it
+    saved_spec(saved_backbone.folder)  # its own files, and no links out of it
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name a new folder, or delete it first.")
@@ -114,7 +114,7 @@ def export(
 
     if to == TRANSFORMERS and saved_backbone.kind != _CHAT:
         raise ValueError(
-            f"{saved_backbone.backbone} holds a {saved_backbone.kind}, which is no model of "
+            f"{saved_backbone.folder} holds a {saved_backbone.kind}, which is no model of "
             "transformers: it mixes pictures and texts in ways that no Auto class knows. Load it "
             "with `mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
         )
@@ -138,8 +138,8 @@ def export(
     return f"{out}: {sentence}{named}"
 
 
-def _fitted(saved_backbone: Found) -> TrainedFacts:
-    facts = inherited_facts(str(saved_backbone.backbone))
+def _fitted(saved_backbone: SavedBackbone) -> TrainedFacts:
+    facts = inherited_facts(str(saved_backbone.folder))
 
     if not facts.unknown:
         return facts
@@ -153,7 +153,7 @@ def _describe(fresh: Path, facts: dict[str, Any]) -> str:
     return " ".join([f"{run.kind} for {run.library}, direct path.", *run.notes])
 
 
-def _facts(saved_backbone: Found, scores: Path | None) -> dict[str, Any]:
+def _facts(saved_backbone: SavedBackbone, scores: Path | None) -> dict[str, Any]:
     base, hub = run_facts.base_models(saved_backbone)
     data, data_name = run_facts.data_sources(saved_backbone)
 
@@ -172,11 +172,11 @@ def _facts(saved_backbone: Found, scores: Path | None) -> dict[str, Any]:
     }
 
 
-def _sentences(saved_backbone: Found, fresh: Path, out: Path) -> dict[str, Any]:
+def _sentences(saved_backbone: SavedBackbone, fresh: Path, out: Path) -> dict[str, Any]:
     from experiments.export.sentence_folder import write_sentence_folder
 
     prompts = run_facts.instructions(saved_backbone, texts_only=saved_backbone.kind != _CHAT)
-    difference, reads, left_out = write_sentence_folder(saved_backbone.backbone, fresh, prompts)
+    difference, reads, left_out = write_sentence_folder(saved_backbone.folder, fresh, prompts)
     notes = [
         "Stock modules of sentence-transformers alone: no trust_remote_code is needed.",
         f"Compared with the original when it was exported: largest difference {difference:.0e}, "
@@ -200,18 +200,18 @@ def _sentences(saved_backbone: Found, fresh: Path, out: Path) -> dict[str, Any]:
     return described | {"left_out": left_out}
 
 
-def _ending(saved_backbone: Found) -> str:
+def _ending(saved_backbone: SavedBackbone) -> str:
     return "" if saved_backbone.kind == _CHAT else ", with a space at its end"
 
 
-def _transformers(saved_backbone: Found, fresh: Path, out: Path) -> dict[str, Any]:
+def _transformers(saved_backbone: SavedBackbone, fresh: Path, out: Path) -> dict[str, Any]:
     from mmemb.llm.loading import DTYPES, load_model
 
     # Loaded once before it is copied: a folder that cannot be opened is not published.
     load_model(
-        str(saved_backbone.backbone / "model"), None, DTYPES["bfloat16"], trust_remote_code=False
+        str(saved_backbone.folder / "model"), None, DTYPES["bfloat16"], trust_remote_code=False
     )
-    left_out = copy_model(saved_backbone.backbone / "model", fresh)  # whole, as was just seen
+    left_out = copy_model(saved_backbone.folder / "model", fresh)  # whole, as was just seen
 
     prompts = _prompts(saved_backbone)
     notes = (
@@ -227,7 +227,7 @@ def _transformers(saved_backbone: Found, fresh: Path, out: Path) -> dict[str, An
 
 
 def _adapter(
-    models: Collection[str], saved_backbone: Found, fresh: Path, out: Path
+    models: Collection[str], saved_backbone: SavedBackbone, fresh: Path, out: Path
 ) -> dict[str, Any]:
     from experiments.export.adapter_folder import write_adapter_folder
 
@@ -248,7 +248,7 @@ def _adapter(
     return {"library": "peft", "reads": reads, "usage": usage, "notes": notes}
 
 
-def _prompts(saved_backbone: Found) -> Any:
+def _prompts(saved_backbone: SavedBackbone) -> Any:
     """Returns the builder of the backbone's prompts; the model itself is not loaded."""
     from transformers import AutoProcessor
 
@@ -257,11 +257,11 @@ def _prompts(saved_backbone: Found) -> Any:
     from mmemb.records.schema import convert, read_json
     from mmemb.storage.pretrained import load_pretrained
 
-    path = saved_backbone.backbone / "config.json"
+    path = saved_backbone.folder / "config.json"
     arguments = read_json(path, dict[str, Any]).get("init_args")
     style = convert(arguments, dict[str, Any], f"{path} is broken").get("style")
 
-    processor = load_pretrained(AutoProcessor, saved_backbone.backbone / "model")
+    processor = load_pretrained(AutoProcessor, saved_backbone.folder / "model")
     return PromptBuilder(processor, convert(style, PromptStyle, f"{path} is broken"))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from experiments.load import load_run
-from experiments.runs.saved_backbone import Found
+from experiments.runs.saved_backbone import SavedBackbone
 from mmemb.llm.lora import CONFIG, WEIGHTS, lora_parameters
 from mmemb.storage.files import write_atomically
 from mmemb.storage.json_files import write_json
@@ -19,7 +19,9 @@ from mmemb.storage.run_folder import RunFolder
 _OURS = "base_model.model."
 
 
-def write_adapter_folder(saved_backbone: Found, out: Path, models: Collection[str] = ()) -> None:
+def write_adapter_folder(
+    saved_backbone: SavedBackbone, out: Path, models: Collection[str] = ()
+) -> None:
     """Writes the updates as they were before they were merged into the run's backbone.
 
     Args:
@@ -43,7 +45,7 @@ def write_adapter_folder(saved_backbone: Found, out: Path, models: Collection[st
             if saved_backbone.run and not lora
             else "it has no checkpoint, and in a saved backbone they are part of the weights"
             if saved_backbone.run
-            else f"{saved_backbone.backbone} belongs to no run"
+            else f"{saved_backbone.folder} belongs to no run"
         )
         raise ValueError(
             f"There are no LoRA updates to write: {why}. Leave --adapter out to export the whole "

@@ -32,16 +32,16 @@ def main(arguments: list[str] | None = None) -> None:
     showing = commands.add_parser("show", help="print the newest report", parents=[run])
     showing.set_defaults(act=lambda namespace: show(namespace.run))
 
-    audited = "make a page of every rationale"
-    auditing = commands.add_parser("audit", help=audited, parents=[run, data])
+    audit_help = "make a page of every rationale"
+    auditing = commands.add_parser("audit", help=audit_help, parents=[run, data])
     auditing.set_defaults(act=lambda namespace: audit(namespace.run, str(namespace.data_root)))
 
-    compared = "compare rounds of EM with the first one"
-    comparing = commands.add_parser("rounds", help=compared, parents=[runs, data])
+    rounds_help = "compare rounds of EM with the first one"
+    comparing = commands.add_parser("rounds", help=rounds_help, parents=[runs, data])
     comparing.set_defaults(act=lambda namespace: write_rounds(namespace.runs, namespace.data_root))
 
-    averaged = "average runs that differ in their seeds"
-    averaging = commands.add_parser("seeds", help=averaged, parents=[runs, data])
+    seeds_help = "average runs that differ in their seeds"
+    averaging = commands.add_parser("seeds", help=seeds_help, parents=[runs, data])
     averaging.set_defaults(act=lambda namespace: write_seeds(namespace.runs, namespace.data_root))
 
     listing = commands.add_parser("list", help="every run below a folder, the newest first")

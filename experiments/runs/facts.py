@@ -11,7 +11,7 @@ from datamodules.sample_json import QueryJson
 from experiments.bootstrap import Interval, cluster_bootstrap
 from experiments.runs.recorded_config import read_config
 from experiments.runs.run_files import read_environment, read_summary
-from experiments.runs.saved_backbone import Found, is_run
+from experiments.runs.saved_backbone import SavedBackbone, is_run
 from experiments.runs.saved_report import read_report
 from mmemb.benchmarks.score_files import read_scores, read_values
 from mmemb.records.schema import Excerpt, read_json
@@ -122,7 +122,7 @@ class _ManifestJson(Excerpt):
     profile: str = ""
 
 
-def base_models(saved_backbone: Found) -> tuple[list[Ingredient], list[str]]:
+def base_models(saved_backbone: SavedBackbone) -> tuple[list[Ingredient], list[str]]:
     """Returns the models that training started from, and those that are ids of a hub."""
     bases, hub = [], []
     for run, name in _starting_points(saved_backbone.run):
@@ -143,14 +143,14 @@ def base_models(saved_backbone: Found) -> tuple[list[Ingredient], list[str]]:
     return list(dict.fromkeys(bases)), hub
 
 
-def data_root(saved_backbone: Found) -> Path | None:
+def data_root(saved_backbone: SavedBackbone) -> Path | None:
     """Returns the data root of the run, or None if it is no longer there."""
     data = saved_backbone.config.get("data", {})
     root = (data.get("init_args") or {}).get("root") or saved_backbone.config.get("data_root")
     return _resolved(saved_backbone.run, str(root)) if root and saved_backbone.run else None
 
 
-def data_sources(saved_backbone: Found) -> tuple[list[Ingredient], str]:
+def data_sources(saved_backbone: SavedBackbone) -> tuple[list[Ingredient], str]:
     """Returns the packages that the data was made of, and the data's name."""
     root = data_root(saved_backbone)
     path = root / MANIFEST if root else None
@@ -165,7 +165,7 @@ def data_sources(saved_backbone: Found) -> tuple[list[Ingredient], str]:
     return sources, f"{root.name if root else ''}{profile}"
 
 
-def instructions(saved_backbone: Found, texts_only: bool) -> dict[str, str]:
+def instructions(saved_backbone: SavedBackbone, texts_only: bool) -> dict[str, str]:
     """Returns task -> instruction of its first query, if any (and a text, with `texts_only`)."""
     root = data_root(saved_backbone)
     if root is None or not (root / "queries" / MANIFEST).is_file():
@@ -179,7 +179,7 @@ def instructions(saved_backbone: Found, texts_only: bool) -> dict[str, str]:
     return {task: row.instruction for task, row in kept.items() if row.instruction}
 
 
-def figures(saved_backbone: Found, scores: Path | None) -> tuple[list[Figure], str]:
+def figures(saved_backbone: SavedBackbone, scores: Path | None) -> tuple[list[Figure], str]:
     """Reads figures measured on this backbone, and their source: score files if they are named,
     else the experiment's report if it is about this backbone, else the run's own validation."""
     if scores is not None:
@@ -202,7 +202,7 @@ def figures(saved_backbone: Found, scores: Path | None) -> tuple[list[Figure], s
     return [f for f in kept if f.name.removeprefix("val/") in _METRICS], "Validation of the run."
 
 
-def records(saved_backbone: Found) -> dict[str, Any]:
+def records(saved_backbone: SavedBackbone) -> dict[str, Any]:
     """Returns command, commit, fingerprint, seed and versions, as fields of `RunFacts`."""
     if saved_backbone.run is None:
         return {}

@@ -14,16 +14,16 @@ from mmemb.storage.run_folder import RunFolder
 
 @final
 @dataclass(frozen=True, slots=True)
-class Found:
+class SavedBackbone:
     """A saved backbone.
 
     Attributes:
-        backbone: its folder.
+        folder: where it lies.
         run: of `experiments.run`, or None.
         kind: the backbone's class.
     """
 
-    backbone: Path
+    folder: Path
     run: Path | None
     kind: str
 
@@ -32,7 +32,7 @@ class Found:
         """EXPERIMENT/NAME of the run, or the folder's name."""
 
         parts = [str(self.config[key]) for key in ("experiment", "name") if key in self.config]
-        return "/".join(parts) or self.backbone.resolve().name
+        return "/".join(parts) or self.folder.resolve().name
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -47,7 +47,7 @@ class _BackboneJson(Excerpt):
     class_path: str | None = None
 
 
-def find_backbone(folder: Path) -> Found:
+def find_backbone(folder: Path) -> SavedBackbone:
     """Finds the backbone of a run, of a saved AdaptiveEmbedder, or of the folder itself.
 
     Raises:
@@ -63,7 +63,7 @@ def find_backbone(folder: Path) -> Found:
             # above.
             above = place.resolve()
             runs = [parent for parent in (above, *above.parents[:2]) if is_run(parent)]
-            return Found(place, runs[0] if runs else None, kind.rpartition(".")[2])
+            return SavedBackbone(place, runs[0] if runs else None, kind.rpartition(".")[2])
 
     raise FileNotFoundError(
         f"{folder} holds no saved backbone: expected a run that trained one "

@@ -93,16 +93,16 @@ def contamination(
     return text
 
 
-Found = dict[str, dict[int, tuple[int, float]]]
+Copies = dict[str, dict[int, tuple[int, float]]]
 """Kind -> test query -> train pair and how near it is."""
 
 
-def compare(tested: Collected, trained: Collected) -> Found:
+def compare(tested: Collected, trained: Collected) -> Copies:
     """Finds every kind of copy; of several the nearest."""
     # From the end, so that the first pair with a text or picture stays in the table.
     by_text = {text: n for n, text in reversed(list(enumerate(trained.texts))) if text}
     by_digest = {d: n for n, ds in reversed(list(enumerate(trained.digests))) for d in ds}
-    copies: Found = {kind: {} for kind in KINDS}
+    copies: Copies = {kind: {} for kind in KINDS}
 
     for n, (text, digests) in enumerate(zip(tested.texts, tested.digests, strict=True)):
         if text in by_text:
@@ -198,7 +198,7 @@ def _add(
             collection.looks.append(looks(m.pixels))
 
 
-def _page(tested: Collected, copies: Found, num_pairs: int, embedder: Path | None) -> str:
+def _page(tested: Collected, copies: Copies, num_pairs: int, embedder: Path | None) -> str:
     lines = []
     for task in sorted(set(tested.tasks)):
         mine = {n for n, name in enumerate(tested.tasks) if name == task}
@@ -222,7 +222,7 @@ def _page(tested: Collected, copies: Found, num_pairs: int, embedder: Path | Non
     return f"{table}\n\n{note}"
 
 
-def _data(tested: Collected, trained: Collected, copies: Found) -> Mapping[str, Any]:
+def _data(tested: Collected, trained: Collected, copies: Copies) -> Mapping[str, Any]:
     return {
         kind: [
             {"query": tested.keys[n], "pair": trained.keys[row], "value": round(value, 5)}

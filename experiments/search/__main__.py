@@ -147,7 +147,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         embedder = AdaptiveEmbedder.from_pretrained(
             adaptive.path, servers=dict(options.server), models=options.allow_model
         )
-    backbone = embedder.backbone if embedder else load_backbone(str(saved_backbone.backbone))
+    backbone = embedder.backbone if embedder else load_backbone(str(saved_backbone.folder))
 
     try:
         (embedder or backbone).to(options.device)
@@ -155,7 +155,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
     # Vectors are kept under the model's content, so another model never reads them.
-    identity = model_identity(saved_backbone.backbone)
+    identity = model_identity(saved_backbone.folder)
     everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
     candidates = everything.of_gallery(options.gallery)
 

@@ -59,11 +59,11 @@ class Content:
         return tuple(frozenset((self.query, target)) for target in self.targets)
 
 
-Found = list[tuple[int, str]]
+FaultList = list[tuple[int, str]]
 """Faults: number of the row, what is wrong."""
 
 
-def check_cells(rows: Sequence[OwnRow], media: Path) -> Found:
+def check_cells(rows: Sequence[OwnRow], media: Path) -> FaultList:
     """Finds the faults of a table's cells and paths; opens no picture and no clip.
 
     Args:
@@ -84,7 +84,7 @@ def check_cells(rows: Sequence[OwnRow], media: Path) -> Found:
 
 
 def check_rows(
-    rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int, known: Found
+    rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int, known: FaultList
 ) -> Faults:
     """Decodes every picture and clip, and compares what the rows show.
 
@@ -114,12 +114,12 @@ def check_rows(
     )
 
 
-def lines_of(faults: Found) -> Iterator[str]:
+def lines_of(faults: FaultList) -> Iterator[str]:
     """Returns one sentence for each fault."""
     return (f"row {number}: {fault}" for number, fault in faults)
 
 
-def _ids(rows: Iterable[OwnRow]) -> Found:
+def _ids(rows: Iterable[OwnRow]) -> FaultList:
     first: dict[str, int] = {}
     faults = []
     for row in rows:
@@ -134,7 +134,7 @@ def _ids(rows: Iterable[OwnRow]) -> Found:
     return faults
 
 
-def _tasks(rows: Iterable[OwnRow]) -> Found:
+def _tasks(rows: Iterable[OwnRow]) -> FaultList:
     """Finds tasks whose name is too long: the scores of a task become a file of its name."""
     wrong: dict[str, str] = {}
     for task in dict.fromkeys(row.task for row in rows):
@@ -146,7 +146,7 @@ def _tasks(rows: Iterable[OwnRow]) -> Found:
     return [(row.number, wrong[row.task]) for row in rows if row.task in wrong]
 
 
-def _forms(rows: Iterable[OwnRow]) -> Found:
+def _forms(rows: Iterable[OwnRow]) -> FaultList:
     """Finds names that look equal and are not: two Unicode forms of an accent, other capitals."""
     first: dict[tuple[str, str], tuple[str, int]] = {}
     faults = []
@@ -166,7 +166,7 @@ def _forms(rows: Iterable[OwnRow]) -> Found:
     return faults
 
 
-def _paths(row: OwnRow, media: Path) -> Found:
+def _paths(row: OwnRow, media: Path) -> FaultList:
     faults = []
     # The lists may differ in length: a flat row has a column for a negative that it does not give.
     for column, side in zip(row.media_columns, row.sides, strict=False):
@@ -183,7 +183,7 @@ def _paths(row: OwnRow, media: Path) -> Found:
     return faults
 
 
-def _names(rows: Iterable[OwnRow]) -> Found:
+def _names(rows: Iterable[OwnRow]) -> FaultList:
     """Finds targets of one name with two contents: a name stands for one candidate's vector."""
     first: dict[tuple[str, str], tuple[OwnSide, int]] = {}
     faults = []
@@ -199,7 +199,7 @@ def _names(rows: Iterable[OwnRow]) -> Found:
     return faults
 
 
-def _mixed(rows: Iterable[OwnRow]) -> Found:
+def _mixed(rows: Iterable[OwnRow]) -> FaultList:
     """Finds evaluation tasks in which some queries have negatives of their own, and others none."""
     kinds: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for row in rows:
@@ -218,7 +218,7 @@ def _mixed(rows: Iterable[OwnRow]) -> Found:
     return faults
 
 
-def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> Found:
+def _overlap(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> FaultList:
     """Finds evaluation rows whose query, or whose pair under another task, is trained on."""
     queries: dict[tuple[str, str], int] = {}
     pairs: dict[tuple[str, str], int] = {}
@@ -267,7 +267,7 @@ def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> 
 
 
 def _shared_pairs(
-    rows: Iterable[OwnRow], contents: Mapping[int, Content], faults: Found
+    rows: Iterable[OwnRow], contents: Mapping[int, Content], faults: FaultList
 ) -> Iterator[str]:
     """Yields a notice of equal pairs in two splits that are no fault, such as reversed ones."""
     # Faults are listed already, and a notice for the same row would repeat them.

@@ -13,7 +13,7 @@ from typing import Any, final
 from tqdm import tqdm
 
 from datamodules.prepare.converting import add_converting
-from datamodules.prepare.folder.check import Faults, Found, check_cells, check_rows, lines_of
+from datamodules.prepare.folder.check import FaultList, Faults, check_cells, check_rows, lines_of
 from datamodules.prepare.folder.media import PICTURES, locate
 from datamodules.prepare.folder.rationales import (
     GivenRationales,
@@ -101,7 +101,7 @@ def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> Gi
     return rationale_file
 
 
-def _checked(options: argparse.Namespace, rows: list[OwnRow], cell_faults: Found) -> Faults:
+def _checked(options: argparse.Namespace, rows: list[OwnRow], cell_faults: FaultList) -> Faults:
     """Checks a table whole and prints all its faults and notices.
 
     Raises:
@@ -127,7 +127,7 @@ def _checked(options: argparse.Namespace, rows: list[OwnRow], cell_faults: Found
 
 
 def _convert(
-    options: argparse.Namespace, rows: list[OwnRow], cell_faults: Found, mark: str
+    options: argparse.Namespace, rows: list[OwnRow], cell_faults: FaultList, mark: str
 ) -> None:
     faults = _checked(options, rows, cell_faults)
     good = [row for row in rows if row.number not in faults.rows]

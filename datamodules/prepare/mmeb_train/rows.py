@@ -156,14 +156,14 @@ def _hound(source: Source, folder: Path) -> Layout:
         if len(turns) < 2:
             raise row.error("two turns in 'conversations'", shown(turns))
 
-        question, answered = (_plain(_turn_text(row, turn)) for turn in turns[:2])
+        question, answer = (_plain(_turn_text(row, turn)) for turn in turns[:2])
         clip = row.name("video")
         # The caption looks for its video, so the answer of the turn becomes the query.
         if source.layout == "video_retrieval":
-            return TrainSide(answered, _FIND_VIDEO), TrainSide("", _VIDEO, clip=clip)
+            return TrainSide(answer, _FIND_VIDEO), TrainSide("", _VIDEO, clip=clip)
         if source.layout == "video_qa":
-            return TrainSide(question, _ANSWER, clip=clip), TrainSide(answered)
-        return TrainSide(question, clip=clip), TrainSide(answered)
+            return TrainSide(question, _ANSWER, clip=clip), TrainSide(answer)
+        return TrainSide(question, clip=clip), TrainSide(answer)
 
     return files, ("video", "conversations"), pair
 
