@@ -259,6 +259,7 @@ def _score_top(top: list[Hashable], graded: Mapping[Hashable, float], k: int) ->
     right = [place for place, name in enumerate(top, 1) if name in graded]
     num_hits, num_labels = len(set(top) & set(graded)), len(graded)
     precisions = [n / place for n, place in enumerate(right, 1)]
+
     return {
         f"hit@{k}": float(bool(right)),
         f"ndcg_linear@{k}": _ndcg_of([graded.get(n, 0.0) for n in top], graded, k),
