@@ -17,9 +17,10 @@ from lightning_modules.backbone_module import BackboneModule
 from mmemb.backbones import Backbone, GenerativeBackbone
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.distillation import distillation_loss
-from mmemb.losses.terms import LossTerm, combine
+from mmemb.losses.terms import combine
 from mmemb.media.loggers import log_text
 from mmemb.records.batches import PairBatch, QueryBatch, RankingBatch
+from mmemb.records.loss_term import LossTerm
 from mmemb.records.outputs import (
     DecisionOutput,
     PairOutput,

@@ -31,11 +31,12 @@ from mmemb.gate.latency import fixed_sample, mean_latency, measure_latency
 from mmemb.gate.policy_gradients import reward_BA, uniform_by_key
 from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
 from mmemb.gate.reasoners import Written
-from mmemb.losses.terms import LossTerm, combine
+from mmemb.losses.terms import combine
 from mmemb.rationales.writers.base import RationaleSource, check_prompt_state
 from mmemb.records.batches import DepthValueBatch, QueryBatch, RankingBatch
 from mmemb.records.gate_state import check_parts
 from mmemb.records.inputs import Side
+from mmemb.records.loss_term import LossTerm
 from mmemb.records.outputs import DecisionOutput, QueryOutput, SidecarOutput, StepOutput
 from mmemb.records.pairs import Query
 from mmemb.records.rationales import DIRECT, greedy_at

@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.planted.gate import PlantedGate
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.policy_loss import OLD_POLICY_STEPS, policy_loss
-from mmemb.losses.terms import LossTerm
+from mmemb.records.loss_term import LossTerm
 
 Estimator = Literal["reinforce", "exact", "grpo"]
 ESTIMATORS: tuple[Estimator, ...] = ("reinforce", "exact", "grpo")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmemb.gate.budget import unit_hash
-from mmemb.losses.terms import LossTerm
+from mmemb.records.loss_term import LossTerm
 
 
 def reward_BA(depth_value_BA: Tensor, cost_BA: Tensor, *, clip: float, token_cost: float) -> Tensor:

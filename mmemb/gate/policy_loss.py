@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmemb.gate.heads import DepthHead
 from mmemb.gate.policy_gradients import exact_loss, grpo_loss, reinforce_loss, supervised_loss
-from mmemb.losses.terms import LossTerm
+from mmemb.records.loss_term import LossTerm
 
 Estimator = Literal["reinforce", "exact", "grpo", "supervised"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmemb.distributed import gather_rows
-from mmemb.losses.terms import LossTerm
 from mmemb.losses.tiled_infonce import TILE_NUMBERS
+from mmemb.records.loss_term import LossTerm
 
 
 def distillation_loss(

@@ -17,8 +17,8 @@ from torch.nn.functional import softplus
 from mmemb.losses.gathered_pairs import GatheredPairs, gather_pairs
 from mmemb.losses.ids import PairIds
 from mmemb.losses.masks import repelled_targets, target_masks
-from mmemb.losses.terms import LossTerm
 from mmemb.losses.tiled_infonce import TILE_NUMBERS, tiled_info_nce
+from mmemb.records.loss_term import LossTerm
 
 DENSE_SCORES = 2**20
 """Rows times columns up to which all scores are made at once: 1,024 rows in one process.

@@ -1,22 +1,11 @@
-"""A loss as a sum and a count, and the one place that divides them over all ranks."""
+"""The one place that divides a sum by a count over all ranks."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import final
 
 from torch import Tensor
 
 from mmemb.distributed import rank_and_world, sum_over_ranks
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class LossTerm:
-    """A loss as the sum over this rank's rows and their number, so that ranks may be uneven."""
-
-    sum: Tensor
-    count: Tensor
+from mmemb.records.loss_term import LossTerm
 
 
 def combine(term: LossTerm, world: int | None = None) -> Tensor:

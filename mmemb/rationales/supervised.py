@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from mmemb.llm.lora import LoraSettings, attach_lora, lora_parameters, save_adapter
-from mmemb.losses.terms import LossTerm
 from mmemb.records.inputs import Side
+from mmemb.records.loss_term import LossTerm
 from mmemb.records.rationales import Rationale
 
 

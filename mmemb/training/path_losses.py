@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss
-from mmemb.losses.terms import LossTerm, combine
+from mmemb.losses.terms import combine
 from mmemb.records.batches import PairBatch
+from mmemb.records.loss_term import LossTerm
 from mmemb.records.rationales import Rationale
 from mmemb.training.pair_vectors import PairVectors
 

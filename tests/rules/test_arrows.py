@@ -54,9 +54,9 @@ PACKAGES: dict[str, set[str]] = {
     "backbones": {"records", "storage", "media", "llm"},
     "training": {"records", "storage", "losses", "backbones"},
     "selection": {"records", "storage", "llm", "backbones"},
-    "rationales": {"records", "storage", "losses", "llm", "backbones"},
+    "rationales": {"records", "storage", "llm", "backbones"},
     "retrieval": {"distributed", "records", "storage", "backbones"},
-    "gate": {"records", "storage", "losses", "backbones", "rationales"},
+    "gate": {"records", "storage", "media", "backbones", "rationales"},
     "benchmarks": {"records", "storage", "retrieval"},
 }
 """The packages of `mmemb` from the ground up, and which of those above them each may import."""

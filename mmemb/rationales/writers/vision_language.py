@@ -22,11 +22,11 @@ from mmemb.llm.loading import loaded_revision
 from mmemb.llm.lora import LoraSettings, merge_adapter
 from mmemb.llm.prompts.chat_prompt import Prompt
 from mmemb.llm.prompts.style import PromptStyle
-from mmemb.losses.terms import LossTerm
 from mmemb.rationales.supervised import ReplyTuner, check_no_adapter
 from mmemb.rationales.writers.base import DrawingWriter
 from mmemb.records.hashing import stable_hash
 from mmemb.records.inputs import Side
+from mmemb.records.loss_term import LossTerm
 from mmemb.records.rationales import FULL, SHORT, Rationale
 from mmemb.storage.spec import arguments_of
 from mmemb.storage.trained_facts import trained_facts

@@ -27,7 +27,7 @@ from experiments.planted.gate import (
 )
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.policy_gradients import exact_loss, grpo_loss, reinforce_loss
-from mmemb.losses.terms import LossTerm
+from mmemb.records.loss_term import LossTerm
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.report.policies.baselines import oracle_depth
 from mmemb.gate.heads import MlpDepthHead, load_head, save_head
 from mmemb.gate.policy_gradients import exact_loss, reinforce_loss, reward_BA, uniform_by_key
-from mmemb.losses.terms import LossTerm
+from mmemb.records.loss_term import LossTerm
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from mmemb.losses.gathered_pairs import gather_pairs
 from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss, info_nce
-from mmemb.losses.terms import LossTerm, combine
+from mmemb.losses.terms import combine
 from mmemb.losses.tiled_infonce import tiled_info_nce
+from mmemb.records.loss_term import LossTerm
 from tests.fixtures.ranks import run_ranks
 
 

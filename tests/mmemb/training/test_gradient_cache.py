@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mmemb.losses.ids import PairIds
 from mmemb.losses.infonce import contrastive_loss
-from mmemb.losses.terms import LossTerm, combine
+from mmemb.losses.terms import combine
+from mmemb.records.loss_term import LossTerm
 from mmemb.training.gradient_cache import GradientCache, embed_cached
 from tests.fixtures.ranks import run_ranks
 

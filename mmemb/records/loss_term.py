@@ -1,0 +1,17 @@
+"""A loss as a sum and a count, as every room hands it on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """A loss as the sum over this rank's rows and their number, so that ranks may be uneven."""
+
+    sum: Tensor
+    count: Tensor
