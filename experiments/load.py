@@ -1,4 +1,4 @@
-"""Opens finished runs, for notebooks and tests; trains nothing and starts no stage.
+"""Opens the module of a finished run, for notebooks and tests; `mmemb.load` opens its embedder.
 
 Configurations name their inputs relative to the repository's root, so call these from there.
 """
@@ -17,8 +17,6 @@ from jsonargparse import ArgumentError, ArgumentParser, set_loader
 from experiments.cli.messages import innermost
 from experiments.runs.recorded_config import read_config
 from experiments.runs.recorded_model import check_recorded
-from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.rationales import RationaleWriter
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trust import Permissions
@@ -44,7 +42,7 @@ def load_run(
             (predict, test) gives the module as configured.
         models: folders, files and hub ids that the configuration may name outside of the run; a
             run of this checkout may name any (docs/trust.md).
-        servers: see `load_adaptive`.
+        servers: see `mmemb.load`.
         packages: whose classes it may name, beside those of this project and of `torch.optim`.
         trust_remote_code: whether it may ask for code that comes with a model.
 
@@ -73,31 +71,6 @@ def load_run(
     if path is not None:
         _load_weights(module, path)
     return module.eval()
-
-
-def load_adaptive(
-    folder: str | Path,
-    writers: Mapping[str, RationaleWriter] | None = None,
-    servers: Mapping[str, str | None] | Collection[str] = (),
-    models: Collection[str] = (),
-) -> AdaptiveEmbedder:
-    """Loads the inference path that a gate's fit saved.
-
-    Args:
-        folder: the gate's run, e.g. `runs/pocket/gate`, or the `adaptive` folder in it.
-        writers: replace the saved ones, for instance to try another reasoner: `{"full": writer}`.
-        servers: hosts that a saved `ServerWriter` may ask, each with the environment variable
-            whose value it is sent as a key, or None.
-        models: folders and hub ids of models that saved writers may run; a run of this checkout
-            may name any.
-    """
-
-    folder = Path(folder)
-    inner = RunFolder(folder).adaptive.path
-
-    # A gate's run holds the saved path in `adaptive`, which may also be named itself.
-    folder = inner if inner.is_dir() else folder
-    return AdaptiveEmbedder.from_pretrained(folder, writers, servers, models)
 
 
 def _build(
@@ -143,6 +116,6 @@ def _load_weights(module: pl.LightningModule, path: Path) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"{path} does not fit the {type(module).__name__} of its run's config.yaml: "
-            f"{str(error).splitlines()[1].strip():.300} A gate is opened with `load_adaptive`; any "
+            f"{str(error).splitlines()[1].strip():.300} A gate is opened with `mmemb.load`; any "
             "other run was made by another version of the code: train it again."
         ) from None

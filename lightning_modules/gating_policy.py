@@ -22,10 +22,11 @@ from lightning_modules.schedule import num_training_steps
 from mmemb.backbones import load_backbone
 from mmemb.backbones.generative import DirectVectors
 from mmemb.distributed import gather_objects
-from mmemb.gate.adaptive_embedder import AdaptiveEmbedder, Encoded
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration, Unit, check_budget
 from mmemb.gate.collapse import collapse_warning
 from mmemb.gate.decision_rows import decision_rows
+from mmemb.gate.encoded import Encoded
 from mmemb.gate.heads import DepthHead, MlpDepthHead
 from mmemb.gate.latency import fixed_sample, mean_latency, measure_latency
 from mmemb.gate.policy_gradients import reward_BA, uniform_by_key
@@ -344,7 +345,9 @@ class GatingPolicy(LightningModule):
         galleries = [embedded.of_query(query) for query in batch.queries]
 
         if self.write_during_test:
-            encoded = adaptive.encode(sides, self.budget, self.unit, keys=keys, gallery=galleries)
+            direct = adaptive.embed(sides)
+            depths_B = adaptive.decide(direct, self.budget, self.unit, keys=keys, gallery=galleries)
+            encoded = adaptive.read(direct, adaptive.write(direct, depths_B))
             eligible = list(map(adaptive.can_reason, sides))
         else:
             encoded = self._read_written(adaptive, batch, keys, galleries)

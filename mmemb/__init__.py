@@ -11,9 +11,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptiveEmbedder": "gate.adaptive_embedder",
+    "Embedding": "gate.encoded",
+    "Encoded": "gate.encoded",
     "Media": "records.inputs",
     "Rationale": "records.rationales",
     "Side": "records.inputs",
+    "load": "gate.loading",
     "load_backbone": "backbones.base",
 }
 

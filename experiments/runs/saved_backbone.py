@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from experiments.runs.recorded_config import read_config
-from mmemb.records.schema import Excerpt, read_json
+from mmemb.backbones.base import saved_class
 from mmemb.storage.run_folder import RunFolder
 
 
@@ -40,13 +40,6 @@ class SavedBackbone:
         return {} if self.run is None else read_config(self.run)
 
 
-@final
-class _BackboneJson(Excerpt):
-    """The class of a saved backbone; the `config.json` of another model names none."""
-
-    class_path: str | None = None
-
-
 def find_backbone(folder: Path) -> SavedBackbone:
     """Finds the backbone of a run, of a saved AdaptiveEmbedder, or of the folder itself.
 
@@ -55,9 +48,7 @@ def find_backbone(folder: Path) -> SavedBackbone:
     """
     run = RunFolder(folder)
     for place in (folder, run.backbone, run.adaptive.backbone):
-        path = place / "config.json"
-        kind = read_json(path, _BackboneJson).class_path if path.is_file() else None
-
+        kind = saved_class(place)
         if kind is not None:
             # A link such as runs/pocket/embedder is followed; the run is at most two folders
             # above.

@@ -13,21 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final, get_args
 
-import torch
 from torch import Tensor
 
+import mmemb
 from experiments.cli.messages import command
 from experiments.runs.saved_backbone import find_backbone
 from experiments.search.index import Candidates, load_candidates, model_identity
-from mmemb.backbones import load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Unit
 from mmemb.media.pictures import SHARD_FORMATS, picture_bytes, read_pixels
 from mmemb.records.inputs import Media, Side
-from mmemb.records.rationales import DIRECT, Rationale
+from mmemb.records.rationales import Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
-from mmemb.storage.run_folder import AdaptiveFolder, RunFolder
 
 AUTO = "auto"
 
@@ -90,17 +88,14 @@ def search_candidates(
     Raises:
         ValueError: there is no such depth.
     """
-    if depth != AUTO and depth not in embedder.depths:
-        raise ValueError(f"--depth {depth!r}: the model has {', '.join((AUTO, *embedder.depths))}.")
-    forced = None if depth == AUTO else embedder.depths.index(depth)
+    forced = None if depth == AUTO else depth
 
     # The gate's state may hold the scores of the gallery, so it gets the vectors that are
     # searched.
     encoded = embedder.encode([side], budget, unit, depth=forced, gallery=candidates.vectors_ND)
-    taken = embedder.depths[int(encoded.depths_B[0])]
 
-    hits = nearest(encoded.vectors_BD.cpu(), candidates, top)
-    return Answer(taken, encoded.rationales[0], hits)
+    hits = nearest(encoded.vectors_BD, candidates, top)
+    return Answer(encoded.depths[0], encoded.rationales[0], hits)
 
 
 def nearest(
@@ -119,53 +114,32 @@ def nearest(
 
 def _answer(options: argparse.Namespace) -> Answer:
     side = _side(options)
-    saved_backbone = find_backbone(options.model)
-
-    # A gate's run holds the saved path in `adaptive`, which may also be named itself.
-    places = (AdaptiveFolder(options.model), RunFolder(options.model).adaptive)
-    adaptive = next((place for place in places if place.settings.is_file()), None)
-
-    # Its backbone alone would answer, without the gate that the user asked for.
-    if adaptive is None and any(place.gate.is_dir() for place in places):
-        raise ValueError(
-            f"{options.model} holds a gate, but no adaptive.json: writing it was interrupted. Fit "
-            "the gate again, or name the folder `backbone` to search directly."
-        )
-
-    if adaptive is None and (options.depth not in (AUTO, DIRECT) or options.budget is not None):
-        raise ValueError(
-            f"{options.model} is a backbone without gate and writer, so it can only embed "
-            "directly: leave --depth and --budget out, or name a saved AdaptiveEmbedder such as "
-            "runs/pocket/gate/adaptive."
-        )
-
     if options.budget is not None and options.depth != AUTO:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
 
-    embedder = None
-    if adaptive:
-        embedder = AdaptiveEmbedder.from_pretrained(
-            adaptive.path, servers=dict(options.server), models=options.allow_model
-        )
-    backbone = embedder.backbone if embedder else load_backbone(str(saved_backbone.folder))
-
-    try:
-        (embedder or backbone).to(options.device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    embedder = mmemb.load(
+        options.model,
+        servers=dict(options.server),
+        models=options.allow_model,
+        device=options.device,
+    )
+    # What is wrong in the query is said before candidates are embedded for it.
+    embedder.check_depth(None if options.depth == AUTO else options.depth)
+    embedder.check_budget(options.budget, options.unit)
 
     # Vectors are kept under the model's content, so another model never reads them.
-    identity = model_identity(saved_backbone.folder)
-    everything = load_candidates(backbone, identity, options.index, options.cache, options.features)
-    candidates = everything.of_gallery(options.gallery)
-
-    if embedder is None:
-        with torch.inference_mode():
-            vector_1D = backbone.encode([side]).cpu()
-        return Answer(DIRECT, None, nearest(vector_1D, candidates, options.top))
-
+    identity = model_identity(find_backbone(options.model).folder)
+    everything = load_candidates(
+        embedder.backbone, identity, options.index, options.cache, options.features
+    )
     return search_candidates(
-        embedder, candidates, side, options.top, options.depth, options.budget, options.unit
+        embedder,
+        everything.of_gallery(options.gallery),
+        side,
+        options.top,
+        options.depth,
+        options.budget,
+        options.unit,
     )
 
 

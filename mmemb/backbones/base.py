@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mmemb.llm.lora import LoraSettings, attach_lora
 from mmemb.records.inputs import Side
 from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import Rationale
-from mmemb.records.schema import check_arguments, convert, read_json
+from mmemb.records.schema import Excerpt, check_arguments, convert, read_json
 from mmemb.records.text import check_unicode, quote
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
@@ -310,6 +310,32 @@ class Backbone(nn.Module, ABC):
         if not (trained and torch.is_grad_enabled()):
             return torch.zeros((), device=self.device)
         return 0 * torch.stack([p.flatten()[:1].float().sum() for p in trained]).sum()
+
+
+@final
+class _ClassJson(Excerpt):
+    """The class of a saved backbone; the `config.json` of another model names none."""
+
+    class_path: str | None = None
+
+
+def is_saved_backbone(folder: Path) -> bool:
+    """Tells whether `save_pretrained` of a backbone wrote a folder.
+
+    Raises:
+        ValueError: its `config.json` is broken.
+    """
+    return saved_class(folder) is not None
+
+
+def saved_class(folder: Path) -> str | None:
+    """Returns the class path of a saved backbone; None if the folder holds none.
+
+    Raises:
+        ValueError: its `config.json` is broken.
+    """
+    path = folder / _CONFIG
+    return read_json(path, _ClassJson).class_path if path.is_file() else None
 
 
 def load_backbone(folder: str) -> Backbone:

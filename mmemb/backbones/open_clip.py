@@ -271,7 +271,8 @@ def _load_model(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str,
                 f"open_clip knows no model {name!r}; see open_clip.list_models(), or give the "
                 "path of a JSON config."
             )
-        with unasked():
+        place = open_clip.get_pretrained_cfg(name, pretrained).get("hf_hub") if pretrained else None
+        with reading("/".join(place.split("/")[:2])) if place else unasked():
             model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
         return model, {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
 

@@ -1,50 +1,54 @@
 """AdaptiveEmbedder: the one inference path, in four steps: embed, decide, write, read.
 
 Used by tests, reports, notebooks and latency figures alike. Shapes: B sides, R eligible ones, D
-embedding width, N candidates, S width of the gate's state, A depths, H width of a prompt state.
+embedding width, N candidates, S width of the gate's state, A depths, H width of a prompt state, M
+vectors to compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, TypeVar, final, overload
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmemb.backbones import Backbone, load_backbone
 from mmemb.backbones.generative import DirectVectors
-from mmemb.gate.budget import Amounts, BudgetCalibration, Units, row_budgets
+from mmemb.gate.budget import (
+    Amounts,
+    Budget,
+    BudgetCalibration,
+    Unit,
+    Units,
+    check_budget,
+    row_budgets,
+)
+from mmemb.gate.encoded import Embedding, Encoded, joined
 from mmemb.gate.heads import DepthHead, load_head, save_head
 from mmemb.gate.reasoners import Written, make_reasoner
+from mmemb.gate.release_card import release_card
 from mmemb.gate.saved_settings import SETTINGS, read_settings
+from mmemb.media.inputs import Input, sides
 from mmemb.rationales import load_saved_writer, save_writer
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.gate_state import GateInputs, StatePart, check_parts, score_shape
-from mmemb.records.inputs import Side
+from mmemb.records.inputs import TOKENS_PER_PICTURE, Media, Side
 from mmemb.records.old_names import with_new_names
-from mmemb.records.rationales import DIRECT, Rationale
+from mmemb.records.rationales import DIRECT
 from mmemb.storage.files import whole_folder
+from mmemb.storage.hub import fetched, is_id, publish
 from mmemb.storage.json_files import write_json
 from mmemb.storage.trust import Permissions, check_links
 
-
-@final
-class Encoded(NamedTuple):
-    """B embedded sides.
-
-    Attributes:
-        vectors_BD: unit vectors.
-        depths_B: int64, the depth that was taken; 0 = direct, also where nothing was written.
-        tokens_B: int64, reasoning tokens that were spent.
-        rationales: B of them; None where a side was embedded directly.
-    """
-
-    vectors_BD: Tensor
-    depths_B: Tensor
-    tokens_B: Tensor
-    rationales: tuple[Rationale | None, ...]
+Vectors = Tensor | np.ndarray | Encoded | Embedding
+"""Vectors of any origin: (B, D), or (D,) of one input."""
 
 
 @final
@@ -52,12 +56,13 @@ class AdaptiveEmbedder:
     """Embeds sides, and reasons about those that the gate chooses.
 
     `encode` is four steps, each usable alone and without a state of its own: `embed` the sides,
-    `decide` on a depth for each, `write` rationales, `read` the sides with them.
+    `decide` on a depth for each, `write` rationales, `read` the sides with them. Without a gate
+    every side is embedded directly.
 
     Args:
         backbone: embeds a side with and without a rationale.
-        head: reads the state, never a rationale.
-        calibration: gives the price that keeps a budget.
+        head: reads the state, never a rationale; None = there is no gate.
+        calibration: gives the price that keeps a budget; None without a gate.
         writers: name of a depth -> where its rationales come from, the cheapest first:
             `{"full": writer}`, or `{"short": one, "full": other}`. A side that they cannot read is
             embedded directly.
@@ -68,13 +73,19 @@ class AdaptiveEmbedder:
     def __init__(
         self,
         backbone: Backbone,
-        head: DepthHead,
-        calibration: BudgetCalibration,
-        writers: Mapping[str, RationaleSource],
+        head: DepthHead | None = None,
+        calibration: BudgetCalibration | None = None,
+        writers: Mapping[str, RationaleSource] | None = None,
         state: Sequence[StatePart] = ("embedding",),
         gallery_temperature: float = 0.05,
     ) -> None:
-        num_depths = head.config().get("num_depths", 1 + len(writers))
+        writers = dict(writers or {})
+        if (head is None) != (calibration is None) or (head is None and writers):
+            raise ValueError(
+                "A gate is head, calibration and writers: give all three, or the backbone alone."
+            )
+
+        num_depths = 1 if head is None else head.config().get("num_depths", 1 + len(writers))
         if num_depths != 1 + len(writers):
             raise ValueError(
                 f"the gate chooses among {num_depths} depths, but there are {len(writers)} "
@@ -82,9 +93,9 @@ class AdaptiveEmbedder:
             )
 
         self.backbone = backbone.eval()
-        self.head = head.eval()
+        self.head = head.eval() if head is not None else None
         self.calibration = calibration
-        self.writers = dict(writers)
+        self.writers = writers
         self.reasoner = make_reasoner(self.backbone, self.writers)
         self.state, self.gallery_temperature = tuple(state), gallery_temperature
 
@@ -97,33 +108,153 @@ class AdaptiveEmbedder:
         """Tells if the writers can read the side: only such queries are eligible."""
         return self.reasoner.can_reason(side)
 
+    @overload
+    def encode(self, inputs: list[Input] | tuple[Input, ...], **options: Any) -> Encoded: ...
+
+    @overload
+    def encode(self, inputs: Input, **options: Any) -> Embedding: ...
+
     def encode(
         self,
-        sides: Sequence[Side],
+        inputs: Input | Sequence[Input],
         budget: Amounts = None,
         unit: Units = "invocation",
         *,
-        depth: int | None = None,
+        depth: str | None = None,
+        instruction: str = "",
         keys: Sequence[str] | None = None,
         gallery: Tensor | Sequence[Tensor] | None = None,
-    ) -> Encoded:
-        """Embeds B sides: all four steps.
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        device: torch.device | str | None = None,
+    ) -> Encoded | Embedding:
+        """Embeds B inputs by all four steps, in batches of inputs of like length.
 
         Args:
-            sides: B sides.
-            budget: see `decide`, as all that follow.
+            inputs: a list of texts, pictures, clips and mixtures of them, or one of these alone:
+                `str` (always a text), `Path` of a picture or clip, PIL image, array, bytes,
+                `{"text": ..., "image": ...}`, `Media`, `Side` (`mmemb.media.inputs`).
+            budget: see `decide`, as `unit`, `depth`, `keys` and `gallery`.
             unit: of the budget.
             depth: forces a depth.
+            instruction: of inputs that bring none of their own, as the model was trained with.
             keys: break ties.
             gallery: vectors of the candidates.
+            batch_size: inputs that are embedded together.
+            show_progress_bar: None = on a terminal, from three seconds on.
+            device: where the model is moved first; None = it stays where it is.
+
+        Returns:
+            Vectors on the CPU, with depth, rationale, tokens and milliseconds of each input; an
+            `Embedding` of an input that was given alone.
+
+        Raises:
+            ValueError: an input cannot be read, a budget cannot be met, or there is no such depth.
         """
-        direct = self.embed(sides)
-        depths_B = self.decide(direct, budget, unit, depth=depth, keys=keys, gallery=gallery)
-        written = self.write(direct, depths_B)
-        return self.read(direct, written)
+        if not isinstance(inputs, list | tuple) or _is_clip(inputs):
+            options = {"instruction": instruction, "keys": keys, "gallery": gallery}
+            one = self.encode([inputs], budget, unit, depth=depth, device=device, **options)
+            return one[0]
+
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.check_depth(depth)
+        if device is not None:
+            self.to(device)
+
+        num = len(inputs)
+        budgets = row_budgets(budget, unit, num)
+
+        # Equal lengths pad little, and the slowest batch comes first, as its memory is the largest.
+        order = range(num)
+        if num > batch_size:
+            order = sorted(order, key=lambda row: -_length(inputs[row]))
+        batches = [order[start : start + batch_size] for start in range(0, num, batch_size)]
+
+        # Pictures are decoded batch by batch: all of them together may exceed the memory.
+        encoded = [
+            self._encode_batch(
+                sides(_of_rows(inputs, rows), instruction, places=rows),
+                _of_rows(budgets, rows),
+                depth,
+                None if keys is None else _of_rows(keys, rows),
+                _of_rows(gallery, rows) if isinstance(gallery, Sequence) else gallery,
+            )
+            for rows in _with_bar(batches or [order], show_progress_bar)
+        ]
+        return joined(encoded, order)
+
+    def encode_query(
+        self, inputs: Input | Sequence[Input], budget: Amounts = None, **options: Any
+    ) -> Encoded | Embedding:
+        """Embeds queries: the gate decides which of them reason. `encode` by its other name.
+
+        Args:
+            inputs: see `encode`.
+            budget: see `decide`.
+            **options: see `encode`.
+        """
+        return self.encode(inputs, budget, **options)
+
+    def encode_document(
+        self, inputs: Input | Sequence[Input], **options: Any
+    ) -> Encoded | Embedding:
+        """Embeds candidates, which are searched: directly, as in training and in the benchmarks.
+
+        Args:
+            inputs: see `encode`.
+            **options: see `encode`.
+        """
+        return self.encode(inputs, depth=DIRECT, **options)
+
+    @staticmethod
+    def similarity(one: Vectors, other: Vectors) -> Tensor:
+        """Returns cosines (B, M) of results, tensors or arrays of vectors.
+
+        Args:
+            one: B vectors, or one.
+            other: M vectors, or one.
+        """
+        return _unit(one) @ _unit(other).T
+
+    @staticmethod
+    def similarity_pairwise(one: Vectors, other: Vectors) -> Tensor:
+        """Returns cosines (B,) of vectors that stand side by side.
+
+        Args:
+            one: B vectors, or one.
+            other: as many.
+        """
+        return (_unit(one) * _unit(other)).sum(1)
+
+    def _encode_batch(
+        self,
+        batch: Sequence[Side],
+        budgets: Sequence[Budget],
+        depth: str | None,
+        keys: Sequence[str] | None,
+        gallery: Tensor | Sequence[Tensor] | None,
+    ) -> Encoded:
+        """Takes the four steps, and measures them."""
+        amounts, units = [each.amount for each in budgets], [each.unit for each in budgets]
+
+        start = time.perf_counter()
+        direct = self.embed(batch)
+        depths_B = self.decide(direct, amounts, units, depth=depth, keys=keys, gallery=gallery)
+        decided = time.perf_counter()
+        encoded = self.read(direct, self.write(direct, depths_B))
+        vectors_BD = encoded.vectors_BD.cpu()  # waits for the device, so that its time counts
+        end = time.perf_counter()
+
+        # Writing and reading are shared by those that reason, all else by all.
+        reasons_B = depths_B > 0 if depths_B.any() else torch.ones_like(depths_B, dtype=torch.bool)
+        share_of_all = 1000 * (decided - start) / max(1, len(batch))
+        share_of_reasoning = 1000 * (end - decided) / max(1, int(reasons_B.sum()))
+        milliseconds_B = share_of_all + reasons_B.double() * share_of_reasoning
+        return replace(encoded, vectors_BD=vectors_BD, milliseconds_B=milliseconds_B)
 
     @torch.inference_mode()
-    def embed(self, sides: Sequence[Side]) -> DirectVectors:
+    def embed(self, batch: Sequence[Side]) -> DirectVectors:
         """Step 1: embeds B sides without a rationale.
 
         A backbone that writes by itself keeps its caches of all B prompts in the result.
@@ -131,7 +262,7 @@ class AdaptiveEmbedder:
         Raises:
             ValueError: a side that the backbone cannot read.
         """
-        return self.reasoner.embed(sides)
+        return self.reasoner.embed(batch)
 
     @torch.inference_mode()
     def decide(
@@ -140,7 +271,7 @@ class AdaptiveEmbedder:
         budget: Amounts = None,
         unit: Units = "invocation",
         *,
-        depth: int | None = None,
+        depth: str | None = None,
         keys: Sequence[str] | None = None,
         gallery: Tensor | Sequence[Tensor] | None = None,
         prompt_states: Sequence[Tensor | None] | None = None,
@@ -156,7 +287,7 @@ class AdaptiveEmbedder:
                 One for all sides, or B of them.
             unit: what the budget counts; `invocation` is the share that reasons. One for all sides,
                 or B of them.
-            depth: forces a depth for every eligible side (0 = direct); the gate is not asked.
+            depth: forces a depth, by its name, for every eligible side; the gate is not asked.
             keys: B of them, which break ties between equal gate scores; by default the content of
                 each side.
             gallery: (N, D) vectors of the candidates, or B such tensors; only a gate whose state
@@ -168,20 +299,23 @@ class AdaptiveEmbedder:
             Depths (B,) int64 on the CPU.
 
         Raises:
-            ValueError: a budget that cannot be met; or the state holds what was not measured.
+            ValueError: a budget that cannot be met; there is no such depth; or the state holds what
+                was not measured.
         """
-        sides = direct.sides
-        row_budgets(budget, unit, len(sides))  # a wrong one is refused also where none can reason
-        eligible_B = torch.tensor([self.can_reason(side) for side in sides], dtype=torch.bool)
+        num = len(direct.sides)
+        self.check_depth(depth)
+        # A wrong budget is refused also where no side can reason.
+        for amount, of_unit in dict.fromkeys(row_budgets(budget, unit, num)):
+            self.check_budget(amount, of_unit)
+
+        eligible_B = torch.tensor(list(map(self.can_reason, direct.sides)), dtype=torch.bool)
         if depth is not None:
-            if not 0 <= depth < len(self.depths):
-                raise ValueError(f"depth must be from 0 to {len(self.writers)}, got {depth}.")
-            return torch.full((len(sides),), depth) * eligible_B
-        if not eligible_B.any():
-            return torch.zeros(len(sides), dtype=torch.long)
+            return torch.full((num,), self.depths.index(depth)) * eligible_B
+        if self.head is None or not eligible_B.any():
+            return torch.zeros(num, dtype=torch.long)
 
         # By content, a side has the same tie-break in any batch and run.
-        keys = [side.digest for side in sides] if keys is None else keys
+        keys = [side.digest for side in direct.sides] if keys is None else keys
         inputs = self._inputs(direct, eligible_B, gallery, prompt_states)
         logit_BA = self.logits(inputs.state(self.state))
         return self.calibration.decide(logit_BA, keys, budget, unit) * eligible_B
@@ -213,7 +347,36 @@ class AdaptiveEmbedder:
         )
         tokens = [rationale.num_tokens if rationale is not None else 0 for rationale in rationales]
         tokens_B = torch.tensor(tokens, dtype=torch.long)
-        return Encoded(vectors_BD, written.depths_B * has_rationale_B, tokens_B, rationales)
+        depths_B = written.depths_B * has_rationale_B
+        return Encoded(vectors_BD, depths_B, tokens_B, rationales, self.depths)
+
+    def check_depth(self, depth: str | None) -> None:
+        """Refuses the name of a depth that the embedder does not have; None is no depth.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if depth is not None and depth not in self.depths:
+            raise ValueError(
+                f"depth {depth!r} is none of this embedder: choose one of {list(self.depths)}, or "
+                "leave it out to ask the gate."
+            )
+
+    def check_budget(self, budget: float | None, unit: Unit = "invocation") -> None:
+        """Refuses a budget that is wrong in itself, or one of an embedder without a gate.
+
+        Raises:
+            ValueError: an unknown unit, a negative budget, a share above 1; or there is no gate.
+        """
+        if budget is None:
+            return
+        check_budget(budget, unit)
+
+        if self.head is None:
+            raise ValueError(
+                "This embedder has no gate, so it embeds directly and takes no budget: load a run "
+                "of stage 4, such as runs/pocket/gate, or leave the budget out."
+            )
 
     def logits(self, state_BS: Tensor) -> Tensor:
         """Returns the gate's logits (B, A) of states (B, S), on the CPU."""
@@ -254,20 +417,31 @@ class AdaptiveEmbedder:
         return inputs
 
     def to(self, device: torch.device | str) -> AdaptiveEmbedder:
-        """Moves backbone and gate; a writer runs where it was told to."""
-        self.backbone.to(device)
-        self.head.to(device)
+        """Moves backbone and gate; a writer runs where it was told to.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        try:
+            self.backbone.to(device)
+            if self.head is not None:
+                self.head.to(device)
+        except (RuntimeError, AssertionError) as error:  # the latter without a build for it
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes embedder, gate, calibration and writer settings: all of them, or nothing.
+
+        Without a gate it is the embedder alone.
 
         Files of writers (a prompt, a table) are copied; models that they run stay outside.
         """
         settings = {
             "state": self.state,
             "gallery_temperature": self.gallery_temperature,
-            "calibration": self.calibration.to_json(),
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
         with whole_folder(folder, keep_others=True) as fresh:
             settings["writers"] = {
@@ -275,8 +449,53 @@ class AdaptiveEmbedder:
                 for number, (depth, writer) in enumerate(self.writers.items(), start=1)
             }
             self.backbone.save_pretrained(fresh / "backbone")
-            save_head(self.head, fresh / "gate")
+            if self.head is not None:
+                save_head(self.head, fresh / "gate")
             write_json(fresh / SETTINGS, settings)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload an AdaptiveEmbedder",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Publishes all that `save_pretrained` writes, with a model card, as one commit.
+
+        Args:
+            repo_id: `org/name` on the hub.
+            commit_message: of the commit.
+            private: whether a model that is made here is private; None = as the account has it.
+            token: of the account; None = the one that huggingface_hub finds.
+            branch: that is committed to; None = the main branch.
+            create_pr: True for a pull request.
+            card: text of README.md; None = one that says what the model is and how it is loaded.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: the hub does not answer, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "release"
+            self.save_pretrained(folder)
+            text = card if card is not None else release_card(repo_id, self.backbone, self.writers)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            return publish(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                branch=branch,
+                create_pr=create_pr,
+                owned=[SETTINGS, "backbone/*", "gate/*", "writers/*"],
+            )
 
     @classmethod
     def from_pretrained(
@@ -285,24 +504,44 @@ class AdaptiveEmbedder:
         writers: Mapping[str, RationaleSource] | None = None,
         servers: Mapping[str, str | None] | Collection[str] = (),
         models: Collection[str] = (),
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
     ) -> AdaptiveEmbedder:
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote, or `push_to_hub` published.
 
         Args:
             folder: may come from anywhere: nothing in it is executed, and it names its own files
-                only, beside what is allowed here (docs/trust.md).
+                only, beside what is allowed here (docs/trust.md). Or `org/name` on the hub.
             writers: replace the saved ones.
             servers: hosts (`example.org`, `localhost:8000`) that a saved `ServerWriter` may ask,
                 each with the environment variable whose value it is sent as a key, or None.
             models: folders and hub ids of models that saved writers may run. A run below the
                 folder of all runs may name any.
+            revision: of a model of the hub: branch, tag or commit; None = the main branch.
+            token: of an account of the hub; None = the one that huggingface_hub finds.
+            cache_dir: of huggingface_hub; None = its own.
+            local_files_only: True if the network may not be asked.
 
         Raises:
-            FileNotFoundError: no embedder was saved there, or its writing was interrupted.
+            FileNotFoundError: no embedder was saved there, or its writing was interrupted; the hub
+                has none, or does not answer.
             ValueError: a setting is not what `save_pretrained` writes.
         """
-        settings = read_settings(Path(folder))
-        where = Path(folder) / SETTINGS
+        if is_id(str(folder)):
+            folder = fetched(
+                str(folder),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+
+        folder = Path(folder)
+        settings = read_settings(folder)
+        where = folder / SETTINGS
         saved = with_new_names(settings.writers, str(where))
         if writers is not None and list(writers) != list(saved):
             raise ValueError(
@@ -311,18 +550,19 @@ class AdaptiveEmbedder:
             )
 
         # Before anything is built: a link could lead out of the folder.
-        permissions = Permissions.for_folder(Path(folder), models, servers)
-        check_links(Path(folder))
+        permissions = Permissions.for_folder(folder, models, servers)
+        check_links(folder)
 
+        has_gate = settings.calibration is not None
         try:
             return cls(
-                load_backbone(str(Path(folder) / "backbone")),
-                load_head(Path(folder) / "gate"),
-                settings.calibration.record(),
+                load_backbone(str(folder / "backbone")),
+                load_head(folder / "gate") if has_gate else None,
+                settings.calibration.record() if settings.calibration is not None else None,
                 writers
                 or {
                     depth: load_saved_writer(
-                        saved[depth], Path(folder), permissions, f"{where}: writers.{depth}"
+                        saved[depth], folder, permissions, f"{where}: writers.{depth}"
                     )
                     for depth in saved
                 },
@@ -334,6 +574,44 @@ class AdaptiveEmbedder:
         except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
             reason = f"{error.filename} cannot be read ({error.strerror})"
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {reason}.") from None
+
+
+def _is_clip(inputs: Sequence[Any]) -> bool:
+    """Tells the frames of one clip, as `mmemb.media.clip` gives them, from a list of inputs."""
+    return isinstance(inputs, tuple) and all(isinstance(each, Media) for each in inputs)
+
+
+def _length(each: Input) -> int:
+    """Estimates how long the model reads an input, without opening a file."""
+    if isinstance(each, Side):
+        return each.num_tokens
+    text = each.get("text", "") if isinstance(each, dict) else each
+    return Side(text).num_tokens if isinstance(text, str) else TOKENS_PER_PICTURE
+
+
+_Value = TypeVar("_Value")
+
+
+def _of_rows(values: Sequence[_Value], rows: Sequence[int]) -> list[_Value]:
+    return [values[row] for row in rows]
+
+
+def _with_bar(batches: Sequence[Sequence[int]], shown: bool | None) -> Iterable[Sequence[int]]:
+    """Shows how many batches are done, where that takes long or is asked for."""
+    if shown is False or (shown is None and len(batches) == 1):
+        return batches
+
+    # It comes with the libraries of models, which the gate itself does not need.
+    from tqdm import tqdm
+
+    is_hidden = None if shown is None else False  # None = hidden unless this is a terminal
+    return tqdm(batches, desc="encode", disable=is_hidden, delay=0 if shown else 3)
+
+
+def _unit(vectors: Vectors) -> Tensor:
+    """Vectors (B, D) at length 1, of whatever holds them."""
+    vector_BD = torch.as_tensor(np.asarray(vectors)) if not isinstance(vectors, Tensor) else vectors
+    return functional.normalize(torch.atleast_2d(vector_BD).float(), dim=-1)
 
 
 def _stacked(sides: Sequence[Side], prompt_states: Sequence[Tensor | None]) -> Tensor:

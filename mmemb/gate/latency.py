@@ -61,7 +61,7 @@ def measure_latency(
         progress: wraps the rows, to show a bar.
     """
     galleries = galleries or [None] * len(sides)
-    depths = range(len(embedder.depths))
+    depths = embedder.depths
 
     # The last side, since the prompt of the first would be known then.
     for depth in depths:

@@ -53,7 +53,7 @@ class Reasoner(ABC):
 
     def can_reason(self, side: Side) -> bool:
         """Tells if a side can be read at every depth: only such queries are eligible."""
-        return all(source.can_read(side) for source in self.sources.values())
+        return bool(self.sources) and all(s.can_read(side) for s in self.sources.values())
 
     def prompt_states(self, sides: Sequence[Side]) -> Tensor:
         """Hidden states (B, H) of the deepest source at the ends of its prompts."""

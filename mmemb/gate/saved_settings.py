@@ -22,13 +22,13 @@ class AdaptiveJson(Schema):
     Attributes:
         state: parts of what the gate sees.
         gallery_temperature: of the embedder's scores.
-        calibration: logits and costs, by which a budget is kept.
+        calibration: logits and costs, by which a budget is kept; None = there is no gate.
         writers: depth -> `class_path` and `init_args` of what writes at it.
     """
 
     state: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     gallery_temperature: Annotated[float, msgspec.Meta(gt=0)]
-    calibration: CalibrationJson
+    calibration: CalibrationJson | None
     writers: dict[str, dict[str, Any]]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmemb.llm.lora import adapter_identity
 from mmemb.records.text import quote
+from mmemb.storage.hub import HubError
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.tensor_files import load_whole, quiet_loading
 
@@ -95,6 +96,8 @@ def load_model(
             if attention is None:
                 group_heads(loaded)
             return loaded.eval(), load_pretrained(AutoProcessor, model, **code)
+    except HubError:
+        raise  # says it all
     except Exception as error:  # broken files can make a reader raise anything
         raise FileNotFoundError(
             f"The vision-language model {model} cannot be loaded: {reason_of(error)}. Give the "

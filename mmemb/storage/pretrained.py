@@ -16,6 +16,7 @@ from typing import Any
 
 from mmemb.records.schema import convert
 from mmemb.records.text import quote
+from mmemb.storage.hub import HubError, is_reached, not_fetched
 from mmemb.storage.trust import walk
 
 ADAPTER = "adapter_config.json"
@@ -56,6 +57,7 @@ def load_pretrained(
     Raises:
         ValueError: see `check_model`.
         FileNotFoundError: `source` is a path, and nothing lies there.
+        HubError: the hub does not have the model, or does not answer, and its cache lacks it.
         OSError: transformers cannot read the folder or id.
     """
     with reading(source) as local:
@@ -66,7 +68,8 @@ def load_pretrained(
 
 @contextmanager
 def reading(source: str | Path) -> Iterator[dict[str, Any]]:
-    """Guards the reading of a model: transformers asks nothing, and a folder needs no network.
+    """Guards the reading of a model: transformers asks nothing, and a folder needs no network; nor
+    does a model of a hub that does not answer, if it is in the cache.
 
     Args:
         source: folder, or hub id.
@@ -82,11 +85,20 @@ def reading(source: str | Path) -> Iterator[dict[str, Any]]:
 
     from huggingface_hub import constants
 
+    # Without a network transformers would ask for half a minute before it looks into its cache.
+    is_local = is_folder or not is_reached(str(source))
+    not_there = not_fetched(str(source))  # now, as it tells whose offline mode is meant
+
     with ExitStack() as stack:
         stack.enter_context(unasked())
-        if is_folder:
+        if is_local:
             stack.enter_context(_set(constants, "HF_HUB_OFFLINE", True))
-        yield {"local_files_only": True} if is_folder else {}
+        try:
+            yield {"local_files_only": True} if is_local else {}
+        except OSError:
+            if is_folder or not is_local:
+                raise
+            raise HubError(not_there) from None
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def path_in_folder(value: str, folder: Path, where: str) -> str:
         raise ValueError(f"{where} names {value!r:.100}, which is no name of a file.") from None
 
     # Compared as resolved, so that neither `..` nor a link leads out.
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not _is_below(path.resolve(), folder):
         raise ValueError(
             f"{where} names {value!r}, which lies outside of {folder}: a folder may name its own "
             "files only. Save it again."
@@ -113,19 +113,33 @@ def check_links(folder: Path) -> None:
     Raises:
         ValueError: there is one.
     """
-    root = folder.resolve()
-    for path in root.rglob("*"):
+    for path in folder.resolve().rglob("*"):
         try:
-            is_inside = not path.is_symlink() or path.resolve().is_relative_to(root)
+            is_inside = not path.is_symlink() or _is_below(path.resolve(), folder)
         except (OSError, RuntimeError):  # links that point to each other
             is_inside = False
 
         if not is_inside:
             raise ValueError(
                 f"{path} is a link to {os.readlink(path)}, outside of its folder, which no saved "
-                "folder may have: put the file itself there. A snapshot of a hub is made of files "
-                "if it is fetched with `local_dir`."
+                "folder may have: put the file itself there."
             )
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Tells whether a resolved path lies in a folder.
+
+    In the cache of huggingface_hub, `models--ORG--NAME/snapshots/COMMIT` is made of links to the
+    model's own `blobs`, which count as its files.
+    """
+    root = folder.resolve()
+    if path.is_relative_to(root):
+        return True
+
+    for parent in root.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return path.is_relative_to(parent.parent / "blobs")
+    return False
 
 
 def check_code(settings: Any, where: str, is_own: bool = False) -> None:

@@ -86,10 +86,10 @@ def test_all_stages_hand_on_to_each_other(given: tuple[Path, Path, Path], tmp_pa
     for name in ("gate", "first"):
         adaptive = AdaptiveEmbedder.from_pretrained(folder / name / "adaptive")
         sides = [Side(f"the flag of {n}") for n in range(4)]
-        found = adaptive.encode(sides, depth=1)
+        found = adaptive.encode(sides, depth="full")
         assert (found.tokens_B > 0).all()
         nobody = adaptive.encode(sides, budget=0.0)
-        assert torch.equal(nobody.vectors_BD, adaptive.encode(sides, depth=0).vectors_BD)
+        assert torch.equal(nobody.vectors_BD, adaptive.encode(sides, depth="direct").vectors_BD)
 
 
 def embeddings(scores: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +12,9 @@ import pytest
 import torch
 import yaml
 
-from experiments.load import load_adaptive, load_run
+from experiments.load import load_run
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import OpenClipBackbone
-from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import BudgetCalibration
-from mmemb.gate.heads import MlpDepthHead
-from mmemb.rationales import TableWriter
 from mmemb.records.inputs import Side
 from tests.fixtures.paths import CLIP_TINY as TINY
 
@@ -233,23 +228,3 @@ def test_a_server_of_a_run_is_sent_the_key_that_the_caller_names(run: Path) -> N
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.yaml is missing"):
         load_run(tmp_path)
-    with pytest.raises(FileNotFoundError, match="not a saved AdaptiveEmbedder"):
-        load_adaptive(tmp_path)
-
-
-def test_the_inference_path_opens_from_the_run_or_its_folder(
-    tmp_path: Path, backbone: OpenClipBackbone
-) -> None:
-    facts = {"questions": {SIDES[0].text: "pe"}, "countries": {"pe": {"name": "Peru"}}}
-    (tmp_path / "facts.json").write_text(json.dumps(facts))
-    saved = AdaptiveEmbedder(
-        backbone,
-        MlpDepthHead(backbone.embedding_dim),
-        BudgetCalibration(),
-        {"full": TableWriter(str(tmp_path / "facts.json"))},
-    )
-    saved.save_pretrained(tmp_path / "gate/adaptive")
-    for folder in (tmp_path / "gate", tmp_path / "gate/adaptive"):
-        encoded = load_adaptive(folder).encode(SIDES, depth=1)
-        torch.testing.assert_close(encoded.vectors_BD, saved.encode(SIDES, depth=1).vectors_BD)
-        assert encoded.depths_B[0] == 1

@@ -383,7 +383,6 @@ SPLITS_LINES = {
     "experiments/bench/training.py": "/proc",
     "experiments/load.py": "an error's text",
     "experiments/plan/lengths.py": "an error's text",
-    "experiments/search/__main__.py": "an error's text",
     "mmemb/storage/resources.py": "/proc",
 }
 """Files with `splitlines`, and what they split: no data."""

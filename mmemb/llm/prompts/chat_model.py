@@ -19,6 +19,7 @@ from mmemb.llm.lora import merge_adapter
 from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.llm.prompts.special_tokens import as_text
 from mmemb.records.rationales import Rationale
+from mmemb.storage.hub import HubError
 from mmemb.storage.pretrained import load_pretrained
 from mmemb.storage.tensor_files import load_whole, quiet_loading
 
@@ -123,6 +124,8 @@ class ChatModel:
                 return load_whole(kind, self.model_id, **kwargs)
             with quiet_loading():
                 return load_pretrained(kind, self.model_id, **kwargs)
+        except HubError:
+            raise  # says it all
         except Exception as error:  # broken files can make a reader raise anything
             raise FileNotFoundError(
                 f"The language model {self.model_id} cannot be loaded: {reason_of(error)}. Give "

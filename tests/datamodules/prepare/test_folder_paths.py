@@ -152,7 +152,7 @@ def test_what_is_loaded_runs_without_a_socket(
     for name in ("language model", "bridge", "table"):
         folder = save(writers[name], tmp_path / name)
         loaded = AdaptiveEmbedder.from_pretrained(folder, models=[str(parts)])
-        loaded.encode([Side("the flag of paris")], depth=1)
+        loaded.encode([Side("the flag of paris")], depth="full")
 
 
 def test_judges_open_no_socket(tmp_path: Path, no_sockets: None) -> None:
@@ -230,7 +230,7 @@ def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
     assert load_backbone(str(tmp_path / "saved"))  # its own file
     inner.unlink()
     inner.symlink_to(shutil.move(tmp_path / "saved/real.json", tmp_path / "real.json"))
-    with pytest.raises(ValueError, match=r"config\.json is a link to .*local_dir"):
+    with pytest.raises(ValueError, match=r"config\.json is a link to .*put the file itself there"):
         load_backbone(str(tmp_path / "saved"))
 
 

@@ -135,14 +135,15 @@ def test_an_answer_is_printed_in_columns() -> None:
     ("change", "said"),
     [
         ({"--query": ""}, "give --query, --image or both"),
-        ({"--model": "nowhere"}, "holds no saved backbone"),
+        ({"--model": "nowhere"}, "There is no folder nowhere"),
         ({"--index": "nowhere"}, "does not exist"),
         ({"--index": "queries"}, "holds no candidates"),
         ({"--gallery": "birds"}, "There is no gallery 'birds'"),
-        ({"--depth": "deep"}, "the model has auto, direct, full"),
+        ({"--depth": "deep"}, "depth 'deep' is none of this embedder"),
         ({"--image": "gone.png"}, "There is no picture gone.png"),
         ({"--depth": "full", "--budget": "0.1"}, "--budget is for --depth auto"),
-        ({"--model": "backbone", "--depth": "full"}, "a backbone without gate and writer"),
+        ({"--model": "backbone", "--depth": "full"}, "depth 'full' is none of this embedder"),
+        ({"--model": "backbone", "--budget": "0.1"}, "has no gate, so it embeds directly"),
     ],
 )
 def test_errors_name_what_is_missing(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import OpenClipBackbone
-from mmemb.gate.adaptive_embedder import AdaptiveEmbedder, Encoded
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration, Unit
+from mmemb.gate.encoded import Encoded
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.latency import measure_latency
 from mmemb.gate.reasoners import Written
@@ -164,11 +165,12 @@ def test_without_a_budget_the_sign_of_the_score_decides(backbone: OpenClipBackbo
     assert 0 < found.depths_B.sum() < len(TEXTS), "or this test shows nothing"
 
 
-@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("depth", ["direct", "full"])
 def test_a_forced_depth_asks_no_gate(backbone: OpenClipBackbone, depth: int) -> None:
-    head = head_of(bias=50.0 - 100 * depth)  # wants the contrary
+    number = ["direct", "full"].index(depth)
+    head = head_of(bias=50.0 - 100 * number)  # wants the contrary
     found = embedder_of(backbone, head).encode([*TEXTS, *PICTURES], depth=depth)
-    assert found.depths_B.tolist() == [depth] * len(TEXTS) + [0, 0]
+    assert found.depths_B.tolist() == [number] * len(TEXTS) + [0, 0]
 
 
 def test_a_writer_with_nothing_to_say_leaves_the_direct_embedding(
@@ -294,8 +296,11 @@ def test_each_row_has_its_own_budget_and_unit(backbone: OpenClipBackbone) -> Non
 
 
 def test_a_depth_that_no_writer_has_is_refused(backbone: OpenClipBackbone) -> None:
-    with pytest.raises(ValueError, match="depth must be from 0 to 1, got 2"):
-        embedder_of(backbone, head_of()).encode(TEXTS, depth=2)
+    for depth in ("deep", 1, -1, 5):
+        with pytest.raises(
+            ValueError, match=rf"depth '?{depth}'? is none of.*\['direct', 'full'\]"
+        ):
+            embedder_of(backbone, head_of()).encode(TEXTS, depth=depth)  # type: ignore[arg-type]
 
 
 def test_latency_measures_both_paths_of_every_query(backbone: OpenClipBackbone) -> None:

@@ -62,7 +62,7 @@ def test_one_pass_takes_the_gates_decisions(backbone: VisionLanguageBackbone) ->
 def test_a_budget_of_zero_is_the_base_model_bit_by_bit(backbone: VisionLanguageBackbone) -> None:
     adaptive = embedder(backbone)
     nobody = adaptive.encode(MANY, budget=0.0)
-    direct = adaptive.encode(MANY, depth=0)
+    direct = adaptive.encode(MANY, depth="direct")
     assert torch.equal(nobody.vectors_BD, direct.vectors_BD)
     assert not nobody.depths_B.any()
 
@@ -101,8 +101,8 @@ def test_each_depth_has_its_own_length(backbone: VisionLanguageBackbone) -> None
     writers = {depth: SelfWriter(most) for depth, most in lengths.items()}
     head = MlpDepthHead(backbone.embedding_dim, 3)
     adaptive = AdaptiveEmbedder(backbone, head, BudgetCalibration(), writers)
-    for number, (depth, most) in enumerate(lengths.items(), 1):
-        found = adaptive.encode(MANY, depth=number)
+    for depth, most in lengths.items():
+        found = adaptive.encode(MANY, depth=depth)
         alone = backbone.generate(MANY, depth, Sampling(most, 1.0, 1.0, 1))
         assert found.tokens_B.tolist() == [r.num_tokens for r in alone if r is not None]
     assert adaptive.encode([]).tokens_B.dtype == torch.long

@@ -66,7 +66,7 @@ def test_a_prompt_state_is_asked_for_eligible_sides_and_for_no_forced_depth(
 ) -> None:
     writer = Knower()
     embedder = adaptive(backbone, "prompt_state", writer)
-    for depth in (0, 1):
+    for depth in ("direct", "full"):
         embedder.encode(TEXTS, depth=depth)
     embedder.encode([PICTURE])
     assert writer.with_state == []

@@ -1,0 +1,140 @@
+"""`mmemb.load`: one call for every run and release, with and without a gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mmemb
+from mmemb.backbones import OpenClipBackbone
+from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
+from mmemb.gate.budget import BudgetCalibration
+from mmemb.gate.heads import MlpDepthHead
+from mmemb.rationales import TableWriter
+from mmemb.records.inputs import Side
+from tests.fixtures.paths import CLIP_TINY
+
+TEXTS = ["the flag of Peru", "the flag of Chile", "a long text about the flag of Poland"]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> OpenClipBackbone:
+    torch.manual_seed(0)
+    return OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes")
+
+
+@pytest.fixture
+def gated(backbone: OpenClipBackbone, tmp_path: Path) -> AdaptiveEmbedder:
+    facts = {"questions": {TEXTS[0]: "pe"}, "countries": {"pe": {"name": "Peru"}}}
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    head = MlpDepthHead(backbone.embedding_dim)
+    with torch.no_grad():
+        logit_BA = head.eval()(backbone.encode([Side(text) for text in TEXTS]))
+    calibration = BudgetCalibration.calibrate(logit_BA, torch.tensor([[0.0, 9.0]] * 3), TEXTS)
+    writers = {"full": TableWriter(str(tmp_path / "facts.json"))}
+    return AdaptiveEmbedder(backbone, head, calibration, writers)
+
+
+def test_a_gates_run_and_its_folder_give_the_same_embedder(
+    gated: AdaptiveEmbedder, tmp_path: Path
+) -> None:
+    gated.save_pretrained(tmp_path / "gate/adaptive")
+    expected = gated.encode(TEXTS, depth="full")
+    assert expected.depths == ("full", "direct", "direct")
+    for folder in (tmp_path / "gate", tmp_path / "gate/adaptive", str(tmp_path / "gate")):
+        encoded = mmemb.load(folder).encode(TEXTS, depth="full")
+        assert torch.equal(encoded.vectors_BD, expected.vectors_BD)
+        assert encoded.rationales == expected.rationales
+
+
+def test_without_a_gate_there_is_one_depth_and_no_budget(
+    backbone: OpenClipBackbone, gated: AdaptiveEmbedder, tmp_path: Path
+) -> None:
+    backbone.save_pretrained(tmp_path / "embedder/backbone")
+    AdaptiveEmbedder(backbone).save_pretrained(tmp_path / "release")
+
+    for folder in (tmp_path / "embedder", tmp_path / "embedder/backbone", tmp_path / "release"):
+        embedder = mmemb.load(folder)
+        assert embedder.depths == ("direct",)
+        encoded = embedder.encode(TEXTS)
+        with torch.inference_mode():
+            assert torch.equal(encoded.vectors_BD, backbone.encode([Side(t) for t in TEXTS]))
+        assert encoded.depths == ("direct",) * 3
+
+        with pytest.raises(ValueError, match="no gate, so it embeds directly and takes no budget"):
+            embedder.encode(TEXTS, budget=0.5)
+        with pytest.raises(ValueError, match=r"depth 'full' is none .* one of \['direct'\]"):
+            embedder.encode(TEXTS, depth="full")
+    with pytest.raises(ValueError, match="has no gate that could choose among the writers"):
+        mmemb.load(tmp_path / "embedder", gated.writers)
+
+
+def test_what_is_no_embedder_is_named(gated: AdaptiveEmbedder, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no folder .*nowhere"):
+        mmemb.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no trained embedder"):
+        mmemb.load(tmp_path)
+    gated.save_pretrained(tmp_path / "gate/adaptive")
+    (tmp_path / "gate/adaptive/adaptive.json").unlink()
+    with pytest.raises(FileNotFoundError, match="writing it was interrupted"):
+        mmemb.load(tmp_path / "gate")
+    with pytest.raises(ValueError, match="device 'abacus' cannot be used"):
+        mmemb.load(tmp_path / "gate/adaptive/backbone", device="abacus")
+
+
+def test_batches_and_their_order_do_not_matter(gated: AdaptiveEmbedder) -> None:
+    texts = [f"{'very ' * (row % 7)}{text}" for row, text in enumerate(TEXTS * 5)]
+    whole = gated.encode(texts, depth="full", keys=texts)
+    parts = gated.encode(texts, depth="full", keys=texts, batch_size=4, show_progress_bar=False)
+    torch.testing.assert_close(parts.vectors_BD, whole.vectors_BD, atol=1e-6, rtol=0)
+    assert parts.depths == whole.depths == ("full", *["direct"] * 14)
+    assert parts.rationales == whole.rationales
+
+    # One of each row goes with its row, in whatever order rows are embedded.
+    budgets = [float(row % 2) for row in range(15)]
+    galleries = list(torch.eye(15, 64).split(1))
+    each = gated.encode(texts, budgets, batch_size=2, gallery=galleries)
+    assert each.depths[1::2] == gated.encode(texts[1::2], 1.0).depths
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        gated.encode(texts, batch_size=0)
+
+
+def test_one_input_gives_one_vector(gated: AdaptiveEmbedder) -> None:
+    one = gated.encode(TEXTS[0], depth="full")
+    assert one.numpy().shape == (64,)
+    assert (one.depth, one.num_tokens) == ("full", one.rationale.num_tokens)
+    assert np.array_equal(np.asarray(one), gated.encode(TEXTS, depth="full")[0].numpy())
+    assert "full" in repr(one)
+    assert "Peru" in repr(one)
+
+
+def test_a_result_reads_like_a_list_and_like_an_array(gated: AdaptiveEmbedder) -> None:
+    encoded = gated.encode(TEXTS, depth="full")
+    assert encoded.numpy().shape == np.asarray(encoded).shape == (3, 64)
+    assert [each.depth for each in encoded] == list(encoded.depths)
+    assert encoded[-1].numpy().tolist() == encoded.numpy()[2].tolist()
+    assert encoded[1:].depths == ("direct", "direct")
+    with pytest.raises(IndexError):
+        encoded[3]
+
+    assert encoded.milliseconds_B is not None
+    assert bool((encoded.milliseconds_B > 0).all())
+    assert repr(encoded).startswith("Encoded(3 x 64; 2 direct, 1 full; ")
+    assert len(repr(encoded).splitlines()) == 4
+
+
+def test_queries_documents_and_similarity(gated: AdaptiveEmbedder) -> None:
+    queries = gated.encode_query(TEXTS, 1.0, instruction="Find the flag.")
+    documents = gated.encode_document(TEXTS, instruction="Find the flag.")
+    same = gated.encode([Side(text, "Find the flag.") for text in TEXTS], depth="direct")
+    assert torch.equal(documents.vectors_BD, same.vectors_BD)
+
+    cosines = gated.similarity(queries, documents)
+    assert torch.allclose(cosines, queries.vectors_BD @ documents.vectors_BD.T, atol=1e-6)
+    pairwise = gated.similarity_pairwise(queries.numpy(), documents)
+    assert torch.allclose(pairwise, cosines.diag(), atol=1e-6)
+    assert gated.similarity(queries[0], documents.vectors_BD).shape == (1, 3)

@@ -1,0 +1,176 @@
+"""Releases on a hub: published, fetched, kept in the cache, and refused in one sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+import mmemb
+from mmemb import AdaptiveEmbedder
+from mmemb.backbones import OpenClipBackbone
+from mmemb.gate.budget import BudgetCalibration
+from mmemb.gate.heads import MlpDepthHead
+from mmemb.llm.loading import load_model
+from mmemb.rationales import SelfWriter, TableWriter
+from mmemb.records.inputs import Side
+from mmemb.storage.hub import HubError, is_id
+from mmemb.storage.pretrained import load_pretrained
+from tests.fixtures.hub import Hub, hub_on_loopback
+from tests.fixtures.paths import CLIP_TINY
+
+NAME = "org/name"
+TEXTS = ["the flag of Peru", "the flag of Chile"]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_on_loopback(monkeypatch) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def backbone() -> OpenClipBackbone:
+    torch.manual_seed(0)
+    return OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes")
+
+
+@pytest.fixture
+def gated(backbone: OpenClipBackbone, tmp_path: Path) -> AdaptiveEmbedder:
+    (tmp_path / "facts.json").write_text(
+        '{"questions": {"the flag of Peru": "pe"}, "countries": {"pe": {"name": "Peru"}}}'
+    )
+    with torch.no_grad():
+        head = MlpDepthHead(backbone.embedding_dim).eval()
+        logit_BA = head(backbone.eval().encode([Side(text) for text in TEXTS]))
+    calibration = BudgetCalibration.calibrate(logit_BA, torch.tensor([[0.0, 9.0]] * 2), TEXTS)
+    writers = {"full": TableWriter(str(tmp_path / "facts.json"))}
+    return AdaptiveEmbedder(backbone, head, calibration, writers)
+
+
+def test_a_release_comes_back_with_its_gate(
+    hub: Hub, gated: AdaptiveEmbedder, tmp_path: Path
+) -> None:
+    address = gated.push_to_hub(NAME, private=True, token="hf_planted")
+    assert address.startswith(hub.address)
+    assert hub.private == {NAME: True}
+    assert "Bearer hf_planted" in hub.tokens
+    card = hub.models[NAME][-1]["README.md"].decode()
+    assert "library_name: mmemb-r1" in card
+    assert 'mmemb.load("org/name")' in card
+    assert "depths: direct, full" in card
+
+    expected = gated.encode(TEXTS, 0.5)
+    for load in (mmemb.load, AdaptiveEmbedder.from_pretrained):
+        loaded = load(NAME, cache_dir=tmp_path / "cache")
+        encoded = loaded.encode(TEXTS, 0.5)
+        assert torch.equal(encoded.vectors_BD, expected.vectors_BD)
+        assert encoded.rationales == expected.rationales
+
+
+def test_an_older_release_leaves_no_file_in_the_next_one(
+    hub: Hub, gated: AdaptiveEmbedder, backbone: OpenClipBackbone, tmp_path: Path
+) -> None:
+    first = gated.push_to_hub(NAME).rpartition("/")[2]
+    hub.models[NAME][-1]["figures.png"] = b"the owner's own"
+    AdaptiveEmbedder(backbone).push_to_hub(NAME, card="My words.")
+    files = hub.models[NAME][-1]
+    assert files["README.md"] == b"My words."
+    assert not [name for name in files if name.startswith(("gate/", "writers/"))]
+    assert files["figures.png"] == b"the owner's own"
+
+    cache = tmp_path / "cache"
+    assert mmemb.load(NAME, cache_dir=cache).depths == ("direct",)
+    del hub.models[NAME][-2]["figures.png"]  # back to what the hash was made of
+    assert mmemb.load(NAME, cache_dir=cache, revision=first).depths == ("direct", "full")
+    with pytest.raises(HubError, match=r"has no revision 'v9' of org/name\.$"):
+        mmemb.load(NAME, cache_dir=cache, revision="v9")
+
+    gated.push_to_hub(NAME, branch="trial")
+    assert mmemb.load(NAME, cache_dir=cache, revision="trial").depths == ("direct", "full")
+    assert mmemb.load(NAME, cache_dir=cache).depths == ("direct",)
+
+
+def test_without_a_network_the_cache_answers_or_one_sentence_does(
+    hub: Hub, gated: AdaptiveEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gated.push_to_hub(NAME)
+    cache = tmp_path / "cache"
+    mmemb.load(NAME, cache_dir=cache)
+
+    hub.asked.clear()
+    mmemb.load(NAME, cache_dir=cache, local_files_only=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    mmemb.load(NAME, cache_dir=cache)
+    assert hub.asked == []
+    for options in ({}, {"local_files_only": True}):
+        with pytest.raises(HubError, match="the network may not be asked") as error:
+            mmemb.load("org/other", cache_dir=cache, **options)
+        assert one_sentence(error)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    # A port where nothing listens; whoever waits between two tries fails here.
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits for {seconds} s"))
+    assert mmemb.load(NAME, cache_dir=cache).depths == ("direct", "full")
+    with pytest.raises(HubError, match=r"http://127\.0\.0\.1:9 does not answer") as error:
+        mmemb.load("org/other", cache_dir=cache)
+    assert one_sentence(error)
+    with pytest.raises(ValueError, match="could not be published"):
+        gated.push_to_hub(NAME)
+
+
+def one_sentence(error: pytest.ExceptionInfo[Exception]) -> bool:
+    text = str(error.value)
+    return "\n" not in text and len(re.findall(r"\.( |$)", text)) == 1
+
+
+def test_models_of_transformers_fail_as_fast(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig
+
+    with pytest.raises(HubError, match="has no model org/other, or it is private"):
+        load_pretrained(AutoConfig, "org/other", cache_dir=tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits for {seconds} s"))
+    with pytest.raises(HubError, match="does not answer") as error:
+        load_model("org/other", None, torch.float32, trust_remote_code=False)
+    assert one_sentence(error)
+
+
+def test_a_snapshot_may_link_to_its_own_blobs_alone(
+    hub: Hub, gated: AdaptiveEmbedder, tmp_path: Path
+) -> None:
+    gated.push_to_hub(NAME)
+    mmemb.load(NAME, cache_dir=tmp_path / "cache")
+    (snapshot,) = (tmp_path / "cache").glob("models--org--name/snapshots/*")
+    settings = snapshot / "adaptive.json"
+    assert settings.is_symlink()
+    (tmp_path / "secret.json").write_bytes(settings.read_bytes())
+    settings.unlink()
+    settings.symlink_to(tmp_path / "secret.json")
+    with pytest.raises(ValueError, match="outside of its folder"):
+        mmemb.load(snapshot)
+
+
+def test_paths_and_ids_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_id("runs/pocket")
+    (tmp_path / "runs").mkdir()
+    assert not is_id("runs/pocket")
+    for name in ("runs", "/a/b", "../b", "a/b/c", "~/b"):
+        assert not is_id(name)
+
+
+def test_a_card_names_the_models_that_stay_outside() -> None:
+    from mmemb import rationales
+    from mmemb.gate.release_card import MODEL_ARGUMENTS
+
+    kinds = [getattr(rationales, name) for name in rationales.__all__ if name.endswith("Writer")]
+    assert {key for kind in kinds for key in kind.model_arguments} == MODEL_ARGUMENTS
+    assert not SelfWriter.model_arguments
