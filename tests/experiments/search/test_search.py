@@ -140,7 +140,7 @@ def test_an_answer_is_printed_in_columns() -> None:
         ({"--index": "queries"}, "holds no candidates"),
         ({"--gallery": "birds"}, "There is no gallery 'birds'"),
         ({"--depth": "deep"}, "the model has auto, direct, full"),
-        ({"--image": "gone.png"}, "There is no picture gone.png"),
+        ({"--image": "gone.png"}, "gone.png is missing: expected a picture"),
         ({"--depth": "full", "--budget": "0.1"}, "--budget is for --depth auto"),
         ({"--model": "backbone", "--depth": "full"}, "a backbone without gate and writer"),
     ],
