@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import final
 
 from datamodules.prepare.cells import shown
+from mmemb.media.frames import is_frame
 
 _LONGEST = 3000  # bytes; a system takes 4,096 with the folder's own
 
@@ -127,11 +128,6 @@ def find_frames(folder: Path, name: str, suffixes: Collection[str]) -> list[Path
                     raise MediaPathError(f"{shown(inside)} is a folder, and no frame")
             frames.append(path / entry.name)
     return frames
-
-
-def is_frame(name: str, suffixes: Collection[str]) -> bool:
-    """Tells a picture by its suffix; what macOS adds to a file (`._f0.png`) is none."""
-    return os.path.splitext(name)[1].lower() in suffixes and not name.startswith("._")
 
 
 def _is_unicode(name: str) -> bool:

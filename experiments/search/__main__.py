@@ -7,7 +7,6 @@ backbone; SHARDS the `candidates` of a data root, embedded once.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from experiments.runs.saved_backbone import find_backbone
 from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Unit
-from mmemb.media.pictures import SHARD_FORMATS, picture_bytes, read_pixels
-from mmemb.records.inputs import Media, Side
+from mmemb.media import picture
+from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
@@ -146,16 +145,9 @@ def _answer(options: argparse.Namespace) -> Answer:
 def _side(options: argparse.Namespace) -> Side:
     if not options.query and not options.image:
         raise ValueError("There is nothing to search for: give --query, --image or both.")
-    media = []
-    for path in options.image:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no picture {path}.")
-
-        data = picture_bytes(path)
-        digest = hashlib.sha256(data).hexdigest()
-
-        media.append(Media("image", digest, read_pixels(data, SHARD_FORMATS, str(path))))
-    return Side(options.query, options.instruction, tuple(media))
+    # The query is a text, whatever file it may name.
+    media = tuple(picture(path) for path in options.image)
+    return Side(options.query, options.instruction, media)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,1 +1,13 @@
-"""Pictures of any format into 8-bit RGB, resized within bounds."""
+"""Pictures and clips from what people hold: 8-bit RGB, bounded, resized within bounds.
+
+Importing this package is cheap: its functions are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from mmemb.faces import lazy_names
+
+_HOMES = {"clip": "inputs", "picture": "inputs", "side": "inputs", "sides": "inputs"}
+
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Encoded pictures of others as 8-bit RGB on white: the one place that opens them.
+"""Pictures of others as 8-bit RGB on white: the one place that opens encoded ones.
 
 Shapes: H height, W width.
 """
@@ -29,6 +29,12 @@ MAX_BYTES = 8 * MAX_PIXELS
 
 SHARD_FORMATS = ("WEBP", "PNG", "JPEG")
 """Formats of the members of a sample."""
+
+FILE_FORMATS = (*SHARD_FORMATS, "GIF", "BMP", "TIFF")
+"""Formats of a picture's file, whatever its suffix."""
+
+PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
+"""Suffixes of files that are looked at as pictures."""
 
 _SUFFIXES = {
     "WEBP": "webp", "PNG": "png", "JPEG": "jpg", "MPO": "jpg", "GIF": "gif", "BMP": "bmp",
@@ -70,12 +76,21 @@ def picture_bytes(path: Path) -> bytes:
         PictureError: it is longer than `MAX_BYTES`.
         OSError: it cannot be read.
     """
-    if (size := path.stat().st_size) > MAX_BYTES:
+    check_length(path.stat().st_size, path.name)
+    return path.read_bytes()
+
+
+def check_length(size: int, where: str) -> None:
+    """Refuses a file of more than `MAX_BYTES` as a picture.
+
+    Raises:
+        PictureError: names it.
+    """
+    if size > MAX_BYTES:
         raise PictureError(
-            f"{printable(path.name)} has {size} bytes: expected a picture, of which at most "
+            f"{printable(where)} has {size} bytes: expected a picture, of which at most "
             f"{MAX_BYTES} are read. Save it compressed, or smaller."
         )
-    return path.read_bytes()
 
 
 def read_picture(
@@ -105,12 +120,7 @@ def read_picture(
     from PIL import Image
 
     with _opened(data, formats, where) as image:
-        _check(image)
-        _scale_transparent_grey(image)
-        image.load()
-        turn = _turn(image)
-        rgb = to_rgb(image)
-        rgb = rgb if turn is None else rgb.transpose(turn)
+        rgb = _upright(image)
 
     if longest_side is not None and max(rgb.size) > longest_side:
         rgb.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
@@ -121,8 +131,27 @@ def read_pixels(
     data: bytes, formats: Sequence[str], where: str, longest_side: int | None = None
 ) -> Tensor:
     """The picture as uint8 (3, H, W); see `read_picture`."""
-    rgb_HW3 = np.asarray(read_picture(data, formats, where, longest_side))
-    return torch.from_numpy(np.array(rgb_HW3.transpose(2, 0, 1), order="C"))
+    return _pixels(read_picture(data, formats, where, longest_side))
+
+
+def image_pixels(image: Picture, where: str) -> Tensor:
+    """Converts an image of Pillow as `read_picture` does, to uint8 (3, H, W).
+
+    Args:
+        image: as it stands: of an animation, the frame that is shown.
+        where: names it in errors.
+
+    Raises:
+        PictureError: see `read_picture`; or it was not loaded before its file was closed.
+    """
+    with _named(f"{printable(where)} cannot be read"):
+        if getattr(image, "tile", ()) and getattr(image, "fp", None) is None:
+            raise _RefusedError("its file is closed: call image.load() before that")
+        return _pixels(_upright(image))
+
+
+def _pixels(rgb: Picture) -> Tensor:
+    return torch.from_numpy(np.array(np.asarray(rgb).transpose(2, 0, 1), order="C"))
 
 
 def check_picture(data: bytes, formats: Sequence[str], where: str) -> str:
@@ -167,11 +196,23 @@ def upright_size(data: bytes, formats: Sequence[str], where: str) -> tuple[int, 
 @contextmanager
 def _opened(data: bytes, formats: Sequence[str], where: str) -> Iterator[Picture]:
     """Opens a picture; whatever goes wrong in the block is a `PictureError` that names `where`."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    expected = f"expected a whole {'/'.join(formats)} image"
+    with (
+        _named(f"{printable(where)} cannot be decoded: {expected}"),
+        Image.open(io.BytesIO(data), formats=list(formats)) as image,
+    ):
+        yield image
+
+
+@contextmanager
+def _named(problem: str) -> Iterator[None]:
+    """Makes a `PictureError` of whatever goes wrong in the block."""
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            yield image
+        yield
     except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
         match error:
             case _RefusedError():
@@ -180,9 +221,18 @@ def _opened(data: bytes, formats: Sequence[str], where: str) -> Iterator[Picture
                 reason = "its bytes are none of these"
             case _:
                 reason = f"{type(error).__name__}: {printable(str(error)):.200}"
-        expected = f"a whole {'/'.join(formats)} image"
-        message = f"{printable(where)} cannot be decoded: expected {expected}; {reason}."
-        raise PictureError(message) from None
+        raise PictureError(f"{problem}; {reason}.") from None
+
+
+def _upright(image: Picture) -> Picture:
+    """An opened picture as RGB on white, turned as its EXIF data say."""
+    _check(image)
+    _scale_transparent_grey(image)
+    image.load()
+
+    turn = _turn(image)
+    rgb = to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _check(image: Picture) -> None:
@@ -201,7 +251,7 @@ def _check(image: Picture) -> None:
             f"its mode {image.mode!r} has no conversion to RGB: convert it to 8 bits"
         )
 
-    if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, 2) != 1:
+    if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, 1 + (image.format == "TIFF")) != 1:
         raise _RefusedError("colours of fewer pixels than its brightness: convert it to RGB")
 
     if image.format == "TIFF" and _has_more_pages(image):
@@ -305,5 +355,6 @@ def _tag(image: Picture, number: int, default: int) -> int:
 
 def _raw_mode(image: Picture) -> str:
     """The mode in which pixels are stored; known only before they are decoded."""
-    arguments = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
+    tiles = getattr(image, "tile", ())  # an image that was made in memory has none
+    arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)

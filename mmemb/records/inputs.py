@@ -19,7 +19,9 @@ class Media:
 
     Attributes:
         kind: `image` or `frame`; the frames of a side are one video, in order.
-        digest: SHA-256 (hex) of the encoded bytes, the key of its cached features.
+        digest: SHA-256 (hex) of the encoded bytes, the key of its cached features. Of pixels that
+            came without a file it is a hash of shape and values, which differs from the one that
+            the same picture has as a file.
         pixels: uint8 (3, H, W), or None where only features were loaded.
         features: (T, F) tokens of a frozen tower from `features/`, or None.
     """

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from datamodules.prepare.converting import add_converting
 from datamodules.prepare.folder.check import FaultList, Faults, check_cells, check_rows, lines_of
-from datamodules.prepare.folder.media import PICTURES, locate
+from datamodules.prepare.folder.media import locate
 from datamodules.prepare.folder.rationales import (
     GivenRationales,
     read_rationales,
@@ -23,6 +23,7 @@ from datamodules.prepare.folder.rationales import (
 from datamodules.prepare.folder.table import OwnRow, read_table
 from datamodules.prepare.folder.write import write_data
 from datamodules.prepare.media_paths import MediaPathError, find_frames
+from mmemb.media.pictures import PICTURES
 from mmemb.records.schema import Excerpt, read_json
 from mmemb.records.text import printable
 from mmemb.storage.file_hashes import FileHashes

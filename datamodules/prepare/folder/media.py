@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
-from datamodules.prepare.folder.clips import VIDEOS, is_animated, read_clip
-from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media, is_frame
-from datamodules.prepare.mmeb.frames import choose_frames
-from mmemb.media.pictures import (
-    SHARD_FORMATS,
-    check_picture,
-    picture_bytes,
-    picture_kind,
-    read_picture,
-    upright_size,
-)
-from mmemb.records.text import limit_marks, printable
-
-PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
-CLIPS = {*VIDEOS, ".gif"}
-"""Suffixes of files that are looked at as pictures, and as clips."""
-
-_FORMATS = (*SHARD_FORMATS, "GIF", "BMP", "TIFF")
-"""Formats of pictures, whatever their suffix."""
-
-_KEPT = ("png", "jpg", "webp")
-"""Suffixes of formats whose bytes are kept."""
-
-_WEBP_SIDE = 16383
-"""The longest side of a WebP file."""
+from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
+from mmemb.media.clips import CLIPS, is_animated
+from mmemb.media.encoded import encoded_clip, encoded_picture
+from mmemb.media.pictures import PICTURES
+from mmemb.records.text import limit_marks
 
 
 def side_members(
@@ -60,10 +36,10 @@ def side_members(
     for number, name in enumerate(media):
         path = locate(folder, name)
         if path.is_dir() or path.suffix.lower() in CLIPS or is_animated(path):
-            for place, (suffix, data) in enumerate(clip_frames(path, num_frames)):
+            for place, (suffix, data) in enumerate(encoded_clip(path, num_frames)):
                 members[f"{prefix}{number}.{place:03d}.{suffix}"] = data
         else:
-            suffix, data = picture(path)
+            suffix, data = encoded_picture(path)
             members[f"{prefix}{number}.{suffix}"] = data
 
     return members
@@ -87,68 +63,6 @@ def locate(folder: Path, name: str) -> Path:
     return path
 
 
-def picture(path: Path) -> tuple[str, bytes]:
-    """Suffix and bytes; BMP, TIFF and GIF become files that keep every pixel, as RGB on white.
-
-    Raises:
-        ValueError: the picture cannot be read; `mmemb.media.pictures.read_picture` says what can.
-    """
-    if path.suffix.lower() not in PICTURES:
-        expected = ", ".join(sorted(PICTURES | CLIPS))
-        raise ValueError(f"{printable(path.name)}: expected a file that ends in {expected}")
-
-    # Much that is called `.jpg` on the web is something else.
-    data = picture_bytes(path)
-    # Formats that shards hold keep their bytes: a second JPEG encoding would lose quality.
-    kind = picture_kind(data, _FORMATS, path.name)
-    if kind in _KEPT:
-        return check_picture(data, SHARD_FORMATS, path.name), data
-    return _lossless(read_picture(data, _FORMATS, path.name))
-
-
-def clip_frames(path: Path, num: int) -> list[tuple[str, bytes]]:
-    """Frames of a folder of pictures, in natural order, or of a video file or animated picture.
-
-    Raises:
-        ValueError: names the file that cannot be read, and says why.
-    """
-    if path.is_dir():
-        # `natural_order` makes frame10 follow frame9, as cameras and FFmpeg do not always pad
-        # numbers.
-        files = sorted((p for p in path.iterdir() if is_frame(p.name, PICTURES)), key=natural_order)
-        if not files:
-            raise ValueError(f"{printable(path.name)} is a folder without pictures")
-        chosen = [files[place] for place in choose_frames(len(files), num)]
-
-        frames = [picture(file) for file in chosen]
-        _check_sizes(printable(path.name), chosen, [data for _, data in frames])
-        return frames
-    return [_lossless(image) for image in read_clip(path, num)]
-
-
-def _check_sizes(clip: str, files: Sequence[Path], frames: Sequence[bytes]) -> None:
-    """Refuses frames of several sizes: models that read clips squeeze them into the first one's."""
-    sizes = [
-        upright_size(data, SHARD_FORMATS, file.name)
-        for file, data in zip(files, frames, strict=True)
-    ]
-
-    # The first frame is the reference, so the message names one file that differs from it.
-    for file, size in zip(files, sizes, strict=True):
-        if size != (first := sizes[0]):
-            names = printable(file.name), printable(files[0].name)
-            raise ValueError(
-                f"{clip}: {names[0]} has {size[0]} x {size[1]} pixels, {names[1]} "
-                f"{first[0]} x {first[1]}: expected one size of a clip's frames; pictures of "
-                "several sizes are listed one by one"
-            )
-
-
-def natural_order(path: Path) -> list[tuple[int, str]]:
-    """Key that sorts `frame2` before `frame10`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(path.name)]
-
-
 def content_digest(text: str, members: dict[str, bytes]) -> str:
     """Returns a hash of a side's text and pixels; names and formats of files do not count, nor do
     the case, the spaces and the Unicode form of the text."""
@@ -169,17 +83,3 @@ def _normal_text(text: str) -> str:
     True
     """
     return " ".join(unicodedata.normalize("NFC", limit_marks(text.lower())).split())
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in re.split(r"(\d+)", name) if part]
-
-
-def _lossless(image: Image.Image) -> tuple[str, bytes]:
-    """Suffix and bytes of a file that keeps every pixel."""
-    # WebP is smaller than PNG, but its sides are bounded.
-    kind = "webp" if max(image.size) <= _WEBP_SIDE else "png"
-
-    buffer = io.BytesIO()
-    image.save(buffer, kind, lossless=True)
-    return kind, buffer.getvalue()

@@ -6,11 +6,10 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import final
 
-import numpy as np
-
 from datamodules.prepare.cells import shown
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from datamodules.prepare.mmeb.plan import Media, Picture
+from mmemb.media.frames import choose_frames
 
 _FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -23,19 +22,6 @@ def natural_key(name: str) -> list[str | int]:
     """
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if n % 2 else part.lower() for n, part in enumerate(parts)]
-
-
-def choose_frames(count: int, wanted: int | None) -> list[int]:
-    """Chooses frames of `count` saved ones: evenly spaced, rounded down; all if they are few.
-
-    >>> choose_frames(64, 8)
-    [0, 9, 18, 27, 36, 45, 54, 63]
-    >>> choose_frames(3, 8)
-    [0, 1, 2]
-    """
-    if wanted is None or count < wanted:
-        return list(range(count))
-    return np.linspace(0, count - 1, wanted, dtype=int).tolist()
 
 
 def first_folder(source: Path, places: tuple[str, ...], task: str, archive: str) -> Path:

@@ -10,10 +10,11 @@ from typing import final
 from datamodules.archives import ArchiveError, ArchiveLimits, open_zip, read_zip_member
 from datamodules.prepare.cells import shown
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
-from datamodules.prepare.mmeb.frames import choose_frames, natural_key
+from datamodules.prepare.mmeb.frames import natural_key
 from datamodules.prepare.mmeb.pictures import UnreadableError, check_picture, picture_file
 from datamodules.prepare.mmeb_train.rows import TrainSide
 from datamodules.prepare.mmeb_train.sources import FRAMES
+from mmemb.media.frames import choose_frames
 
 _LIMITS = ArchiveLimits()
 _FRAMES = "train_300k"

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from datamodules.decode import decode_image
-from datamodules.prepare.folder.media import clip_frames
-from datamodules.prepare.folder.media import picture as own_picture
 from datamodules.prepare.folder.rationales import read_rationales
 from datamodules.prepare.folder.table import read_table
+from mmemb.media.encoded import encoded_clip, encoded_picture
 from mmemb.rationales.writers.pool import read_pool
 from tests.datamodules.prepare.test_prepare_folder import prepare
 from tests.fixtures.own_table import flag_rows, write_csv, write_lines, write_media, write_parquet
@@ -37,12 +36,12 @@ def test_a_file_that_is_something_else_opens_nothing(tmp_path: Path) -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
     with pytest.raises(ValueError, match=r"list\.mp4 cannot be decoded"):
-        clip_frames(tmp_path / "list.mp4", 2)
+        encoded_clip(tmp_path / "list.mp4", 2)
     with pytest.raises(ValueError, match=r"code\.bmp cannot be decoded: .* none of these"):
-        own_picture(tmp_path / "code.bmp")
+        encoded_picture(tmp_path / "code.bmp")
 
 
-def test_own_pictures_of_other_formats_are_right_rgb(tmp_path: Path) -> None:
+def test_encoded_pictures_of_other_formats_are_right_rgb(tmp_path: Path) -> None:
     """On white, upright, grey by its range; and what is too wide for WebP becomes PNG."""
     clear = np.array([[[200, 100, 0, 255], [0, 0, 0, 0]]], np.uint8)
     grey = np.array([[[65535], [32896]]], np.uint16)
@@ -51,14 +50,14 @@ def test_own_pictures_of_other_formats_are_right_rgb(tmp_path: Path) -> None:
     (tmp_path / "wide.tif").write_bytes(tiff(np.zeros((1, 16384, 1), np.uint8), 8, 1))
     (tmp_path / "depth.tif").write_bytes(tiff(np.array([[[7]]], np.uint32), 32, 1))
 
-    suffix, data = own_picture(tmp_path / "clear.tif")
+    suffix, data = encoded_picture(tmp_path / "clear.tif")
     assert suffix == "webp"
     assert decode_image(data, "x")[:, :, 0].T.tolist() == [[200, 100, 0], [255, 255, 255]]
-    assert decode_image(own_picture(tmp_path / "grey.tif")[1], "x")[0].tolist() == [[255, 128]]
-    suffix, data = own_picture(tmp_path / "wide.tif")
+    assert decode_image(encoded_picture(tmp_path / "grey.tif")[1], "x")[0].tolist() == [[255, 128]]
+    suffix, data = encoded_picture(tmp_path / "wide.tif")
     assert (suffix, decode_image(data, "x").shape) == ("png", (3, 1, 16384))
     with pytest.raises(ValueError, match=r"depth\.tif cannot be decoded.*has no white"):
-        own_picture(tmp_path / "depth.tif")
+        encoded_picture(tmp_path / "depth.tif")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.PNG", "a.bmp", "a.tif", "a.jfif", "a.webp"])
@@ -66,7 +65,7 @@ def test_own_pictures_of_other_formats_are_right_rgb(tmp_path: Path) -> None:
 def test_a_picture_is_what_its_bytes_say(tmp_path: Path, name: str, kind: str) -> None:
     kept = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
     Image.new("RGB", (6, 4), "#3c64c8").save(tmp_path / name, kind)
-    suffix, data = own_picture(tmp_path / name)
+    suffix, data = encoded_picture(tmp_path / name)
     assert suffix == kept.get(kind, "webp")
     assert (data == (tmp_path / name).read_bytes()) == (kind in kept)
     colour = decode_image(data, "x").float().mean((1, 2))

@@ -10,10 +10,11 @@ import pytest
 
 from datamodules.evaluation import EvaluationDataModule
 from datamodules.prepare.mmeb.folders import Settings
-from datamodules.prepare.mmeb.frames import choose_frames, natural_key
+from datamodules.prepare.mmeb.frames import natural_key
 from datamodules.prepare.mmeb.layouts import LAYOUTS, plan_task
 from datamodules.prepare.mmeb.write import write_root
 from mmemb.benchmarks.mmeb_v2 import TASKS
+from mmemb.media.frames import choose_frames
 from mmemb.records.inputs import Side
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.mmeb_cases import CASES

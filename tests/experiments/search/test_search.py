@@ -140,7 +140,7 @@ def test_an_answer_is_printed_in_columns() -> None:
         ({"--index": "queries"}, "holds no candidates"),
         ({"--gallery": "birds"}, "There is no gallery 'birds'"),
         ({"--depth": "deep"}, "depth 'deep' is none of this embedder"),
-        ({"--image": "gone.png"}, "There is no picture gone.png"),
+        ({"--image": "gone.png"}, "gone.png is missing: expected a picture"),
         ({"--depth": "full", "--budget": "0.1"}, "--budget is for --depth auto"),
         ({"--model": "backbone", "--depth": "full"}, "depth 'full' is none of this embedder"),
         ({"--model": "backbone", "--budget": "0.1"}, "has no gate, so it embeds directly"),

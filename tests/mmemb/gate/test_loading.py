@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mmemb
 from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
+from mmemb.media import clip, sides
 from mmemb.rationales import TableWriter
 from mmemb.records.inputs import Side
 from tests.fixtures.paths import CLIP_TINY
+from tests.fixtures.tiny_clips import write_video
 
 TEXTS = ["the flag of Peru", "the flag of Chile", "a long text about the flag of Poland"]
 
@@ -101,6 +104,33 @@ def test_batches_and_their_order_do_not_matter(gated: AdaptiveEmbedder) -> None:
     assert each.depths[1::2] == gated.encode(texts[1::2], 1.0).depths
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         gated.encode(texts, batch_size=0)
+
+
+def test_inputs_of_every_kind_go_together(gated: AdaptiveEmbedder, tmp_path: Path) -> None:
+    image = Image.effect_noise((32, 32), 64).convert("RGB")
+    image.save(tmp_path / "noise.png")
+    write_video(tmp_path / "clip.mp4")
+    frames = clip(tmp_path / "clip.mp4")
+    inputs = [
+        *[f"{'very ' * row}long" for row in range(9)],
+        image,
+        tmp_path / "noise.png",
+        np.asarray(image),
+        tmp_path / "clip.mp4",
+        frames,
+        {"text": "noise", "image": image},
+    ]
+    encoded = gated.encode(inputs, 0.5, batch_size=4)
+    with torch.inference_mode():
+        alone = gated.backbone.encode(sides(inputs))
+    torch.testing.assert_close(encoded.vectors_BD[9:], alone[9:], atol=1e-6, rtol=0)
+    assert torch.equal(gated.encode(frames).vector_D, gated.encode([frames]).vectors_BD[0])
+
+    # The place is that in the list, in whatever order the batches are made.
+    with pytest.raises(FileNotFoundError, match=r"^Input 3: .*gone\.png is missing"):
+        gated.encode([*inputs[:3], tmp_path / "gone.png", *inputs], batch_size=2)
+    with pytest.raises(ValueError, match=r"^Input 1: .*noise\.png.*Path"):
+        gated.encode(["a text", str(tmp_path / "noise.png")])
 
 
 def test_one_input_gives_one_vector(gated: AdaptiveEmbedder) -> None:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.prepare.folder.media import picture as own_picture
 from datamodules.prepare.mmeb.pictures import UnreadableError, picture_file
 from mmemb.media import pictures
+from mmemb.media.encoded import encoded_picture
 from mmemb.media.pictures import (
     PictureError,
     check_picture,
@@ -425,7 +425,7 @@ def test_a_file_that_is_too_long_for_a_picture_is_not_read(tmp_path: Path) -> No
     for read, error in (
         (picture_bytes, PictureError),
         (picture_file, UnreadableError),
-        (own_picture, PictureError),
+        (encoded_picture, PictureError),
     ):
         with pytest.raises(error, match=r"long\.png has 1000000000000 bytes: expected a picture"):
             read(tmp_path / "long.png")

@@ -1,4 +1,4 @@
-"""Frames of clips: video files and animated pictures, upright, evenly spaced in time, bounded.
+"""Frames of clips: videos and animated pictures, upright, evenly spaced in time, bounded.
 
 A clip is refused rather than shortened: a file that was cut, frames that end long before the stated
 end, frames of changing size, and a file without moving pictures are errors that say so.
@@ -7,6 +7,7 @@ end, frames of changing size, and a file without moving pictures are errors that
 from __future__ import annotations
 
 import io
+import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -14,19 +15,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, BinaryIO, final
 
-from PIL import Image
-
-from datamodules.prepare.folder.containers import stated_size
+from mmemb.media.containers import HEAD, stated_size
+from mmemb.media.libraries import require_library
 from mmemb.media.pictures import to_rgb
 from mmemb.records.text import printable
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import InputContainer
+    from PIL.Image import Image as Picture
+    from PIL.Image import Transpose
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts"}
+CLIPS = {*VIDEOS, ".gif"}
+"""Suffixes of files that are looked at as clips."""
+
 ANIMATED = ("GIF", "WEBP", "PNG")
 """Formats of pictures that may move; one that does counts as a clip."""
 
@@ -47,15 +52,16 @@ _OPENED = {
 
 _TURNS = {
     (1, 0, 0, 1): None,
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # a phone held upright
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, 1, -1, 0): "ROTATE_270",  # a phone held upright
+    (-1, 0, 0, -1): "ROTATE_180",
+    (0, -1, 1, 0): "ROTATE_90",
+    (-1, 0, 0, 1): "FLIP_LEFT_RIGHT",
+    (1, 0, 0, -1): "FLIP_TOP_BOTTOM",
+    (0, 1, 1, 0): "TRANSPOSE",
+    (0, -1, -1, 0): "TRANSVERSE",
 }
-"""Signs of a, b, c, d of a display matrix -> what makes the frame upright; Pillow turns left."""
+"""Signs of a, b, c, d of a display matrix -> Pillow's name of what makes the frame upright; Pillow
+turns left."""
 
 
 @final
@@ -63,23 +69,31 @@ class ClipError(ValueError):
     """A fault of a clip; the message does not name it."""
 
 
-def read_clip(path: Path, num: int) -> list[Image.Image]:
-    """RGB frames of a video file or an animated picture, see `nearest_frames`.
+def read_clip(source: Path | bytes, num: int, where: str = "") -> list[Picture]:
+    """RGB frames of a video or an animated picture, see `nearest_frames`.
+
+    Args:
+        source: the file, or its bytes.
+        num: of frames, at least 1.
+        where: names the clip in errors; by default the name of the file.
 
     Raises:
-        ValueError: names the file: it is none of these, cut, damaged, has no moving picture, or is
+        ValueError: names the clip: it is none of these, cut, damaged, has no moving picture, or is
             beyond the bounds of this module.
+        ModuleNotFoundError: the library that reads clips is not installed.
     """
+    named = source.name if isinstance(source, Path) else "The clip"
+    name = printable(where or named)
     try:
-        _check_size(path)
-        return _animation(path, num) if _is_picture(path) else _video(path, num)
+        _check_size(source)
+        return _animation(source, num) if _is_picture(source) else _video(source, num)
     except ClipError as error:
-        raise ValueError(f"{printable(path.name)} {error}.") from None
+        raise ValueError(f"{name} {error}.") from None
     except ImportError:
         raise  # a library that is not installed is no fault of the file
     except Exception as error:  # decoders raise whatever the bytes make them raise
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ValueError(f"{printable(path.name)} cannot be decoded ({reason}).") from None
+        raise ValueError(f"{name} cannot be decoded ({reason}).") from None
 
 
 def nearest_frames(times: Sequence[int], num: int) -> list[int]:
@@ -120,13 +134,21 @@ def nearest_frames(times: Sequence[int], num: int) -> list[int]:
     return numbers
 
 
-def is_animated(path: Path) -> bool:
-    """Tells whether a picture file has several frames; False for one that cannot be read."""
+def is_animated(source: Path | bytes) -> bool:
+    """Tells whether a picture has several frames; False for one that cannot be read."""
+    from PIL import Image
+
     try:
-        with Image.open(path, formats=ANIMATED) as image:
+        with _file(source) as file, Image.open(file, formats=ANIMATED) as image:
             return bool(getattr(image, "is_animated", False))
     except Exception:  # the reader of pictures says what is wrong
         return False
+
+
+def head_of(source: Path | bytes) -> bytes:
+    """The bytes of a file that tell its kind."""
+    with _file(source) as file:
+        return file.read(HEAD)
 
 
 @final
@@ -169,25 +191,28 @@ def check_bounds(size: tuple[int, int], frames: int) -> None:
         )
 
 
-def _is_picture(path: Path) -> bool:
+def _file(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _is_picture(source: Path | bytes) -> bool:
     """Tells a picture by its bytes: many files called `.gif` are videos, and the reverse."""
-    with path.open("rb") as file:
-        head = file.read(12)
-
-    return head[:4] in (b"GIF8", b"\x89PNG") or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
+    head = head_of(source)
+    return head[:4] in (b"GIF8", b"\x89PNG") or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
 
 
-def _check_size(path: Path) -> None:
-    stated, actual = stated_size(path), path.stat().st_size
+def _check_size(source: Path | bytes) -> None:
+    with _file(source) as file:
+        stated, actual = stated_size(file), file.seek(0, os.SEEK_END)
     if stated is not None and actual < stated:
         raise ClipError(f"is cut: it has {actual} bytes and states {stated}; fetch it again")
 
 
-def _video(path: Path, num: int) -> list[Image.Image]:
+def _video(source: Path | bytes, num: int) -> list[Picture]:
     """Reads frames in two passes: the first finds all times, the second keeps the chosen ones."""
-    chosen = nearest_frames(_times(path), num)
+    chosen = nearest_frames(_times(source), num)
     frames = {}
-    with _opened(path) as (video, stream):
+    with _opened(source) as (video, stream):
         for number, frame in enumerate(video.decode(stream)):
             if number in chosen:
                 frames[number] = _upright(frame, stream.sample_aspect_ratio)
@@ -198,10 +223,10 @@ def _video(path: Path, num: int) -> list[Image.Image]:
     return [frames[number] for number in chosen]
 
 
-def _times(path: Path) -> list[int]:
+def _times(source: Path | bytes) -> list[int]:
     """Times of all frames in units of the stream, or their numbers if it gives no times."""
     seen, end, is_timed = _Count(), 0, True
-    with _opened(path) as (video, stream):
+    with _opened(source) as (video, stream):
         others = 0.0
         for packet in video.demux():
             # Sound and subtitles are not decoded; only their end counts, for the check below.
@@ -254,13 +279,15 @@ def _check_end(times: Sequence[int], end: int, stated: float, unit: float) -> No
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
-    """A video file and its moving picture."""
+def _opened(source: Path | bytes) -> Iterator[tuple[InputContainer, Any]]:
+    """A video and its moving picture."""
+    require_library("av", "Reading clips")
     import av
     from av.stream import Disposition
 
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     # A title in an old encoding must not stop the reader: texts in the file are not used.
-    with av.open(str(path), options=_OPENED, metadata_errors="replace") as video:
+    with av.open(file, options=_OPENED, metadata_errors="replace") as video:
         pictures = video.streams.video
         streams = [s for s in pictures if not s.disposition & Disposition.attached_pic]
         if not streams:
@@ -281,8 +308,10 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, Any]]:
         yield video, stream
 
 
-def _upright(frame: VideoFrame, aspect: Any) -> Image.Image:
+def _upright(frame: VideoFrame, aspect: Any) -> Picture:
     """A frame as it is to be looked at: on white, with square pixels, turned and mirrored."""
+    from PIL import Image
+
     if frame.is_corrupt:
         raise ClipError(f"is damaged in its frame at {frame.time or 0:.1f} s")
 
@@ -303,7 +332,7 @@ def _upright(frame: VideoFrame, aspect: Any) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def turn_of(matrix: bytes) -> Image.Transpose | None:
+def turn_of(matrix: bytes) -> Transpose | None:
     """Returns the transposition that makes a frame with this display matrix upright; None = none.
 
     Args:
@@ -313,6 +342,8 @@ def turn_of(matrix: bytes) -> Image.Transpose | None:
     Raises:
         ClipError: it turns by other than multiples of 90 degrees.
     """
+    from PIL import Image
+
     if not matrix:
         return None
 
@@ -331,12 +362,16 @@ def turn_of(matrix: bytes) -> Image.Transpose | None:
     if signs not in _TURNS:
         raise ClipError("is turned by an angle that is no multiple of 90 degrees")
 
-    return _TURNS[signs]
+    name = _TURNS[signs]
+    return None if name is None else Image.Transpose[name]
 
 
-def _animation(path: Path, num: int) -> list[Image.Image]:
+def _animation(source: Path | bytes, num: int) -> list[Picture]:
     """Returns frames of a GIF, WebP or PNG; each has a length in milliseconds."""
-    data, seen, start = path.read_bytes(), _Count(), 0
+    from PIL import Image
+
+    with _file(source) as file:
+        data, seen, start = file.read(), _Count(), 0
     with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
         # Before `n_frames`, which may read the whole file.
         check_bounds(image.size, 1)

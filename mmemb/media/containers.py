@@ -7,40 +7,56 @@ have a known length. Nothing is decoded here, and at most `MAX_STEPS` heads are 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import BinaryIO
 
 MAX_STEPS = 100_000
 """Heads of boxes, chunks or blocks; longer files are not followed to their end."""
 
+HEAD = 189
+"""First bytes of a file that tell its kind: those of a transport stream's packet, and one more."""
+
 _FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1")
+_GIF = (b"GIF87a", b"GIF89a")
 _SYNC, _PACKET = b"G", 188
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
-def stated_size(path: Path) -> int | None:
+def stated_size(file: BinaryIO) -> int | None:
     """Returns the size that a file states, in bytes; None where it states none.
 
     The file may be longer: readers pass over what stands behind the stated end.
     """
-    actual = path.stat().st_size
-    with path.open("rb") as file:
-        # Bytes decide, not the suffix: many files carry the wrong one.
-        head = file.read(12)
-        file.seek(0)
+    actual = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    # Bytes decide, not the suffix: many files carry the wrong one.
+    head = file.read(HEAD)
+    file.seek(0)
 
-        if head[:4] == _EBML:
-            return _matroska(file, actual)
-        if head[:4] == b"RIFF":
-            return _riff(file, actual)
-        if head[:6] in (b"GIF87a", b"GIF89a"):
-            return _gif(file, actual)
-        if head[4:8] in _FIRST_BOXES:
-            return _boxes(file, actual)
-        # A transport stream states no size; whole packets are the best that can be checked.
-        if head[:1] == _SYNC:
-            return -(-actual // _PACKET) * _PACKET
-        return None
+    if head[:4] == _EBML:
+        return _matroska(file, actual)
+    if head[:4] == b"RIFF":
+        return _riff(file, actual)
+    if head[:6] in _GIF:
+        return _gif(file, actual)
+    if head[4:8] in _FIRST_BOXES:
+        return _boxes(file, actual)
+    # A transport stream states no size; whole packets are the best that can be checked.
+    if head[:1] == _SYNC:
+        return -(-actual // _PACKET) * _PACKET
+    return None
+
+
+def is_moving_kind(head: bytes) -> bool:
+    """Tells by the first `HEAD` bytes of a file whether it is a video or a GIF.
+
+    Pictures of HEIF and AVIF stand in the boxes of MP4, and are no videos.
+    """
+    if head[4:8] in _FIRST_BOXES:
+        return head[8:12] not in _STILL_BRANDS
+    is_stream = head[:1] == _SYNC and head[_PACKET : _PACKET + 1] == _SYNC
+    is_avi = (head[:4], head[8:12]) == (b"RIFF", b"AVI ")
+    return is_avi or is_stream or head[:4] == _EBML or head[:6] in _GIF
 
 
 def _boxes(file: BinaryIO, actual: int) -> int | None:

@@ -14,10 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.prepare.folder import clips
-from datamodules.prepare.folder.clips import is_animated, nearest_frames, read_clip
-from datamodules.prepare.folder.containers import stated_size
-from datamodules.prepare.folder.media import clip_frames, natural_order, side_members
+from datamodules.prepare.folder.media import side_members
+from mmemb.media import clips, containers
+from mmemb.media.clips import is_animated, nearest_frames, read_clip
+from mmemb.media.encoded import encoded_clip
+from mmemb.media.frames import natural_order
 from tests.fixtures.tiny_clips import (
     EVEN,
     SIZE,
@@ -30,6 +31,11 @@ from tests.fixtures.tiny_clips import (
 )
 
 UNEVEN = (0, 50, 90, 100, 1000, 1010, 1500, *range(2000, 3300, 100))
+
+
+def stated_size(path: Path) -> int | None:
+    with path.open("rb") as file:
+        return containers.stated_size(file)
 
 
 def numbers(path: Path, num: int) -> list[int]:
@@ -256,10 +262,10 @@ def test_a_folder_of_frames_of_several_sizes_is_a_fault(tmp_path: Path) -> None:
         exif = image.getexif()
         exif[274] = 6 if number == 2 else 1
         image.save(tmp_path / f"f{number}.png", exif=exif)
-    assert len(clip_frames(tmp_path, 3)) == 3
+    assert len(encoded_clip(tmp_path, 3)) == 3
     Image.new("RGB", (32, 48)).save(tmp_path / "f3.png")
     with pytest.raises(ValueError, match=r"f3\.png has 32 x 48 pixels, f0\.png 48 x 32: expected"):
-        clip_frames(tmp_path, 4)
+        encoded_clip(tmp_path, 4)
 
 
 def test_a_damaged_frame_is_a_fault(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Drawings (SVG) as pixels: nothing that a drawing names is opened, and its size is bounded."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from torch import Tensor
+
+from mmemb.media.data_urls import picture_of_url
+from mmemb.media.libraries import require_library
+from mmemb.media.pictures import PictureError, check_picture, read_pixels
+from mmemb.records.text import has_text, printable
+
+LONGEST_SIDE = 512
+"""Pixels of a drawing's longer side, whatever size it states: towers read fewer."""
+
+MAX_BYTES = 4_000_000
+"""Most bytes of a drawing, which is read whole, as a tree."""
+
+_HEADS = (b"<?xml", b"<svg", b"<!--", b"<!DOCTYPE")
+_INSIDE = ("PNG", "JPEG", "WEBP", "GIF")
+"""Formats of pictures inside of a drawing."""
+
+_PICTURES, _LETTERS = ("image", "feImage"), ("text", "tspan", "textPath")
+"""Elements that show a picture, and letters."""
+
+
+def is_drawing(data: bytes) -> bool:
+    """Tells an SVG by its head, as XML."""
+    return data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_HEADS)
+
+
+def draw_pixels(data: bytes, where: str) -> Tensor:
+    """Draws an SVG on white, with its aspect, as uint8 (3, H, W).
+
+    Pictures inside of it must be data URLs. Letters are refused: which font draws them depends on
+    the machine, and without one they would be missing.
+
+    Args:
+        data: the file.
+        where: names it in errors.
+
+    Raises:
+        PictureError: it is no SVG, holds letters, names a file or a URL, is empty, or too long.
+        ModuleNotFoundError: the library that draws is not installed.
+    """
+    require_library("resvg_py", "Drawing SVG")
+    import resvg_py
+
+    name = printable(where)
+    if len(data) > MAX_BYTES:
+        raise PictureError(f"{name} has {len(data)} bytes: at most {MAX_BYTES} are drawn.")
+
+    try:
+        root = ElementTree.fromstring(data)
+        _check(root, name)
+        # What is drawn is what was checked: the tree is written anew, without a DTD.
+        png = resvg_py.svg_to_bytes(
+            svg_string=ElementTree.tostring(root, encoding="unicode"),
+            width=LONGEST_SIDE,
+            height=LONGEST_SIDE,
+            skip_system_fonts=True,
+        )
+    except PictureError:
+        raise
+    except (ElementTree.ParseError, RecursionError, ValueError) as error:
+        reason = printable(str(error))[:200]
+        raise PictureError(f"{name} cannot be drawn: expected an SVG; {reason}.") from None
+    return read_pixels(bytes(png), ["PNG"], name)
+
+
+def _check(root: ElementTree.Element, name: str) -> None:
+    """Refuses what would be missing in silence, or opened."""
+    for element in root.iter():
+        # Names of elements and attributes carry their namespace in front: `{http://...}image`.
+        kind = str(element.tag).rpartition("}")[2]
+        if kind in _LETTERS and has_text("".join(element.itertext())):
+            raise PictureError(
+                f"{name} holds letters, which need a font: turn them into paths, or save it as PNG."
+            )
+
+        if kind in _PICTURES:
+            links = [v for k, v in element.items() if k.rpartition("}")[2] == "href"]
+            for link in links:
+                _check_link(link, name)
+
+
+def _check_link(link: str, name: str) -> None:
+    if link.startswith("#"):
+        return
+    if not link.startswith("data:"):
+        raise PictureError(
+            f"{name} names another file ({printable(link)[:60]}), and none is opened: put the "
+            "picture into the drawing, or save it as PNG."
+        )
+    check_picture(picture_of_url(link, f"A picture in {name}"), _INSIDE, f"A picture in {name}")

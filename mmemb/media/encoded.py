@@ -1,0 +1,82 @@
+"""Pictures and clips as the files that a shard holds: bounded, checked, of the same pixels.
+
+A file is a suffix and bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmemb.media.clips import CLIPS, read_clip
+from mmemb.media.frames import check_sizes, frame_files
+from mmemb.media.pictures import (
+    FILE_FORMATS,
+    PICTURES,
+    SHARD_FORMATS,
+    check_picture,
+    picture_bytes,
+    picture_kind,
+    read_picture,
+    upright_size,
+)
+from mmemb.records.text import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+_KEPT = ("png", "jpg", "webp")
+"""Suffixes of formats whose bytes are kept."""
+
+_WEBP_SIDE = 16383
+"""The longest side of a WebP file."""
+
+
+def encoded_picture(path: Path) -> tuple[str, bytes]:
+    """Suffix and bytes; BMP, TIFF and GIF become files that keep every pixel, as RGB on white.
+
+    Raises:
+        ValueError: the picture cannot be read; `mmemb.media.pictures.read_picture` says what can.
+    """
+    if path.suffix.lower() not in PICTURES:
+        expected = ", ".join(sorted(PICTURES | CLIPS))
+        raise ValueError(f"{printable(path.name)}: expected a file that ends in {expected}")
+
+    # Much that is called `.jpg` on the web is something else.
+    data = picture_bytes(path)
+    # Formats that shards hold keep their bytes: a second JPEG encoding would lose quality.
+    kind = picture_kind(data, FILE_FORMATS, path.name)
+    if kind in _KEPT:
+        return check_picture(data, SHARD_FORMATS, path.name), data
+    return _lossless(read_picture(data, FILE_FORMATS, path.name))
+
+
+def encoded_clip(path: Path, num: int) -> list[tuple[str, bytes]]:
+    """Frames of a folder of pictures, in natural order, or of a video or an animated picture.
+
+    Raises:
+        ValueError: names the file that cannot be read, and says why.
+    """
+    if not path.is_dir():
+        return [_lossless(image) for image in read_clip(path, num)]
+
+    chosen = frame_files(path, num)
+    frames = [encoded_picture(file) for file in chosen]
+    names = [file.name for file in chosen]
+    sizes = [
+        upright_size(data, SHARD_FORMATS, name)
+        for name, (_, data) in zip(names, frames, strict=True)
+    ]
+    check_sizes(printable(path.name), names, sizes)
+    return frames
+
+
+def _lossless(image: Picture) -> tuple[str, bytes]:
+    """Suffix and bytes of a file that keeps every pixel."""
+    # WebP is smaller than PNG, but its sides are bounded.
+    kind = "webp" if max(image.size) <= _WEBP_SIDE else "png"
+
+    buffer = io.BytesIO()
+    image.save(buffer, kind, lossless=True)
+    return kind, buffer.getvalue()

@@ -1,0 +1,409 @@
+"""Pictures, clips and sides from what a caller holds: images, arrays, bytes, paths, data URLs.
+
+A text is never opened as a file: files are `Path`. Nothing is fetched from a network.
+
+Shapes: T frames, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from mmemb.media.clips import ANIMATED, CLIPS, head_of, is_animated, read_clip
+from mmemb.media.containers import is_moving_kind
+from mmemb.media.data_urls import PREFIX, picture_of_url
+from mmemb.media.drawings import draw_pixels, is_drawing
+from mmemb.media.frames import check_sizes, choose_frames, frame_files
+from mmemb.media.libraries import require_library
+from mmemb.media.pictures import (
+    FILE_FORMATS,
+    MAX_PIXELS,
+    PICTURES,
+    PictureError,
+    check_length,
+    image_pixels,
+    picture_bytes,
+    read_pixels,
+)
+from mmemb.records.inputs import Media, Side
+from mmemb.records.text import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+Input: TypeAlias = (
+    "str | Path | bytes | Picture | np.ndarray | Tensor | dict[str, Any] | Media | Side"
+    " | tuple[Media, ...]"
+)
+"""What `side` takes."""
+
+NUM_FRAMES = 8
+"""Frames of a clip, unless the caller says otherwise."""
+
+KEYS = ("text", "image", "video", "instruction")
+"""Keys of a dictionary that is a side; sentence-transformers has the first three as well."""
+
+_SUFFIXES = (*sorted(PICTURES | CLIPS), ".svg")
+_URLS = ("http://", "https://")
+_LONGEST_PATH = 4096
+
+_SHAPES = "(H, W), (H, W, 1), (H, W, 3), (H, W, 4) or (3, H, W)"
+
+
+def picture(thing: Any) -> Media:
+    """Returns the picture that a thing is, converted as `mmemb.media.pictures.read_picture` does.
+
+    Its digest is the SHA-256 of the file's bytes, or without a file a hash of shape and pixels.
+
+    Args:
+        thing: one of
+
+            * a `Path` of a PNG, JPEG, WebP, BMP, TIFF or SVG file;
+            * the bytes of such a file, or a text `data:image/...;base64,...`;
+            * an image of Pillow, in any mode that has a white;
+            * an array of numpy or a tensor of torch, (H, W), (H, W, 1 | 3 | 4) or (3, H, W): uint8,
+              or floats from 0 to 1, which are multiplied by 255 and rounded;
+            * a `Media`, which is returned as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of these, moves, or cannot be read.
+        ModuleNotFoundError: a library of the extra `media` is not installed.
+    """
+    if isinstance(thing, Media):
+        return thing
+
+    require_library("PIL", "Reading pictures")
+    match thing:
+        case Path():
+            return _picture_of_bytes(picture_bytes(_file(thing)), str(thing))
+        case bytes() | bytearray() | memoryview():
+            return _picture_of_bytes(bytes(thing), "The picture")
+        case str() if thing.startswith(PREFIX):
+            return _picture_of_bytes(picture_of_url(thing, "The data URL"), "The data URL")
+        case str():
+            raise _no_file(thing)
+        case np.ndarray() | Tensor():
+            return _picture_of_image(_image_of_array(thing))
+
+    return _picture_of_image(_checked_image(thing))
+
+
+def clip(thing: Any, num_frames: int = NUM_FRAMES) -> tuple[Media, ...]:
+    """Returns frames of the clip that a thing is; of a file those that `prepare folder` takes.
+
+    Args:
+        thing: one of
+
+            * a `Path` of a video, of a picture that moves, or of a folder of frames;
+            * the bytes of such a file;
+            * a sequence of pictures of one size, or an array (T, H, W, 3): see `picture`;
+            * a sequence of `Media`, which are all taken.
+        num_frames: evenly spaced, of a file by time, else by number; all if they are fewer.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of these, or cannot be read.
+        ModuleNotFoundError: a library of the extra `media` is not installed.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}: expected 1 or more.")
+    if _are_media(thing):
+        return _frames(thing, "The clip")
+
+    require_library("PIL", "Reading clips")
+    match thing:
+        case Path() if thing.is_dir():
+            files = frame_files(thing, num_frames)
+            return _frames(files, str(thing), [file.name for file in files])
+        case Path():
+            return _frames(read_clip(_file(thing), num_frames, str(thing)), str(thing))
+        case bytes() | bytearray() | memoryview():
+            return _frames(read_clip(bytes(thing), num_frames), "The clip")
+        case str():
+            raise _no_file(thing)
+        case list() | tuple() if thing:
+            return _frames(_chosen(thing, num_frames), "The clip")
+        case np.ndarray() | Tensor() if thing.ndim == 4 and len(thing):
+            return _frames(_chosen(thing, num_frames), "The clip")
+
+    raise ValueError(
+        f"{_shown(thing)} is no clip: expected a Path, the bytes of a video, a list of pictures, "
+        "or an array (T, H, W, 3)."
+    )
+
+
+def side(thing: Any, instruction: str = "", num_frames: int = NUM_FRAMES) -> Side:
+    """Returns the side of a pair (a query, a document) that a thing is.
+
+    A text is always a text. One that names a picture or a clip that is there, or the URL of one, is
+    an error: data of others, which may hold any text, come as `Side(text=...)`.
+
+    Args:
+        thing: one of
+
+            * a text;
+            * a picture (see `picture`): a `Path`, bytes, an image of Pillow, an array, a `Media`;
+            * a clip (see `clip`): a `Path`, bytes, an array (T, H, W, 3), a tuple of `Media`;
+            * a dictionary with some of `text`, `image` (one or a list), `video`, `instruction`;
+            * a `Side`.
+        instruction: of a thing that brings none of its own.
+        num_frames: of a clip.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of these, or cannot be read.
+        ModuleNotFoundError: a library of the extra `media` is not installed.
+    """
+    match thing:
+        case Side():
+            is_whole = thing.instruction or not instruction
+            return thing if is_whole else replace(thing, instruction=instruction)
+        case str():
+            _check_text(thing)
+            return Side(thing, instruction)
+        case dict():
+            return _side_of_dict(thing, instruction, num_frames)
+        case list() | tuple() if not _are_media(thing):
+            raise ValueError(
+                f"{_shown(thing)} is a {type(thing).__name__}: expected one thing. Give several "
+                'pictures as {"image": [...]}, and frames as {"video": [...]}.'
+            )
+
+    media = clip(thing, num_frames) if _is_clip(thing) else (picture(thing),)
+    return Side("", instruction, media)
+
+
+def sides(
+    things: Iterable[Any],
+    instruction: str = "",
+    num_frames: int = NUM_FRAMES,
+    places: Sequence[int] | None = None,
+) -> list[Side]:
+    """Returns the sides that several things are; see `side`.
+
+    Args:
+        things: a list of what `side` takes.
+        instruction: of a thing that brings none of its own.
+        num_frames: of a clip.
+        places: of the things in the caller's list, for errors; None = from 0 on.
+
+    Raises:
+        FileNotFoundError: a file is missing; names the place of the thing.
+        ValueError: a thing is no side; names its place as well.
+        ModuleNotFoundError: a library of the extra `media` is not installed.
+    """
+    # Rows of an array would pass for grey pictures, and letters of a text for texts.
+    one = str | bytes | dict | np.ndarray | Tensor
+    if isinstance(things, one) or not isinstance(things, Iterable):
+        raise ValueError(f"{_shown(things)} is one thing: expected a list of them.")
+
+    found = []
+    for place, thing in enumerate(things) if places is None else zip(places, things, strict=True):
+        try:
+            found.append(side(thing, instruction, num_frames))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"Input {place}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"Input {place}: {error}") from None
+    return found
+
+
+def _side_of_dict(things: dict[Any, Any], instruction: str, num_frames: int) -> Side:
+    if unknown := [key for key in things if key not in KEYS]:
+        close = get_close_matches(str(unknown[0]), KEYS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        expected = ", ".join(KEYS)
+        raise ValueError(f"{_shown(unknown[0])} is an unknown key: expected {expected}.{hint}")
+
+    text, own_instruction = things.get("text", ""), things.get("instruction", instruction)
+    for key, value in (("text", text), ("instruction", own_instruction)):
+        if not isinstance(value, str):
+            raise ValueError(f"{key} is {_shown(value)}: expected a text.")
+
+    images = things.get("image", ())
+    images = images if isinstance(images, list | tuple) else (images,)
+    media = [replace(picture(image), kind="image") for image in images]
+    if "video" in things:
+        media += clip(things["video"], num_frames)
+
+    if not text and not media:
+        raise ValueError(f"{_shown(things)} holds nothing: expected a text, a picture or a clip.")
+    return Side(text, own_instruction, tuple(media))
+
+
+def _check_text(text: str) -> None:
+    """Refuses a text by which a file is meant, most likely."""
+    kind = ""
+    if text.startswith(PREFIX):
+        kind, remedy = "the data URL of a picture", 'give {"image": ...}'
+    elif text.startswith(_URLS) and len(text.split()) == 1:
+        # What stands behind the path is no part of the file's name.
+        path = text.partition("?")[0].partition("#")[0]
+        kind = "the URL of a file" if path.lower().endswith(_SUFFIXES) else ""
+        remedy = "fetch it, and give its Path"
+    elif len(text) <= _LONGEST_PATH and text.lower().endswith(_SUFFIXES) and os.path.isfile(text):
+        kind, remedy = "a file that is there", "wrap it in Path(...)"
+
+    if kind:
+        raise ValueError(
+            f"{_shown(text)} names {kind}, and a str is always a text: {remedy} if the file is "
+            "meant, or give Side(text=...) if the text is."
+        )
+
+
+def _no_file(text: str) -> ValueError:
+    """The error for a text in place of a picture or a clip."""
+    if text.startswith(_URLS):
+        return ValueError(
+            f"{_shown(text)} is a URL, and nothing is fetched here: give a Path or bytes."
+        )
+    return ValueError(f"{_shown(text)} is a text: wrap it in Path(...) if a file is meant.")
+
+
+def _file(path: Path) -> Path:
+    """The path, if a file is there.
+
+    Raises:
+        FileNotFoundError: none is.
+    """
+    if not path.is_file():
+        what = "is no file" if path.exists() else "is missing"
+        raise FileNotFoundError(f"{printable(str(path))} {what}: expected a picture or a clip.")
+    return path
+
+
+def _is_clip(thing: Any) -> bool:
+    """Tells what moves; GIF counts as a clip, as in `prepare folder`."""
+    match thing:
+        case list() | tuple():
+            return True
+        case np.ndarray() | Tensor():
+            return thing.ndim == 4
+        case Path() if thing.is_dir():
+            return True
+        case Path() if thing.suffix.lower() in CLIPS:
+            return True
+        case Path() | bytes() | bytearray() | memoryview():
+            require_library("PIL", "Reading pictures")
+            source = _file(thing) if isinstance(thing, Path) else bytes(thing)
+            return is_moving_kind(head_of(source)) or is_animated(source)
+    return False
+
+
+def _are_media(thing: Any) -> bool:
+    several = isinstance(thing, list | tuple) and len(thing) > 0
+    return several and all(isinstance(each, Media) for each in thing)
+
+
+def _chosen(things: Sequence[Any], num: int) -> list[Any]:
+    return [things[place] for place in choose_frames(len(things), num)]
+
+
+def _frames(things: Sequence[Any], where: str, names: Sequence[str] = ()) -> tuple[Media, ...]:
+    """Pictures as the frames of one clip."""
+    media = [replace(picture(thing), kind="frame") for thing in things]
+
+    # Frames of which only features were loaded have no size.
+    sizes = [(m.pixels.shape[2], m.pixels.shape[1]) for m in media if m.pixels is not None]
+    names = names or [f"frame {number}" for number in range(len(sizes))]
+    check_sizes(printable(where), names, sizes)
+    return tuple(media)
+
+
+def _picture_of_bytes(data: bytes, where: str) -> Media:
+    check_length(len(data), where)
+    if is_drawing(data):
+        pixels_CHW = draw_pixels(data, where)
+    elif is_animated(data):
+        raise PictureError(f"{printable(where)} moves: give it as a clip, or one of its frames.")
+    else:
+        pixels_CHW = read_pixels(data, FILE_FORMATS, where)
+    return Media("image", hashlib.sha256(data).hexdigest(), pixels_CHW)
+
+
+def _picture_of_image(image: Picture) -> Media:
+    pixels_CHW = image_pixels(image, "The picture")
+    return Media("image", _pixel_digest(pixels_CHW), pixels_CHW)
+
+
+def _pixel_digest(pixels_CHW: Tensor) -> str:
+    digest = hashlib.sha256("x".join(map(str, pixels_CHW.shape)).encode())
+    digest.update(pixels_CHW.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _checked_image(thing: Any) -> Picture:
+    """An image of Pillow that does not move."""
+    from PIL import Image
+
+    if not isinstance(thing, Image.Image):
+        raise ValueError(
+            f"{_shown(thing)} is a {type(thing).__name__}: expected a text, a Path, bytes, an "
+            "image of Pillow, an array, a dictionary, Media or Side."
+        )
+    if thing.format in ANIMATED and getattr(thing, "is_animated", False):
+        raise PictureError(
+            "The picture moves: give its Path or bytes as a clip, or image.copy() of one frame."
+        )
+    return thing
+
+
+def _image_of_array(values: np.ndarray | Tensor) -> Picture:
+    """An array as an image of Pillow; its range and its shape are checked."""
+    from PIL import Image
+
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # numpy has no bfloat16.
+        values = (values.float() if values.is_floating_point() else values).numpy()
+
+    pixel_HWC = _channels_last(values)
+    if not pixel_HWC.size or pixel_HWC.shape[0] * pixel_HWC.shape[1] > MAX_PIXELS:
+        raise PictureError(f"{_shape(values)}: expected 1 to {MAX_PIXELS} pixels.")
+
+    if pixel_HWC.dtype.kind == "f":
+        if not (pixel_HWC.min() >= 0 and pixel_HWC.max() <= 1):  # also if one is not a number
+            raise PictureError(
+                f"{_shape(values)} goes from {pixel_HWC.min():g} to {pixel_HWC.max():g}: expected "
+                "floats from 0 (black) to 1 (white), or uint8."
+            )
+        pixel_HWC = (pixel_HWC * 255).round().astype(np.uint8)
+    if pixel_HWC.dtype != np.uint8:
+        raise PictureError(f"{_shape(values)}: expected uint8, or floats from 0 to 1.")
+    return Image.fromarray(np.ascontiguousarray(pixel_HWC))
+
+
+def _channels_last(values: np.ndarray) -> np.ndarray:
+    """The array as (H, W) or (H, W, C)."""
+    match values.shape:
+        case (3, _, 1 | 3 | 4):
+            raise PictureError(
+                f"{_shape(values)} may be (3, H, W) or (H, W, C): give an image of Pillow."
+            )
+        case (_, _) | (_, _, 3 | 4):
+            return values
+        case (_, _, 1):
+            return values[..., 0]
+        case (3, _, _):
+            return values.transpose(1, 2, 0)
+    raise PictureError(f"{_shape(values)} is no picture: expected {_SHAPES}.")
+
+
+def _shape(values: np.ndarray) -> str:
+    return f"The array of {values.dtype} and shape {values.shape}"
+
+
+def _shown(thing: Any) -> str:
+    """A thing as it stands in an error: short, and on one line."""
+    return printable(reprlib.repr(thing))

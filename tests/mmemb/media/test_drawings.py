@@ -1,0 +1,142 @@
+"""Drawings: bounded, on white; nothing that they name is opened."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmemb.media import picture, side
+from mmemb.media.drawings import LONGEST_SIDE
+from tests.fixtures.tiny_data import picture as webp
+
+HEAD = b'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+BAR = HEAD + b'viewBox="0 0 20 10"><rect width="10" height="10" fill="#f00"/></svg>'
+
+
+def drawing(body: str, size: str = 'width="20" height="20"') -> bytes:
+    return HEAD + f"{size}>{body}</svg>".encode()
+
+
+def test_a_drawing_is_a_picture_on_white(tmp_path: Path) -> None:
+    (tmp_path / "bar.svg").write_bytes(b"\xef\xbb\xbf\n<!-- a bar -->" + BAR)
+    for thing in (
+        BAR,
+        "data:image/svg+xml;base64," + b64encode(BAR).decode(),
+        tmp_path / "bar.svg",
+    ):
+        pixels = picture(thing).pixels
+        assert pixels.shape == (3, LONGEST_SIDE // 2, LONGEST_SIDE)
+        assert pixels[:, 9, 9].tolist() == [255, 0, 0]
+        assert pixels[:, 9, -9].tolist() == [255, 255, 255]
+    assert side(tmp_path / "bar.svg").modalities == {"image"}
+
+
+@pytest.mark.parametrize("size", ['width="1" height="90000"', 'viewBox="0 0 9e9 1"'])
+def test_a_drawing_of_any_stated_size_is_bounded(size: str) -> None:
+    assert max(picture(drawing('<rect width="9" height="9"/>', size)).pixels.shape) <= LONGEST_SIDE
+
+
+@pytest.mark.parametrize("attribute", ["href", "xlink:href"])
+@pytest.mark.parametrize("element", ["image", "feImage"])
+@pytest.mark.parametrize("scheme", ["", "file://", "http://localhost"])
+def test_a_drawing_opens_nothing(tmp_path: Path, attribute: str, element: str, scheme: str) -> None:
+    secret = tmp_path / "secret.webp"
+    secret.write_bytes(webp(1))
+    shown = f'<{element} {attribute}="{scheme}{secret}" width="20" height="20"/>'
+    if element == "feImage":
+        shown = f'<filter id="f">{shown}</filter><rect width="20" height="20" filter="url(#f)"/>'
+    with pytest.raises(ValueError, match="^The picture names another file .*, and none is opened"):
+        picture(drawing(shown))
+
+
+def test_the_guard_on_links_is_needed(tmp_path: Path) -> None:
+    """The library alone opens what a drawing names, so what it gets is checked before."""
+    import resvg_py
+
+    (tmp_path / "secret.png").write_bytes(_png())
+    data = drawing(f'<image href="{tmp_path}/secret.png" width="20" height="20"/>').decode()
+    empty = drawing("").decode()
+    drawn, blank = (bytes(resvg_py.svg_to_bytes(svg_string=text)) for text in (data, empty))
+    assert drawn != blank
+
+
+def test_ways_around_the_check_lead_nowhere(tmp_path: Path) -> None:
+    """An entity, a style sheet, another drawing's part, a drawing inside of a drawing."""
+    (tmp_path / "secret.png").write_bytes(_png())
+    link = f'<image href="{tmp_path}/secret.png" width="20" height="20"/>'
+    inner = b64encode(drawing(link)).decode()
+    entity = f"<!DOCTYPE svg [<!ENTITY e '{tmp_path}/secret.png'>]>".encode() + drawing(
+        '<image href="&e;" width="20" height="20"/>'
+    )
+    for data, words in [
+        (entity, "names another file"),
+        (drawing(f'<image href="data:image/svg+xml;base64,{inner}"/>'), "A picture in The picture"),
+        (drawing(f'<image href="data:text/plain;base64,{inner}"/>'), "A picture in The picture"),
+        (b'<!DOCTYPE s [<!ENTITY e SYSTEM "/etc/hostname">]>' + drawing("&e;"), "undefined entity"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            picture(data)
+
+    # Whether there is such a file makes no difference to what is drawn.
+    for body in (
+        '<style>rect {fill: url("PLACE/secret.png")} @import "PLACE/a.css";</style>'
+        '<rect width="20" height="20"/>',
+        '<use href="PLACE/secret.png" width="20" height="20"/>',
+        '<rect width="9" height="9" fill="url(PLACE/secret.png)" filter="url(PLACE/secret.png)"/>',
+    ):
+        drawn = [
+            picture(drawing(body.replace("PLACE", str(place)))).pixels
+            for place in (tmp_path, tmp_path / "nowhere")
+        ]
+        assert torch.equal(*drawn)
+
+
+def test_pictures_inside_of_a_drawing_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = b64encode(_png()).decode()
+    data = drawing(f'<image href="data:image/png;base64,{inside}" width="20" height="20"/>')
+    assert int(picture(data).pixels[1].max()) == 0, "green is missing in what is drawn"
+    monkeypatch.setattr("mmemb.media.pictures.MAX_PIXELS", 3)
+    with pytest.raises(ValueError, match="A picture in The picture cannot be decoded.*at most 3"):
+        picture(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (drawing("<text>Hello</text>"), "holds letters, which need a font"),
+        (b"<?xml version='1.0'?><html/>", "cannot be drawn: expected an SVG"),
+        (b"<svg", "cannot be drawn: expected an SVG"),
+        (drawing("<g>" * 5000 + "</g>" * 5000), "cannot be drawn"),
+        (b"<svg" + bytes(5_000_000), "has 5000004 bytes: at most 4000000"),
+    ],
+)
+def test_what_cannot_be_drawn_says_why(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        picture(data)
+
+
+def test_entities_that_multiply_are_refused_soon() -> None:
+    names = "abcdefghi"
+    lines = "".join(
+        f'<!ENTITY {name} "{f"&{names[n - 1]};" * 20 if n else "x" * 20}">'
+        for n, name in enumerate(names)
+    )
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        picture(f"<!DOCTYPE svg [{lines}]>".encode() + drawing("<g>&i;</g>"))
+    assert time.monotonic() - start < 5
+
+
+def _png() -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((2, 2, 3), [255, 0, 255], np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
