@@ -21,9 +21,11 @@ COMMANDS = {
 
 
 @exit_on_signals()
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m datamodules.prepare"
+) -> int:
     """Runs the command; returns the exit status."""
-    options = _parse(arguments)
+    options = _parse(arguments, program)
     start = time.monotonic()
 
     # All commands share this handling: users see one line instead of a traceback.
@@ -44,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m datamodules.prepare")
+def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         command = import_module(module)

@@ -32,8 +32,10 @@ from experiments.cli.checkpoint_check import (
     run_of,
     start_checkpoint,
 )
-from experiments.cli.config_check import check_config_files
+from experiments.cli.config_check import check_config_files, config_files
+from experiments.cli.config_files import CONFIGS, find_config, with_configs
 from experiments.cli.fit_loop import WholeFitLoop
+from experiments.cli.input_files import find_beside, find_input, place_inputs
 from experiments.cli.messages import without_secrets
 from experiments.cli.trainer_options import check_trainer_options
 from experiments.cli.unwritable_defaults import drop_unwritable_defaults
@@ -49,7 +51,6 @@ from mmemb.storage.run_folder import ExperimentFolder, link_name
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trained_facts import TrainedFacts, inherited_facts
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -73,7 +74,7 @@ class ExperimentCLI(LightningCLI):
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
-            args=with_base(arguments or []),
+            args=with_base(with_configs(arguments or [], find_config)),
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -125,6 +126,9 @@ class ExperimentCLI(LightningCLI):
             check_config_files(args, keys - {"help", "config", "print_config"})
         super().parse_arguments(parser, args)
 
+        if subcommand := self.config.get("subcommand"):
+            find_beside(self.config[subcommand], config_files(args))
+
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -147,9 +151,10 @@ class ExperimentCLI(LightningCLI):
         torch.set_float32_matmul_precision("high")
 
         self.fingerprint = run_fingerprint(config, self.subcommand)
-        settings = settings_of(config, self.subcommand)
-        self.inputs = input_identities(settings, own_outputs(config, self.subcommand))
-        check_reuse(config, own_outputs(config, self.subcommand))
+        self.settings = settings_of(config, self.subcommand)
+        outputs = own_outputs(config, self.subcommand)
+        self.inputs = input_identities(self.settings, outputs, find_input)
+        check_reuse(config, outputs)
 
         # Before a folder is claimed, so that a refused checkpoint leaves none behind.
         checkpoint = config.get("ckpt_path")
@@ -167,6 +172,10 @@ class ExperimentCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
+        # From here on: the settings that are recorded and hashed name no place of the package.
+        for part in ("model", "data", "trainer"):
+            place_inputs(self.config[self.subcommand][part])
+
         try:
             super().instantiate_classes()
         except BaseException:
@@ -205,7 +214,7 @@ class ExperimentCLI(LightningCLI):
             trainer.fit_loop = WholeFitLoop.of(trainer)
 
         if self.subcommand in ("fit", "test"):
-            trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
+            trainer.callbacks.append(HParams(flattened(self.settings)))
         trainer.callbacks.append(Interruption())  # last: a checkpoint holds what the others did
 
         for callback in having(trainer.callbacks, FolderCallback):
@@ -411,7 +420,7 @@ def run_fingerprint(config: Namespace, subcommand: str) -> str:
     """Returns a hash of the settings that decide results, of their inputs, and of the checkpoint
     that the run starts from."""
     settings, outputs = settings_of(config, subcommand), own_outputs(config, subcommand)
-    plain = fingerprint(settings, outputs)
+    plain = fingerprint(settings, outputs, find_input)
     checkpoint = config.get("ckpt_path")
 
     # A fit that continues a run of equal settings and inputs is that run.
@@ -419,4 +428,4 @@ def run_fingerprint(config: Namespace, subcommand: str) -> str:
         subcommand == "fit" and fingerprint_of(run_of(Path(checkpoint))) == plain
     ):
         return plain
-    return fingerprint(settings | {"ckpt_path": checkpoint}, outputs)
+    return fingerprint(settings | {"ckpt_path": checkpoint}, outputs, find_input)
