@@ -1,4 +1,4 @@
-"""Says which command makes a folder that a stage names and that is not there.
+"""The command that makes a folder which a stage reads, and which is missing or broken.
 
 Stages stand in files side by side: the one that writes a folder, or whose run has its name, is the
 one to run first.
@@ -25,47 +25,41 @@ _DATA = {
 _SHARED = ("--experiment", "--data_root", "--runs")
 """Flags that a command shares with the one before it."""
 
+_AGAIN = "step that makes"
+"""Words of an error about a folder that has to be made again."""
+
 _FIELD = re.compile(r"\$\{([\w.]+)\}")
 
 
 def advice(
-    settings: Mapping[str, Any], files: Sequence[Path], arguments: Sequence[str] = ()
+    message: str,
+    experiment: Path,
+    data_root: Path,
+    files: Sequence[Path],
+    arguments: Sequence[str] = (),
 ) -> str:
-    """Returns a sentence with the commands that make what is missing; "" where nothing is known.
+    """Returns the commands that make what an error misses; "" where none is known.
 
     Args:
-        settings: of the stage, with `runs`, `experiment` and `data_root`.
+        message: of the error, which names the folder.
+        experiment: folder of the stage's runs.
+        data_root: of the stage.
         files: its configs; those beside them are looked through.
         arguments: of its command, for the flags that both share.
     """
-    experiment = Path(str(settings["runs"]), str(settings["experiment"]))
-    data_root = Path(str(settings["data_root"]))
-
     commands = []
-    if not data_root.is_dir() and data_root.name in _DATA:
+    if str(data_root) in message and data_root.name in _DATA and not data_root.is_dir():
         commands.append(f"python -m datamodules.prepare {_DATA[data_root.name]} {data_root}")
 
-    paths = dict.fromkeys(_paths([settings["model"], settings["data"]]))
-    names = [path.relative_to(experiment).parts[0] for path in paths if experiment in path.parents]
-    shared = _shared(arguments)
+    # A link to a run, or a folder that a run writes.
+    names = re.findall(rf"{re.escape(str(experiment))}/([\w-]+)", message)
     for name in dict.fromkeys(names):
-        # A link to a run, or a folder that a run writes.
-        if not (experiment / name).exists():
-            commands += [f"{words}{shared}" for words in _making(name, files)][:1]
+        # Of a folder that is there, an error may be about anything else.
+        if (experiment / name).exists() and _AGAIN not in message:
+            continue
+        commands += [f"{words}{_shared(arguments)}" for words in _making(name, files)][:1]
 
-    lines = "".join(f"\n  {command}" for command in commands)
-    return lines and f"\nNot there yet; this makes it:{lines}"
-
-
-def _paths(node: Any) -> Iterator[Path]:
-    """Yields every text of nested settings as a path."""
-    if isinstance(node, Mapping):
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from _paths(value)
-    elif isinstance(node, str):
-        yield Path(node)
+    return "".join(f"\nThis makes it: {command}" for command in commands)
 
 
 def _making(name: str, files: Sequence[Path]) -> Iterator[str]:
@@ -77,16 +71,17 @@ def _making(name: str, files: Sequence[Path]) -> Iterator[str]:
                 continue
 
             command = f"python -m experiments.run {{}} --config {path}"
-            if any(folder.name == name for folder in _paths(_written(data))):
+            if name in _written(data):
                 yield command.format("predict")
             elif (flags := _flags(str(data.get("name", "")), name)) is not None:
                 yield command.format("fit") + flags
 
 
-def _written(data: Mapping[str, Any]) -> list[Any]:
-    """Returns the folders that the callbacks of a config write."""
+def _written(data: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the folders that the callbacks of a config write."""
     callbacks = (data.get("trainer") or {}).get("callbacks") or []
-    return [(callback.get("init_args") or {}).get("folder") for callback in callbacks]
+    folders = [(callback.get("init_args") or {}).get("folder", "") for callback in callbacks]
+    return [Path(folder).name for folder in folders]
 
 
 def _flags(pattern: str, name: str) -> str | None:
