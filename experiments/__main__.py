@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import final
 
-from experiments.cli.config_files import find_config, with_configs
+from experiments.cli.config_files import choices, config_names, find_config, with_configs
 from experiments.rooms import check_folder
 
 ROOT = "MMEMB_ROOT"
@@ -147,6 +147,8 @@ def enter_root(arguments: Sequence[str]) -> list[str]:
         raise ValueError(f"--root {root}: there is no such folder. Make it first.")
 
     # Whatever this process starts has the new working folder, and relative paths would be others.
+    for line in choices(config_names(words)):
+        print(line, file=sys.stderr)
     words = [_absolute(w) if w.endswith((".yaml", ".yml")) else w for w in words]
     words = with_configs(words, lambda name: _absolute(str(find_config(name))))
 
