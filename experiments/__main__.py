@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import final
 
 from experiments.cli.config_files import choices, config_names, find_config, with_configs
-from experiments.rooms import check_folder
+from experiments.rooms import ROOMS, check_folder
 
 ROOT = "MMEMB_ROOT"
 """Environment variable with the folder of data and runs; also tells it to ranks."""
@@ -101,6 +101,8 @@ def run(name: str, arguments: Sequence[str]) -> int | None:
     try:
         module = import_module(command.module)
     except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ROOMS:
+            raise
         sys.exit(
             f"error: `mmemb {name}` needs the package {error.name}, which is not installed: "
             "pip install 'mmemb-r1[train]'."

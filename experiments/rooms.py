@@ -20,7 +20,7 @@ def check_rooms() -> None:
     """Refuses other modules in place of the rooms, as `python -m` finds in the working folder.
 
     Raises:
-        ImportError: there is one; with `python -m` the process ends with the same sentence.
+        ImportError: there is one.
     """
     for name in ROOMS:
         spec = find_spec(name)
@@ -28,12 +28,9 @@ def check_rooms() -> None:
 
         if HOME / name not in [Path(folder).resolve() for folder in folders]:
             other = spec and (spec.origin or folders[0])
-            sentence = f"{name} is a package of mmemb-r1, but Python finds {other}. {_ADVICE}"
-
-            # While `python -m` looks for the module of the command, this is its first word.
-            if sys.argv[:1] == ["-m"]:
-                sys.exit(f"error: {sentence}")
-            raise ImportError(sentence)
+            raise ImportError(
+                f"{name} is a package of mmemb-r1, but Python finds {other}. {_ADVICE}"
+            )
 
 
 def check_folder(folder: Path) -> None:

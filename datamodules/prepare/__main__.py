@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
+from mmemb.storage.resources import check_system
 from mmemb.storage.signals import exit_on_signals
 
 COMMANDS = {
@@ -30,6 +31,7 @@ def main(
 
     # All commands share this handling: users see one line instead of a traceback.
     try:
+        check_system()
         import_module(COMMANDS[options.command]).run(options)
     except (ValueError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)
