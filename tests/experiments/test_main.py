@@ -34,6 +34,10 @@ def test_every_documented_command_is_one_of_mmemb() -> None:
     assert found <= {command.module.removesuffix(".__main__") for command in COMMANDS.values()}
     assert all(find_spec(command.module) for command in COMMANDS.values())
 
+    page = (REPO / "docs/commands.md").read_text(encoding="utf-8")
+    rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(COMMANDS) <= set(re.findall(r"\w+", rows))
+
 
 def test_an_unknown_command_is_answered_with_the_nearest() -> None:
     with pytest.raises(SystemExit, match="no command 'serch'. Did you mean search?"):
