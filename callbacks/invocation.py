@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from mmemb.records.outputs import step_output
+from mmemb.records.precision import float64_device, for_float64
 
 
 @final
@@ -27,11 +28,12 @@ class InvocationMeter(Metric):
     @override
     def update(self, depths_B: Tensor, tokens_B: Tensor, eligible_B: Tensor) -> None:
         """Adds one batch of decisions."""
-        count = torch.tensor(len(depths_B), device=depths_B.device)
+        count = depths_B.new_full((), len(depths_B))
         counts = [count, eligible_B.sum(), (depths_B > 0).sum(), tokens_B.sum()]
 
         # Not in place: a tensor made in inference mode could not be added to.
-        self.sums_4 = self.sums_4 + torch.stack([x.double() for x in counts]).to(self.device)
+        sums_4 = torch.stack([for_float64(count).double() for count in counts])
+        self.sums_4 = self.sums_4 + sums_4.to(self.device)
 
     @override
     def compute(self) -> dict[str, float]:
@@ -62,7 +64,8 @@ class InvocationRatio(Callback):
 
     def _log(self, split: str, trainer: Trainer, pl_module: LightningModule) -> None:
         none = torch.zeros(0)
-        self.meters[split].to(pl_module.device)  # NCCL sums on the device only
+        # NCCL sums on the device only.
+        self.meters[split].to(float64_device(pl_module.device))
         self.meters[split].update(none, none, none)  # a rank without rows takes part, unwarned
         values = self.meters[split].compute()
         self.meters[split] = InvocationMeter()

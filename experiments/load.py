@@ -1,6 +1,7 @@
 """Opens the module of a finished run, for notebooks and tests; `mmemb.load` opens its embedder.
 
-Configurations name their inputs relative to the repository's root, so call these from there.
+Configurations name data and runs relative to the folder that the run was started in, so call these
+from there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
+from experiments.cli.input_files import place_inputs
 from experiments.cli.messages import innermost
 from experiments.runs.recorded_config import read_config
 from experiments.runs.recorded_model import check_recorded
@@ -93,6 +95,8 @@ def _build(
 
         raise ValueError(f"{where} does not fit this version: {reason:.500}") from None
     check(parsed.model.as_dict())  # as the parser understood it
+
+    place_inputs(parsed.model)
     return parser.instantiate(parsed).model
 
 

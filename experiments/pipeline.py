@@ -22,6 +22,7 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
+from experiments.cli.config_files import beside, choices, find_config, with_configs
 from experiments.cli.messages import command
 from experiments.pipelines.stage_process import run_module
 from mmemb.records.schema import Excerpt, Schema, convert
@@ -79,13 +80,17 @@ class _Overlay(Excerpt):
 
 
 def read_pipeline(path: Path) -> Pipeline:
-    """Reads a pipeline file; a mistake in it is one ValueError that names file and key."""
+    """Reads a pipeline file; a mistake in it is one ValueError that names file and key.
+
+    Configs that lie beside the file are found from any folder.
+    """
     data = _parsed(path)
     if isinstance(data, dict) and "base" in data:
         data = _over_base(data, path)
     pipeline = convert(data, Pipeline, str(path))
 
-    stages = tuple(_filled(stage, "{experiment}", pipeline.experiment) for stage in pipeline.stages)
+    named = (_filled(stage, "{experiment}", pipeline.experiment) for stage in pipeline.stages)
+    stages = tuple(_found(stage, path.parent) for stage in named)
     return replace(pipeline, stages=stages)
 
 
@@ -101,7 +106,8 @@ def _parsed(path: Path) -> Any:
 def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Returns the keys of a file with `base`, put over those of its base."""
     overlay = convert(data, _Overlay, str(path))
-    base = convert(_parsed(Path(overlay.base)), Pipeline, overlay.base)
+    base_path = find_config(beside(overlay.base, path.parent))
+    base = convert(_parsed(base_path), Pipeline, str(base_path))
 
     names = [stage.name for stage in base.stages]
     if unknown := sorted(set(overlay.more_arguments) - set(names)):
@@ -121,6 +127,12 @@ def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _filled(stage: Stage, word: str, value: str) -> Stage:
     """Returns a stage in whose arguments a word is replaced."""
     return replace(stage, arguments=tuple(text.replace(word, value) for text in stage.arguments))
+
+
+def _found(stage: Stage, folder: Path) -> Stage:
+    """Returns a stage with the paths of the configs that lie in the pipeline file's folder."""
+    arguments = with_configs(stage.arguments, lambda name: beside(name, folder))
+    return replace(stage, config=beside(stage.config, folder), arguments=tuple(arguments))
 
 
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
@@ -164,15 +176,17 @@ def prepare(pipeline: Pipeline) -> None:
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.pipeline"
+) -> None:
     """Parses the command line and runs the pipeline."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.pipeline",
+        prog=program,
         description="Runs the stages of a pipeline file in order and skips what is done.",
         epilog="Arguments after -- go to every stage, e.g. -- --trainer.devices 2",
     )
 
-    parser.add_argument("config", type=Path, help="e.g. experiments/configs/pocket/pipeline.yaml")
+    parser.add_argument("config", help="e.g. pocket/pipeline, or a file of your own")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and later")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--seeds", type=int, help="number of a file's seeds, from 0 on")
@@ -183,6 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shared_rest = [argument for argument in rest if argument != "--"]
 
     try:
+        for line in choices([options.config]):
+            print(line, file=sys.stderr)
+
+        options.config = find_config(options.config)
         pipeline = read_pipeline(options.config)
         for one in per_seed(pipeline, options.seeds):
             if pipeline.seeds:
@@ -264,6 +282,10 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
     from experiments.report.policies.ablations import figures, page, picture
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
+    fit, predict = (
+        beside(name, options.config.parent) for name in (ablations.fit, ablations.predict)
+    )
+    ablations = dataclasses.replace(ablations, fit=fit, predict=predict)
     if options.seeds is not None:
         ablations = dataclasses.replace(ablations, seeds=tuple(range(options.seeds)))
 

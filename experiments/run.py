@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 
+from experiments.cli.config_files import choices, config_names
 from experiments.cli.explain import asked_for, explain
 from experiments.cli.messages import USER_ERRORS, innermost, quieten, without_secrets
 from mmemb.storage.signals import exit_on_signals
@@ -28,6 +29,11 @@ def main(arguments: list[str] | None = None) -> None:
             if key is not None:
                 print(explain(arguments, key))
                 return
+            # Of the ranks that Lightning starts the first one says it.
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+                for line in choices(config_names(arguments)):
+                    print(line, file=sys.stderr)
+
             from experiments.cli.experiment_cli import ExperimentCLI
 
             ExperimentCLI(arguments)

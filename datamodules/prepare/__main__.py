@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
+from mmemb.storage.resources import check_system
 from mmemb.storage.signals import exit_on_signals
 
 COMMANDS = {
@@ -21,13 +22,16 @@ COMMANDS = {
 
 
 @exit_on_signals()
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m datamodules.prepare"
+) -> int:
     """Runs the command; returns the exit status."""
-    options = _parse(arguments)
+    options = _parse(arguments, program)
     start = time.monotonic()
 
     # All commands share this handling: users see one line instead of a traceback.
     try:
+        check_system()
         import_module(COMMANDS[options.command]).run(options)
     except (ValueError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)
@@ -44,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m datamodules.prepare")
+def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         command = import_module(module)

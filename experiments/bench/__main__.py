@@ -168,9 +168,11 @@ def bench_training(trunk: Path) -> Line:
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.bench"
+) -> None:
     """Runs the benches whose inputs exist."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/pocket"))
     parser.add_argument("--runs", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results.json"))

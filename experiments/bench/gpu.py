@@ -177,10 +177,12 @@ def machine(device: torch.device, peak: float | None) -> dict[str, Any]:
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.bench_gpu"
+) -> None:
     """Measures, and writes what it has after every part."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench_gpu", description=__doc__,
+        prog=program, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")

@@ -99,9 +99,11 @@ def bench_search(queries: int = 1000, candidates: int = 1_000_000, dim: int = 51
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.bench_peers"
+) -> None:
     """Measures and writes `benchmarks/peers.json`."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench_peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--encoder", type=Path, default=Path("data/pocket/models/minilm"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.json"))
     options = parser.parse_args(arguments)

@@ -15,9 +15,11 @@ from experiments.cli.messages import command
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.check"
+) -> None:
     """Prints a line per promise; the exit status is 1 if one is broken."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     backbone = commands.add_parser("backbone", help="the contract of mmemb.backbones.Backbone")

@@ -9,10 +9,12 @@ from experiments.cli.messages import command
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.show"
+) -> None:
     """Parses the command line; whatever it does not know goes to `experiments.run fit`."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.show",
+        prog=program,
         description=__doc__,
         epilog="Other arguments are those of `experiments.run fit`, e.g. --data.fold b",
     )

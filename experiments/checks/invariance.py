@@ -41,9 +41,11 @@ BASE = "as configured"
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.invariance"
+) -> None:
     """Runs every variant; ends with status 1 if a ranking changed beyond noise."""
-    options, rest = _parse(arguments)
+    options, rest = _parse(arguments, program)
     variants = VARIANTS | dict(_named(text) for text in options.variant)
 
     _evaluate(options, rest, BASE, "")
@@ -139,9 +141,9 @@ def _named(text: str) -> tuple[str, str]:
     return name, more
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _parse(arguments: Sequence[str] | None, program: str) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.invariance",
+        prog=program,
         description=__doc__,
         epilog="Other arguments go to experiments.run.",
     )

@@ -17,6 +17,7 @@ import yaml
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
+from experiments.cli.config_files import config_names, packaged
 from mmemb.records.old_names import ARGUMENTS, CLASS_PATHS
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -25,13 +26,7 @@ NEEDS = ("disk_gib", "memory_gib")
 
 def config_files(arguments: list[str]) -> list[Path]:
     """Returns the files named by `--config FILE`, `--config=FILE` and `-c FILE`."""
-    files = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        if before in {"--config", "-c"}:
-            files.append(Path(argument))
-        elif argument.startswith("--config="):
-            files.append(Path(argument.removeprefix("--config=")))
-    return files
+    return [Path(name) for name in config_names(arguments)]
 
 
 def check_config_files(arguments: list[str], keys: Collection[str]) -> None:
@@ -43,7 +38,9 @@ def check_config_files(arguments: list[str], keys: Collection[str]) -> None:
     """
     for path in config_files(arguments):
         if not path.is_file():
-            near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+            folders = (path.parent, packaged(str(path)).parent)
+            files = [file for folder in folders for file in folder.glob("*.yaml")]
+            near = nearest(path.name, [f.name if path.suffix else f.stem for f in files])
             raise FileNotFoundError(f"--config {path}: there is no such file.{near}")
 
         try:

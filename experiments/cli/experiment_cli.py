@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import glob
 import os
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -32,9 +34,12 @@ from experiments.cli.checkpoint_check import (
     run_of,
     start_checkpoint,
 )
-from experiments.cli.config_check import check_config_files
+from experiments.cli.config_check import check_config_files, config_files
+from experiments.cli.config_files import CONFIGS, find_config, with_configs
 from experiments.cli.fit_loop import WholeFitLoop
-from experiments.cli.messages import without_secrets
+from experiments.cli.input_files import find_beside, find_input, place_inputs
+from experiments.cli.makers import advice
+from experiments.cli.messages import innermost, without_secrets
 from experiments.cli.trainer_options import check_trainer_options
 from experiments.cli.unwritable_defaults import drop_unwritable_defaults
 from experiments.runs.claim import ClaimedFolder
@@ -49,7 +54,6 @@ from mmemb.storage.run_folder import ExperimentFolder, link_name
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trained_facts import TrainedFacts, inherited_facts
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -61,7 +65,8 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None = None) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-        command = shlex.join(["python", "-m", "experiments.run", *(arguments or [])])
+        self.arguments = arguments or []
+        command = shlex.join(["python", "-m", "experiments.run", *self.arguments])
         self.command = without_secrets(command)  # it is kept beside what a run writes
 
         named = [argument for argument in arguments or [] if argument in SUBCOMMANDS]
@@ -73,7 +78,7 @@ class ExperimentCLI(LightningCLI):
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
-            args=with_base(arguments or []),
+            args=with_base(with_configs(self.arguments, find_config)),
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -125,6 +130,10 @@ class ExperimentCLI(LightningCLI):
             check_config_files(args, keys - {"help", "config", "print_config"})
         super().parse_arguments(parser, args)
 
+        self.files = config_files(args)
+        if subcommand := self.config.get("subcommand"):
+            find_beside(self.config[subcommand], self.files)
+
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -147,9 +156,10 @@ class ExperimentCLI(LightningCLI):
         torch.set_float32_matmul_precision("high")
 
         self.fingerprint = run_fingerprint(config, self.subcommand)
-        settings = settings_of(config, self.subcommand)
-        self.inputs = input_identities(settings, own_outputs(config, self.subcommand))
-        check_reuse(config, own_outputs(config, self.subcommand))
+        self.settings = settings_of(config, self.subcommand)
+        outputs = own_outputs(config, self.subcommand)
+        self.inputs = input_identities(self.settings, outputs, find_input)
+        check_reuse(config, outputs)
 
         # Before a folder is claimed, so that a refused checkpoint leaves none behind.
         checkpoint = config.get("ckpt_path")
@@ -167,8 +177,13 @@ class ExperimentCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
+        # From here on: the settings that are recorded and hashed name no place of the package.
+        for part in ("model", "data", "trainer"):
+            place_inputs(self.config[self.subcommand][part])
+
         try:
-            super().instantiate_classes()
+            with self._naming_makers():
+                super().instantiate_classes()
         except BaseException:
             self.claimed.abandon()
             raise
@@ -205,7 +220,7 @@ class ExperimentCLI(LightningCLI):
             trainer.fit_loop = WholeFitLoop.of(trainer)
 
         if self.subcommand in ("fit", "test"):
-            trainer.callbacks.append(HParams(flattened(settings_of(config, self.subcommand))))
+            trainer.callbacks.append(HParams(flattened(self.settings)))
         trainer.callbacks.append(Interruption())  # last: a checkpoint holds what the others did
 
         for callback in having(trainer.callbacks, FolderCallback):
@@ -219,12 +234,14 @@ class ExperimentCLI(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.trainer.fast_dev_run:
-            super()._run_subcommand(subcommand)
+            with self._naming_makers():
+                super()._run_subcommand(subcommand)
             return
 
         # Nothing that a development run makes may be taken for a product.
         try:
-            super()._run_subcommand(subcommand)
+            with self._naming_makers():
+                super()._run_subcommand(subcommand)
         finally:
             if self.claimed.vanishes:
                 shutil.rmtree(self.run_folder, ignore_errors=True)
@@ -253,6 +270,20 @@ class ExperimentCLI(LightningCLI):
         if subcommand == "fit":
             kwargs["ckpt_path"] = start_checkpoint(kwargs.get("ckpt_path"), self.run_folder)
         return kwargs
+
+    @contextlib.contextmanager
+    def _naming_makers(self) -> Iterator[None]:
+        """Adds the command that makes it to an error about a missing or broken folder."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            message = innermost(str(error))
+            config = self.config[self.subcommand]
+            folder, data_root = experiment_folder(config).path, Path(config.data_root or "")
+            more = advice(message, folder, data_root, self.files, self.arguments)
+            if not more:
+                raise
+            raise ValueError(message + more) from error
 
     def _claim(self) -> ClaimedFolder:
         config = self.config[self.subcommand]
@@ -411,7 +442,7 @@ def run_fingerprint(config: Namespace, subcommand: str) -> str:
     """Returns a hash of the settings that decide results, of their inputs, and of the checkpoint
     that the run starts from."""
     settings, outputs = settings_of(config, subcommand), own_outputs(config, subcommand)
-    plain = fingerprint(settings, outputs)
+    plain = fingerprint(settings, outputs, find_input)
     checkpoint = config.get("ckpt_path")
 
     # A fit that continues a run of equal settings and inputs is that run.
@@ -419,4 +450,4 @@ def run_fingerprint(config: Namespace, subcommand: str) -> str:
         subcommand == "fit" and fingerprint_of(run_of(Path(checkpoint))) == plain
     ):
         return plain
-    return fingerprint(settings | {"ckpt_path": checkpoint}, outputs)
+    return fingerprint(settings | {"ckpt_path": checkpoint}, outputs, find_input)

@@ -42,6 +42,7 @@ def explain(arguments: Sequence[str], key: str) -> str:
     """
     from experiments.cli.checkpoint_check import flattened
     from experiments.cli.config_check import nearest
+    from experiments.cli.config_files import find_config, with_configs
     from experiments.cli.experiment_cli import (  # Lightning: only who asks waits for it
         parse,
         with_base,
@@ -53,7 +54,8 @@ def explain(arguments: Sequence[str], key: str) -> str:
     if value is _ABSENT:
         raise ValueError(f"there is no setting {key}.{nearest(full, flattened(config))}")
 
-    sources = [*_files(with_base(list(arguments)), full), *_flags(arguments, full)]
+    files = with_base(with_configs(arguments, find_config))
+    sources = [*_files(files, full), *_flags(arguments, full)]
     lines = [f"{full} = {value!r}"]
 
     if not sources:

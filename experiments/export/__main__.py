@@ -61,9 +61,11 @@ model = PeftModel.from_pretrained({auto}.from_pretrained("BASE"), "{out}")
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.export"
+) -> None:
     """Exports, or prints in one paragraph why it cannot."""
-    options = _parse(arguments)
+    options = _parse(arguments, program)
     settings = (options.adapter, options.scores, options.allow_model)
     print(export(options.folder, options.to, options.out, *settings))
 
@@ -271,8 +273,8 @@ def _example() -> Any:
     return Side("a text")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__)
+def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("folder", type=Path, help="runs/pocket/embedder, or a saved backbone")
     parser.add_argument("--to", choices=(TRANSFORMERS, SENTENCES), required=True)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")

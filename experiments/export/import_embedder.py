@@ -17,6 +17,8 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from experiments.cli.config_files import find_config
+from experiments.cli.input_files import place_inputs
 from mmemb.backbones import Backbone
 from mmemb.llm.loading import revision_of
 from mmemb.storage.json_files import canonical_json, write_json
@@ -28,16 +30,18 @@ from mmemb.storage.trained_facts import inherited_facts, write_run_facts
 
 
 @exit_on_signals()
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.adopt"
+) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.adopt", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML with `backbone`")
     parser.add_argument("--out", type=Path, required=True, help="e.g. runs/bolt_on/embedder")
     parser.add_argument("--model", help="folder or hub id in place of the one in the file")
 
     options = parser.parse_args(arguments)
     try:
-        adopt(options.config, options.out, options.model)
+        adopt(find_config(str(options.config)), options.out, options.model)
     except (ValueError, OSError) as error:
         print(f"adopt: {error}", file=sys.stderr)
         return 1
@@ -78,7 +82,7 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
         return
 
     try:
-        backbone = build(spec, _class_of)
+        backbone = build(place_inputs(spec), _class_of)
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from None
 

@@ -23,11 +23,11 @@ _OWN = ("--devices", "--device-gib", "--tflops")
 
 
 @command()
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, program: str = "python -m experiments.plan") -> None:
     """Prints the plan of a stage; the exit status is 1 if it does not fit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(str(__doc__).replace("python -m experiments.plan", program))
         return
 
     rest, flags = _split(arguments)
@@ -67,13 +67,14 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
 def _print_plan(arguments: list[str], flags: dict[str, float]) -> bool:
     """Prints a plan, and returns whether it fits; True if no limit is given."""
     from experiments.cli.experiment_cli import parse
+    from experiments.cli.input_files import place_inputs
     from experiments.plan.memory import GIB
     from experiments.plan.read import read_plan
     from experiments.plan.savings import savings
     from experiments.plan.table import table
 
     # The plan's title has the name of the stage, which a file may leave out.
-    config = parse(arguments).as_dict()
+    config = place_inputs(parse(arguments).as_dict())
     config["name"] = config.get("name") or "stage"
 
     devices = int(flags["--devices"]) if "--devices" in flags else None

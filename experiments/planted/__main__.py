@@ -38,10 +38,12 @@ def study(pairs: int, seeds: int, samples: int) -> dict[str, Any]:
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.planted"
+) -> None:
     """Measures, writes the three files and prints the bars."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.planted",
+        prog=program,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

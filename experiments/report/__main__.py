@@ -15,9 +15,9 @@ from experiments.scoring.commands import add_score_commands
 
 
 @command()
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, program: str = "python -m experiments.report") -> None:
     """Parses the command line, and does what its subcommand is for."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     run, runs, data = (argparse.ArgumentParser(add_help=False) for _ in range(3))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.input_files import find_input
 from experiments.scoring.compare import compare, headline
 from experiments.scoring.contamination import contamination
 from experiments.scoring.published import table
@@ -33,7 +34,7 @@ def add_score_commands(commands: Any) -> None:
 
     verifying = commands.add_parser("verify", help="scores against those that were promised")
     verifying.add_argument("scores", help=_MODEL)
-    verifying.add_argument("--expected", type=Path, required=True, help="an expected.json")
+    verifying.add_argument("--expected", required=True, help="e.g. pocket/expected.json")
     verifying.set_defaults(act=_verify)
 
     tabling = commands.add_parser("table", help="models side by side, for a paper")
@@ -80,7 +81,7 @@ def _submit(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     """Prints the comparison, and ends with status 1 if a score lies outside."""
-    text, good = verify(options.scores, options.expected)
+    text, good = verify(options.scores, find_input(options.expected))
     print(text)
     if not good:
         sys.exit(1)

@@ -38,9 +38,11 @@ class Scored:
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.score"
+) -> None:
     """Scores every task whose embeddings or rankings were saved."""
-    options = _parse(arguments)
+    options = _parse(arguments, program)
     for root in read_benchmark(options.data_root):
         where = f"{options.data_root / root.path}"
         check_apart((task.name for task in root.tasks), where)
@@ -241,8 +243,8 @@ def _has_foreign_names(
     return bool(foreign)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m experiments.score", description=__doc__)
+def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--data-root", type=Path, required=True, help="e.g. data/mmeb_v2")
     saved = parser.add_mutually_exclusive_group(required=True)
     saved.add_argument("--embeddings", type=Path, help="folder of vectors, laid out as the data")

@@ -59,9 +59,11 @@ class Answer:
 
 
 @command()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m experiments.search"
+) -> None:
     """Prints rank, score and name of the best candidates."""
-    print("\n".join(_answer(_parse(arguments)).lines()))
+    print("\n".join(_answer(_parse(arguments, program)).lines()))
 
 
 def search_candidates(
@@ -150,8 +152,8 @@ def _side(options: argparse.Namespace) -> Side:
     return Side(options.query, options.instruction, media)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m experiments.search", description=__doc__)
+def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="e.g. runs/pocket/gate/adaptive")
     parser.add_argument("--index", type=Path, required=True, help="e.g. data/pocket/candidates")
 

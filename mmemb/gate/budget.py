@@ -116,7 +116,7 @@ class BudgetCalibration:
             )
 
         logits = tuple(map(tuple, (_steps(logit_CA) * _LOGIT_STEP).tolist()))
-        costs = tuple(map(tuple, cost_CA.double().tolist()))
+        costs = tuple(map(tuple, cost_CA.cpu().double().tolist()))
         return cls(logits, costs, tuple(map(tie_break, keys)), tuple(milliseconds))
 
     def decide(

@@ -51,7 +51,7 @@ def reinforce_loss(
         raise ValueError(f"a leave-one-out baseline needs 2 samples per state, not {num_samples}")
 
     log_policy_BA = logit_BA.log_softmax(1)
-    action_BJ = _sample(log_policy_BA.detach(), uniform_BJ.to(logit_BA.device))
+    action_BJ = _sample(log_policy_BA.detach(), uniform_BJ)
     reward_BJ = reward_BA.gather(1, action_BJ)
 
     # A baseline without the sample itself leaves the gradient's mean as it is.
@@ -88,7 +88,7 @@ def grpo_loss(
     old_logit_BA, _, _ = _without_invalid(old_logit_BA, reward_BA, valid_B)
     logit_BA, reward_BA, valid_B = _without_invalid(logit_BA, reward_BA, valid_B)
     old_BA = old_logit_BA.detach().log_softmax(1)
-    action_BJ = _sample(old_BA, uniform_BJ.to(logit_BA.device))
+    action_BJ = _sample(old_BA, uniform_BJ)
     reward_BJ = reward_BA.gather(1, action_BJ)
 
     # Equal rewards have no spread, and no advantage either.
@@ -125,7 +125,9 @@ def uniform_by_key(keys: Sequence[str], num_samples: int, seed: int, step: int) 
 
 def _sample(log_policy_BA: Tensor, uniform_BJ: Tensor) -> Tensor:
     edge_BA = log_policy_BA.exp().cumsum(1)[:, :-1].contiguous()
-    return torch.searchsorted(edge_BA, uniform_BJ.to(edge_BA.dtype).contiguous(), right=True)
+    # Rounded before it is moved: not every device has the float64 of the noise.
+    uniform_BJ = uniform_BJ.to(edge_BA.dtype).to(edge_BA.device)
+    return torch.searchsorted(edge_BA, uniform_BJ.contiguous(), right=True)
 
 
 def _without_invalid(

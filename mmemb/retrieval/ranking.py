@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.records.padding import PADDING
+from mmemb.records.precision import float64_device, for_float64
 from mmemb.retrieval.exact_search import best_first, exact_top
 
 ABSENT = -2
@@ -96,6 +97,8 @@ def rank_scores(score_QC: Tensor, column_QP: Tensor, tolerance: float = TOLERANC
     >>> ranks.greater_QP.item(), ranks.equal_QP.item()
     (1, 2)
     """
+    score_QC, column_QP = for_float64(score_QC), for_float64(column_QP)
+
     # Counting by a sorted search needs no (Q, P, C) table of comparisons.
     C = score_QC.shape[1]
     own_QP = score_QC.gather(1, column_QP.clamp(min=0))
@@ -143,7 +146,7 @@ def rank_positives(
 
     # Without queries there is nothing to join; the result keeps its shape.
     if not parts:
-        positive_QP = _as_rows(positive_QP, query_QD.device)
+        positive_QP = _as_rows(positive_QP, float64_device(query_QD.device))
 
         return TiedRanks(positive_QP, positive_QP, positive_QP != PADDING)
     return TiedRanks.join(parts)
@@ -164,6 +167,7 @@ def scored_positives(
     check_finite(query_QD, "query")
     check_finite(candidate_ND, "candidate")
 
+    query_QD, candidate_ND = for_float64(query_QD), for_float64(candidate_ND)
     device = query_QD.device
     positive_QP = _as_rows(positive_QP, device)
     local_QC = None if local_QC is None else _as_rows(local_QC, device)
@@ -194,6 +198,7 @@ def search(
     """
     check_finite(query_QD, "query")
     check_finite(candidate_ND, "candidate")
+    query_QD, candidate_ND = for_float64(query_QD), for_float64(candidate_ND)
     local_QC = None if local_QC is None else _as_rows(local_QC, query_QD.device)
 
     k = min(k, len(candidate_ND) if local_QC is None else local_QC.shape[1])
@@ -235,7 +240,7 @@ def check_unit(vector_ND: Tensor, what: str) -> None:
         vector_ND: finite embeddings.
         what: names them in the error.
     """
-    length_N = vector_ND.double().norm(dim=1)
+    length_N = for_float64(vector_ND).double().norm(dim=1)
     wrong = ((length_N - 1).abs() > LENGTH_TOLERANCE).nonzero()[:, 0]
     if not len(wrong):
         return

@@ -8,7 +8,7 @@ file, and a folder without such a mark (a model from elsewhere), counts by its b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ MOST_FILES = 10_000
 _MARKS = (MANIFEST, MARK)
 
 
-def fingerprint(settings: Any, outputs: Collection[Path] = ()) -> str:
+def fingerprint(
+    settings: Any, outputs: Collection[Path] = (), find: Callable[[str], Path] = Path
+) -> str:
     """A hash (16 hex digits) of settings and of every input that they name.
 
     Strings that are paths count with the content behind them: shards and runs with their own
@@ -39,30 +41,36 @@ def fingerprint(settings: Any, outputs: Collection[Path] = ()) -> str:
         settings: plain data.
         outputs: what the run itself will write: it counts by name alone, or a finished run would
             never again have the fingerprint that it started with.
+        find: gives the place of an input that settings name.
     """
-    inputs = {path: _identity(Path(path)) for path in sorted(set(named_paths(settings, outputs)))}
+    paths = sorted(set(named_paths(settings, outputs, find)))
+    inputs = {path: _identity(find(path)) for path in paths}
     return _hash([FORMAT_VERSION, settings, inputs])
 
 
-def input_identities(settings: Any, outputs: Collection[Path] = ()) -> dict[str, str]:
+def input_identities(
+    settings: Any, outputs: Collection[Path] = (), find: Callable[[str], Path] = Path
+) -> dict[str, str]:
     """Path -> a hash of what lies there, for every input that settings name; see `fingerprint`."""
-    paths = sorted(set(named_paths(settings, outputs)))
-    return {path: _hash(_identity(Path(path))) for path in paths}
+    paths = sorted(set(named_paths(settings, outputs, find)))
+    return {path: _hash(_identity(find(path))) for path in paths}
 
 
 def _hash(data: Any) -> str:
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:16]
 
 
-def named_paths(settings: Any, outputs: Collection[Path]) -> Iterator[str]:
+def named_paths(
+    settings: Any, outputs: Collection[Path], find: Callable[[str], Path] = Path
+) -> Iterator[str]:
     if isinstance(settings, Mapping):
         for value in settings.values():
-            yield from named_paths(value, outputs)
+            yield from named_paths(value, outputs, find)
     elif isinstance(settings, list | tuple):
         for value in settings:
-            yield from named_paths(value, outputs)
+            yield from named_paths(value, outputs, find)
     elif (
-        isinstance(settings, str) and settings and len(settings) < 4096 and Path(settings).exists()
+        isinstance(settings, str) and settings and len(settings) < 4096 and find(settings).exists()
     ):
         path = Path(settings).absolute()
         # Outputs count by name alone: they change while the run writes them.

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 GIB = 2**30
+
+
+def check_system(name: str = os.name) -> None:
+    """Raises OSError on Windows, which has neither the locks nor the processes that runs need.
+
+    >>> check_system("nt")
+    Traceback (most recent call last):
+    OSError: mmemb runs on Linux and macOS. On Windows start it in WSL.
+    """
+    if name == "nt":
+        raise OSError("mmemb runs on Linux and macOS. On Windows start it in WSL.")
 
 
 def check_disk(folder: Path, needed_gib: float) -> None:

@@ -52,7 +52,7 @@ def choose_tokens(
     """
     logits_RV = logits_RV.float()
     top = logits_RV.topk(min(sampling.top_k, logits_RV.shape[1]), dim=1)
-    total_R1 = logits_RV.logsumexp(1, True).double().cpu()
+    total_R1 = logits_RV.logsumexp(1, True).cpu().double()
     top_RK, ids_RK = top.values.cpu(), top.indices.cpu()  # a vocabulary stays where it is
 
     # The nucleus holds a token if those before it have not reached `top_p` yet.

@@ -1,0 +1,109 @@
+"""The command that makes a folder which a stage reads, and which is missing or broken.
+
+Stages stand in files side by side: the one that writes a folder, or whose run has its name, is the
+one to run first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_DATA = {
+    "pocket": "pocket --out",
+    "pocket-full": "pocket --profile full --out",
+    "own": "folder --table TABLE --media FOLDER --out",
+    "mmeb_v2": "mmeb-v2 --source SOURCE --out",
+    "mmeb_train": "mmeb-train --source SOURCE --out",
+}
+"""Data root -> the arguments of `datamodules.prepare` that make it."""
+
+_SHARED = ("--experiment", "--data_root", "--runs")
+"""Flags that a command shares with the one before it."""
+
+_AGAIN = "step that makes"
+"""Words of an error about a folder that has to be made again."""
+
+_FIELD = re.compile(r"\$\{([\w.]+)\}")
+
+
+def advice(
+    message: str,
+    experiment: Path,
+    data_root: Path,
+    files: Sequence[Path],
+    arguments: Sequence[str] = (),
+) -> str:
+    """Returns the commands that make what an error misses; "" where none is known.
+
+    Args:
+        message: of the error, which names the folder.
+        experiment: folder of the stage's runs.
+        data_root: of the stage.
+        files: its configs; those beside them are looked through.
+        arguments: of its command, for the flags that both share.
+    """
+    commands = []
+    if str(data_root) in message and data_root.name in _DATA and not data_root.is_dir():
+        commands.append(f"python -m datamodules.prepare {_DATA[data_root.name]} {data_root}")
+
+    # A link to a run, or a folder that a run writes.
+    names = re.findall(rf"{re.escape(str(experiment))}/([\w-]+)", message)
+    for name in dict.fromkeys(names):
+        # Of a folder that is there, an error may be about anything else.
+        if (experiment / name).exists() and _AGAIN not in message:
+            continue
+        commands += [f"{words}{_shared(arguments)}" for words in _making(name, files)][:1]
+
+    return "".join(f"\nThis makes it: {command}" for command in commands)
+
+
+def _making(name: str, files: Sequence[Path]) -> Iterator[str]:
+    """Yields the commands of stages in the same folders that leave `name` in their experiment."""
+    for folder in dict.fromkeys(path.parent for path in reversed(files)):
+        for path in sorted(folder.glob("*.yaml")):
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not isinstance(data, Mapping) or "model" not in data:
+                continue
+
+            command = f"python -m experiments.run {{}} --config {path}"
+            if name in _written(data):
+                yield command.format("predict")
+            elif (flags := _flags(str(data.get("name", "")), name)) is not None:
+                yield command.format("fit") + flags
+
+
+def _written(data: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the folders that the callbacks of a config write."""
+    callbacks = (data.get("trainer") or {}).get("callbacks") or []
+    folders = [(callback.get("init_args") or {}).get("folder", "") for callback in callbacks]
+    return [Path(folder).name for folder in folders]
+
+
+def _flags(pattern: str, name: str) -> str | None:
+    """Returns the flags with which a stage has a name; None where it never has.
+
+    >>> _flags("judge-${data.init_args.fold}", "judge-a")
+    ' --data.fold a'
+    >>> _flags("trunk", "trunk"), _flags("trunk", "gate")
+    ('', None)
+    """
+    keys = _FIELD.findall(pattern)
+    fixed = map(re.escape, re.split(_FIELD.pattern.replace("(", "(?:", 1), pattern))
+    if (match := re.fullmatch("([^/]+)".join(fixed), name)) is None:
+        return None
+    values = zip(keys, match.groups(), strict=True)
+    return "".join(f" --{key.replace('.init_args', '')} {value}" for key, value in values)
+
+
+def _shared(arguments: Sequence[str]) -> str:
+    words = ""
+    for place, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        if flag in _SHARED:
+            words += f" {flag} {value if equals else ' '.join(arguments[place + 1 : place + 2])}"
+    return words
