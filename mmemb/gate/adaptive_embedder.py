@@ -482,12 +482,12 @@ class AdaptiveEmbedder:
             ValueError: the hub does not answer, or refuses.
         """
         with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / "release"
-            self.save_pretrained(folder)
+            fresh = Path(place) / "release"
+            self.save_pretrained(fresh)
             text = card if card is not None else release_card(repo_id, self.backbone, self.writers)
-            (folder / "README.md").write_text(text, encoding="utf-8")
+            (fresh / "README.md").write_text(text, encoding="utf-8")
             return publish(
-                folder,
+                fresh,
                 repo_id,
                 commit_message=commit_message,
                 private=private,

@@ -279,7 +279,7 @@ def test_a_search_says_what_is_broken(saved: Path, copy: Path, tiny_root: Path) 
     with pytest.raises(SystemExit, match="writing it was interrupted"):
         search(["--model", str(copy), *index])
     cache = ["--cache", str(copy / "cache")]
-    with pytest.raises(SystemExit, match="--device tpu"):
+    with pytest.raises(SystemExit, match="device 'tpu' cannot be used"):
         search(["--model", str(saved), *index, *cache, "--device", "tpu"])
     backbone = VisionLanguageBackbone(str(folder("qwen3_vl")))
     with torch.no_grad():
