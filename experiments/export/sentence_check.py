@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mmemb.backbones import Backbone
-from mmemb.records.inputs import Media, Side
+from mmemb.media import picture
+from mmemb.records.inputs import Side
 from mmemb.storage.tensor_files import quiet_loading
 
 TOLERANCE = 1e-5
@@ -74,9 +75,8 @@ def _pictured(seed: int, text: str) -> tuple[Side, Any]:
     from PIL import Image
 
     pixels = np.random.default_rng(seed).integers(256, size=(48, 64 + 8 * seed, 3), dtype=np.uint8)
-    media = Media("image", f"probe-{seed}", torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     plain = {"image": Image.fromarray(pixels)} | ({"text": text} if text else {})
-    return Side(text, _INSTRUCTION if text else "", (media,)), plain
+    return Side(text, _INSTRUCTION if text else "", (picture(pixels),)), plain
 
 
 def compare(folder: Path, probes: Sequence[Probe], separator: str) -> float:

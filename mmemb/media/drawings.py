@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch import Tensor
 from mmemb.media.data_urls import picture_of_url
 from mmemb.media.libraries import require_library
 from mmemb.media.pictures import PictureError, check_picture, read_pixels
+from mmemb.media.resvg_process import REFUSED
 from mmemb.records.text import has_text, printable
 
 LONGEST_SIDE = 512
@@ -16,6 +20,11 @@ LONGEST_SIDE = 512
 
 MAX_BYTES = 4_000_000
 """Most bytes of a drawing, which is read whole, as a tree."""
+
+MAX_SECONDS = 60
+"""Longest time of the clock that a drawing may take; of the processor it may take 20 s."""
+
+_PROGRAM = Path(__file__).with_name("resvg_process.py")
 
 _HEADS = (b"<?xml", b"<svg", b"<!--", b"<!DOCTYPE")
 _INSIDE = ("PNG", "JPEG", "WEBP", "GIF")
@@ -41,12 +50,10 @@ def draw_pixels(data: bytes, where: str) -> Tensor:
         where: names it in errors.
 
     Raises:
-        PictureError: it is no SVG, holds letters, names a file or a URL, is empty, or too long.
+        PictureError: it is no SVG, holds letters, names a file or a URL, or takes too much.
         ModuleNotFoundError: the library that draws is not installed.
     """
     require_library("resvg_py", "Drawing SVG")
-    import resvg_py
-
     name = printable(where)
     if len(data) > MAX_BYTES:
         raise PictureError(f"{name} has {len(data)} bytes: at most {MAX_BYTES} are drawn.")
@@ -55,22 +62,42 @@ def draw_pixels(data: bytes, where: str) -> Tensor:
         root = ElementTree.fromstring(data)
         _check(root, name)
         # What is drawn is what was checked: the tree is written anew, without a DTD.
-        png = resvg_py.svg_to_bytes(
-            svg_string=ElementTree.tostring(root, encoding="unicode"),
-            width=LONGEST_SIDE,
-            height=LONGEST_SIDE,
-            skip_system_fonts=True,
-        )
+        text = ElementTree.tostring(root, encoding="unicode")
     except PictureError:
         raise
     except (ElementTree.ParseError, RecursionError, ValueError) as error:
-        reason = printable(str(error))[:200]
-        raise PictureError(f"{name} cannot be drawn: expected an SVG; {reason}.") from None
-    return read_pixels(bytes(png), ["PNG"], name)
+        raise _cannot_be_drawn(name, str(error)) from None
+    return read_pixels(_draw(text, name), ["PNG"], name)
+
+
+def _draw(text: str, name: str) -> bytes:
+    """Draws as PNG in a process of its own, which has bounds and can open nothing."""
+    # `-P` keeps the working directory, where anything may lie, off the path of imports.
+    command = [sys.executable, "-P", str(_PROGRAM), str(LONGEST_SIDE)]
+    try:
+        drawn = subprocess.run(
+            command, input=text.encode(), capture_output=True, timeout=MAX_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _cannot_be_drawn(name, f"it takes more than {MAX_SECONDS} s") from None
+
+    if drawn.returncode == REFUSED:
+        raise _cannot_be_drawn(name, drawn.stderr.decode(errors="replace"))
+    if drawn.returncode:
+        raise _cannot_be_drawn(
+            name, "it takes too much time or memory, or its numbers are too large"
+        )
+    return drawn.stdout
+
+
+def _cannot_be_drawn(name: str, reason: str) -> PictureError:
+    return PictureError(
+        f"{name} cannot be drawn: expected an SVG; {printable(reason.strip())[:200]}."
+    )
 
 
 def _check(root: ElementTree.Element, name: str) -> None:
-    """Refuses what would be missing in silence, or opened."""
+    """Refuses what would be missing in silence, such as a file that is not opened."""
     for element in root.iter():
         # Names of elements and attributes carry their namespace in front: `{http://...}image`.
         kind = str(element.tag).rpartition("}")[2]

@@ -1,6 +1,7 @@
 """Kinds of inputs for `python -m tests.fuzz`."""
 
 from tests.fuzzing.clips import Clips
+from tests.fuzzing.drawings import Drawings
 from tests.fuzzing.folders import Folders
 from tests.fuzzing.json_files import JsonFiles
 from tests.fuzzing.kind import Kind
@@ -21,6 +22,7 @@ KINDS: dict[str, type[Kind]] = {
         LongTexts,
         Servers,
         Pictures,
+        Drawings,
         Clips,
         Tables,
         Tars,

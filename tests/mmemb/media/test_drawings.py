@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import time
 from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
 import pytest
+import resvg_py
 import torch
+from PIL import Image
 
-from mmemb.media import picture, side
+from mmemb.media import drawings, picture, side
 from mmemb.media.drawings import LONGEST_SIDE
 from tests.fixtures.tiny_data import picture as webp
 
@@ -54,15 +57,19 @@ def test_a_drawing_opens_nothing(tmp_path: Path, attribute: str, element: str, s
         picture(drawing(shown))
 
 
-def test_the_guard_on_links_is_needed(tmp_path: Path) -> None:
-    """The library alone opens what a drawing names, so what it gets is checked before."""
-    import resvg_py
-
+def test_the_program_that_draws_can_open_nothing(tmp_path: Path) -> None:
+    """The library opens what a drawing names; even what passes the check would find no file."""
     (tmp_path / "secret.png").write_bytes(_png())
-    data = drawing(f'<image href="{tmp_path}/secret.png" width="20" height="20"/>').decode()
-    empty = drawing("").decode()
-    drawn, blank = (bytes(resvg_py.svg_to_bytes(svg_string=text)) for text in (data, empty))
-    assert drawn != blank
+    shown = drawing(f'<image href="{tmp_path}/secret.png" width="20" height="20"/>').decode()
+    nothing = drawing("").decode()
+
+    by_library = [
+        bytes(resvg_py.svg_to_bytes(svg_string=text, width=LONGEST_SIDE))
+        for text in (shown, nothing)
+    ]
+    assert by_library[0] != by_library[1]
+    by_program = [drawings._draw(text, "x") for text in (shown, nothing)]
+    assert by_program[0] == by_program[1]
 
 
 def test_ways_around_the_check_lead_nowhere(tmp_path: Path) -> None:
@@ -112,8 +119,10 @@ def test_pictures_inside_of_a_drawing_are_bounded(monkeypatch: pytest.MonkeyPatc
         (b"<?xml version='1.0'?><html/>", "cannot be drawn: expected an SVG"),
         (b"<svg", "cannot be drawn: expected an SVG"),
         (drawing("<g>" * 5000 + "</g>" * 5000), "cannot be drawn"),
+        (drawing('<circle r="1e9"/>', 'viewBox="0 0 20 30"'), "it takes too much time or memory"),
         (b"<svg" + bytes(5_000_000), "has 5000004 bytes: at most 4000000"),
     ],
+    ids=["letters", "html", "cut", "deep", "large", "long"],
 )
 def test_what_cannot_be_drawn_says_why(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -133,10 +142,6 @@ def test_entities_that_multiply_are_refused_soon() -> None:
 
 
 def _png() -> bytes:
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(np.full((2, 2, 3), [255, 0, 255], np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

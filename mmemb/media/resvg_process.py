@@ -1,0 +1,49 @@
+"""Draws one SVG from the standard input to the standard output as PNG: a program of its own.
+
+The drawing library ends its process where a drawing asks for too much memory, and opens files that
+a drawing names. Here it has bounds, and can open nothing.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+REFUSED = 2
+"""Status where the library says what is wrong."""
+
+_BOUNDS = {
+    resource.RLIMIT_AS: 2**30,
+    resource.RLIMIT_CPU: 20,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_NOFILE: 3,
+}
+"""Bytes, seconds, and the three open streams: neither file nor socket can be opened beside them."""
+
+
+def main() -> int:
+    """Draws; the argument is the longer side in pixels. Returns the status."""
+    import resvg_py
+
+    side = int(sys.argv[1])
+    text = sys.stdin.buffer.read().decode()
+    for bound, most in _BOUNDS.items():
+        # The user's own bound may be lower, and cannot be raised.
+        allowed = resource.getrlimit(bound)[1]
+        most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+        resource.setrlimit(bound, (most, most))
+
+    try:
+        png = resvg_py.svg_to_bytes(
+            svg_string=text, width=side, height=side, skip_system_fonts=True
+        )
+    except ValueError as error:
+        sys.stderr.write(str(error))
+        return REFUSED
+
+    sys.stdout.buffer.write(bytes(png))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
