@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
 
 REFUSED = 2
 """Status where the library says what is wrong."""
 
+_BYTES = 2**30
+
 _BOUNDS = {
-    resource.RLIMIT_AS: 2**30,
     resource.RLIMIT_CPU: 20,
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_NOFILE: 3,
 }
-"""Bytes, seconds, and the three open streams: neither file nor socket can be opened beside them."""
+"""Seconds, and the three open streams: neither file nor socket can be opened beside them."""
 
 
 def main() -> int:
@@ -28,10 +30,9 @@ def main() -> int:
     side = int(sys.argv[1])
     text = sys.stdin.buffer.read().decode()
     for bound, most in _BOUNDS.items():
-        # The user's own bound may be lower, and cannot be raised.
-        allowed = resource.getrlimit(bound)[1]
-        most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
-        resource.setrlimit(bound, (most, most))
+        _bound(bound, most)
+    with suppress(ValueError):  # macOS bounds no memory
+        _bound(resource.RLIMIT_AS, _BYTES)
 
     try:
         png = resvg_py.svg_to_bytes(
@@ -43,6 +44,13 @@ def main() -> int:
 
     sys.stdout.buffer.write(bytes(png))
     return 0
+
+
+def _bound(bound: int, most: int) -> None:
+    # The user's own bound may be lower, and cannot be raised.
+    allowed = resource.getrlimit(bound)[1]
+    most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+    resource.setrlimit(bound, (most, most))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _BODIES = (
     '<rect width="20" height="20" fill="url(#g)" clip-path="url(#h)"/>'
     '<clipPath id="h"><circle r="9"/></clipPath>',
 )
+_HEAD = '<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY e "1">]>'
 _NUMBERS = (b"0", b"-1", b"1e9", b"1e-9", b"NaN", b"1e400", b"99999999999", b"100%")
 
 
@@ -46,8 +47,7 @@ class Drawings(Kind):
         return [
             f'{head}<svg xmlns="http://www.w3.org/2000/svg" {size} '
             f'xmlns:xlink="http://www.w3.org/1999/xlink">{body}</svg>'.encode()
-            for head in ("", '<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY e "1">]>')
-            for size in ('width="20" height="10"', 'viewBox="0 0 20 30"')
+            for head, size in (("", 'width="20" height="10"'), (_HEAD, 'viewBox="0 0 20 30"'))
             for body in bodies
         ]
 
