@@ -40,9 +40,7 @@ def find_beside(config: Namespace, files: Sequence[Path]) -> None:
 
 def find_input(name: str) -> Path:
     """Returns the path of an input that settings name, which may be a packaged file."""
-    path = packaged(name)
-    is_packaged = _FILE_NAME.fullmatch(name) and not os.path.exists(name) and os.path.isfile(path)
-    return path if is_packaged else Path(name)
+    return packaged(name) if _is_packaged(name) else Path(name)
 
 
 def place_inputs(node: Any) -> Any:
@@ -52,8 +50,15 @@ def place_inputs(node: Any) -> Any:
         node: settings or a part of them; tables and lists are changed in place.
     """
     if isinstance(node, str | Path):
-        return type(node)(find_input(str(node)))
+        # All other texts stay as they are: an address is no path.
+        return type(node)(packaged(str(node))) if _is_packaged(str(node)) else node
     return _changed(node, place_inputs)
+
+
+def _is_packaged(name: str) -> bool:
+    """Tells whether a text names a packaged file, and none of the working folder."""
+    is_name = _FILE_NAME.fullmatch(name) is not None
+    return is_name and not os.path.exists(name) and os.path.isfile(packaged(name))
 
 
 def _changed(node: Any, change: Callable[[Any], Any]) -> Any:

@@ -82,8 +82,9 @@ def test_packaged_files_get_their_place_to_build_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"prompt": PROMPT, "more": [Path("backbone/clip_tiny.json"), "none.json", 3, None]}
+    others = ["none.json", "http://host.org/v1.json", "./pocket/", 3, None]
+    settings = {"prompt": PROMPT, "more": [Path("backbone/clip_tiny.json"), *others]}
     assert place_inputs(settings) == {
         "prompt": str(CONFIGS / "pocket/few_shot.json"),
-        "more": [CONFIGS / "backbone/clip_tiny.json", "none.json", 3, None],
+        "more": [CONFIGS / "backbone/clip_tiny.json", *others],
     }
