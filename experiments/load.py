@@ -19,6 +19,7 @@ from experiments.cli.input_files import place_inputs
 from experiments.cli.messages import innermost
 from experiments.runs.recorded_config import read_config
 from experiments.runs.recorded_model import check_recorded
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.tensor_files import read_weights
 from mmemb.storage.trust import Permissions
@@ -34,6 +35,7 @@ def load_run(
     models: Collection[str] = (),
     servers: Mapping[str, str | None] | Collection[str] = (),
     packages: Collection[str] = (),
+    allow_classes: Collection[str] = (),
     trust_remote_code: bool = False,
 ) -> pl.LightningModule:
     """Rebuilds the module of a run from its `config.yaml`, with the weights of a checkpoint.
@@ -46,6 +48,8 @@ def load_run(
             run of this checkout may name any (docs/trust.md).
         servers: see `mmemb.load`.
         packages: whose classes it may name, beside those of this project and of `torch.optim`.
+        allow_classes: single classes of other packages that it may name, and the backbones that it
+            loads (`mmemb.load_backbone`).
         trust_remote_code: whether it may ask for code that comes with a model.
 
     Returns:
@@ -67,7 +71,8 @@ def load_run(
         trust_remote_code=trust_remote_code,
     )
 
-    module = _build(settings, check, str(RunFolder(folder).config))
+    with allowing_classes(allow_classes):
+        module = _build(settings, check, str(RunFolder(folder).config))
     path = Path(checkpoint) if checkpoint else _newest_checkpoint(RunFolder(folder))
 
     if path is not None:

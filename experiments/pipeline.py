@@ -22,6 +22,7 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
+from experiments.cli.allow_class import check_no_allow_class
 from experiments.cli.config_files import beside, choices, find_config, with_configs
 from experiments.cli.messages import command
 from experiments.pipelines.stage_process import run_module
@@ -98,9 +99,12 @@ def _parsed(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such pipeline file.")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
+
+    check_no_allow_class(data, str(path))
+    return data
 
 
 def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
@@ -22,6 +24,8 @@ from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import with_schedule
 from lightning_modules.sharding import gather, save_whole, shard
 from mmemb.backbones import Backbone
+from mmemb.backbones.base import check_loads_again
+from mmemb.distributed import on_first_rank
 from mmemb.llm.lora import LoraSettings
 from mmemb.storage.run_folder import RunFolder
 from mmemb.training.blocks import checkpoint_blocks, compile_blocks
@@ -71,6 +75,14 @@ class BackboneModule(LightningModule, ABC):
 
         # In a tuple: the same module must not be registered twice.
         self._twin: tuple[Backbone, ...] = ()
+
+    @override
+    def setup(self, stage: str) -> None:
+        # Before hours of training, whose result nobody could load. A class of another package is
+        # made anew for that, which must not move the random numbers of the training.
+        if stage == "fit":
+            with isolate_rng():
+                on_first_rank(partial(check_loads_again, self.backbone))
 
     @override
     def configure_model(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
@@ -20,6 +21,7 @@ from typing_extensions import override
 from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import num_training_steps
 from mmemb.backbones import load_backbone
+from mmemb.backbones.base import saved_spec
 from mmemb.backbones.generative import DirectVectors
 from mmemb.distributed import gather_objects
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
@@ -27,13 +29,14 @@ from mmemb.gate.budget import BudgetCalibration, Unit, check_budget
 from mmemb.gate.collapse import collapse_warning
 from mmemb.gate.decision_rows import decision_rows
 from mmemb.gate.encoded import Encoded
-from mmemb.gate.heads import DepthHead, MlpDepthHead
+from mmemb.gate.heads import DepthHead, MlpDepthHead, check_head
 from mmemb.gate.latency import fixed_sample, mean_latency, measure_latency
 from mmemb.gate.policy_gradients import reward_BA, uniform_by_key
 from mmemb.gate.policy_loss import Estimator, OldPolicy, policy_loss
 from mmemb.gate.reasoners import Written
 from mmemb.losses.terms import combine
 from mmemb.rationales.writers.base import RationaleSource, check_prompt_state
+from mmemb.rationales.writers.loading import check_writer
 from mmemb.records.batches import DepthValueBatch, QueryBatch, RankingBatch
 from mmemb.records.gate_state import check_parts
 from mmemb.records.inputs import Side
@@ -143,6 +146,7 @@ class GatingPolicy(LightningModule):
                 )
             self.head = self.make_head(states_NS.shape[1], 1 + len(self.writers))
             self.head.standardise(states_NS)
+            self._check_loads_again()
         elif stage == "validate":
             self.head = AdaptiveEmbedder.from_pretrained(
                 self.gate_run / "adaptive", self.writers
@@ -160,6 +164,14 @@ class GatingPolicy(LightningModule):
                 self.adaptive.calibration = replace(
                     self.adaptive.calibration, milliseconds=latency.depth_ms
                 )
+
+    def _check_loads_again(self) -> None:
+        """Refuses what no saved gate could name, before it is fitted."""
+        saved_spec(self.embedder / "backbone")
+        with isolate_rng():
+            check_head(self.head)
+        for writer in self.writers.values():
+            check_writer(writer)
 
     def _check_depths(self, measured: Sequence[str]) -> None:
         if list(measured) != [DIRECT, *self.writers]:

@@ -6,6 +6,7 @@ differently. Shapes: B rows of this rank, W ranks, P columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar, final
 
 import torch
@@ -115,6 +116,24 @@ def gather_objects(items: list[_Item]) -> list[_Item]:
     parts: list[Any] = [None] * world
     dist.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
+
+
+def on_first_rank(check: Callable[[], None]) -> None:
+    """Lets the first rank check something, and raises on every rank what it finds. Collective.
+
+    Raises:
+        ValueError: what `check` raises.
+    """
+    problems: list[str] = []
+    if rank_and_world()[0] == 0:
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+
+    # Alike on all ranks: one that ends alone would leave the others waiting.
+    for problem in gather_objects(problems):
+        raise ValueError(problem)
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

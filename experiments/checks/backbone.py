@@ -11,7 +11,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from experiments.cli.allow_class import add_allow_class
 from experiments.cli.messages import command
+from mmemb.storage.allowed_classes import allowing_classes
 
 
 @command()
@@ -25,10 +27,14 @@ def main(
     backbone = commands.add_parser("backbone", help="the contract of mmemb.backbones.Backbone")
     backbone.add_argument("--config", action="append", required=True, help="as for experiments.run")
 
+    add_allow_class(backbone)
+
     options, rest = parser.parse_known_args(arguments)
     configs = [word for path in options.config for word in ("--config", path)]
 
-    if not check_backbone(["fit", *configs, *rest]):
+    with allowing_classes(options.allow_class):
+        holds = check_backbone(["fit", *configs, *rest])
+    if not holds:
         sys.exit(
             "error: the backbone breaks a promise; mmemb/backbones/base.py says what is meant."
         )

@@ -81,6 +81,14 @@ def _check_classes(node: Any, path: Path, where: str) -> None:
         _check_keys(node, CLASS_KEYS, path, where)
         target = _load(node["class_path"], path, where)
 
+        if inspect.isabstract(target):
+            lacking = ", ".join(sorted(target.__abstractmethods__))
+            raise ValueError(
+                f"{path}: {where}class_path: {node['class_path']} lacks {lacking}, without which "
+                "no object can be made of it. Write these methods (docs/extend.md), or choose a "
+                "class that has them."
+            )
+
         names = _argument_names(target)
         arguments = node.get("init_args") or {}
 

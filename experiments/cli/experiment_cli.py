@@ -27,6 +27,7 @@ from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
 from callbacks.run_record import RunRecord, fingerprint_of
 from callbacks.training_health import TrainingHealth
+from experiments.cli.allow_class import split_allow_class
 from experiments.cli.checkpoint_check import (
     MACHINE_KEYS,
     check_resume,
@@ -46,6 +47,7 @@ from experiments.runs.claim import ClaimedFolder
 from experiments.runs.deciding_settings import deciding_trainer
 from experiments.runs.loggers import keep_checkpoints_in, place_loggers
 from mmemb.records.file_names import check_plain
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.fingerprints import fingerprint, input_identities
 from mmemb.storage.protocols import FolderCallback, having
 from mmemb.storage.provenance import git_state
@@ -69,22 +71,25 @@ class ExperimentCLI(LightningCLI):
         command = shlex.join(["python", "-m", "experiments.run", *self.arguments])
         self.command = without_secrets(command)  # it is kept beside what a run writes
 
-        named = [argument for argument in arguments or [] if argument in SUBCOMMANDS]
+        allowed, arguments = split_allow_class(arguments or [])
+        named = [argument for argument in arguments if argument in SUBCOMMANDS]
         if named:  # the other three parsers would take a third of the start
             method = {named[0]: self.subcommands()[named[0]]}
             self.subcommands = lambda: method
 
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        super().__init__(
-            pl.LightningModule,
-            pl.LightningDataModule,
-            args=with_base(with_configs(self.arguments, find_config)),
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            parser_kwargs={"parser_mode": "omegaconf+"},
-        )
+        # Everything is built and run in there, also what loads a folder late.
+        with allowing_classes(allowed):
+            super().__init__(
+                pl.LightningModule,
+                pl.LightningDataModule,
+                args=with_base(with_configs(arguments, find_config)),
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                parser_kwargs={"parser_mode": "omegaconf+"},
+            )
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

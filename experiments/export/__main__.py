@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.allow_class import add_allow_class
 from experiments.cli.messages import command
 from experiments.export.model_card import card
 from experiments.export.published_files import copy_model
 from experiments.runs import facts as run_facts
 from experiments.runs.saved_backbone import SavedBackbone, find_backbone
 from mmemb.backbones.base import saved_spec
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.files import whole_folder
 from mmemb.storage.trained_facts import FACTS, TrainedFacts, inherited_facts, write_facts
 
@@ -67,7 +69,8 @@ def main(
     """Exports, or prints in one paragraph why it cannot."""
     options = _parse(arguments, program)
     settings = (options.adapter, options.scores, options.allow_model)
-    print(export(options.folder, options.to, options.out, *settings))
+    with allowing_classes(options.allow_class):
+        print(export(options.folder, options.to, options.out, *settings))
 
 
 def export(
@@ -288,6 +291,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
         metavar="PLACE",
         help="what a run from elsewhere may name as its base model, with --adapter",
     )
+    add_allow_class(parser)
     return parser.parse_args(arguments)
 
 

@@ -17,10 +17,13 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from experiments.cli.allow_class import add_allow_class
 from experiments.cli.config_files import find_config
 from experiments.cli.input_files import place_inputs
 from mmemb.backbones import Backbone
+from mmemb.backbones.base import check_loads_again
 from mmemb.llm.loading import revision_of
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.json_files import canonical_json, write_json
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.run_marks import run_mark
@@ -39,9 +42,12 @@ def main(
     parser.add_argument("--out", type=Path, required=True, help="e.g. runs/bolt_on/embedder")
     parser.add_argument("--model", help="folder or hub id in place of the one in the file")
 
+    add_allow_class(parser)
+
     options = parser.parse_args(arguments)
     try:
-        adopt(find_config(str(options.config)), options.out, options.model)
+        with allowing_classes(options.allow_class):
+            adopt(find_config(str(options.config)), options.out, options.model)
     except (ValueError, OSError) as error:
         print(f"adopt: {error}", file=sys.stderr)
         return 1
@@ -88,6 +94,7 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
 
     if not isinstance(backbone, Backbone):
         raise ValueError(f"{config}: {spec.get('class_path')} is no backbone.")
+    check_loads_again(backbone)
 
     # The mark goes first and returns last: a folder with it is whole.
     run = RunFolder(out)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import sys
 from math import inf
 
+from experiments.cli.allow_class import split_allow_class
 from experiments.cli.messages import command
+from mmemb.storage.allowed_classes import allowing_classes
 
 ROOM = 0.9
 """Share of a device that a plan may fill. The rest is for CUDA's own context, the workspaces of its
@@ -30,10 +32,14 @@ def main(arguments: list[str] | None = None, program: str = "python -m experimen
         print(str(__doc__).replace("python -m experiments.plan", program))
         return
 
+    allowed, arguments = split_allow_class(arguments)
     rest, flags = _split(arguments)
     if not rest or rest[0] not in ("fit", "predict", "test"):
-        raise ValueError(f"The first argument must be fit, predict or test, got {arguments[0]!r}.")
-    if not _print_plan(rest, flags):
+        given = rest[0] if rest else ""
+        raise ValueError(f"The first argument must be fit, predict or test, got {given!r}.")
+    with allowing_classes(allowed):
+        fits = _print_plan(rest, flags)
+    if not fits:
         sys.exit(1)
 
 

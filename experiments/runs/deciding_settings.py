@@ -52,6 +52,8 @@ FREE_CALLBACKS = {
 }
 """Callbacks that change no result, and why; a class derived from one counts."""
 
+_LIGHTNING = "lightning.pytorch."
+
 
 def deciding_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a trainer that decide results.
@@ -74,5 +76,7 @@ def deciding_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_of(block: Any) -> object:
+    # All free callbacks are Lightning's. Nothing else is imported to find that out: the settings of
+    # an earlier run, which may come from anywhere, are compared, too.
     path = block.get("class_path") if isinstance(block, Mapping) else None
-    return locate(path) if isinstance(path, str) else None
+    return locate(path) if isinstance(path, str) and path.startswith(_LIGHTNING) else None

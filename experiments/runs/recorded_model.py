@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmemb.rationales.writers.loading import allowed_key
+from mmemb.storage.allowed_classes import allowed_class
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.trust import Permissions, check_code
 
@@ -122,15 +123,12 @@ def _is_union_of_plain(hint: Any) -> bool:
 
 
 def _object(path: str, where: str, packages: Collection[str]) -> Any:
-    """Returns the class behind a class path, if it is defined in an allowed package."""
+    """Returns the class behind a class path, if it or the package that defines it is allowed."""
     home, _, name = path.rpartition(".")
     allowed_packages = (*PACKAGES, *packages)
     if not _is_below(home, allowed_packages):
-        raise ValueError(
-            f"{where} names {path!r}, and a run may only name classes of "
-            f"{', '.join(allowed_packages)}: if you trust that code, allow it by "
-            f"packages=[{path.partition('.')[0]!r}]."
-        )
+        more = f", or all of its package by packages=[{path.partition('.')[0]!r}]"
+        return allowed_class(path, where, "mmemb.modules", more)
 
     try:
         target = getattr(import_module(home), name)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.allow_class import add_allow_class
 from experiments.cli.input_files import find_input
 from experiments.scoring.compare import compare, headline
 from experiments.scoring.contamination import contamination
@@ -17,6 +18,7 @@ from experiments.scoring.verify import verify
 from mmemb.benchmarks.mmeb_v2 import TASKS
 from mmemb.benchmarks.score_files import read_scores
 from mmemb.records.schema import SchemaError, parse_json
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.files import write_atomically
 
 _MODEL = "FOLDER of score files, or NAME=FOLDER,FOLDER... with a folder for each seed"
@@ -56,11 +58,13 @@ def add_score_commands(commands: Any) -> None:
     looking.add_argument("tests", type=Path, nargs="+", help="data roots, or folders of such")
     looking.add_argument("--out", type=Path, help="folder for contamination.{json,md}")
     looking.add_argument("--embedder", type=Path, help="a saved backbone, for near vectors")
-    looking.set_defaults(
-        act=lambda options: print(
-            contamination(options.train, options.tests, options.out, options.embedder)
-        )
-    )
+    add_allow_class(looking)
+    looking.set_defaults(act=_contamination)
+
+
+def _contamination(options: argparse.Namespace) -> None:
+    with allowing_classes(options.allow_class):
+        print(contamination(options.train, options.tests, options.out, options.embedder))
 
 
 def _metadata(text: str) -> dict[str, Any]:

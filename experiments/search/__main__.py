@@ -15,6 +15,7 @@ from typing import final, get_args
 from torch import Tensor
 
 import mmemb
+from experiments.cli.allow_class import add_allow_class
 from experiments.cli.messages import command
 from experiments.runs.saved_backbone import find_backbone
 from experiments.search.index import Candidates, load_candidates, model_identity
@@ -25,6 +26,7 @@ from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
+from mmemb.storage.allowed_classes import allowing_classes
 
 AUTO = "auto"
 
@@ -63,7 +65,9 @@ def main(
     arguments: Sequence[str] | None = None, program: str = "python -m experiments.search"
 ) -> None:
     """Prints rank, score and name of the best candidates."""
-    print("\n".join(_answer(_parse(arguments, program)).lines()))
+    options = _parse(arguments, program)
+    with allowing_classes(options.allow_class):
+        print("\n".join(_answer(options).lines()))
 
 
 def search_candidates(
@@ -187,6 +191,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
         metavar="PLACE",
         help="folder or hub id of a model that a saved writer may run, where DIR is no own run",
     )
+    add_allow_class(parser)
     parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
     return parser.parse_args(arguments)
 

@@ -7,9 +7,10 @@ Shapes: B sides, D embedding width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from inspect import isabstract, signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
@@ -21,16 +22,30 @@ from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Excerpt, check_arguments, convert, read_json
 from mmemb.records.text import check_unicode, quote
+from mmemb.storage.allowed_classes import (
+    allowed_class,
+    allowing_classes,
+    check_allowed,
+    for_callers,
+)
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
-from mmemb.storage.spec import Spec, build, class_at, class_path, is_spec
+from mmemb.storage.spec import Spec, build, class_at, class_path, class_paths, is_spec
 from mmemb.storage.tensor_files import read_weights
-from mmemb.storage.trust import check_code, check_links, is_in_folder, is_own_run, path_in_folder
+from mmemb.storage.trust import (
+    FOLDER,
+    check_code,
+    check_links,
+    is_in_folder,
+    is_own_run,
+    path_in_folder,
+)
 
 _LENGTH_TOLERANCE = 1e-3
 
 _CONFIG = "config.json"
 _WEIGHTS = "weights.pt"
+_GROUP = "mmemb.backbones"
 
 
 class Paths(NamedTuple):
@@ -234,9 +249,15 @@ class Backbone(nn.Module, ABC):
         """
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Loads what `save_pretrained` wrote, if it is of this class."""
-        backbone = load_backbone(str(folder))
+    def from_pretrained(cls, folder: str | Path, allow_classes: Collection[str] = ()) -> Self:
+        """Loads what `save_pretrained` wrote, if it is of this class, which needs no leave.
+
+        Args:
+            folder: see `load_backbone`.
+            allow_classes: of its parts.
+        """
+        own = f"{cls.__module__}.{cls.__qualname__}"
+        backbone = load_backbone(str(folder), allow_classes=[own, *allow_classes])
         if not isinstance(backbone, cls):
             raise ValueError(
                 f"{folder} holds a {type(backbone).__name__}, not a {cls.__name__}; "
@@ -338,8 +359,24 @@ def saved_class(folder: Path) -> str | None:
     return read_json(path, _ClassJson).class_path if path.is_file() else None
 
 
-def load_backbone(folder: str) -> Backbone:
-    """Loads the backbone that was saved in `folder`, of any class; reads nothing else."""
+@for_callers
+def load_backbone(folder: str, allow_classes: Collection[str] = ()) -> Backbone:
+    """Loads the backbone that was saved in `folder`, of any class; reads nothing else.
+
+    Args:
+        folder: may come from anywhere: it names its own files, and classes of this project.
+        allow_classes: further classes that it may name, `package.module.Class` of each, beside
+            those that installed packages offer (docs/trust.md).
+
+    Raises:
+        FileNotFoundError: no backbone was saved there.
+        ValueError: the folder is broken, or names what is not allowed.
+    """
+    with allowing_classes(allow_classes):
+        return _load(folder)
+
+
+def _load(folder: str) -> Backbone:
     path = Path(folder) / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(
@@ -375,6 +412,51 @@ def load_backbone(folder: str) -> Backbone:
 
     backbone.folder = str(folder)
     return backbone.eval()
+
+
+def check_loads_again(backbone: Backbone) -> None:
+    """Saves a backbone with classes of another package and loads it, before a training of hours.
+
+    A backbone of this project alone is taken to keep its promises.
+
+    Raises:
+        ValueError: a class is not allowed, or what was saved does not load.
+    """
+    name = class_path(backbone)
+    try:
+        spec = {"class_path": name, "init_args": backbone.config()}
+        foreign = sorted({path for path in class_paths(spec) if not _is_ours(path)})
+    except Exception as error:  # whatever a class of another package does
+        raise ValueError(f"{name}.config() must return arguments as JSON: {quote(error)}") from None
+
+    for path in foreign:
+        check_allowed(path, f"The folder of this backbone would name {path!r}", _GROUP)
+    if not foreign:
+        return
+
+    with TemporaryDirectory() as folder:
+        try:
+            backbone.save_pretrained(folder)
+            load_backbone(folder).encode([])
+            _check_files(backbone)
+        except Exception as error:  # as above
+            reason = f"{type(error).__name__}: {quote(error, 500)}".replace(folder, FOLDER)
+            raise ValueError(
+                f"{name} cannot be saved and loaded again, so what is trained would be lost "
+                f"({reason}). Mend its `config`, `sources` or `_save_files`; "
+                "`python -m experiments.check backbone` tries them alone."
+            ) from None
+
+
+def _check_files(backbone: Backbone) -> None:
+    """Refuses an argument that names a file which the saved folder would not hold."""
+    for key, value in backbone.config().items():
+        is_place = isinstance(value, str) and ("/" in value or Path(value).is_file())
+        if is_place and key not in backbone.sources and Path(value).exists():
+            raise ValueError(
+                f"{key} is the file or folder {value!r}, so `sources` must list {key!r}, and "
+                "`_save_files` must copy it"
+            )
 
 
 def check_policy(value: str, choices: Iterable[str], argument: str) -> str:
@@ -441,16 +523,13 @@ def own_source(value: Any, folder: Path, where: str) -> str:
     return path_in_folder(value, folder, where)
 
 
-def _class_of(path: str, where: str = "") -> Any:
-    """Returns the class that a saved backbone names, or a part of it; only our own ones."""
-    home = path.rpartition(".")[0]
-    if not home.startswith(f"{__package__}."):
-        raise ValueError(
-            f"{where}: class {path!r} is refused; a saved backbone may only name classes of "
-            f"{__package__}."
-        )
+def _is_ours(path: str) -> bool:
+    return path.rpartition(".")[0].startswith(f"{__package__}.")
 
-    kind = class_at(path)
+
+def _class_of(path: str, where: str = "") -> Any:
+    """Returns the class that a saved backbone names, or a part of it: ours, or an allowed one."""
+    kind = class_at(path) if _is_ours(path) else allowed_class(path, where, _GROUP)
     if kind is None or isabstract(kind) or not hasattr(kind, "sources"):
         raise ValueError(f"{where}: {path!r} is no backbone of this version, nor a part of one.")
     return kind

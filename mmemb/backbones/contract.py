@@ -17,6 +17,7 @@ from torch import Tensor
 from mmemb.backbones.base import Backbone, load_backbone
 from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
+from mmemb.storage.spec import class_path, class_paths
 
 TOLERANCE = 1e-4
 """Largest difference between vectors that ought to be equal, in float32."""
@@ -152,7 +153,11 @@ def _refuse(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
 def _load_again(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         backbone.save_pretrained(folder)
-        return _close(backbone, backbone.encode(sides), load_backbone(folder).encode(sides))
+
+        # Whoever hands over an object has allowed its classes.
+        spec = {"class_path": class_path(backbone), "init_args": backbone.config()}
+        again = load_backbone(folder, allow_classes=list(class_paths(spec)))
+        return _close(backbone, backbone.encode(sides), again.encode(sides))
 
 
 def _close(backbone: Backbone, left: Tensor, right: Tensor) -> tuple[bool, str]:

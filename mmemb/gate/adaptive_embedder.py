@@ -42,6 +42,7 @@ from mmemb.records.gate_state import GateInputs, StatePart, check_parts, score_s
 from mmemb.records.inputs import TOKENS_PER_PICTURE, Media, Side
 from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import DIRECT
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.files import whole_folder
 from mmemb.storage.hub import fetched, is_id, publish
 from mmemb.storage.json_files import write_json
@@ -504,6 +505,7 @@ class AdaptiveEmbedder:
         writers: Mapping[str, RationaleSource] | None = None,
         servers: Mapping[str, str | None] | Collection[str] = (),
         models: Collection[str] = (),
+        allow_classes: Collection[str] = (),
         *,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -520,6 +522,8 @@ class AdaptiveEmbedder:
                 each with the environment variable whose value it is sent as a key, or None.
             models: folders and hub ids of models that saved writers may run. A run below the
                 folder of all runs may name any.
+            allow_classes: classes of other packages that the folder may name
+                (`mmemb.load_backbone`).
             revision: of a model of the hub: branch, tag or commit; None = the main branch.
             token: of an account of the hub; None = the one that huggingface_hub finds.
             cache_dir: of huggingface_hub; None = its own.
@@ -555,20 +559,21 @@ class AdaptiveEmbedder:
 
         has_gate = settings.calibration is not None
         try:
-            return cls(
-                load_backbone(str(folder / "backbone")),
-                load_head(folder / "gate") if has_gate else None,
-                settings.calibration.record() if settings.calibration is not None else None,
-                writers
-                or {
-                    depth: load_saved_writer(
-                        saved[depth], folder, permissions, f"{where}: writers.{depth}"
-                    )
-                    for depth in saved
-                },
-                check_parts(settings.state),
-                settings.gallery_temperature,
-            )
+            with allowing_classes(allow_classes):
+                return cls(
+                    load_backbone(str(folder / "backbone")),
+                    load_head(folder / "gate") if has_gate else None,
+                    settings.calibration.record() if settings.calibration is not None else None,
+                    writers
+                    or {
+                        depth: load_saved_writer(
+                            saved[depth], folder, permissions, f"{where}: writers.{depth}"
+                        )
+                        for depth in saved
+                    },
+                    check_parts(settings.state),
+                    settings.gallery_temperature,
+                )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {error}") from None
         except (IsADirectoryError, NotADirectoryError, PermissionError) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from functools import partial
 from inspect import isabstract
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, final
 
 import torch
@@ -13,10 +15,19 @@ from torch import Tensor, nn
 
 from mmemb.records.schema import check_arguments, read_json
 from mmemb.records.text import quote
+from mmemb.storage.allowed_classes import (
+    allowed_class,
+    allowing_classes,
+    check_allowed,
+    for_callers,
+)
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
-from mmemb.storage.spec import build, class_at
+from mmemb.storage.spec import build, class_at, class_path
 from mmemb.storage.tensor_files import read_weights
+from mmemb.storage.trust import FOLDER
+
+_GROUP = "mmemb.heads"
 
 
 class DepthHead(nn.Module, ABC):
@@ -95,12 +106,45 @@ def save_head(head: DepthHead, folder: str | Path) -> None:
     """Writes `weights.pt` (plain tensors) and `config.json` with class and settings, together."""
     with whole_folder(folder, keep_others=True) as fresh:
         torch.save(head.state_dict(), fresh / "weights.pt")
-        write_json(fresh / "config.json", {"class": type(head).__name__, **head.config()})
+        write_json(fresh / "config.json", {"class": _name_of(head), **head.config()})
 
 
-def load_head(folder: str | Path) -> DepthHead:
-    """Reads what `save_head` wrote; runs no code from the folder."""
-    folder = Path(folder)
+def check_head(head: DepthHead) -> None:
+    """Saves a head of another package and loads it, before a gate is fitted.
+
+    Raises:
+        ValueError: its class is not allowed, or what was saved does not load.
+    """
+    name = _name_of(head)
+    if name.isidentifier():
+        return
+
+    check_allowed(name, f"The folder of this gate would name {name!r}", _GROUP)
+    with TemporaryDirectory() as folder:
+        try:
+            save_head(head, folder)
+            load_head(folder)
+        except Exception as error:  # whatever a class of another package does
+            reason = f"{type(error).__name__}: {quote(error)}".replace(folder, FOLDER)
+            raise ValueError(
+                f"{name} cannot be saved and loaded again, so what is trained would be lost "
+                f"({reason}). Mend its `config` or `sources`."
+            ) from None
+
+
+@for_callers
+def load_head(folder: str | Path, allow_classes: Collection[str] = ()) -> DepthHead:
+    """Reads what `save_head` wrote.
+
+    Args:
+        folder: may come from anywhere.
+        allow_classes: of other packages that it may name (`load_backbone`).
+    """
+    with allowing_classes(allow_classes):
+        return _load(Path(folder))
+
+
+def _load(folder: Path) -> DepthHead:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}/config.json is missing: {folder} holds no saved gate.")
     where = f"{folder}/config.json"
@@ -127,16 +171,20 @@ def load_head(folder: str | Path) -> DepthHead:
     return head
 
 
-def _class_of(name: str, where: str) -> type[DepthHead]:
-    """Returns the class of a saved head: one of this package, or one that its user has imported."""
-    kind = class_at(f"{__package__}.{name}") if name.isidentifier() else None
-    if kind is not None and issubclass(kind, DepthHead) and not isabstract(kind):
-        return kind
+def _name_of(head: DepthHead) -> str:
+    """Returns the name of a class of this package, or the whole path of another one."""
+    is_ours = type(head).__module__.startswith(f"{__package__}.")
+    return type(head).__name__ if is_ours else class_path(head)
 
-    imported = {kind.__name__: kind for kind in DepthHead.__subclasses__()}
-    if name not in imported:
+
+def _class_of(name: str, where: str) -> type[DepthHead]:
+    """Returns the class of a saved head: ours by its name, an allowed one by its whole path."""
+    is_ours = name.isidentifier()
+    kind = class_at(f"{__package__}.{name}") if is_ours else allowed_class(name, where, _GROUP)
+
+    if kind is None or not issubclass(kind, DepthHead) or isabstract(kind):
         raise ValueError(
-            f"{where} names the depth head {name!r}; known are {sorted(imported)}. Import the "
-            "module that defines it first."
+            f"{where} names the depth head {name!r}: expected MlpDepthHead, FirstTokenHead, or the "
+            "whole path of a class of another package. Fit the gate again."
         )
-    return imported[name]
+    return kind

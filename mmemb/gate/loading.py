@@ -20,6 +20,7 @@ def load(
     writers: Mapping[str, RationaleSource] | None = None,
     servers: Mapping[str, str | None] | Collection[str] = (),
     models: Collection[str] = (),
+    allow_classes: Collection[str] = (),
     *,
     device: torch.device | str | None = None,
     revision: str | None = None,
@@ -37,6 +38,7 @@ def load(
         writers: replace the saved ones: depth -> writer.
         servers: see `AdaptiveEmbedder.from_pretrained`, as all that follow.
         models: folders and hub ids of models that saved writers may run.
+        allow_classes: classes of other packages that what lies there may name.
         device: where it is moved to; None = the CPU.
         revision: of a model of the hub.
         token: of an account of the hub.
@@ -59,14 +61,16 @@ def load(
 
     adaptive, backbone = find_model(folder)
     if adaptive is not None:
-        embedder = AdaptiveEmbedder.from_pretrained(adaptive.path, writers, servers, models)
+        embedder = AdaptiveEmbedder.from_pretrained(
+            adaptive.path, writers, servers, models, allow_classes
+        )
     elif writers:
         raise ValueError(
             f"{backbone} has no gate that could choose among the writers {list(writers)}: name a "
             "run of stage 4, such as runs/pocket/gate."
         )
     else:
-        embedder = AdaptiveEmbedder(load_backbone(str(backbone)))
+        embedder = AdaptiveEmbedder(load_backbone(str(backbone), allow_classes))
     return embedder if device is None else embedder.to(device)
 
 

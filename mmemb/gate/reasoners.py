@@ -151,8 +151,8 @@ def make_reasoner(backbone: Backbone, writers: Mapping[str, RationaleSource]) ->
     """Returns the reasoner that fits the writers of a gate, once for all its queries.
 
     Raises:
-        ValueError: some depths have a `SelfWriter` and others have not, or the backbone does not
-            write.
+        ValueError: some depths have a `SelfWriter` and others have not, the backbone does not
+            write, or a source is of neither kind.
     """
     apart = {d: writer for d, writer in writers.items() if isinstance(writer, RationaleWriter)}
     inside = {d: writer for d, writer in writers.items() if isinstance(writer, SelfWriter)}
@@ -163,7 +163,13 @@ def make_reasoner(backbone: Backbone, writers: Mapping[str, RationaleSource]) ->
             "SelfWriter must stand at every depth or at none, got writers "
             f"{[type(writer).__name__ for writer in writers.values()]}."
         )
-    return OnePassReasoner(backbone, inside) if inside else TwoPassReasoner(backbone, apart)
+    if inside:
+        return OnePassReasoner(backbone, inside)
+
+    # A source of another kind would be passed over, and the depths behind it shifted.
+    if others := [type(writer).__name__ for depth, writer in writers.items() if depth not in apart]:
+        raise ValueError(f"{others[0]} is no writer: derive it from RationaleWriter.")
+    return TwoPassReasoner(backbone, apart)
 
 
 def _rows_at(depth: int, depths_B: Tensor) -> list[int]:

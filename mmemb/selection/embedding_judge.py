@@ -19,6 +19,7 @@ from mmemb.backbones.base import Backbone, load_backbone
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.selection.judge import PairJudge, pad_scores
+from mmemb.storage.allowed_classes import allowed_classes
 from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.trained_facts import FACTS, read_facts, trained_facts
 
@@ -106,7 +107,7 @@ class _Judge:
     """One frozen embedder, loaded when it is first asked, and the candidates it has seen."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
-        self.folder, self.batch_size = folder, batch_size
+        self.folder, self.batch_size, self.allowed = folder, batch_size, allowed_classes()
         # The weights may have been copied here from another run, with their own list.
         self.facts = read_facts(folder / FACTS) | trained_facts(str(folder / "backbone"))
         self.known: dict[str, Tensor] = {}
@@ -114,7 +115,7 @@ class _Judge:
     @cached_property
     def backbone(self) -> Backbone:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return load_backbone(str(self.folder / "backbone")).to(device)
+        return load_backbone(str(self.folder / "backbone"), self.allowed).to(device)
 
     def similarity(
         self,

@@ -6,7 +6,7 @@ their arguments name, before anything is imported or built for it (docs/trust.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from inspect import signature
 from typing import Any, final
@@ -49,6 +49,18 @@ def arguments_of(thing: object, **others: Any) -> dict[str, Any]:
 def class_path(thing: object) -> str:
     """Returns the class of an object as files name it."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def class_paths(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the class path of a spec, and those of the specs in its arguments.
+
+    >>> list(class_paths({"class_path": "a.B", "init_args": {"c": {"class_path": "d.E"}, "f": 1}}))
+    ['a.B', 'd.E']
+    """
+    yield str(spec["class_path"])
+    for value in (spec.get("init_args") or {}).values():
+        if is_spec(value):
+            yield from class_paths(value)
 
 
 def class_at(path: str) -> type | None:

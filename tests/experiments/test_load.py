@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,19 @@ def test_the_caller_may_allow_a_package(run: Path, monkeypatch: pytest.MonkeyPat
         load_run(run, models=[str(TINY)])
     module = load_run(run, models=[str(TINY)], packages=["package_of_a_user"])
     assert isinstance(module, ContrastiveEmbedder)
+
+
+def test_the_caller_may_allow_one_class(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from lightning_modules import ContrastiveEmbedder\n"
+    code += "class One(ContrastiveEmbedder): pass\nclass Other(ContrastiveEmbedder): pass\n"
+    (run / "module_of_a_user.py").write_text(code)
+    monkeypatch.syspath_prepend(run)
+    change(run, lambda model: model.update(class_path="module_of_a_user.One"))
+    with pytest.raises(ValueError, match=r"--allow-class module_of_a_user\.One\), or all of its"):
+        load_run(run, models=[str(TINY)], allow_classes=["module_of_a_user.Other"])
+    assert "module_of_a_user" not in sys.modules
+    module = load_run(run, models=[str(TINY)], allow_classes=["module_of_a_user.One"])
+    assert type(module).__name__ == "One"
 
 
 def test_a_run_grants_itself_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,9 @@ from mmemb.rationales import RationaleWriter
 from mmemb.rationales.writers.base import drawn_seeds
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.shard_index import ShardIndex
+from mmemb.storage.spec import class_path
 from tests.fixtures.tiny_models import write_embedder
 from tests.fixtures.tiny_sidecars import write_tiny_depth_values, write_tiny_rationales
 from tests.fixtures.tiny_trainer import trainer_of
@@ -65,7 +67,8 @@ def gate_run(
     found["gate_run"].mkdir()
     limits = {"max_steps": 20, "limit_train_batches": 20, "limit_val_batches": 1.0}
     trainer = trainer_of(found["gate_run"], **limits)
-    trainer.fit(policy(embedder, found), datamodule=data_of(tiny_root, found))
+    with allowing_classes([class_path(TenTokens())]):
+        trainer.fit(policy(embedder, found), datamodule=data_of(tiny_root, found))
     return found
 
 
@@ -101,6 +104,15 @@ def predict(
         return_predictions=False,
     )
     return decisions(folder / "decisions")
+
+
+def test_a_gate_whose_writer_no_folder_may_name_is_refused_at_once(
+    tmp_path: Path, embedder: Path, tiny_root: Path, gate_run: dict[str, Path]
+) -> None:
+    trainer = trainer_of(tmp_path, max_steps=20, limit_train_batches=20, limit_val_batches=1.0)
+    with pytest.raises(ValueError, match=r"'tests\..*TenTokens'.*--allow-class tests\..*TenTokens"):
+        trainer.fit(policy(embedder, gate_run), datamodule=data_of(tiny_root, gate_run))
+    assert trainer.global_step == 0
 
 
 def test_decisions_cover_every_query_and_open_for_eligible_ones_only(

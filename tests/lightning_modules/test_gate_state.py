@@ -17,7 +17,9 @@ from mmemb.backbones import load_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.records.inputs import Side
 from mmemb.records.outputs import step_output
+from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.shard_index import ShardIndex
+from mmemb.storage.spec import class_path
 from tests.fixtures.tiny_knower import KNOWN, STATES, TAU, Knower, opinionated
 from tests.fixtures.tiny_models import write_embedder
 from tests.fixtures.tiny_sidecars import write_tiny_depth_values
@@ -79,7 +81,8 @@ def runs(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dic
     found = {name: tmp_path_factory.mktemp(name) for name in STATES}
     for name, run in found.items():
         trainer = trainer_of(run, max_steps=3, limit_train_batches=3, limit_val_batches=1.0)
-        trainer.fit(policy(made, run, state=STATES[name]), datamodule=data_of(made))
+        with allowing_classes([class_path(Knower())]):
+            trainer.fit(policy(made, run, state=STATES[name]), datamodule=data_of(made))
     return found
 
 

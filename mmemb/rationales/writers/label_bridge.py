@@ -23,6 +23,7 @@ from mmemb.records.inputs import Media, Side
 from mmemb.records.rationales import Rationale
 from mmemb.records.schema import Schema, parse_json
 from mmemb.records.text import check_template
+from mmemb.storage.allowed_classes import allowed_classes
 from mmemb.storage.run_marks import run_mark
 from mmemb.storage.spec import arguments_of
 
@@ -67,6 +68,7 @@ class LabelBridgeWriter(RationaleWriter):
         self.writer = writer if isinstance(writer, RationaleWriter) else load_writer(writer)
         self.name, self.concepts = self.writer.name, self.writer.concepts
         self.embedder, self.labels_path = str(embedder), str(labels)
+        self._allowed = allowed_classes()  # the embedder is loaded when it is first asked
         self.template, self.device = template, device
 
         self.labels, self._revision = read_labels(Path(labels))
@@ -137,7 +139,7 @@ class LabelBridgeWriter(RationaleWriter):
     def _backbone(self) -> Backbone:
         from mmemb.backbones import load_backbone
 
-        return load_backbone(self.embedder).eval().to(self.device)
+        return load_backbone(self.embedder, self._allowed).eval().to(self.device)
 
     @cached_property
     def _label_ND(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Makes a writer from its saved settings, and writes these; only classes of this package are named.
+"""Makes a writer from its saved settings, and writes these: of this package, or an allowed class.
 
 Settings of a folder that may come from anywhere name the folder's own files, and beside them what
 the caller allows (`mmemb.storage.trust.Permissions`).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +16,8 @@ from urllib.parse import urlsplit
 import mmemb.rationales as package
 from mmemb.rationales.writers.base import RationaleSource, RationaleWriter
 from mmemb.records.schema import check_arguments, convert
-from mmemb.storage.spec import build, is_spec
+from mmemb.storage.allowed_classes import allowed_class, is_allowed
+from mmemb.storage.spec import build, class_paths, is_spec
 from mmemb.storage.trust import (
     HERE,
     Permissions,
@@ -89,6 +91,17 @@ def save_writer(writer: RationaleSource, folder: Path, name: str) -> dict[str, A
         name: name of the folder in it for the files.
     """
     return _with_files(writer.spec(), folder, name)
+
+
+def check_writer(writer: RationaleSource) -> None:
+    """Refuses a writer of another package that no saved gate could make again.
+
+    Raises:
+        ValueError: its class is not allowed, or does not take the arguments of its `config`.
+    """
+    spec = writer.spec()
+    if not all(map(_is_known, class_paths(spec))):
+        _check(spec)
 
 
 def _checked(
@@ -194,8 +207,9 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
 
 
 def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
-    if not _is_known(str(settings.get("class_path", ""))):
-        return dict(settings)  # another's writer, which no folder can make again
+    path = str(settings.get("class_path", ""))
+    if not _is_known(path) and not is_allowed(path):
+        return dict(settings)  # whoever loads the folder has to hand the writer over
 
     kind, arguments = _class_of(settings["class_path"]), dict(settings["init_args"])
     for key, value in arguments.items():
@@ -214,15 +228,20 @@ def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[st
 
 
 def _class_of(path: str) -> type[RationaleSource]:
-    """Returns the class that a spec names; only the public ones of this package."""
+    """Returns the class that a spec names: a public one of this package, or an allowed one."""
     room = package.__name__
-    if not _is_known(path):
+    if _is_known(path):
+        kind: Any = getattr(package, path.rpartition(".")[2])
+    else:
+        is_ours = not path.rpartition(".")[0] or path.startswith(f"{room}.")
+        kind = None if is_ours else allowed_class(path, "class_path", "mmemb.writers")
+
+    if kind is None or not issubclass(kind, RationaleSource) or isabstract(kind):
         raise ValueError(
             f"class_path {path!r} names no rationale writer. Expected {room}.NAME with NAME from "
-            f"{_names()}."
+            f"{_names()}, or the class of another package."
         )
-    kind: type[RationaleSource] = getattr(package, path.rpartition(".")[2])
-    return kind
+    return kind  # type: ignore[no-any-return]
 
 
 def _is_known(path: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +63,14 @@ def test_what_changes_no_result_does_not_count(key: str) -> None:
 def test_callbacks_that_only_look_do_not_count(free: type) -> None:
     block = of_class(f"{free.__module__}.{free.__name__}", anything=1)
     assert deciding_trainer({"callbacks": [block, EMA]}) == deciding_trainer({"callbacks": [EMA]})
+
+
+def test_settings_of_an_earlier_run_import_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--ckpt_path` compares them, and the run may come from anywhere."""
+    (tmp_path / "canary_of_settings.py").write_text("class Callback: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    block = of_class("canary_of_settings.Callback")
+    assert deciding_trainer({"callbacks": [block]}) != deciding_trainer({"callbacks": []})
+    assert "canary_of_settings" not in sys.modules

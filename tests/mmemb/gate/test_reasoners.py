@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,13 @@ def test_a_gate_gets_the_reasoner_that_its_writers_ask_for(tmp_path: Path) -> No
         make_reasoner(writes, {"short": Knower(), "full": SelfWriter()})
     with pytest.raises(ValueError, match="the backbone is a OpenClipBackbone"):
         make_reasoner(embeds, {"full": SelfWriter()})
+
+    class Source(RationaleSource):
+        def config(self) -> dict[str, Any]:
+            return {}
+
+    with pytest.raises(ValueError, match="Source is no writer: derive it from RationaleWriter"):
+        make_reasoner(embeds, {"short": Source(), "full": Knower()})
 
 
 def test_a_side_is_eligible_if_every_depth_can_read_it() -> None:
