@@ -25,6 +25,11 @@ from msgspec.structs import replace
 from experiments.cli.allow_class import check_no_allow_class
 from experiments.cli.config_files import beside, choices, find_config, with_configs
 from experiments.cli.messages import command
+from experiments.pipelines.expected_minutes import (
+    ExpectedMinutes,
+    expected_minutes,
+    total_line,
+)
 from experiments.pipelines.stage_process import run_module
 from mmemb.records.schema import Excerpt, Schema, convert
 from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
@@ -32,12 +37,16 @@ from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
 
 @final
 class Stage(Schema):
-    """One line of the pipeline: `experiments.run SUBCOMMAND --config CONFIG ARGUMENTS`."""
+    """One line of the pipeline: `experiments.run SUBCOMMAND --config CONFIG ARGUMENTS`.
+
+    `minutes` are those that the file states, for `--dry-run` before the first run.
+    """
 
     name: str
     subcommand: Literal["fit", "validate", "test", "predict"]
     config: str
     arguments: tuple[str, ...] = ()
+    minutes: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
     def command_line(self, shared: Sequence[str]) -> list[str]:
         """Returns the arguments of `experiments.run`."""
@@ -120,8 +129,13 @@ def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{', '.join(names)}."
         )
 
+    # The minutes of the base are those of its own settings and data.
     stages = [
-        replace(stage, arguments=(*stage.arguments, *overlay.more_arguments.get(stage.name, ())))
+        replace(
+            stage,
+            arguments=(*stage.arguments, *overlay.more_arguments.get(stage.name, ())),
+            minutes=None,
+        )
         for stage in base.stages
     ]
     overrides = {key: value for key, value in data.items() if key not in _Overlay.__struct_fields__}
@@ -144,9 +158,23 @@ def is_done(stage: Stage, shared: Sequence[str]) -> bool:
     from callbacks.run_record import is_finished
     from experiments.cli.experiment_cli import experiment_folder, parse, run_fingerprint
 
-    config = parse(stage.command_line(shared))
+    # What stands after `--` may fit one stage and not another.
+    try:
+        config = parse(stage.command_line(shared))
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name}: {error}") from error
+
     link = experiment_folder(config).run(config.name, stage.subcommand).path
     return is_finished(link, run_fingerprint(config, stage.subcommand))
+
+
+def expected(stage: Stage, shared: Sequence[str]) -> ExpectedMinutes:
+    """Returns how long a stage is expected to take."""
+    from experiments.cli.experiment_cli import experiment_folder, parse
+
+    config = parse(stage.command_line(shared))
+    last_run = experiment_folder(config).run(config.name, stage.subcommand).path
+    return expected_minutes(last_run, stage.minutes)
 
 
 def run_stage(stage: Stage, shared: Sequence[str]) -> None:
@@ -188,13 +216,16 @@ def main(
         prog=program,
         description="Runs the stages of a pipeline file in order and skips what is done.",
         epilog="Arguments after -- go to every stage, e.g. -- --trainer.devices 2",
+        allow_abbrev=False,  # or the flag of a stage would be taken for one of these
     )
 
     parser.add_argument("config", help="e.g. pocket/pipeline, or a file of your own")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and later")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--seeds", type=int, help="number of a file's seeds, from 0 on")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would run, and how long it may take"
+    )
 
     # Arguments that this parser does not know belong to every stage, with or without `--`.
     options, rest = parser.parse_known_args(arguments)
@@ -257,21 +288,29 @@ def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence
     start = names.index(options.start) if options.start else len(names)
     end = names.index(options.until) if options.until else len(names)
 
+    would_run: list[ExpectedMinutes] = []
     for number, stage in enumerate(pipeline.stages[: end + 1]):
         with timed(seconds, stage.name):
             if number < start and is_done(stage, shared):
                 print(f"{stage.name}: done before, nothing to do", flush=True)
             elif options.dry_run:
-                print(f"{stage.name}: would run")
+                would_run.append(expected(stage, shared))
+                print(f"{stage.name}: would run, {would_run[-1]}")
             else:
                 run_stage(stage, shared)
 
+    if options.dry_run:
+        print(total_line(would_run))
+        if pipeline.ablations:
+            print("ablations: not counted")
+        return
+
     # Both read the whole experiment, which `--until` leaves incomplete.
-    if pipeline.ablations and not options.until and not options.dry_run:
+    if pipeline.ablations and not options.until:
         with timed(seconds, "ablations"):
             ablate(pipeline, options, shared)
 
-    if pipeline.report and not options.until and not options.dry_run:
+    if pipeline.report and not options.until:
         with timed(seconds, "report"):
             report(pipeline.stages[-1], shared)
 

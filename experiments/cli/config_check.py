@@ -1,32 +1,30 @@
-"""Finds mistyped keys and classes in YAML files before the parser does, and says where they are.
+"""Finds mistyped keys and classes before the parser does, and says in which file or flag they are.
 
 jsonargparse names the bad option but neither the file nor the name that was meant.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
-from experiments.cli.config_files import config_names, packaged
+from experiments.cli.given_settings import (
+    Given,
+    config_files,
+    nearest,
+    read_config_file,
+)
 from mmemb.records.old_names import ARGUMENTS, CLASS_PATHS
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 NEEDS = ("disk_gib", "memory_gib")
-
-
-def config_files(arguments: list[str]) -> list[Path]:
-    """Returns the files named by `--config FILE`, `--config=FILE` and `-c FILE`."""
-    return [Path(name) for name in config_names(arguments)]
 
 
 def check_config_files(arguments: list[str], keys: Collection[str]) -> None:
@@ -37,20 +35,74 @@ def check_config_files(arguments: list[str], keys: Collection[str]) -> None:
         keys: that may stand at the top of a file.
     """
     for path in config_files(arguments):
-        if not path.is_file():
-            folders = (path.parent, packaged(str(path)).parent)
-            files = [file for folder in folders for file in folder.glob("*.yaml")]
-            near = nearest(path.name, [f.name if path.suffix else f.stem for f in files])
-            raise FileNotFoundError(f"--config {path}: there is no such file.{near}")
+        check_config(read_config_file(path), path, keys)
 
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {error}") from None
 
-        if not isinstance(data, Mapping):
-            raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
-        check_config(data, path, keys)
+def check_flags(given: Sequence[Given], keys: Collection[str]) -> None:
+    """Raises ValueError naming key, flag and nearest valid name for the first mistyped flag.
+
+    Args:
+        given: the files and flags of the command line.
+        keys: that may stand at the top of a file.
+    """
+    for one in given:
+        if not one.by_flag:
+            continue
+        key = one.source.removeprefix("--")
+        check_flag(one.source, key, given, keys)
+
+        # A class without its arguments: `--model pkg.Class`.
+        if key in ("model", "data") and (class_path := class_of(key, [one])):
+            _load(class_path, one.source, f"{key}.")
+
+
+def check_flag(flag: str, key: str, given: Sequence[Given], keys: Collection[str]) -> None:
+    """Checks the dotted key that a flag sets, as far as the given classes tell its parts.
+
+    Args:
+        flag: named in errors.
+        key: that it sets, such as `model.optimizer.lr`.
+        given: all files and flags, which say what classes there are.
+        keys: that may stand at the top of a file.
+    """
+    parts = key.replace("-", "_").removesuffix("+").split(".")
+    parts = [part for part in parts if part != "init_args"]
+
+    for number, part in enumerate(parts):
+        above = ".".join(parts[:number])
+        names = _names_below(above, given, flag) if above else list(keys)
+
+        # What stands below other keys, such as a list of callbacks, only the parser knows.
+        if names is None or part in CLASS_KEYS:
+            return
+        _check_keys({part: None}, names, flag, f"{above}." if above else "")
+
+
+def _names_below(key: str, given: Sequence[Given], flag: str) -> list[str] | None:
+    """Returns the keys that may stand below a key, or None where only the parser knows them."""
+    if key == "trainer":
+        return _trainer_names()
+    if key == "needs":
+        return list(NEEDS)
+
+    class_path = class_of(key, given)
+    if class_path is None:
+        return None
+    target = _load(class_path, flag, f"{key}.")
+    return _argument_names(target) if callable(target) else None
+
+
+def class_of(key: str, given: Sequence[Given]) -> str | None:
+    """Returns the path of the class that the last file or flag gave a key, or None."""
+    for one in reversed(given):
+        value = one.value(key)
+        if isinstance(value, Mapping):
+            value = value.get("class_path")
+
+        # A flag may name a class without its arguments, or a file of settings: `--model FILE`.
+        if isinstance(value, str) and "." in value and not Path(value).is_file():
+            return value
+    return None
 
 
 def check_config(data: Mapping[str, Any], path: Path, keys: Collection[str]) -> None:
@@ -58,11 +110,15 @@ def check_config(data: Mapping[str, Any], path: Path, keys: Collection[str]) -> 
     _check_keys(data, keys, path, where="")
 
     # `callbacks+` is jsonargparse's way to append to the callbacks of an earlier file.
-    trainer = inspect.signature(pl.Trainer.__init__).parameters
-    _check_keys(data.get("trainer") or {}, [*trainer, "callbacks+"], path, where="trainer.")
+    trainer = [*_trainer_names(), "callbacks+"]
+    _check_keys(data.get("trainer") or {}, trainer, path, where="trainer.")
 
     _check_keys(data.get("needs") or {}, NEEDS, path, where="needs.")
     _check_classes(data, path, where="")
+
+
+def _trainer_names() -> list[str]:
+    return list(inspect.signature(pl.Trainer).parameters)
 
 
 def _check_classes(node: Any, path: Path, where: str) -> None:
@@ -119,7 +175,7 @@ def _check_interpolation(text: str, path: Path, where: str) -> None:
         raise ValueError(f"{path}: {where[:-1]}: {text!r} is no interpolation: {error}") from None
 
 
-def _load(class_path: str, path: Path, where: str) -> Any:
+def _load(class_path: str, path: Path | str, where: str) -> Any:
     if class_path in CLASS_PATHS:
         raise ValueError(
             f"{path}: {where}class_path: {class_path} is now {CLASS_PATHS[class_path]}. Write that."
@@ -138,7 +194,7 @@ def _load(class_path: str, path: Path, where: str) -> Any:
     if not hasattr(module, name):
         # `__all__` where there is one: packages that load their names lazily have no others.
         names = getattr(module, "__all__", None) or [n for n in dir(module) if n[:1] != "_"]
-        near = nearest(name, names)
+        near = nearest(name, names) or f" It has {', '.join(sorted(names)):.300}."
         raise ValueError(f"{path}: {where}class_path: {module_name} has no {name}.{near}")
     return getattr(module, name)
 
@@ -151,7 +207,7 @@ def _argument_names(target: Any) -> list[str] | None:
     return [p.name for p in parameters]
 
 
-def _check_keys(node: Any, valid: Iterable[str], path: Path, where: str) -> None:
+def _check_keys(node: Any, valid: Iterable[str], path: Path | str, where: str) -> None:
     keys = list(valid)
 
     if not isinstance(node, Mapping):
@@ -162,13 +218,3 @@ def _check_keys(node: Any, valid: Iterable[str], path: Path, where: str) -> None
                 f"{path}: unknown key {where}{key}.{nearest(key, keys)} "
                 f"Valid here: {', '.join(sorted(keys))}."
             )
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns a hint for an error message: ` Did you mean x?`, or an empty text.
-
-    >>> nearest("temprature", ["temperature", "optimizer"])
-    ' Did you mean temperature?'
-    """
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""

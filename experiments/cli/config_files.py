@@ -46,7 +46,7 @@ def with_configs(arguments: Sequence[str], find: Callable[[str], object]) -> lis
     ['fit', '--config', 'A', '--config=B', '--name', 'a']
     """
     found = list(arguments)
-    for place, name in _named(arguments):
+    for place, name in named_configs(arguments):
         flag = "" if arguments[place] == name else "--config="
         found[place] = f"{flag}{find(name)}"
     return found
@@ -75,10 +75,10 @@ def config_names(arguments: Sequence[str]) -> list[str]:
     >>> config_names(["fit", "--config", "a.yaml", "--x=1", "--config=b.yaml", "-c", "c.yaml"])
     ['a.yaml', 'b.yaml', 'c.yaml']
     """
-    return [name for _, name in _named(arguments)]
+    return [name for _, name in named_configs(arguments)]
 
 
-def _named(arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
+def named_configs(arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Yields the place and the name of each configuration file."""
     for place, (before, word) in enumerate(zip(["", *arguments], arguments, strict=False)):
         if before in _FLAGS:

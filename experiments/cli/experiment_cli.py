@@ -8,8 +8,10 @@ import glob
 import os
 import shlex
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -19,6 +21,7 @@ import torch
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from callbacks.checkpoint_io import keep_whole_checkpoints
@@ -35,12 +38,17 @@ from experiments.cli.checkpoint_check import (
     run_of,
     start_checkpoint,
 )
-from experiments.cli.config_check import check_config_files, config_files
+from experiments.cli.config_check import check_config_files, check_flag, check_flags
 from experiments.cli.config_files import CONFIGS, find_config, with_configs
 from experiments.cli.fit_loop import WholeFitLoop
+from experiments.cli.given_settings import Given, config_files, given_settings
+from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
 from experiments.cli.makers import advice
 from experiments.cli.messages import innermost, without_secrets
+from experiments.cli.parser_errors import parser_message
+from experiments.cli.progress_bar import drop_number_of_epochs
+from experiments.cli.short_options import SHORT_OPTIONS, Taken, taken_settings, with_taken
 from experiments.cli.trainer_options import check_trainer_options
 from experiments.cli.unwritable_defaults import drop_unwritable_defaults
 from experiments.runs.claim import ClaimedFolder
@@ -58,21 +66,24 @@ from mmemb.storage.trained_facts import TrainedFacts, inherited_facts
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
+_STRICT = {"exit_on_error": False, "allow_abbrev": False}
+"""No page of usage around an error, and no option by the beginning of its name."""
+
 
 class ExperimentCLI(LightningCLI):
     """Reads `base.yaml` first, then every `--config`; `RunRecord` is what a run leaves."""
 
     claimed = ClaimedFolder()
+    taken: Sequence[Taken] = ()
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-        self.arguments = arguments or []
-        command = shlex.join(["python", "-m", "experiments.run", *self.arguments])
+        command = shlex.join(["python", "-m", "experiments.run", *(arguments or [])])
         self.command = without_secrets(command)  # it is kept beside what a run writes
 
-        allowed, arguments = split_allow_class(arguments or [])
-        named = [argument for argument in arguments if argument in SUBCOMMANDS]
+        allowed, self.arguments = split_allow_class(arguments or [])
+        named = [argument for argument in self.arguments if argument in SUBCOMMANDS]
         if named:  # the other three parsers would take a third of the start
             method = {named[0]: self.subcommands()[named[0]]}
             self.subcommands = lambda: method
@@ -83,12 +94,16 @@ class ExperimentCLI(LightningCLI):
             super().__init__(
                 pl.LightningModule,
                 pl.LightningDataModule,
-                args=with_base(with_configs(arguments, find_config)),
+                args=with_base(with_configs(self.arguments, find_config)),
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 save_config_callback=None,
-                parser_kwargs={"parser_mode": "omegaconf+"},
+                parser_kwargs={
+                    "parser_mode": "omegaconf+",
+                    "exit_on_error": False,
+                    **{name: dict(_STRICT) for name in self.subcommands()},
+                },
             )
 
     @override
@@ -111,6 +126,18 @@ class ExperimentCLI(LightningCLI):
             "--group_size", type=int, help="pairs of one source in a batch of the recipes"
         )
 
+        # Short for long keys (`short_options.py`), which are set before this parser reads anything.
+        parser.add_argument("--lr", type=float | None, help="learning rate: model.optimizer.lr")
+        parser.add_argument(
+            "--batch_size", type=int | None, help="rows of a batch: data.batch_size"
+        )
+        parser.add_argument("--steps", type=int | None, help="optimiser steps: trainer.max_steps")
+        parser.add_argument(
+            "--devices",
+            type=int | str | list[int] | None,
+            help="processes or GPUs: trainer.devices",
+        )
+
         # The record of the run, and what is checked before anything is made.
         parser.add_argument("--owner", type=str, default=_user(), help="recorded with the run")
         parser.add_argument(
@@ -128,20 +155,50 @@ class ExperimentCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        given = given_settings(args)
+        arguments = [HELP if word == HELP_ALL else word for word in args]
+
         # The keys of a file are the options of its subcommand, of which one has been named.
         if len(self._subcommand_parsers) == 1:
-            options = next(iter(self._subcommand_parsers.values()))._actions
-            keys = {action.dest.partition(".")[0] for action in options}
-            check_config_files(args, keys - {"help", "config", "print_config"})
-        super().parse_arguments(parser, args)
+            (options,) = self._subcommand_parsers.values()
+            self._check_keys(args, given, options)
+            if set(HELP_FLAGS) & set(args):
+                print(help_page(options, given))
+                sys.exit(0)
+            arguments = with_taken(arguments, self.taken)
+
+        try:
+            super().parse_arguments(parser, arguments)
+        except ArgumentError as error:
+            raise ValueError(parser_message(str(error), given)) from error
+
+        # What they set stands at the long keys.
+        config = self.config[self.config["subcommand"]]
+        for short in SHORT_OPTIONS:
+            config.pop(short, None)
 
         self.files = config_files(args)
-        if subcommand := self.config.get("subcommand"):
-            find_beside(self.config[subcommand], self.files)
+        find_beside(config, self.files)
+
+    def _check_keys(
+        self, arguments: list[str], given: list[Given], options: LightningArgumentParser
+    ) -> None:
+        """Checks the keys of files and flags, and finds what short options stand for."""
+        keys = {action.dest.partition(".")[0] for action in options._actions}
+        keys -= {"help", "config", "print_config"}
+        check_config_files(arguments, keys)
+        check_flags(given, keys)
+
+        self.taken = taken_settings(given)
+        for one in self.taken:
+            check_flag(f"{one.source} (short for {one.key})", one.key, given, keys)
 
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        for one in self.taken:
+            if one.reason:
+                rank_zero_only(print)(one.reason, file=sys.stderr)
 
         # The parser has made texts of defaults such as a `torch.device`, which no class accepts.
         drop_unwritable_defaults(config)
@@ -218,6 +275,7 @@ class ExperimentCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         keep_checkpoints_in(trainer, self.run_folder)
         keep_whole_checkpoints(trainer)
+        drop_number_of_epochs(trainer)
 
         if self.subcommand == "fit":
             trainer.callbacks.insert(0, TrainingHealth())

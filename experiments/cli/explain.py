@@ -5,14 +5,13 @@ Nothing is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from experiments.cli.given_settings import ABSENT, given_settings, nearest, value_at
+from experiments.cli.short_options import SHORT_OPTIONS, taken_settings
 
 FLAG = "--explain"
-_ABSENT = object()
 
 
 def asked_for(arguments: Sequence[str]) -> tuple[list[str], str | None]:
@@ -35,27 +34,27 @@ def explain(arguments: Sequence[str], key: str) -> str:
 
     Args:
         arguments: of `experiments.run`, without `--explain KEY`.
-        key: dotted; `init_args` may be left out, as on the command line.
+        key: dotted, or a short option; `init_args` may be left out, as on the command line.
 
     Raises:
         ValueError: there is no such key.
     """
     from experiments.cli.checkpoint_check import flattened
-    from experiments.cli.config_check import nearest
     from experiments.cli.config_files import find_config, with_configs
     from experiments.cli.experiment_cli import (  # Lightning: only who asks waits for it
         parse,
         with_base,
     )
 
+    key = SHORT_OPTIONS.get(key, key)
     config = parse(list(arguments)).as_dict()
     full = _spelt_out(config, key)
-    value = _value(config, full)
-    if value is _ABSENT:
+    value = value_at(config, full)
+    if value is ABSENT:
         raise ValueError(f"there is no setting {key}.{nearest(full, flattened(config))}")
 
     files = with_base(with_configs(arguments, find_config))
-    sources = [*_files(files, full), *_flags(arguments, full)]
+    sources = _sources(files, full)
     lines = [f"{full} = {value!r}"]
 
     if not sources:
@@ -66,23 +65,26 @@ def explain(arguments: Sequence[str], key: str) -> str:
     return "\n".join(lines)
 
 
-def _files(arguments: list[str], key: str) -> Iterator[tuple[str, str]]:
-    from experiments.cli.config_check import config_files
+def _sources(arguments: Sequence[str], full: str) -> list[tuple[str, str]]:
+    """Returns the files and flags that set a key, the last one last, and the values as written."""
+    key = full.replace(".init_args", "")
+    shorts = [short for short, long in SHORT_OPTIONS.items() if long == key]
 
-    for path in config_files(arguments):
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        value = _value(data, _spelt_out(data, key))
-        if value is not _ABSENT:
-            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            yield str(shown), str(value)
+    given = given_settings(arguments)
+    found = []
+    for one in given:
+        if (value := one.value(key)) is not ABSENT:
+            found.append((one.source, str(value) if one.text is None else one.text))
+        for short in shorts:
+            if (value := one.value(short)) is not ABSENT:
+                found.append((one.named(short), str(value) if one.text is None else one.text))
 
-
-def _flags(arguments: Sequence[str], key: str) -> Iterator[tuple[str, str]]:
-    for place, word in enumerate(arguments):
-        name, separator, value = word.partition("=")
-        short = key.replace(".init_args", "")
-        if name.startswith("--") and name[2:].replace(".init_args", "") == short:
-            yield name, value if separator else " ".join(arguments[place + 1 : place + 2])
+    # A short option, and what goes with it, stands behind all others.
+    for taken in taken_settings(given):
+        if taken.key == key:
+            found = [pair for pair in found if pair[0] != taken.source]
+            found.append((taken.source, taken.reason or taken.value))
+    return found
 
 
 def _spelt_out(data: Any, key: str) -> str:
@@ -98,12 +100,3 @@ def _spelt_out(data: Any, key: str) -> str:
         parts.append(part)
         node = node.get(part) if isinstance(node, Mapping) else None
     return ".".join(parts)
-
-
-def _value(data: Any, key: str) -> Any:
-    node = data
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return _ABSENT
-        node = node[part]
-    return node

@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mmemb.storage.signals import exit_on_signals
 
@@ -46,6 +46,11 @@ def without_secrets(text: str) -> str:
     return _SECRET_URLS.sub(r"\1***", _SECRET_KEYS.sub(r"\1'***'", text))
 
 
+def _without(pattern: str) -> Callable[[logging.LogRecord], bool]:
+    """Returns a filter that drops messages which hold a pattern."""
+    return lambda record: re.search(pattern, record.getMessage()) is None
+
+
 @contextlib.contextmanager
 def command() -> Iterator[None]:
     """Frame of a command: tips are silent, a signal ends it, and bad input ends in one line."""
@@ -58,9 +63,25 @@ def command() -> Iterator[None]:
             sys.exit(f"error: {error}")
 
 
+_LOUD_LOGGERS = {
+    "lightning.pytorch.utilities.rank_zero": "",  # tips, and what the progress bar shows
+    "lightning.fabric.utilities.seed": "Seed set to",
+    # A text is cut by whoever tokenizes it, at the bound of the backbone or writer.
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
+    # What is tried again is no news; the last failure is an error.
+    "huggingface_hub.utils._http": "thrown while requesting|Retrying in|before retry",
+}
+"""Logger -> what its messages hold that no user can act on; an empty text: all below a warning."""
+
+
 def quieten() -> None:
     """Silences tips, and hints about choices made on purpose: no user can act on them."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name, pattern in _LOUD_LOGGERS.items():
+        logger = logging.getLogger(name)
+        if not pattern:
+            logger.setLevel(logging.WARNING)
+        elif not logger.filters:
+            logger.addFilter(_without(pattern))
 
     for message in (
         ".*does not have many writers.*",
@@ -71,6 +92,7 @@ def quieten() -> None:
         ".*Unable to serialize instance.*",  # such defaults stay what they are
         ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run goes on
         ".*dirpath has changed from.*",  # a checkpoint is continued in a run of its own
+        ".*is smaller than the logging interval.*",  # a quick look; the last line has the metrics
         ".*in eval mode at the start of training.*",  # frozen towers; encoders without dropout
     ):
         warnings.filterwarnings("ignore", message=message)

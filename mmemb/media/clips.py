@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, final
 
 from mmemb.media.containers import HEAD, stated_size
 from mmemb.media.libraries import require_library
-from mmemb.media.pictures import to_rgb
+from mmemb.media.pictures import to_rgb, without_pillow_warnings
 from mmemb.records.text import printable
 
 if TYPE_CHECKING:
@@ -139,7 +139,11 @@ def is_animated(source: Path | bytes) -> bool:
     from PIL import Image
 
     try:
-        with _file(source) as file, Image.open(file, formats=ANIMATED) as image:
+        with (
+            without_pillow_warnings(),
+            _file(source) as file,
+            Image.open(file, formats=ANIMATED) as image,
+        ):
             return bool(getattr(image, "is_animated", False))
     except Exception:  # the reader of pictures says what is wrong
         return False
@@ -372,7 +376,7 @@ def _animation(source: Path | bytes, num: int) -> list[Picture]:
 
     with _file(source) as file:
         data, seen, start = file.read(), _Count(), 0
-    with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+    with without_pillow_warnings(), Image.open(io.BytesIO(data), formats=ANIMATED) as image:
         # Before `n_frames`, which may read the whole file.
         check_bounds(image.size, 1)
         frames = getattr(image, "n_frames", 1)
@@ -388,7 +392,7 @@ def _animation(source: Path | bytes, num: int) -> list[Picture]:
 
     # A GIF's frames depend on the ones before, so the chosen ones are decoded in order.
     chosen = [first + number for number in nearest_frames(seen.times, num)]
-    with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+    with without_pillow_warnings(), Image.open(io.BytesIO(data), formats=ANIMATED) as image:
         images = {}
         for number in sorted(set(chosen)):
             image.seek(number)

@@ -6,6 +6,7 @@ Shapes: H height, W width.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,7 +213,8 @@ def _named(problem: str) -> Iterator[None]:
     from PIL import UnidentifiedImageError
 
     try:
-        yield
+        with without_pillow_warnings():
+            yield
     except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
         match error:
             case _RefusedError():
@@ -222,6 +224,17 @@ def _named(problem: str) -> Iterator[None]:
             case _:
                 reason = f"{type(error).__name__}: {printable(str(error)):.200}"
         raise PictureError(f"{problem}; {reason}.") from None
+
+
+@contextmanager
+def without_pillow_warnings() -> Iterator[None]:
+    """Silences Pillow about odd EXIF data, palettes and sizes.
+
+    It names no picture. What cannot be read rightly is refused here, with its name.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def _upright(image: Picture) -> Picture:

@@ -379,6 +379,7 @@ def test_nothing_walks_a_set_in_its_own_order() -> None:
 
 SPLITS_LINES = {
     "datamodules/prepare/pocket/download.py": "what npm and pip print",
+    "experiments/cli/parser_errors.py": "an error's text",
     "experiments/export/import_embedder.py": "an error's text",
     "experiments/bench/training.py": "/proc",
     "experiments/load.py": "an error's text",

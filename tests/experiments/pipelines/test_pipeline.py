@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -125,7 +126,9 @@ def test_a_dry_run_says_what_would_run(
     ):
         run_alone(clip_experiment, "--dry-run")
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.endswith("would run")] == ["gate: would run"]
+    (line,) = [line for line in lines if "would run" in line]
+    assert re.fullmatch(r"gate: would run, .* [\d.]+ minutes \(as its last run took\)", line)
+    assert "all stages: about " in "\n".join(lines)
     assert ran == []
 
 
@@ -141,6 +144,12 @@ def test_a_dry_run_prepares_nothing(
     ):
         main([str(path), "--dry-run"])
     assert "prepare: would make or check" in capsys.readouterr().out
+
+
+def test_a_flag_that_does_not_fit_a_stage_names_the_stage(clip_experiment: Experiment) -> None:
+    with pytest.raises(SystemExit) as raised:
+        run_alone(clip_experiment, "--dry-run", "--", "--model.optimzer.lr", "1")
+    assert "stage features: --model.optimzer.lr: unknown key" in str(raised.value)
 
 
 def test_from_runs_a_stage_that_is_done(clip_experiment: Experiment) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,20 @@ def test_a_wrong_entry_of_exif_data_does_not_hide_the_others() -> None:
     values, file = samples((3, 4), 3, 8, 0), io.BytesIO()
     Image.fromarray(values.astype(np.uint8)).save(file, "PNG", exif=exif)
     assert near(rgb_of(file.getvalue(), "PNG"), TURNS[6](values), 0)
+
+
+def test_pillow_does_not_warn_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of EXIF data that are cut nor of many pixels, whose bound is ours."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    exif, file = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0", io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "JPEG", exif=exif)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        Image.open(io.BytesIO(file.getvalue())).getexif()
+        assert len(found) == 2, "it warns elsewhere"
+        read_picture(file.getvalue(), ["JPEG"], "x")
+    assert len(found) == 2
 
 
 @FEW

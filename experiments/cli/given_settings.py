@@ -1,0 +1,150 @@
+"""Settings as their user gave them: every file and flag of a command line, in their order.
+
+The parser merges them into one configuration, which no longer says who set what.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from experiments.cli.config_files import config_names, named_configs, packaged
+
+ABSENT = object()
+"""Stands for a key that is not there: None is a value."""
+
+NO_SETTINGS = ("", "config", "help", "help.all", "print_config")
+"""Flags that set nothing."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What one file or one flag sets.
+
+    Attributes:
+        source: path of the file, or the flag with its dashes.
+        data: keys and values as nested data; a flag has one key.
+        text: the value of a flag as it was typed; None for a file.
+    """
+
+    source: str
+    data: Mapping[str, Any]
+    text: str | None = None
+
+    @property
+    def by_flag(self) -> bool:
+        """Tells whether a flag sets it, and not a file."""
+        return self.text is not None
+
+    def named(self, key: str) -> str:
+        """Returns the words for this place of a key: the flag, or the key and its file."""
+        return self.source if self.by_flag else f"{key} in {self.source}"
+
+    def value(self, key: str) -> Any:
+        """Returns the value of a dotted key, or `ABSENT`; see `value_at`."""
+        return value_at(self.data, key)
+
+
+def given_settings(arguments: Sequence[str]) -> list[Given]:
+    """Returns what each `--config FILE` and each flag sets, in the order of the command line.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is no YAML, or has no keys.
+    """
+    files = dict(named_configs(arguments))
+    found = []
+
+    for place, word in enumerate(arguments):
+        if place in files:
+            path = Path(files[place])
+            found.append(Given(source=_shown(path), data=read_config_file(path)))
+            continue
+
+        name, separator, text = word[2:].partition("=")
+        if not word.startswith("--") or name in NO_SETTINGS or name.endswith(".help"):
+            continue
+        if not separator:
+            following = arguments[place + 1 : place + 2]
+            text = "".join(w for w in following if not w.startswith("--"))
+        found.append(Given(source=f"--{name}", data=_nested(name, text), text=text))
+    return found
+
+
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """Returns the files that a command line names, in their order."""
+    return [Path(name) for name in config_names(arguments)]
+
+
+def read_config_file(path: Path) -> Mapping[str, Any]:
+    """Returns the keys and values of a file of settings, as they are written."""
+    if not path.is_file():
+        folders = (path.parent, packaged(str(path)).parent)
+        files = [file for folder in folders for file in folder.glob("*.yaml")]
+        near = nearest(path.name, [f.name if path.suffix else f.stem for f in files])
+        raise FileNotFoundError(f"--config {path}: there is no such file.{near}")
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
+    return data
+
+
+def value_at(data: Any, key: str) -> Any:
+    """Returns the value of a dotted key in nested data, or `ABSENT`.
+
+    `init_args` may be left out of the key, as on the command line.
+
+    >>> value_at({"model": {"class_path": "M", "init_args": {"seed": 3}}}, "model.seed")
+    3
+    """
+    node = data
+    for part in key.split("."):
+        if isinstance(node, Mapping) and part not in node:
+            node = node.get("init_args")
+        if not isinstance(node, Mapping) or part not in node:
+            return ABSENT
+        node = node[part]
+    return node
+
+
+def last_value(given: Iterable[Given], key: str) -> Any:
+    """Returns the value that the last file or flag gave a key, or `ABSENT`."""
+    values = [value for one in given if (value := one.value(key)) is not ABSENT]
+    return values[-1] if values else ABSENT
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns a hint for an error message: ` Did you mean x?`, or an empty text.
+
+    >>> nearest("temprature", ["temperature", "optimizer"])
+    ' Did you mean temperature?'
+    """
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _nested(name: str, text: str) -> dict[str, Any]:
+    """Returns a flag as nested data: `a.b` with `3` is `{"a": {"b": 3}}`."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+
+    for part in reversed(name.removesuffix("+").split(".")):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

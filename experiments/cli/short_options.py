@@ -1,0 +1,186 @@
+"""Short options: `--lr`, `--batch_size`, `--steps` and `--devices`, as flags or top-level keys.
+
+Each sets a long key in front of the parser, so that configuration, fingerprint and every later step
+are those of the long key. It goes over the long key of the files before it; a long key beside it or
+behind it is refused, since nobody could tell which of the two was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from experiments.cli.given_settings import ABSENT, Given, last_value
+from mmemb.storage.json_files import canonical_json
+
+SHORT_OPTIONS: Mapping[str, str] = {
+    "lr": "model.optimizer.lr",
+    "batch_size": "data.batch_size",
+    "steps": "trainer.max_steps",
+    "devices": "trainer.devices",
+}
+"""Short key -> long key."""
+
+EPOCH = "trainer.limit_train_batches"
+INTERVAL = "trainer.val_check_interval"
+GROUP_SIZE = "data.group_size"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A long key that a short option sets, or that fits what was set.
+
+    Attributes:
+        key: the long key.
+        value: of it, as on the command line.
+        source: the file or flag that it follows from.
+        reason: what the user is told; an empty text where the option says it all.
+    """
+
+    key: str
+    value: str
+    source: str
+    reason: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Last:
+    """The last file or flag that gives a key a value, and its place among the layers."""
+
+    place: int
+    value: Any
+    source: str
+    text: str
+
+    @property
+    def size(self) -> int | None:
+        """The value, if it is a positive whole number."""
+        whole = isinstance(self.value, int) and not isinstance(self.value, bool)
+        return self.value if whole and self.value > 0 else None
+
+
+_Layers = Sequence[Sequence[Given]]
+"""Every file is a layer; all flags together are the last one, wherever they stand."""
+
+
+def taken_settings(given: Sequence[Given]) -> list[Taken]:
+    """Returns what the short options of a command line set, and what goes with it.
+
+    Args:
+        given: the files and flags of the command line.
+
+    Raises:
+        ValueError: a short and a long key are given together.
+    """
+    layers = [[one] for one in given if not one.by_flag]
+    layers.append([one for one in given if one.by_flag])
+
+    taken = []
+    for short, key in SHORT_OPTIONS.items():
+        chosen = _last(layers, short)
+        if chosen is None:
+            continue
+
+        if both := _last(layers[chosen.place :], key):
+            raise ValueError(
+                f"{chosen.source} and {both.source} give one setting two values: {short} is short "
+                f"for {key}, and overrides it only in the files before. Keep one of them."
+            )
+        taken.append(Taken(key=key, value=chosen.text, source=chosen.source))
+        if short == "steps":
+            taken += _epoch(layers, chosen)
+
+    return taken + _fitting_group(layers)
+
+
+def with_taken(arguments: Sequence[str], taken: Sequence[Taken]) -> list[str]:
+    """Returns the arguments with the long keys behind them; the short ones are null again."""
+    keys = {one.key for one in taken}
+    nulls = [f"--{short}=null" for short, key in SHORT_OPTIONS.items() if key in keys]
+    return [*arguments, *(f"--{one.key}={one.value}" for one in taken), *nulls]
+
+
+def _last(layers: _Layers, key: str) -> _Last | None:
+    """Returns who sets a key last; null counts as not set."""
+    for place, layer in reversed(list(enumerate(layers))):
+        for one in reversed(layer):
+            value = one.value(key)
+            if value in (ABSENT, None):
+                continue
+            text = one.text if one.text is not None else _text(value)
+            return _Last(place=place, value=value, source=one.named(key), text=text)
+    return None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else canonical_json(value)
+
+
+def _epoch(layers: _Layers, steps: _Last) -> list[Taken]:
+    """Returns the length of an epoch and of a validation interval that go with other steps.
+
+    Where a file makes its `max_steps` one epoch, so does the short option: with the old epoch a
+    shorter fit would end without a validation.
+    """
+    before = [one for layer in layers[: steps.place] for one in layer]
+    beside = [one for layer in layers[steps.place :] for one in layer]
+
+    epoch, interval = last_value(before, EPOCH), last_value(before, INTERVAL)
+    if steps.size is None or not isinstance(epoch, int):
+        return []
+    if epoch != last_value(before, SHORT_OPTIONS["steps"]):
+        return []
+
+    values = {EPOCH: steps.size}
+    if isinstance(interval, int):
+        values[INTERVAL] = min(steps.size, interval)
+
+    # Whoever sets these beside the short option has decided.
+    return [
+        Taken(key=key, value=str(value), source=steps.source)
+        for key, value in values.items()
+        if last_value(beside, key) is ABSENT
+    ]
+
+
+def _fitting_group(layers: _Layers) -> list[Taken]:
+    """Returns a group size for a batch size that was set behind it and that it does not fill."""
+    batches = [_last(layers, "batch_size"), _last(layers, "data.batch_size")]
+    groups = [_last(layers, GROUP_SIZE)]
+
+    # The recipes link the group size to a key of their own.
+    if groups[0] is not None and groups[0].value == "${group_size}":
+        groups.append(_last(layers, "group_size"))
+
+    batch = max((b for b in batches if b is not None), key=lambda b: b.place, default=None)
+    group = groups[-1]
+    if batch is None or group is None or batch.size is None or group.size is None:
+        return []
+
+    # Who set both at one place, or the group size last, is told by the data module.
+    if batch.place <= max(g.place for g in groups if g is not None):
+        return []
+
+    size = fitting_group_size(batch.size, group.size)
+    if size in (None, group.size):
+        return []
+    reason = (
+        f"{GROUP_SIZE} is {size} instead of {group.size}, the nearest that fits a batch size of "
+        f"{batch.size}. Set {GROUP_SIZE} to choose another."
+    )
+    return [Taken(key=GROUP_SIZE, value=str(size), source=batch.source, reason=reason)]
+
+
+def fitting_group_size(batch_size: int, group_size: int) -> int | None:
+    """Returns the largest group size up to `group_size` that fills a batch; None = no proper one.
+
+    >>> fitting_group_size(8, 32), fitting_group_size(48, 32), fitting_group_size(31, 16)
+    (8, 24, None)
+    """
+    for size in range(min(batch_size, group_size), 1, -1):
+        if batch_size % size == 0:
+            return size
+    return 1 if 1 in (batch_size, group_size) else None

@@ -1,0 +1,38 @@
+"""Files and flags of a command line as data, in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.cli.given_settings import ABSENT, config_files, given_settings, last_value
+
+
+def test_files_and_flags_come_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("trainer: {max_steps: 3}\n")
+    words = ["fit", "--lr=1e-3", "--config", str(path), "--tags", "a", "b", "--data.fold", "null"]
+    given = given_settings([*words, "--print_config", "--model.help", "x", "--flag", "--runs", ""])
+
+    assert [one.source for one in given] == [
+        "--lr", str(path), "--tags", "--data.fold", "--flag", "--runs",
+    ]  # fmt: skip
+    assert [one.text for one in given] == ["1e-3", None, "a", "null", "", ""]
+    assert last_value(given, "trainer.max_steps") == 3
+    assert last_value(given, "data.fold") is None
+    assert last_value(given, "data.root") is ABSENT
+
+
+def test_a_key_finds_its_value_with_and_without_init_args() -> None:
+    (one,) = given_settings(["fit", "--model.init_args.optimizer.init_args.lr", "1"])
+    assert one.value("model.optimizer.lr") == 1
+    assert one.value("model.optimizer.momentum") is ABSENT
+
+
+def test_a_text_that_is_no_yaml_is_a_text() -> None:
+    (one,) = given_settings(["fit", "--model.prompt", "a: [b"])
+    assert one.value("model.prompt") == "a: [b"
+
+
+def test_config_files_are_found_however_they_are_given() -> None:
+    found = config_files(["fit", "--config", "a.yaml", "--x=1", "--config=b.yaml", "-c", "c.yaml"])
+    assert [str(path) for path in found] == ["a.yaml", "b.yaml", "c.yaml"]
