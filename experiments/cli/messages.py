@@ -17,7 +17,7 @@ USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError, ModuleNotFou
 for people, so they see it alone."""
 
 _PARSER_PAGE = re.compile(
-    r"Does not validate against any of the Union subtypes\n.*?Errors:\n *- (.*?)\n *- Expected a "
+    r"Does not validate against any of the Union subtypes\n.*?Errors:\n *- (.*)\n *- Expected a "
     r"<class 'NoneType'>\n *Given value type: .*",
     re.DOTALL,
 )

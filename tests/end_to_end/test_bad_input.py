@@ -134,6 +134,10 @@ def test_the_page_of_the_parser_is_left_out() -> None:
         "  - a.json is broken\n  - Expected a <class 'NoneType'>\nGiven value type: x\nGiven: y"
     )
     assert innermost(page) == "a.json is broken"
+    # A part of a part: each has a page of its own.
+    assert innermost(page.replace("a.json is broken", page.replace("\n", "\n    "))) == (
+        "a.json is broken"
+    )
     assert innermost("plain") == "plain"
 
 
