@@ -92,7 +92,7 @@ def read_config_file(path: Path) -> Mapping[str, Any]:
 
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
 
     if not isinstance(data, Mapping):
@@ -138,7 +138,7 @@ def _nested(name: str, text: str) -> dict[str, Any]:
     """Returns a flag as nested data: `a.b` with `3` is `{"a": {"b": 3}}`."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # such as a date that is none
         value = text
 
     for part in reversed(name.removesuffix("+").split(".")):

@@ -136,7 +136,10 @@ def test_a_missing_file_is_answered_with_the_nearest(
     assert f"{tmp_path}/a.yaml: there is no such file." in text
 
 
-@pytest.mark.parametrize("content", ["a: [", "- a\n- b", "just words", "model: 3", "trainer: 3"])
+CONTENTS = ["a: [", "- a\n- b", "just words", "model: 3", "trainer: 3", "name: 2026-13-45"]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_what_is_no_configuration_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
@@ -173,6 +176,14 @@ def test_a_wrong_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "max_steps" in text
     text = message_of(["fit", "--config", str(POCKET / "judge.yaml"), "--data.fold", "c"], capsys)
     assert "fold" in text
+
+
+def test_the_traceback_is_printed_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMEMB_TRACEBACK", "1")
+    message_of(["fit", "--config", str(TRUNK), "--data.batchsize", "3"], capsys)
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_a_right_file_passes() -> None:

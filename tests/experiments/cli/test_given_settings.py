@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from experiments.cli.given_settings import ABSENT, config_files, given_settings, last_value
 
 
@@ -28,9 +30,10 @@ def test_a_key_finds_its_value_with_and_without_init_args() -> None:
     assert one.value("model.optimizer.momentum") is ABSENT
 
 
-def test_a_text_that_is_no_yaml_is_a_text() -> None:
-    (one,) = given_settings(["fit", "--model.prompt", "a: [b"])
-    assert one.value("model.prompt") == "a: [b"
+@pytest.mark.parametrize("text", ["a: [b", "2026-13-45", "@x"])
+def test_a_text_that_is_no_yaml_is_a_text(text: str) -> None:
+    (one,) = given_settings(["fit", "--model.prompt", text])
+    assert one.value("model.prompt") == text
 
 
 def test_config_files_are_found_however_they_are_given() -> None:
