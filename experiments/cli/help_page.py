@@ -87,9 +87,12 @@ def _own_rows(parser: ArgumentParser, given: Sequence[Given], short: bool) -> It
 def _class_rows(key: str, class_path: str, given: Sequence[Given]) -> Iterator[_Row]:
     """Yields the arguments of a class."""
     target: Any = locate(class_path)
-    texts = {p.arg_name: p.description or "" for p in docstring_parser.parse(target.__doc__).params}
+    described = docstring_parser.parse(target.__doc__ or "").params
+    texts = {row.arg_name: row.description or "" for row in described}
 
     for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         value = _value(f"{key}.{name}", parameter.default, given)
         yield f"--{key}.{name}", value, texts.get(name, "")
 
@@ -103,7 +106,7 @@ def _value(key: str, default: Any, given: Sequence[Given]) -> Any:
 def _section(title: str, rows: Iterable[_Row]) -> list[str]:
     """Returns a title and one line for each row, in two columns."""
     pairs = [(f"  {flag}{_shown(value)}", " ".join(text.split())) for flag, value, text in rows]
-    left = min(max(len(flag) for flag, _ in pairs), MOST_LEFT)
+    left = min(max((len(flag) for flag, _ in pairs), default=0), MOST_LEFT)
     lines = [f"{_cut(flag, left):<{left}}  {text}" for flag, text in pairs]
     return ["", title, *(_cut(line, WIDTH).rstrip() for line in lines)]
 

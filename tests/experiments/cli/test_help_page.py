@@ -45,6 +45,16 @@ def test_a_file_adds_the_arguments_of_its_classes(capsys: pytest.CaptureFixture[
     assert any("linear warm-up" in line for line in lines), "the line of the docstring"
 
 
+def test_a_class_without_a_word_about_its_arguments_is_shown_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = "lightning.pytorch.demos.boring_classes.BoringModel"
+    data = "lightning.pytorch.demos.mnist_datamodule.MNISTDataModule"
+    lines = page(["fit", "--model", model, "--data", data, "--help"], capsys)
+    assert f"model: {model}" in lines
+    assert "  --data.batch_size 32" in lines
+
+
 def test_the_rest_is_lightnings_page(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(["fit", "--help.all"])
