@@ -29,6 +29,11 @@ _REST = (
     ("--help.all", None, "every option of Lightning's Trainer (docs/lightning_options.md)"),
     ("--model.help CLASS", None, "the arguments of a class, with types; also --data.help CLASS"),
     ("--print_config", None, "all settings as one YAML file; nothing is run"),
+    (
+        "--allow-class CLASS",
+        None,
+        "a class of another package that a folder may name; its code runs",
+    ),
     ("--explain KEY", None, "which file or flag gave a setting its value; nothing is run"),
 )
 
