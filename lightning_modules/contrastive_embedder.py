@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_modules.backbone_module import BackboneModule
 from mmemb.backbones import Backbone, GenerativeBackbone
+from mmemb.distributed import mean_over_ranks
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.distillation import distillation_loss
 from mmemb.losses.terms import combine
@@ -139,7 +140,9 @@ class ContrastiveEmbedder(BackboneModule):
             loss = loss + self.distillation_weight * distillation
             scalars["train/distillation_loss"] = distillation.detach()
 
-        self.log_dict(scalars | {"train/loss": loss.detach()}, batch_size=len(batch.keys))
+        # A rank's loss is of its own queries, so the loss of the batch is the mean over ranks.
+        means = mean_over_ranks(scalars | {"train/loss": loss})
+        self.log_dict(means, batch_size=len(batch.keys))
 
         temperature = self.log_temperature.detach().exp()
         pairs = PairOutput(vectors.query_BD.detach(), vectors.target_BD.detach(), temperature)

@@ -23,7 +23,7 @@ from lightning_modules.schedule import num_training_steps
 from mmemb.backbones import load_backbone
 from mmemb.backbones.base import saved_spec
 from mmemb.backbones.generative import DirectVectors
-from mmemb.distributed import gather_objects
+from mmemb.distributed import gather_objects, mean_over_ranks, sum_over_ranks
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import BudgetCalibration, Unit, check_budget
 from mmemb.gate.collapse import collapse_warning
@@ -207,10 +207,15 @@ class GatingPolicy(LightningModule):
 
         loss = combine(self._estimate(state_BS, logit_BA, reward, batch))
 
-        scalars = {"train/loss": loss.detach()}
+        # A rank's loss is of its own queries, so the loss of the batch is the mean over ranks.
+        scalars = mean_over_ranks({"train/loss": loss})
+
+        # As sums, since a rank may hold no eligible query, and so has no mean.
         expected_R = (logit_BA.detach().softmax(1) * reward).sum(1)[batch.eligible_B]
-        if len(expected_R):  # without an eligible query there is no mean
-            scalars["train/reward"] = expected_R.mean()
+        counted = torch.stack([expected_R.sum(), expected_R.new_tensor(len(expected_R))])
+        total, count = sum_over_ranks(counted)
+        if count:
+            scalars["train/reward"] = total / count
         self.log_dict(scalars, batch_size=len(batch.keys))
         return StepOutput(loss=loss, decisions=self._decisions(logit_BA, batch)).as_mapping()
 

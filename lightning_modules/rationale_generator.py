@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import with_schedule
+from mmemb.distributed import mean_over_ranks
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.terms import combine
 from mmemb.rationales import NO_DRAW, RationaleWriter, ServerError, merge_drafts
@@ -169,7 +170,8 @@ class RationaleGenerator(LightningModule):
     @override
     def training_step(self, batch: ReplyBatch, batch_idx: int) -> Tensor:
         loss = combine(self._tuner.loss(batch.sides, batch.rationales))
-        self.log("train/loss", loss.detach(), batch_size=len(batch.keys))
+        # A rank's loss is of its own rows, so the loss of the batch is the mean over ranks.
+        self.log_dict(mean_over_ranks({"train/loss": loss}), batch_size=len(batch.keys))
         return loss
 
     @override

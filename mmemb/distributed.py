@@ -6,7 +6,7 @@ differently. Shapes: B rows of this rank, W ranks, P columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, final
 
 import torch
@@ -147,6 +147,25 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     total = _on_wire(x.detach().clone(memory_format=torch.contiguous_format))
     dist.all_reduce(total)
     return total.to(x.device)
+
+
+def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over all ranks of each scalar, without gradient, in one collective.
+
+    Args:
+        values: name -> scalar; the same names in the same order on every rank.
+
+    >>> mean_over_ranks({"train/loss": torch.tensor(2.0)})
+    {'train/loss': tensor(2.)}
+    """
+    world = rank_and_world()[1]
+    if world == 1:
+        return {name: value.detach() for name, value in values.items()}
+
+    # In float32, so that scalars of several precisions travel together.
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    means = sum_over_ranks(stacked) / world
+    return dict(zip(values, means.unbind(), strict=True))
 
 
 def _all_gather(x: Tensor) -> Tensor:

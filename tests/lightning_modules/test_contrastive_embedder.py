@@ -135,6 +135,18 @@ def test_gradients_on_two_ranks_equal_those_of_one(
     assert sum(bool(g.abs().max() > 1e-4) for g in one.values()) > len(one) / 2
 
 
+def test_the_logged_losses_of_two_ranks_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    parts, logged = [rows(0, 5), rows(ROWS, 0)], []
+    for ranks in ([joined(parts)], parts):
+        module = ContrastiveEmbedder(clip(tmp_path))
+        trainer = trainer_of(tmp_path, len(ranks), max_steps=1)
+        data = Stub(train=lambda rank, world, ranks=ranks: [ranks[rank]])
+        trainer.fit(module.train(), datamodule=data)
+        logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    assert {"train/loss", "train/reasoned_loss", "train/rationale_fraction"} <= logged[0].keys()
+    assert logged[1] == pytest.approx(logged[0], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("retained", "name"), [(0.0, "clip"), (1.0, "joint"), slow(1.0, "clip"), slow(0.0, "joint")]
 )

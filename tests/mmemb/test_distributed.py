@@ -11,6 +11,7 @@ from mmemb.distributed import (
     gather_padded,
     gather_ragged,
     gather_rows,
+    mean_over_ranks,
     rank_and_world,
     sum_over_ranks,
 )
@@ -84,6 +85,15 @@ def _sum(rank: int) -> tuple[Tensor, Tensor]:
 
 def test_sum_leaves_its_argument_alone() -> None:
     assert [(total.item(), x.item()) for total, x in run_ranks(_sum, 2)] == [(3, 1), (3, 2)]
+
+
+def _mean(rank: int) -> dict[str, float]:
+    values = {"a": torch.tensor(1.0 + rank), "b": torch.tensor(rank, dtype=torch.bfloat16)}
+    return {name: mean.item() for name, mean in mean_over_ranks(values).items()}
+
+
+def test_means_of_scalars_are_those_of_all_ranks() -> None:
+    assert run_ranks(_mean, 2) == [{"a": 1.5, "b": 0.5}] * 2
 
 
 def _fails(rank: int) -> None:
