@@ -1,8 +1,10 @@
 """Interruption: ends a run on a signal, and keeps every checkpoint at a whole step."""
 
+import os
 import signal
 from typing import Any, final
 
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
@@ -10,16 +12,18 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from callbacks.fit_end import accumulates, save_last, unfinished_fit
+from mmemb.storage.requeue import requeue
 from mmemb.storage.signals import Interrupted, end, handle_signals
 
 
 @final
 class Interruption(Callback):
-    """Ends a run on SIGTERM or SIGINT with status 143 or 130; give it as the last callback.
+    """Ends a run on SIGTERM, SIGUSR1 or SIGINT with status 143, 143 or 130; give it as the last
+    callback.
 
     A `fit` ends behind the step that is running (on one process also within a validation), and one
-    that keeps its last state (`ModelCheckpoint(save_last=True)`) saves it first. Everything else
-    ends at once: what it has written is whole.
+    that keeps its last state (`ModelCheckpoint(save_last=True)`) saves it first; its SLURM job is
+    requeued. Everything else ends at once: what it has written is whole.
 
     Whenever a checkpoint is saved, it is of a whole step. It lacks the gradients that micro-batches
     have summed so far (`accumulate_grad_batches`), so in its loop state these batches are still to
@@ -30,6 +34,13 @@ class Interruption(Callback):
         self._signum: int | None = None
         self._loop_state: dict[str, Any] | None = None  # at the last whole step
         self._stepping = self._validating = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning's own handler would save a file of its own and requeue the job before ours has.
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False
 
     # where training stands
 
@@ -85,9 +96,11 @@ class Interruption(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
+        # Before the first step there is nothing to save. Lightning's own handler would broadcast
+        # between the ranks, whatever they are doing.
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             handle_signals(lambda signum: _end(trainer, signum))
-        elif not trainer.sanity_checking and not accumulates(trainer):
+        elif not accumulates(trainer):
             self._loop_state, self._validating = _before_validation(trainer), True
 
     @override
@@ -118,7 +131,13 @@ class Interruption(Callback):
         """Ends the fit on all ranks if any of them has received a signal."""
         if trainer.strategy.reduce_boolean_decision(self._signum is not None, all=False):
             save_last(trainer)
-            _end(trainer, self._signum or signal.SIGTERM, str(unfinished_fit(trainer)))
+
+            # Before any rank ends: SLURM may kill the others when the first one has failed.
+            signum = self._signum or signal.SIGTERM
+            requeue(signum, os.environ)
+            trainer.strategy.barrier()
+
+            _end(trainer, signum, str(unfinished_fit(trainer)))
 
 
 def _in_batch(trainer: Trainer) -> bool:

@@ -15,6 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from mmemb.storage.signals import ignore_warnings
+
 StartMethod = Literal["fork", "spawn", "forkserver"]
 Item = tuple[Any, tuple[str, ...]]
 """A batch, and one sentence for each sample that was skipped while it was made."""
@@ -133,10 +135,16 @@ def item_loader(
         sampler=order,
         num_workers=num_workers,
         collate_fn=_as_is,
+        worker_init_fn=_start_reading,
         multiprocessing_context=start_method if num_workers else None,
         # Of its own, so that the number of workers leaves the global random numbers alone.
         generator=torch.Generator(),
     )
+
+
+def _start_reading(worker: int) -> None:
+    # The process that trains needs this one for the step that it ends with.
+    ignore_warnings()
 
 
 def warn_skipped(problems: Sequence[str], total: int) -> None:

@@ -13,7 +13,8 @@ import traceback
 from experiments.cli.config_files import choices, config_names
 from experiments.cli.explain import asked_for, explain
 from experiments.cli.messages import USER_ERRORS, innermost, quieten, without_secrets
-from mmemb.storage.signals import exit_on_signals
+from mmemb.storage.requeue import requeue
+from mmemb.storage.signals import Interrupted, exit_on_signals
 from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
 
 _LIGHTNING_ERROR = "MisconfigurationException"  # by name: to import it takes seconds
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
             from experiments.cli.experiment_cli import ExperimentCLI
 
             ExperimentCLI(arguments)
+    except Interrupted as interrupted:
+        requeue(interrupted.signum, os.environ)
+        raise
     except Unfinished as end:
         # Lightning kills the first process, and with it this status, when another one fails.
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:

@@ -24,6 +24,7 @@ from experiments.runs.folders import new_folder
 from mmemb.records.schema import Schema, read_json
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import LOCK, FolderLock, locked
+from mmemb.storage.requeue import INTERACTIVE
 from mmemb.storage.run_folder import RunFolder
 
 RUN_FOLDER = "MMEMB_RUN_FOLDER"
@@ -55,7 +56,7 @@ class Launch:
         if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
             rank = int(environment["RANK"])
         elif int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
-            if environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning has it
+            if environment.get("SLURM_JOB_NAME") in INTERACTIVE:
                 return None
             rank = int(environment["SLURM_PROCID"])
 

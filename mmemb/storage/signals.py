@@ -1,5 +1,7 @@
-"""SIGTERM and SIGINT end a command in order: blocks are left one by one, so that half-written files
-are removed, and the exit status is 143 or 130.
+"""SIGTERM, SIGUSR1 and SIGINT end a command in order: blocks are left one by one, so that
+half-written files are removed, and the exit status is 143, or 130 for SIGINT.
+
+SIGUSR1 is how SLURM warns of a time limit (`--signal=SIGUSR1@180`); it counts like SIGTERM.
 
 `mmemb.storage.unfinished` is the other end of a run before its work is done: by a limit, not by a
 signal.
@@ -16,7 +18,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import final
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# By name, since Windows has no SIGUSR1.
+SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGTERM", "SIGUSR1", "SIGINT"))
 GRACE_SECONDS = 15.0
 """A process that still runs so long after it began to end is killed: it waits for a thread, or for
 another process."""
@@ -29,14 +32,17 @@ class Interrupted(SystemExit):
     Args:
         signum: of the signal.
         advice: how to go on.
-        status: the exit status, if not 128 + signum.
+        status: the exit status, if not 130 for SIGINT and 143 for the others.
 
     Attributes:
+        signum: of the signal.
         message: the line for the user.
     """
 
     def __init__(self, signum: int, advice: str = "", status: int | None = None) -> None:
-        super().__init__(128 + signum if status is None else status)
+        counted = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+        super().__init__(128 + counted if status is None else status)
+        self.signum = signum
         advice = advice or "stopped; the same command goes on with what is missing."
         self.message = f"{signal.Signals(signum).name}: {advice}"
 
@@ -48,7 +54,7 @@ class Interrupted(SystemExit):
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Makes SIGTERM and SIGINT raise `Interrupted` within the block, which is a whole command.
+    """Makes `SIGNALS` raise `Interrupted` within the block, which is a whole command.
 
     An error after such a signal raises it, too: the error is of a process that the signal has
     ended. At the end of the block the message is printed.
@@ -75,7 +81,7 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def handle_signals(act: Callable[[int], None]) -> None:
-    """Makes SIGTERM and SIGINT call `act` from now on, until the process begins to end."""
+    """Makes `SIGNALS` call `act` from now on, until the process begins to end."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
         _received.append(signum)
@@ -85,6 +91,14 @@ def handle_signals(act: Callable[[int], None]) -> None:
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as SIGINT is for a shell's background
             _set(signum, handle)
+
+
+def ignore_warnings() -> None:
+    """Makes a process that works for another one ignore SIGUSR1, which SLURM sends to all processes
+    of a job: the other one decides when both end."""
+    for signum in SIGNALS:
+        if signum.name == "SIGUSR1":
+            _set(signum, signal.SIG_IGN)
 
 
 def end(interrupted: Interrupted) -> None:

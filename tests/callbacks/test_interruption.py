@@ -22,6 +22,7 @@ from callbacks.fit_end import LAST
 from callbacks.interruption import Interruption
 from datamodules.stream import StepStream
 from mmemb.storage.signals import SIGNALS, Interrupted, exit_on_signals
+from tests.fixtures.slurm import Slurm
 from tests.fixtures.tiny_trainer import Items, Stub, trainer_of
 
 STEPS = [(torch.randn(3, generator=torch.Generator().manual_seed(n)), ()) for n in range(99)]
@@ -150,7 +151,13 @@ def sends(signum: int, at: int) -> Callable[[int], None]:
 
 @pytest.mark.parametrize(
     ("signum", "status"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [
+        (signal.SIGTERM, 143),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((signal.SIGINT, 130), (signal.SIGUSR1, 143))
+        ),
+    ],
 )
 @pytest.mark.parametrize("at", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_fit_behind_its_step(
@@ -166,6 +173,23 @@ def test_a_signal_ends_a_fit_behind_its_step(
     found = fit(tmp_path, Line(), tmp_path / LAST, **more)
     assert len(found.seen) == 8
     assert weights(found) == undisturbed
+
+
+def test_under_slurm_one_handler_requeues_the_job(
+    tmp_path: Path, undisturbed: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's own would save `hpc_ckpt_1.ckpt` and requeue it, too."""
+    slurm = Slurm.write(tmp_path / "bin")
+    alone = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    for name, value in slurm.variables(job="9001", **alone).items():
+        monkeypatch.setenv(name, value)
+
+    more = {"saving": {"every_n_train_steps": 5}}
+    with pytest.raises(Interrupted, match="143"), exit_on_signals():
+        fit(tmp_path, Line(sends(signal.SIGUSR1, 3)), **more)
+    assert slurm.calls == ["show job 9001", "requeue 9001"]
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+    assert weights(fit(tmp_path, Line(), tmp_path / LAST, **more)) == undisturbed
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import multiprocessing
 import os
 import shutil
+import signal
 import time
 from itertools import islice
 from pathlib import Path
@@ -107,6 +109,17 @@ def test_workers_prefetch_the_same_batches(root, start_method, num_workers):
     assert take(stream, 3) == expected[3:]
     assert stream.state_dict() == {"batches": 6}  # not what was prefetched
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_reading_process_ignores_the_warning_of_a_scheduler(root: Path) -> None:
+    """SLURM sends it to all processes of a job, and the one that trains completes its step."""
+    before = set(multiprocessing.active_children())
+    stream = make(root, num_workers=1).train_dataloader()
+    take(stream, 1)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGUSR1)
+    assert len(take(stream, 4)) == 4
+    assert worker.is_alive()
 
 
 class Recorder(LightningModule):
