@@ -6,6 +6,7 @@ A run is finished when `fingerprint.json` states it and every product that it na
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
+from msgspec.structs import replace
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from callbacks.fit_end import has_ended, unfinished_fit
 from mmemb.distributed import gather_objects
-from mmemb.records.schema import read_json
+from mmemb.records.schema import read_json, to_json
 from mmemb.storage.files import link_atomically, write_atomically
 from mmemb.storage.json_files import write_json
 from mmemb.storage.locks import FolderLock
@@ -244,6 +246,20 @@ def check_finite(module: LightningModule, run: Path, step: int) -> None:
 def mark_started(run: Path, fingerprint: str) -> None:
     """Marks a folder as that of a run of this fingerprint, before anything else is in it."""
     write_json(RunFolder(run).mark, {"fingerprint": fingerprint, "finished": False})
+
+
+def note_reason(run: Path, reason: str) -> None:
+    """Records why a run ended before it was finished; the first process to tell is the cause.
+
+    Args:
+        run: the folder of the run; nothing is recorded if it is gone, or is finished.
+        reason: one line, see `RunMark`.
+    """
+    # Whatever is wrong here, such as a full disk, must not take the place of the reason itself.
+    with contextlib.suppress(OSError, ValueError):
+        mark = _mark_of(run)
+        if mark is not None and not mark.finished and not mark.reason:
+            write_json(RunFolder(run).mark, to_json(replace(mark, reason=reason)))
 
 
 def fingerprint_of(run: Path) -> str | None:

@@ -28,7 +28,7 @@ from callbacks.checkpoint_io import keep_whole_checkpoints
 from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
-from callbacks.run_record import RunRecord, fingerprint_of
+from callbacks.run_record import RunRecord, fingerprint_of, note_reason
 from callbacks.training_health import TrainingHealth
 from experiments.cli.allow_class import split_allow_class
 from experiments.cli.checkpoint_check import (
@@ -45,7 +45,7 @@ from experiments.cli.given_settings import Given, config_files, given_settings
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
 from experiments.cli.makers import advice
-from experiments.cli.messages import innermost, without_secrets
+from experiments.cli.messages import innermost, reason_of, without_secrets
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
 from experiments.cli.short_options import SHORT_OPTIONS, Taken, taken_settings, with_taken
@@ -297,8 +297,12 @@ class ExperimentCLI(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.trainer.fast_dev_run:
-            with self._naming_makers():
-                super()._run_subcommand(subcommand)
+            try:
+                with self._naming_makers():
+                    super()._run_subcommand(subcommand)
+            except BaseException as error:
+                note_reason(self.run_folder, reason_of(error, self.run_folder))
+                raise
             return
 
         # Nothing that a development run makes may be taken for a product.

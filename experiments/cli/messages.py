@@ -9,12 +9,17 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from mmemb.storage.signals import exit_on_signals
+from mmemb.storage.signals import Interrupted, exit_on_signals
+from mmemb.storage.unfinished import Unfinished
 
 USER_ERRORS = (ValueError, FileNotFoundError, OSError, MemoryError, ModuleNotFoundError)
 """Errors of bad input, such as a precision whose package is not installed; their message is written
 for people, so they see it alone."""
+
+MOST_LETTERS = 300
+"""Of a reason in the list of runs."""
 
 _PARSER_PAGE = re.compile(
     r"Does not validate against any of the Union subtypes\n.*?Errors:\n *- (.*)\n *- Expected a "
@@ -49,6 +54,25 @@ def without_secrets(text: str) -> str:
 def _without(pattern: str) -> Callable[[logging.LogRecord], bool]:
     """Returns a filter that drops messages which hold a pattern."""
     return lambda record: re.search(pattern, record.getMessage()) is None
+
+
+def reason_of(error: BaseException, run: Path) -> str:
+    """Returns why a run has ended, in one line without secrets, as the list of runs shows it.
+
+    >>> reason_of(RuntimeError("the power\\nwent out"), Path("runs/pocket/1-trunk"))
+    'failed: RuntimeError: the power went out'
+    """
+    # These two are no failures; their messages are written for people as they stand.
+    if isinstance(error, Interrupted):
+        text = f"unfinished: {error.message}"
+    elif isinstance(error, Unfinished):
+        text = f"unfinished: {error}"
+    else:
+        text = f"failed: {type(error).__name__}: {innermost(str(error))}"
+
+    # The list names the run in front.
+    text = without_secrets(text).replace(f"{run}: ", "")
+    return textwrap.shorten(text, MOST_LETTERS, placeholder=" ...")
 
 
 @contextlib.contextmanager

@@ -18,12 +18,15 @@ class RunMark(Schema):
     Attributes:
         fingerprint: of settings and inputs.
         finished: whether it came to its end.
+        reason: why it ended before, one line that begins with `failed:` or `unfinished:`; empty
+            while it runs, and after `kill -9`.
         inputs: path -> hash of what lay there.
         products: see `mmemb.storage.products`; None where they were not recorded.
     """
 
     fingerprint: str
     finished: bool = False
+    reason: str = ""
     inputs: dict[str, str] = {}
     products: tuple[Product, ...] | None = None
 

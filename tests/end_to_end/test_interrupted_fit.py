@@ -18,7 +18,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
-import experiments.report  # noqa: F401  (the line below finds its module)
+from experiments.report.data.runs import list_runs
 from tests.fixtures.tiny_experiment import (
     CONFIGS,
     REPO,
@@ -74,12 +74,14 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(
     folder = tmp_path / "cut/tiny"
     assert not (folder / "trunk").exists(), "nobody may take an unfinished run"
     (started,) = folder.glob("*-trunk-*")
+    assert "failed: RuntimeError: the power went out" in list_runs(folder)
     assert (started / "checkpoints/last.ckpt.previous").is_file(), "in case the last one is broken"
     with patch.object(ContrastiveEmbedder, "training_step", cut):
         fit_trunk(trunk, tmp_path / "cut")
     assert len(steps) == 3 + 2, "steps 3 and 4, not all four again"
     assert steps[3] == steps[2], "the batch that broke off comes again"
     assert (folder / "trunk").resolve() == started.resolve(), "in the same folder"
+    assert "failed" not in list_runs(folder)
     found = trained_weights(folder)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -17,7 +17,7 @@ HEADLINES = ("test/recall@1", "val/recall@1", "train/loss", "val/tau")
 
 
 def list_runs(folder: Path) -> str:
-    """Returns a table of every run below a folder, the newest first.
+    """Returns a table of every run below a folder, the newest first, and why runs have failed.
 
     Args:
         folder: `runs`, or an experiment in it.
@@ -41,7 +41,14 @@ def list_runs(folder: Path) -> str:
         )
 
     headings = ("run", "state", "minutes", "owner", "tags", "commit", "metric")
-    return Table(headings, [_line(folder, run) for run in runs]).markdown()
+    table = Table(headings, [_line(folder, run) for run in runs]).markdown()
+
+    # Below the table, whose columns they would make too wide for a terminal.
+    marks = {run: read_json(RunFolder(run).mark, RunMark) for run in runs}
+    reasons = [
+        f"{run.relative_to(folder)} {mark.reason}" for run, mark in marks.items() if mark.reason
+    ]
+    return "\n".join([table, *([""] if reasons else []), *reasons])
 
 
 def diff_runs(left: Path, right: Path) -> str:
@@ -79,13 +86,18 @@ def _line(folder: Path, run: Path) -> list[str]:
 
     return [
         str(run.relative_to(folder)),
-        "finished" if mark.finished else "unfinished",
+        _state(mark),
         "-" if summary.seconds is None else f"{summary.seconds / 60:.1f}",
         environment.owner or "-",
         ", ".join(environment.tags) or "-",
         f"{environment.git_commit or '-'}{dirty}",
         shown[0] if shown else "-",
     ]
+
+
+def _state(mark: RunMark) -> str:
+    """Returns `finished`, `failed` or `unfinished`."""
+    return "finished" if mark.finished else mark.reason.partition(":")[0] or "unfinished"
 
 
 def _number(value: float | None) -> str:

@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.hparams import LAYOUT, BestMetrics, HParams
+from callbacks.run_record import mark_started, note_reason
 from experiments.report.__main__ import main
 from experiments.report.data.runs import diff_runs, list_runs
 from tests.fixtures.tiny_experiment import Experiment
@@ -49,6 +50,23 @@ def test_runs_are_listed_newest_first(
     assert stamps == sorted(stamps, reverse=True)
     assert sum("| finished" in line for line in lines) >= 13, "others may have left broken ones"
     assert any("test/recall@1" in line for line in lines)
+
+
+def test_a_run_that_ended_before_its_end_is_listed_with_the_reason(tmp_path: Path) -> None:
+    for name, reason in (
+        ("3-x", "failed: ValueError: why"),
+        ("2-x", "unfinished: SIGTERM"),
+        ("1-x", ""),
+    ):
+        (tmp_path / name).mkdir()
+        mark_started(tmp_path / name, "abc")
+        note_reason(tmp_path / name, reason)
+        note_reason(tmp_path / name, "failed: an error that followed from it")
+    note_reason(tmp_path / "gone", "failed: x")
+
+    lines = list_runs(tmp_path).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:5]] == ["failed", "unfinished", "failed"]
+    assert lines[5:8] == ["", "3-x failed: ValueError: why", "2-x unfinished: SIGTERM"]
 
 
 def test_a_difference_names_settings_and_metrics(clip_experiment: Experiment) -> None:
