@@ -40,6 +40,7 @@ from experiments.cli.checkpoint_check import (
 )
 from experiments.cli.config_check import check_config_files, check_flag, check_flags
 from experiments.cli.config_files import CONFIGS, find_config, with_configs
+from experiments.cli.dropped_callbacks import dropped_callbacks
 from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.given_settings import Given, config_files, given_settings
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
@@ -53,7 +54,7 @@ from experiments.cli.trainer_options import check_trainer_options
 from experiments.cli.unwritable_defaults import drop_unwritable_defaults
 from experiments.runs.claim import ClaimedFolder
 from experiments.runs.deciding_settings import deciding_trainer
-from experiments.runs.loggers import keep_checkpoints_in, place_loggers
+from experiments.runs.loggers import LogFolders, keep_checkpoints_in, place_loggers
 from mmemb.records.file_names import check_plain
 from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.fingerprints import fingerprint, input_identities
@@ -115,6 +116,13 @@ class ExperimentCLI(LightningCLI):
             type=str,
             default=os.environ.get("MMEMB_RUNS", "runs"),
             help="folder of all runs (default: $MMEMB_RUNS or runs)",
+        )
+
+        parser.add_argument(
+            "--log_folder",
+            type=str,
+            default=os.environ.get("MMEMB_LOGS"),
+            help="folder of all runs' logs (default: $MMEMB_LOGS, else each run's own folder)",
         )
 
         # What the YAML files link to several places.
@@ -217,6 +225,11 @@ class ExperimentCLI(LightningCLI):
         check_memory(config.needs.memory_gib)
         torch.set_float32_matmul_precision("high")
 
+        callbacks = config.trainer.callbacks or []
+        blocks = callbacks if isinstance(callbacks, list) else [callbacks]
+        for line in dropped_callbacks(self.files, [block.class_path for block in blocks]):
+            rank_zero_only(print)(line, file=sys.stderr)
+
         self.fingerprint = run_fingerprint(config, self.subcommand)
         self.settings = settings_of(config, self.subcommand)
         outputs = own_outputs(config, self.subcommand)
@@ -235,7 +248,10 @@ class ExperimentCLI(LightningCLI):
         self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
 
         config.trainer.default_root_dir = str(self.run_folder)
-        place_loggers(config.trainer, self.run_folder)
+        # A development run has no loggers, and its folder does not lie below `runs`.
+        shared = None if config.trainer.fast_dev_run else config.log_folder
+        self.log_folders = LogFolders.of(self.run_folder, Path(config.runs), shared)
+        place_loggers(config.trainer, self.log_folders, self.run_folder.name)
 
     @override
     def instantiate_classes(self) -> None:
@@ -270,7 +286,7 @@ class ExperimentCLI(LightningCLI):
         # Lightning's own default would put its files into `lightning_logs/version_N` below the
         # run.
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(str(self.run_folder), name="", version="")
+            kwargs["logger"] = TensorBoardLogger(str(self.log_folders.run), name="", version="")
 
         trainer = super().instantiate_trainer(**kwargs)
         keep_checkpoints_in(trainer, self.run_folder)

@@ -117,6 +117,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run goes on
         ".*dirpath has changed from.*",  # a checkpoint is continued in a run of its own
         ".*is smaller than the logging interval.*",  # a quick look; the last line has the metrics
+        ".*MLFlow only allows.*",  # recall@1 is recall1 there
         ".*in eval mode at the start of training.*",  # frozen towers; encoders without dropout
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -53,11 +53,12 @@ def fit_trunk(experiment: Experiment, runs: Path) -> Path:
 
 
 def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(
-    trunk: Experiment, tmp_path: Path
+    trunk: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lightning_modules import ContrastiveEmbedder
 
     expected = trained_weights(fit_trunk(trunk, tmp_path / "whole"))
+    assert "pocket-trunk.yaml, which drops RecallAtK." in capsys.readouterr().err
     usual, steps = ContrastiveEmbedder.training_step, []
 
     def cut(module: Any, batch: Any, batch_idx: int) -> Any:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import HParams, RecallAtK
-from experiments.runs.loggers import keep_checkpoints_in, place_loggers
+from experiments.runs.loggers import LogFolders, keep_checkpoints_in, place_loggers
 from mmemb.media.loggers import log_figure, log_text
 from tests.fixtures.echo_module import ONE, Boring, split
 from tests.fixtures.tiny_experiment import Experiment, run, write_experiment
@@ -110,23 +110,51 @@ def test_settings_go_to_every_logger_of_a_fit(tmp_path: Path) -> None:
     assert numbers.settings == {"data.batch_size": 8}
 
 
-def test_relative_folders_of_loggers_lie_in_the_run_folder(tmp_path: Path) -> None:
-    def configured(*folders: Any) -> list[Namespace]:
-        return [Namespace(class_path="x", init_args=Namespace(save_dir=f)) for f in folders]
+def placed(folders: LogFolders, *configured: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The arguments of loggers, each given as its class and its arguments."""
+    blocks = [Namespace(class_path=c, init_args=Namespace(**given)) for c, given in configured]
+    place_loggers(Namespace(logger=blocks), folders, "1-trunk-x")
+    return [vars(block.init_args) for block in blocks]
 
-    run_folder, elsewhere = tmp_path / "run", str(tmp_path / "elsewhere")
-    several = Namespace(logger=configured(".", "./mlruns", elsewhere, None))
-    place_loggers(several, run_folder)
-    placed = [logger.init_args.save_dir for logger in several.logger]
-    assert placed == [str(run_folder), str(run_folder / "mlruns"), elsewhere, None]
+
+def test_relative_folders_of_loggers_lie_in_the_run_folder(tmp_path: Path) -> None:
+    run_folder, elsewhere = tmp_path / "runs/tiny/run", str(tmp_path / "elsewhere")
+    folders = LogFolders.of(run_folder, tmp_path / "runs", None)
+    found = placed(folders, *(("x", {"save_dir": f}) for f in (".", "./mlruns", elsewhere, None)))
+    assert [given["save_dir"] for given in found] == [
+        str(run_folder), str(run_folder / "mlruns"), elsewhere, None,
+    ]  # fmt: skip
     for none in (None, True, False):
-        place_loggers(Namespace(logger=none), run_folder)
+        place_loggers(Namespace(logger=none), folders, "1-trunk-x")
 
     kept = ModelCheckpoint(dirpath=elsewhere)
     trainer = SimpleNamespace(checkpoint_callbacks=[moved := ModelCheckpoint(), kept])
     keep_checkpoints_in(trainer, run_folder)
     assert moved.dirpath == str(run_folder / "checkpoints")
     assert kept.dirpath == elsewhere
+
+
+def test_with_one_folder_of_logs_runs_stay_apart_and_stores_are_shared(tmp_path: Path) -> None:
+    shared = tmp_path / "logs"
+    folders = LogFolders.of(tmp_path / "runs/tiny/1-trunk-x", tmp_path / "runs", str(shared))
+    csv, wandb, named, mlflow, served = placed(
+        folders,
+        ("lightning.pytorch.loggers.CSVLogger", {"save_dir": ".", "name": "csv"}),
+        ("lightning.pytorch.loggers.WandbLogger", {"save_dir": ".", "name": None}),
+        ("lightning.pytorch.loggers.WandbLogger", {"save_dir": ".", "name": "mine"}),
+        ("lightning.pytorch.loggers.MLFlowLogger", {"save_dir": "./mlruns", "run_name": None}),
+        ("MLFlowLogger", {"save_dir": ".", "run_name": "mine", "tracking_uri": "http://host"}),
+    )
+    assert csv == {"save_dir": str(shared / "tiny/1-trunk-x"), "name": "csv"}
+    assert wandb == {"save_dir": str(shared), "name": "1-trunk-x"}
+    assert named["name"] == "mine"
+    assert mlflow == {
+        "save_dir": str(shared / "mlruns"),
+        "run_name": "1-trunk-x",
+        "tracking_uri": f"sqlite:///{shared}/mlruns/mlflow.db",  # files are refused since MLflow 3
+        "artifact_location": str(shared / "mlruns/artifacts"),
+    }
+    assert (served["tracking_uri"], served["run_name"]) == ("http://host", "mine")
 
 
 @pytest.mark.slow
@@ -146,6 +174,10 @@ def test_the_command_line_takes_loggers(tiny_root: Path, tmp_path: Path) -> None
     assert config["trainer"]["logger"][0]["init_args"]["save_dir"] == "."
     none = fit_trunk(experiment, tmp_path / "silent", "--trainer.logger", "false")
     assert not list(none.glob("events*"))
+    logs = tmp_path / "logs"
+    shared = fit_trunk(experiment, tmp_path / "shared", "--log_folder", str(logs))
+    assert not list(shared.glob("events*"))
+    assert list((logs / "tiny" / shared.name).glob("events*"))
 
 
 def fit_trunk(experiment: Experiment, runs: Path, *more: str) -> Path:
