@@ -1,6 +1,7 @@
 """`python -m experiments.run fit|validate|test|predict --config ...`: one stage, one run.
 
-With `--explain KEY` nothing runs; it says which file or flag gave the setting its value.
+With `--explain KEY` nothing runs; it says which file or flag gave the setting its value. With
+`--sweep KEY=VALUE,VALUE` a fit runs once for each value, one after another.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import traceback
 from experiments.cli.config_files import choices, config_names
 from experiments.cli.explain import asked_for, explain
 from experiments.cli.messages import USER_ERRORS, innermost, quieten, without_secrets
+from experiments.pipelines.sweep import read_sweep, sweep
 from mmemb.storage.requeue import requeue
 from mmemb.storage.signals import Interrupted, exit_on_signals
 from mmemb.storage.unfinished import UNFINISHED_STATUS, Unfinished
@@ -30,6 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
             if key is not None:
                 print(explain(arguments, key))
                 return
+            arguments, axes = read_sweep(arguments)
+            if axes:
+                sweep(arguments, axes)
+                return
+
             # Of the ranks that Lightning starts the first one says it.
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
                 for line in choices(config_names(arguments)):

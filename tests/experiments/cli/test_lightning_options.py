@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import tempfile
 import warnings
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -38,7 +41,13 @@ from mmemb.backbones import load_backbone
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.training.path_losses import PathLosses
 from tests.fixtures.tiny_embedder import clip
-from tests.fixtures.tiny_experiment import REPO, run, write_experiment
+from tests.fixtures.tiny_experiment import (
+    REPO,
+    STAGES,
+    run,
+    run_pipeline,
+    write_experiment,
+)
 from tests.fixtures.tiny_trainer import rank_of, trainer_of
 
 
@@ -319,6 +328,34 @@ def test_a_callback_whose_default_is_a_device_runs_from_yaml(
         warnings.simplefilter("ignore")
         run([*command, "--config", str(overlay)])
     assert (tmp_path / "runs/tiny/trunk/backbone").is_dir()
+
+
+@pytest.fixture
+def deterministic() -> Iterator[list[str]]:
+    """The option, which Lightning sets for the whole process."""
+    with patch.dict(os.environ):
+        yield ["--trainer.deterministic", "true"]
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_fit_may_be_deterministic(
+    tiny_root: Path, tmp_path: Path, deterministic: list[str]
+) -> None:
+    experiment = write_experiment(tmp_path, tiny_root)
+    run(experiment.command("trunk", "--runs", str(experiment.runs), *deterministic))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert (experiment.folder / "trunk/backbone").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["clip_tiny", "joint"])
+def test_every_stage_is_deterministic_on_the_processor(
+    tiny_root: Path, tmp_path: Path, deterministic: list[str], backbone: str
+) -> None:
+    """No operation of theirs is one that torch would refuse."""
+    experiment = write_experiment(tmp_path, tiny_root, backbone)
+    ran = run_pipeline(experiment, "--until", "gate-test", "--", *deterministic)
+    assert ran == list(STAGES)
 
 
 @pytest.mark.slow
