@@ -35,6 +35,7 @@ _REST = (
         "a class of another package that a folder may name; its code runs",
     ),
     ("--explain KEY", None, "which file or flag gave a setting its value; nothing is run"),
+    ("--sweep KEY=VALUE,VALUE", None, "of fit: one run for each value (docs/team.md)"),
 )
 
 _END = """\

@@ -27,6 +27,9 @@ _PARSER_PAGE = re.compile(
     re.DOTALL,
 )
 
+_PACKAGE = re.compile(r"Problem with given class_path '([\w.]+)':\s+(Requirement '.*' not met\..*)")
+"""A class of Lightning's whose package is not installed, such as that of a logger."""
+
 _SECRET_KEYS = re.compile(
     r"""(\b(?:url|api_key_env)["']?\s*[=:]\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,)}]+)"""
 )
@@ -35,6 +38,8 @@ _SECRET_URLS = re.compile(r"""(\bhttps?://)[^\s'"]*[@?#][^\s'"]*""")
 
 def innermost(text: str) -> str:
     """Returns the complaint of a constructor, without the parser's page around it."""
+    if package := _PACKAGE.search(text):
+        return f"{package[1]}: {package[2]}"
     while page := _PARSER_PAGE.match(text):
         text = textwrap.dedent("    " + page[1])
     return text

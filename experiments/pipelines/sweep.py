@@ -179,9 +179,9 @@ def result_table(axes: Sequence[Axis], rows: Sequence[tuple[SweptRun, RunSummary
 
 def _figures(summary: RunSummary, metrics: Sequence[str]) -> list[str]:
     """Returns metrics and minutes; dashes where a run has failed."""
-    minutes = None if summary.seconds is None else summary.seconds / 60
-    values = [*(summary.metrics.get(name) for name in metrics), minutes]
-    return ["-" if value is None else f"{value:.4g}" for value in values]
+    values = [summary.metrics.get(name) for name in metrics]
+    minutes = "-" if summary.seconds is None else f"{summary.seconds / 60:.1f}"
+    return [*("-" if value is None else f"{value:.4g}" for value in values), minutes]
 
 
 def _plain(value: str) -> str:

@@ -139,6 +139,12 @@ def test_the_page_of_the_parser_is_left_out() -> None:
         "a.json is broken"
     )
     assert innermost("plain") == "plain"
+    missing = (
+        "Not a valid subclass of Logger. Got value: x\n  Subclass types expect one of:\n"
+        "- Problem with given class_path 'a.WandbLogger':\n    Requirement 'wandb>=0.12' not met. "
+        "HINT: Try it\n- Expected a <class 'bool'>"
+    )
+    assert innermost(missing) == "a.WandbLogger: Requirement 'wandb>=0.12' not met. HINT: Try it"
 
 
 # ---- records and sidecars

@@ -72,7 +72,7 @@ def test_the_table_has_the_metrics_of_each_run_and_names_its_result() -> None:
     )
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert cells[0] == ["model.optimizer.lr", "train/loss", "minutes", "result"]
-    assert cells[2] == ["1e-4", "0.5", "1", "a/summary.json"]
+    assert cells[2] == ["1e-4", "0.5", "1.0", "a/summary.json"]
     assert cells[3] == ["3e-4", "-", "-", "failed"]
 
 
