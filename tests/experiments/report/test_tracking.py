@@ -44,7 +44,9 @@ def test_runs_are_listed_newest_first(
     clip_experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["list", str(clip_experiment.folder)])
-    lines = capsys.readouterr().out.splitlines()[2:]
+    # Other tests may have left runs that failed, whose reasons stand below the table.
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line for line in printed if line.startswith("|")][2:]
     assert len(lines) == len({line.split("|")[1] for line in lines}) >= 13
     stamps = [line.split("|")[1].strip()[:15] for line in lines]
     assert stamps == sorted(stamps, reverse=True)
