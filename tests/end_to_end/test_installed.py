@@ -72,9 +72,8 @@ def test_two_ranks_train_at_another_root_with_a_class_of_the_working_folder(
     done = installed.mmemb(arguments, work)
 
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {f"hello from rank {rank} in {work}/mine.py" for rank in (0, 1)} <= {
-        *done.stdout.splitlines()
-    }
+    # Substrings: two ranks may write into one line.
+    assert all(f"hello from rank {rank} in {work}/mine.py" in done.stdout for rank in (0, 1))
     assert f"pocket/trunk: {installed.site}/experiments/configs" in done.stderr
 
     # All that was made lies at the root; the record names no place of the package.
