@@ -7,7 +7,6 @@ runs.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import final
 
 from experiments.cli.config_files import choices, config_names, find_config, with_configs
 from experiments.rooms import ROOMS, check_folder
+from mmemb.records.nearest_name import nearest
 
 ROOT = "MMEMB_ROOT"
 """Environment variable with the folder of data and runs; also tells it to ranks."""
@@ -93,8 +93,7 @@ def main() -> None:
 def run(name: str, arguments: Sequence[str]) -> int | None:
     """Runs a command, and returns its exit status; None is 0."""
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = nearest(name, COMMANDS)
         sys.exit(f"error: mmemb has no command {name!r}.{hint} `mmemb --help` lists them.")
 
     command = COMMANDS[name]

@@ -15,12 +15,8 @@ import lightning.pytorch as pl
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
-from experiments.cli.given_settings import (
-    Given,
-    config_files,
-    nearest,
-    read_config_file,
-)
+from experiments.cli.given_settings import Given, config_files, read_config_file
+from mmemb.records.nearest_name import nearest
 from mmemb.records.old_names import ARGUMENTS, CLASS_PATHS
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")

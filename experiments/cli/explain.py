@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.cli.given_settings import ABSENT, given_settings, nearest, value_at
+from experiments.cli.given_settings import ABSENT, given_settings, value_at
 from experiments.cli.short_options import SHORT_OPTIONS, taken_settings
+from mmemb.records.nearest_name import nearest
 
 FLAG = "--explain"
 

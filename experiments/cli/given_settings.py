@@ -5,7 +5,6 @@ The parser merges them into one configuration, which no longer says who set what
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, final
 import yaml
 
 from experiments.cli.config_files import config_names, named_configs, packaged
+from mmemb.records.nearest_name import nearest
 
 ABSENT = object()
 """Stands for a key that is not there: None is a value."""
@@ -122,16 +122,6 @@ def last_value(given: Iterable[Given], key: str) -> Any:
     """Returns the value that the last file or flag gave a key, or `ABSENT`."""
     values = [value for one in given if (value := one.value(key)) is not ABSENT]
     return values[-1] if values else ABSENT
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns a hint for an error message: ` Did you mean x?`, or an empty text.
-
-    >>> nearest("temprature", ["temperature", "optimizer"])
-    ' Did you mean temperature?'
-    """
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _nested(name: str, text: str) -> dict[str, Any]:

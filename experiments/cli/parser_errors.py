@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from experiments.cli.config_files import find_config
-from experiments.cli.given_settings import ABSENT, Given, nearest
+from experiments.cli.given_settings import ABSENT, Given
+from mmemb.records.nearest_name import nearest
 
 _KEY = re.compile(r'( *)(?:- )?Parser key "([^"]+)":')
 

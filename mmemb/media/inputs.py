@@ -12,7 +12,6 @@ import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,6 +35,7 @@ from mmemb.media.pictures import (
     read_pixels,
 )
 from mmemb.records.inputs import Media, Side
+from mmemb.records.nearest_name import nearest
 from mmemb.records.text import printable
 
 if TYPE_CHECKING:
@@ -221,9 +221,7 @@ def sides(
 
 def _side_of_dict(things: dict[Any, Any], instruction: str, num_frames: int) -> Side:
     if unknown := [key for key in things if key not in KEYS]:
-        close = get_close_matches(str(unknown[0]), KEYS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        expected = ", ".join(KEYS)
+        hint, expected = nearest(str(unknown[0]), KEYS), ", ".join(KEYS)
         raise ValueError(f"{_shown(unknown[0])} is an unknown key: expected {expected}.{hint}")
 
     text, own_instruction = things.get("text", ""), things.get("instruction", instruction)

@@ -8,9 +8,10 @@ import math
 from ast import literal_eval
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from types import NoneType
 from typing import Any, Literal
+
+from mmemb.records.nearest_name import nearest
 
 _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a text"),
@@ -115,10 +116,8 @@ class PromptStyle:
         # Checked here: the error of the constructor would show no valid keys.
         for key in style or {}:
             if key not in names:
-                close = get_close_matches(str(key), names, n=1)
-                hint = f" Did you mean {close[0]}?" if close else ""
                 raise ValueError(
-                    f"style: unknown key {key!r:.100}.{hint} "
+                    f"style: unknown key {key!r:.100}.{nearest(str(key), names)} "
                     f"Valid here: {', '.join(sorted(names))}."
                 )
         return cls(**(style or {}))

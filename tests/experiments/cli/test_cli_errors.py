@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from experiments.cli.config_check import check_config_files
-from experiments.cli.given_settings import nearest
 from tests.fixtures.tiny_experiment import POCKET, Experiment, run, write_experiment
 
 TRUNK = POCKET / "trunk.yaml"
@@ -189,10 +188,6 @@ def test_the_traceback_is_printed_where_it_is_asked_for(
 def test_a_right_file_passes() -> None:
     keys = ["name", "seed_everything", "trainer", "model", "data", "data_root", "needs"]
     check_config_files(["fit", "--config", str(TRUNK), "--trainer.max_steps", "3"], keys)
-
-
-def test_a_hint_is_given_only_where_something_is_near() -> None:
-    assert nearest("zzz", ["temperature"]) == ""
 
 
 # ---- inputs that a stage before should have made

@@ -282,7 +282,7 @@ def test_a_text_is_never_opened(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_faults_of_a_list_name_their_place(tmp_path: Path) -> None:
     for things, words in [
-        (["a", {"txt": "b"}], r"Input 1: 'txt' is an unknown key: .*Did you mean 'text'\?"),
+        (["a", {"txt": "b"}], r"Input 1: 'txt' is an unknown key: .*Did you mean text\?"),
         (["a", {"audio": b""}], "Input 1: 'audio' is an unknown key: expected text, image, video"),
         ([{"text": 7}], "Input 0: text is 7: expected a text"),
         ([{"image": None}], "Input 0: None is a NoneType"),
