@@ -25,7 +25,7 @@ from lightning_modules.schedule import with_schedule
 from lightning_modules.sharding import gather, save_whole, shard
 from mmemb.backbones import Backbone
 from mmemb.backbones.base import check_loads_again
-from mmemb.distributed import on_first_rank
+from mmemb.distributed import check_on_first_rank
 from mmemb.llm.lora import LoraSettings
 from mmemb.storage.run_folder import RunFolder
 from mmemb.training.blocks import checkpoint_blocks, compile_blocks
@@ -82,7 +82,7 @@ class BackboneModule(LightningModule, ABC):
         # made anew for that, which must not move the random numbers of the training.
         if stage == "fit":
             with isolate_rng():
-                on_first_rank(partial(check_loads_again, self.backbone))
+                check_on_first_rank(partial(check_loads_again, self.backbone))
 
     @override
     def configure_model(self) -> None:

@@ -118,7 +118,7 @@ def gather_objects(items: list[_Item]) -> list[_Item]:
     return [item for part in parts for item in part]
 
 
-def on_first_rank(check: Callable[[], None]) -> None:
+def check_on_first_rank(check: Callable[[], None]) -> None:
     """Lets the first rank check something, and raises on every rank what it finds. Collective.
 
     Raises:

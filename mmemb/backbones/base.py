@@ -26,7 +26,7 @@ from mmemb.storage.allowed_classes import (
     allowed_class,
     allowing_classes,
     check_allowed,
-    for_callers,
+    hide_from_parsers,
 )
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
@@ -359,7 +359,7 @@ def saved_class(folder: Path) -> str | None:
     return read_json(path, _ClassJson).class_path if path.is_file() else None
 
 
-@for_callers
+@hide_from_parsers
 def load_backbone(folder: str, allow_classes: Collection[str] = ()) -> Backbone:
     """Loads the backbone that was saved in `folder`, of any class; reads nothing else.
 

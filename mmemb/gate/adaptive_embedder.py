@@ -44,7 +44,7 @@ from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import DIRECT
 from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.files import whole_folder
-from mmemb.storage.hub import fetched, is_id, publish
+from mmemb.storage.hub import model_folder, publish
 from mmemb.storage.json_files import write_json
 from mmemb.storage.trust import Permissions, check_links
 
@@ -495,7 +495,7 @@ class AdaptiveEmbedder:
                 token=token,
                 branch=branch,
                 create_pr=create_pr,
-                owned=[SETTINGS, "backbone/*", "gate/*", "writers/*"],
+                delete_patterns=[SETTINGS, "backbone/*", "gate/*", "writers/*"],
             )
 
     @classmethod
@@ -534,16 +534,13 @@ class AdaptiveEmbedder:
                 has none, or does not answer.
             ValueError: a setting is not what `save_pretrained` writes.
         """
-        if is_id(str(folder)):
-            folder = fetched(
-                str(folder),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-
-        folder = Path(folder)
+        folder = model_folder(
+            folder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         settings = read_settings(folder)
         where = folder / SETTINGS
         saved = with_new_names(settings.writers, str(where))

@@ -19,7 +19,7 @@ from mmemb.storage.allowed_classes import (
     allowed_class,
     allowing_classes,
     check_allowed,
-    for_callers,
+    hide_from_parsers,
 )
 from mmemb.storage.files import whole_folder
 from mmemb.storage.json_files import write_json
@@ -132,7 +132,7 @@ def check_head(head: DepthHead) -> None:
             ) from None
 
 
-@for_callers
+@hide_from_parsers
 def load_head(folder: str | Path, allow_classes: Collection[str] = ()) -> DepthHead:
     """Reads what `save_head` wrote.
 

@@ -11,7 +11,7 @@ from mmemb.backbones import load_backbone
 from mmemb.backbones.base import is_saved_backbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.rationales.writers.base import RationaleSource
-from mmemb.storage.hub import fetched, is_id
+from mmemb.storage.hub import model_folder
 from mmemb.storage.run_folder import AdaptiveFolder, RunFolder
 
 
@@ -49,16 +49,13 @@ def load(
         FileNotFoundError: nothing that was trained lies there.
         ValueError: what lies there is broken, or names what is not allowed (docs/trust.md).
     """
-    folder = Path(name)
-    if is_id(str(name)):
-        folder = fetched(
-            str(name),
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-
+    folder = model_folder(
+        name,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
     adaptive, backbone = find_model(folder)
     if adaptive is not None:
         embedder = AdaptiveEmbedder.from_pretrained(

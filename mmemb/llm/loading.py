@@ -97,7 +97,7 @@ def load_model(
                 group_heads(loaded)
             return loaded.eval(), load_pretrained(AutoProcessor, model, **code)
     except HubError:
-        raise  # says it all
+        raise  # its message needs no addition
     except Exception as error:  # broken files can make a reader raise anything
         raise FileNotFoundError(
             f"The vision-language model {model} cannot be loaded: {reason_of(error)}. Give the "

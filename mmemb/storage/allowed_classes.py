@@ -30,14 +30,14 @@ _ALLOWED: ContextVar[frozenset[str]] = ContextVar("allowed_classes", default=fro
 def allowing_classes(paths: Collection[str]) -> Iterator[None]:
     """Allows classes in all that is loaded, or fitted, while the context is open.
 
-    A command line and the argument `allow_classes` of a loader come down to this. It is no argument
-    of what a configuration builds, since a file must not be able to give it.
+    `--allow-class` and the argument `allow_classes` of loaders open it. It is no argument of what a
+    configuration builds, since a file must not be able to give it.
 
     Args:
         paths: `package.module.Class` of each; their code runs when they are loaded.
 
     Raises:
-        ValueError: one is no path of a class.
+        ValueError: a path is none of a class.
 
     >>> with allowing_classes(["mine.embedders.Words"]):
     ...     is_allowed("mine.embedders.Words"), is_allowed("mine.embedders.Other")
@@ -87,14 +87,14 @@ def installed_classes() -> frozenset[str]:
     )
 
 
-def check_allowed(path: str, problem: str, group: str, more: str = "") -> None:
+def check_allowed(path: str, problem: str, group: str, alternative: str = "") -> None:
     """Refuses a class of another package that is not allowed.
 
     Args:
         path: its class path.
         problem: the first half of the sentence: who names it.
         group: of `GROUPS`, where its package should list it.
-        more: another way to allow it.
+        alternative: another way to allow it.
 
     Raises:
         ValueError: it is not allowed; the second half says how it is.
@@ -110,24 +110,24 @@ def check_allowed(path: str, problem: str, group: str, more: str = "") -> None:
         )
     raise ValueError(
         f"{problem}, which belongs to another package: if you trust that code, allow it by "
-        f"allow_classes=[{path!r}] (--allow-class {path}){more}, or install its package with the "
-        f'entry point {name} = "{home}:{name}" in the group {group} (docs/extend.md).'
+        f"allow_classes=[{path!r}] (--allow-class {path}){alternative}, or install its package "
+        f'with the entry point {name} = "{home}:{name}" in the group {group} (docs/extend.md).'
     )
 
 
-def allowed_class(path: str, where: str, group: str, more: str = "") -> type:
+def allowed_class(path: str, where: str, group: str, alternative: str = "") -> type:
     """Imports a class of another package, if it is allowed.
 
     Args:
         path: its class path.
         where: the file and key that name it, for the error.
-        group: see `check_allowed`, as for `more`.
-        more: see there.
+        group: see `check_allowed`.
+        alternative: see `check_allowed`.
 
     Raises:
         ValueError: it is not allowed, or there is none.
     """
-    check_allowed(path, f"{where} names {path!r}", group, more)
+    check_allowed(path, f"{where} names {path!r}", group, alternative)
 
     kind = class_at(path)
     if kind is None:
@@ -138,10 +138,10 @@ def allowed_class(path: str, where: str, group: str, more: str = "") -> type:
     return kind
 
 
-def for_callers(function: _Function) -> _Function:
+def hide_from_parsers(function: _Function) -> _Function:
     """Hides `allow_classes` from parsers of configurations, which read the signature.
 
-    >>> @for_callers
+    >>> @hide_from_parsers
     ... def load(folder: str, allow_classes: Collection[str] = ()) -> None: ...
     >>> list(signature(load).parameters)
     ['folder']

@@ -13,33 +13,33 @@ from typing import Any, final
 from mmemb.records.text import quote
 
 SECONDS = 5
-"""How long the first answer of a hub is waited for."""
+"""Longest wait for the first answer of a hub."""
 
 
 @final
 class HubError(FileNotFoundError):
-    """A model that no hub gives: the message says it all."""
+    """A model that no hub gives; the message needs no addition."""
 
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def is_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
     """Tells `org/name` of a hub from a path: what begins with a folder that exists is a path.
 
-    >>> is_id("org/name"), is_id("./org/name"), is_id("a/b/c"), is_id("name")
+    >>> is_hub_id("org/name"), is_hub_id("./org/name"), is_hub_id("a/b/c"), is_hub_id("name")
     (True, False, False, False)
     """
     return _ID.fullmatch(name) is not None and not Path(name.partition("/")[0]).exists()
 
 
-def is_reached(name: str, revision: str | None = None, token: str | bool | None = None) -> bool:
+def hub_answers(name: str, revision: str | None = None, token: str | bool | None = None) -> bool:
     """Tells whether the hub answers within `SECONDS`; False also in offline mode.
 
     Args:
         name: hub id, with a `/` or (of old models) without.
         revision: branch, tag or commit; None = the main branch.
-        token: see `fetched`.
+        token: see `fetch_model`.
 
     Raises:
         HubError: the hub answers that it has no such model or revision, or refuses it.
@@ -75,7 +75,8 @@ def is_reached(name: str, revision: str | None = None, token: str | bool | None 
         raise HubError(f"{hub} has no revision {revision!r} of {name}.") from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        if status is not None and status < 500:  # below, the hub works, and says no
+        # Below 500 the hub works, and refuses this model.
+        if status is not None and status < 500:
             raise HubError(f"{hub} refuses {name} (status {status}): {quote(error)}") from None
         return False
     except (HTTPError, OSError):  # no network, no such host, or no answer in time
@@ -83,7 +84,38 @@ def is_reached(name: str, revision: str | None = None, token: str | bool | None 
     return True
 
 
-def fetched(
+def model_folder(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Returns the folder that a name means: the name itself, or the fetched one of a hub id.
+
+    Args:
+        name: folder, or `org/name` on the hub.
+        revision: see `fetch_model`, as all that follow.
+        token: of the account.
+        cache_dir: of huggingface_hub.
+        local_files_only: True if the network may not be asked.
+
+    Raises:
+        HubError: see `fetch_model`.
+    """
+    if not is_hub_id(str(name)):
+        return Path(name)
+    return fetch_model(
+        str(name),
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+
+
+def fetch_model(
     name: str,
     *,
     revision: str | None = None,
@@ -101,12 +133,12 @@ def fetched(
         local_files_only: True if the network may not be asked.
 
     Raises:
-        HubError: the hub does not answer, and the cache lacks the model; or see `is_reached`.
+        HubError: the hub does not answer, and the cache lacks the model; or see `hub_answers`.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
-    is_online = not local_files_only and is_reached(name, revision, token)
+    is_online = not local_files_only and hub_answers(name, revision, token)
     try:
         folder = snapshot_download(
             name,
@@ -116,12 +148,14 @@ def fetched(
             local_files_only=not is_online,
             etag_timeout=SECONDS,
         )
-    except (HTTPError, OSError) as error:  # in the middle, too, the network may go
-        raise HubError(not_fetched(name, local_files_only, error)) from None
+    except (HTTPError, OSError) as error:  # the network may fail after the first answer
+        raise HubError(missing_model_message(name, local_files_only, error)) from None
     return Path(folder)
 
 
-def not_fetched(name: str, local_files_only: bool = False, error: Exception | None = None) -> str:
+def missing_model_message(
+    name: str, local_files_only: bool = False, error: Exception | None = None
+) -> str:
     """Returns the one sentence about a model that is neither reached nor in the cache."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -149,7 +183,7 @@ def publish(
     token: str | None = None,
     branch: str | None = None,
     create_pr: bool | None = None,
-    owned: list[str],
+    delete_patterns: list[str],
 ) -> str:
     """Uploads a folder as one commit of a model of the hub, which is made if there is none.
 
@@ -161,7 +195,7 @@ def publish(
         token: of the account.
         branch: that is committed to, made if there is none; None = the main branch.
         create_pr: True for a pull request.
-        owned: patterns of files that belong to the release: older ones that the folder lacks are
+        delete_patterns: of files that belong to a release: older ones that the folder lacks are
             removed in the same commit.
 
     Returns:
@@ -175,16 +209,16 @@ def publish(
 
     hub: Any = HfApi(token=token)
     try:
-        made = hub.create_repo(name, private=private, exist_ok=True)
+        repo = hub.create_repo(name, private=private, exist_ok=True)
         if branch is not None:
-            hub.create_branch(repo_id=made.repo_id, branch=branch, exist_ok=True)
+            hub.create_branch(repo_id=repo.repo_id, branch=branch, exist_ok=True)
         commit = hub.upload_folder(
-            repo_id=made.repo_id,
+            repo_id=repo.repo_id,
             folder_path=folder,
             commit_message=commit_message,
             revision=branch,
             create_pr=create_pr,
-            delete_patterns=owned,
+            delete_patterns=delete_patterns,
         )
     except (HTTPError, OSError, ValueError) as error:
         raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from mmemb.records.schema import convert
 from mmemb.records.text import quote
-from mmemb.storage.hub import HubError, is_reached, not_fetched
+from mmemb.storage.hub import HubError, hub_answers, missing_model_message
 from mmemb.storage.trust import walk
 
 ADAPTER = "adapter_config.json"
@@ -68,8 +68,9 @@ def load_pretrained(
 
 @contextmanager
 def reading(source: str | Path) -> Iterator[dict[str, Any]]:
-    """Guards the reading of a model: transformers asks nothing, and a folder needs no network; nor
-    does a model of a hub that does not answer, if it is in the cache.
+    """Guards the reading of a model: transformers asks nothing, and a folder needs no network.
+
+    Nor does a model of a hub that does not answer, if it is in the cache.
 
     Args:
         source: folder, or hub id.
@@ -86,8 +87,9 @@ def reading(source: str | Path) -> Iterator[dict[str, Any]]:
     from huggingface_hub import constants
 
     # Without a network transformers would ask for half a minute before it looks into its cache.
-    is_local = is_folder or not is_reached(str(source))
-    not_there = not_fetched(str(source))  # now, as it tells whose offline mode is meant
+    is_local = is_folder or not hub_answers(str(source))
+    # Before the block below goes offline: the message says whether the user did.
+    missing = missing_model_message(str(source))
 
     with ExitStack() as stack:
         stack.enter_context(unasked())
@@ -98,7 +100,7 @@ def reading(source: str | Path) -> Iterator[dict[str, Any]]:
         except OSError:
             if is_folder or not is_local:
                 raise
-            raise HubError(not_there) from None
+            raise HubError(missing) from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from lightning_modules import ContrastiveEmbedder
 from mmemb.backbones import Backbone, load_backbone
-from mmemb.distributed import on_first_rank
+from mmemb.distributed import check_on_first_rank
 from mmemb.records.batches import PairBatch
 from mmemb.records.inputs import Side
 from mmemb.storage.allowed_classes import allowing_classes
@@ -80,7 +80,7 @@ def test_every_rank_ends_with_what_the_first_one_finds() -> None:
             raise ValueError(f"rank {rank} says no")
 
         try:
-            on_first_rank(refuse)
+            check_on_first_rank(refuse)
         except ValueError as error:
             return str(error)
         return "passed"

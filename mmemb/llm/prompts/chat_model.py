@@ -125,7 +125,7 @@ class ChatModel:
             with quiet_loading():
                 return load_pretrained(kind, self.model_id, **kwargs)
         except HubError:
-            raise  # says it all
+            raise  # its message needs no addition
         except Exception as error:  # broken files can make a reader raise anything
             raise FileNotFoundError(
                 f"The language model {self.model_id} cannot be loaded: {reason_of(error)}. Give "

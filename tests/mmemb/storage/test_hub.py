@@ -18,7 +18,7 @@ from mmemb.gate.heads import MlpDepthHead
 from mmemb.llm.loading import load_model
 from mmemb.rationales import SelfWriter, TableWriter
 from mmemb.records.inputs import Side
-from mmemb.storage.hub import HubError, is_id
+from mmemb.storage.hub import HubError, is_hub_id
 from mmemb.storage.pretrained import load_pretrained
 from tests.fixtures.hub import Hub, hub_on_loopback
 from tests.fixtures.paths import CLIP_TINY
@@ -160,11 +160,11 @@ def test_a_snapshot_may_link_to_its_own_blobs_alone(
 
 def test_paths_and_ids_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert is_id("runs/pocket")
+    assert is_hub_id("runs/pocket")
     (tmp_path / "runs").mkdir()
-    assert not is_id("runs/pocket")
+    assert not is_hub_id("runs/pocket")
     for name in ("runs", "/a/b", "../b", "a/b/c", "~/b"):
-        assert not is_id(name)
+        assert not is_hub_id(name)
 
 
 def test_a_card_names_the_models_that_stay_outside() -> None:
