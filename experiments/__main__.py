@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import final
 
 from experiments.cli.config_files import choices, config_names, find_config, with_configs
+from experiments.cli.split_flag import split_flag
 from experiments.rooms import ROOMS, check_folder
 from mmemb.records.nearest_name import nearest
 
@@ -34,7 +35,7 @@ class Command:
     Attributes:
         module: its module, whose `main` takes the arguments.
         help: one line.
-        words: what stands in front of its arguments.
+        words: arguments that stand in front of the user's.
     """
 
     module: str
@@ -59,9 +60,9 @@ COMMANDS = {
     "export": Command("experiments.export.__main__", "write a model for other libraries"),
     "adopt": Command("experiments.adopt", "take a public embedder as if a run had made it"),
     "plan": Command("experiments.plan.__main__", "memory and time of a stage, before it runs"),
-    "check": Command("experiments.check", "whether a backbone keeps its promises"),
+    "check": Command("experiments.check", "test if a backbone keeps its promises"),
     "show": Command("experiments.show", "samples of a batch as the model sees them"),
-    "invariance": Command("experiments.invariance", "whether scores depend on how a model is run"),
+    "invariance": Command("experiments.invariance", "test if scores depend on how a model is run"),
     "planted": Command("experiments.planted.__main__", "the method where the truth is known"),
     "bench": Command("experiments.bench.__main__", "timings against limits"),
     "bench_gpu": Command("experiments.bench_gpu", "timings on one GPU"),
@@ -74,12 +75,12 @@ def main() -> None:
     started_in = Path(os.environ.get(STARTED_IN, os.getcwd()))
     try:
         arguments = enter_root(sys.argv[1:])
-        for folder in {started_in: None, Path.cwd(): None}:
+        for folder in dict.fromkeys((started_in, Path.cwd())):
             check_folder(folder)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
-    # Lightning starts further ranks by these words.
+    # Lightning starts further ranks by these arguments.
     sys.argv[1:] = arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -138,7 +139,10 @@ def enter_root(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: there is no such folder.
     """
-    words, root = _without_root(arguments)
+    words, root = split_flag(arguments, "--root")
+    if "--root" in words:
+        raise ValueError("--root names no folder.")
+
     root = root or os.environ.get(ROOT)
     if not root:
         return words
@@ -147,7 +151,7 @@ def enter_root(arguments: Sequence[str]) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"--root {root}: there is no such folder. Make it first.")
 
-    # Whatever this process starts has the new working folder, and relative paths would be others.
+    # Relative names would mean other files in the new working folder, here and in ranks.
     for line in choices(config_names(words)):
         print(line, file=sys.stderr)
     words = [_absolute(w) if w.endswith((".yaml", ".yml")) else w for w in words]
@@ -158,19 +162,6 @@ def enter_root(arguments: Sequence[str]) -> list[str]:
     os.environ[ROOT] = str(folder)
     os.chdir(folder)
     return words
-
-
-def _without_root(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """Returns the other arguments, and the folder behind `--root`."""
-    words = list(arguments)
-    for place, word in enumerate(words):
-        if word == "--root":
-            if place + 1 == len(words):
-                raise ValueError("--root names no folder.")
-            return words[:place] + words[place + 2 :], words[place + 1]
-        if word.startswith("--root="):
-            return words[:place] + words[place + 1 :], word.partition("=")[2]
-    return words, None
 
 
 def _absolute(name: str) -> str:

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
-from experiments.cli.given_settings import Given, config_files, read_config_file
+from experiments.cli.settings_sources import SettingsSource, config_files, read_config_file
 from mmemb.records.nearest_name import nearest
 from mmemb.records.old_names import ARGUMENTS, CLASS_PATHS
 
@@ -34,31 +34,33 @@ def check_config_files(arguments: list[str], keys: Collection[str]) -> None:
         check_config(read_config_file(path), path, keys)
 
 
-def check_flags(given: Sequence[Given], keys: Collection[str]) -> None:
+def check_flags(sources: Sequence[SettingsSource], keys: Collection[str]) -> None:
     """Raises ValueError naming key, flag and nearest valid name for the first mistyped flag.
 
     Args:
-        given: the files and flags of the command line.
+        sources: the files and flags of the command line.
         keys: that may stand at the top of a file.
     """
-    for one in given:
-        if not one.by_flag:
+    for source in sources:
+        if not source.by_flag:
             continue
-        key = one.source.removeprefix("--")
-        check_flag(one.source, key, given, keys)
+        key = source.label.removeprefix("--")
+        check_flag(source.label, key, sources, keys)
 
         # A class without its arguments: `--model pkg.Class`.
-        if key in ("model", "data") and (class_path := class_of(key, [one])):
-            _load(class_path, one.source, f"{key}.")
+        if key in ("model", "data") and (class_path := class_of(key, [source])):
+            _load(class_path, source.label, f"{key}.")
 
 
-def check_flag(flag: str, key: str, given: Sequence[Given], keys: Collection[str]) -> None:
+def check_flag(
+    flag: str, key: str, sources: Sequence[SettingsSource], keys: Collection[str]
+) -> None:
     """Checks the dotted key that a flag sets, as far as the given classes tell its parts.
 
     Args:
         flag: named in errors.
         key: that it sets, such as `model.optimizer.lr`.
-        given: all files and flags, which say what classes there are.
+        sources: all files and flags, which say what classes there are.
         keys: that may stand at the top of a file.
     """
     parts = key.replace("-", "_").removesuffix("+").split(".")
@@ -66,7 +68,7 @@ def check_flag(flag: str, key: str, given: Sequence[Given], keys: Collection[str
 
     for number, part in enumerate(parts):
         above = ".".join(parts[:number])
-        names = _names_below(above, given, flag) if above else list(keys)
+        names = _names_below(above, sources, flag) if above else list(keys)
 
         # What stands below other keys, such as a list of callbacks, only the parser knows.
         if names is None or part in CLASS_KEYS:
@@ -74,24 +76,24 @@ def check_flag(flag: str, key: str, given: Sequence[Given], keys: Collection[str
         _check_keys({part: None}, names, flag, f"{above}." if above else "")
 
 
-def _names_below(key: str, given: Sequence[Given], flag: str) -> list[str] | None:
+def _names_below(key: str, sources: Sequence[SettingsSource], flag: str) -> list[str] | None:
     """Returns the keys that may stand below a key, or None where only the parser knows them."""
     if key == "trainer":
         return _trainer_names()
     if key == "needs":
         return list(NEEDS)
 
-    class_path = class_of(key, given)
+    class_path = class_of(key, sources)
     if class_path is None:
         return None
     target = _load(class_path, flag, f"{key}.")
     return _argument_names(target) if callable(target) else None
 
 
-def class_of(key: str, given: Sequence[Given]) -> str | None:
+def class_of(key: str, sources: Sequence[SettingsSource]) -> str | None:
     """Returns the path of the class that the last file or flag gave a key, or None."""
-    for one in reversed(given):
-        value = one.value(key)
+    for source in reversed(sources):
+        value = source.value(key)
         if isinstance(value, Mapping):
             value = value.get("class_path")
 

@@ -42,14 +42,19 @@ from experiments.cli.config_check import check_config_files, check_flag, check_f
 from experiments.cli.config_files import CONFIGS, find_config, with_configs
 from experiments.cli.dropped_callbacks import dropped_callbacks
 from experiments.cli.fit_loop import WholeFitLoop
-from experiments.cli.given_settings import Given, config_files, given_settings
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
 from experiments.cli.makers import advice
 from experiments.cli.messages import innermost, reason_of, without_secrets
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
-from experiments.cli.short_options import SHORT_OPTIONS, Taken, taken_settings, with_taken
+from experiments.cli.settings_sources import SettingsSource, config_files, settings_sources
+from experiments.cli.short_options import (
+    SHORT_OPTIONS,
+    ImpliedSetting,
+    implied_settings,
+    with_implied,
+)
 from experiments.cli.trainer_options import check_trainer_options
 from experiments.cli.unwritable_defaults import drop_unwritable_defaults
 from experiments.runs.claim import ClaimedFolder
@@ -75,7 +80,7 @@ class ExperimentCLI(LightningCLI):
     """Reads `base.yaml` first, then every `--config`; `RunRecord` is what a run leaves."""
 
     claimed = ClaimedFolder()
-    taken: Sequence[Taken] = ()
+    implied: Sequence[ImpliedSetting] = ()
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         # Lightning 2.6 calls what jsonargparse 5 will remove; our users cannot act on it.
@@ -163,22 +168,22 @@ class ExperimentCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        given = given_settings(args)
+        sources = settings_sources(args)
         arguments = [HELP if word == HELP_ALL else word for word in args]
 
         # The keys of a file are the options of its subcommand, of which one has been named.
         if len(self._subcommand_parsers) == 1:
             (options,) = self._subcommand_parsers.values()
-            self._check_keys(args, given, options)
+            self._check_keys(args, sources, options)
             if set(HELP_FLAGS) & set(args):
-                print(help_page(options, given))
+                print(help_page(options, sources))
                 sys.exit(0)
-            arguments = with_taken(arguments, self.taken)
+            arguments = with_implied(arguments, self.implied)
 
         try:
             super().parse_arguments(parser, arguments)
         except ArgumentError as error:
-            raise ValueError(parser_message(str(error), given)) from error
+            raise ValueError(parser_message(str(error), sources)) from error
 
         # What they set stands at the long keys.
         config = self.config[self.config["subcommand"]]
@@ -189,24 +194,24 @@ class ExperimentCLI(LightningCLI):
         find_beside(config, self.files)
 
     def _check_keys(
-        self, arguments: list[str], given: list[Given], options: LightningArgumentParser
+        self, arguments: list[str], sources: list[SettingsSource], options: LightningArgumentParser
     ) -> None:
         """Checks the keys of files and flags, and finds what short options stand for."""
         keys = {action.dest.partition(".")[0] for action in options._actions}
         keys -= {"help", "config", "print_config"}
         check_config_files(arguments, keys)
-        check_flags(given, keys)
+        check_flags(sources, keys)
 
-        self.taken = taken_settings(given)
-        for one in self.taken:
-            check_flag(f"{one.source} (short for {one.key})", one.key, given, keys)
+        self.implied = implied_settings(sources)
+        for setting in self.implied:
+            check_flag(f"{setting.label} (short for {setting.key})", setting.key, sources, keys)
 
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        for one in self.taken:
-            if one.reason:
-                rank_zero_only(print)(one.reason, file=sys.stderr)
+        for setting in self.implied:
+            if setting.reason:
+                rank_zero_only(print)(setting.reason, file=sys.stderr)
 
         # The parser has made texts of defaults such as a `torch.device`, which no class accepts.
         drop_unwritable_defaults(config)

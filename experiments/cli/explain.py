@@ -8,26 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.cli.given_settings import ABSENT, given_settings, value_at
-from experiments.cli.short_options import SHORT_OPTIONS, taken_settings
+from experiments.cli.settings_sources import ABSENT, settings_sources, value_at
+from experiments.cli.short_options import SHORT_OPTIONS, implied_settings
+from experiments.cli.split_flag import split_flag
 from mmemb.records.nearest_name import nearest
 
 FLAG = "--explain"
 
 
 def asked_for(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """Returns the other arguments, and the key behind `--explain`, if there is one.
-
-    >>> asked_for(["fit", "--explain", "trainer.max_steps", "--config", "a.yaml"])
-    (['fit', '--config', 'a.yaml'], 'trainer.max_steps')
-    """
-    rest = list(arguments)
-    for place, word in enumerate(rest):
-        if word == FLAG and place + 1 < len(rest):
-            return rest[:place] + rest[place + 2 :], rest[place + 1]
-        if word.startswith(f"{FLAG}="):
-            return rest[:place] + rest[place + 1 :], word.partition("=")[2]
-    return rest, None
+    """Returns the other arguments, and the key behind `--explain`, if there is one."""
+    return split_flag(arguments, FLAG)
 
 
 def explain(arguments: Sequence[str], key: str) -> str:
@@ -71,21 +62,22 @@ def _sources(arguments: Sequence[str], full: str) -> list[tuple[str, str]]:
     key = full.replace(".init_args", "")
     shorts = [short for short, long in SHORT_OPTIONS.items() if long == key]
 
-    given = given_settings(arguments)
-    found = []
-    for one in given:
-        if (value := one.value(key)) is not ABSENT:
-            found.append((one.source, str(value) if one.text is None else one.text))
+    sources = settings_sources(arguments)
+    pairs = []
+    for source in sources:
+        if (value := source.value(key)) is not ABSENT:
+            pairs.append((source.label, str(value) if source.text is None else source.text))
         for short in shorts:
-            if (value := one.value(short)) is not ABSENT:
-                found.append((one.named(short), str(value) if one.text is None else one.text))
+            if (value := source.value(short)) is not ABSENT:
+                text = str(value) if source.text is None else source.text
+                pairs.append((source.label_of(short), text))
 
     # A short option, and what goes with it, stands behind all others.
-    for taken in taken_settings(given):
-        if taken.key == key:
-            found = [pair for pair in found if pair[0] != taken.source]
-            found.append((taken.source, taken.reason or taken.value))
-    return found
+    for setting in implied_settings(sources):
+        if setting.key == key:
+            pairs = [pair for pair in pairs if pair[0] != setting.label]
+            pairs.append((setting.label, setting.reason or setting.value))
+    return pairs
 
 
 def _spelt_out(data: Any, key: str) -> str:

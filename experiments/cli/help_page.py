@@ -13,7 +13,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from experiments.cli.config_check import class_of
-from experiments.cli.given_settings import ABSENT, Given, last_value
+from experiments.cli.settings_sources import ABSENT, SettingsSource, last_value
 from experiments.cli.short_options import SHORT_OPTIONS
 
 HELP = "--help"
@@ -52,20 +52,20 @@ _TEXTS = {
 """Key -> one line for keys that Lightning describes at length."""
 
 
-def help_page(parser: ArgumentParser, given: Sequence[Given]) -> str:
+def help_page(parser: ArgumentParser, sources: Sequence[SettingsSource]) -> str:
     """Returns the page of a subcommand.
 
     Args:
         parser: of the subcommand.
-        given: files and flags; the arguments of the classes that they name are described.
+        sources: files and flags; the arguments of the classes that they name are described.
     """
     name = parser.prog.split()[-1]
-    classes = [(key, path) for key in ("model", "data") if (path := class_of(key, given))]
+    classes = [(key, path) for key in ("model", "data") if (path := class_of(key, sources))]
 
     lines = [_USAGE.format(name=name)]
-    lines += _section("Keys and their values:", _own_rows(parser, given, short=bool(classes)))
+    lines += _section("Keys and their values:", _own_rows(parser, sources, short=bool(classes)))
     for key, class_path in classes:
-        lines += _section(f"{key}: {class_path}", _class_rows(key, class_path, given))
+        lines += _section(f"{key}: {class_path}", _class_rows(key, class_path, sources))
 
     more = ("--config FILE --help", "the keys of the model and the data of a file")
     if classes:
@@ -77,7 +77,9 @@ _Row = tuple[str, Any, str]
 """Flag, value and description."""
 
 
-def _own_rows(parser: ArgumentParser, given: Sequence[Given], short: bool) -> Iterator[_Row]:
+def _own_rows(
+    parser: ArgumentParser, sources: Sequence[SettingsSource], short: bool
+) -> Iterator[_Row]:
     """Yields the keys that are no class's arguments, or the short options alone."""
     for action in parser._actions:
         key = action.dest
@@ -87,10 +89,10 @@ def _own_rows(parser: ArgumentParser, given: Sequence[Given], short: bool) -> It
             text = _TEXTS.get(key, action.help or "")
             # The others are the short `-c` and the appending `--devices+`.
             (flag,) = (o for o in action.option_strings if re.fullmatch(r"--[\w.-]+", o))
-            yield flag, _value(key, action.default, given), text
+            yield flag, _value(key, action.default, sources), text
 
 
-def _class_rows(key: str, class_path: str, given: Sequence[Given]) -> Iterator[_Row]:
+def _class_rows(key: str, class_path: str, sources: Sequence[SettingsSource]) -> Iterator[_Row]:
     """Yields the arguments of a class."""
     target: Any = locate(class_path)
     described = docstring_parser.parse(target.__doc__ or "").params
@@ -99,13 +101,13 @@ def _class_rows(key: str, class_path: str, given: Sequence[Given]) -> Iterator[_
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        value = _value(f"{key}.{name}", parameter.default, given)
+        value = _value(f"{key}.{name}", parameter.default, sources)
         yield f"--{key}.{name}", value, texts.get(name, "")
 
 
-def _value(key: str, default: Any, given: Sequence[Given]) -> Any:
+def _value(key: str, default: Any, sources: Sequence[SettingsSource]) -> Any:
     """Returns the value that files and flags give a key, or its default."""
-    value = last_value(given, SHORT_OPTIONS.get(key, key))
+    value = last_value(sources, SHORT_OPTIONS.get(key, key))
     return default if value is ABSENT else value
 
 

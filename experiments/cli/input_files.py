@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
 from experiments.cli.config_files import packaged
+from experiments.cli.settings_sources import read_config_file
 
 _FILE_NAME = re.compile(r"[^\n$]{1,500}\.\w{1,10}")
 _PARTS = ("model", "data", "trainer")
@@ -32,7 +32,7 @@ def find_beside(config: Namespace, files: Sequence[Path]) -> None:
     """
     # Of two files that give one key the last one counts.
     for path in reversed(files):
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        data = read_config_file(path)
         for part in _PARTS:
             if part in data and part in config:
                 config[part] = _beside(config[part], data[part], path.parent)

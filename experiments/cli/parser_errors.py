@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from experiments.cli.config_files import find_config
-from experiments.cli.given_settings import ABSENT, Given
+from experiments.cli.settings_sources import ABSENT, SettingsSource
 from mmemb.records.nearest_name import nearest
 
 _KEY = re.compile(r'( *)(?:- )?Parser key "([^"]+)":')
@@ -32,12 +32,12 @@ _CLASS, _CHOICES, _ATTRIBUTE = (
 _STAGE_FILE = "Name the file of a stage, such as --config pocket/trunk."
 
 
-def parser_message(text: str, given: Sequence[Given]) -> str:
+def parser_message(text: str, sources: Sequence[SettingsSource]) -> str:
     """Returns an error of the parser as it is shown.
 
     Args:
         text: the parser's words.
-        given: the files and flags of the command line.
+        sources: the files and flags of the command line.
     """
     if text.startswith("the following arguments are required: "):
         names = [name.rpartition(".")[2] for name in text.partition(": ")[2].split(", ")]
@@ -55,7 +55,7 @@ def parser_message(text: str, given: Sequence[Given]) -> str:
         return f"{text}. {f'Did you mean --config {files[0]}?' if files else ''}".strip()
 
     keys, lines = _innermost(text)
-    return _about(".".join(keys), lines, given) if keys else " ".join(lines)
+    return _about(".".join(keys), lines, sources) if keys else " ".join(lines)
 
 
 def _innermost(text: str) -> tuple[list[str], list[str]]:
@@ -78,15 +78,15 @@ def _innermost(text: str) -> tuple[list[str], list[str]]:
     return keys, [line for line in lines if line]
 
 
-def _about(key: str, lines: Sequence[str], given: Sequence[Given]) -> str:
+def _about(key: str, lines: Sequence[str], sources: Sequence[SettingsSource]) -> str:
     """Returns the sentence about a wrong value."""
     complaints = [line for line in lines if not _NOISE.match(line)]
     expected = _unique(filter(None, map(_expected, complaints)))
     others = _unique(_sentence(line) for line in complaints if not _expected(line))
 
     # The last of these gave the value; one of a flag needs no more than the key.
-    sources = [one for one in given if one.value(key) is not ABSENT]
-    where = f"{sources[-1].source}: {key}" if sources and not sources[-1].by_flag else f"--{key}"
+    setting = [source for source in sources if source.value(key) is not ABSENT]
+    where = f"{setting[-1].label}: {key}" if setting and not setting[-1].by_flag else f"--{key}"
 
     if not expected:
         return f"{where}: {' '.join(others) or 'this value is not accepted.'}"

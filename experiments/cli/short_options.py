@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from experiments.cli.given_settings import ABSENT, Given, last_value
+from experiments.cli.settings_sources import ABSENT, SettingsSource, last_value
 from mmemb.storage.json_files import canonical_json
 
 SHORT_OPTIONS: Mapping[str, str] = {
@@ -29,30 +29,30 @@ GROUP_SIZE = "data.group_size"
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class ImpliedSetting:
     """A long key that a short option sets, or that fits what was set.
 
     Attributes:
         key: the long key.
         value: of it, as on the command line.
-        source: the file or flag that it follows from.
+        label: of the file or flag that it follows from.
         reason: what the user is told; an empty text where the option says it all.
     """
 
     key: str
     value: str
-    source: str
+    label: str
     reason: str = ""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Last:
-    """The last file or flag that gives a key a value, and its place among the layers."""
+    """The last file or flag that gives a key a value: its label, and its place among the layers."""
 
     place: int
     value: Any
-    source: str
+    label: str
     text: str
 
     @property
@@ -62,56 +62,56 @@ class _Last:
         return self.value if whole and self.value > 0 else None
 
 
-_Layers = Sequence[Sequence[Given]]
+_Layers = Sequence[Sequence[SettingsSource]]
 """Every file is a layer; all flags together are the last one, wherever they stand."""
 
 
-def taken_settings(given: Sequence[Given]) -> list[Taken]:
+def implied_settings(sources: Sequence[SettingsSource]) -> list[ImpliedSetting]:
     """Returns what the short options of a command line set, and what goes with it.
 
     Args:
-        given: the files and flags of the command line.
+        sources: the files and flags of the command line.
 
     Raises:
         ValueError: a short and a long key are given together.
     """
-    layers = [[one] for one in given if not one.by_flag]
-    layers.append([one for one in given if one.by_flag])
+    layers = [[source] for source in sources if not source.by_flag]
+    layers.append([source for source in sources if source.by_flag])
 
-    taken = []
+    implied = []
     for short, key in SHORT_OPTIONS.items():
         chosen = _last(layers, short)
         if chosen is None:
             continue
 
-        if both := _last(layers[chosen.place :], key):
+        if other := _last(layers[chosen.place :], key):
             raise ValueError(
-                f"{chosen.source} and {both.source} give one setting two values: {short} is short "
+                f"{chosen.label} and {other.label} give one setting two values: {short} is short "
                 f"for {key}, and overrides it only in the files before. Keep one of them."
             )
-        taken.append(Taken(key=key, value=chosen.text, source=chosen.source))
+        implied.append(ImpliedSetting(key=key, value=chosen.text, label=chosen.label))
         if short == "steps":
-            taken += _epoch(layers, chosen)
+            implied += _epoch(layers, chosen)
 
-    return taken + _fitting_group(layers)
+    return implied + _fitting_group(layers)
 
 
-def with_taken(arguments: Sequence[str], taken: Sequence[Taken]) -> list[str]:
+def with_implied(arguments: Sequence[str], implied: Sequence[ImpliedSetting]) -> list[str]:
     """Returns the arguments with the long keys behind them; the short ones are null again."""
-    keys = {one.key for one in taken}
+    keys = {setting.key for setting in implied}
     nulls = [f"--{short}=null" for short, key in SHORT_OPTIONS.items() if key in keys]
-    return [*arguments, *(f"--{one.key}={one.value}" for one in taken), *nulls]
+    return [*arguments, *(f"--{s.key}={s.value}" for s in implied), *nulls]
 
 
 def _last(layers: _Layers, key: str) -> _Last | None:
-    """Returns who sets a key last; null counts as not set."""
+    """Returns the last file or flag that sets a key; null counts as not set."""
     for place, layer in reversed(list(enumerate(layers))):
-        for one in reversed(layer):
-            value = one.value(key)
+        for source in reversed(layer):
+            value = source.value(key)
             if value in (ABSENT, None):
                 continue
-            text = one.text if one.text is not None else _text(value)
-            return _Last(place=place, value=value, source=one.named(key), text=text)
+            text = source.text if source.text is not None else _text(value)
+            return _Last(place=place, value=value, label=source.label_of(key), text=text)
     return None
 
 
@@ -119,14 +119,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else canonical_json(value)
 
 
-def _epoch(layers: _Layers, steps: _Last) -> list[Taken]:
+def _epoch(layers: _Layers, steps: _Last) -> list[ImpliedSetting]:
     """Returns the length of an epoch and of a validation interval that go with other steps.
 
     Where a file makes its `max_steps` one epoch, so does the short option: with the old epoch a
     shorter fit would end without a validation.
     """
-    before = [one for layer in layers[: steps.place] for one in layer]
-    beside = [one for layer in layers[steps.place :] for one in layer]
+    before = [source for layer in layers[: steps.place] for source in layer]
+    beside = [source for layer in layers[steps.place :] for source in layer]
 
     epoch, interval = last_value(before, EPOCH), last_value(before, INTERVAL)
     if steps.size is None or not isinstance(epoch, int):
@@ -140,13 +140,13 @@ def _epoch(layers: _Layers, steps: _Last) -> list[Taken]:
 
     # Whoever sets these beside the short option has decided.
     return [
-        Taken(key=key, value=str(value), source=steps.source)
+        ImpliedSetting(key=key, value=str(value), label=steps.label)
         for key, value in values.items()
         if last_value(beside, key) is ABSENT
     ]
 
 
-def _fitting_group(layers: _Layers) -> list[Taken]:
+def _fitting_group(layers: _Layers) -> list[ImpliedSetting]:
     """Returns a group size for a batch size that was set behind it and that it does not fill."""
     batches = [_last(layers, "batch_size"), _last(layers, "data.batch_size")]
     groups = [_last(layers, GROUP_SIZE)]
@@ -171,7 +171,7 @@ def _fitting_group(layers: _Layers) -> list[Taken]:
         f"{GROUP_SIZE} is {size} instead of {group.size}, the nearest that fits a batch size of "
         f"{batch.size}. Set {GROUP_SIZE} to choose another."
     )
-    return [Taken(key=GROUP_SIZE, value=str(size), source=batch.source, reason=reason)]
+    return [ImpliedSetting(key=GROUP_SIZE, value=str(size), label=batch.label, reason=reason)]
 
 
 def fitting_group_size(batch_size: int, group_size: int) -> int | None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from experiments.cli.experiment_cli import parse, run_fingerprint
 from experiments.cli.explain import explain
-from experiments.cli.given_settings import given_settings
 from experiments.cli.messages import quieten
-from experiments.cli.short_options import fitting_group_size, taken_settings
+from experiments.cli.settings_sources import settings_sources
+from experiments.cli.short_options import fitting_group_size, implied_settings
 from tests.fixtures.tiny_experiment import POCKET, run, settings_kept
 
 TRUNK = ["fit", "--config", str(POCKET / "trunk.yaml")]
@@ -38,8 +38,8 @@ def written(tmp_path: Path) -> Callable[..., list[str]]:
     return write
 
 
-def taken(arguments: list[str]) -> dict[str, str]:
-    return {one.key: one.value for one in taken_settings(given_settings(arguments))}
+def implied(arguments: list[str]) -> dict[str, str]:
+    return {setting.key: setting.value for setting in implied_settings(settings_sources(arguments))}
 
 
 def test_short_options_are_the_run_of_the_long_keys(written: Callable[..., list[str]]) -> None:
@@ -54,8 +54,8 @@ def test_short_options_are_the_run_of_the_long_keys(written: Callable[..., list[
 
 
 def test_flags_and_keys_of_a_file_set_the_same(written: Callable[..., list[str]]) -> None:
-    flags = taken([*TRUNK, "--lr=0.001", "--batch_size=8", "--steps=3", "--devices=2"])
-    assert taken([*TRUNK, *written(lr=1e-3, batch_size=8, steps=3, devices=2)]) == flags
+    flags = implied([*TRUNK, "--lr=0.001", "--batch_size=8", "--steps=3", "--devices=2"])
+    assert implied([*TRUNK, *written(lr=1e-3, batch_size=8, steps=3, devices=2)]) == flags
     assert len(flags) == 7, "with the epoch, the interval of validations and the group size"
 
 
@@ -71,13 +71,13 @@ def test_explain_names_the_short_option() -> None:
 
 
 def test_a_flag_goes_over_a_file_wherever_it_stands(written: Callable[..., list[str]]) -> None:
-    assert taken(["fit", "--steps", "3", *TRUNK[1:]])["trainer.max_steps"] == "3"
-    found = taken([*TRUNK, "--steps", "4", *written(steps=3)])
+    assert implied(["fit", "--steps", "3", *TRUNK[1:]])["trainer.max_steps"] == "3"
+    found = implied([*TRUNK, "--steps", "4", *written(steps=3)])
     assert found["trainer.max_steps"] == "4"
 
 
 def test_a_null_sets_nothing(written: Callable[..., list[str]]) -> None:
-    assert taken([*TRUNK, *written(lr=None, steps=None)]) == {}
+    assert implied([*TRUNK, *written(lr=None, steps=None)]) == {}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_null_sets_nothing(written: Callable[..., list[str]]) -> None:
 )
 def test_a_short_and_a_long_flag_are_refused(flags: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^--\S+ and --\S+ give one setting two values: \w+ is"):
-        taken([*TRUNK, *flags])
+        implied([*TRUNK, *flags])
 
 
 def test_a_long_key_beside_or_behind_a_short_one_is_refused(
@@ -99,33 +99,37 @@ def test_a_long_key_beside_or_behind_a_short_one_is_refused(
 ) -> None:
     beside = written("beside", steps=3, trainer={"max_steps": 3})
     with pytest.raises(ValueError, match=r"steps in .*beside\.yaml and trainer\.max_steps in"):
-        taken([*TRUNK, *beside])
+        implied([*TRUNK, *beside])
     with pytest.raises(ValueError, match=r"lr in .*own\.yaml and model\.optimizer\.lr in .*trunk"):
-        taken(["fit", *written(lr=1e-3), *TRUNK[1:]])
+        implied(["fit", *written(lr=1e-3), *TRUNK[1:]])
     with pytest.raises(ValueError, match=r"steps in .*own\.yaml and --trainer\.max_steps give"):
-        taken([*TRUNK, "--trainer.max_steps", "3", *written(steps=3)])
+        implied([*TRUNK, "--trainer.max_steps", "3", *written(steps=3)])
 
 
 def test_steps_take_the_epoch_and_the_validation_with_them(
     written: Callable[..., list[str]],
 ) -> None:
     epoch, interval = "trainer.limit_train_batches", "trainer.val_check_interval"
-    assert taken([*TRUNK, "--steps", "3"]) == {"trainer.max_steps": "3", epoch: "3", interval: "3"}
-    assert taken([*TRUNK, "--steps", "500"])[interval] == "125", "it validates as often as before"
+    assert implied([*TRUNK, "--steps", "3"]) == {
+        "trainer.max_steps": "3",
+        epoch: "3",
+        interval: "3",
+    }
+    assert implied([*TRUNK, "--steps", "500"])[interval] == "125", "it validates as often as before"
 
     # Whoever sets the length of an epoch has decided.
-    chosen = taken([*TRUNK, "--steps", "9", f"--{epoch}", "3"])
+    chosen = implied([*TRUNK, "--steps", "9", f"--{epoch}", "3"])
     assert epoch not in chosen
 
     epochs = written(trainer={"max_steps": -1, "max_epochs": 2, "limit_train_batches": 5})
-    assert taken(["fit", *epochs, "--steps", "3"]) == {"trainer.max_steps": "3"}
+    assert implied(["fit", *epochs, "--steps", "3"]) == {"trainer.max_steps": "3"}
 
 
 def test_a_group_size_fits_a_batch_size_that_was_set_behind_it(
     written: Callable[..., list[str]],
 ) -> None:
     def group(*more: str) -> str | None:
-        return taken([*TRUNK, *more]).get("data.group_size")
+        return implied([*TRUNK, *more]).get("data.group_size")
 
     assert group("--batch_size", "8") == group("--data.batch_size=8") == "8"
     assert group(*written(data={"init_args": {"batch_size": 48}})) == "24"
@@ -135,7 +139,7 @@ def test_a_group_size_fits_a_batch_size_that_was_set_behind_it(
     assert group("--batch_size", "8", "--data.group_size", "5") is None
 
     linked = written("linked", group_size=512, data={"init_args": {"group_size": "${group_size}"}})
-    assert taken(["fit", *linked, "--batch_size", "64"])["data.group_size"] == "64"
+    assert implied(["fit", *linked, "--batch_size", "64"])["data.group_size"] == "64"
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

@@ -24,16 +24,16 @@ NO_SETTINGS = ("", "config", "help", "help.all", "print_config")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What one file or one flag sets.
+class SettingsSource:
+    """A file or a flag of a command line, with the settings that it gives.
 
     Attributes:
-        source: path of the file, or the flag with its dashes.
+        label: path of the file, or the flag with its dashes.
         data: keys and values as nested data; a flag has one key.
         text: the value of a flag as it was typed; None for a file.
     """
 
-    source: str
+    label: str
     data: Mapping[str, Any]
     text: str | None = None
 
@@ -42,16 +42,16 @@ class Given:
         """Tells whether a flag sets it, and not a file."""
         return self.text is not None
 
-    def named(self, key: str) -> str:
-        """Returns the words for this place of a key: the flag, or the key and its file."""
-        return self.source if self.by_flag else f"{key} in {self.source}"
+    def label_of(self, key: str) -> str:
+        """Returns the words for a key in this source: the flag, or the key and its file."""
+        return self.label if self.by_flag else f"{key} in {self.label}"
 
     def value(self, key: str) -> Any:
         """Returns the value of a dotted key, or `ABSENT`; see `value_at`."""
         return value_at(self.data, key)
 
 
-def given_settings(arguments: Sequence[str]) -> list[Given]:
+def settings_sources(arguments: Sequence[str]) -> list[SettingsSource]:
     """Returns what each `--config FILE` and each flag sets, in the order of the command line.
 
     Raises:
@@ -59,12 +59,12 @@ def given_settings(arguments: Sequence[str]) -> list[Given]:
         ValueError: a file is no YAML, or has no keys.
     """
     files = dict(named_configs(arguments))
-    found = []
+    sources = []
 
     for place, word in enumerate(arguments):
         if place in files:
             path = Path(files[place])
-            found.append(Given(source=_shown(path), data=read_config_file(path)))
+            sources.append(SettingsSource(label=_shown(path), data=read_config_file(path)))
             continue
 
         name, separator, text = word[2:].partition("=")
@@ -73,8 +73,8 @@ def given_settings(arguments: Sequence[str]) -> list[Given]:
         if not separator:
             following = arguments[place + 1 : place + 2]
             text = "".join(w for w in following if not w.startswith("--"))
-        found.append(Given(source=f"--{name}", data=_nested(name, text), text=text))
-    return found
+        sources.append(SettingsSource(label=f"--{name}", data=_nested(name, text), text=text))
+    return sources
 
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
@@ -118,9 +118,9 @@ def value_at(data: Any, key: str) -> Any:
     return node
 
 
-def last_value(given: Iterable[Given], key: str) -> Any:
+def last_value(sources: Iterable[SettingsSource], key: str) -> Any:
     """Returns the value that the last file or flag gave a key, or `ABSENT`."""
-    values = [value for one in given if (value := one.value(key)) is not ABSENT]
+    values = [value for source in sources if (value := source.value(key)) is not ABSENT]
     return values[-1] if values else ABSENT
 
 

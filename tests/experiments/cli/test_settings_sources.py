@@ -6,34 +6,36 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli.given_settings import ABSENT, config_files, given_settings, last_value
+from experiments.cli.settings_sources import ABSENT, config_files, last_value, settings_sources
 
 
 def test_files_and_flags_come_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("trainer: {max_steps: 3}\n")
     words = ["fit", "--lr=1e-3", "--config", str(path), "--tags", "a", "b", "--data.fold", "null"]
-    given = given_settings([*words, "--print_config", "--model.help", "x", "--flag", "--runs", ""])
+    sources = settings_sources(
+        [*words, "--print_config", "--model.help", "x", "--flag", "--runs", ""]
+    )
 
-    assert [one.source for one in given] == [
+    assert [source.label for source in sources] == [
         "--lr", str(path), "--tags", "--data.fold", "--flag", "--runs",
     ]  # fmt: skip
-    assert [one.text for one in given] == ["1e-3", None, "a", "null", "", ""]
-    assert last_value(given, "trainer.max_steps") == 3
-    assert last_value(given, "data.fold") is None
-    assert last_value(given, "data.root") is ABSENT
+    assert [source.text for source in sources] == ["1e-3", None, "a", "null", "", ""]
+    assert last_value(sources, "trainer.max_steps") == 3
+    assert last_value(sources, "data.fold") is None
+    assert last_value(sources, "data.root") is ABSENT
 
 
 def test_a_key_finds_its_value_with_and_without_init_args() -> None:
-    (one,) = given_settings(["fit", "--model.init_args.optimizer.init_args.lr", "1"])
-    assert one.value("model.optimizer.lr") == 1
-    assert one.value("model.optimizer.momentum") is ABSENT
+    (source,) = settings_sources(["fit", "--model.init_args.optimizer.init_args.lr", "1"])
+    assert source.value("model.optimizer.lr") == 1
+    assert source.value("model.optimizer.momentum") is ABSENT
 
 
 @pytest.mark.parametrize("text", ["a: [b", "2026-13-45", "@x"])
 def test_a_text_that_is_no_yaml_is_a_text(text: str) -> None:
-    (one,) = given_settings(["fit", "--model.prompt", text])
-    assert one.value("model.prompt") == text
+    (source,) = settings_sources(["fit", "--model.prompt", text])
+    assert source.value("model.prompt") == text
 
 
 def test_config_files_are_found_however_they_are_given() -> None:
