@@ -30,16 +30,16 @@ from mmemb.gate.budget import (
     check_budget,
     row_budgets,
 )
-from mmemb.gate.encoded import Embedding, Encoded, joined
+from mmemb.gate.encoded import Embedding, Encoded, join_batches
 from mmemb.gate.heads import DepthHead, load_head, save_head
 from mmemb.gate.reasoners import Written, make_reasoner
 from mmemb.gate.release_card import release_card
 from mmemb.gate.saved_settings import SETTINGS, read_settings
-from mmemb.media.inputs import Input, sides
+from mmemb.media.inputs import Input, are_media, sides
 from mmemb.rationales import load_saved_writer, save_writer
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.gate_state import GateInputs, StatePart, check_parts, score_shape
-from mmemb.records.inputs import TOKENS_PER_PICTURE, Media, Side
+from mmemb.records.inputs import TOKENS_PER_PICTURE, Side
 from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import DIRECT
 from mmemb.storage.allowed_classes import allowing_classes
@@ -49,7 +49,7 @@ from mmemb.storage.json_files import write_json
 from mmemb.storage.trust import Permissions, check_links
 
 Vectors = Tensor | np.ndarray | Encoded | Embedding
-"""Vectors of any origin: (B, D), or (D,) of one input."""
+"""Vectors of any origin: (B, D), or (D,) of a single input."""
 
 
 @final
@@ -152,10 +152,11 @@ class AdaptiveEmbedder:
         Raises:
             ValueError: an input cannot be read, a budget cannot be met, or there is no such depth.
         """
-        if not isinstance(inputs, list | tuple) or _is_clip(inputs):
+        # A tuple of frames is one clip, as `mmemb.media.clip` gives it.
+        is_clip = isinstance(inputs, tuple) and are_media(inputs)
+        if is_clip or not isinstance(inputs, list | tuple):
             options = {"instruction": instruction, "keys": keys, "gallery": gallery}
-            one = self.encode([inputs], budget, unit, depth=depth, device=device, **options)
-            return one[0]
+            return self.encode([inputs], budget, unit, depth=depth, device=device, **options)[0]
 
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -183,12 +184,12 @@ class AdaptiveEmbedder:
             )
             for rows in _with_bar(batches or [order], show_progress_bar)
         ]
-        return joined(encoded, order)
+        return join_batches(encoded, order)
 
     def encode_query(
         self, inputs: Input | Sequence[Input], budget: Amounts = None, **options: Any
     ) -> Encoded | Embedding:
-        """Embeds queries: the gate decides which of them reason. `encode` by its other name.
+        """Embeds queries, as `encode` does: the gate decides which of them reason.
 
         Args:
             inputs: see `encode`.
@@ -209,24 +210,24 @@ class AdaptiveEmbedder:
         return self.encode(inputs, depth=DIRECT, **options)
 
     @staticmethod
-    def similarity(one: Vectors, other: Vectors) -> Tensor:
+    def similarity(embeddings1: Vectors, embeddings2: Vectors) -> Tensor:
         """Returns cosines (B, M) of results, tensors or arrays of vectors.
 
         Args:
-            one: B vectors, or one.
-            other: M vectors, or one.
+            embeddings1: B vectors, or a single one.
+            embeddings2: M vectors, or a single one.
         """
-        return _unit(one) @ _unit(other).T
+        return _unit(embeddings1) @ _unit(embeddings2).T
 
     @staticmethod
-    def similarity_pairwise(one: Vectors, other: Vectors) -> Tensor:
+    def similarity_pairwise(embeddings1: Vectors, embeddings2: Vectors) -> Tensor:
         """Returns cosines (B,) of vectors that stand side by side.
 
         Args:
-            one: B vectors, or one.
-            other: as many.
+            embeddings1: B vectors, or a single one.
+            embeddings2: as many.
         """
-        return (_unit(one) * _unit(other)).sum(1)
+        return (_unit(embeddings1) * _unit(embeddings2)).sum(1)
 
     def _encode_batch(
         self,
@@ -237,7 +238,7 @@ class AdaptiveEmbedder:
         gallery: Tensor | Sequence[Tensor] | None,
     ) -> Encoded:
         """Takes the four steps, and measures them."""
-        amounts, units = [each.amount for each in budgets], [each.unit for each in budgets]
+        amounts, units = [b.amount for b in budgets], [b.unit for b in budgets]
 
         start = time.perf_counter()
         direct = self.embed(batch)
@@ -554,13 +555,13 @@ class AdaptiveEmbedder:
         permissions = Permissions.for_folder(folder, models, servers)
         check_links(folder)
 
-        has_gate = settings.calibration is not None
+        calibration = settings.calibration
         try:
             with allowing_classes(allow_classes):
                 return cls(
                     load_backbone(str(folder / "backbone")),
-                    load_head(folder / "gate") if has_gate else None,
-                    settings.calibration.record() if settings.calibration is not None else None,
+                    load_head(folder / "gate") if calibration is not None else None,
+                    calibration.record() if calibration is not None else None,
                     writers
                     or {
                         depth: load_saved_writer(
@@ -578,16 +579,11 @@ class AdaptiveEmbedder:
             raise ValueError(f"{folder} is no whole AdaptiveEmbedder: {reason}.") from None
 
 
-def _is_clip(inputs: Sequence[Any]) -> bool:
-    """Tells the frames of one clip, as `mmemb.media.clip` gives them, from a list of inputs."""
-    return isinstance(inputs, tuple) and all(isinstance(each, Media) for each in inputs)
-
-
-def _length(each: Input) -> int:
+def _length(value: Input) -> int:
     """Estimates how long the model reads an input, without opening a file."""
-    if isinstance(each, Side):
-        return each.num_tokens
-    text = each.get("text", "") if isinstance(each, dict) else each
+    if isinstance(value, Side):
+        return value.num_tokens
+    text = value.get("text", "") if isinstance(value, dict) else value
     return Side(text).num_tokens if isinstance(text, str) else TOKENS_PER_PICTURE
 
 
@@ -599,11 +595,11 @@ def _of_rows(values: Sequence[_Value], rows: Sequence[int]) -> list[_Value]:
 
 
 def _with_bar(batches: Sequence[Sequence[int]], shown: bool | None) -> Iterable[Sequence[int]]:
-    """Shows how many batches are done, where that takes long or is asked for."""
+    """Shows how many batches are done, if that takes long or the caller asks for it."""
     if shown is False or (shown is None and len(batches) == 1):
         return batches
 
-    # It comes with the libraries of models, which the gate itself does not need.
+    # tqdm comes with the libraries of models, which the gate itself does not need.
     from tqdm import tqdm
 
     is_hidden = None if shown is None else False  # None = hidden unless this is a terminal
@@ -611,7 +607,7 @@ def _with_bar(batches: Sequence[Sequence[int]], shown: bool | None) -> Iterable[
 
 
 def _unit(vectors: Vectors) -> Tensor:
-    """Vectors (B, D) at length 1, of whatever holds them."""
+    """Returns vectors (B, D) at length 1, of whatever holds them."""
     vector_BD = torch.as_tensor(np.asarray(vectors)) if not isinstance(vectors, Tensor) else vectors
     return functional.normalize(torch.atleast_2d(vector_BD).float(), dim=-1)
 

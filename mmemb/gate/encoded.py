@@ -1,4 +1,4 @@
-"""Vectors with what they took: the depth, the rationale, its tokens and the time of each input.
+"""Vectors with their costs: the depth, the rationale, its tokens and the time of each input.
 
 Shapes: B inputs, D embedding width.
 """
@@ -51,7 +51,7 @@ class Embedding:
         return f"Embedding({len(self.vector_D)} numbers, {self._cost()})"
 
     def _cost(self) -> str:
-        """Depth, tokens, time and the beginning of the rationale."""
+        """Returns depth, tokens, time and the beginning of the rationale as a text."""
         parts = [self.depth, f"{self.num_tokens} tokens"]
         if self.milliseconds is not None:
             parts.append(f"{self.milliseconds:.0f} ms")
@@ -143,8 +143,8 @@ class Encoded(Sequence[Embedding]):
         return "\n".join([f"Encoded({'; '.join(parts)})", *shown])
 
 
-def joined(batches: Sequence[Encoded], rows: Sequence[int]) -> Encoded:
-    """Returns the results of batches as one, in the order of the inputs.
+def join_batches(batches: Sequence[Encoded], rows: Sequence[int]) -> Encoded:
+    """Joins the results of batches, in the order of the inputs.
 
     Args:
         batches: at least one, all measured.

@@ -26,8 +26,8 @@ Unit vectors of {width} numbers, of {modalities}. {gate}
     import mmemb
 
     embedder = mmemb.load("{name}"{models})
-    found = embedder.encode_query(["a text"]{budget})
-    scores = embedder.similarity(found, embedder.encode_document(["another text"]))
+    queries = embedder.encode_query(["a text"]{budget})
+    scores = embedder.similarity(queries, embedder.encode_document(["another text"]))
 
 Embedder: `{backbone}`. {needs}Nothing in this repository is executed when it is loaded.
 """
@@ -42,7 +42,7 @@ def release_card(name: str, backbone: Backbone, writers: Mapping[str, RationaleS
     Args:
         name: `org/name` on the hub.
         backbone: of the embedder.
-        writers: of its gate; none without one.
+        writers: of its gate; empty without a gate.
     """
     models = outside_models(writers)
     gate = "It has no gate: every input is embedded directly."

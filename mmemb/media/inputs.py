@@ -45,7 +45,7 @@ Input: TypeAlias = (
     "str | Path | bytes | Picture | np.ndarray | Tensor | dict[str, Any] | Media | Side"
     " | tuple[Media, ...]"
 )
-"""What `side` takes."""
+"""Anything that `side` takes."""
 
 NUM_FRAMES = 8
 """Frames of a clip, unless the caller says otherwise."""
@@ -60,13 +60,13 @@ _LONGEST_PATH = 4096
 _SHAPES = "(H, W), (H, W, 1), (H, W, 3), (H, W, 4) or (3, H, W)"
 
 
-def picture(thing: Any) -> Media:
-    """Returns the picture that a thing is, converted as `mmemb.media.pictures.read_picture` does.
+def picture(value: Any) -> Media:
+    """Makes a picture of a file, bytes, an image or an array, as 8-bit RGB on white, upright.
 
     Its digest is the SHA-256 of the file's bytes, or without a file a hash of shape and pixels.
 
     Args:
-        thing: one of
+        value: one of
 
             * a `Path` of a PNG, JPEG, WebP, BMP, TIFF or SVG file;
             * the bytes of such a file, or a text `data:image/...;base64,...`;
@@ -80,30 +80,30 @@ def picture(thing: Any) -> Media:
         ValueError: it is none of these, moves, or cannot be read.
         ModuleNotFoundError: a library of the extra `media` is not installed.
     """
-    if isinstance(thing, Media):
-        return thing
+    if isinstance(value, Media):
+        return value
 
     require_library("PIL", "Reading pictures")
-    match thing:
+    match value:
         case Path():
-            return _picture_of_bytes(picture_bytes(_file(thing)), str(thing))
+            return _picture_of_bytes(picture_bytes(_file(value)), str(value))
         case bytes() | bytearray() | memoryview():
-            return _picture_of_bytes(bytes(thing), "The picture")
-        case str() if thing.startswith(PREFIX):
-            return _picture_of_bytes(picture_of_url(thing, "The data URL"), "The data URL")
+            return _picture_of_bytes(bytes(value), "The picture")
+        case str() if value.startswith(PREFIX):
+            return _picture_of_bytes(picture_of_url(value, "The data URL"), "The data URL")
         case str():
-            raise _no_file(thing)
+            raise _no_file(value)
         case np.ndarray() | Tensor():
-            return _picture_of_image(_image_of_array(thing))
+            return _picture_of_image(_image_of_array(value))
 
-    return _picture_of_image(_checked_image(thing))
+    return _picture_of_image(_checked_image(value))
 
 
-def clip(thing: Any, num_frames: int = NUM_FRAMES) -> tuple[Media, ...]:
-    """Returns frames of the clip that a thing is; of a file those that `prepare folder` takes.
+def clip(value: Any, num_frames: int = NUM_FRAMES) -> tuple[Media, ...]:
+    """Chooses frames of a clip; of a file those that `prepare folder` takes.
 
     Args:
-        thing: one of
+        value: one of
 
             * a `Path` of a video, of a picture that moves, or of a folder of frames;
             * the bytes of such a file;
@@ -118,46 +118,46 @@ def clip(thing: Any, num_frames: int = NUM_FRAMES) -> tuple[Media, ...]:
     """
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}: expected 1 or more.")
-    if _are_media(thing):
-        return _frames(thing, "The clip")
+    if are_media(value):
+        return _frames(value, "The clip")
 
     require_library("PIL", "Reading clips")
-    match thing:
-        case Path() if thing.is_dir():
-            files = frame_files(thing, num_frames)
-            return _frames(files, str(thing), [file.name for file in files])
+    match value:
+        case Path() if value.is_dir():
+            files = frame_files(value, num_frames)
+            return _frames(files, str(value), [file.name for file in files])
         case Path():
-            return _frames(read_clip(_file(thing), num_frames, str(thing)), str(thing))
+            return _frames(read_clip(_file(value), num_frames, str(value)), str(value))
         case bytes() | bytearray() | memoryview():
-            return _frames(read_clip(bytes(thing), num_frames), "The clip")
+            return _frames(read_clip(bytes(value), num_frames), "The clip")
         case str():
-            raise _no_file(thing)
-        case list() | tuple() if thing:
-            return _frames(_chosen(thing, num_frames), "The clip")
-        case np.ndarray() | Tensor() if thing.ndim == 4 and len(thing):
-            return _frames(_chosen(thing, num_frames), "The clip")
+            raise _no_file(value)
+        case list() | tuple() if value:
+            return _frames(_chosen(value, num_frames), "The clip")
+        case np.ndarray() | Tensor() if value.ndim == 4 and len(value):
+            return _frames(_chosen(value, num_frames), "The clip")
 
     raise ValueError(
-        f"{_shown(thing)} is no clip: expected a Path, the bytes of a video, a list of pictures, "
+        f"{_shown(value)} is no clip: expected a Path, the bytes of a video, a list of pictures, "
         "or an array (T, H, W, 3)."
     )
 
 
-def side(thing: Any, instruction: str = "", num_frames: int = NUM_FRAMES) -> Side:
-    """Returns the side of a pair (a query, a document) that a thing is.
+def side(value: Any, instruction: str = "", num_frames: int = NUM_FRAMES) -> Side:
+    """Makes the side of a pair (a query, a document) of a text, a picture, a clip or several.
 
     A text is always a text. One that names a picture or a clip that is there, or the URL of one, is
     an error: data of others, which may hold any text, come as `Side(text=...)`.
 
     Args:
-        thing: one of
+        value: one of
 
             * a text;
             * a picture (see `picture`): a `Path`, bytes, an image of Pillow, an array, a `Media`;
             * a clip (see `clip`): a `Path`, bytes, an array (T, H, W, 3), a tuple of `Media`;
             * a dictionary with some of `text`, `image` (one or a list), `video`, `instruction`;
             * a `Side`.
-        instruction: of a thing that brings none of its own.
+        instruction: of an input that brings none of its own.
         num_frames: of a clip.
 
     Raises:
@@ -165,83 +165,83 @@ def side(thing: Any, instruction: str = "", num_frames: int = NUM_FRAMES) -> Sid
         ValueError: it is none of these, or cannot be read.
         ModuleNotFoundError: a library of the extra `media` is not installed.
     """
-    match thing:
+    match value:
         case Side():
-            is_whole = thing.instruction or not instruction
-            return thing if is_whole else replace(thing, instruction=instruction)
+            is_whole = value.instruction or not instruction
+            return value if is_whole else replace(value, instruction=instruction)
         case str():
-            _check_text(thing)
-            return Side(thing, instruction)
+            _check_text(value)
+            return Side(value, instruction)
         case dict():
-            return _side_of_dict(thing, instruction, num_frames)
-        case list() | tuple() if not _are_media(thing):
+            return _side_of_dict(value, instruction, num_frames)
+        case list() | tuple() if not are_media(value):
             raise ValueError(
-                f"{_shown(thing)} is a {type(thing).__name__}: expected one thing. Give several "
+                f"{_shown(value)} is a {type(value).__name__}: expected one input. Give several "
                 'pictures as {"image": [...]}, and frames as {"video": [...]}.'
             )
 
-    media = clip(thing, num_frames) if _is_clip(thing) else (picture(thing),)
+    media = clip(value, num_frames) if _is_clip(value) else (picture(value),)
     return Side("", instruction, media)
 
 
 def sides(
-    things: Iterable[Any],
+    inputs: Iterable[Any],
     instruction: str = "",
     num_frames: int = NUM_FRAMES,
     places: Sequence[int] | None = None,
 ) -> list[Side]:
-    """Returns the sides that several things are; see `side`.
+    """Makes sides of several inputs; see `side`.
 
     Args:
-        things: a list of what `side` takes.
-        instruction: of a thing that brings none of its own.
+        inputs: a list of what `side` takes.
+        instruction: of an input that brings none of its own.
         num_frames: of a clip.
-        places: of the things in the caller's list, for errors; None = from 0 on.
+        places: of the inputs in the caller's list, for errors; None = from 0 on.
 
     Raises:
-        FileNotFoundError: a file is missing; names the place of the thing.
-        ValueError: a thing is no side; names its place as well.
+        FileNotFoundError: a file is missing; names the place of the input.
+        ValueError: an input is no side; names its place as well.
         ModuleNotFoundError: a library of the extra `media` is not installed.
     """
     # Rows of an array would pass for grey pictures, and letters of a text for texts.
-    one = str | bytes | dict | np.ndarray | Tensor
-    if isinstance(things, one) or not isinstance(things, Iterable):
-        raise ValueError(f"{_shown(things)} is one thing: expected a list of them.")
+    single = str | bytes | dict | np.ndarray | Tensor
+    if isinstance(inputs, single) or not isinstance(inputs, Iterable):
+        raise ValueError(f"{_shown(inputs)} is one input: expected a list of them.")
 
-    found = []
-    for place, thing in enumerate(things) if places is None else zip(places, things, strict=True):
+    result = []
+    for place, value in enumerate(inputs) if places is None else zip(places, inputs, strict=True):
         try:
-            found.append(side(thing, instruction, num_frames))
+            result.append(side(value, instruction, num_frames))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"Input {place}: {error}") from None
         except ValueError as error:
             raise ValueError(f"Input {place}: {error}") from None
-    return found
+    return result
 
 
-def _side_of_dict(things: dict[Any, Any], instruction: str, num_frames: int) -> Side:
-    if unknown := [key for key in things if key not in KEYS]:
+def _side_of_dict(parts: dict[Any, Any], instruction: str, num_frames: int) -> Side:
+    if unknown := [key for key in parts if key not in KEYS]:
         hint, expected = nearest(str(unknown[0]), KEYS), ", ".join(KEYS)
         raise ValueError(f"{_shown(unknown[0])} is an unknown key: expected {expected}.{hint}")
 
-    text, own_instruction = things.get("text", ""), things.get("instruction", instruction)
+    text, own_instruction = parts.get("text", ""), parts.get("instruction", instruction)
     for key, value in (("text", text), ("instruction", own_instruction)):
         if not isinstance(value, str):
             raise ValueError(f"{key} is {_shown(value)}: expected a text.")
 
-    images = things.get("image", ())
+    images = parts.get("image", ())
     images = images if isinstance(images, list | tuple) else (images,)
     media = [replace(picture(image), kind="image") for image in images]
-    if "video" in things:
-        media += clip(things["video"], num_frames)
+    if "video" in parts:
+        media += clip(parts["video"], num_frames)
 
     if not text and not media:
-        raise ValueError(f"{_shown(things)} holds nothing: expected a text, a picture or a clip.")
+        raise ValueError(f"{_shown(parts)} holds nothing: expected a text, a picture or a clip.")
     return Side(text, own_instruction, tuple(media))
 
 
 def _check_text(text: str) -> None:
-    """Refuses a text by which a file is meant, most likely."""
+    """Refuses a text that most likely means a file."""
     kind = ""
     if text.startswith(PREFIX):
         kind, remedy = "the data URL of a picture", 'give {"image": ...}'
@@ -261,7 +261,7 @@ def _check_text(text: str) -> None:
 
 
 def _no_file(text: str) -> ValueError:
-    """The error for a text in place of a picture or a clip."""
+    """Returns the error for a text in place of a picture or a clip."""
     if text.startswith(_URLS):
         return ValueError(
             f"{_shown(text)} is a URL, and nothing is fetched here: give a Path or bytes."
@@ -281,36 +281,37 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _is_clip(thing: Any) -> bool:
-    """Tells what moves; GIF counts as a clip, as in `prepare folder`."""
-    match thing:
+def _is_clip(value: Any) -> bool:
+    """Tells whether a value moves; GIF counts as a clip, as in `prepare folder`."""
+    match value:
         case list() | tuple():
             return True
         case np.ndarray() | Tensor():
-            return thing.ndim == 4
-        case Path() if thing.is_dir():
+            return value.ndim == 4
+        case Path() if value.is_dir():
             return True
-        case Path() if thing.suffix.lower() in CLIPS:
+        case Path() if value.suffix.lower() in CLIPS:
             return True
         case Path() | bytes() | bytearray() | memoryview():
             require_library("PIL", "Reading pictures")
-            source = _file(thing) if isinstance(thing, Path) else bytes(thing)
+            source = _file(value) if isinstance(value, Path) else bytes(value)
             return is_moving_kind(head_of(source)) or is_animated(source)
     return False
 
 
-def _are_media(thing: Any) -> bool:
-    several = isinstance(thing, list | tuple) and len(thing) > 0
-    return several and all(isinstance(each, Media) for each in thing)
+def are_media(value: Any) -> bool:
+    """Tells whether a value is a list or tuple of `Media`, such as the frames of one clip."""
+    several = isinstance(value, list | tuple) and len(value) > 0
+    return several and all(isinstance(item, Media) for item in value)
 
 
-def _chosen(things: Sequence[Any], num: int) -> list[Any]:
-    return [things[place] for place in choose_frames(len(things), num)]
+def _chosen(frames: Sequence[Any], num: int) -> list[Any]:
+    return [frames[place] for place in choose_frames(len(frames), num)]
 
 
-def _frames(things: Sequence[Any], where: str, names: Sequence[str] = ()) -> tuple[Media, ...]:
+def _frames(pictures: Sequence[Any], where: str, names: Sequence[str] = ()) -> tuple[Media, ...]:
     """Pictures as the frames of one clip."""
-    media = [replace(picture(thing), kind="frame") for thing in things]
+    media = [replace(picture(frame), kind="frame") for frame in pictures]
 
     # Frames of which only features were loaded have no size.
     sizes = [(m.pixels.shape[2], m.pixels.shape[1]) for m in media if m.pixels is not None]
@@ -341,20 +342,20 @@ def _pixel_digest(pixels_CHW: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _checked_image(thing: Any) -> Picture:
+def _checked_image(value: Any) -> Picture:
     """An image of Pillow that does not move."""
     from PIL import Image
 
-    if not isinstance(thing, Image.Image):
+    if not isinstance(value, Image.Image):
         raise ValueError(
-            f"{_shown(thing)} is a {type(thing).__name__}: expected a text, a Path, bytes, an "
+            f"{_shown(value)} is a {type(value).__name__}: expected a text, a Path, bytes, an "
             "image of Pillow, an array, a dictionary, Media or Side."
         )
-    if thing.format in ANIMATED and getattr(thing, "is_animated", False):
+    if value.format in ANIMATED and getattr(value, "is_animated", False):
         raise PictureError(
             "The picture moves: give its Path or bytes as a clip, or image.copy() of one frame."
         )
-    return thing
+    return value
 
 
 def _image_of_array(values: np.ndarray | Tensor) -> Picture:
@@ -402,6 +403,6 @@ def _shape(values: np.ndarray) -> str:
     return f"The array of {values.dtype} and shape {values.shape}"
 
 
-def _shown(thing: Any) -> str:
-    """A thing as it stands in an error: short, and on one line."""
-    return printable(reprlib.repr(thing))
+def _shown(value: Any) -> str:
+    """Returns a value as it stands in an error: short, and on one line."""
+    return printable(reprlib.repr(value))

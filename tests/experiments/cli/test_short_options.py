@@ -110,11 +110,8 @@ def test_steps_take_the_epoch_and_the_validation_with_them(
     written: Callable[..., list[str]],
 ) -> None:
     epoch, interval = "trainer.limit_train_batches", "trainer.val_check_interval"
-    assert implied([*TRUNK, "--steps", "3"]) == {
-        "trainer.max_steps": "3",
-        epoch: "3",
-        interval: "3",
-    }
+    expected = {"trainer.max_steps": "3", epoch: "3", interval: "3"}
+    assert implied([*TRUNK, "--steps", "3"]) == expected
     assert implied([*TRUNK, "--steps", "500"])[interval] == "125", "it validates as often as before"
 
     # Whoever sets the length of an epoch has decided.

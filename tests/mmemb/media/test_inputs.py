@@ -290,10 +290,10 @@ def test_faults_of_a_list_name_their_place(tmp_path: Path) -> None:
         ([{"video": "https://example.org/a.mp4"}], "Input 0: .* is a URL, and nothing is fetched"),
         ([{}], "Input 0: {} holds nothing"),
         ([{"text": "", "image": []}], "Input 0: .* holds nothing"),
-        ([[PIXELS_HW3]], "Input 0: .* is a list: expected one thing"),
-        ("a text", "'a text' is one thing: expected a list"),
-        (PIXELS_HW3, "is one thing"),
-        (Side("a"), "is one thing"),
+        ([[PIXELS_HW3]], "Input 0: .* is a list: expected one input"),
+        ("a text", "'a text' is one input: expected a list"),
+        (PIXELS_HW3, "is one input"),
+        (Side("a"), "is one input"),
     ]:
         with pytest.raises(ValueError, match=words):
             sides(things)
