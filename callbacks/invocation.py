@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from mmemb.records.outputs import step_output
-from mmemb.records.precision import float64_device, for_float64
+from mmemb.records.precision import float64_device, to_float64_device
 
 
 @final
@@ -32,7 +32,7 @@ class InvocationMeter(Metric):
         counts = [count, eligible_B.sum(), (depths_B > 0).sum(), tokens_B.sum()]
 
         # Not in place: a tensor made in inference mode could not be added to.
-        sums_4 = torch.stack([for_float64(count).double() for count in counts])
+        sums_4 = torch.stack([to_float64_device(count).double() for count in counts])
         self.sums_4 = self.sums_4 + sums_4.to(self.device)
 
     @override

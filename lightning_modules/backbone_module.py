@@ -78,8 +78,8 @@ class BackboneModule(LightningModule, ABC):
 
     @override
     def setup(self, stage: str) -> None:
-        # Before hours of training, whose result nobody could load. A class of another package is
-        # made anew for that, which must not move the random numbers of the training.
+        # Else hours of training could end in a folder that does not load. The check builds the
+        # backbone a second time, which must not change the random numbers of the training.
         if stage == "fit":
             with isolate_rng():
                 check_on_first_rank(partial(check_loads_again, self.backbone))

@@ -166,7 +166,7 @@ class GatingPolicy(LightningModule):
                 )
 
     def _check_loads_again(self) -> None:
-        """Refuses what no saved gate could name, before it is fitted."""
+        """Refuses a backbone, head or writer that a saved gate could not load, before the fit."""
         saved_spec(self.embedder / "backbone")
         with isolate_rng():
             check_head(self.head)

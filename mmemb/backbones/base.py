@@ -250,11 +250,11 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, allow_classes: Collection[str] = ()) -> Self:
-        """Loads what `save_pretrained` wrote, if it is of this class, which needs no leave.
+        """Loads what `save_pretrained` wrote, if it is of this class, which counts as allowed.
 
         Args:
             folder: see `load_backbone`.
-            allow_classes: of its parts.
+            allow_classes: class paths of its parts, where they belong to other packages.
         """
         own = f"{cls.__module__}.{cls.__qualname__}"
         backbone = load_backbone(str(folder), allow_classes=[own, *allow_classes])
@@ -415,9 +415,9 @@ def _load(folder: str) -> Backbone:
 
 
 def check_loads_again(backbone: Backbone) -> None:
-    """Saves a backbone with classes of another package and loads it, before a training of hours.
+    """Saves a backbone with classes of another package and loads it, before it is trained.
 
-    A backbone of this project alone is taken to keep its promises.
+    A backbone of this project's classes alone is not tried: its tests do that.
 
     Raises:
         ValueError: a class is not allowed, or what was saved does not load.
@@ -426,7 +426,7 @@ def check_loads_again(backbone: Backbone) -> None:
     try:
         spec = {"class_path": name, "init_args": backbone.config()}
         foreign = sorted({path for path in class_paths(spec) if not _is_ours(path)})
-    except Exception as error:  # whatever a class of another package does
+    except Exception as error:  # a class of another package may raise anything
         raise ValueError(f"{name}.config() must return arguments as JSON: {quote(error)}") from None
 
     for path in foreign:

@@ -154,7 +154,7 @@ def _load_again(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         backbone.save_pretrained(folder)
 
-        # Whoever hands over an object has allowed its classes.
+        # The caller made this object, so its classes are allowed.
         spec = {"class_path": class_path(backbone), "init_args": backbone.config()}
         again = load_backbone(folder, allow_classes=list(class_paths(spec)))
         return _close(backbone, backbone.encode(sides), again.encode(sides))

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from mmemb.records.pairs import Query
-from mmemb.records.precision import for_float64
+from mmemb.records.precision import to_float64_device
 from mmemb.retrieval.ranking import (
     TiedRanks,
     check_finite,
@@ -191,7 +191,7 @@ def check_spread(vector_ND: Tensor, what: str, num_different: int) -> None:
     check_unit(vector_ND, what)
 
     # In fp64: near a collapse the differences are below the steps of fp32.
-    vector_ND = for_float64(vector_ND)
+    vector_ND = to_float64_device(vector_ND)
     mean_D = vector_ND.double().mean(0)
     variance = float((vector_ND.double() - mean_D).pow(2).sum(1).mean())
     if num_different > 1 and variance < _COLLAPSED:

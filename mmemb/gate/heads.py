@@ -124,7 +124,7 @@ def check_head(head: DepthHead) -> None:
         try:
             save_head(head, folder)
             load_head(folder)
-        except Exception as error:  # whatever a class of another package does
+        except Exception as error:  # a class of another package may raise anything
             reason = f"{type(error).__name__}: {quote(error)}".replace(folder, FOLDER)
             raise ValueError(
                 f"{name} cannot be saved and loaded again, so what is trained would be lost "
@@ -172,13 +172,13 @@ def _load(folder: Path) -> DepthHead:
 
 
 def _name_of(head: DepthHead) -> str:
-    """Returns the name of a class of this package, or the whole path of another one."""
+    """Returns the class's name if it belongs to this package, else its class path."""
     is_ours = type(head).__module__.startswith(f"{__package__}.")
     return type(head).__name__ if is_ours else class_path(head)
 
 
 def _class_of(name: str, where: str) -> type[DepthHead]:
-    """Returns the class of a saved head: ours by its name, an allowed one by its whole path."""
+    """Returns the class of a saved head: ours by its name, an allowed one by its class path."""
     is_ours = name.isidentifier()
     kind = class_at(f"{__package__}.{name}") if is_ours else allowed_class(name, where, _GROUP)
 

@@ -1,4 +1,4 @@
-"""`mmemb.load`: the one way to open what was trained, whatever run or release holds it."""
+"""`mmemb.load`: opens the embedder of any run or release."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def load(
         writers: replace the saved ones: depth -> writer.
         servers: see `AdaptiveEmbedder.from_pretrained`, as all that follow.
         models: folders and hub ids of models that saved writers may run.
-        allow_classes: classes of other packages that what lies there may name.
-        device: where it is moved to; None = the CPU.
+        allow_classes: classes of other packages that the folder may name.
+        device: the embedder is moved there; None = the CPU.
         revision: of a model of the hub.
         token: of an account of the hub.
         cache_dir: of huggingface_hub.
@@ -92,7 +92,7 @@ def find_model(folder: Path) -> tuple[AdaptiveFolder | None, Path]:
         if place.settings.is_file():
             return place, place.backbone
 
-    # Its backbone alone would answer, without the gate that its user expects.
+    # Its backbone alone would load, but without the gate that the caller expects.
     if any(place.gate.is_dir() for place in places):
         raise FileNotFoundError(
             f"{folder} holds a gate, but no adaptive.json: writing it was interrupted. Fit the "

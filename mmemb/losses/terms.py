@@ -1,4 +1,4 @@
-"""The one place that divides a sum by a count over all ranks."""
+"""Mean losses: the one place that divides a sum by a count over all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and clips from what people hold: 8-bit RGB, bounded, resized within bounds.
+"""Pictures and clips from files, bytes, arrays and images: 8-bit RGB, bounded in size.
 
 Importing this package is cheap: its functions are loaded when they are first used.
 """

@@ -60,8 +60,8 @@ _TURNS = {
     (0, 1, 1, 0): "TRANSPOSE",
     (0, -1, -1, 0): "TRANSVERSE",
 }
-"""Signs of a, b, c, d of a display matrix -> Pillow's name of what makes the frame upright; Pillow
-turns left."""
+"""Signs of a, b, c, d of a display matrix -> Pillow's name of the turn that makes the frame
+upright; Pillow turns to the left."""
 
 
 @final
@@ -150,7 +150,7 @@ def is_animated(source: Path | bytes) -> bool:
 
 
 def head_of(source: Path | bytes) -> bytes:
-    """The bytes of a file that tell its kind."""
+    """Returns the first bytes of a file, which tell its kind."""
     with _file(source) as file:
         return file.read(HEAD)
 

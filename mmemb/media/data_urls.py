@@ -1,4 +1,4 @@
-"""Pictures that a text holds itself: `data:image/png;base64,...`."""
+"""Pictures inside of a text: `data:image/png;base64,...`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "data:image/"
 
 
 def picture_of_url(url: str, where: str) -> bytes:
-    """The bytes of a picture that a data URL holds; what kind it states does not count.
+    """Returns the bytes of a picture in a data URL; the kind that the URL states does not count.
 
     Args:
         url: `data:image/KIND;base64,BYTES`.

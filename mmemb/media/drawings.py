@@ -97,7 +97,7 @@ def _cannot_be_drawn(name: str, reason: str) -> PictureError:
 
 
 def _check(root: ElementTree.Element, name: str) -> None:
-    """Refuses what would be missing in silence, such as a file that is not opened."""
+    """Refuses a drawing of which a part would be missing in silence: letters, another file."""
     for element in root.iter():
         # Names of elements and attributes carry their namespace in front: `{http://...}image`.
         kind = str(element.tag).rpartition("}")[2]

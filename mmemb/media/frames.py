@@ -1,4 +1,4 @@
-"""Frames of a clip that was saved as pictures: their files in order, and which are taken."""
+"""Frames of a clip that was saved as pictures: the order of their files, and the choice."""
 
 from __future__ import annotations
 

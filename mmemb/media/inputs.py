@@ -1,4 +1,4 @@
-"""Pictures, clips and sides from what a caller holds: images, arrays, bytes, paths, data URLs.
+"""Pictures, clips and sides from images, arrays, bytes, paths and data URLs.
 
 A text is never opened as a file: files are `Path`. Nothing is fetched from a network.
 

@@ -9,7 +9,7 @@ _PACKAGES = {"PIL": "Pillow", "av": "av", "resvg_py": "resvg-py"}
 
 
 def require_library(module: str, purpose: str) -> None:
-    """Says in one sentence which library is missing, before it is imported.
+    """Refuses a library that is not installed, in one sentence, before it is imported.
 
     Args:
         module: of the extra `media`.

@@ -209,7 +209,7 @@ def _opened(data: bytes, formats: Sequence[str], where: str) -> Iterator[Picture
 
 @contextmanager
 def _named(problem: str) -> Iterator[None]:
-    """Makes a `PictureError` of whatever goes wrong in the block."""
+    """Turns any error in the block into a `PictureError`."""
     from PIL import UnidentifiedImageError
 
     try:
@@ -230,7 +230,7 @@ def _named(problem: str) -> Iterator[None]:
 def without_pillow_warnings() -> Iterator[None]:
     """Silences Pillow about odd EXIF data, palettes and sizes.
 
-    It names no picture. What cannot be read rightly is refused here, with its name.
+    Its warnings name no picture; this module refuses by name what cannot be read.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,4 +1,4 @@
-"""Draws one SVG from the standard input to the standard output as PNG: a program of its own.
+"""A program of its own, which draws an SVG from the standard input to the standard output as PNG.
 
 The drawing library ends its process where a drawing asks for too much memory, and opens files that
 a drawing names. Here it has bounds, and can open nothing.
@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 
 REFUSED = 2
-"""Status where the library says what is wrong."""
+"""Exit status if the library says what is wrong."""
 
 _BYTES = 2**30
 

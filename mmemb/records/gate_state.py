@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mmemb.records.precision import for_float64
+from mmemb.records.precision import to_float64_device
 
 StatePart = Literal["embedding", "scores", "prompt_state"]
 """In order of price: the direct embedding; the shape of its scores over the candidates; the
@@ -98,7 +98,7 @@ def score_shape(score_BN: Tensor) -> Tensor:
     0.0
     """
     # A single candidate has no second one, and a lead of 0.
-    log_p_BN = for_float64(score_BN).double().log_softmax(1)
+    log_p_BN = to_float64_device(score_BN).double().log_softmax(1)
     top_B2 = log_p_BN.topk(min(2, log_p_BN.shape[1]), dim=1).values
     entropy_B = -(log_p_BN.exp() * log_p_BN).sum(1)
     return torch.stack([top_B2[:, 0], top_B2[:, 0] - top_B2[:, -1], entropy_B], dim=1).float()

@@ -1,4 +1,4 @@
-"""A loss as a sum and a count, as every room hands it on."""
+"""A loss as a sum and a count: what losses return, and what is divided over all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where float64 can be computed: ranks and metrics need it, and Apple's GPUs have none."""
+"""Devices for float64: ranks and metrics need it, and Apple's GPUs do not have it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ WITHOUT_FLOAT64 = frozenset({"mps"})
 """Types of devices on which a float64 tensor is an error."""
 
 
-def for_float64(x: Tensor) -> Tensor:
-    """Returns a tensor that may be made float64: itself, or its copy on the CPU.
+def to_float64_device(x: Tensor) -> Tensor:
+    """Moves a tensor to a device that has float64: it stays where it is, or goes to the CPU.
 
-    >>> for_float64(torch.ones(1)).double()
+    >>> to_float64_device(torch.ones(1)).double()
     tensor([1.], dtype=torch.float64)
     """
     return x.to(float64_device(x.device))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmemb.records.precision import for_float64
+from mmemb.records.precision import to_float64_device
 
 MARGIN = 1e-5
 """For unit vectors: far above the error of an fp32 product (about 1e-6 at D = 4,096)."""
@@ -45,7 +45,7 @@ def plain_top(
     Returns:
         fp64 scores (Q, k) and candidate rows (Q, k).
     """
-    query_QD, candidate_ND = for_float64(query_QD), for_float64(candidate_ND)
+    query_QD, candidate_ND = to_float64_device(query_QD), to_float64_device(candidate_ND)
     blocks = []
     for query_qD in query_QD.double().split(max(1, block_numbers // len(candidate_ND))):
         # A part at a time: all candidates in fp64 would take twice their memory once more.
@@ -69,7 +69,7 @@ def exact_top(
     A query whose last candidate kept is within a margin of the k-th, such as one with many equal
     candidates, is searched by `plain_top`.
     """
-    query_QD, candidate_ND = for_float64(query_QD), for_float64(candidate_ND)
+    query_QD, candidate_ND = to_float64_device(query_QD), to_float64_device(candidate_ND)
     best_Qw, row_Qw = _nearest(query_QD, candidate_ND, k + _SPARE, block_numbers)
 
     # In the order of the table, so that of equals the one listed first comes first.

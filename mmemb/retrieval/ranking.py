@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmemb.records.padding import PADDING
-from mmemb.records.precision import float64_device, for_float64
+from mmemb.records.precision import float64_device, to_float64_device
 from mmemb.retrieval.exact_search import best_first, exact_top
 
 ABSENT = -2
@@ -97,7 +97,7 @@ def rank_scores(score_QC: Tensor, column_QP: Tensor, tolerance: float = TOLERANC
     >>> ranks.greater_QP.item(), ranks.equal_QP.item()
     (1, 2)
     """
-    score_QC, column_QP = for_float64(score_QC), for_float64(column_QP)
+    score_QC, column_QP = to_float64_device(score_QC), to_float64_device(column_QP)
 
     # Counting by a sorted search needs no (Q, P, C) table of comparisons.
     C = score_QC.shape[1]
@@ -167,7 +167,7 @@ def scored_positives(
     check_finite(query_QD, "query")
     check_finite(candidate_ND, "candidate")
 
-    query_QD, candidate_ND = for_float64(query_QD), for_float64(candidate_ND)
+    query_QD, candidate_ND = to_float64_device(query_QD), to_float64_device(candidate_ND)
     device = query_QD.device
     positive_QP = _as_rows(positive_QP, device)
     local_QC = None if local_QC is None else _as_rows(local_QC, device)
@@ -198,7 +198,7 @@ def search(
     """
     check_finite(query_QD, "query")
     check_finite(candidate_ND, "candidate")
-    query_QD, candidate_ND = for_float64(query_QD), for_float64(candidate_ND)
+    query_QD, candidate_ND = to_float64_device(query_QD), to_float64_device(candidate_ND)
     local_QC = None if local_QC is None else _as_rows(local_QC, query_QD.device)
 
     k = min(k, len(candidate_ND) if local_QC is None else local_QC.shape[1])
@@ -240,7 +240,7 @@ def check_unit(vector_ND: Tensor, what: str) -> None:
         vector_ND: finite embeddings.
         what: names them in the error.
     """
-    length_N = for_float64(vector_ND).double().norm(dim=1)
+    length_N = to_float64_device(vector_ND).double().norm(dim=1)
     wrong = ((length_N - 1).abs() > LENGTH_TOLERANCE).nonzero()[:, 0]
     if not len(wrong):
         return

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmemb.records.precision import for_float64
+from mmemb.records.precision import to_float64_device
 from mmemb.records.schema import Schema, read_json
 from mmemb.selection.keep_rule import KeepRule
 from mmemb.selection.pair_scores import PairScores
@@ -140,7 +140,7 @@ def fit_temperature(
         high: largest tau.
         tolerance: width of the bracket in log tau at which the search ends.
     """
-    score_BC = for_float64(score_BC[~score_BC[:, 0].isnan()]).double()
+    score_BC = to_float64_device(score_BC[~score_BC[:, 0].isnan()]).double()
     if not len(score_BC):
         raise ValueError("no score to fit a temperature to: split `calibration` is empty")
 

@@ -72,8 +72,8 @@ def is_allowed(path: str) -> bool:
 def installed_classes() -> frozenset[str]:
     """Returns the classes that installed packages offer in `GROUPS`; imports none of them.
 
-    Metadata count only where packages are installed. On the rest of `sys.path`, such as the working
-    folder, they could have come with a download.
+    Only metadata in the folders of installed packages count. Those elsewhere on `sys.path`, such as
+    in the working folder, may have come with a download.
     """
     places = site.getsitepackages()
     if site.ENABLE_USER_SITE:
@@ -92,12 +92,12 @@ def check_allowed(path: str, problem: str, group: str, alternative: str = "") ->
 
     Args:
         path: its class path.
-        problem: the first half of the sentence: who names it.
+        problem: first half of the error, which says what names the class.
         group: of `GROUPS`, where its package should list it.
         alternative: another way to allow it.
 
     Raises:
-        ValueError: it is not allowed; the second half says how it is.
+        ValueError: it is not allowed; the second half of the error says how to allow it.
     """
     if is_allowed(path):
         return

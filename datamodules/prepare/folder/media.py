@@ -11,7 +11,7 @@ from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from mmemb.media.clips import CLIPS, is_animated
-from mmemb.media.encoded import encoded_clip, encoded_picture
+from mmemb.media.picture_files import encoded_clip, encoded_picture
 from mmemb.media.pictures import PICTURES
 from mmemb.records.text import limit_marks
 

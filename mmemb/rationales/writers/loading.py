@@ -1,4 +1,4 @@
-"""Makes a writer from its saved settings, and writes these: of this package, or an allowed class.
+"""Makes a writer from its saved settings, and writes these: a class of this package, or allowed.
 
 Settings of a folder that may come from anywhere name the folder's own files, and beside them what
 the caller allows (`mmemb.storage.trust.Permissions`).
@@ -209,7 +209,7 @@ def allowed_key(arguments: Mapping[str, Any], permissions: Permissions, where: s
 def _with_files(settings: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
     path = str(settings.get("class_path", ""))
     if not _is_known(path) and not is_allowed(path):
-        return dict(settings)  # whoever loads the folder has to hand the writer over
+        return dict(settings)  # the caller who loads the folder has to pass the writer
 
     kind, arguments = _class_of(settings["class_path"]), dict(settings["init_args"])
     for key, value in arguments.items():

@@ -14,7 +14,7 @@ from PIL import Image
 from datamodules.decode import decode_image
 from datamodules.prepare.folder.rationales import read_rationales
 from datamodules.prepare.folder.table import read_table
-from mmemb.media.encoded import encoded_clip, encoded_picture
+from mmemb.media.picture_files import encoded_clip, encoded_picture
 from mmemb.rationales.writers.pool import read_pool
 from tests.datamodules.prepare.test_prepare_folder import prepare
 from tests.fixtures.own_table import flag_rows, write_csv, write_lines, write_media, write_parquet

@@ -17,8 +17,8 @@ from PIL import Image
 from datamodules.prepare.folder.media import side_members
 from mmemb.media import clips, containers
 from mmemb.media.clips import is_animated, nearest_frames, read_clip
-from mmemb.media.encoded import encoded_clip
 from mmemb.media.frames import natural_order
+from mmemb.media.picture_files import encoded_clip
 from tests.fixtures.tiny_clips import (
     EVEN,
     SIZE,

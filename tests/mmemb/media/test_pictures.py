@@ -17,7 +17,7 @@ from PIL import Image
 
 from datamodules.prepare.mmeb.pictures import UnreadableError, picture_file
 from mmemb.media import pictures
-from mmemb.media.encoded import encoded_picture
+from mmemb.media.picture_files import encoded_picture
 from mmemb.media.pictures import (
     PictureError,
     check_picture,

@@ -1,6 +1,6 @@
-"""Pictures and clips as the files that a shard holds: bounded, checked, of the same pixels.
+"""Pictures and clips as files for a shard: checked, bounded in size, with every pixel kept.
 
-A file is a suffix and bytes.
+A file is a pair of its suffix and its bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WEBP_SIDE = 16383
 
 
 def encoded_picture(path: Path) -> tuple[str, bytes]:
-    """Suffix and bytes; BMP, TIFF and GIF become files that keep every pixel, as RGB on white.
+    """Returns suffix and bytes; BMP, TIFF and GIF become files of the same pixels, RGB on white.
 
     Raises:
         ValueError: the picture cannot be read; `mmemb.media.pictures.read_picture` says what can.
@@ -53,7 +53,7 @@ def encoded_picture(path: Path) -> tuple[str, bytes]:
 
 
 def encoded_clip(path: Path, num: int) -> list[tuple[str, bytes]]:
-    """Frames of a folder of pictures, in natural order, or of a video or an animated picture.
+    """Returns frames of a folder of pictures in natural order, of a video or of a moving picture.
 
     Raises:
         ValueError: names the file that cannot be read, and says why.
