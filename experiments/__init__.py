@@ -10,7 +10,7 @@ from experiments.rooms import check_rooms
 # 20. Set here, before any command imports torch; a short spin loses little on idle cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# Here, before any command imports a room: later the wrong one would fail without a reason.
+# Before any command imports a room: a wrong one would fail later, for no visible reason.
 try:
     check_rooms()
 

@@ -1,4 +1,4 @@
-"""The rooms of this project, and other modules of their names, which Python would run instead."""
+"""Refuses other modules with the names of the rooms, which Python would import instead."""
 
 from __future__ import annotations
 

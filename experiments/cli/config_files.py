@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 """The packaged files."""
 
 IN_CHECKOUT = "experiments/configs/"
-"""How the packaged files are named in settings and commands, wherever the package lies."""
+"""Prefix of packaged files in settings and commands, wherever the package lies."""
 
 SUFFIX = ".yaml"
 _FLAGS = ("--config", "-c")
@@ -45,11 +45,11 @@ def with_configs(arguments: Sequence[str], find: Callable[[str], object]) -> lis
     >>> with_configs(["fit", "--config", "a", "--config=b", "--name", "a"], str.upper)
     ['fit', '--config', 'A', '--config=B', '--name', 'a']
     """
-    found = list(arguments)
+    words = list(arguments)
     for place, name in named_configs(arguments):
         flag = "" if arguments[place] == name else "--config="
-        found[place] = f"{flag}{find(name)}"
-    return found
+        words[place] = f"{flag}{find(name)}"
+    return words
 
 
 def choices(names: Sequence[str]) -> Iterator[str]:

@@ -95,7 +95,7 @@ class ExperimentCLI(LightningCLI):
             self.subcommands = lambda: method
 
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        # Everything is built and run in there, also what loads a folder late.
+        # Building and running both happen in this context, so folders loaded late count, too.
         with allowing_classes(allowed):
             super().__init__(
                 pl.LightningModule,
@@ -185,7 +185,7 @@ class ExperimentCLI(LightningCLI):
         except ArgumentError as error:
             raise ValueError(parser_message(str(error), sources)) from error
 
-        # What they set stands at the long keys.
+        # Their values now stand at the long keys.
         config = self.config[self.config["subcommand"]]
         for short in SHORT_OPTIONS:
             config.pop(short, None)
@@ -260,7 +260,7 @@ class ExperimentCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        # From here on: the settings that are recorded and hashed name no place of the package.
+        # After settings were recorded and hashed, which must not depend on the package's place.
         for part in ("model", "data", "trainer"):
             place_inputs(self.config[self.subcommand][part])
 

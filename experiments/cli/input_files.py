@@ -1,9 +1,9 @@
-"""Finds the files that configs name: a prompt, the JSON of a model.
+"""Finds the files that configurations name: a prompt, the JSON of a model.
 
-Such a file is looked for beside the config that names it, then as it is named, then among the files
-that come with this package. Folders are not looked for: data and runs start at the working folder.
-Settings keep the names of packaged files as a checkout has them (`experiments/configs/...`), so
-that a run's fingerprint does not depend on where the package lies.
+Such a file is looked for beside the configuration that names it, then as it is named, then among
+the files that come with this package. Folders are not looked for: data and runs start at the
+working folder. Settings keep the names of packaged files as a checkout has them
+(`experiments/configs/...`), so that a run's fingerprint does not depend on where the package lies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PARTS = ("model", "data", "trainer")
 
 
 def find_beside(config: Namespace, files: Sequence[Path]) -> None:
-    """Puts paths in place of the names of files that lie beside the config that names them.
+    """Replaces the names of files that lie beside the configuration which names them by paths.
 
     Args:
         config: parsed settings of a stage; changed in place.
@@ -44,7 +44,7 @@ def find_input(name: str) -> Path:
 
 
 def place_inputs(node: Any) -> Any:
-    """Returns settings with the paths of the packaged files that they name, to build from.
+    """Replaces the names of packaged files in settings by their paths, before they are built.
 
     Args:
         node: settings or a part of them; tables and lists are changed in place.
@@ -74,11 +74,11 @@ def _changed(node: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _beside(node: Any, written: Any, folder: Path) -> Any:
-    """Returns parsed settings with the files found that a part of a config names.
+    """Replaces the names of files beside a configuration, in the part of it that names them.
 
     Args:
-        node: what the parser made of it, perhaps out of several files and flags.
-        written: what the file holds.
+        node: the part as parsed, perhaps from several files and flags.
+        written: the part as the file has it.
         folder: of the file.
     """
     if isinstance(written, list) and isinstance(node, list) and len(written) == len(node):
@@ -89,7 +89,7 @@ def _beside(node: Any, written: Any, folder: Path) -> Any:
         for key in filter(table.__contains__, written):
             table[key] = _beside(table[key], written[key], folder)
 
-    # Another value has come from a later file or a flag.
+    # A value that differs from the written one comes from a later file or a flag.
     is_named = isinstance(written, str) and str(node) == written and _FILE_NAME.fullmatch(written)
     if is_named and os.path.isfile(folder / written):
         return type(node)(folder / written)

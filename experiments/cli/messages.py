@@ -100,7 +100,7 @@ _LOUD_LOGGERS = {
     # What is tried again is no news; the last failure is an error.
     "huggingface_hub.utils._http": "thrown while requesting|Retrying in|before retry",
 }
-"""Logger -> what its messages hold that no user can act on; an empty text: all below a warning."""
+"""Logger -> pattern of messages that no user can act on; empty: all messages below a warning."""
 
 
 def quieten() -> None:

@@ -84,7 +84,7 @@ def _about(key: str, lines: Sequence[str], sources: Sequence[SettingsSource]) ->
     expected = _unique(filter(None, map(_expected, complaints)))
     others = _unique(_sentence(line) for line in complaints if not _expected(line))
 
-    # The last of these gave the value; one of a flag needs no more than the key.
+    # The last of these gave the value; a flag is named by its key alone.
     setting = [source for source in sources if source.value(key) is not ABSENT]
     where = f"{setting[-1].label}: {key}" if setting and not setting[-1].by_flag else f"--{key}"
 

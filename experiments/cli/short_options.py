@@ -1,8 +1,8 @@
 """Short options: `--lr`, `--batch_size`, `--steps` and `--devices`, as flags or top-level keys.
 
 Each sets a long key in front of the parser, so that configuration, fingerprint and every later step
-are those of the long key. It goes over the long key of the files before it; a long key beside it or
-behind it is refused, since nobody could tell which of the two was meant.
+are those of the long key. It overrides the long key of earlier files. A long key in the same file,
+in a later one or among the flags is refused, since it cannot be known which of the two is meant.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ GROUP_SIZE = "data.group_size"
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImpliedSetting:
-    """A long key that a short option sets, or that fits what was set.
+    """A long key that a short option sets, or that is adapted to it.
 
     Attributes:
         key: the long key.
         value: of it, as on the command line.
         label: of the file or flag that it follows from.
-        reason: what the user is told; an empty text where the option says it all.
+        reason: a line for the user; empty if the option itself says enough.
     """
 
     key: str
@@ -97,7 +97,7 @@ def implied_settings(sources: Sequence[SettingsSource]) -> list[ImpliedSetting]:
 
 
 def with_implied(arguments: Sequence[str], implied: Sequence[ImpliedSetting]) -> list[str]:
-    """Returns the arguments with the long keys behind them; the short ones are null again."""
+    """Appends the long keys to the arguments, and sets the short ones to null."""
     keys = {setting.key for setting in implied}
     nulls = [f"--{short}=null" for short, key in SHORT_OPTIONS.items() if key in keys]
     return [*arguments, *(f"--{s.key}={s.value}" for s in implied), *nulls]
@@ -138,7 +138,7 @@ def _epoch(layers: _Layers, steps: _Last) -> list[ImpliedSetting]:
     if isinstance(interval, int):
         values[INTERVAL] = min(steps.size, interval)
 
-    # Whoever sets these beside the short option has decided.
+    # A length that is given beside the short option stays as it is.
     return [
         ImpliedSetting(key=key, value=str(value), label=steps.label)
         for key, value in values.items()
@@ -147,7 +147,7 @@ def _epoch(layers: _Layers, steps: _Last) -> list[ImpliedSetting]:
 
 
 def _fitting_group(layers: _Layers) -> list[ImpliedSetting]:
-    """Returns a group size for a batch size that was set behind it and that it does not fill."""
+    """Returns the group size that fits a batch size which a later file or flag has set."""
     batches = [_last(layers, "batch_size"), _last(layers, "data.batch_size")]
     groups = [_last(layers, GROUP_SIZE)]
 
@@ -160,7 +160,7 @@ def _fitting_group(layers: _Layers) -> list[ImpliedSetting]:
     if batch is None or group is None or batch.size is None or group.size is None:
         return []
 
-    # Who set both at one place, or the group size last, is told by the data module.
+    # A group size that was set beside the batch size, or later, is checked by the data module.
     if batch.place <= max(g.place for g in groups if g is not None):
         return []
 

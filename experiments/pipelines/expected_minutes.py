@@ -13,10 +13,10 @@ from experiments.runs.run_files import read_summary
 @final
 @dataclass(frozen=True, slots=True)
 class ExpectedMinutes:
-    """How long a stage is expected to take.
+    """Expected minutes of a stage.
 
     Attributes:
-        minutes: None if neither a run nor the pipeline file says it.
+        minutes: None if neither a run nor the pipeline file states them.
         origin: where the number comes from.
     """
 
