@@ -26,7 +26,6 @@ def main(
 
     backbone = commands.add_parser("backbone", help="the contract of mmemb.backbones.Backbone")
     backbone.add_argument("--config", action="append", required=True, help="as for experiments.run")
-
     add_allow_class(backbone)
 
     options, rest = parser.parse_known_args(arguments)

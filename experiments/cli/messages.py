@@ -95,7 +95,7 @@ def command() -> Iterator[None]:
 _LOUD_LOGGERS = {
     "lightning.pytorch.utilities.rank_zero": "",  # tips, and what the progress bar shows
     "lightning.fabric.utilities.seed": "Seed set to",
-    # A text is cut by whoever tokenizes it, at the bound of the backbone or writer.
+    # Backbones and writers cut a text at their own bound.
     "transformers.tokenization_utils_base": "Token indices sequence length is longer",
     # What is tried again is no news; the last failure is an error.
     "huggingface_hub.utils._http": "thrown while requesting|Retrying in|before retry",

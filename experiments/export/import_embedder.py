@@ -41,7 +41,6 @@ def main(
     parser.add_argument("--config", type=Path, required=True, help="YAML with `backbone`")
     parser.add_argument("--out", type=Path, required=True, help="e.g. runs/bolt_on/embedder")
     parser.add_argument("--model", help="folder or hub id in place of the one in the file")
-
     add_allow_class(parser)
 
     options = parser.parse_args(arguments)

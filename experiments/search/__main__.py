@@ -17,10 +17,10 @@ from torch import Tensor
 import mmemb
 from experiments.cli.allow_class import add_allow_class
 from experiments.cli.messages import command
-from experiments.runs.saved_backbone import find_backbone
 from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Unit
+from mmemb.gate.loading import find_model
 from mmemb.media import picture
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
@@ -128,12 +128,12 @@ def _answer(options: argparse.Namespace) -> Answer:
         models=options.allow_model,
         device=options.device,
     )
-    # What is wrong in the query is said before candidates are embedded for it.
+    # A wrong query is refused before candidates are embedded for it.
     embedder.check_depth(None if options.depth == AUTO else options.depth)
     embedder.check_budget(options.budget, options.unit)
 
     # Vectors are kept under the model's content, so another model never reads them.
-    identity = model_identity(find_backbone(options.model).folder)
+    identity = model_identity(find_model(options.model)[1])
     everything = load_candidates(
         embedder.backbone, identity, options.index, options.cache, options.features
     )

@@ -1,8 +1,8 @@
 """Classes of other packages that a saved folder may name: installed ones, and the caller's own.
 
-A folder names the classes that it is built from. Those of this project need no leave; any other one
-is imported only if an installed package offers it as an entry point, or the caller allows it
-(docs/trust.md). No file can give this leave.
+A folder names the classes that it is built from. Those of this project count as allowed. Any other
+class is imported only if an installed package offers it as an entry point, or the caller allows it
+(docs/trust.md). No file can allow a class.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def write_gate(folder: Path, own: list[ModuleType], backbone: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_without_a_leave_a_fit_ends_at_once_and_with_it_the_folder_loads_again(
+def test_a_fit_ends_at_once_unless_the_class_is_allowed_and_then_its_folder_loads_again(
     package: Path, tmp_path: Path
 ) -> None:
     command, backbone = fit_command(tmp_path, package), tmp_path / "runs/own/train/backbone"

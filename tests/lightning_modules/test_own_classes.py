@@ -1,4 +1,4 @@
-"""A fit of a backbone from another package asks for leave before its first step."""
+"""A backbone of another package must be allowed before the first step of its fit."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_fit_is_refused_before_its_first_step(backbone: Backbone, tmp_path: Pa
     assert not (tmp_path / "backbone").exists()
 
 
-def test_with_leave_it_trains_and_its_folder_loads_again(
+def test_an_allowed_class_trains_and_its_folder_loads_again(
     backbone: Backbone, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)

@@ -114,7 +114,7 @@ def test_steps_take_the_epoch_and_the_validation_with_them(
     assert implied([*TRUNK, "--steps", "3"]) == expected
     assert implied([*TRUNK, "--steps", "500"])[interval] == "125", "it validates as often as before"
 
-    # Whoever sets the length of an epoch has decided.
+    # A length of an epoch that is given stays as it is.
     chosen = implied([*TRUNK, "--steps", "9", f"--{epoch}", "3"])
     assert epoch not in chosen
 
@@ -132,7 +132,7 @@ def test_a_group_size_fits_a_batch_size_that_was_set_behind_it(
     assert group(*written(data={"init_args": {"batch_size": 48}})) == "24"
     assert group("--batch_size", "128") is None, "it fits as it is"
 
-    # Who sets both is told by the data module if they do not fit.
+    # If both are set, the data module checks that they fit.
     assert group("--batch_size", "8", "--data.group_size", "5") is None
 
     linked = written("linked", group_size=512, data={"init_args": {"group_size": "${group_size}"}})

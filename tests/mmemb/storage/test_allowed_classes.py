@@ -106,7 +106,7 @@ def test_a_class_is_imported_only_if_it_is_allowed(
         assert type(load()).__name__ == path.partition(".")[2]
     assert ran.exists()
     with pytest.raises(ValueError, match="--allow-class"):
-        load()  # the leave has ended
+        load()  # it is no longer allowed
 
 
 def test_loaders_take_it_as_an_argument(elsewhere: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_fit_can_ask_before_it_begins(elsewhere: Path) -> None:
             check(thing)
 
 
-def test_a_class_of_a_function_or_script_has_no_leave(elsewhere: Path) -> None:
+def test_a_class_of_a_function_or_script_is_never_allowed(elsewhere: Path) -> None:
     hashed_words = import_module("hashed_words").HashedWords
     inner = type("Inner", (hashed_words,), {"__qualname__": "f.<locals>.Inner"})
     script = type("Words", (hashed_words,), {"__module__": "__main__"})

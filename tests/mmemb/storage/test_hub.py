@@ -113,7 +113,7 @@ def test_without_a_network_the_cache_answers_or_one_sentence_does(
         assert one_sentence(error)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
-    # A port where nothing listens; whoever waits between two tries fails here.
+    # A port where nothing listens; waiting between two tries fails here.
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits for {seconds} s"))
     assert mmemb.load(NAME, cache_dir=cache).depths == ("direct", "full")
