@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import final
 
-from experiments.cli.config_files import choices, config_names, find_config, with_configs
+from experiments.cli.config_files import config_names, find_config, lookup_lines, with_configs
 from experiments.cli.split_flag import split_flag
 from experiments.rooms import ROOMS, check_folder
 from mmemb.records.nearest_name import nearest
@@ -152,7 +152,7 @@ def enter_root(arguments: Sequence[str]) -> list[str]:
         raise ValueError(f"--root {root}: there is no such folder. Make it first.")
 
     # Relative names would mean other files in the new working folder, here and in ranks.
-    for line in choices(config_names(words)):
+    for line in lookup_lines(config_names(words)):
         print(line, file=sys.stderr)
     words = [_absolute(w) if w.endswith((".yaml", ".yml")) else w for w in words]
     words = with_configs(words, lambda name: _absolute(str(find_config(name))))

@@ -23,7 +23,7 @@ import yaml
 from msgspec.structs import replace
 
 from experiments.cli.allow_class import check_no_allow_class
-from experiments.cli.config_files import beside, choices, find_config, with_configs
+from experiments.cli.config_files import find_config, lookup_lines, path_beside, with_configs
 from experiments.cli.messages import command
 from experiments.pipelines.expected_minutes import (
     ExpectedMinutes,
@@ -119,7 +119,7 @@ def _parsed(path: Path) -> Any:
 def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Returns the keys of a file with `base`, put over those of its base."""
     overlay = convert(data, _Overlay, str(path))
-    base_path = find_config(beside(overlay.base, path.parent))
+    base_path = find_config(path_beside(overlay.base, path.parent))
     base = convert(_parsed(base_path), Pipeline, str(base_path))
 
     names = [stage.name for stage in base.stages]
@@ -149,8 +149,8 @@ def _filled(stage: Stage, word: str, value: str) -> Stage:
 
 def _found(stage: Stage, folder: Path) -> Stage:
     """Returns a stage with the paths of the configs that lie in the pipeline file's folder."""
-    arguments = with_configs(stage.arguments, lambda name: beside(name, folder))
-    return replace(stage, config=beside(stage.config, folder), arguments=tuple(arguments))
+    arguments = with_configs(stage.arguments, lambda name: path_beside(name, folder))
+    return replace(stage, config=path_beside(stage.config, folder), arguments=tuple(arguments))
 
 
 def is_done(stage: Stage, shared: Sequence[str]) -> bool:
@@ -232,7 +232,7 @@ def main(
     shared_rest = [argument for argument in rest if argument != "--"]
 
     try:
-        for line in choices([options.config]):
+        for line in lookup_lines([options.config]):
             print(line, file=sys.stderr)
 
         options.config = find_config(options.config)
@@ -326,7 +326,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
 
     ablations = read_ablations(pipeline.ablations or {}, options.config)
     fit, predict = (
-        beside(name, options.config.parent) for name in (ablations.fit, ablations.predict)
+        path_beside(name, options.config.parent) for name in (ablations.fit, ablations.predict)
     )
     ablations = dataclasses.replace(ablations, fit=fit, predict=predict)
     if options.seeds is not None:

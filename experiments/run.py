@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 
-from experiments.cli.config_files import choices, config_names
+from experiments.cli.config_files import config_names, lookup_lines
 from experiments.cli.explain import asked_for, explain
 from experiments.cli.messages import USER_ERRORS, innermost, quieten, without_secrets
 from experiments.pipelines.sweep import read_sweep, sweep
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             # Of the ranks that Lightning starts the first one says it.
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-                for line in choices(config_names(arguments)):
+                for line in lookup_lines(config_names(arguments)):
                     print(line, file=sys.stderr)
 
             from experiments.cli.experiment_cli import ExperimentCLI

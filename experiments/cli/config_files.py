@@ -29,7 +29,7 @@ def find_config(name: str) -> Path:
     return _file(Path(name)) or _file(packaged(name)) or Path(name)
 
 
-def beside(name: str, folder: Path) -> str:
+def path_beside(name: str, folder: Path) -> str:
     """Returns the path of a file in `folder`, else the name as it is.
 
     Args:
@@ -52,7 +52,7 @@ def with_configs(arguments: Sequence[str], find: Callable[[str], object]) -> lis
     return words
 
 
-def choices(names: Sequence[str]) -> Iterator[str]:
+def lookup_lines(names: Sequence[str]) -> Iterator[str]:
     """Yields a line for each name that could be read in two ways: which file was taken.
 
     Args:

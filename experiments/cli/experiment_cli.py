@@ -44,8 +44,8 @@ from experiments.cli.dropped_callbacks import dropped_callbacks
 from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
-from experiments.cli.makers import advice
 from experiments.cli.messages import innermost, reason_of, without_secrets
+from experiments.cli.missing_folders import making_commands
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
 from experiments.cli.settings_sources import SettingsSource, config_files, settings_sources
@@ -265,7 +265,7 @@ class ExperimentCLI(LightningCLI):
             place_inputs(self.config[self.subcommand][part])
 
         try:
-            with self._naming_makers():
+            with self._with_making_commands():
                 super().instantiate_classes()
         except BaseException:
             self.claimed.abandon()
@@ -319,7 +319,7 @@ class ExperimentCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.trainer.fast_dev_run:
             try:
-                with self._naming_makers():
+                with self._with_making_commands():
                     super()._run_subcommand(subcommand)
             except BaseException as error:
                 note_reason(self.run_folder, reason_of(error, self.run_folder))
@@ -328,7 +328,7 @@ class ExperimentCLI(LightningCLI):
 
         # Nothing that a development run makes may be taken for a product.
         try:
-            with self._naming_makers():
+            with self._with_making_commands():
                 super()._run_subcommand(subcommand)
         finally:
             if self.claimed.vanishes:
@@ -360,15 +360,15 @@ class ExperimentCLI(LightningCLI):
         return kwargs
 
     @contextlib.contextmanager
-    def _naming_makers(self) -> Iterator[None]:
-        """Adds the command that makes it to an error about a missing or broken folder."""
+    def _with_making_commands(self) -> Iterator[None]:
+        """Adds to an error about a missing or broken folder the command that makes it."""
         try:
             yield
         except (OSError, ValueError) as error:
             message = innermost(str(error))
             config = self.config[self.subcommand]
             folder, data_root = experiment_folder(config).path, Path(config.data_root or "")
-            more = advice(message, folder, data_root, self.files, self.arguments)
+            more = making_commands(message, folder, data_root, self.files, self.arguments)
             if not more:
                 raise
             raise ValueError(message + more) from error

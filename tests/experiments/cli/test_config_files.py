@@ -1,4 +1,4 @@
-"""Configuration files are found from any folder, and it is said which of two was taken."""
+"""Configuration files are found from any folder, and a line says which of two was taken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli.config_files import CONFIGS, beside, choices, find_config
+from experiments.cli.config_files import CONFIGS, find_config, lookup_lines, path_beside
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_packaged_file_is_found_from_any_folder(elsewhere: Path, name: str) -> None:
     assert find_config(name) == CONFIGS / "pocket/trunk.yaml"
-    said = list(choices([name]))
-    assert len(said) == (not name.startswith("experiments/"))
-    assert all(str(CONFIGS / "pocket/trunk.yaml") in line for line in said)
+    lines = list(lookup_lines([name]))
+    assert len(lines) == (not name.startswith("experiments/"))
+    assert all(str(CONFIGS / "pocket/trunk.yaml") in line for line in lines)
 
 
 @pytest.mark.parametrize("name", ["pocket/trunk", "pocket/trunk.yaml"])
@@ -32,16 +32,17 @@ def test_a_file_of_the_working_folder_wins_and_it_is_said(elsewhere: Path, name:
     own.parent.mkdir()
     own.write_text("")
     assert find_config(name) == own
-    assert "of this folder" in next(choices([name]))
+    assert "of this folder" in next(lookup_lines([name]))
 
 
 def test_what_is_nowhere_keeps_its_name(elsewhere: Path) -> None:
     assert find_config("pocket/trnk") == Path("pocket/trnk")
-    assert not list(choices(["pocket/trnk", "own.yaml"]))
+    assert not list(lookup_lines(["pocket/trnk", "own.yaml"]))
 
 
 def test_a_pipeline_finds_the_files_beside_it(elsewhere: Path) -> None:
     (elsewhere / "mine").mkdir()
     (elsewhere / "mine/trunk.yaml").write_text("")
-    assert beside("trunk", Path("mine")) == beside("trunk.yaml", Path("mine")) == "mine/trunk.yaml"
-    assert beside("pocket/trunk", Path("mine")) == "pocket/trunk"
+    for name in ("trunk", "trunk.yaml"):
+        assert path_beside(name, Path("mine")) == "mine/trunk.yaml"
+    assert path_beside("pocket/trunk", Path("mine")) == "pocket/trunk"

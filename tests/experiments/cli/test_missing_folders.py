@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli.config_files import CONFIGS
-from experiments.cli.makers import advice
+from experiments.cli.missing_folders import making_commands
 
 RUNS = Path("runs/pocket")
 POCKET = CONFIGS / "pocket"
@@ -26,8 +26,10 @@ def test_the_stage_beside_it_that_makes_a_folder_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = f"The shard folder runs/pocket/{missing} does not exist."
-    said = advice(message, RUNS, Path("data/pocket"), [CONFIGS / "base.yaml", POCKET / "gate.yaml"])
-    assert said == f"\nThis makes it: python -m experiments.run {command}"
+    lines = making_commands(
+        message, RUNS, Path("data/pocket"), [CONFIGS / "base.yaml", POCKET / "gate.yaml"]
+    )
+    assert lines == f"\nThis makes it: python -m experiments.run {command}"
 
 
 def test_shared_flags_are_those_of_the_command(
@@ -35,14 +37,16 @@ def test_shared_flags_are_those_of_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--experiment=mine", "--data.fold", "a", "--data_root", "d"]
-    said = advice("no runs/mine/features", Path("runs/mine"), Path("d"), [POCKET / "a.yaml"], flags)
-    assert said.endswith("features.yaml --experiment mine --data_root d")
+    lines = making_commands(
+        "no runs/mine/features", Path("runs/mine"), Path("d"), [POCKET / "a.yaml"], flags
+    )
+    assert lines.endswith("features.yaml --experiment mine --data_root d")
 
 
 def test_data_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = advice("data/own/pairs is missing", RUNS, Path("data/own"), [])
-    assert "datamodules.prepare folder --table TABLE --media FOLDER --out data/own" in said
+    lines = making_commands("data/own/pairs is missing", RUNS, Path("data/own"), [])
+    assert "datamodules.prepare folder --table TABLE --media FOLDER --out data/own" in lines
 
 
 def test_what_is_there_or_no_stage_makes_gets_no_advice(
@@ -51,7 +55,7 @@ def test_what_is_there_or_no_stage_makes_gets_no_advice(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/pocket/trunk").mkdir(parents=True)
     files = [POCKET / "gate.yaml"]
-    assert not advice("runs/pocket/trunk has other weights", RUNS, Path("d"), files)
-    assert advice("runs/pocket/trunk: run the step that makes it", RUNS, Path("d"), files)
-    assert not advice("runs/pocket/nothing is missing", RUNS, Path("d"), files)
-    assert not advice("elsewhere/features is missing", RUNS, Path("d"), files)
+    assert not making_commands("runs/pocket/trunk has other weights", RUNS, Path("d"), files)
+    assert making_commands("runs/pocket/trunk: run the step that makes it", RUNS, Path("d"), files)
+    assert not making_commands("runs/pocket/nothing is missing", RUNS, Path("d"), files)
+    assert not making_commands("elsewhere/features is missing", RUNS, Path("d"), files)

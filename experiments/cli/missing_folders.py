@@ -1,7 +1,7 @@
-"""The command that makes a folder which a stage reads, and which is missing or broken.
+"""Commands that make a folder which a stage reads, and which is missing or broken.
 
-Stages stand in files side by side: the one that writes a folder, or whose run has its name, is the
-one to run first.
+The files of stages lie side by side. The stage to run first is the one that writes the folder, or
+whose run has the folder's name.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _AGAIN = "step that makes"
 _FIELD = re.compile(r"\$\{([\w.]+)\}")
 
 
-def advice(
+def making_commands(
     message: str,
     experiment: Path,
     data_root: Path,
     files: Sequence[Path],
     arguments: Sequence[str] = (),
 ) -> str:
-    """Returns the commands that make what an error misses; "" where none is known.
+    """Returns lines with the commands that make the folders of an error; "" if none is known.
 
     Args:
         message: of the error, which names the folder.
         experiment: folder of the stage's runs.
         data_root: of the stage.
-        files: its configs; those beside them are looked through.
+        files: its configurations; those beside them are looked through.
         arguments: of its command, for the flags that both share.
     """
     commands = []
@@ -54,7 +54,7 @@ def advice(
     # A link to a run, or a folder that a run writes.
     names = re.findall(rf"{re.escape(str(experiment))}/([\w-]+)", message)
     for name in dict.fromkeys(names):
-        # Of a folder that is there, an error may be about anything else.
+        # If the folder is there, the error may be about something else.
         if (experiment / name).exists() and _AGAIN not in message:
             continue
         commands += [f"{words}{_shared(arguments)}" for words in _making(name, files)][:1]
@@ -78,14 +78,14 @@ def _making(name: str, files: Sequence[Path]) -> Iterator[str]:
 
 
 def _written(data: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the folders that the callbacks of a config write."""
+    """Returns the names of the folders that the callbacks of a configuration write."""
     callbacks = (data.get("trainer") or {}).get("callbacks") or []
     folders = [(callback.get("init_args") or {}).get("folder", "") for callback in callbacks]
     return [Path(folder).name for folder in folders]
 
 
 def _flags(pattern: str, name: str) -> str | None:
-    """Returns the flags with which a stage has a name; None where it never has.
+    """Returns the flags that give a stage a name; None if no flags do.
 
     >>> _flags("judge-${data.init_args.fold}", "judge-a")
     ' --data.fold a'
