@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from mmemb.storage.trust import walk
+
 _DATA = {
     "pocket": "pocket --out",
     "pocket-full": "pocket --profile full --out",
@@ -66,8 +68,8 @@ def _making(name: str, files: Sequence[Path]) -> Iterator[str]:
     """Yields the commands of stages in the same folders that leave `name` in their experiment."""
     for folder in dict.fromkeys(path.parent for path in reversed(files)):
         for path in sorted(folder.glob("*.yaml")):
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if not isinstance(data, Mapping) or "model" not in data:
+            data = _stage(path)
+            if data is None:
                 continue
 
             command = f"python -m experiments.run {{}} --config {path}"
@@ -77,11 +79,23 @@ def _making(name: str, files: Sequence[Path]) -> Iterator[str]:
                 yield command.format("fit") + flags
 
 
+def _stage(path: Path) -> Mapping[str, Any] | None:
+    """Returns what the file of a stage holds; None of any other file, and of a broken one.
+
+    A file that only lies beside the configuration must not hide the error that is told.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return data if isinstance(data, Mapping) and "model" in data else None
+
+
 def _written(data: Mapping[str, Any]) -> list[str]:
     """Returns the names of the folders that the callbacks of a configuration write."""
-    callbacks = (data.get("trainer") or {}).get("callbacks") or []
-    folders = [(callback.get("init_args") or {}).get("folder", "") for callback in callbacks]
-    return [Path(folder).name for folder in folders]
+    settings = [value for key, value in walk(data.get("trainer")) if key == "init_args"]
+    folders = [each.get("folder") for each in settings if isinstance(each, Mapping)]
+    return [Path(folder).name for folder in folders if isinstance(folder, str)]
 
 
 def _flags(pattern: str, name: str) -> str | None:

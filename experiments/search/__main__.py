@@ -27,6 +27,7 @@ from mmemb.records.rationales import Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
 from mmemb.storage.allowed_classes import allowing_classes
+from mmemb.storage.hub import model_folder
 
 AUTO = "auto"
 
@@ -122,8 +123,9 @@ def _answer(options: argparse.Namespace) -> Answer:
     if options.budget is not None and options.depth != AUTO:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
 
+    folder = model_folder(options.model)
     embedder = mmemb.load(
-        options.model,
+        folder,
         servers=dict(options.server),
         models=options.allow_model,
         device=options.device,
@@ -133,7 +135,7 @@ def _answer(options: argparse.Namespace) -> Answer:
     embedder.check_budget(options.budget, options.unit)
 
     # Vectors are kept under the model's content, so another model never reads them.
-    identity = model_identity(find_model(options.model)[1])
+    identity = model_identity(find_model(folder)[1])
     everything = load_candidates(
         embedder.backbone, identity, options.index, options.cache, options.features
     )
@@ -158,7 +160,9 @@ def _side(options: argparse.Namespace) -> Side:
 
 def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="e.g. runs/pocket/gate/adaptive")
+    parser.add_argument(
+        "--model", required=True, help="e.g. runs/pocket/gate, a release, or org/name of a hub"
+    )
     parser.add_argument("--index", type=Path, required=True, help="e.g. data/pocket/candidates")
 
     parser.add_argument("--query", default="", help="text")

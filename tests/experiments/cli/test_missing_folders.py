@@ -59,3 +59,13 @@ def test_what_is_there_or_no_stage_makes_gets_no_advice(
     assert making_commands("runs/pocket/trunk: run the step that makes it", RUNS, Path("d"), files)
     assert not making_commands("runs/pocket/nothing is missing", RUNS, Path("d"), files)
     assert not making_commands("elsewhere/features is missing", RUNS, Path("d"), files)
+
+
+def test_other_files_beside_the_configuration_hide_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: [")
+    (tmp_path / "b.yaml").write_bytes(b"model: \xff")
+    (tmp_path / "c.yaml").write_text("model: x\ntrainer: {callbacks: [x, {init_args: [folder]}]}")
+    (tmp_path / "d.yaml").write_text("name: trunk\nmodel: x\ntrainer: null")
+    files = [tmp_path / "gate.yaml"]
+    lines = making_commands("no runs/pocket/trunk", RUNS, Path("data/pocket"), files)
+    assert lines == f"\nThis makes it: python -m experiments.run fit --config {tmp_path}/d.yaml"
