@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mmemb.backbones import Backbone
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.records.rationales import DIRECT
+from mmemb.storage.hub import is_hub_id
 from mmemb.storage.spec import class_path
 from mmemb.storage.trust import is_in_folder, walk
 
@@ -44,7 +46,8 @@ def release_card(name: str, backbone: Backbone, writers: Mapping[str, RationaleS
         backbone: of the embedder.
         writers: of its gate; empty without a gate.
     """
-    models = outside_models(writers)
+    outside = outside_models(writers)
+    hub_ids = [model for model in outside if is_hub_id(model)]
     gate = "It has no gate: every input is embedded directly."
     if writers:
         gate = (
@@ -52,16 +55,26 @@ def release_card(name: str, backbone: Backbone, writers: Mapping[str, RationaleS
             f"{', '.join([DIRECT, *writers])}), under a budget if one is given."
         )
 
-    listed = ", ".join(f"`{model}`" for model in models)
+    # A folder is named without its place, which says something about the publisher's machine only.
+    names = [model if model in hub_ids else Path(model).name for model in outside]
+    needs = ""
+    if outside:
+        listed = ", ".join(f"`{name}`" for name in names)
+        needs = f"Its writers run models that are not part of it: {listed}. "
+    if len(hub_ids) < len(outside):
+        needs += (
+            "Those without a `/` are folders of the publisher: hand over writers of your own "
+            "(`writers={...}`). "
+        )
     return _CARD.format(
         name=name,
         width=backbone.embedding_dim,
         modalities=", ".join(sorted(backbone.modalities)),
         gate=gate,
-        models=f", models={models}" if models else "",
+        models=f", models={hub_ids}" if hub_ids else "",
         budget=", budget=0.5" if writers else "",
         backbone=class_path(backbone),
-        needs=f"Its writers run models that are not part of it: {listed}. " if models else "",
+        needs=needs,
     )
 
 
@@ -71,6 +84,8 @@ def outside_models(writers: Mapping[str, RationaleSource]) -> list[str]:
         str(value)
         for writer in writers.values()
         for key, value in walk(writer.spec())
-        if key in MODEL_ARGUMENTS and value is not None and not is_in_folder(value)
+        if key in MODEL_ARGUMENTS.union(writer.model_arguments)
+        and value is not None
+        and not is_in_folder(value)
     ]
     return list(dict.fromkeys(named))

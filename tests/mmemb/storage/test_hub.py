@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, final
 
 import pytest
 import torch
 from huggingface_hub import constants
+from torch import Tensor
 
 import mmemb
-from mmemb import AdaptiveEmbedder
+from mmemb import AdaptiveEmbedder, rationales
 from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
+from mmemb.gate.release_card import MODEL_ARGUMENTS, release_card
 from mmemb.llm.loading import load_model
-from mmemb.rationales import SelfWriter, TableWriter
+from mmemb.rationales import RationaleWriter, SelfWriter, TableWriter
 from mmemb.records.inputs import Side
+from mmemb.records.rationales import Rationale
 from mmemb.storage.hub import HubError, is_hub_id
 from mmemb.storage.pretrained import load_pretrained
 from tests.fixtures.hub import Hub, hub_on_loopback
@@ -167,10 +171,32 @@ def test_paths_and_ids_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monkey
         assert not is_hub_id(name)
 
 
-def test_a_card_names_the_models_that_stay_outside() -> None:
-    from mmemb import rationales
-    from mmemb.gate.release_card import MODEL_ARGUMENTS
+@final
+class Thinker(RationaleWriter):
+    """A writer of another package, with a model under a name of its own."""
 
+    model_arguments: ClassVar[tuple[str, ...]] = ("brain",)
+
+    def __init__(self, brain: str, model: str) -> None:
+        self.brain, self.model = brain, model
+
+    def config(self) -> dict[str, Any]:
+        return {"brain": self.brain, "model": self.model}
+
+    def write(self, sides: Sequence[Side], seeds_BK: Tensor) -> list[list[Rationale]]:
+        return [[] for _ in sides]
+
+
+def test_a_card_names_models_and_no_place_of_the_publisher(backbone: OpenClipBackbone) -> None:
+    writer = Thinker("/home/me/secret/brain-7b", "org/model")
+    card = release_card(NAME, backbone, {"full": writer})
+    assert "`brain-7b`, `org/model`" in card
+    assert "models=['org/model'])" in card
+    assert "folders of the publisher" in card
+    assert "secret" not in card
+
+
+def test_a_card_knows_the_model_arguments_of_all_writers() -> None:
     kinds = [getattr(rationales, name) for name in rationales.__all__ if name.endswith("Writer")]
     assert {key for kind in kinds for key in kind.model_arguments} == MODEL_ARGUMENTS
     assert not SelfWriter.model_arguments
