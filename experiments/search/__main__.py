@@ -127,7 +127,7 @@ def _answer(options: argparse.Namespace) -> Answer:
     embedder = mmemb.load(
         folder,
         servers=dict(options.server),
-        models=options.allow_model,
+        models=dict(options.allow_model),
         device=options.device,
     )
     # A wrong query is refused before candidates are embedded for it.
@@ -190,10 +190,11 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     )
     parser.add_argument(
         "--allow-model",
+        type=_model,
         action="append",
         default=[],
-        metavar="PLACE",
-        help="folder or hub id of a model that a saved writer may run, where DIR is no own run",
+        metavar="NAME[=PLACE]",
+        help="a model that a saved writer of others may run, and where it lies if not at NAME",
     )
     add_allow_class(parser)
     parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
@@ -203,6 +204,11 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
 def _server(text: str) -> tuple[str, str | None]:
     host, _, variable = text.partition("=")
     return host, variable or None
+
+
+def _model(text: str) -> tuple[str, str]:
+    name, _, place = text.partition("=")
+    return name, place or name
 
 
 def _positive(text: str) -> int:

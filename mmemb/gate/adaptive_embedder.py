@@ -46,7 +46,7 @@ from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.files import whole_folder
 from mmemb.storage.hub import model_folder, publish
 from mmemb.storage.json_files import write_json
-from mmemb.storage.trust import Permissions, check_links
+from mmemb.storage.trust import Models, Permissions, check_links
 
 Vectors = Tensor | np.ndarray | Encoded | Embedding
 """Vectors of any origin: (B, D), or (D,) of a single input."""
@@ -505,7 +505,7 @@ class AdaptiveEmbedder:
         folder: str | Path,
         writers: Mapping[str, RationaleSource] | None = None,
         servers: Mapping[str, str | None] | Collection[str] = (),
-        models: Collection[str] = (),
+        models: Models = (),
         allow_classes: Collection[str] = (),
         *,
         revision: str | None = None,
@@ -521,7 +521,8 @@ class AdaptiveEmbedder:
             writers: replace the saved ones.
             servers: hosts (`example.org`, `localhost:8000`) that a saved `ServerWriter` may ask,
                 each with the environment variable whose value it is sent as a key, or None.
-            models: folders and hub ids of models that saved writers may run. A run below the
+            models: folders and hub ids of models that saved writers may run; a mapping says where
+                each one that the folder names lies here. A run below the
                 folder of all runs may name any.
             allow_classes: classes of other packages that the folder may name
                 (`mmemb.load_backbone`).

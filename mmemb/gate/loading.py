@@ -13,13 +13,14 @@ from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.rationales.writers.base import RationaleSource
 from mmemb.storage.hub import model_folder
 from mmemb.storage.run_folder import AdaptiveFolder, RunFolder
+from mmemb.storage.trust import Models
 
 
 def load(
     name: str | Path,
     writers: Mapping[str, RationaleSource] | None = None,
     servers: Mapping[str, str | None] | Collection[str] = (),
-    models: Collection[str] = (),
+    models: Models = (),
     allow_classes: Collection[str] = (),
     *,
     device: torch.device | str | None = None,
@@ -37,7 +38,7 @@ def load(
             AdaptiveEmbedder or of a saved backbone; or `org/name` on the hub.
         writers: replace the saved ones: depth -> writer.
         servers: see `AdaptiveEmbedder.from_pretrained`, as all that follow.
-        models: folders and hub ids of models that saved writers may run.
+        models: folders and hub ids of models that saved writers may run: a list, or name -> place.
         allow_classes: classes of other packages that the folder may name.
         device: the embedder is moved there; None = the CPU.
         revision: of a model of the hub.

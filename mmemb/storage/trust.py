@@ -22,20 +22,25 @@ HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names of this machine."""
 
 
+Models = Collection[str] | Mapping[str, str]
+"""Allowed folders and hub ids of models; a mapping says where each one that a folder names lies."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Permissions:
     """Models and servers that the caller allows a folder beside its own files.
 
     Attributes:
-        models: folders, with all that lies below them, and hub ids.
+        models: folders, with all that lies below them, and hub ids, each with the place where it is
+            read: mostly itself.
         servers: host, or host:port -> the environment variable with the key that it is sent; None
             = no key.
         is_own: whether the folder is a run of this checkout (`is_own_run`): its configuration was
             the caller's, so it may name models anywhere, and servers on this machine.
     """
 
-    models: frozenset[str] = frozenset()
+    models: Mapping[str, str] = field(default_factory=dict)
     servers: Mapping[str, str | None] = field(default_factory=dict)
     is_own: bool = False
 
@@ -43,12 +48,14 @@ class Permissions:
     def for_folder(
         cls,
         folder: Path,
-        models: Collection[str] = (),
+        models: Models = (),
         servers: Mapping[str, str | None] | Collection[str] = (),
     ) -> Permissions:
         """Permissions of one folder; servers without names of variables get no key."""
         keys = servers if isinstance(servers, Mapping) else dict.fromkeys(servers)
-        return cls(frozenset(map(str, models)), keys, is_own_run(folder))
+        places = models if isinstance(models, Mapping) else {model: model for model in models}
+        named = {str(name): str(place) for name, place in places.items()}
+        return cls(named, keys, is_own_run(folder))
 
     def allows_model(self, value: str) -> bool:
         """Tells whether a model outside of the folder may be read."""
@@ -56,6 +63,10 @@ class Permissions:
         places = [Path(place) for place in self.models if Path(place).exists()]
         below = any(Path(value).resolve().is_relative_to(place.resolve()) for place in places)
         return self.is_own or value in self.models or below
+
+    def place_of(self, value: str) -> str:
+        """Returns where an allowed model is read: where the caller says, else as it is named."""
+        return self.models.get(value, value)
 
 
 def is_own_run(folder: Path) -> bool:

@@ -17,6 +17,7 @@ import mmemb.rationales as package
 from mmemb.rationales.writers.base import RationaleSource, RationaleWriter
 from mmemb.records.schema import check_arguments, convert
 from mmemb.storage.allowed_classes import allowed_class, is_allowed
+from mmemb.storage.hub import is_hub_id
 from mmemb.storage.spec import build, class_paths, is_spec
 from mmemb.storage.trust import (
     HERE,
@@ -146,13 +147,23 @@ def _place(value: Any, folder: Path, permissions: Permissions, where: str, is_mo
     if is_in_folder(value):
         return path_in_folder(value, folder, where)
     if isinstance(value, str) and permissions.allows_model(value):
-        return value
+        place = permissions.place_of(value)
+        # Told at once, and not at the first rationale.
+        if is_model and not is_hub_id(place) and not Path(place).exists():
+            raise ValueError(
+                f"{where} names the model {value!r}, and there is no folder {place} below "
+                f"{Path.cwd()}: say where it lies by models={{{value!r}: FOLDER}} (--allow-model "
+                f"{value}=FOLDER), or hand over a writer of your own (`writers={{...}}`)."
+            )
+        return place
 
     if is_model:
         raise ValueError(
             f"{where} names the model {value!r}, which is not in {folder}: allow it by "
-            f"models=[{value!r}] (--allow-model {value}), or hand over a writer of your own "
-            "(`writers={...}`). A run of yours below $MMEMB_RUNS, else runs, needs no leave."
+            f"models=[{value!r}] (--allow-model {value}), or by models={{{value!r}: FOLDER}} "
+            f"(--allow-model {value}=FOLDER) if it lies elsewhere here, or hand over a writer of "
+            "your own (`writers={...}`). A run below the folder of all runs ($MMEMB_RUNS, by "
+            "default `runs`) needs no permission."
         )
     raise ValueError(
         f"{where} names {value!r}, which is not in {folder}: a folder may name its own files only. "

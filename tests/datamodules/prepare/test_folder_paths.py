@@ -181,6 +181,30 @@ def test_a_run_of_this_checkout_names_its_models_without_leave(
         AdaptiveEmbedder.from_pretrained(folder)
 
 
+def test_a_model_that_lies_elsewhere_is_placed_by_the_caller(
+    writers: Mapping[str, RationaleSource],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_sockets: None,
+) -> None:
+    folder = save(writers["language model"], tmp_path / "saved")
+    data = json.loads((folder / "adaptive.json").read_text())
+    arguments = data["writers"]["full"]["init_args"]
+    place, arguments["model"] = arguments["model"], "data/there/models/smollm2"
+    (folder / "adaptive.json").write_text(json.dumps(data))
+
+    # Told when it is loaded, and not at the first rationale.
+    monkeypatch.chdir(tmp_path)
+    for models in ([arguments["model"]], {arguments["model"]: "nowhere"}):
+        with pytest.raises(ValueError, match=r"there is no folder .* below .*--allow-model"):
+            AdaptiveEmbedder.from_pretrained(folder, models=models)
+    with pytest.raises(ValueError, match=r"models=\{'data/there/models/smollm2': FOLDER\}"):
+        AdaptiveEmbedder.from_pretrained(folder)
+
+    loaded = AdaptiveEmbedder.from_pretrained(folder, models={arguments["model"]: place})
+    assert loaded.writers["full"].identity() == writers["language model"].identity()
+
+
 OUTSIDE = ["../parts/bert", "${folder}/../parts/bert", "${folder}//etc", "/etc", "someone/model"]
 
 
