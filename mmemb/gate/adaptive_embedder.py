@@ -88,6 +88,14 @@ class AdaptiveEmbedder:
                 "A gate is head, calibration and writers: give all three, or the backbone alone."
             )
 
+        # They are printed, and may come from a folder of a stranger.
+        for name in writers:
+            if not name.isprintable() or name in ("", DIRECT):
+                raise ValueError(
+                    f"a writer's depth is called {name!r}: expected a printable name other than "
+                    f"{DIRECT!r}, which is the depth without a writer."
+                )
+
         num_depths = 1 if head is None else head.config().get("num_depths", 1 + len(writers))
         if num_depths != 1 + len(writers):
             raise ValueError(

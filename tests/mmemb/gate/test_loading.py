@@ -213,3 +213,17 @@ def test_queries_documents_and_similarity(gated: AdaptiveEmbedder) -> None:
     assert gated.similarity(queries[0], documents.vectors_BD).shape == (1, 3)
     with pytest.raises(ValueError, match="do not stand side by side"):
         gated.similarity_pairwise(queries, documents[:1])
+
+
+@pytest.mark.parametrize("name", ["direct", "", "full\x1b[31m", "full\n"])
+def test_a_depth_with_a_name_that_misleads_is_refused(
+    gated: AdaptiveEmbedder, tmp_path: Path, name: str
+) -> None:
+    """A result would call a reasoned input direct, or write to the terminal as the folder likes."""
+    gated.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved/adaptive.json"
+    settings = json.loads(path.read_text())
+    settings["writers"] = {name: settings["writers"]["full"]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="a writer's depth is called"):
+        mmemb.load(tmp_path / "saved")
