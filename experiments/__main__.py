@@ -17,7 +17,7 @@ from typing import final
 
 from experiments.cli.config_files import config_names, find_config, lookup_lines, with_configs
 from experiments.cli.split_flag import split_flag
-from experiments.rooms import ROOMS, check_folder
+from experiments.rooms import ROOMS, SAFE_PATH, check_folder
 from mmemb.records.nearest_name import nearest
 
 ROOT = "MMEMB_ROOT"
@@ -73,6 +73,9 @@ COMMANDS = {
 def main() -> None:
     """Runs the command that the first argument names; the exit status is that of the command."""
     started_in = Path(os.environ.get(STARTED_IN, os.getcwd()))
+    # Processes that this one starts by `python -m` would search it first.
+    if os.getcwd() not in sys.path:
+        os.environ[SAFE_PATH] = "1"
     try:
         arguments = enter_root(sys.argv[1:])
         for folder in dict.fromkeys((started_in, Path.cwd())):

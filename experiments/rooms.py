@@ -13,6 +13,9 @@ ROOMS = ("mmemb", "datamodules", "lightning_modules", "callbacks", "experiments"
 HOME = Path(__file__).resolve().parents[1]
 """The folder that holds them."""
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Variable of Python: `python -m` does not look for modules in the working folder."""
+
 _ADVICE = "Rename it, or start the command in another folder."
 
 

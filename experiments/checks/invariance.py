@@ -9,6 +9,7 @@ such as the padding side of a generative backbone.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from datamodules.data_roots import read_benchmark
 from experiments.checks.batch_invariance import Change, change_between
 from experiments.cli.messages import command
+from experiments.rooms import SAFE_PATH
 from experiments.scoring.embeddings import read_embeddings
 from experiments.scoring.score import own_lists
 from experiments.tables import Table
@@ -112,7 +114,9 @@ def certificate(changes: Mapping[str, Change]) -> str:
 def _evaluate(options: argparse.Namespace, rest: Sequence[str], name: str, more: str) -> None:
     """Runs `test` with the arguments `more`; scores and vectors go to the variant's folder."""
     folder = options.out / _slug(name)
-    words = [sys.executable, "-m", "experiments.run", "test", "--config", str(options.config)]
+    # Below `mmemb` as `mmemb test`, which finds classes of the working folder last.
+    program = ["experiments" if SAFE_PATH in os.environ else "experiments.run", "test"]
+    words = [sys.executable, "-m", *program, "--config", str(options.config)]
     words += ["--data_root", str(options.data_root), *rest, *shlex.split(more)]
     words += ["--trainer.callbacks.init_args.folder", str(folder)]
 

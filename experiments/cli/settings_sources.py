@@ -5,7 +5,7 @@ The parser merges them into one configuration, which no longer says who set what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -91,13 +91,38 @@ def read_config_file(path: Path) -> Mapping[str, Any]:
         raise FileNotFoundError(f"--config {path}: there is no such file.{near}")
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        data, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
+
+    if twice := next(_repeated_keys(node), None):
+        raise ValueError(
+            f"{path}: the key {twice.value} of line {twice.start_mark.line + 1} stands in its "
+            "table before, and only one of the two would count. Keep one of them."
+        )
 
     if not isinstance(data, Mapping):
         raise ValueError(f"{path} holds {data!r:.60}; expected keys such as model and data.")
     return data
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Yields the keys that their table holds twice; YAML itself takes the last one."""
+    nodes, known = [node], set()
+    while nodes:
+        # An alias leads to a node again, perhaps to one that holds it.
+        if id(one := nodes.pop(0)) in known:
+            continue
+        known.add(id(one))
+
+        if isinstance(one, yaml.SequenceNode):
+            nodes += one.value
+        elif isinstance(one, yaml.MappingNode):
+            keys = [key for key, _ in one.value if isinstance(key, yaml.ScalarNode)]
+            names = [key.value for key in keys]
+            yield from (key for at, key in enumerate(keys) if key.value in names[:at])
+            nodes += [value for _, value in one.value]
 
 
 def value_at(data: Any, key: str) -> Any:

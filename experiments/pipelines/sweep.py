@@ -46,8 +46,7 @@ class Axis:
         except yaml.YAMLError:
             nodes = []
 
-        # The texts as they were typed: YAML itself would read 1e-4 as a word.
-        values = [listed[node.start_mark.index : node.end_mark.index] for node in nodes]
+        values = [_text_of(node, listed) for node in nodes]
         if not key or not values:
             raise ValueError(
                 f"--sweep {text!r}: expected a setting and its values, such as "
@@ -88,8 +87,16 @@ def swept_runs(arguments: Sequence[str], axes: Sequence[Axis], name: str) -> lis
         name: of the stage; those of the runs begin with it.
 
     Raises:
-        ValueError: two combinations would have the same name.
+        ValueError: two combinations would have the same name, or two axes have the same key.
     """
+    # Of two values of one key the last would count, under a name that holds both.
+    keys = [axis.key.replace(".init_args.", ".") for axis in axes]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(
+            f"--sweep names {twice[0]} twice: put all its values behind one, such as "
+            f"--sweep {twice[0]}=VALUE,VALUE."
+        )
+
     # The last part of a key says enough, unless two keys share it.
     ends = [axis.key.rpartition(".")[2] for axis in axes]
     labels = [e if ends.count(e) == 1 else a.key for e, a in zip(ends, axes, strict=True)]
@@ -182,6 +189,21 @@ def _figures(summary: RunSummary, metrics: Sequence[str]) -> list[str]:
     values = [summary.metrics.get(name) for name in metrics]
     minutes = "-" if summary.seconds is None else f"{summary.seconds / 60:.1f}"
     return [*("-" if value is None else f"{value:.4g}" for value in values), minutes]
+
+
+def _text_of(node: yaml.Node, listed: str) -> str:
+    """Returns a value as it was typed: YAML itself would read 1e-4 as a word.
+
+    Quotes are left out where they only keep a comma: a setting that is a text would hold them.
+    """
+    text = listed[node.start_mark.index : node.end_mark.index]
+    if not (isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')):
+        return text
+    try:
+        is_text = yaml.safe_load(node.value) == node.value
+    except (yaml.YAMLError, ValueError):
+        is_text = False
+    return node.value if is_text else text
 
 
 def _plain(value: str) -> str:

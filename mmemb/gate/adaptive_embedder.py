@@ -7,10 +7,12 @@ vectors to compare with.
 
 from __future__ import annotations
 
+import reprlib
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, final, overload
 
@@ -86,6 +88,14 @@ class AdaptiveEmbedder:
                 "A gate is head, calibration and writers: give all three, or the backbone alone."
             )
 
+        # They are printed, and may come from a folder of a stranger.
+        for name in writers:
+            if not name.isprintable() or name in ("", DIRECT):
+                raise ValueError(
+                    f"a writer's depth is called {name!r}: expected a printable name other than "
+                    f"{DIRECT!r}, which is the depth without a writer."
+                )
+
         num_depths = 1 if head is None else head.config().get("num_depths", 1 + len(writers))
         if num_depths != 1 + len(writers):
             raise ValueError(
@@ -123,8 +133,8 @@ class AdaptiveEmbedder:
         *,
         depth: str | None = None,
         instruction: str = "",
-        keys: Sequence[str] | None = None,
-        gallery: Tensor | Sequence[Tensor] | None = None,
+        keys: str | Sequence[str] | None = None,
+        gallery: Vectors | Sequence[Vectors] | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         device: torch.device | str | None = None,
@@ -139,8 +149,8 @@ class AdaptiveEmbedder:
             unit: of the budget.
             depth: forces a depth.
             instruction: of inputs that bring none of their own, as the model was trained with.
-            keys: break ties.
-            gallery: vectors of the candidates.
+            keys: break ties; one for each input.
+            gallery: vectors of the candidates, such as `encode_document` gives, or B of them.
             batch_size: inputs that are embedded together.
             show_progress_bar: None = on a terminal, from three seconds on.
             device: where the model is moved first; None = it stays where it is.
@@ -155,17 +165,23 @@ class AdaptiveEmbedder:
         # A tuple of frames is one clip, as `mmemb.media.clip` gives it.
         is_clip = isinstance(inputs, tuple) and are_media(inputs)
         if is_clip or not isinstance(inputs, list | tuple):
+            keys = [keys] if isinstance(keys, str) else keys
             options = {"instruction": instruction, "keys": keys, "gallery": gallery}
             return self.encode([inputs], budget, unit, depth=depth, device=device, **options)[0]
 
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ValueError(
+                f"batch_size must be a whole number of at least 1, got {batch_size!r}."
+            )
         self.check_depth(depth)
         if device is not None:
             self.to(device)
 
+        # Before the first batch, as what is given for each input may be of another list.
         num = len(inputs)
         budgets = row_budgets(budget, unit, num)
+        _check_one_each("keys", keys, num)
+        gallery = _galleries(gallery, num, self.backbone.embedding_dim)
 
         # Equal lengths pad little, and the slowest batch comes first, as its memory is the largest.
         order = range(num)
@@ -180,7 +196,7 @@ class AdaptiveEmbedder:
                 _of_rows(budgets, rows),
                 depth,
                 None if keys is None else _of_rows(keys, rows),
-                _of_rows(gallery, rows) if isinstance(gallery, Sequence) else gallery,
+                _of_rows(gallery, rows) if isinstance(gallery, list) else gallery,
             )
             for rows in _with_bar(batches or [order], show_progress_bar)
         ]
@@ -226,8 +242,17 @@ class AdaptiveEmbedder:
         Args:
             embeddings1: B vectors, or a single one.
             embeddings2: as many.
+
+        Raises:
+            ValueError: they are not as many.
         """
-        return (_unit(embeddings1) * _unit(embeddings2)).sum(1)
+        one_BD, other_BD = _unit(embeddings1), _unit(embeddings2)
+        if one_BD.shape != other_BD.shape:
+            raise ValueError(
+                f"Vectors of the shapes {tuple(one_BD.shape)} and {tuple(other_BD.shape)} do not "
+                "stand side by side: expected equal shapes."
+            )
+        return (one_BD * other_BD).sum(1)
 
     def _encode_batch(
         self,
@@ -275,7 +300,7 @@ class AdaptiveEmbedder:
         *,
         depth: str | None = None,
         keys: Sequence[str] | None = None,
-        gallery: Tensor | Sequence[Tensor] | None = None,
+        gallery: Vectors | Sequence[Vectors] | None = None,
         prompt_states: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """Step 2: asks the gate for a depth of each side; 0 (direct) where no writer can read it.
@@ -309,6 +334,12 @@ class AdaptiveEmbedder:
         # A wrong budget is refused also where no side can reason.
         for amount, of_unit in dict.fromkeys(row_budgets(budget, unit, num)):
             self.check_budget(amount, of_unit)
+            if amount is not None and depth not in (None, DIRECT):
+                raise ValueError(
+                    f"A budget ({amount:g}) is kept by the gate, and depth={depth!r} asks no gate: "
+                    "leave one of them out."
+                )
+        _check_one_each("keys", keys, num)
 
         eligible_B = torch.tensor(list(map(self.can_reason, direct.sides)), dtype=torch.bool)
         if depth is not None:
@@ -390,7 +421,7 @@ class AdaptiveEmbedder:
         self,
         direct: DirectVectors,
         eligible_B: Tensor,
-        gallery: Tensor | Sequence[Tensor] | None,
+        gallery: Vectors | Sequence[Vectors] | None,
         prompt_states: Sequence[Tensor | None] | None,
     ) -> GateInputs:
         """Measures what the gate's state is made of, and no more."""
@@ -399,10 +430,11 @@ class AdaptiveEmbedder:
 
         if "scores" in self.state and gallery is not None:
             # Galleries differ in size, so each row is scored by itself.
-            galleries = [gallery] * len(direct_BD) if isinstance(gallery, Tensor) else gallery
-            scored = zip(direct_BD.split(1), galleries, strict=True)
+            galleries = _galleries(gallery, len(direct_BD), direct_BD.shape[1])
+            galleries = [galleries] * len(direct_BD) if isinstance(galleries, Tensor) else galleries
+            scored = zip(direct_BD.split(1), galleries or (), strict=True)
             shapes = [
-                score_shape(x_1D @ y_ND.cpu().T / self.gallery_temperature) for x_1D, y_ND in scored
+                score_shape(x_1D @ y_ND.T / self.gallery_temperature) for x_1D, y_ND in scored
             ]
             inputs = inputs._replace(scores_B3=torch.cat(shapes))
 
@@ -593,6 +625,44 @@ _Value = TypeVar("_Value")
 
 def _of_rows(values: Sequence[_Value], rows: Sequence[int]) -> list[_Value]:
     return [values[row] for row in rows]
+
+
+def _check_one_each(name: str, values: Any, num: int) -> None:
+    """Refuses another number of values than of inputs; letters of a text are no values.
+
+    Raises:
+        ValueError: names the values.
+    """
+    if values is None:
+        return
+    is_list = isinstance(values, Sized) and hasattr(values, "__getitem__")
+    if isinstance(values, str) or not is_list or len(values) != num:
+        raise ValueError(
+            f"{name} must be a list with one for each of {num} input(s), got "
+            f"{reprlib.repr(values)}."
+        )
+
+
+def _galleries(gallery: Any, num: int, width: int) -> Tensor | list[Tensor] | None:
+    """Returns the gallery of all inputs, or those of `num` inputs, as float32 on the CPU.
+
+    Raises:
+        ValueError: they are not as many, or no vectors of this width.
+    """
+    if gallery is None or isinstance(gallery, Tensor | np.ndarray | Encoded):
+        return None if gallery is None else _gallery(gallery, width)
+    _check_one_each("gallery", gallery, num)
+    return [_gallery(each, width) for each in gallery]
+
+
+def _gallery(vectors: Any, width: int) -> Tensor:
+    vector_ND = vectors if isinstance(vectors, Tensor) else torch.as_tensor(np.asarray(vectors))
+    if vector_ND.ndim != 2 or vector_ND.shape[1] != width or not len(vector_ND):
+        raise ValueError(
+            f"gallery has the shape {tuple(vector_ND.shape)}: expected vectors (N, {width}) of one "
+            "candidate or more."
+        )
+    return vector_ND.cpu().float()
 
 
 def _with_bar(batches: Sequence[Sequence[int]], shown: bool | None) -> Iterable[Sequence[int]]:

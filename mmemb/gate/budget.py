@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
+from numbers import Real
 from typing import Any, Literal, NamedTuple, final, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -264,18 +266,19 @@ def row_budgets(budget: Amounts, unit: Units, num_rows: int) -> list[Budget]:
     >>> row_budgets([0.5, None], "tokens", 2)
     [Budget(amount=0.5, unit='tokens'), Budget(amount=None, unit='tokens')]
     """
-    amounts = budget.tolist() if isinstance(budget, Tensor) else budget
+    is_array = isinstance(budget, Tensor | np.ndarray | np.generic)
+    amounts = budget.tolist() if is_array else budget  # type: ignore[union-attr]
     amounts, units = _per_row("budget", amounts, num_rows), _per_row("unit", unit, num_rows)
     budgets = [Budget(*pair) for pair in zip(amounts, units, strict=True)]
 
-    for amount, of_unit in dict.fromkeys(budgets):
+    for amount, of_unit in budgets:
         if amount is not None:
             check_budget(amount, of_unit)
     return budgets
 
 
 def _per_row(name: str, value: Any, num_rows: int) -> list[Any]:
-    if value is None or isinstance(value, str | float | int):
+    if isinstance(value, str) or not isinstance(value, Sized):
         return [value] * num_rows
     if len(value) != num_rows:
         raise ValueError(
@@ -292,6 +295,8 @@ def check_budget(budget: float, unit: str) -> None:
     """
     if unit not in get_args(Unit):
         raise ValueError(f"unit of the budget is {unit!r}: expected one of {list(get_args(Unit))}.")
+    if not isinstance(budget, Real):
+        raise ValueError(f"budget is {budget!r:.60}: expected a number, or None for no bound.")
     most = 1.0 if unit == "invocation" else math.inf
     if not -_EQUAL <= budget <= most + _EQUAL:  # false for NaN, too
         expected = "a share from 0 to 1" if unit == "invocation" else "a number of at least 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,12 @@ _INSIDE = ("PNG", "JPEG", "WEBP", "GIF")
 _PICTURES, _LETTERS = ("image", "feImage"), ("text", "tspan", "textPath")
 """Elements that show a picture, and letters."""
 
+_USERS = ("use", "linearGradient", "radialGradient", "pattern", "filter", "mask", "clipPath")
+"""Elements that take a part of a drawing by its name."""
+
+_URL = re.compile(r"""(?:url\(\s*|@import\s+)["']?\s*([^"')\s;]*)""")
+_HTML = "{http://www.w3.org/1999/xhtml}"
+
 
 def is_drawing(data: bytes) -> bool:
     """Tells an SVG by its head, as XML."""
@@ -59,6 +66,9 @@ def draw_pixels(data: bytes, where: str) -> Tensor:
         raise PictureError(f"{name} has {len(data)} bytes: at most {MAX_BYTES} are drawn.")
 
     try:
+        # A tree holds no such line, so that its colours would be missing.
+        if b"<?xml-stylesheet" in data:
+            raise _names_another(name, "a style sheet")
         root = ElementTree.fromstring(data)
         _check(root, name)
         # What is drawn is what was checked: the tree is written anew, without a DTD.
@@ -106,18 +116,36 @@ def _check(root: ElementTree.Element, name: str) -> None:
                 f"{name} holds letters, which need a font: turn them into paths, or save it as PNG."
             )
 
-        if kind in _PICTURES:
+        if kind == "foreignObject" and _holds_html(element):
+            raise PictureError(f"{name} holds HTML, which is not drawn: save it as PNG.")
+
+        if kind in (*_PICTURES, *_USERS):
             links = [v for k, v in element.items() if k.rpartition("}")[2] == "href"]
             for link in links:
-                _check_link(link, name)
+                _check_link(link, name, shows=kind in _PICTURES)
+
+        styles = [*element.attrib.values(), (element.text or "") if kind == "style" else ""]
+        for url in _URL.findall("\n".join(styles)):
+            # Without letters, a font inside of the drawing shows nothing.
+            if not url.startswith(("#", "data:")):
+                raise _names_another(name, url)
 
 
-def _check_link(link: str, name: str) -> None:
+def _holds_html(element: ElementTree.Element) -> bool:
+    is_text = has_text("".join(element.itertext()))
+    return is_text or any(str(part.tag).startswith(_HTML) for part in element.iter())
+
+
+def _check_link(link: str, name: str, shows: bool) -> None:
     if link.startswith("#"):
         return
-    if not link.startswith("data:"):
-        raise PictureError(
-            f"{name} names another file ({printable(link)[:60]}), and none is opened: put the "
-            "picture into the drawing, or save it as PNG."
-        )
+    if not (shows and link.startswith("data:")):
+        raise _names_another(name, link)
     check_picture(picture_of_url(link, f"A picture in {name}"), _INSIDE, f"A picture in {name}")
+
+
+def _names_another(name: str, link: str) -> PictureError:
+    return PictureError(
+        f"{name} names another file ({printable(link)[:60]}), and none is opened: put what it "
+        "shows into the drawing, or save it as PNG."
+    )

@@ -12,6 +12,7 @@ import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -116,14 +117,14 @@ def clip(value: Any, num_frames: int = NUM_FRAMES) -> tuple[Media, ...]:
         ValueError: it is none of these, or cannot be read.
         ModuleNotFoundError: a library of the extra `media` is not installed.
     """
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}: expected 1 or more.")
+    if not isinstance(num_frames, Integral) or num_frames < 1:
+        raise ValueError(f"num_frames is {_shown(num_frames)}: expected a whole number, 1 or more.")
     if are_media(value):
         return _frames(value, "The clip")
 
     require_library("PIL", "Reading clips")
     match value:
-        case Path() if value.is_dir():
+        case Path() if os.path.isdir(value):
             files = frame_files(value, num_frames)
             return _frames(files, str(value), [file.name for file in files])
         case Path():
@@ -165,6 +166,9 @@ def side(value: Any, instruction: str = "", num_frames: int = NUM_FRAMES) -> Sid
         ValueError: it is none of these, or cannot be read.
         ModuleNotFoundError: a library of the extra `media` is not installed.
     """
+    if not isinstance(instruction, str):
+        raise ValueError(f"instruction is {_shown(instruction)}: expected a text.")
+
     match value:
         case Side():
             is_whole = value.instruction or not instruction
@@ -275,8 +279,8 @@ def _file(path: Path) -> Path:
     Raises:
         FileNotFoundError: none is.
     """
-    if not path.is_file():
-        what = "is no file" if path.exists() else "is missing"
+    if not os.path.isfile(path):  # False also for a name that is too long
+        what = "is no file" if os.path.exists(path) else "is missing"
         raise FileNotFoundError(f"{printable(str(path))} {what}: expected a picture or a clip.")
     return path
 
@@ -288,7 +292,7 @@ def _is_clip(value: Any) -> bool:
             return True
         case np.ndarray() | Tensor():
             return value.ndim == 4
-        case Path() if value.is_dir():
+        case Path() if os.path.isdir(value):
             return True
         case Path() if value.suffix.lower() in CLIPS:
             return True
@@ -363,9 +367,10 @@ def _image_of_array(values: np.ndarray | Tensor) -> Picture:
     from PIL import Image
 
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        # numpy has no bfloat16.
-        values = (values.float() if values.is_floating_point() else values).numpy()
+        values = _array_of_tensor(values)
+    # What is masked has a value nobody meant.
+    if isinstance(values, np.ma.MaskedArray):
+        raise PictureError("The array is masked: fill what is masked (`array.filled`) first.")
 
     pixel_HWC = _channels_last(values)
     if not pixel_HWC.size or pixel_HWC.shape[0] * pixel_HWC.shape[1] > MAX_PIXELS:
@@ -381,6 +386,16 @@ def _image_of_array(values: np.ndarray | Tensor) -> Picture:
     if pixel_HWC.dtype != np.uint8:
         raise PictureError(f"{_shape(values)}: expected uint8, or floats from 0 to 1.")
     return Image.fromarray(np.ascontiguousarray(pixel_HWC))
+
+
+def _array_of_tensor(values: Tensor) -> np.ndarray:
+    """The array of a tensor, wherever it is; numpy has no bfloat16."""
+    try:
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() else values).numpy(force=True)
+    except (RuntimeError, TypeError) as error:  # sparse, quantised, nested, without values
+        reason = printable(str(error).partition("\n")[0]).rstrip(".")
+        raise PictureError(f"The tensor is no plain array of numbers: {reason:.200}.") from None
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ class is imported only if an installed package offers it as an entry point, or t
 from __future__ import annotations
 
 import site
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -82,9 +82,17 @@ def installed_classes() -> frozenset[str]:
     return frozenset(
         point.value.partition("[")[0].strip().replace(":", ".")
         for distribution in metadata.distributions(path=places)
-        for point in distribution.entry_points
+        for point in _entry_points(distribution)
         if point.group in GROUPS
     )
+
+
+def _entry_points(distribution: metadata.Distribution) -> Iterable[metadata.EntryPoint]:
+    """Returns those of a package; none if its metadata are broken, which concerns no other one."""
+    try:
+        return distribution.entry_points
+    except (TypeError, ValueError, OSError):  # a line without `=`, or letters that are no UTF-8
+        return ()
 
 
 def check_allowed(path: str, problem: str, group: str, alternative: str = "") -> None:

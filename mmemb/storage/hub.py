@@ -21,15 +21,23 @@ class HubError(FileNotFoundError):
     """A model that no hub gives; the message needs no addition."""
 
 
+_NO_HUB = (ValueError, KeyError, TypeError, AttributeError, AssertionError)
+"""What huggingface_hub raises for a reply that is none of a hub, such as a page for signing in."""
+
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def is_hub_id(name: str) -> bool:
-    """Tells `org/name` of a hub from a path: what begins with a folder that exists is a path.
+def is_hub_id(name: str | Path) -> bool:
+    """Tells `org/name` of a hub from a path: what begins with a folder that exists is a path, and
+    so is a `Path`.
 
     >>> is_hub_id("org/name"), is_hub_id("./org/name"), is_hub_id("a/b/c"), is_hub_id("name")
     (True, False, False, False)
+    >>> is_hub_id(Path("org/name"))
+    False
     """
+    if isinstance(name, Path):
+        return False
     return _ID.fullmatch(name) is not None and not Path(name.partition("/")[0]).exists()
 
 
@@ -79,7 +87,7 @@ def hub_answers(name: str, revision: str | None = None, token: str | bool | None
         if status is not None and status < 500:
             raise HubError(f"{hub} refuses {name} (status {status}): {quote(error)}") from None
         return False
-    except (HTTPError, OSError):  # no network, no such host, or no answer in time
+    except (HTTPError, OSError, *_NO_HUB):  # no network, no such host, or no answer of a hub
         return False
     return True
 
@@ -104,7 +112,7 @@ def model_folder(
     Raises:
         HubError: see `fetch_model`.
     """
-    if not is_hub_id(str(name)):
+    if not is_hub_id(name):
         return Path(name)
     return fetch_model(
         str(name),
@@ -148,7 +156,8 @@ def fetch_model(
             local_files_only=not is_online,
             etag_timeout=SECONDS,
         )
-    except (HTTPError, OSError) as error:  # the network may fail after the first answer
+    # The network may fail after the first answer.
+    except (HTTPError, OSError, *_NO_HUB) as error:
         raise HubError(missing_model_message(name, local_files_only, error)) from None
     return Path(folder)
 

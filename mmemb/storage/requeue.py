@@ -6,17 +6,19 @@ It knows nothing of what the command does: whoever calls has saved what shall be
 from __future__ import annotations
 
 import functools
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 
+from mmemb.records.text import printable
+
 INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which a person works; Lightning starts no ranks in them."""
 
 SCONTROL_SECONDS = 10.0
-"""Less than `GRACE_SECONDS` of `mmemb.storage.signals`, after which the process is killed."""
+"""How long the two calls may take: less than `GRACE_SECONDS` of `mmemb.storage.signals`, after
+which the process is killed."""
 
 _RANKS = ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK")
 
@@ -48,7 +50,7 @@ def job_id(environment: Mapping[str, str]) -> str:
     >>> job_id({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"})
     '7_1'
     """
-    if "SLURM_ARRAY_JOB_ID" in environment:
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]
 
@@ -61,11 +63,12 @@ def may_requeue(job: str) -> bool:
 
     >>> may_requeue("JobState=RUNNING Reason=None Requeue=1 Restarts=0")
     True
-    >>> may_requeue("JobState=COMPLETING Reason=None Requeue=1 Restarts=0")
+    >>> may_requeue("JobState=COMPLETING Reason=None Requeue=1 Comment=JobState=RUNNING")
     False
     """
-    is_allowed = re.search(r"\bRequeue=1\b", job) is not None
-    return is_allowed and re.search(r"\bJobState=RUNNING\b|\bReason=TimeLimit\b", job) is not None
+    # Whole fields: a user's words stand in others, such as Comment and Command.
+    fields = set(job.split())
+    return "Requeue=1" in fields and not fields.isdisjoint({"JobState=RUNNING", "Reason=TimeLimit"})
 
 
 # Once in a process: the fit asks for it behind its last step, and the command at its end.
@@ -80,9 +83,12 @@ def _requeue_job(job: str) -> None:
     except FileNotFoundError:
         outcome = "is not requeued: there is no `scontrol` on the path"
     except subprocess.TimeoutExpired:
-        outcome = f"is not requeued: `scontrol` gave no answer in {SCONTROL_SECONDS:.0f} s"
+        outcome = f"is not requeued: `scontrol` gave no answer in {SCONTROL_SECONDS / 2:.0f} s"
     except subprocess.CalledProcessError as error:
-        outcome = f"is not requeued: {' '.join(error.stderr.split()):.300}"
+        reason = printable(" ".join(error.stderr.split())) or f"status {error.returncode}"
+        outcome = f"is not requeued: {reason:.300}"
+    except OSError as error:
+        outcome = f"is not requeued: `scontrol` cannot be run ({error.strerror})"
     print(f"SLURM job {job} {outcome}.", file=sys.stderr)
 
 
@@ -92,6 +98,7 @@ def _scontrol(*arguments: str) -> str:
         ["scontrol", *arguments],
         capture_output=True,
         text=True,
+        errors="replace",
         check=True,
         timeout=SCONTROL_SECONDS / 2,
     ).stdout

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import COMMANDS, ROOT, STARTED_IN, enter_root, run, usage
+from experiments.__main__ import COMMANDS, ROOT, STARTED_IN, enter_root, main, run, usage
+from experiments.rooms import SAFE_PATH
 from tests.fixtures.bare_process import run_without
 from tests.fixtures.paths import REPO
 
@@ -66,7 +68,7 @@ def test_a_commands_errors_and_status_are_its_own(capsys: pytest.CaptureFixture[
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which a command is given; what it changes is undone."""
-    for name in (ROOT, STARTED_IN):
+    for name in (ROOT, STARTED_IN, SAFE_PATH):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     folder = tmp_path / "work"
@@ -109,3 +111,23 @@ def test_without_a_root_nothing_moves(started: Path) -> None:
     assert STARTED_IN not in os.environ
     with pytest.raises(ValueError, match="there is no such folder"):
         enter_root(["fit", "--root=none"])
+
+
+def test_processes_of_the_command_run_no_module_of_the_working_folder(started: Path) -> None:
+    """`mmemb pipeline` makes data in a process of its own, by `python -m`."""
+    (started / "argparse.py").write_text("open('ran', 'w')")
+    words = [sys.executable, "-m", "datamodules.prepare", "--help"]
+    main()
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+    assert not (started / "ran").exists()
+
+    # `python -m` believes the folder, as it always has.
+    del os.environ[SAFE_PATH]
+    subprocess.run(words, capture_output=True, check=False)
+    assert (started / "ran").exists()
+    sys.path.insert(0, str(started))
+    try:
+        main()
+    finally:
+        sys.path.remove(str(started))
+    assert SAFE_PATH not in os.environ

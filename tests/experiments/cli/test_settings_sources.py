@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli.settings_sources import ABSENT, config_files, last_value, settings_sources
+from experiments.cli.settings_sources import (
+    ABSENT,
+    config_files,
+    last_value,
+    read_config_file,
+    settings_sources,
+)
 
 
 def test_files_and_flags_come_in_their_order(tmp_path: Path) -> None:
@@ -41,3 +47,18 @@ def test_a_text_that_is_no_yaml_is_a_text(text: str) -> None:
 def test_config_files_are_found_however_they_are_given() -> None:
     found = config_files(["fit", "--config", "a.yaml", "--x=1", "--config=b.yaml", "-c", "c.yaml"])
     assert [str(path) for path in found] == ["a.yaml", "b.yaml", "c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "text", ["lr: 1\nname: a\nlr: 2\n", "a: [{lr: 1, lr: 2}]", "a: &x {b: *x, lr: 1, lr: 1}"]
+)
+def test_a_key_that_a_file_holds_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"a\.yaml: the key lr of line \d stands in its table before"
+    ):
+        read_config_file(path)
+
+    path.write_text("a: &x {lr: 1}\nb: {<<: *x, lr: 2}\nlr: 3\n")
+    assert read_config_file(path)["b"] == {"lr": 2}

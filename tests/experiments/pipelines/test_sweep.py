@@ -53,6 +53,19 @@ def test_what_is_no_list_of_values_is_refused(text: str) -> None:
         Axis.read(text)
 
 
+def test_quotes_that_keep_a_comma_are_no_part_of_a_text() -> None:
+    """A setting that is a text would hold them; where they decide what is meant, they stay."""
+    axis = Axis.read("owner=" + """ "a,b",'c',"1","null","x: y" """)
+    assert axis.values == ("a,b", "c", '"1"', '"null"', '"x: y"')
+
+
+def test_a_key_that_is_swept_twice_is_refused() -> None:
+    """The last value would count, in a run whose name holds both."""
+    for key in ("model.lr", "model.init_args.lr"):
+        with pytest.raises(ValueError, match=r"--sweep names model\.lr twice: put all its values"):
+            swept_runs(["fit"], [Axis("model.lr", ("1",)), Axis(key, ("2",))], "x")
+
+
 def test_a_sweep_that_would_mix_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"a/b and a\?b would both be the run x-k=a_b"):
         swept_runs(["fit"], [Axis("k", ("a/b", "a?b"))], "x")

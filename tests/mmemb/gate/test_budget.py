@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from experiments.report.policies.baselines import best_threshold
-from mmemb.gate.budget import NO_BUDGET, BudgetCalibration, CalibrationJson, Price, Unit, depths_at
+from mmemb.gate.budget import (
+    NO_BUDGET,
+    Budget,
+    BudgetCalibration,
+    CalibrationJson,
+    Price,
+    Unit,
+    depths_at,
+    row_budgets,
+)
 from mmemb.records.schema import parse_json
 
 KEYS = [f"key-{i}" for i in range(200)]
@@ -255,6 +265,17 @@ def test_a_tensor_of_budgets_is_a_budget_for_each_row() -> None:
         table.decide(logit_BA, ["c", "d", "e"], 0.5, ["tokens"])
     with pytest.raises(ValueError, match=r"budget is 1\.5: expected a share"):
         table.decide(logit_BA, ["c", "d", "e"], [0.5, None, 1.5])
+
+
+def test_numbers_of_numpy_are_budgets_and_texts_are_none() -> None:
+    for half in (np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5)):
+        assert row_budgets(half, "tokens", 2) == [Budget(0.5, "tokens")] * 2
+    assert row_budgets([np.float32(0.5), None], "tokens", 2)[0] == Budget(0.5, "tokens")
+    assert row_budgets(np.array([1, 2]), "tokens", 2)[1] == Budget(2, "tokens")
+
+    for wrong in ("0.5", 1j, [0.5, "0.5"], [[0.5], [0.5]], torch.ones(2, 1)):
+        with pytest.raises(ValueError, match="expected a number, or None for no bound"):
+            row_budgets(wrong, "tokens", 2)
 
 
 def test_milliseconds_count_the_direct_path() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,8 +104,49 @@ def test_batches_and_their_order_do_not_matter(gated: AdaptiveEmbedder) -> None:
     galleries = list(torch.eye(15, 64).split(1))
     each = gated.encode(texts, budgets, batch_size=2, gallery=galleries)
     assert each.depths[1::2] == gated.encode(texts[1::2], 1.0).depths
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        gated.encode(texts, batch_size=0)
+    for wrong in (0, 2.5, "8", None):
+        with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+            gated.encode(texts, batch_size=wrong)
+
+
+@pytest.mark.parametrize("keys", [["a"], ["a"] * 4, "abc", [], iter("abc")])
+def test_keys_of_another_number_are_refused(gated: AdaptiveEmbedder, keys: Any) -> None:
+    direct = gated.embed([Side(text) for text in TEXTS])
+    for ask in (partial(gated.encode, TEXTS, 0.5), partial(gated.decide, direct, 0.5)):
+        with pytest.raises(ValueError, match=r"^keys must be a list with one for each of 3 input"):
+            ask(keys=keys)
+    assert gated.encode(TEXTS[0], 0.5, keys="my-key").depth == "direct"
+
+
+def test_a_gallery_is_what_encode_gives_and_its_shape_is_checked(gated: AdaptiveEmbedder) -> None:
+    scored = AdaptiveEmbedder(
+        gated.backbone,
+        MlpDepthHead(gated.backbone.embedding_dim + 3),
+        gated.calibration,
+        gated.writers,
+        ("embedding", "scores"),
+    )
+    found = scored.encode_document(TEXTS)
+    vectors = found.vectors_BD
+    expected = scored.encode(TEXTS, gallery=vectors).depths
+    for same in (found, found.numpy(), vectors.double(), [found] * 3, [vectors] * 3):
+        assert scored.encode(TEXTS, gallery=same, batch_size=2).depths == expected
+
+    for wrong in (vectors[0], vectors[:, 1:], vectors[:0], vectors[None], [vectors[0]] * 3):
+        with pytest.raises(ValueError, match="^gallery has the shape"):
+            scored.encode(TEXTS, gallery=wrong)
+    for wrong in ([vectors] * 2, [vectors] * 4, [found]):
+        with pytest.raises(ValueError, match="^gallery must be a list with one for each of 3"):
+            scored.encode(TEXTS, gallery=wrong, batch_size=2)
+
+
+def test_a_budget_beside_a_depth_that_ignores_it_is_refused(gated: AdaptiveEmbedder) -> None:
+    for budget in (0.0, [None, None, 0.5]):
+        with pytest.raises(ValueError, match="is kept by the gate, and depth='full' asks no gate"):
+            gated.encode(TEXTS, budget, depth="full")
+    assert gated.encode_document(TEXTS, budget=0.0).depths == ("direct",) * 3
+    assert gated.encode(TEXTS, [None] * 3, depth="full").depths[0] == "full"
+    assert len(gated.encode(())) == 0
 
 
 def test_inputs_of_every_kind_go_together(gated: AdaptiveEmbedder, tmp_path: Path) -> None:
@@ -168,3 +211,19 @@ def test_queries_documents_and_similarity(gated: AdaptiveEmbedder) -> None:
     pairwise = gated.similarity_pairwise(queries.numpy(), documents)
     assert torch.allclose(pairwise, cosines.diag(), atol=1e-6)
     assert gated.similarity(queries[0], documents.vectors_BD).shape == (1, 3)
+    with pytest.raises(ValueError, match="do not stand side by side"):
+        gated.similarity_pairwise(queries, documents[:1])
+
+
+@pytest.mark.parametrize("name", ["direct", "", "full\x1b[31m", "full\n"])
+def test_a_depth_with_a_name_that_misleads_is_refused(
+    gated: AdaptiveEmbedder, tmp_path: Path, name: str
+) -> None:
+    """A result would call a reasoned input direct, or write to the terminal as the folder likes."""
+    gated.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved/adaptive.json"
+    settings = json.loads(path.read_text())
+    settings["writers"] = {name: settings["writers"]["full"]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="a writer's depth is called"):
+        mmemb.load(tmp_path / "saved")

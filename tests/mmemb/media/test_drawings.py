@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import resvg_py
-import torch
 from PIL import Image
 
 from mmemb.media import drawings, picture, side
@@ -73,7 +72,7 @@ def test_the_program_that_draws_can_open_nothing(tmp_path: Path) -> None:
 
 
 def test_ways_around_the_check_lead_nowhere(tmp_path: Path) -> None:
-    """An entity, a style sheet, another drawing's part, a drawing inside of a drawing."""
+    """An entity, a drawing inside of a drawing, a text in the place of a picture."""
     (tmp_path / "secret.png").write_bytes(_png())
     link = f'<image href="{tmp_path}/secret.png" width="20" height="20"/>'
     inner = b64encode(drawing(link)).decode()
@@ -89,18 +88,37 @@ def test_ways_around_the_check_lead_nowhere(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             picture(data)
 
-    # Whether there is such a file makes no difference to what is drawn.
-    for body in (
-        '<style>rect {fill: url("PLACE/secret.png")} @import "PLACE/a.css";</style>'
-        '<rect width="20" height="20"/>',
-        '<use href="PLACE/secret.png" width="20" height="20"/>',
-        '<rect width="9" height="9" fill="url(PLACE/secret.png)" filter="url(PLACE/secret.png)"/>',
-    ):
-        drawn = [
-            picture(drawing(body.replace("PLACE", str(place)))).pixels
-            for place in (tmp_path, tmp_path / "nowhere")
-        ]
-        assert torch.equal(*drawn)
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '<style>rect {fill: url("other.svg#a")}</style><rect width="20" height="20"/>',
+        '<style>@import "a.css";</style><rect width="20" height="20"/>',
+        '<use href="other.svg#a"/>',
+        '<use xlink:href="data:image/svg+xml;base64,AAAA#a"/>',
+        '<linearGradient id="a" href="other.svg#b"/><rect width="9" height="9" fill="url(#a)"/>',
+        '<rect width="9" height="9" fill="url(other.svg#a)"/>',
+        """<rect width="9" height="9" style="fill: url( 'http://localhost/a#b')"/>""",
+        '<?xml-stylesheet href="a.css"?><rect width="9" height="9"/>',
+    ],
+)
+def test_a_part_of_another_file_is_refused_and_not_left_out(body: str) -> None:
+    with pytest.raises(ValueError, match="^The picture names another file .*, and none is opened"):
+        picture(drawing(body))
+
+
+def test_html_is_refused_and_parts_of_the_drawing_itself_are_drawn() -> None:
+    page = '<div xmlns="http://www.w3.org/1999/xhtml">{}</div>'
+    for inside in ("Hello", page.format("Hello"), page.format('<img src="a.png"/>')):
+        with pytest.raises(ValueError, match="holds HTML, which is not drawn"):
+            picture(drawing(f'<foreignObject width="9" height="9">{inside}</foreignObject>'))
+
+    own = (
+        '<a href="http://localhost"><linearGradient id="g"><stop stop-color="#f00"/>'
+        '</linearGradient><rect id="r" width="20" height="20" style="fill:url(#g)"/></a>'
+        '<foreignObject/><use xlink:href="#r"/>'
+    )
+    assert picture(drawing(own)).pixels[:, 9, 9].tolist() == [255, 0, 0]
 
 
 def test_pictures_inside_of_a_drawing_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,12 @@ def test_an_image_of_pillow_stands_upright_and_may_be_closed(tmp_path: Path) -> 
         (np.full((4, 4), 200.0), "goes from 200 to 200: expected floats from 0"),
         (np.full((4, 4), np.nan), "goes from nan to nan"),
         (torch.full((4, 4), -0.5), "goes from -0.5 to -0.5"),
+        (
+            torch.zeros(4, 4).to_sparse(),
+            "The tensor is no plain array of numbers: can't convert Sp",
+        ),
+        (torch.empty(4, 4, device="meta"), "The tensor is no plain array of numbers"),
+        (np.ma.array(np.zeros((4, 4)), mask=True), "The array is masked: fill what is masked"),
         (Image.new("I", (4, 4)), "The picture cannot be read; grey of 32 bits"),
         (b"", "The picture cannot be decoded: expected a whole WEBP/PNG"),
         pytest.param(PNG[:60], "The picture cannot be decoded", id="cut"),
@@ -224,8 +230,9 @@ def test_what_is_no_clip_says_why(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             clip(thing)
-    with pytest.raises(ValueError, match="num_frames is 0: expected 1 or more"):
-        clip([grey(0)], 0)
+    for wrong in (0, 2.5, "8"):
+        with pytest.raises(ValueError, match=f"num_frames is {wrong!r}: expected a whole number"):
+            clip([grey(0)], wrong)
 
 
 def test_sides_of_everything(file: Path) -> None:
@@ -300,6 +307,10 @@ def test_faults_of_a_list_name_their_place(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "no.png", "is missing"), (Path("/dev/null"), "is no file")):
         with pytest.raises(FileNotFoundError, match=f"Input 1: {path} {words}: expected a picture"):
             sides(["a", path])
+    with pytest.raises(FileNotFoundError, match=r"Input 1: x+\.png is missing"):
+        sides(["a", Path("x" * 300 + ".png")])
+    with pytest.raises(ValueError, match="Input 0: instruction is None: expected a text"):
+        sides(["a"], instruction=None)
 
 
 def test_a_library_that_is_missing_is_one_sentence(

@@ -150,6 +150,14 @@ def test_metadata_in_the_working_folder_do_not_count(
     assert not list(elsewhere.glob("*.ran"))
 
 
+@pytest.mark.parametrize("broken", [b"[mmemb.backbones]\nWords\n", b"\xff\xfe[x]\n"])
+def test_a_package_with_broken_metadata_concerns_no_other_one(places: Path, broken: bytes) -> None:
+    write_metadata(places, "broken-1", "mmemb.backbones", {})
+    (places / "broken-1.dist-info/entry_points.txt").write_bytes(broken)
+    write_metadata(places, "words-1", "mmemb.backbones", {"W": "hashed_words:HashedWords"})
+    assert installed_classes() == {"hashed_words.HashedWords"}
+
+
 @pytest.mark.parametrize("path", ["Words", "a/b.Words", "a..B", "f.<locals>.B", ""])
 def test_what_is_no_path_of_a_class_is_refused(path: str) -> None:
     with (

@@ -128,6 +128,30 @@ def test_without_a_network_the_cache_answers_or_one_sentence_does(
         gated.push_to_hub(NAME)
 
 
+@pytest.mark.parametrize("page", [b"<html>Sign in</html>", b"{}", b"[1]", b"null"])
+def test_a_reply_that_is_none_of_a_hub_is_no_answer(
+    hub: Hub, gated: AdaptiveEmbedder, tmp_path: Path, page: bytes
+) -> None:
+    """As a network gives where somebody has to sign in first."""
+    gated.push_to_hub(NAME)
+    mmemb.load(NAME, cache_dir=tmp_path)
+    hub.page = page
+    assert mmemb.load(NAME, cache_dir=tmp_path).depths == ("direct", "full")
+    with pytest.raises(HubError, match="does not answer") as error:
+        mmemb.load("org/other", cache_dir=tmp_path)
+    assert one_sentence(error)
+
+
+def test_files_of_a_hub_stay_in_its_cache(
+    hub: Hub, gated: AdaptiveEmbedder, tmp_path: Path
+) -> None:
+    gated.push_to_hub(NAME)
+    hub.models[NAME][-1]["../../../../escaped"] = b"x"
+    with pytest.raises(HubError, match=r"^org/name could not be fetched from http://127.*escaped"):
+        mmemb.load(NAME, cache_dir=tmp_path / "a/b")
+    assert not list(tmp_path.rglob("escaped"))
+
+
 def one_sentence(error: pytest.ExceptionInfo[Exception]) -> bool:
     text = str(error.value)
     return "\n" not in text and len(re.findall(r"\.( |$)", text)) == 1
@@ -167,8 +191,10 @@ def test_paths_and_ids_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monkey
     assert is_hub_id("runs/pocket")
     (tmp_path / "runs").mkdir()
     assert not is_hub_id("runs/pocket")
-    for name in ("runs", "/a/b", "../b", "a/b/c", "~/b"):
+    for name in ("runs", "/a/b", "../b", "a/b/c", "~/b", Path("org/name")):
         assert not is_hub_id(name)
+    with pytest.raises(FileNotFoundError, match="There is no folder org/name"):
+        mmemb.load(Path("org/name"))
 
 
 @final

@@ -111,3 +111,43 @@ def test_what_scontrol_answers_is_said(
     monkeypatch.setenv("PATH", str(tmp_path))
     requeue(signal.SIGTERM, slurm.variables(job=next(JOBS)))
     assert "there is no `scontrol` on the path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (b"", "`scontrol` cannot be run"),  # nobody may execute it
+        (b"\x7fELF", "`scontrol` cannot be run"),  # of another machine
+        (b"#!/bin/sh\nprintf '\\377\\033[31m' >&2; exit 1\n", r"\ufffd\x1b[31m"),
+        (b"#!/bin/sh\nkill -9 $$\n", "status -9"),
+    ],
+)
+def test_a_scontrol_that_is_broken_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: bytes,
+    words: str,
+) -> None:
+    slurm = Slurm.write(tmp_path)
+    (tmp_path / "scontrol").write_bytes(program)
+    (tmp_path / "scontrol").chmod(0o755 if program else 0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    job = next(JOBS)
+    requeue(signal.SIGTERM, slurm.variables(job=job) | {"PATH": str(tmp_path)})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"SLURM job {job} is not requeued: ")
+    assert words in line
+    assert line.isprintable()
+
+
+def test_words_of_a_user_are_no_state_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`scontrol` prints the comment and the command line of a job among its fields."""
+    slurm = Slurm.write(
+        tmp_path, "JobState=CANCELLED Requeue=1 Comment=JobState=RUNNING Command=/a/Requeue=1"
+    )
+    ask(monkeypatch, slurm)
+    assert "is not requeued: SLURM says" in capsys.readouterr().err
