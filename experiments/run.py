@@ -55,10 +55,22 @@ def main(arguments: list[str] | None = None) -> None:
         print(end, file=sys.stderr)
         sys.exit(UNFINISHED_STATUS)
     except Exception as error:
-        if not (isinstance(error, USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
+        if not (isinstance(error, USER_ERRORS) or is_of_lightning(error)):
             raise
         message = without_secrets(innermost(str(error)))
         sys.exit(f"error: {message}\n(traceback: {write_traceback()})")
+
+
+def is_of_lightning(error: Exception) -> bool:
+    """Tells whether Lightning itself refuses what it was given, such as a monitor that is missing.
+
+    Its messages are written for users; the error of a module or of torch keeps its traceback.
+    """
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    raised_there = "/lightning/pytorch/" in where.replace(os.sep, "/")
+    return type(error).__name__ == _LIGHTNING_ERROR or (
+        isinstance(error, RuntimeError) and raised_there
+    )
 
 
 def write_traceback() -> str:

@@ -20,6 +20,13 @@ from mmemb.records.nearest_name import nearest
 from mmemb.records.old_names import ARGUMENTS, CLASS_PATHS
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_HOMES = (
+    "torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers", "lightning_modules", "datamodules", "callbacks", "mmemb.backbones",
+    "mmemb.rationales",
+)  # fmt: skip
+"""Modules whose classes may be named without them."""
+
 NEEDS = ("disk_gib", "memory_gib")
 
 
@@ -180,12 +187,15 @@ def _load(class_path: str, path: Path | str, where: str) -> Any:
         )
 
     module_name, _, name = class_path.rpartition(".")
+    if not module_name:
+        return _class_of_short_name(name, path, where)
+
     try:
         module = import_module(module_name)
     except (ImportError, ValueError) as error:
         raise ValueError(
-            f"{path}: {where}class_path is {class_path}, but {module_name or 'its module'} cannot "
-            f"be imported ({error}). Write the full path of a class, such as "
+            f"{path}: {where}class_path is {class_path}, but {module_name} cannot be imported "
+            f"({error}). Write the full path of a class, such as "
             "lightning_modules.ContrastiveEmbedder."
         ) from None
 
@@ -195,6 +205,21 @@ def _load(class_path: str, path: Path | str, where: str) -> Any:
         near = nearest(name, names) or f" It has {', '.join(sorted(names)):.300}."
         raise ValueError(f"{path}: {where}class_path: {module_name} has no {name}.{near}")
     return getattr(module, name)
+
+
+def _class_of_short_name(name: str, path: Path | str, where: str) -> Any:
+    """Returns the class that is named without its module, as Lightning allows it."""
+    known = {}
+    for home in _HOMES:
+        module = import_module(home)
+        known |= dict.fromkeys(getattr(module, "__all__", None) or dir(module), module)
+
+    if name not in known:
+        raise ValueError(
+            f"{path}: {where}class_path is {name}, which is no class of Lightning's or of this "
+            f"project.{nearest(name, known)} Write the full path of any other class."
+        )
+    return getattr(known[name], name)
 
 
 def _argument_names(target: Any) -> list[str] | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from argparse import SUPPRESS
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from pydoc import locate
 from typing import Any
 
@@ -23,7 +25,7 @@ HELP_FLAGS = (HELP, "-h")
 MOST_LEFT, WIDTH = 40, 100
 """Most columns of keys and values, and columns of the page."""
 
-_USAGE = "usage: python -m experiments.run {name} --config FILE [--config FILE ...] [--KEY VALUE]"
+_USAGE = "usage: {program} {name} --config FILE [--config FILE ...] [--KEY VALUE]"
 
 _REST = (
     ("--help.all", None, "every option of Lightning's Trainer (docs/lightning_options.md)"),
@@ -62,7 +64,10 @@ def help_page(parser: ArgumentParser, sources: Sequence[SettingsSource]) -> str:
     name = parser.prog.split()[-1]
     classes = [(key, path) for key in ("model", "data") if (path := class_of(key, sources))]
 
-    lines = [_USAGE.format(name=name)]
+    # `mmemb fit` and `python -m experiments.run fit` are one command.
+    is_installed = Path(sys.argv[0]).name == "mmemb"
+    program = "mmemb" if is_installed else "python -m experiments.run"
+    lines = [_USAGE.format(program=program, name=name)]
     lines += _section("Keys and their values:", _own_rows(parser, sources, short=bool(classes)))
     for key, class_path in classes:
         lines += _section(f"{key}: {class_path}", _class_rows(key, class_path, sources))

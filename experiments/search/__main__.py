@@ -21,7 +21,7 @@ from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Unit
 from mmemb.gate.loading import find_model
-from mmemb.media import picture
+from mmemb.media import side
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.retrieval.exact_search import exact_top
@@ -154,7 +154,7 @@ def _side(options: argparse.Namespace) -> Side:
     if not options.query and not options.image:
         raise ValueError("There is nothing to search for: give --query, --image or both.")
     # The query is a text, whatever file it may name.
-    media = tuple(picture(path) for path in options.image)
+    media = tuple(media for path in options.image for media in side(path).media)
     return Side(options.query, options.instruction, media)
 
 
@@ -163,10 +163,12 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument(
         "--model", required=True, help="e.g. runs/pocket/gate, a release, or org/name of a hub"
     )
-    parser.add_argument("--index", type=Path, required=True, help="e.g. data/pocket/candidates")
+    parser.add_argument("--index", type=Path, required=True, help="a data root, e.g. data/pocket")
 
     parser.add_argument("--query", default="", help="text")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="a picture file")
+    parser.add_argument(
+        "--image", type=Path, action="append", default=[], help="a file of a picture or clip"
+    )
     parser.add_argument("--instruction", default="", help="as the model was trained with")
     parser.add_argument("--gallery", help="search only this one; by default all")
     parser.add_argument("--top", type=_positive, default=10, help="how many are named")

@@ -25,6 +25,7 @@ from mmemb.storage.manifests import read_manifest
 from mmemb.storage.shard_index import ShardIndex
 
 _BATCH = 64
+_CANDIDATES = "candidates"
 
 
 @final
@@ -66,7 +67,7 @@ def load_candidates(
     Args:
         backbone: embeds directly.
         identity: hash of its content, see `model_identity`.
-        shards: `candidates/` of a data root.
+        shards: a data root, or `candidates/` in it.
         cache: where vectors are kept, by default `search/` beside the shards.
         features: folder of cached features, for a backbone without a tower.
 
@@ -74,6 +75,9 @@ def load_candidates(
         FileNotFoundError: the shards are missing or unfinished.
         ValueError: a sample is no candidate, or a shard is broken.
     """
+    # A data root holds them in a folder of this name.
+    if (shards / _CANDIDATES).is_dir():
+        shards = shards / _CANDIDATES
     index = _open(shards)
 
     # Everything that decides a vector names the folder: model, shards and cached features.

@@ -301,21 +301,30 @@ class Backbone(nn.Module, ABC):
 
     def _check_all(self, sides: Sequence[Side], rationales: Sequence[Rationale | None]) -> None:
         for position, (side, rationale) in enumerate(zip(sides, rationales, strict=True)):
-            self._check(position, side)
+            self.check_side(side, f"side {position}")
             if rationale is not None:
                 check_unicode(rationale.text, f"The rationale of side {position}")
 
-    def _check(self, position: int, side: Side) -> None:
-        for name, text in (("text", side.text), ("instruction", side.instruction)):
-            check_unicode(text, f"The {name} of side {position}")
+    def check_side(self, side: Side, name: str) -> None:
+        """Refuses a side that the backbone cannot read.
+
+        Args:
+            side: the side.
+            name: of the side, for the error.
+
+        Raises:
+            ValueError: it is empty, holds what the backbone cannot read, or no valid Unicode.
+        """
+        for part, text in (("text", side.text), ("instruction", side.instruction)):
+            check_unicode(text, f"The {part} of {name}")
         if not side.modalities:
             raise ValueError(
-                f"side {position} is empty: it has neither text nor media (instruction: "
+                f"{name} is empty: it has neither text nor media (instruction: "
                 f"{side.instruction!r}); give it at least one of {sorted(self.modalities)}."
             )
         if missing := sorted(side.modalities - self.modalities):
             raise ValueError(
-                f"side {position} (text {side.text[:60]!r}) holds {', '.join(missing)}, which "
+                f"{name} (text {side.text[:60]!r}) holds {', '.join(missing)}, which "
                 f"{type(self).__name__} cannot read as configured; it reads "
                 f"{sorted(self.modalities)}. Choose another backbone or leave these sides out."
             )

@@ -221,7 +221,7 @@ class VisionLanguageBackbone(GenerativeBackbone):
                 "own, or rationale_in: reply."
             )
         for position, side in enumerate(sides):
-            self._check(position, side)
+            self.check_side(side, f"side {position}")
 
         if not sides:
             return DirectVectors((), self._empty())

@@ -115,6 +115,21 @@ class AdaptiveEmbedder:
         """Names of the depths, in the order of the head's logits."""
         return (DIRECT, *self.writers)
 
+    @property
+    def embedding_dim(self) -> int:
+        """D, the width of the vectors."""
+        return self.backbone.embedding_dim
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the backbone."""
+        return self.backbone.device
+
+    def __repr__(self) -> str:
+        kind = type(self.backbone).__name__
+        depths = ", ".join(self.depths)
+        return f"AdaptiveEmbedder({kind}, {self.embedding_dim} numbers, {self.device}; {depths})"
+
     def can_reason(self, side: Side) -> bool:
         """Tells if the writers can read the side: only such queries are eligible."""
         return self.reasoner.can_reason(side)
@@ -192,7 +207,7 @@ class AdaptiveEmbedder:
         # Pictures are decoded batch by batch: all of them together may exceed the memory.
         encoded = [
             self._encode_batch(
-                sides(_of_rows(inputs, rows), instruction, places=rows),
+                self._sides(inputs, rows, instruction),
                 _of_rows(budgets, rows),
                 depth,
                 None if keys is None else _of_rows(keys, rows),
@@ -253,6 +268,13 @@ class AdaptiveEmbedder:
                 "stand side by side: expected equal shapes."
             )
         return (one_BD * other_BD).sum(1)
+
+    def _sides(self, inputs: Sequence[Input], rows: Sequence[int], instruction: str) -> list[Side]:
+        """Sides of some inputs; an error names the place of the input in the whole list."""
+        batch = sides(_of_rows(inputs, rows), instruction, places=rows)
+        for row, side in zip(rows, batch, strict=True):
+            self.backbone.check_side(side, f"Input {row}")
+        return batch
 
     def _encode_batch(
         self,

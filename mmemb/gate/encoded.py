@@ -91,6 +91,11 @@ class Encoded(Sequence[Embedding]):
         """Names of the depths that were taken."""
         return tuple(self.depth_names[number] for number in self.depths_B.tolist())
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and D, as of an array."""
+        return len(self), self.vectors_BD.shape[1]
+
     def numpy(self) -> np.ndarray:
         """Returns the vectors as an array (B, D)."""
         return self.vectors_BD.cpu().numpy()

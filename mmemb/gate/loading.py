@@ -87,6 +87,12 @@ def find_model(folder: Path) -> tuple[AdaptiveFolder | None, Path]:
             "org/name on the hub."
         )
 
+    if folder.is_file():
+        raise FileNotFoundError(
+            f"{folder} is a file, such as a checkpoint: name the folder of its run, in which the "
+            "trained embedder lies."
+        )
+
     run = RunFolder(folder)
     places = (AdaptiveFolder(folder), run.adaptive)
     for place in places:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 
 from experiments.cli.config_check import check_config_files
+from experiments.run import is_of_lightning
 from tests.fixtures.tiny_experiment import POCKET, Experiment, run, write_experiment
 
 TRUNK = POCKET / "trunk.yaml"
@@ -95,8 +97,8 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         r"model\.class_path is lightningmodules\..*cannot be imported",
     ),
     "a bare class": (
-        lambda d: d["model"].update(class_path="ContrastiveEmbedder"),
-        r"model\.class_path is ContrastiveEmbedder.*full path of a class",
+        lambda d: d["model"].update(class_path="ContrastiveEmbeder"),
+        r"model\.class_path is ContrastiveEmbeder.*Did you mean ContrastiveEmbedder\?",
     ),
 }
 
@@ -347,3 +349,13 @@ def test_a_package_that_is_not_installed_is_one_clear_error(
     monkeypatch.setattr("experiments.cli.experiment_cli.ExperimentCLI", refuse)
     text = message_of(["fit"], capsys)
     assert text.startswith("error: Requirement 'transformer_engine' not met.")
+
+
+def test_what_lightning_refuses_is_no_fault_of_the_code() -> None:
+    """A mistyped monitor, for instance; an error within torch keeps its traceback."""
+    with pytest.raises(RuntimeError, match="not available") as refused:
+        EarlyStopping("val/recal@1")._validate_condition_metric({})
+    assert is_of_lightning(refused.value)
+    with pytest.raises(RuntimeError) as broken:
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert not is_of_lightning(broken.value)

@@ -21,6 +21,7 @@ from mmemb.llm.decoding.sampling import Sampling
 from mmemb.rationales import SelfWriter, TableWriter
 from mmemb.records.inputs import Side
 from mmemb.storage.shard_index import ShardIndex
+from tests.fixtures.tiny_clips import write_video
 from tests.fixtures.tiny_data import picture
 from tests.fixtures.tiny_models import CLIP_TINY
 from tests.fixtures.tiny_vlm import babbling
@@ -88,6 +89,18 @@ def test_candidates_are_embedded_once(saved: Path, tiny_root: Path, tmp_path: Pa
         call(saved, tiny_root, tmp_path, "--query", QUERY)
     counts = [sum(len(c.args[1]) for c in calls.call_args_list) for calls in (first, second)]
     assert counts == [51 + 2, 16 + 2]  # one shard again, and the query at both depths
+
+
+def test_a_data_root_is_searched_with_a_clip(
+    saved: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_video(tmp_path / "clip.mp4")
+    cache = ["--cache", str(tmp_path / "cache")]
+    for index in (tiny_root, tiny_root / "candidates"):
+        main(["--model", str(saved), "--index", str(index), "--image", str(clip), *cache])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "depth: direct"
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
 
 
 def test_a_query_that_reasons_shows_what_was_written(

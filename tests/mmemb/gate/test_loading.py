@@ -227,3 +227,17 @@ def test_a_depth_with_a_name_that_misleads_is_refused(
     path.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="a writer's depth is called"):
         mmemb.load(tmp_path / "saved")
+
+
+def test_what_is_empty_or_no_folder_is_named(gated: AdaptiveEmbedder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^Input 5 is empty"):
+        gated.encode([*TEXTS, "x", "y", "", "a longer text"], batch_size=2)
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="is a file, such as a checkpoint: name the folder"):
+        mmemb.load(tmp_path / "last.ckpt")
+
+
+def test_an_embedder_says_what_it_is(gated: AdaptiveEmbedder) -> None:
+    assert repr(gated) == "AdaptiveEmbedder(OpenClipBackbone, 64 numbers, cpu; direct, full)"
+    assert (gated.embedding_dim, gated.device) == (64, torch.device("cpu"))
+    assert gated.encode(TEXTS).shape == (3, 64)
