@@ -247,8 +247,17 @@ class AdaptiveEmbedder:
         Args:
             embeddings1: B vectors, or a single one.
             embeddings2: M vectors, or a single one.
+
+        Raises:
+            ValueError: their vectors have different widths.
         """
-        return _unit(embeddings1) @ _unit(embeddings2).T
+        one_BD, other_MD = _unit(embeddings1), _unit(embeddings2)
+        if one_BD.shape[1] != other_MD.shape[1]:
+            raise ValueError(
+                f"Vectors of {one_BD.shape[1]} and {other_MD.shape[1]} numbers cannot be compared: "
+                "they come from two models."
+            )
+        return one_BD @ other_MD.T
 
     @staticmethod
     def similarity_pairwise(embeddings1: Vectors, embeddings2: Vectors) -> Tensor:

@@ -211,6 +211,8 @@ def test_queries_documents_and_similarity(gated: AdaptiveEmbedder) -> None:
     pairwise = gated.similarity_pairwise(queries.numpy(), documents)
     assert torch.allclose(pairwise, cosines.diag(), atol=1e-6)
     assert gated.similarity(queries[0], documents.vectors_BD).shape == (1, 3)
+    with pytest.raises(ValueError, match="Vectors of 64 and 8 numbers cannot be compared"):
+        gated.similarity(queries, torch.ones(3, 8))
     with pytest.raises(ValueError, match="do not stand side by side"):
         gated.similarity_pairwise(queries, documents[:1])
 
