@@ -61,7 +61,10 @@ def test_what_is_there_or_no_stage_makes_gets_no_advice(
     assert not making_commands("elsewhere/features is missing", RUNS, Path("d"), files)
 
 
-def test_other_files_beside_the_configuration_hide_nothing(tmp_path: Path) -> None:
+def test_other_files_beside_the_configuration_hide_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text("model: [")
     (tmp_path / "b.yaml").write_bytes(b"model: \xff")
     (tmp_path / "c.yaml").write_text("model: x\ntrainer: {callbacks: [x, {init_args: [folder]}]}")
