@@ -57,6 +57,8 @@ def load(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
+
+    # A backbone alone is an embedder without a gate.
     adaptive, backbone = find_model(folder)
     if adaptive is not None:
         embedder = AdaptiveEmbedder.from_pretrained(
@@ -69,6 +71,7 @@ def load(
         )
     else:
         embedder = AdaptiveEmbedder(load_backbone(str(backbone), allow_classes))
+
     return embedder if device is None else embedder.to(device)
 
 

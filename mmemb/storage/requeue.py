@@ -80,6 +80,8 @@ def _requeue_job(job: str) -> None:
         else:
             _scontrol("requeue", job)
             outcome = "is requeued, and goes on with the same command"
+
+    # The signal ends the command in any case: what hinders a requeue is told, and no more.
     except FileNotFoundError:
         outcome = "is not requeued: there is no `scontrol` on the path"
     except subprocess.TimeoutExpired:
@@ -89,6 +91,7 @@ def _requeue_job(job: str) -> None:
         outcome = f"is not requeued: {reason:.300}"
     except OSError as error:
         outcome = f"is not requeued: `scontrol` cannot be run ({error.strerror})"
+
     print(f"SLURM job {job} {outcome}.", file=sys.stderr)
 
 
