@@ -508,14 +508,18 @@ class AdaptiveEmbedder:
             "gallery_temperature": self.gallery_temperature,
             "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
+
         with whole_folder(folder, keep_others=True) as fresh:
             settings["writers"] = {
                 depth: save_writer(writer, fresh, f"writers/{number}")
                 for number, (depth, writer) in enumerate(self.writers.items(), start=1)
             }
+
             self.backbone.save_pretrained(fresh / "backbone")
             if self.head is not None:
                 save_head(self.head, fresh / "gate")
+
+            # Last: without it the folder is unfinished.
             write_json(fresh / SETTINGS, settings)
 
     def push_to_hub(
@@ -549,8 +553,11 @@ class AdaptiveEmbedder:
         with tempfile.TemporaryDirectory() as place:
             fresh = Path(place) / "release"
             self.save_pretrained(fresh)
+
+            # The owner's own text goes before ours.
             text = card if card is not None else release_card(repo_id, self.backbone, self.writers)
             (fresh / "README.md").write_text(text, encoding="utf-8")
+
             return publish(
                 fresh,
                 repo_id,

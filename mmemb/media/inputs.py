@@ -292,6 +292,8 @@ def _is_clip(value: Any) -> bool:
             return True
         case np.ndarray() | Tensor():
             return value.ndim == 4
+
+        # By the name where it decides, else by the bytes, since many names are wrong.
         case Path() if os.path.isdir(value):
             return True
         case Path() if value.suffix.lower() in CLIPS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -11,16 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from mmemb import AdaptiveEmbedder, Side
-from mmemb.backbones import OpenClipBackbone
-from mmemb.gate.budget import BudgetCalibration
-from mmemb.gate.heads import MlpDepthHead
-from mmemb.rationales import TableWriter
-from tests.fixtures.paths import CLIP_TINY, REPO
+from tests.fixtures.paths import REPO
 from tests.fixtures.tiny_clips import write_video
+from tests.fixtures.tiny_gated import tiny_backbone, tiny_gated
 from tests.fixtures.wheel import Installed
 
 PAGE = REPO / "docs/python.md"
@@ -34,7 +28,8 @@ def test_the_script_gives_the_vectors_of_the_checkout_to_the_bit(tmp_path: Path)
 
     work = tmp_path / "work"
     work.mkdir()
-    save_release(work / "release", tmp_path)
+    # The gate wants to reason about every text, and the writer knows Peru alone.
+    tiny_gated(tiny_backbone(), tmp_path, TEXTS, bias=9.0).save_pretrained(work / "release")
     Image.effect_noise((40, 30), 64).convert("RGB").save(work / "picture.png")
     write_video(work / "clip.mp4")
     (work / "script.py").write_text(script)
@@ -58,18 +53,3 @@ def test_the_script_gives_the_vectors_of_the_checkout_to_the_bit(tmp_path: Path)
     assert np.array_equal(*vectors)
     assert printed[0] == printed[1]
     assert "4 x 64; 3 direct, 1 full" in printed[0], "the budget is spent on the text"
-
-
-def save_release(folder: Path, tmp_path: Path) -> None:
-    """An embedder whose gate wants to reason about every text, and whose writer knows Peru."""
-    facts = {"questions": {TEXTS[0]: "pe"}, "countries": {"pe": {"name": "Peru"}}}
-    (tmp_path / "facts.json").write_text(json.dumps(facts))
-    torch.manual_seed(0)
-    backbone = OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes").eval()
-    head = MlpDepthHead(backbone.embedding_dim).eval()
-    with torch.no_grad():
-        head.output.bias[1] = 9.0
-        logit_BA = head(backbone.encode([Side(text) for text in TEXTS]))
-    calibration = BudgetCalibration.calibrate(logit_BA, torch.tensor([[0.0, 9.0]] * 3), TEXTS)
-    writers = {"full": TableWriter(str(tmp_path / "facts.json"))}
-    AdaptiveEmbedder(backbone, head, calibration, writers).save_pretrained(folder)

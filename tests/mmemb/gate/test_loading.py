@@ -15,33 +15,23 @@ from PIL import Image
 import mmemb
 from mmemb.backbones import OpenClipBackbone
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
-from mmemb.gate.budget import BudgetCalibration
 from mmemb.gate.heads import MlpDepthHead
 from mmemb.media import clip, sides
-from mmemb.rationales import TableWriter
 from mmemb.records.inputs import Side
-from tests.fixtures.paths import CLIP_TINY
 from tests.fixtures.tiny_clips import write_video
+from tests.fixtures.tiny_gated import PERU, tiny_backbone, tiny_gated
 
-TEXTS = ["the flag of Peru", "the flag of Chile", "a long text about the flag of Poland"]
+TEXTS = [PERU, "the flag of Chile", "a long text about the flag of Poland"]
 
 
 @pytest.fixture(scope="module")
 def backbone() -> OpenClipBackbone:
-    torch.manual_seed(0)
-    return OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes")
+    return tiny_backbone()
 
 
 @pytest.fixture
 def gated(backbone: OpenClipBackbone, tmp_path: Path) -> AdaptiveEmbedder:
-    facts = {"questions": {TEXTS[0]: "pe"}, "countries": {"pe": {"name": "Peru"}}}
-    (tmp_path / "facts.json").write_text(json.dumps(facts))
-    head = MlpDepthHead(backbone.embedding_dim)
-    with torch.no_grad():
-        logit_BA = head.eval()(backbone.encode([Side(text) for text in TEXTS]))
-    calibration = BudgetCalibration.calibrate(logit_BA, torch.tensor([[0.0, 9.0]] * 3), TEXTS)
-    writers = {"full": TableWriter(str(tmp_path / "facts.json"))}
-    return AdaptiveEmbedder(backbone, head, calibration, writers)
+    return tiny_gated(backbone, tmp_path, TEXTS)
 
 
 def test_a_gates_run_and_its_folder_give_the_same_embedder(

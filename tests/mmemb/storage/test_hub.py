@@ -15,20 +15,18 @@ from torch import Tensor
 import mmemb
 from mmemb import AdaptiveEmbedder, rationales
 from mmemb.backbones import OpenClipBackbone
-from mmemb.gate.budget import BudgetCalibration
-from mmemb.gate.heads import MlpDepthHead
 from mmemb.gate.release_card import MODEL_ARGUMENTS, release_card
 from mmemb.llm.loading import load_model
-from mmemb.rationales import RationaleWriter, SelfWriter, TableWriter
+from mmemb.rationales import RationaleWriter, SelfWriter
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.storage.hub import HubError, is_hub_id
 from mmemb.storage.pretrained import load_pretrained
 from tests.fixtures.hub import Hub, hub_on_loopback
-from tests.fixtures.paths import CLIP_TINY
+from tests.fixtures.tiny_gated import PERU, tiny_backbone, tiny_gated
 
 NAME = "org/name"
-TEXTS = ["the flag of Peru", "the flag of Chile"]
+TEXTS = [PERU, "the flag of Chile"]
 
 
 @pytest.fixture
@@ -39,21 +37,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def backbone() -> OpenClipBackbone:
-    torch.manual_seed(0)
-    return OpenClipBackbone(str(CLIP_TINY), tokenizer="bytes")
+    return tiny_backbone()
 
 
 @pytest.fixture
 def gated(backbone: OpenClipBackbone, tmp_path: Path) -> AdaptiveEmbedder:
-    (tmp_path / "facts.json").write_text(
-        '{"questions": {"the flag of Peru": "pe"}, "countries": {"pe": {"name": "Peru"}}}'
-    )
-    with torch.no_grad():
-        head = MlpDepthHead(backbone.embedding_dim).eval()
-        logit_BA = head(backbone.eval().encode([Side(text) for text in TEXTS]))
-    calibration = BudgetCalibration.calibrate(logit_BA, torch.tensor([[0.0, 9.0]] * 2), TEXTS)
-    writers = {"full": TableWriter(str(tmp_path / "facts.json"))}
-    return AdaptiveEmbedder(backbone, head, calibration, writers)
+    return tiny_gated(backbone, tmp_path, TEXTS)
 
 
 def test_a_release_comes_back_with_its_gate(
