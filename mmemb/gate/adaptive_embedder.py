@@ -509,7 +509,8 @@ class AdaptiveEmbedder:
             "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
 
-        with whole_folder(folder, keep_others=True) as fresh:
+        # A gate that was saved there before is no part of an embedder without one.
+        with whole_folder(folder, keep_others=True, replaced=("gate", "writers")) as fresh:
             settings["writers"] = {
                 depth: save_writer(writer, fresh, f"writers/{number}")
                 for number, (depth, writer) in enumerate(self.writers.items(), start=1)

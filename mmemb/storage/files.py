@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -66,7 +66,9 @@ def working_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path | str, keep_others: bool = False) -> Iterator[Path]:
+def whole_folder(
+    folder: Path | str, keep_others: bool = False, replaced: Collection[str] = ()
+) -> Iterator[Path]:
     """Yields an empty folder to fill, which takes the place of `folder` when the block has ended.
 
     So files that belong together never mix with older ones. The earlier folder is moved aside just
@@ -76,6 +78,7 @@ def whole_folder(folder: Path | str, keep_others: bool = False) -> Iterator[Path
     Args:
         folder: the final name. It does not change if the block raises.
         keep_others: keeps entries of the earlier folder whose names the new one lacks.
+        replaced: names of entries that are not kept, as they belong to what is written.
 
     Raises:
         ValueError: the folder is a mount point or holds the working folder.
@@ -90,7 +93,7 @@ def whole_folder(folder: Path | str, keep_others: bool = False) -> Iterator[Path
     with working_folder(folder) as temporary:
         yield temporary
         if keep_others and folder.is_dir():
-            _take_over(folder, temporary)
+            _take_over(folder, temporary, replaced)
 
         # Content reaches the disk before the name, so that a crash leaves no half-filled folder.
         for path in temporary.rglob("*"):
@@ -171,12 +174,12 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _take_over(old: Path, new: Path) -> None:
+def _take_over(old: Path, new: Path, replaced: Collection[str]) -> None:
     """Gives a new folder the entries of the old one that it lacks; the old one keeps them."""
     for entry in old.iterdir():
         # Temporary files of dead or running processes are no content.
         place = new / entry.name
-        if os.path.lexists(place) or is_temporary(entry):
+        if os.path.lexists(place) or is_temporary(entry) or entry.name in replaced:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, place, symlinks=True, copy_function=_link_or_copy)

@@ -233,3 +233,13 @@ def test_an_embedder_says_what_it_is(gated: AdaptiveEmbedder) -> None:
     assert repr(gated) == "AdaptiveEmbedder(OpenClipBackbone, 64 numbers, cpu; direct, full)"
     assert (gated.embedding_dim, gated.device) == (64, torch.device("cpu"))
     assert gated.encode(TEXTS).shape == (3, 64)
+
+
+def test_an_embedder_without_a_gate_leaves_none_of_an_earlier_one(
+    gated: AdaptiveEmbedder, backbone: OpenClipBackbone, tmp_path: Path
+) -> None:
+    gated.save_pretrained(tmp_path / "release")
+    (tmp_path / "release/notes.txt").write_text("the owner's own")
+    AdaptiveEmbedder(backbone).save_pretrained(tmp_path / "release")
+    names = {path.name for path in (tmp_path / "release").iterdir()}
+    assert names == {"adaptive.json", "backbone", "notes.txt"}
