@@ -116,18 +116,22 @@ class ChatClient:
         if not requests:
             return []
 
-        # An event loop of its own, since the caller may run one already, as notebooks do. A signal
-        # interrupts the caller, and leaving the block cancels what is under way.
-        with start_blocking_portal(name="chat requests") as portal:
-            return portal.call(self._replies, requests)
-
-    async def _replies(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
-        from anyio import CapacityLimiter, create_task_group
-
+        # Here and not in the thread below: a thread that has used OpenSSL takes a lock of its when
+        # it ends, after `join` has returned, and a process forked then could never take that lock.
         try:
             transport = open_transport(self.url)
         except ValueError as error:
             raise ServerError(f"The chat server {self.url} cannot be reached: {error}") from None
+
+        # An event loop of its own, since the caller may run one already, as notebooks do. A signal
+        # interrupts the caller, and leaving the block cancels what is under way.
+        with start_blocking_portal(name="chat requests") as portal:
+            return portal.call(self._replies, requests, transport)
+
+    async def _replies(
+        self, requests: Sequence[Mapping[str, Any]], transport: httpx2.AsyncHTTPTransport
+    ) -> list[Reply]:
+        from anyio import CapacityLimiter, create_task_group
 
         call, limiter = _Call(transport), CapacityLimiter(self.concurrency)
         replies: dict[int, Reply] = {}

@@ -11,6 +11,7 @@ import pickle
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -242,6 +243,25 @@ def test_a_caller_may_run_a_loop_be_pickled_or_forked(folder: Path) -> None:
         assert asyncio.run(write()) == expected
         with multiprocessing.get_context("fork").Pool(2) as pool:
             assert pool.starmap(writer.write, [(SIDES[:1], SEEDS[:1])] * 2) == [expected] * 2
+
+
+def test_plain_http_leaves_openssl_to_the_thread_of_the_caller(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread would take a lock of OpenSSL when it ends, and a process that is forked in
+    that moment could never take it: one fork in some fifty hung."""
+    users: list[threading.Thread] = []
+
+    class Recorded(ssl.SSLContext):
+        def __new__(cls, *arguments: Any) -> Recorded:
+            users.append(threading.current_thread())
+            return super().__new__(cls, *arguments)
+
+    with serving(lambda number, body: chat(GOOD)) as stub:
+        monkeypatch.setattr(ssl, "SSLContext", Recorded)
+        make_writer(folder, stub.url).write(SIDES[:1], SEEDS[:1])
+
+    assert {*users} == {threading.current_thread()}, "and it has used it"
 
 
 @given(st.text(max_size=40) | DATES)
