@@ -224,6 +224,12 @@ def main(
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--seeds", type=int, help="number of a file's seeds, from 0 on")
     parser.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="backbone of every stage that builds one: clip_vit_b32, ...",
+    )
+    parser.add_argument("--pretrained", metavar="FILE", help="weights of that encoder")
+    parser.add_argument(
         "--dry-run", action="store_true", help="only say what would run, and how long it may take"
     )
 
@@ -240,7 +246,7 @@ def main(
         for one in per_seed(pipeline, options.seeds):
             if pipeline.seeds:
                 print(f"\n{one.experiment}", flush=True)
-            run_pipeline(one, options, shared_rest)
+            run_pipeline(with_encoder(one, options), options, shared_rest)
     except Unfinished as end:
         print(end, file=sys.stderr)
         sys.exit(UNFINISHED_STATUS)
@@ -262,6 +268,24 @@ def per_seed(pipeline: Pipeline, num_seeds: int | None) -> list[Pipeline]:
             "each would overwrite the one before."
         )
     return [pipeline.of_seed(seed) for seed in seeds]
+
+
+def with_encoder(pipeline: Pipeline, options: argparse.Namespace) -> Pipeline:
+    """Returns the pipeline with the encoder of `--encoder` in the stages that it concerns."""
+    stages = tuple(
+        replace(stage, arguments=(*stage.arguments, *encoder_flags(stage, options)))
+        for stage in pipeline.stages
+    )
+    return replace(pipeline, stages=stages)
+
+
+def encoder_flags(stage: Stage, options: argparse.Namespace) -> list[str]:
+    """Returns what `--encoder` and `--pretrained` add to the arguments of a stage."""
+    if options.encoder is None and options.pretrained is None:
+        return []
+    from experiments.cli.encoder import pipeline_arguments
+
+    return pipeline_arguments(stage.command_line(()), options.encoder, options.pretrained)
 
 
 def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -341,6 +365,8 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
 
     def run_unless_done(subcommand: str, path: str, arguments: Sequence[str]) -> None:
         stage = Stage(arguments[1], subcommand, path, tuple(arguments))
+        arguments = [*arguments, *encoder_flags(stage, options)]
+        stage = replace(stage, arguments=tuple(arguments))
         done = is_done(stage, ())
         print(f"[{next(number)}/{total}] {arguments[1]} {subcommand}{': done' * done}", flush=True)
         if not done:

@@ -75,7 +75,7 @@ def check_flag(
 
     for number, part in enumerate(parts):
         above = ".".join(parts[:number])
-        names = _names_below(above, sources, flag) if above else list(keys)
+        names = names_below(above, sources, flag) if above else list(keys)
 
         # What stands below other keys, such as a list of callbacks, only the parser knows.
         if names is None or part in CLASS_KEYS:
@@ -83,7 +83,7 @@ def check_flag(
         _check_keys({part: None}, names, flag, f"{above}." if above else "")
 
 
-def _names_below(key: str, sources: Sequence[SettingsSource], flag: str) -> list[str] | None:
+def names_below(key: str, sources: Sequence[SettingsSource], flag: str) -> list[str] | None:
     """Returns the keys that may stand below a key, or None where only the parser knows them."""
     if key == "trainer":
         return _trainer_names()

@@ -41,6 +41,7 @@ from experiments.cli.checkpoint_check import (
 from experiments.cli.config_check import check_config_files, check_flag, check_flags
 from experiments.cli.config_files import CONFIGS, find_config, with_configs
 from experiments.cli.dropped_callbacks import dropped_callbacks
+from experiments.cli.encoder import check_encoder, with_encoder
 from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
@@ -100,7 +101,7 @@ class ExperimentCLI(LightningCLI):
             super().__init__(
                 pl.LightningModule,
                 pl.LightningDataModule,
-                args=with_base(with_configs(self.arguments, find_config)),
+                args=with_base(with_configs(with_encoder(self.arguments), find_config)),
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
@@ -136,6 +137,9 @@ class ExperimentCLI(LightningCLI):
             "--vlm", type=str, help="folder or hub id of the vision-language model of the recipes"
         )
         parser.add_argument(
+            "--models", type=str, help="folder of small models, as prepare pocket makes it"
+        )
+        parser.add_argument(
             "--group_size", type=int, help="pairs of one source in a batch of the recipes"
         )
 
@@ -143,6 +147,11 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument("--lr", type=float | None, help="learning rate: model.optimizer.lr")
         parser.add_argument(
             "--batch_size", type=int | None, help="rows of a batch: data.batch_size"
+        )
+        parser.add_argument(
+            "--pretrained",
+            type=str | None,
+            help="weights of the encoder: model.backbone.pretrained",
         )
         parser.add_argument("--steps", type=int | None, help="optimiser steps: trainer.max_steps")
         parser.add_argument(
@@ -201,6 +210,7 @@ class ExperimentCLI(LightningCLI):
         keys -= {"help", "config", "print_config"}
         check_config_files(arguments, keys)
         check_flags(sources, keys)
+        check_encoder(self.arguments, sources)
 
         self.implied = implied_settings(sources)
         for setting in self.implied:

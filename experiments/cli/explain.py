@@ -33,6 +33,7 @@ def explain(arguments: Sequence[str], key: str) -> str:
     """
     from experiments.cli.checkpoint_check import flattened
     from experiments.cli.config_files import find_config, with_configs
+    from experiments.cli.encoder import with_encoder
     from experiments.cli.experiment_cli import (  # Lightning: only who asks waits for it
         parse,
         with_base,
@@ -45,7 +46,7 @@ def explain(arguments: Sequence[str], key: str) -> str:
     if value is ABSENT:
         raise ValueError(f"there is no setting {key}.{nearest(full, flattened(config))}")
 
-    files = with_base(with_configs(arguments, find_config))
+    files = with_base(with_configs(with_encoder(arguments), find_config))
     sources = _sources(files, full)
     lines = [f"{full} = {value!r}"]
 

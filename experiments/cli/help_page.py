@@ -36,6 +36,7 @@ _REST = (
         None,
         "a class of another package that a folder may name; its code runs",
     ),
+    ("--encoder NAME", None, "backbone of configs/backbone/NAME.yaml, or of a file of your own"),
     ("--explain KEY", None, "which file or flag gave a setting its value; nothing is run"),
     ("--sweep KEY=VALUE,VALUE", None, "of fit: one run for each value (docs/team.md)"),
 )

@@ -1,4 +1,4 @@
-"""Short options: `--lr`, `--batch_size`, `--steps` and `--devices`, as flags or top-level keys.
+"""Short options such as `--lr` and `--batch_size`, as flags or top-level keys.
 
 Each sets a long key in front of the parser, so that configuration, fingerprint and every later step
 are those of the long key. It overrides the long key of earlier files. A long key in the same file,
@@ -19,6 +19,7 @@ SHORT_OPTIONS: Mapping[str, str] = {
     "batch_size": "data.batch_size",
     "steps": "trainer.max_steps",
     "devices": "trainer.devices",
+    "pretrained": "model.backbone.pretrained",
 }
 """Short key -> long key."""
 

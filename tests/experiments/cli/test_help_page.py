@@ -25,10 +25,10 @@ def test_the_projects_own_keys_come_first_with_their_defaults(
 ) -> None:
     text = "\n".join(page(["fit", "--help"], capsys))
     for line in (
-        "  --seed_everything 0      seed of all random numbers",
-        "  --experiment pocket      folder below `runs`",
-        "  --lr                     learning rate: model.optimizer.lr",
-        "  --devices 1              processes or GPUs",
+        "  --seed_everything 0           seed of all random numbers",
+        "  --experiment pocket           folder below `runs`",
+        "  --lr                          learning rate: model.optimizer.lr",
+        "  --devices 1                   processes or GPUs",
     ):
         assert line in text
     assert text.index("--steps") < text.index("--help.all")
