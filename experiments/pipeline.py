@@ -57,8 +57,9 @@ class Stage(Schema):
 class Pipeline(Schema):
     """A pipeline file: the stages, what prepares the data, and what reports.
 
-    `{experiment}` in the stages' arguments stands for the experiment's name. With `seeds`
-    everything runs once for each of them, `{seed}` in that name and in the arguments replaced.
+    `{experiment}` in the stages' arguments stands for the experiment's name, `{writer}` in their
+    files for who writes rationales. With `seeds` everything runs once for each of them, `{seed}` in
+    that name and in the arguments replaced.
     """
 
     experiment: str
@@ -66,6 +67,7 @@ class Pipeline(Schema):
     stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
     prepare: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    writer: str | None = None
     report: bool = True
     seeds: tuple[int, ...] = ()
     ablations: Mapping[str, Any] | None = None
@@ -89,19 +91,44 @@ class _Overlay(Excerpt):
     more_arguments: Mapping[str, tuple[str, ...]] = {}
 
 
-def read_pipeline(path: Path) -> Pipeline:
+def read_pipeline(path: Path, writer: str | None = None) -> Pipeline:
     """Reads a pipeline file; a mistake in it is one ValueError that names file and key.
 
     Configs that lie beside the file are found from any folder.
+
+    Args:
+        path: of the file.
+        writer: in place of the file's; None = that of the file.
     """
     data = _parsed(path)
     if isinstance(data, dict) and "base" in data:
         data = _over_base(data, path)
     pipeline = convert(data, Pipeline, str(path))
 
-    named = (_filled(stage, "{experiment}", pipeline.experiment) for stage in pipeline.stages)
-    stages = tuple(_found(stage, path.parent) for stage in named)
-    return replace(pipeline, stages=stages)
+    if writer is not None:
+        pipeline = _written_by(writer, pipeline, path)
+
+    named = [_filled(stage, "{experiment}", pipeline.experiment) for stage in pipeline.stages]
+    if pipeline.writer is not None:
+        named = [_filled(stage, "{writer}", pipeline.writer) for stage in named]
+    return replace(pipeline, stages=tuple(_found(stage, path.parent) for stage in named))
+
+
+def _written_by(writer: str, pipeline: Pipeline, path: Path) -> Pipeline:
+    """Returns a pipeline with another writer of rationales."""
+    files = [s.config for s in pipeline.stages if "{writer}" in s.config]
+    if not files or pipeline.writer is None:
+        raise ValueError(
+            f"--writer {writer}: {path} leaves no choice of the writer. Leave the flag out, or "
+            "write {writer} into the `config` of its stages, and a key `writer`."
+        )
+
+    # The files with one of its names lie side by side.
+    pattern = find_config(path_beside(files[0].replace("{writer}", pipeline.writer), path.parent))
+    names = sorted(file.stem for file in pattern.parent.glob("*.yaml"))
+    if writer not in names:
+        raise ValueError(f"--writer {writer}: expected one of {', '.join(names)}.")
+    return replace(pipeline, writer=writer)
 
 
 def _parsed(path: Path) -> Any:
@@ -143,8 +170,9 @@ def _over_base(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _filled(stage: Stage, word: str, value: str) -> Stage:
-    """Returns a stage in whose arguments a word is replaced."""
-    return replace(stage, arguments=tuple(text.replace(word, value) for text in stage.arguments))
+    """Returns a stage in whose arguments and file a word is replaced."""
+    arguments = tuple(text.replace(word, value) for text in stage.arguments)
+    return replace(stage, config=stage.config.replace(word, value), arguments=arguments)
 
 
 def _found(stage: Stage, folder: Path) -> Stage:
@@ -228,6 +256,7 @@ def main(
         metavar="NAME",
         help="backbone of every stage that builds one: clip_vit_b32, ...",
     )
+    parser.add_argument("--writer", help="who writes rationales, where the file leaves a choice")
     parser.add_argument("--pretrained", metavar="FILE", help="weights of that encoder")
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what would run, and how long it may take"
@@ -242,7 +271,7 @@ def main(
             print(line, file=sys.stderr)
 
         options.config = find_config(options.config)
-        pipeline = read_pipeline(options.config)
+        pipeline = read_pipeline(options.config, options.writer)
         for one in per_seed(pipeline, options.seeds):
             if pipeline.seeds:
                 print(f"\n{one.experiment}", flush=True)

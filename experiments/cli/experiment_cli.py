@@ -136,6 +136,7 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument(
             "--vlm", type=str, help="folder or hub id of the vision-language model of the recipes"
         )
+        parser.add_argument("--server", type=str, help="address of the chat server of the recipes")
         parser.add_argument(
             "--models", type=str, help="folder of small models, as prepare pocket makes it"
         )

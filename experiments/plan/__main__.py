@@ -1,8 +1,9 @@
 """`python -m experiments.plan fit|predict|test --config FILE`: plans memory and time of a stage.
 
-The arguments are those of `experiments.run` and three more: `--devices N` (in place of
-trainer.devices), `--device-gib G`, the memory of one device, and `--tflops T`, the speed that one
-reaches (not its peak), which gives hours. Nothing is run or written, no weights are loaded, no GPU
+The arguments are those of `experiments.run` and four more: `--devices N` (in place of
+trainer.devices), `--device-gib G`, the memory of one device, `--tflops T`, the speed that one
+reaches (not its peak), which gives hours, and `--pairs N`, which plans the training of an embedder
+for N pairs like those that are there. Nothing is run or written, no weights are loaded, no GPU
 is needed. With `--device-gib` the exit status is 1 if the stage needs more than nine tenths of it;
 then settings that would free memory are listed, each planned anew.
 docs/plan.md lists what is counted, and how exact it is.
@@ -21,7 +22,8 @@ ROOM = 0.9
 """Share of a device that a plan may fill. The rest is for CUDA's own context, the workspaces of its
 kernels and gaps between the blocks of the allocator, which are not planned."""
 
-_OWN = ("--devices", "--device-gib", "--tflops")
+_OWN = ("--devices", "--device-gib", "--tflops", "--pairs")
+_WHOLE = ("--devices", "--pairs")
 
 
 @command()
@@ -64,8 +66,8 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
             raise ValueError(f"{name} must be a number, e.g. {name} 8, got {text!r}.") from None
 
         # Negated, so that NaN is refused too.
-        if not 0 < number < inf or (name == "--devices" and number != int(number)):
-            kind = "a positive whole number" if name == "--devices" else "a positive number"
+        if not 0 < number < inf or (name in _WHOLE and number != int(number)):
+            kind = "a positive whole number" if name in _WHOLE else "a positive number"
             raise ValueError(f"{name} must be {kind}, got {text}.")
     return rest, flags
 
@@ -84,7 +86,8 @@ def _print_plan(arguments: list[str], flags: dict[str, float]) -> bool:
     config["name"] = config.get("name") or "stage"
 
     devices = int(flags["--devices"]) if "--devices" in flags else None
-    plan = read_plan(config, arguments[0], devices)
+    pairs = int(flags["--pairs"]) if "--pairs" in flags else None
+    plan = read_plan(config, arguments[0], devices, pairs)
     for line in table(plan):
         print(line)
 

@@ -25,8 +25,13 @@ from mmemb.records.inputs import Side
 from mmemb.records.rationales import DIRECT, FULL
 
 
-def trained_embedder(settings: Settings) -> StagePlan:
-    """Returns the plan of `ContrastiveEmbedder fit`."""
+def trained_embedder(settings: Settings, pairs: int | None = None) -> StagePlan:
+    """Returns the plan of `ContrastiveEmbedder fit`.
+
+    Args:
+        settings: of the stage.
+        pairs: to train on, in place of those that are there.
+    """
     data = settings.data
     planned = planned_backbone(
         settings.model["backbone"], settings.model.get("lora"), data.get("features")
@@ -39,8 +44,8 @@ def trained_embedder(settings: Settings) -> StagePlan:
     # The few sides that are measured stand for all rows of the data.
     return StagePlan(
         name=settings.title,
-        samples=len(rows),
-        steps=settings.training_steps(len(rows)),
+        samples=pairs or len(rows),
+        steps=settings.training_steps(pairs or len(rows)),
         rows=settings.rows,
         micro_rows=micro_rows(settings, [*queries, *targets]),
         model=planned.shape,

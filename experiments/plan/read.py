@@ -12,23 +12,32 @@ from experiments.plan.stages import StagePlan
 from experiments.plan.writers import tuned_writer, writer
 
 
-def read_plan(config: Mapping[str, Any], subcommand: str, devices: int | None) -> StagePlan:
+def read_plan(
+    config: Mapping[str, Any], subcommand: str, devices: int | None, pairs: int | None = None
+) -> StagePlan:
     """Returns the plan of one stage.
 
     Args:
         config: resolved, as plain data.
         subcommand: `fit`, `predict` or `test`.
         devices: in place of `trainer.devices`.
+        pairs: to train on, in place of those that are there, which tell their lengths.
 
     Raises:
-        ValueError: the stage runs no large model.
+        ValueError: the stage runs no large model, or a number of pairs is given to a stage that
+            does not train an embedder.
     """
     settings = Settings.of(config, subcommand, devices)
+    if pairs is not None and (settings.kind, subcommand) != ("ContrastiveEmbedder", "fit"):
+        raise ValueError(
+            f"--pairs {pairs}: {subcommand} of {settings.kind} trains on no pairs. Leave it out, "
+            "or plan the fit of a ContrastiveEmbedder."
+        )
 
     # Stages that run the same models in the same way have one plan.
     match settings.kind, subcommand:
         case "ContrastiveEmbedder", "fit":
-            return trained_embedder(settings)
+            return trained_embedder(settings, pairs)
         case "ContrastiveEmbedder" | "DepthValueExporter" | "QueryEmbedder", _:
             return running_embedder(settings)
         case "TeacherEmbedder" | "HardNegativeMiner", _:

@@ -20,6 +20,9 @@ def table(plan: StagePlan) -> Iterator[str]:
     yield f"  steps             {plan.steps:>16,}  of {plan.rows} rows a device" + (
         f", {plan.micro_batches} micro-batches" if plan.micro_batches > 1 else ""
     )
+    if plan.trains:
+        passes = plan.steps * plan.rows * plan.training.devices / max(1, plan.samples)
+        yield f"  passes            {passes:>16.3g}  over the samples"
     yield from _read(plan)
     yield from _written(plan)
     yield from _judged(plan)

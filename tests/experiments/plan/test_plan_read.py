@@ -20,7 +20,7 @@ from mmemb.llm.prompts.few_shot import FewShotPrompt
 from mmemb.records.inputs import Side
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_backbones import cached_picture
-from tests.fixtures.tiny_experiment import POCKET, settings_kept
+from tests.fixtures.tiny_experiment import CONFIGS, POCKET, settings_kept
 from tests.fixtures.tiny_vlm import folder
 
 FEW_SHOT = str(POCKET / "full/few_shot.json")
@@ -201,6 +201,27 @@ def test_the_command_sees_through_a_bridge(
     with settings_kept():
         main([*given, "--data_root", str(root)])
     assert "writer smollm2 of 1" in capsys.readouterr().out
+
+
+def test_pairs_that_are_not_there_yet_are_planned(
+    tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory is that of the pairs that are there; samples, and with epochs the steps, are not."""
+    given = ["fit", "--config", str(CONFIGS / "own/train.yaml"), "--encoder", "clip_tiny"]
+    given += ["--data_root", str(tiny_root), "--data.batch_size", "10", "--trainer.max_steps", "-1"]
+    given += ["--trainer.limit_train_batches", "null", "--trainer.max_epochs", "2"]
+    with settings_kept():
+        main([*given, "--pairs", "1000"])
+        many = capsys.readouterr().out.splitlines()
+        main(given)
+        few = capsys.readouterr().out.splitlines()
+        with pytest.raises(SystemExit, match="predict of DepthValueExporter trains on no pairs"):
+            main(["predict", "--config", str(POCKET / "depth_values.yaml"), "--pairs", "5"])
+    lines = [line.split() for line in many]
+    assert ["samples", "1,000"] in lines
+    assert ["steps", "200", "of", "10", "rows", "a", "device"] in lines
+    assert ["passes", "2", "over", "the", "samples"] in lines
+    assert many[:9] == few[:9], "parameters and memory"
 
 
 def test_whoever_runs_no_model_is_named(tiny_root: Path) -> None:
