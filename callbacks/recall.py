@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from msgspec.structs import replace
 from typing_extensions import override
 
 from callbacks.top_candidates import NUM_CANDIDATES, TopCandidates, TopRow
 from mmemb.distributed import gather_objects
 from mmemb.media.loggers import log_figure, log_text
 from mmemb.records.outputs import CandidateOutput, QueryOutput, StepOutput, step_output
+from mmemb.records.ranked_queries import RankedQueries, RankedQuery
+from mmemb.records.schema import to_json
 from mmemb.retrieval.galleries import Galleries, gather_candidates
 from mmemb.retrieval.running_means import MeanSums
+from mmemb.storage.files import write_atomically
+from mmemb.storage.json_files import canonical_json
+from mmemb.storage.run_folder import RunFolder
+
+NUM_FOUND = 5
+"""Best candidates that a test names beside each query."""
 
 
 @final
@@ -36,23 +45,21 @@ class RetrievalMeter:
         """The candidates of all ranks. Collective."""
         return Galleries([gather_candidates(self.candidates, embedding_dim)])
 
-    def compute(self, galleries: Galleries, cutoffs: Sequence[int]) -> dict[str, dict[str, float]]:
-        """Task (or `mean`, over tasks) -> metric -> value. Collective, and sums only: ranks may
-        hold different numbers of queries, also none.
+    def ranked(
+        self, galleries: Galleries, cutoffs: Sequence[int], num_found: int = 0
+    ) -> list[RankedQuery]:
+        """This rank's queries with their ranks and metrics.
 
         Args:
             galleries: of all ranks.
             cutoffs: the k of recall@k and its company.
+            num_found: best candidates that are named beside each query.
         """
-        tasks = sorted({q.task for out in self.queries for q in out.queries})
-        sums = MeanSums()
-        for output in self.queries:
-            rows = galleries.metrics(output.vectors_BD, output.queries, cutoffs)
-            for query, metrics in zip(output.queries, rows, strict=True):
-                sums.add_all(metrics, prefix=f"{query.task}/")
-
-        # A rank that holds no query of a task still has to list it.
-        return by_task(sums.compute(), sorted(set(gather_objects(tasks))))
+        return [
+            query
+            for output in self.queries
+            for query in galleries.ranked(output.vectors_BD, output.queries, cutoffs, num_found)
+        ]
 
     def first_of_each_task(self, galleries: Galleries) -> list[TopRow]:
         """The query with the smallest key of each task, whatever the ranks hold. Collective."""
@@ -74,6 +81,18 @@ class RetrievalMeter:
         return sorted({row.task: row for row in every}.values(), key=lambda row: row.task)
 
 
+def task_means(queries: Sequence[RankedQuery]) -> dict[str, dict[str, float]]:
+    """Task (or `mean`, over tasks) -> metric -> value. Collective, and sums only: ranks may hold
+    different numbers of queries, also none."""
+    sums = MeanSums()
+    for query in queries:
+        sums.add_all(dict(query.metrics), prefix=f"{query.task}/")
+
+    # A rank that holds no query of a task still has to list it.
+    tasks = gather_objects(sorted({query.task for query in queries}))
+    return by_task(sums.compute(), sorted(set(tasks)))
+
+
 def by_task(means: dict[str, float], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Splits `task/metric` names and adds the mean over tasks."""
     table: dict[str, dict[str, float]] = {task: {} for task in tasks}
@@ -90,6 +109,9 @@ def by_task(means: dict[str, float], tasks: Sequence[str]) -> dict[str, dict[str
 class RecallAtK(Callback):
     """Logs `split/recall@k`, hit@1 and company as means over tasks; tasks go to one text table.
 
+    `split/chance@k` is what Recall@k would be if the same candidates came in random order. A
+    recorded test leaves every query's rank in `ranks.json`, for the report.
+
     Args:
         k: cutoffs.
         root: the data set; given, the first query of each task is drawn with its best candidates.
@@ -98,6 +120,7 @@ class RecallAtK(Callback):
     def __init__(self, k: Sequence[int] = (1, 5, 10), root: str | None = None) -> None:
         self.cutoffs, self.root = tuple(k), root
         self.meter = RetrievalMeter()
+        self._written: list[Path] = []
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,11 +143,34 @@ class RecallAtK(Callback):
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module, "test")
+        self._write_ranks(trainer, self._log(trainer, pl_module, "test", NUM_FOUND))
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+    def products(self, stage: str) -> list[Path]:
+        """The ranks of a test; see `mmemb.storage.products.Producer`."""
+        return self._written if stage == "test" else []
+
+    def _write_ranks(self, trainer: Trainer, ranked: Sequence[RankedQuery]) -> None:
+        kept = [
+            replace(row, metrics={n: v for n, v in row.metrics.items() if is_headline(n)})
+            for row in ranked
+        ]
+        # By key, so that the file does not depend on the number of ranks.
+        every = sorted(gather_objects(kept), key=lambda row: row.key)
+
+        # Only into the folder of a recorded run: any other trainer's may be the working directory.
+        run = RunFolder(Path(trainer.default_root_dir))
+        is_recorded = run.mark.is_file() and not trainer.fast_dev_run
+        if trainer.is_global_zero and every and is_recorded:
+            text = canonical_json(to_json(RankedQueries(tuple(every))))
+            write_atomically(run.ranks, text.encode())
+            self._written = [run.ranks]
+
+    def _log(
+        self, trainer: Trainer, pl_module: LightningModule, split: str, num_found: int = 0
+    ) -> list[RankedQuery]:
         galleries = self.meter.galleries(embedding_dim_of(self.meter))
-        table = self.meter.compute(galleries, self.cutoffs)
+        ranked = self.meter.ranked(galleries, self.cutoffs, num_found)
+        table = task_means(ranked)
         mean = table.get("mean", {})
         headlines = {f"{split}/{name}": value for name, value in mean.items() if is_headline(name)}
         pl_module.log_dict(headlines, sync_dist=True)  # equal on all ranks, or Lightning warns
@@ -133,7 +179,7 @@ class RecallAtK(Callback):
         rows = self.meter.first_of_each_task(galleries) if self.root is not None else []
         self.meter = RetrievalMeter()
         if not table or not trainer.is_global_zero:
-            return
+            return ranked
 
         step = trainer.global_step
         log_text(trainer.loggers, f"{split}/tasks", markdown_table(table), step)
@@ -145,11 +191,12 @@ class RecallAtK(Callback):
                 lambda: TopCandidates(pictures).figure(rows),
                 step,
             )
+        return ranked
 
 
 def is_headline(name: str) -> bool:
     """Returns True for the few scalars that keep TensorBoard readable; a table holds the rest."""
-    return name.startswith("recall@") or name in {"hit@1", "ndcg_linear@5"}
+    return name.startswith(("recall@", "chance@")) or name in {"hit@1", "ndcg_linear@5"}
 
 
 def embedding_dim_of(meter: RetrievalMeter) -> int:

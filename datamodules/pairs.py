@@ -188,6 +188,15 @@ class PairDataModule(ShardDataModule):
         limit = self.take_limit("val")
         return self._evaluation.loaders(self._val_queries, *self.place, limit=limit)
 
+    @override
+    def test_dataloader(self) -> list[FiniteLoader]:
+        # Lightning would test weights that the configuration starts from, and nothing trained.
+        raise ValueError(
+            "A configuration of training pairs cannot be tested: it would rank with the weights "
+            "that training starts from. Test with `--config own/test`, which takes the weights of "
+            "runs/EXPERIMENT/train, or with another configuration of EvaluationDataModule."
+        )
+
     @cached_property
     def _evaluation(self) -> EvaluationRows:
         return EvaluationRows(

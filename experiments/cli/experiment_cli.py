@@ -61,6 +61,7 @@ from experiments.cli.unwritable_defaults import drop_unwritable_defaults
 from experiments.runs.claim import ClaimedFolder
 from experiments.runs.deciding_settings import deciding_trainer
 from experiments.runs.loggers import LogFolders, keep_checkpoints_in, place_loggers
+from experiments.runs.ranked_test import RankedTest
 from mmemb.records.file_names import check_plain
 from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.fingerprints import fingerprint, input_identities
@@ -335,6 +336,8 @@ class ExperimentCLI(LightningCLI):
             except BaseException as error:
                 note_reason(self.run_folder, reason_of(error, self.run_folder))
                 raise
+            if subcommand == "test" and self.trainer.is_global_zero:
+                self._print_ranks()
             return
 
         # Nothing that a development run makes may be taken for a product.
@@ -347,6 +350,12 @@ class ExperimentCLI(LightningCLI):
         if self.trainer.is_global_zero:
             count = int(self.trainer.fast_dev_run)
             print(f"fast_dev_run: {subcommand} ran {count} batch(es), nothing is kept")
+
+    def _print_ranks(self) -> None:
+        """Prints what a test that ranks has found, with intervals and the chance level."""
+        if (test := RankedTest.read(self.run_folder)) is not None:
+            print(f"\n{test.table().markdown()}")
+            print("intervals: 95 %, over concepts; chance: candidates in random order")
 
     @override
     def _parse_ckpt_path(self) -> None:

@@ -19,8 +19,9 @@ from mmemb.records.batches import CandidateBatch
 from mmemb.records.gate_state import score_shape
 from mmemb.records.outputs import CandidateOutput
 from mmemb.records.pairs import Query
+from mmemb.records.ranked_queries import RankedQuery
 from mmemb.retrieval.ranking import TiedRanks, rank_positives, rank_scores, search
-from mmemb.retrieval.ranking_metrics import metrics_by_query
+from mmemb.retrieval.ranking_metrics import chance_recall, metrics_by_query
 
 
 @final
@@ -145,6 +146,12 @@ class Galleries:
             scores |= dict(zip(rows, score_BN, strict=True))
         return [(query, scores[row]) for row, query in enumerate(queries)]
 
+    def _num_candidates(self, query: Query) -> int:
+        """How many candidates a query is ranked among; those of its own list count once."""
+        if query.candidates is None:
+            return len(self.vectors(query.gallery))
+        return len(self._local(query))
+
     def _columns_of(self, query: Query) -> list[int] | slice:
         return slice(None) if query.candidates is None else self._local(query)
 
@@ -158,6 +165,41 @@ class Galleries:
             for row, values in zip(rows, metrics_by_query(ranks, grades, cutoffs), strict=True):
                 metrics[row] = values
         return metrics
+
+    def ranked(
+        self, vectors_BD: Tensor, queries: Sequence[Query], cutoffs: Sequence[int], num_found: int
+    ) -> list[RankedQuery]:
+        """Each query with rank, metrics and chance level, in order.
+
+        Args:
+            vectors_BD: of the queries.
+            queries: B queries.
+            cutoffs: k of the metrics.
+            num_found: names of the best candidates that are kept; 0 saves their search.
+        """
+        found = self.best(vectors_BD, queries, num_found) if num_found else [()] * len(queries)
+        ranked: dict[int, RankedQuery] = {}
+
+        for rows, ranks in self._ranks(vectors_BD, queries):
+            grades = [list(queries[row].relevance.values()) for row in rows]
+            metrics = metrics_by_query(ranks, grades, cutoffs)
+            best = best_rank(ranks).tolist()
+
+            for row, rank, values in zip(rows, best, metrics, strict=True):
+                query = queries[row]
+                count = self._num_candidates(query)
+                ranked[row] = RankedQuery(
+                    key=query.key,
+                    task=query.task,
+                    concept=query.concept,
+                    gallery=query.gallery,
+                    candidates=count,
+                    right=tuple(sorted(query.relevance, key=lambda n: -query.relevance[n])),
+                    rank=rank,
+                    metrics=values | chance_recall(count, cutoffs),
+                    found=found[row],
+                )
+        return [ranked[row] for row in range(len(queries))]
 
     def averaged_metrics(
         self,

@@ -84,6 +84,17 @@ def metrics_by_query(
     return [dict(zip(table, row, strict=True)) for row in rows]
 
 
+def chance_recall(num_candidates: int, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """Expected recall@k of candidates in random order, as `chance@k`: exact.
+
+    Each right candidate is among the first k with the same probability, however many there are.
+
+    >>> chance_recall(20, (1, 5))
+    {'chance@1': 0.05, 'chance@5': 0.25}
+    """
+    return {f"chance@{k}": min(1.0, k / num_candidates) for k in cutoffs}
+
+
 def pad_grades(grades: Sequence[Sequence[float]], width: int) -> Tensor:
     """Grades (Q, width) fp64; places that are only padding have grade 0, so they count nowhere."""
     padded = [[*row, *[0.0] * (width - len(row))] for row in grades]

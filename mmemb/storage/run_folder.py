@@ -2,7 +2,7 @@
 
 <runs>/<experiment>/                          ExperimentFolder
     <time>-gate-<commit>/                     RunFolder
-        config.yaml  fingerprint.json  environment.json  summary.json  fitted.json
+        config.yaml  fingerprint.json  environment.json  summary.json  fitted.json  ranks.json
         adaptive/                             AdaptiveFolder
     gate -> <time>-gate-<commit>              the newest finished `fit`
     gate-test -> <time>-gate-test-<commit>    the newest finished `test`
@@ -28,8 +28,12 @@ def link_name(name: str, subcommand: str) -> str:
 
     >>> link_name("trunk", "fit"), link_name("gate", "test")
     ('trunk', 'gate-test')
+    >>> link_name("trained-test", "test")
+    'trained-test'
     """
-    return name if subcommand == "fit" else f"{name}-{subcommand}"
+    # A stage that is only a test may be named as its link is.
+    ending = f"-{subcommand}"
+    return name if subcommand == "fit" or name.endswith(ending) else name + ending
 
 
 def _below(name: str) -> property:
@@ -114,6 +118,9 @@ class RunFolder:
 
     latency = _below("latency.json")
     """Left by a test of the gate: milliseconds of each depth."""
+
+    ranks = _below("ranks.json")
+    """Left by a test that ranks: every query's rank and metrics."""
 
     @property
     def test(self) -> RunFolder:

@@ -11,6 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import InvocationRatio, RecallAtK
 from callbacks.recall import by_task, markdown_table
+from mmemb.records.ranked_queries import RankedQueries
+from mmemb.records.schema import read_json
+from mmemb.storage.run_folder import RunFolder
 from tests.fixtures.echo_module import (
     ONE,
     SPLITS,
@@ -44,11 +47,34 @@ def test_recall_is_what_the_ranks_say(tmp_path: Path) -> None:
     ],
 )
 def test_ragged_ranks_give_the_figures_of_one_process(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path)
+    run.mark.write_text("{}")  # as a run has it that is recorded
     callbacks = RecallAtK(k=[1, 5]), InvocationRatio()
     expected = metrics_of_test(tmp_path, 1, ONE, *callbacks)
+    ranks = run.ranks.read_bytes()
+    run.ranks.unlink()
     found = metrics_of_test(tmp_path, 2, SPLITS[name], *callbacks)
     assert found == pytest.approx(expected, abs=1e-6)
-    assert len(expected) >= 6
+    assert len(expected) >= 8
+    assert run.ranks.read_bytes() == ranks
+
+
+def test_a_recorded_test_leaves_the_rank_of_every_query(tmp_path: Path) -> None:
+    run, callback = RunFolder(tmp_path), RecallAtK(k=[1, 5])
+    metrics_of_test(tmp_path, 1, ONE, callback)
+    assert not run.ranks.exists(), "a trainer without a record keeps its folder clean"
+
+    run.mark.write_text("{}")
+    found = metrics_of_test(tmp_path, 1, ONE, callback)
+    rows = read_json(run.ranks, RankedQueries).queries
+    assert [(row.key, row.rank) for row in rows] == [
+        ("q0", 1), ("q1", 2), ("q2", 1), ("q3", 2), ("q4", 1),
+    ]  # fmt: skip
+    assert rows[1].right == ("c1",)
+    assert rows[1].found[:2] == ("c2", "c1")
+    assert {row.candidates for row in rows} == {6}
+    assert found["test/chance@1"] == pytest.approx(1 / 6)
+    assert callback.products("test") == [run.ranks]
 
 
 def test_a_query_seen_twice_would_show(tmp_path: Path) -> None:

@@ -303,3 +303,8 @@ def test_validation_loaders(root):
     assert {query.split for query in found} == {"val"}
     assert len(found) == 8
     assert sum(len(batch.candidates.candidates) for batch in candidates) == 24 + 3 + 24
+
+
+def test_pairs_are_not_tested_with_the_weights_that_training_starts_from(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be tested: .*`--config own/test`"):
+        make(root).test_dataloader()

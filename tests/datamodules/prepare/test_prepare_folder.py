@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -236,8 +237,24 @@ def test_own_data_trains_with_one_overlay(media: Path, tmp_path: Path) -> None:
     command += ["--runs", str(tmp_path / "runs"), "--needs.memory_gib", "0.1"]
     command += ["--model.backbone.model", str(CONFIGS / "backbone/clip_tiny.json")]
     command += ["--model.backbone.tokenizer", "bytes", "--data.batch_size", "8"]
-    run([*command, "--data.group_size", "8"])
+    run([*command, "--data.group_size", "8", "--lr", "0.1"])
     assert (tmp_path / "runs/own/train/backbone/config.json").is_file()
+
+    # The weights that the training left, and the same backbone as it came.
+    test = ["test", "--config", str(CONFIGS / "own/test.yaml"), "--runs", str(tmp_path / "runs")]
+    test += ["--data_root", str(tmp_path / "data"), "--needs.memory_gib", "0.1"]
+    run(test)
+    overlay = str(CONFIGS / "backbone/clip_tiny.yaml")
+    run([*test, "--config", overlay, "--name", "untrained-test"])
+    trained, untrained = (
+        json.loads((tmp_path / f"runs/own/{name}-test/ranks.json").read_text())["queries"]
+        for name in ("trained", "untrained")
+    )
+    assert len(trained) == 6
+    assert [q["key"] for q in trained] == [q["key"] for q in untrained]
+    assert [q["rank"] for q in trained] != [q["rank"] for q in untrained]
+    summary = json.loads((tmp_path / "runs/own/trained-test/summary.json").read_text())
+    assert summary["metrics"]["test/chance@1"] == pytest.approx(1 / trained[0]["candidates"])
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,23 @@ def test_standings(values: list[float], asked: Query, rank: float, top: str) -> 
     assert (found.rank, found.top) == (pytest.approx(rank), top)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [query("a"), query("ace"), query("bd", candidates=(4, 1, 1, 3)), query("abcde")],
+    ids=["one right", "three right", "a list of its own", "all right"],
+)
+def test_the_chance_level_is_the_recall_of_candidates_that_cannot_be_told_apart(
+    asked: Query,
+) -> None:
+    (told,) = galleries([5, 4, 3, 2, 1]).ranked(torch.ones(1, 1), [asked], (1, 2, 10), 2)
+    (equal,) = galleries([1] * 5).ranked(torch.ones(1, 1), [asked], (1, 2, 10), 0)
+    for k in (1, 2, 10):
+        assert told.metrics[f"chance@{k}"] == pytest.approx(equal.metrics[f"recall@{k}"])
+    assert told.candidates == (5 if asked.candidates is None else 3)
+    assert len(told.found) == 2
+    assert equal.found == ()
+
+
 def test_a_candidate_that_is_listed_twice_counts_once() -> None:
     found, vectors = galleries([5, 4, 3, 2, 1]), torch.ones(1, 1)
     once, twice = [query("b", candidates=(0, 1, 2))], [query("b", candidates=(0, 1, 0, 2, 0))]

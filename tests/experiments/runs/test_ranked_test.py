@@ -1,0 +1,52 @@
+"""The ranks of a test, as they are shown and compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.runs.ranked_test import RankedTest, common_queries
+from mmemb.records.ranked_queries import RankedQueries, RankedQuery
+from mmemb.records.schema import to_json
+from mmemb.storage.json_files import write_json
+from mmemb.storage.run_folder import RunFolder
+
+
+def ranked(number: int, hit: bool, task: str = "a", candidates: int = 4) -> RankedQuery:
+    metrics = {"recall@1": float(hit), "recall@10": 1.0, "ndcg_linear@5": 0.5}
+    metrics |= {"chance@1": 1 / candidates, "chance@10": 1.0}
+    return RankedQuery(
+        key=f"k{number}", task=task, concept=f"c{number}", gallery="g", candidates=candidates,
+        right=("x",), rank=1.0 if hit else 2.0, metrics=metrics,
+    )  # fmt: skip
+
+
+def test_tasks_weigh_the_same_and_the_chance_level_stands_beside_the_metric(
+    tmp_path: Path,
+) -> None:
+    rows = [ranked(n, n % 2 == 0) for n in range(6)]
+    rows += [ranked(n, True, "b", candidates=2) for n in range(6, 8)]
+    write_json(RunFolder(tmp_path).ranks, to_json(RankedQueries(tuple(rows))))
+    test = RankedTest.read(tmp_path)
+    assert test is not None
+    lines = test.table().markdown().splitlines()
+    assert lines[0].replace(" ", "") == "|task|queries|Recall@1|chance|Recall@10|NDCG@5|"
+    assert lines[2].startswith("| a               | 6       | 50.0 [")
+    assert lines[3].startswith("| b               | 2       | 100.0 [no interval: 2 clusters] ")
+    assert "| 75.0 [" in lines[4]
+    assert "| 37.5 %" in lines[4]
+
+
+def test_a_run_that_ranked_nothing_has_no_ranks(tmp_path: Path) -> None:
+    assert RankedTest.read(tmp_path) is None
+
+
+def test_tests_of_other_data_are_not_compared() -> None:
+    rows = tuple(ranked(n, True) for n in range(3))
+    one = RankedTest(Path("runs/own/trained-test"), rows)
+    common_queries([one, replace(one, run=Path("again"))])
+    for other in (rows[:2], (*rows[:2], ranked(2, True, candidates=5))):
+        with pytest.raises(ValueError, match="other and runs/own/trained-test ranked other"):
+            common_queries([one, RankedTest(Path("other"), other)])
