@@ -6,7 +6,7 @@ import csv
 import json
 from codecs import BOM_UTF8
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, final
 
@@ -27,7 +27,7 @@ Cells = dict[str, Any]
 """A row: column -> value; a value that cannot be read is `Broken`."""
 
 
-def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken | None]:
+def csv_rows(path: Path, see: Callable[[list[str]], None]) -> Iterator[Cells | Broken | None]:
     """Rows of a CSV file with a heading; empty lines are no rows.
 
     A row of empty cells, as Excel writes behind the last one, is None. A column without a name gets
@@ -35,10 +35,10 @@ def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken |
 
     Args:
         path: of a file of comma-separated UTF-8.
-        expected: columns that it must have.
+        see: is given the heading before the first row.
 
     Raises:
-        ValueError: there is no heading, or it lacks a column; or quotes are broken throughout.
+        ValueError: there is no heading, or `see` refuses it; or quotes are broken throughout.
     """
     # Excel also saves UTF-16, for which the readers below have no clear message.
     with open(path, "rb") as start:
@@ -56,7 +56,8 @@ def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken |
         names = [name.strip() for name in heading]
         places = range(len(names))
         names = [name or _unnamed(place, names) for place, name in zip(places, names, strict=True)]
-        check_heading(path, names, expected)
+        check_heading(path, names)
+        see(names)
 
         for row in rows:
             if isinstance(row, Broken):
@@ -75,21 +76,14 @@ def csv_rows(path: Path, expected: Collection[str]) -> Iterator[Cells | Broken |
                 )
 
 
-def check_heading(path: Path, names: list[str], expected: Collection[str]) -> None:
-    """Refuses a table without the columns that every row needs, or with one twice.
+def check_heading(path: Path, names: list[str]) -> None:
+    """Refuses a table with a column twice.
 
     Raises:
         ValueError: names the columns.
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: column(s) {shown(twice)} occur twice in the heading.")
-
-    if missing := [name for name in expected if name not in names]:
-        if len(names) == 1 and path.suffix.lower() == ".csv":
-            hint = f"the heading is the one column {shown(names[0])}; expected commas between"
-        else:
-            hint = f"it has {', '.join(shown(name) for name in names[:20])}"
-        raise ValueError(f"{path} has no column(s) {', '.join(missing)}: {hint}.")
 
 
 def _csv_records(lines: _Lines) -> Iterator[list[str] | Broken]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from datamodules.prepare.media_paths import MediaPathError
 from mmemb.records.file_names import file_name
 from mmemb.records.text import limit_marks
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _CHUNK = 64
 _MOST_NAMED = 5
 
@@ -120,16 +118,15 @@ def lines_of(faults: FaultList) -> Iterator[str]:
 
 
 def _ids(rows: Iterable[OwnRow]) -> FaultList:
-    first: dict[str, int] = {}
+    first: dict[str, OwnRow] = {}
     faults = []
     for row in rows:
-        if row.id and not _KEY.fullmatch(row.id):
-            faults.append(
-                (row.number, f"id {shown(row.id)}: expected 1 to 80 letters, digits, `_` or `-`")
-            )
-
-        if row.id and first.setdefault(row.id, row.number) != row.number:
-            faults.append((row.number, f"id {shown(row.id)} is that of row {first[row.id]}, too"))
+        # Rows are told apart by their keys, which shards hold; an id of its own has its own key.
+        twin = first.setdefault(row.key, row)
+        if row.id and twin.number != row.number:
+            is_same = twin.id == row.id
+            what = "is that of" if is_same else f"has the key of {shown(twin.id)} in"
+            faults.append((row.number, f"id {shown(row.id)} {what} row {twin.number}, too"))
 
     return faults
 

@@ -1,4 +1,4 @@
-"""`prepare folder`: a table of pairs and a folder of media -> shards; faults are listed first."""
+"""`prepare folder`: pairs of a user and their media -> shards; faults are listed first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -20,17 +20,19 @@ from datamodules.prepare.folder.rationales import (
     read_rationales,
     write_rationales,
 )
-from datamodules.prepare.folder.table import OwnRow, read_table
+from datamodules.prepare.folder.sources import Source, add_sources, read_source
+from datamodules.prepare.folder.table import OwnRow, with_defaults
 from datamodules.prepare.folder.write import write_data
 from datamodules.prepare.media_paths import MediaPathError, find_frames
 from mmemb.media.pictures import PICTURES
+from mmemb.records.pairs import SPLITS
 from mmemb.records.schema import Excerpt, read_json
 from mmemb.records.text import printable
 from mmemb.storage.file_hashes import FileHashes
 from mmemb.storage.json_files import canonical_json, write_json
 from mmemb.storage.manifests import is_complete
 
-HELP = "own data: a table of pairs and a folder of pictures and clips (docs/own_data.md)"
+HELP = "own data: a table of pairs, or pictures with captions (docs/own_data.md)"
 
 FORMAT = 5
 """Raise it whenever this code writes something else for the same table."""
@@ -42,8 +44,10 @@ MOST_SHOWN = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the subcommand."""
-    parser.add_argument("--table", type=Path, required=True, help=".csv, .parquet or .jsonl")
-    parser.add_argument("--media", type=Path, default=Path(), help="folder that paths start from")
+    add_sources(parser)
+    parser.add_argument(
+        "--split", choices=SPLITS, help="of all rows of a source without a column split"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=8, help="of a clip, evenly spaced")
     parser.add_argument("--rationales", type=Path, help="JSON lines by id, of any origin")
@@ -55,23 +59,23 @@ def run(options: argparse.Namespace) -> None:
     if options.frames < 1 or options.workers < 1:
         raise ValueError("--frames and --workers: expected 1 or more.")
 
-    table = tqdm(read_table(options.table), desc="reading", disable=None, delay=2)
-    rows = list(table)
+    source = read_source(options)
+    rows = _rows(options, source)
     # A table of texts alone needs no media folder.
-    if not options.media.is_dir() and any(side.media for row in rows for side in row.sides):
+    if not source.media.is_dir() and any(side.media for row in rows for side in row.sides):
         raise FileNotFoundError(
-            f"--media {options.media} is no folder: expected the one that paths of the table start "
+            f"--media {source.media} is no folder: expected the one that paths of the table start "
             "from."
         )
 
     # Cheap faults are shown first: decoding all media may take hours.
-    cell_faults = check_cells(rows, options.media)
+    cell_faults = check_cells(rows, source.media)
     _show(list(lines_of(cell_faults)))
     rationale_file = _given_rationales(options, rows)
 
     # Hashing takes minutes: nothing is hashed for a table that will not be written.
     if options.check or (options.on_error == "raise" and (cell_faults or rationale_file.faults)):
-        _checked(options, rows, cell_faults)
+        _checked(options, source, rows, cell_faults)
         if rationale_file.faults:
             raise ValueError(
                 f"{options.rationales} has {len(rationale_file.faults)} fault(s), so nothing was "
@@ -80,17 +84,44 @@ def run(options: argparse.Namespace) -> None:
         return
 
     hashes = FileHashes(options.out / HASHES, options.recheck)
-    mark = _fingerprint(options, rows, hashes)
+    mark = _fingerprint(options, source.media, rows, hashes)
     if _is_ready(options.out, mark):
         print(f"{options.out}: everything is there ({mark})")
     else:
-        _convert(options, rows, cell_faults, mark)
+        _convert(options, source, rows, cell_faults, mark)
 
     # Hashes are remembered last: the folder that holds them may be new.
     hashes.save()
     if options.rationales is not None:
         having, lacking = write_rationales(rationale_file, options.out, options.out / POOL)
         print(f"{options.out / POOL}: rationales for {having} rows, none for {lacking}")
+
+
+def _rows(options: argparse.Namespace, source: Source) -> list[OwnRow]:
+    """Reads all rows, fills what their source does not give, and says so.
+
+    Raises:
+        ValueError: no row has a split, and none is given; or both.
+    """
+    progress = tqdm(source.rows, desc="reading", disable=None, delay=2)
+    rows, notes = with_defaults(list(progress))
+    for note in (*source.columns.notes(), *notes):
+        print(f"note: {note}")
+
+    # Rows that cannot be read lack everything, and say nothing about the source.
+    readable = [row for row in rows if row.positives or row.query.name]
+    has_split = any("split" not in row.lacks for row in readable)
+    if options.split and has_split:
+        raise ValueError(
+            f"{source.path} has a column split, so --split {options.split} would overwrite it: "
+            "leave out one of them."
+        )
+    if readable and not (options.split or has_split):
+        raise ValueError(
+            f"{source.path} has no column split: add one with {', '.join(SPLITS)}, map one by "
+            "--map COLUMN=split, or say --split train."
+        )
+    return [replace(row, split=options.split) if options.split else row for row in rows]
 
 
 def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> GivenRationales:
@@ -102,13 +133,15 @@ def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> Gi
     return rationale_file
 
 
-def _checked(options: argparse.Namespace, rows: list[OwnRow], cell_faults: FaultList) -> Faults:
+def _checked(
+    options: argparse.Namespace, source: Source, rows: list[OwnRow], cell_faults: FaultList
+) -> Faults:
     """Checks a table whole and prints all its faults and notices.
 
     Raises:
         ValueError: there are some, and they do not merely leave their rows out.
     """
-    faults = check_rows(rows, options.media, options.frames, options.workers, cell_faults)
+    faults = check_rows(rows, source.media, options.frames, options.workers, cell_faults)
 
     # `run` has printed the faults of cells already.
     cell_lines = set(lines_of(cell_faults))
@@ -117,29 +150,33 @@ def _checked(options: argparse.Namespace, rows: list[OwnRow], cell_faults: Fault
         print(f"note: {notice}")
 
     counts = f"{len(faults.lines)} faults in {len(faults.rows)} rows"
-    print(f"{options.table}: {len(rows)} rows, {counts}", flush=True)
+    print(f"{source.path}: {len(rows)} rows, {counts}", flush=True)
 
     if faults.lines and (options.on_error == "raise" or options.check):
         raise ValueError(
-            f"{options.table} has {len(faults.lines)} fault(s), so nothing was written: repair the "
+            f"{source.path} has {len(faults.lines)} fault(s), so nothing was written: repair the "
             "rows listed above, or leave them out with --on-error skip."
         )
     return faults
 
 
 def _convert(
-    options: argparse.Namespace, rows: list[OwnRow], cell_faults: FaultList, mark: str
+    options: argparse.Namespace,
+    source: Source,
+    rows: list[OwnRow],
+    cell_faults: FaultList,
+    mark: str,
 ) -> None:
-    faults = _checked(options, rows, cell_faults)
+    faults = _checked(options, source, rows, cell_faults)
     good = [row for row in rows if row.number not in faults.rows]
     if not good:
-        raise ValueError(f"{options.table} has no row that could be written.")
+        raise ValueError(f"{source.path} has no row that could be written.")
 
     # Without its manifest an interrupted run counts as incomplete, and is taken up again.
     (options.out / MANIFEST).unlink(missing_ok=True)
-    counts = write_data(options.out, good, options.media, options.frames, mark, faults.groups)
+    counts = write_data(options.out, good, source.media, options.frames, mark, faults.groups)
 
-    stated = {"fingerprint": mark, "table": printable(options.table.name), "counts": counts}
+    stated = {"fingerprint": mark, "table": printable(source.path.name), "counts": counts}
     stated |= {"partial": bool(faults.lines), "skipped": list(faults.lines)}
     write_json(options.out / MANIFEST, stated)
 
@@ -175,17 +212,19 @@ def _is_ready(out: Path, mark: str) -> bool:
     return all(is_complete(out / name, mark) for name, count in stated.counts.items() if count)
 
 
-def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: FileHashes) -> str:
+def _fingerprint(
+    options: argparse.Namespace, media: Path, rows: Sequence[OwnRow], hashes: FileHashes
+) -> str:
     """A hash of the table, of the bytes of the media, and of the settings."""
     files: dict[str, Any] = {}
     # A name may occur in many rows; each file is hashed once.
     names = dict.fromkeys(name for row in rows for side in row.sides for name in side.media)
     for name in tqdm(names, desc="hashing", disable=None, delay=2):
         try:
-            path = locate(options.media, name)
+            path = locate(media, name)
             is_folder = path.is_dir()
             # A file of the folder that is renamed changes the order of the frames, so names count.
-            paths = sorted(find_frames(options.media, name, PICTURES)) if is_folder else [path]
+            paths = sorted(find_frames(media, name, PICTURES)) if is_folder else [path]
             files[name] = [(p.name, hashes.sha256(p)) for p in paths]
         except (MediaPathError, OSError):
             continue  # a fault of its row
@@ -193,7 +232,8 @@ def _fingerprint(options: argparse.Namespace, rows: Sequence[OwnRow], hashes: Fi
     settings = [FORMAT, options.frames, options.on_error]
     table = [asdict(row) for row in rows]
     for row in table:
-        del row["nested"]  # a form of the table, and not of the data
+        # Of the form of the table, and not of the data.
+        del row["media_columns"], row["lacks"]
 
     text = canonical_json([settings, table, files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

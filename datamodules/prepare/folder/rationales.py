@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from datamodules.lines import split_lines
 from datamodules.prepare.cells import CellError, shown, text_of
+from datamodules.prepare.folder.sample_keys import sample_key
 from datamodules.prepare.folder.write import PAIRS, QUERIES
 from datamodules.prepare.row_files import json_row
 from datamodules.samples import SampleReader, rows_of
@@ -109,7 +110,11 @@ def write_rationales(rationale_file: GivenRationales, out: Path, path: Path) -> 
     """
     sides = _sides(out)
     # Rows with faults were skipped, and their rationales go with them.
-    joined = {key: rationales for key, rationales in rationale_file.by_id.items() if key in sides}
+    joined = {
+        key: rationales
+        for own_id, rationales in rationale_file.by_id.items()
+        if (key := sample_key(own_id)) in sides
+    }
 
     pool: dict[str, tuple[Rationale, ...]] = {}
     for key, rationales in joined.items():

@@ -114,7 +114,7 @@ def _write_negatives(
     out: Path, train: Sequence[OwnRow], table: CandidateTable, fingerprint: str
 ) -> int:
     """Writes the given negatives as a sidecar of the pairs; returns its number of samples."""
-    pairs, row_of = ShardIndex.open(out / PAIRS), {row.id: row for row in train}
+    pairs, row_of = ShardIndex.open(out / PAIRS), {row.key: row for row in train}
     candidates = ShardIndex.open(out / CANDIDATES).origin()
     for shard in pairs.shard_names:
         samples = []
@@ -176,7 +176,9 @@ def _pair(row: OwnRow, media: Path, num_frames: int, groups: Mapping[str, str]) 
     # No judge scores what it was trained on, so concepts that share a pair lie in one fold.
     # `half` is the word of the first version: another one would move concepts to the other fold.
     fold = "ab"[stable_hash("half", groups.get(row.topic, row.topic)) % 2]
-    return Sample(row.id, members | encode_members({"json": data}), meta | {"fold": fold})
+    return Sample(
+        row.key, members | encode_members({"json": data}), meta | {"fold": fold} | _own_id(row)
+    )
 
 
 def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> Sample:
@@ -193,7 +195,7 @@ def _query(row: OwnRow, table: CandidateTable, media: Path, num_frames: int) -> 
         listed = dict.fromkeys(table.numbers(row.task, (*row.positives, *row.negatives)))
         members |= encode_members({"candidates.npy": np.array(list(listed), dtype=np.int32)})
 
-    return Sample(row.id, members, _labels(row) | {"gallery": row.task})
+    return Sample(row.key, members, _labels(row) | {"gallery": row.task} | _own_id(row))
 
 
 def _labels(row: OwnRow) -> dict[str, str]:
@@ -203,6 +205,11 @@ def _labels(row: OwnRow) -> dict[str, str]:
         "concept": row.topic,
         "fact": f"{row.task}/{row.topic}",
     }
+
+
+def _own_id(row: OwnRow) -> dict[str, str]:
+    """The id as the user wrote it, for the index, if the key is another one."""
+    return {} if row.id == row.key else {"id": row.id}
 
 
 def _answers(row: OwnRow) -> list[str]:

@@ -72,17 +72,17 @@ def test_a_picture_is_what_its_bytes_say(tmp_path: Path, name: str, kind: str) -
     assert torch.allclose(colour, torch.tensor([60.0, 100.0, 200.0]), atol=3)
 
 
-def faulty_rows() -> list[dict[str, str]]:
+def faulty_rows() -> list[dict[str, Any]]:
     rows = flag_rows()
     rows[1]["target_media"] = "flags/99.webp"
     rows[2]["split"] = "training"
     rows[3]["id"] = rows[0]["id"]
     rows[4] |= {"query_text": ""}
     rows[5]["target_media"] = "../secret.webp"
-    rows[6]["colour"] = "red"
+    rows[6] |= {"id": "flag-06", "task": ""}
     rows[7]["target_media"] = "flags/broken.webp"
     rows[20]["query_text"] = rows[0]["query_text"].upper()
-    rows[21]["id"] = "with.dot"
+    rows[21]["id"] = ["with.dot"]
     rows[22]["negative_text"] = "not this"
     return rows
 
@@ -93,10 +93,10 @@ FAULTS = (
     "row 4: id 'flag-00' is that of row 1, too",
     "row 5: an empty side",
     "row 6: target_media '../secret.webp' leads out of the folder",
-    "row 7: unknown column(s) ['colour']",
+    "row 7: no task",
     "row 8: target_media: broken.webp cannot be decoded",
     "row 21: its query is that of row 1, which is trained on",
-    "row 22: id 'with.dot': expected 1 to 80 letters",
+    "row 22: id ['with.dot'] is a list",
     "row 23: task 'flags' has queries with negatives and without",
 )
 
@@ -174,8 +174,8 @@ def test_faulty_rows_may_be_left_out(broken_media: Path, tmp_path: Path) -> None
         ("t.jsonl", b'{"id": "\xff"}\n', "row 1: no JSON (Invalid UTF-8"),
         ("t.parquet", "PAR?", "is no whole Parquet file"),
         ("t.csv", "id,task,id\na,b,c\n", "column(s) ['id'] occur twice"),
-        ("t.csv", "id;task;split\na;b;train\n", "is the one column 'id;task;split'; expected comm"),
-        ("t.csv", "id,text\na,b\n", "has no column(s) task, split: it has 'id', 'text'"),
+        ("t.csv", "id;task;split\na;b;train\n", "it has the one column 'id;task;split' (expected"),
+        ("t.csv", "id,text\na,b\n", "no column for the query and the target: it has 'id', 'text'"),
         ("t.csv", "id,task,split".encode("utf-16"), "is no UTF-8, perhaps UTF-16"),
         ("t.csv", "", "the heading cannot be read: there is none"),
         ("none.csv", None, "not found"),
