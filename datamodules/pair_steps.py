@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from datamodules.collate import pair_batch, with_negatives
 from datamodules.decode import DecodeError, OnError
 from datamodules.negatives import NegativeTable
+from datamodules.random_crop import RandomCrop
 from datamodules.samples import Row, SampleReader
 from datamodules.sidecars import RationaleDraw
 from datamodules.stream import Item
@@ -43,8 +44,9 @@ class PairSteps(Dataset[Item]):
         negatives: NegativeTable | None = None,
         teacher: TeacherTable | None = None,
         target_draw: RationaleDraw | None = None,
+        crop: RandomCrop | None = None,
     ) -> None:
-        self._target_draw = target_draw
+        self._target_draw, self._crop = target_draw, crop
         self._negatives, self._teacher = negatives, teacher
         self._rows, self._plan, self._reader, self._draw = rows, plan, reader, draw
         self._place, self._on_error = place, on_error
@@ -69,6 +71,8 @@ class PairSteps(Dataset[Item]):
             batch = replace(batch, teacher_B2E=torch.stack(vectors))
         if self._target_draw is not None:
             batch = replace(batch, target_rationales=tuple(target_rationales))
+        if self._crop is not None:
+            batch = self._crop.batch(batch)
         return batch, tuple(problems)
 
     def _read_or_replace(self, position: int, step: int, problems: list[str]) -> _Read:

@@ -19,6 +19,7 @@ from datamodules.evaluation import EvaluationRows, has_queries
 from datamodules.loaders import Chunk, FiniteLoader, ShardDataModule, by_shard
 from datamodules.negatives import NegativeTable
 from datamodules.pair_steps import PairSteps
+from datamodules.random_crop import RandomCrop
 from datamodules.samples import FeatureTable, Row, SampleReader
 from datamodules.sidecars import RationaleDraw, RationaleTable
 from datamodules.stream import Item, StartMethod, StepStream
@@ -71,6 +72,8 @@ class PairDataModule(ShardDataModule):
             count, or None.
         with_candidates: `predict` reads the candidate table first, for a miner of negatives.
         archive_limits: bounds on a tar without an index: sizes and ratio of compression.
+        random_crop: least and largest share of a training picture's area that is kept, such as
+            `[0.9, 1.0]`, drawn anew at every step; null = whole pictures.
     """
 
     # No weight is trained on what is validated.
@@ -100,8 +103,14 @@ class PairDataModule(ShardDataModule):
         with_candidates: bool = False,
         target_sidecar: str | None = None,
         archive_limits: ArchiveLimits = ARCHIVE_LIMITS,
+        random_crop: list[float] | None = None,
     ) -> None:
         super().__init__(root)
+        self._crop = RandomCrop.of(random_crop, seed) if random_crop else None
+        if self._crop and features:
+            raise ValueError(
+                f"random_crop needs pixels, but data.features names {features}: set one to null."
+            )
 
         self._negatives, self._num_negatives = negatives, num_negatives
         self._teacher, self._with_candidates = teacher, with_candidates
@@ -140,6 +149,7 @@ class PairDataModule(ShardDataModule):
             self._negative_table(),
             TeacherTable(self._teacher, self._sources) if self._teacher else None,
             self._draw_of_targets(),
+            self._crop,
         )
 
         return self.stream(steps, self._num_workers, self._start_method)
@@ -415,6 +425,11 @@ class PairDataModule(ShardDataModule):
             raise ValueError(
                 f"pairs {self._pairs} have no index, so no sidecar can be joined and no half "
                 f"taken: expected folders made by `python -m datamodules.prepare`."
+            )
+        if self._crop:
+            raise ValueError(
+                f"pairs {self._pairs} have no index, and random_crop is for folders with one: "
+                "leave it out, or prepare a folder of shards."
             )
 
         if self.trainer is not None and self.trainer.overfit_batches:

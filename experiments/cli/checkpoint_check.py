@@ -20,6 +20,10 @@ from mmemb.storage.run_marks import RunMark
 MACHINE_KEYS = ("num_workers", "start_method", "archive_limits", "scores")
 """Settings of a data module that change no result; `scores` are made again where they are stale."""
 
+LATER_KEYS = ("random_crop",)
+"""Settings of a data module that are younger than runs which are still of use: null counts as if
+they were not there, so that these runs keep their fingerprints."""
+
 KEPT = "model.init_args.optimizer"
 """Settings that the checkpoint's own state overrides: to allow their change would be a lie."""
 
@@ -107,11 +111,11 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
     then = flattened({key: recorded.get(key) for key in settings if key != "subcommand"})
 
     # An object of its own: a recorded None differs from a key that is not there.
-    missing = object()
+    missing = {name: None if name.endswith(LATER_KEYS) else object() for name in [*now, *then]}
     return {
         name: f"was {_word(then, name)}, is {_word(now, name)}"
-        for name in dict.fromkeys([*now, *then])
-        if then.get(name, missing) != now.get(name, missing)
+        for name, none in missing.items()
+        if then.get(name, none) != now.get(name, none)
         and not set(name.split(".")) & set(MACHINE_KEYS)
     }
 

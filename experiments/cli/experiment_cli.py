@@ -32,6 +32,7 @@ from callbacks.run_record import RunRecord, fingerprint_of, note_reason
 from callbacks.training_health import TrainingHealth
 from experiments.cli.allow_class import split_allow_class
 from experiments.cli.checkpoint_check import (
+    LATER_KEYS,
     MACHINE_KEYS,
     check_resume,
     flattened,
@@ -49,7 +50,7 @@ from experiments.cli.messages import innermost, reason_of, without_secrets
 from experiments.cli.missing_folders import making_commands
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
-from experiments.cli.settings_sources import SettingsSource, config_files, settings_sources
+from experiments.cli.settings_sources import ABSENT, SettingsSource, config_files, settings_sources
 from experiments.cli.short_options import (
     SHORT_OPTIONS,
     ImpliedSetting,
@@ -496,8 +497,12 @@ def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> di
     """Returns the part of a configuration that decides results; with `machine` also the
     model's `MACHINE_KEYS`, as the file of an earlier run has them."""
     data = config.as_dict()
+    arguments = data["data"].get("init_args") or {}
     for key in MACHINE_KEYS:
-        (data["data"].get("init_args") or {}).pop(key, None)
+        arguments.pop(key, None)
+    for key in LATER_KEYS:
+        if arguments.get(key, ABSENT) is None:
+            del arguments[key]
 
     trainer = deciding_trainer(data["trainer"])
     kept = {key: data[key] for key in ("model", "data", "seed_everything")}

@@ -91,6 +91,10 @@ def test_own_data_goes_through_the_whole_pipeline(
         run([*stage.command_line(shared), *more])
 
     own = tmp_path / "runs/own"
+    tests = [own / name / "summary.json" for name in ("untrained-test", "trained-test")]
+    untrained, trained = (json.loads(path.read_text())["metrics"] for path in tests)
+    assert untrained["test/chance@1"] == trained["test/chance@1"]
+
     metrics = json.loads((own / "gate-test/summary.json").read_text())["metrics"]
     assert "test/recall@1" in metrics
     assert len(ShardIndex.open(own / "selected").entries) == 8

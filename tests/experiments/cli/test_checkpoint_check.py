@@ -12,10 +12,12 @@ import yaml
 from jsonargparse import Namespace
 
 from experiments.cli.checkpoint_check import changed_inputs, changes, check_resume, start_checkpoint
+from experiments.cli.experiment_cli import parse, run_fingerprint, settings_of
+from experiments.cli.messages import quieten
 from mmemb.storage.json_files import write_json
 from tests.end_to_end.test_interrupted_fit import fit_trunk, trunk  # noqa: F401  (a fixture)
 from tests.experiments.cli.test_cli_errors import message_of
-from tests.fixtures.tiny_experiment import Experiment, run
+from tests.fixtures.tiny_experiment import POCKET, Experiment, run, settings_kept
 
 SETTINGS: dict[str, Any] = {
     "subcommand": "fit",
@@ -101,6 +103,21 @@ def test_a_checkpoint_of_nobodys_run_is_not_compared(tmp_path: Path) -> None:
 def test_changes_name_keys(settings: Mapping[str, Any], words: set[str]) -> None:
     recorded = {**SETTINGS, "trainer": {"max_steps": 4, "precision": None}}
     assert set(changes(recorded, settings)) == words
+
+
+def test_a_setting_that_came_later_counts_only_when_it_is_set() -> None:
+    """Runs from before it, and those that wrote null, are runs of the same settings."""
+    key = "data.init_args.random_crop"
+    unset, crop = (other(*key.split("."), value=value) for value in (None, [0.9, 1.0]))
+    assert key not in changes(SETTINGS, unset) | changes(unset, SETTINGS)
+    assert key in changes(unset, crop)
+
+    command = ["fit", "--config", str(POCKET / "trunk.yaml"), "--data.features", "null"]
+    quieten()
+    with settings_kept():
+        plain, cut = parse(command), parse([*command, "--data.random_crop", "[0.9, 1.0]"])
+    assert "random_crop" not in settings_of(plain, "fit")["data"]["init_args"]
+    assert run_fingerprint(plain, "fit") != run_fingerprint(cut, "fit")
 
 
 def test_a_run_of_an_older_version_knows_no_inputs(tmp_path: Path) -> None:
