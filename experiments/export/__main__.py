@@ -1,4 +1,4 @@
-"""`python -m experiments.export FOLDER --to transformers|sentence-transformers --out DIR`.
+"""`python -m experiments.export FOLDER --to LIBRARY --out DIR`.
 
 FOLDER is a run that trained an embedder, a gate's run, or a saved backbone. What is written is the
 direct path, with a model card; whole or not at all.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,12 @@ from mmemb.storage.files import whole_folder
 from mmemb.storage.trained_facts import FACTS, TrainedFacts, inherited_facts, write_facts
 
 TRANSFORMERS, SENTENCES = "transformers", "sentence-transformers"
+OPEN_CLIP = "open_clip"
 
-_CHAT = "VisionLanguageBackbone"
+_CHAT, _CLIP = "VisionLanguageBackbone", "OpenClipBackbone"
+
+_Write = Callable[[SavedBackbone, Path, Path], dict[str, Any]]
+"""Writes a backbone into a fresh folder with a final name; returns fields of `RunFacts`."""
 
 _SPECIAL = (
     "A prompt holds special tokens, so no tokenizer can tell those that a text in it spells: put a "
@@ -52,6 +56,32 @@ inputs = processor(text=[prompt], return_tensors="pt")
 with torch.no_grad():
     state = model(**inputs).last_hidden_state[:, -1]
 vectors = torch.nn.functional.normalize(state.float(), dim=-1)
+"""
+
+_PICTURES_USE = """\
+pictures = model.encode([Image.open("picture.png").convert("RGB")])
+"""
+
+_CLIP_USE = """\
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+model = CLIPModel.from_pretrained("{out}").eval()
+processor = CLIPProcessor.from_pretrained("{out}")
+texts = processor(text=["a text"], padding=True, truncation=True, return_tensors="pt")
+pictures = processor(images=[Image.open("picture.png").convert("RGB")], return_tensors="pt")
+text_vectors = model.get_text_features(**texts).pooler_output
+picture_vectors = model.get_image_features(**pictures).pooler_output  # both not yet of length 1
+"""
+
+_OPEN_CLIP_USE = """\
+import open_clip
+from PIL import Image
+
+model, _, prepare = open_clip.create_model_and_transforms("local-dir:{out}")
+tokenizer = open_clip.get_tokenizer("local-dir:{out}")
+text_vectors = model.eval().encode_text(tokenizer(["a text"]), normalize=True)
+picture_vectors = model.encode_image(prepare(Image.open("picture.png"))[None], normalize=True)
 """
 
 _ADAPTER_USE = """\
@@ -85,7 +115,7 @@ def export(
 
     Args:
         folder: of a run or a backbone.
-        to: `transformers` or `sentence-transformers`.
+        to: `transformers`, `sentence-transformers` or `open_clip`.
         out: a folder that does not exist yet, or is empty.
         adapter: only the LoRA updates, for peft.
         scores: folder of score files of this model, for the card.
@@ -114,21 +144,11 @@ def export(
     facts = _facts(saved_backbone, scores)
     facts |= {"export": shlex.join([*words, *(["--adapter"] if adapter else [])])}
 
-    if to == SENTENCES and adapter:
-        raise ValueError("--adapter is for --to transformers: peft loads it, not this package.")
-
-    if to == TRANSFORMERS and saved_backbone.kind != _CHAT:
-        raise ValueError(
-            f"{saved_backbone.folder} holds a {saved_backbone.kind}, which is no model of "
-            "transformers: it mixes pictures and texts in ways that no Auto class knows. Load it "
-            "with `mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
-        )
-
-    write = (
-        partial(_adapter, models)
-        if adapter
-        else {TRANSFORMERS: _transformers, SENTENCES: _sentences}[to]
-    )
+    write = _writer(saved_backbone, to)
+    if adapter:
+        if to != TRANSFORMERS:
+            raise ValueError("--adapter is for --to transformers: peft loads it, not this package.")
+        write = partial(_adapter, models)
 
     with whole_folder(out) as fresh:
         described = facts | write(saved_backbone, fresh, out)
@@ -141,6 +161,33 @@ def export(
         # Printed, and not written into the card: other files of this machine are not published.
         named = f" Left out, as no part of a model: {', '.join(left_out)}." if left_out else ""
     return f"{out}: {sentence}{named}"
+
+
+def _writer(saved_backbone: SavedBackbone, to: str) -> _Write:
+    """Returns what writes this kind of backbone for a library.
+
+    Raises:
+        ValueError: the library has no such kind.
+    """
+    kind, place = saved_backbone.kind, saved_backbone.folder
+    if to == SENTENCES:
+        return _sentences
+
+    if to == OPEN_CLIP:
+        if kind != _CLIP:
+            raise ValueError(
+                f"{place} holds a {kind}, which is no model of open_clip: only an {_CLIP} is. "
+                "Choose another library by --to."
+            )
+        return _open_clip
+
+    if kind not in (_CHAT, _CLIP):
+        raise ValueError(
+            f"{place} holds a {kind}, which is no model of transformers: it mixes pictures and "
+            "texts in ways that no Auto class knows. Load it with "
+            "`mmemb.backbones.load_backbone`, or try `--to sentence-transformers`."
+        )
+    return _transformers if kind == _CHAT else _transformers_clip
 
 
 def _fitted(saved_backbone: SavedBackbone) -> TrainedFacts:
@@ -178,18 +225,20 @@ def _facts(saved_backbone: SavedBackbone, scores: Path | None) -> dict[str, Any]
 
 
 def _sentences(saved_backbone: SavedBackbone, fresh: Path, out: Path) -> dict[str, Any]:
+    from experiments.export.clip_texts import READ_AS_TEXT
     from experiments.export.sentence_folder import write_sentence_folder
 
     prompts = run_facts.instructions(saved_backbone, texts_only=saved_backbone.kind != _CHAT)
-    difference, reads, left_out = write_sentence_folder(saved_backbone.folder, fresh, prompts)
+    difference, written = write_sentence_folder(saved_backbone.folder, fresh, prompts)
     notes = [
         "Stock modules of sentence-transformers alone: no trust_remote_code is needed.",
         f"Compared with the original when it was exported: largest difference {difference:.0e}, "
         "in float32.",
-        "A text that spells a special token is read as text.",
+        READ_AS_TEXT,
+        *written.notes,
     ]
 
-    if "pictures" not in reads:
+    if not written.pictures:
         notes.append("Text only: no stock module reads pictures as this backbone does.")
 
     if prompts:
@@ -201,8 +250,12 @@ def _sentences(saved_backbone: SavedBackbone, fresh: Path, out: Path) -> dict[st
     use = f", prompt_name={min(prompts)!r}" if prompts else ""
     usage = _SENTENCES_USE.format(out=out.name, prompt=use)
 
+    if saved_backbone.kind == _CLIP:
+        usage = f"from PIL import Image\n{usage}{_PICTURES_USE}"
+
+    reads = ("text", "pictures") if written.pictures else ("text",)
     described = {"library": SENTENCES, "reads": reads, "usage": usage, "notes": tuple(notes)}
-    return described | {"left_out": left_out}
+    return described | {"left_out": written.left_out}
 
 
 def _ending(saved_backbone: SavedBackbone) -> str:
@@ -229,6 +282,35 @@ def _transformers(saved_backbone: SavedBackbone, fresh: Path, out: Path) -> dict
 
     described = {"library": TRANSFORMERS, "reads": reads, "usage": usage, "notes": notes}
     return described | {"left_out": left_out}
+
+
+def _transformers_clip(saved_backbone: SavedBackbone, fresh: Path, out: Path) -> dict[str, Any]:
+    from experiments.export.clip_texts import READ_AS_TEXT
+    from experiments.export.transformers_clip import write_transformers_clip
+
+    backbone = _clip(saved_backbone)
+    notes = write_transformers_clip(backbone, saved_backbone.folder, fresh)
+    usage = _CLIP_USE.format(out=out.name)
+    return _clip_facts(TRANSFORMERS, usage, [READ_AS_TEXT, *notes])
+
+
+def _open_clip(saved_backbone: SavedBackbone, fresh: Path, out: Path) -> dict[str, Any]:
+    from experiments.export.open_clip_folder import write_open_clip_folder
+
+    backbone = _clip(saved_backbone)
+    notes = write_open_clip_folder(backbone, saved_backbone.folder, fresh)
+    return _clip_facts(OPEN_CLIP, _OPEN_CLIP_USE.format(out=out.name), notes)
+
+
+def _clip(saved_backbone: SavedBackbone) -> Any:
+    from mmemb.backbones import load_backbone
+
+    return load_backbone(str(saved_backbone.folder)).float()
+
+
+def _clip_facts(library: str, usage: str, notes: Sequence[str]) -> dict[str, Any]:
+    reads = ("text", "pictures")
+    return {"library": library, "reads": reads, "usage": usage, "notes": tuple(notes)}
 
 
 def _adapter(
@@ -279,7 +361,7 @@ def _example() -> Any:
 def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("folder", type=Path, help="runs/pocket/embedder, or a saved backbone")
-    parser.add_argument("--to", choices=(TRANSFORMERS, SENTENCES), required=True)
+    parser.add_argument("--to", choices=(TRANSFORMERS, SENTENCES, OPEN_CLIP), required=True)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
 
     parser.add_argument("--adapter", action="store_true", help="only the LoRA updates, for peft")

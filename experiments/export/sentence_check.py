@@ -53,28 +53,32 @@ def require_package() -> None:
 
 
 @torch.no_grad()
-def embed_probes(backbone: Backbone, longest: int, pictures: bool) -> list[Probe]:
+def embed_probes(backbone: Backbone, longest: int, pictures: bool, square: int = 0) -> list[Probe]:
     """Embeds short texts and a long one, with and without instruction, and pictures.
 
     Args:
         backbone: what was exported.
         longest: words of the long text.
         pictures: whether the folder reads them.
+        square: side of pictures that no rule of a library resizes, shown without a text; 0: any.
     """
     texts = [*_TEXTS, " ".join(["flag"] * longest)]
     sides = [
         (Side(text, instruction), text) for text in texts for instruction in ("", _INSTRUCTION)
     ]
 
-    if pictures:
+    if square:
+        sides += [_pictured(seed, "", (square, square)) for seed in range(2)]
+    elif pictures:
         sides += [_pictured(0, ""), _pictured(1, "what is it?")]
     return [Probe(side, plain, backbone.encode([side])[0].cpu()) for side, plain in sides]
 
 
-def _pictured(seed: int, text: str) -> tuple[Side, Any]:
+def _pictured(seed: int, text: str, shape: tuple[int, int] | None = None) -> tuple[Side, Any]:
     from PIL import Image
 
-    pixels = np.random.default_rng(seed).integers(256, size=(48, 64 + 8 * seed, 3), dtype=np.uint8)
+    shape = shape or (48, 64 + 8 * seed)
+    pixels = np.random.default_rng(seed).integers(256, size=(*shape, 3), dtype=np.uint8)
     plain = {"image": Image.fromarray(pixels)} | ({"text": text} if text else {})
     return Side(text, _INSTRUCTION if text else "", (picture(pixels),)), plain
 

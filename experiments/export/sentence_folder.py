@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from experiments.export.published_files import copy_model
 from experiments.export.sentence_check import compare, embed_probes, require_package
 from experiments.export.sentence_template import sentence_template
-from mmemb.backbones import JointEncoder, VisionLanguageBackbone, load_backbone
+from experiments.export.transformers_clip import write_transformers_clip
+from mmemb.backbones import JointEncoder, OpenClipBackbone, VisionLanguageBackbone, load_backbone
 from mmemb.llm.prompts.special_tokens import special_tokens
 from mmemb.storage.json_files import write_json
 from mmemb.storage.tensor_files import read_weights
@@ -29,6 +30,9 @@ _WIDEST = 20.0
 """Scores beyond it, and float32 loses the small weights beside the large ones."""
 
 
+_APART = "Texts and pictures are embedded in calls of their own."
+
+
 class Written(NamedTuple):
     """Abilities of a written folder.
 
@@ -37,6 +41,9 @@ class Written(NamedTuple):
         cuts: whether the backbone cuts a longer one; else it refuses it.
         separator: what a prompt ends with, behind the instruction.
         pictures: whether it reads pictures.
+        side: of the pictures that it takes as they are and without a text; 0: it takes any, and
+            texts beside them.
+        notes: sentences about it.
         left_out: files of the source that are no part of a model.
     """
 
@@ -45,11 +52,13 @@ class Written(NamedTuple):
     separator: str
     pictures: bool
     left_out: list[str]
+    side: int = 0
+    notes: Sequence[str] = ()
 
 
 def write_sentence_folder(
     source: Path, out: Path, prompts: Mapping[str, str]
-) -> tuple[float, tuple[str, ...], list[str]]:
+) -> tuple[float, Written]:
     """Writes the folder and compares it with the backbone.
 
     Args:
@@ -58,8 +67,8 @@ def write_sentence_folder(
         prompts: name -> instruction.
 
     Returns:
-        The largest difference between the folder's vectors and the backbone's, what the folder
-        reads, and which files of the source were left out.
+        The largest difference between the folder's vectors and the backbone's, and what the folder
+        can do.
 
     Raises:
         ValueError: stock modules cannot express this backbone, or the vectors differ.
@@ -84,11 +93,10 @@ def write_sentence_folder(
 
     # Beyond what is cut where the backbone cuts, well below its limit where it refuses.
     longest = written.longest + 8 if written.cuts else written.longest // 2
-    probes = embed_probes(backbone, longest, written.pictures)
+    probes = embed_probes(backbone, longest, written.pictures, written.side)
     del backbone  # two large models at once may be too many
 
-    reads = ("text", "pictures") if written.pictures else ("text",)
-    return compare(out, probes, written.separator), reads, written.left_out
+    return compare(out, probes, written.separator), written
 
 
 def gate_weights(score_H: Tensor, bound: float) -> tuple[Tensor, Tensor]:
@@ -189,6 +197,27 @@ def _write_chat(backbone: VisionLanguageBackbone, source: Path, out: Path) -> Wr
     return Written(style.max_length, style.long_text == "truncate", "", pictures, left_out)
 
 
+def _write_clip(backbone: OpenClipBackbone, source: Path, out: Path) -> Written:
+    # What it compares holds here, too: the same model and processor read texts and pictures.
+    notes = write_transformers_clip(backbone, source, out)
+
+    read = {"method_output_name": "pooler_output"}
+    settings = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "get_text_features", **read},
+            "image": {"method": "get_image_features", **read},
+        },
+        "module_output_name": "sentence_embedding",
+    }
+    write_json(out / "sentence_bert_config.json", settings)
+    _write_steps(out, backbone.embedding_dim, None)
+
+    side = int(backbone.spec["model_cfg"]["vision_cfg"]["image_size"])
+    length = backbone.tokenizer.context_length
+    return Written(length, True, " ", True, [], side, [_APART, *notes])
+
+
 def _write_reader(out: Path, kinds: Sequence[str], longest: int, **more: Any) -> None:
     read = {"method": "forward", "method_output_name": "last_hidden_state"}
 
@@ -203,14 +232,15 @@ def _write_reader(out: Path, kinds: Sequence[str], longest: int, **more: Any) ->
 
 
 def _write_steps(
-    out: Path, width: int, pooling: str, gate: tuple[Tensor, Tensor] | None = None
+    out: Path, width: int, pooling: str | None, gate: tuple[Tensor, Tensor] | None = None
 ) -> None:
     from sentence_transformers.sentence_transformer import modules
 
     configs: dict[str, Any] = {
         "Transformer": None,  # beside the others, see `_write_reader`
         "Dense": None if gate is None else _gate_config(gate),
-        "Pooling": {"embedding_dimension": width, "pooling_mode": pooling, "include_prompt": True},
+        "Pooling": pooling
+        and {"embedding_dimension": width, "pooling_mode": pooling, "include_prompt": True},
         "Normalize": dict.fromkeys(_NAMES, "sentence_embedding"),
     }
 
@@ -246,5 +276,6 @@ def _save_gate(folder: Path, gate: tuple[Tensor, Tensor]) -> None:
 
 _WRITERS: Mapping[str, Callable[[Any, Path, Path], Written]] = {
     "JointEncoder": _write_joint,
+    "OpenClipBackbone": _write_clip,
     "VisionLanguageBackbone": _write_chat,
 }

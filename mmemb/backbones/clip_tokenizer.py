@@ -28,13 +28,13 @@ class ClipTokenizer:
     """Gives ordinary texts the tokens that open_clip gives them.
 
     Args:
-        tokenizer: open_clip's `SimpleTokenizer`, which is changed.
+        tokenizer: open_clip's `SimpleTokenizer`, which is changed; kept as `simple`.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         import regex
 
-        self._tokenizer = tokenizer
+        self.simple = tokenizer
         self.context_length: int = tokenizer.context_length
 
         # Its pattern begins with the special tokens, and its cache holds them as whole words. The
@@ -47,13 +47,13 @@ class ClipTokenizer:
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
         """Token numbers (B, context_length); longer texts lose their end."""
         length = context_length or self.context_length
-        start, end = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id
+        start, end = self.simple.sot_token_id, self.simple.eot_token_id
         rows = [[start, *self._encode(text, length - 2), end] for text in texts]
         return torch.tensor([row + [0] * (length - len(row)) for row in rows])
 
     def _encode(self, text: str, most: int) -> list[int]:
         """The first `most` tokens; no more is read of the text than they need."""
-        tokenizer, ids = self._tokenizer, list[int]()
+        tokenizer, ids = self.simple, list[int]()
 
         # Cleaning goes line by line, at some work for each; lines of blanks come to nothing.
         text = "\n".join(line for line in text.split("\n") if line.strip())
@@ -75,7 +75,7 @@ class ClipTokenizer:
             length *= 2
 
     def _merged(self, word: str) -> list[str]:
-        tokenizer = self._tokenizer
+        tokenizer = self.simple
         tokens: list[str] = tokenizer.bpe(word).split(" ")
         if len(word) > _CACHED_WORD:  # it keeps every word that it ever saw
             tokenizer.cache.pop(word, None)

@@ -27,7 +27,7 @@ from mmemb.llm.lora import LoraSettings
 from mmemb.records.inputs import Side
 from mmemb.storage.json_files import write_json
 from mmemb.storage.trained_facts import TrainedFacts, trained_facts, write_facts
-from tests.fixtures.tiny_backbones import build_clip
+from tests.fixtures.tiny_backbones import build_joint
 from tests.fixtures.tiny_vlm import folder, picture
 
 STYLE = PromptStyle(system='Look "here".', suffix="<|endoftext|>", max_length=160)
@@ -128,9 +128,9 @@ def test_only_updates_that_exist_are_exported(lora_run: Path, tmp_path: Path) ->
 def test_what_is_no_model_of_transformers_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = saved(build_clip(tmp_path), tmp_path / "clip")
+    place = saved(build_joint(tmp_path / "parts"), tmp_path / "joint")
     given = [str(place), "--to", "transformers", "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="holds a OpenClipBackbone, which is no model of"):
+    with pytest.raises(SystemExit, match="holds a JointEncoder, which is no model of"):
         main(given)
     with pytest.raises(FileNotFoundError, match="holds no saved backbone"):
         export(tmp_path / "nowhere", "transformers", tmp_path / "out")

@@ -21,7 +21,7 @@ from mmemb.llm.prompts.chat_prompt import PromptBuilder
 from mmemb.llm.prompts.special_tokens import special_tokens
 from mmemb.records.inputs import Side
 from tests.experiments.export.test_export import STYLE, saved
-from tests.fixtures.tiny_backbones import build_clip, build_joint
+from tests.fixtures.tiny_backbones import build_clip, build_joint, build_worded_clip
 from tests.fixtures.tiny_models import write_chat_model
 from tests.fixtures.tiny_vlm import ON_EACH, folder, picture
 
@@ -160,9 +160,32 @@ def test_a_joint_encoder_is_exported_for_texts(tmp_path: Path) -> None:
 
 
 @with_sentences
+def test_a_clip_reads_texts_and_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+    from sentence_transformers import SentenceTransformer
+
+    backbone = build_worded_clip(tmp_path / "parts").eval()
+    said = export(saved(backbone, tmp_path / "clip"), "sentence-transformers", tmp_path / "out")
+    assert "in calls of their own" in said
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+
+    texts = [*TEXTS[:2], "a photo of the flag <|endoftext|> of Peru", "flag " * 40]
+    with torch.no_grad():
+        ours = backbone.encode([Side(text, "Find it.") for text in texts])
+        seen = backbone.encode([Side("", "", (picture(1, height=32, width=32),))])
+    found = torch.from_numpy(model.encode(texts, prompt="Find it. "))
+    assert (found - ours).abs().max() < 1e-5
+
+    pixels = picture(1, height=32, width=32).pixels
+    assert pixels is not None
+    shown = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    assert (torch.from_numpy(model.encode([shown])) - seen).abs().max() < 1e-5
+
+
+@with_sentences
 def test_what_would_differ_is_refused(tmp_path: Path) -> None:
     place = saved(build_clip(tmp_path), tmp_path / "clip")
-    with pytest.raises(ValueError, match="no stock modules"):
+    with pytest.raises(ValueError, match="reads texts as bytes"):
         export(place, "sentence-transformers", tmp_path / "out")
     source = saved(joint(tmp_path), tmp_path / "joint")
     wrong = "experiments.export.sentence_folder.gate_weights"
