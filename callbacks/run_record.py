@@ -87,6 +87,7 @@ class RunRecord(Callback):
         self.lock, self.announcement = lock, announcement
         self.selected = selected
 
+        self.has_begun = False  # whether a batch has been worked on
         self._started = time.monotonic()
         self._metrics: dict[str, float] = {}
         self._at_end = False
@@ -145,6 +146,12 @@ class RunRecord(Callback):
         for callback in trainer.callbacks:
             if isinstance(callback, Timer):
                 checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+    def _begin(self, *_: Any) -> None:
+        self.has_begun = True
+
+    on_train_batch_start = on_validation_batch_start = _begin
+    on_test_batch_start = on_predict_batch_start = _begin
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -46,7 +46,7 @@ from experiments.cli.encoder import check_encoder, with_encoder
 from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
-from experiments.cli.messages import innermost, reason_of, without_secrets
+from experiments.cli.messages import USER_ERRORS, innermost, reason_of, without_secrets
 from experiments.cli.missing_folders import making_commands
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
@@ -307,7 +307,7 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.subcommand]
         facts = facts_behind(config, self.subcommand)
         selected = SelectedWeights(config.select) if self.subcommand == "fit" else None
-        record = RunRecord(
+        self.record = RunRecord(
             run=str(self.run_folder),
             link=link_name(config.name, self.subcommand),
             config=self.config_text,
@@ -345,7 +345,7 @@ class ExperimentCLI(LightningCLI):
 
         # A development run keeps nothing, so it has no record.
         if not trainer.fast_dev_run:
-            trainer.callbacks.insert(0, record)
+            trainer.callbacks.insert(0, self.record)
         return trainer
 
     @override
@@ -355,6 +355,8 @@ class ExperimentCLI(LightningCLI):
                 with self._with_making_commands():
                     super()._run_subcommand(subcommand)
             except BaseException as error:
+                if isinstance(error, USER_ERRORS) and not self.record.has_begun:
+                    self.claimed.discard()
                 note_reason(self.run_folder, reason_of(error, self.run_folder))
                 raise
             if subcommand == "test" and self.trainer.is_global_zero:

@@ -122,3 +122,14 @@ def test_a_fit_starts_from_the_weights_of_a_run(
 
 def _weights(folder: Path) -> dict[str, Any]:
     return dict(torch.load(folder / "backbone/weights.pt", weights_only=True))
+
+
+def test_a_refused_fit_leaves_no_run(trunk: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was refused when the trainer had begun, before a first batch."""
+    overlay = trunk.overlays / "second.yaml"
+    second = _saving(monitor="val/recall@1", mode="max", filename="second")
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks+": [second]}}))
+    command = trunk.command("trunk", "--runs", str(trunk.runs), "--select", "best")
+    text = message_of([*command, "--config", str(overlay)], capsys)
+    assert "exactly one ModelCheckpoint must have a monitor" in text
+    assert list(trunk.folder.iterdir()) == []
