@@ -8,6 +8,7 @@ from callbacks.interruption import Interruption
 from callbacks.invocation import InvocationRatio
 from callbacks.recall import RecallAtK
 from callbacks.run_record import RunRecord
+from callbacks.selected_weights import SelectedWeights
 from callbacks.sidecar_writer import SidecarWriter
 from callbacks.training_health import TrainingHealth
 
@@ -18,6 +19,7 @@ __all__ = [
     "InvocationRatio",
     "RecallAtK",
     "RunRecord",
+    "SelectedWeights",
     "SidecarWriter",
     "StopAtStep",
     "TrainingHealth",

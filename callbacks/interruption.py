@@ -55,8 +55,13 @@ class Interruption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         inside = _in_batch(trainer) or self._validating or accumulates(trainer)
-        if inside and self._loop_state is not None:
-            checkpoint["loops"]["fit_loop"] = self._loop_state
+        if inside:
+            if self._loop_state is not None:
+                checkpoint["loops"]["fit_loop"] = self._loop_state
+
+        # Lightning would take a validation that is due after this step for done.
+        elif _ends_batch(trainer) and _validates_next(trainer):
+            checkpoint["loops"]["fit_loop"] = _before_validation(trainer, batch_is_over=False)
 
     @override
     def on_before_optimizer_step(
@@ -146,10 +151,30 @@ def _in_batch(trainer: Trainer) -> bool:
     return counts.ready != counts.processed
 
 
-def _before_validation(trainer: Trainer) -> dict[str, Any]:
+def _ends_batch(trainer: Trainer) -> bool:
+    """True in the hooks at the end of a training batch, before it counts as completed."""
+    counts = trainer.fit_loop.epoch_loop.batch_progress.current
+    return counts.ready == counts.processed == counts.completed + 1
+
+
+def _validates_next(trainer: Trainer) -> bool:
+    """True if a validation follows the batch that ends here, in a fit that nothing stops."""
+    stops, trainer.should_stop = trainer.should_stop, False
+    try:
+        return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    finally:
+        trainer.should_stop = stops
+
+
+def _before_validation(trainer: Trainer, batch_is_over: bool = True) -> dict[str, Any]:
     """The loop state as Lightning has it in the first batch of a validation: a fit that goes on
     from it runs this validation, from its start."""
     state = trainer.fit_loop.state_dict()
+    if not batch_is_over:
+        batches = state["epoch_loop.batch_progress"]
+        for counts in (batches["total"], batches["current"]):
+            counts["completed"] = counts["processed"]
+
     progress = state["epoch_loop.val_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):
         counts["ready"] = counts["started"] = counts["completed"] + 1

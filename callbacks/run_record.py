@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from callbacks.fit_end import has_ended, unfinished_fit
+from callbacks.selected_weights import SelectedWeights
 from mmemb.distributed import gather_objects
 from mmemb.records.schema import read_json, to_json
 from mmemb.storage.files import link_atomically, write_atomically
@@ -58,6 +59,7 @@ class RunRecord(Callback):
         owner: name of the person who started it.
         tags: words to find it by.
         inherited_facts: facts behind the models and sidecars that this run starts from.
+        selected: says which weights a fit leaves; None of the other subcommands.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RunRecord(Callback):
         announcement: Path | None = None,
         owner: str = "",
         tags: Sequence[str] = (),
+        selected: SelectedWeights | None = None,
     ) -> None:
         self.run = Path(run)
         self.folder = RunFolder(self.run)
@@ -82,7 +85,9 @@ class RunRecord(Callback):
 
         self.owner, self.tags = owner, list(tags)
         self.lock, self.announcement = lock, announcement
+        self.selected = selected
 
+        self.has_begun = False  # whether a batch has been worked on
         self._started = time.monotonic()
         self._metrics: dict[str, float] = {}
         self._at_end = False
@@ -141,6 +146,12 @@ class RunRecord(Callback):
         for callback in trainer.callbacks:
             if isinstance(callback, Timer):
                 checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+    def _begin(self, *_: Any) -> None:
+        self.has_begun = True
+
+    on_train_batch_start = on_validation_batch_start = _begin
+    on_test_batch_start = on_predict_batch_start = _begin
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,8 +219,12 @@ class RunRecord(Callback):
         self._at_end = False
 
     def _finish(self, trainer: Trainer, stage: str) -> None:
-        seconds = round(time.monotonic() - self._started, 1)
-        write_json(self.folder.summary, {"seconds": seconds, "metrics": self._metrics})
+        summary: dict[str, Any] = {"seconds": round(time.monotonic() - self._started, 1)}
+        # The metrics of the weights that are left, which those of the last step are not always.
+        if self.selected is not None and self.selected.record:
+            self._metrics = self._metrics | self.selected.metrics
+            summary["weights"] = self.selected.record
+        write_json(self.folder.summary, summary | {"metrics": self._metrics})
 
         files = (self.folder.config, self.folder.summary, self.folder.facts)
         products = [path for path in files if path.is_file()]
@@ -221,7 +236,9 @@ class RunRecord(Callback):
         link_atomically(self.run.parent / self.link, self.run)
 
         headlines = [f", {n} {self._metrics[n]:.3f}" for n in HEADLINES if n in self._metrics]
-        print(f"{self.run.parent / self.link}: {seconds:.0f} s{''.join(headlines)}")
+        chosen = "" if self.selected is None else self.selected.describe()
+        said = f"{summary['seconds']:.0f} s{''.join(headlines)}{chosen}"
+        print(f"{self.run.parent / self.link}: {said}")
 
     def _mark(self, finished: bool, products: Sequence[Mapping[str, Any]] = ()) -> None:
         record: dict[str, Any] = {"fingerprint": self.fingerprint, "finished": finished}

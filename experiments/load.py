@@ -19,6 +19,8 @@ from experiments.cli.input_files import place_inputs
 from experiments.cli.messages import innermost
 from experiments.runs.recorded_config import read_config
 from experiments.runs.recorded_model import check_recorded
+from experiments.runs.run_files import read_summary
+from lightning_modules.backbone_module import BackboneModule
 from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.tensor_files import read_weights
@@ -42,8 +44,9 @@ def load_run(
 
     Args:
         folder: the run, e.g. `runs/pocket/embedder`.
-        checkpoint: by default `checkpoints/last.ckpt`, else the newest one; a run that saved none
-            (predict, test) gives the module as configured.
+        checkpoint: by default the one whose weights the run has left (`select: best`), or
+            `checkpoints/last.ckpt`, else the newest one; a run that saved none (predict, test)
+            gives the module as configured.
         models: folders, files and hub ids that the configuration may name outside of the run; a
             run of this checkout may name any (docs/trust.md).
         servers: see `mmemb.load`.
@@ -73,10 +76,17 @@ def load_run(
 
     with allowing_classes(allow_classes):
         module = _build(settings, check, str(RunFolder(folder).config))
-    path = Path(checkpoint) if checkpoint else _newest_checkpoint(RunFolder(folder))
+    path = Path(checkpoint) if checkpoint else _checkpoint_of(RunFolder(folder))
 
     if path is not None:
-        _load_weights(module, path)
+        step = _load_weights(module, path)
+
+        # The last checkpoint may be older than the weights that the run has left.
+        left = read_summary(folder).weights
+        is_older = checkpoint is None and left is not None and left.step != step
+        if is_older and isinstance(module, BackboneModule):
+            with allowing_classes(allow_classes):
+                module.start_from(RunFolder(folder).backbone)
     return module.eval()
 
 
@@ -109,22 +119,29 @@ def _as_it_is(text: str) -> str:
     return text
 
 
-def _newest_checkpoint(run: RunFolder) -> Path | None:
+def _checkpoint_of(run: RunFolder) -> Path | None:
+    """Returns the checkpoint with the weights that a run has left; None if it saved none."""
+    weights = read_summary(run.path).weights
+    if weights is not None and weights.checkpoint:
+        return run.path / weights.checkpoint
+
     if run.last_checkpoint.is_file():
         return run.last_checkpoint
     return max(run.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _load_weights(module: pl.LightningModule, path: Path) -> None:
+def _load_weights(module: pl.LightningModule, path: Path) -> int:
+    """Loads a checkpoint, and returns its step."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
 
-    state = read_weights(path)["state_dict"]
+    state = read_weights(path)
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise ValueError(
             f"{path} does not fit the {type(module).__name__} of its run's config.yaml: "
             f"{str(error).splitlines()[1].strip():.300} A gate is opened with `mmemb.load`; any "
             "other run was made by another version of the code: train it again."
         ) from None
+    return int(state.get("global_step", 0))

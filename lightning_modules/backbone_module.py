@@ -23,7 +23,7 @@ from typing_extensions import override
 from lightning_modules.averaging import check_averaging
 from lightning_modules.schedule import with_schedule
 from lightning_modules.sharding import gather, save_whole, shard
-from mmemb.backbones import Backbone
+from mmemb.backbones import Backbone, load_backbone
 from mmemb.backbones.base import check_loads_again
 from mmemb.distributed import check_on_first_rank
 from mmemb.llm.lora import LoraSettings
@@ -75,6 +75,16 @@ class BackboneModule(LightningModule, ABC):
 
         # In a tuple: the same module must not be registered twice.
         self._twin: tuple[Backbone, ...] = ()
+
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of a saved backbone, before a fit begins.
+
+        Raises:
+            ValueError: they are those of another kind of backbone; see `Backbone.take_weights`.
+        """
+        # It is built a second time, which must not change the random numbers of the training.
+        with isolate_rng():
+            self.backbone.take_weights(load_backbone(str(folder)), str(folder))
 
     @override
     def setup(self, stage: str) -> None:

@@ -120,6 +120,7 @@ class GatingPolicy(LightningModule):
         self._old = OldPolicy()
         self.calibration: BudgetCalibration | None = None
         self._calibrated_at: int | None = None
+        self._is_calibrated = False  # by the weights of now
         self._calibration_rows: list[tuple[str, list[float], list[float]]] = []
         self._sums = MeanSums()
 
@@ -190,14 +191,29 @@ class GatingPolicy(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["old_policy"] = self._old.state_dict()
+        if self._is_calibrated:
+            checkpoint["calibration"] = {
+                "step": self._calibrated_at,
+                **self.calibration.to_json(),
+            }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.head is not None:
-            self._old.load_state_dict(self.head, checkpoint.get("old_policy", {}))
+        if self.head is None:
+            return
+        self._old.load_state_dict(self.head, checkpoint.get("old_policy", {}))
+
+        # That of the same weights, for a fit that leaves those of its best checkpoint.
+        saved = dict(checkpoint.get("calibration", {}))
+        self._is_calibrated = bool(saved)
+        if saved:
+            self._calibrated_at = saved.pop("step")
+            self.calibration = BudgetCalibration(**saved)
 
     @override
     def training_step(self, batch: DepthValueBatch, batch_idx: int) -> dict[str, Any]:
+        self._is_calibrated = False
+
         # Rows that are not eligible may hold NaN, whose gradient would reach every weight.
         state_BS = torch.where(batch.eligible_B[:, None], batch.inputs.state(self.state), 0.0)
         logit_BA = self.head(state_BS)
@@ -278,7 +294,7 @@ class GatingPolicy(LightningModule):
         self._calibration_rows = []
         keys, logits, costs = zip(*rows, strict=True) if rows else ((), (), ())
 
-        self._calibrated_at = self.trainer.global_step
+        self._calibrated_at, self._is_calibrated = self.trainer.global_step, True
         self.calibration = BudgetCalibration.calibrate(
             torch.tensor(logits), torch.tensor(costs), keys
         )
@@ -299,8 +315,8 @@ class GatingPolicy(LightningModule):
     @override
     def on_train_end(self) -> None:
         # Other weights give other logits, with which the calibrated prices would miss the budget.
-        step = self.trainer.global_step
-        if self._calibrated_at != step:
+        if not self._is_calibrated:
+            step = self.trainer.global_step
             when = "never" if self._calibrated_at is None else f"last at step {self._calibrated_at}"
             raise ValueError(
                 f"fit ended at step {step} without the validation that calibrates the thresholds "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,8 +34,29 @@ def schedule(optimizer: Optimizer, num_steps: int, num_warmup_steps: int) -> Lam
 
 def with_schedule(optimizer: Optimizer, trainer: Trainer, num_warmup_steps: int) -> dict[str, Any]:
     """Returns an optimizer and its schedule as `configure_optimizers` has them."""
-    scheduler = schedule(optimizer, schedule_length(trainer), num_warmup_steps)
+    num_steps = schedule_length(trainer)
+    warmup = fitting_warmup(num_warmup_steps, num_steps)
+    if warmup != num_warmup_steps and num_steps > 1:
+        rank_zero_only(print)(
+            f"The warm-up has {warmup} instead of {num_warmup_steps} steps, since the fit has "
+            f"{num_steps}: set model.num_warmup_steps below that to choose another.",
+            file=sys.stderr,
+        )
+
+    scheduler = schedule(optimizer, num_steps, warmup)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def fitting_warmup(num_warmup_steps: int, num_steps: int) -> int:
+    """Returns a warm-up that ends within the fit: a tenth of it, if the given one does not.
+
+    >>> fitting_warmup(10, 200), fitting_warmup(100, 50), fitting_warmup(10, 1)
+    (10, 5, 1)
+    """
+    if num_warmup_steps < num_steps:
+        return num_warmup_steps
+    # A learning rate that only rises, and never comes to its value, trains something else.
+    return min(num_warmup_steps, max(num_steps // 10, 1))
 
 
 def num_training_steps(trainer: Trainer) -> int | None:

@@ -66,8 +66,9 @@ def check_resume(
     if kept:
         raise ValueError(
             f"{kept[0]} {differences[kept[0]]}: a checkpoint brings the state of its optimiser, "
-            "learning rates included, so this change would do nothing. Start a new run from the "
-            "weights, or leave the optimiser as it was."
+            "learning rates included, so this change would do nothing. Leave the optimiser as it "
+            "was, or start a new run from the weights of that one, if it has finished: --init "
+            f"{run}"
         )
 
     refused = {k: v for k, v in differences.items() if not any(_covers(key, k) for key in allowed)}
@@ -76,7 +77,8 @@ def check_resume(
         keys = " ".join(refused)
         raise ValueError(
             f"{checkpoint} belongs to a run of other settings or inputs:{lines}\n"
-            f"To continue it all the same: --allow-change {keys}"
+            f"To continue it all the same: --allow-change {keys}\n"
+            f"To start a new run from its weights, if it has finished: --init {run}"
         )
 
 
@@ -103,7 +105,8 @@ def start_checkpoint(checkpoint: str | None, run: Path) -> str | None:
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Returns key -> `was X, is Y`, for every setting that was recorded otherwise."""
     # An earlier Lightning may have recorded keys that today's has no more.
-    before = deciding_trainer(recorded.get("trainer") or {})
+    select = str(settings.get("select", "last"))
+    before = deciding_trainer(recorded.get("trainer") or {}, select)
     before = {key: value for key, value in before.items() if key in settings.get("trainer", {})}
     recorded = {**recorded, "trainer": before}
 

@@ -29,6 +29,7 @@ from callbacks.fit_end import StopAtStep
 from callbacks.hparams import HParams
 from callbacks.interruption import Interruption
 from callbacks.run_record import RunRecord, fingerprint_of, note_reason
+from callbacks.selected_weights import Select, SelectedWeights
 from callbacks.training_health import TrainingHealth
 from experiments.cli.allow_class import split_allow_class
 from experiments.cli.checkpoint_check import (
@@ -46,7 +47,7 @@ from experiments.cli.encoder import check_encoder, with_encoder
 from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
-from experiments.cli.messages import innermost, reason_of, without_secrets
+from experiments.cli.messages import USER_ERRORS, innermost, reason_of, without_secrets
 from experiments.cli.missing_folders import making_commands
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
@@ -63,6 +64,8 @@ from experiments.runs.claim import ClaimedFolder
 from experiments.runs.deciding_settings import deciding_trainer
 from experiments.runs.loggers import LogFolders, keep_checkpoints_in, place_loggers
 from experiments.runs.ranked_test import RankedTest
+from experiments.runs.saved_backbone import find_backbone
+from lightning_modules.backbone_module import BackboneModule
 from mmemb.records.file_names import check_plain
 from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.fingerprints import fingerprint, input_identities
@@ -163,6 +166,18 @@ class ExperimentCLI(LightningCLI):
             help="processes or GPUs: trainer.devices",
         )
 
+        parser.add_argument(
+            "--select",
+            type=Select,
+            default="last",
+            help="weights that a fit leaves: of its last step, or of its best checkpoint",
+        )
+        parser.add_argument(
+            "--init",
+            type=str | None,
+            help="run whose weights a fit starts from, with a new optimiser, at step 0",
+        )
+
         # The record of the run, and what is checked before anything is made.
         parser.add_argument("--owner", type=str, default=_user(), help="recorded with the run")
         parser.add_argument(
@@ -251,6 +266,8 @@ class ExperimentCLI(LightningCLI):
         self.fingerprint = run_fingerprint(config, self.subcommand)
         self.settings = settings_of(config, self.subcommand)
         outputs = own_outputs(config, self.subcommand)
+        if self.subcommand == "fit":
+            check_init(config)
         self.inputs = input_identities(self.settings, outputs, find_input)
         check_reuse(config, outputs)
 
@@ -280,6 +297,8 @@ class ExperimentCLI(LightningCLI):
         try:
             with self._with_making_commands():
                 super().instantiate_classes()
+                if self.subcommand == "fit" and (init := self.config[self.subcommand].init):
+                    take_weights(self.model, init)
         except BaseException:
             self.claimed.abandon()
             raise
@@ -288,7 +307,8 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]
         facts = facts_behind(config, self.subcommand)
-        record = RunRecord(
+        selected = SelectedWeights(config.select) if self.subcommand == "fit" else None
+        self.record = RunRecord(
             run=str(self.run_folder),
             link=link_name(config.name, self.subcommand),
             config=self.config_text,
@@ -299,6 +319,7 @@ class ExperimentCLI(LightningCLI):
             owner=config.owner or "",
             tags=config.tags,
             inherited_facts=facts,
+            selected=selected,
         )
 
         # Lightning's own default would put its files into `lightning_logs/version_N` below the
@@ -313,7 +334,7 @@ class ExperimentCLI(LightningCLI):
 
         if self.subcommand == "fit":
             trainer.callbacks.insert(0, TrainingHealth())
-            trainer.callbacks.append(StopAtStep())
+            trainer.callbacks += [selected, StopAtStep()]
             trainer.fit_loop = WholeFitLoop.of(trainer)
 
         if self.subcommand in ("fit", "test"):
@@ -325,7 +346,7 @@ class ExperimentCLI(LightningCLI):
 
         # A development run keeps nothing, so it has no record.
         if not trainer.fast_dev_run:
-            trainer.callbacks.insert(0, record)
+            trainer.callbacks.insert(0, self.record)
         return trainer
 
     @override
@@ -335,6 +356,8 @@ class ExperimentCLI(LightningCLI):
                 with self._with_making_commands():
                     super()._run_subcommand(subcommand)
             except BaseException as error:
+                if isinstance(error, USER_ERRORS) and not self.record.has_begun:
+                    self.claimed.discard()
                 note_reason(self.run_folder, reason_of(error, self.run_folder))
                 raise
             if subcommand == "test" and self.trainer.is_global_zero:
@@ -484,6 +507,40 @@ def check_reuse(config: Namespace, outputs: list[Path]) -> None:
         )
 
 
+def check_init(config: Namespace) -> None:
+    """Raises ValueError if `init` names no weights that a fit of this configuration could take."""
+    if not config.init:
+        return
+    if config.get("ckpt_path"):
+        raise ValueError(
+            f"init {config.init} and ckpt_path {config.ckpt_path} both name weights to start from: "
+            "a new training needs init alone, a continued one ckpt_path alone."
+        )
+
+    # The fingerprint would change with the link, and the pipeline would train it again and again.
+    link = experiment_folder(config).run(config.name).path
+    if Path(config.init).absolute().is_relative_to(link.absolute()):
+        raise ValueError(
+            f"init {config.init} lies below the link {link}, which this fit moves to its own run: "
+            f"name the folder behind it ({link.resolve()}), or give the new fit another --name."
+        )
+    find_backbone(Path(config.init))  # before a folder is claimed
+
+
+def take_weights(module: pl.LightningModule, init: str) -> None:
+    """Gives a module the weights that a run has left.
+
+    Raises:
+        ValueError: the module trains no backbone, or another one than that run.
+    """
+    if not isinstance(module, BackboneModule):
+        raise ValueError(
+            f"init {init} names the weights of a backbone, but {type(module).__name__} trains none "
+            "of its own: leave init out."
+        )
+    module.start_from(find_backbone(Path(init)).folder)
+
+
 def with_base(arguments: list[str]) -> list[str]:
     """Puts `--config base.yaml` behind the subcommand, in front of the user's configs."""
     for position, argument in enumerate(arguments):
@@ -504,8 +561,14 @@ def settings_of(config: Namespace, subcommand: str, machine: bool = False) -> di
         if arguments.get(key, ABSENT) is None:
             del arguments[key]
 
-    trainer = deciding_trainer(data["trainer"])
+    select = data.get("select") or "last"
+    trainer = deciding_trainer(data["trainer"], select if subcommand == "fit" else "last")
     kept = {key: data[key] for key in ("model", "data", "seed_everything")}
+    # Its default counts as nothing, so that fingerprints of earlier runs stay as they are.
+    if subcommand == "fit" and select != "last":
+        kept["select"] = select
+    if subcommand == "fit" and data.get("init"):
+        kept["init"] = data["init"]
     if not machine:
         kept["model"] = without_machine_keys(kept["model"])
     return {"subcommand": subcommand, "trainer": trainer, **kept}
@@ -524,6 +587,10 @@ def facts_behind(config: Namespace, subcommand: str) -> TrainedFacts:
     # A judge that chooses among rationales trains no weights: its facts are recorded apart.
     facts = inherited_facts(training, outputs)
     facts |= inherited_facts(choosing, outputs).as_calibrated()
+
+    # The weights, besides the run: a run that has lost its list of facts is noticed there.
+    if subcommand == "fit" and config.init:
+        facts |= inherited_facts(str(find_backbone(Path(config.init)).folder))
 
     # An earlier run of the same name is an output, but its checkpoint is where this one starts.
     return facts | inherited_facts(config.get("ckpt_path"))

@@ -66,3 +66,7 @@ class WholeFitLoop(_FitLoop):
         self.epoch_loop.val_loop.run()
 
         trainer.training = True
+
+        # Where every epoch is validated once, a best checkpoint is saved at the end of the epoch.
+        for callback in trainer.checkpoint_callbacks:
+            callback.on_train_epoch_end(trainer, trainer.lightning_module)

@@ -36,6 +36,15 @@ def check_trainer_options(trainer: Namespace, subcommand: str = "fit") -> None:
             "`python -m experiments.bench`."
         )
 
+    # Weights that were never trained would count as a finished fit.
+    for key in ("max_steps", "max_epochs"):
+        if subcommand == "fit" and trainer.get(key) == 0:
+            short = " (--steps)" * (key == "max_steps")
+            raise ValueError(
+                f"trainer.{key}{short} is 0, so that fit would train nothing: set at least 1, or "
+                "measure an encoder as it came with `test`."
+            )
+
     # Without a batch Lightning skips the command and returns as if it were done.
     name = f"limit_{LIMITED[subcommand]}_batches"
     if trainer.get(name) == 0:

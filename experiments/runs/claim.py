@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -153,6 +154,17 @@ class ClaimedFolder:
 
         path = None if launch is None else announce(experiment, launch, fingerprint, run)
         return cls(run, lock, path)
+
+    def discard(self) -> None:
+        """Removes the folder of a run that was refused before its first batch, so that no list
+        shows it; one that has saved a state stays."""
+        if self.lock is not None and not RunFolder(self.path).checkpoints.exists():
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry.name != LOCK:
+                    entry.unlink(missing_ok=True)
+        self.abandon()
 
     def abandon(self) -> None:
         """Removes a new folder in which nothing has been written, after a mistake of the user."""

@@ -43,7 +43,7 @@ FREE_CALLBACKS = {
     lightning_callbacks.TQDMProgressBar: "as ProgressBar",
     lightning_callbacks.ModelSummary: "prints the layers",
     lightning_callbacks.RichModelSummary: "prints the layers",
-    lightning_callbacks.ModelCheckpoint: "saves states, changes none: the last weights are left",
+    lightning_callbacks.ModelCheckpoint: "saves states, changes none (but see `select`)",
     lightning_callbacks.OnExceptionCheckpoint: "as ModelCheckpoint",
     lightning_callbacks.Timer: "as max_time",
     lightning_callbacks.LearningRateMonitor: "logs",
@@ -55,11 +55,12 @@ FREE_CALLBACKS = {
 _LIGHTNING = "lightning.pytorch."
 
 
-def deciding_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
+def deciding_trainer(trainer: Mapping[str, Any], select: str = "last") -> dict[str, Any]:
     """Returns the settings of a trainer that decide results.
 
     Args:
         trainer: block `trainer` of a configuration, as plain data.
+        select: weights that a fit leaves; with `best` a checkpoint that monitors decides, too.
 
     Returns:
         Key -> value. Callbacks are one text: a folder that one of them names is written by the run,
@@ -71,8 +72,18 @@ def deciding_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
     callbacks = kept.pop("callbacks", None) or []
     blocks = callbacks if isinstance(callbacks, list) else [callbacks]
 
-    counted = [block for block in blocks if _class_of(block) not in FREE_CALLBACKS]
+    counted = [
+        block
+        for block in blocks
+        if _class_of(block) not in FREE_CALLBACKS or (select == "best" and _monitors(block))
+    ]
     return kept | {"callbacks": canonical_json(counted)}
+
+
+def _monitors(block: Any) -> bool:
+    return _class_of(block) is lightning_callbacks.ModelCheckpoint and bool(
+        (block.get("init_args") or {}).get("monitor")
+    )
 
 
 def _class_of(block: Any) -> object:

@@ -10,10 +10,22 @@ from mmemb.storage.run_folder import RunFolder
 
 
 @final
+class SavedWeights(Schema):
+    """The step whose weights a fit has left; see `callbacks.SelectedWeights`."""
+
+    select: str
+    step: int
+    metric: str = ""
+    value: float | None = None
+    checkpoint: str = ""
+
+
+@final
 class RunSummary(Schema):
     """A `summary.json`; a metric that was not finite is None."""
 
     seconds: float | None = None
+    weights: SavedWeights | None = None
     metrics: dict[str, float | None] = {}
 
 

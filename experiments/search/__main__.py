@@ -22,6 +22,7 @@ from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Unit
 from mmemb.gate.loading import find_model
 from mmemb.media import side
+from mmemb.media.inputs import is_file_name
 from mmemb.records.inputs import Side
 from mmemb.records.rationales import Rationale
 from mmemb.retrieval.exact_search import exact_top
@@ -153,7 +154,12 @@ def _answer(options: argparse.Namespace) -> Answer:
 def _side(options: argparse.Namespace) -> Side:
     if not options.query and not options.image:
         raise ValueError("There is nothing to search for: give --query, --image or both.")
-    # The query is a text, whatever file it may name.
+    # The letters of a name would be searched, and any candidate be near them.
+    if is_file_name(options.query):
+        raise ValueError(
+            f"--query {options.query} is the name of a file, and a query is a text: search by the "
+            f"picture with --image {options.query}, or write the text in other words."
+        )
     media = tuple(media for path in options.image for media in side(path).media)
     return Side(options.query, options.instruction, media)
 

@@ -182,6 +182,38 @@ class Backbone(nn.Module, ABC):
             raise ValueError("this backbone has LoRA updates already")
         self._tuned = (attach_lora(self.language_part, settings, seed),)
 
+    def take_weights(self, saved: Backbone, where: str) -> None:
+        """Copies all weights of another backbone; low-rank updates of this one stay as they start.
+
+        Args:
+            saved: of the same class and settings.
+            where: names it, for the error.
+
+        Raises:
+            ValueError: it is of another class, or its weights have other names or shapes.
+        """
+        # A layer with low-rank updates has its own weights one level deeper.
+        own = {
+            name.replace(".base_layer.", "."): weight
+            for name, weight in self.state_dict().items()
+            if ".lora_" not in name
+        }
+        given = saved.state_dict()
+
+        shapes = [{name: w.shape for name, w in weights.items()} for weights in (own, given)]
+        wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
+        if type(saved) is not type(self) or wrong:
+            count = f"{len(wrong)} weights differ in name or shape"
+            more = f" ({count}, such as {wrong[0]})" if wrong else ""
+            raise ValueError(
+                f"{where} holds a {type(saved).__name__} whose weights do not fit the configured "
+                f"{type(self).__name__}{more}: configure the backbone as that run did."
+            )
+
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(given[name])
+
     @property
     def language_part(self) -> nn.Module | None:
         """The part of transformers that takes low-rank updates; None if there is none."""

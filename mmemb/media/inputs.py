@@ -254,7 +254,7 @@ def _check_text(text: str) -> None:
         path = text.partition("?")[0].partition("#")[0]
         kind = "the URL of a file" if path.lower().endswith(_SUFFIXES) else ""
         remedy = "fetch it, and give its Path"
-    elif len(text) <= _LONGEST_PATH and text.lower().endswith(_SUFFIXES) and os.path.isfile(text):
+    elif is_file_name(text):
         kind, remedy = "a file that is there", "wrap it in Path(...)"
 
     if kind:
@@ -262,6 +262,12 @@ def _check_text(text: str) -> None:
             f"{_shown(text)} names {kind}, and a str is always a text: {remedy} if the file is "
             "meant, or give Side(text=...) if the text is."
         )
+
+
+def is_file_name(text: str) -> bool:
+    """Tells whether a text is the name of a picture or clip that is there."""
+    may_be_one = len(text) <= _LONGEST_PATH and text.lower().endswith(_SUFFIXES)
+    return may_be_one and os.path.isfile(text)
 
 
 def _no_file(text: str) -> ValueError:

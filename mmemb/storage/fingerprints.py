@@ -69,13 +69,18 @@ def named_paths(
     elif isinstance(settings, list | tuple):
         for value in settings:
             yield from named_paths(value, outputs, find)
-    elif (
-        isinstance(settings, str) and settings and len(settings) < 4096 and find(settings).exists()
-    ):
+    elif isinstance(settings, str) and settings and _is_there(settings, find):
         path = Path(settings).absolute()
         # Outputs count by name alone: they change while the run writes them.
         if not any(path.is_relative_to(output.absolute()) for output in outputs):
             yield settings
+
+
+def _is_there(name: str, find: Callable[[str], Path]) -> bool:
+    try:
+        return find(name).exists()
+    except OSError:  # a text too long for a name, such as that of several callbacks
+        return False
 
 
 def _identity(path: Path) -> str:

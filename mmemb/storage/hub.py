@@ -7,13 +7,18 @@ It repeats requests for half a minute where there is no network, so the hub is a
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
 from mmemb.records.text import quote
 
 SECONDS = 5
-"""Longest wait for the first answer of a hub."""
+"""Longest wait for the first byte of an answer of a hub, and for each further piece of it."""
+
+WHOLE_SECONDS = 10
+"""Longest wait for the whole first answer: a hub may send it in endless small pieces."""
 
 
 @final
@@ -42,7 +47,7 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def hub_answers(name: str, revision: str | None = None, token: str | bool | None = None) -> bool:
-    """Tells whether the hub answers within `SECONDS`; False also in offline mode.
+    """Tells whether the hub answers within `WHOLE_SECONDS`; False also in offline mode.
 
     Args:
         name: hub id, with a `/` or (of old models) without.
@@ -67,7 +72,10 @@ def hub_answers(name: str, revision: str | None = None, token: str | bool | None
 
     hub = constants.ENDPOINT
     try:
-        HfApi().model_info(name, revision=revision, timeout=SECONDS, token=token)
+        within(
+            WHOLE_SECONDS,
+            lambda: HfApi().model_info(name, revision=revision, timeout=SECONDS, token=token),
+        )
     except HFValidationError as error:
         raise HubError(f"{name!r} is no id of a hub: {quote(error)}") from None
     except GatedRepoError:
@@ -90,6 +98,30 @@ def hub_answers(name: str, revision: str | None = None, token: str | bool | None
     except (HTTPError, OSError, *_NO_HUB):  # no network, no such host, or no answer of a hub
         return False
     return True
+
+
+def within(seconds: float, ask: Callable[[], object]) -> None:
+    """Calls a function that may wait for ever; what it raises is raised here.
+
+    Raises:
+        TimeoutError: it has not returned in time; it is left alone, and ends with the process.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            ask()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+    if thread.is_alive():
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+    if raised:
+        raise raised[0]
 
 
 def model_folder(

@@ -227,3 +227,28 @@ def test_two_ranks_learn_what_one_learns(
         torch.testing.assert_close(two, one, atol=1e-3, rtol=1e-3)
     one, two = (torch.tensor(found.calibration.logits) for found in heads)
     torch.testing.assert_close(two, one, atol=2e-3, rtol=1e-3)
+
+
+def test_the_calibration_goes_with_the_weights(
+    tmp_path: Path, embedder: Path, tiny_root: Path
+) -> None:
+    """A gate of its best checkpoint (`select: best`) has the prices of budgets of that step."""
+
+    def gate() -> GatingPolicy:
+        facts = str(tiny_root / "facts.json")
+        module = GatingPolicy(str(embedder), str(tmp_path), {"full": TableWriter(facts)})
+        module.head = MlpDepthHead(WIDTH, 2, hidden_dim=0)
+        return module
+
+    first, second, checkpoint = gate(), gate(), {}
+    trainer = trainer_of(tmp_path, max_steps=1, limit_train_batches=1, limit_val_batches=1.0)
+    trainer.fit(first, datamodule=Planted())
+    first.on_save_checkpoint(checkpoint)
+    second.on_load_checkpoint(checkpoint)
+    assert second.calibration == first.calibration
+
+    # A step later the prices are those of other weights, so no checkpoint holds them.
+    first.log_dict = lambda values, **_: None  # type: ignore[method-assign]
+    first.training_step(planted("gate", range(8)), 0)
+    first.on_save_checkpoint(later := {})
+    assert "calibration" not in later

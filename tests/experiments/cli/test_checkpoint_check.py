@@ -68,7 +68,8 @@ def test_every_difference_is_listed_with_the_flag_that_allows_it(checkpoint: Pat
     assert "data.init_args.batch_size was 8, is 16" in text
     assert "trainer.max_steps was 4, is 9" in text
     assert "data/pocket holds other data than when the run was started" in text
-    assert text.endswith("--allow-change trainer.max_steps data.init_args.batch_size data/pocket")
+    assert "--allow-change trainer.max_steps data.init_args.batch_size data/pocket\n" in text
+    assert text.endswith(f"if it has finished: --init {checkpoint.parent.parent}")
 
 
 def test_what_is_allowed_may_differ_and_nothing_else(checkpoint: Path) -> None:

@@ -36,7 +36,12 @@ from experiments.cli.unwritable_defaults import drop_unwritable_defaults
 from experiments.plan.settings import Settings
 from lightning_modules import ContrastiveEmbedder
 from lightning_modules.averaging import check_averaging
-from lightning_modules.schedule import num_training_steps, schedule, schedule_length
+from lightning_modules.schedule import (
+    num_training_steps,
+    schedule,
+    schedule_length,
+    with_schedule,
+)
 from mmemb.backbones import load_backbone
 from mmemb.storage.shard_index import ShardIndex
 from mmemb.training.path_losses import PathLosses
@@ -201,6 +206,31 @@ def test_a_command_without_a_batch_is_refused(subcommand: str, batches: str) -> 
     limits = {f"limit_{batches}_batches": 0, "default_root_dir": None, "barebones": False}
     with pytest.raises(ValueError, match=rf"limit_{batches}_batches is 0.*would do nothing"):
         check_trainer_options(Namespace(limits), subcommand)
+
+
+@pytest.mark.parametrize("key", ["max_steps", "max_epochs"])
+def test_a_fit_of_no_step_is_refused(key: str) -> None:
+    limits = {key: 0, "default_root_dir": None, "barebones": False}
+    with pytest.raises(
+        ValueError, match=rf"trainer\.{key}.* is 0, so that fit would train nothing"
+    ):
+        check_trainer_options(Namespace(limits), "fit")
+
+
+def test_a_warm_up_ends_within_the_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    trainer = rank_of(0, 1, max_steps=20, max_epochs=-1)
+    scheduler = with_schedule(optimizer, trainer, 100)["lr_scheduler"]["scheduler"]
+    assert "The warm-up has 2 instead of 100 steps, since the fit has 20" in capsys.readouterr().err
+
+    rates = []
+    for _ in range(20):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == 1.0
+    assert rates[-1] < 0.1
 
 
 def test_options_that_would_be_ignored_are_refused(tmp_path: Path, tiny_root: Path) -> None:

@@ -126,9 +126,9 @@ def test_a_picture_finds_itself(
     first = capsys.readouterr().out.splitlines()[1].split()
     assert first[1:] == ["1.0000", "flags/country-07"]
 
-    # A query is a text, even if a file has its name.
-    call(saved / "backbone", tiny_root, tmp_path, "--query", str(image), "--gallery", "flags")
-    assert capsys.readouterr().out.splitlines()[1].split()[1] != "1.0000"
+    # The letters of its name would find something, too.
+    with pytest.raises(SystemExit, match=f"search by the picture with --image {image}, or write"):
+        call(saved / "backbone", tiny_root, tmp_path, "--query", str(image))
 
 
 def test_what_a_backbone_writes_by_itself_is_shown() -> None:

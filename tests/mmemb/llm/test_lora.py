@@ -78,3 +78,19 @@ def test_cached_gradients_on_two_ranks_equal_those_of_one(tmp_path: Path, retain
 def test_who_has_no_lora_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="OpenClipBackbone takes no LoRA"):
         ContrastiveEmbedder(build_clip(tmp_path), lora=LORA)
+
+
+def test_weights_of_another_embedder_are_taken_below_fresh_updates(tmp_path: Path) -> None:
+    """A new training starts from a run's weights, with or without low-rank updates."""
+    trained = build_joint(tmp_path)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.add_(0.01)
+
+    backbone = build_joint(tmp_path).eval()
+    backbone.attach_lora(LORA)
+    backbone.take_weights(trained, "a run")
+    expected = trained.eval().encode(SIDES, [HELPFUL, None])
+    torch.testing.assert_close(backbone.encode(SIDES, [HELPFUL, None]), expected)
+    with pytest.raises(ValueError, match="a run holds a OpenClipBackbone whose weights do not fit"):
+        backbone.take_weights(build_clip(tmp_path), "a run")

@@ -131,6 +131,17 @@ def test_a_reply_that_is_none_of_a_hub_is_no_answer(
     assert one_sentence(error)
 
 
+def test_a_hub_that_drips_its_reply_is_given_up(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then keeps the connection's own limit of time from being reached."""
+    hub.drips = True
+    monkeypatch.setattr("mmemb.storage.hub.WHOLE_SECONDS", 0.3)
+    with pytest.raises(HubError, match="does not answer"):
+        mmemb.load("org/other", cache_dir=tmp_path)
+    hub.drips = False
+
+
 def test_files_of_a_hub_stay_in_its_cache(
     hub: Hub, gated: AdaptiveEmbedder, tmp_path: Path
 ) -> None:
