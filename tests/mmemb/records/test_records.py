@@ -46,10 +46,11 @@ def test_a_model_inherits_the_facts_of_what_teaches_it(tmp_path: Path) -> None:
                 "val_rationales": made_by("validated"),
             },
         ),
+        init=None,
         ckpt_path=made_by("checkpoint"),
     )
-    taught = frozenset({"start", "teacher", "miner", "tuned writer", "checkpoint"})
-    assert facts_behind(config, "fit") == TrainedFacts(taught, frozenset({"validated"}))
+    taught = {"start", "teacher", "miner", "tuned writer", "checkpoint"}
+    assert facts_behind(config, "fit") == TrainedFacts(frozenset(taught), frozenset({"validated"}))
 
 
 def test_what_judges_choose_goes_back_to_who_wrote_it(tmp_path: Path) -> None:

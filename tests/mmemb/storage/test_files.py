@@ -275,6 +275,7 @@ WRITES_OTHERWISE = {
     "experiments/planted/figure.py": "a picture in memory",
     "experiments/export/published_files.py": "within `whole_folder` of the export",
     "experiments/report/pages/figure.py": "within `whole_folder` of the report",
+    "experiments/export/open_clip_folder.py": "within `whole_folder` of the export",
     "experiments/export/sentence_folder.py": "within `whole_folder` of the export",
     "experiments/run.py": "a log in the folder of temporary files",
 }
