@@ -25,6 +25,7 @@ from mmemb.benchmarks.score_files import (
 from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings
 from mmemb.distributed import gather_objects, gather_ragged
 from mmemb.records.batches import RankingBatch, TaskEnd
+from mmemb.records.counted_nouns import counted
 from mmemb.records.file_names import check_apart
 from mmemb.records.inputs import Side
 from mmemb.records.outputs import step_output
@@ -79,7 +80,8 @@ class BenchmarkScores(FolderWriter):
             for task in tasks
         ]
         if trainer.is_global_zero:
-            print(f"{self.folder}: {len(roots) - len(pending)} roots scored, {len(pending)} to do")
+            scored = counted(len(roots) - len(pending), "root")
+            print(f"{self.folder}: {scored} scored, {len(pending)} to do")
 
     @override
     def on_test_batch_end(

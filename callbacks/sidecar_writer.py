@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from callbacks.folder_writer import FolderWriter
 from mmemb.distributed import gather_objects
+from mmemb.records.counted_nouns import counted
 from mmemb.records.outputs import SidecarRow, step_output
 from mmemb.storage.manifests import Origin
 from mmemb.storage.protocols import ShardData, require
@@ -70,7 +71,7 @@ class SidecarWriter(FolderWriter):
         data.pending_shards = pending
         self._written = list(existing)
         if trainer.is_global_zero:
-            print(f"{self.folder}: {len(existing)} shards exist, {len(pending)} to make")
+            print(f"{self.folder}: {counted(len(existing), 'shard')} there, {len(pending)} to make")
 
     @override
     def on_predict_batch_end(

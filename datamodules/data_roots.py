@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.sample_json import CandidateJson, QueryJson, check_index
+from mmemb.records.counted_nouns import counted
 from mmemb.records.inputs import Media, Side
 from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.records.schema import Excerpt, read_json
@@ -177,8 +178,8 @@ def _listed_rows(listed: NDArray[Any], num_repeats: int) -> tuple[int, ...]:
         raise ValueError(f"candidates.npy lists row {min(rows)}: expected rows from 0.")
     if (repeats := len(rows) - len(set(rows))) != num_repeats:
         raise ValueError(
-            f"candidates.npy repeats {repeats} rows, the json states {num_repeats} as {REPEATS!r}: "
-            "expected every candidate once unless the published list repeats some."
+            f"candidates.npy repeats {counted(repeats, 'row')}, the json states {num_repeats} as "
+            f"{REPEATS!r}: expected every candidate once unless the published list repeats some."
         )
     return rows
 
@@ -231,7 +232,7 @@ def revision_and_losses(root: Path) -> tuple[str, str]:
     """Reads the data's revision from the manifest of a root, and why rows are missing."""
     path = root / MANIFEST
     stated = read_json(path, _ManifestJson, _PREPARE) if path.is_file() else _ManifestJson()
-    why = f"{len(stated.skipped)} rows left out by prepare" if stated.partial else ""
+    why = f"{counted(len(stated.skipped), 'row')} left out by prepare" if stated.partial else ""
     return stated.revision or "", why
 
 

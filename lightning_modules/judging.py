@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from tqdm import tqdm
 
 from mmemb.records.batches import PairRowBatch
+from mmemb.records.counted_nouns import counted
 from mmemb.selection import PairJudge
 from mmemb.selection.pair_scores import judge_pairs
 from mmemb.storage.fingerprints import fingerprint
@@ -44,7 +45,7 @@ def judge_missing(trainer: Trainer, data: JudgeData, judge: PairJudge, num_place
         existing = existing_shards(folder, mark, origins)
         missing = [name for name in origins if name not in existing]
         if rank == 0:
-            print(f"{folder}: {len(existing)} shards exist, {len(missing)} to judge")
+            print(f"{folder}: {counted(len(existing), 'shard')} there, {len(missing)} to judge")
         barrier()  # no rank writes before all have seen the same holes
 
         loader = data.judge_loader(missing[rank::world])

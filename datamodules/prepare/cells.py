@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any, final
 
+from mmemb.records.counted_nouns import with_article
 from mmemb.records.text import has_text
 
 MAX_LETTERS = 1_000_000
@@ -155,4 +156,4 @@ def _kind(value: Any) -> str:
             return "an object"
         case bytes():
             return "bytes"
-    return f"a {type(value).__name__}"
+    return with_article(type(value).__name__)

@@ -6,6 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from mmemb.records.counted_nouns import counted
+
 
 def add_converting(parser: argparse.ArgumentParser, of: str) -> None:
     """Adds the arguments by which a converter works.
@@ -30,4 +32,4 @@ def raise_failures(failures: Sequence[str], count: int, of: str) -> None:
     """Raises ValueError with what is wrong with each of some tasks or sources, if any is."""
     if failures:
         listed = "\n".join(f"- {failure}" for failure in failures)
-        raise ValueError(f"{len(failures)} of {count} {of}(s) failed:\n{listed}")
+        raise ValueError(f"{len(failures)} of {counted(count, of)} failed:\n{listed}")

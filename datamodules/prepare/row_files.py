@@ -14,6 +14,7 @@ import numpy as np
 
 from datamodules.lines import split_lines
 from datamodules.prepare.cells import MAX_LETTERS, Broken, CellError, shown
+from mmemb.records.counted_nouns import counted, with_article
 from mmemb.records.schema import SchemaError, parse_json
 
 _BATCH = 1024
@@ -71,8 +72,8 @@ def csv_rows(path: Path, see: Callable[[list[str]], None]) -> Iterator[Cells | B
                 if any(_is_record(line, len(names)) for line in lines.taken[1:]):
                     lines.give_back()
                 yield Broken(
-                    f"{len(row)} cells, but the heading has {len(names)}: expected a text with a "
-                    "comma to stand in quotes"
+                    f"{counted(len(row), 'cell')}, but the heading has {len(names)}: expected a "
+                    "text with a comma to stand in quotes"
                 )
 
 
@@ -83,7 +84,7 @@ def check_heading(path: Path, names: list[str]) -> None:
         ValueError: names the columns.
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: column(s) {shown(twice)} occur twice in the heading.")
+        raise ValueError(f"{path}: columns occur twice in the heading: {shown(twice)}.")
 
 
 def _csv_records(lines: _Lines) -> Iterator[list[str] | Broken]:
@@ -215,7 +216,8 @@ def _value(cell: Any) -> Any:
 
         return Broken(f"{shown(error.object)} {fault}")
     except Exception as error:  # as above
-        return Broken(f"is a {cell.type} that cannot be read ({type(error).__name__})")
+        kind = with_article(str(cell.type))
+        return Broken(f"is {kind} that cannot be read ({type(error).__name__})")
 
 
 def json_rows(data: bytes) -> Iterator[Cells | Broken]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import final
 
 from experiments.runs.run_files import read_summary
+from mmemb.records.counted_nouns import counted
 
 
 @final
@@ -47,5 +48,7 @@ def total_line(stages: Sequence[ExpectedMinutes]) -> str:
     """Returns one line with the sum of all stages that would run."""
     known = [stage.minutes for stage in stages if stage.minutes is not None]
     unknown = len(stages) - len(known)
-    without = f", without {unknown} stage(s) whose minutes are not known" if unknown else ""
+    without = (
+        f", without {counted(unknown, 'stage')} whose minutes are not known" if unknown else ""
+    )
     return f"all stages: about {sum(known):.1f} minutes{without}"

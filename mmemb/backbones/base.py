@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmemb.llm.lora import LoraSettings, attach_lora
+from mmemb.records.counted_nouns import counted
 from mmemb.records.inputs import Side
 from mmemb.records.old_names import with_new_names
 from mmemb.records.rationales import Rationale
@@ -325,9 +326,9 @@ class Backbone(nn.Module, ABC):
             what = "zero" if bool(vector_BD[position].isfinite().all()) else "not finite"
             raise ValueError(
                 f"{type(self).__name__} makes a vector that is {what} of side {position} (text "
-                f"{side.text[:60]!r}, {len(side.media)} picture(s)), so it has no direction. The "
-                "weights are broken or their dtype is too narrow, or nothing of the side is read: "
-                "leave it out, or take another checkpoint."
+                f"{side.text[:60]!r}, {counted(len(side.media), 'picture')}), so it has no "
+                "direction. The weights are broken or their dtype is too narrow, or nothing of the "
+                "side is read: leave it out, or take another checkpoint."
             )
         return unit_BD
 

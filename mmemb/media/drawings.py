@@ -16,6 +16,8 @@ from mmemb.media.pictures import PictureError, check_picture, read_pixels
 from mmemb.media.resvg_process import REFUSED
 from mmemb.records.text import has_text, printable
 
+SUFFIX = ".svg"
+
 LONGEST_SIDE = 512
 """Pixels of a drawing's longer side, whatever size it states: towers read fewer."""
 
@@ -47,7 +49,12 @@ def is_drawing(data: bytes) -> bool:
 
 
 def draw_pixels(data: bytes, where: str) -> Tensor:
-    """Draws an SVG on white, with its aspect, as uint8 (3, H, W).
+    """Draws an SVG on white, with its aspect, as uint8 (3, H, W); see `draw_picture`."""
+    return read_pixels(draw_picture(data, where), ["PNG"], printable(where))
+
+
+def draw_picture(data: bytes, where: str) -> bytes:
+    """Draws an SVG with its aspect, as a PNG file.
 
     Pictures inside of it must be data URLs. Letters are refused: which font draws them depends on
     the machine, and without one they would be missing.
@@ -77,7 +84,7 @@ def draw_pixels(data: bytes, where: str) -> Tensor:
         raise
     except (ElementTree.ParseError, RecursionError, ValueError) as error:
         raise _cannot_be_drawn(name, str(error)) from None
-    return read_pixels(_draw(text, name), ["PNG"], name)
+    return _draw(text, name)
 
 
 def _draw(text: str, name: str) -> bytes:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mmemb.media.clips import ANIMATED, CLIPS, head_of, is_animated, read_clip
 from mmemb.media.containers import is_moving_kind
 from mmemb.media.data_urls import PREFIX, picture_of_url
+from mmemb.media.drawings import SUFFIX as DRAWING
 from mmemb.media.drawings import draw_pixels, is_drawing
 from mmemb.media.frames import check_sizes, choose_frames, frame_files
 from mmemb.media.libraries import require_library
@@ -35,6 +36,7 @@ from mmemb.media.pictures import (
     picture_bytes,
     read_pixels,
 )
+from mmemb.records.counted_nouns import with_article
 from mmemb.records.inputs import Media, Side
 from mmemb.records.nearest_name import nearest
 from mmemb.records.text import printable
@@ -54,7 +56,7 @@ NUM_FRAMES = 8
 KEYS = ("text", "image", "video", "instruction")
 """Keys of a dictionary that is a side; sentence-transformers has the first three as well."""
 
-_SUFFIXES = (*sorted(PICTURES | CLIPS), ".svg")
+_SUFFIXES = (*sorted(PICTURES | CLIPS), DRAWING)
 _URLS = ("http://", "https://")
 _LONGEST_PATH = 4096
 
@@ -180,8 +182,8 @@ def side(value: Any, instruction: str = "", num_frames: int = NUM_FRAMES) -> Sid
             return _side_of_dict(value, instruction, num_frames)
         case list() | tuple() if not are_media(value):
             raise ValueError(
-                f"{_shown(value)} is a {type(value).__name__}: expected one input. Give several "
-                'pictures as {"image": [...]}, and frames as {"video": [...]}.'
+                f"{_shown(value)} is {with_article(type(value).__name__)}: expected one input. "
+                'Give several pictures as {"image": [...]}, and frames as {"video": [...]}.'
             )
 
     media = clip(value, num_frames) if _is_clip(value) else (picture(value),)
@@ -360,8 +362,8 @@ def _checked_image(value: Any) -> Picture:
 
     if not isinstance(value, Image.Image):
         raise ValueError(
-            f"{_shown(value)} is a {type(value).__name__}: expected a text, a Path, bytes, an "
-            "image of Pillow, an array, a dictionary, Media or Side."
+            f"{_shown(value)} is {with_article(type(value).__name__)}: expected a text, a Path, "
+            "bytes, an image of Pillow, an array, a dictionary, Media or Side."
         )
     if value.format in ANIMATED and getattr(value, "is_animated", False):
         raise PictureError(

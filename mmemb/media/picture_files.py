@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmemb.media.clips import CLIPS, read_clip
+from mmemb.media.drawings import SUFFIX as DRAWING
+from mmemb.media.drawings import draw_picture
 from mmemb.media.frames import check_sizes, frame_files
 from mmemb.media.pictures import (
     FILE_FORMATS,
@@ -36,11 +38,17 @@ _WEBP_SIDE = 16383
 def encoded_picture(path: Path) -> tuple[str, bytes]:
     """Returns suffix and bytes; BMP, TIFF and GIF become files of the same pixels, RGB on white.
 
+    A drawing (SVG) becomes the pixels that `draw_picture` makes of it.
+
     Raises:
         ValueError: the picture cannot be read; `mmemb.media.pictures.read_picture` says what can.
     """
+    if path.suffix.lower() == DRAWING:
+        drawn = draw_picture(picture_bytes(path), path.name)
+        return _lossless(read_picture(drawn, ["PNG"], path.name))
+
     if path.suffix.lower() not in PICTURES:
-        expected = ", ".join(sorted(PICTURES | CLIPS))
+        expected = ", ".join(sorted({DRAWING, *PICTURES, *CLIPS}))
         raise ValueError(f"{printable(path.name)}: expected a file that ends in {expected}")
 
     # Much that is called `.jpg` on the web is something else.

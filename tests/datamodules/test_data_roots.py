@@ -35,7 +35,7 @@ def test_a_root_is_read(tmp_path: Path) -> None:
         ({"relevance": [{"a": "1"}]}, "Expected `float`, got `str`"),
         ({"relevance": [{}]}, r"length >= 1 - at `\$\.relevance`"),
         ({"relevance": [{"z": 1.0}]}, "right candidate 'z' is not among"),
-        ({"lists": [[0, 1, 1], [1]]}, "repeats 1 rows, the json states 0"),
+        ({"lists": [[0, 1, 1], [1]]}, "repeats 1 row, the json states 0"),
         ({"lists": [[0, 1], [1]], "repeats": 1}, "repeats 0 rows, the json states 1"),
         ({"lists": [[0.0, 1.9], [1.0]]}, "float64 .*: expected a list of whole numbers"),
         ({"lists": [[[0]], [[1]]]}, "expected a list of whole numbers"),

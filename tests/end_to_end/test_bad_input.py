@@ -102,7 +102,7 @@ def test_a_saved_folder_names_only_our_backbones(tmp_path: Path, name: str) -> N
         ({"relevance": {"a": 1.0, "b": 0}}, r"`float` > 0.0 - at `\$\.relevance\['b'\]`"),
         ({"relevance": {"a": float("nan")}}, "NaN is no number that JSON has"),
         ({"task": "flag-continent"}, "the index says task 'flag-name', the json 'flag-continent'"),
-        (np.array([2, 1, 2]), "repeats 1 rows, the json states 0"),
+        (np.array([2, 1, 2]), "repeats 1 row, the json states 0"),
         (np.array([2, -1]), "lists row -1"),
         (np.array([0.5]), "whole numbers"),
         (np.array([[1]]), "whole numbers"),

@@ -15,9 +15,10 @@ from typing import final
 from tqdm import tqdm
 
 from datamodules.prepare.cells import shown
-from datamodules.prepare.folder.media import content_digest, locate, side_members
+from datamodules.prepare.folder.media import content_digests, locate, side_members
 from datamodules.prepare.folder.table import OwnRow, OwnSide
 from datamodules.prepare.media_paths import MediaPathError
+from mmemb.records.counted_nouns import counted
 from mmemb.records.file_names import file_name
 from mmemb.records.text import limit_marks
 
@@ -46,10 +47,23 @@ class Faults:
 @final
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Hashes of the texts and pictures of a row: of its query, and of each right answer."""
+    """Hashes of the texts and pictures of a row.
 
-    query: str
-    targets: tuple[str, ...]
+    Attributes:
+        sides: of its query and of each right answer: that of its text, and of each of its media.
+    """
+
+    sides: tuple[tuple[str, ...], ...]
+
+    @property
+    def query(self) -> str:
+        """All of the query."""
+        return " ".join(self.sides[0])
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All of each right answer."""
+        return tuple(" ".join(digests) for digests in self.sides[1:])
 
     @property
     def pairs(self) -> tuple[frozenset[str], ...]:
@@ -81,32 +95,45 @@ def check_cells(rows: Sequence[OwnRow], media: Path) -> FaultList:
     return sorted(set(faults))
 
 
-def check_rows(
-    rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int, known: FaultList
-) -> Faults:
-    """Decodes every picture and clip, and compares what the rows show.
+def read_contents(
+    rows: Sequence[OwnRow], media: Path, num_frames: int, workers: int
+) -> tuple[dict[int, Content], FaultList]:
+    """Decodes every picture and clip.
 
     Args:
         rows: of the table.
         media: folder that paths are relative to.
         num_frames: of a clip.
         workers: processes that decode.
-        known: the faults that `check_cells` returned.
+
+    Returns:
+        Number of a row -> what it shows, and the media that cannot be read.
     """
-    # The caller keeps its own list: it prints only the faults that are new.
-    listed = list(known)
     contents: dict[int, Content] = {}
+    broken: FaultList = []
     for number, content, faults in _decoded(rows, media, num_frames, workers):
         contents[number] = content
-        listed += [(number, fault) for fault in faults]
+        broken += [(number, fault) for fault in faults]
+    return contents, broken
 
+
+def compare_rows(
+    rows: Sequence[OwnRow], contents: Mapping[int, Content], known: FaultList
+) -> Faults:
+    """Finds rows for evaluation that are trained on, and groups concepts that share a pair.
+
+    Args:
+        rows: of the table, with their splits.
+        contents: what `read_contents` returned.
+        known: all faults that were found before.
+    """
     # Rows with broken cells hold placeholders, which must not be compared.
     rows = [row for row in rows if not row.faults]
     overlap = _overlap(rows, contents)
     groups, twins = _groups(rows, contents)
     notices = (*_shared_targets(rows, contents), *_shared_pairs(rows, contents, overlap), *twins)
 
-    listed = sorted({*listed, *overlap})
+    listed = sorted({*known, *overlap})
     return Faults(
         tuple(lines_of(listed)), frozenset(number for number, _ in listed), notices, groups
     )
@@ -260,7 +287,7 @@ def _shared_targets(rows: Iterable[OwnRow], contents: Mapping[int, Content]) -> 
             shared += contents[row.number].targets[0] in trained
 
     if shared:
-        yield f"{shared} rows for evaluation have a target with media that is trained on, too."
+        yield f"{counted(shared, 'row')} for evaluation whose target's media are trained on, too."
 
 
 def _shared_pairs(
@@ -278,7 +305,7 @@ def _shared_pairs(
     shared = [place for place in places.values() if len(place) > 1]
     if shared:
         texts = [", ".join(f"row {n} ({split})" for split, n in place.items()) for place in shared]
-        yield f"{len(shared)} pairs are in more than one split: {_some(texts)}."
+        yield f"{counted(len(shared), 'pair')} in more than one split: {_some(texts)}."
 
 
 def _groups(
@@ -313,8 +340,8 @@ def _groups(
             parent[high] = low
 
     notices = [
-        f"{len(twins)} training rows hold a pair of another concept: {_some(twins)}. Concepts that "
-        "share a pair go to one fold of the judges."
+        f"{counted(len(twins), 'training row')} with a pair of another concept: {_some(twins)}. "
+        "Concepts that share a pair go to one fold of the judges."
     ]
     return {topic: root(topic) for topic in parent}, notices if twins else []
 
@@ -341,14 +368,15 @@ def _decoded(
 
 def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, Content, list[str]]:
     """Returns the row's number, its content, and the media that could not be read."""
-    digests, faults = [], []
+    digests: list[tuple[str, ...]] = []
+    faults: list[str] = []
     for number, side in enumerate(row.sides):
         try:
             members = side_members(media, side.media, "q", num_frames)
-            digests.append(content_digest(side.text, members))
+            digests.append(content_digests(side.text, members))
         except (ValueError, OSError) as error:
             # A text of its own, so that two unreadable sides never count as equal.
-            digests.append(f"unreadable {row.number} {number}")
+            digests.append((f"unreadable {row.number} {number}",))
             match error:
                 case MediaPathError():
                     pass  # `check_cells` has listed it already
@@ -357,5 +385,4 @@ def _look(media: Path, num_frames: int, row: OwnRow) -> tuple[int, Content, list
                 case _:
                     faults.append(f"{row.media_columns[number]}: {error}")
 
-    content = Content(digests[0], tuple(digests[1 : 1 + len(row.positives)]))
-    return row.number, content, faults
+    return row.number, Content(tuple(digests[: 1 + len(row.positives)])), faults

@@ -13,18 +13,28 @@ from typing import Any, final
 from tqdm import tqdm
 
 from datamodules.prepare.converting import add_converting
-from datamodules.prepare.folder.check import FaultList, Faults, check_cells, check_rows, lines_of
+from datamodules.prepare.folder.check import (
+    FaultList,
+    Faults,
+    check_cells,
+    compare_rows,
+    lines_of,
+    read_contents,
+)
 from datamodules.prepare.folder.media import locate
+from datamodules.prepare.folder.media_folder import check_folder
 from datamodules.prepare.folder.rationales import (
     GivenRationales,
     read_rationales,
     write_rationales,
 )
 from datamodules.prepare.folder.sources import Source, add_sources, read_source
+from datamodules.prepare.folder.splits import Shares, cut_rows, split_flag
 from datamodules.prepare.folder.table import OwnRow, with_defaults
 from datamodules.prepare.folder.write import write_data
 from datamodules.prepare.media_paths import MediaPathError, find_frames
 from mmemb.media.pictures import PICTURES
+from mmemb.records.counted_nouns import counted
 from mmemb.records.pairs import SPLITS
 from mmemb.records.schema import Excerpt, read_json
 from mmemb.records.text import printable
@@ -46,7 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the subcommand."""
     add_sources(parser)
     parser.add_argument(
-        "--split", choices=SPLITS, help="of all rows of a source without a column split"
+        "--split",
+        type=split_flag,
+        metavar="SPLIT",
+        help="of a source without a column split: train, "
+        "val, gate, calibration or test for all rows; or auto, or auto:train=90,test=10 (percents)",
+    )
+    parser.add_argument(
+        "--labels", action="store_true", help="texts of targets are labels, which splits may share"
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=8, help="of a clip, evenly spaced")
@@ -59,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
     if options.frames < 1 or options.workers < 1:
         raise ValueError("--frames and --workers: expected 1 or more.")
 
+    shares = _shares(options)
     source = read_source(options)
     rows = _rows(options, source)
     # A table of texts alone needs no media folder.
@@ -68,6 +86,8 @@ def run(options: argparse.Namespace) -> None:
             "from."
         )
 
+    check_folder(source.media, rows)
+
     # Cheap faults are shown first: decoding all media may take hours.
     cell_faults = check_cells(rows, source.media)
     _show(list(lines_of(cell_faults)))
@@ -75,26 +95,42 @@ def run(options: argparse.Namespace) -> None:
 
     # Hashing takes minutes: nothing is hashed for a table that will not be written.
     if options.check or (options.on_error == "raise" and (cell_faults or rationale_file.faults)):
-        _checked(options, source, rows, cell_faults)
+        _checked(options, source, rows, cell_faults, shares)
         if rationale_file.faults:
+            faults = counted(len(rationale_file.faults), "fault")
             raise ValueError(
-                f"{options.rationales} has {len(rationale_file.faults)} fault(s), so nothing was "
-                "written: repair the lines listed above, or leave them out with --on-error skip."
+                f"{options.rationales} has {faults}, so nothing was written: repair the lines "
+                "listed above, or leave them out with --on-error skip."
             )
         return
 
     hashes = FileHashes(options.out / HASHES, options.recheck)
-    mark = _fingerprint(options, source.media, rows, hashes)
+    mark = _fingerprint(options, source.media, rows, shares, hashes)
     if _is_ready(options.out, mark):
         print(f"{options.out}: everything is there ({mark})")
     else:
-        _convert(options, source, rows, cell_faults, mark)
+        _convert(options, source, rows, cell_faults, shares, mark)
 
     # Hashes are remembered last: the folder that holds them may be new.
     hashes.save()
     if options.rationales is not None:
         having, lacking = write_rationales(rationale_file, options.out, options.out / POOL)
-        print(f"{options.out / POOL}: rationales for {having} rows, none for {lacking}")
+        print(f"{options.out / POOL}: rationales for {counted(having, 'row')}, none for {lacking}")
+
+
+def next_words(options: argparse.Namespace) -> list[str]:
+    """Returns the words of the command that comes next."""
+    return ["fit", "--config", "own/train", "--data_root", str(options.out)]
+
+
+def _shares(options: argparse.Namespace) -> Shares | None:
+    """Returns the shares of a source whose rows are cut into splits here."""
+    match options.split:
+        case dict():
+            return Shares(options.split, options.labels)
+        case _ if options.labels:
+            raise ValueError("--labels says how rows are cut: give it with --split auto.")
+    return None
 
 
 def _rows(options: argparse.Namespace, source: Source) -> list[OwnRow]:
@@ -113,15 +149,20 @@ def _rows(options: argparse.Namespace, source: Source) -> list[OwnRow]:
     has_split = any("split" not in row.lacks for row in readable)
     if options.split and has_split:
         raise ValueError(
-            f"{source.path} has a column split, so --split {options.split} would overwrite it: "
-            "leave out one of them."
+            f"{source.path} has a column split, which --split would overwrite: leave out one of "
+            "them."
         )
     if readable and not (options.split or has_split):
         raise ValueError(
             f"{source.path} has no column split: add one with {', '.join(SPLITS)}, map one by "
-            "--map COLUMN=split, or say --split train."
+            "--map COLUMN=split, or say --split auto (cuts by content) or --split train."
         )
-    return [replace(row, split=options.split) if options.split else row for row in rows]
+    if not options.split:
+        return rows
+
+    # Rows that are cut by content later are all of one split until then.
+    split = options.split if isinstance(options.split, str) else "train"
+    return [replace(row, split=split) for row in rows]
 
 
 def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> GivenRationales:
@@ -134,14 +175,34 @@ def _given_rationales(options: argparse.Namespace, rows: Sequence[OwnRow]) -> Gi
 
 
 def _checked(
-    options: argparse.Namespace, source: Source, rows: list[OwnRow], cell_faults: FaultList
-) -> Faults:
-    """Checks a table whole and prints all its faults and notices.
+    options: argparse.Namespace,
+    source: Source,
+    rows: list[OwnRow],
+    cell_faults: FaultList,
+    shares: Shares | None,
+) -> tuple[list[OwnRow], Faults]:
+    """Checks a source whole, cuts it, and prints all its faults and notices.
+
+    Returns:
+        The rows without faults, with their splits, and the faults.
 
     Raises:
-        ValueError: there are some, and they do not merely leave their rows out.
+        ValueError: there are some, and they do not merely leave their rows out; or a split would
+            get no row.
     """
-    faults = check_rows(rows, source.media, options.frames, options.workers, cell_faults)
+    size, is_strict = counted(len(rows), "row"), options.on_error == "raise" or options.check
+    contents, broken = read_contents(rows, source.media, options.frames, options.workers)
+    known = sorted({*cell_faults, *broken})
+
+    # A row that is left out must not join others; a table that is refused needs no splits.
+    if shares is not None and not (known and is_strict):
+        wrong = {number for number, _ in known}
+        rows = [row for row in rows if row.number not in wrong]
+        cut = cut_rows(rows, {row.number: contents[row.number].sides for row in rows}, shares)
+        rows = list(cut.rows)
+        print("\n".join(cut.lines))
+
+    faults = compare_rows(rows, contents, known)
 
     # `run` has printed the faults of cells already.
     cell_lines = set(lines_of(cell_faults))
@@ -149,15 +210,17 @@ def _checked(
     for notice in faults.notices:
         print(f"note: {notice}")
 
-    counts = f"{len(faults.lines)} faults in {len(faults.rows)} rows"
-    print(f"{source.path}: {len(rows)} rows, {counts}", flush=True)
+    counts = "no faults"
+    if faults.lines:
+        counts = f"{counted(len(faults.lines), 'fault')} in {counted(len(faults.rows), 'row')}"
+    print(f"{source.path}: {size}, {counts}", flush=True)
 
-    if faults.lines and (options.on_error == "raise" or options.check):
+    if faults.lines and is_strict:
         raise ValueError(
-            f"{source.path} has {len(faults.lines)} fault(s), so nothing was written: repair the "
-            "rows listed above, or leave them out with --on-error skip."
+            f"{source.path} has {counted(len(faults.lines), 'fault')}, so nothing was written: "
+            "repair the rows listed above, or leave them out with --on-error skip."
         )
-    return faults
+    return [row for row in rows if row.number not in faults.rows], faults
 
 
 def _convert(
@@ -165,10 +228,10 @@ def _convert(
     source: Source,
     rows: list[OwnRow],
     cell_faults: FaultList,
+    shares: Shares | None,
     mark: str,
 ) -> None:
-    faults = _checked(options, source, rows, cell_faults)
-    good = [row for row in rows if row.number not in faults.rows]
+    good, faults = _checked(options, source, rows, cell_faults, shares)
     if not good:
         raise ValueError(f"{source.path} has no row that could be written.")
 
@@ -213,7 +276,11 @@ def _is_ready(out: Path, mark: str) -> bool:
 
 
 def _fingerprint(
-    options: argparse.Namespace, media: Path, rows: Sequence[OwnRow], hashes: FileHashes
+    options: argparse.Namespace,
+    media: Path,
+    rows: Sequence[OwnRow],
+    shares: Shares | None,
+    hashes: FileHashes,
 ) -> str:
     """A hash of the table, of the bytes of the media, and of the settings."""
     files: dict[str, Any] = {}
@@ -229,7 +296,9 @@ def _fingerprint(
         except (MediaPathError, OSError):
             continue  # a fault of its row
 
-    settings = [FORMAT, options.frames, options.on_error]
+    settings: list[Any] = [FORMAT, options.frames, options.on_error]
+    if shares is not None:
+        settings.append(asdict(shares))
     table = [asdict(row) for row in rows]
     for row in table:
         # Of the form of the table, and not of the data.

@@ -11,9 +11,13 @@ from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from mmemb.media.clips import CLIPS, is_animated
+from mmemb.media.drawings import SUFFIX as DRAWING
 from mmemb.media.picture_files import encoded_clip, encoded_picture
 from mmemb.media.pictures import PICTURES
 from mmemb.records.text import limit_marks
+
+_FILES = {DRAWING, *PICTURES, *CLIPS}
+"""Suffixes of files that are looked at."""
 
 
 def side_members(
@@ -21,7 +25,7 @@ def side_members(
 ) -> dict[str, bytes]:
     """Returns members: `q0.png` for a picture, `q1.000.webp`, `q1.001.webp`, ... for a clip.
 
-    A picture that moves (GIF, WebP, PNG) is a clip.
+    A picture that moves (GIF, WebP, PNG) is a clip; a drawing (SVG) becomes a picture.
 
     Args:
         folder: that paths are relative to.
@@ -53,8 +57,8 @@ def locate(folder: Path, name: str) -> Path:
     """
     path = find_media(folder, name)
     if not path.is_dir():
-        if path.suffix.lower() not in PICTURES | CLIPS:
-            expected = ", ".join(sorted(PICTURES | CLIPS))
+        if path.suffix.lower() not in _FILES:
+            expected = ", ".join(sorted(_FILES))
             raise MediaPathError(f"{shown(name)}: expected a file that ends in {expected}")
         return path
 
@@ -63,16 +67,29 @@ def locate(folder: Path, name: str) -> Path:
     return path
 
 
-def content_digest(text: str, members: dict[str, bytes]) -> str:
-    """Returns a hash of a side's text and pixels; names and formats of files do not count, nor do
-    the case, the spaces and the Unicode form of the text."""
-    digest = hashlib.sha256(_normal_text(text).encode())
+def content_digests(text: str, members: dict[str, bytes]) -> tuple[str, ...]:
+    """Returns hashes of a side's text ("" if it has none) and of each picture or whole clip.
+
+    Names and formats of files do not count, nor do the case, the spaces and the Unicode form of the
+    text.
+    """
+    normal = _normal_text(text)
+    media: dict[str, hashlib._Hash] = {}
     for name in sorted(members):
+        # `q1.000.webp` is a frame of the second picture or clip, `q1`.
+        digest = media.setdefault(name.partition(".")[0], hashlib.sha256())
         # Decoded pixels make a PNG equal to the WebP of the same picture.
         pixels = decode_image(members[name], name)
         digest.update(f"{tuple(pixels.shape)}".encode())
         digest.update(hashlib.sha256(pixels.numpy().tobytes()).digest())
-    return digest.hexdigest()
+
+    of_text = hashlib.sha256(normal.encode()).hexdigest() if normal else ""
+    return (of_text, *(media[name].hexdigest() for name in sorted(media, key=_number)))
+
+
+def _number(name: str) -> int:
+    """The place of a picture or clip in its side: 1 of `q1`."""
+    return int(name[1:])
 
 
 def _normal_text(text: str) -> str:

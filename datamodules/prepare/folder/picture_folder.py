@@ -11,6 +11,7 @@ from datamodules.prepare.folder.columns import GUIDE, Columns
 from datamodules.prepare.media_paths import MediaPathError, find_media
 from datamodules.prepare.row_files import Cells, json_row
 from mmemb.media.clips import CLIPS
+from mmemb.media.drawings import SUFFIX as DRAWING
 from mmemb.media.pictures import PICTURES
 
 CAPTIONS = (".txt", ".json")
@@ -38,7 +39,7 @@ def picture_cells(folder: Path, columns: Columns) -> Iterator[Cells | Broken]:
     if not media:
         raise FileNotFoundError(
             f"--pictures {folder} holds no picture: expected files that end in "
-            f"{', '.join(sorted(PICTURES))} ({GUIDE})."
+            f"{', '.join(sorted({DRAWING, *PICTURES}))} ({GUIDE})."
         )
 
     # Rows keep their place when a caption is added or repaired.
@@ -93,7 +94,7 @@ def _files(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
             suffix = path.suffix.lower()
             if name.startswith("."):  # what macOS and editors add
                 continue
-            if suffix in PICTURES or suffix in CLIPS:
+            if suffix in (DRAWING, *PICTURES, *CLIPS):
                 media.setdefault(str(path.with_suffix("")), []).append(str(path))
             elif suffix in CAPTIONS:
                 captions.setdefault(str(path.with_suffix("")), []).append(str(path))

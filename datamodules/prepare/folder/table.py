@@ -21,6 +21,7 @@ from datamodules.prepare.row_files import (
     parquet_faults,
     parquet_rows,
 )
+from mmemb.records.counted_nouns import counted
 from mmemb.records.pairs import SPLITS
 from mmemb.records.text import printable
 
@@ -189,7 +190,8 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Cells | Broken]:
         raise
     except parquet_faults() as error:
         raise ValueError(
-            f"{path} is no whole Parquet file; {num_read} rows could be read ({error!s:.200})."
+            f"{path} is no whole Parquet file; {counted(num_read, 'row')} could be read "
+            f"({error!s:.200})."
         ) from None
 
 
@@ -236,7 +238,7 @@ class _RowReader:
 
     def row(self, number: int) -> OwnRow:
         if self._is_nested and (flat := sorted(set(self._data) - {*LABELS, *NESTED})):
-            self._faults.append(f"column(s) {shown(flat)} beside a query or positives of objects")
+            self._faults.append(f"columns beside a query or positives of objects: {shown(flat)}")
 
         key, task, split, concept = (
             self._text(name, self._data.get(name), "") for name in (*_NEEDED, "concept")

@@ -205,7 +205,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells | Broken]:
 
 def _lacking(where: str, missing: Sequence[str], columns: Iterable[str]) -> str:
     return (
-        f"{where} has no column(s) {list(missing)}; it has {sorted(columns)!s:.200}. Is it the "
+        f"{where} lacks columns: {list(missing)}; it has {sorted(columns)!s:.200}. Is it the "
         "repository, config and split that docs/mmeb_v2.md names?"
     )
 

@@ -13,6 +13,7 @@ from datamodules.prepare.mmeb.layouts import media_problems, plan_task
 from datamodules.prepare.mmeb.plan import TaskPlan
 from datamodules.prepare.mmeb.write import write_root
 from mmemb.benchmarks.mmeb_v2 import REVISIONS, Task, task_named, tasks_of
+from mmemb.records.counted_nouns import counted
 
 HELP = "the 78 tasks of MMEB-V2, from local copies (docs/mmeb_v2.md)"
 
@@ -44,6 +45,11 @@ def run(options: argparse.Namespace) -> None:
     prepare_tasks(tasks, options)
 
 
+def next_words(options: argparse.Namespace) -> list[str]:
+    """Returns the words of the command that comes next."""
+    return ["test", "--config", "mmeb_v2/evaluate", "--data_root", str(options.out)]
+
+
 def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
     """Prepares task by task; a task that fails does not keep the others from being written.
 
@@ -68,13 +74,15 @@ def prepare_tasks(tasks: Sequence[Task], options: argparse.Namespace) -> None:
 def _check(plan: TaskPlan, options: argparse.Namespace) -> str:
     problems = media_problems(plan)
     if problems and options.on_error == "raise":
+        what, whats = "file or folder", "files or folders"
         raise ValueError(
-            f"{plan.task.name}: {len(problems)} file(s) or folder(s) cannot be had; the first: "
+            f"{plan.task.name}: {counted(len(problems), what, whats)} cannot be had; the first: "
             f"{problems[0]}"
         )
 
     missing = f", {len(problems)} missing" if problems else ""
-    return f"{len(plan.queries)} queries, {len(plan.candidates)} candidates{missing}: as published"
+    sizes = _sizes(len(plan.queries), len(plan.candidates))
+    return f"{sizes}{missing}: as published"
 
 
 def _write(plan: TaskPlan, label: str, options: argparse.Namespace) -> str:
@@ -90,4 +98,8 @@ def _write(plan: TaskPlan, label: str, options: argparse.Namespace) -> str:
 
     counts = manifest["counts"]
     partial = f", PARTIAL: {len(manifest['skipped'])} left out" if manifest["partial"] else ""
-    return f"{counts['queries']} queries, {counts['candidates']} candidates{partial}"
+    return f"{_sizes(counts['queries'], counts['candidates'])}{partial}"
+
+
+def _sizes(num_queries: int, num_candidates: int) -> str:
+    return f"{counted(num_queries, 'query', 'queries')}, {counted(num_candidates, 'candidate')}"

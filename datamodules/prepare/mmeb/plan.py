@@ -14,6 +14,7 @@ import numpy as np
 
 from datamodules.prepare.mmeb.annotations import Row, find_files, read_rows
 from mmemb.benchmarks.mmeb_v2 import Task
+from mmemb.records.counted_nouns import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +234,6 @@ class PlanBuilder:
             what = f"{lost[0]!r} is not among" if lost else "none is named of"
             raise ValueError(
                 f"{self.task.name}: the right candidate of {query.where} is unknown: {what} its "
-                f"{len(candidates)} candidate(s). Fetch the annotations again; if it stays, the "
-                "published data has changed."
+                f"{counted(len(candidates), 'candidate')}. Fetch the annotations again; if it "
+                "stays, the published data has changed."
             )

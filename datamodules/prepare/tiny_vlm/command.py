@@ -41,3 +41,9 @@ def run(options: argparse.Namespace) -> None:
         write_tiny_vlm(fresh, options.architecture, options.seed)
         write_json(fresh / path.name, {**mark, "done": True})
     print(f"{options.out}: a random {options.architecture}; it runs as the large ones do, no more")
+
+
+def next_words(options: argparse.Namespace) -> list[str]:
+    """Returns the words of the command that comes next."""
+    recipe = ["--config", "mmeb_v2/direct", "--config", "mmeb_v2/cpu", "--vlm", str(options.out)]
+    return ["fit", *recipe, "--data_root", "data/pocket", "--data.pairs", "[pairs/plain]"]

@@ -13,6 +13,7 @@ from experiments.report.audit.rows import AuditRow, read_audit
 from experiments.report.data.pictures import CandidatePictures, Shown
 from experiments.report.policies.swap import judged_swap
 from experiments.runs.origin import made_now, newest_folder
+from mmemb.records.counted_nouns import counted
 from mmemb.storage.json_files import write_json
 
 LINK = "audit"
@@ -44,7 +45,7 @@ def audit(experiment: Path, data_root: str) -> AuditFigures:
         (fresh / "audit.html").write_bytes(audit_page(origin, figures, list_data))
         write_json(fresh / "audit.json", origin | content)
 
-    print(f"{len(rows)} rationales: {experiment}/audit.html, audit.json")
+    print(f"{counted(len(rows), 'rationale')}: {experiment}/audit.html, audit.json")
     return figures
 
 

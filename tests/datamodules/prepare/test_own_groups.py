@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.prepare.folder.check import Content, Faults, _groups, check_rows
-from datamodules.prepare.folder.media import content_digest
+from datamodules.prepare.folder.check import Content, Faults, _groups, compare_rows, read_contents
+from datamodules.prepare.folder.media import content_digests
 from datamodules.prepare.folder.table import OwnRow, OwnSide
 from mmemb.storage.shard_index import ShardIndex
 from tests.datamodules.prepare.test_prepare_folder import prepare
@@ -28,7 +28,8 @@ def row(
 
 
 def check(rows: Sequence[OwnRow]) -> Faults:
-    return check_rows(rows, Path(), num_frames=1, workers=1, known=[])
+    contents, broken = read_contents(rows, Path(), num_frames=1, workers=1)
+    return compare_rows(rows, contents, broken)
 
 
 def test_topics_that_share_a_pair_are_one_group() -> None:
@@ -44,7 +45,7 @@ def test_topics_that_share_a_pair_are_one_group() -> None:
     assert not faults.lines
     assert faults.groups == {"pe": "animals", "south america": "animals"}
     (notice,) = faults.notices
-    assert "2 training rows hold a pair of another concept: rows 1 ('pe') and 2 (" in notice
+    assert "2 training rows with a pair of another concept: rows 1 ('pe') and 2 (" in notice
     assert "rows 3 ('south america') and 4 ('animals')" in notice
 
 
@@ -55,7 +56,7 @@ PAIRS = st.tuples(st.sampled_from("abc"), st.sampled_from("xyz"), st.sampled_fro
 @given(st.lists(PAIRS, max_size=12), st.randoms(use_true_random=False))
 def test_equal_pairs_are_in_one_group_in_any_order(table, random) -> None:
     rows = [row(n, query, target, topic=topic) for n, (query, target, topic) in enumerate(table)]
-    contents = {r.number: Content(r.query.text, (r.positives[0].text,)) for r in rows}
+    contents = {r.number: Content(((r.query.text,), (r.positives[0].text,))) for r in rows}
     groups, _ = _groups(rows, contents)
     for one in table:
         for other in table:
@@ -95,7 +96,7 @@ def test_two_ways_to_write_an_accent_are_one_text() -> None:
 )
 def test_other_pairs_in_two_splits_are_named(first: OwnRow, second: OwnRow) -> None:
     faults = check([first, second])
-    expected = f"1 pairs are in more than one split: row 1 ({first.split}), row 2 (test)."
+    expected = f"1 pair in more than one split: row 1 ({first.split}), row 2 (test)."
     assert (faults.lines, faults.notices) == ((), (expected,))
 
 
@@ -103,10 +104,10 @@ def test_pictures_are_equal_by_their_pixels() -> None:
     image, data = Image.open(io.BytesIO(picture(1))), io.BytesIO()
     image.save(data, "PNG")
     assert data.getvalue() != picture(1)
-    assert content_digest("A", {"q0.png": data.getvalue()}) == content_digest(
+    assert content_digests("A", {"q0.png": data.getvalue()}) == content_digests(
         "a", {"q0.webp": picture(1)}
     )
-    assert content_digest("a", {"q0.webp": picture(2)}) != content_digest(
+    assert content_digests("a", {"q0.webp": picture(2)}) != content_digests(
         "a", {"q0.webp": picture(1)}
     )
 

@@ -173,7 +173,7 @@ def test_faulty_rows_may_be_left_out(broken_media: Path, tmp_path: Path) -> None
         ("t.jsonl", "[1]\n", "row 1: Expected `object`, got `array`"),
         ("t.jsonl", b'{"id": "\xff"}\n', "row 1: no JSON (Invalid UTF-8"),
         ("t.parquet", "PAR?", "is no whole Parquet file"),
-        ("t.csv", "id,task,id\na,b,c\n", "column(s) ['id'] occur twice"),
+        ("t.csv", "id,task,id\na,b,c\n", "columns occur twice in the heading: ['id']"),
         ("t.csv", "id;task;split\na;b;train\n", "it has the one column 'id;task;split' (expected"),
         ("t.csv", "id,text\na,b\n", "no column for the query and the target: it has 'id', 'text'"),
         ("t.csv", "id,task,split".encode("utf-16"), "is no UTF-8, perhaps UTF-16"),
@@ -229,7 +229,7 @@ def test_rationales_that_fit_nothing(
     told = capsys.readouterr()
     assert "r.jsonl, line 2: " in told.out
     assert said in told.out
-    assert "has 1 fault(s), so nothing was written" in told.err
+    assert "has 1 fault, so nothing was written" in told.err
     assert not (tmp_path / "out").exists()
 
 

@@ -80,7 +80,7 @@ def test_a_check_writes_nothing(tmp_path: Path, registry, capsys) -> None:
     assert "[3/3] video/VATEX: 2 queries, 2 candidates: as published" in capsys.readouterr().out
     (tmp_path / "image-tasks/VOC/0.jpg").unlink()
     assert prepare.main(arguments) == 1
-    assert "VOC2007: 1 file(s) or folder(s) cannot be had" in capsys.readouterr().err
+    assert "VOC2007: 1 file or folder cannot be had" in capsys.readouterr().err
     assert prepare.main([*arguments, "--on-error", "skip"]) == 0
     assert "2 candidates, 1 missing: as published" in capsys.readouterr().out
     assert files_of(tmp_path).keys() == before.keys() - {"image-tasks/VOC/0.jpg"}
@@ -93,7 +93,7 @@ def test_a_task_that_fails_does_not_stop_the_others(tmp_path: Path, registry, ca
     assert prepare.main(arguments) == 1
     assert (tmp_path / "out/image/VOC2007/manifest.json").is_file()
     error = capsys.readouterr().err
-    assert "1 of 2 task(s) failed:\n- Lost: " in error
+    assert "1 of 2 tasks failed:\n- Lost: " in error
     assert not (tmp_path / "out/image/Lost").exists()
 
 

@@ -58,7 +58,7 @@ def test_no_file_of_the_split(tmp_path: Path) -> None:
 def test_missing_columns(tmp_path: Path) -> None:
     case = CASES["image_qa"](tmp_path)
     put_rows(annotations(tmp_path, case.task), [{"qry_text": "x", "tgt_text": ["y"]}])
-    with pytest.raises(ValueError, match=r"parquet has no column\(s\) \['qry_inst', 'qry_img_p"):
+    with pytest.raises(ValueError, match=r"parquet lacks columns: \['qry_inst', 'qry_img_p"):
         plan_task(case.task, tmp_path)
 
 
@@ -66,7 +66,7 @@ def test_missing_field_of_a_json_row(tmp_path: Path) -> None:
     case = CASES["ssv2"](tmp_path)
     path = repository(tmp_path, case.task.source) / "test.jsonl"
     path.write_text(path.read_text().replace("pos_text", "label"))
-    with pytest.raises(ValueError, match=r"test\.jsonl, row 0 has no column\(s\) \['pos_text'\]"):
+    with pytest.raises(ValueError, match=r"test\.jsonl, row 0 lacks columns: \['pos_text'\]"):
         plan_task(case.task, tmp_path)
 
 
@@ -231,9 +231,9 @@ def test_a_class_list_that_is_too_short_in_one_row(tmp_path: Path) -> None:
         ("videomme", {"answer": "E"}, r"expected an answer among \['A', 'B', 'C', 'D'\]"),
         ("videomme", {"options": ["A", "B. x", "C. y", "D. z"]}, r"options like `A\. text`"),
         ("activitynetqa", {"answer": "maybe"}, r"expected the answer `yes` or `no`"),
-        ("ssv2", {"pos_text": "eating"}, r"'eating' is not among its 2 candidate\(s\)"),
+        ("ssv2", {"pos_text": "eating"}, r"'eating' is not among its 2 candidates"),
         ("momentseeker", {"negative_frames": ["x"]}, r"`output_path` in 'negative_frames'"),
-        ("momentseeker", {"positive_frames": []}, r"none is named of its 1 candidate\(s\)"),
+        ("momentseeker", {"positive_frames": []}, r"none is named of its 1 candidate"),
     ],
 )
 def test_a_right_answer_that_is_none(
@@ -275,8 +275,8 @@ def test_a_moment_without_a_right_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grades", "expected"),
     [
-        ([(7, 9, 1)], r"'9' is not among its 2 candidate\(s\)"),
-        ([(7, 1, 0)], r"none is named of its 2 candidate\(s\)"),
+        ([(7, 9, 1)], r"'9' is not among its 2 candidates"),
+        ([(7, 1, 0)], r"none is named of its 2 candidates"),
         ([(7, 1, "1")], r"expected a finite number in 'score'; found '1'"),
         ([(7, 1, float("inf"))], r"expected a finite number in 'score'; found inf"),
     ],

@@ -234,7 +234,7 @@ def test_broken_pictures_and_columns_are_named(
     del columns["pos_text"]
     write_parquet(folder / "CIRR/original-0.parquet", columns)
     assert prepare(tmp_path / "source", tmp_path / "out", "--check", names=["CIRR"]) == 1
-    assert "has no column(s) ['pos_text']" in capsys.readouterr().err
+    assert "lacks columns: ['pos_text']" in capsys.readouterr().err
 
 
 def test_rows_that_cannot_be_read_are_named_or_left_out(

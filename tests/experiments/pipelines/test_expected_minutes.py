@@ -20,7 +20,7 @@ def test_the_last_run_comes_before_the_file(tmp_path: Path) -> None:
 
     unknown = expected_minutes(tmp_path / "none", None)
     assert total_line([stated, run]) == "all stages: about 4.2 minutes"
-    assert total_line([run, unknown]).endswith("without 1 stage(s) whose minutes are not known")
+    assert total_line([run, unknown]).endswith("without 1 stage whose minutes are not known")
 
 
 def test_an_overlay_does_not_take_the_minutes_of_its_base(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_lost_rationale_shard_alone_is_written_again_with_the_same_bytes(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     changed = {n for n, t in times.items() if (folder / n).stat().st_mtime_ns != t}
     assert changed == {lost}
-    assert "4 shards exist, 1 to make" in capsys.readouterr().out
+    assert "4 shards there, 1 to make" in capsys.readouterr().out
     assert done(clip_experiment, "judge-a"), "nothing follows from it"
 
 

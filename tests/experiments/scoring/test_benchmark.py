@@ -125,7 +125,7 @@ def test_what_is_scored_is_not_embedded_again(
     evaluate(tmp_path, benchmark, tasks=["VOC2007"])
     assert "0 roots scored, 1 to do" in capsys.readouterr().out
     evaluate(tmp_path, benchmark)
-    assert "1 roots scored, 1 to do" in capsys.readouterr().out
+    assert "1 root scored, 1 to do" in capsys.readouterr().out
     evaluate(tmp_path, benchmark, fingerprint="another model")
     assert "0 roots scored, 2 to do" in capsys.readouterr().out
 
@@ -222,7 +222,7 @@ def test_rows_that_prepare_left_out_make_a_score_partial_too(tmp_path: Path) -> 
            "--out", str(tmp_path / "again")])  # fmt: skip
     for folder in ("scores", "again"):
         file = read_scores(tmp_path / folder)["VOC2007"]
-        assert "1 rows left out by prepare" in file.partial
+        assert "1 row left out by prepare" in file.partial
         assert file.provenance["revision"] == "2025-11-03"
 
 

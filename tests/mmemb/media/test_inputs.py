@@ -130,7 +130,7 @@ def test_an_image_of_pillow_stands_upright_and_may_be_closed(tmp_path: Path) -> 
         ("https://example.org/a.png", "is a URL, and nothing is fetched here"),
         ("data:image/png,xx", "begins with 'data:image/png': expected data:image/KIND;base64"),
         ("data:image/png;base64,????", "The data URL is cut or damaged"),
-        (7, "7 is a int: expected a text, a Path"),
+        (7, "7 is an int: expected a text, a Path"),
         (None, "None is a NoneType: expected"),
     ],
 )
