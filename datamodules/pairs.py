@@ -170,6 +170,8 @@ class PairDataModule(ShardDataModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         trainer = self.trainer
+        if stage == "fit":
+            self._check_batch()
         if stage != "fit" or trainer is None or not trainer.limit_val_batches or self._val_queries:
             return
 
@@ -190,6 +192,19 @@ class PairDataModule(ShardDataModule):
                 "%s has no query of split val: training without validation%s",
                 self.root,
                 f", and no checkpoint is chosen by {unsaved}" if unsaved else "",
+            )
+
+    def _check_batch(self) -> None:
+        """Warns of a batch that holds pairs several times: it costs more and teaches no more."""
+        if is_unindexed(self._pairs) or self.place[0]:
+            return
+        if (num_pairs := len(self._train_rows)) < self._batch_size:
+            _LOG.warning(
+                "%s: batch_size %d is larger than the %d pairs to train on, so every batch holds "
+                "each of them about %.3g times, at the cost of %d rows. Set batch_size to %d or "
+                "less.",
+                *(self.root, self._batch_size, num_pairs, self._batch_size / num_pairs),
+                *(self._batch_size, num_pairs),
             )
 
     @override

@@ -272,10 +272,16 @@ def main(
 
         options.config = find_config(options.config)
         pipeline = read_pipeline(options.config, options.writer)
+
+        from experiments.cli.linked_keys import (
+            split_linked,
+        )  # Lightning: a wrong file is told first
+
+        shared_rest, options.linked = split_linked(shared_rest)
         for one in per_seed(pipeline, options.seeds):
             if pipeline.seeds:
                 print(f"\n{one.experiment}", flush=True)
-            run_pipeline(with_encoder(one, options), options, shared_rest)
+            run_pipeline(with_shared(one, options), options, shared_rest)
     except Unfinished as end:
         print(end, file=sys.stderr)
         sys.exit(UNFINISHED_STATUS)
@@ -299,22 +305,33 @@ def per_seed(pipeline: Pipeline, num_seeds: int | None) -> list[Pipeline]:
     return [pipeline.of_seed(seed) for seed in seeds]
 
 
-def with_encoder(pipeline: Pipeline, options: argparse.Namespace) -> Pipeline:
-    """Returns the pipeline with the encoder of `--encoder` in the stages that it concerns."""
-    stages = tuple(
-        replace(stage, arguments=(*stage.arguments, *encoder_flags(stage, options)))
-        for stage in pipeline.stages
+def with_shared(pipeline: Pipeline, options: argparse.Namespace) -> Pipeline:
+    """Returns the pipeline with the flags that concern some of its stages only.
+
+    Raises:
+        ValueError: a flag concerns none.
+    """
+    more = [stage_flags(stage, options) for stage in pipeline.stages]
+    for key in options.linked:
+        if not any(f"--{key}" in flags for flags in more):
+            raise ValueError(f"--{key} has no effect: no stage uses ${{{key}}}. Leave it out.")
+
+    stages = zip(pipeline.stages, more, strict=True)
+    return replace(
+        pipeline, stages=tuple(replace(s, arguments=(*s.arguments, *flags)) for s, flags in stages)
     )
-    return replace(pipeline, stages=stages)
 
 
-def encoder_flags(stage: Stage, options: argparse.Namespace) -> list[str]:
-    """Returns what `--encoder` and `--pretrained` add to the arguments of a stage."""
-    if options.encoder is None and options.pretrained is None:
+def stage_flags(stage: Stage, options: argparse.Namespace) -> list[str]:
+    """Returns what `--encoder`, `--pretrained` and linked keys add to the arguments of a stage."""
+    if options.encoder is None and options.pretrained is None and not options.linked:
         return []
     from experiments.cli.encoder import pipeline_arguments
+    from experiments.cli.linked_keys import used_flags
 
-    return pipeline_arguments(stage.command_line(()), options.encoder, options.pretrained)
+    words = stage.command_line(())
+    flags = pipeline_arguments(words, options.encoder, options.pretrained)
+    return [*flags, *used_flags([*words, *flags], options.linked)]
 
 
 def run_pipeline(pipeline: Pipeline, options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -394,7 +411,7 @@ def ablate(pipeline: Pipeline, options: argparse.Namespace, shared: Sequence[str
 
     def run_unless_done(subcommand: str, path: str, arguments: Sequence[str]) -> None:
         stage = Stage(arguments[1], subcommand, path, tuple(arguments))
-        arguments = [*arguments, *encoder_flags(stage, options)]
+        arguments = [*arguments, *stage_flags(stage, options)]
         stage = replace(stage, arguments=tuple(arguments))
         done = is_done(stage, ())
         print(f"[{next(number)}/{total}] {arguments[1]} {subcommand}{': done' * done}", flush=True)

@@ -31,6 +31,7 @@ from callbacks.interruption import Interruption
 from callbacks.run_record import RunRecord, fingerprint_of, note_reason
 from callbacks.selected_weights import Select, SelectedWeights
 from callbacks.training_health import TrainingHealth
+from datamodules.unindexed import is_unindexed
 from experiments.cli.allow_class import split_allow_class
 from experiments.cli.checkpoint_check import (
     LATER_KEYS,
@@ -47,8 +48,9 @@ from experiments.cli.encoder import check_encoder, with_encoder
 from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
 from experiments.cli.input_files import find_beside, find_input, place_inputs
+from experiments.cli.linked_keys import check_linked
 from experiments.cli.messages import USER_ERRORS, innermost, reason_of, without_secrets
-from experiments.cli.missing_folders import making_commands
+from experiments.cli.missing_folders import check_data_root, making_commands
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
 from experiments.cli.settings_sources import ABSENT, SettingsSource, config_files, settings_sources
@@ -229,6 +231,7 @@ class ExperimentCLI(LightningCLI):
         check_config_files(arguments, keys)
         check_flags(sources, keys)
         check_encoder(self.arguments, sources)
+        check_linked(sources)
 
         self.implied = implied_settings(sources)
         for setting in self.implied:
@@ -252,6 +255,12 @@ class ExperimentCLI(LightningCLI):
         check_plain(config.name, "name")
         for part in Path(config.experiment).parts:
             check_plain(part, f"A part of experiment {config.experiment!r}")
+
+        # Only a root that the files link to `data_root`; a streamed tar may need none.
+        arguments = config.data.init_args or {}
+        is_linked = config.data_root and arguments.get("root") == config.data_root
+        if is_linked and not is_unindexed(arguments.get("pairs") or []):
+            check_data_root(Path(config.data_root), self.files)
 
         # A full disk shall stop the run now, not after hours of training.
         check_disk(experiment_folder(config).path, config.needs.disk_gib)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from experiments.cli.settings_sources import read_config_file
 from mmemb.storage.trust import walk
 
 _DATA = {
@@ -23,6 +24,8 @@ _DATA = {
     "mmeb_train": "mmeb-train --source SOURCE --out",
 }
 """Data root -> the arguments of `datamodules.prepare` that make it."""
+
+_ROOT = "data_root"
 
 _SHARED = ("--experiment", "--data_root", "--runs")
 """Flags that a command shares with the one before it."""
@@ -50,8 +53,8 @@ def making_commands(
         arguments: of its command, for the flags that both share.
     """
     commands = []
-    if str(data_root) in message and data_root.name in _DATA and not data_root.is_dir():
-        commands.append(f"python -m datamodules.prepare {_DATA[data_root.name]} {data_root}")
+    if str(data_root) in message and not data_root.is_dir():
+        commands += _preparing(data_root, files)
 
     # A link to a run, or a folder that a run writes.
     names = re.findall(rf"{re.escape(str(experiment))}/([\w-]+)", message)
@@ -62,6 +65,29 @@ def making_commands(
         commands += [f"{words}{_shared(arguments)}" for words in _making(name, files)][:1]
 
     return "".join(f"\nThis makes it: {command}" for command in commands)
+
+
+def check_data_root(data_root: Path, files: Sequence[Path]) -> None:
+    """Raises FileNotFoundError, with the command that makes it, if there is no data root.
+
+    Args:
+        data_root: of a stage that reads it.
+        files: configurations of the stage.
+    """
+    if not data_root.is_dir():
+        made = "".join(f"\nThis makes it: {command}" for command in _preparing(data_root, files))
+        raise FileNotFoundError(
+            f"data_root {data_root}: there is no such folder, so there are no data to read.{made}"
+        )
+
+
+def _preparing(data_root: Path, files: Sequence[Path]) -> list[str]:
+    """Returns the command that makes a data root, by its name or that of the stage's own one."""
+    roots = [str(read_config_file(path).get(_ROOT, "")) for path in reversed(files)]
+    names = [
+        name for name in (data_root.name, *(Path(root).name for root in roots)) if name in _DATA
+    ]
+    return [f"python -m datamodules.prepare {_DATA[name]} {data_root}" for name in names[:1]]
 
 
 def _making(name: str, files: Sequence[Path]) -> Iterator[str]:

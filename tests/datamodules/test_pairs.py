@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_batch_holds_all_kinds_of_sides(root):
     assert [media.kind for media in clip.media] == ["frame"] * 3
     assert clip.media[0].pixels.dtype == torch.uint8
     assert clip.media[0].pixels.shape == (3, 16, 24)
+
+
+def test_a_batch_that_is_larger_than_the_data_is_told(root, caplog):
+    make(root, batch_size=8).setup("fit")
+    assert "larger than" not in caplog.text
+    make(root, batch_size=4000, group_size=4).setup("fit")
+    (record,) = [r for r in caplog.records if "larger than" in r.message]
+    assert re.search(
+        r"batch_size 4000 is larger than the (\d+) pairs .* \1 or less", record.message
+    )
 
 
 def test_ids(root):

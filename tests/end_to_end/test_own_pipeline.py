@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from datamodules.prepare.__main__ import main as prepare
-from experiments.pipeline import read_pipeline, with_encoder
+from experiments.pipeline import read_pipeline, with_shared
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.chat_server import GOOD, chat, serving
 from tests.fixtures.own_table import flag_rows, write_csv, write_lines, write_media
@@ -77,10 +77,11 @@ def test_own_data_goes_through_the_whole_pipeline(
     small_fit.write_text(yaml.safe_dump({"trainer": SMALL_FIT, "data": sizes}))
 
     shared = ["--experiment", "own", "--data_root", str(data), "--runs", str(tmp_path / "runs")]
-    shared += ["--models", str(tmp_path / "models"), "--server", server]
-    pipeline = with_encoder(
+    linked = {"models": str(tmp_path / "models")} if writer == "model" else {}
+    linked |= {"server": server} if writer == "server" else {}
+    pipeline = with_shared(
         read_pipeline(CONFIGS / "own/pipeline.yaml", writer),
-        argparse.Namespace(encoder="clip_tiny", pretrained=None),
+        argparse.Namespace(encoder="clip_tiny", pretrained=None, linked=linked),
     )
     for stage in pipeline.stages:
         more = ["--config", str(small)]

@@ -12,8 +12,7 @@ from experiments.cli.encoder import encoder_file, pipeline_arguments, with_encod
 from experiments.cli.experiment_cli import parse, run_fingerprint
 from experiments.cli.explain import explain
 from experiments.cli.messages import quieten
-from experiments.pipeline import read_pipeline
-from experiments.pipeline import with_encoder as pipeline_with_encoder
+from experiments.pipeline import read_pipeline, with_shared
 from tests.fixtures.tiny_experiment import CLIP_TINY, POCKET, settings_kept
 
 TRUNK = ["fit", "--config", str(POCKET / "trunk.yaml")]
@@ -88,9 +87,9 @@ def test_a_stage_without_a_backbone_is_refused() -> None:
 
 
 def test_a_pipeline_gives_it_to_the_stages_that_build_a_backbone() -> None:
-    options = argparse.Namespace(encoder="clip_tiny", pretrained="w.pt")
+    options = argparse.Namespace(encoder="clip_tiny", pretrained="w.pt", linked={})
     pipeline = read_pipeline(POCKET / "pipeline.yaml")
-    changed = pipeline_with_encoder(pipeline, options).stages
+    changed = with_shared(pipeline, options).stages
     more = {
         after.name: list(after.arguments[len(before.arguments) :])
         for before, after in zip(pipeline.stages, changed, strict=True)

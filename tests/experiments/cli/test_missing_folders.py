@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli.config_files import CONFIGS
-from experiments.cli.missing_folders import making_commands
+from experiments.cli.missing_folders import check_data_root, making_commands
 
 RUNS = Path("runs/pocket")
 POCKET = CONFIGS / "pocket"
@@ -47,6 +47,27 @@ def test_data_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     lines = making_commands("data/own/pairs is missing", RUNS, Path("data/own"), [])
     assert "datamodules.prepare folder --table TABLE --media FOLDER --out data/own" in lines
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments"),
+    [
+        ("own/test.yaml", "folder --table TABLE --media FOLDER"),
+        ("mmeb_v2/embedder.yaml", "mmeb-train"),
+    ],
+)
+def test_a_missing_data_root_is_told_before_anything_else(
+    tmp_path: Path, file: str, arguments: str
+) -> None:
+    """By the data of the stage's own file, whatever the folder is called."""
+    root = tmp_path / "mine"
+    with pytest.raises(FileNotFoundError, match="there is no such folder") as caught:
+        check_data_root(root, [CONFIGS / "base.yaml", CONFIGS / file])
+    assert f"This makes it: python -m datamodules.prepare {arguments}" in str(caught.value)
+    assert str(caught.value).endswith(f"--out {root}")
+
+    root.mkdir()
+    check_data_root(root, [CONFIGS / "base.yaml"])
 
 
 def test_what_is_there_or_no_stage_makes_gets_no_advice(
