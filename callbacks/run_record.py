@@ -235,7 +235,11 @@ class RunRecord(Callback):
         self._mark(finished=True, products=record_products(self.run, products))
         link_atomically(self.run.parent / self.link, self.run)
 
-        headlines = [f", {n} {self._metrics[n]:.3f}" for n in HEADLINES if n in self._metrics]
+        headlines = [
+            f", {name} {self._metrics[name]:.3f}{_chance(self._metrics, name)}"
+            for name in HEADLINES
+            if name in self._metrics
+        ]
         chosen = "" if self.selected is None else self.selected.describe()
         said = f"{summary['seconds']:.0f} s{''.join(headlines)}{chosen}"
         print(f"{self.run.parent / self.link}: {said}")
@@ -303,6 +307,16 @@ def is_unfinished(run: Path, fingerprint: str) -> bool:
 def _mark_of(run: Path) -> RunMark | None:
     path = RunFolder(run).mark
     return read_json(path, RunMark) if path.is_file() else None
+
+
+def _chance(metrics: Mapping[str, float], name: str) -> str:
+    """Returns the chance level of a metric, where the same run has logged it.
+
+    >>> _chance({"val/recall@1": 0.5, "val/chance@1": 0.02}, "val/recall@1")
+    ' (chance 0.020)'
+    """
+    level = metrics.get(name.replace("recall@", "chance@"))
+    return "" if level is None or "recall@" not in name else f" (chance {level:.3f})"
 
 
 def _logged_metrics(trainer: Trainer) -> dict[str, float]:

@@ -51,6 +51,7 @@ from experiments.cli.input_files import find_beside, find_input, place_inputs
 from experiments.cli.linked_keys import check_linked
 from experiments.cli.messages import USER_ERRORS, innermost, reason_of, without_secrets
 from experiments.cli.missing_folders import check_data_root, making_commands
+from experiments.cli.next_command import next_line
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
 from experiments.cli.settings_sources import ABSENT, SettingsSource, config_files, settings_sources
@@ -369,8 +370,8 @@ class ExperimentCLI(LightningCLI):
                     self.claimed.discard()
                 note_reason(self.run_folder, reason_of(error, self.run_folder))
                 raise
-            if subcommand == "test" and self.trainer.is_global_zero:
-                self._print_ranks()
+            if self.trainer.is_global_zero:
+                self._print_end(subcommand)
             return
 
         # Nothing that a development run makes may be taken for a product.
@@ -384,11 +385,17 @@ class ExperimentCLI(LightningCLI):
             count = int(self.trainer.fast_dev_run)
             print(f"fast_dev_run: {subcommand} ran {count} batch(es), nothing is kept")
 
-    def _print_ranks(self) -> None:
-        """Prints what a test that ranks has found, with intervals and the chance level."""
-        if (test := RankedTest.read(self.run_folder)) is not None:
+    def _print_end(self, subcommand: str) -> None:
+        """Prints what a test that ranks has found, with intervals and the chance level, and the
+        command that comes next."""
+        test = RankedTest.read(self.run_folder) if subcommand == "test" else None
+        if test is not None:
             print(f"\n{test.table().markdown()}")
             print("intervals: 95 %, over concepts; chance: candidates in random order")
+
+        config = self.config[subcommand]
+        if line := next_line(config, subcommand, self.files, ranks=test is not None):
+            print(line, flush=True)
 
     @override
     def _parse_ckpt_path(self) -> None:
