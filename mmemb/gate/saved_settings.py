@@ -56,7 +56,8 @@ def read_settings(folder: Path) -> AdaptiveJson:
 def replace_calibration(folder: Path, calibration: BudgetCalibration) -> str:
     """Replaces the calibration of a saved embedder; the former one is kept in the folder.
 
-    A process that is killed meanwhile leaves the former calibration in force.
+    A process that is killed meanwhile leaves the former calibration in force, and the next call
+    repairs what it left.
 
     Returns:
         The name in the folder under which the former one is kept.
@@ -64,9 +65,11 @@ def replace_calibration(folder: Path, calibration: BudgetCalibration) -> str:
     settings = read_settings(folder)
     assert settings.calibration is not None, "the embedder has a gate"
 
-    kept = folder / FORMER
-    number = 1 + sum(1 for _ in kept.glob("*.json"))
-    former = kept / f"{number}.json"
+    # The last one may be that of a killed call, which is still in force.
+    number = sum(1 for _ in (folder / FORMER).glob("*.json"))
+    former = folder / FORMER / f"{number}.json"
+    if not number or read_json(former, CalibrationJson) != settings.calibration:
+        former = folder / FORMER / f"{number + 1}.json"
     write_json(former, to_json(settings.calibration))
 
     # One file, whole or not at all.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 import mmemb
-from experiments.calibrate import calibrated_folder
 from experiments.calibrate.__main__ import main
 from experiments.calibrate.shares import budget_shares, half_width
 from mmemb.gate.saved_settings import read_settings
+from mmemb.storage.json_files import write_json
 from tests.fixtures.other_traffic import TRAFFIC, calibrated_elsewhere
 
 
@@ -85,13 +86,25 @@ def test_in_place_the_former_calibrations_stay(saved: Path, traffic: Path, tmp_p
 
 def test_a_kill_leaves_one_calibration_in_force(saved: Path, traffic: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(saved, tmp_path / "adaptive"))
-    killed = patch.object(calibrated_folder, "replace_calibration", side_effect=KeyboardInterrupt)
-    with killed, pytest.raises(KeyboardInterrupt):
+
+    def killed(path: Path, data: Any) -> None:
+        if path.name == "adaptive.json":
+            raise KeyboardInterrupt
+        write_json(path, data)
+
+    patched = patch("mmemb.gate.saved_settings.write_json", killed)
+    with patched, pytest.raises(KeyboardInterrupt):
         call(place, traffic, "--in-place")
     assert read_settings(place) == read_settings(saved)
+    assert len(list((place / "former_calibrations").iterdir())) == 1
 
-    with killed, pytest.raises(KeyboardInterrupt):
-        call(place, traffic, "--out", str(tmp_path / "out"))
+    # The same command repairs what was left.
+    call(place, traffic, "--in-place")
+    assert len(list((place / "former_calibrations").iterdir())) == 1
+    assert read_settings(place) != read_settings(saved)
+
+    with patched, pytest.raises(KeyboardInterrupt):
+        call(saved, traffic, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
