@@ -56,6 +56,7 @@ COMMANDS = {
     "prepare": Command("datamodules.prepare.__main__", "make data: of your own, pocket, MMEB"),
     "report": Command("experiments.report.__main__", "tables and pages of runs and scores"),
     "search": Command("experiments.search.__main__", "search candidates for a text or a picture"),
+    "calibrate": Command("experiments.calibrate.__main__", "budgets fitted to your own queries"),
     "score": Command("experiments.score", "score saved embeddings or rankings of any model"),
     "export": Command("experiments.export.__main__", "write a model for other libraries"),
     "adopt": Command("experiments.adopt", "take a public embedder as if a run had made it"),

@@ -17,6 +17,7 @@ from torch import Tensor
 import mmemb
 from experiments.cli.allow_class import add_allow_class
 from experiments.cli.messages import command
+from experiments.cli.permissions import add_permissions
 from experiments.search.index import Candidates, load_candidates, model_identity
 from mmemb.gate.adaptive_embedder import AdaptiveEmbedder
 from mmemb.gate.budget import Unit
@@ -187,36 +188,10 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="by default `search` beside the shards")
     parser.add_argument("--features", type=Path, help="cached features of the candidates")
 
-    # A model's folder grants nothing: its servers and models elsewhere are named by the caller.
-    parser.add_argument(
-        "--server",
-        type=_server,
-        action="append",
-        default=[],
-        metavar="HOST[=VARIABLE]",
-        help="a host that a saved ServerWriter may ask, and the variable with its key",
-    )
-    parser.add_argument(
-        "--allow-model",
-        type=_model,
-        action="append",
-        default=[],
-        metavar="NAME[=PLACE]",
-        help="a model that a saved writer of others may run, and where it lies if not at NAME",
-    )
+    add_permissions(parser)
     add_allow_class(parser)
     parser.add_argument("--device", default="cpu", help="of backbone and gate, e.g. cuda")
     return parser.parse_args(arguments)
-
-
-def _server(text: str) -> tuple[str, str | None]:
-    host, _, variable = text.partition("=")
-    return host, variable or None
-
-
-def _model(text: str) -> tuple[str, str]:
-    name, _, place = text.partition("=")
-    return name, place or name
 
 
 def _positive(text: str) -> int:

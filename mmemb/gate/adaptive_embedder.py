@@ -33,10 +33,11 @@ from mmemb.gate.budget import (
     row_budgets,
 )
 from mmemb.gate.encoded import Embedding, Encoded, join_batches
+from mmemb.gate.gate_scores import GateScores
 from mmemb.gate.heads import DepthHead, load_head, save_head
 from mmemb.gate.reasoners import Written, make_reasoner
 from mmemb.gate.release_card import release_card
-from mmemb.gate.saved_settings import SETTINGS, read_settings
+from mmemb.gate.saved_settings import FORMER, SETTINGS, read_settings
 from mmemb.media.inputs import Input, are_media, sides
 from mmemb.rationales import load_saved_writer, save_writer
 from mmemb.rationales.writers.base import RationaleSource
@@ -385,6 +386,76 @@ class AdaptiveEmbedder:
         return self.calibration.decide(logit_BA, keys, budget, unit) * eligible_B
 
     @torch.inference_mode()
+    def gate_scores(
+        self,
+        queries: Sequence[Input],
+        *,
+        instruction: str = "",
+        gallery: Vectors | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> GateScores:
+        """Asks the gate about queries, whose labels nobody needs to know; nothing is written.
+
+        Args:
+            queries: see `encode`; they are read batch by batch.
+            instruction: of those that bring none of their own.
+            gallery: vectors of the candidates, for a gate whose state holds `scores`.
+            batch_size: queries that are embedded together.
+            show_progress_bar: see `encode`.
+
+        Raises:
+            ValueError: there is no gate, or a query cannot be read.
+        """
+        if self.head is None:
+            raise ValueError(
+                "This embedder has no gate, so there is no budget to calibrate: load a run of "
+                "stage 4, such as runs/pocket/gate."
+            )
+
+        num = len(queries)
+        batches = [
+            range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)
+        ]
+        keys, logits = [], [torch.zeros(0, len(self.depths))]
+        for rows in _with_bar(batches, show_progress_bar):
+            direct = self.embed(self._sides(queries, rows, instruction))
+            eligible_B = torch.tensor(list(map(self.can_reason, direct.sides)), dtype=torch.bool)
+            if not eligible_B.any():
+                continue
+
+            inputs = self._inputs(direct, eligible_B, gallery, None)
+            logits.append(self.logits(inputs.state(self.state))[eligible_B])
+            eligible = zip(direct.sides, eligible_B.tolist(), strict=True)
+            keys += [side.digest for side, can_reason in eligible if can_reason]
+        return GateScores(tuple(keys), torch.cat(logits), num)
+
+    def calibrate(
+        self,
+        queries: Sequence[Input],
+        *,
+        token_costs: Sequence[float] | None = None,
+        **options: Any,
+    ) -> BudgetCalibration:
+        """Returns the calibration by which budgets are kept on queries like these.
+
+        It is used once it is set, and saved with the embedder:
+        `embedder.calibration = embedder.calibrate(queries)`.
+
+        Args:
+            queries: see `gate_scores`.
+            token_costs: tokens that are expected at each depth, 0 for `direct`; None = the means of
+                the calibration so far, whose milliseconds stay, too.
+            **options: see `gate_scores`.
+
+        Raises:
+            ValueError: there is no gate, or none of the queries can reason.
+        """
+        scores = self.gate_scores(queries, **options)
+        cost_A = self.calibration.mean_tokens() if token_costs is None else Tensor(token_costs)
+        return scores.calibrate(cost_A, self.calibration.milliseconds)
+
+    @torch.inference_mode()
     def write(self, direct: DirectVectors, depths_B: Tensor) -> Written:
         """Step 3: writes one greedy rationale about each side whose depth is not 0.
 
@@ -510,7 +581,7 @@ class AdaptiveEmbedder:
         }
 
         # A gate that was saved there before is no part of an embedder without one.
-        with whole_folder(folder, keep_others=True, replaced=("gate", "writers")) as fresh:
+        with whole_folder(folder, keep_others=True, replaced=("gate", "writers", FORMER)) as fresh:
             settings["writers"] = {
                 depth: save_writer(writer, fresh, f"writers/{number}")
                 for number, (depth, writer) in enumerate(self.writers.items(), start=1)

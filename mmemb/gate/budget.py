@@ -107,8 +107,9 @@ class BudgetCalibration:
         """
         if not keys:
             raise ValueError(
-                "split `calibration` has no eligible query, so no threshold can be calibrated: "
-                "give stage `rationales` a writer that reads some of its queries, or prepare more."
+                "no query of the calibration can reason, so no threshold can be calibrated: in a "
+                "fit, give stage `rationales` a writer that reads some of split `calibration`, or "
+                "prepare more; of your own traffic, give queries that the gate's writers can read."
             )
         if not (finite_C := cost_CA.isfinite().all(1)).all():
             key = keys[int((~finite_C).nonzero()[0])]
@@ -183,6 +184,15 @@ class BudgetCalibration:
             self._prices[key] = price
         return self._prices[key]
 
+    def mean_tokens(self) -> Tensor:
+        """Returns the mean tokens (A,) of the calibration queries at each depth.
+
+        Raises:
+            ValueError: there are no calibration queries.
+        """
+        self._check_queries()
+        return torch.tensor(self.costs, dtype=torch.float64).mean(0)
+
     def max_cost(self, unit: Unit) -> float:
         """Mean cost of the calibration queries if all of them take the most expensive depth."""
         return self._mean_costs_in(unit).max
@@ -209,11 +219,7 @@ class BudgetCalibration:
     def _check(self, budget: float, unit: Unit) -> None:
         check_budget(budget, unit)
 
-        if not self.logits:
-            raise ValueError(
-                "The gate has no calibration queries, so it cannot keep a budget: fit the gate on "
-                "data with a split `calibration`, or leave the budget out."
-            )
+        self._check_queries()
         if unit == "milliseconds" and len(self.milliseconds) != len(self.logits[0]):
             raise ValueError(
                 f"A budget in milliseconds needs the time of each of the {len(self.logits[0])} "
@@ -226,6 +232,13 @@ class BudgetCalibration:
             raise ValueError(
                 f"budget is {budget:g} {unit} per query, but the cheapest depth alone costs "
                 f"{least:g}: give a budget of at least {least:g}."
+            )
+
+    def _check_queries(self) -> None:
+        if not self.logits:
+            raise ValueError(
+                "The gate has no calibration queries, so it cannot keep a budget: fit the gate on "
+                "data with a split `calibration`, or leave the budget out."
             )
 
     def _mean_costs_in(self, unit: Unit) -> _MeanCosts:

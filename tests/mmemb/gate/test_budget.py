@@ -334,7 +334,7 @@ def test_a_calibration_survives_json() -> None:
 
 
 def test_without_a_query_there_is_no_threshold() -> None:
-    with pytest.raises(ValueError, match="split `calibration` has no eligible query"):
+    with pytest.raises(ValueError, match="no query of the calibration can reason"):
         BudgetCalibration.calibrate(torch.zeros(0), torch.zeros(0), ())
 
 

@@ -1,0 +1,1 @@
+"""Budgets of a gate, calibrated again on queries without labels."""
