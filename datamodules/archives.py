@@ -95,11 +95,16 @@ class ArchiveLimits:
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One member; only a file has data."""
+    """One member; only a file has data.
+
+    Attributes:
+        offset: of its data in the tar, unpacked.
+    """
 
     name: str
     kind: Kind
     data: bytes = b""
+    offset: int = 0
 
 
 class ByteStream(Protocol):
@@ -241,7 +246,9 @@ class _TarReader:
                 _LIMITED,
             )
 
-        return TarMember(name, kind, self._data(header.size, name) if kind == "file" else b"")
+        if kind != "file":
+            return TarMember(name, kind)
+        return TarMember(name, kind, offset=self._at, data=self._data(header.size, name))
 
     def _body(self, header: tarfile.TarInfo, start: int) -> bytes:
         # Checked before the read, which holds the whole body in memory.

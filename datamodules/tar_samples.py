@@ -72,7 +72,7 @@ def samples_of(
     # Hashes, since names may be long and a tar may have millions of samples.
     seen: set[int] = set()
 
-    for key, group in groupby(_named(members, foreign), key=itemgetter(0)):
+    for key, group in groupby(named_members(members, foreign), key=itemgetter(0)):
         if hash(key) in seen:
             raise SplitSampleError(
                 f"{where}: sample {printable(key)} stands at two places, so that neither is "
@@ -83,10 +83,10 @@ def samples_of(
         yield _sample(key, group, where, limits)
 
 
-def _named(
+def named_members(
     members: Iterable[TarMember], foreign: ForeignMembers
 ) -> Iterator[tuple[str, str, TarMember]]:
-    """Members with their key and extension."""
+    """Yields members with their key and extension; those of no sample are counted."""
     for member in members:
         # Tars made by `tar DIR` hold the folders, too, which are no content.
         if member.kind == "folder":

@@ -19,7 +19,7 @@ from tests.fuzzing.kind import Kind, fault_of
 
 NUM_INPUTS = {
     "json": 80, "names": 150, "texts": 60, "servers": 20, "pictures": 40, "drawings": 3, "clips": 6,
-    "tables": 30, "tars": 25,
+    "tables": 30, "tars": 25, "containers": 30,
 }  # fmt: skip
 """Folders take a third of a second each: they are left to the command."""
 

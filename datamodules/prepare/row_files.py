@@ -179,7 +179,7 @@ def parquet_rows(file: Any, columns: Collection[str], size: int = _BATCH) -> Ite
         size: rows that are read at once.
     """
     for batch in file.iter_batches(batch_size=size, columns=list(columns)):
-        names, values = batch.schema.names, [_values(column) for column in batch.columns]
+        names, values = batch.schema.names, [column_values(column) for column in batch.columns]
         for cells in zip(*values, strict=True):
             yield dict(zip(names, cells, strict=True))
 
@@ -191,7 +191,7 @@ def parquet_faults() -> tuple[type[Exception], ...]:
     return ArrowException, OSError, UnicodeDecodeError
 
 
-def _values(column: Any) -> list[Any]:
+def column_values(column: Any) -> list[Any]:
     """The values of a column of Arrow; what Python cannot hold, as a text that is no UTF-8 or a
     date of the year 300,000, is broken by itself."""
     try:

@@ -17,6 +17,7 @@ from mmemb.media.pictures import (
     FILE_FORMATS,
     PICTURES,
     SHARD_FORMATS,
+    check_length,
     check_picture,
     picture_bytes,
     picture_kind,
@@ -51,23 +52,38 @@ def encoded_picture(path: Path) -> tuple[str, bytes]:
         expected = ", ".join(sorted({DRAWING, *PICTURES, *CLIPS}))
         raise ValueError(f"{printable(path.name)}: expected a file that ends in {expected}")
 
+    return encoded_bytes(picture_bytes(path), path.name)
+
+
+def encoded_bytes(data: bytes, where: str) -> tuple[str, bytes]:
+    """Returns suffix and bytes of a picture that is no file of its own; see `encoded_picture`.
+
+    Args:
+        data: of a file of a picture, of any of its formats.
+        where: names it in errors.
+    """
     # Much that is called `.jpg` on the web is something else.
-    data = picture_bytes(path)
+    check_length(len(data), where)
     # Formats that shards hold keep their bytes: a second JPEG encoding would lose quality.
-    kind = picture_kind(data, FILE_FORMATS, path.name)
+    kind = picture_kind(data, FILE_FORMATS, where)
     if kind in _KEPT:
-        return check_picture(data, SHARD_FORMATS, path.name), data
-    return _lossless(read_picture(data, FILE_FORMATS, path.name))
+        return check_picture(data, SHARD_FORMATS, where), data
+    return _lossless(read_picture(data, FILE_FORMATS, where))
 
 
-def encoded_clip(path: Path, num: int) -> list[tuple[str, bytes]]:
+def encoded_clip(path: Path | bytes, num: int, where: str = "") -> list[tuple[str, bytes]]:
     """Returns frames of a folder of pictures in natural order, of a video or of a moving picture.
+
+    Args:
+        path: of them; or the bytes of a video or a moving picture.
+        num: of frames.
+        where: names bytes in errors.
 
     Raises:
         ValueError: names the file that cannot be read, and says why.
     """
-    if not path.is_dir():
-        return [_lossless(image) for image in read_clip(path, num)]
+    if isinstance(path, bytes) or not path.is_dir():
+        return [_lossless(image) for image in read_clip(path, num, where)]
 
     chosen = frame_files(path, num)
     frames = [encoded_picture(file) for file in chosen]

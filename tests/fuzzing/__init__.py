@@ -1,6 +1,7 @@
 """Kinds of inputs for `python -m tests.fuzz`."""
 
 from tests.fuzzing.clips import Clips
+from tests.fuzzing.containers import Containers
 from tests.fuzzing.drawings import Drawings
 from tests.fuzzing.folders import Folders
 from tests.fuzzing.json_files import JsonFiles
@@ -26,6 +27,7 @@ KINDS: dict[str, type[Kind]] = {
         Clips,
         Tables,
         Tars,
+        Containers,
         Folders,
     )
 }

@@ -93,11 +93,12 @@ class Tables(Kind):
         if (expected := _numbers(suffix, body)) is not None:
             assert numbers == expected, f"rows {numbers} instead of {expected}"
         for row in rows:
-            _check_row(row)
+            check_row(row)
         check_texts(fault for _, fault in check_cells(rows, self._media))
 
 
-def _check_row(row: OwnRow) -> None:
+def check_row(row: OwnRow) -> None:
+    """Asserts that a row has faults, or is whole and can be written down."""
     check_texts(row.faults)
     if row.faults:
         return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, Literal, final
 
-from datamodules.prepare.cells import is_missing, shown
+from datamodules.prepare.cells import Broken, is_missing, shown
 from datamodules.prepare.row_files import Cells
 from mmemb.records.nearest_name import nearest
 
@@ -38,6 +39,9 @@ _CAPTIONS = (("caption",), ("text", "title"))
 """A caption is one whatever stands beside it; a text or a title only if the other is missing."""
 
 _MOST_NAMED = 10
+
+_PEEKED = 1000
+"""Rows without a heading whose keys are the columns."""
 
 
 @final
@@ -96,6 +100,30 @@ class Columns:
                 f"{_listed(names)}. Say which one is what, such as --map COLUMN=query_text "
                 f"COLUMN=target_media ({GUIDE} has all names)."
             )
+
+    def matched(
+        self, where: str, rows: Iterator[Cells | Broken | None]
+    ) -> Iterator[Cells | Broken | None]:
+        """Yields rows that have no heading: the keys of the first ones are the columns.
+
+        Raises:
+            ValueError: see `match`.
+        """
+        first = list(islice(rows, _PEEKED))
+        objects = [row for row in first if isinstance(row, dict)]
+        if objects:
+            self.match(where, list(dict.fromkeys(chain.from_iterable(objects))))
+        yield from chain(first, rows)
+
+    def takes(self, ours: str, names: Iterable[str]) -> bool:
+        """Tells whether one of the columns is read under a name of ours."""
+        return any(self._given.get(name, name) == ours for name in names)
+
+    def used(self, names: Iterable[str]) -> list[str]:
+        """Returns the columns that are used, so that others need not be read."""
+        used = [name for name in names if _is_ours(self._renamed.get(name, name))]
+        self._unused |= dict.fromkeys(name for name in names if name not in used)
+        return used
 
     def rename(self, cells: Cells) -> Cells:
         """Returns the cells that are used, under our names."""

@@ -21,7 +21,7 @@ from datamodules.prepare.folder.check import (
     lines_of,
     read_contents,
 )
-from datamodules.prepare.folder.media import locate
+from datamodules.prepare.folder.media import files_of
 from datamodules.prepare.folder.media_folder import check_folder
 from datamodules.prepare.folder.rationales import (
     GivenRationales,
@@ -32,8 +32,7 @@ from datamodules.prepare.folder.sources import Source, add_sources, read_source
 from datamodules.prepare.folder.splits import Shares, cut_rows, split_flag
 from datamodules.prepare.folder.table import OwnRow, with_defaults
 from datamodules.prepare.folder.write import write_data
-from datamodules.prepare.media_paths import MediaPathError, find_frames
-from mmemb.media.pictures import PICTURES
+from datamodules.prepare.media_paths import MediaPathError
 from mmemb.records.counted_nouns import counted
 from mmemb.records.pairs import SPLITS
 from mmemb.records.schema import Excerpt, read_json
@@ -141,7 +140,7 @@ def _rows(options: argparse.Namespace, source: Source) -> list[OwnRow]:
     """
     progress = tqdm(source.rows, desc="reading", disable=None, delay=2)
     rows, notes = with_defaults(list(progress))
-    for note in (*source.columns.notes(), *notes):
+    for note in (*source.columns.notes(), *source.remarks, *notes):
         print(f"note: {note}")
 
     # Rows that cannot be read lack everything, and say nothing about the source.
@@ -288,11 +287,7 @@ def _fingerprint(
     names = dict.fromkeys(name for row in rows for side in row.sides for name in side.media)
     for name in tqdm(names, desc="hashing", disable=None, delay=2):
         try:
-            path = locate(media, name)
-            is_folder = path.is_dir()
-            # A file of the folder that is renamed changes the order of the frames, so names count.
-            paths = sorted(find_frames(media, name, PICTURES)) if is_folder else [path]
-            files[name] = [(p.name, hashes.sha256(p)) for p in paths]
+            files[name] = [(path.name, hashes.sha256(path)) for path in files_of(media, name)]
         except (MediaPathError, OSError):
             continue  # a fault of its row
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datamodules.decode import decode_image
 from datamodules.prepare.cells import shown
+from datamodules.prepare.folder.containers import Contained, find_contained
 from datamodules.prepare.media_paths import MediaPathError, find_frames, find_media
 from mmemb.media.clips import CLIPS, is_animated
 from mmemb.media.drawings import SUFFIX as DRAWING
-from mmemb.media.picture_files import encoded_clip, encoded_picture
+from mmemb.media.picture_files import encoded_bytes, encoded_clip, encoded_picture
 from mmemb.media.pictures import PICTURES
 from mmemb.records.text import limit_marks
 
@@ -38,23 +39,25 @@ def side_members(
     """
     members: dict[str, bytes] = {}
     for number, name in enumerate(media):
-        path = locate(folder, name)
-        if path.is_dir() or path.suffix.lower() in CLIPS or is_animated(path):
-            for place, (suffix, data) in enumerate(encoded_clip(path, num_frames)):
-                members[f"{prefix}{number}.{place:03d}.{suffix}"] = data
-        else:
-            suffix, data = encoded_picture(path)
-            members[f"{prefix}{number}.{suffix}"] = data
+        is_clip, files = _encoded(locate(folder, name), num_frames)
+        for place, (suffix, data) in enumerate(files):
+            frame = f".{place:03d}" if is_clip else ""
+            members[f"{prefix}{number}{frame}.{suffix}"] = data
 
     return members
 
 
-def locate(folder: Path, name: str) -> Path:
+def locate(folder: Path, name: str) -> Path | Contained:
     """The picture, the clip or the folder of frames of that name; opens no file.
+
+    A name may go on inside of a tar, a Parquet or an Arrow file.
 
     Raises:
         MediaPathError: it is none of them, or leads elsewhere; names it.
     """
+    if (contained := find_contained(folder, name)) is not None:
+        return contained
+
     path = find_media(folder, name)
     if not path.is_dir():
         if path.suffix.lower() not in _FILES:
@@ -65,6 +68,38 @@ def locate(folder: Path, name: str) -> Path:
     if not find_frames(folder, name, PICTURES):
         raise MediaPathError(f"{shown(name)} is a folder without pictures")
     return path
+
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    """Returns the files whose bytes decide what a name shows: of a part of a file, the whole file.
+
+    Raises:
+        MediaPathError: see `locate`.
+    """
+    match locate(folder, name):
+        case Contained(container=container):
+            return [container]
+        case path if path.is_dir():
+            # A file of the folder that is renamed changes the order of the frames, so names count.
+            return sorted(find_frames(folder, name, PICTURES))
+        case path:
+            return [path]
+
+
+def _encoded(place: Path | Contained, num_frames: int) -> tuple[bool, list[tuple[str, bytes]]]:
+    """Returns whether it is a clip, and the files of its picture or frames."""
+    match place:
+        case Contained(name=name):
+            # Bytes decide, since a cell of a data set has no suffix.
+            data = place.read()
+            suffix = PurePosixPath(place.member).suffix.lower()
+            if suffix in CLIPS or is_animated(data):
+                return True, encoded_clip(data, num_frames, name)
+            return False, [encoded_bytes(data, name)]
+        case _ if place.is_dir() or place.suffix.lower() in CLIPS or is_animated(place):
+            return True, encoded_clip(place, num_frames)
+        case _:
+            return False, [encoded_picture(place)]
 
 
 def content_digests(text: str, members: dict[str, bytes]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from datamodules.prepare.cells import shown
+from datamodules.prepare.folder.containers import find_contained
 from datamodules.prepare.folder.table import OwnRow
 from datamodules.prepare.media_paths import MediaPathError, find_media
 
@@ -60,6 +61,10 @@ def _is_missing(folder: Path, name: str) -> bool:
     # Such paths are not even looked at.
     if path.is_absolute() or ".." in path.parts:
         return path.is_absolute()
+
+    # A path may go on inside of a tar, which has no such path on disk.
+    if find_contained(folder, name) is not None:
+        return False
 
     try:
         find_media(folder, name)

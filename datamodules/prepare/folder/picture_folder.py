@@ -12,18 +12,19 @@ from datamodules.prepare.media_paths import MediaPathError, find_media
 from datamodules.prepare.row_files import Cells, json_row
 from mmemb.media.clips import CLIPS
 from mmemb.media.drawings import SUFFIX as DRAWING
+from mmemb.media.drawings import SUFFIX as DRAWING
 from mmemb.media.pictures import PICTURES
 
 CAPTIONS = (".txt", ".json")
+_MEDIA = {DRAWING, *PICTURES, *CLIPS}
 
 _KEYS = ("caption", "text", "title")
 """Keys of a `.json` that hold the caption; the first one that is there counts."""
 
 _MAX_BYTES = 4 * MAX_LETTERS
-_PEEKED = 1000
 
 
-def picture_cells(folder: Path, columns: Columns) -> Iterator[Cells | Broken]:
+def picture_cells(folder: Path, columns: Columns) -> Iterator[Cells | Broken | None]:
     """Yields the cells `id`, `picture`, `caption` of each picture below a folder, sorted by name.
 
     Other keys of a `.json` are cells as well.
@@ -42,18 +43,9 @@ def picture_cells(folder: Path, columns: Columns) -> Iterator[Cells | Broken]:
             f"{', '.join(sorted({DRAWING, *PICTURES}))} ({GUIDE})."
         )
 
-    # Rows keep their place when a caption is added or repaired.
-    first: list[Cells | Broken] = []
-    rows = (_row(folder, stem, media, captions) for stem in sorted({*media, *captions}))
-    for row in rows:
-        first.append(row)
-        if len(first) == _PEEKED:
-            break
-
-    names = [name for row in first if isinstance(row, dict) for name in row]
-    columns.match(str(folder), list(dict.fromkeys(names or ("id", "picture", "caption"))))
-    yield from first
-    yield from rows
+    stems = sorted({*media, *captions})
+    rows = (_row(folder, stem, media, captions) for stem in stems)
+    yield from columns.matched(str(folder), rows)
 
 
 def caption_cells(text: bytes | None, json: bytes | None) -> Cells:
@@ -135,4 +127,4 @@ def _row(
     except CellError as error:
         return Broken(f"{shown(texts[0])}: {error}")
 
-    return {"id": stem, "picture": pictures[0]} | cells
+    return {"id": stem, "picture": pictures} | cells

@@ -1,16 +1,18 @@
-"""Where pairs of a user come from: a table or a folder of pictures; all become the same rows."""
+"""Where pairs of a user come from: a table, pictures, tars, a data set; all give equal rows."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final, get_args
 
 from datamodules.prepare.folder.columns import GUIDE, Columns, Direction, parse_map
+from datamodules.prepare.folder.dataset import dataset_cells, find_files
 from datamodules.prepare.folder.picture_folder import picture_cells
 from datamodules.prepare.folder.table import OwnRow, own_rows, read_table
+from datamodules.prepare.folder.tars import find_tars, tar_cells
 
 
 @final
@@ -23,12 +25,14 @@ class Source:
         media: folder that the rows' paths start from.
         rows: each with its faults.
         columns: says, once the rows were read, what was recognised and what is not used.
+        remarks: are filled while the rows are read.
     """
 
     path: Path
     media: Path
     rows: Iterator[OwnRow]
     columns: Columns
+    remarks: list[str] = field(default_factory=list)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +42,14 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--pictures", type=Path, metavar="DIR", help="folder of pictures, each with .txt or .json"
     )
+    source.add_argument(
+        "--tars", nargs="+", metavar="PLACE",
+        help="folder, files or pattern of tars as img2dataset writes them",
+    )  # fmt: skip
+    source.add_argument(
+        "--dataset", type=Path, metavar="PLACE",
+        help="Hugging Face data set: Parquet, or a folder of save_to_disk",
+    )  # fmt: skip
     parser.add_argument(
         "--media", type=Path, default=None, help="folder that paths of the table start from"
     )
@@ -67,5 +79,17 @@ def read_source(options: argparse.Namespace) -> Source:
         raise ValueError(
             f"--media is for --table alone: other sources hold their pictures ({GUIDE})."
         )
-    folder = options.pictures
-    return Source(folder, folder, own_rows(picture_cells(folder, columns), columns), columns)
+    remarks: list[str] = []
+    if options.pictures is not None:
+        path = folder = options.pictures
+        cells = picture_cells(folder, columns)
+    elif options.tars is not None:
+        folder, tars = find_tars(options.tars)
+        path, cells = Path(options.tars[0]), tar_cells(folder, tars, columns, remarks)
+    else:
+        path = options.dataset
+        folder, files = find_files(path)
+        # The user's word counts more than names of files.
+        cells = dataset_cells(folder, files, columns, remarks, with_splits=options.split is None)
+
+    return Source(path, folder, own_rows(cells, columns), columns, remarks)

@@ -6,7 +6,6 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, final
 
@@ -32,9 +31,6 @@ DEFAULT_TASK = "pairs"
 
 _NEEDED = ("id", "task", "split")
 _SIDE = ("text", "media", "instruction")
-
-_PEEKED = 1000
-"""Rows of JSON lines whose keys are the columns of the table."""
 
 _UNREAD = "?"
 """Text of a side whose cell has a fault, so that the side does not count as empty, too."""
@@ -198,14 +194,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Cells | Broken]:
 def _json_lines(path: Path, columns: Columns) -> Iterator[Cells | Broken | None]:
     """Yields the rows; an empty line is None."""
     with open(path, "rb") as file:  # a line that is no UTF-8 is that line's fault
-        rows = map(_json_line, enumerate(file))
-
-        # Objects have no heading, so the first of them say which columns there are.
-        first = list(islice(rows, _PEEKED))
-        objects = [row for row in first if isinstance(row, dict)]
-        if objects:
-            columns.match(str(path), list(dict.fromkeys(chain.from_iterable(objects))))
-        yield from chain(first, rows)
+        yield from columns.matched(str(path), map(_json_line, enumerate(file)))
 
 
 def _json_line(numbered: tuple[int, bytes]) -> Cells | Broken | None:
