@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadgroup
 PIPELINE ?= experiments/configs/pocket/pipeline.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench bench-gpu bench-peers
+.PHONY: help install demo test test-all lint bench bench-own bench-gpu bench-peers
 
 help:
 	@echo "make install      a virtual environment in $(VENV), about 6 GB and 3 minutes"
@@ -16,6 +16,7 @@ help:
 	@echo "make test         the default tests: two minutes; make test-all: the slow ones too"
 	@echo "make lint         ruff"
 	@echo "make bench        our code against peers and limits: half an hour alone on the machine"
+	@echo "make bench-own    from a folder of pictures to a metric, three times: five minutes, after make demo"
 	@echo "make bench-peers  against sentence-transformers and faiss, in an environment of its own"
 	@echo "make bench-gpu    training, memory, generation and judging on one GPU"
 install:   $(VENV)/.installed
@@ -24,6 +25,7 @@ test:      install ; $(RUN) pytest $(PARALLEL)
 test-all:  install ; $(RUN) pytest $(PARALLEL) -m ""
 lint:      install ; $(RUN) ruff check . && $(RUN) ruff format --check .
 bench:     install ; $(RUN) experiments.bench
+bench-own: install ; $(RUN) experiments.bench.first_metric
 bench-gpu: install ; $(RUN) experiments.bench_gpu
 bench-peers: $(PEERS)/.installed ; $(PEERS)/bin/python -m experiments.bench_peers
 
