@@ -432,8 +432,9 @@ def report(stage: Stage, shared: Sequence[str]) -> None:
 
     config = parse(stage.command_line(shared))
     folder = Path(config.runs) / config.experiment
-    if not show_current(folder, config.data_root):
-        build(folder, config.data_root)
+    root = Path(config.data_root)
+    if not show_current(folder, root):
+        build(folder, root)
 
 
 @contextlib.contextmanager

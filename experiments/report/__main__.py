@@ -23,18 +23,18 @@ def main(arguments: list[str] | None = None, program: str = "python -m experimen
     run, runs, data = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     run.add_argument("run", type=Path, help="e.g. runs/pocket")
     runs.add_argument("runs", type=Path, nargs="+", help="e.g. runs/pocket runs/pocket_round2")
-    data.add_argument("--data-root", type=Path, default=Path("data/pocket"), help="prepared data")
+    data.add_argument("--data-root", type=Path, help="prepared data; else those of the runs")
 
     build_help = "make a report of an experiment's newest runs"
     making = commands.add_parser("build", help=build_help, parents=[run, data])
-    making.set_defaults(act=lambda namespace: build(namespace.run, str(namespace.data_root)))
+    making.set_defaults(act=lambda namespace: build(namespace.run, namespace.data_root))
 
     showing = commands.add_parser("show", help="print the newest report", parents=[run])
     showing.set_defaults(act=lambda namespace: show(namespace.run))
 
     audit_help = "make a page of every rationale"
     auditing = commands.add_parser("audit", help=audit_help, parents=[run, data])
-    auditing.set_defaults(act=lambda namespace: audit(namespace.run, str(namespace.data_root)))
+    auditing.set_defaults(act=lambda namespace: audit(namespace.run, namespace.data_root))
 
     rounds_help = "compare rounds of EM with the first one"
     comparing = commands.add_parser("rounds", help=rounds_help, parents=[runs, data])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
@@ -10,13 +10,21 @@ from typing import Any, final
 import numpy as np
 
 from datamodules.data_roots import read_tasks
+from experiments.report.data.pictures import CandidatePictures
 from experiments.report.data.query_table import QueryTable, read_queries
+from experiments.report.data.ranked_tests import (
+    TRAINED,
+    missing_tests,
+    pipeline_command,
+    read_tests,
+)
 from experiments.report.data.reasoned import ReasonedQuery, read_reasoned
 from experiments.report.data.selection import selection_figures
 from experiments.report.pages.examples import read_examples
-from experiments.report.pages.figure import draw
-from experiments.report.pages.report_page import report_html, report_markdown
-from experiments.report.pages.tables import mix_table
+from experiments.report.pages.figure import draw, draw_tests
+from experiments.report.pages.found import found_examples
+from experiments.report.pages.report_page import PageExamples, report_html, report_markdown
+from experiments.report.pages.tables import compared_table, mix_table
 from experiments.report.policies.comparisons import (
     comparison,
     comparisons,
@@ -34,6 +42,7 @@ from experiments.report.policies.decisions import (
     Policy,
     policies,
 )
+from experiments.report.policies.first_table import first_table
 from experiments.report.policies.frontier import (
     area_of,
     at_cost,
@@ -49,7 +58,9 @@ from experiments.report.policies.picking import picking
 from experiments.report.policies.swap import embedded_swap, judged_swap
 from experiments.runs.folders import is_published
 from experiments.runs.origin import made_now, newest_folder
+from experiments.runs.ranked_test import RankedTest
 from experiments.runs.recorded_config import read_config
+from experiments.runs.recorded_data import data_root_of, finished_runs, pair_folders
 from experiments.runs.saved_report import read_report
 from mmemb.gate.latency import Latency, mean_latency
 from mmemb.gate.saved_settings import read_settings
@@ -59,7 +70,7 @@ from mmemb.storage.fingerprints import fingerprint
 from mmemb.storage.json_files import write_json
 from mmemb.storage.products import Product, lost_product, record_products
 from mmemb.storage.provenance import git_state
-from mmemb.storage.run_folder import ExperimentFolder, RunFolder
+from mmemb.storage.run_folder import RANKS, ExperimentFolder, RunFolder
 
 LINK = "report"
 NAMES = ("report.md", "report.png", "report.json", "report.html")
@@ -67,22 +78,29 @@ PRODUCTS = "products.json"
 """Sizes and hashes of a report's files, so that a broken one is made again."""
 
 
-def build(experiment: Path, data_root: str) -> dict[str, Any]:
-    """Writes a report of the experiment's newest runs and prints its table.
+def build(experiment: Path, data_root: Path | None = None) -> dict[str, Any]:
+    """Writes a report of the experiment's newest runs and prints its tables.
 
     Args:
-        experiment: e.g. `runs/pocket`; all stages must have run.
-        data_root: the prepared data, for the tasks' declarations.
+        experiment: e.g. `runs/pocket`; what it lacks is named in the report.
+        data_root: the prepared data; None takes that which the runs recorded.
     """
-    queries = read_queries(experiment)
-    reasoned = read_reasoned(experiment, Path(data_root))
-    report = collect(experiment, data_root, queries, reasoned)
-    examples = read_examples(reasoned, Path(data_root))
+    root = data_root_of(experiment, data_root)
+    tests = read_tests(experiment, root)
+    lacks = missing_stages(experiment)
+    if not tests and lacks:
+        raise FileNotFoundError(
+            f"{experiment} holds nothing to report: no test that ranked queries, and no "
+            f"{lacks[0]}. This makes a test: {missing_tests(experiment, root, tests)[TRAINED]}"
+        )
 
-    title = f"{report['experiment']}: quality against cost, split test"
+    has_reasoned = not {"rationales", "depth_values"} & set(lacks)
+    reasoned = read_reasoned(experiment, root) if has_reasoned else ()
+    report = collect(experiment, root, tests, lacks, reasoned)
+    examples = read_page_examples(experiment, root, report, tests, reasoned)
 
     with newest_folder(experiment, LINK, report, NAMES) as fresh:
-        figure = draw(fresh / "report.png", report["frontiers"], report["mix"], title)
+        figure = draw_report(fresh / "report.png", report)
         (fresh / "report.md").write_text(report_markdown(report), encoding="utf-8")
         write_json(fresh / "report.json", report)
         html = report_html(report, examples, (fresh / "report.png").read_bytes())
@@ -91,15 +109,53 @@ def build(experiment: Path, data_root: str) -> dict[str, Any]:
         files = record_products(fresh, [fresh / name for name in NAMES])
         write_json(fresh / PRODUCTS, {"products": files})
 
-    print("\n" + mix_table(report["mix"]).markdown())
+    print(f"\n{report_tables(report)}")
     print(f"\n{experiment}/report.md, report.png, report.json, report.html")
     return report
 
 
-def made_of(experiment: Path, data_root: str) -> str:
+def report_tables(report: Mapping[str, Any]) -> str:
+    """Returns the tables that a terminal shows."""
+    tables = [compared_table(report["first"])] if report.get("first") else []
+    tables += [mix_table(report["mix"])] if report.get("mix") else []
+    return "\n\n".join(table.markdown() for table in tables)
+
+
+def read_page_examples(
+    experiment: Path,
+    root: Path,
+    report: Mapping[str, Any],
+    tests: Mapping[str, RankedTest],
+    reasoned: Sequence[ReasonedQuery],
+) -> PageExamples:
+    """Returns the cards of `report.html`: hits and misses, and what reasoning changed."""
+    selected = ExperimentFolder(experiment).selected.exists()
+    pictures = CandidatePictures.open(root, pair_folders(experiment, root) if selected else ())
+
+    # The last row is what the experiment has come to; one of sidecars names the best alone.
+    rows = list(report["first"]["rows"]) if report["first"] else []
+    found = found_examples(rows[-1], tests[rows[-1]], root, pictures) if rows else None
+    return PageExamples(found, read_examples(reasoned, pictures) if reasoned else None)
+
+
+def missing_stages(experiment: Path) -> list[str]:
+    """Returns the stages that the comparison of policies reads, and that have not run."""
+    folder = ExperimentFolder(experiment)
+    there = {
+        "rationales": folder.rationales,
+        "depth_values": folder.depth_values,
+        "gate": folder.gate.config,
+        "decisions": folder.decisions,
+        "gate-test": folder.gate_test.latency,
+    }
+    return [name for name, path in there.items() if not path.exists()]
+
+
+def made_of(experiment: Path, data_root: Path) -> str:
     """Returns a hash of what a report is made of: the newest runs and sidecars, data and code."""
     names = ("rationales", "selected", "depth_values", "decisions")
     names += ("gate", "gate-test", "selection-test")
+    names += tuple(f"{path.name}/{RANKS}" for path in finished_runs(experiment))
 
     # An experiment may lack stages: it can take its embedder from another one.
     commit, diff = git_state(Path(__file__).parent)
@@ -108,7 +164,7 @@ def made_of(experiment: Path, data_root: str) -> str:
     return fingerprint({"inputs": inputs, "code": [commit, diff]})
 
 
-def show_current(experiment: Path, data_root: str) -> bool:
+def show_current(experiment: Path, data_root: Path) -> bool:
     """Prints the table of the newest report if that is still up to date.
 
     Returns:
@@ -122,7 +178,7 @@ def show_current(experiment: Path, data_root: str) -> bool:
     if report["made_of"] != made_of(experiment, data_root):
         return False
 
-    print(f"\n{mix_table(report['mix']).markdown()}\n")
+    print(f"\n{report_tables(report)}\n")
     print(f"{experiment}/{', '.join(NAMES)}: nothing has changed")
     return True
 
@@ -142,15 +198,43 @@ def _is_whole(folder: Path) -> bool:
 
 
 def collect(
-    experiment: Path, data_root: str, queries: QueryTable, reasoned: Sequence[ReasonedQuery]
+    experiment: Path,
+    root: Path,
+    tests: Mapping[str, RankedTest],
+    lacks: Sequence[str],
+    reasoned: Sequence[ReasonedQuery],
 ) -> dict[str, Any]:
     """Returns every figure of a report, as JSON data."""
-    tasks = read_tasks(Path(data_root))
+    first = first_table(tests)
+    report = {
+        "experiment": experiment.name,
+        "data_root": str(root),
+        "made_of": made_of(experiment, root),
+        **made_now(),
+        "first": first,
+        "commands": missing_tests(experiment, root, first["rows"] if first else ()),
+        "selection": selection_figures(experiment),
+        "swap_test": judged_swap(experiment),
+    }
+    if not lacks:
+        return report | policy_figures(experiment, root, reasoned)
+
+    # What is not there is named, with the command that makes it.
+    missing = {"stages": list(lacks), "command": pipeline_command(experiment, root)}
+    return report | {"mix": {}, "missing": missing}
+
+
+def policy_figures(
+    experiment: Path, root: Path, reasoned: Sequence[ReasonedQuery]
+) -> dict[str, Any]:
+    """Returns the figures of a gate: policies, comparisons, what it costs and what it can see."""
+    queries = read_queries(experiment)
+    tasks = read_tasks(root)
     gate = gate_settings(experiment)
     test = queries.of_splits("test")
     tuning = queries.of_splits("gate", "calibration")
 
-    splits = read_splits(experiment, Path(data_root))
+    splits = read_splits(experiment, root)
     supervised_N = supervised_depths(splits, gate)
 
     # The rule, thresholds and router come from `tuning`: nothing is tuned on the test queries.
@@ -169,9 +253,6 @@ def collect(
     graded = graded_against_binary(splits, gate, mixed, chosen_N) if len(test.depths) > 2 else None
 
     return {
-        "experiment": experiment.name,
-        "made_of": made_of(experiment, data_root),
-        **made_now(),
         "queries": len(test.keys),
         "eligible_queries": int(test.eligible_N.sum()),
         "told_queries": sum(bool(q.query.side.media) for q in reasoned),
@@ -191,8 +272,6 @@ def collect(
         },
         "gate_study": gate_study(splits, gate, test, rows),
         "picking": picking(test.select(thinking_N), right),
-        "selection": selection_figures(experiment),
-        "swap_test": judged_swap(experiment),
         "swap_cosines": embedded_swap(experiment),
         "flag_name": flag_name(queries),
     }
@@ -285,12 +364,21 @@ def gate_settings(experiment: Path) -> dict[str, Any]:
     return read_config(gate)["model"]["init_args"]
 
 
+def draw_report(path: Path, report: Mapping[str, Any]) -> Any:
+    """Writes the figure: quality against cost, or without a gate the rows of the first table."""
+    name = report["experiment"]
+    if report["mix"]:
+        title = f"{name}: quality against cost, split test"
+        return draw(path, report["frontiers"], report["mix"], title)
+    return draw_tests(path, report["first"], f"{name}: split test")
+
+
 def to_tensorboard(folder: Path, report: dict[str, Any], figure: Any) -> None:
     """Writes figure and tables for TensorBoard, beside the runs."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
         writer.add_figure("report/frontier", figure, close=False)
-        writer.add_text("report/table", mix_table(report["mix"]).markdown())
+        writer.add_text("report/table", report_tables(report))
         for name, row in report["mix"].items():
             writer.add_scalar(f"report/recall@1/{name.replace(' ', '_')}", row["recall@1"]["mean"])

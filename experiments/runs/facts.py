@@ -191,10 +191,11 @@ def figures(saved_backbone: SavedBackbone, scores: Path | None) -> tuple[list[Fi
     path = ExperimentFolder(saved_backbone.run.parent).report_json
     if path.is_file() and _is_reported(saved_backbone.run):
         report = read_report(path)
-        return _of_report(report), (
-            f"From the experiment's report: {report['eligible_queries']} eligible queries of part "
-            "test, mean over tasks; intervals resample concepts."
-        )
+        if report["mix"]:  # a report of tests alone has none
+            return _of_report(report), (
+                f"From the experiment's report: {report['eligible_queries']} eligible queries of "
+                "part test, mean over tasks; intervals resample concepts."
+            )
 
     metrics = read_summary(saved_backbone.run).metrics
     measured = {name: value for name, value in metrics.items() if value is not None}

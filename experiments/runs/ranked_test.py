@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,12 +72,8 @@ class RankedTest:
 
         Only Recall@1 has an interval: a terminal has no room for more.
         """
-        metrics = self.queries[0].metrics
-        cutoffs = sorted((n for n in metrics if n.startswith("recall@")), key=_cutoff)
-        others = [*cutoffs[1:], *(n for n in metrics if n.startswith("ndcg"))]
-
-        # The chance level of the first cutoff stands right behind it.
-        first, chance = cutoffs[0], cutoffs[0].replace("recall", "chance")
+        first, *others = metric_names(self)
+        chance = first.replace("recall", "chance")
         parts = [(task, self.of_task(task)) for task in self.tasks]
         parts += [("mean over tasks", self)] if len(parts) > 1 else []
 
@@ -108,8 +103,12 @@ def shown_name(metric: str) -> str:
     return f"{'NDCG' if name.startswith('ndcg') else name.capitalize()}@{cutoff}"
 
 
-def _cutoff(metric: str) -> int:
-    return int(metric.partition("@")[2])
+def metric_names(test: RankedTest) -> list[str]:
+    """Returns the metrics that tables show, recall@k in the order of k first."""
+    names = test.queries[0].metrics
+    recalls = [name for name in names if name.startswith("recall@")]
+    recalls.sort(key=lambda name: int(name.partition("@")[2]))
+    return [*recalls, *(name for name in names if name.startswith("ndcg"))]
 
 
 def _plain_mean(test: RankedTest, metric: str) -> float:
@@ -119,17 +118,10 @@ def _plain_mean(test: RankedTest, metric: str) -> float:
     return float(np.mean([value_N[tasks == task].mean() for task in test.tasks]))
 
 
-def common_queries(tests: Sequence[RankedTest]) -> None:
-    """Checks that tests may be compared query by query.
-
-    Raises:
-        ValueError: they ranked other queries, or among other candidates.
-    """
-    first = tests[0]
-    ranked = [(q.key, q.task, q.concept, q.candidates, q.right) for q in first.queries]
-    for test in tests[1:]:
-        if [(q.key, q.task, q.concept, q.candidates, q.right) for q in test.queries] != ranked:
-            raise ValueError(
-                f"{test.run} and {first.run} ranked other queries or candidates, so they cannot be "
-                "compared: run both tests again on the same data."
-            )
+def ranked_alike(left: RankedTest, right: RankedTest) -> bool:
+    """Tells whether two tests ranked the same queries among the same candidates."""
+    asked = (
+        [(q.key, q.task, q.concept, q.candidates, set(q.right)) for q in test.queries]
+        for test in (left, right)
+    )
+    return next(asked) == next(asked)

@@ -20,11 +20,14 @@ class _IntervalJson(Excerpt):
 
 @final
 class _ReportJson(Excerpt):
-    """The fields of a `report.json` that are read; rows of the mix hold intervals and figures."""
+    """The fields of a `report.json` that are read; rows of the mix hold intervals and figures.
+
+    Without a gate there is no mix.
+    """
 
     made_of: str
-    eligible_queries: int
     mix: dict[str, dict[str, _IntervalJson | float]]
+    eligible_queries: int = 0
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -20,6 +20,9 @@ MARK = "fingerprint.json"
 FACTS = "fitted.json"
 """File with the facts of a run, of a sidecar, or of the weights beside it."""
 
+RANKS = "ranks.json"
+"""File with every query's rank, left by a test."""
+
 LAST_CHECKPOINT = "last.ckpt"
 
 
@@ -119,7 +122,7 @@ class RunFolder:
     latency = _below("latency.json")
     """Left by a test of the gate: milliseconds of each depth."""
 
-    ranks = _below("ranks.json")
+    ranks = _below(RANKS)
     """Left by a test that ranks: every query's rank and metrics."""
 
     @property

@@ -13,6 +13,7 @@ from experiments.report.audit.rows import AuditRow, read_audit
 from experiments.report.data.pictures import CandidatePictures, Shown
 from experiments.report.policies.swap import judged_swap
 from experiments.runs.origin import made_now, newest_folder
+from experiments.runs.recorded_data import data_root_of, pair_folders
 from mmemb.records.counted_nouns import counted
 from mmemb.storage.json_files import write_json
 
@@ -20,25 +21,22 @@ LINK = "audit"
 NAMES = ("audit.html", "audit.json")
 
 
-def audit(experiment: Path, data_root: str) -> AuditFigures:
+def audit(experiment: Path, data_root: Path | None = None) -> AuditFigures:
     """Writes an audit of the experiment's newest sidecars, and links to it.
 
     Args:
         experiment: e.g. `runs/pocket`.
-        data_root: the prepared data that the experiment was made from.
+        data_root: the prepared data that the experiment was made from; None takes that which its
+            runs recorded.
     """
-    if not experiment.is_dir():
-        raise FileNotFoundError(
-            f"{experiment} is no experiment: name a folder such as runs/pocket."
-        )
-
-    root = Path(data_root)
+    root = data_root_of(experiment, data_root)
     rows = read_audit(experiment, root)
     figures = audit_figures(rows, judged_swap(experiment))
 
     # All is computed before the folder is made, so a failure leaves no empty one.
-    origin = {"experiment": experiment.name, "data_root": data_root} | made_now()
-    list_data = embedded_rows(rows, CandidatePictures.open(root))
+    origin = {"experiment": experiment.name, "data_root": str(root)} | made_now()
+    pictures = CandidatePictures.open(root, pair_folders(experiment, root))
+    list_data = embedded_rows(rows, pictures)
     content = asdict(figures) | {"rows": [asdict(row) for row in rows]}
 
     with newest_folder(experiment, LINK, origin, NAMES) as fresh:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from datamodules.joins import check_join
 from datamodules.samples import Row, rows_of
 from datamodules.sidecars import RationaleTable
 from experiments.report.data.reasoned import (
     ReasonedQuery,
-    check_covers,
+    not_about,
     open_stage,
     read_pair,
     read_reasoned,
 )
+from experiments.runs.recorded_data import pair_folders
 from mmemb.records.pairs import Pair, Query
 from mmemb.records.rationales import Rationale, ScoredRationale
 from mmemb.storage.run_folder import ExperimentFolder
@@ -82,7 +84,8 @@ def read_audit(experiment: Path, root: Path) -> tuple[AuditRow, ...]:
     queries = read_reasoned(experiment, root)
     fitted = facts_of_embedder(experiment)
 
-    drafts = tuple(train_rows(selected, ShardIndex.open(root / "pairs/questions")))
+    sources = [ShardIndex.open(folder) for folder in pair_folders(experiment, root)]
+    drafts = tuple(train_rows(selected, sources))
     return drafts + tuple(query_row(query, fitted) for query in queries)
 
 
@@ -95,16 +98,21 @@ def facts_of_embedder(experiment: Path) -> frozenset[str] | None:
     return None if facts is None or facts.unknown else facts.trained
 
 
-def train_rows(selected: ShardIndex, source: ShardIndex) -> Iterator[AuditRow]:
-    """Yields one row for each draft."""
+def train_rows(selected: ShardIndex, sources: Sequence[ShardIndex]) -> Iterator[AuditRow]:
+    """Yields one row for each draft, source after source."""
     # A sidecar of other data could have the same keys, and would give wrong rows.
-    check_covers(source, selected)
-    table = RationaleTable(selected.folder, [source])
-    for row in rows_of(source):
-        pool = table.read(row)
-        if pool:
-            pair = read_pair(row)
-            yield from (train_row(row, pair, scored) for scored in pool)
+    covered = [source for source in sources if check_join(source, selected)]
+    if not covered:
+        names = ", ".join(str(source.folder) for source in sources) or "any pairs"
+        raise not_about(selected, names)
+
+    table = RationaleTable(selected.folder, covered)
+    for source in covered:
+        for row in rows_of(source):
+            pool = table.read(row)
+            if pool:
+                pair = read_pair(row)
+                yield from (train_row(row, pair, scored) for scored in pool)
 
 
 def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, final
 
 from datamodules.sample_json import CandidateJson
-from datamodules.samples import rows_of
+from datamodules.samples import media_of, rows_of
 from experiments.report.data.reasoned import read_pair, read_query
 from mmemb.media.pictures import SHARD_FORMATS, PictureError, read_picture
 from mmemb.records.pairs import Pair, Query
@@ -22,14 +22,32 @@ MEDIA_TYPES = {"webp": "image/webp", "png": "image/png", "jpg": "image/jpeg", "j
 _MOST_BYTES, _LONGEST_SIDE = 200_000, 768
 """Bytes up to which a page holds a picture as it is; pixels to which larger ones are reduced."""
 
+_MOST_PICTURES = 3
+"""Pictures of one side, or first frames of its clip, that a page shows."""
+
+LONGEST_QUERY, _LONGEST_LABEL = 400, 160
+"""Letters of a query and of a candidate's text that a page shows; a document may have thousands."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One candidate as a page shows it: its name in words, and its picture if it has one."""
+    """One candidate as a page shows it.
+
+    Attributes:
+        label: its name in words.
+        pictures: addresses of its first pictures; empty if it has none.
+        media: words for several of them, such as `clip of 8 frames`; or empty.
+    """
 
     label: str
-    picture: str = ""
+    pictures: tuple[str, ...] = ()
+    media: str = ""
+
+    @property
+    def picture(self) -> str:
+        """The first picture, or ""."""
+        return self.pictures[0] if self.pictures else ""
 
 
 @final
@@ -49,11 +67,16 @@ class CandidatePictures:
             self._entries.setdefault((entry.meta["gallery"], entry.meta["name"]), entry)
 
     @classmethod
-    def open(cls, root: Path) -> Self:
-        """Opens the candidates of a data root, named by answers of questions and queries."""
+    def open(cls, root: Path, pairs: Sequence[Path] = ()) -> Self:
+        """Opens the candidates of a data root, named by answers of its queries and pairs.
+
+        Args:
+            root: the prepared data.
+            pairs: folders of pairs.
+        """
         queries = map(read_query, rows_of(ShardIndex.open(root / "queries")))
-        pairs = map(read_pair, rows_of(ShardIndex.open(root / "pairs/questions")))
-        return cls(ShardIndex.open(root / "candidates"), label_table(queries, pairs))
+        asked = (read_pair(row) for folder in pairs for row in rows_of(ShardIndex.open(folder)))
+        return cls(ShardIndex.open(root / "candidates"), label_table(queries, asked))
 
     def find(self, gallery: str, name: str) -> Shown:
         """Returns the first row of that name; a candidate that is missing has no picture."""
@@ -65,7 +88,7 @@ class CandidatePictures:
 
         if not label:
             label = self._index.read_json(entry, CandidateJson).text or name
-        return Shown(label, picture_url(self._index, entry, "c"))
+        return shown(shortened(label, _LONGEST_LABEL), self._index, entry, "c")
 
 
 def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[str, str], str]:
@@ -84,10 +107,32 @@ def label_table(queries: Iterable[Query], pairs: Iterable[Pair]) -> dict[tuple[s
     return labels
 
 
-def picture_url(index: ShardIndex, entry: IndexEntry, side: str) -> str:
-    """Returns a sample's first picture of one side as a data URL, or ""."""
-    picture = index.first_picture(entry, side)
-    return _small_url(*picture) if picture else ""
+def shown(label: str, index: ShardIndex, entry: IndexEntry, side: str) -> Shown:
+    """Returns one side of a sample as a page shows it.
+
+    Args:
+        label: words for it.
+        index: where the sample lies.
+        entry: the sample.
+        side: `q`, `t` or `c`, as the members' names begin.
+    """
+    media = media_of(entry.members, side)
+    names = [name for name, _ in media[:_MOST_PICTURES]]
+    data = index.read(entry, set(names)) if names else {}
+    urls = [url for name in names if (url := _small_url(name, data[name]))]
+
+    is_clip = any(kind == "frame" for _, kind in media)
+    words = f"clip of {len(media)} frames" if is_clip else f"{len(media)} pictures"
+    return Shown(label, tuple(urls), words if len(media) > 1 else "")
+
+
+def shortened(text: str, longest: int) -> str:
+    """Returns a text, or its beginning with an ellipsis.
+
+    >>> shortened("a bar", 5), shortened("a red bar", 5)
+    ('a bar', 'a re…')
+    """
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def data_url(file_name: str, data: bytes) -> str:

@@ -87,10 +87,15 @@ def open_stage(experiment: Path, name: str) -> ShardIndex:
 def check_covers(source: ShardIndex, sidecar: ShardIndex) -> None:
     """Raises ValueError unless the sidecar is about this source; it may leave out shards."""
     if not check_join(source, sidecar):
-        raise ValueError(
-            f"{sidecar.folder} says nothing about {source.folder}: it was made from other data. "
-            "Name the data root that it was made from with --data-root."
-        )
+        raise not_about(sidecar, str(source.folder))
+
+
+def not_about(sidecar: ShardIndex, source: str) -> ValueError:
+    """Returns the error about a sidecar that was made from other data than these."""
+    return ValueError(
+        f"{sidecar.folder} says nothing about {source}: it was made from other data. Name the data "
+        "root that it was made from with --data-root."
+    )
 
 
 def read_reasoned(experiment: Path, root: Path, split: str = "test") -> tuple[ReasonedQuery, ...]:

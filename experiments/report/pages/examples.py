@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
-from experiments.report.data.pictures import CandidatePictures, Shown, picture_url
+from experiments.report.data.pictures import (
+    LONGEST_QUERY,
+    CandidatePictures,
+    Shown,
+    shortened,
+    shown,
+)
 from experiments.report.data.reasoned import ReasonedQuery
 
 NUM_EXAMPLES = 5
@@ -29,12 +34,12 @@ class Card:
     """A query, and what came first without and with its rationale.
 
     Attributes:
-        picture: the query's picture as a data URL; empty if it has none.
+        asked: the query, with its pictures.
         shelf: the right candidate, the first one without and the first one with the rationale.
     """
 
     reasoned: ReasonedQuery
-    picture: str
+    asked: Shown
     shelf: tuple[Plate, ...]
 
 
@@ -50,14 +55,13 @@ class Examples:
     fell: int
 
 
-def read_examples(queries: Sequence[ReasonedQuery], root: Path) -> Examples:
+def read_examples(queries: Sequence[ReasonedQuery], pictures: CandidatePictures) -> Examples:
     """Returns the examples that open `report.html`.
 
     Args:
         queries: those that were embedded with a rationale.
-        root: the prepared data, which has the pictures.
+        pictures: of their candidates.
     """
-    pictures = CandidatePictures.open(root)
     helped, hurt = most_changed(queries)
     return Examples(
         helped=tuple(card(query, pictures) for query in helped),
@@ -89,4 +93,6 @@ def card(query: ReasonedQuery, pictures: CandidatePictures) -> Card:
     for title, top in (("first without", query.before.top), ("first with", query.after.top)):
         plates.append(Plate(title, pictures.find(gallery, top), is_right=top in query.right))
 
-    return Card(query, picture_url(query.row.index, query.row.entry, "q"), tuple(plates))
+    text = shortened(query.query.side.text, LONGEST_QUERY)
+    asked = shown(text, query.row.index, query.row.entry, "q")
+    return Card(query, asked, tuple(plates))

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 from experiments.bootstrap import FEW_CLUSTERS, MIN_CLUSTERS, Interval
 from experiments.report.data.pictures import data_url
 from experiments.report.pages.examples import Examples
+from experiments.report.pages.found import FoundExamples
 from experiments.report.pages.tables import (
+    compared_table,
     comparison_table,
     mix_table,
     picking_table,
     study_tables,
+    task_table,
     within_table,
     writers_table,
 )
 from experiments.templates import html_page, markdown_page
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PageExamples:
+    """The cards of `report.html`; None where nothing was ranked, or nothing was reasoned about."""
+
+    found: FoundExamples | None = None
+    changed: Examples | None = None
 
 
 def report_markdown(report: Mapping[str, Any]) -> str:
@@ -24,12 +37,12 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     return markdown_page("report/pages/report.md.j2", **_values(report))
 
 
-def report_html(report: Mapping[str, Any], examples: Examples, figure: bytes) -> bytes:
-    """Returns the whole of `report.html`: the examples, then all of `report.md`.
+def report_html(report: Mapping[str, Any], examples: PageExamples, figure: bytes) -> bytes:
+    """Returns the whole of `report.html`: all of `report.md`, and examples.
 
     Args:
         report: the figures of `report.json`.
-        examples: the cards that open the page.
+        examples: the cards of the page.
         figure: `report.png`.
     """
     return html_page(
@@ -43,10 +56,22 @@ def report_html(report: Mapping[str, Any], examples: Examples, figure: bytes) ->
 def _values(report: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all values that the two templates show."""
     # Plain records and tables: the words stand in the templates, and no template computes.
-    return {
+    first = report["first"]
+    values = {
         "report": report,
         "few_clusters": FEW_CLUSTERS,
         "min_clusters": MIN_CLUSTERS,
+        "compared": compared_table(first) if first else None,
+        "by_task": task_table(first) if first and len(first["tasks"]) > 1 else None,
+        "selection_gain": selection_gain(report["selection"]),
+        "writers": writers_table(report["selection"]),
+    }
+    return values | (_policy_values(report) if report["mix"] else {})
+
+
+def _policy_values(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values about a gate and its policies."""
+    return {
         "mix": mix_table(report["mix"]),
         "is_overthinking": Interval.from_row(report["overthinking"]["minus_all"]).is_above(0),
         "comparisons": comparison_table(report["comparisons"]),
@@ -54,13 +79,11 @@ def _values(report: Mapping[str, Any]) -> dict[str, Any]:
         "study": study_tables(report["gate_study"]),
         "within": within_table(report["gate_study"]["within_tasks"]),
         "picking": picking_table(report["picking"]),
-        "selection_gain": selection_gain(report["selection"]),
         "cosines": {
             name: Interval.from_row(row)
             for name, row in (report["swap_cosines"] or {}).items()
             if name != "queries"
         },
-        "writers": writers_table(report["selection"]),
         "tasks": [
             {"name": name, "marks": task_marks(task), "table": mix_table(task["rows"])}
             for name, task in report["tasks"].items()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.bootstrap import Interval
+from experiments.runs.ranked_test import shown_name
 from experiments.tables import Table, effect, percent, points
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -22,6 +23,44 @@ MIX_HEADINGS = (
     "tokens/query",
     "ms/query",
 )
+
+
+def compared_table(first: Mapping[str, Any]) -> Table:
+    """Returns the first table: each test beside the chance level and the first of them."""
+    headline, rows = first["headline"], first["rows"]
+    others = [name for name in next(iter(rows.values())) if _is_metric(name) and name != headline]
+    shown_names = [shown_name(name) for name in others]
+
+    def chance(name: str) -> str:
+        return f"{100 * first['chance'][name]:.1f}" if name in first["chance"] else "-"
+
+    lines = [["candidates in random order", chance(headline), "-", *map(chance, others)]]
+    for name, row in rows.items():
+        difference = row["minus_first"]
+        minus = "-" if difference is None else Interval.from_row(difference).text(100, 1, "+")
+        means = [f"{100 * row[other]['mean']:.1f}" for other in others]
+        lines.append([name, points(row[headline]), minus, *means])
+
+    title = f"minus {next(iter(rows))}"
+    return Table(("", shown_name(headline), title, *shown_names), lines)
+
+
+def _is_metric(name: str) -> bool:
+    return "@" in name
+
+
+def task_table(first: Mapping[str, Any]) -> Table:
+    """Returns the headline metric of each test by task."""
+    rows = list(first["rows"])
+    lines = [
+        [name, str(task["queries"]), f"{100 * task['chance']:.1f}", *map(points, _of(task, rows))]
+        for name, task in first["tasks"].items()
+    ]
+    return Table(("task", "queries", "chance", *rows), lines)
+
+
+def _of(task: Mapping[str, Any], rows: Sequence[str]) -> list[Mapping[str, Any]]:
+    return [task["rows"][row] for row in rows]
 
 
 def mix_table(policies: Rows) -> Table:

@@ -19,6 +19,7 @@ from experiments.report.data.reasoned import read_reasoned
 from experiments.report.data.selection import selection_figures
 from experiments.report.policies.comparisons import mean_over_tasks, of_eligible_tasks
 from experiments.report.policies.decisions import ALWAYS, GATED, NEVER, Policy
+from experiments.runs.recorded_data import data_root_of
 from experiments.tables import Table, percent, points
 from experiments.templates import markdown_page
 from mmemb.storage.files import write_atomically
@@ -74,12 +75,12 @@ def read_round(experiment: Path, root: Path) -> Round:
     )
 
 
-def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
+def rounds(runs: Sequence[Path], named: Path | None) -> tuple[str, dict[str, Any]]:
     """Returns the comparison as Markdown and as JSON data.
 
     Args:
         runs: finished experiments on the same data, the first one is the base.
-        root: the prepared data.
+        named: the prepared data; None takes that which the first run recorded.
 
     Raises:
         ValueError: a single run, or runs about different queries.
@@ -90,6 +91,7 @@ def rounds(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             "give two runs or more of different names, e.g. runs/pocket runs/pocket_round2"
         )
+    root = data_root_of(runs[0], named)
     by_run = {run.name: read_round(run, root) for run in runs}
 
     # Rounds are compared query by query, so all must be about the same ones.
@@ -138,9 +140,9 @@ def _page(data: Mapping[str, Any], num_eligible: int, num_think: int) -> str:
     )
 
 
-def write_rounds(runs: Sequence[Path], root: Path) -> None:
+def write_rounds(runs: Sequence[Path], named: Path | None) -> None:
     """Prints the comparison and writes `rounds.{md,json}` into the last run's experiment."""
-    text, data = rounds(runs, root)
+    text, data = rounds(runs, named)
     write_json(runs[-1] / "rounds.json", data)
     write_atomically(runs[-1] / "rounds.md", text.encode())
     print(f"{text}\n{runs[-1]}/rounds.md, rounds.json")

@@ -29,6 +29,7 @@ from experiments.report.policies.comparisons import (
     task_mean,
 )
 from experiments.report.policies.decisions import policies
+from experiments.runs.recorded_data import data_root_of
 from experiments.tables import Table, percent, points
 from experiments.templates import markdown_page
 from mmemb.storage.files import write_atomically
@@ -60,12 +61,12 @@ def read_seed_run(experiment: Path) -> SeedRun:
     return SeedRun(test, recalls(test, rows), {n: row.invocation_N for n, row in rows.items()})
 
 
-def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
+def seed_means(runs: Sequence[Path], named: Path | None) -> tuple[str, dict[str, Any]]:
     """Returns the means over runs as Markdown and as JSON data.
 
     Args:
         runs: finished experiments that differ in their seeds.
-        root: the prepared data.
+        named: the prepared data; None takes that which the first run recorded.
 
     Raises:
         ValueError: a single run, a run given twice, or runs about different queries.
@@ -73,6 +74,7 @@ def seed_means(runs: Sequence[Path], root: Path) -> tuple[str, dict[str, Any]]:
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise ValueError("give two different runs or more, e.g. runs/pocket runs/pocket_seed0")
 
+    root = data_root_of(runs[0], named)
     seed_runs = [read_seed_run(run) for run in runs]
     for run, other in zip(runs, seed_runs, strict=True):
         if other.test.keys != seed_runs[0].test.keys:
@@ -134,9 +136,9 @@ def page(data: Mapping[str, Any]) -> str:
     )
 
 
-def write_seeds(runs: Sequence[Path], root: Path) -> None:
+def write_seeds(runs: Sequence[Path], named: Path | None) -> None:
     """Prints the means and writes `seeds.{md,json}` into the first run's experiment."""
-    text, data = seed_means(runs, root)
+    text, data = seed_means(runs, named)
     write_json(runs[0] / "seeds.json", data)
     write_atomically(runs[0] / "seeds.md", text.encode())
     print(f"{text}\n{runs[0]}/seeds.md, seeds.json")

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from experiments.report.audit.build import audit
+from experiments.report.data.pictures import CandidatePictures
+from experiments.report.data.ranked_tests import TRAINED, read_tests
 from experiments.report.data.reasoned import read_reasoned
 from experiments.report.pages.examples import read_examples
-from experiments.report.pages.report_page import report_html
+from experiments.report.pages.found import found_examples
+from experiments.report.pages.report_page import PageExamples, report_html
 from tests.fixtures.reports import (
     HOSTILE,
     PageParts,
@@ -39,19 +42,25 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_report(hostile: tuple[Path, Path]) -> None:
     root, runs = hostile
-    examples = read_examples(read_reasoned(runs, root), root)
+    pictures = CandidatePictures.open(root)
+    test = read_tests(runs, root)[TRAINED]
+    examples = PageExamples(
+        found_examples(HOSTILE, test, root, pictures),
+        read_examples(read_reasoned(runs, root), pictures),
+    )
     parts = PageParts(report_html(report_figures(HOSTILE), examples, b"png"))
     check_self_contained(parts)
     assert parts.scripts == []
     assert len(parts.of_tag("article")) > 0
-    assert len(parts.of_tag("b")) == len(parts.of_tag("article")), "the answers', no other"
+    changed = [a for a in parts.of_tag("p") if a.get("class") == "answer"]
+    assert len(parts.of_tag("b")) == len(changed) > 0, "the answers', no other"
     assert HOSTILE in parts.text
     assert {attributes.get("alt") for attributes in parts.of_tag("img")} >= {HOSTILE}
 
 
 def test_audit(hostile: tuple[Path, Path]) -> None:
     root, runs = hostile
-    audit(runs, str(root))
+    audit(runs, root)
     parts = PageParts((runs / "audit.html").read_bytes())
     check_self_contained(parts)
     assert len(parts.scripts) == 2, "the data and the page's own script"
