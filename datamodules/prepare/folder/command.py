@@ -31,6 +31,7 @@ from datamodules.prepare.folder.rationales import (
 from datamodules.prepare.folder.sources import Source, add_sources, read_source
 from datamodules.prepare.folder.splits import Shares, cut_rows, split_flag
 from datamodules.prepare.folder.table import OwnRow, with_defaults
+from datamodules.prepare.folder.text_lengths import long_texts
 from datamodules.prepare.folder.write import write_data
 from datamodules.prepare.media_paths import MediaPathError, find_frames
 from mmemb.media.pictures import PICTURES
@@ -207,7 +208,7 @@ def _checked(
     # `run` has printed the faults of cells already.
     cell_lines = set(lines_of(cell_faults))
     _show([line for line in faults.lines if line not in cell_lines])
-    for notice in faults.notices:
+    for notice in (*faults.notices, *long_texts(rows)):
         print(f"note: {notice}")
 
     counts = "no faults"
