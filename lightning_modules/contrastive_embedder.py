@@ -6,6 +6,7 @@ docs/method.md section 6. Shapes: B rows, R of them with a rationale, D embeddin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -15,12 +16,14 @@ from typing_extensions import override
 
 from lightning_modules.backbone_module import BackboneModule
 from mmemb.backbones import Backbone, GenerativeBackbone
+from mmemb.backbones.text_lengths import cut_texts
 from mmemb.distributed import mean_over_ranks
 from mmemb.llm.lora import LoraSettings
 from mmemb.losses.distillation import distillation_loss
 from mmemb.losses.terms import combine
 from mmemb.media.loggers import log_text
 from mmemb.records.batches import PairBatch, QueryBatch, RankingBatch
+from mmemb.records.inputs import Side
 from mmemb.records.loss_term import LossTerm
 from mmemb.records.outputs import (
     DecisionOutput,
@@ -114,6 +117,10 @@ class ContrastiveEmbedder(BackboneModule):
         if self.global_step == 0 and self.trainer.is_global_zero and self.loggers:
             log_text(self.loggers, "train/first_batch", describe_batch(batch, self.backbone), 0)
 
+        if batch_idx == 0:
+            self._tell_cuts(batch.queries, "queries")
+            self._tell_cuts(batch.targets, "targets")
+
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Any]:
         # By the weights alone, not by the batch: all ranks must run the same collectives.
@@ -176,6 +183,21 @@ class ContrastiveEmbedder(BackboneModule):
         if batch.queries is not None:
             return self._embed_queries(batch.queries)
         return StepOutput()
+
+    @override
+    def on_test_batch_start(
+        self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0 and batch.candidates is not None:
+            candidates = batch.candidates.candidates
+            self._tell_cuts([candidate.side for candidate in candidates], "candidates")
+        if batch_idx == 0 and batch.queries is not None:
+            self._tell_cuts([query.side for query in batch.queries.queries], "queries")
+
+    def _tell_cuts(self, sides: Sequence[Side], what: str) -> None:
+        """Says what share of the first batch's texts is cut, which nothing else would show."""
+        if self.trainer.is_global_zero and (line := cut_texts(self.backbone, sides, what)):
+            self.print(f"note: {line}")
 
     @override
     def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:

@@ -66,6 +66,23 @@ class Paths(NamedTuple):
     num_tokens_B: Tensor
 
 
+class TextLength(NamedTuple):
+    """Tokens of a side's instruction and text.
+
+    Attributes:
+        num_tokens: how many they are.
+        most: how many are read; a longer text loses its end.
+    """
+
+    num_tokens: int
+    most: int
+
+    @property
+    def num_cut(self) -> int:
+        """How many are not read."""
+        return max(0, self.num_tokens - self.most)
+
+
 class Backbone(nn.Module, ABC):
     """Maps sides to unit vectors: `h_d(x)`, and `h_r(x, r)` after reading a rationale.
 
@@ -239,6 +256,13 @@ class Backbone(nn.Module, ABC):
         """A side as the model reads it: its text with special tokens and cuts, and its pictures."""
         suffix = f" | {rationale.plain}" if rationale is not None else ""
         return f"{'<picture>' * len(side.media)}{side.instruction} {side.text}{suffix}".strip()
+
+    def text_length(self, side: Side) -> TextLength | None:
+        """Counts the tokens of a side's text, and says how many are read; no model runs.
+
+        None = texts of any length are read whole. A backbone that cuts long texts must say so.
+        """
+        return None
 
     @property
     def device(self) -> torch.device:

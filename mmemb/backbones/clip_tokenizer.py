@@ -51,6 +51,10 @@ class ClipTokenizer:
         rows = [[start, *self._encode(text, length - 2), end] for text in texts]
         return torch.tensor([row + [0] * (length - len(row)) for row in rows])
 
+    def num_tokens(self, text: str) -> int:
+        """Counts the tokens of a whole text, with its start and its end."""
+        return len(self._encode(text, len(text.encode()) + 1)) + 2
+
     def _encode(self, text: str, most: int) -> list[int]:
         """The first `most` tokens; no more is read of the text than they need."""
         tokenizer, ids = self.simple, list[int]()

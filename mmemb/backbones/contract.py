@@ -22,6 +22,9 @@ from mmemb.storage.spec import class_path, class_paths
 TOLERANCE = 1e-4
 """Largest difference between vectors that ought to be equal, in float32."""
 
+_LONG = 600
+"""Words of a text that is long for a backbone without a bound."""
+
 ROUNDING = 2e-2
 """The same for bfloat16 and float16."""
 
@@ -57,6 +60,7 @@ def check_contract(backbone: Backbone) -> Iterator[Finding]:
         "sides of different content have different vectors": _differ,
         "a rationale changes the vector, an empty one does not": _read_rationales,
         "every trainable parameter joins every call, also an empty one": _join_all,
+        "it says which texts it cuts": _tell_cuts,
         "sides that it cannot read are refused": _refuse,
         "it loads from its folder alone, to the same vectors": _load_again,
     }
@@ -148,6 +152,20 @@ def _refuse(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
     except ValueError as error:
         return True, f"{str(error)[:60]} ..."
     return False, "a side without content was embedded"
+
+
+def _tell_cuts(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:
+    told = backbone.text_length(Side("a"))
+    # Two texts that differ behind the words that are read, or behind more than most models read.
+    words = "word " * (2 * told.most if told else _LONG)
+    long = [Side(words + ending) for ending in ("red", "blue")]
+    left_D, right_D = backbone.encode(long)
+
+    is_cut = float((left_D - right_D).abs().max()) < 1e-6
+    length = backbone.text_length(long[0])
+    is_told = length is not None and length.num_cut > 0
+    seen = f"{length.most} tokens are read" if length else "it names no bound"
+    return is_cut == is_told, f"{seen}; a longer text is {'' if is_cut else 'not '}cut"
 
 
 def _load_again(backbone: Backbone, sides: list[Side]) -> tuple[bool, str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmemb.backbones.base import Backbone
+from mmemb.backbones.base import Backbone, TextLength
 from mmemb.backbones.sequences import Row, SequenceBuilder, pad, two_buckets
 from mmemb.backbones.tower import EfficientNetTower, ImageTower
 from mmemb.llm.lora import merged_copy
@@ -140,6 +140,10 @@ class JointEncoder(Backbone):
         each = next((len(m.features) for m in side.media if m.features is not None), 1)
         rows, restated = self.sequences.build([side], [rationale], each)
         return " + ".join(map(self.sequences.words, [*rows, *restated.values()]))
+
+    def text_length(self, side: Side) -> TextLength:
+        """See `Backbone.text_length`."""
+        return TextLength(self.sequences.num_words(side), self.sequences.max_text_tokens)
 
     @torch.no_grad()
     def with_features(self, sides: Sequence[Side]) -> list[Side]:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from mmemb.backbones.base import Backbone, check_policy, own_source
+from mmemb.backbones.base import Backbone, TextLength, check_policy, own_source
 from mmemb.backbones.clip_tokenizer import ByteTokenizer, ClipTokenizer
 from mmemb.backbones.pixels import prepare_pixels
 from mmemb.records.inputs import Media, Side
@@ -39,6 +39,9 @@ _TOKENIZER_KEYS = {"clean", "strip_sep_token", "language", "reduction_mask"}
 """Arguments of open_clip's tokenizers that name neither code nor a place."""
 
 _POLICIES = ("truncate", "drop", "error")
+
+_ROUNDS = 12
+"""Texts are counted up to 2^11 times the context, which is 150,000 tokens of a CLIP."""
 
 
 @final
@@ -179,6 +182,21 @@ class OpenClipBackbone(Backbone):
         cut = ["" if fits else " [cut]" for fits in (self._fits(texts) if texts else ())]
         parts = [f"{text}{mark}" for text, mark in zip(texts, cut, strict=True)]
         return " + ".join([*parts, *(f"<{m.kind}>" for m in side.media)])
+
+    def text_length(self, side: Side) -> TextLength:
+        """See `Backbone.text_length`; the two tokens around a text count."""
+        text, length = self._text(side), self.tokenizer.context_length
+        # Tokenizers that pad to a length have no other way to count; few texts need a second round.
+        for room in (length, *(length << step for step in range(2, _ROUNDS))):
+            # One more, so that a text that just fits has padding behind it.
+            tokens_L = self.tokenizer(["", text], context_length=room + 1)
+            padding = tokens_L[0, -1]
+            if tokens_L[1, -1] == padding:
+                break
+
+        # The end of a text is no padding, whatever stands inside of it.
+        num_tokens = int((tokens_L[1] != padding).nonzero().max()) + 1
+        return TextLength(num_tokens, length)
 
     def _text(self, side: Side) -> str:
         instruction = side.instruction if self.read_instruction else ""

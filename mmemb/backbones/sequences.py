@@ -89,6 +89,10 @@ class SequenceBuilder:
             start = end
         return rows, restated
 
+    def num_words(self, side: Side) -> int:
+        """Counts the tokens of a side's instruction and text, before any cut."""
+        return sum(map(len, self._tokenize([side.instruction, side.text])))
+
     def words(self, row: Row) -> str:
         """A row's tokens as text; neighbouring picture tokens are one word with their number."""
         texts: list[str] = []

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from mmemb.backbones.base import Paths, check_policy
+from mmemb.backbones.base import Paths, TextLength, check_policy
 from mmemb.backbones.generative import (
     DirectVectors,
     GenerativeBackbone,
@@ -310,6 +310,13 @@ class VisionLanguageBackbone(GenerativeBackbone):
         """The prompt as text, and the rationale behind it."""
         ending = "" if rationale is None else self.prompts.plain(whole_text(rationale))
         return self.prompts.text(side, ending)
+
+    def text_length(self, side: Side) -> TextLength | None:
+        """See `Backbone.text_length`; of the whole prompt, with its pictures. None if a longer one
+        is refused and not cut."""
+        if self.style.long_text == "error":
+            return None
+        return TextLength(self.prompts.num_tokens(side), self.style.max_length)
 
     @property
     def updates(self) -> nn.Module | None:

@@ -222,6 +222,18 @@ def test_a_fit_leaves_the_embedder_that_it_trained(tmp_path: Path) -> None:
     assert any(not torch.equal(saved[name], before[name]) for name in saved)
 
 
+def test_texts_that_are_cut_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = rows(0, 5)
+    long = tuple(replace(side, text="a" * 100 * (n == 0)) for n, side in enumerate(batch.targets))
+    data = Stub(train=lambda rank, world: [replace(batch, targets=long)] * 3)
+    module = ContrastiveEmbedder(clip(tmp_path), num_warmup_steps=1)
+    trainer_of(tmp_path, max_steps=3).fit(module, datamodule=data)
+    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("note: ")]
+    assert "1 of 1 text of targets (100 %) are longer than the" in line
+
+
 # ---- evaluation
 
 

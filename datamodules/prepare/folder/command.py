@@ -23,6 +23,7 @@ from datamodules.prepare.folder.check import (
 )
 from datamodules.prepare.folder.media import files_of
 from datamodules.prepare.folder.media_folder import check_folder
+from datamodules.prepare.folder.passages import in_passages
 from datamodules.prepare.folder.rationales import (
     GivenRationales,
     read_rationales,
@@ -31,6 +32,7 @@ from datamodules.prepare.folder.rationales import (
 from datamodules.prepare.folder.sources import Source, add_sources, read_source
 from datamodules.prepare.folder.splits import Shares, cut_rows, split_flag
 from datamodules.prepare.folder.table import OwnRow, with_defaults
+from datamodules.prepare.folder.text_lengths import long_texts
 from datamodules.prepare.folder.write import write_data
 from datamodules.prepare.media_paths import MediaPathError
 from mmemb.records.counted_nouns import counted
@@ -65,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", action="store_true", help="texts of targets are labels, which splits may share"
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--passages", type=int, metavar="WORDS", help="split longer texts of targets into passages"
+    )
     parser.add_argument("--frames", type=int, default=8, help="of a clip, evenly spaced")
     parser.add_argument("--rationales", type=Path, help="JSON lines by id, of any origin")
     add_converting(parser, "media")
@@ -74,6 +79,8 @@ def run(options: argparse.Namespace) -> None:
     """Checks, then writes."""
     if options.frames < 1 or options.workers < 1:
         raise ValueError("--frames and --workers: expected 1 or more.")
+    if options.passages is not None and options.passages < 1:
+        raise ValueError(f"--passages {options.passages}: expected the most words of a passage.")
 
     shares = _shares(options)
     source = read_source(options)
@@ -156,6 +163,13 @@ def _rows(options: argparse.Namespace, source: Source) -> list[OwnRow]:
             f"{source.path} has no column split: add one with {', '.join(SPLITS)}, map one by "
             "--map COLUMN=split, or say --split auto (cuts by content) or --split train."
         )
+    if options.passages is not None:
+        rows, note = in_passages(rows, options.passages)
+        print(
+            f"note: {note}; all passages of a right document are right answers, so that hit@1, and "
+            "not recall@1, says how often the right document is first."
+        )
+
     if not options.split:
         return rows
 
@@ -206,7 +220,7 @@ def _checked(
     # `run` has printed the faults of cells already.
     cell_lines = set(lines_of(cell_faults))
     _show([line for line in faults.lines if line not in cell_lines])
-    for notice in faults.notices:
+    for notice in (*faults.notices, *long_texts(rows)):
         print(f"note: {notice}")
 
     counts = "no faults"

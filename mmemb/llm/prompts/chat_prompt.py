@@ -124,6 +124,10 @@ class PromptBuilder:
             )
         return prompt
 
+    def num_tokens(self, side: Side) -> int:
+        """Counts the tokens of a side's prompt, before any cut."""
+        return len(self._build(side, ""))
+
     def build_all(self, sides: Sequence[Side]) -> list[Prompt]:
         """Makes the prompts of many sides, several pictures at once.
 
