@@ -66,9 +66,9 @@ def _calibrate(options: argparse.Namespace) -> None:
         models=dict(options.allow_model),
         device=options.device,
     )
-    # A wrong budget is refused before anything is embedded.
+    # A wrong budget, or one in a unit that was not measured, is refused before the long part.
     for budget in budgets:
-        embedder.check_budget(budget, unit)
+        embedder.calibration.price(budget, unit)
 
     scores = embedder.gate_scores(
         queries,
@@ -94,6 +94,8 @@ def _calibrate(options: argparse.Namespace) -> None:
 def _budgets(options: argparse.Namespace) -> tuple[Sequence[float], Unit]:
     if not options.budget and options.unit != "invocation":
         raise ValueError(f"--unit {options.unit} needs a --budget, such as --budget 20.")
+    if options.written < 0:
+        raise ValueError(f"--written is {options.written}: expected a number of queries, or 0.")
     return options.budget or BUDGETS, options.unit
 
 

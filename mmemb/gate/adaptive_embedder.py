@@ -185,10 +185,7 @@ class AdaptiveEmbedder:
             options = {"instruction": instruction, "keys": keys, "gallery": gallery}
             return self.encode([inputs], budget, unit, depth=depth, device=device, **options)[0]
 
-        if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ValueError(
-                f"batch_size must be a whole number of at least 1, got {batch_size!r}."
-            )
+        _check_batch_size(batch_size)
         self.check_depth(depth)
         if device is not None:
             self.to(device)
@@ -412,6 +409,7 @@ class AdaptiveEmbedder:
                 "This embedder has no gate, so there is no budget to calibrate: load a run of "
                 "stage 4, such as runs/pocket/gate."
             )
+        _check_batch_size(batch_size)
 
         num = len(queries)
         batches = [
@@ -728,6 +726,11 @@ def _length(value: Input) -> int:
         return value.num_tokens
     text = value.get("text", "") if isinstance(value, dict) else value
     return Side(text).num_tokens if isinstance(text, str) else TOKENS_PER_PICTURE
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
 
 
 _Value = TypeVar("_Value")

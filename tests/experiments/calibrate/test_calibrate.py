@@ -115,6 +115,10 @@ def test_places_and_budgets_are_checked_first(saved: Path, traffic: Path, tmp_pa
         call(saved, traffic, "--out", str(tmp_path / "out"), "--budget", "2")
     with pytest.raises(SystemExit, match="--unit tokens needs a --budget"):
         call(saved, traffic, "--out", str(tmp_path / "out"), "--unit", "tokens")
+    with pytest.raises(SystemExit, match="--written is -1: expected a number of queries"):
+        call(saved, traffic, "--out", str(tmp_path / "out"), "--written", "-1")
+    with pytest.raises(SystemExit, match="batch_size must be a whole number"):
+        call(saved, traffic, "--out", str(tmp_path / "out"), "--batch-size", "0")
     with pytest.raises(SystemExit, match="has no gate, so it has no budgets"):
         call(saved / "backbone", traffic, "--out", str(tmp_path / "out"))
 
