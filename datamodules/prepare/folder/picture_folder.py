@@ -12,7 +12,6 @@ from datamodules.prepare.media_paths import MediaPathError, find_media
 from datamodules.prepare.row_files import Cells, json_row
 from mmemb.media.clips import CLIPS
 from mmemb.media.drawings import SUFFIX as DRAWING
-from mmemb.media.drawings import SUFFIX as DRAWING
 from mmemb.media.pictures import PICTURES
 
 CAPTIONS = (".txt", ".json")
