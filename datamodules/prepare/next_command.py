@@ -13,7 +13,7 @@ def next_command(program: str, words: Sequence[str]) -> str:
     """Returns a command line of the same form as the one that was typed.
 
     Args:
-        program: `mmemb prepare` or `python -m datamodules.prepare`, as it was typed.
+        program: as it was typed: `mmemb ...` or `python -m ...`.
         words: of the next command, as behind `mmemb`.
 
     >>> next_command("python -m datamodules.prepare", ["fit", "--config", "own/train"])
@@ -27,8 +27,7 @@ def next_command(program: str, words: Sequence[str]) -> str:
         root = os.environ.get("MMEMB_ROOT")
         return shlex.join(["mmemb", command, *(["--root", root] if root else []), *arguments])
 
-    if command == "prepare":
-        return f"{program} {shlex.join(arguments)}"
     if command in _STAGES:
         return shlex.join(["python", "-m", "experiments.run", *words])
-    return shlex.join(["python", "-m", f"experiments.{command}", *arguments])
+    room = "datamodules" if command == "prepare" else "experiments"
+    return shlex.join(["python", "-m", f"{room}.{command}", *arguments])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from datamodules.prepare.next_command import next_command
 from experiments.cli.config_files import CONFIGS, SUFFIX
 from mmemb.storage.run_folder import ExperimentFolder
-
-_STAGES = ("fit", "validate", "test", "predict")
 
 _TEST = "test.yaml"
 """A file of this name beside the configuration of a fit tests the backbone that the fit leaves."""
@@ -49,15 +47,8 @@ def command_line(words: Sequence[str]) -> str:
     Args:
         words: as behind `mmemb`.
     """
-    command, *arguments = words
-    if Path(sys.argv[0]).name == "mmemb":
-        # `--root` was taken out of the arguments, and all paths start at its folder.
-        root = os.environ.get("MMEMB_ROOT")
-        return shlex.join(["mmemb", command, *(["--root", root] if root else []), *arguments])
-
-    if command in _STAGES:
-        return shlex.join(["python", "-m", "experiments.run", *words])
-    return shlex.join(["python", "-m", f"experiments.{command}", *arguments])
+    typed = "mmemb" if Path(sys.argv[0]).name == "mmemb" else "python -m"
+    return next_command(typed, words)
 
 
 def _after_fit(config: Namespace, files: Sequence[Path]) -> list[str]:

@@ -52,6 +52,12 @@ MANIFEST, POOL, HASHES = "manifest.json", "rationale_pool.json", "file_hashes.js
 TASKS = "tasks.json"
 MOST_SHOWN = 50
 
+POCKET_MODELS = Path("data/pocket/models")
+"""Where `own/train` looks for the models of `--encoder joint`."""
+
+CLIP_TAG = "laion2b_s34b_b79k"
+"""open_clip's name of weights that fit a ViT-B/32."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the subcommand."""
@@ -125,8 +131,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def next_words(options: argparse.Namespace) -> list[str]:
-    """Returns the words of the command that comes next."""
-    return ["fit", "--config", "own/train", "--data_root", str(options.out)]
+    """Returns the words of the command that comes next.
+
+    It names an encoder whose weights can be had: the pocket's small models where they lie, else
+    CLIP's by a tag, which downloads them.
+    """
+    encoder = ["clip_vit_b32", "--pretrained", CLIP_TAG]
+    if POCKET_MODELS.is_dir():
+        encoder = ["joint"]
+    return ["fit", "--config", "own/train", "--data_root", str(options.out), "--encoder", *encoder]
 
 
 def _shares(options: argparse.Namespace) -> Shares | None:

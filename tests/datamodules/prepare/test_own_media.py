@@ -110,4 +110,11 @@ def test_the_next_command_is_told_as_it_is_typed(
     assert main(again, program) == 0
     [line] = re.findall("^next: (.*)$", capsys.readouterr().out, re.MULTILINE)
     start = "mmemb" if program.startswith("mmemb") else "python -m experiments.run"
-    assert line == f"{start} fit --config own/train --data_root '{out}'"
+    training = f"{start} fit --config own/train --data_root '{out}' --encoder "
+    assert line == training + "clip_vit_b32 --pretrained laion2b_s34b_b79k"
+
+    # Whoever has the pocket has an encoder that needs no download.
+    monkeypatch.chdir(tmp_path)
+    Path("data/pocket/models").mkdir(parents=True)
+    assert main(again, program) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: {training}joint"
