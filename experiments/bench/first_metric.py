@@ -65,13 +65,19 @@ def measure(folder: Path) -> Mapping[str, float]:
     return {name: _run(words) for name, words in commands.items()}
 
 
-def write_pictures(folder: Path) -> None:
-    """Writes drawings of the pocket and, beside each, a text with its name."""
+def write_pictures(folder: Path, num: int = NUM_PICTURES, pocket: Path = POCKET) -> None:
+    """Writes drawings of the pocket and, beside each, a text with its name.
+
+    Args:
+        folder: a new one.
+        num: of drawings.
+        pocket: the prepared data that they are taken from.
+    """
     folder.mkdir()
-    index = ShardIndex.open(POCKET / "candidates")
+    index = ShardIndex.open(pocket / "candidates")
     entries = [entry for entry in index.entries if entry.meta["gallery"] == GALLERY]
 
-    for entry in entries[:NUM_PICTURES]:
+    for entry in entries[:num]:
         name = str(entry.meta["name"])
         (folder / f"{name}.webp").write_bytes(index.read(entry)["c0.webp"])
         (folder / f"{name}.txt").write_text(name.replace("-", " "), encoding="utf-8")

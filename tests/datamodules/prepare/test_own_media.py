@@ -97,6 +97,7 @@ def test_the_next_command_is_told_as_it_is_typed(
     monkeypatch: pytest.MonkeyPatch, program: str,
 ) -> None:  # fmt: skip
     monkeypatch.delenv("MMEMB_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "my data"
     table = write_csv(tmp_path / "t.csv", flag_rows()[:4])
     words = ["folder", "--table", str(table), "--media", str(media), "--workers", "1"]
@@ -114,7 +115,6 @@ def test_the_next_command_is_told_as_it_is_typed(
     assert line == training + "clip_vit_b32 --pretrained laion2b_s34b_b79k"
 
     # Whoever has the pocket has an encoder that needs no download.
-    monkeypatch.chdir(tmp_path)
     Path("data/pocket/models").mkdir(parents=True)
     assert main(again, program) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"next: {training}joint"
