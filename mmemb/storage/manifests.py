@@ -87,6 +87,11 @@ class IndexEntry:
     meta: Mapping[str, str] = field(default_factory=dict)
     media: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def own_id(self) -> str:
+        """What the user calls the sample, if that could not be its key; else the key."""
+        return self.meta.get("id", self.key)
+
 
 @final
 class Meta(dict[str, str]):

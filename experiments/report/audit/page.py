@@ -53,7 +53,7 @@ COLUMNS = (
     Column("task", "task", "short", "the task"),
     Column("fitted", "fitted", "flag", "the embedder was fitted on this fact"),
     Column("split", "split", "short", "the split"),
-    Column("key", "key", "short", "of the pair or query"),
+    Column("key", "key", "short", "of the pair or query: the id of own data"),
 )
 PICTURES = tuple(column.name for column in COLUMNS if column.kind == "picture")
 SEARCHED = ("query", "thought", "answer", "writer", "task", "concept", "target", "key")

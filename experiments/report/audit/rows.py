@@ -128,6 +128,7 @@ def train_row(row: Row, pair: Pair, scored: ScoredRationale) -> AuditRow:
     return _row(
         pair,
         rationale,
+        key=row.entry.own_id,
         query=pair.query.text,
         target=pair.target_name,
         names_target=scored.names_target,
@@ -145,6 +146,7 @@ def query_row(query: ReasonedQuery, fitted: frozenset[str] | None) -> AuditRow:
     return _row(
         question,
         rationale,
+        key=query.row.entry.own_id,
         query=question.side.text,
         target=query.shown_right,
         names_target=query.names_target,
@@ -165,7 +167,6 @@ def _row(subject: Pair | Query, rationale: Rationale, **figures: Any) -> AuditRo
     return AuditRow(
         split=subject.split,
         task=subject.task,
-        key=subject.key,
         concept=subject.concept,
         gallery=subject.gallery,
         thought=rationale.thinking,

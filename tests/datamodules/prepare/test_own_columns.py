@@ -160,7 +160,7 @@ def test_ids_of_any_kind_are_kept_and_rationales_find_them(media: Path, tmp_path
     assert main([*command, "--rationales", str(given), "--workers", "1"]) == 0
 
     index = ShardIndex.open(out / "pairs/plain")
-    assert [entry.meta.get("id", entry.key) for entry in index.entries] == IDS
+    assert [entry.own_id for entry in index.entries] == IDS
     pool = read_pool(out / "rationale_pool.json")
     assert sorted(each.answer for drafts in pool.values() for each in drafts) == sorted(
         line["rationales"][0] for line in lines

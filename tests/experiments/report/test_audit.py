@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datamodules.samples import rows_of
 from experiments.report.__main__ import main
 from experiments.report.audit.build import NAMES
 from experiments.report.audit.figures import audit_figures, by_difficulty, by_fit, draft_group
 from experiments.report.audit.page import COLUMNS
-from experiments.report.audit.rows import AuditRow, read_audit
+from experiments.report.audit.rows import AuditRow, read_audit, train_row
+from experiments.report.data.reasoned import read_pair
+from mmemb.records.rationales import Rationale, ScoredRationale
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.reports import (
     PageParts,
     check_self_contained,
@@ -68,6 +73,16 @@ def test_rows_are_what_the_sidecars_say(sidecars: tuple[Path, Path]) -> None:
     test = [row for row in rows if row.rank_before is not None]
     assert len(test) == 6
     assert {(row.kept, row.weight, row.fitted) for row in test} == {(None, None, False)}
+
+
+def test_a_row_shows_the_users_id(sidecars: tuple[Path, Path]) -> None:
+    row = rows_of(ShardIndex.open(sidecars[0] / "pairs/plain"))[0]
+    own = replace(row, entry=replace(row.entry, meta={"id": "https://a.org/b c.jpg"}))
+    draft = ScoredRationale(
+        Rationale("red", "table", "", "", "", "", seed=0, num_tokens=1, provenance="unknown")
+    )
+    keys = [train_row(each, read_pair(row), draft).key for each in (row, own)]
+    assert keys == [row.entry.key, "https://a.org/b c.jpg"]
 
 
 def test_a_page_without_what_it_cannot_know_says_so(sidecars: tuple[Path, Path]) -> None:
