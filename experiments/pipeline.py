@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from experiments.cli.allow_class import check_no_allow_class
 from experiments.cli.config_files import find_config, lookup_lines, path_beside, with_configs
 from experiments.cli.messages import command
+from experiments.cli.split_flag import split_flag
 from experiments.pipelines.expected_minutes import (
     ExpectedMinutes,
     expected_minutes,
@@ -316,9 +317,17 @@ def with_shared(pipeline: Pipeline, options: argparse.Namespace) -> Pipeline:
         if not any(f"--{key}" in flags for flags in more):
             raise ValueError(f"--{key} has no effect: no stage uses ${{{key}}}. Leave it out.")
 
-    stages = zip(pipeline.stages, more, strict=True)
-    return replace(
-        pipeline, stages=tuple(replace(s, arguments=(*s.arguments, *flags)) for s, flags in stages)
+    stages = [
+        replace(stage, arguments=(*_without_encoder(stage, options), *flags))
+        for stage, flags in zip(pipeline.stages, more, strict=True)
+    ]
+    return replace(pipeline, stages=tuple(stages))
+
+
+def _without_encoder(stage: Stage, options: argparse.Namespace) -> Sequence[str]:
+    """Returns the arguments of a stage without the encoder that another one replaces."""
+    return (
+        stage.arguments if options.encoder is None else split_flag(stage.arguments, "--encoder")[0]
     )
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from tests.fixtures.paths import REPO
 
-MOST_ROWS = 66
+MOST_ROWS = 64
 
 
 def rows() -> list[list[str]]:

@@ -39,5 +39,12 @@ def test_a_pipeline_gives_a_linked_key_to_the_stages_that_use_it() -> None:
     reached = {s.name for s in with_shared(pipeline, options).stages if "--models" in s.arguments}
     assert reached == {"rationales", "gate", "decisions", "gate-test"}
 
+    options.encoder = "joint"
+    judge = next(s for s in with_shared(pipeline, options).stages if s.name == "judge-a")
+    assert list(judge.arguments[2:]) == [
+        *("--data.fold", "a", "--encoder", "joint", "--models", "m"),
+    ]
+
+    options.encoder = None
     with pytest.raises(ValueError, match="--models has no effect: no stage uses"):
         with_shared(read_pipeline(POCKET / "pipeline.yaml"), options)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import experiments.report  # noqa: F401  (the line below finds its module)
+from experiments.cli.config_files import CONFIGS
 from experiments.pipeline import Stage, main, read_pipeline
 
 
@@ -96,3 +97,23 @@ def test_a_failing_stage_ends_the_pipeline_and_says_how_to_go_on(tmp_path: Path)
         pytest.raises(SystemExit, match=r"stage trunk failed \(exit status 3\).*run the pipeline"),
     ):
         main([str(path)])
+
+
+def test_the_writer_is_chosen_by_one_setting() -> None:
+    """It names the file that writes, and the one of the gate that writes live."""
+    path = CONFIGS / "own/pipeline.yaml"
+    configs = {
+        writer: {stage.config for stage in read_pipeline(path, writer).stages}
+        for writer in (None, "file", "model", "server")
+    }
+    assert configs[None] == configs["file"]
+    assert "experiments/configs/own/rationales/server.yaml" in configs["server"]
+    gate = read_pipeline(path, "model").stages[-1]
+    assert "experiments/configs/own/gate/model.yaml" in gate.arguments
+
+
+def test_another_writer_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="--writer modell: expected one of file, model, server"):
+        read_pipeline(CONFIGS / "own/pipeline.yaml", "modell")
+    with pytest.raises(ValueError, match=r"pocket/pipeline\.yaml leaves no choice of the writer"):
+        read_pipeline(CONFIGS / "pocket/pipeline.yaml", "model")
