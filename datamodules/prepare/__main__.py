@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from datamodules.prepare.next_command import next_command
+from mmemb.storage.folder_kinds import FolderKind, check_kind
 from mmemb.storage.resources import check_system
 from mmemb.storage.signals import exit_on_signals
 
@@ -39,6 +40,8 @@ def main(
     # All commands share this handling: users see one line instead of a traceback.
     try:
         check_system()
+        if options.command != "tiny-vlm":  # a model, which checks its own folder
+            check_kind(options.out, "data", FolderKind.DATA)
         module.run(options)
     except (ValueError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)

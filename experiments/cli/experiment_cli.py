@@ -54,6 +54,7 @@ from experiments.cli.missing_folders import check_data_root, making_commands
 from experiments.cli.next_command import next_line
 from experiments.cli.parser_errors import parser_message
 from experiments.cli.progress_bar import drop_number_of_epochs
+from experiments.cli.run_places import RunKind, check_places
 from experiments.cli.settings_sources import ABSENT, SettingsSource, config_files, settings_sources
 from experiments.cli.short_options import (
     SHORT_OPTIONS,
@@ -72,6 +73,7 @@ from lightning_modules.backbone_module import BackboneModule
 from mmemb.records.file_names import check_plain
 from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.fingerprints import fingerprint, input_identities
+from mmemb.storage.folder_kinds import FolderKind, check_kind
 from mmemb.storage.protocols import FolderCallback, having
 from mmemb.storage.provenance import git_state
 from mmemb.storage.resources import check_disk, check_memory
@@ -276,6 +278,8 @@ class ExperimentCLI(LightningCLI):
         self.fingerprint = run_fingerprint(config, self.subcommand)
         self.settings = settings_of(config, self.subcommand)
         outputs = own_outputs(config, self.subcommand)
+        if not config.trainer.fast_dev_run:
+            self._check_places()
         if self.subcommand == "fit":
             check_init(config)
         self.inputs = input_identities(self.settings, outputs, find_input)
@@ -433,6 +437,17 @@ class ExperimentCLI(LightningCLI):
                 raise
             raise ValueError(message + more) from error
 
+    def _check_places(self) -> None:
+        """Refuses folders that another kind of run or command has made."""
+        config = self.config[self.subcommand]
+        kind = RunKind(self.subcommand, config.model.class_path.rpartition(".")[2])
+        sidecars = sidecar_folders(config) if self.subcommand == "predict" else []
+        check_places(Path(config.runs), experiment_folder(config), config.name, kind, sidecars)
+
+        if self.subcommand == "test":
+            for folder in sidecar_folders(config, "BenchmarkScores"):
+                check_kind(folder, "scores", FolderKind.SCORES)
+
     def _claim(self) -> ClaimedFolder:
         config = self.config[self.subcommand]
         if config.trainer.fast_dev_run:
@@ -490,10 +505,10 @@ class _ParseOnly(_BuildOnly):
         pass
 
 
-def sidecar_folders(config: Namespace) -> list[Path]:
-    """Returns the folders that the configuration's SidecarWriters write."""
+def sidecar_folders(config: Namespace, writer: str = "SidecarWriter") -> list[Path]:
+    """Returns the folders that the configuration's SidecarWriters write, or other callbacks."""
     callbacks = config.trainer.callbacks or []
-    named = [c for c in callbacks if c.class_path.endswith("SidecarWriter")]
+    named = [c for c in callbacks if c.class_path.endswith(writer)]
     return [Path(callback.init_args.folder) for callback in named]
 
 

@@ -24,6 +24,7 @@ from mmemb.backbones import Backbone
 from mmemb.backbones.base import check_loads_again
 from mmemb.llm.loading import revision_of
 from mmemb.storage.allowed_classes import allowing_classes
+from mmemb.storage.folder_kinds import FolderKind, check_kind
 from mmemb.storage.json_files import canonical_json, write_json
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.run_marks import run_mark
@@ -67,6 +68,7 @@ def adopt(config: Path, out: Path, model: str | None = None) -> None:
     """
     if not config.is_file():
         raise FileNotFoundError(f"{config}: there is no such file.")
+    check_kind(out, "an adopted embedder", FolderKind.ADOPTED)
 
     try:
         data = yaml.safe_load(config.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.runs.folders import new_folder, publish
 from mmemb.storage.files import whole_folder
+from mmemb.storage.folder_kinds import FolderKind, check_kind
 from mmemb.storage.provenance import git_state, package_versions
 
 
@@ -36,6 +37,10 @@ def newest_folder(
         origin: of `made_now`.
         names: files that are linked, too.
     """
+    # A run has a link here; and a report of a run alone would stand among its files.
+    check_kind(experiment, f"the {kind} of an experiment", FolderKind.EXPERIMENT)
+    check_kind(experiment / kind, f"the link to a {kind}")
+
     stamp, commit = time.strftime("%Y%m%d-%H%M%S"), origin["git_commit"] or "nogit"
     folder = new_folder(experiment, f"{stamp}-{kind}-{commit}")
 

@@ -25,6 +25,7 @@ from mmemb.benchmarks.task_scores import Mode, TaskScores, score_embeddings, sco
 from mmemb.records.file_names import check_apart
 from mmemb.records.pairs import EvaluationTask, Query
 from mmemb.records.schema import Excerpt, parse_json
+from mmemb.storage.folder_kinds import FolderKind, check_kind
 
 
 @final
@@ -43,6 +44,7 @@ def main(
 ) -> None:
     """Scores every task whose embeddings or rankings were saved."""
     options = _parse(arguments, program)
+    check_kind(options.out, "score files", FolderKind.SCORES)
     for root in read_benchmark(options.data_root):
         where = f"{options.data_root / root.path}"
         check_apart((task.name for task in root.tasks), where)

@@ -29,6 +29,7 @@ from mmemb.records.rationales import Rationale
 from mmemb.retrieval.exact_search import exact_top
 from mmemb.retrieval.ranking import TOLERANCE
 from mmemb.storage.allowed_classes import allowing_classes
+from mmemb.storage.folder_kinds import FolderKind, check_kind
 from mmemb.storage.hub import model_folder
 
 AUTO = "auto"
@@ -121,6 +122,9 @@ def nearest(
 
 
 def _answer(options: argparse.Namespace) -> Answer:
+    if options.cache is not None:
+        check_kind(options.cache, "embedded candidates", FolderKind.INDEX)
+
     side = _side(options)
     if options.budget is not None and options.depth != AUTO:
         raise ValueError("--budget is for --depth auto: a forced depth asks no gate.")
