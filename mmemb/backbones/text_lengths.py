@@ -28,10 +28,11 @@ def cut_texts(backbone: Backbone, sides: Sequence[Side], what: str) -> str:
         return ""
 
     longest, side = max(cut, key=lambda each: each[0].num_tokens)
+    percent = f"{100 * len(cut) / len(texts):.0f} %"
+    share = f"{len(cut)} of {counted(len(texts), 'text')} of {what} ({percent})"
     return (
-        f"{len(cut)} of {counted(len(texts), 'text')} of {what} ({100 * len(cut) / len(texts):.0f} "
-        f"%) are longer than the {longest.most} tokens that {type(backbone).__name__} reads, and "
-        f"lose their end; the longest has {longest.num_tokens}: {printable(side.text[:60])!r}. "
-        "Shorten them, split long targets by `prepare folder --passages`, or take a model that "
-        "reads more."
+        f"longer than the {longest.most} tokens that {type(backbone).__name__} reads, so that "
+        f"their end is lost: {share}; the longest has {longest.num_tokens}: "
+        f"{printable(side.text[:60])!r}. Shorten them, split long targets by `prepare folder "
+        "--passages`, or take a model that reads more."
     )

@@ -42,12 +42,12 @@ def long_texts(rows: Sequence[OwnRow]) -> Iterator[str]:
             continue
 
         most, number, side = max(cut, key=lambda each: (each[0], -each[1]))
+        percent = f"{100 * len(cut) / len(texts):.0f} %"
+        share = f"{len(cut)} of {counted(len(texts), f'{what} text')} ({percent})"
+        advice = " --passages splits such targets." if what == "target" else ""
         yield (
-            f"{len(cut)} of {counted(len(texts), f'{what} text')} "
-            f"({100 * len(cut) / len(texts):.0f} %) are longer than {_CONTEXT} tokens; a CLIP "
-            f"leaves out their end. The longest is in row {number}, with {most:,}: "
-            f"{shown(side.text)}."
-            + (" --passages splits such targets." if what == "target" else "")
+            f"longer than {_CONTEXT} tokens, of which a CLIP leaves out the end: {share}. The "
+            f"longest is in row {number}, with {most:,}: {shown(side.text)}.{advice}"
         )
 
 

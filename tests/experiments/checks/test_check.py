@@ -75,7 +75,7 @@ def test_the_command_says_what_holds(
         main(["backbone", *arguments])
     out = capsys.readouterr().out
     assert out.startswith("OpenClipBackbone: reads image, text, video")
-    assert out.count("\nholds") == 8
+    assert out.count("\nholds") == 9
     assert "BROKEN" not in out
 
 

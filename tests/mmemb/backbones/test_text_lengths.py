@@ -54,8 +54,8 @@ def test_the_share_of_cut_texts_is_told(tmp_path: Path) -> None:
     backbone = build_worded_clip(tmp_path)
     sides = [Side("short")] * 3 + [Side("flag " * 30), Side("")]
     assert cut_texts(backbone, sides, "targets").startswith(
-        "1 of 4 texts of targets (25 %) are longer than the 24 tokens that OpenClipBackbone reads, "
-        "and lose their end; the longest has 32: 'flag flag"
+        "longer than the 24 tokens that OpenClipBackbone reads, so that their end is lost: 1 of 4 "
+        "texts of targets (25 %); the longest has 32: 'flag flag"
     )
     assert cut_texts(backbone, sides[:3], "targets") == ""
 
