@@ -23,7 +23,7 @@ from mmemb.media import picture
 from mmemb.records.inputs import Side
 from mmemb.storage.tensor_files import quiet_loading
 
-LEAST_COSINE = 0.998
+LEAST_COSINE = 0.999
 """Least cosine of a picture that the other library has resized, by rules of its own."""
 
 _TEXTS = ("paris", "Ein weißer Stern, über 3 Streifen?", "a photo of 2 dogs; they don't run")
@@ -56,12 +56,18 @@ Embed = Callable[[Path, ClipProbes], tuple[Tensor, Tensor, Tensor]]
 
 @torch.no_grad()
 def embed_probes(backbone: OpenClipBackbone) -> ClipProbes:
-    """Embeds short texts and a long one, and pictures that shrink, grow and are cut."""
+    """Embeds short texts and a long one, and pictures that shrink, grow and lose their sides."""
     long_text = "flag " * (backbone.tokenizer.context_length + 8)
     texts = (*_TEXTS, f"{_INSTRUCTION} {_TEXTS[0]}", long_text.strip())
 
     settings = backbone.spec["preprocess_cfg"]
-    images = tuple(_image(*shape) for shape in ((480, 640), (600, 300), (64, 64)))
+    size = settings["size"]
+    side = size if isinstance(size, int) else size[0]
+
+    # Wide, tall, a little too large, and small. No margin is odd: libraries round its half in
+    # different ways.
+    shapes = ((2 * side, 4 * side), (3 * side, side), (2 * side + 1,) * 2, (side // 2,) * 2)
+    images = tuple(_image(*shape) for shape in shapes)
     shown = [picture(image) for image in images]
     pixels = torch.stack([prepare_pixels(each.pixels, settings) for each in shown])
 
