@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from datamodules.samples import Row
 from experiments.cli.config_files import packaged
+from experiments.cli.next_command import command_line
 from experiments.cli.settings_sources import read_config_file, value_at
 from experiments.report.data.query_table import METRICS
 from experiments.report.data.reasoned import check_covers, read_query
@@ -114,9 +114,8 @@ def missing_tests(experiment: Path, root: Path, found: Mapping[str, Any]) -> dic
         UNTRAINED: ["--name", _LINKS[UNTRAINED], *_encoder_flags(experiment)],
         TRAINED: _weights_flags(experiment),
     }
-    test = ["python", "-m", "experiments.run", "test", "--config", "own/test"]
     made = {
-        row: shlex.join([*test, *flags, *shared_flags(experiment, root)])
+        row: command_line(["test", "--config", "own/test", *flags, *shared_flags(experiment, root)])
         for row, flags in commands.items()
     }
     made[GATED] = pipeline_command(experiment, root)
@@ -133,10 +132,12 @@ def shared_flags(experiment: Path, root: Path) -> list[str]:
 def pipeline_command(experiment: Path, root: Path) -> str:
     """Returns the command that runs all stages: of the pipeline with the experiment's name, or of
     own data's."""
-    own = packaged(f"{experiment.name}/pipeline.yaml")
-    name = experiment.name if own.is_file() else "own"
-    words = ["python", "-m", "experiments.pipeline", f"{name}/pipeline"]
-    return shlex.join([*words, *shared_flags(experiment, root)])
+    if packaged(f"{experiment.name}/pipeline.yaml").is_file() and experiment.name != "own":
+        name, flags = experiment.name, []
+    else:
+        name, flags = "own", _encoder_flags(experiment)
+    words = ["pipeline", f"{name}/pipeline", *flags, *shared_flags(experiment, root)]
+    return command_line(words)
 
 
 def _weights_flags(experiment: Path) -> list[str]:
@@ -152,7 +153,8 @@ def _weights_flags(experiment: Path) -> list[str]:
 def _encoder_flags(experiment: Path) -> list[str]:
     """Returns the flags that name the backbone which the experiment's training started from."""
     for run in finished_runs(experiment):
-        backbone = value_at(read_config(run), "model.backbone")
+        config = read_config(run)
+        backbone = value_at(config, "model.backbone")
         if not isinstance(backbone, Mapping) or backbone.get("class_path") in (None, _LOADED):
             continue
         given = backbone.get("init_args") or {}
@@ -162,6 +164,13 @@ def _encoder_flags(experiment: Path) -> list[str]:
             same = shipped.get("class_path") == backbone["class_path"]
             model = (shipped.get("init_args") or {}).get("model")
             if same and model == given.get("model"):
-                weights = given.get("pretrained")
-                return ["--encoder", path.stem, *(["--pretrained", weights] if weights else [])]
+                flags = ["--encoder", path.stem]
+                if weights := given.get("pretrained"):
+                    flags += ["--pretrained", weights]
+
+                # Models of others lie beside the data unless a run says where.
+                models = config.get("models")
+                if models and models != f"{config.get('data_root')}/models":
+                    flags += ["--models", models]
+                return flags
     return ["--encoder", "NAME"]

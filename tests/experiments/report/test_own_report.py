@@ -130,7 +130,7 @@ def test_the_commands_of_missing_rows_are_those_of_the_experiment(
     assert commands == {
         "backbone as it came": f"{test} --name untrained-test --encoder clip_tiny {shared}",
         "trained": f"{test} {shared}",
-        "gated": f"python -m experiments.pipeline own/pipeline {shared}",
+        "gated": f"python -m experiments.pipeline own/pipeline --encoder clip_tiny {shared}",
     }
 
 
