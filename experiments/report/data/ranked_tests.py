@@ -168,9 +168,8 @@ def _encoder_flags(experiment: Path) -> list[str]:
                 if weights := given.get("pretrained"):
                     flags += ["--pretrained", weights]
 
-                # Models of others lie beside the data unless a run says where.
-                models = config.get("models")
-                if models and models != f"{config.get('data_root')}/models":
+                # A flag that the encoder's file does not use would be refused.
+                if "${models}" in str(shipped) and (models := config.get("models")):
                     flags += ["--models", models]
                 return flags
     return ["--encoder", "NAME"]
