@@ -21,6 +21,7 @@ from experiments.runs.recorded_config import read_config
 from experiments.runs.recorded_model import check_recorded
 from experiments.runs.run_files import read_summary
 from lightning_modules.backbone_module import BackboneModule
+from mmemb.backbones import load_backbone
 from mmemb.storage.allowed_classes import allowing_classes
 from mmemb.storage.run_folder import RunFolder
 from mmemb.storage.tensor_files import read_weights
@@ -77,16 +78,14 @@ def load_run(
     with allowing_classes(allow_classes):
         module = _build(settings, check, str(RunFolder(folder).config))
     path = Path(checkpoint) if checkpoint else _checkpoint_of(RunFolder(folder))
+    step = None if path is None else _load_weights(module, path)
 
-    if path is not None:
-        step = _load_weights(module, path)
-
-        # The last checkpoint may be older than the weights that the run has left.
-        left = read_summary(folder).weights
-        is_older = checkpoint is None and left is not None and left.step != step
-        if is_older and isinstance(module, BackboneModule):
-            with allowing_classes(allow_classes):
-                module.start_from(RunFolder(folder).backbone)
+    # The last checkpoint may be older than the weights that the run has left, or there is none. The
+    # saved backbone takes its place: low-rank updates are part of its weights already.
+    left = None if checkpoint else read_summary(folder).weights
+    if left is not None and left.step != step and isinstance(module, BackboneModule):
+        with allowing_classes(allow_classes):
+            module.backbone = load_backbone(str(RunFolder(folder).backbone))
     return module.eval()
 
 

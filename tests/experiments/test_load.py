@@ -49,6 +49,22 @@ def run(tmp_path: Path, backbone: OpenClipBackbone) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_checkpoint_that_is_older_than_the_weights_that_are_left_is_not_taken(
+    run: Path, backbone: OpenClipBackbone, has_checkpoint: bool
+) -> None:
+    torch.manual_seed(2)
+    trained = OpenClipBackbone(str(TINY), tokenizer="bytes").eval()
+    trained.save_pretrained(run / "backbone")
+    (run / "summary.json").write_text('{"metrics": {}, "weights": {"select": "last", "step": 110}}')
+    if not has_checkpoint:
+        (run / "checkpoints/last.ckpt").unlink()
+
+    module = load_run(run, models=[str(TINY)])
+    with torch.no_grad():
+        torch.testing.assert_close(module.backbone.encode(SIDES), trained.encode(SIDES))
+
+
 def test_a_run_opens_with_its_settings_and_weights(run: Path, backbone: OpenClipBackbone) -> None:
     module = load_run(run, models=[str(TINY)])
     assert isinstance(module, ContrastiveEmbedder)
