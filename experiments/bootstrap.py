@@ -142,6 +142,28 @@ def cluster_bootstrap(
     return Interval(mean, float(low), float(high), len(sums_GT))
 
 
+def share_without_exception(share: float, num_clusters: int, level: float = 0.95) -> Interval:
+    """Interval of a share that is 0 or 1 in every cluster (Clopper and Pearson 1934).
+
+    Resamples of equal values are equal, so a bootstrap would take 0 hits in 30 queries for
+    certainty.
+
+    Args:
+        share: 0.0 or 1.0.
+        num_clusters: that all have it.
+        level: of confidence.
+
+    >>> print(share_without_exception(0.0, 32))
+    0.000 [0.000, 0.109]
+    """
+    if num_clusters < MIN_CLUSTERS:
+        return Interval(share, None, None, num_clusters)
+
+    distance = 1 - ((1 - level) / 2) ** (1 / num_clusters)
+    low, high = (0.0, distance) if share == 0 else (1 - distance, 1.0)
+    return Interval(share, low, high, num_clusters)
+
+
 def paired_bootstrap(
     left: ArrayLike,
     right: ArrayLike,

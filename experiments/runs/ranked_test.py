@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.bootstrap import Interval, cluster_bootstrap
+from experiments.bootstrap import Interval, cluster_bootstrap, share_without_exception
 from experiments.tables import Table, percent
 from mmemb.records.ranked_queries import RankedQueries, RankedQuery
 from mmemb.records.schema import read_json
@@ -52,7 +52,11 @@ class RankedTest:
 
     def mean(self, metric: str) -> Interval:
         """Returns the mean over tasks of their means; the interval's clusters are concepts."""
-        return self.interval(self.values(metric))
+        value_N = self.values(metric)
+        for share in (0.0, 1.0):
+            if np.all(value_N == share):
+                return share_without_exception(share, len({q.concept for q in self.queries}))
+        return self.interval(value_N)
 
     def interval(self, value_N: NDArray[np.float64]) -> Interval:
         """Returns the mean over tasks of any value of the queries."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from experiments.runs.ranked_test import RankedTest, ranked_alike
 from mmemb.records.ranked_queries import RankedQueries, RankedQuery
 from mmemb.records.schema import to_json
@@ -34,6 +36,16 @@ def test_tasks_weigh_the_same_and_the_chance_level_stands_beside_the_metric(
     assert lines[3].startswith("| b               | 2       | 100.0 [no interval: 2 clusters] ")
     assert "| 75.0 [" in lines[4]
     assert "| 37.5 %" in lines[4]
+
+
+@pytest.mark.parametrize("hit", [True, False])
+def test_queries_that_all_hit_or_miss_are_no_certainty(hit: bool) -> None:
+    test = RankedTest(Path("one"), tuple(ranked(n, hit) for n in range(32)))
+    interval = test.mean("recall@1")
+    # The bound at which 32 equal outcomes have a probability of 2.5 %.
+    bound = 1 - interval.low if hit else interval.high
+    assert (1 - bound) ** 32 == pytest.approx(0.025)
+    assert (interval.high if hit else interval.low) == interval.mean == float(hit)
 
 
 def test_a_run_that_ranked_nothing_has_no_ranks(tmp_path: Path) -> None:
