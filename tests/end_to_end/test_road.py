@@ -43,7 +43,7 @@ class Step:
 
 def steps() -> Iterator[Step]:
     """Yields what the page tells to type, from its beginning to its end."""
-    pattern = re.compile(r"^    (mmemb .*)$|^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(r"^    (mmemb [^\n]*)$|^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     for match in pattern.finditer(PAGE.read_text(encoding="utf-8")):
         yield Step(match[1] or match[2])
 

@@ -137,6 +137,24 @@ def test_a_literal_is_overridden_on_the_command_line() -> None:
     assert config.trainer.max_steps == 7
 
 
+def test_own_data_are_trained_alike_on_a_gpu() -> None:
+    """One file for each, since a user shall name one; they differ in what the machine needs."""
+    train, gpu = (
+        yaml.safe_load((CONFIGS / f"own/{name}.yaml").read_text()) for name in ("train", "gpu")
+    )
+    assert gpu["model"]["init_args"].pop("gradient_cache")
+    for key in ("batch_size", "group_size", "num_workers"):
+        for part in (train, gpu):
+            part["data"]["init_args"].pop(key, None)
+    for key in (
+        "accelerator", "devices", "precision",
+        "max_steps", "limit_train_batches", "val_check_interval",
+    ):  # fmt: skip
+        for part in (train, gpu):
+            part["trainer"].pop(key, None)
+    assert gpu == train
+
+
 def test_the_base_file_is_read_first(tmp_path: Path) -> None:
     overlay = tmp_path / "own.yaml"
     overlay.write_text("trainer: {log_every_n_steps: 77}\n")
