@@ -106,7 +106,7 @@ def test_the_page_is_a_road(tmp_path: Path) -> None:
     start = "mmemb search --model runs/own/train"
     search, with_picture = (found for typed, found in printed.items() if typed.startswith(start))
     assert "depth: direct" in search
-    assert re.search(r"^ +1 +1\.0000 +\S*accordion", with_picture, re.MULTILINE), "it finds itself"
+    assert re.search(r"^ +1 +1\.0000 +\S*banana", with_picture, re.MULTILINE), "it finds itself"
 
     difference = printed[road[-1].text].partition("largest difference:")[2]
     assert float(NUMBER.search(difference)[0]) < 1e-5
