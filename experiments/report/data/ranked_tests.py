@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datamodules.prepare.folder.command import POOL
 from datamodules.samples import Row
 from experiments.cli.config_files import packaged
 from experiments.cli.next_command import command_line
@@ -114,17 +115,29 @@ def missing_tests(experiment: Path, root: Path, found: Mapping[str, Any]) -> dic
         UNTRAINED: ["--name", _LINKS[UNTRAINED], *_encoder_flags(experiment)],
         TRAINED: _weights_flags(experiment),
     }
+    shared = shared_flags(experiment, root, "own/test")
     made = {
-        row: command_line(["test", "--config", "own/test", *flags, *shared_flags(experiment, root)])
+        row: command_line(["test", "--config", "own/test", *flags, *shared])
         for row, flags in commands.items()
     }
     made[GATED] = pipeline_command(experiment, root)
     return {row: command for row, command in made.items() if row not in found}
 
 
-def shared_flags(experiment: Path, root: Path) -> list[str]:
-    """Returns the flags by which a command writes to the same experiment, of the same data."""
-    flags = ["--experiment", experiment.name, "--data_root", str(root)]
+def shared_flags(experiment: Path, root: Path, name: str) -> list[str]:
+    """Returns the flags by which a command writes to the same experiment, of the same data.
+
+    Args:
+        experiment: e.g. `runs/own`.
+        root: the prepared data.
+        name: of the packaged configuration, whose own values need no flag.
+    """
+    stated = read_config_file(packaged(f"{name}.yaml"))
+    flags = []
+    for key, value in (("experiment", experiment.name), ("data_root", str(root))):
+        if stated.get(key) != value:
+            flags += [f"--{key}", value]
+
     runs = str(experiment.parent)
     return flags if runs == os.environ.get("MMEMB_RUNS", "runs") else [*flags, "--runs", runs]
 
@@ -133,11 +146,12 @@ def pipeline_command(experiment: Path, root: Path) -> str:
     """Returns the command that runs all stages: of the pipeline with the experiment's name, or of
     own data's."""
     if packaged(f"{experiment.name}/pipeline.yaml").is_file() and experiment.name != "own":
-        name, flags = experiment.name, []
+        name, flags = f"{experiment.name}/pipeline", []
     else:
-        name, flags = "own", _encoder_flags(experiment)
-    words = ["pipeline", f"{name}/pipeline", *flags, *shared_flags(experiment, root)]
-    return command_line(words)
+        # Rationales of others are handed out where they were prepared; else a model writes.
+        writer = "file" if (root / POOL).is_file() else "model"
+        name, flags = "own/pipeline", [*_encoder_flags(experiment), "--writer", writer]
+    return command_line(["pipeline", name, *flags, *shared_flags(experiment, root, name)])
 
 
 def _weights_flags(experiment: Path) -> list[str]:
@@ -169,7 +183,9 @@ def _encoder_flags(experiment: Path) -> list[str]:
                     flags += ["--pretrained", weights]
 
                 # A flag that the encoder's file does not use would be refused.
-                if "${models}" in str(shipped) and (models := config.get("models")):
+                models = config.get("models")
+                stated = read_config_file(packaged("own/test.yaml")).get("models")
+                if "${models}" in str(shipped) and models not in (None, stated):
                     flags += ["--models", models]
                 return flags
     return ["--encoder", "NAME"]

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
+from experiments.bootstrap import Interval, share_without_exception
 from experiments.report.data.ranked_tests import GATED, TRAINED, UNTRAINED
 from experiments.runs.ranked_test import RankedTest, metric_names, ranked_alike
 
@@ -64,4 +67,11 @@ def _difference(test: RankedTest, first: RankedTest, metric: str) -> dict[str, A
     """Returns test minus first, query by query; None of the first row itself."""
     if test is first:
         return None
-    return asdict(test.interval(test.values(metric) - first.values(metric)))
+    difference_N = test.values(metric) - first.values(metric)
+    if np.any(difference_N):
+        return asdict(test.interval(difference_N))
+
+    # Resamples of no difference are no certainty: so many queries may differ in truth.
+    num = len({query.concept for query in test.queries})
+    bound = share_without_exception(0.0, num).high
+    return asdict(Interval(0.0, None if bound is None else -bound, bound, num))

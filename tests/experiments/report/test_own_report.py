@@ -125,12 +125,13 @@ def test_the_commands_of_missing_rows_are_those_of_the_experiment(
     own: tuple[Path, Path], built: dict[str, Any]
 ) -> None:
     commands = missing_tests(own[1], own[0], {})
-    shared = f"--experiment own --data_root {own[0]} --runs {own[1].parent}"
+    shared = f"--data_root {own[0]} --runs {own[1].parent}"
     test = "python -m experiments.run test --config own/test"
     assert commands == {
         "backbone as it came": f"{test} --name untrained-test --encoder clip_tiny {shared}",
         "trained": f"{test} {shared}",
-        "gated": f"python -m experiments.pipeline own/pipeline --encoder clip_tiny {shared}",
+        "gated": f"python -m experiments.pipeline own/pipeline --encoder clip_tiny --writer model "
+        f"{shared}",
     }
 
 
