@@ -101,9 +101,8 @@ def test_the_page_is_a_road(tmp_path: Path) -> None:
     test = next(text for command, text in printed.items() if command.startswith("mmemb test"))
     assert re.search(r"\| pairs +\| +\d+ +\| .* \| +\d+\.\d % ", test), test
 
-    rows = json.loads((work / "runs/own/report.json").read_text())
-    names = [row["name"] for row in rows["encoders"]]
-    assert len(names) == 3, "as it came, trained, gated"
+    rows = json.loads((work / "runs/own/report.json").read_text())["first"]["rows"]
+    assert list(rows) == ["backbone as it came", "trained", "gated"]
 
     start = "mmemb search --model runs/own/train"
     search, with_picture = (found for typed, found in printed.items() if typed.startswith(start))
