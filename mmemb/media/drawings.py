@@ -77,9 +77,10 @@ def draw_picture(data: bytes, where: str) -> bytes:
         if b"<?xml-stylesheet" in data:
             raise _names_another(name, "a style sheet")
         root = ElementTree.fromstring(data)
-        _check(root, name)
-        # What is drawn is what was checked: the tree is written anew, without a DTD.
+        # What is drawn is what is checked: the tree is written anew, without a DTD. A deep one is
+        # refused here, before a check whose time grows with the size times the depth.
         text = ElementTree.tostring(root, encoding="unicode")
+        _check(root, name)
     except PictureError:
         raise
     except (ElementTree.ParseError, RecursionError, ValueError) as error:

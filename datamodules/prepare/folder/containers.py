@@ -184,7 +184,8 @@ def _group(path: Path, _identity: _Identity, group: int, column: str) -> Any:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=[column]).column(0)
+        # A column `a.b` is asked for by the same name as the field `b` of a column `a`.
+        return file.read_row_group(group, columns=[column]).column(column)
 
 
 def _arrow_cell(path: Path, identity: _Identity, member: str) -> bytes | None:

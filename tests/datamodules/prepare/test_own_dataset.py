@@ -79,6 +79,19 @@ def test_pictures_are_read_by_row_groups_alone(
     assert read == list(range(10)) * 3
 
 
+def test_a_column_is_not_the_field_of_another_one(tmp_path: Path) -> None:
+    """Parquet asks for `a.bytes` and for the field `bytes` of `a` by the same words."""
+    image = pa.array([{"bytes": picture(n), "path": None} for n in range(4)], image_type())
+    own = pa.array([picture(n) for n in range(4, 8)])
+    table = {"a": image, "a.bytes": own, "caption": [f"flag {n}" for n in range(4)]}
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+
+    mapped = ["--map", "a.bytes=target_media", "caption=query_text", "--split", "train"]
+    assert prepare(tmp_path / "a.parquet", tmp_path / "out", *mapped) == 0
+    shown = [members["c0.webp"] for members in candidates(tmp_path / "out")]
+    assert sorted(shown) == sorted(picture(n) for n in range(4, 8))
+
+
 def test_faults_of_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [
         {"bytes": picture(0), "path": "a.jpg"}, None, {"bytes": None, "path": "c.jpg"},

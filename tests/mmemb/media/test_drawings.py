@@ -159,6 +159,14 @@ def test_entities_that_multiply_are_refused_soon() -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("kind", ["text", "foreignObject"])
+def test_elements_in_each_other_are_refused_soon(kind: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        picture(drawing(f"<{kind}>" * 8000 + f"</{kind}>" * 8000))
+    assert time.monotonic() - start < 5
+
+
 def _png() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.full((2, 2, 3), [255, 0, 255], np.uint8)).save(buffer, "PNG")
