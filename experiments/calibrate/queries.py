@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, final
 
 from datamodules.lines import split_lines
+from datamodules.prepare.cells import CellError
+from datamodules.prepare.row_files import json_row
 from datamodules.samples import FeatureTable, Row, SampleReader
 from mmemb.media.inputs import Input
 from mmemb.records.inputs import Side
@@ -56,15 +58,18 @@ def read_queries(
             "in a file .jsonl), or a data root."
         )
 
-    lines = [(number, line) for number, line in enumerate(split_lines(path.read_bytes()), 1)]
-    is_json = path.suffix in _JSON_LINES
-    queries: list[Input] = [
-        _of_json(line, path.parent, f"{path}, line {number}")
-        if is_json
-        else Side(_text(line, f"{path}, line {number}"))
-        for number, line in lines
-        if line.strip()
-    ]
+    if path.suffix.lower() == ".json":
+        raise ValueError(
+            f"{path} is JSON: expected JSON lines, an object on each line of a file .jsonl."
+        )
+
+    is_json = path.suffix.lower() in _JSON_LINES
+    queries: list[Input] = []
+    for number, line in enumerate(split_lines(path.read_bytes()), 1):
+        where = f"{path}, line {number}"
+        text = _text(line, where)
+        if has_text(text):
+            queries.append(_of_json(line, path.parent, where) if is_json else Side(text))
 
     if not queries:
         raise ValueError(f"{path} holds no query: expected a text, or a JSON object, on each line.")
@@ -73,13 +78,26 @@ def read_queries(
 
 def _text(line: bytes, where: str) -> str:
     try:
-        return line.decode().strip()
+        text = line.decode().strip()
     except UnicodeDecodeError:
         raise ValueError(f"{where} is no UTF-8: save the file as UTF-8.") from None
+
+    # The old Mac's ends of lines would make the whole file one query.
+    if "\r" in text or "\0" in text:
+        raise ValueError(
+            f"{where} holds a carriage return or a NUL: save the file as plain text whose lines "
+            "end with a line feed."
+        )
+    return text
 
 
 def _of_json(line: bytes, folder: Path, where: str) -> dict[str, Any]:
     row = parse_json(line, _QueryJson, where, "Keys are text, image, video and instruction.")
+    try:
+        json_row(line)
+    except CellError as error:  # a key that occurs twice, of which the last would count
+        raise ValueError(f"{where}: {error}.") from None
+
     images = (row.image,) if isinstance(row.image, str) else row.image
     if not (has_text(row.text) or images or row.video):
         raise ValueError(f"{where} holds no query: give it a `text`, an `image` or a `video`.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -116,17 +117,15 @@ def _cannot_be_drawn(name: str, reason: str) -> PictureError:
 
 def _check(root: ElementTree.Element, name: str) -> None:
     """Refuses a drawing of which a part would be missing in silence: letters, another file."""
+    if any(has_text("".join(each.itertext())) for each in _outermost(root, _LETTERS)):
+        raise PictureError(
+            f"{name} holds letters, which need a font: turn them into paths, or save it as PNG."
+        )
+    if any(_holds_html(each) for each in _outermost(root, ("foreignObject",))):
+        raise PictureError(f"{name} holds HTML, which is not drawn: save it as PNG.")
+
     for element in root.iter():
-        # Names of elements and attributes carry their namespace in front: `{http://...}image`.
-        kind = str(element.tag).rpartition("}")[2]
-        if kind in _LETTERS and has_text("".join(element.itertext())):
-            raise PictureError(
-                f"{name} holds letters, which need a font: turn them into paths, or save it as PNG."
-            )
-
-        if kind == "foreignObject" and _holds_html(element):
-            raise PictureError(f"{name} holds HTML, which is not drawn: save it as PNG.")
-
+        kind = _kind(element)
         if kind in (*_PICTURES, *_USERS):
             links = [v for k, v in element.items() if k.rpartition("}")[2] == "href"]
             for link in links:
@@ -137,6 +136,25 @@ def _check(root: ElementTree.Element, name: str) -> None:
             # Without letters, a font inside of the drawing shows nothing.
             if not url.startswith(("#", "data:")):
                 raise _names_another(name, url)
+
+
+def _kind(element: ElementTree.Element) -> str:
+    """Returns the name of an element without its namespace: `image` of `{http://...}image`."""
+    return str(element.tag).rpartition("}")[2]
+
+
+def _outermost(root: ElementTree.Element, kinds: Collection[str]) -> Iterator[ElementTree.Element]:
+    """Yields elements of some kinds that lie in no other of them, whose content is theirs, too.
+
+    Each element is looked at once: what lies in each other a thousand times would cost the square.
+    """
+    stack = [root]
+    while stack:
+        element = stack.pop()
+        if _kind(element) in kinds:
+            yield element
+        else:
+            stack += element
 
 
 def _holds_html(element: ElementTree.Element) -> bool:

@@ -119,6 +119,10 @@ class Columns:
         """Tells whether one of the columns is read under a name of ours."""
         return any(self._given.get(name, name) == ours for name in names)
 
+    def maps_to(self, ours: str) -> bool:
+        """Tells whether the user has mapped a column to one of our names."""
+        return ours in self._given.values()
+
     def used(self, names: Iterable[str]) -> list[str]:
         """Returns the columns that are used, so that others need not be read."""
         used = [name for name in names if _is_ours(self._renamed.get(name, name))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from datamodules.prepare.cells import MAX_LETTERS, Broken, CellError, shown
@@ -44,7 +44,23 @@ def picture_cells(folder: Path, columns: Columns) -> Iterator[Cells | Broken | N
 
     stems = sorted({*media, *captions})
     rows = (_row(folder, stem, media, captions) for stem in stems)
-    yield from columns.matched(str(folder), rows)
+    yield from columns.matched(str(folder), with_ids(zip(stems, rows, strict=True), columns))
+
+
+def with_ids(
+    rows: Iterable[tuple[str, Cells | Broken]], columns: Columns
+) -> Iterator[Cells | Broken]:
+    """Yields rows with the ids that follow from their places, unless they say their own ids.
+
+    Args:
+        rows: each behind its id.
+        columns: know whether one of the rows' own columns is mapped to `id`.
+    """
+    for own_id, cells in rows:
+        if isinstance(cells, Broken) or columns.maps_to("id"):
+            yield cells
+        else:
+            yield {"id": own_id} | cells
 
 
 def caption_cells(text: bytes | None, json: bytes | None) -> Cells:
@@ -115,7 +131,10 @@ def _row(
             # A pipe would never end, and a folder has no content.
             if not path.is_file() or path.stat().st_size > _MAX_BYTES:
                 return Broken(f"{shown(name)} is no file of at most {_MAX_BYTES:,} bytes")
-            content[path.suffix.lower()] = path.read_bytes()
+            suffix = path.suffix.lower()
+            if suffix in content:
+                return Broken(f"{shown(texts[0])} and {shown(name)} are both captions: remove one")
+            content[suffix] = path.read_bytes()
         except (MediaPathError, OSError) as error:
             return Broken(
                 str(error) if isinstance(error, MediaPathError) else f"{shown(name)} is unreadable"
@@ -126,4 +145,5 @@ def _row(
     except CellError as error:
         return Broken(f"{shown(texts[0])}: {error}")
 
-    return {"id": stem, "picture": pictures} | cells
+    # Last: a key of this name in the JSON would show another picture under this caption.
+    return cells | {"picture": pictures}

@@ -69,6 +69,7 @@ def read_source(options: argparse.Namespace) -> Source:
     Raises:
         ValueError: the arguments do not fit each other.
     """
+    _check_out(options)
     columns = Columns(parse_map(options.map), options.direction)
     if options.table is not None:
         return Source(
@@ -93,3 +94,15 @@ def read_source(options: argparse.Namespace) -> Source:
         cells = dataset_cells(folder, files, columns, remarks, with_splits=options.split is None)
 
     return Source(path, folder, own_rows(cells, columns), columns, remarks)
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    """Refuses to write into a folder that is read: its files would be lost, or read as pairs."""
+    for place in (options.pictures, options.dataset, *(options.tars or ())):
+        if place is None or not Path(place).is_dir():
+            continue
+        if options.out.resolve().is_relative_to(Path(place).resolve()):
+            raise ValueError(
+                f"--out {options.out} lies in {place}, which is read, so the next run would take "
+                "what this one writes for pairs: give --out a folder outside of it."
+            )

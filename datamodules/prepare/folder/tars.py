@@ -15,7 +15,7 @@ from datamodules.archives import ArchiveError, read_tar
 from datamodules.prepare.cells import Broken, CellError, shown
 from datamodules.prepare.folder.columns import GUIDE, Columns
 from datamodules.prepare.folder.containers import LIMITS, check_inside, open_tar
-from datamodules.prepare.folder.picture_folder import caption_cells
+from datamodules.prepare.folder.picture_folder import caption_cells, with_ids
 from datamodules.prepare.row_files import Cells
 from datamodules.tar_samples import ForeignMembers, TarSample, samples_of
 from mmemb.media.clips import CLIPS
@@ -69,7 +69,8 @@ def tar_cells(
         ValueError: a tar is damaged or beyond the limits, or the mapping does not fit.
     """
     passed = _PassedOver()
-    yield from columns.matched(str(tars[0]), _rows(folder, tars, passed))
+    rows = with_ids(_rows(folder, tars, passed), columns)
+    yield from columns.matched(str(tars[0]), rows)
     remarks += passed.remarks()
 
 
@@ -95,7 +96,10 @@ class _PassedOver:
             )
 
 
-def _rows(folder: Path, tars: Sequence[Path], passed: _PassedOver) -> Iterator[Cells | Broken]:
+def _rows(
+    folder: Path, tars: Sequence[Path], passed: _PassedOver
+) -> Iterator[tuple[str, Cells | Broken]]:
+    """Yields samples behind their ids: the tar's name and the key."""
     for tar in tars:
         below = PurePosixPath(tar.relative_to(folder).as_posix())
         try:
@@ -106,7 +110,7 @@ def _rows(folder: Path, tars: Sequence[Path], passed: _PassedOver) -> Iterator[C
                     if cells is None:
                         passed.num_failed += 1
                     else:
-                        yield cells
+                        yield str(PurePosixPath(below.with_suffix(""), sample.key)), cells
         except ArchiveError as error:
             # Its advice is for training, which has settings for the limits.
             raise ValueError(f"{error.problem} Leave the tar out, or write it again.") from None
@@ -131,5 +135,5 @@ def _cells(tar: PurePosixPath, sample: TarSample) -> Cells | Broken | None:
     if "txt" not in sample.data and "json" not in sample.data:
         return Broken(f"{where} has no caption: expected a .txt or a .json")
 
-    own_id = str(PurePosixPath(tar.with_suffix(""), sample.key))
-    return {"id": own_id, "picture": [f"{tar}/{sample.key}.{names[0]}"]} | cells
+    # Last: a key of this name in the JSON would show another picture under this caption.
+    return cells | {"picture": [f"{tar}/{sample.key}.{names[0]}"]}

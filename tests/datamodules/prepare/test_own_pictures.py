@@ -9,6 +9,7 @@ import pytest
 
 from datamodules import PairDataModule
 from datamodules.prepare.__main__ import main
+from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.tiny_data import picture
 
 
@@ -91,5 +92,48 @@ def test_what_lacks_its_other_half_is_a_fault(
 def test_a_folder_that_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str
 ) -> None:
-    assert prepare(tmp_path, tmp_path / "out", *more) == 1
+    (tmp_path / "photos").mkdir()
+    assert prepare(tmp_path / "photos", tmp_path / "out", *more) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_caption_never_names_another_picture(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "photos")
+    said = {"caption": "flag 1", "picture": "part0/00.webp"}
+    (folder / "part1/01.json").write_text(json.dumps(said))
+    assert prepare(folder, tmp_path / "out") == 0
+
+    index = ShardIndex.open(tmp_path / "out/candidates")
+    assert len(index.entries) == 6, "each picture is a target"
+
+
+def test_an_id_of_the_json_is_taken(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "photos")
+    for n in range(6):
+        (folder / f"part{n % 2}/{n:02d}.txt").unlink(missing_ok=True)
+        said = {"caption": f"flag {n}", "number": f"n{n}"}
+        (folder / f"part{n % 2}/{n:02d}.json").write_text(json.dumps(said))
+
+    assert prepare(folder, tmp_path / "out", "--map", "number=id") == 0
+    keys = {entry.key for entry in ShardIndex.open(tmp_path / "out/pairs/plain").entries}
+    assert keys == {f"n{n}" for n in range(6)}
+
+
+def test_two_captions_of_one_picture_are_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pictures(tmp_path / "photos")
+    (folder / "part0/00.TXT").write_text("another flag")
+    assert prepare(folder, tmp_path / "out") == 1
+    assert "are both captions: remove one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("below", [".", "data/own"])
+def test_nothing_is_written_into_the_folder_that_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    folder = write_pictures(tmp_path / "photos")
+    before = sorted(folder.rglob("*"))
+    assert prepare(folder, folder / below) == 1
+    assert "which is read" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before

@@ -56,6 +56,12 @@ def test_tars_become_pairs(
     assert [m["t0.webp"] for m in members] == [picture(n) for n in (0, 1, 10000, 10001)]
 
 
+def test_the_key_of_the_json_may_be_the_id(tars: Path, tmp_path: Path) -> None:
+    assert prepare(tars, tmp_path / "out", "--map", "key=id") == 0
+    keys = [entry.key for entry in ShardIndex.open(tmp_path / "out/pairs/plain").entries]
+    assert keys == ["000000000", "000000001", "000010000", "000010001"]
+
+
 def test_a_changed_picture_in_a_tar_is_seen(
     tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

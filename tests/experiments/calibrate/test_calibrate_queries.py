@@ -35,6 +35,7 @@ def test_json_lines_name_pictures_from_their_folder(tmp_path: Path) -> None:
         ('{"txt": "a"}', "line 2.*txt.*Keys are text, image"),
         ("a text", "line 2"),
         ('{"text": 3}', "line 2"),
+        ('{"text": "a", "text": "b"}', "line 2: the key 'text' occurs twice"),
     ],
 )
 def test_a_line_that_is_no_query_is_named(line: str, named: str, tmp_path: Path) -> None:
@@ -54,6 +55,21 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_queries(tmp_path / "latin.txt")
     with pytest.raises(ValueError, match="has no splits"):
         read_queries(tmp_path / "empty.txt", "test")
+    (tmp_path / "q.json").write_text('{"text": "a"}')
+    with pytest.raises(ValueError, match="expected JSON lines"):
+        read_queries(tmp_path / "q.json")
+
+
+@pytest.mark.parametrize("data", [b"one\rtwo\r", b"a\0b\n"])
+def test_a_file_of_other_line_ends_is_not_one_query(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_bytes(data)
+    with pytest.raises(ValueError, match="a carriage return or a NUL"):
+        read_queries(tmp_path / "q.txt")
+
+
+def test_lines_without_a_visible_letter_are_no_queries(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("a\n\u200b\nb\r\n", encoding="utf-8")
+    assert len(read_queries(tmp_path / "q.txt")) == 2
 
 
 def test_a_data_root_gives_the_queries_of_a_split(tiny_root: Path) -> None:
