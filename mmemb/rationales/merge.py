@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from mmemb.records.rationales import GREEDY, SHORT, Rationale
+from mmemb.records.rationales import GREEDY, SHORT, UNKNOWN, Rationale
 
 
 def merge_drafts(
@@ -42,8 +42,10 @@ def merge_drafts(
 
 
 def _fault(rationale: Rationale, max_tokens: int) -> str:
-    # A draw that was cut off has no closed answer; only depth `short` may lack a thought.
-    if not rationale.answer or not (rationale.thinking or rationale.depth == SHORT):
+    # A draw that was cut off has no closed answer. A thought may be missing at depth `short`, and
+    # where others wrote a text in one piece.
+    may_lack_thought = rationale.depth == SHORT or rationale.provenance == UNKNOWN
+    if not rationale.answer or not (rationale.thinking or may_lack_thought):
         return "malformed"
     return "over_long" if rationale.num_tokens > max_tokens else ""
 

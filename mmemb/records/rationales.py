@@ -18,6 +18,9 @@ DIRECT, SHORT, FULL = "direct", "short", "full"
 GREEDY = -1
 """The seed that asks a writer for its one greedy draw instead of a sample."""
 
+UNKNOWN = "unknown"
+"""Provenance of rationales that others wrote."""
+
 
 class _Draw(Schema):
     """The fields of a rationale."""

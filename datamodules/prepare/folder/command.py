@@ -139,7 +139,10 @@ def next_words(options: argparse.Namespace) -> list[str]:
     encoder = ["clip_vit_b32", "--pretrained", CLIP_TAG]
     if POCKET_MODELS.is_dir():
         encoder = ["joint"]
-    return ["fit", "--config", "own/train", "--data_root", str(options.out), "--encoder", *encoder]
+    shared = ["--data_root", str(options.out), "--encoder", *encoder]
+    if options.rationales is not None:
+        return ["pipeline", "own/pipeline", *shared, "--writer", "file"]
+    return ["fit", "--config", "own/train", *shared]
 
 
 def _shares(options: argparse.Namespace) -> Shares | None:

@@ -18,7 +18,7 @@ from datamodules.prepare.row_files import json_row
 from datamodules.samples import SampleReader, rows_of
 from mmemb.rationales.writers.pool import write_pool
 from mmemb.records.inputs import Side
-from mmemb.records.rationales import Rationale
+from mmemb.records.rationales import UNKNOWN, Rationale
 from mmemb.records.schema import Schema, SchemaError, convert
 from mmemb.storage.manifests import MANIFEST
 from mmemb.storage.shard_index import ShardIndex
@@ -157,7 +157,7 @@ def _rationales(values: list[_Words | _PartsJson]) -> Iterator[Rationale]:
         # The origin is unknown, so no model and no prompt are named.
         yield Rationale(
             text, "given", "", "", "", "", seed=number, num_tokens=len(text.split()),
-            provenance="unknown",
+            provenance=UNKNOWN,
         )  # fmt: skip
 
 
@@ -167,13 +167,16 @@ def _parts(value: _Words | _PartsJson) -> tuple[str, str]:
         case _PartsJson(thinking=thinking, answer=answer):
             parts = (text_of(thinking), text_of(answer))
         case words:
-            # A text without tags is an answer without thinking.
             text = text_of(words)
             whole = _WHOLE.fullmatch(text)
             parts = (whole[1].strip(), whole[2].strip()) if whole else ("", text)
 
     if not any(parts):
         raise CellError("expected something in thinking or answer")
+    if not parts[1]:
+        # A text in one piece is an answer without thinking: one without an answer counts as a
+        # draw that was cut off.
+        parts = ("", parts[0])
     # A tag inside would break the parser of `<think>` and `<answer>` in training.
     if tag := _TAG.search("".join(parts)):
         raise CellError(

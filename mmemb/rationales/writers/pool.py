@@ -46,7 +46,8 @@ def read_pool(path: str | Path) -> Pool:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"There is no file of rationales {path}. Write one with mmemb.rationales.write_pool."
+            f"There is no file of rationales {path}: `prepare folder --rationales FILE` writes one "
+            "for own data, mmemb.rationales.write_pool from Python."
         ) from None
     return parse_json(
         data,

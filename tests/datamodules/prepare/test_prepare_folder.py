@@ -15,6 +15,7 @@ import torch
 from datamodules import EvaluationDataModule, PairDataModule
 from datamodules.prepare.__main__ import main
 from mmemb.rationales import PrecomputedWriter
+from mmemb.rationales.merge import merge_drafts
 from mmemb.storage.shard_index import ShardIndex
 from tests.fixtures.own_table import (
     flag_rows,
@@ -227,6 +228,9 @@ def test_rationales_of_others_are_joined_by_id(media: Path, tmp_path: Path) -> N
     texts = {key: [r.plain for r in pool] for key, pool in zip(batch.keys, written, strict=True)}
     assert texts.pop("flag-03") == ["a red one", "bars blue"]
     assert not any(texts.values())
+
+    # A text in one piece is as good as one with a thought.
+    assert not any(merge_drafts(pool)[1] for pool in written if pool)
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")

@@ -243,7 +243,7 @@ def test_rationales_of_every_kind_by_id(tmp_path: Path) -> None:
     given = read_rationales(path, {"7", "b"})
     assert given.faults == ()
     written = {key: [(r.thinking, r.answer) for r in found] for key, found in given.by_id.items()}
-    assert written == {"7": [("", "0"), ("", "2"), ("", "x"), ("0", "")], "b": [("so", "red")]}
+    assert written == {"7": [("", "0"), ("", "2"), ("", "x"), ("", "0")], "b": [("so", "red")]}
 
 
 def test_what_skip_leaves_out_has_no_rationale(media: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from mmemb.rationales import (
 )
 from mmemb.rationales.writers.pool import pool_identity
 from mmemb.records.inputs import Side
-from mmemb.records.rationales import GREEDY, SHORT, Rationale
+from mmemb.records.rationales import GREEDY, SHORT, UNKNOWN, Rationale
 from tests.fixtures.paths import POCKET_PROMPT
 
 
@@ -45,10 +45,11 @@ def test_folding_merges_drops_and_counts() -> None:
         rationale("<answer>b</answer>", 4),
         rationale("<answer>b</answer>", 5, depth=SHORT),
         replace(rationale(good.replace("b", "c"), 6), num_tokens=97),
+        rationale("<think></think><answer>of others</answer>", 7, provenance=UNKNOWN),
     ]
     kept, dropped = merge_drafts(pool, max_tokens=96)
     assert [(r.writer, r.seed, r.count) for r in kept] == [
-        ("w", GREEDY, 2), ("other", 3, 1), ("w", 5, 1),
+        ("w", GREEDY, 2), ("other", 3, 1), ("w", 5, 1), ("w", 7, 1),
     ]  # fmt: skip
     assert dropped == {"malformed": 2, "over_long": 1}
 
