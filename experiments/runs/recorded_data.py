@@ -24,7 +24,8 @@ def data_root_of(experiment: Path, named: Path | None) -> Path:
     """
     if not experiment.is_dir():
         raise FileNotFoundError(
-            f"{experiment} is no experiment: name a folder such as runs/pocket."
+            f"{experiment} is no experiment: name a folder such as runs/pocket, or train first "
+            "(`mmemb fit --config own/train`)."
         )
     if named is not None:
         return named
