@@ -102,10 +102,11 @@ def cut_rows(rows: Sequence[OwnRow], elements: Mapping[int, RowElements], shares
     sizes = Counter(splits.values())
     why = _why_joined(max(groups, key=len), rows, joining, len(rows)) if groups else ""
     if empty := [split for split in shares.percent if not sizes[split]]:
+        several = f"{len(groups):,} groups that share nothing"
+        found = several if len(groups) > 1 else "one group"
         raise ValueError(
             f"--split auto leaves no row for {', '.join(empty)}: {counted(len(rows), 'row')} in "
-            f"{counted(len(groups), 'group')} that share nothing.{why} Give more rows, or a column "
-            "split of your own."
+            f"{found}.{why} Give more rows, or a column split of your own."
         )
 
     lines = list(_lines(groups, splits, shares.percent, len(rows)))
