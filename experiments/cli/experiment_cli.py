@@ -44,6 +44,7 @@ from experiments.cli.checkpoint_check import (
 from experiments.cli.config_check import check_config_files, check_flag, check_flags
 from experiments.cli.config_files import CONFIGS, find_config, with_configs
 from experiments.cli.dropped_callbacks import dropped_callbacks
+from experiments.cli.earlier_run import made_anew
 from experiments.cli.encoder import check_encoder, with_encoder
 from experiments.cli.fit_loop import WholeFitLoop
 from experiments.cli.help_page import HELP, HELP_ALL, HELP_FLAGS, help_page
@@ -295,6 +296,12 @@ class ExperimentCLI(LightningCLI):
         self.run_folder = self.claimed.path
         # Before anything is put into this folder: a run of this text has its own.
         self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
+
+        # A user who has trained under this name would wonder why it is not done.
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            link = experiment_folder(config).run(config.name).path
+            if line := made_anew(link, self.config_text):
+                rank_zero_only(print)(line, file=sys.stderr)
 
         config.trainer.default_root_dir = str(self.run_folder)
         # A development run has no loggers, and its folder does not lie below `runs`.
